@@ -1,0 +1,26 @@
+import { z } from "zod";
+import { ACK_POLICIES, DURABILITIES, MODES, ROLES, SECONDARY_EXPORTS } from "../proto/words.ts";
+
+/** Everything that one agent is started with; `agent-options.ts` makes it from flags and the configuration file. */
+export const agentConfigSchema = z.object({
+  /** The command's role word: what a new state directory begins with. */
+  role: z.enum(ROLES),
+  vm: z.string(),
+  mode: z.enum(MODES),
+  stateDirectory: z.string(),
+  disks: z.array(z.object({ name: z.string(), image: z.string() })).min(1),
+  /** URLs of the secondaries that a primary dials. */
+  peers: z.array(z.string()),
+  ack: z.enum(ACK_POLICIES),
+  durability: z.enum(DURABILITIES),
+  peerTimeoutMs: z.number().positive(),
+  windowBytes: z.int().positive(),
+  clusterBytes: z.int().positive(),
+  secondaryExport: z.enum(SECONDARY_EXPORTS),
+  /** On a secondary: make missing images at the primary's size. */
+  createImages: z.boolean(),
+  assumeInSync: z.boolean(),
+  checkpointEveryMs: z.number().positive().optional(),
+  maxCheckpointAgeMs: z.number().positive().optional(),
+});
+export type AgentConfig = z.infer<typeof agentConfigSchema>;

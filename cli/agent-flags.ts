@@ -1,0 +1,134 @@
+/** The flags that every operator command has, and what they mean: which agent, how long, in which form. */
+import { basename, join } from "node:path";
+import type { Argv } from "yargs";
+import { ColobusError } from "../proto/errors.ts";
+import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_MAX_MS } from "../proto/limits.ts";
+import { ControlClient, type ControlAddress } from "../shared/control/api-client.ts";
+import { CONTROL_SOCKET_NAME, findAgentDirectories } from "../shared/host/run-directory.ts";
+import type { CommandHost } from "./command.ts";
+import { formatDuration, parseDuration } from "./quantities.ts";
+
+/** Where agents are looked for when neither --run nor COLOBUS_RUN says so. */
+export const RUN_DIRECTORY_DEFAULT = "/run/colobus";
+
+export interface OutputFlags {
+  json: boolean;
+}
+
+export interface AgentFlags extends OutputFlags {
+  run: string | undefined;
+  control: string | undefined;
+  timeout: string | undefined;
+}
+
+export function outputFlags<T>(yargs: Argv<T>): Argv<T & OutputFlags> {
+  return yargs.option("json", {
+    type: "boolean",
+    default: false,
+    describe: "Write JSON, and nothing else, to stdout",
+  });
+}
+
+export function agentFlags<T>(yargs: Argv<T>): Argv<T & AgentFlags> {
+  return outputFlags(yargs)
+    .option("run", {
+      type: "string",
+      requiresArg: true,
+      describe: `The agent's run directory, or one above it (COLOBUS_RUN; ${RUN_DIRECTORY_DEFAULT})`,
+    })
+    .option("control", {
+      type: "string",
+      requiresArg: true,
+      describe: "The agent's control API instead: unix:PATH or http://HOST:PORT",
+    })
+    .option("timeout", {
+      type: "string",
+      requiresArg: true,
+      describe: `How long to wait, with a unit (default ${formatDuration(COMMAND_TIMEOUT_DEFAULT_MS)})`,
+    });
+}
+
+/** Milliseconds that --timeout allows. */
+export function timeoutOf(flags: Pick<AgentFlags, "timeout">): number {
+  const text = givenOnce("--timeout", flags.timeout);
+  if (text === undefined) return COMMAND_TIMEOUT_DEFAULT_MS;
+  const timeoutMs = parseDuration(text, "--timeout");
+  if (timeoutMs > 0 && timeoutMs <= COMMAND_TIMEOUT_MAX_MS) return timeoutMs;
+  throw new ColobusError(
+    "usage",
+    `--timeout ${JSON.stringify(text)} is not above 0 and at most ${formatDuration(COMMAND_TIMEOUT_MAX_MS)}.`,
+    "Write a number and a unit: 500ms, 30s, 5m.",
+  );
+}
+
+/** The value of a flag that may be given once: yargs makes a list of a repeated one. */
+export function givenOnce(name: string, value: string | undefined): string | undefined {
+  if (value === undefined) return undefined;
+  if (typeof value !== "string") throw new ColobusError("usage", `${name} is given more than once.`, "Give it once.");
+  if (value === "") throw new ColobusError("usage", `${name} is empty.`, "Give it a value, or leave it out.");
+  return value;
+}
+
+/** An epoch as the operator wrote it. */
+export function parseEpoch(text: string): number {
+  const epoch = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+  if (Number.isSafeInteger(epoch) && epoch > 0) return epoch;
+  throw new ColobusError(
+    "usage",
+    `EPOCH ${JSON.stringify(text)} is not the number of a checkpoint.`,
+    "colobus status lists the prepared checkpoints.",
+  );
+}
+
+/** The run directory that is meant: --run, else COLOBUS_RUN, else the default. */
+export function runDirectoryOf(flags: Pick<AgentFlags, "run">, host: Pick<CommandHost, "env">): string {
+  const fromEnvironment = host.env.COLOBUS_RUN;
+  return (
+    givenOnce("--run", flags.run) ??
+    (fromEnvironment === undefined || fromEnvironment === "" ? RUN_DIRECTORY_DEFAULT : fromEnvironment)
+  );
+}
+
+/** A client of the one agent that the flags name. Errors: `usage`, `agent-unreachable` (no control socket there). */
+export function clientOf(flags: AgentFlags, host: Pick<CommandHost, "env">): ControlClient {
+  return new ControlClient(addressOf(flags, host));
+}
+
+function addressOf(flags: AgentFlags, host: Pick<CommandHost, "env">): ControlAddress {
+  const control = givenOnce("--control", flags.control);
+  if (control !== undefined) {
+    if (flags.run !== undefined) {
+      throw new ColobusError("usage", "--run and --control both say where the agent is.", "Give one of them.");
+    }
+    return parseControlUrl(control);
+  }
+  const directory = runDirectoryOf(flags, host);
+  const agents = findAgentDirectories(directory);
+  const [agent] = agents;
+  if (agent === undefined) {
+    throw new ColobusError(
+      "agent-unreachable",
+      `There is no agent's ${CONTROL_SOCKET_NAME} in ${directory}, or in a directory below it.`,
+      "Start an agent with colobus primary or colobus secondary, or name its run directory with --run or COLOBUS_RUN.",
+    );
+  }
+  if (agents.length > 1) {
+    const names = agents.map((path) => basename(path)).join(", ");
+    throw new ColobusError(
+      "usage",
+      `There are several agents in ${directory}: ${names}.`,
+      `Name the one that is meant: --run ${agent}`,
+    );
+  }
+  return { kind: "socket", path: join(agent, CONTROL_SOCKET_NAME) };
+}
+
+function parseControlUrl(text: string): ControlAddress {
+  if (text.startsWith("unix:")) return { kind: "socket", path: text.slice("unix:".length) };
+  if (URL.canParse(text) && new URL(text).protocol === "http:") return { kind: "url", url: text };
+  throw new ColobusError(
+    "usage",
+    `--control ${JSON.stringify(text)} is not the address of a control API.`,
+    "Write unix:PATH or http://HOST:PORT.",
+  );
+}

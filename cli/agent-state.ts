@@ -1,0 +1,102 @@
+import { ColobusError } from "../proto/errors.ts";
+import type { StateRecord } from "../proto/state-record.ts";
+import { openImage } from "../shared/block/image.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { Storage } from "../shared/host/storage.ts";
+import { StateFile } from "../shared/journal/state-file.ts";
+import type { AgentConfig } from "./agent-config.ts";
+
+export interface StateHost {
+  readonly storage: Storage;
+  readonly random: Random;
+  readonly bootId: string;
+  readonly log: Log;
+}
+
+/**
+ * Opens the agent's state, or begins one from the configuration. The record wins over the configuration's role and
+ * peers; what would contradict it (another VM, disk or image) is refused.
+ * Errors: `state-mismatch`, `image-missing` and the other errors of opening images, `image-busy` (another agent runs).
+ */
+export async function openAgentState(host: StateHost, config: AgentConfig): Promise<StateFile> {
+  host.storage.makeDirectory(config.stateDirectory);
+  host.storage.makeDirectory(`${config.stateDirectory}/disks`);
+  const existing = StateFile.open(host.storage, config.stateDirectory);
+  if (existing === undefined) {
+    return StateFile.create(host.storage, config.stateDirectory, newRecord(host, config));
+  }
+  try {
+    assertSame(existing.record, config);
+  } catch (error) {
+    await existing.close();
+    throw error;
+  }
+  if (existing.record.role !== config.role) {
+    host.log.warn(
+      { role: existing.record.role, command: config.role },
+      "the state directory records another role than the command line says; the record wins",
+    );
+  }
+  return existing;
+}
+
+function newRecord(host: StateHost, config: AgentConfig): StateRecord {
+  return {
+    agentId: newId(host.random),
+    vm: config.vm,
+    mode: config.mode,
+    role: config.role,
+    durability: config.durability,
+    clusterBytes: config.clusterBytes,
+    lineage: config.role === "Primary" ? newId(host.random) : null,
+    peers: [...config.peers],
+    disks: config.disks.map(({ name, image }) => ({ name, image, sizeBytes: initialSize(host.storage, config, image) })),
+    epochReserved: 0,
+    committed: { epoch: 0, atMs: 0 },
+    prepared: [],
+    merge: null,
+    inSyncPeer: null,
+    bootId: host.bootId,
+  };
+}
+
+/** The image's size, or null where it is to be created at the primary's size. */
+function initialSize(storage: Storage, config: AgentConfig, image: string): number | null {
+  if (!storage.exists(image) && config.createImages && config.role === "Secondary") return null;
+  const opened = openImage(storage, image);
+  opened.close();
+  return opened.sizeBytes;
+}
+
+function assertSame(record: StateRecord, config: AgentConfig): void {
+  const differing = (what: string, recorded: unknown, given: unknown): ColobusError =>
+    new ColobusError(
+      "state-mismatch",
+      `the state directory ${config.stateDirectory} records ${what} ${String(recorded)}, and the command line says ${String(given)}`,
+      "Start with what is recorded, or with another --state directory.",
+    );
+  if (record.vm !== config.vm) throw differing("VM", record.vm, config.vm);
+  if (record.mode !== config.mode) throw differing("mode", record.mode, config.mode);
+  if (record.clusterBytes !== config.clusterBytes) {
+    throw differing("cluster size", record.clusterBytes, config.clusterBytes);
+  }
+  const names = (disks: readonly { name: string }[]): string => disks.map((disk) => disk.name).sort().join(", ");
+  if (names(record.disks) !== names(config.disks)) {
+    throw differing("the disks", names(record.disks), names(config.disks));
+  }
+  for (const disk of record.disks) {
+    const given = config.disks.find((candidate) => candidate.name === disk.name);
+    if (given !== undefined && given.image !== disk.image) {
+      throw new ColobusError(
+        "image-changed",
+        `disk ${disk.name} is recorded with image ${disk.image}, and the command line says ${given.image}`,
+        "Start with the recorded image, or with an empty state directory for a full sync.",
+      );
+    }
+  }
+}
+
+export function newId(random: Random): string {
+  return random.bytes(16).toString("hex");
+}

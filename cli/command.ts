@@ -1,0 +1,54 @@
+/**
+ * What a command of the command line is: its yargs declaration, and a function that runs it with the host's output,
+ * clock and interruption. A command succeeds by returning and fails by throwing a ColobusError, whose row in the error
+ * table gives the exit code.
+ */
+import type { ArgumentsCamelCase, Argv } from "yargs";
+import type { Clock } from "../shared/host/clock.ts";
+import type { Output } from "./output.ts";
+
+/** What the process gives to a command. */
+export interface CommandHost {
+  readonly output: Output;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly clock: Clock;
+  /** Aborts at the first SIGINT or SIGTERM, and when nobody reads stdout any more. */
+  readonly interrupted: AbortSignal;
+}
+
+export interface CommandDeclaration<U> {
+  /** In yargs' form: `commit <epoch>`. */
+  readonly command: string;
+  readonly describe: string;
+  readonly builder: (yargs: Argv) => Argv<U>;
+  readonly run: (args: ArgumentsCamelCase<U>, host: CommandHost) => Promise<void> | void;
+}
+
+export interface Command {
+  readonly name: string;
+  /** The command with its positional arguments, as usage messages show it. */
+  readonly usage: string;
+  /** Adds the command to `yargs`; when a command line is parsed that names it, calls `chosen` with what is to be run. */
+  install(yargs: Argv, building: (yargs: Argv) => void, chosen: (run: RunCommand) => void): void;
+}
+
+export type RunCommand = (host: CommandHost) => Promise<void> | void;
+
+export function defineCommand<U>(declaration: CommandDeclaration<U>): Command {
+  const { command, describe, builder, run } = declaration;
+  return {
+    name: command.split(" ", 1)[0] ?? command,
+    usage: command,
+    install: (yargs, building, chosen) => {
+      yargs.command<U>(
+        command,
+        describe,
+        (inner) => {
+          building(inner as Argv);
+          return builder(inner as Argv);
+        },
+        (args) => chosen((host) => run(args, host)),
+      );
+    },
+  };
+}

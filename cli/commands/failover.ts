@@ -1,0 +1,50 @@
+/** `colobus failover`: make a secondary the primary, from its last committed checkpoint. */
+import type { FailoverAnswer } from "../../proto/control-api.ts";
+import { agentFlags, clientOf, timeoutOf } from "../agent-flags.ts";
+import { defineCommand } from "../command.ts";
+import { formatBytes, formatDuration } from "../quantities.ts";
+import { renderLoss } from "../render-status.ts";
+
+export const failoverCommand = defineCommand({
+  command: "failover",
+  describe: "Make this secondary the primary, from its last committed checkpoint",
+  builder: (yargs) =>
+    agentFlags(yargs)
+      .option("force", { type: "boolean", default: false, describe: "Also while the primary is connected, or this side outdated" })
+      .option("dry-run", { type: "boolean", default: false, describe: "Only say what it would return to, and lose" })
+      .option("discard-active", {
+        type: "boolean",
+        default: false,
+        describe: "Leave out what the secondary's own VM has written",
+      })
+      .example("$0 failover --dry-run", "Epoch, age and loss")
+      .example("$0 failover", "Serve the last committed checkpoint, now"),
+  run: async (args, host) => {
+    const request = {
+      force: args.force,
+      dryRun: args.dryRun,
+      discardActive: args.discardActive,
+      timeoutMs: timeoutOf(args),
+    };
+    host.output.result(args.json, await clientOf(args, host).failover(request, host.interrupted), renderFailover);
+  },
+});
+
+function renderFailover(answer: FailoverAnswer): string {
+  if (answer.already) return "already Primary: nothing to do";
+  const age = answer.ageMs === null ? "age unknown" : `${formatDuration(answer.ageMs)} old`;
+  const lines = [
+    answer.dryRun
+      ? `would become Primary from checkpoint ${answer.epoch}, ${age}, ${renderLoss(answer.wouldLose)}`
+      : `now Primary from checkpoint ${answer.epoch}, ${age}, ${renderLoss(answer.wouldLose)}`,
+  ];
+  if (answer.discardedActiveBytes > 0) {
+    const discarded = answer.dryRun ? "would be left out" : "left out";
+    lines.push(`${formatBytes(answer.discardedActiveBytes)} of the secondary's own writes ${discarded}`);
+  }
+  if (answer.mergeBytes > 0) {
+    const jobs = answer.jobs.length === 0 ? "" : ` (${answer.jobs.join(", ")})`;
+    lines.push(`${formatBytes(answer.mergeBytes)} ${answer.dryRun ? "would be" : "are"} merged in the background${jobs}`);
+  }
+  return lines.join("\n");
+}

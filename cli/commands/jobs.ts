@@ -1,0 +1,55 @@
+/** `colobus jobs` and `colobus job VERB ID`: look at, and direct, what takes long. */
+import { JOB_VERBS, type JobStatus } from "../../proto/control-api.ts";
+import { ColobusError } from "../../proto/errors.ts";
+import type { CallOptions, ControlClient } from "../../shared/control/api-client.ts";
+import { agentFlags, clientOf, timeoutOf } from "../agent-flags.ts";
+import { defineCommand } from "../command.ts";
+import { parseSize } from "../quantities.ts";
+import { renderJob, renderJobs } from "../render-jobs.ts";
+
+const COMMAND_VERBS = [...JOB_VERBS, "set-speed"] as const;
+
+export const jobsCommand = defineCommand({
+  command: "jobs",
+  describe: "Show the agent's jobs: syncs, merges, and how far they are",
+  builder: (yargs) => agentFlags(yargs).example("$0 jobs", "Every job, concluded ones too"),
+  run: async (args, host) => {
+    const jobs = await clientOf(args, host).jobs({ timeoutMs: timeoutOf(args), signal: host.interrupted });
+    host.output.result(args.json, jobs, renderJobs);
+  },
+});
+
+export const jobCommand = defineCommand({
+  command: "job <verb> <id> [speed]",
+  describe: "Pause, resume, cancel or complete a job, or limit its speed",
+  builder: (yargs) =>
+    agentFlags(yargs)
+      .positional("verb", { choices: COMMAND_VERBS, demandOption: true, describe: "What to do" })
+      .positional("id", { type: "string", demandOption: true, describe: "The job, as colobus jobs names it" })
+      .positional("speed", { type: "string", describe: "Bytes per second, for set-speed; 0 is no limit" })
+      .example("$0 job pause resync-1", "Stop a job for now")
+      .example("$0 job set-speed resync-1 50MiB", "At most 50 MiB in a second"),
+  run: async (args, host) => {
+    const { verb, id, speed } = args;
+    const call = { timeoutMs: timeoutOf(args), signal: host.interrupted };
+    const job = verb === "set-speed" ? setSpeed(id, speed) : direct(verb, id, speed);
+    host.output.result(args.json, await job(clientOf(args, host), call), renderJob);
+  },
+});
+
+type Ask = (client: ControlClient, call: CallOptions) => Promise<JobStatus>;
+
+function setSpeed(id: string, speed: string | undefined): Ask {
+  if (speed === undefined) {
+    throw new ColobusError("usage", "job set-speed needs a speed.", "Write bytes per second, such as 50MiB; 0 is no limit.");
+  }
+  const bytesPerSecond = parseSize(speed, "SPEED");
+  return (client, call) => client.setJobSpeed(id, bytesPerSecond, call);
+}
+
+function direct(verb: (typeof JOB_VERBS)[number], id: string, speed: string | undefined): Ask {
+  if (speed !== undefined) {
+    throw new ColobusError("usage", `job ${verb} takes no speed.`, "Leave it out, or use job set-speed.");
+  }
+  return (client, call) => client.job(id, verb, call);
+}

@@ -1,0 +1,147 @@
+/**
+ * The status screen: first whether the VM is protected and what to do, then where a failover would return to, then
+ * the peers, disks, jobs and exports. It says nothing that `status --json` does not say.
+ */
+import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
+import type { DiskState } from "../proto/words.ts";
+import type { Paint } from "./output.ts";
+import { formatBytes, formatDuration } from "./quantities.ts";
+import { renderJobLines } from "./render-jobs.ts";
+import { renderTable } from "./render-table.ts";
+
+const PEER_COLUMNS = [
+  { title: "PEER" },
+  { title: "CONNECTION" },
+  { title: "REPLICATION" },
+  { title: "LAG", align: "right" },
+  { title: "LAST HEARD" },
+] as const;
+
+const DISK_COLUMNS = [
+  { title: "DISK" },
+  { title: "STATE" },
+  { title: "SIZE", align: "right" },
+  { title: "DIRTY", align: "right" },
+  { title: "HIDDEN", align: "right" },
+  { title: "ACTIVE", align: "right" },
+  { title: "BUFFER", align: "right" },
+  { title: "REPLICAS" },
+] as const;
+
+const EXPORT_COLUMNS = [{ title: "EXPORT" }, { title: "ACCESS" }, { title: "CLIENTS", align: "right" }, { title: "URI" }] as const;
+
+export function renderStatus(status: Status, paint: Paint): string {
+  const sections = [
+    renderHeadline(status, paint),
+    renderPeers(status.peers, paint),
+    renderDisks(status.disks, paint),
+    renderUnfinishedJobs(status, paint),
+    renderExports(status, paint),
+  ];
+  return sections
+    .filter((lines) => lines.length > 0)
+    .map((lines) => lines.join("\n"))
+    .join("\n\n");
+}
+
+function renderHeadline(status: Status, paint: Paint): string[] {
+  const { protection, epoch } = status;
+  const verdict =
+    protection.state === "Protected"
+      ? paint("good", protection.state)
+      : paint("bad", protection.reason === null ? protection.state : `${protection.state}: ${protection.reason}`);
+  const prepared = epoch.prepared.length === 0 ? "" : `, prepared ${epoch.prepared.join(" ")}`;
+  const committed = epoch.committed === 0 ? "none committed" : `committed ${epoch.committed}`;
+  const lines = [`${paint("heading", status.vm)}  ${status.role}  ${status.mode}  ${verdict}`];
+  if (protection.nextAction !== "") lines.push(field("next", protection.nextAction));
+  lines.push(
+    field("epochs", `open ${epoch.open}${prepared}, ${committed}`),
+    field("failover", renderRecoverable(status, paint)),
+    field(
+      "agent",
+      paint(
+        "quiet",
+        `${status.agentVersion}, pid ${status.pid}, ack ${status.ack}, durability ${status.durability}, clusters of ${formatBytes(status.clusterBytes)}`,
+      ),
+    ),
+  );
+  return lines;
+}
+
+function field(name: string, text: string): string {
+  return `  ${name.padEnd(9)} ${text}`;
+}
+
+function renderRecoverable({ recoverable }: Status, paint: Paint): string {
+  if (recoverable === null) return paint("warn", "not possible: no checkpoint is committed");
+  const contact =
+    recoverable.lastContactMs === null ? "" : `, primary last heard ${formatDuration(recoverable.lastContactMs)} ago`;
+  return `to checkpoint ${recoverable.epoch}, ${formatDuration(recoverable.ageMs)} old, ${renderLoss(recoverable.wouldLose)}${contact}`;
+}
+
+/** What a failover drops: `losing nothing`, `losing at least 3 writes (12 KiB)`. */
+export function renderLoss(loss: { writes: number; bytes: number; atLeast: boolean }): string {
+  const atLeast = loss.atLeast ? "at least " : "";
+  if (loss.writes === 0) return loss.atLeast ? "losing what the primary has not sent" : "losing nothing";
+  return `losing ${atLeast}${loss.writes} ${loss.writes === 1 ? "write" : "writes"} (${formatBytes(loss.bytes)})`;
+}
+
+function renderPeers(peers: readonly PeerStatus[], paint: Paint): string[] {
+  if (peers.length === 0) return [];
+  const rows = peers.map((peer) => [
+    peer.url ?? peer.address ?? "not yet known",
+    paint(peer.connection === "Connected" ? "good" : peer.connection === "Connecting" ? "warn" : "bad", peer.connection),
+    peer.replication,
+    formatBytes(peer.lagBytes),
+    peer.lastContactMs === null ? "never" : `${formatDuration(peer.lastContactMs)} ago`,
+  ]);
+  const errors = peers.flatMap(({ lastError }) =>
+    lastError === null ? [] : [`  ${paint("bad", lastError.code)}: ${lastError.message}`, `  ${lastError.action}`],
+  );
+  return [...renderTable(PEER_COLUMNS, rows, paint), ...errors.filter((line) => line.trim() !== "")];
+}
+
+function renderDisks(disks: readonly DiskStatus[], paint: Paint): string[] {
+  if (disks.length === 0) return [];
+  const rows = disks.map((disk) => [
+    disk.name,
+    paint(diskTone(disk.state), disk.state),
+    disk.sizeBytes === null ? "unknown" : formatBytes(disk.sizeBytes),
+    formatBytes(disk.dirtyBytes),
+    formatBytes(disk.hiddenBytes),
+    formatBytes(disk.activeBytes),
+    formatBytes(disk.bufferBytes),
+    disk.children.map((child) => paint(child.state === "broken" ? "bad" : "quiet", `${child.name} ${child.state}`)).join(", "),
+  ]);
+  return renderTable(DISK_COLUMNS, rows, paint);
+}
+
+function diskTone(state: DiskState): "good" | "warn" | "bad" {
+  switch (state) {
+    case "UpToDate":
+    case "Consistent":
+      return "good";
+    case "Inconsistent":
+    case "Outdated":
+      return "warn";
+    case "Failed":
+      return "bad";
+  }
+}
+
+/** Jobs that are at work, and those that failed; `colobus jobs` lists every one. */
+function renderUnfinishedJobs({ jobs }: Status, paint: Paint): string[] {
+  const shown = jobs.filter((job) => job.state !== "concluded" || job.error !== null);
+  return shown.length === 0 ? [] : renderJobLines(shown, paint);
+}
+
+function renderExports({ exports }: Status, paint: Paint): string[] {
+  if (exports.length === 0) return [];
+  const rows = exports.map(({ name, readOnly, clients, uri }) => [
+    name,
+    readOnly ? "read-only" : "read-write",
+    String(clients),
+    uri,
+  ]);
+  return renderTable(EXPORT_COLUMNS, rows, paint);
+}

@@ -1,0 +1,54 @@
+import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
+import { clustersToBytes, endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+
+/** The clusters of one disk that the secondary may lack. */
+export class DirtyMap {
+  readonly #geometry: ClusterGeometry;
+  readonly #clusters = new ClusterBitmap();
+
+  constructor(geometry: ClusterGeometry) {
+    this.#geometry = geometry;
+  }
+
+  get isEmpty(): boolean {
+    return this.#clusters.isEmpty;
+  }
+
+  get bytes(): number {
+    return clustersToBytes(this.#geometry, this.#clusters.size);
+  }
+
+  addAll(): void {
+    this.#clusters.addRange(0, this.#geometry.clusterCount);
+  }
+
+  addClusters(first: number, end: number): void {
+    this.#clusters.addRange(first, end);
+  }
+
+  removeClusters(first: number, end: number): void {
+    this.#clusters.removeRange(first, end);
+  }
+
+  addBytes(offset: number, length: number): void {
+    this.#clusters.addRange(firstClusterOf(this.#geometry, offset), endClusterOf(this.#geometry, offset, length));
+  }
+
+  /** Whether every cluster that the range touches is dirty. */
+  covers(offset: number, length: number): boolean {
+    const first = firstClusterOf(this.#geometry, offset);
+    return this.#clusters.hasRange(first, endClusterOf(this.#geometry, offset, length));
+  }
+
+  /** The first run of dirty clusters, at most `maxClusters` long. */
+  firstRun(maxClusters: number): ClusterRun | undefined {
+    if (this.#clusters.isEmpty) return undefined;
+    const first = this.#clusters.minimum();
+    let end = first + 1;
+    const limit = Math.min(first + maxClusters, this.#geometry.clusterCount);
+    // Whole-disk runs are common: try the longest one first.
+    if (this.#clusters.hasRange(first, limit)) return { first, end: limit };
+    while (end < limit && this.#clusters.has(end)) end += 1;
+    return { first, end };
+  }
+}

@@ -1,0 +1,216 @@
+import type { BlockDevice, Child, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
+import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
+import { isZero } from "../shared/block/zeroes.ts";
+
+/** Where the writes of one disk go beside its local child. */
+export interface Forwarding {
+  /**
+   * Called under the range lock, right after the local child was given the operation. Done when the secondary has
+   * acknowledged it as far as the guest is to wait for.
+   */
+  forward(kind: "write" | "discard" | "zero", offset: number, length: number, payload: Buffer | undefined): Pending;
+  /** Done when the stream can take another operation. */
+  room(): Pending;
+  flush(): Pending;
+  /** The local child failed: its content in this range is unknown. */
+  failed(offset: number, length: number, error: unknown): void;
+}
+
+/** What lies in a stretch of the disk: bytes, or that many zeroes. */
+export type SyncContent = Buffer | number;
+
+/**
+ * One disk of the primary as its VM sees it: each write goes to the local child and into the replication stream, both
+ * under one range lock, so that overlapping writes reach every replica in the same order.
+ */
+export class ReplicatedDisk implements BlockDevice {
+  readonly name: string;
+  readonly sizeBytes: number;
+  readonly child: Child;
+  readonly #lock = new RangeLock();
+  readonly #forwarding: Forwarding;
+
+  constructor(name: string, child: Child, forwarding: Forwarding) {
+    this.name = name;
+    this.sizeBytes = child.sizeBytes;
+    this.child = child;
+    this.#forwarding = forwarding;
+  }
+
+  read(target: Uint8Array, offset: number): Pending {
+    return this.child.read(target, offset);
+  }
+
+  write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
+    const hold = this.#lock.acquire(offset, source.length);
+    if (hold instanceof Promise) return hold.then((later) => this.#writeHeld(later, source, offset, flags));
+    return this.#writeHeld(hold, source, offset, flags);
+  }
+
+  openWrite(offset: number, length: number, flags: WriteFlags): OpenWrite | Promise<OpenWrite> {
+    const hold = this.#lock.acquire(offset, length);
+    if (hold instanceof Promise) return hold.then((later) => this.#openHeld(later, offset, flags));
+    return this.#openHeld(hold, offset, flags);
+  }
+
+  zero(offset: number, length: number, flags: ZeroFlags): Pending {
+    const hold = this.#lock.acquire(offset, length);
+    if (hold instanceof Promise) return hold.then((later) => this.#zeroHeld(later, offset, length, flags));
+    return this.#zeroHeld(hold, offset, length, flags);
+  }
+
+  flush(): Pending {
+    return both(this.child.flush(), this.#forwarding.flush());
+  }
+
+  prefetch(offset: number, length: number): void {
+    this.child.prefetch(offset, length);
+  }
+
+  extents(offset: number, length: number, maxExtents: number): Extent[] {
+    return this.child.extents(offset, length, maxExtents);
+  }
+
+  /**
+   * Reads a stretch that a replica may lack and hands it to `send` while the range is held, so that no write can come
+   * between. A leading hole is taken as far as it goes, up to `length`; of anything else at most `dataLength` bytes.
+   * `send` gets the content and returns nothing; the promise resolves with the bytes that were covered.
+   */
+  async readForSync(
+    offset: number,
+    length: number,
+    dataLength: number,
+    clusterBytes: number,
+    send: (content: SyncContent) => void,
+  ): Promise<number> {
+    const hold = await this.#lock.acquire(offset, length);
+    try {
+      const extent = this.child.extents(offset, length, 1)[0];
+      const holeLength = extent?.zero === true ? wholeClusters(Math.min(extent.length, length), length, clusterBytes) : 0;
+      if (holeLength > 0) {
+        send(holeLength);
+        return holeLength;
+      }
+      const content = Buffer.allocUnsafeSlow(Math.min(dataLength, length));
+      const reading = this.child.read(content, offset);
+      if (reading !== undefined) await reading;
+      send(isZero(content) ? content.length : content);
+      return content.length;
+    } finally {
+      this.#lock.release(hold);
+    }
+  }
+
+  #writeHeld(hold: RangeHold, source: Uint8Array, offset: number, flags: WriteFlags): Pending {
+    return this.#changeHeld(
+      hold,
+      offset,
+      source.length,
+      () => this.child.write(source, offset, { fua: flags.fua }),
+      () => this.#forwarding.forward("write", offset, source.length, asBuffer(source)),
+    );
+  }
+
+  #zeroHeld(hold: RangeHold, offset: number, length: number, flags: ZeroFlags): Pending {
+    return this.#changeHeld(
+      hold,
+      offset,
+      length,
+      () => this.child.zero(offset, length, flags),
+      () => this.#forwarding.forward(flags.mayUnmap ? "discard" : "zero", offset, length, undefined),
+    );
+  }
+
+  #openHeld(hold: RangeHold, offset: number, flags: WriteFlags): OpenWrite {
+    let at = offset;
+    let acknowledged: Pending;
+    return {
+      push: (piece) => {
+        const start = at;
+        at += piece.length;
+        const { local, forwarded } = this.#change(
+          start,
+          piece.length,
+          () => this.child.write(piece, start, { fua: false }),
+          () => this.#forwarding.forward("write", start, piece.length, asBuffer(piece)),
+        );
+        acknowledged = both(acknowledged, forwarded);
+        return both(local, this.#forwarding.room());
+      },
+      end: () => {
+        this.#lock.release(hold);
+        return both(acknowledged, flags.fua ? this.flush() : undefined);
+      },
+      abandon: () => {
+        this.#lock.release(hold);
+        acknowledged?.catch(() => undefined); // nobody waits for this write any more
+      },
+    };
+  }
+
+  /** Gives a whole operation to the child and to the stream, and the hold back when the child is done. */
+  #changeHeld(
+    hold: RangeHold,
+    offset: number,
+    length: number,
+    writeChild: () => Pending,
+    forward: () => Pending,
+  ): Pending {
+    let change: { local: Pending; forwarded: Pending };
+    try {
+      change = this.#change(offset, length, writeChild, forward);
+    } catch (error) {
+      this.#lock.release(hold);
+      throw error;
+    }
+    // What the guest waits for beyond its child (room in the window, acknowledgements) needs no lock.
+    const beyond = both(change.forwarded, this.#forwarding.room());
+    if (change.local === undefined) {
+      this.#lock.release(hold);
+      return beyond;
+    }
+    return both(
+      change.local.finally(() => this.#lock.release(hold)),
+      beyond,
+    );
+  }
+
+  /** Gives an operation to the child and to the stream. The range is held. */
+  #change(
+    offset: number,
+    length: number,
+    writeChild: () => Pending,
+    forward: () => Pending,
+  ): { local: Pending; forwarded: Pending } {
+    let local: Pending;
+    try {
+      local = writeChild();
+    } catch (error) {
+      this.#forwarding.failed(offset, length, error);
+      throw error;
+    }
+    const forwarded = forward();
+    if (local !== undefined) {
+      local = local.catch((error: unknown) => {
+        this.#forwarding.failed(offset, length, error);
+        throw error;
+      });
+    }
+    return { local, forwarded };
+  }
+}
+
+function both(one: Pending, other: Pending): Pending {
+  if (one === undefined) return other;
+  if (other === undefined) return one;
+  return Promise.all([one, other]).then(() => undefined);
+}
+
+function asBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** `found` rounded down to whole clusters, unless it reaches the end of the stretch. */
+function wholeClusters(found: number, length: number, clusterBytes: number): number {
+  return found >= length ? length : Math.floor(found / clusterBytes) * clusterBytes;
+}

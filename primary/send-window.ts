@@ -1,0 +1,140 @@
+import { ColobusError } from "../proto/errors.ts";
+import { UNSTABLE_WINDOWS } from "../proto/limits.ts";
+import type { Pending } from "../shared/block/block-device.ts";
+
+/** What an operation costs the window beside its payload, so that payloads of no length are bounded as well. */
+const OPERATION_COST_BYTES = 128;
+
+/** Clusters of one disk that an operation touched. */
+export interface SentRange {
+  readonly disk: number;
+  readonly firstCluster: number;
+  readonly endCluster: number;
+}
+
+interface Sent extends SentRange {
+  readonly cost: number;
+}
+
+interface Waiter {
+  readonly sequence: number;
+  readonly resolve: () => void;
+}
+
+/**
+ * Owns what was handed to one session and is not yet stable on the secondary. It bounds how much that may be: a writer
+ * waits while the window is full. When the session is lost, what is still in here may be missing there.
+ *
+ * Operations are numbered 1, 2, 3 … in the session. The secondary acknowledges two positions: *received*, which frees
+ * the window, and *stable*, after which an operation is forgotten.
+ */
+export class SendWindow {
+  readonly #windowBytes: number;
+  /** Operations after `#stable`, oldest first; a ring would save the shifts, but a batch of acknowledgements is one splice. */
+  #sent: Sent[] = [];
+  #sequence = 0;
+  #received = 0;
+  #stable = 0;
+  #unreceivedBytes = 0;
+  #unstableBytes = 0;
+  #spaceWaiters: (() => void)[] = [];
+  #receivedWaiters: Waiter[] = [];
+  #stableWaiters: Waiter[] = [];
+
+  constructor(windowBytes: number) {
+    this.#windowBytes = windowBytes;
+  }
+
+  /** The number of the last operation. */
+  get sequence(): number {
+    return this.#sequence;
+  }
+
+  get unstableBytes(): number {
+    return this.#unstableBytes;
+  }
+
+  get isEmpty(): boolean {
+    return this.#sent.length === 0;
+  }
+
+  /** Notes an operation that is being sent and returns its number. */
+  add(range: SentRange, payloadBytes: number): number {
+    const cost = payloadBytes + OPERATION_COST_BYTES;
+    this.#sent.push({ ...range, cost });
+    this.#sequence += 1;
+    this.#unreceivedBytes += cost;
+    this.#unstableBytes += cost;
+    return this.#sequence;
+  }
+
+  /** Done at once while there is room, else when there is room again or the session is lost. */
+  room(): Pending {
+    if (!this.#isFull()) return undefined;
+    return new Promise((resolve) => {
+      this.#spaceWaiters.push(resolve);
+    });
+  }
+
+  /** Done when the secondary has acknowledged the operation, or the session is lost. */
+  acknowledged(sequence: number, position: "received" | "stable"): Pending {
+    if (sequence <= (position === "received" ? this.#received : this.#stable)) return undefined;
+    return new Promise((resolve) => {
+      (position === "received" ? this.#receivedWaiters : this.#stableWaiters).push({ sequence, resolve });
+    });
+  }
+
+  /** Takes an acknowledgement. True when it was news. Errors: `protocol-error` for positions that cannot be. */
+  acknowledge(received: number, stable: number): boolean {
+    if (stable > received || received > this.#sequence || received < this.#received || stable < this.#stable) {
+      throw new ColobusError(
+        "protocol-error",
+        `the peer acknowledged ${received} (stable ${stable}) after ${this.#received} (${this.#stable}) of ${this.#sequence}`,
+      );
+    }
+    const isNews = received > this.#received || stable > this.#stable;
+    for (let index = this.#received - this.#stable; index < received - this.#stable; index += 1) {
+      this.#unreceivedBytes -= this.#sent[index]?.cost ?? 0;
+    }
+    for (const sent of this.#sent.splice(0, stable - this.#stable)) this.#unstableBytes -= sent.cost;
+    this.#received = received;
+    this.#stable = stable;
+    if (this.#spaceWaiters.length > 0 && !this.#isFull()) wakeAll(this.#spaceWaiters.splice(0));
+    this.#receivedWaiters = wakeThrough(this.#receivedWaiters, received);
+    this.#stableWaiters = wakeThrough(this.#stableWaiters, stable);
+    return isNews;
+  }
+
+  /** The session is lost: lets everybody go, and returns the ranges that may be missing on the secondary. */
+  abandon(): readonly SentRange[] {
+    const missing = this.#sent;
+    this.#sent = [];
+    this.#unreceivedBytes = 0;
+    this.#unstableBytes = 0;
+    wakeAll(this.#spaceWaiters.splice(0));
+    this.#receivedWaiters = wakeThrough(this.#receivedWaiters, Infinity);
+    this.#stableWaiters = wakeThrough(this.#stableWaiters, Infinity);
+    return missing;
+  }
+
+  #isFull(): boolean {
+    return (
+      this.#unreceivedBytes >= this.#windowBytes || this.#unstableBytes >= this.#windowBytes * UNSTABLE_WINDOWS
+    );
+  }
+}
+
+function wakeAll(waiters: readonly (() => void)[]): void {
+  for (const wake of waiters) wake();
+}
+
+/** Wakes the waiters up to `sequence` and returns the others. */
+function wakeThrough(waiters: Waiter[], sequence: number): Waiter[] {
+  if (waiters.length === 0) return waiters;
+  const waiting: Waiter[] = [];
+  for (const waiter of waiters) {
+    if (waiter.sequence <= sequence) waiter.resolve();
+    else waiting.push(waiter);
+  }
+  return waiting;
+}

@@ -1,0 +1,224 @@
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { fromErrorBody, type Hello, type Message, type OperationKind } from "../proto/replication-messages.ts";
+import type { Pending } from "../shared/block/block-device.ts";
+import type { Clock, Timer } from "../shared/host/clock.ts";
+import { decideSync, type SyncDecision } from "../shared/replication/handshake.ts";
+import type { Link } from "../shared/replication/link.ts";
+import { Session, type SessionHandlers } from "../shared/replication/session.ts";
+import { OutgoingBatch } from "./outgoing-batch.ts";
+import { SendWindow, type SentRange } from "./send-window.ts";
+
+type SessionMessage = Parameters<SessionHandlers["message"]>[0];
+
+interface Request {
+  readonly resolve: () => void;
+  readonly reject: (reason: ColobusError) => void;
+}
+
+export interface SourceSessionOptions {
+  readonly link: Link;
+  readonly clock: Clock;
+  readonly hello: Hello;
+  readonly token: Buffer | undefined;
+  readonly peerTimeoutMs: number;
+  readonly windowBytes: number;
+  /** The two can form a pair: the answer says what `begin` tells the secondary. */
+  readonly opened: (peer: Hello, decision: Exclude<SyncDecision, { kind: "refused" }>) => Omit<Extract<Message, { type: "begin" }>, "type">;
+  /** The secondary is ready for the stream. */
+  readonly ready: () => void;
+  /** The secondary cannot take writes for a reason, or can again (undefined). */
+  readonly stalled: (reason: ColobusError | undefined) => void;
+  /** The session is over. `missing` names what the secondary may not have. */
+  readonly closed: (reason: ColobusError, missing: readonly SentRange[]) => void;
+}
+
+/**
+ * The primary's end of one session with a secondary: one ordered stream of operations and requests, the window of what
+ * is not stable yet, and the watch over the secondary's progress.
+ */
+export class SourceSession {
+  readonly #options: SourceSessionOptions;
+  readonly #session: Session;
+  readonly #window: SendWindow;
+  readonly #batch: OutgoingBatch;
+  readonly #requests = new Map<number, Request>();
+  #requestsMade = 0;
+  #peer: Hello | undefined;
+  #closed = false;
+  #lastProgressMs: number;
+  #progressTimer: Timer;
+
+  constructor(options: SourceSessionOptions) {
+    this.#options = options;
+    this.#window = new SendWindow(options.windowBytes);
+    this.#lastProgressMs = options.clock.nowMs();
+    this.#session = new Session({
+      link: options.link,
+      clock: options.clock,
+      hello: options.hello,
+      token: options.token,
+      peerTimeoutMs: options.peerTimeoutMs,
+      handlers: {
+        opened: (peer) => this.#opened(peer),
+        message: (message) => this.#receive(message),
+        closed: (reason) => this.#end(reason),
+      },
+    });
+    this.#batch = new OutgoingBatch(options.clock, (parts) => this.#session.sendParts(parts));
+    this.#progressTimer = this.#watchProgress();
+  }
+
+  get peer(): Hello | undefined {
+    return this.#peer;
+  }
+
+  get peerAddress(): string {
+    return this.#session.peerAddress;
+  }
+
+  get silenceMs(): number {
+    return this.#session.silenceMs;
+  }
+
+  /** Bytes handed over and not yet stable on the secondary. */
+  get unstableBytes(): number {
+    return this.#window.unstableBytes;
+  }
+
+  /** The number of the last operation sent. */
+  get sequence(): number {
+    return this.#window.sequence;
+  }
+
+  /** Puts an operation into the stream and returns its number. `payload` is kept as a view until it is sent. */
+  send(kind: OperationKind, range: SentRange, offset: number, length: number, payload: Buffer | undefined): number {
+    if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
+    const sequence = this.#window.add(range, payload?.length ?? 0);
+    this.#batch.add(kind, range.disk, offset, length, payload);
+    return sequence;
+  }
+
+  /** Done when there is room for another operation, or the session is lost. */
+  room(): Pending {
+    return this.#window.room();
+  }
+
+  /** Done when the operation is acknowledged as far as asked, or the session is lost. */
+  acknowledged(sequence: number, position: "received" | "stable"): Pending {
+    return this.#window.acknowledged(sequence, position);
+  }
+
+  /** Puts a message behind everything sent so far. */
+  tell(message: Extract<Message, { type: "sync" }>): void {
+    this.#batch.flush();
+    this.#session.send(message);
+  }
+
+  /**
+   * Puts a request behind everything sent so far, and resolves when the secondary has done it. Errors: the secondary's
+   * own; `outcome-unknown` when the session is lost before the answer.
+   */
+  request(
+    make: (id: number) => Extract<Message, { type: "barrier" | "commit" | "discard" }>,
+  ): Promise<void> {
+    if (this.#closed) return Promise.reject(outcomeUnknown());
+    if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
+    this.#requestsMade += 1;
+    const id = this.#requestsMade;
+    return new Promise((resolve, reject) => {
+      this.#requests.set(id, { resolve, reject });
+      this.#batch.flush();
+      this.#session.send(make(id));
+    });
+  }
+
+  close(reason: ColobusError): void {
+    this.#session.close(reason);
+  }
+
+  #opened(peer: Hello): void {
+    const decision = decideSync(this.#options.hello, peer);
+    if (decision.kind === "refused") throw decision.reason;
+    this.#peer = peer;
+    const begin = this.#options.opened(peer, decision);
+    this.#session.send({ type: "begin", ...begin });
+  }
+
+  #receive(message: SessionMessage): void {
+    switch (message.type) {
+      case "ready":
+        this.#options.ready();
+        break;
+      case "ack":
+        if (this.#window.acknowledge(message.received, message.stable)) {
+          this.#lastProgressMs = this.#options.clock.nowMs();
+        }
+        break;
+      case "answer":
+        this.#receiveAnswer(message);
+        break;
+      case "stall":
+        this.#options.stalled(fromErrorBody(message.error));
+        break;
+      case "unstall":
+        this.#options.stalled(undefined);
+        break;
+      case "begin":
+      case "data":
+      case "sync":
+      case "barrier":
+      case "commit":
+      case "discard":
+        throw new ColobusError("protocol-error", `a secondary does not send "${message.type}"`);
+    }
+  }
+
+  #receiveAnswer(message: Extract<Message, { type: "answer" }>): void {
+    const request = this.#requests.get(message.id);
+    if (request === undefined) throw new ColobusError("protocol-error", "the peer answered what was not asked");
+    this.#requests.delete(message.id);
+    this.#lastProgressMs = this.#options.clock.nowMs();
+    if (message.error === null) request.resolve();
+    else request.reject(fromErrorBody(message.error));
+  }
+
+  #end(reason: ColobusError): void {
+    this.#closed = true;
+    this.#progressTimer?.cancel();
+    this.#batch?.discard();
+    this.#options.closed(asColobusError(reason), this.#window.abandon());
+    for (const request of this.#requests.values()) request.reject(outcomeUnknown());
+    this.#requests.clear();
+  }
+
+  #isQuiet(): boolean {
+    return this.#window.isEmpty && this.#requests.size === 0;
+  }
+
+  /** Gives up a secondary that answers heartbeats but acknowledges nothing. */
+  #watchProgress(): Timer {
+    const { clock, peerTimeoutMs } = this.#options;
+    return clock.after(peerTimeoutMs / 4, () => {
+      const idleMs = clock.nowMs() - this.#lastProgressMs;
+      if (!this.#isQuiet() && idleMs >= peerTimeoutMs) {
+        this.close(
+          new ColobusError(
+            "peer-timeout",
+            `the secondary has acknowledged nothing for ${Math.round(idleMs)} ms`,
+            "Check the load, the disk and the log of the secondary's host; the session is tried again by itself.",
+          ),
+        );
+        return;
+      }
+      this.#progressTimer = this.#watchProgress();
+    });
+  }
+}
+
+function outcomeUnknown(): ColobusError {
+  return new ColobusError(
+    "outcome-unknown",
+    "the session with the secondary was lost before it answered",
+    "When it is connected again, see `colobus status`, or ask again: a commit of a committed checkpoint succeeds.",
+  );
+}

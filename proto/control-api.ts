@@ -1,0 +1,212 @@
+/**
+ * The control API: HTTP and JSON under `/v1/` on the agent's unix socket. Requests and answers are declared here, and
+ * both the server and the command line are built from these schemas.
+ *
+ * All sizes are bytes and all times milliseconds; keys are camelCase. Fields may be added in later versions.
+ */
+import { z } from "zod";
+import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_MAX_MS } from "./limits.ts";
+import {
+  ACK_POLICIES,
+  CONNECTION_STATES,
+  DISK_STATES,
+  DURABILITIES,
+  EVENT_TYPES,
+  JOB_STATES,
+  JOB_TYPES,
+  MODES,
+  PROTECTION_REASONS,
+  REPLICATION_STATES,
+  ROLES,
+  WAIT_CONDITIONS,
+} from "./words.ts";
+
+const bytes = z.int().nonnegative();
+const ms = z.number().nonnegative();
+const epoch = z.int().nonnegative();
+
+export const jobSchema = z.object({
+  id: z.string(),
+  type: z.enum(JOB_TYPES),
+  state: z.enum(JOB_STATES),
+  /** The disk the job works on; null for all disks of the VM. */
+  disk: z.string().nullable(),
+  progress: z.object({ doneBytes: bytes, totalBytes: bytes }),
+  bytesPerSecond: z.number().nonnegative(),
+  etaMs: ms.nullable(),
+  /** Upper limit in bytes per second; 0 is none. */
+  speedLimit: z.number().nonnegative(),
+  startedAt: z.string(),
+  endedAt: z.string().nullable(),
+  error: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
+});
+export type JobStatus = z.infer<typeof jobSchema>;
+
+export const childSchema = z.object({
+  name: z.string(),
+  kind: z.enum(["image", "overlay"]),
+  path: z.string(),
+  state: z.enum(["sound", "syncing", "broken"]),
+});
+
+export const diskSchema = z.object({
+  name: z.string(),
+  sizeBytes: bytes.nullable(),
+  state: z.enum(DISK_STATES),
+  /** Bytes in clusters that a replica may lack. */
+  dirtyBytes: bytes,
+  /** Storage that the hidden disk's generations occupy. */
+  hiddenBytes: bytes,
+  activeBytes: bytes,
+  bufferBytes: bytes,
+  image: z.string(),
+  generations: z.array(z.object({ epoch, bytes })),
+  children: z.array(childSchema),
+});
+export type DiskStatus = z.infer<typeof diskSchema>;
+
+export const peerSchema = z.object({
+  /** null where the peer dialled. */
+  url: z.string().nullable(),
+  address: z.string().nullable(),
+  connection: z.enum(CONNECTION_STATES),
+  /** That of the worst disk. */
+  replication: z.enum(REPLICATION_STATES),
+  /** Bytes that this side has sent, or written, and the secondary has not yet made stable. */
+  lagBytes: bytes,
+  agentId: z.string().nullable(),
+  agentVersion: z.string().nullable(),
+  lastContactMs: ms.nullable(),
+  lastError: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
+});
+export type PeerStatus = z.infer<typeof peerSchema>;
+
+export const statusSchema = z.object({
+  role: z.enum(ROLES),
+  vm: z.string(),
+  mode: z.enum(MODES),
+  agentId: z.string(),
+  agentVersion: z.string(),
+  pid: z.int(),
+  lineage: z.string().nullable(),
+  durability: z.enum(DURABILITIES),
+  ack: z.enum(ACK_POLICIES),
+  clusterBytes: bytes,
+  epoch: z.object({ open: epoch, prepared: z.array(epoch), committed: epoch }),
+  peers: z.array(peerSchema),
+  disks: z.array(diskSchema),
+  jobs: z.array(jobSchema),
+  exports: z.array(z.object({ name: z.string(), uri: z.string(), readOnly: z.boolean(), clients: z.int() })),
+  protection: z.object({
+    state: z.enum(["Protected", "NotProtected"]),
+    reason: z.enum(PROTECTION_REASONS).nullable(),
+    nextAction: z.string(),
+  }),
+  /** What a failover would return to; null where there is no committed checkpoint. */
+  recoverable: z
+    .object({
+      epoch,
+      ageMs: ms,
+      lastContactMs: ms.nullable(),
+      wouldLose: z.object({ writes: z.int().nonnegative(), bytes, atLeast: z.boolean() }),
+    })
+    .nullable(),
+});
+export type Status = z.infer<typeof statusSchema>;
+
+/** The protection of a VM that could not be taken over now, or not to the state that was asked for. */
+export function notProtected(
+  reason: NonNullable<Status["protection"]["reason"]>,
+  nextAction: string,
+): Status["protection"] {
+  return { state: "NotProtected", reason, nextAction };
+}
+
+/** One event and its fields. */
+export const eventSchema = z.object({
+  sequence: z.int(),
+  at: z.string(),
+  type: z.enum(EVENT_TYPES),
+  data: z.record(z.string(), z.unknown()),
+});
+export type AgentEvent = z.infer<typeof eventSchema>;
+
+const timeoutMs = z.number().positive().max(COMMAND_TIMEOUT_MAX_MS).default(COMMAND_TIMEOUT_DEFAULT_MS);
+const epochNumber = z.int().positive();
+
+export const checkpointRequestSchema = z.strictObject({ prepare: z.boolean().default(false), timeoutMs });
+export type CheckpointRequest = z.infer<typeof checkpointRequestSchema>;
+export const checkpointAnswerSchema = z.object({
+  epoch: epochNumber,
+  state: z.enum(["committed", "prepared"]),
+  /** Barrier sent to barrier acknowledged, measured in the agent. */
+  prepareMs: ms,
+  /** Commit sent to commit acknowledged, measured in the agent; null where nothing was committed. */
+  commitMs: ms.nullable(),
+});
+export type CheckpointAnswer = z.infer<typeof checkpointAnswerSchema>;
+
+export const commitRequestSchema = z.strictObject({ epoch: epochNumber, timeoutMs });
+export type CommitRequest = z.infer<typeof commitRequestSchema>;
+export const commitAnswerSchema = z.object({ epoch: epochNumber, state: z.literal("committed"), commitMs: ms });
+export type CommitAnswer = z.infer<typeof commitAnswerSchema>;
+
+/** Without an epoch: every prepared one. */
+export const discardRequestSchema = z.strictObject({ epoch: epochNumber.optional(), timeoutMs });
+export type DiscardRequest = z.infer<typeof discardRequestSchema>;
+export const discardAnswerSchema = z.object({ discarded: z.array(epochNumber) });
+export type DiscardAnswer = z.infer<typeof discardAnswerSchema>;
+
+export const failoverRequestSchema = z.strictObject({
+  force: z.boolean().default(false),
+  dryRun: z.boolean().default(false),
+  discardActive: z.boolean().default(false),
+  timeoutMs,
+});
+export type FailoverRequest = z.infer<typeof failoverRequestSchema>;
+export const failoverAnswerSchema = z.object({
+  /** True when the agent was Primary already and nothing was done. */
+  already: z.boolean(),
+  dryRun: z.boolean(),
+  epoch,
+  /** Age of the checkpoint that is served; null where it is not known. */
+  ageMs: ms.nullable(),
+  wouldLose: z.object({ writes: z.int().nonnegative(), bytes, atLeast: z.boolean() }),
+  discardedActiveBytes: bytes,
+  mergeBytes: bytes,
+  jobs: z.array(z.string()),
+});
+export type FailoverAnswer = z.infer<typeof failoverAnswerSchema>;
+
+export const waitRequestSchema = z.strictObject({ condition: z.enum(WAIT_CONDITIONS), timeoutMs });
+export type WaitRequest = z.infer<typeof waitRequestSchema>;
+export const waitAnswerSchema = z.object({ condition: z.enum(WAIT_CONDITIONS) });
+export type WaitAnswer = z.infer<typeof waitAnswerSchema>;
+
+export const JOB_VERBS = ["pause", "resume", "cancel", "complete"] as const;
+export type JobVerb = (typeof JOB_VERBS)[number];
+export const setSpeedRequestSchema = z.strictObject({ bytesPerSecond: z.number().nonnegative() });
+
+export const errorAnswerSchema = z.object({
+  error: z.object({ code: z.string(), message: z.string(), action: z.string() }),
+});
+
+/**
+ * What an agent can be asked to do. The HTTP server calls it; the agent's composition implements it.
+ * Every call ends within its `timeoutMs`, or when `signal` aborts (the client went away), and rejects with a ColobusError.
+ */
+export interface AgentControl {
+  status(): Status;
+  checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer>;
+  commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer>;
+  discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer>;
+  failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer>;
+  wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
+  jobs(): JobStatus[];
+  job(id: string, verb: JobVerb): Promise<JobStatus>;
+  setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus>;
+  /** Events after `afterSequence` that are still kept, oldest first. */
+  events(afterSequence: number): AgentEvent[];
+  /** Calls `listener` with every later event, until the returned function is called. */
+  follow(listener: (event: AgentEvent) => void): () => void;
+}

@@ -1,0 +1,136 @@
+/**
+ * Every failure that the world may cause, in one table: what a client of each interface sees, whether trying again
+ * can help, and what it means. The union type, `docs/errors.md` and every mapping come from this table.
+ * Bugs are not in it: they are assertions.
+ */
+
+/** NBD error numbers (NBD protocol, "Error values"). */
+export const NBD_ERRNO = {
+  EPERM: 1,
+  EIO: 5,
+  ENOMEM: 12,
+  EINVAL: 22,
+  ENOSPC: 28,
+  EOVERFLOW: 75,
+  ENOTSUP: 95,
+  ESHUTDOWN: 108,
+} as const;
+
+export type NbdErrno = keyof typeof NBD_ERRNO;
+
+/** Exit codes of the command line: done, refused or failed, usage, agent not reachable, timed out or outcome unknown. */
+export const EXIT = { done: 0, failed: 1, usage: 2, unreachable: 3, unknown: 4 } as const;
+
+interface ErrorRow {
+  /** What an NBD client is told when a request fails for this reason. */
+  readonly nbd: NbdErrno;
+  /** WebSocket close code (4000–4999 are the application's). */
+  readonly close: number;
+  readonly http: number;
+  readonly exit: (typeof EXIT)[keyof typeof EXIT];
+  /** May the same call succeed later without anybody changing anything? */
+  readonly retry: boolean;
+  readonly meaning: string;
+}
+
+const row = (
+  nbd: NbdErrno,
+  close: number,
+  http: number,
+  exit: ErrorRow["exit"],
+  retry: boolean,
+  meaning: string,
+): ErrorRow => ({ nbd, close, http, exit, retry, meaning });
+
+export const ERRORS = {
+  // Usage and reach
+  "usage": row("EINVAL", 4000, 400, EXIT.usage, false, "A flag, argument or request body is not of the documented form."),
+  "agent-unreachable": row("EIO", 4001, 503, EXIT.unreachable, true, "No agent answers at the control socket."),
+  "timed-out": row("EIO", 4002, 504, EXIT.unknown, true, "The condition was not reached in the given time."),
+  "outcome-unknown": row("EIO", 4003, 504, EXIT.unknown, true, "The connection was lost after the request was sent; ask again."),
+  "shutting-down": row("ESHUTDOWN", 4004, 503, EXIT.failed, true, "The agent is being stopped."),
+  "not-found": row("EINVAL", 4005, 404, EXIT.failed, false, "There is no such object or path."),
+
+  // Role and state
+  "not-primary": row("EPERM", 4010, 409, EXIT.failed, false, "The command is for a primary."),
+  "not-secondary": row("EPERM", 4011, 409, EXIT.failed, false, "The command is for a secondary."),
+  "no-peer": row("EIO", 4012, 409, EXIT.failed, true, "No secondary is connected."),
+  "peer-connected": row("EIO", 4013, 409, EXIT.failed, false, "The primary is connected, so nothing has failed."),
+  "no-checkpoint": row("EIO", 4014, 409, EXIT.failed, true, "No checkpoint has been committed yet: there is no state to return to."),
+  "epoch-unknown": row("EINVAL", 4015, 409, EXIT.failed, false, "That epoch is not a prepared checkpoint."),
+  "epoch-committed": row("EINVAL", 4016, 409, EXIT.failed, false, "That checkpoint is committed already and cannot be withdrawn."),
+  "too-many-prepared": row("EINVAL", 4017, 409, EXIT.failed, true, "As many checkpoints are prepared as are allowed at once."),
+  "job-unknown": row("EINVAL", 4018, 404, EXIT.failed, false, "There is no job of that id."),
+  "job-state": row("EINVAL", 4019, 409, EXIT.failed, false, "The job is not in a state that allows this."),
+
+  // Handshake refusals
+  "protocol-mismatch": row("EIO", 4020, 409, EXIT.failed, false, "The two agents speak different versions of the replication protocol."),
+  "vm-mismatch": row("EIO", 4021, 409, EXIT.failed, false, "The two agents belong to different VMs."),
+  "mode-mismatch": row("EIO", 4022, 409, EXIT.failed, false, "The two agents run different modes."),
+  "role-conflict": row("EIO", 4023, 409, EXIT.failed, false, "Both agents have the same role."),
+  "disk-mismatch": row("EIO", 4024, 409, EXIT.failed, false, "The two agents do not have disks of the same names."),
+  "size-mismatch": row("EIO", 4025, 409, EXIT.failed, false, "A disk has another size on the other side."),
+  "cluster-size-mismatch": row("EIO", 4026, 409, EXIT.failed, false, "The two agents use different cluster sizes."),
+  "auth-failed": row("EPERM", 4027, 401, EXIT.failed, false, "The peer does not hold the same pre-shared token."),
+  "unrelated": row("EIO", 4028, 409, EXIT.failed, false, "The two disk sets have no common history."),
+  "replaced": row("EIO", 4029, 409, EXIT.failed, true, "A newer session with the same peer took the place of this one."),
+
+  // Peer behaviour
+  "protocol-error": row("EIO", 4040, 400, EXIT.failed, true, "The peer sent what the protocol does not allow."),
+  "peer-timeout": row("EIO", 4041, 504, EXIT.failed, true, "The peer was silent, or made no progress, for the peer timeout."),
+  "connection-lost": row("EIO", 4042, 503, EXIT.failed, true, "The connection to the peer ended."),
+
+  // Disks, overlays, files
+  "image-missing": row("EIO", 4050, 409, EXIT.failed, false, "The image file does not exist."),
+  "image-busy": row("EIO", 4051, 409, EXIT.failed, true, "Another process holds the image."),
+  "image-format": row("EIO", 4052, 409, EXIT.failed, false, "The image is not a raw image of an acceptable size."),
+  "image-changed": row("EIO", 4053, 409, EXIT.failed, false, "The image is not the one that the state directory records."),
+  "state-mismatch": row("EIO", 4054, 409, EXIT.failed, false, "The state directory belongs to another configuration."),
+  "state-corrupt": row("EIO", 4055, 500, EXIT.failed, false, "A file of the state directory fails its checksums beyond repair."),
+  "overlay-full": row("ENOSPC", 4056, 507, EXIT.failed, true, "The overlays have no room for another original."),
+  "out-of-space": row("ENOSPC", 4057, 507, EXIT.failed, true, "The file system is full."),
+  "io-error": row("EIO", 4058, 500, EXIT.failed, true, "The operating system reported an input/output error."),
+  "permission-denied": row("EPERM", 4059, 403, EXIT.failed, false, "The operating system denies access."),
+  "read-only": row("EPERM", 4060, 403, EXIT.failed, false, "The export is read-only."),
+  "out-of-range": row("EINVAL", 4061, 400, EXIT.failed, false, "The request reaches beyond the end of the disk."),
+  "not-supported": row("ENOTSUP", 4062, 400, EXIT.failed, false, "The operation cannot be done in the way that was asked for."),
+  "address-in-use": row("EIO", 4063, 409, EXIT.failed, true, "The address or socket is taken by another process."),
+
+  "internal": row("EIO", 4099, 500, EXIT.failed, false, "A bug: the agent's log has the details."),
+} as const satisfies Record<string, ErrorRow>;
+
+export type ErrorCode = keyof typeof ERRORS;
+
+/** A fault of the world. `message` says what happened, `action` what the operator can do about it. */
+export class ColobusError extends Error {
+  readonly code: ErrorCode;
+  readonly action: string;
+
+  constructor(code: ErrorCode, message: string, action = "", options?: ErrorOptions) {
+    super(message, options);
+    this.name = "ColobusError";
+    this.code = code;
+    this.action = action;
+  }
+
+  /** The row of the table for this error's code. */
+  get row(): ErrorRow {
+    return ERRORS[this.code];
+  }
+
+  /** `{code, message, action}`: the form in which errors cross the control API and `--json`. */
+  toJSON(): { code: ErrorCode; message: string; action: string } {
+    return { code: this.code, message: this.message, action: this.action };
+  }
+}
+
+export function isErrorCode(value: unknown): value is ErrorCode {
+  return typeof value === "string" && Object.hasOwn(ERRORS, value);
+}
+
+/** Any thrown value as a ColobusError; what is not one already is a bug, hence `internal`. */
+export function asColobusError(thrown: unknown): ColobusError {
+  if (thrown instanceof ColobusError) return thrown;
+  const message = thrown instanceof Error ? thrown.message : String(thrown);
+  return new ColobusError("internal", message, "Report this with the agent's log.", { cause: thrown });
+}

@@ -1,0 +1,102 @@
+/** Every fixed limit and default in one place, each with its unit in its name. */
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+
+// NBD (NBD protocol, "Size constraints"; what real clients send is in docs/protocol.md)
+export const NBD_MAX_PAYLOAD_BYTES = 64 * MIB;
+export const NBD_ADVERTISED_MAX_PAYLOAD_BYTES = 32 * MIB;
+export const NBD_PREFERRED_BLOCK_BYTES = 4096;
+export const NBD_MAX_NAME_BYTES = 4096;
+/** Option data up to this length is read; up to NBD_MAX_SKIPPED_OPTION_BYTES it is skipped with ERR_TOO_BIG; beyond, the connection ends. */
+export const NBD_MAX_OPTION_BYTES = 64 * KIB;
+export const NBD_MAX_SKIPPED_OPTION_BYTES = 1 * MIB;
+export const NBD_MAX_OPTIONS_PER_CONNECTION = 4096;
+export const NBD_HANDSHAKE_TIMEOUT_MS = 10_000;
+export const NBD_MAX_IN_FLIGHT_BYTES_PER_CLIENT = 128 * MIB;
+export const NBD_MAX_IN_FLIGHT_BYTES = 256 * MIB;
+export const NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT = 1024;
+export const NBD_MAX_EXTENTS_PER_REPLY = 65_536;
+/** Reply bytes that a client has not taken yet; beyond, nothing more is read from it. */
+export const NBD_MAX_UNSENT_BYTES_PER_CLIENT = 8 * MIB;
+/** In-flight bytes that every client gets even when others have used up NBD_MAX_IN_FLIGHT_BYTES. */
+export const NBD_GUARANTEED_BYTES_PER_CLIENT = 1 * MIB;
+/** A client that takes no replies for this long, while others wait for the memory these occupy, is disconnected. */
+export const NBD_STALLED_CLIENT_MS = 30_000;
+/** Replies of one event-loop turn are laid out in buffers of this size; larger replies get their own. */
+export const NBD_REPLY_ARENA_BYTES = 256 * KIB;
+/** Reads of at least this size have their zero extents sent as holes. */
+export const NBD_SPARSE_READ_MIN_BYTES = 64 * KIB;
+/** A client that is still negotiating when the server closes has this long to hear ERR_SHUTDOWN. */
+export const NBD_HANDSHAKE_GRACE_MS = 500;
+/** Requests in flight when the server closes have this long to finish. */
+export const NBD_CLOSE_TIMEOUT_MS = 5_000;
+/** After the last reply a client has this long to close its end. */
+export const NBD_LINGER_MS = 5_000;
+
+// Disks
+export const CLUSTER_MIN_BYTES = 4 * KIB;
+export const CLUSTER_MAX_BYTES = 1 * MIB;
+export const CLUSTER_DEFAULT_BYTES = 16 * KIB;
+/** Cluster indexes are unsigned 32-bit numbers. */
+export const DISK_MAX_CLUSTERS = 2 ** 32;
+export const DISKS_MAX = 64;
+export const NAME_MAX_BYTES = 128;
+
+// Replication
+export const MESSAGE_MAX_BYTES = 8 * MIB;
+/** A batch is handed to the link when it has reached this size, at the latest at the end of the event-loop turn. */
+export const BATCH_TARGET_BYTES = 256 * KIB;
+/** Writes larger than this are cut, so that no message outgrows MESSAGE_MAX_BYTES. */
+export const WRITE_PIECE_MAX_BYTES = 1 * MIB;
+export const HANDSHAKE_MESSAGE_MAX_BYTES = 64 * KIB;
+export const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** Links accepted that have not yet proved that they belong to the peer. */
+export const UNAUTHENTICATED_LINKS_MAX = 16;
+export const WINDOW_DEFAULT_BYTES = 64 * MIB;
+/** Bytes handed to the secondary but not yet stable there, as a multiple of the window. */
+export const UNSTABLE_WINDOWS = 4;
+export const PEER_TIMEOUT_DEFAULT_MS = 5_000;
+export const RECONNECT_MIN_MS = 100;
+export const RECONNECT_MAX_MS = 5_000;
+
+// Epochs
+export const PREPARED_EPOCHS_MAX = 64;
+/** Epoch numbers are reserved on disk in blocks, so that opening an epoch seldom costs a write. */
+export const EPOCH_RESERVATION = 64;
+
+// Secondary
+/** The replica writer saves originals for, and then applies, at most this many bytes at a time. */
+export const APPLY_BATCH_BYTES = 8 * MIB;
+/** Bytes written to the base since the last fsync that start the next one behind the stream. */
+export const SYNC_BEHIND_BYTES = 16 * MIB;
+export const SYNC_BEHIND_MS = 100;
+/** The overlays' file system must have this much free before a full overlay is tried again. */
+export const OVERLAY_RESERVE_BYTES = 16 * MIB;
+export const OVERLAY_RETRY_MS = 1_000;
+
+// Jobs
+export const JOB_CHUNK_BYTES = 1 * MIB;
+export const JOBS_CONCLUDED_KEPT = 64;
+
+// Control
+export const EVENTS_KEPT = 1024;
+export const CONTROL_BODY_MAX_BYTES = 64 * KIB;
+/** The largest answer, or event, that a client of the control API takes. */
+export const CONTROL_ANSWER_MAX_BYTES = 16 * MIB;
+export const CONTROL_CONNECTIONS_MAX = 256;
+/** Requests that one connection may have outstanding (pipelined) before it is closed. */
+export const CONTROL_REQUESTS_PER_CONNECTION_MAX = 8;
+/** A request must have arrived completely within this time. */
+export const CONTROL_REQUEST_TIMEOUT_MS = 30_000;
+/** What the answers still being sent get when the agent stops. */
+export const CONTROL_CLOSE_GRACE_MS = 1_000;
+/** How much longer than the agent its client waits, so that the agent's own answer wins. */
+export const COMMAND_TIMEOUT_GRACE_MS = 1_000;
+export const COMMAND_TIMEOUT_DEFAULT_MS = 60_000;
+export const COMMAND_TIMEOUT_MAX_MS = 24 * 3600 * 1000;
+/** SIGTERM ends the agent within this time. */
+export const SHUTDOWN_TIMEOUT_MS = 15_000;
+
+// State
+export const STATE_SLOT_BYTES = 64 * KIB;

@@ -1,0 +1,224 @@
+/**
+ * The replication protocol: the messages that two agents exchange over one link, and their encoding.
+ *
+ * A message is one binary WebSocket message:
+ *
+ * | offset | size | field |
+ * |---|---|---|
+ * | 0 | 4 | header length H, big-endian |
+ * | 4 | H | header: one msgpack map whose `type` names the message |
+ * | 4+H | … | payload: in `data` only, the bytes of its write operations one after the other |
+ *
+ * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `ready`. Then the
+ * primary sends `data`, `sync`, `barrier`, `commit` and `discard`; the secondary sends `ack`, `answer`, `stall` and
+ * `unstall`; both send `ping`. A side that finds fault sends `refuse` and closes.
+ */
+import { Packr } from "msgpackr";
+import { z } from "zod";
+import { ColobusError, isErrorCode } from "./errors.ts";
+import { DISKS_MAX, HANDSHAKE_MESSAGE_MAX_BYTES, MESSAGE_MAX_BYTES, PREPARED_EPOCHS_MAX } from "./limits.ts";
+import { REPLICATION_PROTOCOL_VERSION } from "./versions.ts";
+import { ACK_POLICIES, MODES, ROLES } from "./words.ts";
+
+const HEAD_BYTES = 4;
+
+/** What one operation of a `data` message does to a range of a disk. */
+export const OPERATION_KINDS = { write: 0, discard: 1, zero: 2 } as const;
+export type OperationKind = keyof typeof OPERATION_KINDS;
+const KIND_NAMES: readonly OperationKind[] = ["write", "discard", "zero"];
+
+export interface Operation {
+  /** `discard` and `zero` both make the range read as zeroes; `discard` frees its space. */
+  readonly kind: OperationKind;
+  /** Index into the disks of the primary's `hello`. */
+  readonly disk: number;
+  readonly offset: number;
+  readonly length: number;
+  /** The bytes of a `write`, `length` long; empty otherwise. A view of the received message. */
+  readonly payload: Buffer;
+}
+
+const epoch = z.int().nonnegative();
+const byteString = (accepts: (length: number) => boolean): z.ZodType<Uint8Array> =>
+  z.custom<Uint8Array>((value) => value instanceof Uint8Array && accepts(value.length));
+const text = z.string().max(1024);
+const errorBody = z.object({ code: text, message: z.string().max(4096), action: z.string().max(4096) });
+
+const helloSchema = z.object({
+  type: z.literal("hello"),
+  protocol: z.literal(REPLICATION_PROTOCOL_VERSION),
+  agentVersion: text,
+  agentId: text,
+  vm: text,
+  mode: z.enum(MODES),
+  role: z.enum(ROLES),
+  ack: z.enum(ACK_POLICIES),
+  clusterBytes: z.int().positive(),
+  /** `sizeBytes` is null where the secondary is to make the image at the primary's size. */
+  disks: z.array(z.object({ name: text, sizeBytes: z.int().positive().nullable() })).max(DISKS_MAX),
+  /** 16 random bytes; `proof` is bound to both sides' nonces. */
+  nonce: byteString((length) => length === 16),
+  /** Whether this side holds a pre-shared token. */
+  hasToken: z.boolean(),
+  lineage: text.nullable(),
+  committed: epoch,
+  prepared: z.array(epoch).max(PREPARED_EPOCHS_MAX),
+  /** The highest epoch number that this side has seen used. */
+  epochSeen: epoch,
+  /** On a primary: the agent id of the secondary that its dirty bitmap counts from. */
+  tracks: text.nullable(),
+  /** On a primary: the operator says that the copies are identical (`--assume-in-sync`). */
+  assumeInSync: z.boolean(),
+});
+export type Hello = Omit<z.infer<typeof helloSchema>, "type">;
+
+const schemas = {
+  hello: helloSchema,
+  /** HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token. */
+  proof: z.object({ type: z.literal("proof"), mac: byteString((length) => length <= 32) }),
+  begin: z.object({
+    type: z.literal("begin"),
+    lineage: text,
+    /** The epoch that the writes to come belong to. */
+    openEpoch: epoch,
+    /** Sizes of the disks, in the order of the primary's `hello`. */
+    diskSizes: z.array(z.int().positive()).max(DISKS_MAX),
+  }),
+  ready: z.object({ type: z.literal("ready") }),
+  /** The primary starts, or ends, sending the clusters that the secondary may lack. */
+  sync: z.object({ type: z.literal("sync"), phase: z.enum(["begin", "end"]), totalBytes: z.int().nonnegative() }),
+  barrier: z.object({ type: z.literal("barrier"), id: z.int().positive(), epoch: z.int().positive() }),
+  commit: z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: z.int().positive() }),
+  discard: z.object({
+    type: z.literal("discard"),
+    id: z.int().positive(),
+    epochs: z.array(z.int().positive()).max(PREPARED_EPOCHS_MAX),
+  }),
+  /** Ends the request `id` (`barrier`, `commit`, `discard`): done, or failed for a reason. */
+  answer: z.object({ type: z.literal("answer"), id: z.int().positive(), error: errorBody.nullable() }),
+  /** Operations up to `received` have arrived; those up to `stable` survive what the secondary's durability names. */
+  ack: z.object({ type: z.literal("ack"), received: epoch, stable: epoch }),
+  /** The secondary cannot take writes now, and says why; `unstall` when it can again. */
+  stall: z.object({ type: z.literal("stall"), error: errorBody }),
+  unstall: z.object({ type: z.literal("unstall") }),
+  ping: z.object({ type: z.literal("ping") }),
+  refuse: z.object({ type: z.literal("refuse"), error: errorBody }),
+} as const;
+
+/** Operations `firstSequence`, `firstSequence + 1` … of the session, in the order in which they are to be applied. */
+export interface DataMessage {
+  readonly type: "data";
+  readonly firstSequence: number;
+  readonly operations: readonly Operation[];
+}
+
+export type Message = { [Type in keyof typeof schemas]: z.infer<(typeof schemas)[Type]> }[keyof typeof schemas] | DataMessage;
+export type MessageType = Message["type"];
+
+const packr = new Packr({ useRecords: false });
+
+/** The message as buffers to be sent one after the other. */
+export function encodeMessage(message: Exclude<Message, DataMessage>): Buffer[] {
+  return [encodeHeader(message)];
+}
+
+/**
+ * A `data` message as buffers to be sent one after the other; the payloads are not copied.
+ * `ranges` is flat: kind, disk, offset, length of each operation.
+ */
+export function encodeData(firstSequence: number, ranges: readonly number[], payloads: readonly Buffer[]): Buffer[] {
+  return [encodeHeader({ type: "data", firstSequence, ranges }), ...payloads];
+}
+
+function encodeHeader(header: object): Buffer {
+  const body = packr.pack(header);
+  const head = Buffer.allocUnsafe(HEAD_BYTES + body.length);
+  head.writeUInt32BE(body.length, 0);
+  body.copy(head, HEAD_BYTES);
+  return head;
+}
+
+/**
+ * The message in `bytes`, every field checked. Payloads and other byte fields are views of `bytes`.
+ * Errors: `protocol-error`; `protocol-mismatch` for a `hello` of another protocol version.
+ */
+export function decodeMessage(bytes: Buffer): Message {
+  if (bytes.length < HEAD_BYTES) throw malformed("it is shorter than its head");
+  const headerEnd = HEAD_BYTES + bytes.readUInt32BE(0);
+  if (headerEnd > bytes.length || headerEnd > MESSAGE_MAX_BYTES) throw malformed("its header reaches beyond its end");
+  const header = unpackHeader(bytes.subarray(HEAD_BYTES, headerEnd));
+  if (header.type === "data") return decodeData(header, bytes.subarray(headerEnd));
+  if (headerEnd !== bytes.length) throw malformed("only data messages have a payload");
+  if (bytes.length > HANDSHAKE_MESSAGE_MAX_BYTES) throw malformed("it is too long");
+  if (typeof header.type !== "string" || !Object.hasOwn(schemas, header.type)) throw malformed("its type is unknown");
+  if (header.type === "hello" && header.protocol !== REPLICATION_PROTOCOL_VERSION) throw otherVersion(header);
+  const parsed = schemas[header.type as keyof typeof schemas].safeParse(header);
+  if (!parsed.success) throw malformed(`${header.type}: ${z.prettifyError(parsed.error)}`);
+  return parsed.data;
+}
+
+/** A fault in the form in which messages carry it. */
+export function toErrorBody(error: ColobusError): z.infer<typeof errorBody> {
+  return error.toJSON();
+}
+
+/** The fault that a message carries; a code that this release does not know becomes `protocol-error`. */
+export function fromErrorBody(body: z.infer<typeof errorBody>): ColobusError {
+  return new ColobusError(isErrorCode(body.code) ? body.code : "protocol-error", body.message, body.action);
+}
+
+function unpackHeader(bytes: Buffer): Record<string, unknown> {
+  let value: unknown;
+  try {
+    value = packr.unpack(bytes);
+  } catch (error) {
+    throw malformed(`its header is no msgpack: ${error instanceof Error ? error.message : String(error)}`);
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value)) throw malformed("its header is no map");
+  return value as Record<string, unknown>;
+}
+
+function decodeData(header: Record<string, unknown>, payload: Buffer): DataMessage {
+  const { firstSequence, ranges } = header;
+  if (!isCount(firstSequence) || firstSequence === 0) throw malformed("data: firstSequence");
+  if (!Array.isArray(ranges) || ranges.length === 0 || ranges.length % 4 !== 0) throw malformed("data: ranges");
+  const operations: Operation[] = [];
+  let at = 0;
+  for (let index = 0; index < ranges.length; index += 4) {
+    const kind = KIND_NAMES[ranges[index] as number];
+    const disk: unknown = ranges[index + 1];
+    const offset: unknown = ranges[index + 2];
+    const length: unknown = ranges[index + 3];
+    if (kind === undefined || !isCount(disk) || !isCount(offset) || !isCount(length) || length === 0) {
+      throw malformed("data: an operation's fields");
+    }
+    const payloadEnd = kind === "write" ? at + length : at;
+    if (payloadEnd > payload.length) throw malformed("data: the payload is too short");
+    operations.push({ kind, disk, offset, length, payload: payload.subarray(at, payloadEnd) });
+    at = payloadEnd;
+  }
+  if (at !== payload.length) throw malformed("data: the payload is too long");
+  return { type: "data", firstSequence, operations };
+}
+
+function isCount(value: unknown): value is number {
+  return typeof value === "number" && Number.isSafeInteger(value) && value >= 0;
+}
+
+function malformed(what: string): ColobusError {
+  return new ColobusError(
+    "protocol-error",
+    `the peer sent a message that is not of the protocol: ${what}`,
+    "Check what is connected to the replication port; both agents should run the same release.",
+  );
+}
+
+function otherVersion(header: Record<string, unknown>): ColobusError {
+  const { protocol, agentVersion } = header;
+  return new ColobusError(
+    "protocol-mismatch",
+    `the peer speaks replication protocol ${String(protocol).slice(0, 20)} (release ${String(agentVersion).slice(0, 40)}), ` +
+      `this agent speaks ${REPLICATION_PROTOCOL_VERSION}`,
+    "Run the same release of Colobus on both hosts.",
+  );
+}

@@ -1,0 +1,97 @@
+/**
+ * The agent's state record: role, lineage, epochs and merge state of one VM's disks, the one thing that recovery reads
+ * first. It lies in a file of two slots; a new record goes to the slot that does not hold the newest one, so that a
+ * torn write leaves the older record whole.
+ *
+ * Slot layout (big-endian; STATE_SLOT_BYTES each, slot = sequence mod 2):
+ *
+ * | offset | size | field |
+ * |---|---|---|
+ * | 0 | 8 | magic "COLOSTAT" |
+ * | 8 | 4 | version |
+ * | 12 | 4 | body length |
+ * | 16 | 8 | sequence, from 1 |
+ * | 24 | 4 | CRC-32 of the body |
+ * | 28 | 4 | CRC-32 of bytes 0–27 |
+ * | 32 | 32 | reserved, zero |
+ * | 64 | … | body: one msgpack map (`stateRecordSchema`) |
+ */
+import assert from "node:assert/strict";
+import { crc32 } from "node:zlib";
+import { Packr } from "msgpackr";
+import { z } from "zod";
+import { STATE_SLOT_BYTES } from "./limits.ts";
+import { STATE_RECORD_VERSION } from "./versions.ts";
+import { DURABILITIES, MODES, ROLES } from "./words.ts";
+
+const MAGIC = Buffer.from("COLOSTAT", "latin1");
+const HEADER_BYTES = 64;
+
+const epoch = z.int().nonnegative();
+
+export const stateRecordSchema = z.object({
+  agentId: z.string().length(32),
+  vm: z.string(),
+  mode: z.enum(MODES),
+  role: z.enum(ROLES),
+  durability: z.enum(DURABILITIES),
+  clusterBytes: z.int().positive(),
+  /** The history that this side's disks belong to; null on a secondary that has not yet committed anything. */
+  lineage: z.string().nullable(),
+  /** Peers that a primary dials. */
+  peers: z.array(z.string()),
+  disks: z.array(z.object({ name: z.string(), image: z.string(), sizeBytes: z.int().positive().nullable() })),
+  /** No epoch above this number has ever been used. */
+  epochReserved: epoch,
+  /** The checkpoint that a failover returns to; 0 before the first. */
+  committed: z.object({ epoch, atMs: z.number() }),
+  /** Prepared and neither committed nor discarded, ascending. */
+  prepared: z.array(z.object({ epoch, atMs: z.number() })),
+  /** Set by a promotion until every overlay has been merged into its base; `activeEpoch` names the active disks. */
+  merge: z.object({ activeEpoch: epoch }).nullable(),
+  /** The secondary whose copy equals this primary's, written at a clean stop only; null: nothing is known. */
+  inSyncPeer: z.string().nullable(),
+  /** The kernel's boot id when this record was written. */
+  bootId: z.string(),
+});
+export type StateRecord = z.infer<typeof stateRecordSchema>;
+
+const packr = new Packr({ useRecords: false });
+
+/** One slot's bytes, STATE_SLOT_BYTES long. */
+export function encodeStateSlot(sequence: number, record: StateRecord): Buffer {
+  const body = packr.pack(record);
+  assert(body.length <= STATE_SLOT_BYTES - HEADER_BYTES, "a state record fits its slot: names and counts are limited");
+  const slot = Buffer.alloc(STATE_SLOT_BYTES);
+  MAGIC.copy(slot, 0);
+  slot.writeUInt32BE(STATE_RECORD_VERSION, 8);
+  slot.writeUInt32BE(body.length, 12);
+  slot.writeBigUInt64BE(BigInt(sequence), 16);
+  slot.writeUInt32BE(crc32(body), 24);
+  slot.writeUInt32BE(crc32(slot.subarray(0, 28)), 28);
+  body.copy(slot, HEADER_BYTES);
+  return slot;
+}
+
+export type StateSlot =
+  | { readonly kind: "valid"; readonly sequence: number; readonly record: StateRecord }
+  | { readonly kind: "empty" }
+  | { readonly kind: "torn" }
+  | { readonly kind: "newer"; readonly version: number };
+
+/** What one slot holds. `empty`: never written. `newer`: written by a later version of Colobus. */
+export function decodeStateSlot(slot: Buffer): StateSlot {
+  if (slot.every((byte) => byte === 0)) return { kind: "empty" };
+  if (!slot.subarray(0, 8).equals(MAGIC) || slot.readUInt32BE(28) !== crc32(slot.subarray(0, 28))) {
+    return { kind: "torn" };
+  }
+  const version = slot.readUInt32BE(8);
+  if (version > STATE_RECORD_VERSION) return { kind: "newer", version };
+  const length = slot.readUInt32BE(12);
+  if (length > slot.length - HEADER_BYTES) return { kind: "torn" };
+  const body = slot.subarray(HEADER_BYTES, HEADER_BYTES + length);
+  if (slot.readUInt32BE(24) !== crc32(body)) return { kind: "torn" };
+  const parsed = stateRecordSchema.safeParse(packr.unpack(body));
+  if (!parsed.success) return { kind: "torn" };
+  return { kind: "valid", sequence: Number(slot.readBigUInt64BE(16)), record: parsed.data };
+}

@@ -1,0 +1,255 @@
+import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-format.ts";
+import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
+import { forEachZeroPiece } from "../shared/block/zeroes.ts";
+import { listOverlayEpochs, OverlayFiles, type OverlayContext } from "./overlay-files.ts";
+
+/** A cluster is tracked in 32 parts, so that a small write needs no copy of the rest of its cluster. */
+const PARTS = 32;
+/** Clusters held in part, at most; beyond it a write fills its cluster from below. */
+const PARTIAL_CLUSTERS_MAX = 65_536;
+
+/** Reads what lies below the active disk. */
+export type ReadBelow = (target: Uint8Array, offset: number) => Promise<void> | undefined;
+
+/**
+ * Owns the active disk of one disk: writes that lie above the committed checkpoint of `epoch`. Before a failover they
+ * are the secondary VM's own, and the next commit empties it; after one they are the guest's, until the merge.
+ *
+ * The data goes to a sparse file, each byte at its own offset, and the journal names the 32nds of clusters that are
+ * held. A write survives kill -9 at once. `flush` fsyncs the data, appends a sync mark, and fsyncs the journal; after
+ * a loss of power only what a sync mark covers is believed, so no entry can name data that did not reach the disk.
+ *
+ * Callers serialize overlapping writes (a range lock aligned to `partBytes`).
+ */
+export class ActiveDisk {
+  readonly #context: OverlayContext;
+  readonly #files: OverlayFiles;
+  readonly #whole = new ClusterBitmap();
+  readonly #partial = new Map<number, number>();
+  readonly #partBytes: number;
+  /** Frames of the journal up to here are covered by a durable sync mark. */
+  #coveredSequence = 0;
+
+  constructor(context: OverlayContext, epoch: number) {
+    this.#context = context;
+    this.#files = new OverlayFiles(context, "active", epoch);
+    this.#partBytes = context.geometry.clusterBytes / PARTS;
+  }
+
+  /**
+   * Reads back the active disk of `epoch` and removes those of any other. `afterPowerLoss`: the host has booted since;
+   * what no sync mark covers is dropped.
+   */
+  static recover(context: OverlayContext, epoch: number, afterPowerLoss: boolean): ActiveDisk {
+    for (const other of listOverlayEpochs(context.storage, context.directory, "active")) {
+      if (other !== epoch) new OverlayFiles(context, "active", other).removeFiles();
+    }
+    const active = new ActiveDisk(context, epoch);
+    active.#files.recover((entry) => active.#apply(entry), { onlySynced: afterPowerLoss });
+    return active;
+  }
+
+  get epoch(): number {
+    return this.#files.epoch;
+  }
+
+  /** Writes must be locked in multiples of this many bytes. */
+  get partBytes(): number {
+    return this.#partBytes;
+  }
+
+  get isEmpty(): boolean {
+    return this.#whole.isEmpty && this.#partial.size === 0;
+  }
+
+  get allocatedBytes(): number {
+    return this.#files.allocatedBytes;
+  }
+
+  /** The clusters held, whole or in part. The caller owns the bitmap. */
+  clusters(): ClusterBitmap {
+    const clusters = this.#whole.clone();
+    clusters.addMany(this.#partial.keys());
+    return clusters;
+  }
+
+  has(cluster: number): boolean {
+    return this.#whole.has(cluster) || this.#partial.has(cluster);
+  }
+
+  intersects(first: number, end: number): boolean {
+    if (this.#whole.intersectsWithRange(first, end)) return true;
+    if (this.#partial.size === 0) return false;
+    if (end - first > this.#partial.size) {
+      for (const cluster of this.#partial.keys()) if (cluster >= first && cluster < end) return true;
+      return false;
+    }
+    for (let cluster = first; cluster < end; cluster += 1) if (this.#partial.has(cluster)) return true;
+    return false;
+  }
+
+  /** The parts of the cluster that are held, one bit each, bit 0 the first. */
+  mask(cluster: number): number {
+    return this.#whole.has(cluster) ? WHOLE_CLUSTER_MASK : (this.#partial.get(cluster) ?? 0);
+  }
+
+  /** Where [offset, offset+length) of one cluster changes between held and not: the end of the leading stretch. */
+  stretch(offset: number, end: number): { readonly held: boolean; readonly end: number } {
+    const { clusterBytes } = this.#context.geometry;
+    const cluster = Math.floor(offset / clusterBytes);
+    const mask = this.mask(cluster);
+    const start = cluster * clusterBytes;
+    let part = Math.floor((offset - start) / this.#partBytes);
+    const held = ((mask >>> part) & 1) === 1;
+    while (part < PARTS && (((mask >>> part) & 1) === 1) === held) part += 1;
+    return { held, end: Math.min(start + part * this.#partBytes, end) };
+  }
+
+  /** Fills `target` from the data file, whatever is held. */
+  readData(target: Uint8Array, offset: number): Promise<void> | undefined {
+    return this.#files.data.tryRead(target, offset) ? undefined : this.#files.data.read(target, offset);
+  }
+
+  /**
+   * Writes `source`, or zeroes where it is a length, at `offset`. Parts that are written only in part, and not held
+   * yet, are filled up from below first. Errors: `overlay-full`, `io-error`; nothing new is held then.
+   */
+  write(source: Uint8Array | number, offset: number, readBelow: ReadBelow): Promise<void> | undefined {
+    const length = typeof source === "number" ? source : source.length;
+    const gaps = this.#gaps(offset, offset + length);
+    if (gaps.length === 0) {
+      this.#writeNow(source, offset, offset, offset + length);
+      return undefined;
+    }
+    return this.#fillThenWrite(source, offset, length, gaps, readBelow);
+  }
+
+  async flush(): Promise<void> {
+    if (!this.#files.exists) return;
+    const { journal } = this.#files;
+    const covered = journal.sequence;
+    await this.#files.syncData();
+    if (covered <= this.#coveredSequence) return;
+    journal.appendSyncMark(covered);
+    await journal.sync();
+    this.#coveredSequence = covered;
+  }
+
+  close(): void {
+    this.#files.close();
+  }
+
+  removeFiles(): void {
+    this.#files.removeFiles();
+  }
+
+  /** Frees the storage off the event loop. Nobody may use the active disk any more. */
+  removeBehind(): Promise<void> {
+    return this.#files.removeBehind();
+  }
+
+  /** Ranges outside [offset, end) that must be filled from below for whole parts to be held: at most two, or many where clusters are filled whole. */
+  #gaps(offset: number, end: number): { offset: number; end: number }[] {
+    const { geometry } = this.#context;
+    const crowded = this.#partial.size >= PARTIAL_CLUSTERS_MAX;
+    const unit = crowded ? geometry.clusterBytes : this.#partBytes;
+    const from = Math.floor(offset / unit) * unit;
+    const to = Math.min(Math.ceil(end / unit) * unit, geometry.sizeBytes);
+    const gaps: { offset: number; end: number }[] = [];
+    for (const [gapFrom, gapEnd] of [
+      [from, offset],
+      [end, to],
+    ] as const) {
+      for (let at = gapFrom; at < gapEnd; ) {
+        const stretch = this.stretch(at, gapEnd);
+        if (!stretch.held) gaps.push({ offset: at, end: stretch.end });
+        at = stretch.end;
+      }
+    }
+    return gaps;
+  }
+
+  async #fillThenWrite(
+    source: Uint8Array | number,
+    offset: number,
+    length: number,
+    gaps: readonly { offset: number; end: number }[],
+    readBelow: ReadBelow,
+  ): Promise<void> {
+    const fills: { bytes: Buffer; offset: number }[] = [];
+    let from = offset;
+    let end = offset + length;
+    for (const gap of gaps) {
+      const bytes = Buffer.allocUnsafe(gap.end - gap.offset);
+      await readBelow(bytes, gap.offset);
+      fills.push({ bytes, offset: gap.offset });
+      from = Math.min(from, gap.offset);
+      end = Math.max(end, gap.end);
+    }
+    for (const fill of fills) this.#files.data.write(fill.bytes, fill.offset);
+    this.#writeNow(source, offset, from, end);
+  }
+
+  /** Writes the data, then the journal entries that make the parts of [from, end) held. */
+  #writeNow(source: Uint8Array | number, offset: number, from: number, end: number): void {
+    const { data } = this.#files;
+    if (typeof source !== "number") data.write(source, offset);
+    else if (this.#files.exists) data.zero(offset, source);
+    else forEachZeroPiece(source, (piece, at) => data.write(piece, offset + at));
+    const entries = this.#newlyHeld(from, end);
+    if (entries.length === 0) return;
+    this.#files.journal.append(entries);
+    for (const entry of entries) this.#apply(entry);
+  }
+
+  /** Entries for the parts of [from, end) that are not held yet: adjacent whole clusters in one entry. */
+  #newlyHeld(from: number, end: number): JournalEntry[] {
+    const { geometry } = this.#context;
+    const entries: JournalEntry[] = [];
+    const firstCluster = Math.floor(from / geometry.clusterBytes);
+    const endCluster = Math.ceil(end / geometry.clusterBytes);
+    for (let cluster = firstCluster; cluster < endCluster; cluster += 1) {
+      const start = cluster * geometry.clusterBytes;
+      const clusterEnd = clusterEndOffset(geometry, cluster + 1);
+      const had = this.mask(cluster);
+      if (had === WHOLE_CLUSTER_MASK) continue;
+      const whole = from <= start && end >= clusterEnd;
+      const mask = whole
+        ? WHOLE_CLUSTER_MASK
+        : (had | maskOf(Math.max(from - start, 0), Math.min(end, clusterEnd) - start, this.#partBytes)) >>> 0;
+      if (mask === had) continue;
+      const last = entries.at(-1);
+      if (
+        mask === WHOLE_CLUSTER_MASK &&
+        last?.mask === WHOLE_CLUSTER_MASK &&
+        last.firstCluster + last.clusterCount === cluster
+      ) {
+        entries[entries.length - 1] = { ...last, clusterCount: last.clusterCount + 1 };
+      } else {
+        entries.push({ firstCluster: cluster, clusterCount: 1, mask, operation: "held" });
+      }
+    }
+    return entries;
+  }
+
+  #apply(entry: JournalEntry): void {
+    const end = entry.firstCluster + entry.clusterCount;
+    if (entry.mask === WHOLE_CLUSTER_MASK) {
+      this.#whole.addRange(entry.firstCluster, end);
+      if (this.#partial.size > 0) {
+        for (let cluster = entry.firstCluster; cluster < end; cluster += 1) this.#partial.delete(cluster);
+      }
+    } else if (!this.#whole.has(entry.firstCluster)) {
+      this.#partial.set(entry.firstCluster, entry.mask);
+    }
+  }
+}
+
+/** Bits of the parts that [from, end) of a cluster touches. */
+function maskOf(from: number, end: number, partBytes: number): number {
+  const first = Math.floor(from / partBytes);
+  const afterLast = Math.ceil(end / partBytes);
+  const below = afterLast >= PARTS ? WHOLE_CLUSTER_MASK : (1 << afterLast) - 1;
+  return (below & ~((1 << first) - 1)) >>> 0;
+}

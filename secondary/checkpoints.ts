@@ -1,0 +1,213 @@
+import { ColobusError } from "../proto/errors.ts";
+import { PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
+import type { StateRecord } from "../proto/state-record.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import type { ReplicaDisk } from "./replica-disk.ts";
+import type { ViewGate } from "./view-gate.ts";
+
+/** Writes of one epoch, counted since this agent started. */
+interface EpochVolume {
+  writes: number;
+  bytes: number;
+}
+
+export interface CheckpointsOptions {
+  readonly state: StateFile;
+  readonly disks: () => readonly ReplicaDisk[];
+  readonly gate: ViewGate;
+  readonly clock: Clock;
+  readonly log: Log;
+}
+
+/**
+ * Owns the secondary's epochs: which one is open, which checkpoints are prepared, and which one is committed.
+ *
+ * A decision is one durable state record for all disks of the VM; only then do the disks follow, in memory, and only
+ * after that is storage freed. Barrier, commit and discard run one after the other.
+ */
+export class Checkpoints {
+  readonly #options: CheckpointsOptions;
+  readonly #volumes = new Map<number, EpochVolume>();
+  #openEpoch: number;
+  #volumesComplete: boolean;
+  #tail: Promise<unknown> = Promise.resolve();
+  #freeing: Promise<void> = Promise.resolve();
+
+  constructor(options: CheckpointsOptions) {
+    this.#options = options;
+    this.#openEpoch = options.state.record.epochReserved + 1;
+    this.#volumesComplete = options.disks().every((disk) => disk.hidden.isEmpty);
+  }
+
+  get committed(): StateRecord["committed"] {
+    return this.#record.committed;
+  }
+
+  get prepared(): readonly number[] {
+    return this.#record.prepared.map(({ epoch }) => epoch);
+  }
+
+  get openEpoch(): number {
+    return this.#openEpoch;
+  }
+
+  /** The newest barrier that a commit can still name; 0 while there is none. */
+  get newestBarrier(): number {
+    return this.#record.prepared.at(-1)?.epoch ?? this.committed.epoch;
+  }
+
+  /** The writes to come belong to `epoch`: the primary says so when a session begins. */
+  openAt(epoch: number): void {
+    if (epoch <= this.newestBarrier) {
+      throw new ColobusError("protocol-error", `the peer opens epoch ${epoch}, which is closed already`);
+    }
+    this.#openEpoch = epoch;
+    for (const disk of this.#options.disks()) disk.hidden.openEpoch(epoch);
+  }
+
+  countApplied(writes: number, bytes: number): void {
+    const volume = this.#volumes.get(this.#openEpoch);
+    if (volume === undefined) this.#volumes.set(this.#openEpoch, { writes, bytes });
+    else {
+      volume.writes += writes;
+      volume.bytes += bytes;
+    }
+  }
+
+  /** What is here of later epochs than the committed one; `complete` is false when this agent has not seen all of it. */
+  volumeSinceCommit(): EpochVolume & { readonly complete: boolean } {
+    let writes = 0;
+    let bytes = 0;
+    for (const volume of this.#volumes.values()) {
+      writes += volume.writes;
+      bytes += volume.bytes;
+    }
+    return { writes, bytes, complete: this.#volumesComplete };
+  }
+
+  /**
+   * Records the barrier of `epoch`: everything of it is stable on all disks, which the caller has seen to. The next
+   * epoch is open when the promise resolves. Errors: `protocol-error`, `too-many-prepared`, `io-error`.
+   */
+  prepare(epoch: number): Promise<void> {
+    return this.#serialize(async () => {
+      const { state, clock, disks } = this.#options;
+      if (epoch < this.#openEpoch) {
+        throw new ColobusError("protocol-error", `the peer closes epoch ${epoch}, which is closed already`);
+      }
+      if (this.prepared.length >= PREPARED_EPOCHS_MAX) {
+        throw new ColobusError(
+          "too-many-prepared",
+          `${PREPARED_EPOCHS_MAX} checkpoints are prepared already`,
+          "Commit or discard some of them first.",
+        );
+      }
+      await state.update((record) => ({
+        ...record,
+        epochReserved: Math.max(record.epochReserved, epoch),
+        prepared: [...record.prepared, { epoch, atMs: clock.wallMs() }],
+      }));
+      this.#openEpoch = epoch + 1;
+      for (const disk of disks()) {
+        disk.hidden.setNewestBarrier(epoch);
+        disk.hidden.openEpoch(epoch + 1);
+      }
+    });
+  }
+
+  /**
+   * Makes the prepared checkpoint `epoch`, and every earlier one, the state to return to, on all disks at once.
+   * `lineage` is adopted with it. Succeeds again for what is committed already.
+   * Errors: `epoch-unknown`, `io-error` (the old checkpoint stands then).
+   */
+  commit(epoch: number, lineage: string): Promise<void> {
+    return this.#serialize(async () => {
+      const { state, gate, disks } = this.#options;
+      if (epoch <= this.committed.epoch) return;
+      const prepared = this.#record.prepared.find((candidate) => candidate.epoch === epoch);
+      if (prepared === undefined) throw unknownEpoch(epoch);
+      // Readers finish against the old view; from here on new ones wait for the decision.
+      await gate.close();
+      const freeing: (() => Promise<void>)[] = [];
+      try {
+        await state.update((record) => ({
+          ...record,
+          lineage,
+          committed: { epoch, atMs: prepared.atMs },
+          prepared: record.prepared.filter((candidate) => candidate.epoch > epoch),
+        }));
+        for (const disk of disks()) {
+          freeing.push(disk.switchView(epoch));
+          disk.hidden.setNewestBarrier(this.newestBarrier);
+        }
+        for (const counted of this.#volumes.keys()) if (counted <= epoch) this.#volumes.delete(counted);
+        if (disks().every((disk) => disk.hidden.isEmpty)) this.#volumesComplete = true;
+      } finally {
+        gate.open();
+      }
+      this.#free(freeing);
+    });
+  }
+
+  /**
+   * Withdraws prepared checkpoints; their writes become part of the next one. Epochs that are withdrawn already are
+   * passed over. Returns what was withdrawn now. Errors: `epoch-committed`, `epoch-unknown`, `io-error`.
+   */
+  discard(epochs: readonly number[]): Promise<number[]> {
+    return this.#serialize(async () => {
+      for (const epoch of epochs) {
+        if (epoch <= this.committed.epoch) {
+          throw new ColobusError(
+            "epoch-committed",
+            `checkpoint ${epoch} is committed (the last one is ${this.committed.epoch}) and cannot be withdrawn`,
+            "Only prepared checkpoints can be discarded: see `colobus status`.",
+          );
+        }
+        if (epoch >= this.#openEpoch) throw unknownEpoch(epoch);
+      }
+      const withdrawn = this.prepared.filter((epoch) => epochs.includes(epoch));
+      if (withdrawn.length === 0) return [];
+      await this.#options.state.update((record) => ({
+        ...record,
+        prepared: record.prepared.filter(({ epoch }) => !withdrawn.includes(epoch)),
+      }));
+      for (const disk of this.#options.disks()) disk.hidden.setNewestBarrier(this.newestBarrier);
+      return withdrawn;
+    });
+  }
+
+  /** Resolves when no decision is under way, and the storage of dropped overlays is freed. */
+  async settled(): Promise<void> {
+    await this.#tail;
+    await this.#freeing;
+  }
+
+  get #record(): StateRecord {
+    return this.#options.state.record;
+  }
+
+  #serialize<T>(decision: () => Promise<T>): Promise<T> {
+    const result = this.#tail.then(decision);
+    this.#tail = result.catch(() => undefined); // the caller has the error
+    return result;
+  }
+
+  /** Frees storage behind the path. What cannot be removed now is removed at the next start. */
+  #free(freeing: readonly (() => Promise<void>)[]): void {
+    this.#freeing = this.#freeing.then(async () => {
+      for (const free of freeing) {
+        try {
+          await free();
+        } catch (error) {
+          this.#options.log.warn({ error }, "an overlay that is no longer needed could not be removed");
+        }
+      }
+    });
+  }
+}
+
+function unknownEpoch(epoch: number): ColobusError {
+  return new ColobusError("epoch-unknown", `there is no prepared checkpoint ${epoch}`, "See `colobus status`.");
+}

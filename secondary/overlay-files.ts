@@ -1,0 +1,196 @@
+import type { JournalEntry, JournalKind } from "../proto/cluster-journal-format.ts";
+import type { StateRecord } from "../proto/state-record.ts";
+import type { Durability } from "../proto/words.ts";
+import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { FileKind, Storage, StorageFile } from "../shared/host/storage.ts";
+import { ClusterJournal } from "../shared/journal/cluster-journal.ts";
+
+/** What every overlay of one disk is made with. */
+export interface OverlayContext {
+  readonly storage: Storage;
+  readonly random: Random;
+  /** Holds the overlays of this disk and nothing else. */
+  readonly directory: string;
+  readonly geometry: ClusterGeometry;
+  readonly durability: Durability;
+}
+
+/** The context of the overlays of disk `name`; makes their directory. */
+export function overlayContext(
+  host: { readonly storage: Storage; readonly random: Random; readonly stateDirectory: string },
+  record: StateRecord,
+  name: string,
+  sizeBytes: number,
+): OverlayContext {
+  const directory = overlayDirectory(host.stateDirectory, name);
+  host.storage.makeDirectory(directory);
+  return {
+    storage: host.storage,
+    random: host.random,
+    directory,
+    geometry: clusterGeometry(sizeBytes, record.clusterBytes),
+    durability: record.durability,
+  };
+}
+
+export function overlayDirectory(stateDirectory: string, name: string): string {
+  return `${stateDirectory}/disks/${name}`;
+}
+
+/**
+ * Owns the two files of an overlay: a sparse data file, each cluster at its own offset, and a journal that names the
+ * clusters which the data file holds. Both come into being together, at the first write, and go together.
+ *
+ * A cluster that the journal names and the data file has no storage for reads as zeroes: zeroes need no copy.
+ */
+export class OverlayFiles {
+  readonly #context: OverlayContext;
+  readonly #kind: JournalKind;
+  readonly #dataKind: FileKind;
+  readonly epoch: number;
+  #open: { readonly data: StorageFile; readonly journal: ClusterJournal } | undefined;
+  #directorySynced = true;
+
+  constructor(context: OverlayContext, kind: "generation" | "active", epoch: number) {
+    this.#context = context;
+    this.#kind = kind;
+    this.#dataKind = kind === "generation" ? "generation-data" : "active-data";
+    this.epoch = epoch;
+  }
+
+  /**
+   * Opens what an earlier agent left, calling `apply` for each journal entry. False when there is nothing that was ever
+   * relied on; its files, if any, are removed.
+   */
+  recover(apply: (entry: JournalEntry) => void, options: { readonly onlySynced?: boolean } = {}): boolean {
+    const { storage, geometry } = this.#context;
+    const { dataPath, journalPath } = this.#paths();
+    if (!storage.exists(dataPath) || !storage.exists(journalPath)) {
+      this.removeFiles();
+      return false;
+    }
+    const expected = {
+      kind: this.#kind,
+      diskSizeBytes: geometry.sizeBytes,
+      clusterBytes: geometry.clusterBytes,
+      epoch: this.epoch,
+    };
+    const journal = ClusterJournal.open(storage, journalPath, expected, apply, options);
+    if (journal === undefined) {
+      this.removeFiles();
+      return false;
+    }
+    const data = storage.open(dataPath, { kind: this.#dataKind, create: "never" });
+    // The size is set before the journal's first entry, but a loss of power may have kept the entries of an unsynced one.
+    if (data.sizeBytes() < geometry.sizeBytes) data.truncate(geometry.sizeBytes);
+    this.#open = { data, journal };
+    this.#directorySynced = false;
+    return true;
+  }
+
+  get exists(): boolean {
+    return this.#open !== undefined;
+  }
+
+  /** The data file, created with its journal if need be. */
+  get data(): StorageFile {
+    return this.#opened().data;
+  }
+
+  get journal(): ClusterJournal {
+    return this.#opened().journal;
+  }
+
+  /** Storage that both files occupy, in bytes. */
+  get allocatedBytes(): number {
+    return this.#open === undefined ? 0 : this.#open.data.allocatedBytes() + this.#open.journal.sizeBytes;
+  }
+
+  /** Makes the content of the data file, and the files' names, durable. */
+  async syncData(): Promise<void> {
+    if (this.#open === undefined) return;
+    await this.#open.data.sync();
+    if (!this.#directorySynced) {
+      await this.#open.journal.sync(); // the header, before a name leads to it
+      await this.#context.storage.syncDirectory(this.#context.directory);
+      this.#directorySynced = true;
+    }
+  }
+
+  async syncJournal(): Promise<void> {
+    await this.#open?.journal.sync();
+  }
+
+  close(): void {
+    this.#open?.data.close();
+    this.#open?.journal.close();
+    this.#open = undefined;
+  }
+
+  /** Closes and removes both files. The journal goes first: data without a journal is nothing. */
+  removeFiles(): void {
+    this.close();
+    const { storage } = this.#context;
+    const { dataPath, journalPath } = this.#paths();
+    if (storage.exists(journalPath)) storage.remove(journalPath);
+    if (storage.exists(dataPath)) storage.remove(dataPath);
+  }
+
+  /** As `removeFiles`, but frees the storage off the event loop. */
+  async removeBehind(): Promise<void> {
+    this.close();
+    const { storage } = this.#context;
+    const { dataPath, journalPath } = this.#paths();
+    if (storage.exists(journalPath)) await storage.removeBehind(journalPath);
+    if (storage.exists(dataPath)) await storage.removeBehind(dataPath);
+  }
+
+  #opened(): { readonly data: StorageFile; readonly journal: ClusterJournal } {
+    if (this.#open !== undefined) return this.#open;
+    const { storage, random, geometry } = this.#context;
+    const { dataPath, journalPath } = this.#paths();
+    const data = storage.open(dataPath, { kind: this.#dataKind, create: "if-missing" });
+    try {
+      data.truncate(0);
+      data.truncate(geometry.sizeBytes);
+      const journal = ClusterJournal.create(storage, journalPath, {
+        kind: this.#kind,
+        diskSizeBytes: geometry.sizeBytes,
+        clusterBytes: geometry.clusterBytes,
+        epoch: this.epoch,
+        id: random.bytes(16),
+      });
+      this.#open = { data, journal };
+      this.#directorySynced = false;
+      return this.#open;
+    } catch (error) {
+      data.close();
+      throw error;
+    }
+  }
+
+  #paths(): { dataPath: string; journalPath: string } {
+    const stem = `${this.#context.directory}/${this.#kind === "generation" ? "hidden" : "active"}.${this.epoch}`;
+    return { dataPath: `${stem}.data`, journalPath: `${stem}.journal` };
+  }
+}
+
+/** The epochs of which `directory` has overlay files of the kind, ascending. */
+export function listOverlayEpochs(storage: Storage, directory: string, kind: "generation" | "active"): number[] {
+  const pattern = kind === "generation" ? /^hidden\.(\d+)\.(?:data|journal)$/ : /^active\.(\d+)\.(?:data|journal)$/;
+  const epochs = new Set<number>();
+  for (const name of storage.list(directory)) {
+    const match = pattern.exec(name);
+    if (match?.[1] !== undefined) epochs.add(Number(match[1]));
+  }
+  return [...epochs].sort((left, right) => left - right);
+}
+
+/** Removes what overlays have left in `directory`: the record says that none is in use. */
+export function removeOverlayFiles(storage: Storage, directory: string): void {
+  if (!storage.exists(directory)) return;
+  for (const name of storage.list(directory)) {
+    if (/^(?:hidden|active|merge)\.\d+\.(?:data|journal)$/.test(name)) storage.remove(`${directory}/${name}`);
+  }
+}

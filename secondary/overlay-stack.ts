@@ -1,0 +1,147 @@
+import type { Extent, Pending } from "../shared/block/block-device.ts";
+import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { clusterEndOffset, endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import type { Image } from "../shared/block/image.ts";
+import type { ActiveDisk } from "./active-disk.ts";
+import type { Generation, HiddenDisk } from "./hidden-disk.ts";
+
+type Source = "base" | "active" | Generation;
+
+/**
+ * Reads one disk of the secondary through its overlays: active over hidden (oldest generation first) over base.
+ *
+ * The base may be overwritten while a read of it waits for the device: only after its originals were saved, so the
+ * read looks at the hidden disk again when it comes back. Generations stay readable until the view gate has let
+ * every reader out.
+ */
+export class OverlayStack {
+  readonly geometry: ClusterGeometry;
+  readonly base: Image;
+  readonly hidden: HiddenDisk;
+  /** After a promotion: clusters whose overlays have been merged into the base, and say nothing about them any more. */
+  merged: ClusterBitmap | undefined;
+  active: ActiveDisk;
+
+  constructor(
+    geometry: ClusterGeometry,
+    base: Image,
+    hidden: HiddenDisk,
+    active: ActiveDisk,
+  ) {
+    this.geometry = geometry;
+    this.base = base;
+    this.hidden = hidden;
+    this.active = active;
+  }
+
+  /** Whether the overlays decide what the cluster reads as. */
+  covers(cluster: number): boolean {
+    if (this.merged?.has(cluster) === true) return false;
+    return this.active.has(cluster) || this.hidden.find(cluster) !== undefined;
+  }
+
+  /** Whether the overlays may decide any byte of the range: false is certain. */
+  mayCover(offset: number, length: number): boolean {
+    const first = firstClusterOf(this.geometry, offset);
+    const end = endClusterOf(this.geometry, offset, length);
+    return this.hidden.intersects(first, end) || this.active.intersects(first, end);
+  }
+
+  /** The clusters that the overlays decide, as of now. The caller owns the bitmap. */
+  coveredClusters(): ClusterBitmap {
+    const clusters = this.hidden.union();
+    clusters.orInPlace(this.active.clusters());
+    if (this.merged !== undefined) clusters.andNotInPlace(this.merged);
+    return clusters;
+  }
+
+  read(target: Uint8Array, offset: number): Pending {
+    if (!this.mayCover(offset, target.length)) return this.#readBase(target, offset);
+    return this.#readPieces(target, offset, true);
+  }
+
+  /** Reads what lies below the active disk. */
+  readBelow(target: Uint8Array, offset: number): Pending {
+    return this.#readPieces(target, offset, false);
+  }
+
+  extents(offset: number, length: number, maxExtents: number): Extent[] {
+    const extents: Extent[] = [];
+    const end = offset + length;
+    let at = offset;
+    while (at < end && extents.length < maxExtents) {
+      const covered = this.covers(firstClusterOf(this.geometry, at));
+      let runEnd = at;
+      while (runEnd < end && this.covers(firstClusterOf(this.geometry, runEnd)) === covered) {
+        runEnd = Math.min(end, clusterEndOffset(this.geometry, firstClusterOf(this.geometry, runEnd) + 1));
+      }
+      const found = covered
+        ? [{ length: runEnd - at, hole: false, zero: false }]
+        : this.base.extents(at, runEnd - at, maxExtents - extents.length);
+      for (const extent of found) {
+        at += extent.length;
+        const last = extents.at(-1);
+        if (last !== undefined && last.hole === extent.hole && last.zero === extent.zero) {
+          extents[extents.length - 1] = { ...last, length: last.length + extent.length };
+        } else extents.push(extent);
+      }
+    }
+    return extents;
+  }
+
+  #readPieces(target: Uint8Array, offset: number, withActive: boolean): Pending {
+    const end = offset + target.length;
+    let waiting: Promise<void>[] | undefined;
+    let pieceSource: Source | undefined;
+    let pieceStart = offset;
+    let at = offset;
+    const readPiece = (pieceEnd: number): void => {
+      if (pieceSource === undefined || pieceEnd === pieceStart) return;
+      const piece = target.subarray(pieceStart - offset, pieceEnd - offset);
+      const pending = this.#readFrom(pieceSource, piece, pieceStart);
+      if (pending !== undefined) (waiting ??= []).push(pending);
+    };
+    while (at < end) {
+      const { source, until } = this.#sourceOf(at, end, withActive);
+      if (source !== pieceSource) {
+        readPiece(at);
+        pieceSource = source;
+        pieceStart = at;
+      }
+      at = until;
+    }
+    readPiece(end);
+    return waiting === undefined ? undefined : Promise.all(waiting).then(() => undefined);
+  }
+
+  #sourceOf(at: number, end: number, withActive: boolean): { source: Source; until: number } {
+    const cluster = firstClusterOf(this.geometry, at);
+    let until = Math.min(end, clusterEndOffset(this.geometry, cluster + 1));
+    if (this.merged?.has(cluster) === true) return { source: "base", until };
+    if (withActive) {
+      const stretch = this.active.stretch(at, until);
+      if (stretch.held) return { source: "active", until: stretch.end };
+      until = stretch.end;
+    }
+    return { source: this.hidden.find(cluster) ?? "base", until };
+  }
+
+  #readFrom(source: Source, target: Uint8Array, offset: number): Pending {
+    if (source === "base") return this.#readBase(target, offset);
+    if (source === "active") return this.active.readData(target, offset);
+    const { data } = source.files;
+    return data.tryRead(target, offset) ? undefined : data.read(target, offset);
+  }
+
+  #readBase(target: Uint8Array, offset: number): Pending {
+    const { version } = this.hidden;
+    const pending = this.base.read(target, offset);
+    if (pending === undefined) return undefined;
+    return pending.then(() => {
+      if (this.hidden.version === version) return undefined;
+      const first = firstClusterOf(this.geometry, offset);
+      const end = endClusterOf(this.geometry, offset, target.length);
+      return this.hidden.intersects(first, end) ? this.readBelow(target, offset) : undefined;
+    });
+  }
+}

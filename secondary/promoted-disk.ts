@@ -1,0 +1,280 @@
+import { WHOLE_CLUSTER_MASK, type JournalHeader } from "../proto/cluster-journal-format.ts";
+import { ColobusError } from "../proto/errors.ts";
+import type { Durability } from "../proto/words.ts";
+import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
+import { applyJournalEntry, ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { clusterEndOffset, clustersToBytes, endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
+import { RangeLock } from "../shared/block/range-lock.ts";
+import { isZero } from "../shared/block/zeroes.ts";
+import { ClusterJournal } from "../shared/journal/cluster-journal.ts";
+import { removeOverlayFiles, type OverlayContext } from "./overlay-files.ts";
+import type { OverlayStack } from "./overlay-stack.ts";
+import type { ViewGate } from "./view-gate.ts";
+
+/** The merge copies at most this much while it holds the range. */
+const MERGE_PIECE_BYTES = { process: 1024 * 1024, power: 4 * 1024 * 1024 } as const satisfies Record<Durability, number>;
+
+/**
+ * A disk after its promotion: served from the committed view at once, while the overlays are merged into the base.
+ *
+ * A cluster that the overlays decide takes writes in the active disk, so the newest data lies on top; any other takes
+ * them in the base. The merge copies a stretch of the view into the base and then names it in the merge journal: from
+ * that record on the overlays say nothing about these clusters. Under `power` the base is fsynced before the record,
+ * and the record before the stretch is released. Interrupted anywhere, the merge goes on from its journal.
+ */
+export class PromotedDisk implements Child {
+  readonly sizeBytes: number;
+  readonly #context: OverlayContext;
+  readonly #gate: ViewGate;
+  readonly #lock = new RangeLock();
+  readonly #base: OverlayStack["base"];
+  readonly #unmerged: ClusterBitmap;
+  readonly #totalBytes: number;
+  readonly #epoch: number;
+  #stack: OverlayStack | undefined;
+  #journal: ClusterJournal | undefined;
+  #directorySynced = false;
+
+  /** `epoch` is the committed one on which the overlays lie. */
+  constructor(context: OverlayContext, stack: OverlayStack, gate: ViewGate, epoch: number) {
+    this.sizeBytes = stack.geometry.sizeBytes;
+    this.#context = context;
+    this.#gate = gate;
+    this.#base = stack.base;
+    this.#stack = stack;
+    const merged = new ClusterBitmap();
+    this.#epoch = epoch;
+    this.#journal = recoverMergeJournal(context, epoch, merged);
+    stack.merged = merged;
+    this.#unmerged = stack.coveredClusters();
+    this.#totalBytes = clustersToBytes(context.geometry, this.#unmerged.size);
+  }
+
+  get mergeTotalBytes(): number {
+    return this.#totalBytes;
+  }
+
+  get mergedBytes(): number {
+    return this.#totalBytes - clustersToBytes(this.#context.geometry, this.#unmerged.size);
+  }
+
+  get hiddenBytes(): number {
+    return this.#stack?.hidden.allocatedBytes ?? 0;
+  }
+
+  get activeBytes(): number {
+    return this.#stack?.active.allocatedBytes ?? 0;
+  }
+
+  read(target: Uint8Array, offset: number): Pending {
+    const stack = this.#stack;
+    if (stack === undefined) return this.#base.read(target, offset);
+    return this.#gate.run(() => (this.#stack === undefined ? this.#base.read(target, offset) : stack.read(target, offset)));
+  }
+
+  write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
+    if (this.#stack === undefined) return this.#base.write(source, offset, flags);
+    return this.#locked(offset, source.length, () =>
+      this.#change(offset, source.length, flags.fua, (from, end, stack) => {
+        const piece = source.subarray(from - offset, end - offset);
+        return stack === undefined
+          ? this.#base.write(piece, from, { fua: false })
+          : this.#writeActive(stack, piece, from);
+      }),
+    );
+  }
+
+  zero(offset: number, length: number, flags: ZeroFlags): Pending {
+    if (this.#stack === undefined) return this.#base.zero(offset, length, flags);
+    return this.#locked(offset, length, () =>
+      this.#change(offset, length, flags.fua, (from, end, stack) =>
+        stack === undefined
+          ? this.#base.zero(from, end - from, { fua: false, mayUnmap: flags.mayUnmap })
+          : this.#writeActive(stack, end - from, from),
+      ),
+    );
+  }
+
+  flush(): Pending {
+    if (this.#stack === undefined) return this.#base.flush();
+    return this.#flushAll(this.#stack);
+  }
+
+  prefetch(offset: number, length: number): void {
+    this.#base.prefetch(offset, length);
+  }
+
+  extents(offset: number, length: number, maxExtents: number): Extent[] {
+    return (this.#stack ?? this.#base).extents(offset, length, maxExtents);
+  }
+
+  /**
+   * Merges the next stretch. Resolves with its bytes, or undefined when nothing is left to merge. Errors: those of the
+   * base (`out-of-space`, `io-error`) and of the merge journal; the call can be repeated.
+   */
+  async mergeNext(): Promise<number | undefined> {
+    const first = this.#unmerged.minimum();
+    if (this.#unmerged.isEmpty) return undefined;
+    const { geometry, durability } = this.#context;
+    const limit = first + Math.max(1, MERGE_PIECE_BYTES[durability] / geometry.clusterBytes);
+    let end = first + 1;
+    while (end < limit && this.#unmerged.has(end)) end += 1;
+    const bytes = clusterEndOffset(geometry, end) - first * geometry.clusterBytes;
+    await this.#locked(first * geometry.clusterBytes, bytes, () => this.#merge(first, end));
+    return bytes;
+  }
+
+  /** Everything is merged and the agent's record says so: frees the overlays. The disk is its base from now on. */
+  async dropOverlays(): Promise<void> {
+    const stack = this.#stack;
+    if (stack === undefined) return;
+    await this.#gate.close();
+    this.#stack = undefined;
+    this.#gate.open();
+    for (const generation of stack.hidden.dropThrough(Infinity)) await generation.files.removeBehind();
+    await stack.active.removeBehind();
+    this.#journal?.close();
+    this.#journal = undefined;
+    removeOverlayFiles(this.#context.storage, this.#context.directory);
+  }
+
+  /** Makes what the merge has put into the base durable. */
+  async syncBase(): Promise<void> {
+    await this.#base.flush();
+  }
+
+  close(): void {
+    this.#stack?.hidden.close();
+    this.#stack?.active.close();
+    this.#journal?.close();
+    this.#base.close();
+  }
+
+  #locked(offset: number, length: number, work: () => Pending): Pending {
+    const unit = this.#context.geometry.clusterBytes;
+    const from = Math.floor(offset / unit) * unit;
+    const hold = this.#lock.acquire(from, Math.ceil((offset + length) / unit) * unit - from);
+    if (hold instanceof Promise) return hold.then((later) => this.#releasing(later, work));
+    return this.#releasing(hold, work);
+  }
+
+  #releasing(hold: Awaited<ReturnType<RangeLock["acquire"]>>, work: () => Pending): Pending {
+    let pending: Pending;
+    try {
+      pending = work();
+    } catch (error) {
+      this.#lock.release(hold);
+      throw error;
+    }
+    if (pending === undefined) {
+      this.#lock.release(hold);
+      return undefined;
+    }
+    return pending.finally(() => this.#lock.release(hold));
+  }
+
+  /** Calls `write` for each stretch of the range that goes to one place: the active disk of a stack, or the base. */
+  #change(
+    offset: number,
+    length: number,
+    fua: boolean,
+    write: (from: number, end: number, stack: OverlayStack | undefined) => Pending,
+  ): Pending {
+    const { geometry } = this.#context;
+    const rangeEnd = offset + length;
+    let pending: Pending;
+    const then = (next: () => Pending): void => {
+      pending = pending === undefined ? next() : pending.then(next);
+    };
+    for (let from = offset; from < rangeEnd; ) {
+      const covered = this.#stack?.covers(firstClusterOf(geometry, from)) === true;
+      let end = from;
+      while (end < rangeEnd && (this.#stack?.covers(firstClusterOf(geometry, end)) === true) === covered) {
+        end = Math.min(rangeEnd, clusterEndOffset(geometry, firstClusterOf(geometry, end) + 1));
+      }
+      const start = from;
+      const stack = covered ? this.#stack : undefined;
+      then(() => write(start, end, stack));
+      from = end;
+    }
+    if (fua) then(() => this.flush());
+    return pending;
+  }
+
+  /** A write above the overlays. Where the active disk cannot grow, the clusters are merged first and take it in the base. */
+  #writeActive(stack: OverlayStack, source: Uint8Array | number, offset: number): Pending {
+    const length = typeof source === "number" ? source : source.length;
+    const intoBase = async (error: unknown): Promise<void> => {
+      if (!(error instanceof ColobusError) || error.code !== "out-of-space") throw error;
+      const { geometry } = this.#context;
+      await this.#merge(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length));
+      await (typeof source === "number"
+        ? this.#base.zero(offset, source, { fua: false, mayUnmap: true })
+        : this.#base.write(source, offset, { fua: false }));
+    };
+    try {
+      const pending = stack.active.write(source, offset, (target, at) => stack.readBelow(target, at));
+      return pending?.catch(intoBase);
+    } catch (error) {
+      return intoBase(error);
+    }
+  }
+
+  /** Copies the view of clusters [first, end) into the base and records it. The range is locked. */
+  async #merge(first: number, end: number): Promise<void> {
+    const stack = this.#stack;
+    if (stack === undefined) return;
+    const { geometry, durability } = this.#context;
+    const offset = first * geometry.clusterBytes;
+    const content = Buffer.allocUnsafe(clusterEndOffset(geometry, end) - offset);
+    const reading = stack.read(content, offset);
+    if (reading !== undefined) await reading;
+    const writing = isZero(content)
+      ? this.#base.zero(offset, content.length, { fua: false, mayUnmap: true })
+      : this.#base.write(content, offset, { fua: false });
+    if (writing !== undefined) await writing;
+    if (durability === "power") await this.#base.flush();
+    this.#journal ??= this.#startJournal();
+    this.#journal.append([
+      { firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" },
+    ]);
+    if (durability === "power") await this.#syncJournal();
+    stack.merged?.addRange(first, end);
+    this.#unmerged.removeRange(first, end);
+  }
+
+  #startJournal(): ClusterJournal {
+    const { storage, random } = this.#context;
+    const header = { ...mergeHeader(this.#context, this.#epoch), id: random.bytes(16) };
+    return ClusterJournal.create(storage, mergeJournalPath(this.#context, this.#epoch), header);
+  }
+
+  async #syncJournal(): Promise<void> {
+    if (this.#journal === undefined) return;
+    await this.#journal.sync();
+    if (this.#directorySynced) return;
+    await this.#context.storage.syncDirectory(this.#context.directory);
+    this.#directorySynced = true;
+  }
+
+  /** A guest's flush: its writes lie in the base, in the active disk, or in clusters that the merge journal names. */
+  async #flushAll(stack: OverlayStack): Promise<void> {
+    await Promise.all([this.#base.flush(), stack.active.flush(), this.#syncJournal()]);
+  }
+}
+
+function mergeJournalPath(context: OverlayContext, epoch: number): string {
+  return `${context.directory}/merge.${epoch}.journal`;
+}
+
+/** Opens the journal of the merge onto `epoch`, if one was begun, adding to `merged` what it names. */
+function recoverMergeJournal(context: OverlayContext, epoch: number, merged: ClusterBitmap): ClusterJournal | undefined {
+  const path = mergeJournalPath(context, epoch);
+  if (!context.storage.exists(path)) return undefined;
+  return ClusterJournal.open(context.storage, path, mergeHeader(context, epoch), (entry) => applyJournalEntry(merged, entry));
+}
+
+function mergeHeader(context: OverlayContext, epoch: number): Omit<JournalHeader, "id"> {
+  const { sizeBytes, clusterBytes } = context.geometry;
+  return { kind: "merge", diskSizeBytes: sizeBytes, clusterBytes, epoch };
+}

@@ -1,0 +1,51 @@
+import { ColobusError } from "../proto/errors.ts";
+import type { StateRecord } from "../proto/state-record.ts";
+import { openImage } from "../shared/block/image.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { Storage } from "../shared/host/storage.ts";
+import { ActiveDisk } from "./active-disk.ts";
+import { HiddenDisk } from "./hidden-disk.ts";
+import { overlayContext } from "./overlay-files.ts";
+import { OverlayStack } from "./overlay-stack.ts";
+import { PromotedDisk } from "./promoted-disk.ts";
+import type { Promotion } from "./secondary-role.ts";
+import { ViewGate } from "./view-gate.ts";
+
+/**
+ * The disks of a promoted agent whose merge an earlier process did not finish. `record.merge` is set.
+ * Errors: those of opening the images. On an error every file is closed again.
+ */
+export function recoverPromotion(options: {
+  readonly storage: Storage;
+  readonly random: Random;
+  readonly stateDirectory: string;
+  readonly record: StateRecord;
+  readonly bootId: string;
+}): Promotion {
+  const { record, storage } = options;
+  const gate = new ViewGate();
+  const epoch = record.committed.epoch;
+  const disks: { name: string; disk: PromotedDisk }[] = [];
+  try {
+    for (const { name, image, sizeBytes } of record.disks) {
+      const base = openImage(storage, image);
+      if (base.sizeBytes !== sizeBytes) {
+        base.close();
+        throw new ColobusError(
+          "image-changed",
+          `image ${image} of disk ${name} has ${base.sizeBytes} bytes, and the state directory records ${sizeBytes}`,
+          "Start with the image that belongs to this state directory: its merge is not finished.",
+        );
+      }
+      const context = overlayContext(options, record, name, base.sizeBytes);
+      const hidden = HiddenDisk.recover(context, { committed: epoch, newestBarrier: epoch, open: record.epochReserved + 1 });
+      const active = ActiveDisk.recover(context, record.merge?.activeEpoch ?? epoch, record.bootId !== options.bootId);
+      const stack = new OverlayStack(context.geometry, base, hidden, active);
+      disks.push({ name, disk: new PromotedDisk(context, stack, gate, epoch) });
+    }
+  } catch (error) {
+    for (const { disk } of disks) disk.close();
+    throw error;
+  }
+  return { epoch, disks };
+}

@@ -1,0 +1,227 @@
+import assert from "node:assert/strict";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { toErrorBody, type Hello, type Message } from "../proto/replication-messages.ts";
+import type { Durability, ReplicationState } from "../proto/words.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import type { Link } from "../shared/replication/link.ts";
+import { decideSync } from "../shared/replication/handshake.ts";
+import { Session, type SessionHandlers } from "../shared/replication/session.ts";
+import type { Checkpoints } from "./checkpoints.ts";
+import type { ReplicaDisk } from "./replica-disk.ts";
+import { ReplicaWriter } from "./replica-writer.ts";
+
+type SessionMessage = Parameters<SessionHandlers["message"]>[0];
+type BeginMessage = Extract<Message, { type: "begin" }>;
+
+export interface ReplicaSessionOptions {
+  readonly link: Link;
+  readonly clock: Clock;
+  readonly hello: Hello;
+  readonly token: Buffer | undefined;
+  readonly peerTimeoutMs: number;
+  readonly durability: Durability;
+  readonly checkpoints: Checkpoints;
+  /** Ends the session that this one replaces, and resolves when nothing of it is under way any more. */
+  readonly opened: (session: ReplicaSession) => Promise<void>;
+  /** The disks in the order of the primary's hello; makes those that are to be created at the primary's size. */
+  readonly prepareDisks: (names: readonly string[], sizes: readonly number[]) => Promise<readonly ReplicaDisk[]>;
+  /** undefined: the overlays can take writes; else why not. */
+  readonly fullness: () => ColobusError | undefined;
+  readonly synced: (session: ReplicaSession, phase: "begin" | "end") => void;
+  readonly committed: (epoch: number) => void;
+  readonly prepared: (epoch: number) => void;
+  readonly discarded: (epochs: readonly number[]) => void;
+  readonly closed: (session: ReplicaSession, reason: ColobusError) => void;
+}
+
+/**
+ * The secondary's end of one session with a primary: waits for `begin`, then feeds the stream to a ReplicaWriter and
+ * answers barriers, commits and discards. Commits and discards are about barriers that were answered before, so they
+ * do not queue behind the data.
+ */
+export class ReplicaSession {
+  readonly #options: ReplicaSessionOptions;
+  readonly #session: Session;
+  #peer: Hello | undefined;
+  #lineage: string | undefined;
+  #disks: readonly ReplicaDisk[] = [];
+  #writer: ReplicaWriter | undefined;
+  #ended: Promise<void> | undefined;
+  #beginning = false;
+  #requests: Promise<unknown> = Promise.resolve();
+  #sync = { active: false, totalBytes: 0 };
+  #stalled: ColobusError | undefined;
+
+  constructor(options: ReplicaSessionOptions) {
+    this.#options = options;
+    this.#session = new Session({
+      link: options.link,
+      clock: options.clock,
+      hello: options.hello,
+      token: options.token,
+      peerTimeoutMs: options.peerTimeoutMs,
+      handlers: {
+        opened: (peer) => this.#opened(peer),
+        message: (message) => this.#receive(message),
+        closed: (reason) => this.#closed(reason),
+      },
+    });
+  }
+
+  /** The primary's hello, once it has proved itself. */
+  get peer(): Hello | undefined {
+    return this.#peer;
+  }
+
+  get peerAddress(): string {
+    return this.#session.peerAddress;
+  }
+
+  get silenceMs(): number {
+    return this.#session.silenceMs;
+  }
+
+  get replication(): ReplicationState {
+    if (this.#writer === undefined) return "Off";
+    if (this.#stalled !== undefined) return "PausedSyncT";
+    return this.#sync.active ? "SyncTarget" : "Established";
+  }
+
+  /** Ends the session, and resolves when nothing of it is under way any more. */
+  async end(reason: ColobusError): Promise<void> {
+    this.#session.close(reason);
+    await this.#ended;
+  }
+
+  /** The overlays have room again. */
+  unstall(): void {
+    if (this.#stalled === undefined) return;
+    this.#stalled = undefined;
+    this.#session.send({ type: "unstall" });
+  }
+
+  #opened(peer: Hello): void {
+    const decision = decideSync(peer, this.#options.hello);
+    if (decision.kind === "refused") throw decision.reason;
+    this.#peer = peer;
+  }
+
+  #receive(message: SessionMessage): void {
+    switch (message.type) {
+      case "begin":
+        this.#receiveBegin(message);
+        break;
+      case "data":
+        this.#stream().push(message);
+        break;
+      case "sync":
+        this.#receiveSync(message);
+        break;
+      case "barrier":
+        this.#receiveBarrier(message.id, message.epoch);
+        break;
+      case "commit":
+        this.#answer(message.id, async () => {
+          assert(this.#lineage !== undefined);
+          await this.#options.checkpoints.commit(message.epoch, this.#lineage);
+          this.#options.committed(message.epoch);
+        });
+        break;
+      case "discard":
+        this.#answer(message.id, async () => {
+          this.#options.discarded(await this.#options.checkpoints.discard(message.epochs));
+        });
+        break;
+      case "ready":
+      case "ack":
+      case "answer":
+      case "stall":
+      case "unstall":
+        throw new ColobusError("protocol-error", `a primary does not send "${message.type}"`);
+    }
+  }
+
+  #receiveBegin(message: BeginMessage): void {
+    if (this.#beginning) throw new ColobusError("protocol-error", `the peer sent "begin" twice`);
+    this.#beginning = true;
+    this.#begin(message).catch((error: unknown) => this.#session.close(asColobusError(error)));
+  }
+
+  async #begin(message: BeginMessage): Promise<void> {
+    const options = this.#options;
+    const peer = this.#peer;
+    assert(peer !== undefined);
+    await options.opened(this);
+    if (this.#ended !== undefined) return;
+    const names = peer.disks.map((disk) => disk.name);
+    if (message.diskSizes.length !== names.length) throw new ColobusError("protocol-error", "begin names other disks");
+    this.#disks = await options.prepareDisks(names, message.diskSizes);
+    if (this.#ended !== undefined) return;
+    options.checkpoints.openAt(message.openEpoch);
+    this.#lineage = message.lineage;
+    this.#writer = new ReplicaWriter({
+      disks: this.#disks,
+      clock: options.clock,
+      durability: options.durability,
+      syncEagerly: peer.ack === "applied",
+      savesOriginals: () => options.checkpoints.newestBarrier > 0,
+      acknowledge: (received, stable) => this.#session.send({ type: "ack", received, stable }),
+      applied: (operations, bytes) => options.checkpoints.countApplied(operations, bytes),
+      failed: (reason) => this.#session.close(reason),
+    });
+    this.#stalled = options.fullness();
+    this.#session.send({ type: "ready" });
+    if (this.#stalled !== undefined) this.#session.send({ type: "stall", error: toErrorBody(this.#stalled) });
+  }
+
+  #receiveSync(message: Extract<Message, { type: "sync" }>): void {
+    const writer = this.#stream();
+    // The end of a sync takes effect behind the data of the sync.
+    writer.enqueue(() => {
+      const active = message.phase === "begin";
+      this.#sync = { active, totalBytes: message.totalBytes };
+      writer.comparing = active;
+      this.#options.synced(this, message.phase);
+      return Promise.resolve();
+    });
+  }
+
+  #receiveBarrier(id: number, epoch: number): void {
+    const writer = this.#stream();
+    writer.enqueue(async () => {
+      await writer.makeStable();
+      await this.#request(id, async () => {
+        await this.#options.checkpoints.prepare(epoch);
+        this.#options.prepared(epoch);
+      });
+    });
+  }
+
+  #answer(id: number, work: () => Promise<void>): void {
+    this.#stream();
+    this.#requests = Promise.all([this.#requests, this.#request(id, work)]);
+  }
+
+  /** Does what the primary asked for, and tells it the outcome. A refusal does not end the session. */
+  async #request(id: number, work: () => Promise<void>): Promise<void> {
+    try {
+      await work();
+      this.#session.send({ type: "answer", id, error: null });
+    } catch (error) {
+      this.#session.send({ type: "answer", id, error: toErrorBody(asColobusError(error)) });
+    }
+  }
+
+  #stream(): ReplicaWriter {
+    if (this.#writer === undefined) throw new ColobusError("protocol-error", "the peer sent data before the session was ready");
+    return this.#writer;
+  }
+
+  #closed(reason: ColobusError): void {
+    this.#ended = (async () => {
+      await this.#writer?.stop();
+      await this.#requests;
+    })();
+    this.#options.closed(this, reason);
+  }
+}

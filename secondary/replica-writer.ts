@@ -1,0 +1,319 @@
+import assert from "node:assert/strict";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { APPLY_BATCH_BYTES, SYNC_BEHIND_BYTES, SYNC_BEHIND_MS } from "../proto/limits.ts";
+import type { DataMessage, Operation } from "../proto/replication-messages.ts";
+import type { Durability } from "../proto/words.ts";
+import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
+import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { ReplicaDisk } from "./replica-disk.ts";
+
+/** Extents of a base that are asked for at a time when a range is zeroed. */
+const EXTENTS_AT_A_TIME = 1024;
+
+export interface ReplicaWriterOptions {
+  /** In the order of the primary's `hello`. */
+  readonly disks: readonly ReplicaDisk[];
+  readonly clock: Clock;
+  readonly durability: Durability;
+  /** Fsync right behind each batch, because the primary's guest waits for it. */
+  readonly syncEagerly: boolean;
+  /** Whether originals must be saved: not before there is a checkpoint to return to. */
+  readonly savesOriginals: () => boolean;
+  /** Tells the primary how far the stream has come; positions only grow. */
+  readonly acknowledge: (receivedSequence: number, stableSequence: number) => void;
+  /** Counts what was written, for what a failover would lose. */
+  readonly applied: (operations: number, bytes: number) => void;
+  /** The stream cannot go on. Nothing of the failed batch has reached a base whose original is not saved. */
+  readonly failed: (reason: ColobusError) => void;
+}
+
+type Item =
+  | { readonly kind: "data"; readonly message: DataMessage; readonly bytes: number }
+  | { readonly kind: "call"; readonly run: () => Promise<void> };
+
+/**
+ * Applies one session's stream to the secondary's disks, in order. Data is taken in batches: first the originals of
+ * every cluster that the batch overwrites for the first time in its epoch go to the hidden disks, then the batch goes
+ * to the bases. Barriers go through the same queue, so everything before them is done, and nothing after them begun,
+ * when they run.
+ *
+ * A write is *stable* when it is in the base (durability `process`), or when the base was fsynced after it (`power`):
+ * that happens behind the stream, and at each barrier.
+ */
+export class ReplicaWriter {
+  readonly #options: ReplicaWriterOptions;
+  readonly #queue: Item[] = [];
+  #draining: Promise<void> | undefined;
+  #stopped = false;
+  #receivedSequence = 0;
+  #appliedSequence = 0;
+  #stableSequence = 0;
+  #acknowledged = { received: 0, stable: 0 };
+  #ackDeferred = false;
+  #comparing = false;
+  #unsyncedBytes = 0;
+  #syncing: Promise<void> | undefined;
+  #syncTimer: Timer | undefined;
+
+  constructor(options: ReplicaWriterOptions) {
+    this.#options = options;
+  }
+
+  /** While the primary sends clusters that may be equal already, each is compared first: what is equal is not written. */
+  set comparing(comparing: boolean) {
+    this.#comparing = comparing;
+  }
+
+  /** Queues a data message. Errors: `protocol-error` when it does not continue the stream or leaves a disk. */
+  push(message: DataMessage): void {
+    if (message.firstSequence !== this.#receivedSequence + 1) {
+      throw new ColobusError(
+        "protocol-error",
+        `the peer sent operation ${message.firstSequence} after ${this.#receivedSequence}`,
+      );
+    }
+    let bytes = 0;
+    for (const operation of message.operations) {
+      const disk = this.#options.disks[operation.disk];
+      if (disk === undefined || operation.offset + operation.length > disk.base.sizeBytes) {
+        throw new ColobusError("protocol-error", "the peer sent an operation outside of its disks");
+      }
+      bytes += operation.payload.length;
+    }
+    this.#receivedSequence += message.operations.length;
+    this.#queue.push({ kind: "data", message, bytes });
+    this.#acknowledgeSoon();
+    this.#drain();
+  }
+
+  /** Queues a call that runs when everything queued before it is applied. A rejection fails the stream. */
+  enqueue(run: () => Promise<void>): void {
+    this.#queue.push({ kind: "call", run });
+    this.#drain();
+  }
+
+  /** Drops what is queued, and resolves when nothing is under way any more. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    this.#queue.length = 0;
+    this.#syncTimer?.cancel();
+    await this.#draining;
+    await this.#syncing;
+  }
+
+  /** Makes everything applied so far stable. */
+  async makeStable(): Promise<void> {
+    while (this.#stableSequence < this.#appliedSequence) {
+      if (this.#syncing === undefined) this.#startSync();
+      await this.#syncing;
+    }
+  }
+
+  #drain(): void {
+    this.#draining ??= this.#run().finally(() => {
+      this.#draining = undefined;
+      if (this.#queue.length > 0 && !this.#stopped) this.#drain();
+    });
+  }
+
+  async #run(): Promise<void> {
+    try {
+      while (!this.#stopped) {
+        const item = this.#queue[0];
+        if (item === undefined) return;
+        if (item.kind === "call") {
+          this.#queue.shift();
+          await item.run();
+        } else {
+          const applying = this.#applyBatch(this.#takeBatch());
+          if (applying !== undefined) await applying;
+        }
+      }
+    } catch (error) {
+      this.#stopped = true;
+      this.#queue.length = 0;
+      this.#options.failed(asColobusError(error));
+    }
+  }
+
+  #takeBatch(): Operation[] {
+    const operations: Operation[] = [];
+    let bytes = 0;
+    let taken = 0;
+    for (const item of this.#queue) {
+      if (item.kind !== "data" || (taken > 0 && bytes + item.bytes > APPLY_BATCH_BYTES)) break;
+      operations.push(...item.message.operations);
+      bytes += item.bytes;
+      taken += 1;
+    }
+    this.#queue.splice(0, taken);
+    return operations;
+  }
+
+  async #applyBatch(batch: readonly Operation[]): Promise<void> {
+    const changes = this.#comparing ? await this.#differing(batch) : batch;
+    if (this.#options.savesOriginals()) await this.#saveOriginals(changes);
+    let bytes = 0;
+    for (const operation of changes) {
+      const { base } = this.#disk(operation);
+      const pending =
+        operation.kind === "write"
+          ? base.write(operation.payload, operation.offset, { fua: false })
+          : base.zero(operation.offset, operation.length, { fua: false, mayUnmap: operation.kind === "discard" });
+      if (pending !== undefined) await pending;
+      bytes += operation.length;
+    }
+    this.#appliedSequence += batch.length;
+    this.#options.applied(changes.length, bytes);
+    if (this.#options.durability === "process") {
+      this.#stableSequence = this.#appliedSequence;
+      this.#acknowledgeSoon();
+    } else this.#syncBehind(bytes);
+  }
+
+  /** Saves the originals of all clusters that `changes` overwrites for the first time in this epoch. */
+  async #saveOriginals(changes: readonly Operation[]): Promise<void> {
+    const unsaved = new Map<ReplicaDisk, ClusterBitmap>();
+    for (const operation of changes) {
+      const disk = this.#disk(operation);
+      let clusters = unsaved.get(disk);
+      if (clusters === undefined) unsaved.set(disk, (clusters = new ClusterBitmap()));
+      if (operation.kind === "write") {
+        collectUnsaved(disk, operation.offset, operation.length, clusters);
+      } else {
+        // What reads as zeroes already does not change, however long the range is.
+        forEachDataExtent(disk, operation.offset, operation.length, (offset, length) =>
+          collectUnsaved(disk, offset, length, clusters),
+        );
+      }
+    }
+    const saving: Promise<void>[] = [];
+    for (const [disk, clusters] of unsaved) {
+      if (!clusters.isEmpty) saving.push(disk.hidden.save(disk.base, clusters));
+    }
+    if (saving.length === 0) return;
+    // Every disk's save settles before a failure is reported: nothing may go on behind the back of a stopped stream.
+    const outcomes = await Promise.allSettled(saving);
+    for (const outcome of outcomes) {
+      if (outcome.status === "rejected") throw overlayFault(outcome.reason);
+    }
+  }
+
+  /** The operations of the batch that change what their range holds. */
+  async #differing(batch: readonly Operation[]): Promise<Operation[]> {
+    const differing: Operation[] = [];
+    for (const operation of batch) {
+      // An earlier operation of this batch may touch the same range, and is not in the base yet.
+      const overlapsEarlier = differing.some(
+        (earlier) =>
+          earlier.disk === operation.disk &&
+          earlier.offset < operation.offset + operation.length &&
+          operation.offset < earlier.offset + earlier.length,
+      );
+      if (overlapsEarlier || !(await this.#isEqual(operation))) differing.push(operation);
+    }
+    return differing;
+  }
+
+  async #isEqual(operation: Operation): Promise<boolean> {
+    const disk = this.#disk(operation);
+    if (operation.kind === "write") {
+      const present = Buffer.allocUnsafe(operation.length);
+      const reading = disk.base.read(present, operation.offset);
+      if (reading !== undefined) await reading;
+      return present.equals(operation.payload);
+    }
+    let hasData = false;
+    forEachDataExtent(disk, operation.offset, operation.length, () => {
+      hasData = true;
+    });
+    return !hasData;
+  }
+
+  #disk(operation: Operation): ReplicaDisk {
+    const disk = this.#options.disks[operation.disk];
+    assert(disk !== undefined, "push has checked the disk index");
+    return disk;
+  }
+
+  /** Starts an fsync of the bases when enough is unsynced, or some time after the first unsynced write. */
+  #syncBehind(bytes: number): void {
+    this.#unsyncedBytes += bytes;
+    if (this.#syncing !== undefined) return;
+    if (this.#options.syncEagerly || this.#unsyncedBytes >= SYNC_BEHIND_BYTES) this.#startSync();
+    else {
+      this.#syncTimer ??= this.#options.clock.after(SYNC_BEHIND_MS, () => {
+        this.#syncTimer = undefined;
+        if (!this.#stopped && this.#syncing === undefined) this.#startSync();
+      });
+    }
+  }
+
+  #startSync(): void {
+    this.#syncTimer?.cancel();
+    this.#syncTimer = undefined;
+    this.#unsyncedBytes = 0;
+    const mark = this.#appliedSequence;
+    const syncing = Promise.all(this.#options.disks.map((disk) => disk.base.flush())).then(() => {
+      this.#stableSequence = mark;
+      this.#acknowledgeSoon();
+    });
+    this.#syncing = syncing.finally(() => {
+      this.#syncing = undefined;
+      if (!this.#stopped && this.#unsyncedBytes > 0) this.#syncBehind(0);
+    });
+    this.#syncing.catch((error: unknown) => {
+      this.#stopped = true;
+      this.#options.failed(asColobusError(error));
+    });
+  }
+
+  #acknowledgeSoon(): void {
+    if (this.#ackDeferred) return;
+    this.#ackDeferred = true;
+    this.#options.clock.defer(() => {
+      this.#ackDeferred = false;
+      const received = this.#receivedSequence;
+      const stable = this.#stableSequence;
+      if (this.#stopped || (received === this.#acknowledged.received && stable === this.#acknowledged.stable)) return;
+      this.#acknowledged = { received, stable };
+      this.#options.acknowledge(received, stable);
+    });
+  }
+}
+
+function collectUnsaved(disk: ReplicaDisk, offset: number, length: number, clusters: ClusterBitmap): void {
+  const { geometry } = disk.context;
+  disk.hidden.collectUnsaved(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length), clusters);
+}
+
+/** Visits the parts of a range of the base that may hold anything but zeroes. */
+function forEachDataExtent(
+  disk: ReplicaDisk,
+  offset: number,
+  length: number,
+  visit: (offset: number, length: number) => void,
+): void {
+  const end = offset + length;
+  let at = offset;
+  while (at < end) {
+    for (const extent of disk.base.extents(at, end - at, EXTENTS_AT_A_TIME)) {
+      const extentLength = Math.min(extent.length, end - at);
+      if (!extent.zero) visit(at, extentLength);
+      at += extentLength;
+    }
+  }
+}
+
+/** A hidden disk that cannot grow is full, whatever the file system calls it. */
+function overlayFault(reason: unknown): ColobusError {
+  const error = asColobusError(reason);
+  if (error.code !== "out-of-space") return error;
+  return new ColobusError(
+    "overlay-full",
+    `the hidden disk cannot take another original: ${error.message}`,
+    "Commit or discard a checkpoint, or free space on the file system of the secondary's --state directory.",
+    { cause: error },
+  );
+}

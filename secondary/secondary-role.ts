@@ -1,0 +1,404 @@
+import assert from "node:assert/strict";
+import { ColobusError } from "../proto/errors.ts";
+import { OVERLAY_RESERVE_BYTES, OVERLAY_RETRY_MS, UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
+import type { Hello } from "../proto/replication-messages.ts";
+import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
+import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/control-api.ts";
+import type { EventType, SecondaryExport } from "../proto/words.ts";
+import { createImage, openImage } from "../shared/block/image.ts";
+import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { Storage } from "../shared/host/storage.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import type { Link } from "../shared/replication/link.ts";
+import { Checkpoints } from "./checkpoints.ts";
+import { overlayContext } from "./overlay-files.ts";
+import { PromotedDisk } from "./promoted-disk.ts";
+import { ReplicaDisk } from "./replica-disk.ts";
+import { ReplicaSession } from "./replica-session.ts";
+import { ViewGate } from "./view-gate.ts";
+
+export interface SecondaryOptions {
+  readonly storage: Storage;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
+  readonly state: StateFile;
+  /** Holds one directory of overlays for each disk, `disks/NAME`. */
+  readonly stateDirectory: string;
+  readonly access: SecondaryExport;
+  readonly token: Buffer | undefined;
+  readonly peerTimeoutMs: number;
+  /** The kernel's boot id: another one than recorded means that unsynced data may be lost. */
+  readonly bootId: string;
+  /** Disks have come into being at the primary's size. */
+  readonly disksCreated: () => void;
+}
+
+/** What a promotion leaves to the primary's role. */
+export interface Promotion {
+  readonly epoch: number;
+  readonly disks: readonly { readonly name: string; readonly disk: PromotedDisk }[];
+}
+
+/**
+ * The secondary's role: takes a primary's stream, keeps the committed checkpoint, exports it, and can be promoted.
+ * At most one session is served; a new one ends the old one first.
+ */
+export class SecondaryRole {
+  readonly checkpoints: Checkpoints;
+  readonly gate = new ViewGate();
+  readonly #options: SecondaryOptions;
+  #disks: ReplicaDisk[] = [];
+  readonly #sessions = new Set<ReplicaSession>();
+  #current: ReplicaSession | undefined;
+  #lastContactMs: number | undefined;
+  #lastError: ColobusError | undefined;
+  #full: ColobusError | undefined;
+  #fullTimer: Timer | undefined;
+  #ending = false;
+
+  /**
+   * Recovers the overlays of all disks. Errors: those of opening the images (`image-missing` …), `state-corrupt`.
+   * On an error every file is closed again.
+   */
+  constructor(options: SecondaryOptions) {
+    this.#options = options;
+    const { record } = options.state;
+    try {
+      for (const disk of record.disks) {
+        if (disk.sizeBytes !== null) this.#disks.push(this.#openDisk(disk.name, disk.image, disk.sizeBytes));
+      }
+    } catch (error) {
+      for (const disk of this.#disks) disk.close();
+      throw error;
+    }
+    this.checkpoints = new Checkpoints({
+      state: options.state,
+      disks: () => this.#disks,
+      gate: this.gate,
+      clock: options.clock,
+      log: options.log,
+    });
+    for (const disk of this.#disks) disk.hidden.setNewestBarrier(this.checkpoints.newestBarrier);
+  }
+
+  get disks(): readonly ReplicaDisk[] {
+    return this.#disks;
+  }
+
+  get isConnected(): boolean {
+    return this.#current !== undefined;
+  }
+
+  /** Serves a link that a peer has opened. */
+  accept(link: Link): void {
+    const unproved = [...this.#sessions].filter((session) => session.peer === undefined);
+    if (this.#ending || unproved.length >= UNAUTHENTICATED_LINKS_MAX) {
+      link.start({ message: () => undefined, closed: () => undefined });
+      link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
+      return;
+    }
+    const options = this.#options;
+    const session = new ReplicaSession({
+      link,
+      clock: options.clock,
+      hello: this.#hello(),
+      token: options.token,
+      peerTimeoutMs: options.peerTimeoutMs,
+      durability: options.state.record.durability,
+      checkpoints: this.checkpoints,
+      opened: (opened) => this.#opened(opened),
+      prepareDisks: (names, sizes) => this.#prepareDisks(names, sizes),
+      fullness: () => this.#checkFullness(),
+      synced: (_, phase) => options.emit(phase === "begin" ? "sync-started" : "sync-finished", {}),
+      prepared: (epoch) => options.emit("checkpoint-prepared", { epoch }),
+      committed: (epoch) => {
+        options.emit("checkpoint-committed", { epoch });
+        this.#retryFull();
+      },
+      discarded: (epochs) => {
+        if (epochs.length > 0) options.emit("checkpoint-discarded", { epochs });
+      },
+      closed: (closed, reason) => this.#closed(closed, reason),
+    });
+    this.#sessions.add(session);
+  }
+
+  describePeer(): PeerStatus {
+    const session = this.#current;
+    const volume = this.checkpoints.volumeSinceCommit();
+    return {
+      url: null,
+      address: session?.peerAddress ?? null,
+      connection: session === undefined ? "Connecting" : "Connected",
+      replication: session?.replication ?? "Off",
+      lagBytes: volume.bytes,
+      agentId: session?.peer?.agentId ?? null,
+      agentVersion: session?.peer?.agentVersion ?? null,
+      lastContactMs: this.#contactAgeMs(),
+      lastError: (this.#full ?? this.#lastError)?.toJSON() ?? null,
+    };
+  }
+
+  describeDisks(): DiskStatus[] {
+    const committed = this.checkpoints.committed.epoch > 0;
+    const state = !committed ? "Inconsistent" : this.#current?.replication === "Established" ? "UpToDate" : "Consistent";
+    return this.#options.state.record.disks.map(({ name, image, sizeBytes }) => {
+      const disk = this.#disks.find((candidate) => candidate.name === name);
+      return {
+        name,
+        sizeBytes,
+        state,
+        dirtyBytes: 0,
+        hiddenBytes: disk?.hidden.allocatedBytes ?? 0,
+        activeBytes: disk?.active.allocatedBytes ?? 0,
+        bufferBytes: 0,
+        image,
+        generations: disk?.hidden.describeGenerations() ?? [],
+        children: [{ name: "base", kind: "image", path: image, state: "sound" }],
+      };
+    });
+  }
+
+  describeProtection(): Status["protection"] {
+    if (this.#full !== undefined) return notProtected("overlay-full", this.#full.action);
+    if (this.#current === undefined) {
+      return notProtected("connecting", "Check the primary agent: its `--peer` must name this agent's `--listen` address.");
+    }
+    if (this.#current.replication !== "Established") {
+      const initial = this.checkpoints.committed.epoch === 0;
+      return notProtected(initial ? "initial-sync" : "resync", "Wait: `colobus wait synced`.");
+    }
+    if (this.checkpoints.committed.epoch === 0) return notProtected("no-checkpoint", "Take a checkpoint on the primary.");
+    return { state: "Protected", reason: null, nextAction: "" };
+  }
+
+  describeRecoverable(): Status["recoverable"] {
+    const { epoch, atMs } = this.checkpoints.committed;
+    if (epoch === 0) return null;
+    const { writes, bytes, complete } = this.checkpoints.volumeSinceCommit();
+    return {
+      epoch,
+      ageMs: Math.max(0, this.#options.clock.wallMs() - atMs),
+      lastContactMs: this.#contactAgeMs(),
+      // What the primary wrote after the last contact is not known here.
+      wouldLose: { writes, bytes, atLeast: !complete || this.#current === undefined },
+    };
+  }
+
+  /** What a promotion would do. Errors: `peer-connected`, `no-checkpoint`, unless forced. */
+  assertPromotable(force: boolean): void {
+    if (this.#current !== undefined && !force) {
+      throw new ColobusError(
+        "peer-connected",
+        `the primary at ${this.#current.peerAddress} is connected`,
+        "Stop the primary agent first, or say --force when you are sure that its VM is dead.",
+      );
+    }
+    if (this.checkpoints.committed.epoch === 0) {
+      throw new ColobusError(
+        "no-checkpoint",
+        "this secondary is Inconsistent: no checkpoint was ever committed, so there is no state to serve",
+        "Let the first sync end; `colobus status` on the primary shows how far it is.",
+      );
+    }
+  }
+
+  /**
+   * Makes this side Primary, from the last committed checkpoint: ends the session, then writes the one record that says
+   * so. The role is over when the promise resolves; the disks are served from their committed views.
+   */
+  async promote(options: { readonly discardActive: boolean; readonly lineage: string }): Promise<Promotion> {
+    await this.#endSessions(new ColobusError("replaced", "this side was promoted: it is Primary now"));
+    await this.checkpoints.settled();
+    const { state } = this.#options;
+    const { epoch } = this.checkpoints.committed;
+    const activeEpoch = options.discardActive ? this.checkpoints.openEpoch : epoch;
+    await this.gate.close();
+    try {
+      await state.update((record) => ({
+        ...record,
+        role: "Primary",
+        lineage: options.lineage,
+        prepared: [],
+        merge: { activeEpoch },
+        epochReserved: Math.max(record.epochReserved, this.checkpoints.openEpoch),
+        inSyncPeer: null,
+      }));
+      const disks = this.#disks.map((disk) => {
+        if (options.discardActive) disk.discardActive(activeEpoch);
+        return { name: disk.name, disk: new PromotedDisk(disk.context, disk.stack, this.gate, epoch) };
+      });
+      return { epoch, disks };
+    } catch (error) {
+      this.#ending = false; // still Secondary: sessions are welcome again
+      throw error;
+    } finally {
+      this.gate.open();
+    }
+  }
+
+  /** Ends the sessions and closes every file; for a clean stop. */
+  async close(): Promise<void> {
+    await this.#endSessions(new ColobusError("shutting-down", "the secondary agent is being stopped"));
+    await this.checkpoints.settled();
+    for (const disk of this.#disks) {
+      await disk.base.flush();
+      await disk.active.flush();
+      disk.close();
+    }
+  }
+
+  async #endSessions(reason: ColobusError): Promise<void> {
+    this.#ending = true;
+    this.#fullTimer?.cancel();
+    await Promise.all([...this.#sessions].map((session) => session.end(reason)));
+  }
+
+  #hello(): Hello {
+    const { record } = this.#options.state;
+    return {
+      protocol: REPLICATION_PROTOCOL_VERSION,
+      agentVersion: AGENT_VERSION,
+      agentId: record.agentId,
+      vm: record.vm,
+      mode: record.mode,
+      role: "Secondary",
+      ack: "async",
+      clusterBytes: record.clusterBytes,
+      disks: record.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
+      nonce: this.#options.random.bytes(16),
+      hasToken: this.#options.token !== undefined,
+      lineage: record.lineage,
+      committed: record.committed.epoch,
+      prepared: record.prepared.map(({ epoch }) => epoch),
+      epochSeen: Math.max(record.epochReserved, record.committed.epoch),
+      tracks: null,
+      assumeInSync: false,
+    };
+  }
+
+  async #opened(session: ReplicaSession): Promise<void> {
+    const older = [...this.#sessions].filter((other) => other !== session && other.peer !== undefined);
+    const reason = new ColobusError("replaced", "a newer session of the primary takes the place of this one");
+    await Promise.all(older.map((other) => other.end(reason)));
+    if (!this.#sessions.has(session)) return;
+    this.#current = session;
+    this.#lastError = undefined;
+    this.#options.emit("peer-connected", { address: session.peerAddress, agentId: session.peer?.agentId ?? null });
+    this.#options.log.info({ peer: session.peerAddress }, "the primary is connected");
+  }
+
+  #closed(session: ReplicaSession, reason: ColobusError): void {
+    this.#sessions.delete(session);
+    if (reason.code === "overlay-full" || reason.code === "out-of-space") this.#setFull(reason);
+    if (session === this.#current) {
+      this.#current = undefined;
+      this.#lastContactMs = this.#options.clock.nowMs() - session.silenceMs;
+      this.#lastError = reason;
+      this.#options.emit("peer-disconnected", { address: session.peerAddress, ...reason.toJSON() });
+      this.#options.log.warn({ peer: session.peerAddress, reason }, "the session with the primary ended");
+    } else if (!this.#ending && reason.code !== "replaced") {
+      this.#lastError = reason;
+      this.#options.emit("peer-refused", { address: session.peerAddress, ...reason.toJSON() });
+      this.#options.log.warn({ peer: session.peerAddress, reason }, "a session was refused, or did not begin");
+    }
+  }
+
+  #contactAgeMs(): number | null {
+    if (this.#current !== undefined) return this.#current.silenceMs;
+    return this.#lastContactMs === undefined ? null : this.#options.clock.nowMs() - this.#lastContactMs;
+  }
+
+  #openDisk(name: string, image: string, sizeBytes: number): ReplicaDisk {
+    const { storage, random, state, stateDirectory, access, bootId } = this.#options;
+    const { committed, prepared, epochReserved } = state.record;
+    const base = openImage(storage, image);
+    try {
+      if (base.sizeBytes !== sizeBytes) {
+        throw new ColobusError(
+          "image-changed",
+          `image ${image} of disk ${name} has ${base.sizeBytes} bytes, and the state directory records ${sizeBytes}`,
+          "Start with the image that belongs to this state directory, or with an empty state directory for a full sync.",
+        );
+      }
+      const epochs = {
+        committed: committed.epoch,
+        newestBarrier: prepared.at(-1)?.epoch ?? committed.epoch,
+        open: epochReserved + 1,
+        afterPowerLoss: state.record.bootId !== bootId,
+      };
+      return new ReplicaDisk(name, base, overlayContext({ storage, random, stateDirectory }, state.record, name, sizeBytes), epochs, {
+        gate: this.gate,
+        hasCheckpoint: () => this.checkpoints.committed.epoch > 0,
+        access,
+      });
+    } catch (error) {
+      base.close();
+      throw error;
+    }
+  }
+
+  /** The disks in the primary's order; images that were to be created are, and the record then names their size. */
+  async #prepareDisks(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
+    const { storage, state, stateDirectory } = this.#options;
+    const created = new Map<string, number>();
+    for (const [index, name] of names.entries()) {
+      const recorded = state.record.disks.find((disk) => disk.name === name);
+      const sizeBytes = sizes[index];
+      assert(recorded !== undefined && sizeBytes !== undefined, "the handshake has compared the names");
+      if (recorded.sizeBytes !== null) continue;
+      if (!storage.exists(recorded.image)) await createImage(storage, recorded.image, sizeBytes);
+      created.set(name, sizeBytes);
+      this.#disks.push(this.#openDisk(name, recorded.image, sizeBytes));
+    }
+    if (created.size > 0) {
+      await storage.syncDirectory(`${stateDirectory}/disks`);
+      await state.update((record) => ({
+        ...record,
+        disks: record.disks.map((disk) => ({ ...disk, sizeBytes: created.get(disk.name) ?? disk.sizeBytes })),
+      }));
+      this.#options.disksCreated();
+    }
+    return names.map((name) => {
+      const disk = this.#disks.find((candidate) => candidate.name === name);
+      assert(disk !== undefined);
+      return disk;
+    });
+  }
+
+  #setFull(reason: ColobusError): void {
+    if (this.#full === undefined) this.#options.emit("overlay-full", reason.toJSON());
+    this.#full = reason;
+    this.#retryFullLater();
+  }
+
+  /** Why the overlays cannot take writes now, if they cannot. */
+  #checkFullness(): ColobusError | undefined {
+    this.#retryFull();
+    return this.#full;
+  }
+
+  #retryFull(): void {
+    if (this.#full === undefined) return;
+    const { storage, stateDirectory, state } = this.#options;
+    const places = [stateDirectory, ...state.record.disks.map((disk) => disk.image).filter((path) => storage.exists(path))];
+    if (places.some((path) => storage.freeBytes(path) < OVERLAY_RESERVE_BYTES)) return;
+    this.#full = undefined;
+    this.#fullTimer?.cancel();
+    this.#fullTimer = undefined;
+    this.#options.emit("overlay-freed", {});
+    this.#current?.unstall();
+  }
+
+  #retryFullLater(): void {
+    this.#fullTimer ??= this.#options.clock.after(OVERLAY_RETRY_MS, () => {
+      this.#fullTimer = undefined;
+      this.#retryFull();
+      if (this.#full !== undefined && !this.#ending) this.#retryFullLater();
+    });
+  }
+}

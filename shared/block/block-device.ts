@@ -1,0 +1,57 @@
+/**
+ * The one shape of everything that can be read and written by byte ranges: images, overlays' views, the primary's
+ * replicated disk. Ranges are always within the device; whoever takes requests from outside checks that first.
+ *
+ * `Pending`: `undefined` when the work is done already, else a promise. The data path is mostly synchronous
+ * (page cache), and a promise for each request would cost more than the request.
+ */
+export type Pending = Promise<void> | undefined;
+
+export interface Extent {
+  readonly length: number;
+  /** No storage is allocated for the extent. */
+  readonly hole: boolean;
+  /** The extent is known to read as zeroes. */
+  readonly zero: boolean;
+}
+
+export interface WriteFlags {
+  /** Durable when the request is done ("force unit access"). */
+  readonly fua: boolean;
+}
+
+export interface ZeroFlags extends WriteFlags {
+  /** The space may be freed (trim, or write-zeroes without NO_HOLE). */
+  readonly mayUnmap: boolean;
+}
+
+/** A write whose payload arrives in pieces. The range is held from `openWrite` to `end` or `abandon`. */
+export interface OpenWrite {
+  /** The next piece, in order. The callee may keep views of `piece`: nobody changes its bytes again. */
+  push(piece: Uint8Array): Pending;
+  /** All pieces were pushed: done when the request may be acknowledged. */
+  end(): Pending;
+  /** The payload will never be complete (the client is gone, or a piece failed); what was pushed may remain written. */
+  abandon(): void;
+}
+
+export interface BlockDevice {
+  readonly sizeBytes: number;
+  /** Fills `target` with the bytes at `offset`. The caller leaves `target` alone until done. */
+  read(target: Uint8Array, offset: number): Pending;
+  /** Writes a whole request. The callee may keep views of `source`: nobody changes its bytes again. */
+  write(source: Uint8Array, offset: number, flags: WriteFlags): Pending;
+  /** Starts a write of `length` bytes at `offset` whose payload is still arriving. */
+  openWrite(offset: number, length: number, flags: WriteFlags): OpenWrite | Promise<OpenWrite>;
+  /** Makes the range read as zeroes. */
+  zero(offset: number, length: number, flags: ZeroFlags): Pending;
+  /** Everything acknowledged before the call is durable when done. */
+  flush(): Pending;
+  /** Asks for the range to be cached. A hint. */
+  prefetch(offset: number, length: number): void;
+  /** Allocation of the range, adjacent extents differing; at most `maxExtents`, which may then cover less than `length`, but at least one byte. */
+  extents(offset: number, length: number, maxExtents: number): Extent[];
+}
+
+/** One copy that the writes of a disk go to: pieces of a request are whole writes to it. */
+export type Child = Omit<BlockDevice, "openWrite">;

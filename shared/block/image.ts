@@ -1,0 +1,227 @@
+/**
+ * Owns: one image of a disk, a raw file or a block device, for as long as it is open.
+ *
+ * How: writes go to the page cache at once; reads are answered from there, or by a promise when the device must be
+ * waited for. Flushes are shared: those that arrive while a sync runs, which may have passed by their writes already,
+ * wait for one more, together.
+ *
+ * Invariants: the image is locked against other agents from `openImage` to `close`. After a sync has failed the kernel
+ * forgets which writes it lost, and a later sync would succeed without them: so every later flush fails too.
+ *
+ * Does not: check ranges (whoever takes requests from outside does), or order overlapping requests (`RangeLock` does).
+ */
+import assert from "node:assert/strict";
+import { dirname } from "node:path";
+import { ColobusError } from "../../proto/errors.ts";
+import type { Storage, StorageFile } from "../host/storage.ts";
+import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "./block-device.ts";
+
+const SECTOR_BYTES = 512;
+/** qcow2 specification, "Header": magic. */
+const QCOW2_MAGIC = Buffer.from("QFI\xfb", "latin1");
+
+export class Image implements BlockDevice {
+  readonly sizeBytes: number;
+  readonly #file: StorageFile;
+  /** The sync that runs. */
+  #running: Promise<void> | undefined;
+  /** The sync that starts when the running one has ended. */
+  #next: Promise<void> | undefined;
+  /** The sync that failed. */
+  #failed: Promise<void> | undefined;
+
+  /** Takes over `file`, of which the first `sizeBytes` are the disk. */
+  constructor(file: StorageFile, sizeBytes: number) {
+    this.#file = file;
+    this.sizeBytes = sizeBytes;
+  }
+
+  get path(): string {
+    return this.#file.path;
+  }
+
+  read(target: Uint8Array, offset: number): Pending {
+    return this.#file.tryRead(target, offset) ? undefined : this.#file.read(target, offset);
+  }
+
+  write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
+    this.#file.write(source, offset);
+    return flags.fua ? this.flush() : undefined;
+  }
+
+  openWrite(offset: number, length: number, flags: WriteFlags): OpenWrite {
+    return new ImageWrite(this, offset, length, flags);
+  }
+
+  zero(offset: number, length: number, flags: ZeroFlags): Pending {
+    if (flags.mayUnmap) this.#file.zero(offset, length);
+    else this.#file.zeroAllocated(offset, length);
+    return flags.fua ? this.flush() : undefined;
+  }
+
+  flush(): Promise<void> {
+    if (this.#next !== undefined) return this.#next;
+    if (this.#running === undefined) return this.#sync();
+    const syncAgain = (): Promise<void> => {
+      this.#next = undefined;
+      return this.#sync();
+    };
+    this.#next = this.#running.then(syncAgain, syncAgain);
+    return this.#next;
+  }
+
+  prefetch(offset: number, length: number): void {
+    this.#file.prefetch(offset, length);
+  }
+
+  extents(offset: number, length: number, maxExtents: number): Extent[] {
+    const end = offset + length;
+    const extents: Extent[] = [];
+    let at = offset;
+    while (at < end && extents.length < maxExtents) {
+      const data = this.#file.nextData(at) ?? end;
+      const hole = data > at;
+      // A file system that contradicts itself is believed where it says data.
+      const next = hole ? data : this.#file.nextHole(at);
+      const stop = next > at ? Math.min(next, end) : end;
+      extents.push({ length: stop - at, hole, zero: hole });
+      at = stop;
+    }
+    return extents;
+  }
+
+  /** Bytes of storage that the image occupies. */
+  allocatedBytes(): number {
+    return this.#file.allocatedBytes();
+  }
+
+  /** Drops the lock. What was not flushed is in the page cache only. */
+  close(): void {
+    this.#file.close();
+  }
+
+  #sync(): Promise<void> {
+    if (this.#failed !== undefined) return this.#failed;
+    const running = this.#file.sync().then(
+      () => {
+        if (this.#running === running) this.#running = undefined;
+      },
+      (error: unknown) => {
+        this.#failed = running;
+        this.#running = undefined;
+        throw error;
+      },
+    );
+    this.#running = running;
+    return running;
+  }
+}
+
+/** A write whose pieces go to the file as they come. */
+class ImageWrite implements OpenWrite {
+  readonly #image: Image;
+  readonly #end: number;
+  readonly #flags: WriteFlags;
+  #at: number;
+
+  constructor(image: Image, offset: number, length: number, flags: WriteFlags) {
+    this.#image = image;
+    this.#at = offset;
+    this.#end = offset + length;
+    this.#flags = flags;
+  }
+
+  push(piece: Uint8Array): Pending {
+    assert(this.#at + piece.length <= this.#end, "more was pushed than the write is long");
+    const at = this.#at;
+    this.#at += piece.length;
+    return this.#image.write(piece, at, { fua: false });
+  }
+
+  end(): Pending {
+    assert.equal(this.#at, this.#end, "the write ends before its length");
+    return this.#flags.fua ? this.#image.flush() : undefined;
+  }
+
+  abandon(): void {
+    // Nothing is held: what was pushed is written, as it may be.
+  }
+}
+
+/**
+ * Opens and locks the raw image at `path`, whose size is the disk's.
+ * Throws `image-missing`, `image-busy` or `image-format`.
+ */
+export function openImage(storage: Storage, path: string, options: { readonly readOnly?: boolean } = {}): Image {
+  const file = openOrExplain(storage, path, options.readOnly === true);
+  try {
+    const sizeBytes = file.sizeBytes();
+    assertSize(path, sizeBytes);
+    assertRaw(path, file);
+    return new Image(file, sizeBytes);
+  } catch (error) {
+    file.close();
+    throw error;
+  }
+}
+
+/**
+ * Makes a sparse image that reads as zeroes; durable, name and size, when the promise resolves. A crash on the way
+ * leaves no image, at most a file beside its place that the next try takes over.
+ */
+export async function createImage(storage: Storage, path: string, sizeBytes: number): Promise<void> {
+  assertSize(path, sizeBytes);
+  if (storage.exists(path)) {
+    throw new ColobusError(
+      "io-error",
+      `cannot create ${path}: it exists already`,
+      `Remove ${path}, or use it as it is.`,
+    );
+  }
+  const unfinished = `${path}.creating`;
+  const file = storage.open(unfinished, { kind: "image", create: "if-missing", lock: true });
+  try {
+    file.truncate(0);
+    file.truncate(sizeBytes);
+    await file.sync();
+    storage.rename(unfinished, path);
+  } finally {
+    file.close();
+  }
+  await storage.syncDirectory(dirname(path));
+}
+
+function openOrExplain(storage: Storage, path: string, readOnly: boolean): StorageFile {
+  try {
+    return storage.open(path, { kind: "image", create: "never", readOnly, lock: true });
+  } catch (error) {
+    if (!(error instanceof ColobusError) || error.code !== "image-missing") throw error;
+    throw new ColobusError(
+      "image-missing",
+      `the image ${path} does not exist`,
+      `Check the path, or make an image of the disk's size: \`truncate -s SIZE ${path}\`. A secondary started with --create makes its images itself.`,
+      { cause: error },
+    );
+  }
+}
+
+function assertSize(path: string, sizeBytes: number): void {
+  if (sizeBytes > 0 && sizeBytes % SECTOR_BYTES === 0) return;
+  throw new ColobusError(
+    "image-format",
+    `the image ${path} has ${sizeBytes} bytes, and a disk has at least one sector and whole ones of ${SECTOR_BYTES} bytes`,
+    `Give the image the disk's size: \`truncate -s SIZE ${path}\`.`,
+  );
+}
+
+/** A guest that sees the inside of an image format as its disk would destroy it. */
+function assertRaw(path: string, file: StorageFile): void {
+  const head = Buffer.alloc(QCOW2_MAGIC.length);
+  file.readNow(head, 0);
+  if (!head.equals(QCOW2_MAGIC)) return;
+  throw new ColobusError(
+    "image-format",
+    `the image ${path} begins like a qcow2 image, and only raw images are opened as files`,
+    `Name it with the prefix qcow2: (qcow2:${path}), serve it with an NBD server (\`qemu-nbd --format qcow2 ${path}\`), or convert it with \`qemu-img convert -O raw\`.`,
+  );
+}

@@ -1,0 +1,17 @@
+const ZEROES = Buffer.alloc(1024 * 1024);
+
+/** Whether all bytes are zero. */
+export function isZero(bytes: Uint8Array): boolean {
+  for (let at = 0; at < bytes.length; at += ZEROES.length) {
+    const length = Math.min(ZEROES.length, bytes.length - at);
+    if (ZEROES.compare(bytes, at, at + length, 0, length) !== 0) return false;
+  }
+  return true;
+}
+
+/** Calls `visit` with views of a shared buffer of zeroes, read-only to the callee, that together are `length` long. */
+export function forEachZeroPiece(length: number, visit: (piece: Buffer, at: number) => void): void {
+  for (let at = 0; at < length; at += ZEROES.length) {
+    visit(ZEROES.subarray(0, Math.min(ZEROES.length, length - at)), at);
+  }
+}

@@ -1,0 +1,335 @@
+/**
+ * The control API's server: HTTP and JSON on the agent's unix socket, every request checked against the schemas of
+ * `proto/control-api.ts` before the agent sees it.
+ *
+ * Bad input is answered with an error, or its connection is closed, and never reaches the agent. What a client can make
+ * the server hold is bounded: body size, connections, requests outstanding on a connection, time to send a request.
+ * When a client goes away, the AbortSignal of its call aborts.
+ *
+ * It decides nothing about the pair: AgentControl does, and keeps the requests' time limits.
+ */
+import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
+import { STATUS_CODES } from "node:http";
+import type { Socket } from "node:net";
+import { z } from "zod";
+import {
+  checkpointRequestSchema,
+  commitRequestSchema,
+  discardRequestSchema,
+  failoverRequestSchema,
+  JOB_VERBS,
+  setSpeedRequestSchema,
+  waitRequestSchema,
+  type AgentControl,
+} from "../../proto/control-api.ts";
+import { asColobusError, ColobusError } from "../../proto/errors.ts";
+import {
+  CONTROL_BODY_MAX_BYTES,
+  CONTROL_CLOSE_GRACE_MS,
+  CONTROL_CONNECTIONS_MAX,
+  CONTROL_REQUEST_TIMEOUT_MS,
+  CONTROL_REQUESTS_PER_CONNECTION_MAX,
+  NAME_MAX_BYTES,
+} from "../../proto/limits.ts";
+import type { Log } from "../host/log.ts";
+import { listenOnUnixSocket } from "../host/unix-socket.ts";
+import { EventStream } from "./event-stream.ts";
+
+export interface ControlServerOptions {
+  readonly control: AgentControl;
+  readonly log: Log;
+}
+
+type Method = "GET" | "POST" | "PUT";
+type Handler = (request: FastifyRequest, reply: FastifyReply, signal: AbortSignal) => unknown;
+
+/** What the server remembers of one connection. */
+interface Connection {
+  /** Requests received and not yet answered. */
+  outstanding: number;
+  readonly calls: Set<AbortController>;
+}
+
+const METHODS = ["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"] as const;
+
+const API_REFERENCE = "See docs/control-api.md.";
+
+const jobPathSchema = z.object({ id: z.string().min(1).max(NAME_MAX_BYTES) });
+const jobVerbPathSchema = jobPathSchema.extend({ verb: z.enum(JOB_VERBS) });
+const emptyRequestSchema = z.strictObject({});
+const eventNumberSchema = z
+  .string()
+  .regex(/^\d{1,15}$/, "expected the number of an event")
+  .transform(Number);
+const eventsQuerySchema = z.strictObject({ after: eventNumberSchema.optional() });
+const eventsHeadersSchema = z.object({ "last-event-id": eventNumberSchema.optional() });
+
+export class ControlServer {
+  readonly #control: AgentControl;
+  readonly #log: Log;
+  readonly #app: FastifyInstance;
+  readonly #connections = new Map<Socket, Connection>();
+  readonly #streams = new Set<EventStream>();
+  #answering = 0;
+  #answered: (() => void) | undefined;
+  #closing: Promise<void> | undefined;
+
+  constructor(options: ControlServerOptions) {
+    this.#control = options.control;
+    this.#log = options.log;
+    this.#app = fastify({
+      logger: false,
+      bodyLimit: CONTROL_BODY_MAX_BYTES,
+      requestTimeout: CONTROL_REQUEST_TIMEOUT_MS,
+      exposeHeadRoutes: false,
+      routerOptions: { maxParamLength: NAME_MAX_BYTES },
+      clientErrorHandler: (error, socket) => this.#refuseMalformed(error, socket),
+      frameworkErrors: (error, _request, reply) => this.#answerError(error, reply),
+    });
+    this.#app.server.maxConnections = CONTROL_CONNECTIONS_MAX;
+    this.#installParser();
+    this.#app.addHook("onRequest", (request, reply, done) => this.#accept(request, reply, done));
+    this.#installRoutes();
+    this.#app.setErrorHandler((error, _request, reply) => this.#answerError(error, reply));
+    this.#app.setNotFoundHandler((request, reply) =>
+      this.#answerError(
+        new ColobusError("not-found", `The control API has no ${pathOf(request)}.`, API_REFERENCE),
+        reply,
+      ),
+    );
+  }
+
+  /**
+   * Starts to serve at `path`, replacing a socket that a killed agent left. The socket has mode 0600.
+   * Errors: `address-in-use`, `permission-denied`, `not-found` (no such directory), `usage` (path too long).
+   */
+  async listenUnix(path: string): Promise<void> {
+    await this.#app.ready();
+    await listenOnUnixSocket(this.#app.server, path);
+    this.#log.info({ path }, "control API listens");
+  }
+
+  /** Accepts no more, aborts the calls in progress, sends their answers, and closes every connection. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    if (this.#app.server.listening) this.#app.server.close();
+    for (const { calls } of this.#connections.values()) for (const call of calls) call.abort(shuttingDown());
+    for (const stream of this.#streams) stream.end();
+    if (this.#answering > 0) await this.#lastAnswer();
+    this.#app.server.closeAllConnections();
+    await this.#app.close();
+  }
+
+  /** Resolves when nothing is being answered any more; a client that does not read its answer cannot prevent that. */
+  #lastAnswer(): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, CONTROL_CLOSE_GRACE_MS);
+      this.#answered = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  /** JSON only; an empty body is an empty object. */
+  #installParser(): void {
+    this.#app.removeAllContentTypeParsers();
+    this.#app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => {
+      if (body.length === 0) {
+        done(null, {});
+        return;
+      }
+      try {
+        done(null, JSON.parse(body.toString()));
+      } catch (error) {
+        const message = error instanceof Error ? error.message : String(error);
+        done(new ColobusError("usage", `The request's body is not JSON: ${message}.`, "Send a JSON object."));
+      }
+    });
+  }
+
+  #installRoutes(): void {
+    const control = this.#control;
+    this.#route("GET", "/v1/status", () => control.status());
+    this.#route("GET", "/v1/events", (request, reply) => this.#events(request, reply));
+    this.#route("GET", "/v1/jobs", () => control.jobs());
+    this.#route("POST", "/v1/jobs/:id/:verb", (request) => {
+      const { id, verb } = parseFields(jobVerbPathSchema, request.params);
+      parseFields(emptyRequestSchema, request.body ?? {});
+      return control.job(id, verb);
+    });
+    this.#route("PUT", "/v1/jobs/:id/speed", (request) => {
+      const { id } = parseFields(jobPathSchema, request.params);
+      return control.setJobSpeed(id, parseFields(setSpeedRequestSchema, request.body ?? {}).bytesPerSecond);
+    });
+    this.#route("POST", "/v1/checkpoint", (request, _reply, signal) =>
+      control.checkpoint(parseFields(checkpointRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/commit", (request, _reply, signal) =>
+      control.commit(parseFields(commitRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/discard", (request, _reply, signal) =>
+      control.discard(parseFields(discardRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/failover", (request, _reply, signal) =>
+      control.failover(parseFields(failoverRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/wait", (request, _reply, signal) =>
+      control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),
+    );
+  }
+
+  /** Serves `method` at `url`; every other method there is answered with 405. */
+  #route(method: Method, url: string, handle: Handler): void {
+    this.#app.route({ method, url, handler: (request, reply) => this.#call(request, reply, handle) });
+    this.#app.route({
+      method: METHODS.filter((other) => other !== method),
+      url,
+      handler: (request, reply) => {
+        const error = new ColobusError(
+          "usage",
+          `${pathOf(request)} takes ${method}, not ${request.method}.`,
+          API_REFERENCE,
+        );
+        reply.header("allow", method);
+        this.#answerError(error, reply, 405);
+      },
+    });
+  }
+
+  async #call(request: FastifyRequest, reply: FastifyReply, handle: Handler): Promise<unknown> {
+    const calls = this.#connections.get(request.raw.socket)?.calls;
+    const call = new AbortController();
+    calls?.add(call);
+    // The body may have taken its time: the connection may be gone, or the agent be stopping, by now.
+    if (calls === undefined) call.abort(clientGone());
+    if (this.#closing !== undefined) call.abort(shuttingDown());
+    try {
+      call.signal.throwIfAborted();
+      return await handle(request, reply, call.signal);
+    } finally {
+      calls?.delete(call);
+    }
+  }
+
+  #events(request: FastifyRequest, reply: FastifyReply): unknown {
+    const { after } = parseFields(eventsQuerySchema, request.query);
+    if (!accepts(request.headers.accept, "text/event-stream")) return this.#control.events(after ?? 0);
+    const lastSeen = parseFields(eventsHeadersSchema, request.headers)["last-event-id"];
+    reply.hijack();
+    const stream = new EventStream(this.#control, reply.raw, lastSeen ?? after ?? 0, (lastSequence) =>
+      this.#log.warn({ lastSequence }, "event reader dropped: too slow"),
+    );
+    this.#streams.add(stream);
+    reply.raw.once("close", () => this.#streams.delete(stream));
+    return reply;
+  }
+
+  /** Accounts for a request that has begun, and refuses one too many. */
+  #accept(request: FastifyRequest, reply: FastifyReply, done: (error?: Error) => void): void {
+    const { socket } = request.raw;
+    const connection = this.#connections.get(socket) ?? this.#addConnection(socket);
+    if (connection.outstanding >= CONTROL_REQUESTS_PER_CONNECTION_MAX) {
+      this.#log.warn({ outstanding: connection.outstanding }, "control connection closed: too many requests at once");
+      socket.destroy();
+      return;
+    }
+    connection.outstanding += 1;
+    this.#answering += 1;
+    reply.raw.once("close", () => this.#settle(connection, Math.min(1, connection.outstanding)));
+    if (this.#closing === undefined) {
+      done();
+    } else {
+      reply.header("connection", "close");
+      done(shuttingDown());
+    }
+  }
+
+  #addConnection(socket: Socket): Connection {
+    const connection: Connection = { outstanding: 0, calls: new Set() };
+    this.#connections.set(socket, connection);
+    // Of several requests outstanding on a connection only the first one's response hears of its end.
+    socket.once("close", () => {
+      this.#connections.delete(socket);
+      for (const call of connection.calls) call.abort(clientGone());
+      this.#settle(connection, connection.outstanding);
+    });
+    return connection;
+  }
+
+  #settle(connection: Connection, requests: number): void {
+    connection.outstanding -= requests;
+    this.#answering -= requests;
+    if (this.#answering === 0) this.#answered?.();
+  }
+
+  /** Answers with the table's form of `thrown`, and with its HTTP status unless `httpStatus` is more precise. */
+  #answerError(thrown: unknown, reply: FastifyReply, httpStatus?: number): void {
+    const refusal = httpRefusal(thrown);
+    const error = refusal?.error ?? asColobusError(thrown);
+    if (error.code === "internal") this.#log.error({ err: thrown }, "control request failed by a bug");
+    else this.#log.debug({ code: error.code, reason: error.message }, "control request refused");
+    void reply.code(httpStatus ?? refusal?.httpStatus ?? error.row.http).send({ error: error.toJSON() });
+  }
+
+  /** Answers what Node's HTTP parser refused, if the connection is at a point where an answer is legal, and closes it. */
+  #refuseMalformed(error: NodeJS.ErrnoException, socket: Socket): void {
+    if (error.code === "ECONNRESET" || socket.destroyed) return;
+    this.#log.debug({ code: error.code, reason: error.message }, "malformed request on the control socket");
+    if (!socket.writable || (this.#connections.get(socket)?.outstanding ?? 0) > 0) {
+      socket.destroy();
+      return;
+    }
+    const late = error.code === "ERR_HTTP_REQUEST_TIMEOUT";
+    const large = error.code === "HPE_HEADER_OVERFLOW";
+    const status = late ? 408 : large ? 431 : 400;
+    const message = late
+      ? `The request was not complete after ${CONTROL_REQUEST_TIMEOUT_MS / 1000} s.`
+      : large
+        ? "The request's header is too large."
+        : "What was sent is not an HTTP/1.1 request.";
+    const body = JSON.stringify({ error: new ColobusError("usage", message, API_REFERENCE).toJSON() });
+    socket.end(
+      `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nconnection: close\r\ncontent-type: application/json\r\n` +
+        `content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
+    );
+  }
+}
+
+/** `value` as `schema` wants it. Throws `usage`, naming the first field that is not. */
+function parseFields<T>(schema: z.ZodType<T>, value: unknown): T {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const [issue] = result.error.issues;
+  const field = issue === undefined || issue.path.length === 0 ? "The request" : `Field "${issue.path.join(".")}"`;
+  throw new ColobusError("usage", `${field} is not acceptable: ${issue?.message ?? "unknown reason"}.`, API_REFERENCE);
+}
+
+/** What fastify refused before a handler saw the request (its errors carry a 4xx status), in the table's form. */
+function httpRefusal(thrown: unknown): { error: ColobusError; httpStatus: number } | undefined {
+  if (!(thrown instanceof Error) || !("statusCode" in thrown) || typeof thrown.statusCode !== "number") return undefined;
+  if (thrown.statusCode < 400 || thrown.statusCode > 499) return undefined;
+  const action =
+    thrown.statusCode === 415 ? "Send a JSON object, with content-type: application/json." : API_REFERENCE;
+  return { error: new ColobusError("usage", `${thrown.message}.`, action, { cause: thrown }), httpStatus: thrown.statusCode };
+}
+
+function accepts(header: string | undefined, mediaType: string): boolean {
+  return (header ?? "").split(",").some((part) => part.split(";", 1)[0]?.trim().toLowerCase() === mediaType);
+}
+
+function pathOf(request: FastifyRequest): string {
+  return request.url.split("?", 1)[0] ?? request.url;
+}
+
+function shuttingDown(): ColobusError {
+  return new ColobusError("shutting-down", "The agent is being stopped.", "Ask again when it has been started again.");
+}
+
+function clientGone(): ColobusError {
+  return new ColobusError("outcome-unknown", "The client closed its connection.", "Ask again.");
+}

@@ -1,0 +1,162 @@
+/**
+ * The system calls that Node lacks, or makes dear, straight from libc.
+ *
+ * Results are the kernel's: a count or zero, and `-errno` on failure. Every call runs to its end on the calling thread
+ * before it returns, so no buffer is ever touched by the kernel afterwards and none has to be kept alive. Calls that a
+ * signal interrupted are repeated. Offsets and lengths are 64-bit, exact up to 2^53.
+ *
+ * What may wait for a device for long (cold reads, fsync) does not belong here: `node-storage.ts` gives it to the pool.
+ */
+import assert from "node:assert/strict";
+import { constants } from "node:os";
+import koffi from "koffi";
+
+const { EAGAIN, EINTR, EIO } = constants.errno;
+// `null` is the running process: the C library that Node itself is linked to, whichever that is.
+const libc = koffi.load(null);
+
+type ReadWrite = (fd: number, buffer: Uint8Array, length: number, offset: number) => number;
+
+const callPwrite = libc.func("int64_t pwrite(int fd, const void *buf, size_t count, int64_t offset)") as ReadWrite;
+const callPread = libc.func("int64_t pread(int fd, void *buf, size_t count, int64_t offset)") as ReadWrite;
+const callPreadv2 = libc.func("int64_t preadv2(int fd, const void *iov, int iovcnt, int64_t offset, int flags)") as (
+  fd: number,
+  vector: BigUint64Array,
+  count: number,
+  offset: number,
+  flags: number,
+) => number;
+const callLseek = libc.func("int64_t lseek(int fd, int64_t offset, int whence)") as (
+  fd: number,
+  offset: number,
+  whence: number,
+) => number;
+const callFallocate = libc.func("int fallocate(int fd, int mode, int64_t offset, int64_t len)") as (
+  fd: number,
+  mode: number,
+  offset: number,
+  length: number,
+) => number;
+const callFadvise = libc.func("int posix_fadvise(int fd, int64_t offset, int64_t len, int advice)") as (
+  fd: number,
+  offset: number,
+  length: number,
+  advice: number,
+) => number;
+const callFlock = libc.func("int flock(int fd, int operation)") as (fd: number, operation: number) => number;
+
+// <linux/fs.h>, <linux/falloc.h>, <fcntl.h>, <sys/file.h>: the same on every architecture that Node runs on.
+const RWF_NOWAIT = 0x8;
+const SEEK_END = 2;
+const SEEK_DATA = 3;
+const SEEK_HOLE = 4;
+const POSIX_FADV_WILLNEED = 3;
+const LOCK_EX_NB = 2 | 4;
+const LOCK_UN = 8;
+const FALLOC_FL_KEEP_SIZE = 0x1;
+const FALLOC_FL_PUNCH_HOLE = 0x2;
+const FALLOC_FL_ZERO_RANGE = 0x10;
+
+export const FALLOCATE = {
+  /** Allocates, and grows the file if the range ends behind its end. */
+  grow: 0,
+  /** Allocates; the size stays. */
+  keepSize: FALLOC_FL_KEEP_SIZE,
+  /** Frees; the range reads as zeroes. */
+  punchHole: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+  /** Allocates; the range reads as zeroes. */
+  zeroRange: FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+} as const;
+export type FallocateMode = (typeof FALLOCATE)[keyof typeof FALLOCATE];
+
+/** Writes all of `source`: 0, or `-errno`, after which any part may have been written. */
+export function pwriteAll(fd: number, source: Uint8Array, offset: number): number {
+  let written = 0;
+  while (written < source.length) {
+    const rest = written === 0 ? source : source.subarray(written);
+    const result = callPwrite(fd, rest, rest.length, offset + written);
+    if (result > 0) written += result;
+    else if (result === 0) return -EIO;
+    else {
+      const errno = koffi.errno();
+      if (errno !== EINTR) return -errno;
+    }
+  }
+  return 0;
+}
+
+/** Fills `target`, waiting for the device if need be: the bytes read, fewer only at the end of the file, or `-errno`. */
+export function preadAll(fd: number, target: Uint8Array, offset: number): number {
+  let done = 0;
+  while (done < target.length) {
+    const rest = done === 0 ? target : target.subarray(done);
+    const result = callPread(fd, rest, rest.length, offset + done);
+    if (result > 0) done += result;
+    else if (result === 0) break;
+    else {
+      const errno = koffi.errno();
+      if (errno !== EINTR) return -errno;
+    }
+  }
+  return done;
+}
+
+// struct iovec { void *iov_base; size_t iov_len; } of a 64-bit machine. One serves all calls, since none is pending.
+assert.equal(koffi.sizeof("void *"), 8, "Colobus runs on 64-bit machines");
+const ioVector = new BigUint64Array(2);
+
+/**
+ * Reads what the page cache holds: the bytes read, fewer where the rest is not cached or the file ends, or `-errno`:
+ * EAGAIN when nothing is cached, EOPNOTSUPP where the file system cannot tell.
+ */
+export function preadCached(fd: number, target: Uint8Array, offset: number): number {
+  ioVector[0] = koffi.address(target);
+  ioVector[1] = BigInt(target.length);
+  const result = callPreadv2(fd, ioVector, 1, offset, RWF_NOWAIT);
+  if (result >= 0) return result;
+  const errno = koffi.errno();
+  return errno === EINTR ? -EAGAIN : -errno;
+}
+
+function seek(fd: number, offset: number, whence: number): number {
+  const result = callLseek(fd, offset, whence);
+  return result >= 0 ? result : -koffi.errno();
+}
+
+/** Size of a file, or of a block device. */
+export function seekEnd(fd: number): number {
+  return seek(fd, 0, SEEK_END);
+}
+
+/** The first offset at or after `offset` that holds data; -ENXIO when there is none, -EINVAL on a block device. */
+export function seekData(fd: number, offset: number): number {
+  return seek(fd, offset, SEEK_DATA);
+}
+
+/** The first offset at or after `offset` in a hole, or the end; -ENXIO from the end on, -EINVAL on a block device. */
+export function seekHole(fd: number, offset: number): number {
+  return seek(fd, offset, SEEK_HOLE);
+}
+
+export function fallocate(fd: number, mode: FallocateMode, offset: number, length: number): number {
+  for (;;) {
+    if (callFallocate(fd, mode, offset, length) === 0) return 0;
+    const errno = koffi.errno();
+    if (errno !== EINTR) return -errno;
+  }
+}
+
+/** Starts reading the range into the page cache. */
+export function adviseWillNeed(fd: number, offset: number, length: number): number {
+  // Unlike the others it returns the error number itself.
+  return -callFadvise(fd, offset, length, POSIX_FADV_WILLNEED);
+}
+
+/** Takes the exclusive lock of the open file, or -EAGAIN (EWOULDBLOCK) at once if another open file holds it. */
+export function lockExclusive(fd: number): number {
+  return callFlock(fd, LOCK_EX_NB) === 0 ? 0 : -koffi.errno();
+}
+
+export function unlock(fd: number): number {
+  return callFlock(fd, LOCK_UN) === 0 ? 0 : -koffi.errno();
+}

@@ -1,0 +1,45 @@
+import { ColobusError } from "../../proto/errors.ts";
+import { JOBS_CONCLUDED_KEPT } from "../../proto/limits.ts";
+import type { Clock } from "../host/clock.ts";
+import { Job, type JobWork } from "./job.ts";
+
+/** The jobs of one agent, the latest concluded ones included. */
+export class JobList {
+  readonly #clock: Clock;
+  readonly #changed: (job: Job) => void;
+  readonly #jobs: Job[] = [];
+  #started = 0;
+
+  constructor(clock: Clock, changed: (job: Job) => void) {
+    this.#clock = clock;
+    this.#changed = changed;
+  }
+
+  start(work: JobWork): Job {
+    this.#started += 1;
+    const job = new Job({ id: `${work.type}-${this.#started}`, clock: this.#clock, work, changed: this.#changed });
+    this.#jobs.push(job);
+    const concluded = this.#jobs.filter((other) => other.state === "concluded");
+    for (const old of concluded.slice(0, -JOBS_CONCLUDED_KEPT)) this.#jobs.splice(this.#jobs.indexOf(old), 1);
+    job.start();
+    return job;
+  }
+
+  all(): readonly Job[] {
+    return this.#jobs;
+  }
+
+  /** Errors: `job-unknown`. */
+  get(id: string): Job {
+    const job = this.#jobs.find((candidate) => candidate.id === id);
+    if (job !== undefined) return job;
+    throw new ColobusError("job-unknown", `there is no job "${id}"`, "See `colobus jobs`.");
+  }
+
+  /** Ends all jobs after the piece that each has under way. */
+  async stop(reason: ColobusError): Promise<void> {
+    const running = this.#jobs.filter((job) => job.state !== "concluded");
+    for (const job of running) job.conclude(reason);
+    await Promise.all(running.map((job) => job.finished()));
+  }
+}

@@ -1,0 +1,194 @@
+import type { JobStatus, JobVerb } from "../../proto/control-api.ts";
+import { asColobusError, ColobusError } from "../../proto/errors.ts";
+import type { JobState, JobType } from "../../proto/words.ts";
+import type { Clock, Timer } from "../host/clock.ts";
+
+/** What a job does, a piece at a time, so that it can be paused, limited and stopped between pieces. */
+export interface JobWork {
+  readonly type: JobType;
+  /** The disk that the job works on; null for all of them. */
+  readonly disk: string | null;
+  /** Whether `cancel` may end it before it is done. */
+  readonly cancellable: boolean;
+  progress(): { readonly doneBytes: number; readonly totalBytes: number };
+  /** Does the next piece. Resolves with the bytes that it took care of, or undefined when all is done. */
+  step(): Promise<number | undefined>;
+}
+
+export interface JobOptions {
+  readonly id: string;
+  readonly clock: Clock;
+  readonly work: JobWork;
+  /** Called at every change of state. */
+  readonly changed: (job: Job) => void;
+}
+
+const RATE_WINDOW_MS = 5_000;
+
+/**
+ * One long-running task with a state, progress, rate and speed limit. A piece that fails pauses the job with the
+ * error; `resume` tries that piece again.
+ *
+ *     created ──> running <──> paused
+ *                    └───────────┴──> concluded
+ */
+export class Job {
+  readonly id: string;
+  readonly #options: JobOptions;
+  #state: JobState = "created";
+  #error: ColobusError | undefined;
+  #speedLimit = 0;
+  #startedWallMs: number;
+  #endedWallMs: number | undefined;
+  #timer: Timer | undefined;
+  #wake: (() => void) | undefined;
+  #samples: { atMs: number; doneBytes: number }[] = [];
+  #finished: Promise<void> = Promise.resolve();
+
+  constructor(options: JobOptions) {
+    this.id = options.id;
+    this.#options = options;
+    this.#startedWallMs = options.clock.wallMs();
+  }
+
+  get state(): JobState {
+    return this.#state;
+  }
+
+  get type(): JobType {
+    return this.#options.work.type;
+  }
+
+  get disk(): string | null {
+    return this.#options.work.disk;
+  }
+
+  /** The error that paused or ended the job, if one did. */
+  get error(): ColobusError | undefined {
+    return this.#error;
+  }
+
+  start(): void {
+    this.#set("running");
+    this.#finished = this.#run();
+  }
+
+  /** Resolves when the job is concluded. */
+  finished(): Promise<void> {
+    return this.#finished;
+  }
+
+  /** Errors: `job-state` when the job's state does not allow the verb. */
+  apply(verb: JobVerb): void {
+    if (verb === "pause" && this.#state === "running") this.#set("paused");
+    else if (verb === "resume" && this.#state === "paused") {
+      this.#error = undefined;
+      this.#set("running");
+      this.#wake?.();
+    } else if (verb === "cancel" && this.#options.work.cancellable && this.#state !== "concluded") {
+      this.conclude(new ColobusError("job-state", "the job was cancelled"));
+    } else {
+      throw new ColobusError(
+        "job-state",
+        `job ${this.id} (${this.type}) is ${this.#state} and cannot be told to ${verb}`,
+        this.#options.work.cancellable ? "See `colobus jobs`." : "A job of this type ends by itself; see `colobus jobs`.",
+      );
+    }
+  }
+
+  setSpeedLimit(bytesPerSecond: number): void {
+    this.#speedLimit = bytesPerSecond;
+    this.#wake?.();
+  }
+
+  /** Ends the job after the piece that is under way. */
+  conclude(error?: ColobusError): void {
+    if (this.#state === "concluded") return;
+    this.#error = error;
+    this.#endedWallMs = this.#options.clock.wallMs();
+    this.#set("concluded");
+    this.#wake?.();
+  }
+
+  describe(): JobStatus {
+    const { doneBytes, totalBytes } = this.#options.work.progress();
+    const rate = this.#state === "running" ? this.#rate() : 0;
+    return {
+      id: this.id,
+      type: this.type,
+      state: this.#state,
+      disk: this.disk,
+      progress: { doneBytes, totalBytes },
+      bytesPerSecond: rate,
+      etaMs: rate > 0 ? Math.round(((totalBytes - doneBytes) / rate) * 1000) : null,
+      speedLimit: this.#speedLimit,
+      startedAt: new Date(this.#startedWallMs).toISOString(),
+      endedAt: this.#endedWallMs === undefined ? null : new Date(this.#endedWallMs).toISOString(),
+      error: this.#error?.toJSON() ?? null,
+    };
+  }
+
+  #isConcluded(): boolean {
+    return this.#state === "concluded";
+  }
+
+  async #run(): Promise<void> {
+    const { clock, work } = this.#options;
+    for (;;) {
+      while (this.#state === "paused") await this.#sleep(undefined);
+      if (this.#isConcluded()) return;
+      const startedMs = clock.nowMs();
+      try {
+        const bytes = await work.step();
+        if (bytes === undefined) {
+          this.conclude();
+          return;
+        }
+        this.#sample();
+        if (this.#speedLimit > 0 && bytes > 0) {
+          const dueMs = startedMs + (bytes / this.#speedLimit) * 1000;
+          if (dueMs > clock.nowMs()) await this.#sleep(dueMs - clock.nowMs());
+        }
+      } catch (error) {
+        if (this.#isConcluded()) return;
+        this.#error = asColobusError(error);
+        this.#set("paused");
+      }
+    }
+  }
+
+  /** Waits for a verb, a new speed or the end, or for `forMs`. */
+  #sleep(forMs: number | undefined): Promise<void> {
+    return new Promise((resolve) => {
+      const wake = (): void => {
+        this.#timer?.cancel();
+        this.#timer = undefined;
+        this.#wake = undefined;
+        resolve();
+      };
+      this.#wake = wake;
+      if (forMs !== undefined) this.#timer = this.#options.clock.after(forMs, wake);
+    });
+  }
+
+  #sample(): void {
+    const atMs = this.#options.clock.nowMs();
+    const last = this.#samples.at(-1);
+    if (last !== undefined && atMs - last.atMs < RATE_WINDOW_MS / 20) return;
+    this.#samples.push({ atMs, doneBytes: this.#options.work.progress().doneBytes });
+    while (this.#samples.length > 2 && atMs - (this.#samples[0]?.atMs ?? atMs) > RATE_WINDOW_MS) this.#samples.shift();
+  }
+
+  #rate(): number {
+    const first = this.#samples[0];
+    if (first === undefined) return 0;
+    const elapsedMs = this.#options.clock.nowMs() - first.atMs;
+    const bytes = this.#options.work.progress().doneBytes - first.doneBytes;
+    return elapsedMs > 0 ? Math.max(0, (bytes / elapsedMs) * 1000) : 0;
+  }
+
+  #set(state: JobState): void {
+    this.#state = state;
+    this.#options.changed(this);
+  }
+}

@@ -1,0 +1,191 @@
+import assert from "node:assert/strict";
+import {
+  decodeJournalFrame,
+  decodeJournalHeader,
+  encodeJournalFrame,
+  encodeJournalHeader,
+  JOURNAL_ENTRY_BYTES,
+  JOURNAL_FRAME_HEAD_BYTES,
+  JOURNAL_FRAME_MAX_ENTRIES,
+  JOURNAL_HEADER_BYTES,
+  journalFrameSeed,
+  type JournalEntry,
+  type JournalHeader,
+} from "../../proto/cluster-journal-format.ts";
+import type { Storage, StorageFile } from "../host/storage.ts";
+
+const MAX_FRAME_BYTES = JOURNAL_FRAME_HEAD_BYTES + JOURNAL_FRAME_MAX_ENTRIES * JOURNAL_ENTRY_BYTES;
+const READ_BYTES = 1024 * 1024;
+
+/**
+ * Owns one cluster journal file (`proto/cluster-journal-format.ts`): appends frames and reads them back at start.
+ *
+ * Appends go to the page cache at once and survive kill -9; `sync()` makes them survive the loss of power. A failed
+ * append leaves no trace: the next one overwrites its bytes.
+ */
+export class ClusterJournal {
+  readonly #file: StorageFile;
+  readonly #seed: number;
+  #tailBytes: number;
+  #sequence: number;
+  // One buffer serves all journals: appends are synchronous.
+  static readonly #scratch = Buffer.allocUnsafeSlow(MAX_FRAME_BYTES);
+
+  private constructor(file: StorageFile, header: JournalHeader, tailBytes: number, sequence: number) {
+    this.#file = file;
+    this.#seed = journalFrameSeed(header.id);
+    this.#tailBytes = tailBytes;
+    this.#sequence = sequence;
+  }
+
+  /** Starts an empty journal at `path`, replacing what a crash may have left there. */
+  static create(storage: Storage, path: string, header: JournalHeader): ClusterJournal {
+    const file = storage.open(path, { kind: "journal", create: "if-missing" });
+    try {
+      file.truncate(0);
+      file.write(encodeJournalHeader(header), 0);
+    } catch (error) {
+      file.close();
+      throw error;
+    }
+    return new ClusterJournal(file, header, JOURNAL_HEADER_BYTES, 0);
+  }
+
+  /**
+   * Opens the journal at `path`, calls `apply` for each entry in order, and cuts a torn tail. With `onlySynced`, entries
+   * that no sync mark covers are left out, now and for ever.
+   * Returns undefined when the header is torn or belongs to another disk, kind or epoch than `expected`: such a journal
+   * never had a synced frame.
+   */
+  static open(
+    storage: Storage,
+    path: string,
+    expected: Omit<JournalHeader, "id">,
+    apply: (entry: JournalEntry) => void,
+    options: { readonly onlySynced?: boolean } = {},
+  ): ClusterJournal | undefined {
+    const file = storage.open(path, { kind: "journal", create: "never" });
+    try {
+      const size = file.sizeBytes();
+      const headerBytes = Buffer.alloc(Math.min(size, JOURNAL_HEADER_BYTES));
+      file.readNow(headerBytes, 0);
+      const header = decodeJournalHeader(headerBytes);
+      if (
+        header === undefined ||
+        header.kind !== expected.kind ||
+        header.diskSizeBytes !== expected.diskSizeBytes ||
+        header.clusterBytes !== expected.clusterBytes ||
+        header.epoch !== expected.epoch
+      ) {
+        file.close();
+        return undefined;
+      }
+      const onlySynced = options.onlySynced ?? false;
+      const end = readFrames(file, size, header, apply, onlySynced);
+      if (end.tailBytes < size) file.truncate(end.tailBytes);
+      const journal = new ClusterJournal(file, header, end.tailBytes, end.sequence);
+      if (onlySynced && end.uncovered) journal.#appendFrame({ type: "void" });
+      return journal;
+    } catch (error) {
+      file.close();
+      throw error;
+    }
+  }
+
+  get sizeBytes(): number {
+    return this.#tailBytes;
+  }
+
+  /** Appends entries, in as many frames as it takes. After an error none, or a leading part, has been appended. */
+  append(entries: readonly JournalEntry[]): void {
+    for (let from = 0; from < entries.length; from += JOURNAL_FRAME_MAX_ENTRIES) {
+      const slice =
+        entries.length <= JOURNAL_FRAME_MAX_ENTRIES ? entries : entries.slice(from, from + JOURNAL_FRAME_MAX_ENTRIES);
+      this.#appendFrame({ type: "entries", entries: slice });
+    }
+  }
+
+  /** The sequence of the last frame: what a sync mark covers when the data is fsynced after asking. */
+  get sequence(): number {
+    return this.#sequence;
+  }
+
+  /** Notes that the data of every entry up to frame `coveredSequence` has been fsynced. */
+  appendSyncMark(coveredSequence: number): void {
+    this.#appendFrame({ type: "sync-mark", coveredSequence });
+  }
+
+  sync(): Promise<void> {
+    return this.#file.sync();
+  }
+
+  close(): void {
+    this.#file.close();
+  }
+
+  #appendFrame(frame: Parameters<typeof encodeJournalFrame>[3]): void {
+    const scratch = ClusterJournal.#scratch;
+    const length = encodeJournalFrame(scratch, this.#seed, this.#sequence + 1, frame);
+    this.#file.write(scratch.subarray(0, length), this.#tailBytes);
+    this.#tailBytes += length;
+    this.#sequence += 1;
+  }
+}
+
+/** Calls `visit` for each sound frame of a journal file; for `inspect`. Returns the header and where the journal ends. */
+export function scanClusterJournal(
+  file: StorageFile,
+  visit: (entry: JournalEntry) => void,
+): { header: JournalHeader; tailBytes: number; frames: number } | undefined {
+  const size = file.sizeBytes();
+  const headerBytes = Buffer.alloc(Math.min(size, JOURNAL_HEADER_BYTES));
+  file.readNow(headerBytes, 0);
+  const header = decodeJournalHeader(headerBytes);
+  if (header === undefined) return undefined;
+  const end = readFrames(file, size, header, visit, false);
+  return { header, tailBytes: end.tailBytes, frames: end.sequence };
+}
+
+interface JournalEnd {
+  readonly tailBytes: number;
+  readonly sequence: number;
+  /** Entries were found that no sync mark covers. */
+  readonly uncovered: boolean;
+}
+
+function readFrames(
+  file: StorageFile,
+  sizeBytes: number,
+  header: JournalHeader,
+  apply: (entry: JournalEntry) => void,
+  onlySynced: boolean,
+): JournalEnd {
+  const seed = journalFrameSeed(header.id);
+  let tailBytes = JOURNAL_HEADER_BYTES;
+  let sequence = 0;
+  let uncovered: { sequence: number; entries: readonly JournalEntry[] }[] = [];
+  const applyUpTo = (covered: number): void => {
+    for (const frame of uncovered) if (frame.sequence <= covered) frame.entries.forEach(apply);
+    uncovered = uncovered.filter((frame) => frame.sequence > covered);
+  };
+  let windowStart = JOURNAL_HEADER_BYTES;
+  let window = Buffer.alloc(0);
+  for (;;) {
+    if (window.length - (tailBytes - windowStart) < MAX_FRAME_BYTES && windowStart + window.length < sizeBytes) {
+      windowStart = tailBytes;
+      window = Buffer.alloc(Math.min(READ_BYTES, sizeBytes - windowStart));
+      file.readNow(window, windowStart);
+    }
+    const decoded = decodeJournalFrame(window.subarray(tailBytes - windowStart), seed, sequence + 1);
+    if (decoded === undefined) break;
+    tailBytes += decoded.length;
+    sequence += 1;
+    const { frame } = decoded;
+    if (frame.type === "sync-mark") applyUpTo(frame.coveredSequence);
+    else if (frame.type === "void") uncovered = [];
+    else uncovered.push({ sequence, entries: frame.entries });
+  }
+  assert(tailBytes <= sizeBytes);
+  if (!onlySynced) applyUpTo(sequence);
+  return { tailBytes, sequence, uncovered: uncovered.length > 0 };
+}

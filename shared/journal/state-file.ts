@@ -1,0 +1,131 @@
+import { ColobusError } from "../../proto/errors.ts";
+import { STATE_SLOT_BYTES } from "../../proto/limits.ts";
+import { decodeStateSlot, encodeStateSlot, type StateRecord } from "../../proto/state-record.ts";
+import type { Storage, StorageFile } from "../host/storage.ts";
+
+/**
+ * Owns the state record on disk: two preallocated slots, always fsynced, whatever `durability` says. The file's lock
+ * is what keeps two agents out of one state directory.
+ *
+ * Invariants: `record` is what the newest durable slot holds; updates happen one after the other, each seeing the
+ * outcome of the one before; the slot of the newest durable record is never written to. After a failed update the
+ * outcome on disk is unknown until the next one succeeds, and both outcomes are legal: a caller frees nothing that the
+ * old record names before its update has resolved.
+ */
+export class StateFile {
+  readonly #file: StorageFile;
+  #record: StateRecord;
+  #sequence: number;
+  #tail: Promise<void> = Promise.resolve();
+
+  private constructor(file: StorageFile, record: StateRecord, sequence: number) {
+    this.#file = file;
+    this.#record = record;
+    this.#sequence = sequence;
+  }
+
+  /**
+   * Opens the state of `directory`, or undefined when there is none yet. A creation that did not get as far as its
+   * first record counts as none.
+   * Errors: `image-busy` (another agent uses it), `state-corrupt`, and those of Storage.
+   */
+  static open(storage: Storage, directory: string): StateFile | undefined {
+    const path = statePath(directory);
+    if (!storage.exists(path)) return undefined;
+    const file = openLocked(storage, path, "never");
+    try {
+      if (file.sizeBytes() < 2 * STATE_SLOT_BYTES) {
+        file.close();
+        return undefined;
+      }
+      const slots = [0, 1].map((index) => {
+        const bytes = Buffer.alloc(STATE_SLOT_BYTES);
+        file.readNow(bytes, index * STATE_SLOT_BYTES);
+        return decodeStateSlot(bytes);
+      });
+      let newest: { record: StateRecord; sequence: number } | undefined;
+      for (const slot of slots) {
+        if (slot.kind === "newer") {
+          throw new ColobusError(
+            "state-corrupt",
+            `${path} was written by a later version of Colobus (state record version ${slot.version})`,
+            "Start that version, or a later one, with this state directory.",
+          );
+        }
+        if (slot.kind === "valid" && slot.sequence > (newest?.sequence ?? 0)) newest = slot;
+      }
+      if (newest !== undefined) return new StateFile(file, newest.record, newest.sequence);
+      // A crash during the very first write leaves one torn slot and one empty one: nothing was ever promised.
+      if (slots[0]?.kind === "empty") {
+        file.close();
+        return undefined;
+      }
+      throw new ColobusError(
+        "state-corrupt",
+        `neither slot of ${path} holds a sound state record`,
+        "Restore the state directory from a backup, or start with an empty one and a full sync.",
+      );
+    } catch (error) {
+      file.close();
+      throw error;
+    }
+  }
+
+  /** Creates the state file of `directory`; durable, with its directory entry, when the promise resolves. */
+  static async create(storage: Storage, directory: string, record: StateRecord): Promise<StateFile> {
+    const file = openLocked(storage, statePath(directory), "if-missing");
+    try {
+      file.allocate(0, 2 * STATE_SLOT_BYTES);
+      file.write(Buffer.alloc(2 * STATE_SLOT_BYTES), 0);
+      await file.sync();
+      const state = new StateFile(file, record, 0);
+      await state.update(() => record);
+      await storage.syncDirectory(directory);
+      return state;
+    } catch (error) {
+      file.close();
+      throw error;
+    }
+  }
+
+  /** The newest record that is durable. */
+  get record(): StateRecord {
+    return this.#record;
+  }
+
+  /**
+   * Replaces the record by `change(record)`, and resolves with the new one when it is durable. Changes queue up; each
+   * is given the record that the one before left. Rejects with `io-error`: then the old record stands in memory.
+   */
+  update(change: (record: StateRecord) => StateRecord): Promise<StateRecord> {
+    const result = this.#tail.then(() => this.#write(change(this.#record)));
+    this.#tail = result.then(
+      () => undefined,
+      () => undefined, // the caller has the error; the next update starts from the record that stands
+    );
+    return result;
+  }
+
+  /** Waits for queued updates, then closes the file and drops the lock. */
+  async close(): Promise<void> {
+    await this.#tail;
+    this.#file.close();
+  }
+
+  async #write(record: StateRecord): Promise<StateRecord> {
+    const sequence = this.#sequence + 1;
+    this.#file.write(encodeStateSlot(sequence, record), (sequence % 2) * STATE_SLOT_BYTES);
+    await this.#file.sync();
+    this.#sequence = sequence;
+    this.#record = record;
+    return record;
+  }
+}
+
+function statePath(directory: string): string {
+  return `${directory}/state`;
+}
+
+function openLocked(storage: Storage, path: string, create: "never" | "if-missing"): StorageFile {
+  return storage.open(path, { kind: "state", create, lock: true });
+}

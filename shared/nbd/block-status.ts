@@ -1,0 +1,46 @@
+import assert from "node:assert/strict";
+import { NBD_MAX_EXTENTS_PER_REPLY } from "../../proto/limits.ts";
+import {
+  ALLOCATION_STATE,
+  CHUNK,
+  CHUNK_FLAG_DONE,
+  CHUNK_HEADER_BYTES,
+  COMMAND_FLAG,
+  putChunkHeader,
+} from "../../proto/nbd-protocol.ts";
+import type { RequestHeader } from "../../proto/nbd-protocol.ts";
+import type { BlockDevice } from "../block/block-device.ts";
+import { ALLOCATION_CONTEXT_ID } from "./handshake.ts";
+
+const CONTEXT_ID_BYTES = 4;
+/** u32 length, u32 state. */
+const EXTENT_BYTES = 8;
+
+/**
+ * The whole reply to a BLOCK_STATUS of base:allocation: one chunk, whose extents lie within the requested range
+ * (and hence within the export), and with REQ_ONE a single one. Throws what the device throws.
+ */
+export function blockStatusReply(device: BlockDevice, request: Readonly<RequestHeader>): Buffer {
+  const { offset, length, flags, cookieHigh, cookieLow } = request;
+  const maxExtents = (flags & COMMAND_FLAG.REQ_ONE) === 0 ? NBD_MAX_EXTENTS_PER_REPLY : 1;
+  const extents = device.extents(offset, length, maxExtents);
+  assert(
+    extents.length > 0 && extents.length <= maxExtents,
+    "a device reports between one extent and what was asked for",
+  );
+  const payloadLength = CONTEXT_ID_BYTES + extents.length * EXTENT_BYTES;
+  const reply = Buffer.allocUnsafe(CHUNK_HEADER_BYTES + payloadLength);
+  putChunkHeader(reply, 0, CHUNK_FLAG_DONE, CHUNK.BLOCK_STATUS, cookieHigh, cookieLow, payloadLength);
+  reply.writeUInt32BE(ALLOCATION_CONTEXT_ID, CHUNK_HEADER_BYTES);
+  let position = CHUNK_HEADER_BYTES + CONTEXT_ID_BYTES;
+  let covered = 0;
+  for (const extent of extents) {
+    assert(extent.length > 0 && covered + extent.length <= length, "a device's extents lie within the range asked for");
+    const state = (extent.hole ? ALLOCATION_STATE.HOLE : 0) | (extent.zero ? ALLOCATION_STATE.ZERO : 0);
+    reply.writeUInt32BE(extent.length, position);
+    reply.writeUInt32BE(state, position + 4);
+    position += EXTENT_BYTES;
+    covered += extent.length;
+  }
+  return reply;
+}

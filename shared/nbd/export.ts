@@ -1,0 +1,26 @@
+import type { BlockDevice } from "../block/block-device.ts";
+
+/**
+ * One name that NBD clients can open. The export outlives what is behind it: a failover puts another device behind the
+ * same export while clients stay connected, so the server asks for `device` anew with every request.
+ */
+export interface NbdExport {
+  readonly name: string;
+  readonly description: string;
+  /** Fixed for the life of the export. */
+  readonly sizeBytes: number;
+  /** What is behind the export now. Throws a ColobusError when there is nothing to serve: the request fails with that error. */
+  readonly device: BlockDevice;
+  /** Whether writes are refused now. Told to a client when it connects, and asked anew with every write. */
+  readonly readOnly: boolean;
+}
+
+/** Where the server looks exports up. The first listed one is the default, which the empty name opens. */
+export interface NbdExportDirectory {
+  list(): readonly NbdExport[];
+  /** undefined: there is no such export. */
+  find(name: string): NbdExport | undefined;
+  /** Called when a client has entered the transmission phase, and when it has left. */
+  opened(nbdExport: NbdExport): void;
+  closed(nbdExport: NbdExport): void;
+}

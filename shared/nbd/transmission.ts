@@ -1,0 +1,439 @@
+/**
+ * The transmission phase of one NBD connection: takes the parser's requests, bounds what is in flight, and answers.
+ *
+ * Requests run concurrently: one that the disk does not finish at once does not stop those behind it, until the bounds on
+ * requests, unsent replies or memory are reached, and then nothing more is read from this client. The payload of a write
+ * is the exception: while the disk holds a piece of it, the rest stays in the socket. A failed or refused write is
+ * answered after its payload was consumed.
+ *
+ * Invariants: every request is answered at most once, and exactly once unless the client leaves before; an `OpenWrite` always
+ * sees `end` or `abandon`; the budget gets back what was taken.
+ */
+import assert from "node:assert/strict";
+import {
+  NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT,
+  NBD_MAX_UNSENT_BYTES_PER_CLIENT,
+  NBD_SPARSE_READ_MIN_BYTES,
+} from "../../proto/limits.ts";
+import { COMMAND, COMMAND_FLAG, emptyRequestHeader } from "../../proto/nbd-protocol.ts";
+import type { RequestHeader } from "../../proto/nbd-protocol.ts";
+import { asColobusError } from "../../proto/errors.ts";
+import type { ErrorCode } from "../../proto/errors.ts";
+import type { BlockDevice, OpenWrite, Pending, WriteFlags } from "../block/block-device.ts";
+import type { Log } from "../host/log.ts";
+import type { BudgetHolder } from "./byte-budget.ts";
+import type { NegotiatedExport } from "./handshake.ts";
+import { blockStatusReply } from "./block-status.ts";
+import { fillReadReply, fillSparseReply, planSparseRead, readReplyBytes, sparseReplyBytes } from "./read-reply.ts";
+import type { ReadPiece } from "./read-reply.ts";
+import type { ReplyWriter, Reservation } from "./reply-writer.ts";
+import type { RequestHandler } from "./request-parser.ts";
+import { errnoOf, refusalFromFailure, refusalOf } from "./request-refusal.ts";
+import type { Refusal } from "./request-refusal.ts";
+
+const WRITE_PLAIN: WriteFlags = { fua: false };
+const WRITE_FUA: WriteFlags = { fua: true };
+
+export interface TransmissionOptions {
+  readonly negotiated: NegotiatedExport;
+  readonly writer: ReplyWriter;
+  readonly budget: BudgetHolder;
+  readonly log: Log;
+  readonly clientName: string;
+  /** Something has finished: parsing may be able to go on, or the connection to end. Called in a turn of its own. */
+  readonly progressed: () => void;
+}
+
+/** What a request that is still under way needs to be answered. */
+interface RequestIdentity {
+  readonly type: number;
+  readonly flags: number;
+  readonly cookieHigh: number;
+  readonly cookieLow: number;
+}
+
+export class Transmission implements RequestHandler {
+  readonly #negotiated: NegotiatedExport;
+  readonly #writer: ReplyWriter;
+  readonly #budget: BudgetHolder;
+  readonly #log: Log;
+  readonly #clientName: string;
+  readonly #progressed: () => void;
+  readonly #reportedCodes = new Set<ErrorCode>();
+  #requestsInFlight = 0;
+  /** The write whose payload is arriving. */
+  readonly #write = emptyRequestHeader();
+  #payloadIsArriving = false;
+  #openWrite: OpenWrite | undefined;
+  #writeRefusal: Refusal | undefined;
+  /** The disk works on a piece of the payload, or on opening the write. */
+  #diskHoldsPayload = false;
+  /** A read that waits for memory; `#waitsForBudget` without it means waiting for others' to be given back. */
+  #parkedRead: RequestHeader | undefined;
+  #waitsForBudget = false;
+  #disconnected = false;
+  #stopping = false;
+
+  constructor(options: TransmissionOptions) {
+    this.#negotiated = options.negotiated;
+    this.#writer = options.writer;
+    this.#budget = options.budget;
+    this.#log = options.log;
+    this.#clientName = options.clientName;
+    this.#progressed = options.progressed;
+  }
+
+  get isBlocked(): boolean {
+    return (
+      this.#diskHoldsPayload ||
+      this.#waitsForBudget ||
+      this.#requestsInFlight >= NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT ||
+      this.#writer.unsentBytes > NBD_MAX_UNSENT_BYTES_PER_CLIENT ||
+      this.hasEnded
+    );
+  }
+
+  /** No further request will be taken: the client asked to end, broke the protocol, or was stopped between requests. */
+  get hasEnded(): boolean {
+    return this.#disconnected || (this.#stopping && !this.#payloadIsArriving);
+  }
+
+  /** No request is in flight. */
+  get isIdle(): boolean {
+    return this.#requestsInFlight === 0 && !this.#diskHoldsPayload && this.#parkedRead === undefined;
+  }
+
+  /** Requests that have begun are finished, a write whose payload is arriving included; no further one is taken. */
+  stop(): void {
+    this.#stopping = true;
+  }
+
+  /** No further input will arrive. A write whose payload is incomplete is given up without an answer. */
+  inputEnded(): void {
+    this.#disconnected = true;
+    this.#payloadIsArriving = false;
+    if (!this.#diskHoldsPayload) this.#abandonOpenWrite();
+  }
+
+  /** Nothing can be sent any more. Requests in flight run on, and their answers are dropped. */
+  clientGone(): void {
+    this.inputEnded();
+    if (this.#waitsForBudget) this.#budget.stopWaiting();
+    this.#waitsForBudget = false;
+    this.#parkedRead = undefined;
+  }
+
+  /** The bytes that were waited for are taken now. */
+  budgetGranted(): void {
+    const parked = this.#parkedRead;
+    this.#waitsForBudget = false;
+    this.#parkedRead = undefined;
+    if (parked !== undefined) this.#runRead(parked, readReplyBytes(parked.length, this.#negotiated.structuredReplies));
+    this.#progressed();
+  }
+
+  onBreach(fault: string): void {
+    this.#log.warn({ client: this.#clientName, fault }, "NBD client broke the protocol");
+    this.inputEnded();
+  }
+
+  onRequest(request: Readonly<RequestHeader>): void {
+    if (request.type === COMMAND.DISC) {
+      this.#disconnected = true;
+      return;
+    }
+    const refusal = refusalOf(request, this.#negotiated);
+    if (request.type === COMMAND.WRITE && request.length > 0) {
+      Object.assign(this.#write, request);
+      this.#payloadIsArriving = true;
+      this.#writeRefusal = refusal;
+      return;
+    }
+    if (refusal !== undefined) {
+      this.#refuse(request, refusal);
+    } else if (request.type === COMMAND.READ) {
+      this.#read(request);
+    } else {
+      this.#runPlain(request);
+    }
+  }
+
+  onPayload(piece: Buffer, isLast: boolean): void {
+    if (isLast) this.#payloadIsArriving = false;
+    if (this.#writeRefusal !== undefined) {
+      if (isLast) this.#refuse(this.#write, this.#writeRefusal);
+    } else if (this.#openWrite !== undefined) {
+      this.#push(this.#openWrite, piece, isLast);
+    } else if (piece.length === this.#write.length) {
+      this.#writeWhole(piece);
+    } else {
+      this.#startOpenWrite(piece);
+    }
+  }
+
+  // Writes
+
+  #writeWhole(payload: Buffer): void {
+    const write = this.#write;
+    let pending: Pending;
+    try {
+      pending = this.#negotiated.nbdExport.device.write(payload, write.offset, writeFlags(write));
+    } catch (thrown) {
+      this.#fail(write, thrown);
+      return;
+    }
+    if (pending === undefined) {
+      this.#writer.simpleReply(0, write.cookieHigh, write.cookieLow);
+      return;
+    }
+    this.#budget.charge(payload.length);
+    this.#track(pending, write, payload.length);
+    if (this.#budget.isExhausted) {
+      this.#waitsForBudget = true;
+      this.#budget.waitFor(0);
+    }
+  }
+
+  /** Opens the write and pushes its first piece, which is never its last. */
+  #startOpenWrite(piece: Buffer): void {
+    const { offset, length } = this.#write;
+    let opened: OpenWrite | Promise<OpenWrite>;
+    try {
+      opened = this.#negotiated.nbdExport.device.openWrite(offset, length, writeFlags(this.#write));
+    } catch (thrown) {
+      this.#payloadFailed(thrown, false);
+      return;
+    }
+    if (opened instanceof Promise) {
+      this.#diskHoldsPayload = true;
+      opened.then(
+        (open) => {
+          this.#diskHoldsPayload = false;
+          this.#openWrite = open;
+          if (this.#disconnected) this.#abandonOpenWrite();
+          else this.#push(open, piece, false);
+          this.#progressed();
+        },
+        (thrown: unknown) => {
+          this.#diskHoldsPayload = false;
+          this.#payloadFailed(thrown, false);
+          this.#progressed();
+        },
+      );
+    } else {
+      this.#openWrite = opened;
+      this.#push(opened, piece, false);
+    }
+  }
+
+  #push(open: OpenWrite, piece: Buffer, isLast: boolean): void {
+    let pending: Pending;
+    try {
+      pending = open.push(piece);
+    } catch (thrown) {
+      this.#payloadFailed(thrown, isLast);
+      return;
+    }
+    if (pending === undefined) {
+      if (isLast) this.#endOpenWrite(open);
+      return;
+    }
+    this.#diskHoldsPayload = true;
+    pending.then(
+      () => {
+        this.#diskHoldsPayload = false;
+        if (isLast) this.#endOpenWrite(open);
+        else if (this.#disconnected) this.#abandonOpenWrite();
+        this.#progressed();
+      },
+      (thrown: unknown) => {
+        this.#diskHoldsPayload = false;
+        this.#payloadFailed(thrown, isLast);
+        this.#progressed();
+      },
+    );
+  }
+
+  #endOpenWrite(open: OpenWrite): void {
+    this.#openWrite = undefined;
+    const write = this.#write;
+    let pending: Pending;
+    try {
+      pending = open.end();
+    } catch (thrown) {
+      this.#fail(write, thrown);
+      return;
+    }
+    if (pending === undefined) this.#writer.simpleReply(0, write.cookieHigh, write.cookieLow);
+    else this.#track(pending, write, 0);
+  }
+
+  /** The rest of the payload is consumed, and then the write is answered. */
+  #payloadFailed(thrown: unknown, isLast: boolean): void {
+    this.#abandonOpenWrite();
+    if (isLast) this.#fail(this.#write, thrown);
+    else this.#writeRefusal = this.#refusalFrom(this.#write, thrown);
+  }
+
+  #abandonOpenWrite(): void {
+    const open = this.#openWrite;
+    this.#openWrite = undefined;
+    open?.abandon();
+  }
+
+  // Reads
+
+  #read(request: Readonly<RequestHeader>): void {
+    if (request.length === 0) {
+      if (this.#negotiated.structuredReplies) this.#writer.emptyChunk(request.cookieHigh, request.cookieLow);
+      else this.#writer.simpleReply(0, request.cookieHigh, request.cookieLow);
+      return;
+    }
+    const bytes = readReplyBytes(request.length, this.#negotiated.structuredReplies);
+    if (this.#budget.tryTake(bytes)) {
+      this.#runRead(request, bytes);
+      return;
+    }
+    this.#parkedRead = { ...request };
+    this.#waitsForBudget = true;
+    this.#budget.waitFor(bytes);
+  }
+
+  /** `takenBytes` of the budget are taken: what a reply of one piece needs, and no reply needs more. */
+  #runRead(request: Readonly<RequestHeader>, takenBytes: number): void {
+    const { structuredReplies, nbdExport } = this.#negotiated;
+    let reservation: Reservation | undefined;
+    let pending: Pending;
+    try {
+      const device = nbdExport.device;
+      const pieces = this.#planSparse(device, request);
+      reservation = this.#writer.reserve(pieces === undefined ? takenBytes : sparseReplyBytes(pieces));
+      const { buffer, position } = reservation;
+      pending =
+        pieces === undefined
+          ? fillReadReply(device, request, structuredReplies, buffer, position)
+          : fillSparseReply(device, request, pieces, buffer, position);
+    } catch (thrown) {
+      if (reservation !== undefined) this.#writer.discard(reservation);
+      this.#budget.giveBack(takenBytes);
+      this.#fail(request, thrown);
+      return;
+    }
+    this.#budget.giveBack(takenBytes - reservation.length);
+    if (pending === undefined) this.#writer.commit(reservation, reservation.length);
+    else this.#trackRead(pending, request, reservation);
+  }
+
+  #planSparse(device: BlockDevice, { flags, offset, length }: Readonly<RequestHeader>): ReadPiece[] | undefined {
+    if (length < NBD_SPARSE_READ_MIN_BYTES || !this.#negotiated.structuredReplies) return undefined;
+    return (flags & COMMAND_FLAG.DF) === 0 ? planSparseRead(device, offset, length) : undefined;
+  }
+
+  #trackRead(pending: Promise<void>, request: Readonly<RequestHeader>, reservation: Reservation): void {
+    const identity = identityOf(request);
+    this.#requestsInFlight += 1;
+    pending.then(
+      () => {
+        this.#requestsInFlight -= 1;
+        this.#writer.commit(reservation, reservation.length);
+        this.#progressed();
+      },
+      (thrown: unknown) => {
+        this.#requestsInFlight -= 1;
+        this.#writer.discard(reservation);
+        this.#budget.giveBack(reservation.length);
+        this.#fail(identity, thrown);
+        this.#progressed();
+      },
+    );
+  }
+
+  // Everything else
+
+  #runPlain(request: Readonly<RequestHeader>): void {
+    let pending: Pending;
+    try {
+      const { device } = this.#negotiated.nbdExport;
+      if (request.type === COMMAND.BLOCK_STATUS) {
+        const reply = blockStatusReply(device, request);
+        this.#budget.charge(reply.length);
+        this.#writer.append(reply, reply.length);
+        return;
+      }
+      pending = startPlain(device, request);
+    } catch (thrown) {
+      this.#fail(request, thrown);
+      return;
+    }
+    if (pending === undefined) this.#writer.simpleReply(0, request.cookieHigh, request.cookieLow);
+    else this.#track(pending, request, 0);
+  }
+
+  /** A request without data in its reply, which is answered when `pending` is done. */
+  #track(pending: Promise<void>, request: Readonly<RequestHeader>, chargedBytes: number): void {
+    const identity = identityOf(request);
+    this.#requestsInFlight += 1;
+    pending.then(
+      () => {
+        this.#requestsInFlight -= 1;
+        this.#budget.giveBack(chargedBytes);
+        this.#writer.simpleReply(0, identity.cookieHigh, identity.cookieLow);
+        this.#progressed();
+      },
+      (thrown: unknown) => {
+        this.#requestsInFlight -= 1;
+        this.#budget.giveBack(chargedBytes);
+        this.#fail(identity, thrown);
+        this.#progressed();
+      },
+    );
+  }
+
+  // Failures
+
+  #fail(request: RequestIdentity, thrown: unknown): void {
+    this.#refuse(request, this.#refusalFrom(request, thrown));
+  }
+
+  #refuse({ cookieHigh, cookieLow }: RequestIdentity, refusal: Refusal): void {
+    if (this.#negotiated.structuredReplies) {
+      this.#writer.errorChunk(errnoOf(refusal), refusal.message, cookieHigh, cookieLow);
+    } else {
+      this.#writer.simpleReply(errnoOf(refusal), cookieHigh, cookieLow);
+    }
+  }
+
+  #refusalFrom({ type, flags }: RequestIdentity, thrown: unknown): Refusal {
+    const error = asColobusError(thrown);
+    const fields = { client: this.#clientName, export: this.#negotiated.nbdExport.name, command: type };
+    if (error.code === "internal") {
+      this.#log.error({ ...fields, err: thrown }, "NBD request failed unexpectedly");
+    } else if (!this.#reportedCodes.has(error.code)) {
+      // A disk that fails does so with every request; the log needs to hear of each reason once from each client.
+      this.#reportedCodes.add(error.code);
+      this.#log.warn({ ...fields, code: error.code, reason: error.message }, "NBD request failed");
+    }
+    return refusalFromFailure(error, type, flags);
+  }
+}
+
+/** Starts a request without data in either direction, a WRITE of 0 bytes included. */
+function startPlain(device: BlockDevice, { type, flags, offset, length }: Readonly<RequestHeader>): Pending {
+  if (type === COMMAND.FLUSH) return device.flush();
+  if (length === 0) return undefined;
+  if (type === COMMAND.CACHE) {
+    device.prefetch(offset, length);
+    return undefined;
+  }
+  assert(type === COMMAND.TRIM || type === COMMAND.WRITE_ZEROES, "every known command has a handler");
+  const mayUnmap = type === COMMAND.TRIM || (flags & COMMAND_FLAG.NO_HOLE) === 0;
+  return device.zero(offset, length, { fua: (flags & COMMAND_FLAG.FUA) !== 0, mayUnmap });
+}
+
+function writeFlags({ flags }: Readonly<RequestHeader>): WriteFlags {
+  return (flags & COMMAND_FLAG.FUA) === 0 ? WRITE_PLAIN : WRITE_FUA;
+}
+
+function identityOf({ type, flags, cookieHigh, cookieLow }: Readonly<RequestHeader>): RequestIdentity {
+  return { type, flags, cookieHigh, cookieLow };
+}

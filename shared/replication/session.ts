@@ -1,0 +1,214 @@
+import { createHash, createHmac, timingSafeEqual } from "node:crypto";
+import { ColobusError } from "../../proto/errors.ts";
+import { HANDSHAKE_MESSAGE_MAX_BYTES, HANDSHAKE_TIMEOUT_MS } from "../../proto/limits.ts";
+import {
+  decodeMessage,
+  encodeMessage,
+  fromErrorBody,
+  toErrorBody,
+  type DataMessage,
+  type Hello,
+  type Message,
+} from "../../proto/replication-messages.ts";
+import type { Clock, Timer } from "../host/clock.ts";
+import { findMismatch } from "./handshake.ts";
+import type { Link } from "./link.ts";
+
+type Handshake =
+  | { readonly step: "hello" }
+  | { readonly step: "proof"; readonly peer: Hello; readonly peerDigest: Buffer }
+  | { readonly step: "open"; readonly peer: Hello }
+  | { readonly step: "closed" };
+
+export interface SessionHandlers {
+  /** The peer has proved that it holds the token, and the two can form a pair. */
+  opened(peer: Hello): void;
+  /** A message of the open session, validated. May throw a ColobusError, which ends the session with that reason. */
+  message(message: Exclude<Message, { type: "hello" | "proof" | "refuse" | "ping" }>): void;
+  /** The session is over; called exactly once, and nothing is called after it. */
+  closed(reason: ColobusError): void;
+}
+
+export interface SessionOptions {
+  readonly link: Link;
+  readonly clock: Clock;
+  readonly hello: Hello;
+  readonly token: Buffer | undefined;
+  readonly peerTimeoutMs: number;
+  readonly handlers: SessionHandlers;
+}
+
+/**
+ * One session with a peer over one link: hello, proof of the pre-shared token, then the messages of the roles, with
+ * heartbeats. It is the same on both sides; what the messages mean is the roles' business.
+ *
+ *     hello ──> proof ──> open ──> closed
+ *
+ * The proof is an HMAC over both hellos with both nonces, so the token never crosses the link, and no part of a hello
+ * can be altered under way. Nothing but hello and proof is accepted before the session is open.
+ */
+export class Session {
+  readonly #options: SessionOptions;
+  readonly #digest: Buffer;
+  #handshake: Handshake = { step: "hello" };
+  #lastReceivedMs: number;
+  #lastSentMs: number;
+  #timer: Timer;
+
+  constructor(options: SessionOptions) {
+    const { link, clock, hello } = options;
+    this.#options = options;
+    this.#lastReceivedMs = clock.nowMs();
+    this.#lastSentMs = clock.nowMs();
+    this.#timer = clock.after(HANDSHAKE_TIMEOUT_MS, () => {
+      this.close(new ColobusError("peer-timeout", "the peer did not finish the handshake", "Check the peer's log."));
+    });
+    const parts = encodeMessage({ type: "hello", ...hello });
+    this.#digest = digestOf(Buffer.concat(parts));
+    link.start({
+      message: (data) => this.#receive(data),
+      closed: (reason) => this.#end(reason),
+    });
+    link.send(parts);
+  }
+
+  /** Milliseconds since anything came from the peer. */
+  get silenceMs(): number {
+    return this.#options.clock.nowMs() - this.#lastReceivedMs;
+  }
+
+  get peerAddress(): string {
+    return this.#options.link.peerAddress;
+  }
+
+  send(message: Exclude<Message, DataMessage>): void {
+    this.sendParts(encodeMessage(message));
+  }
+
+  /** Sends an encoded message. The link owns the parts from now on. */
+  sendParts(parts: readonly Uint8Array[]): void {
+    if (this.#handshake.step === "closed") return;
+    this.#lastSentMs = this.#options.clock.nowMs();
+    this.#options.link.send(parts);
+  }
+
+  /** Ends the session, telling the peer why. */
+  close(reason: ColobusError): void {
+    if (this.#handshake.step === "closed") return;
+    this.#options.link.send(encodeMessage({ type: "refuse", error: toErrorBody(reason) }));
+    this.#options.link.close(reason);
+    this.#end(reason);
+  }
+
+  #end(reason: ColobusError): void {
+    if (this.#handshake.step === "closed") return;
+    this.#handshake = { step: "closed" };
+    this.#timer.cancel();
+    this.#options.handlers.closed(reason);
+  }
+
+  #receive(data: Buffer): void {
+    if (this.#handshake.step === "closed") return;
+    this.#lastReceivedMs = this.#options.clock.nowMs();
+    try {
+      if (this.#handshake.step !== "open" && data.length > HANDSHAKE_MESSAGE_MAX_BYTES) {
+        throw new ColobusError("protocol-error", "the peer sent a large message before the handshake was done");
+      }
+      this.#handle(decodeMessage(data), data);
+    } catch (error) {
+      if (error instanceof ColobusError) this.close(error);
+      else throw error;
+    }
+  }
+
+  #handle(message: Message, data: Buffer): void {
+    if (message.type === "refuse") {
+      // The peer closes the link itself; its reason is worth more than the close code.
+      const reason = fromErrorBody(message.error);
+      this.#options.link.close(reason);
+      this.#end(reason);
+    } else if (this.#handshake.step === "hello" && message.type === "hello") {
+      this.#receiveHello(message, data);
+    } else if (this.#handshake.step === "proof" && message.type === "proof") {
+      this.#receiveProof(message.mac, this.#handshake);
+    } else if (this.#handshake.step === "open" && message.type !== "hello" && message.type !== "proof") {
+      if (message.type !== "ping") this.#options.handlers.message(message);
+    } else {
+      throw new ColobusError("protocol-error", `the peer sent "${message.type}" where the handshake does not allow it`);
+    }
+  }
+
+  #receiveHello(peer: Hello, data: Buffer): void {
+    const { hello, token } = this.#options;
+    if (peer.agentId === hello.agentId) {
+      throw new ColobusError(
+        "role-conflict",
+        "the agent is connected to itself, or to a copy of its own state directory",
+        "Check --peer and --listen; never copy a state directory.",
+      );
+    }
+    if (peer.hasToken !== (token !== undefined)) {
+      throw new ColobusError(
+        "auth-failed",
+        token === undefined
+          ? "the peer asks for a pre-shared token, and this agent has none"
+          : "the peer holds no pre-shared token, and this agent asks for one",
+        "Start both agents with --token-file and the same token, or both without.",
+      );
+    }
+    const peerDigest = digestOf(data);
+    this.#handshake = { step: "proof", peer, peerDigest };
+    const mac = token === undefined ? Buffer.alloc(0) : proofOf(token, this.#digest, peerDigest);
+    this.send({ type: "proof", mac });
+  }
+
+  #receiveProof(mac: Uint8Array, { peer, peerDigest }: Extract<Handshake, { step: "proof" }>): void {
+    const { hello, token } = this.#options;
+    const expected = token === undefined ? Buffer.alloc(0) : proofOf(token, peerDigest, this.#digest);
+    if (mac.length !== expected.length || !timingSafeEqual(mac, expected)) {
+      throw new ColobusError(
+        "auth-failed",
+        "the peer does not hold the same pre-shared token",
+        "Put the same token into the --token-file of both agents.",
+      );
+    }
+    const mismatch = findMismatch(hello, peer);
+    if (mismatch !== undefined) throw mismatch;
+    this.#handshake = { step: "open", peer };
+    this.#timer.cancel();
+    this.#scheduleHeartbeat();
+    this.#options.handlers.opened(peer);
+  }
+
+  /** Pings a peer that has heard nothing for a while, and gives up one that has said nothing for the peer timeout. */
+  #scheduleHeartbeat(): void {
+    const { clock, peerTimeoutMs } = this.#options;
+    const everyMs = peerTimeoutMs / 4;
+    const dueMs = clock.nowMs() + everyMs;
+    this.#timer = clock.after(everyMs, () => {
+      // A timer that fires late was itself stopped (SIGSTOP, a suspended host): the peer's words may be waiting unread.
+      const wasStopped = clock.nowMs() - dueMs > everyMs;
+      if (this.silenceMs >= peerTimeoutMs && !wasStopped) {
+        this.close(
+          new ColobusError(
+            "peer-timeout",
+            `the peer has been silent for ${Math.round(this.silenceMs)} ms`,
+            "Check the peer's host and the network between the two; the session is tried again by itself.",
+          ),
+        );
+        return;
+      }
+      if (clock.nowMs() - this.#lastSentMs >= everyMs / 2) this.send({ type: "ping" });
+      this.#scheduleHeartbeat();
+    });
+  }
+}
+
+function digestOf(hello: Buffer): Buffer {
+  return createHash("sha256").update(hello).digest();
+}
+
+/** Proves knowledge of the token to the side whose hello is `to`; the order of the digests tells the two proofs apart. */
+function proofOf(token: Buffer, from: Buffer, to: Buffer): Buffer {
+  return createHmac("sha256", token).update("colobus proof 1").update(from).update(to).digest();
+}

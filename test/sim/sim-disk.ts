@@ -1,0 +1,338 @@
+import assert from "node:assert/strict";
+import { posix } from "node:path";
+import { ColobusError } from "../../proto/errors.ts";
+import { PAGE_BYTES, type PageTable } from "./page-table.ts";
+import type { SeededRandom } from "./seeded-random.ts";
+import { SimInode } from "./sim-inode.ts";
+import type { CrashKind } from "./simulated-crash.ts";
+import { StorageFaults } from "./storage-faults.ts";
+
+/**
+ * The file system of one simulated host: the tree of names, the files, the space, and the faults. It outlives the
+ * processes that use it (through SimStorage).
+ *
+ * Names are as volatile as content: a directory has durable names and, in order, the changes since. A loss of power
+ * keeps a prefix of them, for each directory on its own. A file whose name is lost is gone; a file whose removal
+ * is lost is back, with what was durable of its content. A rename is one change, and stays within its directory.
+ *
+ * Methods here are immediate and know no faults: they are also what a test uses to look at, and to prepare, a disk.
+ */
+export interface StorageProfile {
+  /** How often `tryRead` finds that it would have to wait. */
+  readonly coldProbability: number;
+  readonly readMs: readonly [number, number];
+  readonly syncMs: readonly [number, number];
+  /** How often a read or a sync takes very long. */
+  readonly stallProbability: number;
+  readonly stallMs: readonly [number, number];
+  /** Whether the file system takes allocated but unwritten pages for data. */
+  readonly unwrittenIsData: boolean;
+}
+
+export const STORAGE_PROFILE: StorageProfile = {
+  coldProbability: 0.1,
+  readMs: [0.05, 2],
+  syncMs: [0.1, 5],
+  stallProbability: 0.001,
+  stallMs: [20, 500],
+  unwrittenIsData: false,
+};
+
+interface NameChange {
+  readonly set?: { readonly name: string; readonly node: SimNode };
+  readonly unset?: string;
+}
+
+export class SimDirectory {
+  readonly names = new Map<string, SimNode>();
+  #durable = new Map<string, SimNode>();
+  #unsynced: NameChange[] = [];
+  #firstUnsynced = 0;
+
+  get durableNames(): ReadonlyMap<string, SimNode> {
+    return this.#durable;
+  }
+
+  /** To be given to `makeDurable`: covers every change so far. */
+  get position(): number {
+    return this.#firstUnsynced + this.#unsynced.length;
+  }
+
+  change(change: NameChange): void {
+    applyChange(this.names, change);
+    this.#unsynced.push(change);
+  }
+
+  makeDurable(position: number): void {
+    const taken = this.#unsynced.splice(0, Math.max(0, position - this.#firstUnsynced));
+    this.#firstUnsynced += taken.length;
+    for (const change of taken) applyChange(this.#durable, change);
+  }
+
+  losePower(random: SeededRandom): void {
+    this.makeDurable(this.#firstUnsynced + random.below(this.#unsynced.length + 1));
+    this.#firstUnsynced += this.#unsynced.length;
+    this.#unsynced = [];
+    this.names.clear();
+    for (const [name, node] of this.#durable) this.names.set(name, node);
+  }
+
+  fork(copyOf: (node: SimNode) => SimNode): SimDirectory {
+    const copy = new SimDirectory();
+    for (const [name, node] of this.names) copy.names.set(name, copyOf(node));
+    for (const [name, node] of this.#durable) copy.#durable.set(name, copyOf(node));
+    copy.#unsynced = this.#unsynced.map(({ set, unset }) => ({
+      ...(set === undefined ? {} : { set: { name: set.name, node: copyOf(set.node) } }),
+      ...(unset === undefined ? {} : { unset }),
+    }));
+    return copy;
+  }
+}
+
+export type SimNode = SimDirectory | SimInode;
+
+export class SimDisk {
+  readonly profile: StorageProfile;
+  readonly faults: StorageFaults;
+  readonly #random: SeededRandom;
+  #root = new SimDirectory();
+  #capacityPages = Number.POSITIVE_INFINITY;
+  #usedPages = 0;
+  #forks = 0;
+
+  constructor(random: SeededRandom, profile: Partial<StorageProfile> = {}) {
+    this.#random = random;
+    this.profile = { ...STORAGE_PROFILE, ...profile };
+    this.faults = new StorageFaults(random.fork("faults"));
+  }
+
+  /** For delays and luck of the calls on this disk. */
+  get random(): SeededRandom {
+    return this.#random;
+  }
+
+  // Space
+
+  /** Space of the file system in bytes; unlimited by default. */
+  set capacityBytes(bytes: number) {
+    this.#capacityPages = Math.floor(bytes / PAGE_BYTES);
+  }
+
+  get usedBytes(): number {
+    return this.#usedPages * PAGE_BYTES;
+  }
+
+  /** Pages that may still be allocated. */
+  get freePages(): number {
+    return Math.max(0, this.#capacityPages - this.#usedPages);
+  }
+
+  /** Changes a file, keeping count of the space. */
+  change<T>(inode: SimInode, effect: () => T): T {
+    const before = inode.content.pageCount;
+    try {
+      return effect();
+    } finally {
+      this.#usedPages += inode.content.pageCount - before;
+    }
+  }
+
+  // Names
+
+  find(path: string): SimNode | undefined {
+    let node: SimNode = this.#root;
+    for (const name of namesOf(path)) {
+      if (!(node instanceof SimDirectory)) return undefined;
+      const next = node.names.get(name);
+      if (next === undefined) return undefined;
+      node = next;
+    }
+    return node;
+  }
+
+  /** Errors: `image-missing`. */
+  directory(path: string, operation: string): SimDirectory {
+    const node = this.find(path);
+    if (node instanceof SimDirectory) return node;
+    throw missing(path, operation);
+  }
+
+  /** Creates an empty file. The name must not be taken, and the directory must exist. */
+  create(path: string): SimInode {
+    const parent = this.directory(posix.dirname(path), "create");
+    assert(this.find(path) === undefined, `${path} is there already`);
+    const inode = new SimInode();
+    inode.references = 1;
+    parent.change({ set: { name: posix.basename(path), node: inode } });
+    return inode;
+  }
+
+  makeDirectory(path: string): void {
+    let node = this.#root;
+    for (const name of namesOf(path)) {
+      let next = node.names.get(name);
+      if (next === undefined) {
+        next = new SimDirectory();
+        node.change({ set: { name, node: next } });
+      }
+      if (!(next instanceof SimDirectory))
+        throw new ColobusError("io-error", `cannot make the directory ${path}: ${name} is a file`);
+      node = next;
+    }
+  }
+
+  /** Errors: `image-missing`. A directory must be empty. */
+  remove(path: string): void {
+    const parent = this.directory(posix.dirname(path), "remove");
+    const name = posix.basename(path);
+    const node = parent.names.get(name);
+    if (node === undefined) throw missing(path, "remove");
+    assert(node instanceof SimInode || node.names.size === 0, `${path} is a directory with files in it`);
+    parent.change({ unset: name });
+    if (node instanceof SimInode) this.release(node);
+  }
+
+  /** Errors: `image-missing`. What `to` named before is gone. */
+  rename(from: string, to: string): void {
+    const parent = this.directory(posix.dirname(from), "rename");
+    assert(this.directory(posix.dirname(to), "rename") === parent, "renames between directories are not simulated");
+    const node = parent.names.get(posix.basename(from));
+    if (node === undefined) throw missing(from, "rename");
+    const replaced = parent.names.get(posix.basename(to));
+    if (replaced === node) return;
+    parent.change({ set: { name: posix.basename(to), node }, unset: posix.basename(from) });
+    if (replaced instanceof SimInode) this.release(replaced);
+  }
+
+  /** A name or an open file less; with the last one the space is free. */
+  release(inode: SimInode): void {
+    inode.references--;
+    if (inode.references === 0) this.#usedPages -= inode.content.pageCount;
+  }
+
+  // Death
+
+  /**
+   * What the death of the host's process does to the disk, apart from its open files and their locks, which the
+   * process's SimStorage gives back: nothing, or with the power the loss of an arbitrary part of what was not synced.
+   */
+  crash(kind: CrashKind): void {
+    if (kind === "process") return;
+    this.#usedPages = 0;
+    const visit = (directory: SimDirectory): void => {
+      directory.losePower(this.#random);
+      for (const node of directory.names.values()) {
+        if (node instanceof SimDirectory) visit(node);
+        else {
+          node.losePower(this.#random);
+          node.references = 1;
+          this.#usedPages += node.content.pageCount;
+        }
+      }
+    };
+    visit(this.#root);
+  }
+
+  // For tests
+
+  /** Prepares a durable file, and durable directories on the way to it. */
+  addFile(path: string, sizeBytes: number, content: Uint8Array = new Uint8Array(0)): void {
+    this.addDirectory(posix.dirname(path));
+    const inode = this.create(path);
+    this.change(inode, () => {
+      inode.truncate(sizeBytes);
+      if (content.length > 0) inode.write(content, 0);
+    });
+    inode.makeDurable(inode.position);
+    const parent = this.directory(posix.dirname(path), "addFile");
+    parent.makeDurable(parent.position);
+  }
+
+  /** Prepares a durable directory. */
+  addDirectory(path: string): void {
+    this.makeDirectory(path);
+    let node: SimNode | undefined = this.#root;
+    for (const name of ["", ...namesOf(path)]) {
+      if (name !== "") node = node.names.get(name);
+      assert(node instanceof SimDirectory);
+      node.makeDurable(node.position);
+    }
+  }
+
+  /** The file behind a name. */
+  file(path: string): SimInode {
+    const node = this.find(path);
+    assert(node instanceof SimInode, `there is no file ${path}`);
+    return node;
+  }
+
+  /** What readers of a file see now. */
+  readFile(path: string): Buffer {
+    return bytesOf(this.file(path).content);
+  }
+
+  /** What of a file is certain to survive a loss of power (its name apart). */
+  readDurable(path: string): Buffer {
+    return bytesOf(this.file(path).durableContent);
+  }
+
+  /** Flips bits of one byte, in the cache and on the medium. */
+  corrupt(path: string, offset: number, mask = 0x01): void {
+    this.file(path).corrupt(offset, mask);
+  }
+
+  /**
+   * An independent copy, unsynced state included and without open files, for a world of its own: to see what a crash at
+   * this moment would leave, without harm to this world.
+   */
+  fork(name = `fork ${this.#forks++}`): SimDisk {
+    const copy = new SimDisk(this.#random.fork(name), this.profile);
+    const copies = new Map<SimNode, SimNode>();
+    const copyOf = (node: SimNode): SimNode => {
+      const known = copies.get(node);
+      if (known !== undefined) return known;
+      const made = node instanceof SimInode ? node.fork() : node.fork(copyOf);
+      copies.set(node, made);
+      return made;
+    };
+    const root = copyOf(this.#root);
+    assert(root instanceof SimDirectory);
+    copy.#root = root;
+    copy.#capacityPages = this.#capacityPages;
+    const count = (directory: SimDirectory): void => {
+      for (const node of directory.names.values()) {
+        if (node instanceof SimDirectory) count(node);
+        else {
+          node.references = 1;
+          copy.#usedPages += node.content.pageCount;
+        }
+      }
+    };
+    count(root);
+    return copy;
+  }
+}
+
+function applyChange(names: Map<string, SimNode>, { set, unset }: NameChange): void {
+  if (unset !== undefined) names.delete(unset);
+  if (set !== undefined) names.set(set.name, set.node);
+}
+
+function namesOf(path: string): string[] {
+  return posix
+    .resolve("/", path)
+    .split("/")
+    .slice(1)
+    .filter((name) => name !== "");
+}
+
+function bytesOf(table: PageTable): Buffer {
+  const bytes = Buffer.alloc(table.sizeBytes);
+  table.read(bytes, 0);
+  return bytes;
+}
+
+/** The error for a name that is not there. */
+export function missing(path: string, operation: string): ColobusError {
+  return new ColobusError("image-missing", `cannot ${operation} ${path}: there is no such file or directory`);
+}

@@ -1,0 +1,21 @@
+import type { Random } from "../../shared/host/random.ts";
+import type { SeededRandom } from "./seeded-random.ts";
+
+/** The randomness of one simulated process. */
+export class SimRandom implements Random {
+  readonly #stream: SeededRandom;
+
+  constructor(stream: SeededRandom) {
+    this.#stream = stream;
+  }
+
+  bytes(length: number): Buffer {
+    const bytes = Buffer.alloc(length);
+    this.#stream.fill(bytes);
+    return bytes;
+  }
+
+  fraction(): number {
+    return this.#stream.fraction();
+  }
+}

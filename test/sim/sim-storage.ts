@@ -1,0 +1,371 @@
+import assert from "node:assert/strict";
+import { posix } from "node:path";
+import { ColobusError } from "../../proto/errors.ts";
+import type { FileKind, OpenOptions, Storage, StorageFile } from "../../shared/host/storage.ts";
+import { PAGE_BYTES } from "./page-table.ts";
+import { missing, SimDirectory, type SimDisk } from "./sim-disk.ts";
+import type { SimProcess } from "./sim-host.ts";
+import { SECTOR_BYTES, type SimInode } from "./sim-inode.ts";
+import { SimulatedCrash } from "./simulated-crash.ts";
+import type { StorageOp } from "./storage-faults.ts";
+import type { SimWorld } from "./world.ts";
+
+/**
+ * A host's disk as one process sees it: Storage, with virtual delays, faults and death.
+ *
+ * Every call passes one gate. There a fault rule may turn it into an error or make it the last of the process; when it
+ * dies the call has had no effect, all of it, or part of it (a write: up to a sector boundary). From then on every
+ * call throws SimulatedCrash, and promises that were given out never settle.
+ *
+ * What a caller must not rely on is spoilt on purpose: a target that `tryRead` did not fill, or that a `read` is still
+ * filling, holds rubbish; a `read` sees, page by page, what was there when it began or when it ended.
+ */
+export class SimStorage implements Storage {
+  readonly #world: SimWorld;
+  readonly #disk: SimDisk;
+  readonly #process: SimProcess;
+  readonly #files = new Set<SimFile>();
+
+  constructor(world: SimWorld, disk: SimDisk, process: SimProcess) {
+    this.#world = world;
+    this.#disk = disk;
+    this.#process = process;
+  }
+
+  open(path: string, options: OpenOptions): StorageFile {
+    return this.#call("open", path, options.kind, () => {
+      const node = this.#disk.find(path);
+      if (node instanceof SimDirectory) throw new ColobusError("io-error", `cannot open ${path}: it is a directory`);
+      if (node === undefined && options.create === "never") throw missing(path, "open");
+      if (node !== undefined && options.create === "new") {
+        throw new ColobusError("io-error", `cannot create ${path}: the file exists`);
+      }
+      const inode = node ?? this.#disk.create(path);
+      const lock = options.lock === true;
+      if (lock && inode.locked) throw new ColobusError("image-busy", `cannot lock ${path}: another process holds it`);
+      inode.references++;
+      if (lock) inode.locked = true;
+      const file = new SimFile(this.#world, this.#disk, this.#process, inode, path, options, (closed) => {
+        this.#files.delete(closed);
+        if (lock) inode.locked = false;
+        this.#disk.release(inode);
+      });
+      this.#files.add(file);
+      return file;
+    });
+  }
+
+  exists(path: string): boolean {
+    return this.#call("exists", path, undefined, () => this.#disk.find(path) !== undefined);
+  }
+
+  list(directory: string): string[] {
+    return this.#call("list", directory, undefined, () =>
+      [...this.#disk.directory(directory, "list").names.keys()].sort(),
+    );
+  }
+
+  /** Makes missing parents too; one that is there already will do. */
+  makeDirectory(path: string): void {
+    this.#call("makeDirectory", path, undefined, () => this.#disk.makeDirectory(path));
+  }
+
+  remove(path: string): void {
+    this.#call("remove", path, undefined, () => this.#disk.remove(path));
+  }
+
+  rename(from: string, to: string): void {
+    this.#call("rename", from, undefined, () => this.#disk.rename(from, to));
+  }
+
+  syncDirectory(path: string): Promise<void> {
+    const error = admit(this.#world, this.#disk, this.#process, "syncDirectory", path, undefined, 0, 0);
+    const directory = this.#disk.find(path);
+    if (!(directory instanceof SimDirectory)) return Promise.reject(missing(path, "sync the directory"));
+    const position = directory.position;
+    return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.syncMs, () => {
+      if (error !== undefined) throw error;
+      directory.makeDurable(position);
+    });
+  }
+
+  freeBytes(path: string): number {
+    return this.#call("freeBytes", path, undefined, () => {
+      this.#disk.directory(this.#disk.find(path) instanceof SimDirectory ? path : posix.dirname(path), "measure");
+      return Math.min(this.#disk.freePages * PAGE_BYTES, Number.MAX_SAFE_INTEGER);
+    });
+  }
+
+  /** What the kernel does for a process that is gone: closes its files and drops its locks. */
+  releaseAll(): void {
+    for (const file of this.#files) file.release();
+  }
+
+  #call<T>(op: StorageOp, path: string, kind: FileKind | undefined, effect: () => T): T {
+    const error = admit(this.#world, this.#disk, this.#process, op, path, kind, 0, 0, effect);
+    if (error !== undefined) throw error;
+    return effect();
+  }
+}
+
+class SimFile implements StorageFile {
+  readonly path: string;
+  readonly #world: SimWorld;
+  readonly #disk: SimDisk;
+  readonly #process: SimProcess;
+  readonly #inode: SimInode;
+  readonly #kind: FileKind;
+  readonly #readOnly: boolean;
+  readonly #released: (file: SimFile) => void;
+  #open = true;
+
+  constructor(
+    world: SimWorld,
+    disk: SimDisk,
+    process: SimProcess,
+    inode: SimInode,
+    path: string,
+    options: OpenOptions,
+    released: (file: SimFile) => void,
+  ) {
+    this.path = path;
+    this.#world = world;
+    this.#disk = disk;
+    this.#process = process;
+    this.#inode = inode;
+    this.#kind = options.kind;
+    this.#readOnly = options.readOnly === true;
+    this.#released = released;
+  }
+
+  sizeBytes(): number {
+    return this.#call("sizeBytes", 0, 0, () => this.#inode.content.sizeBytes);
+  }
+
+  tryRead(target: Uint8Array, offset: number): boolean {
+    return this.#call("tryRead", offset, target.length, () => {
+      const { content } = this.#inode;
+      if (offset + target.length > content.sizeBytes || this.#disk.random.chance(this.#disk.profile.coldProbability)) {
+        spoil(target);
+        return false;
+      }
+      content.read(target, offset);
+      return true;
+    });
+  }
+
+  read(target: Uint8Array, offset: number): Promise<void> {
+    const error = this.#admit("read", offset, target.length);
+    const { random } = this.#disk;
+    const start = Math.min(target.length, Math.max(0, this.#inode.content.sizeBytes - offset));
+    const early = random.chance(0.5);
+    if (early) this.#inode.content.read(target.subarray(0, start), offset);
+    else spoil(target);
+    return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.readMs, () => {
+      if (error !== undefined) throw error;
+      this.#assertWithinFile(target, offset);
+      for (let done = 0; done < target.length;) {
+        const length = Math.min(target.length - done, PAGE_BYTES - ((offset + done) % PAGE_BYTES));
+        const late = !early || done + length > start || random.chance(0.5);
+        if (late) this.#inode.content.read(target.subarray(done, done + length), offset + done);
+        done += length;
+      }
+    });
+  }
+
+  readNow(target: Uint8Array, offset: number): void {
+    this.#call("readNow", offset, target.length, () => {
+      this.#assertWithinFile(target, offset);
+      this.#inode.content.read(target, offset);
+    });
+  }
+
+  write(source: Uint8Array, offset: number): void {
+    const apply = (length: number): void => {
+      const fitting = this.#inode.content.fitting(offset, length, this.#disk.freePages);
+      if (fitting > 0) {
+        const fits = fitting === source.length ? source : source.subarray(0, fitting);
+        this.#disk.change(this.#inode, () => this.#inode.write(fits, offset));
+      }
+      if (fitting < length) throw this.#noSpace("write");
+    };
+    this.#change("write", offset, source.length, apply, source);
+  }
+
+  zero(offset: number, length: number): void {
+    this.#change("zero", offset, length, (part) => {
+      this.#disk.change(this.#inode, () => this.#inode.zero(offset, part, false));
+    });
+  }
+
+  zeroAllocated(offset: number, length: number): void {
+    this.#change("zeroAllocated", offset, length, (part) => {
+      if (this.#inode.content.missing(offset, part) > this.#disk.freePages) throw this.#noSpace("zero");
+      this.#disk.change(this.#inode, () => this.#inode.zero(offset, part, true));
+    });
+  }
+
+  allocate(offset: number, length: number): void {
+    this.#change("allocate", offset, length, (part) => {
+      if (this.#inode.content.missing(offset, part) > this.#disk.freePages) throw this.#noSpace("allocate");
+      this.#disk.change(this.#inode, () => this.#inode.allocate(offset, part));
+    });
+  }
+
+  truncate(sizeBytes: number): void {
+    this.#assertWritable();
+    this.#call("truncate", sizeBytes, 0, () => this.#disk.change(this.#inode, () => this.#inode.truncate(sizeBytes)));
+  }
+
+  sync(): Promise<void> {
+    const error = this.#admit("sync", 0, 0);
+    const { position } = this.#inode;
+    return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.syncMs, () => {
+      if (error === undefined) this.#inode.makeDurable(position);
+      else {
+        this.#inode.makeUncertain(position, this.#disk.random);
+        throw error;
+      }
+    });
+  }
+
+  nextData(offset: number): number | undefined {
+    return this.#call("nextData", offset, 0, () =>
+      this.#inode.content.nextData(offset, this.#disk.profile.unwrittenIsData),
+    );
+  }
+
+  nextHole(offset: number): number {
+    return this.#call("nextHole", offset, 0, () =>
+      this.#inode.content.nextHole(offset, this.#disk.profile.unwrittenIsData),
+    );
+  }
+
+  prefetch(offset: number, length: number): void {
+    this.#call("prefetch", offset, length, () => undefined);
+  }
+
+  allocatedBytes(): number {
+    return this.#call("allocatedBytes", 0, 0, () => this.#inode.content.pageCount * PAGE_BYTES);
+  }
+
+  close(): void {
+    this.#call("close", 0, 0, () => this.release());
+  }
+
+  release(): void {
+    this.#open = false;
+    this.#released(this);
+  }
+
+  #assertWritable(): void {
+    assert(!this.#readOnly || !this.#process.alive, `${this.path} is open for reading only`);
+  }
+
+  #assertWithinFile(target: Uint8Array, offset: number): void {
+    if (offset + target.length <= this.#inode.content.sizeBytes) return;
+    throw new ColobusError("io-error", `cannot read ${this.path} at ${offset}: the file ends before`);
+  }
+
+  #noSpace(operation: string): ColobusError {
+    return new ColobusError("out-of-space", `cannot ${operation} ${this.path}: no space left on device`);
+  }
+
+  #call<T>(op: StorageOp, offset: number, length: number, effect: () => T): T {
+    const error = this.#admit(op, offset, length, effect);
+    if (error !== undefined) throw error;
+    return effect();
+  }
+
+  /** A call that changes content: under a fault any part of it may happen. */
+  #change(op: StorageOp, offset: number, length: number, apply: (length: number) => void, source?: Uint8Array): void {
+    this.#assertWritable();
+    if (source !== undefined) this.#world.traceBytes(source);
+    const applySome = (): void => {
+      const sectors = Math.ceil(length / SECTOR_BYTES);
+      const boundary = (Math.floor(offset / SECTOR_BYTES) + this.#disk.random.below(sectors + 1)) * SECTOR_BYTES;
+      const part = Math.min(length, boundary - offset);
+      if (part > 0) apply(part);
+    };
+    const error = this.#admit(op, offset, length, applySome);
+    if (error !== undefined) {
+      try {
+        applySome();
+      } catch (second) {
+        // The part that was to happen met a full disk: the injected error is the one to report.
+        assert(second instanceof ColobusError);
+      }
+      throw error;
+    }
+    apply(length);
+  }
+
+  #admit(op: StorageOp, offset: number, length: number, effect?: () => unknown): ColobusError | undefined {
+    if (this.#process.alive) assert(this.#open, `${op} on ${this.path}, which is closed`);
+    assert(offset >= 0 && length >= 0 && Number.isSafeInteger(offset + length), `${op} at ${offset} of ${length}`);
+    return admit(this.#world, this.#disk, this.#process, op, this.path, this.#kind, offset, length, effect);
+  }
+}
+
+/**
+ * The gate of every call. Returns the error that the call is to meet, if any; throws SimulatedCrash when the process is
+ * dead, or dies here, before or after `effect`.
+ */
+function admit(
+  world: SimWorld,
+  disk: SimDisk,
+  process: SimProcess,
+  op: StorageOp,
+  path: string,
+  kind: FileKind | undefined,
+  offset: number,
+  length: number,
+  effect?: () => unknown,
+): ColobusError | undefined {
+  if (!process.alive) throw new SimulatedCrash(process.label);
+  world.trace(process.traceLine(op, path), offset, length);
+  const fault = disk.faults.judge(op, path, kind, offset, length);
+  if (fault === undefined) return undefined;
+  if ("error" in fault) {
+    world.trace(`${process.label} meets ${fault.error}`);
+    return new ColobusError(fault.error, `cannot ${op} ${path}: injected ${fault.error}`);
+  }
+  if (disk.random.chance(0.5)) {
+    try {
+      effect?.();
+    } catch (error) {
+      // The call failed by itself and then its process died: nobody is left to be told.
+      if (!(error instanceof ColobusError)) throw error;
+    }
+  }
+  process.host.crash(fault.crash);
+  throw new SimulatedCrash(process.label);
+}
+
+/** Settles like `finish`, after a delay of the device; never, if the process is dead by then. */
+function finishLater(
+  world: SimWorld,
+  disk: SimDisk,
+  process: SimProcess,
+  delayMs: readonly [number, number],
+  finish: () => void,
+): Promise<void> {
+  const { random, profile } = disk;
+  const delay = random.within(random.chance(profile.stallProbability) ? profile.stallMs : delayMs);
+  return new Promise((resolve, reject) => {
+    const settle = (): void => {
+      try {
+        finish();
+        resolve();
+      } catch (error) {
+        reject(error);
+      }
+    };
+    world.schedule(delay, settle, process);
+  });
+}
+
+/** Rubbish where no caller may look. */
+function spoil(target: Uint8Array): void {
+  target.fill(0xdb, 0, Math.min(target.length, 64));
+}

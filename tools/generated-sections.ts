@@ -1,0 +1,85 @@
+/**
+ * The parts of the documentation that list what the code declares. Each stands in its file between two markers,
+ *
+ *     <!-- generated: NAME (npm run docs) -->
+ *     <!-- end generated: NAME -->
+ *
+ * and is written by `generate-docs.ts`. A test fails when a file and the code disagree.
+ */
+import { ERRORS } from "../proto/errors.ts";
+import {
+  ACK_POLICY_MEANINGS,
+  CONNECTION_STATE_MEANINGS,
+  DISK_STATE_MEANINGS,
+  DURABILITY_MEANINGS,
+  EVENT_TYPE_MEANINGS,
+  JOB_STATE_MEANINGS,
+  JOB_TYPE_MEANINGS,
+  MODE_MEANINGS,
+  PROTECTION_REASON_MEANINGS,
+  REPLICATION_STATE_MEANINGS,
+  ROLE_MEANINGS,
+  SECONDARY_EXPORT_MEANINGS,
+  WAIT_CONDITION_MEANINGS,
+} from "./word-meanings.ts";
+
+export interface GeneratedSection {
+  readonly name: string;
+  /** Path from the repository's root. */
+  readonly file: string;
+  readonly body: string;
+}
+
+export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
+  { name: "errors", file: "docs/errors.md", body: errorTable() },
+  words("roles", ROLE_MEANINGS),
+  words("modes", MODE_MEANINGS),
+  words("disk states", DISK_STATE_MEANINGS),
+  words("connection states", CONNECTION_STATE_MEANINGS),
+  words("replication states", REPLICATION_STATE_MEANINGS),
+  words("protection reasons", PROTECTION_REASON_MEANINGS),
+  words("job types", JOB_TYPE_MEANINGS),
+  words("job states", JOB_STATE_MEANINGS),
+  words("acknowledgement policies", ACK_POLICY_MEANINGS),
+  words("durabilities", DURABILITY_MEANINGS),
+  words("secondary exports", SECONDARY_EXPORT_MEANINGS),
+  words("wait conditions", WAIT_CONDITION_MEANINGS),
+  words("event types", EVENT_TYPE_MEANINGS),
+];
+
+/** `text` with `section` between its markers. Throws when the markers are not there exactly once, in order. */
+export function withSection(text: string, section: GeneratedSection): string {
+  const begin = `<!-- generated: ${section.name} (npm run docs) -->\n`;
+  const end = `<!-- end generated: ${section.name} -->`;
+  const [before, rest, ...more] = text.split(begin);
+  const [, after, ...again] = rest?.split(end) ?? [];
+  if (before === undefined || after === undefined || more.length > 0 || again.length > 0) {
+    throw new Error(`${section.file} must have "${begin.trim()}" and then "${end}" once each.`);
+  }
+  return `${before}${begin}\n${section.body}\n${end}${after}`;
+}
+
+function words(name: string, meanings: Record<string, string>): GeneratedSection {
+  const rows = Object.entries(meanings).map(([word, meaning]) => [`\`${word}\``, meaning]);
+  return { name, file: "docs/states.md", body: table(["word", "meaning"], rows) };
+}
+
+function errorTable(): string {
+  return table(
+    ["code", "meaning", "NBD", "WebSocket", "HTTP", "exit", "retry"],
+    Object.entries(ERRORS).map(([code, row]) => [
+      `\`${code}\``,
+      row.meaning,
+      row.nbd,
+      String(row.close),
+      String(row.http),
+      String(row.exit),
+      row.retry ? "yes" : "no",
+    ]),
+  );
+}
+
+function table(header: readonly string[], rows: readonly (readonly string[])[]): string {
+  const line = (cells: readonly string[]) => `| ${cells.join(" | ")} |\n`;
+  return line(header) + line(header.map(() => "---")) + rows.map(line).join("");
+}

@@ -1,0 +1,136 @@
+/**
+ * What each word of the closed lists in proto/words.ts means: a sentence each, for docs/states.md.
+ * The types make a word without a sentence, or a sentence without a word, a compile error.
+ */
+import type {
+  AckPolicy,
+  ConnectionState,
+  DiskState,
+  Durability,
+  EventType,
+  JobState,
+  JobType,
+  Mode,
+  ProtectionReason,
+  ReplicationState,
+  Role,
+  SecondaryExport,
+  WaitCondition,
+} from "../proto/words.ts";
+
+export const ROLE_MEANINGS: Record<Role, string> = {
+  Primary: "The agent serves the guest: its export is written to, and it forwards every write.",
+  Secondary: "The agent receives the primary's writes and can return to the last committed checkpoint.",
+};
+
+export const MODE_MEANINGS: Record<Mode, string> = {
+  colo: "Writes land in the base disk at once; the originals are kept in the hidden disk until the checkpoint is committed.",
+  mc: "Writes wait in the block buffer beside the base disk until their checkpoint is committed.",
+  shared:
+    "Both hosts use one shared disk; the originals travel to the secondary's hidden disk before they are overwritten.",
+  mirror: "Writes land in the base disk, without epochs: a failover returns to the last write that is stable there.",
+};
+
+export const DISK_STATE_MEANINGS: Record<DiskState, string> = {
+  UpToDate: "The disk has every write that it should have.",
+  Consistent: "The disk is a sound state of one moment, but it is not known whether it is the newest.",
+  Inconsistent: "The disk mixes several moments and has no committed checkpoint to return to: reads fail with EIO.",
+  Outdated: "The disk is a sound state of one moment, and a newer one exists on the other side.",
+  Failed: "The disk's image cannot be read or written.",
+};
+
+export const CONNECTION_STATE_MEANINGS: Record<ConnectionState, string> = {
+  StandAlone: "No connection is sought, because the two sides' histories forbid one: an operator has to decide.",
+  Connecting: "A connection is sought, or awaited; `lastError` has the reason of the last failure or refusal.",
+  Connected: "A session with the peer is established.",
+};
+
+export const REPLICATION_STATE_MEANINGS: Record<ReplicationState, string> = {
+  Off: "Nothing is replicated: there is no session.",
+  Established: "Every new write is forwarded, and nothing older is missing.",
+  SyncSource: "This side sends the clusters that the other lacks, and every new write.",
+  SyncTarget: "This side receives the clusters that it lacks, and every new write.",
+  PausedSyncS: "This side is the source of a resync that is paused.",
+  PausedSyncT: "This side is the target of a resync that is paused.",
+  VerifyS: "This side compares checksums with the other, and asked for it.",
+  VerifyT: "This side compares checksums with the other, which asked for it.",
+};
+
+export const PROTECTION_REASON_MEANINGS: Record<ProtectionReason, string> = {
+  "no-peer": "No peer is configured, or none has ever connected.",
+  "connecting": "The peer is not connected.",
+  "initial-sync": "The first copy of the disks is not complete.",
+  "resync": "The clusters that the replica lacks are being sent.",
+  "no-checkpoint": "No checkpoint has been committed yet.",
+  "checkpoint-too-old": "The last committed checkpoint is older than the configured age.",
+  "overlay-full": "The secondary has no room to keep originals, so it has stopped taking writes.",
+  "disk-failed": "A disk of either side cannot be read or written.",
+  "outdated": "The peer has a newer history than this side.",
+  "split-brain": "Both sides were written to on their own, and an operator has to choose which one to discard.",
+  "held": "The guest's requests are held until the peer has been heard, or `start-alone` releases them.",
+};
+
+export const JOB_TYPE_MEANINGS: Record<JobType, string> = {
+  "full-sync": "Sends every cluster of the disks to a replica that has none of them.",
+  "resync": "Sends the clusters that a returning replica lacks.",
+  "merge": "Writes the originals back into the base disk after a failover, while the export is served.",
+};
+
+export const JOB_STATE_MEANINGS: Record<JobState, string> = {
+  created: "The job exists and has not begun.",
+  running: "The job makes progress.",
+  paused: "The job was paused by request.",
+  ready: "The bulk is done and the job follows new writes until it is completed.",
+  standby: "The job was ready when it was paused.",
+  waiting: "The job's work is done and it waits for the jobs that belong with it.",
+  pending: "The job's work is done and its last steps are due.",
+  aborting: "The job failed or was cancelled and is being undone.",
+  concluded: "The job is over; `error` says whether it succeeded. It stays listed for a while.",
+};
+
+export const ACK_POLICY_MEANINGS: Record<AckPolicy, string> = {
+  async: "The guest waits for the local write and for room in the send window.",
+  received: "The guest waits until the secondary has the write in memory.",
+  applied: "The guest waits until the write is stable on the secondary.",
+};
+
+export const DURABILITY_MEANINGS: Record<Durability, string> = {
+  process: "Stable means handed to the kernel: it survives the death of the agent, not the loss of power.",
+  power: "Stable means fsynced: it survives the loss of power.",
+};
+
+export const SECONDARY_EXPORT_MEANINGS: Record<SecondaryExport, string> = {
+  "off": "The secondary serves no export before a failover.",
+  "read-only": "The secondary serves the committed view to readers.",
+  "read-write": "The secondary's own VM may write, into the active disk.",
+};
+
+export const WAIT_CONDITION_MEANINGS: Record<WaitCondition, string> = {
+  connected: "A session with the peer is established.",
+  synced: "No replica lacks anything.",
+  merged: "No merge is left to do.",
+  committed: "A checkpoint has been committed.",
+};
+
+export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
+  "agent-started": "The agent has read its state and serves.",
+  "agent-stopping": "The agent was asked to stop and drains its window.",
+  "role-changed": "The agent has another role than before.",
+  "peer-connected": "A session with the peer was established.",
+  "peer-disconnected": "The session with the peer ended; the data has the reason.",
+  "peer-refused": "A handshake was refused, by either side; the data has the reason.",
+  "sync-started": "A full sync or resync has begun.",
+  "sync-finished": "A full sync or resync is over, and the replica lacks nothing.",
+  "checkpoint-prepared": "Everything up to an epoch's barrier is on the secondary.",
+  "checkpoint-committed": "A failover now returns to this epoch.",
+  "checkpoint-discarded": "A prepared checkpoint was withdrawn; no data was lost.",
+  "checkpoint-failed": "A checkpoint was not prepared or not committed; the data has the reason.",
+  "checkpoint-wanted": "The secondary's overlays have reached their high-water mark: a commit would free them.",
+  "overlay-full": "The secondary has no room for another original and has stopped taking writes.",
+  "overlay-freed": "The overlays have room again.",
+  "disk-error": "A disk could not be read or written; the data has the disk and the reason.",
+  "failover": "This agent was promoted and serves from the epoch in the data.",
+  "merged": "The base disk holds the whole state again, and the overlays of the failover are gone.",
+  "job-changed": "A job has another state than before.",
+  "protection-changed": "The VM became protected, or stopped being so; the data has the reason.",
+};

@@ -1,0 +1,37 @@
+import { defineConfig } from "vitest/config";
+
+/**
+ * One project for each kind of test, so that each can be run alone (`vitest run --project unit`). Projects of one
+ * `groupOrder` run side by side, the groups one after the other: what starts real processes has the machine to itself.
+ */
+const project = (name: string, groupOrder: number, testTimeoutMs: number, parallel: boolean) => ({
+  test: {
+    name,
+    include: [`test/${name}/**/*.test.ts`],
+    environment: "node",
+    pool: "forks" as const,
+    testTimeout: testTimeoutMs,
+    hookTimeout: testTimeoutMs,
+    fileParallelism: parallel,
+    sequence: { groupOrder },
+  },
+});
+
+export default defineConfig({
+  test: {
+    maxWorkers: "100%",
+    projects: [
+      project("unit", 0, 10_000, true),
+      project("model", 0, 60_000, true),
+      project("scenarios", 0, 20_000, true),
+      project("sim", 1, 300_000, true),
+      project("interop", 2, 120_000, false),
+      project("e2e", 3, 180_000, false),
+    ],
+    coverage: {
+      provider: "v8",
+      include: ["proto/**", "shared/**", "primary/**", "secondary/**", "cli/**"],
+      reporter: ["text-summary", "html"],
+    },
+  },
+});
