@@ -44,7 +44,7 @@ export function agentFlags<T>(yargs: Argv<T>): Argv<T & AgentFlags> {
     .option("timeout", {
       type: "string",
       requiresArg: true,
-      describe: `How long to wait, with a unit (default ${formatDuration(COMMAND_TIMEOUT_DEFAULT_MS)})`,
+      describe: `How long to wait, with a unit (default ${COMMAND_TIMEOUT_DEFAULT_MS / 1000}s)`,
     });
 }
 

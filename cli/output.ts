@@ -98,14 +98,15 @@ export class Output {
 }
 
 const CONTROL_CHARACTERS = /\p{Cc}/gu;
+const LINE_BREAKS = /[\r\n\t]+/g;
 
-/** A copy of `value` whose strings have `?` in the place of control characters. */
+/** A copy of `value` whose strings are one line each and have `?` in the place of control characters. */
 export function withoutControlCharacters<T>(value: T): T {
   return replaceStrings(value) as T;
 }
 
 function replaceStrings(value: unknown): unknown {
-  if (typeof value === "string") return value.replace(CONTROL_CHARACTERS, "?");
+  if (typeof value === "string") return value.replace(LINE_BREAKS, " ").replace(CONTROL_CHARACTERS, "?");
   if (Array.isArray(value)) return value.map(replaceStrings);
   if (typeof value === "object" && value !== null) {
     return Object.fromEntries(Object.entries(value).map(([key, inner]) => [replaceStrings(key), replaceStrings(inner)]));

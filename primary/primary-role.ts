@@ -220,7 +220,7 @@ export class PrimaryRole {
     }
     if (replicator.pausedBy !== undefined) return notProtected("overlay-full", replicator.pausedBy.action);
     if (!replicator.isEstablished) {
-      const reason = this.#syncJob?.type === "full-sync" ? "initial-sync" : "resync";
+      const reason = this.#known.committed === 0 ? "initial-sync" : "resync";
       return notProtected(reason, "Wait: `colobus wait synced`; `colobus jobs` shows how far it is.");
     }
     if (this.#known.committed === 0) return notProtected("no-checkpoint", "Take one: `colobus checkpoint`.");

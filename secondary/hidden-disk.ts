@@ -164,10 +164,9 @@ export class HiddenDisk {
    * files behind the path.
    */
   dropThrough(epoch: number): Generation[] {
-    let count = 0;
-    while ((this.#generations[count]?.epoch ?? Infinity) <= epoch) count += 1;
+    const kept = this.#generations.findIndex((generation) => generation.epoch > epoch);
     this.#version += 1;
-    return this.#generations.splice(0, count);
+    return this.#generations.splice(0, kept < 0 ? this.#generations.length : kept);
   }
 
   /** What status shows: bytes of originals in each generation that holds any. */

@@ -17,8 +17,8 @@ export const eventsCommand = defineCommand({
       .example("$0 events --json", "One JSON document a line"),
   run: async (args, host) => {
     const after = parseEventNumber(givenOnce("--after", args.after));
-    const client = clientOf(args, host);
     const call = { timeoutMs: timeoutOf(args), signal: host.interrupted };
+    const client = clientOf(args, host);
     const events = args.follow ? client.follow(after, call) : await client.events(after, call);
     for await (const event of events) {
       if (args.json) host.output.document(event);

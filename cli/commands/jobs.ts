@@ -14,7 +14,8 @@ export const jobsCommand = defineCommand({
   describe: "Show the agent's jobs: syncs, merges, and how far they are",
   builder: (yargs) => agentFlags(yargs).example("$0 jobs", "Every job, concluded ones too"),
   run: async (args, host) => {
-    const jobs = await clientOf(args, host).jobs({ timeoutMs: timeoutOf(args), signal: host.interrupted });
+    const call = { timeoutMs: timeoutOf(args), signal: host.interrupted };
+    const jobs = await clientOf(args, host).jobs(call);
     host.output.result(args.json, jobs, renderJobs);
   },
 });

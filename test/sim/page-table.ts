@@ -129,7 +129,7 @@ export class PageTable {
     for (let at = offset; at < this.#sizeBytes; at = nextPage(at)) {
       if (!this.#isData(at, unwrittenIsData)) return at;
     }
-    return this.#sizeBytes;
+    return Math.max(offset, this.#sizeBytes);
   }
 
   #isData(offset: number, unwrittenIsData: boolean): boolean {

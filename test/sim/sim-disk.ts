@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
+import { constants } from "node:os";
 import { posix } from "node:path";
-import { ColobusError } from "../../proto/errors.ts";
+import type { ColobusError } from "../../proto/errors.ts";
+import { osError } from "../../shared/host/os-error.ts";
 import { PAGE_BYTES, type PageTable } from "./page-table.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import { SimInode } from "./sim-inode.ts";
@@ -150,11 +152,11 @@ export class SimDisk {
     return node;
   }
 
-  /** Errors: `image-missing`. */
+  /** Errors: `not-found`. */
   directory(path: string, operation: string): SimDirectory {
     const node = this.find(path);
     if (node instanceof SimDirectory) return node;
-    throw missing(path, operation);
+    throw diskError("ENOENT", path, operation);
   }
 
   /** Creates an empty file. The name must not be taken, and the directory must exist. */
@@ -175,29 +177,28 @@ export class SimDisk {
         next = new SimDirectory();
         node.change({ set: { name, node: next } });
       }
-      if (!(next instanceof SimDirectory))
-        throw new ColobusError("io-error", `cannot make the directory ${path}: ${name} is a file`);
+      if (!(next instanceof SimDirectory)) throw diskError("ENOTDIR", path, "make the directory");
       node = next;
     }
   }
 
-  /** Errors: `image-missing`. A directory must be empty. */
+  /** Errors: `not-found`. A directory must be empty. */
   remove(path: string): void {
     const parent = this.directory(posix.dirname(path), "remove");
     const name = posix.basename(path);
     const node = parent.names.get(name);
-    if (node === undefined) throw missing(path, "remove");
+    if (node === undefined) throw diskError("ENOENT", path, "remove");
     assert(node instanceof SimInode || node.names.size === 0, `${path} is a directory with files in it`);
     parent.change({ unset: name });
     if (node instanceof SimInode) this.release(node);
   }
 
-  /** Errors: `image-missing`. What `to` named before is gone. */
+  /** Errors: `not-found`. What `to` named before is gone. */
   rename(from: string, to: string): void {
     const parent = this.directory(posix.dirname(from), "rename");
     assert(this.directory(posix.dirname(to), "rename") === parent, "renames between directories are not simulated");
     const node = parent.names.get(posix.basename(from));
-    if (node === undefined) throw missing(from, "rename");
+    if (node === undefined) throw diskError("ENOENT", from, "rename");
     const replaced = parent.names.get(posix.basename(to));
     if (replaced === node) return;
     parent.change({ set: { name: posix.basename(to), node }, unset: posix.basename(from) });
@@ -332,7 +333,7 @@ function bytesOf(table: PageTable): Buffer {
   return bytes;
 }
 
-/** The error for a name that is not there. */
-export function missing(path: string, operation: string): ColobusError {
-  return new ColobusError("image-missing", `cannot ${operation} ${path}: there is no such file or directory`);
+/** The error that the kernel's number stands for, in the words of the real storage. */
+export function diskError(errno: keyof typeof constants.errno, path: string, operation: string): ColobusError {
+  return osError(`cannot ${operation} ${path}`, path, constants.errno[errno]);
 }

@@ -1,9 +1,9 @@
-import { crc32 } from "node:zlib";
 import { ColobusError } from "../../proto/errors.ts";
 import type { Link, LinkHandlers } from "../../shared/replication/link.ts";
 import type { SimProcess } from "./sim-host.ts";
 import type { SimNetwork } from "./sim-network.ts";
 import type { CrashKind } from "./simulated-crash.ts";
+import { sampleHash } from "./trace-log.ts";
 
 /**
  * One connection of the simulated network: two ends, and between them two streams of whole messages in order.
@@ -270,7 +270,7 @@ export class SimLink implements Link {
 
 function checksumOf(parts: readonly Uint8Array[]): number {
   let checksum = 0;
-  for (const part of parts) checksum = crc32(part, checksum);
+  for (const part of parts) checksum = Math.imul(checksum, 31) + sampleHash(part);
   return checksum;
 }
 

@@ -3,9 +3,9 @@ import { posix } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
 import type { FileKind, OpenOptions, Storage, StorageFile } from "../../shared/host/storage.ts";
 import { PAGE_BYTES } from "./page-table.ts";
-import { missing, SimDirectory, type SimDisk } from "./sim-disk.ts";
+import { diskError, SimDirectory, type SimDisk } from "./sim-disk.ts";
 import type { SimProcess } from "./sim-host.ts";
-import { SECTOR_BYTES, type SimInode } from "./sim-inode.ts";
+import { SECTOR_BYTES, SimInode } from "./sim-inode.ts";
 import { SimulatedCrash } from "./simulated-crash.ts";
 import type { StorageOp } from "./storage-faults.ts";
 import type { SimWorld } from "./world.ts";
@@ -35,14 +35,19 @@ export class SimStorage implements Storage {
   open(path: string, options: OpenOptions): StorageFile {
     return this.#call("open", path, options.kind, () => {
       const node = this.#disk.find(path);
-      if (node instanceof SimDirectory) throw new ColobusError("io-error", `cannot open ${path}: it is a directory`);
-      if (node === undefined && options.create === "never") throw missing(path, "open");
+      if (node instanceof SimDirectory) throw diskError("EISDIR", path, "open");
+      if (node === undefined && options.create === "never") {
+        if (options.kind !== "image") throw diskError("ENOENT", path, "open");
+        throw new ColobusError("image-missing", `the image ${path} does not exist`, "Check the path.");
+      }
       if (node !== undefined && options.create === "new") {
-        throw new ColobusError("io-error", `cannot create ${path}: the file exists`);
+        throw diskError("EEXIST", path, "create");
       }
       const inode = node ?? this.#disk.create(path);
       const lock = options.lock === true;
-      if (lock && inode.locked) throw new ColobusError("image-busy", `cannot lock ${path}: another process holds it`);
+      if (lock && inode.locked) {
+        throw new ColobusError("image-busy", `another process has locked ${path}`, "Stop that process.");
+      }
       inode.references++;
       if (lock) inode.locked = true;
       const file = new SimFile(this.#world, this.#disk, this.#process, inode, path, options, (closed) => {
@@ -74,6 +79,21 @@ export class SimStorage implements Storage {
     this.#call("remove", path, undefined, () => this.#disk.remove(path));
   }
 
+  removeBehind(path: string): Promise<void> {
+    const error = admit(this.#world, this.#disk, this.#process, "removeBehind", path, undefined, 0, 0);
+    const remove = (): void => {
+      const node = this.#disk.find(path);
+      assert(node === undefined || (node instanceof SimInode && node.references === 1), `${path} is still open`);
+      this.#disk.remove(path);
+    };
+    const early = error === undefined && this.#disk.find(path) !== undefined && this.#disk.random.chance(0.5);
+    if (early) remove();
+    return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.readMs, () => {
+      if (error !== undefined) throw error;
+      if (!early) remove();
+    });
+  }
+
   rename(from: string, to: string): void {
     this.#call("rename", from, undefined, () => this.#disk.rename(from, to));
   }
@@ -81,7 +101,7 @@ export class SimStorage implements Storage {
   syncDirectory(path: string): Promise<void> {
     const error = admit(this.#world, this.#disk, this.#process, "syncDirectory", path, undefined, 0, 0);
     const directory = this.#disk.find(path);
-    if (!(directory instanceof SimDirectory)) return Promise.reject(missing(path, "sync the directory"));
+    if (!(directory instanceof SimDirectory)) return Promise.reject(diskError("ENOENT", path, "sync the directory"));
     const position = directory.position;
     return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.syncMs, () => {
       if (error !== undefined) throw error;
@@ -187,7 +207,7 @@ class SimFile implements StorageFile {
         const fits = fitting === source.length ? source : source.subarray(0, fitting);
         this.#disk.change(this.#inode, () => this.#inode.write(fits, offset));
       }
-      if (fitting < length) throw this.#noSpace("write");
+      if (fitting < length) throw diskError("ENOSPC", this.path, "write");
     };
     this.#change("write", offset, source.length, apply, source);
   }
@@ -200,14 +220,16 @@ class SimFile implements StorageFile {
 
   zeroAllocated(offset: number, length: number): void {
     this.#change("zeroAllocated", offset, length, (part) => {
-      if (this.#inode.content.missing(offset, part) > this.#disk.freePages) throw this.#noSpace("zero");
+      if (this.#inode.content.missing(offset, part) > this.#disk.freePages)
+        throw diskError("ENOSPC", this.path, "zero");
       this.#disk.change(this.#inode, () => this.#inode.zero(offset, part, true));
     });
   }
 
   allocate(offset: number, length: number): void {
     this.#change("allocate", offset, length, (part) => {
-      if (this.#inode.content.missing(offset, part) > this.#disk.freePages) throw this.#noSpace("allocate");
+      if (this.#inode.content.missing(offset, part) > this.#disk.freePages)
+        throw diskError("ENOSPC", this.path, "allocate");
       this.#disk.change(this.#inode, () => this.#inode.allocate(offset, part));
     });
   }
@@ -264,11 +286,11 @@ class SimFile implements StorageFile {
 
   #assertWithinFile(target: Uint8Array, offset: number): void {
     if (offset + target.length <= this.#inode.content.sizeBytes) return;
-    throw new ColobusError("io-error", `cannot read ${this.path} at ${offset}: the file ends before`);
-  }
-
-  #noSpace(operation: string): ColobusError {
-    return new ColobusError("out-of-space", `cannot ${operation} ${this.path}: no space left on device`);
+    throw new ColobusError(
+      "io-error",
+      `cannot read at ${offset} of ${this.path}: the file ends before`,
+      "Check the file.",
+    );
   }
 
   #call<T>(op: StorageOp, offset: number, length: number, effect: () => T): T {
@@ -307,6 +329,8 @@ class SimFile implements StorageFile {
   }
 }
 
+const ERRNO_OF_FAULT = { "io-error": "EIO", "out-of-space": "ENOSPC", "permission-denied": "EACCES" } as const;
+
 /**
  * The gate of every call. Returns the error that the call is to meet, if any; throws SimulatedCrash when the process is
  * dead, or dies here, before or after `effect`.
@@ -328,7 +352,7 @@ function admit(
   if (fault === undefined) return undefined;
   if ("error" in fault) {
     world.trace(`${process.label} meets ${fault.error}`);
-    return new ColobusError(fault.error, `cannot ${op} ${path}: injected ${fault.error}`);
+    return diskError(ERRNO_OF_FAULT[fault.error], path, op);
   }
   if (disk.random.chance(0.5)) {
     try {
@@ -342,8 +366,8 @@ function admit(
   throw new SimulatedCrash(process.label);
 }
 
-/** Settles like `finish`, after a delay of the device; never, if the process is dead by then. */
-function finishLater(
+/** Does `finish` after a delay of the device, and settles like it; never, if the process is dead by then. */
+async function finishLater(
   world: SimWorld,
   disk: SimDisk,
   process: SimProcess,
@@ -352,17 +376,10 @@ function finishLater(
 ): Promise<void> {
   const { random, profile } = disk;
   const delay = random.within(random.chance(profile.stallProbability) ? profile.stallMs : delayMs);
-  return new Promise((resolve, reject) => {
-    const settle = (): void => {
-      try {
-        finish();
-        resolve();
-      } catch (error) {
-        reject(error);
-      }
-    };
-    world.schedule(delay, settle, process);
+  await new Promise<void>((resolve) => {
+    world.schedule(delay, resolve, process);
   });
+  finish();
 }
 
 /** Rubbish where no caller may look. */

@@ -9,6 +9,7 @@ export type StorageOp =
   | "list"
   | "makeDirectory"
   | "remove"
+  | "removeBehind"
   | "rename"
   | "syncDirectory"
   | "freeBytes"

@@ -50,14 +50,6 @@ export class TraceLog {
     this.#high = Math.imul(this.#high ^ high ^ this.#low, 0x85ebca6b) ^ (this.#low >>> 17);
   }
 
-  /** Adds the length and up to 32 bytes of a buffer, evenly spread, to the hash. */
-  mixBytes(bytes: Uint8Array): void {
-    const stride = Math.max(1, Math.floor(bytes.length / 32));
-    let word = bytes.length;
-    for (let index = 0; index < bytes.length; index += stride) word = Math.imul(word ^ (bytes[index] ?? 0), 0x01000193);
-    this.mix(word);
-  }
-
   /** The last lines, oldest first. */
   lines(): string[] {
     const ordered = [...this.#entries.slice(this.#next), ...this.#entries.slice(0, this.#next)];
@@ -74,4 +66,12 @@ export class TraceLog {
     if (this.#hashes.size < HASHES_CACHED_MAX) this.#hashes.set(line, hash);
     return hash;
   }
+}
+
+/** A hash over the length and some 32 bytes of a buffer, evenly spread: cheap, and seldom blind to a change of content. */
+export function sampleHash(bytes: Uint8Array): number {
+  const stride = Math.max(1, bytes.length >> 5);
+  let hash = bytes.length;
+  for (let index = 0; index < bytes.length; index += stride) hash = Math.imul(hash ^ (bytes[index] ?? 0), 0x01000193);
+  return hash;
 }

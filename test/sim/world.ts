@@ -4,7 +4,7 @@ import { SeededRandom } from "./seeded-random.ts";
 import { SimHost, type HostOptions } from "./sim-host.ts";
 import { SimNetwork } from "./sim-network.ts";
 import { SimulatedCrash } from "./simulated-crash.ts";
-import { TraceLog } from "./trace-log.ts";
+import { sampleHash, TraceLog } from "./trace-log.ts";
 
 /**
  * Owns one simulated world: virtual time, the queue of everything that will happen, its hosts, their network, and
@@ -111,7 +111,7 @@ export class SimWorld {
 
   /** Adds content to the hash without a line. */
   traceBytes(bytes: Uint8Array): void {
-    this.#trace.mixBytes(bytes);
+    this.#trace.mix(sampleHash(bytes));
   }
 
   /** A new host, running, with an empty disk unless one is given. */

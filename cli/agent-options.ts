@@ -1,0 +1,254 @@
+/** The flags of `colobus primary` and `colobus secondary`, the same keys in the configuration file, and their defaults. */
+import { readFileSync } from "node:fs";
+import { resolve } from "node:path";
+import { parse as parseYaml } from "yaml";
+import type { Argv } from "yargs";
+import { z } from "zod";
+import { ColobusError } from "../proto/errors.ts";
+import { CLUSTER_DEFAULT_BYTES, DISKS_MAX, PEER_TIMEOUT_DEFAULT_MS, WINDOW_DEFAULT_BYTES } from "../proto/limits.ts";
+import { ACK_POLICIES, DURABILITIES, MODES, SECONDARY_EXPORTS, type Role } from "../proto/words.ts";
+import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { LOG_LEVELS, type LogLevel } from "../shared/host/log.ts";
+import type { HostPort, ProcessConfig } from "./agent-process.ts";
+import { formatBytes, formatDuration, parseDuration, parseSize } from "./quantities.ts";
+
+/** Names of disks become names of directories and exports. */
+const DISK_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$/;
+const VM_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
+/** The window must hold at least a few of the largest messages. */
+const WINDOW_MIN_BYTES = 4 * 1024 * 1024;
+
+const scalar = z.union([z.string(), z.number()]).transform(String);
+const list = z.union([scalar.transform((one) => [one]), z.array(scalar)]);
+
+/** Every flag as the operator wrote it. The configuration file has the same keys. */
+const optionsSchema = z.strictObject({
+  vm: scalar.optional(),
+  run: scalar.optional(),
+  state: scalar.optional(),
+  disk: list.optional(),
+  peer: list.optional(),
+  listen: scalar.optional(),
+  mode: z.enum(MODES).optional(),
+  ack: z.enum(ACK_POLICIES).optional(),
+  durability: z.enum(DURABILITIES).optional(),
+  "peer-timeout": scalar.optional(),
+  "on-peer-loss": z.enum(["continue", "freeze"]).optional(),
+  "on-congestion": z.enum(["throttle", "detach"]).optional(),
+  window: scalar.optional(),
+  "cluster-size": scalar.optional(),
+  "checkpoint-every": scalar.optional(),
+  "max-checkpoint-age": scalar.optional(),
+  "secondary-export": z.enum(SECONDARY_EXPORTS).optional(),
+  "nbd-listen": scalar.optional(),
+  "token-file": scalar.optional(),
+  insecure: z.boolean().optional(),
+  create: z.boolean().optional(),
+  "assume-in-sync": z.boolean().optional(),
+  "log-level": z.enum(LOG_LEVELS).optional(),
+});
+type Options = z.infer<typeof optionsSchema>;
+
+export interface AgentArguments {
+  readonly config: string | undefined;
+  readonly [flag: string]: unknown;
+}
+
+export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments> {
+  const text = (describe: string) => ({ type: "string", requiresArg: true, describe }) as const;
+  const many = (describe: string) => ({ ...text(describe), array: true }) as const;
+  const word = (choices: readonly string[], describe: string) => ({ ...text(describe), choices }) as const;
+  const flag = (describe: string) => ({ type: "boolean", describe }) as const;
+  const shared = yargs
+    .option("config", text("YAML file with the same keys as these flags; flags win"))
+    .option("vm", text("Name of the VM (vm)"))
+    .option("run", text("Directory for control.sock and nbd.sock (COLOBUS_RUN)"))
+    .option("state", text("Directory for the agent's records and overlays"))
+    .option("disk", many("A disk as NAME=IMAGE; repeat it for each disk of the VM"))
+    .option("mode", word(MODES, "What is forwarded, and where it lands (colo)"))
+    .option("durability", word(DURABILITIES, "What a stable write survives (power)"))
+    .option("peer-timeout", text(`Silence after which the peer is given up (${formatDuration(PEER_TIMEOUT_DEFAULT_MS)})`))
+    .option("cluster-size", text(`Unit of copy-before-write (${formatBytes(CLUSTER_DEFAULT_BYTES)}); the same on both sides`))
+    .option("ack", word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async)"))
+    .option("window", text(`Bytes under way to the secondary at most (${formatBytes(WINDOW_DEFAULT_BYTES)})`))
+    .option("checkpoint-every", text("Take a checkpoint of the disks by itself this often (off)"))
+    .option("max-checkpoint-age", text("Older checkpoints count as no protection (off)"))
+    .option("on-peer-loss", word(["continue", "freeze"], "What guests' writes do without the secondary (continue)"))
+    .option("on-congestion", word(["throttle", "detach"], "What happens when the secondary is too slow (throttle)"))
+    .option("nbd-listen", text("Serve the exports on this HOST:PORT as well"))
+    .option("token-file", text("File with the pre-shared token that both agents hold"))
+    .option("insecure", flag("Allow unencrypted links beyond this machine"))
+    .option("log-level", word(LOG_LEVELS, "Least severe lines to log (info)"));
+  const ofRole =
+    role === "Primary"
+      ? shared
+          .option("peer", many("URL of the secondary: ws://HOST:PORT"))
+          .option("assume-in-sync", flag("The images are identical already: skip the first sync"))
+          .example("$0 primary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --peer ws://127.0.0.1:7000", "")
+      : shared
+          .option("listen", text("HOST:PORT where the primary connects"))
+          .option("create", flag("Make missing images at the primary's size"))
+          .option("secondary-export", word(SECONDARY_EXPORTS, "Access to the committed view before a failover (read-only)"))
+          .example("$0 secondary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --listen 127.0.0.1:7000 --create", "");
+  return ofRole as unknown as Argv<AgentArguments>;
+}
+
+/** The configuration that flags and file give together, checked. Errors: `usage`, naming the flag. */
+export function readProcessConfig(
+  args: AgentArguments,
+  role: Role,
+  env: Readonly<Record<string, string | undefined>>,
+): ProcessConfig & { readonly logLevel: LogLevel } {
+  const options: Options = { ...readConfigFile(args.config), ...givenFlags(args) };
+  refuseUnavailable(options);
+  const vm = options.vm ?? "vm";
+  if (!VM_NAME.test(vm)) throw invalid("--vm", vm, "Use letters, digits, and `.`, `_`, `-`.");
+  const run = options.run ?? env.COLOBUS_RUN;
+  if (run === undefined || run === "") throw missing("--run DIR", "The directory gets the agent's sockets.");
+  if (options.state === undefined) throw missing("--state DIR", "The directory keeps the agent's records and overlays.");
+  const disks = parseDisks(options.disk ?? []);
+  const peers = (options.peer ?? []).map(parsePeer);
+  if (peers.length > 1) {
+    throw invalid("--peer", peers.join(", "), "This release keeps one secondary; give --peer once.");
+  }
+  if (role === "Primary" && peers.length === 0) throw missing("--peer WS_URL", "It names the secondary agent.");
+  if (role === "Secondary" && options.listen === undefined) {
+    throw missing("--listen HOST:PORT", "It is where the primary connects.");
+  }
+  return {
+    agent: {
+      role,
+      vm,
+      mode: options.mode ?? "colo",
+      stateDirectory: resolve(options.state),
+      disks,
+      peers,
+      ack: options.ack ?? "async",
+      durability: options.durability ?? "power",
+      peerTimeoutMs: positive(parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"), "--peer-timeout"),
+      windowBytes: parseWindow(options.window),
+      clusterBytes: parseClusterSize(options["cluster-size"]),
+      secondaryExport: options["secondary-export"] ?? "read-only",
+      createImages: options.create ?? false,
+      assumeInSync: options["assume-in-sync"] ?? false,
+      checkpointEveryMs: optionalDuration(options["checkpoint-every"], "--checkpoint-every"),
+      maxCheckpointAgeMs: optionalDuration(options["max-checkpoint-age"], "--max-checkpoint-age"),
+    },
+    runDirectory: resolve(run),
+    listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
+    nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
+    tokenFile: options["token-file"],
+    insecure: options.insecure ?? false,
+    logLevel: options["log-level"] ?? "info",
+  };
+}
+
+function readConfigFile(path: string | undefined): Options {
+  if (path === undefined) return {};
+  let parsed: unknown;
+  try {
+    parsed = parseYaml(readFileSync(path, "utf8"));
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    throw new ColobusError("usage", `the configuration file cannot be read: ${why}`, "Check --config.", { cause: error });
+  }
+  const checked = optionsSchema.safeParse(parsed ?? {});
+  if (checked.success) return checked.data;
+  throw new ColobusError(
+    "usage",
+    `the configuration file ${path} is not of the documented form: ${z.prettifyError(checked.error)}`,
+    "Its keys are the names of the flags; see `colobus primary --help`.",
+  );
+}
+
+/** The flags that were given: yargs also lists its own fields, aliases and undefined ones. */
+function givenFlags(args: AgentArguments): Options {
+  const given = Object.fromEntries(
+    Object.keys(optionsSchema.shape)
+      .map((key) => [key, args[key]] as const)
+      .filter(([, value]) => value !== undefined),
+  );
+  const checked = optionsSchema.safeParse(given);
+  if (checked.success) return checked.data;
+  throw new ColobusError("usage", z.prettifyError(checked.error), "Give each flag once; see --help.");
+}
+
+function refuseUnavailable(options: Options): void {
+  const refused: [string, string | undefined, string][] = [
+    ["--mode", options.mode, "colo"],
+    ["--on-peer-loss", options["on-peer-loss"], "continue"],
+    ["--on-congestion", options["on-congestion"], "throttle"],
+  ];
+  for (const [flag, value, available] of refused) {
+    if (value === undefined || value === available) continue;
+    throw new ColobusError("usage", `${flag} ${value} is not available in this release`, `Use ${flag} ${available}.`);
+  }
+}
+
+function parseDisks(texts: readonly string[]): { name: string; image: string }[] {
+  if (texts.length === 0) throw missing("--disk NAME=IMAGE", "Give one for each disk of the VM.");
+  if (texts.length > DISKS_MAX) throw invalid("--disk", `${texts.length} times`, `A VM has at most ${DISKS_MAX} disks.`);
+  const disks = texts.map((text) => {
+    const at = text.indexOf("=");
+    const name = text.slice(0, at);
+    const image = text.slice(at + 1);
+    if (at < 0 || !DISK_NAME.test(name) || image === "") {
+      throw invalid("--disk", text, "Write NAME=IMAGE, such as vda=/var/lib/images/web.img.");
+    }
+    if (/^[a-z0-9]+:/.test(image)) {
+      throw invalid("--disk", text, "This release opens raw image files and block devices only; write the image's path.");
+    }
+    return { name, image: resolve(image) };
+  });
+  for (const key of ["name", "image"] as const) {
+    const values = disks.map((disk) => disk[key]);
+    const twice = values.find((value, index) => values.indexOf(value) !== index);
+    if (twice !== undefined) throw invalid("--disk", twice, `Two disks have the same ${key}.`);
+  }
+  return disks;
+}
+
+function parsePeer(text: string): string {
+  if (text.startsWith("wss:")) throw invalid("--peer", text, "TLS is not available in this release; use ws:// within a protected network.");
+  if (URL.canParse(text) && new URL(text).protocol === "ws:") return text;
+  throw invalid("--peer", text, "Write ws://HOST:PORT.");
+}
+
+function parseHostPort(text: string, flag: string): HostPort {
+  const match = /^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$/.exec(text);
+  const port = Number(match?.[2]);
+  if (match?.[1] === undefined || port > 65_535) throw invalid(flag, text, "Write HOST:PORT, such as 127.0.0.1:7000.");
+  return { host: match[1].replace(/^\[|\]$/g, ""), port };
+}
+
+function parseWindow(text: string | undefined): number {
+  if (text === undefined) return WINDOW_DEFAULT_BYTES;
+  const bytes = parseSize(text, "--window");
+  if (bytes < WINDOW_MIN_BYTES) throw invalid("--window", text, `It has at least ${formatBytes(WINDOW_MIN_BYTES)}.`);
+  return bytes;
+}
+
+function parseClusterSize(text: string | undefined): number {
+  if (text === undefined) return CLUSTER_DEFAULT_BYTES;
+  const bytes = parseSize(text, "--cluster-size");
+  clusterGeometry(bytes, bytes); // throws what is wrong with it
+  return bytes;
+}
+
+function optionalDuration(text: string | undefined, flag: string): number | undefined {
+  if (text === undefined || text === "off") return undefined;
+  return positive(parseDuration(text, flag), flag);
+}
+
+function positive(ms: number, flag: string): number {
+  if (ms > 0) return ms;
+  throw invalid(flag, "0", "It must be longer than nothing.");
+}
+
+function missing(flag: string, what: string): ColobusError {
+  return new ColobusError("usage", `${flag} is missing`, `${what} See --help.`);
+}
+
+function invalid(flag: string, value: string, what: string): ColobusError {
+  return new ColobusError("usage", `${flag} ${JSON.stringify(value)} is not possible`, what);
+}

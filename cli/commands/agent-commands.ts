@@ -1,0 +1,35 @@
+import { createLogger } from "../../shared/host/log.ts";
+import { agentOptions, readProcessConfig } from "../agent-options.ts";
+import { AgentProcess } from "../agent-process.ts";
+import { defineCommand, type CommandHost } from "../command.ts";
+import type { Role } from "../../proto/words.ts";
+
+/** Runs one agent in the foreground until SIGTERM or SIGINT. */
+async function runAgent(args: Parameters<typeof readProcessConfig>[0], role: Role, host: CommandHost): Promise<void> {
+  const config = readProcessConfig(args, role, host.env);
+  const log = createLogger({ level: config.logLevel, name: config.agent.vm });
+  const agentProcess = await AgentProcess.start(config, log);
+  const { agent } = agentProcess;
+  log.info({ role: agent.role, run: config.runDirectory }, "the agent serves");
+  host.output.text(`${agent.role} agent of VM ${config.agent.vm} serves in ${config.runDirectory}`);
+  await new Promise<void>((resolve) => {
+    if (host.interrupted.aborted) resolve();
+    else host.interrupted.addEventListener("abort", () => resolve(), { once: true });
+  });
+  log.info({}, "the agent is being stopped");
+  await agentProcess.stop();
+}
+
+export const primaryCommand = defineCommand({
+  command: "primary",
+  describe: "Run the agent that serves the VM's disks and forwards their writes",
+  builder: (yargs) => agentOptions(yargs, "Primary"),
+  run: (args, host) => runAgent(args, "Primary", host),
+});
+
+export const secondaryCommand = defineCommand({
+  command: "secondary",
+  describe: "Run the agent that keeps the last checkpoint, ready to take over",
+  builder: (yargs) => agentOptions(yargs, "Secondary"),
+  run: (args, host) => runAgent(args, "Secondary", host),
+});

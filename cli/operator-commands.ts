@@ -1,0 +1,25 @@
+/** The commands with which an operator, or a hook, talks to agents that run already. */
+import type { Command } from "./command.ts";
+import { checkpointCommand, commitCommand, discardCommand } from "./commands/checkpoint.ts";
+import { completionCommand } from "./commands/completion.ts";
+import { eventsCommand } from "./commands/events.ts";
+import { failoverCommand } from "./commands/failover.ts";
+import { jobCommand, jobsCommand } from "./commands/jobs.ts";
+import { listCommand } from "./commands/list.ts";
+import { statusCommand } from "./commands/status.ts";
+import { waitCommand } from "./commands/wait.ts";
+
+/** In the order in which help lists them. */
+export const OPERATOR_COMMANDS: readonly Command[] = [
+  listCommand,
+  statusCommand,
+  eventsCommand,
+  jobsCommand,
+  jobCommand,
+  checkpointCommand,
+  commitCommand,
+  discardCommand,
+  failoverCommand,
+  waitCommand,
+  completionCommand,
+];

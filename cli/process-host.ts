@@ -1,0 +1,23 @@
+/** The process as commands see it: its streams, its environment, and the signals that interrupt it. */
+import { NodeClock } from "../shared/host/node-clock.ts";
+import type { CommandHost } from "./command.ts";
+import { Output } from "./output.ts";
+
+/** The first SIGINT or SIGTERM interrupts the command; a second one ends the process as signals do. */
+export function createProcessHost(): CommandHost {
+  const output = new Output(process.stdout, process.stderr, process.env);
+  const signalled = new AbortController();
+  const interrupt = (): void => {
+    process.off("SIGINT", interrupt);
+    process.off("SIGTERM", interrupt);
+    signalled.abort();
+  };
+  process.on("SIGINT", interrupt);
+  process.on("SIGTERM", interrupt);
+  return {
+    output,
+    env: process.env,
+    clock: new NodeClock(),
+    interrupted: AbortSignal.any([signalled.signal, output.readerGone]),
+  };
+}

@@ -1,0 +1,72 @@
+/**
+ * Places for the tests that use real files: a directory of its own for each test, a tiny file system, and a block
+ * device. The last two need root, and a kernel that allows them to be made; where it does not, their tests are left
+ * out, loudly.
+ */
+import { spawnSync } from "node:child_process";
+import { closeSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { onTestFinished } from "vitest";
+
+/** A new directory that is removed with all its content when the test has finished. */
+export function scratchDirectory(): string {
+  const path = mkdtempSync(join(tmpdir(), "colobus-test-"));
+  onTestFinished(() => rmSync(path, { recursive: true, force: true }));
+  return path;
+}
+
+/** An empty tmpfs of `sizeBytes` that is unmounted when the test has finished. */
+export function scratchFileSystem(sizeBytes: number): string {
+  const path = join(scratchDirectory(), "small");
+  mkdirSync(path);
+  run("mount", "-t", "tmpfs", "-o", `size=${sizeBytes}`, "colobus-test", path);
+  // Runs before the removal of the directory: vitest calls the later one first.
+  onTestFinished(() => void run("umount", path));
+  return path;
+}
+
+/** A loop device of `sizeBytes` over a sparse file, detached when the test has finished. */
+export function scratchBlockDevice(sizeBytes: number): string {
+  const backing = join(scratchDirectory(), "backing");
+  const fd = openSync(backing, "w");
+  ftruncateSync(fd, sizeBytes);
+  closeSync(fd);
+  const device = run("losetup", "--find", "--show", backing);
+  onTestFinished(() => void run("losetup", "--detach", device));
+  return device;
+}
+
+/** Whether `scratchFileSystem` works here: for `describe.runIf(…)`. */
+export function canMount(): boolean {
+  const path = mkdtempSync(join(tmpdir(), "colobus-probe-"));
+  const tried = spawnSync("mount", ["-t", "tmpfs", "-o", "size=64k", "colobus-probe", path], { encoding: "utf8" });
+  if (tried.status === 0) run("umount", path);
+  rmSync(path, { recursive: true });
+  return tried.status === 0 || leftOut("a file system cannot be mounted", tried.stderr);
+}
+
+/** Whether `scratchBlockDevice` works here: for `describe.runIf(…)`. */
+export function canMakeBlockDevices(): boolean {
+  const path = mkdtempSync(join(tmpdir(), "colobus-probe-"));
+  const backing = join(path, "backing");
+  const fd = openSync(backing, "w");
+  ftruncateSync(fd, 65_536);
+  closeSync(fd);
+  const tried = spawnSync("losetup", ["--find", "--show", backing], { encoding: "utf8" });
+  if (tried.status === 0) run("losetup", "--detach", tried.stdout.trim());
+  rmSync(path, { recursive: true });
+  return tried.status === 0 || leftOut("a loop device cannot be made", tried.stderr);
+}
+
+function leftOut(what: string, why: string | null): false {
+  const line = "!".repeat(72);
+  process.stderr.write(`\n${line}\n! TESTS LEFT OUT: ${what} here, run them as root. ${(why ?? "").trim()}\n${line}\n\n`);
+  return false;
+}
+
+function run(program: string, ...args: string[]): string {
+  const done = spawnSync(program, args, { encoding: "utf8" });
+  if (done.status !== 0) throw new Error(`${program} ${args.join(" ")}: ${done.stderr ?? String(done.error)}`);
+  return done.stdout.trim();
+}

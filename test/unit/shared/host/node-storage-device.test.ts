@@ -1,0 +1,70 @@
+import { describe, expect, it, onTestFinished } from "vitest";
+import { openImage } from "../../../../shared/block/image.ts";
+import { NodeStorage } from "../../../../shared/host/node-storage.ts";
+import type { StorageFile } from "../../../../shared/host/storage.ts";
+import { canMakeBlockDevices, scratchBlockDevice } from "../../../support/scratch.ts";
+
+const MIB = 1024 * 1024;
+const storage = new NodeStorage();
+
+function openDevice(): StorageFile {
+  const file = storage.open(scratchBlockDevice(4 * MIB), { kind: "image", create: "never", lock: true });
+  onTestFinished(() => {
+    file.close();
+  });
+  return file;
+}
+
+describe.runIf(canMakeBlockDevices())("a block device", () => {
+  it("has the device's size, all of it allocated, and no holes", () => {
+    const file = openDevice();
+    expect(file.sizeBytes()).toBe(4 * MIB);
+    expect(file.allocatedBytes()).toBe(4 * MIB);
+    expect(file.nextData(4096)).toBe(4096);
+    expect(file.nextHole(4096)).toBe(4 * MIB);
+    expect(file.nextData(4 * MIB)).toBeUndefined();
+  });
+
+  it("reads back what was written, after a sync too", async () => {
+    const file = openDevice();
+    file.write(Buffer.alloc(10_000, 7), 1111);
+    await file.sync();
+    const target = Buffer.alloc(10_000);
+    await file.read(target, 1111);
+    expect(target.equals(Buffer.alloc(10_000, 7))).toBe(true);
+  });
+
+  it.each(["zero", "zeroAllocated"] as const)("zeroes any range with %s, aligned or not", (operation) => {
+    const file = openDevice();
+    file.write(Buffer.alloc(4 * MIB, 7), 0);
+    const content = Buffer.alloc(4 * MIB, 7);
+    for (const [offset, length] of [
+      [0, MIB],
+      [MIB + 512, 100_000],
+      [2 * MIB + 1, 10],
+      [4 * MIB - 512, 512],
+    ] as const) {
+      file[operation](offset, length);
+      content.fill(0, offset, offset + length);
+    }
+    const target = Buffer.alloc(4 * MIB);
+    file.readNow(target, 0);
+    expect(target.equals(content)).toBe(true);
+  });
+
+  it("needs no allocation within its size, and has none to give behind it", () => {
+    const file = openDevice();
+    file.allocate(0, 4 * MIB);
+    expect(() => file.allocate(MIB, 4 * MIB)).toThrow(expect.objectContaining({ code: "out-of-space" }));
+    expect(() => file.write(Buffer.alloc(4096), 4 * MIB)).toThrow(expect.objectContaining({ code: "out-of-space" }));
+  });
+
+  it("is locked by an image over it", () => {
+    const path = scratchBlockDevice(MIB);
+    const image = openImage(storage, path);
+    expect(image.sizeBytes).toBe(MIB);
+    expect(() => openImage(storage, path)).toThrow(expect.objectContaining({ code: "image-busy" }));
+    expect(image.extents(0, MIB, 10)).toEqual([{ length: MIB, hole: false, zero: false }]);
+    image.close();
+  });
+});
