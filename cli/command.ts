@@ -12,6 +12,8 @@ export interface CommandHost {
   readonly output: Output;
   readonly env: Readonly<Record<string, string | undefined>>;
   readonly clock: Clock;
+  /** Aborts at the first SIGINT or SIGTERM: what runs until it is stopped waits for this. */
+  readonly terminated: AbortSignal;
   /** Aborts at the first SIGINT or SIGTERM, and when nobody reads stdout any more. */
   readonly interrupted: AbortSignal;
 }

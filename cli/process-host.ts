@@ -18,6 +18,7 @@ export function createProcessHost(): CommandHost {
     output,
     env: process.env,
     clock: new NodeClock(),
+    terminated: signalled.signal,
     interrupted: AbortSignal.any([signalled.signal, output.readerGone]),
   };
 }

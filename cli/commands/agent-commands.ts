@@ -13,8 +13,8 @@ async function runAgent(args: Parameters<typeof readProcessConfig>[0], role: Rol
   log.info({ role: agent.role, run: config.runDirectory }, "the agent serves");
   host.output.text(`${agent.role} agent of VM ${config.agent.vm} serves in ${config.runDirectory}`);
   await new Promise<void>((resolve) => {
-    if (host.interrupted.aborted) resolve();
-    else host.interrupted.addEventListener("abort", () => resolve(), { once: true });
+    if (host.terminated.aborted) resolve();
+    else host.terminated.addEventListener("abort", () => resolve(), { once: true });
   });
   log.info({}, "the agent is being stopped");
   await agentProcess.stop();

@@ -35,8 +35,8 @@ export const demoCommand = defineCommand({
       started.push(await AgentProcess.start(demoConfig(root, "Primary", [peer]), log));
       host.output.text(describeDemo(root));
       await new Promise<void>((done) => {
-        if (host.interrupted.aborted) done();
-        else host.interrupted.addEventListener("abort", () => done(), { once: true });
+        if (host.terminated.aborted) done();
+        else host.terminated.addEventListener("abort", () => done(), { once: true });
       });
     } finally {
       for (const agentProcess of started.reverse()) await agentProcess.stop();

@@ -4,7 +4,7 @@
  * out, loudly.
  */
 import { spawnSync } from "node:child_process";
-import { closeSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync } from "node:fs";
+import { closeSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync, statfsSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
@@ -37,6 +37,12 @@ export function scratchBlockDevice(sizeBytes: number): string {
   return device;
 }
 
+/** Whether scratch directories lie in a file system without a device. */
+export function isInMemory(): boolean {
+  const TMPFS_MAGIC = 0x01021994;
+  return statfsSync(tmpdir()).type === TMPFS_MAGIC;
+}
+
 /** Whether `scratchFileSystem` works here: for `describe.runIf(…)`. */
 export function canMount(): boolean {
   const path = mkdtempSync(join(tmpdir(), "colobus-probe-"));
@@ -61,7 +67,9 @@ export function canMakeBlockDevices(): boolean {
 
 function leftOut(what: string, why: string | null): false {
   const line = "!".repeat(72);
-  process.stderr.write(`\n${line}\n! TESTS LEFT OUT: ${what} here, run them as root. ${(why ?? "").trim()}\n${line}\n\n`);
+  process.stderr.write(
+    `\n${line}\n! TESTS LEFT OUT: ${what} here, run them as root. ${(why ?? "").trim()}\n${line}\n\n`,
+  );
   return false;
 }
 

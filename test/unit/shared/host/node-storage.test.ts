@@ -163,7 +163,9 @@ describe("holes", () => {
     expect(file.nextHole(0)).toBe(64 * KIB);
 
     file.zero(5, 3);
-    const content = Buffer.alloc(256 * KIB, 1).fill(0, 64 * KIB, 192 * KIB).fill(0, 5, 8);
+    const content = Buffer.alloc(256 * KIB, 1)
+      .fill(0, 64 * KIB, 192 * KIB)
+      .fill(0, 5, 8);
     expect(readAll(file, 0, 256 * KIB).equals(content)).toBe(true);
   });
 

@@ -1,0 +1,95 @@
+import fc from "fast-check";
+import { expect, it } from "vitest";
+import { type RangeHold, RangeLock } from "../../shared/block/range-lock.ts";
+
+const UNIVERSE = 24;
+
+interface Request {
+  readonly start: number;
+  readonly end: number;
+  state: "waiting" | "held" | "released";
+  hold: RangeHold | undefined;
+}
+
+type Command =
+  | { readonly do: "acquire" | "try"; readonly start: number; readonly length: number }
+  | { readonly do: "release"; readonly pick: number };
+
+const range = { start: fc.nat(UNIVERSE - 1), length: fc.integer({ min: 1, max: UNIVERSE }) };
+const command: fc.Arbitrary<Command> = fc.oneof(
+  { weight: 4, arbitrary: fc.record({ do: fc.constant("acquire" as const), ...range }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant("try" as const), ...range }) },
+  { weight: 4, arbitrary: fc.record({ do: fc.constant("release" as const), pick: fc.nat() }) },
+);
+
+const overlap = (a: Request, b: Request): boolean => a.start < b.end && b.start < a.end;
+
+/** What the lock must say: a request is held exactly when no earlier, unreleased request overlaps with it. */
+function checkAll(requests: readonly Request[]): void {
+  for (const [index, request] of requests.entries()) {
+    if (request.state === "released") continue;
+    const blocked = requests
+      .slice(0, index)
+      .some((earlier) => earlier.state !== "released" && overlap(earlier, request));
+    expect(request.state).toBe(blocked ? "waiting" : "held");
+  }
+}
+
+it("holds exactly what no earlier request overlaps, and everything ends", async () => {
+  await fc.assert(
+    fc.asyncProperty(fc.array(command, { maxLength: 120 }), async (commands) => {
+      const lock = new RangeLock();
+      const requests: Request[] = [];
+      const release = (pick: number): void => {
+        const held = requests.filter((request) => request.state === "held");
+        const chosen = held[pick % held.length];
+        if (chosen?.hold === undefined) return;
+        chosen.state = "released";
+        lock.release(chosen.hold);
+      };
+      for (const step of commands) {
+        if (step.do === "release") {
+          release(step.pick);
+        } else {
+          const request: Request = {
+            start: step.start,
+            end: step.start + step.length,
+            state: "waiting",
+            hold: undefined,
+          };
+          const free = !requests.some((other) => other.state !== "released" && overlap(other, request));
+          if (step.do === "try") {
+            request.hold = lock.tryAcquire(step.start, step.length);
+            expect(request.hold !== undefined).toBe(free);
+            request.state = free ? "held" : "released";
+            if (free) requests.push(request);
+          } else {
+            const result = lock.acquire(step.start, step.length);
+            requests.push(request);
+            const grant = (hold: RangeHold): void => {
+              expect(request.state).toBe("waiting");
+              request.state = "held";
+              request.hold = hold;
+            };
+            expect(result instanceof Promise).toBe(!free);
+            if (result instanceof Promise) void result.then(grant);
+            else grant(result);
+          }
+        }
+        // Grants arrive as microtasks.
+        await Promise.resolve();
+        checkAll(requests);
+      }
+      while (requests.some((request) => request.state !== "released")) {
+        const before = requests.filter((request) => request.state === "released").length;
+        release(0);
+        await Promise.resolve();
+        checkAll(requests);
+        expect(requests.filter((request) => request.state === "released")).toHaveLength(before + 1);
+      }
+      const whole = lock.tryAcquire(0, 2 * UNIVERSE);
+      expect(whole).toBeDefined();
+    }),
+    { numRuns: 300 },
+  );
+});

@@ -1,0 +1,128 @@
+/** An agent without disks or peers: it answers the control API as the test tells it to, and remembers what it was asked. */
+import type {
+  AgentControl,
+  AgentEvent,
+  CheckpointAnswer,
+  CheckpointRequest,
+  CommitAnswer,
+  CommitRequest,
+  DiscardAnswer,
+  DiscardRequest,
+  FailoverAnswer,
+  FailoverRequest,
+  JobStatus,
+  JobVerb,
+  Status,
+  WaitAnswer,
+  WaitRequest,
+} from "../../proto/control-api.ts";
+import { ColobusError } from "../../proto/errors.ts";
+import { EventLog } from "../../shared/control/event-log.ts";
+import { ManualClock } from "./manual-clock.ts";
+import { protectedPrimary } from "./status-examples.ts";
+
+export interface RecordedCall {
+  readonly name: string;
+  readonly request: unknown;
+  readonly signal: AbortSignal | undefined;
+}
+
+export class FakeAgentControl implements AgentControl {
+  readonly clock = new ManualClock();
+  readonly log = new EventLog(this.clock);
+  readonly calls: RecordedCall[] = [];
+  currentStatus: Status = protectedPrimary();
+  /** What the waiting calls do before they answer: throw, or wait. */
+  before: (call: RecordedCall) => Promise<void> | void = () => {};
+
+  status(): Status {
+    return this.currentStatus;
+  }
+
+  async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
+    await this.#called("checkpoint", request, signal);
+    const epoch = this.currentStatus.epoch.open;
+    return request.prepare
+      ? { epoch, state: "prepared", prepareMs: 0.8, commitMs: null }
+      : { epoch, state: "committed", prepareMs: 0.8, commitMs: 0.5 };
+  }
+
+  async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
+    await this.#called("commit", request, signal);
+    if (!this.currentStatus.epoch.prepared.includes(request.epoch)) {
+      throw new ColobusError("epoch-unknown", `Epoch ${request.epoch} is not prepared.`, "colobus status lists the prepared ones.");
+    }
+    return { epoch: request.epoch, state: "committed", commitMs: 0.5 };
+  }
+
+  async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
+    await this.#called("discard", request, signal);
+    return { discarded: request.epoch === undefined ? this.currentStatus.epoch.prepared : [request.epoch] };
+  }
+
+  async failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
+    await this.#called("failover", request, signal);
+    const { role, recoverable } = this.currentStatus;
+    if (role === "Secondary" && recoverable === null) {
+      throw new ColobusError("no-checkpoint", "No checkpoint has been committed yet.", "Wait for the first sync to end.");
+    }
+    const already = role === "Primary";
+    return {
+      already,
+      dryRun: request.dryRun,
+      epoch: recoverable?.epoch ?? 0,
+      ageMs: recoverable?.ageMs ?? null,
+      wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: false },
+      discardedActiveBytes: request.discardActive ? 65_536 : 0,
+      mergeBytes: already ? 0 : 67_108_864,
+      jobs: already || request.dryRun ? [] : ["merge-1"],
+    };
+  }
+
+  async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
+    await this.#called("wait", request, signal);
+    return { condition: request.condition };
+  }
+
+  jobs(): JobStatus[] {
+    return this.currentStatus.jobs;
+  }
+
+  async job(id: string, verb: JobVerb): Promise<JobStatus> {
+    await this.#called("job", { id, verb }, undefined);
+    const state = { pause: "paused", resume: "running", cancel: "aborting", complete: "concluded" } as const;
+    return { ...this.#find(id), state: state[verb] };
+  }
+
+  async setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus> {
+    await this.#called("setJobSpeed", { id, bytesPerSecond }, undefined);
+    return { ...this.#find(id), speedLimit: bytesPerSecond };
+  }
+
+  events(afterSequence: number): AgentEvent[] {
+    return this.log.since(afterSequence);
+  }
+
+  follow(listener: (event: AgentEvent) => void): () => void {
+    return this.log.follow(listener);
+  }
+
+  #find(id: string): JobStatus {
+    const job = this.currentStatus.jobs.find((other) => other.id === id);
+    if (job === undefined) throw new ColobusError("job-unknown", `There is no job ${id}.`, "colobus jobs lists them.");
+    return job;
+  }
+
+  async #called(name: string, request: unknown, signal: AbortSignal | undefined): Promise<void> {
+    const call = { name, request, signal };
+    this.calls.push(call);
+    await this.before(call);
+  }
+}
+
+/** Settles only when the client, or the server, gives the call up. */
+export function untilAborted({ signal }: RecordedCall): Promise<void> {
+  return new Promise((_resolve, reject) => {
+    signal?.addEventListener("abort", () => reject(signal.reason as Error), { once: true });
+  });
+}

@@ -1,0 +1,146 @@
+/** Status answers as agents in well-known situations give them. */
+import type { DiskStatus, JobStatus, PeerStatus, Status } from "../../proto/control-api.ts";
+
+const GIB = 1024 ** 3;
+const MIB = 1024 ** 2;
+
+const disk: DiskStatus = {
+  name: "vda",
+  sizeBytes: 10 * GIB,
+  state: "UpToDate",
+  dirtyBytes: 0,
+  hiddenBytes: 0,
+  activeBytes: 0,
+  bufferBytes: 0,
+  image: "/srv/vda.raw",
+  generations: [],
+  children: [{ name: "image", kind: "image", path: "/srv/vda.raw", state: "sound" }],
+};
+
+const peer: PeerStatus = {
+  url: "ws://127.0.0.1:7800",
+  address: "127.0.0.1:7800",
+  connection: "Connected",
+  replication: "Established",
+  lagBytes: 12_288,
+  agentId: "b2",
+  agentVersion: "0.1.0",
+  lastContactMs: 40,
+  lastError: null,
+};
+
+export function runningSync(): JobStatus {
+  return {
+    id: "full-sync-1",
+    type: "full-sync",
+    state: "running",
+    disk: "vda",
+    progress: { doneBytes: 4 * GIB, totalBytes: 10 * GIB },
+    bytesPerSecond: 200 * MIB,
+    etaMs: 30_720,
+    speedLimit: 0,
+    startedAt: "2026-01-01T00:00:00.000Z",
+    endedAt: null,
+    error: null,
+  };
+}
+
+function concludedSync(): JobStatus {
+  return {
+    ...runningSync(),
+    state: "concluded",
+    progress: { doneBytes: 10 * GIB, totalBytes: 10 * GIB },
+    etaMs: null,
+    endedAt: "2026-01-01T00:01:00.000Z",
+  };
+}
+
+export function protectedPrimary(): Status {
+  return {
+    role: "Primary",
+    vm: "web",
+    mode: "colo",
+    agentId: "a1",
+    agentVersion: "0.1.0",
+    pid: 4711,
+    lineage: "5f2c",
+    durability: "power",
+    ack: "async",
+    clusterBytes: 16_384,
+    epoch: { open: 43, prepared: [], committed: 42 },
+    peers: [peer],
+    disks: [disk, { ...disk, name: "vdb", sizeBytes: 512 * MIB, image: "/srv/vdb.raw" }],
+    jobs: [concludedSync()],
+    exports: [{ name: "vda", uri: "nbd+unix:///vda?socket=/run/colobus/web/nbd.sock", readOnly: false, clients: 1 }],
+    protection: { state: "Protected", reason: null, nextAction: "" },
+    recoverable: {
+      epoch: 42,
+      ageMs: 1234,
+      lastContactMs: null,
+      wouldLose: { writes: 3, bytes: 12_288, atLeast: false },
+    },
+  };
+}
+
+/** A primary whose first sync runs: nothing can be recovered yet. */
+export function syncingPrimary(): Status {
+  return {
+    ...protectedPrimary(),
+    epoch: { open: 1, prepared: [], committed: 0 },
+    peers: [{ ...peer, replication: "SyncSource", lagBytes: 8 * MIB }],
+    disks: [{ ...disk, dirtyBytes: 6 * GIB }],
+    jobs: [runningSync()],
+    protection: {
+      state: "NotProtected",
+      reason: "initial-sync",
+      nextAction: "Wait until the first sync has ended: colobus wait synced.",
+    },
+    recoverable: null,
+  };
+}
+
+/** A secondary whose primary is gone. */
+export function lonelySecondary(): Status {
+  return {
+    ...protectedPrimary(),
+    role: "Secondary",
+    epoch: { open: 44, prepared: [43], committed: 42 },
+    peers: [
+      {
+        ...peer,
+        url: null,
+        address: null,
+        connection: "Connecting",
+        replication: "Off",
+        lagBytes: 0,
+        lastContactMs: 93_000,
+        lastError: { code: "peer-timeout", message: "The primary was silent for 5 s.", action: "Check the primary's host." },
+      },
+    ],
+    disks: [
+      {
+        ...disk,
+        state: "Consistent",
+        hiddenBytes: 48 * MIB,
+        activeBytes: 65_536,
+        children: [
+          { name: "image", kind: "image", path: "/srv/vda.raw", state: "sound" },
+          { name: "hidden", kind: "overlay", path: "/var/lib/colobus/vda.43", state: "broken" },
+        ],
+      },
+    ],
+    jobs: [],
+    exports: [{ name: "vda", uri: "nbd+unix:///vda?socket=/run/colobus/web/nbd.sock", readOnly: true, clients: 0 }],
+    protection: {
+      state: "NotProtected",
+      reason: "connecting",
+      nextAction: "If the primary's host is dead, take over with colobus failover.",
+    },
+    recoverable: {
+      epoch: 42,
+      ageMs: 95_000,
+      lastContactMs: 93_000,
+      wouldLose: { writes: 17, bytes: 69_632, atLeast: true },
+    },
+  };
+}

@@ -1,0 +1,45 @@
+import { spawnSync } from "node:child_process";
+import { join } from "node:path";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
+import { NodeStorage } from "../../../../shared/host/node-storage.ts";
+import type { StorageFile } from "../../../../shared/host/storage.ts";
+import { isInMemory, scratchDirectory } from "../../../support/scratch.ts";
+
+const LENGTH = 256 * 1024;
+const storage = new NodeStorage();
+
+async function openUncached(): Promise<StorageFile> {
+  const file = storage.open(join(scratchDirectory(), "file"), { kind: "image", create: "new" });
+  onTestFinished(() => {
+    file.close();
+  });
+  file.write(Buffer.alloc(LENGTH, 7), 0);
+  await file.sync();
+  // dd with `nocache` and nothing to copy asks the kernel to forget the file's clean pages.
+  const dropped = spawnSync("dd", [`if=${file.path}`, "iflag=nocache", "count=0"], { stdio: "ignore" });
+  expect(dropped.status).toBe(0);
+  return file;
+}
+
+// A file system in memory has nothing that could be cold.
+describe.runIf(!isInMemory())("content that is not in the page cache", () => {
+  it("is not waited for by tryRead, and is there for it after a read", async () => {
+    const file = await openUncached();
+    const target = Buffer.alloc(4096);
+    expect(file.tryRead(target, 8192)).toBe(false);
+    await file.read(target, 8192);
+    expect(target.equals(Buffer.alloc(4096, 7))).toBe(true);
+    target.fill(0);
+    expect(file.tryRead(target, 8192)).toBe(true);
+    expect(target.equals(Buffer.alloc(4096, 7))).toBe(true);
+  });
+
+  it("is fetched by prefetch", async () => {
+    const file = await openUncached();
+    const target = Buffer.alloc(4096);
+    expect(file.tryRead(target, 128 * 1024)).toBe(false);
+    file.prefetch(128 * 1024, 4096);
+    await vi.waitFor(() => expect(file.tryRead(target, 128 * 1024)).toBe(true));
+    expect(target.equals(Buffer.alloc(4096, 7))).toBe(true);
+  });
+});
