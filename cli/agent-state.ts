@@ -1,5 +1,7 @@
+import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
+import { overlayDirectory } from "../secondary/overlay-files.ts";
 import { openImage } from "../shared/block/image.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
@@ -20,8 +22,7 @@ export interface StateHost {
  * Errors: `state-mismatch`, `image-missing` and the other errors of opening images, `image-busy` (another agent runs).
  */
 export async function openAgentState(host: StateHost, config: AgentConfig): Promise<StateFile> {
-  host.storage.makeDirectory(config.stateDirectory);
-  host.storage.makeDirectory(`${config.stateDirectory}/disks`);
+  await makeDirectories(host.storage, config);
   const existing = StateFile.open(host.storage, config.stateDirectory);
   if (existing === undefined) {
     return StateFile.create(host.storage, config.stateDirectory, newRecord(host, config));
@@ -39,6 +40,17 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     );
   }
   return existing;
+}
+
+/** The state directory and the overlays' directories in it; durable, so that no file in them can vanish with them. */
+async function makeDirectories(storage: Storage, config: AgentConfig): Promise<void> {
+  const { stateDirectory } = config;
+  storage.makeDirectory(stateDirectory);
+  storage.makeDirectory(`${stateDirectory}/disks`);
+  for (const { name } of config.disks) storage.makeDirectory(overlayDirectory(stateDirectory, name));
+  for (const directory of [`${stateDirectory}/disks`, stateDirectory, dirname(stateDirectory)]) {
+    await storage.syncDirectory(directory);
+  }
 }
 
 function newRecord(host: StateHost, config: AgentConfig): StateRecord {

@@ -426,7 +426,7 @@ export class Agent implements AgentControl {
       peers: primary.describePeers(),
       disks,
       protection: primary.describeProtection(),
-      recoverable: null,
+      recoverable: primary.describeRecoverable(),
     };
   }
 

@@ -24,7 +24,8 @@ export type Paint = (tone: Tone, text: string) => string;
 const TONES = { good: "green", bad: "red", warn: "yellow", heading: "bold", quiet: "gray" } as const;
 
 export const paintNothing: Paint = (_tone, text) => text;
-const paintForTerminal: Paint = (tone, text) => styleText(TONES[tone], text);
+/** Whether to colour has been decided by then: styleText would ask the process's own stdout. */
+const paintForTerminal: Paint = (tone, text) => styleText(TONES[tone], text, { validateStream: false });
 
 const CLEAR_SCREEN = "\u001b[H\u001b[2J";
 
@@ -109,7 +110,9 @@ function replaceStrings(value: unknown): unknown {
   if (typeof value === "string") return value.replace(LINE_BREAKS, " ").replace(CONTROL_CHARACTERS, "?");
   if (Array.isArray(value)) return value.map(replaceStrings);
   if (typeof value === "object" && value !== null) {
-    return Object.fromEntries(Object.entries(value).map(([key, inner]) => [replaceStrings(key), replaceStrings(inner)]));
+    return Object.fromEntries(
+      Object.entries(value).map(([key, inner]) => [replaceStrings(key), replaceStrings(inner)]),
+    );
   }
   return value;
 }

@@ -1,4 +1,5 @@
 /** The process as commands see it: its streams, its environment, and the signals that interrupt it. */
+import { EXIT } from "../proto/errors.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import type { CommandHost } from "./command.ts";
 import { Output } from "./output.ts";
@@ -12,6 +13,14 @@ export function createProcessHost(): CommandHost {
     process.off("SIGTERM", interrupt);
     signalled.abort();
   };
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    // A reader that has seen enough is not a failure; output that is lost is one, whatever the command itself did.
+    if (error.code === "EPIPE") return;
+    output.remark(`colobus: Cannot write the output: ${error.message}.`);
+    process.once("exit", () => {
+      process.exitCode = EXIT.failed;
+    });
+  });
   process.on("SIGINT", interrupt);
   process.on("SIGTERM", interrupt);
   return {

@@ -1,14 +1,14 @@
 /** Durations and sizes as people write and read them. */
 import { ColobusError } from "../proto/errors.ts";
 
-const DURATION_UNITS_MS: Readonly<Record<string, number>> = {
-  ms: 1,
-  s: 1000,
-  m: 60_000,
-  min: 60_000,
-  h: 3_600_000,
-  d: 86_400_000,
-};
+const DURATION_UNITS_MS = new Map([
+  ["ms", 1],
+  ["s", 1000],
+  ["m", 60_000],
+  ["min", 60_000],
+  ["h", 3_600_000],
+  ["d", 86_400_000],
+]);
 
 const SIZE_PREFIXES = ["K", "M", "G", "T", "P"] as const;
 
@@ -22,7 +22,7 @@ export function parseDuration(text: string, name: string): number {
   const match = NUMBER_WITH_UNIT.exec(text.trim());
   const value = Number(match?.[1]);
   if (match !== null && match[2] === "" && value === 0) return 0;
-  const unitMs = match?.[2] === undefined ? undefined : DURATION_UNITS_MS[match[2]];
+  const unitMs = match?.[2] === undefined ? undefined : DURATION_UNITS_MS.get(match[2]);
   if (unitMs === undefined) {
     throw new ColobusError(
       "usage",

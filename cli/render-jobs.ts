@@ -46,8 +46,10 @@ function renderProgress(job: JobStatus): string {
   const parts = [
     `${renderBar(doneBytes, totalBytes)} ${String(percent).padStart(3)} %  ${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}`,
   ];
-  if (job.state === "running") parts.push(formatRate(job.bytesPerSecond));
-  if (job.etaMs !== null) parts.push(`${formatDuration(job.etaMs)} left`);
+  if (job.state === "running") {
+    parts.push(formatRate(job.bytesPerSecond));
+    if (job.etaMs !== null) parts.push(`${formatDuration(job.etaMs)} left`);
+  }
   if (job.speedLimit > 0) parts.push(`limit ${formatRate(job.speedLimit)}`);
   return parts.join(", ");
 }

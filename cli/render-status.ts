@@ -28,7 +28,12 @@ const DISK_COLUMNS = [
   { title: "REPLICAS" },
 ] as const;
 
-const EXPORT_COLUMNS = [{ title: "EXPORT" }, { title: "ACCESS" }, { title: "CLIENTS", align: "right" }, { title: "URI" }] as const;
+const EXPORT_COLUMNS = [
+  { title: "EXPORT" },
+  { title: "ACCESS" },
+  { title: "CLIENTS", align: "right" },
+  { title: "URI" },
+] as const;
 
 export function renderStatus(status: Status, paint: Paint): string {
   const sections = [
@@ -72,10 +77,16 @@ function field(name: string, text: string): string {
   return `  ${name.padEnd(9)} ${text}`;
 }
 
-function renderRecoverable({ recoverable }: Status, paint: Paint): string {
-  if (recoverable === null) return paint("warn", "not possible: no checkpoint is committed");
+function renderRecoverable({ recoverable, role }: Status, paint: Paint): string {
+  if (recoverable === null) {
+    return paint(
+      "warn",
+      role === "Primary" ? "not possible: no secondary holds a checkpoint" : "not possible: no checkpoint is committed",
+    );
+  }
+  const peer = role === "Primary" ? "secondary" : "primary";
   const contact =
-    recoverable.lastContactMs === null ? "" : `, primary last heard ${formatDuration(recoverable.lastContactMs)} ago`;
+    recoverable.lastContactMs === null ? "" : `, ${peer} last heard ${formatDuration(recoverable.lastContactMs)} ago`;
   return `to checkpoint ${recoverable.epoch}, ${formatDuration(recoverable.ageMs)} old, ${renderLoss(recoverable.wouldLose)}${contact}`;
 }
 
@@ -90,7 +101,10 @@ function renderPeers(peers: readonly PeerStatus[], paint: Paint): string[] {
   if (peers.length === 0) return [];
   const rows = peers.map((peer) => [
     peer.url ?? peer.address ?? "not yet known",
-    paint(peer.connection === "Connected" ? "good" : peer.connection === "Connecting" ? "warn" : "bad", peer.connection),
+    paint(
+      peer.connection === "Connected" ? "good" : peer.connection === "Connecting" ? "warn" : "bad",
+      peer.connection,
+    ),
     peer.replication,
     formatBytes(peer.lagBytes),
     peer.lastContactMs === null ? "never" : `${formatDuration(peer.lastContactMs)} ago`,
@@ -111,7 +125,9 @@ function renderDisks(disks: readonly DiskStatus[], paint: Paint): string[] {
     formatBytes(disk.hiddenBytes),
     formatBytes(disk.activeBytes),
     formatBytes(disk.bufferBytes),
-    disk.children.map((child) => paint(child.state === "broken" ? "bad" : "quiet", `${child.name} ${child.state}`)).join(", "),
+    disk.children
+      .map((child) => paint(child.state === "broken" ? "bad" : "quiet", `${child.name} ${child.state}`))
+      .join(", "),
   ]);
   return renderTable(DISK_COLUMNS, rows, paint);
 }

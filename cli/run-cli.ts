@@ -13,7 +13,11 @@ import { usageError } from "./usage-error.ts";
 const HELP_COLUMNS_MAX = 110;
 
 /** Runs `argv` (without the interpreter and the script) and resolves with the exit code. It never rejects. */
-export async function runCli(argv: readonly string[], commands: readonly Command[], host: CommandHost): Promise<number> {
+export async function runCli(
+  argv: readonly string[],
+  commands: readonly Command[],
+  host: CommandHost,
+): Promise<number> {
   const json = asksForJson(argv);
   try {
     const parsed = parseCommandLine(argv, commands, host);
@@ -63,7 +67,9 @@ function parseCommandLine(argv: readonly string[], commands: readonly Command[],
     .help()
     .alias("help", "h")
     .wrap(Math.min(HELP_COLUMNS_MAX, host.output.columns))
-    .epilogue("Exit codes: 0 done, 1 refused or failed, 2 usage, 3 agent not reachable, 4 timed out or outcome unknown.")
+    .epilogue(
+      "Exit codes: 0 done, 1 refused or failed, 2 usage, 3 agent not reachable, 4 timed out or outcome unknown.",
+    )
     .exitProcess(false)
     .fail(complain);
   for (const command of commands) {

@@ -23,7 +23,9 @@ export function usageError(message: string, context: UsageContext): ColobusError
   if (unknown !== undefined) return unknownArguments(unknown.split(", "), context, fail);
 
   if (/^Not enough non-option arguments/.test(message)) {
-    return fail(context.usage === undefined ? "No command is given." : `An argument is missing: colobus ${context.usage}.`);
+    return fail(
+      context.usage === undefined ? "No command is given." : `An argument is missing: colobus ${context.usage}.`,
+    );
   }
   const withoutValue = /^(?:Not enough arguments following|Missing argument values?): (.*)$/s.exec(message)?.[1];
   if (withoutValue !== undefined) return fail(`${asFlags(withoutValue)} needs a value.`);

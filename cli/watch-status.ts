@@ -19,7 +19,14 @@ export interface WatchOptions {
   readonly show: (status: Status) => void;
 }
 
-export async function watchStatus({ client, clock, timeoutMs, interrupted, refreshMs, show }: WatchOptions): Promise<void> {
+export async function watchStatus({
+  client,
+  clock,
+  timeoutMs,
+  interrupted,
+  refreshMs,
+  show,
+}: WatchOptions): Promise<void> {
   const finished = new AbortController();
   const signal = AbortSignal.any([interrupted, finished.signal]);
   const call = { timeoutMs, signal };
@@ -35,7 +42,9 @@ export async function watchStatus({ client, clock, timeoutMs, interrupted, refre
       await Promise.race([pause(clock, REDRAW_MIN_MS, signal), following]);
       const changed = changes.raised();
       await Promise.race(
-        refreshMs === undefined ? [changed, following] : [changed, pause(clock, refreshMs - REDRAW_MIN_MS, signal), following],
+        refreshMs === undefined
+          ? [changed, following]
+          : [changed, pause(clock, refreshMs - REDRAW_MIN_MS, signal), following],
       );
     }
   } catch (error) {

@@ -1,9 +1,6 @@
-import { BATCH_TARGET_BYTES } from "../proto/limits.ts";
+import { BATCH_MAX_OPERATIONS, BATCH_TARGET_BYTES } from "../proto/limits.ts";
 import { encodeData, OPERATION_KINDS, type OperationKind } from "../proto/replication-messages.ts";
 import type { Clock } from "../shared/host/clock.ts";
-
-/** Operations in one message at most, so that its header stays small. */
-const BATCH_MAX_OPERATIONS = 1024;
 
 /** Gathers the operations of one turn of the event loop into one data message. Payloads are kept as views, not copied. */
 export class OutgoingBatch {

@@ -22,6 +22,7 @@ import type { Random } from "../shared/host/random.ts";
 import type { Job } from "../shared/jobs/job.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import type { Dialer } from "../shared/replication/link.ts";
 import { EpochCounter } from "./epoch-counter.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
@@ -68,6 +69,10 @@ export class PrimaryRole {
   readonly #replicator: Replicator | undefined;
   readonly #epochs: EpochCounter;
   readonly #known: KnownEpochs;
+  /** The guest's writes since this agent started, by epoch. */
+  readonly #volumes = new EpochVolumes();
+  /** Whether the committed epoch was closed under this agent's eyes, so that no later write is uncounted. */
+  #volumesComplete = false;
   /** Called at every change of the replication state. */
   readonly #watchers = new Set<() => void>();
   #syncJob: Job | undefined;
@@ -232,7 +237,20 @@ export class PrimaryRole {
     return { state: "Protected", reason: null, nextAction: "" };
   }
 
-  /** Resolves when the secondary has everything. Never rejects; the caller races it with its deadline. */
+  /** What the secondary would return to if this side died now, as far as this side knows. */
+  describeRecoverable(): Status["recoverable"] {
+    const { committed, committedAtMs } = this.#known;
+    if (committed === 0 || this.#replicator === undefined) return null;
+    const nowMs = this.#options.clock.wallMs();
+    return {
+      epoch: committed,
+      ageMs: Math.max(0, nowMs - (committedAtMs ?? nowMs)),
+      lastContactMs: this.#replicator.describe().lastContactMs,
+      wouldLose: { ...this.#volumes.total(), atLeast: !this.#volumesComplete },
+    };
+  }
+
+  /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
   #untilEstablished(): Promise<void> {
     return new Promise((resolve, reject) => {
       const check = (): void => {
@@ -293,7 +311,10 @@ export class PrimaryRole {
 
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
     return new ReplicatedDisk(name, child, {
-      forward: (kind, offset, length, payload) => this.#replicator?.forward(kind, index, offset, length, payload),
+      forward: (kind, offset, length, payload) => {
+        this.#volumes.add(this.#epochs.open, 1, length);
+        return this.#replicator?.forward(kind, index, offset, length, payload);
+      },
       room: () => this.#replicator?.room(),
       flush: () => this.#replicator?.flush(),
       failed: (offset, length, thrown) => {
@@ -371,6 +392,8 @@ export class PrimaryRole {
     await session.request((id) => ({ type: "commit", id, epoch }));
     this.#known.committed = Math.max(this.#known.committed, epoch);
     this.#known.committedAtMs = clock.wallMs();
+    this.#volumes.dropThrough(epoch);
+    this.#volumesComplete = true;
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
     emit("checkpoint-committed", { epoch });
     return clock.nowMs() - startedMs;

@@ -292,13 +292,17 @@ export class Replicator {
 
   #lost(reason: ColobusError, wasOpen: boolean, silenceMs: number): void {
     const wasConnected = this.isConnected;
+    const isNews = wasConnected || reason.message !== this.#lastError?.message;
     this.#phase = { name: "connecting" };
     this.#lastError = reason;
     if (wasConnected) this.#lastContactMs = this.#options.clock.nowMs() - silenceMs;
     if (this.#stopping) return;
-    const type = wasConnected ? "peer-disconnected" : "peer-refused";
-    this.#options.emit(type, { url: this.#options.dialer.url, ...reason.toJSON() });
-    this.#options.log.warn({ peer: this.#options.dialer.url, reason }, "the session with the secondary ended");
+    // A refused session is tried again for ever: each reason is reported once.
+    if (isNews) {
+      const type = wasConnected ? "peer-disconnected" : "peer-refused";
+      this.#options.emit(type, { url: this.#options.dialer.url, ...reason.toJSON() });
+      this.#options.log.warn({ peer: this.#options.dialer.url, reason }, "the session with the secondary ended");
+    }
     if (wasConnected) this.#options.lost(reason);
     this.#connector.lost(wasOpen);
   }

@@ -47,6 +47,8 @@ export const NAME_MAX_BYTES = 128;
 export const MESSAGE_MAX_BYTES = 8 * MIB;
 /** A batch is handed to the link when it has reached this size, at the latest at the end of the event-loop turn. */
 export const BATCH_TARGET_BYTES = 256 * KIB;
+/** Operations in one message at most, so that its header stays small and nobody loops over it for long. */
+export const BATCH_MAX_OPERATIONS = 1024;
 /** Writes larger than this are cut, so that no message outgrows MESSAGE_MAX_BYTES. */
 export const WRITE_PIECE_MAX_BYTES = 1 * MIB;
 export const HANDSHAKE_MESSAGE_MAX_BYTES = 64 * KIB;

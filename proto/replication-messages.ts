@@ -16,7 +16,13 @@
 import { Packr } from "msgpackr";
 import { z } from "zod";
 import { ColobusError, isErrorCode } from "./errors.ts";
-import { DISKS_MAX, HANDSHAKE_MESSAGE_MAX_BYTES, MESSAGE_MAX_BYTES, PREPARED_EPOCHS_MAX } from "./limits.ts";
+import {
+  BATCH_MAX_OPERATIONS,
+  DISKS_MAX,
+  HANDSHAKE_MESSAGE_MAX_BYTES,
+  MESSAGE_MAX_BYTES,
+  PREPARED_EPOCHS_MAX,
+} from "./limits.ts";
 import { REPLICATION_PROTOCOL_VERSION } from "./versions.ts";
 import { ACK_POLICIES, MODES, ROLES } from "./words.ts";
 
@@ -42,7 +48,14 @@ const epoch = z.int().nonnegative();
 const byteString = (accepts: (length: number) => boolean): z.ZodType<Uint8Array> =>
   z.custom<Uint8Array>((value) => value instanceof Uint8Array && accepts(value.length));
 const text = z.string().max(1024);
-const errorBody = z.object({ code: text, message: z.string().max(4096), action: z.string().max(4096) });
+const ERROR_TEXT_MAX = 4096;
+const errorBody = z.object({
+  code: text,
+  message: z.string().max(ERROR_TEXT_MAX),
+  action: z.string().max(ERROR_TEXT_MAX),
+});
+/** What of a validator's findings is told: a hostile message can have thousands of faults. */
+const FINDINGS_MAX = 300;
 
 const helloSchema = z.object({
   type: z.literal("hello"),
@@ -153,18 +166,26 @@ export function decodeMessage(bytes: Buffer): Message {
   if (typeof header.type !== "string" || !Object.hasOwn(schemas, header.type)) throw malformed("its type is unknown");
   if (header.type === "hello" && header.protocol !== REPLICATION_PROTOCOL_VERSION) throw otherVersion(header);
   const parsed = schemas[header.type as keyof typeof schemas].safeParse(header);
-  if (!parsed.success) throw malformed(`${header.type}: ${z.prettifyError(parsed.error)}`);
+  if (!parsed.success) throw malformed(`${header.type}: ${z.prettifyError(parsed.error).slice(0, FINDINGS_MAX)}`);
   return parsed.data;
 }
 
-/** A fault in the form in which messages carry it. */
-export function toErrorBody(error: ColobusError): z.infer<typeof errorBody> {
-  return error.toJSON();
+/** A fault in the form in which messages carry it; sentences that are too long for that are cut. */
+export function toErrorBody({ code, message, action }: ColobusError): z.infer<typeof errorBody> {
+  return { code, message: message.slice(0, ERROR_TEXT_MAX), action: action.slice(0, ERROR_TEXT_MAX) };
 }
 
-/** The fault that a message carries; a code that this release does not know becomes `protocol-error`. */
+/**
+ * The fault that a message carries; a code that this release does not know becomes `protocol-error`. Its sentences are
+ * made to be one line each: they come from outside, and end on an operator's terminal.
+ */
 export function fromErrorBody(body: z.infer<typeof errorBody>): ColobusError {
-  return new ColobusError(isErrorCode(body.code) ? body.code : "protocol-error", body.message, body.action);
+  const code = isErrorCode(body.code) ? body.code : "protocol-error";
+  return new ColobusError(code, oneLine(body.message), oneLine(body.action));
+}
+
+function oneLine(words: string): string {
+  return words.replaceAll(/\p{Cc}+/gu, " ");
 }
 
 function unpackHeader(bytes: Buffer): Record<string, unknown> {
@@ -182,10 +203,12 @@ function decodeData(header: Record<string, unknown>, payload: Buffer): DataMessa
   const { firstSequence, ranges } = header;
   if (!isCount(firstSequence) || firstSequence === 0) throw malformed("data: firstSequence");
   if (!Array.isArray(ranges) || ranges.length === 0 || ranges.length % 4 !== 0) throw malformed("data: ranges");
+  if (ranges.length > 4 * BATCH_MAX_OPERATIONS) throw malformed("data: it has too many operations");
   const operations: Operation[] = [];
   let at = 0;
   for (let index = 0; index < ranges.length; index += 4) {
-    const kind = KIND_NAMES[ranges[index] as number];
+    const number: unknown = ranges[index];
+    const kind = isCount(number) ? KIND_NAMES[number] : undefined;
     const disk: unknown = ranges[index + 1];
     const offset: unknown = ranges[index + 2];
     const length: unknown = ranges[index + 3];
@@ -213,11 +236,16 @@ function malformed(what: string): ColobusError {
   );
 }
 
+/** What the peer sent as its version, if it can be one. */
+function shown(version: unknown): string {
+  return typeof version === "number" || typeof version === "string" ? oneLine(String(version).slice(0, 40)) : "unknown";
+}
+
 function otherVersion(header: Record<string, unknown>): ColobusError {
   const { protocol, agentVersion } = header;
   return new ColobusError(
     "protocol-mismatch",
-    `the peer speaks replication protocol ${String(protocol).slice(0, 20)} (release ${String(agentVersion).slice(0, 40)}), ` +
+    `the peer speaks replication protocol ${shown(protocol)} (release ${shown(agentVersion)}), ` +
       `this agent speaks ${REPLICATION_PROTOCOL_VERSION}`,
     "Run the same release of Colobus on both hosts.",
   );

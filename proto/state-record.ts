@@ -26,6 +26,8 @@ import { DURABILITIES, MODES, ROLES } from "./words.ts";
 
 const MAGIC = Buffer.from("COLOSTAT", "latin1");
 const HEADER_BYTES = 64;
+/** Writes of whole blocks never make the kernel read what they do not overwrite. */
+const BLOCK_BYTES = 4096;
 
 const epoch = z.int().nonnegative();
 
@@ -58,11 +60,11 @@ export type StateRecord = z.infer<typeof stateRecordSchema>;
 
 const packr = new Packr({ useRecords: false });
 
-/** One slot's bytes, STATE_SLOT_BYTES long. */
+/** A record as the leading bytes of its slot, in whole blocks; what a longer record left behind them means nothing. */
 export function encodeStateSlot(sequence: number, record: StateRecord): Buffer {
   const body = packr.pack(record);
   assert(body.length <= STATE_SLOT_BYTES - HEADER_BYTES, "a state record fits its slot: names and counts are limited");
-  const slot = Buffer.alloc(STATE_SLOT_BYTES);
+  const slot = Buffer.alloc(Math.ceil((HEADER_BYTES + body.length) / BLOCK_BYTES) * BLOCK_BYTES);
   MAGIC.copy(slot, 0);
   slot.writeUInt32BE(STATE_RECORD_VERSION, 8);
   slot.writeUInt32BE(body.length, 12);

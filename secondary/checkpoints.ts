@@ -4,14 +4,9 @@ import type { StateRecord } from "../proto/state-record.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import type { ViewGate } from "./view-gate.ts";
-
-/** Writes of one epoch, counted since this agent started. */
-interface EpochVolume {
-  writes: number;
-  bytes: number;
-}
 
 export interface CheckpointsOptions {
   readonly state: StateFile;
@@ -29,7 +24,7 @@ export interface CheckpointsOptions {
  */
 export class Checkpoints {
   readonly #options: CheckpointsOptions;
-  readonly #volumes = new Map<number, EpochVolume>();
+  readonly #volumes = new EpochVolumes();
   #openEpoch: number;
   #volumesComplete: boolean;
   #tail: Promise<unknown> = Promise.resolve();
@@ -68,23 +63,12 @@ export class Checkpoints {
   }
 
   countApplied(writes: number, bytes: number): void {
-    const volume = this.#volumes.get(this.#openEpoch);
-    if (volume === undefined) this.#volumes.set(this.#openEpoch, { writes, bytes });
-    else {
-      volume.writes += writes;
-      volume.bytes += bytes;
-    }
+    this.#volumes.add(this.#openEpoch, writes, bytes);
   }
 
   /** What is here of later epochs than the committed one; `complete` is false when this agent has not seen all of it. */
-  volumeSinceCommit(): EpochVolume & { readonly complete: boolean } {
-    let writes = 0;
-    let bytes = 0;
-    for (const volume of this.#volumes.values()) {
-      writes += volume.writes;
-      bytes += volume.bytes;
-    }
-    return { writes, bytes, complete: this.#volumesComplete };
+  volumeSinceCommit(): { readonly writes: number; readonly bytes: number; readonly complete: boolean } {
+    return { ...this.#volumes.total(), complete: this.#volumesComplete };
   }
 
   /**
@@ -142,7 +126,7 @@ export class Checkpoints {
           freeing.push(disk.switchView(epoch));
           disk.hidden.setNewestBarrier(this.newestBarrier);
         }
-        for (const counted of this.#volumes.keys()) if (counted <= epoch) this.#volumes.delete(counted);
+        this.#volumes.dropThrough(epoch);
         if (disks().every((disk) => disk.hidden.isEmpty)) this.#volumesComplete = true;
       } finally {
         gate.open();

@@ -16,19 +16,17 @@ export interface OverlayContext {
   readonly durability: Durability;
 }
 
-/** The context of the overlays of disk `name`; makes their directory. */
+/** The context of the overlays of disk `name`, whose directory exists. */
 export function overlayContext(
   host: { readonly storage: Storage; readonly random: Random; readonly stateDirectory: string },
   record: StateRecord,
   name: string,
   sizeBytes: number,
 ): OverlayContext {
-  const directory = overlayDirectory(host.stateDirectory, name);
-  host.storage.makeDirectory(directory);
   return {
     storage: host.storage,
     random: host.random,
-    directory,
+    directory: overlayDirectory(host.stateDirectory, name),
     geometry: clusterGeometry(sizeBytes, record.clusterBytes),
     durability: record.durability,
   };
@@ -152,7 +150,9 @@ export class OverlayFiles {
     const { dataPath, journalPath } = this.#paths();
     const data = storage.open(dataPath, { kind: this.#dataKind, create: "if-missing" });
     try {
-      data.truncate(0);
+      // A file that was cut to nothing is written out when it is closed (ext4, xfs), for as long as that takes: so only
+      // what a crash has left is cut.
+      if (data.sizeBytes() > 0) data.truncate(0);
       data.truncate(geometry.sizeBytes);
       const journal = ClusterJournal.create(storage, journalPath, {
         kind: this.#kind,

@@ -301,7 +301,8 @@ export class SecondaryRole {
       this.#lastError = reason;
       this.#options.emit("peer-disconnected", { address: session.peerAddress, ...reason.toJSON() });
       this.#options.log.warn({ peer: session.peerAddress, reason }, "the session with the primary ended");
-    } else if (!this.#ending && reason.code !== "replaced") {
+    } else if (!this.#ending && reason.code !== "replaced" && reason.message !== this.#lastError?.message) {
+      // A refused primary tries again for ever: each reason is reported once.
       this.#lastError = reason;
       this.#options.emit("peer-refused", { address: session.peerAddress, ...reason.toJSON() });
       this.#options.log.warn({ peer: session.peerAddress, reason }, "a session was refused, or did not begin");
@@ -344,7 +345,7 @@ export class SecondaryRole {
 
   /** The disks in the primary's order; images that were to be created are, and the record then names their size. */
   async #prepareDisks(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
-    const { storage, state, stateDirectory } = this.#options;
+    const { storage, state } = this.#options;
     const created = new Map<string, number>();
     for (const [index, name] of names.entries()) {
       const recorded = state.record.disks.find((disk) => disk.name === name);
@@ -356,7 +357,6 @@ export class SecondaryRole {
       this.#disks.push(this.#openDisk(name, recorded.image, sizeBytes));
     }
     if (created.size > 0) {
-      await storage.syncDirectory(`${stateDirectory}/disks`);
       await state.update((record) => ({
         ...record,
         disks: record.disks.map((disk) => ({ ...disk, sizeBytes: created.get(disk.name) ?? disk.sizeBytes })),

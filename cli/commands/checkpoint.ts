@@ -23,7 +23,11 @@ export const commitCommand = defineCommand({
   describe: "Commit a prepared checkpoint, and every earlier one with it",
   builder: (yargs) =>
     agentFlags(yargs)
-      .positional("epoch", { type: "string", demandOption: true, describe: "The epoch that checkpoint --prepare printed" })
+      .positional("epoch", {
+        type: "string",
+        demandOption: true,
+        describe: "The epoch that checkpoint --prepare printed",
+      })
       .example("$0 commit 42", "Checkpoint 42 is what a failover returns to from now on"),
   run: async (args, host) => {
     const request = { epoch: parseEpoch(args.epoch), timeoutMs: timeoutOf(args) };

@@ -17,11 +17,12 @@ export const demoCommand = defineCommand({
   describe: "Run both agents on this machine, on scratch disks",
   builder: (yargs) =>
     yargs
-      .option("dir", { type: "string", requiresArg: true, describe: "Keep everything in this directory (default: a scratch one)" })
+      // Not "--dir": the loader of the roaring addon reads the command line, and takes that for its own.
+      .option("keep-in", { type: "string", requiresArg: true, describe: "Keep everything in this directory (default: a scratch one)" })
       .option("size", { type: "string", requiresArg: true, default: SIZE_DEFAULT, describe: "Size of the disk" }),
-  run: async ({ dir, size }, host) => {
-    const scratch = dir === undefined ? mkdtempSync(join(tmpdir(), "colobus-")) : undefined;
-    const root = resolve(scratch ?? dir ?? ".");
+  run: async ({ keepIn, size }, host) => {
+    const scratch = keepIn === undefined ? mkdtempSync(join(tmpdir(), "colobus-")) : undefined;
+    const root = resolve(scratch ?? keepIn ?? ".");
     const started: AgentProcess[] = [];
     try {
       mkdirSync(root, { recursive: true });

@@ -31,5 +31,9 @@ function parseEventNumber(text: string | undefined): number {
   if (text === undefined) return 0;
   const number = /^\d+$/.test(text) ? Number(text) : Number.NaN;
   if (Number.isSafeInteger(number)) return number;
-  throw new ColobusError("usage", `--after ${JSON.stringify(text)} is not the number of an event.`, "Write a whole number.");
+  throw new ColobusError(
+    "usage",
+    `--after ${JSON.stringify(text)} is not the number of an event.`,
+    "Write a whole number.",
+  );
 }

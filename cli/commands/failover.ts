@@ -10,7 +10,11 @@ export const failoverCommand = defineCommand({
   describe: "Make this secondary the primary, from its last committed checkpoint",
   builder: (yargs) =>
     agentFlags(yargs)
-      .option("force", { type: "boolean", default: false, describe: "Also while the primary is connected, or this side outdated" })
+      .option("force", {
+        type: "boolean",
+        default: false,
+        describe: "Also while the primary is connected, or this side outdated",
+      })
       .option("dry-run", { type: "boolean", default: false, describe: "Only say what it would return to, and lose" })
       .option("discard-active", {
         type: "boolean",
@@ -44,7 +48,9 @@ function renderFailover(answer: FailoverAnswer): string {
   }
   if (answer.mergeBytes > 0) {
     const jobs = answer.jobs.length === 0 ? "" : ` (${answer.jobs.join(", ")})`;
-    lines.push(`${formatBytes(answer.mergeBytes)} ${answer.dryRun ? "would be" : "are"} merged in the background${jobs}`);
+    lines.push(
+      `${formatBytes(answer.mergeBytes)} ${answer.dryRun ? "would be" : "are"} merged in the background${jobs}`,
+    );
   }
   return lines.join("\n");
 }

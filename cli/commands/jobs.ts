@@ -42,7 +42,11 @@ type Ask = (client: ControlClient, call: CallOptions) => Promise<JobStatus>;
 
 function setSpeed(id: string, speed: string | undefined): Ask {
   if (speed === undefined) {
-    throw new ColobusError("usage", "job set-speed needs a speed.", "Write bytes per second, such as 50MiB; 0 is no limit.");
+    throw new ColobusError(
+      "usage",
+      "job set-speed needs a speed.",
+      "Write bytes per second, such as 50MiB; 0 is no limit.",
+    );
   }
   const bytesPerSecond = parseSize(speed, "SPEED");
   return (client, call) => client.setJobSpeed(id, bytesPerSecond, call);

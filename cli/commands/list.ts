@@ -37,8 +37,16 @@ export const listCommand = defineCommand({
   describe: "Show the agents under the run directory, a line each",
   builder: (yargs) =>
     outputFlags(yargs)
-      .option("run", { type: "string", requiresArg: true, describe: "The directory with the agents' run directories (COLOBUS_RUN)" })
-      .option("timeout", { type: "string", requiresArg: true, describe: "How long to wait for the agents, at most 2 s" })
+      .option("run", {
+        type: "string",
+        requiresArg: true,
+        describe: "The directory with the agents' run directories (COLOBUS_RUN)",
+      })
+      .option("timeout", {
+        type: "string",
+        requiresArg: true,
+        describe: "How long to wait for the agents, at most 2 s",
+      })
       .example("$0 list --run /run/colobus", "Every agent below /run/colobus"),
   run: async (args, host) => {
     const timeoutMs = Math.min(timeoutOf(args), ANSWER_TIMEOUT_MAX_MS);

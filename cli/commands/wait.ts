@@ -12,6 +12,10 @@ export const waitCommand = defineCommand({
       .example("$0 wait synced --timeout 10m", "Exit code 0 when in sync, 4 when not within 10 minutes"),
   run: async (args, host) => {
     const request = { condition: args.condition, timeoutMs: timeoutOf(args) };
-    host.output.result(args.json, await clientOf(args, host).wait(request, host.interrupted), ({ condition }) => condition);
+    host.output.result(
+      args.json,
+      await clientOf(args, host).wait(request, host.interrupted),
+      ({ condition }) => condition,
+    );
   },
 });

@@ -35,11 +35,7 @@ import {
   type WaitRequest,
 } from "../../proto/control-api.ts";
 import { ColobusError, isErrorCode } from "../../proto/errors.ts";
-import {
-  COMMAND_TIMEOUT_DEFAULT_MS,
-  COMMAND_TIMEOUT_GRACE_MS,
-  CONTROL_ANSWER_MAX_BYTES,
-} from "../../proto/limits.ts";
+import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_GRACE_MS, CONTROL_ANSWER_MAX_BYTES } from "../../proto/limits.ts";
 import { assertUnixSocketPath } from "../host/unix-socket.ts";
 import { ServerSentEventParser } from "./server-sent-events.ts";
 
@@ -151,7 +147,12 @@ export class ControlClient {
   }
 
   /** A call whose time limit the agent keeps itself: its own answer, which says more, should come first. */
-  #wait<T>(path: string, body: { timeoutMs: number }, schema: z.ZodType<T>, signal: AbortSignal | undefined): Promise<T> {
+  #wait<T>(
+    path: string,
+    body: { timeoutMs: number },
+    schema: z.ZodType<T>,
+    signal: AbortSignal | undefined,
+  ): Promise<T> {
     const timeoutMs = body.timeoutMs + COMMAND_TIMEOUT_GRACE_MS;
     return this.#call("POST", path, body, schema, signal === undefined ? { timeoutMs } : { timeoutMs, signal });
   }
@@ -226,7 +227,8 @@ export class ControlClient {
     try {
       for await (const chunk of response as AsyncIterable<Buffer>) {
         length += chunk.length;
-        if (length > CONTROL_ANSWER_MAX_BYTES) throw this.#notUnderstood(`it is larger than ${CONTROL_ANSWER_MAX_BYTES} bytes`);
+        if (length > CONTROL_ANSWER_MAX_BYTES)
+          throw this.#notUnderstood(`it is larger than ${CONTROL_ANSWER_MAX_BYTES} bytes`);
         chunks.push(chunk);
       }
     } catch (error) {
@@ -255,6 +257,8 @@ export class ControlClient {
 
   #connectionError(error: NodeJS.ErrnoException, request: ClientRequest): ColobusError {
     if (error instanceof ColobusError) return error;
+    // Of Node's HTTP parser.
+    if (error.code?.startsWith("HPE_") === true) return this.#notUnderstood("it is not HTTP");
     switch (error.code) {
       case "ENOENT":
       case "ECONNREFUSED":
@@ -280,7 +284,12 @@ export class ControlClient {
   }
 
   #unreachable(cause: NodeJS.ErrnoException): ColobusError {
-    const what = cause.code === "ENOENT" ? "there is no such socket" : cause.code === "ECONNREFUSED" ? "nobody listens" : cause.message;
+    const what =
+      cause.code === "ENOENT"
+        ? "there is no such socket"
+        : cause.code === "ECONNREFUSED"
+          ? "nobody listens"
+          : cause.message;
     return new ColobusError(
       "agent-unreachable",
       `No agent answers at ${this.#name}: ${what}.`,

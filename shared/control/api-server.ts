@@ -311,11 +311,14 @@ function parseFields<T>(schema: z.ZodType<T>, value: unknown): T {
 
 /** What fastify refused before a handler saw the request (its errors carry a 4xx status), in the table's form. */
 function httpRefusal(thrown: unknown): { error: ColobusError; httpStatus: number } | undefined {
-  if (!(thrown instanceof Error) || !("statusCode" in thrown) || typeof thrown.statusCode !== "number") return undefined;
+  if (!(thrown instanceof Error) || !("statusCode" in thrown) || typeof thrown.statusCode !== "number")
+    return undefined;
   if (thrown.statusCode < 400 || thrown.statusCode > 499) return undefined;
-  const action =
-    thrown.statusCode === 415 ? "Send a JSON object, with content-type: application/json." : API_REFERENCE;
-  return { error: new ColobusError("usage", `${thrown.message}.`, action, { cause: thrown }), httpStatus: thrown.statusCode };
+  const action = thrown.statusCode === 415 ? "Send a JSON object, with content-type: application/json." : API_REFERENCE;
+  return {
+    error: new ColobusError("usage", `${thrown.message}.`, action, { cause: thrown }),
+    httpStatus: thrown.statusCode,
+  };
 }
 
 function accepts(header: string | undefined, mediaType: string): boolean {

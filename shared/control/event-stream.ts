@@ -20,7 +20,12 @@ export class EventStream {
   #ended = false;
 
   /** Starts the stream after `afterSequence`. `dropped` is called, with the last number sent, when the reader was too slow. */
-  constructor(control: AgentControl, response: ServerResponse, afterSequence: number, dropped: (lastSequence: number) => void) {
+  constructor(
+    control: AgentControl,
+    response: ServerResponse,
+    afterSequence: number,
+    dropped: (lastSequence: number) => void,
+  ) {
     this.#control = control;
     this.#response = response;
     this.#dropped = dropped;
@@ -28,7 +33,7 @@ export class EventStream {
     response.writeHead(200, {
       "content-type": "text/event-stream; charset=utf-8",
       "cache-control": "no-store",
-      connection: "close",
+      "connection": "close",
     });
     response.flushHeaders();
     response.on("drain", () => {

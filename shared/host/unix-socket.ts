@@ -5,8 +5,9 @@
  * It does not arbitrate between two processes that start at the same instant on the same path; the locks on images and
  * on the state directory do.
  */
-import { lstatSync, unlinkSync } from "node:fs";
+import { existsSync, lstatSync, unlinkSync } from "node:fs";
 import { connect, type Server } from "node:net";
+import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
 
 /** `sun_path` of the kernel's `struct sockaddr_un` without its terminating zero. */
@@ -94,13 +95,39 @@ function socketError(error: NodeJS.ErrnoException, path: string, doing: string):
   const options = { cause: error };
   switch (error.code) {
     case "EADDRINUSE":
-      return new ColobusError("address-in-use", `Cannot ${doing} ${path}: it is taken.`, "Stop the other process, or use another run directory.", options);
+      return new ColobusError(
+        "address-in-use",
+        `Cannot ${doing} ${path}: it is taken.`,
+        "Stop the other process, or use another run directory.",
+        options,
+      );
     case "EACCES":
     case "EPERM":
-      return new ColobusError("permission-denied", `Cannot ${doing} ${path}: access is denied.`, "Check the owner and mode of the run directory.", options);
+      // libuv reports a missing directory as EACCES.
+      if (!existsSync(dirname(path))) return directoryMissing(path, doing, error);
+      return new ColobusError(
+        "permission-denied",
+        `Cannot ${doing} ${path}: access is denied.`,
+        "Check the owner and mode of the run directory.",
+        options,
+      );
     case "ENOENT":
-      return new ColobusError("not-found", `Cannot ${doing} ${path}: the directory does not exist.`, "Create the run directory.", options);
+      return directoryMissing(path, doing, error);
     default:
-      return new ColobusError("io-error", `Cannot ${doing} ${path}: ${error.message}.`, "Check the run directory.", options);
+      return new ColobusError(
+        "io-error",
+        `Cannot ${doing} ${path}: ${error.message}.`,
+        "Check the run directory.",
+        options,
+      );
   }
+}
+
+function directoryMissing(path: string, doing: string, cause: Error): ColobusError {
+  return new ColobusError(
+    "not-found",
+    `Cannot ${doing} ${path}: the directory does not exist.`,
+    "Create the run directory.",
+    { cause },
+  );
 }

@@ -42,7 +42,7 @@ export class ClusterJournal {
   static create(storage: Storage, path: string, header: JournalHeader): ClusterJournal {
     const file = storage.open(path, { kind: "journal", create: "if-missing" });
     try {
-      file.truncate(0);
+      if (file.sizeBytes() > 0) file.truncate(0);
       file.write(encodeJournalHeader(header), 0);
     } catch (error) {
       file.close();

@@ -206,7 +206,7 @@ export class SimWorld {
 
   /**
    * Runs until `promise` settles, and settles like it. For calls that a test makes into the code under test.
-   * A promise of a process that dies never settles: race it against `SimHost.died`.
+   * A promise of a process that dies never settles: where that may happen, `run` until it or `SimHost.alive` changes.
    */
   async runFor<T>(what: string, promise: Promise<T>, withinMs = 3_600_000): Promise<T> {
     let settled = false;

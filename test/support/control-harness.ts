@@ -100,11 +100,13 @@ export async function runInProcess(argv: readonly string[], options: CliOptions 
     },
   });
   const output = new Output(sink("stdout", options.tty ?? false), sink("stderr", false), env);
+  const interrupted = options.interrupted ?? new AbortController().signal;
   const code = await runCli(argv, OPERATOR_COMMANDS, {
     output,
     env,
     clock: options.clock ?? new ManualClock(),
-    interrupted: options.interrupted ?? new AbortController().signal,
+    terminated: interrupted,
+    interrupted,
   });
   return { code, ...result };
 }

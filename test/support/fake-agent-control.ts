@@ -50,7 +50,11 @@ export class FakeAgentControl implements AgentControl {
   async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
     await this.#called("commit", request, signal);
     if (!this.currentStatus.epoch.prepared.includes(request.epoch)) {
-      throw new ColobusError("epoch-unknown", `Epoch ${request.epoch} is not prepared.`, "colobus status lists the prepared ones.");
+      throw new ColobusError(
+        "epoch-unknown",
+        `Epoch ${request.epoch} is not prepared.`,
+        "colobus status lists the prepared ones.",
+      );
     }
     return { epoch: request.epoch, state: "committed", commitMs: 0.5 };
   }
@@ -64,7 +68,11 @@ export class FakeAgentControl implements AgentControl {
     await this.#called("failover", request, signal);
     const { role, recoverable } = this.currentStatus;
     if (role === "Secondary" && recoverable === null) {
-      throw new ColobusError("no-checkpoint", "No checkpoint has been committed yet.", "Wait for the first sync to end.");
+      throw new ColobusError(
+        "no-checkpoint",
+        "No checkpoint has been committed yet.",
+        "Wait for the first sync to end.",
+      );
     }
     const already = role === "Primary";
     return {

@@ -1,7 +1,23 @@
 import assert from "node:assert/strict";
-import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "../../shared/block/block-device.ts";
+import type {
+  BlockDevice,
+  Extent,
+  OpenWrite,
+  Pending,
+  WriteFlags,
+  ZeroFlags,
+} from "../../shared/block/block-device.ts";
 
-export type DeviceOperationKind = "read" | "write" | "open-write" | "push" | "end" | "abandon" | "zero" | "flush" | "prefetch";
+export type DeviceOperationKind =
+  | "read"
+  | "write"
+  | "open-write"
+  | "push"
+  | "end"
+  | "abandon"
+  | "zero"
+  | "flush"
+  | "prefetch";
 
 export interface DeviceOperation {
   readonly kind: DeviceOperationKind;
@@ -86,7 +102,8 @@ export class MemoryDevice implements BlockDevice {
     return this.#run({ kind: "zero", offset, length, fua, mayUnmap }, () => {
       this.#assertInside(offset, length);
       this.bytes.fill(0, offset, offset + length);
-      if (!mayUnmap) this.#allocated.fill(1, Math.floor(offset / BLOCK_BYTES), Math.ceil((offset + length) / BLOCK_BYTES));
+      if (!mayUnmap)
+        this.#allocated.fill(1, Math.floor(offset / BLOCK_BYTES), Math.ceil((offset + length) / BLOCK_BYTES));
       else this.#allocated.fill(0, Math.ceil(offset / BLOCK_BYTES), Math.floor((offset + length) / BLOCK_BYTES));
     });
   }
@@ -104,7 +121,7 @@ export class MemoryDevice implements BlockDevice {
     this.#assertInside(offset, length);
     const extents: Extent[] = [];
     const end = offset + length;
-    for (let position = offset; position < end && extents.length < maxExtents; ) {
+    for (let position = offset; position < end && extents.length < maxExtents;) {
       const allocated = this.#allocated[Math.floor(position / BLOCK_BYTES)];
       let next = position;
       do next = (Math.floor(next / BLOCK_BYTES) + 1) * BLOCK_BYTES;

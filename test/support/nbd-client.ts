@@ -102,7 +102,7 @@ export interface OptionAnswer {
 /** Decodes complete option replies; throws at anything else. */
 export function decodeOptionAnswers(bytes: Buffer): OptionAnswer[] {
   const answers: OptionAnswer[] = [];
-  for (let at = 0; at < bytes.length; ) {
+  for (let at = 0; at < bytes.length;) {
     const { answer, length } = decodeOptionAnswer(bytes.subarray(at));
     answers.push(answer);
     at += length;
@@ -224,7 +224,8 @@ class ChunkCollector {
       }
     } else if (type === CHUNK.ERROR) {
       this.#error = payload.readUInt32BE(0);
-      if (payload.readUInt16BE(4) !== payload.length - 6) throw new Error("the message length of an error does not add up");
+      if (payload.readUInt16BE(4) !== payload.length - 6)
+        throw new Error("the message length of an error does not add up");
       this.#message = payload.toString("utf8", 6);
     } else if (type !== CHUNK.NONE || payload.length !== 0) {
       throw new Error(`chunk of unknown type ${type}`);
@@ -235,7 +236,8 @@ class ChunkCollector {
     this.#pieces.sort((a, b) => a.offset - b.offset);
     for (const [index, piece] of this.#pieces.entries()) {
       const next = this.#pieces[index + 1];
-      if (next !== undefined && piece.offset + piece.data.length !== next.offset) throw new Error("chunks overlap or leave gaps");
+      if (next !== undefined && piece.offset + piece.data.length !== next.offset)
+        throw new Error("chunks overlap or leave gaps");
     }
     return {
       cookie: this.#cookie,
@@ -290,7 +292,8 @@ export class NbdTestSocket {
   /** The next `length` bytes; throws when the connection ends before. */
   async read(length: number): Promise<Buffer> {
     await this.#until(() => this.#receivedBytes >= length);
-    if (this.#receivedBytes < length) throw new Error(`connection ended after ${this.#receivedBytes} of ${length} bytes`);
+    if (this.#receivedBytes < length)
+      throw new Error(`connection ended after ${this.#receivedBytes} of ${length} bytes`);
     const all = Buffer.concat(this.#received);
     this.#received = [all.subarray(length)];
     this.#receivedBytes = all.length - length;

@@ -143,13 +143,13 @@ export class NbdHarness implements NbdTransport {
 
   /** As `endTurn`, for devices that answer with promises: goes on until nothing moves any more. */
   async settle(): Promise<void> {
-    for (let quiet = 0; quiet < 3; ) {
-      const before = this.transmissions;
+    for (let quiet = 0; quiet < 3;) {
+      const before = this.transmissions - this.unreadBytes;
       this.endTurn();
       await new Promise<void>((resolve) => {
         setImmediate(resolve);
       });
-      quiet = this.transmissions === before ? quiet + 1 : 0;
+      quiet = this.transmissions - this.unreadBytes === before ? quiet + 1 : 0;
     }
   }
 

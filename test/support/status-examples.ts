@@ -114,7 +114,11 @@ export function lonelySecondary(): Status {
         replication: "Off",
         lagBytes: 0,
         lastContactMs: 93_000,
-        lastError: { code: "peer-timeout", message: "The primary was silent for 5 s.", action: "Check the primary's host." },
+        lastError: {
+          code: "peer-timeout",
+          message: "The primary was silent for 5 s.",
+          action: "Check the primary's host.",
+        },
       },
     ],
     disks: [

@@ -78,7 +78,7 @@ describe("SimStorage: the contract of Storage", () => {
       results.add(done);
       expect(target.every((byte) => byte === 1)).toBe(done);
     }
-    expect([...results].sort()).toEqual([false, true]);
+    expect(results.size).toBe(2);
   });
 
   it("knows holes by pages of 4 KiB, and counts what is allocated", () => {
@@ -144,9 +144,7 @@ describe("SimStorage: the contract of Storage", () => {
     expect(storage.list("/d/e")).toEqual(["a", "c", "f"]);
     expect(contentOf(storage.open("/d/e/c", OTHER)).toString()).toBe("b");
     storage.remove("/d/e/a");
-    await world.runFor("removeBehind", storage.removeBehind("/d/e/a")).catch((error: unknown) => {
-      expect((error as ColobusError).code).toBe("not-found");
-    });
+    await expect(world.runFor("remove", storage.removeBehind("/d/e/a"))).rejects.toThrow(/ENOENT/);
     storage.open("/d/e/g", OTHER).close();
     await world.runFor("removeBehind", storage.removeBehind("/d/e/g"));
     expect([storage.exists("/d/e/a"), storage.exists("/d/e/g"), storage.exists("/d/e/c")]).toEqual([
@@ -222,7 +220,7 @@ describe("SimStorage: crashes", () => {
       host.disk.addFile("/d/f", sectorCount * 512);
       const file = host.storage.open("/d/f", OTHER);
       const versions = Array.from({ length: sectorCount }, () => [Buffer.alloc(512).toString("latin1")]);
-      let now = Buffer.alloc(sectorCount * 512);
+      const now = Buffer.alloc(sectorCount * 512);
       for (let step = 1; step <= 30; step++) {
         const offset = world.random.below(now.length);
         const length = 1 + world.random.below(Math.min(5_000, now.length - offset));
@@ -244,10 +242,10 @@ describe("SimStorage: crashes", () => {
       }
       expect(contentOf(file).equals(now)).toBe(true);
       host.crash("power");
-      now = host.disk.readFile("/d/f");
-      expect(now.length).toBe(sectorCount * 512);
+      const left = host.disk.readFile("/d/f");
+      expect(left.length).toBe(sectorCount * 512);
       for (const [index, seen] of versions.entries()) {
-        expect(seen).toContain(now.subarray(index * 512, (index + 1) * 512).toString("latin1"));
+        expect(seen).toContain(left.subarray(index * 512, (index + 1) * 512).toString("latin1"));
       }
     }
   });
@@ -264,9 +262,8 @@ describe("SimStorage: crashes", () => {
       host.crash("power");
       const content = host.disk.readFile("/d/f");
       sizes.add(content.length);
-      const truncated = content.length !== 8 * KIB;
-      if (truncated) expect(content.includes(1)).toBe(false);
-      else expect(content.every((byte) => byte === 1)).toBe(true);
+      const old = content.filter((byte) => byte === 1).length;
+      expect(old).toBe(content.length === 8 * KIB ? 8 * KIB : 0);
     }
     expect([...sizes].sort((left, right) => left - right)).toEqual([0, 8 * KIB, 16 * KIB]);
   });
@@ -285,7 +282,7 @@ describe("SimStorage: crashes", () => {
       host.crash("power");
       const names = host.disk.directory("/d", "list").names;
       outcomes.add([...names.keys()].sort().join(" "));
-      if (names.has("old")) expect(host.disk.readFile("/d/old").toString()).toBe("old!");
+      expect(names.has("old") ? host.disk.readFile("/d/old").toString() : "old!").toBe("old!");
     }
     expect([...outcomes].sort()).toEqual(["old one synced", "old synced", "one synced", "synced two"]);
   });

@@ -122,7 +122,10 @@ describe("option framing", () => {
 
   it("answers a thousand options, and ends the connection at an absurd number", () => {
     const { harness } = start();
-    harness.send(clientFlags(), Buffer.concat(Array.from({ length: NBD_MAX_OPTIONS_PER_CONNECTION }, () => STRUCTURED)));
+    harness.send(
+      clientFlags(),
+      Buffer.concat(Array.from({ length: NBD_MAX_OPTIONS_PER_CONNECTION }, () => STRUCTURED)),
+    );
     expect(answersOf(harness)).toHaveLength(NBD_MAX_OPTIONS_PER_CONNECTION);
     expect(harness.hasEnded).toBe(false);
     harness.send(STRUCTURED);
@@ -209,7 +212,8 @@ describe("ABORT", () => {
 
 describe("LIST", () => {
   it("names every export with its description", () => {
-    const entry = (name: string, description: string): string => u32(name.length).toString("latin1") + name + description;
+    const entry = (name: string, description: string): string =>
+      u32(name.length).toString("latin1") + name + description;
     expect(answersTo(option(OPTION.LIST)).map(({ type, text }) => ({ type, text }))).toEqual([
       { type: OPTION_REPLY.SERVER, text: entry("vda", "system disk") },
       { type: OPTION_REPLY.SERVER, text: entry("vdb", "") },
@@ -318,9 +322,14 @@ describe("STRUCTURED_REPLY", () => {
 
 describe("metadata contexts", () => {
   const context = (id: number): Buffer => Buffer.concat([u32(id), Buffer.from("base:allocation")]);
-  const select = (name: string, ...queries: string[]): Buffer => option(OPTION.SET_META_CONTEXT, metaData(name, queries));
-  const list = (name: string, ...queries: string[]): Buffer => option(OPTION.LIST_META_CONTEXT, metaData(name, queries));
-  const dataAfterStructured = (query: Buffer): Buffer[] => answersTo(STRUCTURED, query).slice(1).map(({ data }) => data);
+  const select = (name: string, ...queries: string[]): Buffer =>
+    option(OPTION.SET_META_CONTEXT, metaData(name, queries));
+  const list = (name: string, ...queries: string[]): Buffer =>
+    option(OPTION.LIST_META_CONTEXT, metaData(name, queries));
+  const dataAfterStructured = (query: Buffer): Buffer[] =>
+    answersTo(STRUCTURED, query)
+      .slice(1)
+      .map(({ data }) => data);
 
   it.each([
     ["SET", select("vda", "base:allocation")],
@@ -354,7 +363,10 @@ describe("metadata contexts", () => {
     ["a name longer than the data", Buffer.concat([u32(100), Buffer.from("vda"), u32(0)])],
     ["more queries than there are", Buffer.concat([u32(3), Buffer.from("vda"), u32(1)])],
     ["an absurd number of queries", Buffer.concat([u32(3), Buffer.from("vda"), u32(0xffffffff)])],
-    ["a query longer than the data", Buffer.concat([u32(3), Buffer.from("vda"), u32(1), u32(0xffffffff), Buffer.from("x")])],
+    [
+      "a query longer than the data",
+      Buffer.concat([u32(3), Buffer.from("vda"), u32(1), u32(0xffffffff), Buffer.from("x")]),
+    ],
     ["a trailing byte", Buffer.concat([metaData("vda", ["base:allocation"]), Buffer.from([0])])],
   ])("answers ERR_INVALID to %s and stays in step", (_, data) => {
     for (const code of [OPTION.SET_META_CONTEXT, OPTION.LIST_META_CONTEXT]) {

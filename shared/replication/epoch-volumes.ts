@@ -1,0 +1,29 @@
+/** Counts writes by the epoch that they belong to, for what a failover would lose. */
+export class EpochVolumes {
+  readonly #volumes = new Map<number, { writes: number; bytes: number }>();
+
+  add(epoch: number, writes: number, bytes: number): void {
+    const volume = this.#volumes.get(epoch);
+    if (volume === undefined) this.#volumes.set(epoch, { writes, bytes });
+    else {
+      volume.writes += writes;
+      volume.bytes += bytes;
+    }
+  }
+
+  /** Forgets the epochs up to `epoch`: they are committed. */
+  dropThrough(epoch: number): void {
+    for (const counted of this.#volumes.keys()) if (counted <= epoch) this.#volumes.delete(counted);
+  }
+
+  /** Everything counted and not forgotten. */
+  total(): { readonly writes: number; readonly bytes: number } {
+    let writes = 0;
+    let bytes = 0;
+    for (const volume of this.#volumes.values()) {
+      writes += volume.writes;
+      bytes += volume.bytes;
+    }
+    return { writes, bytes };
+  }
+}

@@ -1,0 +1,92 @@
+/** The command line as a process: signals, and a reader of its output that goes away. */
+import { spawn, type ChildProcessByStdio } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, openSync } from "node:fs";
+import type { Readable } from "node:stream";
+import { fileURLToPath } from "node:url";
+import { describe, expect, it, onTestFinished } from "vitest";
+import { serveFakeAgent } from "../support/control-harness.ts";
+import { untilAborted } from "../support/fake-agent-control.ts";
+
+const MAIN = fileURLToPath(new URL("../../cli/main.ts", import.meta.url));
+
+interface RunningCli {
+  readonly child: ChildProcessByStdio<null, Readable, Readable>;
+  readonly exit: Promise<{ code: number | null; signal: string | null }>;
+  readonly stderr: () => string;
+}
+
+function startCli(...argv: string[]): RunningCli {
+  const child = spawn(process.execPath, ["--import", "tsx", MAIN, ...argv], { stdio: ["ignore", "pipe", "pipe"] });
+  onTestFinished(() => void child.kill("SIGKILL"));
+  let stderr = "";
+  child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr += text));
+  const exit = once(child, "close").then(([code, signal]) => ({
+    code: code as number | null,
+    signal: signal as string | null,
+  }));
+  return { child, exit, stderr: () => stderr };
+}
+
+describe("the colobus process", () => {
+  it("prints an answer and exits with 0", async () => {
+    const { run } = await serveFakeAgent();
+    const { child, exit, stderr } = startCli("checkpoint", "--run", run);
+    const [text] = (await once(child.stdout, "data")) as [Buffer];
+    expect(text.toString()).toBe("checkpoint 43 committed (prepare 0.8 ms, commit 0.5 ms)\n");
+    expect(await exit).toEqual({ code: 0, signal: null });
+    expect(stderr()).toBe("");
+  });
+
+  it.each(["SIGINT", "SIGTERM"] as const)("exits with 4 when %s interrupts a request", async (signal) => {
+    const { control, run } = await serveFakeAgent();
+    const called = new Promise<void>((resolve) => {
+      control.before = (call) => {
+        resolve();
+        return untilAborted(call);
+      };
+    });
+    const { child, exit, stderr } = startCli("wait", "synced", "--run", run);
+    await called;
+    child.kill(signal);
+    expect(await exit).toEqual({ code: 4, signal: null });
+    expect(stderr()).toContain("Interrupted");
+  });
+
+  it("exits with 0 when SIGINT ends a command that follows", async () => {
+    const { control, run } = await serveFakeAgent();
+    control.log.emit("agent-started");
+    const { child, exit, stderr } = startCli("events", "--follow", "--run", run);
+    await once(child.stdout, "data");
+    child.kill("SIGINT");
+    expect(await exit).toEqual({ code: 0, signal: null });
+    expect(stderr()).toBe("");
+  });
+
+  it("exits with 1 when its output cannot be written", async () => {
+    const { run } = await serveFakeAgent();
+    const full = openSync("/dev/full", "w");
+    onTestFinished(() => closeSync(full));
+    const child = spawn(process.execPath, ["--import", "tsx", MAIN, "status", "--run", run], {
+      stdio: ["ignore", full, "pipe"],
+    });
+    onTestFinished(() => void child.kill("SIGKILL"));
+    let stderr = "";
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => (stderr += text));
+    expect(await once(child, "close")).toEqual([1, null]);
+    expect(stderr).toContain("Cannot write the output");
+  });
+
+  it("exits quietly when the reader of its output goes away, as in `colobus events --follow | head`", async () => {
+    const { control, run } = await serveFakeAgent();
+    control.log.emit("agent-started");
+    const { child, exit, stderr } = startCli("events", "--follow", "--run", run);
+    await once(child.stdout, "data");
+    child.stdout.destroy();
+    await once(child.stdout, "close");
+    control.log.emit("merged");
+    control.log.emit("merged");
+    expect(await exit).toEqual({ code: 0, signal: null });
+    expect(stderr()).toBe("");
+  });
+});

@@ -1,0 +1,68 @@
+import { describe, expect, it } from "vitest";
+import { PREPARED_EPOCHS_MAX } from "../../proto/limits.ts";
+import type { StateRecord } from "../../proto/state-record.ts";
+import { StateFile } from "../../shared/journal/state-file.ts";
+import type { CrashKind } from "./simulated-crash.ts";
+import { SimWorld } from "./world.ts";
+
+const RECORD: StateRecord = {
+  agentId: "0".repeat(32),
+  vm: "vm",
+  mode: "colo",
+  role: "Secondary",
+  durability: "power",
+  clusterBytes: 4096,
+  lineage: null,
+  peers: [],
+  disks: [{ name: "vda", image: "/vda.img", sizeBytes: null }],
+  epochReserved: 0,
+  committed: { epoch: 0, atMs: 0 },
+  prepared: [],
+  merge: null,
+  inSyncPeer: null,
+  bootId: "boot",
+};
+const UPDATES = 5;
+
+/** Two lives of a state file, the first of which dies at its `dyingCall`-th storage call; false when it outlived that. */
+async function liveAndDie(seed: number, dyingCall: number, kind: CrashKind): Promise<boolean> {
+  const world = new SimWorld(seed);
+  const host = world.host("b");
+  host.disk.addDirectory("/state");
+  host.disk.faults.crashAt(dyingCall, kind);
+  let tried = -1;
+  let promised = -1;
+  const live = async (): Promise<void> => {
+    const state = await StateFile.create(host.storage, "/state", RECORD);
+    promised = tried = 0;
+    for (let epoch = 1; epoch <= UPDATES; epoch++) {
+      tried = epoch;
+      await state.update((record) => ({
+        ...record,
+        epochReserved: epoch,
+        prepared: Array.from({ length: world.random.below(PREPARED_EPOCHS_MAX) }, () => ({ epoch, atMs: 0 })),
+      }));
+      promised = epoch;
+    }
+  };
+  world.schedule(0, () => void live());
+  await world.run({ until: () => promised === UPDATES });
+  const survived = host.alive;
+  if (survived) host.crash(kind);
+  host.disk.faults.clear();
+  host.restart();
+  const left = StateFile.open(host.storage, "/state")?.record.epochReserved ?? -1;
+  expect(left).toBeGreaterThanOrEqual(promised);
+  expect(left).toBeLessThanOrEqual(Math.max(tried, 0));
+  return !survived;
+}
+
+describe("the state record, killed at every call", () => {
+  it.each<CrashKind>(["process", "power"])("is whole and as new as was promised: %s", async (kind) => {
+    let lives = 0;
+    for (let seed = 0; seed < 20; seed++) {
+      for (let call = 1; await liveAndDie(seed, call, kind); call++) lives++;
+    }
+    expect(lives).toBeGreaterThan(20 * 2 * UPDATES);
+  });
+});

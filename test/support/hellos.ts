@@ -1,0 +1,37 @@
+import type { Hello } from "../../proto/replication-messages.ts";
+import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../../proto/versions.ts";
+
+/** The hello of a primary of "vm1" with one disk of 1 MiB, with `changes`. */
+export function primaryHello(changes: Partial<Hello> = {}): Hello {
+  return {
+    protocol: REPLICATION_PROTOCOL_VERSION,
+    agentVersion: AGENT_VERSION,
+    agentId: "a".repeat(32),
+    vm: "vm1",
+    mode: "colo",
+    role: "Primary",
+    ack: "async",
+    clusterBytes: 4096,
+    disks: [{ name: "vda", sizeBytes: 1_048_576 }],
+    nonce: Buffer.alloc(16, 1),
+    hasToken: false,
+    lineage: "1".repeat(32),
+    committed: 0,
+    prepared: [],
+    epochSeen: 0,
+    tracks: null,
+    assumeInSync: false,
+    ...changes,
+  };
+}
+
+/** The hello of a new secondary that fits `primaryHello`, with `changes`. */
+export function secondaryHello(changes: Partial<Hello> = {}): Hello {
+  return primaryHello({
+    agentId: "b".repeat(32),
+    role: "Secondary",
+    nonce: Buffer.alloc(16, 2),
+    lineage: null,
+    ...changes,
+  });
+}

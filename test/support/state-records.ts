@@ -1,0 +1,23 @@
+import type { StateRecord } from "../../proto/state-record.ts";
+
+/** The record of a new secondary, with `changes`. */
+export function stateRecord(changes: Partial<StateRecord> = {}): StateRecord {
+  return {
+    agentId: "0123456789abcdef0123456789abcdef",
+    vm: "vm1",
+    mode: "colo",
+    role: "Secondary",
+    durability: "process",
+    clusterBytes: 4096,
+    lineage: null,
+    peers: [],
+    disks: [],
+    epochReserved: 0,
+    committed: { epoch: 0, atMs: 0 },
+    prepared: [],
+    merge: null,
+    inSyncPeer: null,
+    bootId: "boot-1",
+    ...changes,
+  };
+}

@@ -1,0 +1,189 @@
+import { Packr } from "msgpackr";
+import { describe, expect, it } from "vitest";
+import { ColobusError, ERRORS } from "../../../proto/errors.ts";
+import { HANDSHAKE_MESSAGE_MAX_BYTES } from "../../../proto/limits.ts";
+import {
+  decodeMessage,
+  encodeData,
+  encodeMessage,
+  fromErrorBody,
+  OPERATION_KINDS,
+  toErrorBody,
+  type DataMessage,
+  type Message,
+  type MessageType,
+} from "../../../proto/replication-messages.ts";
+import { goldenBytes } from "../../support/golden.ts";
+import { primaryHello } from "../../support/hellos.ts";
+
+const error = { code: "overlay-full", message: "no room", action: "make some" };
+
+/** One message of each type; a new type does not compile until it has one. */
+const EXAMPLES: { readonly [Type in Exclude<MessageType, "data">]: Extract<Message, { type: Type }> } = {
+  hello: { type: "hello", ...primaryHello({ prepared: [3, 4], tracks: "b".repeat(32), hasToken: true }) },
+  proof: { type: "proof", mac: Buffer.alloc(32, 7) },
+  begin: { type: "begin", lineage: "1".repeat(32), openEpoch: 5, diskSizes: [1_048_576, 2 ** 44] },
+  ready: { type: "ready" },
+  sync: { type: "sync", phase: "begin", totalBytes: 2 ** 40 },
+  barrier: { type: "barrier", id: 1, epoch: 5 },
+  commit: { type: "commit", id: 2, epoch: 5 },
+  discard: { type: "discard", id: 3, epochs: [6, 7] },
+  answer: { type: "answer", id: 3, error },
+  ack: { type: "ack", received: 900, stable: 800 },
+  stall: { type: "stall", error },
+  unstall: { type: "unstall" },
+  ping: { type: "ping" },
+  refuse: { type: "refuse", error },
+};
+
+const DATA: DataMessage = {
+  type: "data",
+  firstSequence: 12,
+  operations: [
+    { kind: "write", disk: 0, offset: 4096, length: 3, payload: Buffer.from("abc") },
+    { kind: "discard", disk: 1, offset: 2 ** 43, length: 2 ** 33, payload: Buffer.alloc(0) },
+    { kind: "zero", disk: 0, offset: 0, length: 512, payload: Buffer.alloc(0) },
+    { kind: "write", disk: 1, offset: 1, length: 2, payload: Buffer.from("de") },
+  ],
+};
+
+function encoded(message: Message): Buffer {
+  if (message.type !== "data") return Buffer.concat(encodeMessage(message));
+  const ranges = message.operations.flatMap((operation) => [
+    OPERATION_KINDS[operation.kind],
+    operation.disk,
+    operation.offset,
+    operation.length,
+  ]);
+  return Buffer.concat(encodeData(message.firstSequence, ranges, message.operations.map(({ payload }) => payload)));
+}
+
+/** Any header, and payload, as a message. */
+function raw(header: unknown, payload: Buffer = Buffer.alloc(0)): Buffer {
+  const body = new Packr({ useRecords: false }).pack(header);
+  const head = Buffer.alloc(4);
+  head.writeUInt32BE(body.length);
+  return Buffer.concat([head, body, payload]);
+}
+
+const ALL: readonly Message[] = [...Object.values(EXAMPLES), DATA];
+
+describe("the replication messages", () => {
+  it.each(ALL)("bring $type back as it was", (message) => {
+    expect(decodeMessage(encoded(message))).toEqual(message);
+  });
+
+  it("of version 1 still open", () => {
+    const golden = goldenBytes("replication-protocol-1.txt", new Map(ALL.map((message) => [message.type, encoded(message)])));
+    expect([...golden.keys()].sort()).toEqual(ALL.map(({ type }) => type).sort());
+    for (const message of ALL) expect(decodeMessage(golden.get(message.type) ?? Buffer.alloc(0))).toEqual(message);
+  });
+
+  it("are cut payload by payload, without a copy", () => {
+    const bytes = encoded(DATA);
+    const message = decodeMessage(bytes);
+    if (message.type !== "data") expect.unreachable();
+    expect(message.operations.map(({ payload }) => payload.toString())).toEqual(["abc", "", "", "de"]);
+    expect(message.operations[0]?.payload.buffer).toBe(bytes.buffer);
+  });
+
+  it.each(ALL)("that are cut short anywhere are refused: $type", (message) => {
+    const bytes = encoded(message);
+    for (let length = 0; length < bytes.length; length += 1) {
+      expect(() => decodeMessage(bytes.subarray(0, length))).toThrow(ColobusError);
+    }
+    expect(() => decodeMessage(Buffer.concat([bytes, Buffer.alloc(1)]))).toThrow(ColobusError);
+  });
+});
+
+describe("a message that is not of the protocol", () => {
+  const write = (ranges: unknown, firstSequence: unknown = 1): Buffer => raw({ type: "data", firstSequence, ranges }, Buffer.from("abc"));
+  const noString = { toString: 1, valueOf: 1 };
+
+  it.each([
+    ["an unknown type", raw({ type: "haxx" })],
+    ["no type", raw({})],
+    ["a type of Object's own", raw({ type: "hasOwnProperty" })],
+    ["a type that is no text", raw({ type: ["ping"] })],
+    ["no map", raw([1, 2])],
+    ["nothing", raw(null)],
+    ["a header longer than itself", Buffer.from([0, 0, 1, 0, 0x80])],
+    ["a payload where none belongs", raw({ type: "ping" }, Buffer.from("x"))],
+    ["a field that is missing", raw({ type: "ack", received: 1 })],
+    ["a negative number", raw({ type: "ack", received: -1, stable: 0 })],
+    ["a fraction", raw({ type: "ack", received: 1.5, stable: 0 })],
+    ["a number that is not exact", raw({ type: "ack", received: 2 ** 60, stable: 0 })],
+    ["no ranges", write([])],
+    ["ranges that are no list", write("0000")],
+    ["ranges that are cut", write([0, 0, 0])],
+    ["a payload that is too short", write([0, 0, 0, 4])],
+    ["a payload that is too long", write([0, 0, 0, 2])],
+    ["an operation of no bytes", write([0, 0, 0, 0, 0, 0, 0, 3])],
+    ["a sequence of zero", write([0, 0, 0, 3], 0)],
+    ["an unknown operation", write([3, 0, 0, 3])],
+    ["an operation named by text", write(["0", 0, 0, 3])],
+    ["an operation named by a property of lists", write(["length", 0, 0, 3, 0, 0, 0, 3])],
+    ["an operation that cannot be made a text", write([noString, 0, 0, 3])],
+    ["a protocol that cannot be made a text", raw({ ...EXAMPLES.hello, protocol: noString })],
+    ["a release that cannot be made a text", raw({ ...EXAMPLES.hello, protocol: 99, agentVersion: noString })],
+    ["a nonce of another length", raw({ ...EXAMPLES.hello, nonce: Buffer.alloc(15) })],
+    ["more disks than are allowed", raw({ ...EXAMPLES.hello, disks: Array(65).fill({ name: "x", sizeBytes: 1 }) })],
+    ["a MAC that is too long", raw({ type: "proof", mac: Buffer.alloc(33) })],
+    ["nesting without end", Buffer.concat([Buffer.from([0, 0, 0xea, 0x60]), Buffer.alloc(60_000, 0x91)])],
+  ])("is refused with an error of the table: %s", (_, bytes) => {
+    expect(() => decodeMessage(bytes)).toThrow(ColobusError);
+  });
+
+  it("of another protocol version is told apart, with both versions", () => {
+    expect(() => decodeMessage(raw({ ...EXAMPLES.hello, protocol: 2, agentVersion: "9.9" }))).toThrow(
+      expect.objectContaining({ code: "protocol-mismatch", message: expect.stringMatching(/protocol 2 .*9\.9.* speaks 1/) as string }) as Error,
+    );
+  });
+
+  it("is explained in few words, however much is wrong with it", () => {
+    let caught: unknown;
+    try {
+      decodeMessage(raw({ ...EXAMPLES.hello, prepared: Array(20_000).fill("x") }));
+    } catch (thrown) {
+      caught = thrown;
+    }
+    expect(caught).toBeInstanceOf(ColobusError);
+    expect(String(caught).length).toBeLessThan(1000);
+  });
+
+  it("cannot hold more operations than any release sends", () => {
+    const ranges = Array.from({ length: 4 * 100_000 }, (_, index) => (index % 4 === 3 ? 1 : 1));
+    expect(() => decodeMessage(raw({ type: "data", firstSequence: 1, ranges }))).toThrow(ColobusError);
+  });
+});
+
+describe("a fault in a message", () => {
+  it("keeps its code, message and action", () => {
+    const fault = new ColobusError("overlay-full", "no room", "make some");
+    expect(fromErrorBody(toErrorBody(fault)).toJSON()).toEqual(fault.toJSON());
+  });
+
+  it("of a later release becomes a protocol error with the same words", () => {
+    expect(fromErrorBody({ code: "from-the-future", message: "m", action: "a" }).toJSON()).toEqual({ code: "protocol-error", message: "m", action: "a" });
+    expect(fromErrorBody({ code: "toString", message: "m", action: "a" }).code).toBe("protocol-error");
+  });
+
+  it("always fits its message, however long its sentence is", () => {
+    const fault = new ColobusError("disk-mismatch", "x".repeat(100_000), "é".repeat(100_000));
+    const bytes = Buffer.concat(encodeMessage({ type: "refuse", error: toErrorBody(fault) }));
+    expect(bytes.length).toBeLessThan(HANDSHAKE_MESSAGE_MAX_BYTES);
+    const message = decodeMessage(bytes);
+    if (message.type !== "refuse") expect.unreachable();
+    expect(fromErrorBody(message.error)).toMatchObject({ code: "disk-mismatch", message: expect.stringMatching(/^x{100}/) as string });
+  });
+
+  it("cannot move the cursor of the terminal that shows it", () => {
+    const { message, action } = fromErrorBody({ code: "io-error", message: "a\u001B[2Jb\nc", action: "\u009B1m" });
+    expect(message + action).not.toMatch(/\p{Cc}/u);
+  });
+
+  it("has a WebSocket close code of its own", () => {
+    const codes = Object.values(ERRORS).map(({ close }) => close);
+    expect(new Set(codes).size).toBe(codes.length);
+  });
+});
