@@ -20,6 +20,8 @@ export const agentConfigSchema = z.object({
   /** On a secondary: make missing images at the primary's size. */
   createImages: z.boolean(),
   assumeInSync: z.boolean(),
+  /** On a primary: take images that are not the recorded ones, or were changed meanwhile, as they are. */
+  adoptImages: z.boolean(),
   checkpointEveryMs: z.number().positive().optional(),
   maxCheckpointAgeMs: z.number().positive().optional(),
 });

@@ -45,6 +45,10 @@ const optionsSchema = z.strictObject({
   insecure: z.boolean().optional(),
   create: z.boolean().optional(),
   "assume-in-sync": z.boolean().optional(),
+  "adopt-image": z.boolean().optional(),
+  "overlay-limit": scalar.optional(),
+  retain: scalar.optional(),
+  "control-listen": scalar.optional(),
   "log-level": z.enum(LOG_LEVELS).optional(),
 });
 type Options = z.infer<typeof optionsSchema>;
@@ -75,6 +79,9 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments> {
     .option("max-checkpoint-age", text("Older checkpoints count as no protection (off)"))
     .option("on-peer-loss", word(["continue", "freeze"], "What guests' writes do without the secondary (continue)"))
     .option("on-congestion", word(["throttle", "detach"], "What happens when the secondary is too slow (throttle)"))
+    .option("overlay-limit", text("Bytes that each overlay may take (none: the file system's limit)"))
+    .option("retain", text("Committed checkpoints to keep beside the last one (0)"))
+    .option("control-listen", text("Serve the control API on this HOST:PORT as well (off)"))
     .option("nbd-listen", text("Serve the exports on this HOST:PORT as well"))
     .option("token-file", text("File with the pre-shared token that both agents hold"))
     .option("insecure", flag("Allow unencrypted links beyond this machine"))
@@ -84,6 +91,7 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments> {
       ? shared
           .option("peer", many("URL of the secondary: ws://HOST:PORT"))
           .option("assume-in-sync", flag("The images are identical already: skip the first sync"))
+          .option("adopt-image", flag("Take images other than recorded, or changed meanwhile, as they are"))
           .example("$0 primary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --peer ws://127.0.0.1:7000", "")
       : shared
           .option("listen", text("HOST:PORT where the primary connects"))
@@ -131,6 +139,7 @@ export function readProcessConfig(
       secondaryExport: options["secondary-export"] ?? "read-only",
       createImages: options.create ?? false,
       assumeInSync: options["assume-in-sync"] ?? false,
+      adoptImages: options["adopt-image"] ?? false,
       checkpointEveryMs: optionalDuration(options["checkpoint-every"], "--checkpoint-every"),
       maxCheckpointAgeMs: optionalDuration(options["max-checkpoint-age"], "--max-checkpoint-age"),
     },
@@ -178,6 +187,9 @@ function refuseUnavailable(options: Options): void {
     ["--mode", options.mode, "colo"],
     ["--on-peer-loss", options["on-peer-loss"], "continue"],
     ["--on-congestion", options["on-congestion"], "throttle"],
+    ["--overlay-limit", options["overlay-limit"], "none"],
+    ["--retain", options.retain, "0"],
+    ["--control-listen", options["control-listen"], "off"],
   ];
   for (const [flag, value, available] of refused) {
     if (value === undefined || value === available) continue;

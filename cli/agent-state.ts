@@ -28,6 +28,7 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     return StateFile.create(host.storage, config.stateDirectory, newRecord(host, config));
   }
   try {
+    if (config.adoptImages) await adoptImages(host.storage, existing, config);
     assertSame(existing.record, config);
   } catch (error) {
     await existing.close();
@@ -63,7 +64,12 @@ function newRecord(host: StateHost, config: AgentConfig): StateRecord {
     clusterBytes: config.clusterBytes,
     lineage: config.role === "Primary" ? newId(host.random) : null,
     peers: [...config.peers],
-    disks: config.disks.map(({ name, image }) => ({ name, image, sizeBytes: initialSize(host.storage, config, image) })),
+    disks: config.disks.map(({ name, image }) => ({
+      name,
+      image,
+      sizeBytes: initialSize(host.storage, config, image),
+      cleanMark: null,
+    })),
     epochReserved: 0,
     committed: { epoch: 0, atMs: 0 },
     prepared: [],
@@ -71,6 +77,27 @@ function newRecord(host: StateHost, config: AgentConfig): StateRecord {
     inSyncPeer: null,
     bootId: host.bootId,
   };
+}
+
+/**
+ * Takes the images as they are and where the command line says: nothing is known any more of what a secondary has.
+ * Errors: `usage` on a secondary, whose overlays belong to the recorded images, and while a merge is unfinished.
+ */
+async function adoptImages(storage: Storage, state: StateFile, config: AgentConfig): Promise<void> {
+  if (state.record.role !== "Primary" || state.record.merge !== null) {
+    throw new ColobusError(
+      "usage",
+      "--adopt-image is for a primary whose merge, if it was promoted, is finished",
+      "Start a secondary with an empty state directory for a full sync.",
+    );
+  }
+  const disks = state.record.disks.map((disk) => {
+    const image = config.disks.find(({ name }) => name === disk.name)?.image ?? disk.image;
+    const opened = openImage(storage, image);
+    opened.close();
+    return { name: disk.name, image, sizeBytes: opened.sizeBytes, cleanMark: null };
+  });
+  await state.update((record) => ({ ...record, disks, inSyncPeer: null }));
 }
 
 /** The image's size, or null where it is to be created at the primary's size. */
@@ -103,7 +130,7 @@ function assertSame(record: StateRecord, config: AgentConfig): void {
       throw new ColobusError(
         "image-changed",
         `disk ${disk.name} is recorded with image ${disk.image}, and the command line says ${given.image}`,
-        "Start with the recorded image, or with an empty state directory for a full sync.",
+        "Start with the recorded image; a primary takes another one with --adopt-image, and sends everything again.",
       );
     }
   }

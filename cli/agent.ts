@@ -25,7 +25,8 @@ import type { PromotedDisk } from "../secondary/promoted-disk.ts";
 import { recoverPromotion } from "../secondary/recover-promotion.ts";
 import { SecondaryRole, type Promotion } from "../secondary/secondary-role.ts";
 import type { Child } from "../shared/block/block-device.ts";
-import { openImage, type Image } from "../shared/block/image.ts";
+import type { Image } from "../shared/block/image.ts";
+import { openRecordedImage } from "../shared/block/recorded-image.ts";
 import { EventLog } from "../shared/control/event-log.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -112,6 +113,7 @@ export class Agent implements AgentControl {
       ...record,
       bootId: host.bootId,
       inSyncPeer: null,
+      disks: record.disks.map((disk) => ({ ...disk, cleanMark: null })),
       durability: config.durability,
       peers: record.peers.length > 0 ? record.peers : [...config.peers],
     }));
@@ -146,6 +148,11 @@ export class Agent implements AgentControl {
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     if (this.#active.role === "Primary") {
       await this.#active.primary.stop(drainMs);
+      const marks = this.#active.children.map((child) => child.changeMark());
+      await this.#state.update((record) => ({
+        ...record,
+        disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: marks[index] ?? null })),
+      }));
       for (const child of this.#active.children) child.close();
     } else await this.#active.secondary.close();
     await this.#state.close();
@@ -311,17 +318,9 @@ export class Agent implements AgentControl {
     }
     const children: { name: string; child: Image }[] = [];
     try {
-      for (const { name, image, sizeBytes } of record.disks) {
-        removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, name));
-        const child = openImage(host.storage, image);
-        children.push({ name, child });
-        if (sizeBytes !== null && child.sizeBytes !== sizeBytes) {
-          throw new ColobusError(
-            "image-changed",
-            `image ${image} of disk ${name} has ${child.sizeBytes} bytes, and the state directory records ${sizeBytes}`,
-            "Start with the image that belongs to this state directory, or with an empty state directory.",
-          );
-        }
+      for (const disk of record.disks) {
+        removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
+        children.push({ name: disk.name, child: openRecordedImage(host.storage, disk) });
       }
     } catch (error) {
       for (const { child } of children) child.close();

@@ -46,8 +46,8 @@ export function defineCommand<U>(declaration: CommandDeclaration<U>): Command {
         command,
         describe,
         (inner) => {
-          building(inner as Argv);
-          return builder(inner as Argv);
+          building(inner);
+          return builder(inner);
         },
         (args) => chosen((host) => run(args, host)),
       );

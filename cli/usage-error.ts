@@ -22,7 +22,7 @@ export function usageError(message: string, context: UsageContext): ColobusError
   const unknown = /^Unknown (?:argument|command)s?: (.*)$/s.exec(message)?.[1];
   if (unknown !== undefined) return unknownArguments(unknown.split(", "), context, fail);
 
-  if (/^Not enough non-option arguments/.test(message)) {
+  if (message.startsWith("Not enough non-option arguments")) {
     return fail(
       context.usage === undefined ? "No command is given." : `An argument is missing: colobus ${context.usage}.`,
     );

@@ -42,7 +42,15 @@ export const stateRecordSchema = z.object({
   lineage: z.string().nullable(),
   /** Peers that a primary dials. */
   peers: z.array(z.string()),
-  disks: z.array(z.object({ name: z.string(), image: z.string(), sizeBytes: z.int().positive().nullable() })),
+  disks: z.array(
+    z.object({
+      name: z.string(),
+      image: z.string(),
+      sizeBytes: z.int().positive().nullable(),
+      /** What tells a change of the image, written at a clean stop only; null: the agent runs, or has crashed. */
+      cleanMark: z.string().nullable(),
+    }),
+  ),
   /** No epoch above this number has ever been used. */
   epochReserved: epoch,
   /** The checkpoint that a failover returns to; 0 before the first. */

@@ -55,11 +55,14 @@ export class Checkpoints {
 
   /** The writes to come belong to `epoch`: the primary says so when a session begins. */
   openAt(epoch: number): void {
-    if (epoch <= this.newestBarrier) {
-      throw new ColobusError("protocol-error", `the peer opens epoch ${epoch}, which is closed already`);
+    const disks = this.#options.disks();
+    // Originals that no barrier stands below belong to no checkpoint: a first sync that never came to its end left them.
+    if (this.newestBarrier === 0) for (const disk of disks) disk.hidden.removeAll();
+    if (epoch <= this.newestBarrier || disks.some((disk) => epoch < disk.hidden.newestEpoch)) {
+      throw new ColobusError("protocol-error", `the peer opens epoch ${epoch}, which was open or closed before`);
     }
     this.#openEpoch = epoch;
-    for (const disk of this.#options.disks()) disk.hidden.openEpoch(epoch);
+    for (const disk of disks) disk.hidden.openEpoch(epoch);
   }
 
   countApplied(writes: number, bytes: number): void {

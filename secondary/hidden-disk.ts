@@ -140,16 +140,22 @@ export class HiddenDisk {
     this.#version += 1;
   }
 
+  /** The newest epoch of which originals are held; 0 while none are. */
+  get newestEpoch(): number {
+    return this.#generations.findLast((generation) => !generation.held.isEmpty)?.epoch ?? 0;
+  }
+
+  /** Removes every generation. The view of the disk is the base then. */
+  removeAll(): void {
+    for (const generation of this.dropThrough(Infinity)) generation.files.removeFiles();
+  }
+
   /** The barrier of the open epoch is durable: later originals go to a generation of `epoch`. */
   openEpoch(epoch: number): void {
-    const last = this.#generations.at(-1);
-    assert(last === undefined || epoch >= last.epoch, "epochs only grow");
-    if (last !== undefined && last.epoch === epoch) return;
     // A generation that holds nothing need not be kept beside the new one.
-    if (last !== undefined && last.held.isEmpty) {
-      last.files.removeFiles();
-      this.#generations.pop();
-    }
+    while (this.#generations.at(-1)?.held.isEmpty === true) this.#generations.pop()?.files.removeFiles();
+    assert(epoch >= this.newestEpoch, "epochs only grow");
+    if (this.#generations.at(-1)?.epoch === epoch) return;
     const files = new OverlayFiles(this.#context, "generation", epoch);
     this.#generations.push({ epoch, held: new ClusterBitmap(), files });
   }

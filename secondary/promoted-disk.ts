@@ -143,6 +143,11 @@ export class PromotedDisk implements Child {
     await this.#base.flush();
   }
 
+  /** The base's mark: differs when anyone has changed the image in between. */
+  changeMark(): string {
+    return this.#base.changeMark();
+  }
+
   close(): void {
     this.#stack?.hidden.close();
     this.#stack?.active.close();

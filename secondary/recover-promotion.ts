@@ -1,6 +1,5 @@
-import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
-import { openImage } from "../shared/block/image.ts";
+import { openRecordedImage } from "../shared/block/recorded-image.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { ActiveDisk } from "./active-disk.ts";
@@ -27,16 +26,9 @@ export function recoverPromotion(options: {
   const epoch = record.committed.epoch;
   const disks: { name: string; disk: PromotedDisk }[] = [];
   try {
-    for (const { name, image, sizeBytes } of record.disks) {
-      const base = openImage(storage, image);
-      if (base.sizeBytes !== sizeBytes) {
-        base.close();
-        throw new ColobusError(
-          "image-changed",
-          `image ${image} of disk ${name} has ${base.sizeBytes} bytes, and the state directory records ${sizeBytes}`,
-          "Start with the image that belongs to this state directory: its merge is not finished.",
-        );
-      }
+    for (const recorded of record.disks) {
+      const { name } = recorded;
+      const base = openRecordedImage(storage, recorded);
       const context = overlayContext(options, record, name, base.sizeBytes);
       const hidden = HiddenDisk.recover(context, { committed: epoch, newestBarrier: epoch, open: record.epochReserved + 1 });
       const active = ActiveDisk.recover(context, record.merge?.activeEpoch ?? epoch, record.bootId !== options.bootId);

@@ -2,10 +2,12 @@ import assert from "node:assert/strict";
 import { ColobusError } from "../proto/errors.ts";
 import { OVERLAY_RESERVE_BYTES, OVERLAY_RETRY_MS, UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
+import type { StateRecord } from "../proto/state-record.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
 import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
-import { createImage, openImage } from "../shared/block/image.ts";
+import { createImage } from "../shared/block/image.ts";
+import { openRecordedImage } from "../shared/block/recorded-image.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
@@ -69,7 +71,7 @@ export class SecondaryRole {
     const { record } = options.state;
     try {
       for (const disk of record.disks) {
-        if (disk.sizeBytes !== null) this.#disks.push(this.#openDisk(disk.name, disk.image, disk.sizeBytes));
+        if (disk.sizeBytes !== null) this.#disks.push(this.#openDisk(disk));
       }
     } catch (error) {
       for (const disk of this.#disks) disk.close();
@@ -245,11 +247,17 @@ export class SecondaryRole {
   async close(): Promise<void> {
     await this.#endSessions(new ColobusError("shutting-down", "the secondary agent is being stopped"));
     await this.checkpoints.settled();
+    const marks = new Map<string, string>();
     for (const disk of this.#disks) {
       await disk.base.flush();
       await disk.active.flush();
-      disk.close();
+      marks.set(disk.name, disk.base.changeMark());
     }
+    await this.#options.state.update((record) => ({
+      ...record,
+      disks: record.disks.map((disk) => ({ ...disk, cleanMark: marks.get(disk.name) ?? null })),
+    }));
+    for (const disk of this.#disks) disk.close();
   }
 
   async #endSessions(reason: ColobusError): Promise<void> {
@@ -314,25 +322,19 @@ export class SecondaryRole {
     return this.#lastContactMs === undefined ? null : this.#options.clock.nowMs() - this.#lastContactMs;
   }
 
-  #openDisk(name: string, image: string, sizeBytes: number): ReplicaDisk {
+  #openDisk(disk: StateRecord["disks"][number]): ReplicaDisk {
     const { storage, random, state, stateDirectory, access, bootId } = this.#options;
     const { committed, prepared, epochReserved } = state.record;
-    const base = openImage(storage, image);
+    const base = openRecordedImage(storage, disk);
     try {
-      if (base.sizeBytes !== sizeBytes) {
-        throw new ColobusError(
-          "image-changed",
-          `image ${image} of disk ${name} has ${base.sizeBytes} bytes, and the state directory records ${sizeBytes}`,
-          "Start with the image that belongs to this state directory, or with an empty state directory for a full sync.",
-        );
-      }
       const epochs = {
         committed: committed.epoch,
         newestBarrier: prepared.at(-1)?.epoch ?? committed.epoch,
         open: epochReserved + 1,
         afterPowerLoss: state.record.bootId !== bootId,
       };
-      return new ReplicaDisk(name, base, overlayContext({ storage, random, stateDirectory }, state.record, name, sizeBytes), epochs, {
+      const context = overlayContext({ storage, random, stateDirectory }, state.record, disk.name, base.sizeBytes);
+      return new ReplicaDisk(disk.name, base, context, epochs, {
         gate: this.gate,
         hasCheckpoint: () => this.checkpoints.committed.epoch > 0,
         access,
@@ -354,7 +356,7 @@ export class SecondaryRole {
       if (recorded.sizeBytes !== null) continue;
       if (!storage.exists(recorded.image)) await createImage(storage, recorded.image, sizeBytes);
       created.set(name, sizeBytes);
-      this.#disks.push(this.#openDisk(name, recorded.image, sizeBytes));
+      this.#disks.push(this.#openDisk({ ...recorded, sizeBytes }));
     }
     if (created.size > 0) {
       await state.update((record) => ({

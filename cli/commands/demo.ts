@@ -64,6 +64,7 @@ function demoConfig(root: string, role: Role, peers: readonly string[]): Process
       secondaryExport: "read-only",
       createImages: role === "Secondary",
       assumeInSync: false,
+      adoptImages: false,
     },
     runDirectory: join(root, side),
     listen: role === "Secondary" ? { host: "127.0.0.1", port: 0 } : undefined,

@@ -95,6 +95,11 @@ export class Image implements BlockDevice {
     return this.#file.allocatedBytes();
   }
 
+  /** Differs from an earlier answer when anyone has changed the image in between; empty where that cannot be told. */
+  changeMark(): string {
+    return this.#file.changeMark();
+  }
+
   /** Drops the lock. What was not flushed is in the page cache only. */
   close(): void {
     this.#file.close();

@@ -58,11 +58,14 @@ export class RangeLock {
     assert(hold.index >= 0, "the range was released before");
     assert(hold.blockers === 0, "the range is not held yet");
     assert(this.#holds[hold.index] === hold, "the hold belongs to another lock");
-    const start = this.#starts[hold.index] as number;
-    const end = this.#ends[hold.index] as number;
+    const starts = this.#starts;
+    const ends = this.#ends;
+    const start = starts[hold.index] as number;
+    const end = ends[hold.index] as number;
     this.#remove(hold);
-    for (let row = 0; row < this.#count; row += 1) {
-      if ((this.#starts[row] as number) < end && start < (this.#ends[row] as number)) {
+    const count = this.#count;
+    for (let row = 0; row < count; row += 1) {
+      if ((starts[row] as number) < end && start < (ends[row] as number)) {
         const waiter = this.#holds[row] as RangeHold;
         waiter.blockers -= 1;
         if (waiter.blockers === 0) {
@@ -77,8 +80,9 @@ export class RangeLock {
   #countOverlaps(start: number, end: number): number {
     const starts = this.#starts;
     const ends = this.#ends;
+    const count = this.#count;
     let overlaps = 0;
-    for (let row = 0; row < this.#count; row += 1) {
+    for (let row = 0; row < count; row += 1) {
       if ((starts[row] as number) < end && start < (ends[row] as number)) overlaps += 1;
     }
     return overlaps;

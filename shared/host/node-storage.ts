@@ -205,6 +205,18 @@ class NodeFile implements StorageFile {
     }
   }
 
+  changeMark(): string {
+    // The time stamps of a device's node say nothing of its content.
+    if (this.#blockDevice) return "";
+    assert(this.#fd >= 0, "the file is closed");
+    try {
+      const { dev, ino, size, mtimeNs } = fs.fstatSync(this.#fd, { bigint: true });
+      return `${dev}.${ino}.${size}.${mtimeNs}`;
+    } catch (error) {
+      throw fsError(`cannot find the time stamps of ${this.path}`, this.path, error);
+    }
+  }
+
   close(): void {
     assert(this.#fd >= 0, "the file is closed");
     const fd = this.#fd;

@@ -51,6 +51,8 @@ export interface StorageFile {
   prefetch(offset: number, length: number): void;
   /** Bytes of storage that the file occupies. */
   allocatedBytes(): number;
+  /** Differs from an earlier answer when the content was changed in between, by anyone; empty where that cannot be told. */
+  changeMark(): string;
   /** Closes the file and drops its lock. Every later call is a bug. Pending `read` and `sync` promises still settle. */
   close(): void;
 }

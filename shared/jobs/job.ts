@@ -144,17 +144,24 @@ export class Job {
           this.conclude();
           return;
         }
+        if (this.#isConcluded()) return;
         this.#sample();
-        if (this.#speedLimit > 0 && bytes > 0) {
-          const dueMs = startedMs + (bytes / this.#speedLimit) * 1000;
-          if (dueMs > clock.nowMs()) await this.#sleep(dueMs - clock.nowMs());
-        }
+        const dueMs = this.#speedLimit > 0 ? startedMs + (bytes / this.#speedLimit) * 1000 : startedMs;
+        if (dueMs > clock.nowMs()) await this.#sleep(dueMs - clock.nowMs());
+        else await this.#letOthersRun();
       } catch (error) {
         if (this.#isConcluded()) return;
         this.#error = asColobusError(error);
         this.#set("paused");
       }
     }
+  }
+
+  /** A piece may be done without ever waiting for the device: then only this lets requests in between two of them. */
+  #letOthersRun(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#options.clock.defer(resolve);
+    });
   }
 
   /** Waits for a verb, a new speed or the end, or for `forMs`. */

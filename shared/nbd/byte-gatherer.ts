@@ -25,7 +25,7 @@ export class ByteGatherer {
   /** Takes what it needs of `chunk` from `position`, and returns the position behind that. */
   feed(chunk: Buffer, position: number): number {
     const end = Math.min(chunk.length, position + this.#length - this.#filled);
-    if (this.#filled === 0 && end - position === this.#length) {
+    if (end - position === this.#length) {
       this.#complete = chunk.subarray(position, end);
     } else {
       this.#buffer ??= Buffer.alloc(this.#length);

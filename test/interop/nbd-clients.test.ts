@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -44,7 +45,7 @@ afterAll(async () => {
 afterEach(() => {
   device.operations = undefined;
   void device.zero(0, SIZE, { fua: false, mayUnmap: true });
-  expect(log.errors).toEqual([]);
+  assert.deepEqual(log.errors, []);
 });
 
 /** A disk image with data at a few places and holes between them. */

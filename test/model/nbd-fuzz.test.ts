@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import { GREETING_BYTES } from "../../proto/nbd-protocol.ts";
 import { ReplyArenaPool } from "../../shared/nbd/reply-writer.ts";
@@ -7,9 +8,17 @@ import type { SeededRandom } from "../support/nbd-damage.ts";
 import { decodeAnswers, splitAfterNegotiation } from "../support/nbd-client.ts";
 import { NbdHarness, TestDirectory, TestExport } from "../support/nbd-harness.ts";
 import { recordedSessions } from "../support/nbd-sessions.ts";
+import type { RecordedSession } from "../support/nbd-sessions.ts";
 
 const SIZE = 64 * 1024;
 const SESSIONS = recordedSessions();
+
+function sessionAt(index: number): RecordedSession {
+  const session = SESSIONS[index % SESSIONS.length];
+  assert(session !== undefined);
+  return session;
+}
+
 const PRISTINE = Buffer.from(Array.from({ length: SIZE }, (_, index) => (index * 31 + (index >> 8)) & 0xff));
 
 function pristineDevice(): MemoryDevice {
@@ -66,7 +75,7 @@ function forEachMutation(count: number, seed: number, check: (damaged: Buffer, r
   for (let index = 0; index < count; index += 1) {
     const mutationSeed = seed * 1_000_003 + index;
     const random = seededRandom(mutationSeed);
-    const session = SESSIONS[index % SESSIONS.length] ?? expect.unreachable();
+    const session = sessionAt(index);
     const damaged = damageSession(session.bytes, random);
     try {
       check(damaged, random);
@@ -131,7 +140,7 @@ describe("damaged sessions", () => {
     target.device.gate = () => Promise.resolve();
     for (let index = 0; index < 2_000; index += 1) {
       const random = seededRandom(4_000_000 + index);
-      const session = SESSIONS[index % SESSIONS.length] ?? expect.unreachable();
+      const session = sessionAt(index);
       const harness = new NbdHarness(target.directory, { arenas: target.arenas });
       harness.clientDrains = below(random, 2) === 0;
       const chunks = splitAtRandom(damageSession(session.bytes, random), random);

@@ -271,6 +271,10 @@ class SimFile implements StorageFile {
     return this.#call("allocatedBytes", 0, 0, () => this.#inode.content.pageCount * PAGE_BYTES);
   }
 
+  changeMark(): string {
+    return this.#call("changeMark", 0, 0, () => String(this.#inode.position));
+  }
+
   close(): void {
     this.#call("close", 0, 0, () => this.release());
   }

@@ -14,7 +14,7 @@ const RECORD: StateRecord = {
   clusterBytes: 4096,
   lineage: null,
   peers: [],
-  disks: [{ name: "vda", image: "/vda.img", sizeBytes: null }],
+  disks: [{ name: "vda", image: "/vda.img", sizeBytes: null, cleanMark: null }],
   epochReserved: 0,
   committed: { epoch: 0, atMs: 0 },
   prepared: [],

@@ -27,6 +27,7 @@ export type StorageOp =
   | "nextHole"
   | "prefetch"
   | "allocatedBytes"
+  | "changeMark"
   | "close";
 
 /** One call that a process is about to make. `kind` is undefined for calls on names. */

@@ -26,7 +26,7 @@ export function recordingLog(lines: LogLine[]): Log {
     (fields: unknown, message?: string): void => {
       lines.push({ level, fields: fields as Record<string, unknown>, message: message ?? "" });
     };
-  return { debug: at("debug"), info: at("info"), warn: at("warn"), error: at("error") } as Log;
+  return { debug: at("debug"), info: at("info"), warn: at("warn"), error: at("error") };
 }
 
 export interface ServedAgent {
@@ -48,6 +48,13 @@ export async function serveFakeAgent(run = scratchDirectory()): Promise<ServedAg
   await server.listenUnix(socketPath);
   onTestFinished(() => server.close());
   return { control, server, run, socketPath, logLines };
+}
+
+/** Lets what has arrived on sockets be handled. */
+export function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    setImmediate(resolve);
+  });
 }
 
 export interface RawConnection {

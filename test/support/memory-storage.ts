@@ -231,6 +231,11 @@ class MemoryFile implements StorageFile {
     return this.#inode.content.pageCount * 4096;
   }
 
+  changeMark(): string {
+    this.#admit("changeMark");
+    return "";
+  }
+
   close(): void {
     this.#admit("close");
     this.abandon();

@@ -1,7 +1,7 @@
-/** Seeded damage to bytes, for parsers that must survive it: the same seed damages, and cuts, in the same way. */
+/** Seeded damage to bytes, for parsers that must survive it: the same seed damages in the same way. */
 
 /** A number in [0, 1), the next of a sequence that its seed determines. */
-export type SeededRandom = () => number;
+type SeededRandom = () => number;
 
 /** mulberry32. */
 export function seededRandom(seed: number): SeededRandom {
@@ -15,7 +15,7 @@ export function seededRandom(seed: number): SeededRandom {
 }
 
 /** A whole number in [0, `bound`). */
-export function below(random: SeededRandom, bound: number): number {
+function below(random: SeededRandom, bound: number): number {
   return Math.floor(random() * bound);
 }
 
@@ -39,12 +39,4 @@ export function mutate(bytes: Uint8Array, random: SeededRandom): Buffer {
     default:
       return damaged;
   }
-}
-
-/** `bytes` cut into pieces: often one, at times many. The pieces share the memory of `bytes`. */
-export function splitAtRandom(bytes: Buffer, random: SeededRandom): Buffer[] {
-  const cuts = Array.from({ length: below(random, 5) }, () => below(random, bytes.length + 1)).sort((a, b) => a - b);
-  const bounds = [0, ...cuts, bytes.length];
-  const pieces = bounds.slice(1).map((end, index) => bytes.subarray(bounds[index], end));
-  return pieces.filter((piece) => piece.length > 0);
 }

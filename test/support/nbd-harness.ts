@@ -76,7 +76,7 @@ export class MemoryLog {
       warn: (fields) => this.warnings.push(fields),
       error: (fields) => this.errors.push(fields),
     };
-    return log as unknown as Log;
+    return log;
   }
 }
 

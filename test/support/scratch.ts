@@ -26,6 +26,17 @@ export function scratchFileSystem(sizeBytes: number): string {
   return path;
 }
 
+/** An empty ext2, which has neither `fallocate` nor zero ranges, on a device of `sizeBytes`. */
+export function scratchOldFileSystem(sizeBytes: number): string {
+  const device = scratchBlockDevice(sizeBytes);
+  run("mkfs.ext2", "-q", device);
+  const path = join(scratchDirectory(), "old");
+  mkdirSync(path);
+  run("mount", "-t", "ext2", device, path);
+  onTestFinished(() => void run("umount", path));
+  return path;
+}
+
 /** A loop device of `sizeBytes` over a sparse file, detached when the test has finished. */
 export function scratchBlockDevice(sizeBytes: number): string {
   const backing = join(scratchDirectory(), "backing");
@@ -52,7 +63,7 @@ export function canMount(): boolean {
   return tried.status === 0 || leftOut("a file system cannot be mounted", tried.stderr);
 }
 
-/** Whether `scratchBlockDevice` works here: for `describe.runIf(…)`. */
+/** Whether `scratchBlockDevice` and `scratchOldFileSystem` work here: for `describe.runIf(…)`. */
 export function canMakeBlockDevices(): boolean {
   const path = mkdtempSync(join(tmpdir(), "colobus-probe-"));
   const backing = join(path, "backing");

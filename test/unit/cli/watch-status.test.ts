@@ -1,15 +1,15 @@
 import { describe, expect, it } from "vitest";
-import { runInProcess, serveFakeAgent } from "../../support/control-harness.ts";
+import { nextTurn, runInProcess, serveFakeAgent } from "../../support/control-harness.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 
 /** Lets requests on real sockets proceed until `condition` holds. */
 async function until(condition: () => boolean): Promise<void> {
-  while (!condition()) await new Promise((resolve) => setImmediate(resolve));
+  while (!condition()) await nextTurn();
 }
 
 /** Turns of the event loop in which a redraw that should not be would have shown itself. */
 async function idleTurns(): Promise<void> {
-  for (let i = 0; i < 50; i++) await new Promise((resolve) => setImmediate(resolve));
+  for (let i = 0; i < 50; i++) await nextTurn();
 }
 
 async function startWatching(flags: readonly string[], tty: boolean) {

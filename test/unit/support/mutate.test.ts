@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { mutate, seededRandom, splitAtRandom } from "../../support/mutate.ts";
+import { mutate, seededRandom } from "../../support/mutate.ts";
 
 const bytes = Buffer.from("GET /v1/status HTTP/1.1\r\n\r\n");
 
@@ -19,17 +19,5 @@ describe("seeded damage", () => {
     const changed = Array.from({ length: 1000 }, () => mutate(bytes, random)).filter((copy) => !copy.equals(bytes));
     expect(bytes.toString()).toBe(before);
     expect(changed.length).toBeGreaterThan(950);
-  });
-
-  it("cuts into pieces that make up the whole", () => {
-    const random = seededRandom(2);
-    const counts = new Set<number>();
-    for (let i = 0; i < 200; i++) {
-      const pieces = splitAtRandom(bytes, random);
-      expect(Buffer.concat(pieces)).toEqual(bytes);
-      counts.add(pieces.length);
-    }
-    expect(counts.size).toBeGreaterThan(3);
-    expect(splitAtRandom(Buffer.alloc(0), random)).toEqual([]);
   });
 });

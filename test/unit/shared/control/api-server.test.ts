@@ -1,4 +1,4 @@
-import { chmodSync, linkSync, statSync, writeFileSync } from "node:fs";
+import { linkSync, statSync, writeFileSync } from "node:fs";
 import { request as httpRequest } from "node:http";
 import { createServer } from "node:net";
 import { join } from "node:path";
@@ -7,7 +7,7 @@ import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../../proto/errors.ts";
 import { CONTROL_BODY_MAX_BYTES, CONTROL_REQUESTS_PER_CONNECTION_MAX } from "../../../../proto/limits.ts";
 import { ControlServer } from "../../../../shared/control/api-server.ts";
-import { openRaw, recordingLog, serveFakeAgent } from "../../../support/control-harness.ts";
+import { nextTurn, openRaw, recordingLog, serveFakeAgent } from "../../../support/control-harness.ts";
 import { FakeAgentControl, untilAborted } from "../../../support/fake-agent-control.ts";
 import { scratchDirectory } from "../../../support/scratch.ts";
 
@@ -128,7 +128,6 @@ describe("requests that are not of the documented form", () => {
     ["POST", "/v1/checkpoint", '{"timeoutMs":1e999}', /"timeoutMs"/],
     ["POST", "/v1/checkpoint", { prepair: true }, /prepair/],
     ["POST", "/v1/checkpoint", [], /The request/],
-    ["POST", "/v1/checkpoint", "null", /The request|acceptable/],
     ["POST", "/v1/checkpoint", '{"__proto__":{"prepare":true}}', /__proto__/],
     ["POST", "/v1/checkpoint", "{", /not JSON/],
     ["POST", "/v1/wait", { condition: "tea" }, /"condition"/],
@@ -140,12 +139,8 @@ describe("requests that are not of the documented form", () => {
   ])("refuses %s %s %j, naming the field", async (method, path, body, message) => {
     const { control, socketPath } = await serveFakeAgent();
     const answer = await ask(socketPath, method, path, body);
-    // `null` is what an absent body looks like to some clients, and means the same.
-    if (body === "null") expect(answer.status).toBe(200);
-    else {
-      expect(answer).toMatchObject({ status: 400, body: usage(message) });
-      expect(control.calls).toEqual([]);
-    }
+    expect(answer).toMatchObject({ status: 400, body: usage(message) });
+    expect(control.calls).toEqual([]);
   });
 
   it("answers 404 for a path that is not there", async () => {
@@ -215,7 +210,7 @@ describe("the life of a call", () => {
     const client = httpRequest({ socketPath, method: "POST", path: "/v1/checkpoint" });
     client.on("error", () => {});
     client.end();
-    while (control.calls.length === 0) await new Promise((resolve) => setImmediate(resolve));
+    while (control.calls.length === 0) await nextTurn();
     client.destroy();
     expect(await aborted).toMatchObject({ code: "outcome-unknown" });
   });
@@ -231,7 +226,7 @@ describe("the life of a call", () => {
     const { control, server, socketPath } = await serveFakeAgent();
     control.before = untilAborted;
     const answer = ask(socketPath, "POST", "/v1/checkpoint");
-    while (control.calls.length === 0) await new Promise((resolve) => setImmediate(resolve));
+    while (control.calls.length === 0) await nextTurn();
     await server.close();
     expect(await answer).toMatchObject({ status: 503, body: { error: { code: "shutting-down" } } });
     await expect(ask(socketPath, "GET", "/v1/status")).rejects.toMatchObject({ code: "ENOENT" });
@@ -290,17 +285,6 @@ describe("the socket", () => {
     const server = new ControlServer({ control: new FakeAgentControl(), log: recordingLog([]) });
     await expect(server.listenUnix(join(run, "absent", "control.sock"))).rejects.toMatchObject({ code: "not-found" });
     await expect(server.listenUnix(join(run, "x".repeat(108)))).rejects.toMatchObject({ code: "usage" });
-    await server.close();
-  });
-
-  it("is refused in a directory that may not be written", async () => {
-    const run = scratchDirectory();
-    chmodSync(run, 0o500);
-    const server = new ControlServer({ control: new FakeAgentControl(), log: recordingLog([]) });
-    // Root may write everywhere: then there is nothing to refuse.
-    if (process.getuid?.() === 0) await server.listenUnix(join(run, "control.sock"));
-    else
-      await expect(server.listenUnix(join(run, "control.sock"))).rejects.toMatchObject({ code: "permission-denied" });
     await server.close();
   });
 });

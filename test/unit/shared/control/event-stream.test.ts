@@ -2,7 +2,7 @@ import { once } from "node:events";
 import { request as httpRequest, type IncomingMessage } from "node:http";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { EVENTS_KEPT } from "../../../../proto/limits.ts";
-import { openRaw, serveFakeAgent } from "../../../support/control-harness.ts";
+import { nextTurn, openRaw, serveFakeAgent } from "../../../support/control-harness.ts";
 
 /** A reader of the stream that takes ids as they come. */
 class StreamReader {
@@ -27,7 +27,11 @@ class StreamReader {
   lastEvent = "";
 
   async readIds(count: number): Promise<number[]> {
-    while (this.ids.length < count) await new Promise<void>((resolve) => (this.#wake = resolve));
+    while (this.ids.length < count) {
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+    }
     return this.ids;
   }
 }
@@ -114,7 +118,7 @@ describe("the stream of events", () => {
     const filler = "x".repeat(4096);
     const emitSome = async (): Promise<void> => {
       for (let i = 0; i < 64; i++) control.log.emit("merged", { filler });
-      await new Promise((resolve) => setImmediate(resolve));
+      await nextTurn();
     };
     for (let i = 0; i < (2 * EVENTS_KEPT) / 64; i++) await emitSome();
     // It is noticed when the socket takes more again.

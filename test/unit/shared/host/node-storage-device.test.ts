@@ -1,8 +1,9 @@
+import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { openImage } from "../../../../shared/block/image.ts";
 import { NodeStorage } from "../../../../shared/host/node-storage.ts";
 import type { StorageFile } from "../../../../shared/host/storage.ts";
-import { canMakeBlockDevices, scratchBlockDevice } from "../../../support/scratch.ts";
+import { canMakeBlockDevices, scratchBlockDevice, scratchOldFileSystem } from "../../../support/scratch.ts";
 
 const MIB = 1024 * 1024;
 const storage = new NodeStorage();
@@ -66,5 +67,47 @@ describe.runIf(canMakeBlockDevices())("a block device", () => {
     expect(() => openImage(storage, path)).toThrow(expect.objectContaining({ code: "image-busy" }));
     expect(image.extents(0, MIB, 10)).toEqual([{ length: MIB, hole: false, zero: false }]);
     image.close();
+  });
+});
+
+describe.runIf(canMakeBlockDevices())("a file system without fallocate", () => {
+  function openOld(): StorageFile {
+    const file = storage.open(join(scratchOldFileSystem(8 * MIB), "file"), { kind: "other", create: "new" });
+    onTestFinished(() => {
+      file.close();
+    });
+    return file;
+  }
+
+  it("allocates all the same, and changes no content", () => {
+    const file = openOld();
+    file.write(Buffer.from("kept"), 300_000);
+    file.allocate(1000, MIB);
+    expect(file.sizeBytes()).toBe(1000 + MIB);
+    expect(file.allocatedBytes()).toBeGreaterThanOrEqual(MIB);
+    const target = Buffer.alloc(1000 + MIB);
+    file.readNow(target, 0);
+    const content = Buffer.alloc(1000 + MIB);
+    content.write("kept", 300_000);
+    expect(target.equals(content)).toBe(true);
+    expect(() => file.allocate(0, 16 * MIB)).toThrow(expect.objectContaining({ code: "out-of-space" }));
+  });
+
+  it("zeroes, with and without the space kept, and keeps the size", () => {
+    const file = openOld();
+    file.write(Buffer.alloc(MIB + 1000, 7), 0);
+    file.zeroAllocated(100, 300_000);
+    expect(file.allocatedBytes()).toBeGreaterThanOrEqual(MIB);
+    file.zero(600_000, 2 * MIB);
+    expect(file.sizeBytes()).toBe(MIB + 1000);
+    const target = Buffer.alloc(MIB + 1000);
+    file.readNow(target, 0);
+    expect(
+      target.equals(
+        Buffer.alloc(MIB + 1000, 7)
+          .fill(0, 100, 300_100)
+          .fill(0, 600_000),
+      ),
+    ).toBe(true);
   });
 });

@@ -166,6 +166,28 @@ describe("the bound on bytes in flight", () => {
     expect(device.bytes[63 * 64 * KIB]).toBe(63);
   });
 
+  it("is not granted to a client that has left, while its requests in flight still run", async () => {
+    const { connect, budget, device } = scene(4 * MIB);
+    const holder = connect();
+    const leaver = connect();
+    let release: () => void = () => undefined;
+    const held = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    device.gate = ({ kind }) => (kind === "flush" ? held : undefined);
+    holder.clientDrains = false;
+    holder.send(read(1, 3 * MIB));
+    leaver.send(request({ type: FLUSH, cookie: 1 }), read(2, 2 * MIB));
+    leaver.disconnect();
+    holder.disconnect();
+    leaver.endTurn();
+    expect(leaver.isGone).toBe(false);
+    expect(budget.usedBytes).toBe(0);
+    release();
+    await leaver.settle();
+    expect(leaver.isGone).toBe(true);
+  });
+
   it("is given back by a client that leaves while waiting and while others do", () => {
     const { connect, budget } = scene(4 * MIB);
     const holder = connect();

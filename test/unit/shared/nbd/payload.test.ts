@@ -37,6 +37,7 @@ function latch(): Latch {
 
 const answersOf = (harness: NbdHarness): [number, number][] =>
   decodeAnswers(harness.takeOutput(), () => 0).map(({ cookie, error }) => [cookie, error]);
+const sortedAnswersOf = (harness: NbdHarness): [number, number][] => answersOf(harness).sort(([a], [b]) => a - b);
 const kindsOf = (device: MemoryDevice): string[] => device.operations?.map(({ kind }) => kind) ?? [];
 
 const payload = Buffer.from(Array.from({ length: 3000 }, (_, index) => (index * 11) & 0xff));
@@ -94,10 +95,10 @@ describe("while the disk holds a piece", () => {
       // Once the payload is complete the parser goes on; before, what follows stays in the socket.
       expect(answersOf(harness)).toEqual(kind === "end" ? [[2, 0]] : []);
       expect(harness.isPaused).toBe(kind !== "end");
-      if (kind !== "end") expect(harness.unreadBytes).toBeGreaterThan(0);
+      expect(harness.connection.isTransmitting).toBe(true);
       held.release();
       await harness.settle();
-      expect(answersOf(harness).sort()).toEqual(
+      expect(sortedAnswersOf(harness)).toEqual(
         kind === "end"
           ? [[1, 0]]
           : [
@@ -138,7 +139,7 @@ describe("a write that fails", () => {
       };
       harness.send(...pieces);
       await harness.settle();
-      expect(answersOf(harness).sort()).toEqual([
+      expect(sortedAnswersOf(harness)).toEqual([
         [1, 28],
         [2, 0],
       ]);
@@ -157,7 +158,7 @@ describe("a write that fails", () => {
       };
       harness.send(...pieces);
       await harness.settle();
-      expect(answersOf(harness).sort()).toEqual([
+      expect(sortedAnswersOf(harness)).toEqual([
         [1, 28],
         [2, 0],
       ]);

@@ -96,6 +96,7 @@ describe("memory", () => {
     const slow = writer.reserve(4);
     fill(slow, 115);
     const written = new Map<readonly Buffer[], string>();
+    let overwritten = 0;
     for (let round = 0; round < 500; round += 1) {
       const reservation = writer.reserve(4096);
       fill(reservation, 97 + (round % 20));
@@ -104,12 +105,13 @@ describe("memory", () => {
       const parts = transmitted.at(-1);
       if (parts !== undefined && !written.has(parts)) written.set(parts, textOf(parts));
       if (round % 7 === 0) {
-        for (const [sentParts, text] of written) expect(textOf(sentParts) === text).toBe(true);
+        for (const [sentParts, text] of written) overwritten += textOf(sentParts) === text ? 0 : 1;
         written.clear();
         transmitted.length = 0;
         writer.sent();
       }
     }
+    expect(overwritten).toBe(0);
     expect(slow.buffer.toString("utf8", slow.position, slow.position + 4)).toBe("ssss");
     writer.commit(slow, 0);
   });

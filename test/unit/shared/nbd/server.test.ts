@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { existsSync, mkdtempSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import { once } from "node:events";
@@ -45,7 +46,7 @@ afterEach(async () => {
   for (const step of cleanUp.splice(0)) await step();
   await server.close();
   rmSync(directoryPath, { recursive: true });
-  expect(log.errors).toEqual([]);
+  assert.deepEqual(log.errors, []);
 });
 
 async function client(): Promise<NbdTestSocket> {
@@ -219,7 +220,7 @@ describe("closing", () => {
     await until(() => device.operations?.length === 1);
     const closed = server.close();
     socket.write(request({ type: READ, cookie: 2, length: 512 }));
-    await expect(NbdTestSocket.connect({ path })).rejects.toThrow();
+    await expect(NbdTestSocket.connect({ path })).rejects.toMatchObject({ code: "ENOENT" });
     held.release();
     expect(decodeAnswers(await socket.readToEnd(), () => 512).map(({ cookie }) => cookie)).toEqual([1]);
     socket.destroy();

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../../proto/errors.ts";
 import { NBD_MAX_PAYLOAD_BYTES } from "../../../../proto/limits.ts";
@@ -49,8 +50,10 @@ class Session {
 
   answer(sent: SentRequest): Answer {
     const answers = this.ask(sent);
-    expect(answers).toHaveLength(1);
-    expect(answers[0]?.cookie).toBe(sent.cookie);
+    assert.deepEqual(
+      answers.map(({ cookie }) => cookie),
+      [sent.cookie],
+    );
     return answers[0] as Answer;
   }
 
@@ -119,7 +122,7 @@ describe.each([
     const answer = session.answer({ ...sent, cookie: 9 });
     expect(answer.error).toBe(error);
     expect(answer.isStructured).toBe("structured" in options);
-    if (answer.isStructured) expect(answer.message).not.toBe("");
+    expect(answer.message !== "").toBe(answer.isStructured);
     expect(session.operations()).toEqual([]);
     expect(session.device.bytes.equals(Buffer.alloc(SIZE))).toBe(true);
     expect(session.answer({ type: READ, cookie: 10, length: 16 }).error).toBe(0);
@@ -242,7 +245,7 @@ describe.each([
         await session.harness.settle();
         const [answer] = decodeAnswers(session.harness.takeOutput(), () => 0);
         expect(answer).toMatchObject({ cookie: 6, error });
-        if (answer?.isStructured === true) expect(answer.message).toBe("the disk failed");
+        expect(answer?.message).toBe(answer?.isStructured === true ? "the disk failed" : "");
         expect(session.harness.log.errors).toEqual([]);
         session.device.gate = undefined;
         expect(session.answer({ type: READ, cookie: 7, length: 512 }).error).toBe(0);
@@ -319,7 +322,7 @@ describe.each([
     release();
     await session.harness.settle();
     const later = decodeAnswers(session.harness.takeOutput(), (cookie) => (cookie === 1 ? 512 : 0));
-    expect(later.map(({ cookie }) => cookie).sort()).toEqual([1, 2, 3, 4]);
+    expect(later.map(({ cookie }) => cookie).sort((a, b) => a - b)).toEqual([1, 2, 3, 4]);
   });
 
   it("finishes what is outstanding at DISC, and then ends the connection", async () => {

@@ -1,0 +1,124 @@
+import * as fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { DISKS_MAX, PREPARED_EPOCHS_MAX, STATE_SLOT_BYTES } from "../../../proto/limits.ts";
+import { decodeStateSlot, encodeStateSlot, stateRecordSchema, type StateRecord } from "../../../proto/state-record.ts";
+import { MODES } from "../../../proto/words.ts";
+import { goldenBytes } from "../../support/golden.ts";
+import { stateRecord } from "../../support/state-records.ts";
+
+const FULL = stateRecord({
+  role: "Primary",
+  durability: "power",
+  lineage: "f".repeat(32),
+  peers: ["ws://127.0.0.1:1", "ws://[::1]:2"],
+  disks: [
+    { name: "vda", image: "/a b/ü.img", sizeBytes: 2 ** 44, cleanMark: "1.2.3" },
+    { name: "vdb", image: "/new.img", sizeBytes: null, cleanMark: null },
+  ],
+  epochReserved: 2 ** 40,
+  committed: { epoch: 41, atMs: 1_700_000_000_000.5 },
+  prepared: [{ epoch: 42, atMs: 1_700_000_000_001 }],
+  merge: { activeEpoch: 41 },
+  inSyncPeer: "e".repeat(32),
+});
+
+const epoch = fc.nat({ max: Number.MAX_SAFE_INTEGER });
+const at = fc.record({ epoch, atMs: fc.double({ min: 0, max: 2e12, noNaN: true }) });
+const records: fc.Arbitrary<StateRecord> = fc
+  .record({
+    vm: fc.string({ maxLength: 40 }),
+    mode: fc.constantFrom(...MODES),
+    lineage: fc.option(fc.string({ maxLength: 32 })),
+    peers: fc.array(fc.string(), { maxLength: 3 }),
+    disks: fc.array(
+      fc.record({
+        name: fc.string(),
+        image: fc.string(),
+        sizeBytes: fc.option(fc.integer({ min: 1 })),
+        cleanMark: fc.option(fc.string()),
+      }),
+      { maxLength: 4 },
+    ),
+    epochReserved: epoch,
+    committed: at,
+    prepared: fc.array(at, { maxLength: 5 }),
+    merge: fc.option(fc.record({ activeEpoch: epoch })),
+    inSyncPeer: fc.option(fc.string()),
+  })
+  .map(stateRecord);
+
+describe("a slot of the state record", () => {
+  it("brings any record, and its sequence, back as it was", () => {
+    fc.assert(
+      fc.property(fc.integer({ min: 1, max: Number.MAX_SAFE_INTEGER }), records, (sequence, record) => {
+        expect(decodeStateSlot(encodeStateSlot(sequence, record))).toEqual({ kind: "valid", sequence, record });
+      }),
+    );
+  });
+
+  it("of version 1 still opens", () => {
+    const trimmed = (slot: Buffer): Buffer => slot.subarray(0, 64 + slot.readUInt32BE(12));
+    const golden = goldenBytes(
+      "state-record-1.txt",
+      new Map([
+        ["full", trimmed(encodeStateSlot(7, FULL))],
+        ["new", trimmed(encodeStateSlot(1, stateRecord()))],
+      ]),
+    );
+    for (const [name, sequence, record] of [
+      ["full", 7, FULL],
+      ["new", 1, stateRecord()],
+    ] as const) {
+      const slot = Buffer.alloc(STATE_SLOT_BYTES);
+      expect(golden.get(name)?.copy(slot)).toBeGreaterThan(64);
+      // A field that came later has a default: what version 1 wrote is all there.
+      expect(decodeStateSlot(slot)).toMatchObject({ kind: "valid", sequence, record });
+    }
+  });
+
+  it("never shows another record than the one that was written, whichever byte is flipped", () => {
+    const slot = encodeStateSlot(3, FULL);
+    const used = 64 + slot.readUInt32BE(12);
+    for (let offset = 0; offset < used + 4; offset += 1) {
+      for (const mask of [0x01, 0x80, 0xff]) {
+        const damaged = Buffer.from(slot);
+        damaged[offset] = (damaged[offset] ?? 0) ^ mask;
+        const decoded = decodeStateSlot(damaged);
+        if (decoded.kind === "valid") expect(decoded).toEqual({ kind: "valid", sequence: 3, record: FULL });
+        else expect(decoded.kind).toBe("torn");
+      }
+    }
+  });
+
+  it("that ends anywhere before its end is torn", () => {
+    const slot = encodeStateSlot(3, FULL);
+    const used = 64 + slot.readUInt32BE(12);
+    for (let length = 1; length < used; length += 1) {
+      const torn = Buffer.alloc(STATE_SLOT_BYTES);
+      slot.copy(torn, 0, 0, length);
+      expect(decodeStateSlot(torn).kind).toBe("torn");
+    }
+  });
+
+  it("that was never written is empty, and one of a later version is told apart", () => {
+    expect(decodeStateSlot(Buffer.alloc(STATE_SLOT_BYTES))).toEqual({ kind: "empty" });
+  });
+
+  it("has room for the largest record that the limits allow", () => {
+    const record = stateRecord({
+      disks: Array.from({ length: DISKS_MAX }, (_, index) => ({
+        name: `${index}`.padEnd(128, "n"),
+        image: `/${"i".repeat(255)}`,
+        sizeBytes: 2 ** 52,
+        cleanMark: "m".repeat(64),
+      })),
+      prepared: Array.from({ length: PREPARED_EPOCHS_MAX }, (_, index) => ({ epoch: 2 ** 52 + index, atMs: 1.5e12 + 0.1 })),
+    });
+    expect(decodeStateSlot(encodeStateSlot(1, record)).kind).toBe("valid");
+  });
+
+  it("takes no record that the schema refuses", () => {
+    expect(stateRecordSchema.safeParse({ ...FULL, role: "Tertiary" }).success).toBe(false);
+    expect(stateRecordSchema.safeParse({ ...FULL, epochReserved: -1 }).success).toBe(false);
+  });
+});

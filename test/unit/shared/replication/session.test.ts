@@ -1,0 +1,342 @@
+import { describe, expect, it } from "vitest";
+import { ColobusError } from "../../../../proto/errors.ts";
+import { HANDSHAKE_MESSAGE_MAX_BYTES, HANDSHAKE_TIMEOUT_MS } from "../../../../proto/limits.ts";
+import { encodeData, encodeMessage, type Hello, type Message } from "../../../../proto/replication-messages.ts";
+import { Session, type SessionHandlers } from "../../../../shared/replication/session.ts";
+import { primaryHello, secondaryHello } from "../../../support/hellos.ts";
+import { LinkPair, type MemoryLink } from "../../../support/link-pair.ts";
+import { ManualClock } from "../../../support/manual-clock.ts";
+
+const PEER_TIMEOUT_MS = 4000;
+const TOKEN = Buffer.from("a shared secret");
+
+/** One end of a session, and what became of it. */
+class End implements SessionHandlers {
+  readonly session: Session;
+  readonly link: MemoryLink;
+  peer: Hello | undefined;
+  readonly messages: string[] = [];
+  readonly endings: ColobusError[] = [];
+  throwing: Error | undefined;
+
+  constructor(link: MemoryLink, clock: ManualClock, hello: Hello, token?: Buffer) {
+    this.link = link;
+    this.session = new Session({
+      link,
+      clock,
+      hello: { ...hello, hasToken: token !== undefined },
+      token,
+      peerTimeoutMs: PEER_TIMEOUT_MS,
+      handlers: this,
+    });
+  }
+
+  opened(peer: Hello): void {
+    this.peer = peer;
+    if (this.throwing !== undefined) throw this.throwing;
+  }
+
+  message(message: Message): void {
+    this.messages.push(message.type);
+    if (this.throwing !== undefined) throw this.throwing;
+  }
+
+  closed(reason: ColobusError): void {
+    this.endings.push(reason);
+  }
+
+  /** The only reason for which the session was closed. */
+  get reason(): ColobusError {
+    expect(this.endings).toHaveLength(1);
+    return this.endings[0] ?? expect.unreachable();
+  }
+}
+
+interface Pair {
+  readonly links: LinkPair;
+  readonly clock: ManualClock;
+  readonly primary: End;
+  readonly secondary: End;
+}
+
+interface PairOptions {
+  readonly tokens?: readonly [Buffer | undefined, Buffer | undefined];
+  readonly primary?: Partial<Hello>;
+  readonly secondary?: Partial<Hello>;
+}
+
+function pair({ tokens = [undefined, undefined], primary = {}, secondary = {} }: PairOptions = {}): Pair {
+  const links = new LinkPair();
+  const clock = new ManualClock();
+  return {
+    links,
+    clock,
+    primary: new End(links.left, clock, primaryHello(primary), tokens[0]),
+    secondary: new End(links.right, clock, secondaryHello(secondary), tokens[1]),
+  };
+}
+
+function openPair(options: PairOptions = {}): Pair {
+  const made = pair(options);
+  made.links.deliver();
+  expect(made.primary.peer).toBeDefined();
+  expect(made.secondary.peer).toBeDefined();
+  return made;
+}
+
+function bytesOf(message: Parameters<typeof encodeMessage>[0]): Buffer {
+  return Buffer.concat(encodeMessage(message));
+}
+
+describe("a session", () => {
+  it("opens on both sides with the other's hello", () => {
+    const { primary, secondary } = openPair();
+    expect(primary.peer).toMatchObject({ role: "Secondary", agentId: "b".repeat(32) });
+    expect(secondary.peer).toMatchObject({ role: "Primary", agentId: "a".repeat(32) });
+  });
+
+  it("opens with the same token on both sides, which never crosses the link", () => {
+    const { links, primary, secondary } = pair({ tokens: [TOKEN, Buffer.from(TOKEN)] });
+    const crossed: Buffer[] = [];
+    while (links.left.sent.length + links.right.sent.length > 0) {
+      crossed.push(...links.left.sent, ...links.right.sent);
+      links.left.deliverOne();
+      links.right.deliverOne();
+    }
+    expect(primary.peer).toBeDefined();
+    expect(secondary.peer).toBeDefined();
+    expect(Buffer.concat(crossed).includes(TOKEN)).toBe(false);
+  });
+
+  it.each<readonly [string, Buffer | undefined, Buffer | undefined]>([
+    ["different tokens", TOKEN, Buffer.from("another secret")],
+    ["a token on the primary only", TOKEN, undefined],
+    ["a token on the secondary only", undefined, TOKEN],
+    ["an empty token on one side", Buffer.alloc(0), TOKEN],
+  ])("with %s is refused on both sides", (_, left, right) => {
+    const { links, primary, secondary } = pair({ tokens: [left, right] });
+    links.deliver();
+    for (const end of [primary, secondary]) {
+      expect(end.peer).toBeUndefined();
+      expect(end.reason.code).toBe("auth-failed");
+      expect(end.reason.action).toMatch(/--token-file/);
+    }
+  });
+
+  it("refuses its own words, sent back to it", () => {
+    const { links, secondary } = pair({ tokens: [TOKEN, TOKEN] });
+    const hello = links.right.sent[0] ?? expect.unreachable();
+    links.right.receive(hello);
+    expect(secondary.reason.code).toBe("role-conflict");
+  });
+
+  it("refuses a proof that was made for another session", () => {
+    const recorded = pair({ tokens: [TOKEN, TOKEN] });
+    recorded.links.left.deliverOne();
+    recorded.links.right.deliverOne();
+    const hello = bytesOf({ type: "hello", ...primaryHello({ hasToken: true }) });
+    const proof = recorded.links.left.sent[0] ?? expect.unreachable();
+    const replayed = pair({ tokens: [TOKEN, TOKEN], secondary: { nonce: Buffer.alloc(16, 99) } });
+    replayed.links.right.receive(hello);
+    replayed.links.right.receive(proof);
+    expect(replayed.secondary.peer).toBeUndefined();
+    expect(replayed.secondary.reason.code).toBe("auth-failed");
+  });
+
+  it("refuses its own proof, sent back to it under another agent's id", () => {
+    const { links, secondary } = pair({ tokens: [TOKEN, TOKEN] });
+    links.right.receive(bytesOf({ type: "hello", ...primaryHello({ hasToken: true }) }));
+    const proof = links.right.sent[1] ?? expect.unreachable();
+    links.right.receive(proof);
+    expect(secondary.reason.code).toBe("auth-failed");
+  });
+
+  it("tells both sides of a mismatch, with what differs", () => {
+    const { links, primary, secondary } = pair({ secondary: { vm: "other" } });
+    links.deliver();
+    expect(primary.reason.code).toBe("vm-mismatch");
+    expect(secondary.reason.code).toBe("vm-mismatch");
+    expect(primary.reason.message).toMatch(/other/);
+  });
+
+  it("does not tell who asks without the token what differs", () => {
+    const { links, primary } = pair({ tokens: [Buffer.from("wrong"), TOKEN], secondary: { vm: "other" } });
+    links.deliver();
+    expect(primary.reason.code).toBe("auth-failed");
+  });
+
+  it("ends when the owner refuses the peer, or a message, with the owner's reason", () => {
+    const refusing = pair();
+    refusing.secondary.throwing = new ColobusError("unrelated", "not mine");
+    refusing.links.deliver();
+    expect(refusing.secondary.reason.code).toBe("unrelated");
+    expect(refusing.primary.reason.message).toBe("not mine");
+
+    const later = openPair();
+    later.secondary.throwing = new ColobusError("protocol-error", "not now");
+    later.primary.session.send({ type: "ready" });
+    later.links.deliver();
+    expect(later.secondary.reason.code).toBe("protocol-error");
+    expect(later.primary.reason.message).toBe("not now");
+  });
+
+  it("hands messages over in order, and pings to nobody", () => {
+    const { links, primary, secondary } = openPair();
+    primary.session.send({ type: "sync", phase: "begin", totalBytes: 0 });
+    primary.session.send({ type: "ping" });
+    primary.session.send({ type: "barrier", id: 1, epoch: 1 });
+    links.deliver();
+    expect(secondary.messages).toEqual(["sync", "barrier"]);
+  });
+
+  it("is silent once it is closed, on both sides", () => {
+    const { links, clock, primary, secondary } = openPair();
+    primary.session.send({ type: "ready" });
+    primary.session.close(new ColobusError("shutting-down", "bye"));
+    primary.session.close(new ColobusError("internal", "again"));
+    primary.session.send({ type: "ready" });
+    secondary.session.send({ type: "ready" });
+    links.deliver();
+    expect(primary.messages).toEqual([]);
+    expect(primary.reason.code).toBe("shutting-down");
+    expect(secondary.messages).toEqual(["ready"]);
+    expect(secondary.reason).toMatchObject({ code: "shutting-down", message: "bye" });
+    clock.advance(100 * PEER_TIMEOUT_MS);
+    expect(primary.endings).toHaveLength(1);
+    expect(clock.pendingTimers).toBe(0);
+  });
+
+  it("over a link that has ended already tells its owner, once the owner has it", () => {
+    const links = new LinkPair();
+    links.left.end(new ColobusError("connection-lost", "gone before it began"));
+    const clock = new ManualClock();
+    const end: End = new End(links.left, clock, primaryHello());
+    expect(end.endings).toEqual([]);
+    clock.endTurn();
+    expect(end.reason.code).toBe("connection-lost");
+    expect(clock.pendingTimers).toBe(0);
+  });
+});
+
+describe("a session that is not open", () => {
+  const EARLY: readonly (readonly [string, Buffer])[] = [
+    ["data", Buffer.concat(encodeData(1, [0, 0, 0, 3], [Buffer.from("abc")]))],
+    ["begin", bytesOf({ type: "begin", lineage: "l", openEpoch: 1, diskSizes: [1] })],
+    ["a barrier", bytesOf({ type: "barrier", id: 1, epoch: 1 })],
+    ["a ping", bytesOf({ type: "ping" })],
+    ["a proof before the hello", bytesOf({ type: "proof", mac: Buffer.alloc(0) })],
+    ["rubbish", Buffer.from("GET / HTTP/1.1\r\n\r\n")],
+    ["nothing at all", Buffer.alloc(0)],
+  ];
+
+  it.each(EARLY)("refuses %s", (_, bytes) => {
+    const { links, secondary } = pair();
+    links.right.receive(bytes);
+    expect(secondary.reason.code).toBe("protocol-error");
+    expect(secondary.messages).toEqual([]);
+  });
+
+  it.each(EARLY.slice(0, 4))("refuses %s after the hello", (_, bytes) => {
+    const { links, secondary } = pair();
+    links.left.deliverOne();
+    links.right.receive(bytes);
+    expect(secondary.reason.code).toBe("protocol-error");
+    expect(secondary.peer).toBeUndefined();
+  });
+
+  it("refuses a second hello, then and later", () => {
+    const hello = bytesOf({ type: "hello", ...primaryHello() });
+    const early = pair();
+    early.links.right.receive(hello);
+    early.links.right.receive(hello);
+    expect(early.secondary.reason.code).toBe("protocol-error");
+    const late = openPair();
+    late.links.right.receive(hello);
+    expect(late.secondary.reason.code).toBe("protocol-error");
+  });
+
+  it("refuses a message that is larger than a handshake needs, unread", () => {
+    const { links, secondary } = pair();
+    links.right.receive(Buffer.concat(encodeData(1, [0, 0, 0, HANDSHAKE_MESSAGE_MAX_BYTES], [Buffer.alloc(HANDSHAKE_MESSAGE_MAX_BYTES)])));
+    expect(secondary.reason.message).toMatch(/large message/);
+  });
+
+  it("takes a refusal at any time, and believes the reason", () => {
+    const { links, secondary } = pair();
+    links.right.receive(bytesOf({ type: "refuse", error: { code: "role-conflict", message: "m", action: "a" } }));
+    expect(secondary.reason.toJSON()).toEqual({ code: "role-conflict", message: "m", action: "a" });
+  });
+
+  it("is given up when the handshake takes too long, whatever was said", () => {
+    const { links, clock, secondary } = pair();
+    links.left.deliverOne();
+    clock.advance(HANDSHAKE_TIMEOUT_MS - 1);
+    expect(secondary.endings).toEqual([]);
+    clock.advance(1);
+    expect(secondary.reason.code).toBe("peer-timeout");
+  });
+});
+
+describe("a quiet session", () => {
+  it("stays open by heartbeats", () => {
+    const { links, clock, primary, secondary } = openPair();
+    for (let elapsedMs = 0; elapsedMs < 20 * PEER_TIMEOUT_MS; elapsedMs += 100) {
+      clock.advance(100);
+      links.deliver();
+    }
+    expect(primary.endings).toEqual([]);
+    expect(secondary.endings).toEqual([]);
+    expect(primary.session.silenceMs).toBeLessThan(PEER_TIMEOUT_MS / 2);
+  });
+
+  it("is ended when the peer says nothing for the peer timeout, and not before", () => {
+    const { clock, secondary } = openPair();
+    for (let elapsedMs = 0; elapsedMs < PEER_TIMEOUT_MS - 100; elapsedMs += 100) clock.advance(100);
+    expect(secondary.endings).toEqual([]);
+    for (let elapsedMs = 0; elapsedMs < PEER_TIMEOUT_MS; elapsedMs += 100) clock.advance(100);
+    expect(secondary.reason).toMatchObject({ code: "peer-timeout", message: expect.stringMatching(/silent for \d+ ms/) as string });
+  });
+
+  it("is not ended by a process that was itself stopped, until the peer's words could be read", () => {
+    const clock = new StoppableClock();
+    const links = new LinkPair();
+    const primary = new End(links.left, clock, primaryHello());
+    const secondary = new End(links.right, clock, secondaryHello());
+    links.deliver();
+    clock.stopFor(10 * PEER_TIMEOUT_MS);
+    expect(secondary.endings).toEqual([]);
+    links.deliver(); // the heartbeat that the other side has sent at once
+    for (let elapsedMs = 0; elapsedMs < PEER_TIMEOUT_MS; elapsedMs += 100) {
+      clock.advance(100);
+      links.deliver();
+    }
+    expect(secondary.endings).toEqual([]);
+    expect(primary.endings).toEqual([]);
+  });
+
+  it("is ended after a stop when the peer still says nothing", () => {
+    const clock = new StoppableClock();
+    const links = new LinkPair();
+    const primary = new End(links.left, clock, primaryHello());
+    const secondary = new End(links.right, clock, secondaryHello());
+    links.deliver();
+    clock.stopFor(10 * PEER_TIMEOUT_MS);
+    clock.advance(PEER_TIMEOUT_MS);
+    expect(secondary.reason.code).toBe("peer-timeout");
+    expect(primary.endings).toHaveLength(1);
+  });
+});
+
+/** A clock of a process that can be stopped (SIGSTOP): time goes on, and timers that fell due fire late. */
+class StoppableClock extends ManualClock {
+  #stoppedMs = 0;
+
+  override nowMs(): number {
+    return super.nowMs() + this.#stoppedMs;
+  }
+
+  stopFor(ms: number): void {
+    this.#stoppedMs += ms;
+    this.advance(PEER_TIMEOUT_MS / 4);
+  }
+}
