@@ -98,7 +98,7 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments> {
           .option("create", flag("Make missing images at the primary's size"))
           .option("secondary-export", word(SECONDARY_EXPORTS, "Access to the committed view before a failover (read-only)"))
           .example("$0 secondary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --listen 127.0.0.1:7000 --create", "");
-  return ofRole as unknown as Argv<AgentArguments>;
+  return ofRole;
 }
 
 /** The configuration that flags and file give together, checked. Errors: `usage`, naming the flag. */

@@ -34,6 +34,14 @@ export interface Command {
   install(yargs: Argv, building: (yargs: Argv) => void, chosen: (run: RunCommand) => void): void;
 }
 
+/** Resolves when the signal aborts. */
+export function untilAborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener("abort", () => resolve(), { once: true });
+  });
+}
+
 export type RunCommand = (host: CommandHost) => Promise<void> | void;
 
 export function defineCommand<U>(declaration: CommandDeclaration<U>): Command {

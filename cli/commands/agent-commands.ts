@@ -1,21 +1,19 @@
 import { createLogger } from "../../shared/host/log.ts";
 import { agentOptions, readProcessConfig } from "../agent-options.ts";
-import { AgentProcess } from "../agent-process.ts";
-import { defineCommand, type CommandHost } from "../command.ts";
+import { defineCommand, untilAborted, type CommandHost } from "../command.ts";
 import type { Role } from "../../proto/words.ts";
 
 /** Runs one agent in the foreground until SIGTERM or SIGINT. */
 async function runAgent(args: Parameters<typeof readProcessConfig>[0], role: Role, host: CommandHost): Promise<void> {
   const config = readProcessConfig(args, role, host.env);
+  // Loaded here, so that the commands of operators and hooks start without the engine.
+  const { AgentProcess } = await import("../agent-process.ts");
   const log = createLogger({ level: config.logLevel, name: config.agent.vm });
   const agentProcess = await AgentProcess.start(config, log);
   const { agent } = agentProcess;
   log.info({ role: agent.role, run: config.runDirectory }, "the agent serves");
   host.output.text(`${agent.role} agent of VM ${config.agent.vm} serves in ${config.runDirectory}`);
-  await new Promise<void>((resolve) => {
-    if (host.terminated.aborted) resolve();
-    else host.terminated.addEventListener("abort", () => resolve(), { once: true });
-  });
+  await untilAborted(host.terminated);
   log.info({}, "the agent is being stopped");
   await agentProcess.stop();
 }

@@ -1,32 +1,5 @@
-import { basename } from "node:path";
-import type { JournalEntry } from "../../proto/cluster-journal-format.ts";
-import { ColobusError } from "../../proto/errors.ts";
-import { STATE_SLOT_BYTES } from "../../proto/limits.ts";
-import { decodeStateSlot, type StateSlot } from "../../proto/state-record.ts";
-import { applyJournalEntry, ClusterBitmap } from "../../shared/block/cluster-bitmap.ts";
-import { NodeStorage } from "../../shared/host/node-storage.ts";
-import type { StorageFile } from "../../shared/host/storage.ts";
-import { scanClusterJournal } from "../../shared/journal/cluster-journal.ts";
 import { outputFlags } from "../agent-flags.ts";
 import { defineCommand } from "../command.ts";
-import { formatBytes } from "../quantities.ts";
-
-/** What a file of a state directory holds. */
-type Inspection =
-  | { readonly kind: "state"; readonly path: string; readonly slots: readonly StateSlot[] }
-  | {
-      readonly kind: "journal";
-      readonly path: string;
-      readonly journal: string;
-      readonly epoch: number;
-      readonly diskSizeBytes: number;
-      readonly clusterBytes: number;
-      readonly frames: number;
-      readonly entries: number;
-      readonly heldClusters: number;
-      readonly soundBytes: number;
-      readonly fileBytes: number;
-    };
 
 export const inspectCommand = defineCommand({
   command: "inspect <file>",
@@ -37,82 +10,9 @@ export const inspectCommand = defineCommand({
       demandOption: true,
       describe: "The file: `state`, or a `*.journal` of an overlay",
     }),
-  run: ({ file, json }, { output }) => output.result(json, inspectFile(file), render),
+  run: async ({ file, json }, { output }) => {
+    const { inspectFile, renderInspection } = await import("../inspection.ts");
+    output.result(json, inspectFile(file), renderInspection);
+  },
 });
 
-function inspectFile(path: string): Inspection {
-  const file = new NodeStorage().open(path, { kind: "other", create: "never", readOnly: true });
-  try {
-    return path.endsWith(".journal") ? inspectJournal(path, file) : inspectState(path, file);
-  } finally {
-    file.close();
-  }
-}
-
-function inspectState(path: string, file: StorageFile): Inspection {
-  if (file.sizeBytes() < 2 * STATE_SLOT_BYTES) throw unknownFormat(path);
-  const slots = [0, 1].map((index) => {
-    const bytes = Buffer.alloc(STATE_SLOT_BYTES);
-    file.readNow(bytes, index * STATE_SLOT_BYTES);
-    return decodeStateSlot(bytes);
-  });
-  if (slots.every((slot) => slot.kind === "torn")) throw unknownFormat(path);
-  return { kind: "state", path, slots };
-}
-
-function inspectJournal(path: string, file: StorageFile): Inspection {
-  let entries = 0;
-  const held = new ClusterBitmap();
-  const scanned = scanClusterJournal(file, (entry: JournalEntry) => {
-    entries += 1;
-    applyJournalEntry(held, entry);
-  });
-  if (scanned === undefined) throw unknownFormat(path);
-  const { header, tailBytes, frames } = scanned;
-  return {
-    kind: "journal",
-    path,
-    journal: header.kind,
-    epoch: header.epoch,
-    diskSizeBytes: header.diskSizeBytes,
-    clusterBytes: header.clusterBytes,
-    frames,
-    entries,
-    heldClusters: held.size,
-    soundBytes: tailBytes,
-    fileBytes: file.sizeBytes(),
-  };
-}
-
-function render(inspection: Inspection): string {
-  if (inspection.kind === "journal") {
-    const { journal, epoch, diskSizeBytes, clusterBytes, frames, entries, heldClusters, soundBytes, fileBytes } =
-      inspection;
-    const torn = fileBytes - soundBytes;
-    return [
-      `${basename(inspection.path)}: cluster journal of a ${journal}, epoch ${epoch}`,
-      `  disk     ${formatBytes(diskSizeBytes)} in clusters of ${formatBytes(clusterBytes)}`,
-      `  holds    ${heldClusters} clusters (${formatBytes(heldClusters * clusterBytes)})`,
-      `  records  ${entries} in ${frames} frames`,
-      torn === 0 ? "  tail     sound" : `  tail     ${torn} bytes are torn and will be cut`,
-    ].join("\n");
-  }
-  const lines = [`${basename(inspection.path)}: state record`];
-  inspection.slots.forEach((slot, index) => {
-    if (slot.kind !== "valid") lines.push(`  slot ${index}: ${slot.kind}`);
-    else lines.push(`  slot ${index}: sequence ${slot.sequence}`, indent(JSON.stringify(slot.record, null, 2)));
-  });
-  return lines.join("\n");
-}
-
-function indent(text: string): string {
-  return text.replaceAll(/^/gm, "    ");
-}
-
-function unknownFormat(path: string): ColobusError {
-  return new ColobusError(
-    "state-corrupt",
-    `${path} is neither a state record nor a cluster journal that this release knows`,
-    "Name the file `state`, or a `*.journal` file, of a state directory.",
-  );
-}

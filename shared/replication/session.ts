@@ -65,11 +65,17 @@ export class Session {
     });
     const parts = encodeMessage({ type: "hello", ...hello });
     this.#digest = digestOf(Buffer.concat(parts));
+    let constructed = false;
     link.start({
       message: (data) => this.#receive(data),
-      closed: (reason) => this.#end(reason),
+      closed: (reason) => {
+        // A link that is gone already says so at once; the owner must have its session before that ends.
+        if (constructed) this.#end(reason);
+        else clock.defer(() => this.#end(reason));
+      },
     });
     link.send(parts);
+    constructed = true;
   }
 
   /** Milliseconds since anything came from the peer. */

@@ -1,0 +1,119 @@
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { CLUSTER_DEFAULT_BYTES, PEER_TIMEOUT_DEFAULT_MS, WINDOW_DEFAULT_BYTES } from "../proto/limits.ts";
+import type { Role } from "../proto/words.ts";
+import { createImage } from "../shared/block/image.ts";
+import { createLogger } from "../shared/host/log.ts";
+import { NodeStorage } from "../shared/host/node-storage.ts";
+import { AgentProcess, type ProcessConfig } from "./agent-process.ts";
+
+/** Both agents of a VM "demo" on this machine, with everything that is theirs below one directory. */
+export class Demo {
+  readonly #root: string;
+  readonly #isScratch: boolean;
+  readonly #agents: AgentProcess[] = [];
+
+  private constructor(root: string, isScratch: boolean) {
+    this.#root = root;
+    this.#isScratch = isScratch;
+  }
+
+  /**
+   * Starts the demo below `directory`, or below a scratch directory, with a disk of `sizeBytes` if there is none yet.
+   * On an error nothing is left running.
+   */
+  static async start(directory: string | undefined, sizeBytes: number): Promise<Demo> {
+    const root = directory === undefined ? mkdtempSync(join(tmpdir(), "colobus-")) : resolve(directory);
+    const demo = new Demo(root, directory === undefined);
+    try {
+      mkdirSync(root, { recursive: true });
+      const image = join(root, "a.img");
+      const storage = new NodeStorage();
+      if (!storage.exists(image)) await createImage(storage, image, sizeBytes);
+      const log = createLogger({ level: "warn", name: "demo" });
+      // The primary records its peer's address, so a demo that is started again listens where it did before.
+      const portFile = join(root, "port");
+      const port = existsSync(portFile) ? Number(readFileSync(portFile, "utf8")) : 0;
+      const secondary = await AgentProcess.start(demoConfig(root, "Secondary", port), log);
+      demo.#agents.push(secondary);
+      const listenPort = secondary.listenPort ?? port;
+      writeFileSync(portFile, `${listenPort}\n`);
+      demo.#agents.push(await AgentProcess.start(demoConfig(root, "Primary", listenPort), log));
+      return demo;
+    } catch (error) {
+      await demo.stop();
+      throw error;
+    }
+  }
+
+  async stop(): Promise<void> {
+    for (const agent of this.#agents.splice(0).reverse()) await agent.stop();
+    if (this.#isScratch) rmSync(this.#root, { recursive: true, force: true });
+  }
+
+  /** What to look at and try next; each line works when it is pasted into another terminal. */
+  describe(): string {
+    return describeDemo(this.#root, this.#isScratch);
+  }
+}
+
+function demoConfig(root: string, role: Role, port: number): ProcessConfig {
+  const side = role === "Primary" ? "a" : "b";
+  return {
+    agent: {
+      role,
+      vm: "demo",
+      mode: "colo",
+      stateDirectory: join(root, `state-${side}`),
+      disks: [{ name: "vda", image: join(root, `${side}.img`) }],
+      peers: role === "Primary" ? [`ws://127.0.0.1:${port}`] : [],
+      ack: "async",
+      durability: "power",
+      peerTimeoutMs: PEER_TIMEOUT_DEFAULT_MS,
+      windowBytes: WINDOW_DEFAULT_BYTES,
+      clusterBytes: CLUSTER_DEFAULT_BYTES,
+      secondaryExport: "read-only",
+      createImages: role === "Secondary",
+      assumeInSync: false,
+      adoptImages: false,
+    },
+    runDirectory: join(root, side),
+    listen: role === "Secondary" ? { host: "127.0.0.1", port } : undefined,
+    nbdListen: undefined,
+    tokenFile: undefined,
+    insecure: false,
+  };
+}
+
+function uriOf(root: string, side: "a" | "b"): string {
+  return `nbd+unix:///vda?socket=${join(root, side, "nbd.sock")}`;
+}
+
+function describeDemo(root: string, scratch: boolean): string {
+  const colobus = `${process.execPath} ${process.argv[1] ?? "colobus"}`;
+  const a = join(root, "a");
+  const b = join(root, "b");
+  const primary = uriOf(root, "a");
+  const secondary = uriOf(root, "b");
+  return `Both agents of the VM "demo" run on this machine, with everything in ${root}.
+
+  primary    ${primary}
+  secondary  ${secondary}   (the last committed checkpoint)
+
+Try in another terminal:
+
+  ${colobus} status --run ${a}
+  nbdinfo "${primary}"
+  qemu-io -f raw -c "write -P 0x42 0 1M" "${primary}"
+  ${colobus} checkpoint --run ${a}
+  qemu-io -r -f raw -c "read -P 0x42 0 1M" "${secondary}"
+  ${colobus} status --run ${b}
+  ${colobus} failover --run ${b} --force
+  qemu-io -f raw -c "read -P 0x42 0 1M" "${secondary}"
+  ${colobus} wait merged --run ${b}
+
+A guest: qemu-system-x86_64 -drive file.driver=nbd,file.server.type=unix,file.server.path=${a}/nbd.sock,file.export=vda,file.reconnect-delay=30,format=raw
+
+Ctrl-C ends both agents${scratch ? " and removes the scratch disks" : ""}.`;
+}
