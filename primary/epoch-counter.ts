@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { EPOCH_RESERVATION } from "../proto/limits.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 
@@ -25,9 +26,14 @@ export class EpochCounter {
     this.#open = Math.max(this.#open, epoch + 1);
   }
 
+  /** Whether the open epoch's number is durably reserved, so that it may be closed. */
+  get isReserved(): boolean {
+    return this.#open <= this.#state.record.epochReserved;
+  }
+
   /** Resolves when the open epoch's number is durably reserved. Errors: `io-error`. */
   async reserve(): Promise<void> {
-    while (this.#open > this.#state.record.epochReserved) await this.#reserveBlock();
+    while (!this.isReserved) await this.#reserveBlock();
     // The next block is reserved early, so that no checkpoint waits for it.
     if (this.#open + EPOCH_RESERVATION / 2 > this.#state.record.epochReserved) {
       this.#reserveBlock().catch(() => undefined); // the checkpoint that needs the block tries again, and reports it
@@ -36,6 +42,7 @@ export class EpochCounter {
 
   /** Closes the open epoch, whose number is reserved, and opens the next one. Returns the closed one. */
   close(): number {
+    assert(this.isReserved, "the epoch's number is reserved");
     const closed = this.#open;
     this.#open += 1;
     return closed;

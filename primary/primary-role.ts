@@ -126,7 +126,9 @@ export class PrimaryRole {
     try {
       const replicator = this.#connectedReplicator();
       await deadline.race(this.#untilEstablished(), "the secondary is still being synced");
-      await deadline.race(this.#epochs.reserve(), "an epoch number could not be reserved");
+      // Another checkpoint may have closed the reserved epoch before this one goes on.
+      do await deadline.race(this.#epochs.reserve(), "an epoch number could not be reserved");
+      while (!this.#epochs.isReserved);
       if (this.#known.prepared.length >= PREPARED_EPOCHS_MAX) {
         throw new ColobusError(
           "too-many-prepared",

@@ -64,6 +64,8 @@ export const RECONNECT_MAX_MS = 5_000;
 
 // Epochs
 export const PREPARED_EPOCHS_MAX = 64;
+/** Generations of one disk that withdrawn checkpoints may leave before they are joined; prepared ones come on top. */
+export const GENERATIONS_MAX = 16;
 /** Epoch numbers are reserved on disk in blocks, so that opening an epoch seldom costs a write. */
 export const EPOCH_RESERVATION = 64;
 

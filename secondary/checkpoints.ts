@@ -1,5 +1,5 @@
 import { ColobusError } from "../proto/errors.ts";
-import { PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
+import { GENERATIONS_MAX, PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
@@ -161,6 +161,7 @@ export class Checkpoints {
         prepared: record.prepared.filter(({ epoch }) => !withdrawn.includes(epoch)),
       }));
       for (const disk of this.#options.disks()) disk.hidden.setNewestBarrier(this.newestBarrier);
+      this.#joinBehind();
       return withdrawn;
     });
   }
@@ -179,6 +180,37 @@ export class Checkpoints {
     const result = this.#tail.then(decision);
     this.#tail = result.catch(() => undefined); // the caller has the error
     return result;
+  }
+
+  /**
+   * Joins generations that withdrawn checkpoints have left, behind the path, so that their number stays bounded. The
+   * storage of generations that a commit drops meanwhile is freed after this, so what is read here stays open.
+   */
+  #joinBehind(): void {
+    this.#freeing = this.#freeing.then(async () => {
+      for (const disk of this.#options.disks()) {
+        try {
+          for (;;) {
+            const pair = disk.hidden.findJoinable(this.prepared, GENERATIONS_MAX);
+            if (pair === undefined) break;
+            await disk.hidden.copyOriginals(pair);
+            if (await this.#serialize(() => this.#takeOut(disk, pair))) await pair.newer.files.removeBehind();
+          }
+        } catch (error) {
+          this.#options.log.warn({ error, disk: disk.name }, "withdrawn generations could not be joined");
+        }
+      }
+    });
+  }
+
+  /** Readers of the view may be in the generation that goes: they are let out first. */
+  async #takeOut(disk: ReplicaDisk, pair: Parameters<ReplicaDisk["hidden"]["tryTakeOut"]>[0]): Promise<boolean> {
+    await this.#options.gate.close();
+    try {
+      return disk.hidden.tryTakeOut(pair);
+    } finally {
+      this.#options.gate.open();
+    }
   }
 
   /** Frees storage behind the path. What cannot be removed now is removed at the next start. */

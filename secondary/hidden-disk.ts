@@ -1,20 +1,12 @@
 import assert from "node:assert/strict";
-import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-format.ts";
 import type { Image } from "../shared/block/image.ts";
-import { clusterEndOffset, clustersToBytes } from "../shared/block/cluster-geometry.ts";
-import { applyJournalEntry, ClusterBitmap, clusterRuns } from "../shared/block/cluster-bitmap.ts";
-import { isZero } from "../shared/block/zeroes.ts";
-import { listOverlayEpochs, OverlayFiles, type OverlayContext } from "./overlay-files.ts";
+import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
+import { Generation } from "./generation.ts";
+import { listOverlayEpochs, type OverlayContext } from "./overlay-files.ts";
 
 /** Originals are read and saved in pieces of at most this many bytes. */
 const SAVE_PIECE_BYTES = 1024 * 1024;
-
-/** The originals of the clusters that one epoch overwrote first. */
-export interface Generation {
-  readonly epoch: number;
-  readonly held: ClusterBitmap;
-  readonly files: OverlayFiles;
-}
 
 /**
  * Owns the hidden disk of one disk: the originals of what the primary overwrote in the base since the last committed
@@ -51,10 +43,11 @@ export class HiddenDisk {
   ): HiddenDisk {
     const disk = new HiddenDisk(context, epochs.newestBarrier);
     for (const epoch of listOverlayEpochs(context.storage, context.directory, "generation")) {
-      const files = new OverlayFiles(context, "generation", epoch);
-      const held = new ClusterBitmap();
-      if (epoch <= epochs.committed) files.removeFiles();
-      else if (files.recover((entry) => applyJournalEntry(held, entry))) disk.#generations.push({ epoch, held, files });
+      if (epoch <= epochs.committed) new Generation(context, epoch).files.removeFiles();
+      else {
+        const generation = Generation.tryRecover(context, epoch);
+        if (generation !== undefined) disk.#generations.push(generation);
+      }
     }
     disk.openEpoch(Math.max(epochs.open, disk.#generations.at(-1)?.epoch ?? 0));
     return disk;
@@ -116,27 +109,7 @@ export class HiddenDisk {
     if (clusters.isEmpty) return;
     const generation = this.#generations.at(-1);
     assert(generation !== undefined && generation.epoch > this.#groupStart, "an epoch is open");
-    const { geometry } = this.#context;
-    const entries: JournalEntry[] = [];
-    for (const run of clusterRuns(clusters)) {
-      entries.push({
-        firstCluster: run.first,
-        clusterCount: run.end - run.first,
-        mask: WHOLE_CLUSTER_MASK,
-        operation: "held",
-      });
-      const endOffset = clusterEndOffset(geometry, run.end);
-      for (let at = run.first * geometry.clusterBytes; at < endOffset; at += SAVE_PIECE_BYTES) {
-        const piece = this.#scratch.subarray(0, Math.min(SAVE_PIECE_BYTES, endOffset - at));
-        const reading = base.read(piece, at);
-        if (reading !== undefined) await reading;
-        this.#saveData(generation, piece, at);
-      }
-    }
-    if (this.#context.durability === "power") await generation.files.syncData();
-    generation.files.journal.append(entries);
-    if (this.#context.durability === "power") await generation.files.syncJournal();
-    generation.held.orInPlace(clusters);
+    await generation.save(clusters, (target, offset) => base.read(target, offset), this.#scratch);
     this.#version += 1;
   }
 
@@ -156,8 +129,7 @@ export class HiddenDisk {
     while (this.#generations.at(-1)?.held.isEmpty === true) this.#generations.pop()?.files.removeFiles();
     assert(epoch >= this.newestEpoch, "epochs only grow");
     if (this.#generations.at(-1)?.epoch === epoch) return;
-    const files = new OverlayFiles(this.#context, "generation", epoch);
-    this.#generations.push({ epoch, held: new ClusterBitmap(), files });
+    this.#generations.push(new Generation(this.#context, epoch));
   }
 
   /** Sets the newest barrier that can still be committed, after it was prepared, or others were withdrawn. */
@@ -173,6 +145,42 @@ export class HiddenDisk {
     const kept = this.#generations.findIndex((generation) => generation.epoch > epoch);
     this.#version += 1;
     return this.#generations.splice(0, kept < 0 ? this.#generations.length : kept);
+  }
+
+  /**
+   * Two neighbouring closed generations with no barrier of `prepared` between them, while there are more than
+   * `atMost` generations: withdrawn checkpoints would pile them up. undefined when nothing is to be joined.
+   */
+  findJoinable(prepared: readonly number[], atMost: number): { older: Generation; newer: Generation } | undefined {
+    if (this.#generations.length <= atMost) return undefined;
+    const closed = this.#generations.slice(0, -1);
+    for (const [index, newer] of closed.entries()) {
+      const older = closed[index - 1];
+      if (older !== undefined && !prepared.some((epoch) => older.epoch <= epoch && epoch < newer.epoch)) {
+        return { older, newer };
+      }
+    }
+    return undefined;
+  }
+
+  /** Copies into `older` the originals that only `newer` has. Both stay readable, and say the same, throughout. */
+  async copyOriginals({ older, newer }: { older: Generation; newer: Generation }): Promise<void> {
+    const missing = newer.held.clone();
+    missing.andNotInPlace(older.held);
+    const { data } = newer.files;
+    await older.save(
+      missing,
+      (target, offset) => (data.tryRead(target, offset) ? undefined : data.read(target, offset)),
+      Buffer.allocUnsafeSlow(SAVE_PIECE_BYTES),
+    );
+  }
+
+  /** Takes `newer` out, all of whose originals `older` has. False when a commit has dropped either meanwhile. */
+  tryTakeOut({ older, newer }: { older: Generation; newer: Generation }): boolean {
+    const at = this.#generations.indexOf(newer);
+    if (at < 0 || !this.#generations.includes(older)) return false;
+    this.#generations.splice(at, 1);
+    return true;
   }
 
   /** What status shows: bytes of originals in each generation that holds any. */
@@ -193,19 +201,5 @@ export class HiddenDisk {
       if (generation.held.has(cluster)) return true;
     }
     return false;
-  }
-
-  /** Writes the clusters of `piece` that are not all zeroes to the data file, adjacent ones together. */
-  #saveData(generation: Generation, piece: Buffer, offset: number): void {
-    const { clusterBytes } = this.#context.geometry;
-    let from = -1;
-    for (let at = 0; at <= piece.length; at += clusterBytes) {
-      const end = at >= piece.length || isZero(piece.subarray(at, at + clusterBytes));
-      if (end && from >= 0) {
-        generation.files.data.write(piece.subarray(from, Math.min(at, piece.length)), offset + from);
-        from = -1;
-      } else if (!end && from < 0) from = at;
-    }
-    if (from >= 0) generation.files.data.write(piece.subarray(from), offset + from);
   }
 }

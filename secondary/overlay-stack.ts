@@ -3,7 +3,8 @@ import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset, endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Image } from "../shared/block/image.ts";
 import type { ActiveDisk } from "./active-disk.ts";
-import type { Generation, HiddenDisk } from "./hidden-disk.ts";
+import type { Generation } from "./generation.ts";
+import type { HiddenDisk } from "./hidden-disk.ts";
 
 type Source = "base" | "active" | Generation;
 

@@ -200,11 +200,11 @@ export class SecondaryRole {
         "Stop the primary agent first, or say --force when you are sure that its VM is dead.",
       );
     }
-    if (this.checkpoints.committed.epoch === 0) {
+    if (this.checkpoints.committed.epoch === 0 && !force) {
       throw new ColobusError(
         "no-checkpoint",
-        "this secondary is Inconsistent: no checkpoint was ever committed, so there is no state to serve",
-        "Let the first sync end; `colobus status` on the primary shows how far it is.",
+        "this secondary is Inconsistent: no checkpoint was ever committed, so there is no state to return to",
+        "Let the first sync end, or say --force to serve what has arrived, whatever it is.",
       );
     }
   }
@@ -231,6 +231,8 @@ export class SecondaryRole {
         inSyncPeer: null,
       }));
       const disks = this.#disks.map((disk) => {
+        // Forced without a checkpoint: the originals lead back to nothing, and the base is what there is.
+        if (epoch === 0) disk.hidden.removeAll();
         if (options.discardActive) disk.discardActive(activeEpoch);
         return { name: disk.name, disk: new PromotedDisk(disk.context, disk.stack, this.gate, epoch) };
       });

@@ -27,6 +27,14 @@ export function* clusterRuns(clusters: ClusterBitmap): Generator<ClusterRun> {
   if (first >= 0) yield { first, end };
 }
 
+/**
+ * Whether the bitmap holds any cluster of [first, end). `intersectsWithRange` of roaring 2.7 leaves out the last
+ * cluster of the range.
+ */
+export function intersectsRange(clusters: ClusterBitmap, first: number, end: number): boolean {
+  return clusters.rangeCardinality(first, end) > 0;
+}
+
 /** Does to the bitmap what a journal entry for whole clusters says. */
 export function applyJournalEntry(clusters: ClusterBitmap, entry: JournalEntry): void {
   const end = entry.firstCluster + entry.clusterCount;

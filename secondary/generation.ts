@@ -1,0 +1,68 @@
+import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-format.ts";
+import { applyJournalEntry, ClusterBitmap, clusterRuns } from "../shared/block/cluster-bitmap.ts";
+import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
+import { isZero } from "../shared/block/zeroes.ts";
+import { OverlayFiles, type OverlayContext } from "./overlay-files.ts";
+
+/** Reads originals from where they are now. */
+export type ReadOriginal = (target: Uint8Array, offset: number) => Promise<void> | undefined;
+
+/** The originals of the clusters that one epoch overwrote first. */
+export class Generation {
+  readonly epoch: number;
+  readonly held = new ClusterBitmap();
+  readonly files: OverlayFiles;
+  readonly #context: OverlayContext;
+
+  constructor(context: OverlayContext, epoch: number) {
+    this.#context = context;
+    this.epoch = epoch;
+    this.files = new OverlayFiles(context, "generation", epoch);
+  }
+
+  /** Reads back what an earlier agent left of the generation of `epoch`; undefined when that is nothing. */
+  static tryRecover(context: OverlayContext, epoch: number): Generation | undefined {
+    const generation = new Generation(context, epoch);
+    return generation.files.recover((entry) => applyJournalEntry(generation.held, entry)) ? generation : undefined;
+  }
+
+  /**
+   * Saves `clusters`, which it does not hold yet: data first, then the journal that names them; under `power` each is
+   * fsynced before the next step. When the promise resolves, what `read` read from may be overwritten.
+   * `scratch` is overwritten, a piece of its length at a time, until then.
+   * Errors: those of the files (`out-of-space`, `io-error`); it holds then what it held before.
+   */
+  async save(clusters: ClusterBitmap, read: ReadOriginal, scratch: Buffer): Promise<void> {
+    const { geometry, durability } = this.#context;
+    const entries: JournalEntry[] = [];
+    for (const { first, end } of clusterRuns(clusters)) {
+      entries.push({ firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" });
+      const endOffset = clusterEndOffset(geometry, end);
+      for (let at = first * geometry.clusterBytes; at < endOffset; at += scratch.length) {
+        const piece = scratch.subarray(0, Math.min(scratch.length, endOffset - at));
+        const reading = read(piece, at);
+        if (reading !== undefined) await reading;
+        this.#write(piece, at);
+      }
+    }
+    if (durability === "power") await this.files.syncData();
+    this.files.journal.append(entries);
+    if (durability === "power") await this.files.syncJournal();
+    this.held.orInPlace(clusters);
+  }
+
+  /** Writes the clusters of `piece` that are not all zeroes to the data file, adjacent ones together. */
+  #write(piece: Buffer, offset: number): void {
+    const { clusterBytes } = this.#context.geometry;
+    let from = -1;
+    for (let at = 0; at < piece.length; at += clusterBytes) {
+      const zero = isZero(piece.subarray(at, at + clusterBytes));
+      if (!zero && from < 0) from = at;
+      if (zero && from >= 0) {
+        this.files.data.write(piece.subarray(from, at), offset + from);
+        from = -1;
+      }
+    }
+    if (from >= 0) this.files.data.write(piece.subarray(from), offset + from);
+  }
+}
