@@ -23,31 +23,31 @@ const list = z.union([scalar.transform((one) => [one]), z.array(scalar)]);
 
 /** Every flag as the operator wrote it. The configuration file has the same keys. */
 const optionsSchema = z.strictObject({
-  vm: scalar.optional(),
-  run: scalar.optional(),
-  state: scalar.optional(),
-  disk: list.optional(),
-  peer: list.optional(),
-  listen: scalar.optional(),
-  mode: z.enum(MODES).optional(),
-  ack: z.enum(ACK_POLICIES).optional(),
-  durability: z.enum(DURABILITIES).optional(),
+  "vm": scalar.optional(),
+  "run": scalar.optional(),
+  "state": scalar.optional(),
+  "disk": list.optional(),
+  "peer": list.optional(),
+  "listen": scalar.optional(),
+  "mode": z.enum(MODES).optional(),
+  "ack": z.enum(ACK_POLICIES).optional(),
+  "durability": z.enum(DURABILITIES).optional(),
   "peer-timeout": scalar.optional(),
   "on-peer-loss": z.enum(["continue", "freeze"]).optional(),
   "on-congestion": z.enum(["throttle", "detach"]).optional(),
-  window: scalar.optional(),
+  "window": scalar.optional(),
   "cluster-size": scalar.optional(),
   "checkpoint-every": scalar.optional(),
   "max-checkpoint-age": scalar.optional(),
   "secondary-export": z.enum(SECONDARY_EXPORTS).optional(),
   "nbd-listen": scalar.optional(),
   "token-file": scalar.optional(),
-  insecure: z.boolean().optional(),
-  create: z.boolean().optional(),
+  "insecure": z.boolean().optional(),
+  "create": z.boolean().optional(),
   "assume-in-sync": z.boolean().optional(),
   "adopt-image": z.boolean().optional(),
   "overlay-limit": scalar.optional(),
-  retain: scalar.optional(),
+  "retain": scalar.optional(),
   "control-listen": scalar.optional(),
   "log-level": z.enum(LOG_LEVELS).optional(),
 });
@@ -71,8 +71,14 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments> {
     .option("disk", many("A disk as NAME=IMAGE; repeat it for each disk of the VM"))
     .option("mode", word(MODES, "What is forwarded, and where it lands (colo)"))
     .option("durability", word(DURABILITIES, "What a stable write survives (power)"))
-    .option("peer-timeout", text(`Silence after which the peer is given up (${formatDuration(PEER_TIMEOUT_DEFAULT_MS)})`))
-    .option("cluster-size", text(`Unit of copy-before-write (${formatBytes(CLUSTER_DEFAULT_BYTES)}); the same on both sides`))
+    .option(
+      "peer-timeout",
+      text(`Silence after which the peer is given up (${formatDuration(PEER_TIMEOUT_DEFAULT_MS)})`),
+    )
+    .option(
+      "cluster-size",
+      text(`Unit of copy-before-write (${formatBytes(CLUSTER_DEFAULT_BYTES)}); the same on both sides`),
+    )
     .option("ack", word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async)"))
     .option("window", text(`Bytes under way to the secondary at most (${formatBytes(WINDOW_DEFAULT_BYTES)})`))
     .option("checkpoint-every", text("Take a checkpoint of the disks by itself this often (off)"))
@@ -92,12 +98,21 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments> {
           .option("peer", many("URL of the secondary: ws://HOST:PORT"))
           .option("assume-in-sync", flag("The images are identical already: skip the first sync"))
           .option("adopt-image", flag("Take images other than recorded, or changed meanwhile, as they are"))
-          .example("$0 primary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --peer ws://127.0.0.1:7000", "")
+          .example(
+            "$0 primary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --peer ws://127.0.0.1:7000",
+            "",
+          )
       : shared
           .option("listen", text("HOST:PORT where the primary connects"))
           .option("create", flag("Make missing images at the primary's size"))
-          .option("secondary-export", word(SECONDARY_EXPORTS, "Access to the committed view before a failover (read-only)"))
-          .example("$0 secondary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --listen 127.0.0.1:7000 --create", "");
+          .option(
+            "secondary-export",
+            word(SECONDARY_EXPORTS, "Access to the committed view before a failover (read-only)"),
+          )
+          .example(
+            "$0 secondary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --listen 127.0.0.1:7000 --create",
+            "",
+          );
   return ofRole;
 }
 
@@ -113,7 +128,8 @@ export function readProcessConfig(
   if (!VM_NAME.test(vm)) throw invalid("--vm", vm, "Use letters, digits, and `.`, `_`, `-`.");
   const run = options.run ?? env.COLOBUS_RUN;
   if (run === undefined || run === "") throw missing("--run DIR", "The directory gets the agent's sockets.");
-  if (options.state === undefined) throw missing("--state DIR", "The directory keeps the agent's records and overlays.");
+  if (options.state === undefined)
+    throw missing("--state DIR", "The directory keeps the agent's records and overlays.");
   const disks = parseDisks(options.disk ?? []);
   const peers = (options.peer ?? []).map(parsePeer);
   if (peers.length > 1) {
@@ -133,7 +149,10 @@ export function readProcessConfig(
       peers,
       ack: options.ack ?? "async",
       durability: options.durability ?? "power",
-      peerTimeoutMs: positive(parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"), "--peer-timeout"),
+      peerTimeoutMs: positive(
+        parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"),
+        "--peer-timeout",
+      ),
       windowBytes: parseWindow(options.window),
       clusterBytes: parseClusterSize(options["cluster-size"]),
       secondaryExport: options["secondary-export"] ?? "read-only",
@@ -159,7 +178,9 @@ function readConfigFile(path: string | undefined): Options {
     parsed = parseYaml(readFileSync(path, "utf8"));
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
-    throw new ColobusError("usage", `the configuration file cannot be read: ${why}`, "Check --config.", { cause: error });
+    throw new ColobusError("usage", `the configuration file cannot be read: ${why}`, "Check --config.", {
+      cause: error,
+    });
   }
   const checked = optionsSchema.safeParse(parsed ?? {});
   if (checked.success) return checked.data;
@@ -199,7 +220,8 @@ function refuseUnavailable(options: Options): void {
 
 function parseDisks(texts: readonly string[]): { name: string; image: string }[] {
   if (texts.length === 0) throw missing("--disk NAME=IMAGE", "Give one for each disk of the VM.");
-  if (texts.length > DISKS_MAX) throw invalid("--disk", `${texts.length} times`, `A VM has at most ${DISKS_MAX} disks.`);
+  if (texts.length > DISKS_MAX)
+    throw invalid("--disk", `${texts.length} times`, `A VM has at most ${DISKS_MAX} disks.`);
   const disks = texts.map((text) => {
     const at = text.indexOf("=");
     const name = text.slice(0, at);
@@ -208,7 +230,11 @@ function parseDisks(texts: readonly string[]): { name: string; image: string }[]
       throw invalid("--disk", text, "Write NAME=IMAGE, such as vda=/var/lib/images/web.img.");
     }
     if (/^[a-z0-9]+:/.test(image)) {
-      throw invalid("--disk", text, "This release opens raw image files and block devices only; write the image's path.");
+      throw invalid(
+        "--disk",
+        text,
+        "This release opens raw image files and block devices only; write the image's path.",
+      );
     }
     return { name, image: resolve(image) };
   });
@@ -221,7 +247,8 @@ function parseDisks(texts: readonly string[]): { name: string; image: string }[]
 }
 
 function parsePeer(text: string): string {
-  if (text.startsWith("wss:")) throw invalid("--peer", text, "TLS is not available in this release; use ws:// within a protected network.");
+  if (text.startsWith("wss:"))
+    throw invalid("--peer", text, "TLS is not available in this release; use ws:// within a protected network.");
   if (URL.canParse(text) && new URL(text).protocol === "ws:") return text;
   throw invalid("--peer", text, "Write ws://HOST:PORT.");
 }

@@ -120,7 +120,11 @@ function assertSame(record: StateRecord, config: AgentConfig): void {
   if (record.clusterBytes !== config.clusterBytes) {
     throw differing("cluster size", record.clusterBytes, config.clusterBytes);
   }
-  const names = (disks: readonly { name: string }[]): string => disks.map((disk) => disk.name).sort().join(", ");
+  const names = (disks: readonly { name: string }[]): string =>
+    disks
+      .map((disk) => disk.name)
+      .sort()
+      .join(", ");
   if (names(record.disks) !== names(config.disks)) {
     throw differing("the disks", names(record.disks), names(config.disks));
   }

@@ -135,7 +135,11 @@ export class Agent implements AgentControl {
     link.close(
       this.#stopping
         ? new ColobusError("shutting-down", "the agent is being stopped", "Try again later.")
-        : new ColobusError("role-conflict", "this agent is Primary, and so takes no primary's stream", "See `colobus status` on both."),
+        : new ColobusError(
+            "role-conflict",
+            "this agent is Primary, and so takes no primary's stream",
+            "See `colobus status` on both.",
+          ),
     );
   }
 
@@ -162,7 +166,8 @@ export class Agent implements AgentControl {
     const { record } = this.#state;
     const { config, host } = this.#options;
     const active = this.#active;
-    const view = active.role === "Primary" ? this.#describePrimary(active.primary) : describeSecondary(active.secondary);
+    const view =
+      active.role === "Primary" ? this.#describePrimary(active.primary) : describeSecondary(active.secondary);
     return {
       role: record.role,
       vm: record.vm,

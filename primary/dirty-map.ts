@@ -1,5 +1,10 @@
 import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
-import { clustersToBytes, endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import {
+  clustersToBytes,
+  endClusterOf,
+  firstClusterOf,
+  type ClusterGeometry,
+} from "../shared/block/cluster-geometry.ts";
 
 /** The clusters of one disk that the secondary may lack. */
 export class DirtyMap {

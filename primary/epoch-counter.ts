@@ -50,7 +50,10 @@ export class EpochCounter {
 
   #reserveBlock(): Promise<void> {
     this.#reserving ??= this.#state
-      .update((record) => ({ ...record, epochReserved: Math.max(record.epochReserved, this.#open) + EPOCH_RESERVATION }))
+      .update((record) => ({
+        ...record,
+        epochReserved: Math.max(record.epochReserved, this.#open) + EPOCH_RESERVATION,
+      }))
       .then(() => undefined)
       .finally(() => {
         this.#reserving = undefined;

@@ -420,7 +420,11 @@ export class PrimaryRole {
   #connectedReplicator(): Replicator {
     const replicator = this.#replicator;
     if (replicator === undefined) {
-      throw new ColobusError("no-peer", "this primary has no secondary", "Set one up, and start this agent with --peer.");
+      throw new ColobusError(
+        "no-peer",
+        "this primary has no secondary",
+        "Set one up, and start this agent with --peer.",
+      );
     }
     void replicator.session; // throws where none is connected
     return replicator;

@@ -1,4 +1,12 @@
-import type { BlockDevice, Child, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
+import type {
+  BlockDevice,
+  Child,
+  Extent,
+  OpenWrite,
+  Pending,
+  WriteFlags,
+  ZeroFlags,
+} from "../shared/block/block-device.ts";
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 
@@ -86,7 +94,8 @@ export class ReplicatedDisk implements BlockDevice {
     const hold = await this.#lock.acquire(offset, length);
     try {
       const extent = this.child.extents(offset, length, 1)[0];
-      const holeLength = extent?.zero === true ? wholeClusters(Math.min(extent.length, length), length, clusterBytes) : 0;
+      const holeLength =
+        extent?.zero === true ? wholeClusters(Math.min(extent.length, length), length, clusterBytes) : 0;
       if (holeLength > 0) {
         send(holeLength);
         return holeLength;

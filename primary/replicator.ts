@@ -155,7 +155,9 @@ export class Replicator {
 
   /** Done when the send window has room, or there is no session to send on. */
   room(): Pending {
-    return this.#phase.name === "established" || this.#phase.name === "syncing" ? this.#phase.session.room() : undefined;
+    return this.#phase.name === "established" || this.#phase.name === "syncing"
+      ? this.#phase.session.room()
+      : undefined;
   }
 
   /** Done when everything forwarded so far is stable on the secondary, where the acknowledgement policy covers it. */

@@ -118,9 +118,7 @@ export class SendWindow {
   }
 
   #isFull(): boolean {
-    return (
-      this.#unreceivedBytes >= this.#windowBytes || this.#unstableBytes >= this.#windowBytes * UNSTABLE_WINDOWS
-    );
+    return this.#unreceivedBytes >= this.#windowBytes || this.#unstableBytes >= this.#windowBytes * UNSTABLE_WINDOWS;
   }
 }
 

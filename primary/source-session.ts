@@ -23,7 +23,10 @@ export interface SourceSessionOptions {
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
   /** The two can form a pair: the answer says what `begin` tells the secondary. */
-  readonly opened: (peer: Hello, decision: Exclude<SyncDecision, { kind: "refused" }>) => Omit<Extract<Message, { type: "begin" }>, "type">;
+  readonly opened: (
+    peer: Hello,
+    decision: Exclude<SyncDecision, { kind: "refused" }>,
+  ) => Omit<Extract<Message, { type: "begin" }>, "type">;
   /** The secondary is ready for the stream. */
   readonly ready: () => void;
   /** The secondary cannot take writes for a reason, or can again (undefined). */
@@ -118,9 +121,7 @@ export class SourceSession {
    * Puts a request behind everything sent so far, and resolves when the secondary has done it. Errors: the secondary's
    * own; `outcome-unknown` when the session is lost before the answer.
    */
-  request(
-    make: (id: number) => Extract<Message, { type: "barrier" | "commit" | "discard" }>,
-  ): Promise<void> {
+  request(make: (id: number) => Extract<Message, { type: "barrier" | "commit" | "discard" }>): Promise<void> {
     if (this.#closed) return Promise.reject(outcomeUnknown());
     if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
     this.#requestsMade += 1;

@@ -78,7 +78,7 @@ export type JournalFrame =
   | { readonly type: "sync-mark"; readonly coveredSequence: number }
   | { readonly type: "void" };
 
-const FRAME_TYPES = { entries: 1, "sync-mark": 2, void: 3 } as const;
+const FRAME_TYPES = { "entries": 1, "sync-mark": 2, "void": 3 } as const;
 
 export function encodeJournalHeader(header: JournalHeader): Buffer {
   assert.equal(header.id.length, 16);
@@ -117,12 +117,7 @@ export function journalFrameSeed(id: Buffer): number {
 }
 
 /** Writes one frame to the start of `target` and returns its length in bytes. */
-export function encodeJournalFrame(
-  target: Buffer,
-  seed: number,
-  sequence: number,
-  frame: JournalFrame,
-): number {
+export function encodeJournalFrame(target: Buffer, seed: number, sequence: number, frame: JournalFrame): number {
   const entries = frame.type === "entries" ? frame.entries : [];
   assert(entries.length <= JOURNAL_FRAME_MAX_ENTRIES);
   const length = JOURNAL_FRAME_HEAD_BYTES + entries.length * JOURNAL_ENTRY_BYTES;

@@ -125,7 +125,9 @@ export interface DataMessage {
   readonly operations: readonly Operation[];
 }
 
-export type Message = { [Type in keyof typeof schemas]: z.infer<(typeof schemas)[Type]> }[keyof typeof schemas] | DataMessage;
+export type Message =
+  | { [Type in keyof typeof schemas]: z.infer<(typeof schemas)[Type]> }[keyof typeof schemas]
+  | DataMessage;
 export type MessageType = Message["type"];
 
 const packr = new Packr({ useRecords: false });

@@ -1,7 +1,6 @@
 import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-format.ts";
-import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
-import { forEachZeroPiece } from "../shared/block/zeroes.ts";
 import { listOverlayEpochs, OverlayFiles, type OverlayContext } from "./overlay-files.ts";
 
 /** A cluster is tracked in 32 parts, so that a small write needs no copy of the rest of its cluster. */
@@ -79,7 +78,7 @@ export class ActiveDisk {
   }
 
   intersects(first: number, end: number): boolean {
-    if (this.#whole.intersectsWithRange(first, end)) return true;
+    if (intersectsRange(this.#whole, first, end)) return true;
     if (this.#partial.size === 0) return false;
     if (end - first > this.#partial.size) {
       for (const cluster of this.#partial.keys()) if (cluster >= first && cluster < end) return true;
@@ -131,9 +130,12 @@ export class ActiveDisk {
     const covered = journal.sequence;
     await this.#files.syncData();
     if (covered <= this.#coveredSequence) return;
+    const isLatest = journal.sequence === covered;
     journal.appendSyncMark(covered);
+    // A mark needs no mark of its own: or every flush of an idle disk would add one.
+    const coveredByMark = isLatest ? journal.sequence : covered;
     await journal.sync();
-    this.#coveredSequence = covered;
+    this.#coveredSequence = Math.max(this.#coveredSequence, coveredByMark);
   }
 
   close(): void {
@@ -161,7 +163,7 @@ export class ActiveDisk {
       [from, offset],
       [end, to],
     ] as const) {
-      for (let at = gapFrom; at < gapEnd; ) {
+      for (let at = gapFrom; at < gapEnd;) {
         const stretch = this.stretch(at, gapEnd);
         if (!stretch.held) gaps.push({ offset: at, end: stretch.end });
         at = stretch.end;
@@ -187,16 +189,25 @@ export class ActiveDisk {
       from = Math.min(from, gap.offset);
       end = Math.max(end, gap.end);
     }
-    for (const fill of fills) this.#files.data.write(fill.bytes, fill.offset);
+    for (const fill of fills) this.#fillUnheld(fill.bytes, fill.offset);
     this.#writeNow(source, offset, from, end);
+  }
+
+  /** Writes what was read from below where it is still what a reader sees: another part may have been written meanwhile. */
+  #fillUnheld(bytes: Buffer, offset: number): void {
+    const end = offset + bytes.length;
+    for (let at = offset; at < end;) {
+      const stretch = this.stretch(at, end);
+      if (!stretch.held) this.#files.data.write(bytes.subarray(at - offset, stretch.end - offset), at);
+      at = stretch.end;
+    }
   }
 
   /** Writes the data, then the journal entries that make the parts of [from, end) held. */
   #writeNow(source: Uint8Array | number, offset: number, from: number, end: number): void {
     const { data } = this.#files;
     if (typeof source !== "number") data.write(source, offset);
-    else if (this.#files.exists) data.zero(offset, source);
-    else forEachZeroPiece(source, (piece, at) => data.write(piece, offset + at));
+    else data.zero(offset, source);
     const entries = this.#newlyHeld(from, end);
     if (entries.length === 0) return;
     this.#files.journal.append(entries);

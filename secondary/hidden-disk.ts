@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { Image } from "../shared/block/image.ts";
-import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
 import { Generation } from "./generation.ts";
 import { listOverlayEpochs, type OverlayContext } from "./overlay-files.ts";
@@ -69,7 +69,7 @@ export class HiddenDisk {
 
   /** Whether any cluster of [first, end) is held. */
   intersects(first: number, end: number): boolean {
-    return this.#generations.some((generation) => generation.held.intersectsWithRange(first, end));
+    return this.#generations.some((generation) => intersectsRange(generation.held, first, end));
   }
 
   /** The generation that has the cluster as it was at the committed checkpoint; undefined: the base has. */

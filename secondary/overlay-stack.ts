@@ -1,6 +1,11 @@
 import type { Extent, Pending } from "../shared/block/block-device.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
-import { clusterEndOffset, endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import {
+  clusterEndOffset,
+  endClusterOf,
+  firstClusterOf,
+  type ClusterGeometry,
+} from "../shared/block/cluster-geometry.ts";
 import type { Image } from "../shared/block/image.ts";
 import type { ActiveDisk } from "./active-disk.ts";
 import type { Generation } from "./generation.ts";
@@ -23,12 +28,7 @@ export class OverlayStack {
   merged: ClusterBitmap | undefined;
   active: ActiveDisk;
 
-  constructor(
-    geometry: ClusterGeometry,
-    base: Image,
-    hidden: HiddenDisk,
-    active: ActiveDisk,
-  ) {
+  constructor(geometry: ClusterGeometry, base: Image, hidden: HiddenDisk, active: ActiveDisk) {
     this.geometry = geometry;
     this.base = base;
     this.hidden = hidden;

@@ -12,7 +12,10 @@ import type { OverlayStack } from "./overlay-stack.ts";
 import type { ViewGate } from "./view-gate.ts";
 
 /** The merge copies at most this much while it holds the range. */
-const MERGE_PIECE_BYTES = { process: 1024 * 1024, power: 4 * 1024 * 1024 } as const satisfies Record<Durability, number>;
+const MERGE_PIECE_BYTES = { process: 1024 * 1024, power: 4 * 1024 * 1024 } as const satisfies Record<
+  Durability,
+  number
+>;
 
 /**
  * A disk after its promotion: served from the committed view at once, while the overlays are merged into the base.
@@ -69,7 +72,9 @@ export class PromotedDisk implements Child {
   read(target: Uint8Array, offset: number): Pending {
     const stack = this.#stack;
     if (stack === undefined) return this.#base.read(target, offset);
-    return this.#gate.run(() => (this.#stack === undefined ? this.#base.read(target, offset) : stack.read(target, offset)));
+    return this.#gate.run(() =>
+      this.#stack === undefined ? this.#base.read(target, offset) : stack.read(target, offset),
+    );
   }
 
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
@@ -191,7 +196,7 @@ export class PromotedDisk implements Child {
     const then = (next: () => Pending): void => {
       pending = pending === undefined ? next() : pending.then(next);
     };
-    for (let from = offset; from < rangeEnd; ) {
+    for (let from = offset; from < rangeEnd;) {
       const covered = this.#stack?.covers(firstClusterOf(geometry, from)) === true;
       let end = from;
       while (end < rangeEnd && (this.#stack?.covers(firstClusterOf(geometry, end)) === true) === covered) {
@@ -273,10 +278,16 @@ function mergeJournalPath(context: OverlayContext, epoch: number): string {
 }
 
 /** Opens the journal of the merge onto `epoch`, if one was begun, adding to `merged` what it names. */
-function recoverMergeJournal(context: OverlayContext, epoch: number, merged: ClusterBitmap): ClusterJournal | undefined {
+function recoverMergeJournal(
+  context: OverlayContext,
+  epoch: number,
+  merged: ClusterBitmap,
+): ClusterJournal | undefined {
   const path = mergeJournalPath(context, epoch);
   if (!context.storage.exists(path)) return undefined;
-  return ClusterJournal.open(context.storage, path, mergeHeader(context, epoch), (entry) => applyJournalEntry(merged, entry));
+  return ClusterJournal.open(context.storage, path, mergeHeader(context, epoch), (entry) =>
+    applyJournalEntry(merged, entry),
+  );
 }
 
 function mergeHeader(context: OverlayContext, epoch: number): Omit<JournalHeader, "id"> {

@@ -30,7 +30,11 @@ export function recoverPromotion(options: {
       const { name } = recorded;
       const base = openRecordedImage(storage, recorded);
       const context = overlayContext(options, record, name, base.sizeBytes);
-      const hidden = HiddenDisk.recover(context, { committed: epoch, newestBarrier: epoch, open: record.epochReserved + 1 });
+      const hidden = HiddenDisk.recover(context, {
+        committed: epoch,
+        newestBarrier: epoch,
+        open: record.epochReserved + 1,
+      });
       const active = ActiveDisk.recover(context, record.merge?.activeEpoch ?? epoch, record.bootId !== options.bootId);
       const stack = new OverlayStack(context.geometry, base, hidden, active);
       disks.push({ name, disk: new PromotedDisk(context, stack, gate, epoch) });

@@ -213,7 +213,8 @@ export class ReplicaSession {
   }
 
   #stream(): ReplicaWriter {
-    if (this.#writer === undefined) throw new ColobusError("protocol-error", "the peer sent data before the session was ready");
+    if (this.#writer === undefined)
+      throw new ColobusError("protocol-error", "the peer sent data before the session was ready");
     return this.#writer;
   }
 

@@ -147,7 +147,11 @@ export class SecondaryRole {
 
   describeDisks(): DiskStatus[] {
     const committed = this.checkpoints.committed.epoch > 0;
-    const state = !committed ? "Inconsistent" : this.#current?.replication === "Established" ? "UpToDate" : "Consistent";
+    const state = !committed
+      ? "Inconsistent"
+      : this.#current?.replication === "Established"
+        ? "UpToDate"
+        : "Consistent";
     return this.#options.state.record.disks.map(({ name, image, sizeBytes }) => {
       const disk = this.#disks.find((candidate) => candidate.name === name);
       return {
@@ -168,13 +172,17 @@ export class SecondaryRole {
   describeProtection(): Status["protection"] {
     if (this.#full !== undefined) return notProtected("overlay-full", this.#full.action);
     if (this.#current === undefined) {
-      return notProtected("connecting", "Check the primary agent: its `--peer` must name this agent's `--listen` address.");
+      return notProtected(
+        "connecting",
+        "Check the primary agent: its `--peer` must name this agent's `--listen` address.",
+      );
     }
     if (this.#current.replication !== "Established") {
       const initial = this.checkpoints.committed.epoch === 0;
       return notProtected(initial ? "initial-sync" : "resync", "Wait: `colobus wait synced`.");
     }
-    if (this.checkpoints.committed.epoch === 0) return notProtected("no-checkpoint", "Take a checkpoint on the primary.");
+    if (this.checkpoints.committed.epoch === 0)
+      return notProtected("no-checkpoint", "Take a checkpoint on the primary.");
     return { state: "Protected", reason: null, nextAction: "" };
   }
 
@@ -389,7 +397,10 @@ export class SecondaryRole {
   #retryFull(): void {
     if (this.#full === undefined) return;
     const { storage, stateDirectory, state } = this.#options;
-    const places = [stateDirectory, ...state.record.disks.map((disk) => disk.image).filter((path) => storage.exists(path))];
+    const places = [
+      stateDirectory,
+      ...state.record.disks.map((disk) => disk.image).filter((path) => storage.exists(path)),
+    ];
     if (places.some((path) => storage.freeBytes(path) < OVERLAY_RESERVE_BYTES)) return;
     this.#full = undefined;
     this.#fullTimer?.cancel();

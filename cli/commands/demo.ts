@@ -9,7 +9,11 @@ export const demoCommand = defineCommand({
   builder: (yargs) =>
     yargs
       // Not "--dir": the loader of the roaring addon reads the command line, and takes that for its own.
-      .option("keep-in", { type: "string", requiresArg: true, describe: "Keep everything in this directory (default: a scratch one)" })
+      .option("keep-in", {
+        type: "string",
+        requiresArg: true,
+        describe: "Keep everything in this directory (default: a scratch one)",
+      })
       .option("size", { type: "string", requiresArg: true, default: SIZE_DEFAULT, describe: "Size of the disk" }),
   run: async ({ keepIn, size }, host) => {
     const sizeBytes = parseSize(size, "--size");

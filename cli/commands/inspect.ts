@@ -15,4 +15,3 @@ export const inspectCommand = defineCommand({
     output.result(json, inspectFile(file), renderInspection);
   },
 });
-

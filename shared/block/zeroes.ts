@@ -8,10 +8,3 @@ export function isZero(bytes: Uint8Array): boolean {
   }
   return true;
 }
-
-/** Calls `visit` with views of a shared buffer of zeroes, read-only to the callee, that together are `length` long. */
-export function forEachZeroPiece(length: number, visit: (piece: Buffer, at: number) => void): void {
-  for (let at = 0; at < length; at += ZEROES.length) {
-    visit(ZEROES.subarray(0, Math.min(ZEROES.length, length - at)), at);
-  }
-}

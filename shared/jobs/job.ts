@@ -91,7 +91,9 @@ export class Job {
       throw new ColobusError(
         "job-state",
         `job ${this.id} (${this.type}) is ${this.#state} and cannot be told to ${verb}`,
-        this.#options.work.cancellable ? "See `colobus jobs`." : "A job of this type ends by itself; see `colobus jobs`.",
+        this.#options.work.cancellable
+          ? "See `colobus jobs`."
+          : "A job of this type ends by itself; see `colobus jobs`.",
       );
     }
   }

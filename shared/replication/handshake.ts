@@ -39,7 +39,11 @@ export function findMismatch(self: Hello, peer: Hello): ColobusError | undefined
 }
 
 function findDiskMismatch(self: Hello, peer: Hello): ColobusError | undefined {
-  const names = (hello: Hello): string => hello.disks.map((disk) => disk.name).sort().join(", ");
+  const names = (hello: Hello): string =>
+    hello.disks
+      .map((disk) => disk.name)
+      .sort()
+      .join(", ");
   if (names(self) !== names(peer)) {
     return new ColobusError(
       "disk-mismatch",

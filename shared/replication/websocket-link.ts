@@ -28,7 +28,11 @@ class WebSocketLink implements Link {
     this.peerAddress = peerAddress;
     socket.pause();
     socket.on("error", (error) => {
-      this.#fault ??= new ColobusError("connection-lost", `the link to ${peerAddress} failed: ${error.message}`, TRIED_AGAIN);
+      this.#fault ??= new ColobusError(
+        "connection-lost",
+        `the link to ${peerAddress} failed: ${error.message}`,
+        TRIED_AGAIN,
+      );
     });
     socket.on("message", (data, isBinary) => {
       if (!isBinary || !Buffer.isBuffer(data)) {
@@ -75,7 +79,10 @@ class WebSocketLink implements Link {
 
   close(reason: ColobusError): void {
     this.#fault ??= reason;
-    const text = Buffer.from(reason.message).subarray(0, CLOSE_REASON_MAX_BYTES).toString("utf8").replace(/\uFFFD+$/u, "");
+    const text = Buffer.from(reason.message)
+      .subarray(0, CLOSE_REASON_MAX_BYTES)
+      .toString("utf8")
+      .replace(/\uFFFD+$/u, "");
     this.#socket.close(ERRORS[reason.code].close, text);
     this.#socket.resume(); // a paused socket would never read the peer's answer to the close frame
   }
@@ -113,7 +120,9 @@ export class WebSocketDialer implements Dialer {
       const abort = (): void => socket.terminate();
       const fail = (error: Error): void => {
         signal.removeEventListener("abort", abort);
-        reject(new ColobusError("connection-lost", `no link to ${this.url}: ${error.message || "refused"}`, TRIED_AGAIN));
+        reject(
+          new ColobusError("connection-lost", `no link to ${this.url}: ${error.message || "refused"}`, TRIED_AGAIN),
+        );
       };
       socket.once("error", fail);
       socket.once("open", () => {
@@ -136,10 +145,13 @@ export class WebSocketListener {
   readonly #webSockets = new WebSocketServer({ noServer: true, ...SOCKET_OPTIONS });
 
   constructor(accept: (link: Link) => void) {
-    this.#server = createServer({ requestTimeout: HANDSHAKE_TIMEOUT_MS, headersTimeout: HANDSHAKE_TIMEOUT_MS }, (_, response) => {
-      response.writeHead(426, { connection: "close", "content-type": "text/plain" });
-      response.end("This port speaks the Colobus replication protocol over WebSocket.\n");
-    });
+    this.#server = createServer(
+      { requestTimeout: HANDSHAKE_TIMEOUT_MS, headersTimeout: HANDSHAKE_TIMEOUT_MS },
+      (_, response) => {
+        response.writeHead(426, { "connection": "close", "content-type": "text/plain" });
+        response.end("This port speaks the Colobus replication protocol over WebSocket.\n");
+      },
+    );
     this.#server.on("clientError", (_, socket) => socket.destroy());
     this.#server.on("upgrade", (request: IncomingMessage, socket: Duplex, head: Buffer) => {
       socket.on("error", () => socket.destroy());
@@ -149,7 +161,12 @@ export class WebSocketListener {
       }
       this.#webSockets.handleUpgrade(request, socket, head, (webSocket) => {
         const { remoteAddress = "unknown", remotePort = 0 } = request.socket;
-        accept(new WebSocketLink(webSocket, `${isIP(remoteAddress) === 6 ? `[${remoteAddress}]` : remoteAddress}:${remotePort}`));
+        accept(
+          new WebSocketLink(
+            webSocket,
+            `${isIP(remoteAddress) === 6 ? `[${remoteAddress}]` : remoteAddress}:${remotePort}`,
+          ),
+        );
       });
     });
   }
@@ -185,5 +202,7 @@ function listenError(error: NodeJS.ErrnoException, host: string, port: number): 
     );
   }
   const code = error.code === "EACCES" ? "permission-denied" : "io-error";
-  return new ColobusError(code, `cannot listen on ${host}:${port}: ${error.message}`, "Check --listen.", { cause: error });
+  return new ColobusError(code, `cannot listen on ${host}:${port}: ${error.message}`, "Check --listen.", {
+    cause: error,
+  });
 }

@@ -58,7 +58,7 @@ export class SimInode {
 
   write(source: Uint8Array, offset: number): void {
     this.#current.write(source, offset);
-    this.#note({ kind: "write", offset, length: source.length, data: source.slice() });
+    this.#note({ kind: "write", offset, length: source.length, data: new Uint8Array(source) });
   }
 
   zero(offset: number, length: number, keepAllocated: boolean): void {

@@ -105,7 +105,11 @@ export class MemoryStorage implements Storage {
     const fault = this.disk.faults.judge(op, path, kind, offset, length);
     if (fault === undefined) return;
     assert("error" in fault, "a process dies by `crash` here");
-    throw diskError(fault.error === "out-of-space" ? "ENOSPC" : fault.error === "io-error" ? "EIO" : "EACCES", path, op);
+    throw diskError(
+      fault.error === "out-of-space" ? "ENOSPC" : fault.error === "io-error" ? "EIO" : "EACCES",
+      path,
+      op,
+    );
   }
 }
 

@@ -14,7 +14,11 @@ export function seededStorage(seed: number, coldProbability = 0): MemoryStorage 
 }
 
 /** Where the overlays of one disk of `sizeBytes` lie, in an empty, durable directory. */
-export function overlaysOn(storage: MemoryStorage, sizeBytes: number, durability: Durability = "process"): OverlayContext {
+export function overlaysOn(
+  storage: MemoryStorage,
+  sizeBytes: number,
+  durability: Durability = "process",
+): OverlayContext {
   const directory = "/state/disks/vda";
   storage.disk.addDirectory(directory);
   return {

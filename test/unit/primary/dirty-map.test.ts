@@ -11,7 +11,11 @@ describe("the dirty map", () => {
     const dirty = new DirtyMap(GEOMETRY);
     expect([dirty.isEmpty, dirty.bytes, dirty.firstRun(100)]).toEqual([true, 0, undefined]);
     dirty.addAll();
-    expect([dirty.isEmpty, dirty.bytes, dirty.firstRun(100)]).toEqual([false, GEOMETRY.sizeBytes, { first: 0, end: 10 }]);
+    expect([dirty.isEmpty, dirty.bytes, dirty.firstRun(100)]).toEqual([
+      false,
+      GEOMETRY.sizeBytes,
+      { first: 0, end: 10 },
+    ]);
     dirty.removeClusters(0, 10);
     expect(dirty.isEmpty).toBe(true);
   });
@@ -46,13 +50,18 @@ describe("the dirty map", () => {
   });
 
   it("agrees with a set of clusters", () => {
-    const range = fc.tuple(fc.nat({ max: 9 }), fc.nat({ max: 10 })).map(([first, count]) => [first, Math.min(10, first + count)] as const);
+    const range = fc
+      .tuple(fc.nat({ max: 9 }), fc.nat({ max: 10 }))
+      .map(([first, count]) => [first, Math.min(10, first + count)] as const);
     const step = fc.record({ add: fc.boolean(), range });
     fc.assert(
       fc.property(fc.array(step, { maxLength: 20 }), fc.integer({ min: 1, max: 12 }), (steps, maxClusters) => {
         const dirty = new DirtyMap(GEOMETRY);
         const model = new Set<number>();
-        for (const { add, range: [first, end] } of steps) {
+        for (const {
+          add,
+          range: [first, end],
+        } of steps) {
           if (add) dirty.addClusters(first, end);
           else dirty.removeClusters(first, end);
           for (let cluster = first; cluster < end; cluster += 1) {

@@ -97,7 +97,9 @@ describe("the send window", () => {
     window.add(RANGE, 1);
     window.acknowledge(1, 1);
     const before = window.unstableBytes;
-    expect(() => window.acknowledge(received, stable)).toThrow(expect.objectContaining({ code: "protocol-error" }) as Error);
+    expect(() => window.acknowledge(received, stable)).toThrow(
+      expect.objectContaining({ code: "protocol-error" }) as Error,
+    );
     expect(window.unstableBytes).toBe(before);
   });
 

@@ -18,7 +18,13 @@ import { goldenBytes } from "../../support/golden.ts";
 
 const ID = Buffer.from("000102030405060708090a0b0c0d0e0f", "hex");
 const SEED = journalFrameSeed(ID);
-const HEADER: JournalHeader = { kind: "active", diskSizeBytes: 2 ** 44, clusterBytes: 65_536, epoch: 2 ** 40 + 1, id: ID };
+const HEADER: JournalHeader = {
+  kind: "active",
+  diskSizeBytes: 2 ** 44,
+  clusterBytes: 65_536,
+  epoch: 2 ** 40 + 1,
+  id: ID,
+};
 
 const FRAMES: readonly JournalFrame[] = [
   {
@@ -43,7 +49,7 @@ function encodeAll(frames: readonly JournalFrame[]): Buffer {
 
 function decodeAll(bytes: Buffer): JournalFrame[] {
   const frames: JournalFrame[] = [];
-  for (let at = 0; ; ) {
+  for (let at = 0; ;) {
     const decoded = decodeJournalFrame(bytes.subarray(at), SEED, frames.length + 1);
     if (decoded === undefined) return frames;
     frames.push(decoded.frame);

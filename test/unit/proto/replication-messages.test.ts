@@ -55,7 +55,13 @@ function encoded(message: Message): Buffer {
     operation.offset,
     operation.length,
   ]);
-  return Buffer.concat(encodeData(message.firstSequence, ranges, message.operations.map(({ payload }) => payload)));
+  return Buffer.concat(
+    encodeData(
+      message.firstSequence,
+      ranges,
+      message.operations.map(({ payload }) => payload),
+    ),
+  );
 }
 
 /** Any header, and payload, as a message. */
@@ -74,7 +80,10 @@ describe("the replication messages", () => {
   });
 
   it("of version 1 still open", () => {
-    const golden = goldenBytes("replication-protocol-1.txt", new Map(ALL.map((message) => [message.type, encoded(message)])));
+    const golden = goldenBytes(
+      "replication-protocol-1.txt",
+      new Map(ALL.map((message) => [message.type, encoded(message)])),
+    );
     expect([...golden.keys()].sort()).toEqual(ALL.map(({ type }) => type).sort());
     for (const message of ALL) expect(decodeMessage(golden.get(message.type) ?? Buffer.alloc(0))).toEqual(message);
   });
@@ -97,7 +106,8 @@ describe("the replication messages", () => {
 });
 
 describe("a message that is not of the protocol", () => {
-  const write = (ranges: unknown, firstSequence: unknown = 1): Buffer => raw({ type: "data", firstSequence, ranges }, Buffer.from("abc"));
+  const write = (ranges: unknown, firstSequence: unknown = 1): Buffer =>
+    raw({ type: "data", firstSequence, ranges }, Buffer.from("abc"));
   const noString = { toString: 1, valueOf: 1 };
 
   it.each([
@@ -136,7 +146,10 @@ describe("a message that is not of the protocol", () => {
 
   it("of another protocol version is told apart, with both versions", () => {
     expect(() => decodeMessage(raw({ ...EXAMPLES.hello, protocol: 2, agentVersion: "9.9" }))).toThrow(
-      expect.objectContaining({ code: "protocol-mismatch", message: expect.stringMatching(/protocol 2 .*9\.9.* speaks 1/) as string }) as Error,
+      expect.objectContaining({
+        code: "protocol-mismatch",
+        message: expect.stringMatching(/protocol 2 .*9\.9.* speaks 1/) as string,
+      }) as Error,
     );
   });
 
@@ -164,7 +177,11 @@ describe("a fault in a message", () => {
   });
 
   it("of a later release becomes a protocol error with the same words", () => {
-    expect(fromErrorBody({ code: "from-the-future", message: "m", action: "a" }).toJSON()).toEqual({ code: "protocol-error", message: "m", action: "a" });
+    expect(fromErrorBody({ code: "from-the-future", message: "m", action: "a" }).toJSON()).toEqual({
+      code: "protocol-error",
+      message: "m",
+      action: "a",
+    });
     expect(fromErrorBody({ code: "toString", message: "m", action: "a" }).code).toBe("protocol-error");
   });
 
@@ -174,7 +191,10 @@ describe("a fault in a message", () => {
     expect(bytes.length).toBeLessThan(HANDSHAKE_MESSAGE_MAX_BYTES);
     const message = decodeMessage(bytes);
     if (message.type !== "refuse") expect.unreachable();
-    expect(fromErrorBody(message.error)).toMatchObject({ code: "disk-mismatch", message: expect.stringMatching(/^x{100}/) as string });
+    expect(fromErrorBody(message.error)).toMatchObject({
+      code: "disk-mismatch",
+      message: expect.stringMatching(/^x{100}/) as string,
+    });
   });
 
   it("cannot move the cursor of the terminal that shows it", () => {

@@ -112,7 +112,10 @@ describe("a slot of the state record", () => {
         sizeBytes: 2 ** 52,
         cleanMark: "m".repeat(64),
       })),
-      prepared: Array.from({ length: PREPARED_EPOCHS_MAX }, (_, index) => ({ epoch: 2 ** 52 + index, atMs: 1.5e12 + 0.1 })),
+      prepared: Array.from({ length: PREPARED_EPOCHS_MAX }, (_, index) => ({
+        epoch: 2 ** 52 + index,
+        atMs: 1.5e12 + 0.1,
+      })),
     });
     expect(decodeStateSlot(encodeStateSlot(1, record)).kind).toBe("valid");
   });

@@ -16,7 +16,7 @@ function readBelow(target: Uint8Array, offset: number): undefined {
 /** What a reader sees: the active disk where it holds, else what lies below. */
 async function viewOf(active: ActiveDisk): Promise<Buffer> {
   const view = Buffer.from(BELOW);
-  for (let at = 0; at < SIZE; ) {
+  for (let at = 0; at < SIZE;) {
     const clusterEnd = Math.min(SIZE, (Math.floor(at / CLUSTER_BYTES) + 1) * CLUSTER_BYTES);
     const { held, end } = active.stretch(at, clusterEnd);
     if (held) await active.readData(view.subarray(at, end), at);
@@ -174,7 +174,9 @@ describe("the active disk", () => {
     storage.disk.capacityBytes = storage.disk.usedBytes;
     const full = expect.objectContaining({ code: "out-of-space" }) as Error;
     expect(() => active.write(pattern(CLUSTER_BYTES, 3), CLUSTER_BYTES, readBelow)).toThrow(full);
-    await expect(active.write(pattern(10, 4), 2 * CLUSTER_BYTES + 5, readBelow)).rejects.toMatchObject({ code: "out-of-space" });
+    await expect(active.write(pattern(10, 4), 2 * CLUSTER_BYTES + 5, readBelow)).rejects.toMatchObject({
+      code: "out-of-space",
+    });
     expect(await viewOf(active)).toEqual(expected([0, first]));
     storage.disk.capacityBytes = 1 << 30;
     await active.write(pattern(10, 4), 2 * CLUSTER_BYTES + 5, readBelow);
@@ -204,7 +206,8 @@ describe("an active disk that holds very many clusters in part", () => {
     const storage = seededStorage(1);
     const context = overlaysOn(storage, CLUSTERS * CLUSTER_BYTES);
     const active = new ActiveDisk(context, EPOCH);
-    for (let cluster = 0; cluster < 65_536; cluster += 1) void active.write(PART, cluster * CLUSTER_BYTES, () => expect.unreachable());
+    for (let cluster = 0; cluster < 65_536; cluster += 1)
+      void active.write(PART, cluster * CLUSTER_BYTES, () => expect.unreachable());
     return { active, context, storage };
   }
 

@@ -91,7 +91,11 @@ describe("a job", () => {
     work.finish(undefined);
     await job.finished();
     expect(states).toEqual(["running", "concluded"]);
-    expect(job.describe()).toMatchObject({ state: "concluded", progress: { doneBytes: 300, totalBytes: 1000 }, error: null });
+    expect(job.describe()).toMatchObject({
+      state: "concluded",
+      progress: { doneBytes: 300, totalBytes: 1000 },
+      error: null,
+    });
     expect(job.describe().endedAt).not.toBeNull();
   });
 
@@ -147,7 +151,11 @@ describe("a job", () => {
     job.start();
     work.fail(new ColobusError("io-error", "a bad sector", "replace it"));
     await settle();
-    expect(job.describe()).toMatchObject({ state: "paused", error: { code: "io-error", action: "replace it" }, endedAt: null });
+    expect(job.describe()).toMatchObject({
+      state: "paused",
+      error: { code: "io-error", action: "replace it" },
+      endedAt: null,
+    });
     job.apply("resume");
     await settle();
     expect(job.describe()).toMatchObject({ state: "running", error: null });
@@ -176,7 +184,12 @@ describe("a job", () => {
   it("that cannot be cancelled says so", () => {
     const { job, work } = bench(new ManualWork(false));
     job.start();
-    expect(() => job.apply("cancel")).toThrow(expect.objectContaining({ code: "job-state", action: expect.stringMatching(/ends by itself/) as string }) as Error);
+    expect(() => job.apply("cancel")).toThrow(
+      expect.objectContaining({
+        code: "job-state",
+        action: expect.stringMatching(/ends by itself/) as string,
+      }) as Error,
+    );
     job.conclude();
     work.finish(1);
   });

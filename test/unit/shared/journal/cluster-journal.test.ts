@@ -1,5 +1,9 @@
 import { describe, expect, it } from "vitest";
-import { JOURNAL_FRAME_MAX_ENTRIES, JOURNAL_HEADER_BYTES, type JournalEntry } from "../../../../proto/cluster-journal-format.ts";
+import {
+  JOURNAL_FRAME_MAX_ENTRIES,
+  JOURNAL_HEADER_BYTES,
+  type JournalEntry,
+} from "../../../../proto/cluster-journal-format.ts";
 import { ClusterJournal, scanClusterJournal } from "../../../../shared/journal/cluster-journal.ts";
 import { MemoryStorage } from "../../../support/memory-storage.ts";
 
@@ -16,7 +20,10 @@ function create(storage: MemoryStorage): ClusterJournal {
 }
 
 /** First clusters of the entries that an open finds; undefined where there is no journal to be opened. */
-function opened(storage: MemoryStorage, options: { onlySynced?: boolean } = {}): { journal: ClusterJournal; found: number[] } {
+function opened(
+  storage: MemoryStorage,
+  options: { onlySynced?: boolean } = {},
+): { journal: ClusterJournal; found: number[] } {
   const found: number[] = [];
   const journal = ClusterJournal.open(storage, PATH, EXPECTED, (entry) => found.push(entry.firstCluster), options);
   if (journal === undefined) expect.unreachable();
@@ -124,7 +131,9 @@ describe("the cluster journal", () => {
     const journal = create(storage);
     journal.append([held(1)]);
     storage.disk.faults.inject({ op: "write", kind: "journal", error: "out-of-space" });
-    expect(() => journal.append([held(2), held(3), held(4)])).toThrow(expect.objectContaining({ code: "out-of-space" }) as Error);
+    expect(() => journal.append([held(2), held(3), held(4)])).toThrow(
+      expect.objectContaining({ code: "out-of-space" }) as Error,
+    );
     journal.append([held(5)]);
     journal.close();
     expect(foundBy(storage)).toEqual([1, 5]);
@@ -211,6 +220,8 @@ describe("inspect's view of a journal", () => {
     });
     expect(seen).toEqual([1, 2]);
     storage.disk.addFile("/other", 5);
-    expect(scanClusterJournal(storage.open("/other", { kind: "other", create: "never" }), () => undefined)).toBeUndefined();
+    expect(
+      scanClusterJournal(storage.open("/other", { kind: "other", create: "never" }), () => undefined),
+    ).toBeUndefined();
   });
 });

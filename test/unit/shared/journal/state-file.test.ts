@@ -52,7 +52,8 @@ describe("the state file", () => {
   it("gives each of several updates at once the record that the one before left", async () => {
     const storage = newStorage();
     const state = await created(storage);
-    const add = (): Promise<unknown> => state.update((record) => ({ ...record, epochReserved: record.epochReserved + 1 }));
+    const add = (): Promise<unknown> =>
+      state.update((record) => ({ ...record, epochReserved: record.epochReserved + 1 }));
     await Promise.all([add(), add(), add(), add()]);
     expect(reopened(storage, "power")).toBe(4);
   });
@@ -87,7 +88,9 @@ describe("the state file", () => {
     corruptSlot(storage, 0);
     corruptSlot(storage, 1);
     storage.crash("process");
-    expect(() => StateFile.open(storage, DIRECTORY)).toThrow(expect.objectContaining({ code: "state-corrupt" }) as Error);
+    expect(() => StateFile.open(storage, DIRECTORY)).toThrow(
+      expect.objectContaining({ code: "state-corrupt" }) as Error,
+    );
     expect(storage.openPaths).toEqual([]);
   });
 

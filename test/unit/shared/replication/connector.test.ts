@@ -73,7 +73,11 @@ describe("the connector", () => {
   it("dials for ever, after pauses that double up to a limit", async () => {
     const { dialer, clock, connector, failures } = bench();
     connector.start();
-    for (let pauseMs = RECONNECT_MIN_MS, round = 1; round < 20; round += 1, pauseMs = Math.min(2 * pauseMs, RECONNECT_MAX_MS)) {
+    for (
+      let pauseMs = RECONNECT_MIN_MS, round = 1;
+      round < 20;
+      round += 1, pauseMs = Math.min(2 * pauseMs, RECONNECT_MAX_MS)
+    ) {
       await dialer.fail();
       expect(failures).toHaveLength(round);
       clock.advance(pauseMs - 1);

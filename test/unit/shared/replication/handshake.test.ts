@@ -15,7 +15,13 @@ describe("a mismatch of two agents", () => {
     ["cluster size", { clusterBytes: 4096 }, { clusterBytes: 65_536 }, "cluster-size-mismatch", ["4096", "65536"]],
     ["disk's name", disks(["vda", 512]), disks(["vdb", 512]), "disk-mismatch", ["vda", "vdb"]],
     ["number of disks", disks(["vda", 512]), disks(["vda", 512], ["vdb", 512]), "disk-mismatch", ["vda, vdb"]],
-    ["disk's size", disks(["a", 512], ["b", 1024]), disks(["b", 2048], ["a", 512]), "size-mismatch", ["disk b", "1024", "2048"]],
+    [
+      "disk's size",
+      disks(["a", 512], ["b", 1024]),
+      disks(["b", 2048], ["a", 512]),
+      "size-mismatch",
+      ["disk b", "1024", "2048"],
+    ],
   ])("of the %s is refused by both, in a sentence that names both values", (_, ours, theirs, code, values) => {
     const self = primaryHello(ours);
     const peer = secondaryHello(theirs);
@@ -54,7 +60,11 @@ type Table = Record<
   Record<(typeof TRACKED)[number], Record<(typeof COMMITTED)[number], readonly [Outcome, Outcome]>>
 >;
 
-const same = <T>(outcome: T): Record<(typeof COMMITTED)[number], T> => ({ "less": outcome, "as much": outcome, "more": outcome });
+const same = <T>(outcome: T): Record<(typeof COMMITTED)[number], T> => ({
+  "less": outcome,
+  "as much": outcome,
+  "more": outcome,
+});
 
 /** By the secondary's lineage, whom the primary's dirty map counts from, what the secondary has committed: without, and with --assume-in-sync. */
 const DECISIONS: Table = {
@@ -80,18 +90,24 @@ const CELLS = SECONDARY_LINEAGES.flatMap((lineage) =>
 );
 
 describe("what is to be sent", () => {
-  it.each(CELLS)("to a secondary of $lineage lineage, tracking $tracked, that has committed $committed", ({ lineage, tracked, committed }) => {
-    const secondary = secondaryHello({
-      lineage: { none: null, same: "L", other: "M" }[lineage],
-      committed: { "less": 4, "as much": 5, "more": 6 }[committed],
-    });
-    const tracks = { "this one": secondary.agentId, "another": "c".repeat(32), "nobody": null }[tracked];
-    const [usual, assuming] = DECISIONS[lineage][tracked][committed];
-    for (const [assumeInSync, expected] of [[false, usual], [true, assuming]] as const) {
-      const primary = primaryHello({ lineage: "L", committed: 5, tracks, assumeInSync });
-      expect(decideSync(primary, secondary).kind).toBe(expected);
-    }
-  });
+  it.each(CELLS)(
+    "to a secondary of $lineage lineage, tracking $tracked, that has committed $committed",
+    ({ lineage, tracked, committed }) => {
+      const secondary = secondaryHello({
+        lineage: { none: null, same: "L", other: "M" }[lineage],
+        committed: { "less": 4, "as much": 5, "more": 6 }[committed],
+      });
+      const tracks = { "this one": secondary.agentId, "another": "c".repeat(32), "nobody": null }[tracked];
+      const [usual, assuming] = DECISIONS[lineage][tracked][committed];
+      for (const [assumeInSync, expected] of [
+        [false, usual],
+        [true, assuming],
+      ] as const) {
+        const primary = primaryHello({ lineage: "L", committed: 5, tracks, assumeInSync });
+        expect(decideSync(primary, secondary).kind).toBe(expected);
+      }
+    },
+  );
 
   it("is refused with both lineages", () => {
     expect(decideSync(primaryHello({ lineage: "LL" }), secondaryHello({ lineage: "MM" }))).toMatchObject({

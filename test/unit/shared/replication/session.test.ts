@@ -257,7 +257,9 @@ describe("a session that is not open", () => {
 
   it("refuses a message that is larger than a handshake needs, unread", () => {
     const { links, secondary } = pair();
-    links.right.receive(Buffer.concat(encodeData(1, [0, 0, 0, HANDSHAKE_MESSAGE_MAX_BYTES], [Buffer.alloc(HANDSHAKE_MESSAGE_MAX_BYTES)])));
+    links.right.receive(
+      Buffer.concat(encodeData(1, [0, 0, 0, HANDSHAKE_MESSAGE_MAX_BYTES], [Buffer.alloc(HANDSHAKE_MESSAGE_MAX_BYTES)])),
+    );
     expect(secondary.reason.message).toMatch(/large message/);
   });
 
@@ -294,7 +296,10 @@ describe("a quiet session", () => {
     for (let elapsedMs = 0; elapsedMs < PEER_TIMEOUT_MS - 100; elapsedMs += 100) clock.advance(100);
     expect(secondary.endings).toEqual([]);
     for (let elapsedMs = 0; elapsedMs < PEER_TIMEOUT_MS; elapsedMs += 100) clock.advance(100);
-    expect(secondary.reason).toMatchObject({ code: "peer-timeout", message: expect.stringMatching(/silent for \d+ ms/) as string });
+    expect(secondary.reason).toMatchObject({
+      code: "peer-timeout",
+      message: expect.stringMatching(/silent for \d+ ms/) as string,
+    });
   });
 
   it("is not ended by a process that was itself stopped, until the peer's words could be read", () => {

@@ -1,0 +1,183 @@
+import { NodeClock } from "../../shared/host/node-clock.ts";
+import { openImage } from "../../shared/block/image.ts";
+import { StateFile } from "../../shared/journal/state-file.ts";
+import type { DataMessage, Operation } from "../../proto/replication-messages.ts";
+import type { ColobusError } from "../../proto/errors.ts";
+import type { StateRecord } from "../../proto/state-record.ts";
+import type { Durability } from "../../proto/words.ts";
+import { Checkpoints } from "../../secondary/checkpoints.ts";
+import { overlayContext } from "../../secondary/overlay-files.ts";
+import { ReplicaDisk } from "../../secondary/replica-disk.ts";
+import { ReplicaWriter } from "../../secondary/replica-writer.ts";
+import { ViewGate } from "../../secondary/view-gate.ts";
+import { SeededRandom } from "../sim/seeded-random.ts";
+import { SimRandom } from "../sim/sim-random.ts";
+import type { MemoryStorage } from "./memory-storage.ts";
+import { SilentLog } from "./silent-log.ts";
+import { stateRecord } from "./state-records.ts";
+
+export const STATE_DIRECTORY = "/state";
+const LINEAGE = "1".repeat(32);
+
+export interface BenchDisk {
+  readonly name: string;
+  readonly content: Buffer;
+}
+
+/** Makes the images of `disks` and the state of a secondary that has received nothing yet. */
+export async function makeSecondary(
+  storage: MemoryStorage,
+  disks: readonly BenchDisk[],
+  durability: Durability,
+  changes: Partial<StateRecord> = {},
+): Promise<void> {
+  storage.disk.addDirectory(`${STATE_DIRECTORY}/disks`);
+  for (const { name, content } of disks) storage.disk.addFile(imagePath(name), content.length, content);
+  const state = await StateFile.create(
+    storage,
+    STATE_DIRECTORY,
+    stateRecord({
+      durability,
+      disks: disks.map(({ name, content }) => ({
+        name,
+        image: imagePath(name),
+        sizeBytes: content.length,
+        cleanMark: null,
+      })),
+      ...changes,
+    }),
+  );
+  await state.close();
+}
+
+export function imagePath(name: string): string {
+  return `/images/${name}.img`;
+}
+
+/** A secondary's disks, checkpoints and writer as its role puts them together, without sessions. */
+export class ReplicaBench {
+  readonly state: StateFile;
+  readonly gate = new ViewGate();
+  readonly log = new SilentLog();
+  readonly disks: readonly ReplicaDisk[];
+  readonly checkpoints: Checkpoints;
+  readonly #storage: MemoryStorage;
+  readonly #clock = new NodeClock();
+  writer: ReplicaWriter;
+  failure: ColobusError | undefined;
+  stable = 0;
+  #sequence = 0;
+
+  private constructor(storage: MemoryStorage, state: StateFile, afterPowerLoss: boolean) {
+    this.#storage = storage;
+    this.state = state;
+    const { committed, prepared, epochReserved } = state.record;
+    const random = new SimRandom(new SeededRandom(11));
+    const epochs = {
+      committed: committed.epoch,
+      newestBarrier: prepared.at(-1)?.epoch ?? committed.epoch,
+      open: epochReserved + 1,
+      afterPowerLoss,
+    };
+    this.disks = state.record.disks.map(({ name, image, sizeBytes }) => {
+      const context = overlayContext(
+        { storage, random, stateDirectory: STATE_DIRECTORY },
+        state.record,
+        name,
+        sizeBytes ?? 0,
+      );
+      return new ReplicaDisk(name, openImage(storage, image), context, epochs, {
+        gate: this.gate,
+        hasCheckpoint: () => this.checkpoints.committed.epoch > 0,
+        access: "read-write",
+      });
+    });
+    this.checkpoints = new Checkpoints({
+      state,
+      disks: () => this.disks,
+      gate: this.gate,
+      clock: this.#clock,
+      log: this.log,
+    });
+    this.writer = this.#newWriter();
+  }
+
+  static async open(storage: MemoryStorage, afterPowerLoss = false): Promise<ReplicaBench> {
+    const state = StateFile.open(storage, STATE_DIRECTORY);
+    if (state === undefined) throw new Error("there is no state");
+    const bench = new ReplicaBench(storage, state, afterPowerLoss);
+    await storage.syncDirectory(`${STATE_DIRECTORY}/disks`);
+    return bench;
+  }
+
+  /** A session begins: later operations belong to `epoch`. */
+  async begin(epoch: number): Promise<void> {
+    await this.writer.stop();
+    this.checkpoints.openAt(epoch);
+    this.writer = this.#newWriter();
+  }
+
+  push(operations: readonly Operation[]): void {
+    const message: DataMessage = { type: "data", firstSequence: this.#sequence + 1, operations };
+    this.#sequence += operations.length;
+    this.writer.push(message);
+  }
+
+  /** Closes `epoch` behind everything pushed so far. */
+  barrier(epoch: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.writer.enqueue(async () => {
+        await this.writer.makeStable();
+        await this.checkpoints.prepare(epoch).then(resolve, reject);
+      });
+    });
+  }
+
+  /** Resolves when everything pushed so far is applied. */
+  drained(): Promise<void> {
+    return new Promise((resolve) => {
+      this.writer.enqueue(() => Promise.resolve(resolve()));
+    });
+  }
+
+  commit(epoch: number): Promise<void> {
+    return this.checkpoints.commit(epoch, LINEAGE);
+  }
+
+  /** The process dies, or the machine loses its power, between two calls; then the secondary starts again. */
+  async restart(kind: "process" | "power"): Promise<ReplicaBench> {
+    await this.writer.stop();
+    await this.checkpoints.settled();
+    this.#storage.crash(kind);
+    return ReplicaBench.open(this.#storage, kind === "power");
+  }
+
+  async readView(disk: number, offset = 0, length?: number): Promise<Buffer> {
+    const { view } = this.disks[disk] ?? missing();
+    const target = Buffer.alloc(length ?? view.sizeBytes - offset);
+    await view.read(target, offset);
+    return target;
+  }
+
+  #newWriter(): ReplicaWriter {
+    this.#sequence = 0;
+    return new ReplicaWriter({
+      disks: this.disks,
+      clock: this.#clock,
+      durability: this.state.record.durability,
+      syncEagerly: false,
+      savesOriginals: () => this.checkpoints.newestBarrier > 0,
+      acknowledge: (_, stable) => {
+        this.stable = stable;
+      },
+      applied: (operations, bytes) => this.checkpoints.countApplied(operations, bytes),
+      failed: (reason) => {
+        this.failure = reason;
+      },
+    });
+  }
+}
+
+function missing(): never {
+  throw new RangeError("there is no such disk");
+}
