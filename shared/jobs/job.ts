@@ -40,6 +40,8 @@ export class Job {
   #speedLimit = 0;
   #startedWallMs: number;
   #endedWallMs: number | undefined;
+  /** What was done when the job ended: its work may go on to measure something else. */
+  #finalProgress: ReturnType<JobWork["progress"]> | undefined;
   #timer: Timer | undefined;
   #wake: (() => void) | undefined;
   #samples: { atMs: number; doneBytes: number }[] = [];
@@ -108,12 +110,13 @@ export class Job {
     if (this.#state === "concluded") return;
     this.#error = error;
     this.#endedWallMs = this.#options.clock.wallMs();
+    this.#finalProgress = this.#options.work.progress();
     this.#set("concluded");
     this.#wake?.();
   }
 
   describe(): JobStatus {
-    const { doneBytes, totalBytes } = this.#options.work.progress();
+    const { doneBytes, totalBytes } = this.#finalProgress ?? this.#options.work.progress();
     const rate = this.#state === "running" ? this.#rate() : 0;
     return {
       id: this.id,

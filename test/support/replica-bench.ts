@@ -31,8 +31,10 @@ export async function makeSecondary(
   durability: Durability,
   changes: Partial<StateRecord> = {},
 ): Promise<void> {
-  storage.disk.addDirectory(`${STATE_DIRECTORY}/disks`);
-  for (const { name, content } of disks) storage.disk.addFile(imagePath(name), content.length, content);
+  for (const { name, content } of disks) {
+    storage.disk.addDirectory(`${STATE_DIRECTORY}/disks/${name}`);
+    storage.disk.addFile(imagePath(name), content.length, content);
+  }
   const state = await StateFile.create(
     storage,
     STATE_DIRECTORY,
@@ -102,12 +104,10 @@ export class ReplicaBench {
     this.writer = this.#newWriter();
   }
 
-  static async open(storage: MemoryStorage, afterPowerLoss = false): Promise<ReplicaBench> {
+  static open(storage: MemoryStorage, afterPowerLoss = false): ReplicaBench {
     const state = StateFile.open(storage, STATE_DIRECTORY);
     if (state === undefined) throw new Error("there is no state");
-    const bench = new ReplicaBench(storage, state, afterPowerLoss);
-    await storage.syncDirectory(`${STATE_DIRECTORY}/disks`);
-    return bench;
+    return new ReplicaBench(storage, state, afterPowerLoss);
   }
 
   /** A session begins: later operations belong to `epoch`. */
