@@ -48,13 +48,22 @@ export class Checkpoints {
     return this.#openEpoch;
   }
 
+  /** The highest epoch before which no primary may open one: numbers are never used twice. */
+  get epochSeen(): number {
+    const open = Math.max(this.#openEpoch, ...this.#options.disks().map((disk) => disk.hidden.newestEpoch));
+    return Math.max(this.#record.epochReserved, this.committed.epoch, open - 1);
+  }
+
   /** The newest barrier that a commit can still name; 0 while there is none. */
   get newestBarrier(): number {
     return this.#record.prepared.at(-1)?.epoch ?? this.committed.epoch;
   }
 
-  /** The writes to come belong to `epoch`: the primary says so when a session begins. */
-  openAt(epoch: number): void {
+  /**
+   * The writes to come belong to `epoch`: the primary says so when a session begins. They may come when the promise
+   * resolves. Errors: `protocol-error`, `io-error`.
+   */
+  async openAt(epoch: number): Promise<void> {
     const disks = this.#options.disks();
     // Originals that no barrier stands below belong to no checkpoint: a first sync that never came to its end left them.
     if (this.newestBarrier === 0) for (const disk of disks) disk.hidden.removeAll();
@@ -63,6 +72,7 @@ export class Checkpoints {
     }
     this.#openEpoch = epoch;
     for (const disk of disks) disk.hidden.openEpoch(epoch);
+    for (const disk of disks) await disk.hidden.makeDurable();
   }
 
   countApplied(writes: number, bytes: number): void {
@@ -91,15 +101,20 @@ export class Checkpoints {
           "Commit or discard some of them first.",
         );
       }
-      await state.update((record) => ({
-        ...record,
-        epochReserved: Math.max(record.epochReserved, epoch),
-        prepared: [...record.prepared, { epoch, atMs: clock.wallMs() }],
-      }));
-      this.#openEpoch = epoch + 1;
-      for (const disk of disks()) {
-        disk.hidden.setNewestBarrier(epoch);
-        disk.hidden.openEpoch(epoch + 1);
+      try {
+        await state.update((record) => ({
+          ...record,
+          epochReserved: Math.max(record.epochReserved, epoch),
+          prepared: [...record.prepared, { epoch, atMs: clock.wallMs() }],
+        }));
+      } finally {
+        // After an error the record may be on the disk all the same: then a later process finds the epoch prepared, and
+        // what is overwritten from here on must be kept apart from it.
+        this.#openEpoch = epoch + 1;
+        for (const disk of disks()) {
+          disk.hidden.setNewestBarrier(epoch);
+          disk.hidden.openEpoch(epoch + 1);
+        }
       }
     });
   }

@@ -1,6 +1,6 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { SecondaryExport } from "../proto/words.ts";
-import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
+import type { BlockDevice, Child, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
 import { RangeLock } from "../shared/block/range-lock.ts";
 import type { OverlayStack } from "./overlay-stack.ts";
 import type { ViewGate } from "./view-gate.ts";
@@ -17,6 +17,7 @@ export class CommittedView implements BlockDevice {
   readonly #lock = new RangeLock();
   readonly #hasCheckpoint: () => boolean;
   readonly #access: SecondaryExport;
+  #successor: Child | undefined;
 
   constructor(stack: OverlayStack, gate: ViewGate, hasCheckpoint: () => boolean, access: SecondaryExport) {
     this.sizeBytes = stack.geometry.sizeBytes;
@@ -26,23 +27,35 @@ export class CommittedView implements BlockDevice {
     this.#access = access;
   }
 
+  /**
+   * The disk was promoted: requests go to `successor` from now on, those included that wait at the gate, which is
+   * closed. What they would write to the active disk behind the back of `successor` would be lost with the merge.
+   */
+  handOver(successor: Child): void {
+    this.#successor = successor;
+  }
+
   read(target: Uint8Array, offset: number): Pending {
-    this.#assertCheckpoint();
-    return this.#gate.run(() => this.#stack.read(target, offset));
+    return this.#run(
+      () => this.#stack.read(target, offset),
+      (successor) => successor.read(target, offset),
+    );
   }
 
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
-    return this.#writeActive(source, offset, flags);
+    return this.#writeActive(source, offset, flags, (successor) => successor.write(source, offset, flags));
   }
 
   openWrite(offset: number, length: number, flags: WriteFlags): OpenWrite {
-    this.#assertWritable();
+    this.#assertAccess();
+    if (this.#successor === undefined) this.#assertCheckpoint();
     let at = offset;
     return {
       push: (piece) => {
-        const pending = this.#writeActive(piece, at, { fua: false });
+        const pieceOffset = at;
         at += piece.length;
-        return pending;
+        const noFlags = { fua: false };
+        return this.#writeActive(piece, pieceOffset, noFlags, (successor) => successor.write(piece, pieceOffset, noFlags));
       },
       end: () => (flags.fua ? this.flush() : undefined),
       abandon: () => undefined,
@@ -50,12 +63,14 @@ export class CommittedView implements BlockDevice {
   }
 
   zero(offset: number, length: number, flags: ZeroFlags): Pending {
-    return this.#writeActive(length, offset, flags);
+    return this.#writeActive(length, offset, flags, (successor) => successor.zero(offset, length, flags));
   }
 
   flush(): Pending {
-    this.#assertCheckpoint();
-    return this.#gate.run(() => this.#stack.active.flush());
+    return this.#run(
+      () => this.#stack.active.flush(),
+      (successor) => successor.flush(),
+    );
   }
 
   prefetch(offset: number, length: number): void {
@@ -63,20 +78,35 @@ export class CommittedView implements BlockDevice {
   }
 
   extents(offset: number, length: number, maxExtents: number): Extent[] {
+    if (this.#successor !== undefined) return this.#successor.extents(offset, length, maxExtents);
     this.#assertCheckpoint();
     return this.#stack.extents(offset, length, maxExtents);
   }
 
-  #writeActive(source: Uint8Array | number, offset: number, flags: WriteFlags): Pending {
-    this.#assertWritable();
-    return this.#gate.run(() => {
+  /** Runs a request in the view that is open now or next, or, once the disk was promoted, against its successor. */
+  #run(inView: () => Pending, inSuccessor: (successor: Child) => Pending): Pending {
+    if (this.#successor !== undefined) return inSuccessor(this.#successor);
+    this.#assertCheckpoint();
+    const { opening } = this.#gate;
+    if (opening !== undefined) return opening.then(() => this.#run(inView, inSuccessor));
+    return this.#gate.run(inView);
+  }
+
+  #writeActive(
+    source: Uint8Array | number,
+    offset: number,
+    flags: WriteFlags,
+    inSuccessor: (successor: Child) => Pending,
+  ): Pending {
+    this.#assertAccess();
+    return this.#run(() => {
       const length = typeof source === "number" ? source : source.length;
       const unit = this.#stack.active.partBytes;
       const from = Math.floor(offset / unit) * unit;
       const hold = this.#lock.acquire(from, Math.ceil((offset + length) / unit) * unit - from);
       if (hold instanceof Promise) return hold.then((later) => this.#lockedWrite(later, source, offset, flags));
       return this.#lockedWrite(hold, source, offset, flags);
-    });
+    }, inSuccessor);
   }
 
   #lockedWrite(
@@ -100,15 +130,13 @@ export class CommittedView implements BlockDevice {
     return pending.finally(() => this.#lock.release(hold));
   }
 
-  #assertWritable(): void {
-    if (this.#access !== "read-write") {
-      throw new ColobusError(
-        "read-only",
-        "the secondary's export is read-only",
-        "Fail over first, or start the secondary with --secondary-export read-write for a lock-step VM.",
-      );
-    }
-    this.#assertCheckpoint();
+  #assertAccess(): void {
+    if (this.#access === "read-write") return;
+    throw new ColobusError(
+      "read-only",
+      "the secondary's export is read-only",
+      "Fail over first, or start the secondary with --secondary-export read-write for a lock-step VM.",
+    );
   }
 
   #assertCheckpoint(): void {

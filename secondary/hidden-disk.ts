@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { ColobusError } from "../proto/errors.ts";
 import type { Image } from "../shared/block/image.ts";
 import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
@@ -26,6 +27,8 @@ export class HiddenDisk {
   /** The newest barrier that can be committed: generations above it are the open group. */
   #groupStart: number;
   #version = 0;
+  /** Generations that an earlier process has left, and that may not have reached the disk: it may have died before its fsync. */
+  #undurable: readonly Generation[] = [];
   readonly #scratch = Buffer.allocUnsafeSlow(SAVE_PIECE_BYTES);
 
   private constructor(context: OverlayContext, groupStart: number) {
@@ -49,8 +52,22 @@ export class HiddenDisk {
         if (generation !== undefined) disk.#generations.push(generation);
       }
     }
+    if (context.durability === "power") disk.#undurable = [...disk.#generations];
     disk.openEpoch(Math.max(epochs.open, disk.#generations.at(-1)?.epoch ?? 0));
     return disk;
+  }
+
+  /**
+   * Makes what was recovered durable, under `power`: the base may be overwritten where an original is held, and until
+   * now it may be held in the page cache alone. To be awaited before the first write. Errors: `io-error`.
+   */
+  async makeDurable(): Promise<void> {
+    for (const generation of this.#undurable) {
+      if (!this.#generations.includes(generation)) continue;
+      await generation.files.syncData();
+      await generation.files.syncJournal();
+    }
+    this.#undurable = [];
   }
 
   /** Generations that hold anything, oldest first. */
@@ -125,9 +142,9 @@ export class HiddenDisk {
 
   /** The barrier of the open epoch is durable: later originals go to a generation of `epoch`. */
   openEpoch(epoch: number): void {
-    // A generation that holds nothing need not be kept beside the new one.
-    while (this.#generations.at(-1)?.held.isEmpty === true) this.#generations.pop()?.files.removeFiles();
     assert(epoch >= this.newestEpoch, "epochs only grow");
+    // A generation that holds nothing need not be kept beside the new one.
+    while (this.#generations.at(-1)?.held.isEmpty === true) removeIfPossible(this.#generations.pop());
     if (this.#generations.at(-1)?.epoch === epoch) return;
     this.#generations.push(new Generation(this.#context, epoch));
   }
@@ -201,5 +218,17 @@ export class HiddenDisk {
       if (generation.held.has(cluster)) return true;
     }
     return false;
+  }
+}
+
+/**
+ * Removes the files of a generation that holds nothing. Where that fails they stay, and do no harm: should a later
+ * process find originals in them after all, they are those of the epoch. The barrier that opens an epoch must not fail.
+ */
+function removeIfPossible(generation: Generation | undefined): void {
+  try {
+    generation?.files.removeFiles();
+  } catch (error) {
+    if (!(error instanceof ColobusError)) throw error;
   }
 }

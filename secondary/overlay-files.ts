@@ -105,12 +105,12 @@ export class OverlayFiles {
     return this.#open === undefined ? 0 : this.#open.data.allocatedBytes() + this.#open.journal.sizeBytes;
   }
 
-  /** Makes the content of the data file, and the files' names, durable. */
+  /** Makes the content of the data file, and the files' names, durable. Creates them if need be: a journal of zeroes has no data. */
   async syncData(): Promise<void> {
-    if (this.#open === undefined) return;
-    await this.#open.data.sync();
+    const { data, journal } = this.#opened();
+    await data.sync();
     if (!this.#directorySynced) {
-      await this.#open.journal.sync(); // the header, before a name leads to it
+      await journal.sync(); // the header, before a name leads to it
       await this.#context.storage.syncDirectory(this.#context.directory);
       this.#directorySynced = true;
     }

@@ -102,7 +102,8 @@ export class PromotedDisk implements Child {
 
   flush(): Pending {
     if (this.#stack === undefined) return this.#base.flush();
-    return this.#flushAll(this.#stack);
+    // Through the gate: the overlays' files must not be closed under a flush.
+    return this.#gate.run(() => (this.#stack === undefined ? this.#base.flush() : this.#flushAll(this.#stack)));
   }
 
   prefetch(offset: number, length: number): void {

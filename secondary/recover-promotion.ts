@@ -35,6 +35,7 @@ export function recoverPromotion(options: {
         newestBarrier: epoch,
         open: record.epochReserved + 1,
       });
+      if (epoch === 0) hidden.removeAll(); // as the promotion, forced without a checkpoint, has done, or was about to
       const active = ActiveDisk.recover(context, record.merge?.activeEpoch ?? epoch, record.bootId !== options.bootId);
       const stack = new OverlayStack(context.geometry, base, hidden, active);
       disks.push({ name, disk: new PromotedDisk(context, stack, gate, epoch) });

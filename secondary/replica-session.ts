@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
 import { toErrorBody, type Hello, type Message } from "../proto/replication-messages.ts";
 import type { Durability, ReplicationState } from "../proto/words.ts";
-import type { Clock } from "../shared/host/clock.ts";
+import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { decideSync } from "../shared/replication/handshake.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
@@ -19,6 +20,7 @@ export interface ReplicaSessionOptions {
   readonly hello: Hello;
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
+  readonly windowBytes: number;
   readonly durability: Durability;
   readonly checkpoints: Checkpoints;
   /** Ends the session that this one replaces, and resolves when nothing of it is under way any more. */
@@ -27,6 +29,8 @@ export interface ReplicaSessionOptions {
   readonly prepareDisks: (names: readonly string[], sizes: readonly number[]) => Promise<readonly ReplicaDisk[]>;
   /** undefined: the overlays can take writes; else why not. */
   readonly fullness: () => ColobusError | undefined;
+  /** This side could not go on, for a reason of its own. The session is closed with it. */
+  readonly failed: (reason: ColobusError) => void;
   readonly synced: (session: ReplicaSession, phase: "begin" | "end") => void;
   readonly committed: (epoch: number) => void;
   readonly prepared: (epoch: number) => void;
@@ -48,6 +52,9 @@ export class ReplicaSession {
   #writer: ReplicaWriter | undefined;
   #ended: Promise<void> | undefined;
   #beginning = false;
+  #beginTimer: Timer | undefined;
+  /** Requests that are not answered yet. */
+  #openRequests = 0;
   #requests: Promise<unknown> = Promise.resolve();
   #sync = { active: false, totalBytes: 0 };
   #stalled: ColobusError | undefined;
@@ -104,6 +111,9 @@ export class ReplicaSession {
     const decision = decideSync(peer, this.#options.hello);
     if (decision.kind === "refused") throw decision.reason;
     this.#peer = peer;
+    this.#beginTimer = this.#options.clock.after(HANDSHAKE_TIMEOUT_MS, () => {
+      this.#session.close(new ColobusError("peer-timeout", "the peer opened a session and did not begin"));
+    });
   }
 
   #receive(message: SessionMessage): void {
@@ -144,7 +154,8 @@ export class ReplicaSession {
   #receiveBegin(message: BeginMessage): void {
     if (this.#beginning) throw new ColobusError("protocol-error", `the peer sent "begin" twice`);
     this.#beginning = true;
-    this.#begin(message).catch((error: unknown) => this.#session.close(asColobusError(error)));
+    this.#beginTimer?.cancel();
+    this.#begin(message).catch((error: unknown) => this.#fail(asColobusError(error)));
   }
 
   async #begin(message: BeginMessage): Promise<void> {
@@ -154,20 +165,26 @@ export class ReplicaSession {
     await options.opened(this);
     if (this.#ended !== undefined) return;
     const names = peer.disks.map((disk) => disk.name);
-    if (message.diskSizes.length !== names.length) throw new ColobusError("protocol-error", "begin names other disks");
+    const isAsGreeted =
+      message.lineage === peer.lineage &&
+      message.diskSizes.length === names.length &&
+      peer.disks.every((disk, index) => disk.sizeBytes === message.diskSizes[index]);
+    if (!isAsGreeted) throw new ColobusError("protocol-error", `the peer's "begin" does not fit its "hello"`);
     this.#disks = await options.prepareDisks(names, message.diskSizes);
     if (this.#ended !== undefined) return;
-    options.checkpoints.openAt(message.openEpoch);
+    await options.checkpoints.openAt(message.openEpoch);
+    if (this.#ended !== undefined) return;
     this.#lineage = message.lineage;
     this.#writer = new ReplicaWriter({
       disks: this.#disks,
       clock: options.clock,
       durability: options.durability,
+      windowBytes: options.windowBytes,
       syncEagerly: peer.ack === "applied",
       savesOriginals: () => options.checkpoints.newestBarrier > 0,
       acknowledge: (received, stable) => this.#session.send({ type: "ack", received, stable }),
       applied: (operations, bytes) => options.checkpoints.countApplied(operations, bytes),
-      failed: (reason) => this.#session.close(reason),
+      failed: (reason) => this.#fail(reason),
     });
     this.#stalled = options.fullness();
     this.#session.send({ type: "ready" });
@@ -188,6 +205,7 @@ export class ReplicaSession {
 
   #receiveBarrier(id: number, epoch: number): void {
     const writer = this.#stream();
+    this.#countRequest();
     writer.enqueue(async () => {
       await writer.makeStable();
       await this.#request(id, async () => {
@@ -199,7 +217,15 @@ export class ReplicaSession {
 
   #answer(id: number, work: () => Promise<void>): void {
     this.#stream();
-    this.#requests = Promise.all([this.#requests, this.#request(id, work)]);
+    this.#countRequest();
+    this.#requests = Promise.all([this.#requests, this.#request(id, work)]).then(() => undefined);
+  }
+
+  #countRequest(): void {
+    this.#openRequests += 1;
+    if (this.#openRequests > REQUESTS_MAX) {
+      throw new ColobusError("protocol-error", "the peer asks for more than it waits for");
+    }
   }
 
   /** Does what the primary asked for, and tells it the outcome. A refusal does not end the session. */
@@ -209,6 +235,8 @@ export class ReplicaSession {
       this.#session.send({ type: "answer", id, error: null });
     } catch (error) {
       this.#session.send({ type: "answer", id, error: toErrorBody(asColobusError(error)) });
+    } finally {
+      this.#openRequests -= 1;
     }
   }
 
@@ -218,7 +246,14 @@ export class ReplicaSession {
     return this.#writer;
   }
 
+  #fail(reason: ColobusError): void {
+    if (this.#ended !== undefined) return;
+    this.#options.failed(reason);
+    this.#session.close(reason);
+  }
+
   #closed(reason: ColobusError): void {
+    this.#beginTimer?.cancel();
     this.#ended = (async () => {
       await this.#writer?.stop();
       await this.#requests;

@@ -1,6 +1,14 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { APPLY_BATCH_BYTES, SYNC_BEHIND_BYTES, SYNC_BEHIND_MS } from "../proto/limits.ts";
+import {
+  APPLY_BATCH_BYTES,
+  APPLY_BATCH_OPERATIONS,
+  NBD_MAX_IN_FLIGHT_BYTES,
+  OPERATION_COST_BYTES,
+  SYNC_BEHIND_BYTES,
+  SYNC_BEHIND_MS,
+  UNSTABLE_WINDOWS,
+} from "../proto/limits.ts";
 import type { DataMessage, Operation } from "../proto/replication-messages.ts";
 import type { Durability } from "../proto/words.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
@@ -16,6 +24,8 @@ export interface ReplicaWriterOptions {
   readonly disks: readonly ReplicaDisk[];
   readonly clock: Clock;
   readonly durability: Durability;
+  /** The session's window: a primary that sends far beyond it is cut off. */
+  readonly windowBytes: number;
   /** Fsync right behind each batch, because the primary's guest waits for it. */
   readonly syncEagerly: boolean;
   /** Whether originals must be saved: not before there is a checkpoint to return to. */
@@ -44,6 +54,8 @@ type Item =
 export class ReplicaWriter {
   readonly #options: ReplicaWriterOptions;
   readonly #queue: Item[] = [];
+  /** What the queue costs, as the window counts it. */
+  #queuedBytes = 0;
   #draining: Promise<void> | undefined;
   #stopped = false;
   #receivedSequence = 0;
@@ -65,7 +77,7 @@ export class ReplicaWriter {
     this.#comparing = comparing;
   }
 
-  /** Queues a data message. Errors: `protocol-error` when it does not continue the stream or leaves a disk. */
+  /** Queues a data message. Errors: `protocol-error` when it does not continue the stream, leaves a disk, or is too much. */
   push(message: DataMessage): void {
     if (message.firstSequence !== this.#receivedSequence + 1) {
       throw new ColobusError(
@@ -73,7 +85,7 @@ export class ReplicaWriter {
         `the peer sent operation ${message.firstSequence} after ${this.#receivedSequence}`,
       );
     }
-    let bytes = 0;
+    let bytes = message.operations.length * OPERATION_COST_BYTES;
     for (const operation of message.operations) {
       const disk = this.#options.disks[operation.disk];
       if (disk === undefined || operation.offset + operation.length > disk.base.sizeBytes) {
@@ -81,6 +93,11 @@ export class ReplicaWriter {
       }
       bytes += operation.payload.length;
     }
+    // A primary looks at its window between requests, so each of its guests' may go beyond it.
+    if (this.#queuedBytes + bytes > this.#options.windowBytes * UNSTABLE_WINDOWS + NBD_MAX_IN_FLIGHT_BYTES) {
+      throw new ColobusError("protocol-error", "the peer sent much more than its window allows");
+    }
+    this.#queuedBytes += bytes;
     this.#receivedSequence += message.operations.length;
     this.#queue.push({ kind: "data", message, bytes });
     this.#acknowledgeSoon();
@@ -99,7 +116,7 @@ export class ReplicaWriter {
     this.#queue.length = 0;
     this.#syncTimer?.cancel();
     await this.#draining;
-    await this.#syncing;
+    await this.#syncing?.catch(() => undefined); // nothing more is called stable, so its outcome means nothing any more
   }
 
   /** Makes everything applied so far stable. */
@@ -128,6 +145,7 @@ export class ReplicaWriter {
         } else {
           const applying = this.#applyBatch(this.#takeBatch());
           if (applying !== undefined) await applying;
+          if (this.#queue.length > 0) await this.#letOthersRun();
         }
       }
     } catch (error) {
@@ -137,17 +155,26 @@ export class ReplicaWriter {
     }
   }
 
+  /** A long queue may be applied without ever waiting for the device: heartbeats and readers get their turn in between. */
+  #letOthersRun(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#options.clock.defer(resolve);
+    });
+  }
+
   #takeBatch(): Operation[] {
     const operations: Operation[] = [];
     let bytes = 0;
     let taken = 0;
     for (const item of this.#queue) {
-      if (item.kind !== "data" || (taken > 0 && bytes + item.bytes > APPLY_BATCH_BYTES)) break;
+      if (item.kind !== "data" || operations.length >= APPLY_BATCH_OPERATIONS) break;
+      if (taken > 0 && bytes + item.bytes > APPLY_BATCH_BYTES) break;
       operations.push(...item.message.operations);
       bytes += item.bytes;
       taken += 1;
     }
     this.#queue.splice(0, taken);
+    this.#queuedBytes -= bytes;
     return operations;
   }
 

@@ -33,6 +33,8 @@ export interface SecondaryOptions {
   readonly access: SecondaryExport;
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
+  /** Bounds what a primary may have sent that is not applied yet. */
+  readonly windowBytes: number;
   /** The kernel's boot id: another one than recorded means that unsynced data may be lost. */
   readonly bootId: string;
   /** Disks have come into being at the primary's size. */
@@ -97,7 +99,7 @@ export class SecondaryRole {
 
   /** Serves a link that a peer has opened. */
   accept(link: Link): void {
-    const unproved = [...this.#sessions].filter((session) => session.peer === undefined);
+    const unproved = [...this.#sessions].filter((session) => session !== this.#current);
     if (this.#ending || unproved.length >= UNAUTHENTICATED_LINKS_MAX) {
       link.start({ message: () => undefined, closed: () => undefined });
       link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
@@ -110,11 +112,15 @@ export class SecondaryRole {
       hello: this.#hello(),
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
+      windowBytes: options.windowBytes,
       durability: options.state.record.durability,
       checkpoints: this.checkpoints,
       opened: (opened) => this.#opened(opened),
       prepareDisks: (names, sizes) => this.#prepareDisks(names, sizes),
       fullness: () => this.#checkFullness(),
+      failed: (reason) => {
+        if (reason.code === "overlay-full" || reason.code === "out-of-space") this.#setFull(reason);
+      },
       synced: (_, phase) => options.emit(phase === "begin" ? "sync-started" : "sync-finished", {}),
       prepared: (epoch) => options.emit("checkpoint-prepared", { epoch }),
       committed: (epoch) => {
@@ -242,7 +248,9 @@ export class SecondaryRole {
         // Forced without a checkpoint: the originals lead back to nothing, and the base is what there is.
         if (epoch === 0) disk.hidden.removeAll();
         if (options.discardActive) disk.discardActive(activeEpoch);
-        return { name: disk.name, disk: new PromotedDisk(disk.context, disk.stack, this.gate, epoch) };
+        const promoted = new PromotedDisk(disk.context, disk.stack, this.gate, epoch);
+        disk.view.handOver(promoted);
+        return { name: disk.name, disk: promoted };
       });
       return { epoch, disks };
     } catch (error) {
@@ -287,13 +295,14 @@ export class SecondaryRole {
       role: "Secondary",
       ack: "async",
       clusterBytes: record.clusterBytes,
+      windowBytes: this.#options.windowBytes,
       disks: record.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
       nonce: this.#options.random.bytes(16),
       hasToken: this.#options.token !== undefined,
       lineage: record.lineage,
       committed: record.committed.epoch,
       prepared: record.prepared.map(({ epoch }) => epoch),
-      epochSeen: Math.max(record.epochReserved, record.committed.epoch),
+      epochSeen: this.checkpoints.epochSeen,
       tracks: null,
       assumeInSync: false,
     };
@@ -312,7 +321,6 @@ export class SecondaryRole {
 
   #closed(session: ReplicaSession, reason: ColobusError): void {
     this.#sessions.delete(session);
-    if (reason.code === "overlay-full" || reason.code === "out-of-space") this.#setFull(reason);
     if (session === this.#current) {
       this.#current = undefined;
       this.#lastContactMs = this.#options.clock.nowMs() - session.silenceMs;
@@ -396,17 +404,23 @@ export class SecondaryRole {
 
   #retryFull(): void {
     if (this.#full === undefined) return;
-    const { storage, stateDirectory, state } = this.#options;
-    const places = [
-      stateDirectory,
-      ...state.record.disks.map((disk) => disk.image).filter((path) => storage.exists(path)),
-    ];
-    if (places.some((path) => storage.freeBytes(path) < OVERLAY_RESERVE_BYTES)) return;
+    if (!this.#hasRoom()) return;
     this.#full = undefined;
     this.#fullTimer?.cancel();
     this.#fullTimer = undefined;
     this.#options.emit("overlay-freed", {});
     this.#current?.unstall();
+  }
+
+  #hasRoom(): boolean {
+    const { storage, stateDirectory, state } = this.#options;
+    try {
+      const images = state.record.disks.map((disk) => disk.image).filter((path) => storage.exists(path));
+      return [stateDirectory, ...images].every((path) => storage.freeBytes(path) >= OVERLAY_RESERVE_BYTES);
+    } catch (error) {
+      if (error instanceof ColobusError) return false; // it cannot be told now, and is asked again
+      throw error;
+    }
   }
 
   #retryFullLater(): void {

@@ -10,6 +10,11 @@ export class ViewGate {
   #closed: { promise: Promise<void>; open: () => void } | undefined;
   #drained: (() => void) | undefined;
 
+  /** Resolves when the gate opens again; undefined while it is open. */
+  get opening(): Promise<void> | undefined {
+    return this.#closed?.promise;
+  }
+
   /** Runs `request` in the view that is open now, or in the next one. */
   run(request: () => Pending): Pending {
     if (this.#closed !== undefined) return this.#closed.promise.then(() => this.run(request));

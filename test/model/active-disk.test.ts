@@ -2,6 +2,7 @@ import * as fc from "fast-check";
 import { expect, it } from "vitest";
 import { ActiveDisk } from "../../secondary/active-disk.ts";
 import { turn } from "../support/memory-storage.ts";
+import { VolatileModel } from "../support/volatile-model.ts";
 import { CLUSTER_BYTES, overlaysOn, pattern, seededStorage } from "../support/overlay-bench.ts";
 
 const SIZE = 5 * CLUSTER_BYTES + 1536;
@@ -29,39 +30,6 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   { weight: 1, arbitrary: fc.record({ do: fc.constantFrom("crash" as const, "power" as const) }) },
 );
 
-/** Every state that the disk was in since the last flush: after a loss of power each byte is from one of them. */
-class Model {
-  #versions: Buffer[];
-
-  constructor(content: Buffer) {
-    this.#versions = [content];
-  }
-
-  get content(): Buffer {
-    return this.#versions.at(-1) ?? Buffer.alloc(0);
-  }
-
-  change(bytes: Uint8Array, offset: number): void {
-    const next = Buffer.from(this.content);
-    next.set(bytes, offset);
-    this.#versions.push(next);
-  }
-
-  flushed(): void {
-    this.#versions = [this.content];
-  }
-
-  /** Takes `found` as what a loss of power has left, if it can be. */
-  lostPower(found: Buffer): void {
-    for (const [index, byte] of found.entries()) {
-      if (!this.#versions.some((version) => version[index] === byte)) {
-        throw new Error(`byte ${index} is ${byte}, which it never was since the last flush`);
-      }
-    }
-    this.#versions = [found];
-  }
-}
-
 async function runSteps(seed: number, steps: readonly Step[], concurrent: boolean): Promise<void> {
   const below = pattern(SIZE, seed);
   const readBelow = (target: Uint8Array, offset: number): Promise<void> | undefined => {
@@ -72,7 +40,7 @@ async function runSteps(seed: number, steps: readonly Step[], concurrent: boolea
   const storage = seededStorage(seed, 0.3);
   const context = overlaysOn(storage, SIZE);
   let active = new ActiveDisk(context, EPOCH);
-  const model = new Model(below);
+  const model = new VolatileModel(below);
 
   const view = async (): Promise<Buffer> => {
     const bytes = Buffer.from(below);
@@ -119,14 +87,14 @@ async function runSteps(seed: number, steps: readonly Step[], concurrent: boolea
 
 it("holds every write through crashes, and every flushed one through losses of power", async () => {
   await fc.assert(
-    fc.asyncProperty(fc.nat(), fc.array(step, { maxLength: 40 }), (seed, steps) => runSteps(seed, steps, false)),
+    fc.asyncProperty(fc.nat(), fc.array(step, { maxLength: 40, size: "max" }), (seed, steps) => runSteps(seed, steps, false)),
     { numRuns: 200 },
   );
 });
 
 it("holds every write while flushes run beside them", async () => {
   await fc.assert(
-    fc.asyncProperty(fc.nat(), fc.array(step, { maxLength: 40 }), (seed, steps) => runSteps(seed, steps, true)),
+    fc.asyncProperty(fc.nat(), fc.array(step, { maxLength: 40, size: "max" }), (seed, steps) => runSteps(seed, steps, true)),
     { numRuns: 60 },
   );
 });

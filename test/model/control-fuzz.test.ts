@@ -18,10 +18,9 @@ import {
 import { ControlClient } from "../../shared/control/api-client.ts";
 import { serveFakeAgent } from "../support/control-harness.ts";
 import type { RecordedCall } from "../support/fake-agent-control.ts";
+import { FUZZ_RUNS, FUZZ_SEED } from "../support/fuzz-runs.ts";
 import { mutate, seededRandom } from "../support/mutate.ts";
 
-const RUNS = Number(process.env.COLOBUS_FUZZ_RUNS ?? 100_000);
-const SEED = Number(process.env.COLOBUS_FUZZ_SEED ?? 20_260_101);
 const CONNECTIONS = 48;
 const TIME_LIMIT_MS = 240_000;
 
@@ -82,7 +81,7 @@ function send(socketPath: string, bytes: Buffer): Promise<void> {
 
 describe("damaged HTTP", () => {
   it(
-    `leaves the server serving and the agent asked only what is allowed (${RUNS} sessions)`,
+    `leaves the server serving and the agent asked only what is allowed (${FUZZ_RUNS} sessions)`,
     async () => {
       const { control, server, socketPath, logLines } = await serveFakeAgent();
       for (let i = 0; i < 5; i++) control.log.emit("merged");
@@ -100,10 +99,10 @@ describe("damaged HTTP", () => {
         return events(after);
       };
 
-      const random = seededRandom(SEED);
+      const random = seededRandom(FUZZ_SEED);
       let sent = 0;
       const sendInTurn = async (): Promise<void> => {
-        while (sent < RUNS) {
+        while (sent < FUZZ_RUNS) {
           const session = SESSIONS[sent % SESSIONS.length];
           sent += 1;
           if (session !== undefined) await send(socketPath, mutate(session, random));

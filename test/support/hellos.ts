@@ -12,6 +12,7 @@ export function primaryHello(changes: Partial<Hello> = {}): Hello {
     role: "Primary",
     ack: "async",
     clusterBytes: 4096,
+    windowBytes: 1_048_576,
     disks: [{ name: "vda", sizeBytes: 1_048_576 }],
     nonce: Buffer.alloc(16, 1),
     hasToken: false,

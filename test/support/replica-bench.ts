@@ -33,7 +33,8 @@ export async function makeSecondary(
 ): Promise<void> {
   for (const { name, content } of disks) {
     storage.disk.addDirectory(`${STATE_DIRECTORY}/disks/${name}`);
-    storage.disk.addFile(imagePath(name), content.length, content);
+    const isSparse = content.every((byte) => byte === 0);
+    storage.disk.addFile(imagePath(name), content.length, isSparse ? Buffer.alloc(0) : content);
   }
   const state = await StateFile.create(
     storage,
@@ -113,7 +114,7 @@ export class ReplicaBench {
   /** A session begins: later operations belong to `epoch`. */
   async begin(epoch: number): Promise<void> {
     await this.writer.stop();
-    this.checkpoints.openAt(epoch);
+    await this.checkpoints.openAt(epoch);
     this.writer = this.#newWriter();
   }
 
@@ -165,6 +166,7 @@ export class ReplicaBench {
       disks: this.disks,
       clock: this.#clock,
       durability: this.state.record.durability,
+      windowBytes: 1_048_576,
       syncEagerly: false,
       savesOriginals: () => this.checkpoints.newestBarrier > 0,
       acknowledge: (_, stable) => {

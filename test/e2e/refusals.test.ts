@@ -1,0 +1,480 @@
+/** What agents and commands refuse, and that they say what differs and what to do; nothing of it ends an agent. */
+import { chmodSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { once } from "node:events";
+import { join } from "node:path";
+import { describe, expect, it, onTestFinished } from "vitest";
+import type { Status } from "../../proto/control-api.ts";
+import { EXIT } from "../../proto/errors.ts";
+import { AgentPair, freePort, makeImage, MIB } from "../support/agent-pair.ts";
+import { askColobus, ColobusProcess, runColobus, type ErrorDocument } from "../support/cli-runner.ts";
+import { FakePeer, fakeHello } from "../support/fake-peer.ts";
+import { expectSame, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";
+import { requirePeers } from "../support/peers.ts";
+import { scratchDirectory } from "../support/scratch.ts";
+
+const SIZE = 4 * MIB;
+
+function tokenFile(pair: AgentPair, name: string, token: string): string {
+  const path = join(pair.root, name);
+  writeFileSync(path, `${token}\n`, { mode: 0o600 });
+  return path;
+}
+
+describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", () => {
+  interface Misfit {
+    readonly what: string;
+    readonly code: string;
+    /** What both sentences must say. */
+    readonly says: RegExp;
+    readonly advises: RegExp;
+    readonly spoil: (pair: AgentPair) => void;
+    readonly mend: (pair: AgentPair) => void;
+  }
+
+  const TOKEN = "0123456789abcdef0123456789abcdef";
+  const MISFITS: readonly Misfit[] = [
+    {
+      what: "a replica of another size",
+      code: "size-mismatch",
+      says: /disk vda has (4194304 bytes on the peer and 2097152|2097152 bytes on the peer and 4194304) bytes here/,
+      advises: /truncate -s 4194304/,
+      spoil: (pair) => truncateSync(pair.imagePath("b"), SIZE / 2),
+      mend: (pair) => {
+        truncateSync(pair.imagePath("b"), SIZE);
+        rmSync(join(pair.root, "b", "state"), { recursive: true });
+      },
+    },
+    {
+      what: "another disk name",
+      code: "disk-mismatch",
+      says: /the peer has the disks (vda|vdx); this agent has (vda|vdx)/,
+      advises: /--disk of the same name/,
+      spoil: (pair) => pair.secondary.setFlag("--disk", `vdx=${pair.imagePath("b")}`),
+      mend: (pair) => {
+        pair.secondary.setFlag("--disk", `vda=${pair.imagePath("b")}`);
+        rmSync(join(pair.root, "b", "state"), { recursive: true });
+      },
+    },
+    {
+      what: "another VM",
+      code: "vm-mismatch",
+      says: /belongs to VM "(test|other)", this agent to VM "(test|other)"/,
+      advises: /--vm/,
+      spoil: (pair) => pair.secondary.setFlag("--vm", "other"),
+      mend: (pair) => {
+        pair.secondary.setFlag("--vm", "test");
+        rmSync(join(pair.root, "b", "state"), { recursive: true });
+      },
+    },
+    {
+      what: "another cluster size",
+      code: "cluster-size-mismatch",
+      says: /clusters of (16384|65536) bytes, this agent of (16384|65536) bytes/,
+      advises: /--cluster-size/,
+      spoil: (pair) => pair.secondary.setFlag("--cluster-size", "64KiB"),
+      mend: (pair) => {
+        pair.secondary.setFlag("--cluster-size", undefined);
+        rmSync(join(pair.root, "b", "state"), { recursive: true });
+      },
+    },
+    {
+      what: "another token",
+      code: "auth-failed",
+      says: /does not hold the same pre-shared token/,
+      advises: /same token into the --token-file of both/,
+      spoil: (pair) => {
+        pair.primary.setFlag("--token-file", tokenFile(pair, "token-a", TOKEN));
+        pair.secondary.setFlag("--token-file", tokenFile(pair, "token-b", TOKEN.toUpperCase()));
+      },
+      mend: (pair) => pair.secondary.setFlag("--token-file", tokenFile(pair, "token-b", TOKEN)),
+    },
+    {
+      what: "a token on the primary only",
+      code: "auth-failed",
+      says: /holds no pre-shared token|asks for a pre-shared token/,
+      advises: /--token-file/,
+      spoil: (pair) => pair.primary.setFlag("--token-file", tokenFile(pair, "token-a", TOKEN)),
+      mend: (pair) => pair.secondary.setFlag("--token-file", tokenFile(pair, "token-b", TOKEN)),
+    },
+    {
+      what: "a token on the secondary only",
+      code: "auth-failed",
+      says: /holds no pre-shared token|asks for a pre-shared token/,
+      advises: /--token-file/,
+      spoil: (pair) => pair.secondary.setFlag("--token-file", tokenFile(pair, "token-b", TOKEN)),
+      mend: (pair) => pair.secondary.setFlag("--token-file", undefined),
+    },
+  ];
+
+  it.each(MISFITS)("is refused on both sides for $what, and works when that is mended", async (misfit) => {
+    const initial = Buffer.alloc(SIZE, 0x11);
+    const pair = await AgentPair.create({ disks: { vda: initial } });
+    const { primary, secondary } = pair;
+    misfit.spoil(pair);
+    await Promise.all([primary.start(), secondary.start()]);
+    for (const agent of [primary, secondary]) {
+      const { peers } = await agent.until("told why", ({ peers }) => peers[0]?.lastError?.code === misfit.code);
+      expect(peers[0]).toMatchObject({ connection: "Connecting", replication: "Off" });
+      expect(peers[0]?.lastError?.message).toMatch(misfit.says);
+      expect(peers[0]?.lastError?.action).toMatch(misfit.advises);
+    }
+    // The guest is served meanwhile; what needs the secondary says why it cannot be done.
+    await qemuIo(primary.uri(), "write -P 0x22 0 64k");
+    const refused = await primary.ask<ErrorDocument>("checkpoint");
+    expect(refused).toMatchObject({ code: EXIT.failed, json: { error: { code: "no-peer" } } });
+    expect(refused.json.error.message).toMatch(misfit.says);
+    expect(refused.json.error.action).toMatch(misfit.advises);
+    const [refusal, ...more] = (await primary.control.events(0)).filter(({ type }) => type === "peer-refused");
+    expect(refusal?.data.code).toBe(misfit.code);
+    expect(more).toEqual([]); // it is tried again and again, and told once
+
+    await secondary.stop();
+    misfit.mend(pair);
+    await secondary.start();
+    await pair.untilProtected();
+    await pair.checkpoint();
+    expectSame(await readDisk(secondary.uri()), Buffer.from(initial).fill(0x22, 0, 65_536));
+  });
+});
+
+describe("a peer of another kind", () => {
+  const VERSION_2 = { protocol: 2, agentVersion: "2.0.0", newField: { deep: true } };
+
+  it("is refused by a secondary for its protocol version, which both are told", async () => {
+    const { secondary, port } = await AgentPair.create({ disks: { vda: SIZE } });
+    await secondary.start();
+    const peer = await FakePeer.dial(port);
+    peer.send(fakeHello("Primary", SIZE, VERSION_2));
+    const { error } = await peer.receive("refuse");
+    expect(error).toMatchObject({ code: "protocol-mismatch" });
+    expect((error as { message: string }).message).toContain(
+      "replication protocol 2 (release 2.0.0), this agent speaks 1",
+    );
+    expect(await peer.closed).toBe(4020);
+    const { peers } = await secondary.status();
+    expect(peers[0]?.lastError).toMatchObject({
+      code: "protocol-mismatch",
+      message: expect.stringContaining("protocol 2"),
+    });
+    expect(peers[0]?.lastError?.action).toContain("same release");
+  });
+
+  it("is refused by a primary for its protocol version, which both are told", async () => {
+    const { primary, port } = await AgentPair.create({ disks: { vda: SIZE } });
+    const told = new Promise<unknown>((resolve, reject) => {
+      FakePeer.listen(port, async (peer) => {
+        peer.send(fakeHello("Secondary", SIZE, VERSION_2));
+        resolve((await peer.receive("refuse")).error);
+      }).catch(reject);
+    });
+    await primary.start();
+    expect(await told).toMatchObject({ code: "protocol-mismatch" });
+    const { peers } = await primary.until("told why", ({ peers }) => peers[0]?.lastError?.code === "protocol-mismatch");
+    expect(peers[0]?.lastError?.message).toContain("replication protocol 2 (release 2.0.0), this agent speaks 1");
+    const refused = await primary.ask<ErrorDocument>("checkpoint");
+    expect(refused).toMatchObject({ code: EXIT.failed, json: { error: { code: "no-peer" } } });
+    expect(refused.json.error.action).toContain("same release");
+  });
+
+  it.each([
+    { what: "another mode", changed: { mode: "mc" }, code: "mode-mismatch", says: /runs mode "mc", this agent "colo"/ },
+    {
+      what: "the same role",
+      changed: { role: "Secondary" },
+      code: "role-conflict",
+      says: /the peer is Secondary, and so/,
+    },
+  ])("is refused for $what", async ({ changed, code, says }) => {
+    const { secondary, port } = await AgentPair.create({ disks: { vda: SIZE } });
+    await secondary.start();
+    const peer = await FakePeer.dial(port);
+    peer.send(fakeHello("Primary", SIZE, changed));
+    await peer.receive("proof");
+    peer.send({ type: "proof", mac: Buffer.alloc(0) });
+    const { error } = await peer.receive("refuse");
+    expect(error).toMatchObject({ code, message: expect.stringMatching(says) });
+    const { peers } = await secondary.until("told why", ({ peers }) => peers[0]?.lastError?.code === code);
+    expect(peers[0]?.lastError?.message).toMatch(says);
+  });
+
+  it("that talks nonsense is shown the door, and the right one is served beside it and after it", async () => {
+    const pair = await AgentPair.protected({ disks: { vda: SIZE } });
+    const nonsense = [
+      Buffer.alloc(0),
+      Buffer.from("GET / HTTP/1.1\r\n\r\n"),
+      Buffer.alloc(100_000, 0xff),
+      Buffer.alloc(3),
+    ];
+    for (const bytes of nonsense) {
+      const peer = await FakePeer.dial(pair.port);
+      peer.sendRaw(bytes);
+      expect(await peer.closed).toBe(4040);
+    }
+    await pair.checkpoint();
+    expect((await pair.primary.status()).protection.state).toBe("Protected");
+    const { peers } = await pair.secondary.status();
+    expect(peers[0]).toMatchObject({ connection: "Connected", replication: "Established" });
+  });
+});
+
+describe("an agent that cannot start", () => {
+  interface Refused {
+    readonly code: number | null;
+    readonly json: ErrorDocument;
+    readonly stderr: string;
+  }
+
+  /** Starts an agent, which must end by itself. */
+  function start(...args: string[]): Promise<Refused> {
+    return askColobus<ErrorDocument>(...args);
+  }
+
+  /** The flags of an agent that has never run, with an image of its own. */
+  function newAgent(sizeBytes = SIZE): { root: string; image: string; args: string[] } {
+    const root = scratchDirectory();
+    const image = join(root, "vda.img");
+    makeImage(image, sizeBytes);
+    return { root, image, args: ["--run", join(root, "run"), ...stateAndDisk(root, image)] };
+  }
+
+  function stateAndDisk(root: string, image: string): string[] {
+    return ["--state", join(root, "state"), "--disk", `vda=${image}`];
+  }
+
+  it.each(["primary", "secondary"])("says which image is missing, and how to make one (%s)", async (role) => {
+    const { image, args } = newAgent();
+    rmSync(image);
+    const link = role === "primary" ? ["--peer", "ws://127.0.0.1:9"] : ["--listen", `127.0.0.1:${await freePort()}`];
+    const { code, json, stderr } = await start(role, ...args, ...link);
+    expect(code).toBe(EXIT.failed);
+    expect(json.error.code).toBe("image-missing");
+    expect(json.error.message).toContain(image);
+    expect(json.error.action).toMatch(/truncate -s SIZE|--create/);
+    expect(stderr).toContain(image);
+    // Nothing is left that would stand in the way of the next try.
+    makeImage(image, SIZE);
+    const agent = new ColobusProcess([role, ...args, ...link]);
+    await agent.untilPrinted("serves in");
+  });
+
+  it("says which image another agent holds", async () => {
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    await pair.primary.start();
+    const root = scratchDirectory();
+    const args = ["--run", join(root, "run"), ...stateAndDisk(root, pair.imagePath("a"))];
+    const { code, json } = await start("primary", ...args, "--peer", `ws://127.0.0.1:${pair.port}`);
+    expect(code).toBe(EXIT.failed);
+    expect(json.error).toMatchObject({ code: "image-busy", message: expect.stringContaining(pair.imagePath("a")) });
+    expect(json.error.action).not.toBe("");
+    expect((await pair.primary.status()).role).toBe("Primary");
+  });
+
+  it("says that the same agent runs already", async () => {
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    await pair.secondary.start();
+    const { code, json } = await start(...pair.secondary.command);
+    expect(code).toBe(EXIT.failed);
+    expect(["image-busy", "address-in-use"]).toContain(json.error.code);
+    expect(json.error.action).not.toBe("");
+    expect((await pair.secondary.status()).role).toBe("Secondary");
+  });
+
+  it.each([
+    ["qcow2", /qcow2/],
+    ["empty", /at least one sector/],
+    ["odd", /whole ones of 512 bytes/],
+  ])("takes no %s image for a raw one", async (kind, says) => {
+    const { image, args } = newAgent(kind === "empty" ? 0 : 1000);
+    if (kind === "qcow2") await tool("qemu-img", "create", "-q", "-f", "qcow2", image, "4M");
+    const before = readFileSync(image);
+    const { code, json } = await start("primary", ...args, "--peer", "ws://127.0.0.1:9");
+    expect(code).toBe(EXIT.failed);
+    expect(json.error.code).toBe("image-format");
+    expect(json.error.message).toMatch(says);
+    expect(json.error.message).toContain(image);
+    expect(json.error.action).not.toBe("");
+    expect(readFileSync(image).equals(before)).toBe(true);
+  });
+
+  it("says which port is taken", async () => {
+    const port = await freePort();
+    const server = createServer().listen({ host: "127.0.0.1", port });
+    await once(server, "listening");
+    onTestFinished(() => void server.close());
+    const { args } = newAgent();
+    for (const taken of [
+      ["--listen", `127.0.0.1:${port}`],
+      ["--listen", `127.0.0.1:${await freePort()}`, "--nbd-listen", `127.0.0.1:${port}`],
+    ]) {
+      const { code, json } = await start("secondary", ...args, ...taken);
+      expect(code).toBe(EXIT.failed);
+      expect(json.error).toMatchObject({
+        code: "address-in-use",
+        message: expect.stringContaining(`127.0.0.1:${port}`),
+      });
+      expect(json.error.action).not.toBe("");
+    }
+  });
+
+  it("says that another agent serves in the run directory", async () => {
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    await pair.primary.start();
+    const { root, image } = newAgent();
+    const args = ["--run", pair.primary.run, ...stateAndDisk(root, image), "--peer", "ws://127.0.0.1:9"];
+    const { code, json } = await start("primary", ...args);
+    expect(code).toBe(EXIT.failed);
+    expect(json.error).toMatchObject({ code: "address-in-use", message: expect.stringContaining(pair.primary.run) });
+    expect((await pair.primary.status()).role).toBe("Primary");
+  });
+
+  it("names both images when it is started with another one than recorded", async () => {
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    await pair.primary.start();
+    await pair.primary.stop();
+    const other = join(pair.root, "other.img");
+    makeImage(other, SIZE);
+    pair.primary.setFlag("--disk", `vda=${other}`);
+    const { code, json } = await start(...pair.primary.command);
+    expect(code).toBe(EXIT.failed);
+    expect(json.error.code).toBe("image-changed");
+    expect(json.error.message).toContain(other);
+    expect(json.error.message).toContain(pair.imagePath("a"));
+    expect(json.error.action).toContain("--adopt-image");
+  });
+
+  it("is refused an image that changed while it was stopped, until it is told to adopt it", async () => {
+    const pair = await AgentPair.protected({ disks: { vda: SIZE } });
+    await pair.primary.stop();
+    await qemuIo(pair.imagePath("a"), "write -P 0x66 1M 64k");
+    const { code, json } = await start(...pair.primary.command);
+    expect(code).toBe(EXIT.failed);
+    expect(json.error.code).toBe("image-changed");
+    expect(json.error.message).toContain(pair.imagePath("a"));
+    pair.primary.command.push("--adopt-image");
+    await pair.primary.start();
+    await pair.untilProtected();
+    await pair.checkpoint();
+    expectSame(await readDisk(pair.secondary.uri()), pair.image("a"));
+    expectSame(pair.image("b"), pair.image("a"));
+  });
+
+  it.each([
+    [["primary"], /--run DIR is missing/],
+    [["primary", "--run", "RUN"], /--state DIR is missing/],
+    [["primary", "--run", "RUN", "--state", "S"], /--disk NAME=IMAGE is missing/],
+    [["primary", "--run", "RUN", "--state", "S", "--disk", "vda=I"], /--peer WS_URL is missing/],
+    [["secondary", "--run", "RUN", "--state", "S", "--disk", "vda=I"], /--listen HOST:PORT is missing/],
+    [["secondary", "--run", "RUN", "--state", "S", "--disk", "vda", "--listen", "127.0.0.1:1"], /--disk "vda"/],
+    [["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--disk", "a=J", "--listen", "127.0.0.1:1"], /"a"/],
+    [["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--listen", "nowhere"], /--listen "nowhere"/],
+    [["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--listen", "0.0.0.0:1"], /open to the network/],
+    [["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "http://127.0.0.1:1"], /--peer/],
+    [["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://192.0.2.1:1"], /not encrypted/],
+    [
+      ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--mode", "x"],
+      /--mode "x"/,
+    ],
+    [
+      ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--cluster-size", "5k"],
+      /cluster/,
+    ],
+    [
+      ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--window", "1"],
+      /--window/,
+    ],
+    [
+      ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--peer-timeout", "5"],
+      /--peer-timeout/,
+    ],
+    [
+      ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--token-file", "/none"],
+      /\/none/,
+    ],
+    [["primary", "--run", "RUN", "--config", "/none.yaml"], /configuration file/],
+  ])("calls %j a usage error", async (args, says) => {
+    const { code, json, stderr } = await start(...args);
+    expect(code).toBe(EXIT.usage);
+    expect(json.error.code).toBe("usage");
+    expect(json.error.message).toMatch(says);
+    expect(json.error.action).not.toBe("");
+    expect(stderr).toMatch(says);
+  });
+
+  it("takes no token that others can read, or that is short", async () => {
+    const { root, args } = newAgent();
+    const token = join(root, "token");
+    writeFileSync(token, "0123456789abcdef");
+    chmodSync(token, 0o644);
+    const link = ["--peer", "ws://127.0.0.1:9", "--token-file", token];
+    expect((await start("primary", ...args, ...link)).json.error.message).toContain("accessible to others");
+    chmodSync(token, 0o600);
+    writeFileSync(token, "short\n");
+    const { code, json } = await start("primary", ...args, ...link);
+    expect(code).toBe(EXIT.usage);
+    expect(json.error.message).toContain("has 5 bytes");
+    expect(json.error.action).toContain("openssl rand");
+  });
+});
+
+describe("an operator command", () => {
+  it("exits with 3 when there is no agent, or a dead one's socket", async () => {
+    const empty = scratchDirectory();
+    const none = await askColobus<ErrorDocument>("status", "--run", empty);
+    expect(none).toMatchObject({ code: EXIT.unreachable, json: { error: { code: "agent-unreachable" } } });
+    expect(none.json.error.message).toContain(empty);
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    await pair.primary.start();
+    await pair.primary.crash();
+    for (const command of [["status"], ["checkpoint"], ["wait", "synced"], ["events", "--follow"]]) {
+      const dead = await pair.primary.ask<ErrorDocument>(...command);
+      expect(dead).toMatchObject({ code: EXIT.unreachable, json: { error: { code: "agent-unreachable" } } });
+      expect(dead.json.error.action).not.toBe("");
+    }
+  });
+
+  it("exits with 2 for what is no command, flag or value, and names the one that was meant", async () => {
+    for (const [args, says] of [
+      [["chekpoint"], /Did you mean checkpoint/],
+      [["checkpoint", "--prepair"], /Did you mean --prepare/],
+      [["commit"], /EPOCH|epoch/],
+      [["commit", "soon"], /EPOCH "soon"/],
+      [["wait", "merge"], /merged/],
+      [["job", "stop", "merge-1"], /pause/],
+      [["status", "--timeout", "5"], /--timeout/],
+      [["status", "--run", "a", "--run", "b"], /--run/],
+    ] as const) {
+      const { code, stdout, stderr } = await runColobus(...args);
+      expect({ args, code }).toEqual({ args, code: EXIT.usage });
+      expect(stdout).toBe("");
+      expect(stderr).toMatch(says);
+    }
+  });
+
+  it("for the other role is refused", async () => {
+    const pair = await AgentPair.protected({ disks: { vda: SIZE } });
+    for (const command of [["checkpoint"], ["commit", "1"], ["discard"]]) {
+      const { code, json } = await pair.secondary.ask<ErrorDocument>(...command);
+      expect(code).toBe(EXIT.failed);
+      expect(json.error.code).toBe("not-primary");
+      expect(json.error.action).toContain("primary");
+    }
+  });
+
+  it("takes the only agent below a directory, and names them when there are several", async () => {
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    await pair.primary.start();
+    const runs = join(pair.root, "run");
+    const only = await askColobus<Status>("status", "--run", runs);
+    expect(only).toMatchObject({ code: EXIT.done, json: { role: "Primary" } });
+    await pair.secondary.start();
+    const several = await askColobus<ErrorDocument>("status", "--run", runs);
+    expect(several).toMatchObject({ code: EXIT.usage, json: { error: { code: "usage" } } });
+    expect(several.json.error.message).toMatch(/several agents in .*: a, b\./);
+    const listed = await askColobus<{ name: string; role: string; reachable: boolean }[]>("list", "--run", runs);
+    expect(listed.json).toMatchObject([
+      { name: "a", role: "Primary", reachable: true },
+      { name: "b", role: "Secondary", reachable: true },
+    ]);
+  });
+});

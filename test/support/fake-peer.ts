@@ -1,0 +1,99 @@
+/**
+ * The other end of a replication link, spoken from the documented format and not from the agents' code: what another
+ * release, or anybody else, may send. A message is a 4-byte header length and a msgpack map.
+ */
+import { once } from "node:events";
+import { Packr } from "msgpackr";
+import { onTestFinished } from "vitest";
+import { WebSocket, WebSocketServer } from "ws";
+
+type Fields = Readonly<Record<string, unknown>>;
+
+const packr = new Packr({ useRecords: false });
+
+export class FakePeer {
+  readonly #socket: WebSocket;
+  readonly #received: Fields[] = [];
+  #wake: (() => void) | undefined;
+  /** The close code of the connection, once it has ended. */
+  readonly closed: Promise<number>;
+
+  private constructor(socket: WebSocket) {
+    this.#socket = socket;
+    socket.on("message", (data: Buffer) => {
+      this.#received.push(packr.unpack(data.subarray(4, 4 + data.readUInt32BE(0))) as Fields);
+      this.#wake?.();
+    });
+    this.closed = once(socket, "close").then(([code]) => code as number);
+    onTestFinished(() => socket.terminate());
+  }
+
+  /** Connects to a secondary, as a primary does. */
+  static async dial(port: number): Promise<FakePeer> {
+    const socket = new WebSocket(`ws://127.0.0.1:${port}`);
+    const peer = new FakePeer(socket);
+    await once(socket, "open");
+    return peer;
+  }
+
+  /** Takes the connections of a primary, as a secondary does, and hands each to `serve`. */
+  static async listen(port: number, serve: (peer: FakePeer) => Promise<void>): Promise<void> {
+    const server = new WebSocketServer({ host: "127.0.0.1", port });
+    server.on("connection", (socket) => void serve(new FakePeer(socket)));
+    await once(server, "listening");
+    onTestFinished(() => void server.close());
+  }
+
+  send(fields: Fields): void {
+    const body = packr.pack(fields);
+    const head = Buffer.alloc(4);
+    head.writeUInt32BE(body.length);
+    this.#socket.send(Buffer.concat([head, body]));
+  }
+
+  sendRaw(bytes: Buffer): void {
+    this.#socket.send(bytes);
+  }
+
+  /** The next message of this type; others before it are passed over. */
+  async receive(type: string): Promise<Fields> {
+    for (;;) {
+      const next = this.#received.shift();
+      if (next?.type === type) return next;
+      if (next === undefined) {
+        await new Promise<void>((resolve) => {
+          this.#wake = resolve;
+        });
+      }
+    }
+  }
+
+  close(): void {
+    this.#socket.close();
+  }
+}
+
+/** The hello of an agent that fits a pair with one disk vda of `sizeBytes`; a test changes what is not to fit. */
+export function fakeHello(role: "Primary" | "Secondary", sizeBytes: number, changed: Fields = {}): Fields {
+  return {
+    type: "hello",
+    protocol: 1,
+    agentVersion: "9.9.9",
+    agentId: "fake-agent",
+    vm: "test",
+    mode: "colo",
+    role,
+    ack: "async",
+    clusterBytes: 16_384,
+    disks: [{ name: "vda", sizeBytes }],
+    nonce: Buffer.alloc(16, 7),
+    hasToken: false,
+    lineage: role === "Primary" ? "fake-lineage" : null,
+    committed: 0,
+    prepared: [],
+    epochSeen: 0,
+    tracks: null,
+    assumeInSync: false,
+    ...changed,
+  };
+}

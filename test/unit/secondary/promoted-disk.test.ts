@@ -1,0 +1,109 @@
+import { describe, expect, it } from "vitest";
+import { MergeWork } from "../../../secondary/merge-work.ts";
+import { PromotedDisk } from "../../../secondary/promoted-disk.ts";
+import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
+import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
+import { imagePath, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../../support/replica-bench.ts";
+
+const SIZE = 4 * CLUSTER_BYTES;
+const NO_FLAGS = { fua: false, mayUnmap: true } as const;
+
+/** A disk whose clusters 0 and 2 were overwritten after the checkpoint, and that was then promoted. */
+async function promoted(): Promise<{ storage: MemoryStorage; bench: ReplicaBench; disk: PromotedDisk; view: Buffer }> {
+  const storage = seededStorage(1);
+  await makeSecondary(storage, [{ name: "vda", content: Buffer.alloc(SIZE) }], "process");
+  const bench = ReplicaBench.open(storage);
+  const view = pattern(SIZE, 1);
+  await bench.begin(1);
+  bench.push([{ kind: "write", disk: 0, offset: 0, length: SIZE, payload: Buffer.from(view) }]);
+  await bench.barrier(1);
+  await bench.commit(1);
+  for (const cluster of [0, 2]) {
+    const payload = pattern(CLUSTER_BYTES, 9);
+    bench.push([{ kind: "write", disk: 0, offset: cluster * CLUSTER_BYTES, length: CLUSTER_BYTES, payload }]);
+  }
+  await bench.drained();
+  await bench.writer.stop();
+  await bench.state.update((record) => ({ ...record, role: "Primary", prepared: [], merge: { activeEpoch: 1 } }));
+  const [replica] = bench.disks;
+  const { context, stack } = replica ?? expect.unreachable();
+  return { storage, bench, disk: new PromotedDisk(context, stack, bench.gate, 1), view };
+}
+
+async function readAll(disk: PromotedDisk): Promise<Buffer> {
+  const bytes = Buffer.alloc(SIZE);
+  await disk.read(bytes, 0);
+  return bytes;
+}
+
+async function mergeAll(disk: PromotedDisk, bench: ReplicaBench): Promise<void> {
+  const work = new MergeWork([disk], bench.state, () => undefined);
+  while ((await work.step()) !== undefined) await turn();
+}
+
+describe("a promoted disk", () => {
+  it("shows the checkpoint at once, and counts what is left to merge", async () => {
+    const { disk, bench, view } = await promoted();
+    expect(await readAll(disk)).toEqual(view);
+    expect([disk.mergeTotalBytes, disk.mergedBytes]).toEqual([2 * CLUSTER_BYTES, 0]);
+    expect(await disk.mergeNext()).toBe(CLUSTER_BYTES);
+    expect(disk.mergedBytes).toBe(CLUSTER_BYTES);
+    await mergeAll(disk, bench);
+    expect(disk.mergedBytes).toBe(2 * CLUSTER_BYTES);
+    expect(await readAll(disk)).toEqual(view);
+  });
+
+  it("takes a guest's flush that ends only after the overlays are gone", async () => {
+    const { storage, bench, disk } = await promoted();
+    await disk.write(Buffer.from("x"), 0, NO_FLAGS);
+    let release = (): void => undefined;
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    storage.hold = (op, path) => (op === "sync" && path.includes("active") ? released : undefined);
+    const flushed = disk.flush();
+    const merged = mergeAll(disk, bench);
+    for (let count = 0; count < 20; count += 1) await turn();
+    release();
+    await flushed;
+    await merged;
+    expect((await readAll(disk))[0]).toBe("x".charCodeAt(0));
+    expect(storage.list(`${STATE_DIRECTORY}/disks/vda`)).toEqual([]);
+  });
+
+  it("takes writes while the overlays' file system is full, by merging what they touch", async () => {
+    const { storage, bench, disk, view } = await promoted();
+    await disk.mergeNext(); // the merge's journal is there
+    storage.disk.capacityBytes = storage.disk.usedBytes;
+    const bytes = pattern(1000, 3);
+    await disk.write(bytes, 2 * CLUSTER_BYTES + 17, NO_FLAGS);
+    bytes.copy(view, 2 * CLUSTER_BYTES + 17);
+    expect(await readAll(disk)).toEqual(view);
+    await disk.zero(2 * CLUSTER_BYTES, 20, NO_FLAGS);
+    view.fill(0, 2 * CLUSTER_BYTES, 2 * CLUSTER_BYTES + 20);
+    await mergeAll(disk, bench);
+    expect(storage.disk.readFile(imagePath("vda"))).toEqual(view);
+  });
+
+  it("merges a stretch again after the merge failed there", async () => {
+    for (const kind of ["image", "journal"] as const) {
+      const { storage, bench, disk, view } = await promoted();
+      storage.disk.faults.inject({ op: "write", kind, error: "io-error" });
+      await expect(disk.mergeNext()).rejects.toMatchObject({ code: "io-error" });
+      expect(await readAll(disk)).toEqual(view);
+      await disk.write(Buffer.from("y"), 5, NO_FLAGS); // the range is not locked for ever
+      view.write("y", 5);
+      await mergeAll(disk, bench);
+      expect(storage.disk.readFile(imagePath("vda"))).toEqual(view);
+    }
+  });
+
+  it("says where holes are, and never calls what an overlay holds a hole", async () => {
+    const { disk } = await promoted();
+    await disk.zero(CLUSTER_BYTES, CLUSTER_BYTES, NO_FLAGS);
+    const extents = disk.extents(0, SIZE, 10);
+    expect(extents.reduce((sum, extent) => sum + extent.length, 0)).toBe(SIZE);
+    expect(extents[0]).toEqual({ length: CLUSTER_BYTES, hole: false, zero: false });
+    expect(extents[1]).toEqual({ length: CLUSTER_BYTES, hole: true, zero: true });
+  });
+});
