@@ -9,6 +9,7 @@ import { CLUSTER_DEFAULT_BYTES, DISKS_MAX, PEER_TIMEOUT_DEFAULT_MS, WINDOW_DEFAU
 import { ACK_POLICIES, DURABILITIES, MODES, SECONDARY_EXPORTS, type Role } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { LOG_LEVELS, type LogLevel } from "../shared/host/log.ts";
+import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import { formatBytes, formatDuration, parseDuration, parseSize } from "./quantities.ts";
 
@@ -58,12 +59,12 @@ export interface AgentArguments {
   readonly [flag: string]: unknown;
 }
 
-export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments> {
+export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & OutputFlags> {
   const text = (describe: string) => ({ type: "string", requiresArg: true, describe }) as const;
   const many = (describe: string) => ({ ...text(describe), array: true }) as const;
   const word = (choices: readonly string[], describe: string) => ({ ...text(describe), choices }) as const;
   const flag = (describe: string) => ({ type: "boolean", describe }) as const;
-  const shared = yargs
+  const shared = outputFlags(yargs)
     .option("config", text("YAML file with the same keys as these flags; flags win"))
     .option("vm", text("Name of the VM (vm)"))
     .option("run", text("Directory for control.sock and nbd.sock (COLOBUS_RUN)"))
@@ -122,7 +123,7 @@ export function readProcessConfig(
   role: Role,
   env: Readonly<Record<string, string | undefined>>,
 ): ProcessConfig & { readonly logLevel: LogLevel } {
-  const options: Options = { ...readConfigFile(args.config), ...givenFlags(args) };
+  const options: Options = { ...readConfigFile(givenOnce("--config", args.config)), ...givenFlags(args) };
   refuseUnavailable(options);
   const vm = options.vm ?? "vm";
   if (!VM_NAME.test(vm)) throw invalid("--vm", vm, "Use letters, digits, and `.`, `_`, `-`.");

@@ -30,6 +30,9 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
   try {
     if (config.adoptImages) await adoptImages(host.storage, existing, config);
     assertSame(existing.record, config);
+    // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
+    // overlays by it, so it has to stand first.
+    await existing.update((record) => ({ ...record, durability: config.durability }));
   } catch (error) {
     await existing.close();
     throw error;

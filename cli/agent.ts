@@ -114,7 +114,6 @@ export class Agent implements AgentControl {
       bootId: host.bootId,
       inSyncPeer: null,
       disks: record.disks.map((disk) => ({ ...disk, cleanMark: null })),
-      durability: config.durability,
       peers: record.peers.length > 0 ? record.peers : [...config.peers],
     }));
     agent.#start();
@@ -149,6 +148,7 @@ export class Agent implements AgentControl {
     this.#stopping = true;
     this.#emit("agent-stopping", {});
     this.exports.withdrawAll();
+    await this.#failingOver?.catch(() => undefined); // who asked for the failover has its error; the role is settled now
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     if (this.#active.role === "Primary") {
       await this.#active.primary.stop(drainMs);
@@ -298,6 +298,7 @@ export class Agent implements AgentControl {
       access: config.secondaryExport,
       token,
       peerTimeoutMs: config.peerTimeoutMs,
+      windowBytes: config.windowBytes,
       bootId: host.bootId,
       disksCreated: () => this.#exportViews(secondary),
     });

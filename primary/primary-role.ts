@@ -340,6 +340,7 @@ export class PrimaryRole {
       role: "Primary",
       ack: this.#options.ack,
       clusterBytes: record.clusterBytes,
+      windowBytes: this.#options.windowBytes,
       disks: this.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
       nonce: this.#options.random.bytes(16),
       hasToken: this.#options.token !== undefined,

@@ -127,7 +127,11 @@ export class Replicator {
       const drained = session.acknowledged(session.sequence, "stable");
       if (drained !== undefined) await Promise.race([drained, drainTimeout]);
     }
-    const isEqual = this.#phase.name === "established" && this.#phase.session.unstableBytes === 0 && this.#isClean();
+    // What a session that was lost had not made stable is dirty: after it, clean means equal.
+    const nothingUnderWay =
+      this.#phase.name === "connecting" ||
+      (this.#phase.name === "established" && this.#phase.session.unstableBytes === 0);
+    const isEqual = nothingUnderWay && this.#isClean();
     this.#stopping = true;
     if (this.#phase.name !== "connecting") {
       this.#phase.session.close(new ColobusError("shutting-down", "the primary agent is being stopped"));

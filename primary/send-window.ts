@@ -1,9 +1,6 @@
 import { ColobusError } from "../proto/errors.ts";
-import { UNSTABLE_WINDOWS } from "../proto/limits.ts";
+import { OPERATION_COST_BYTES, UNSTABLE_WINDOWS } from "../proto/limits.ts";
 import type { Pending } from "../shared/block/block-device.ts";
-
-/** What an operation costs the window beside its payload, so that payloads of no length are bounded as well. */
-const OPERATION_COST_BYTES = 128;
 
 /** Clusters of one disk that an operation touched. */
 export interface SentRange {
@@ -29,7 +26,7 @@ interface Waiter {
  * the window, and *stable*, after which an operation is forgotten.
  */
 export class SendWindow {
-  readonly #windowBytes: number;
+  #windowBytes: number;
   /** Operations after `#stable`, oldest first; a ring would save the shifts, but a batch of acknowledgements is one splice. */
   #sent: Sent[] = [];
   #sequence = 0;
@@ -43,6 +40,11 @@ export class SendWindow {
 
   constructor(windowBytes: number) {
     this.#windowBytes = windowBytes;
+  }
+
+  /** The secondary takes no more than this: the smaller window counts. */
+  limit(windowBytes: number): void {
+    this.#windowBytes = Math.min(this.#windowBytes, windowBytes);
   }
 
   /** The number of the last operation. */

@@ -141,6 +141,7 @@ export class SourceSession {
     const decision = decideSync(this.#options.hello, peer);
     if (decision.kind === "refused") throw decision.reason;
     this.#peer = peer;
+    this.#window.limit(peer.windowBytes);
     const begin = this.#options.opened(peer, decision);
     this.#session.send({ type: "begin", ...begin });
   }

@@ -58,6 +58,10 @@ export const UNAUTHENTICATED_LINKS_MAX = 16;
 export const WINDOW_DEFAULT_BYTES = 64 * MIB;
 /** Bytes handed to the secondary but not yet stable there, as a multiple of the window. */
 export const UNSTABLE_WINDOWS = 4;
+/** What an operation costs the window beside its payload, so that operations without payload are bounded as well. */
+export const OPERATION_COST_BYTES = 128;
+/** Barriers, commits and discards of one session that may wait for their answers. */
+export const REQUESTS_MAX = 1024;
 export const PEER_TIMEOUT_DEFAULT_MS = 5_000;
 export const RECONNECT_MIN_MS = 100;
 export const RECONNECT_MAX_MS = 5_000;
@@ -72,6 +76,8 @@ export const EPOCH_RESERVATION = 64;
 // Secondary
 /** The replica writer saves originals for, and then applies, at most this many bytes at a time. */
 export const APPLY_BATCH_BYTES = 8 * MIB;
+/** … and at most about this many operations: some have no payload. */
+export const APPLY_BATCH_OPERATIONS = 4096;
 /** Bytes written to the base since the last fsync that start the next one behind the stream. */
 export const SYNC_BEHIND_BYTES = 16 * MIB;
 export const SYNC_BEHIND_MS = 100;

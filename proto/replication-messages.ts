@@ -67,6 +67,8 @@ const helloSchema = z.object({
   role: z.enum(ROLES),
   ack: z.enum(ACK_POLICIES),
   clusterBytes: z.int().positive(),
+  /** The send window that this side is configured with; the smaller one of the two counts. */
+  windowBytes: z.int().positive(),
   /** `sizeBytes` is null where the secondary is to make the image at the primary's size. */
   disks: z.array(z.object({ name: text, sizeBytes: z.int().positive().nullable() })).max(DISKS_MAX),
   /** 16 random bytes; `proof` is bound to both sides' nonces. */

@@ -57,6 +57,8 @@ export class SecondaryRole {
   readonly #options: SecondaryOptions;
   #disks: ReplicaDisk[] = [];
   readonly #sessions = new Set<ReplicaSession>();
+  /** Sessions that have ended, and still apply what they had begun: nobody else may touch the disks before they are done. */
+  readonly #leaving = new Set<Promise<void>>();
   #current: ReplicaSession | undefined;
   #lastContactMs: number | undefined;
   #lastError: ColobusError | undefined;
@@ -281,7 +283,7 @@ export class SecondaryRole {
   async #endSessions(reason: ColobusError): Promise<void> {
     this.#ending = true;
     this.#fullTimer?.cancel();
-    await Promise.all([...this.#sessions].map((session) => session.end(reason)));
+    await Promise.all([...[...this.#sessions].map((session) => session.end(reason)), ...this.#leaving]);
   }
 
   #hello(): Hello {
@@ -311,7 +313,7 @@ export class SecondaryRole {
   async #opened(session: ReplicaSession): Promise<void> {
     const older = [...this.#sessions].filter((other) => other !== session && other.peer !== undefined);
     const reason = new ColobusError("replaced", "a newer session of the primary takes the place of this one");
-    await Promise.all(older.map((other) => other.end(reason)));
+    await Promise.all([...older.map((other) => other.end(reason)), ...this.#leaving]);
     if (!this.#sessions.has(session)) return;
     this.#current = session;
     this.#lastError = undefined;
@@ -321,6 +323,8 @@ export class SecondaryRole {
 
   #closed(session: ReplicaSession, reason: ColobusError): void {
     this.#sessions.delete(session);
+    const left = session.end(reason).finally(() => this.#leaving.delete(left));
+    this.#leaving.add(left);
     if (session === this.#current) {
       this.#current = undefined;
       this.#lastContactMs = this.#options.clock.nowMs() - session.silenceMs;

@@ -1,10 +1,11 @@
 import { createLogger } from "../../shared/host/log.ts";
-import { agentOptions, readProcessConfig } from "../agent-options.ts";
+import { agentOptions, readProcessConfig, type AgentArguments } from "../agent-options.ts";
+import type { OutputFlags } from "../agent-flags.ts";
 import { defineCommand, untilAborted, type CommandHost } from "../command.ts";
 import type { Role } from "../../proto/words.ts";
 
 /** Runs one agent in the foreground until SIGTERM or SIGINT. */
-async function runAgent(args: Parameters<typeof readProcessConfig>[0], role: Role, host: CommandHost): Promise<void> {
+async function runAgent(args: AgentArguments & OutputFlags, role: Role, host: CommandHost): Promise<void> {
   const config = readProcessConfig(args, role, host.env);
   // Loaded here, so that the commands of operators and hooks start without the engine.
   const { AgentProcess } = await import("../agent-process.ts");
@@ -12,7 +13,8 @@ async function runAgent(args: Parameters<typeof readProcessConfig>[0], role: Rol
   const agentProcess = await AgentProcess.start(config, log);
   const { agent } = agentProcess;
   log.info({ role: agent.role, run: config.runDirectory }, "the agent serves");
-  host.output.text(`${agent.role} agent of VM ${config.agent.vm} serves in ${config.runDirectory}`);
+  const started = { role: agent.role, vm: config.agent.vm, run: config.runDirectory };
+  host.output.result(args.json, started, ({ role, vm, run }) => `${role} agent of VM ${vm} serves in ${run}`);
   await untilAborted(host.terminated);
   log.info({}, "the agent is being stopped");
   await agentProcess.stop();

@@ -161,8 +161,9 @@ export function openImage(storage: Storage, path: string, options: { readonly re
   const file = openOrExplain(storage, path, options.readOnly === true);
   try {
     const sizeBytes = file.sizeBytes();
+    // The format first: the advice about a size would spoil an image of another format, which may have any size.
+    if (sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
     assertSize(path, sizeBytes);
-    assertRaw(path, file);
     return new Image(file, sizeBytes);
   } catch (error) {
     file.close();
@@ -227,6 +228,6 @@ function assertRaw(path: string, file: StorageFile): void {
   throw new ColobusError(
     "image-format",
     `the image ${path} begins like a qcow2 image, and only raw images are opened as files`,
-    `Name it with the prefix qcow2: (qcow2:${path}), serve it with an NBD server (\`qemu-nbd --format qcow2 ${path}\`), or convert it with \`qemu-img convert -O raw\`.`,
+    `Convert it: \`qemu-img convert -O raw ${path} RAW_IMAGE\`. Other formats (qcow2:, or any by way of qemu-nbd) are for a later release.`,
   );
 }

@@ -153,6 +153,8 @@ export class WebSocketListener {
       },
     );
     this.#server.on("clientError", (_, socket) => socket.destroy());
+    // A connection that cannot be accepted (no memory, no descriptor) is its client's to try again.
+    this.#server.on("error", () => undefined);
     this.#server.on("upgrade", (request: IncomingMessage, socket: Duplex, head: Buffer) => {
       socket.on("error", () => socket.destroy());
       if (request.headers.origin !== undefined) {
@@ -174,8 +176,10 @@ export class WebSocketListener {
   /** Starts to listen and resolves with the port. Errors: `address-in-use`, `permission-denied`, `io-error`. */
   listen(host: string, port: number): Promise<number> {
     return new Promise((resolve, reject) => {
-      this.#server.once("error", (error: NodeJS.ErrnoException) => reject(listenError(error, host, port)));
+      const failed = (error: NodeJS.ErrnoException): void => reject(listenError(error, host, port));
+      this.#server.once("error", failed);
       this.#server.listen({ host, port }, () => {
+        this.#server.off("error", failed);
         const address = this.#server.address();
         resolve(typeof address === "object" && address !== null ? address.port : port);
       });

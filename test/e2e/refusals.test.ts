@@ -29,7 +29,8 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
     readonly says: RegExp;
     readonly advises: RegExp;
     readonly spoil: (pair: AgentPair) => void;
-    readonly mend: (pair: AgentPair) => void;
+    /** Left out where it would show nothing new. */
+    readonly mend?: (pair: AgentPair) => void;
   }
 
   const TOKEN = "0123456789abcdef0123456789abcdef";
@@ -51,10 +52,6 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
       says: /the peer has the disks (vda|vdx); this agent has (vda|vdx)/,
       advises: /--disk of the same name/,
       spoil: (pair) => pair.secondary.setFlag("--disk", `vdx=${pair.imagePath("b")}`),
-      mend: (pair) => {
-        pair.secondary.setFlag("--disk", `vda=${pair.imagePath("b")}`);
-        rmSync(join(pair.root, "b", "state"), { recursive: true });
-      },
     },
     {
       what: "another VM",
@@ -62,10 +59,6 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
       says: /belongs to VM "(test|other)", this agent to VM "(test|other)"/,
       advises: /--vm/,
       spoil: (pair) => pair.secondary.setFlag("--vm", "other"),
-      mend: (pair) => {
-        pair.secondary.setFlag("--vm", "test");
-        rmSync(join(pair.root, "b", "state"), { recursive: true });
-      },
     },
     {
       what: "another cluster size",
@@ -73,10 +66,6 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
       says: /clusters of (16384|65536) bytes, this agent of (16384|65536) bytes/,
       advises: /--cluster-size/,
       spoil: (pair) => pair.secondary.setFlag("--cluster-size", "64KiB"),
-      mend: (pair) => {
-        pair.secondary.setFlag("--cluster-size", undefined);
-        rmSync(join(pair.root, "b", "state"), { recursive: true });
-      },
     },
     {
       what: "another token",
@@ -95,7 +84,6 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
       says: /holds no pre-shared token|asks for a pre-shared token/,
       advises: /--token-file/,
       spoil: (pair) => pair.primary.setFlag("--token-file", tokenFile(pair, "token-a", TOKEN)),
-      mend: (pair) => pair.secondary.setFlag("--token-file", tokenFile(pair, "token-b", TOKEN)),
     },
     {
       what: "a token on the secondary only",
@@ -103,11 +91,10 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
       says: /holds no pre-shared token|asks for a pre-shared token/,
       advises: /--token-file/,
       spoil: (pair) => pair.secondary.setFlag("--token-file", tokenFile(pair, "token-b", TOKEN)),
-      mend: (pair) => pair.secondary.setFlag("--token-file", undefined),
     },
   ];
 
-  it.each(MISFITS)("is refused on both sides for $what, and works when that is mended", async (misfit) => {
+  it.each(MISFITS)("is refused on both sides for $what, and harms nobody", async (misfit) => {
     const initial = Buffer.alloc(SIZE, 0x11);
     const pair = await AgentPair.create({ disks: { vda: initial } });
     const { primary, secondary } = pair;
@@ -130,6 +117,10 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
     expect(more).toEqual([]); // it is tried again and again, and told once
 
     await secondary.stop();
+    if (misfit.mend === undefined) {
+      expectSame(pair.image("b"), initial);
+      return;
+    }
     misfit.mend(pair);
     await secondary.start();
     await pair.untilProtected();
@@ -359,46 +350,53 @@ describe("an agent that cannot start", () => {
     expectSame(pair.image("b"), pair.image("a"));
   });
 
-  it.each([
-    [["primary"], /--run DIR is missing/],
-    [["primary", "--run", "RUN"], /--state DIR is missing/],
-    [["primary", "--run", "RUN", "--state", "S"], /--disk NAME=IMAGE is missing/],
-    [["primary", "--run", "RUN", "--state", "S", "--disk", "vda=I"], /--peer WS_URL is missing/],
-    [["secondary", "--run", "RUN", "--state", "S", "--disk", "vda=I"], /--listen HOST:PORT is missing/],
-    [["secondary", "--run", "RUN", "--state", "S", "--disk", "vda", "--listen", "127.0.0.1:1"], /--disk "vda"/],
-    [["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--disk", "a=J", "--listen", "127.0.0.1:1"], /"a"/],
-    [["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--listen", "nowhere"], /--listen "nowhere"/],
-    [["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--listen", "0.0.0.0:1"], /open to the network/],
-    [["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "http://127.0.0.1:1"], /--peer/],
-    [["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://192.0.2.1:1"], /not encrypted/],
-    [
-      ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--mode", "x"],
-      /--mode "x"/,
-    ],
-    [
-      ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--cluster-size", "5k"],
-      /cluster/,
-    ],
-    [
-      ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--window", "1"],
-      /--window/,
-    ],
-    [
-      ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--peer-timeout", "5"],
-      /--peer-timeout/,
-    ],
-    [
-      ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--token-file", "/none"],
-      /\/none/,
-    ],
-    [["primary", "--run", "RUN", "--config", "/none.yaml"], /configuration file/],
-  ])("calls %j a usage error", async (args, says) => {
-    const { code, json, stderr } = await start(...args);
-    expect(code).toBe(EXIT.usage);
-    expect(json.error.code).toBe("usage");
-    expect(json.error.message).toMatch(says);
-    expect(json.error.action).not.toBe("");
-    expect(stderr).toMatch(says);
+  it("calls it a usage error when a flag is missing, malformed or unsafe", async () => {
+    const wrong: [string[], RegExp][] = [
+      [["primary"], /--run DIR is missing/],
+      [["primary", "--run", "RUN"], /--state DIR is missing/],
+      [["primary", "--run", "RUN", "--state", "S"], /--disk NAME=IMAGE is missing/],
+      [["primary", "--run", "RUN", "--state", "S", "--disk", "vda=I"], /--peer WS_URL is missing/],
+      [["secondary", "--run", "RUN", "--state", "S", "--disk", "vda=I"], /--listen HOST:PORT is missing/],
+      [["secondary", "--run", "RUN", "--state", "S", "--disk", "vda", "--listen", "127.0.0.1:1"], /--disk "vda"/],
+      [
+        ["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--disk", "a=J", "--listen", "127.0.0.1:1"],
+        /"a"/,
+      ],
+      [["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--listen", "nowhere"], /--listen "nowhere"/],
+      [["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--listen", "0.0.0.0:1"], /open to the network/],
+      [["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "http://127.0.0.1:1"], /--peer/],
+      [["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://192.0.2.1:1"], /not encrypted/],
+      [
+        ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--mode", "x"],
+        /--mode "x"/,
+      ],
+      [
+        ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--cluster-size", "5k"],
+        /cluster/,
+      ],
+      [
+        ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--window", "1"],
+        /--window/,
+      ],
+      [
+        ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--peer-timeout", "5"],
+        /--peer-timeout/,
+      ],
+      [
+        ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--token-file", "/none"],
+        /\/none/,
+      ],
+      [["primary", "--run", "RUN", "--config", "/none.yaml"], /configuration file/],
+    ];
+    await Promise.all(
+      wrong.map(async ([args, says]) => {
+        const { code, json, stderr } = await start(...args);
+        expect({ args, code, error: json.error.code }).toEqual({ args, code: EXIT.usage, error: "usage" });
+        expect(json.error.message).toMatch(says);
+        expect(json.error.action).not.toBe("");
+        expect(stderr).toMatch(says);
+      }),
+    );
   });
 
   it("takes no token that others can read, or that is short", async () => {
@@ -434,7 +432,7 @@ describe("an operator command", () => {
   });
 
   it("exits with 2 for what is no command, flag or value, and names the one that was meant", async () => {
-    for (const [args, says] of [
+    const wrong: [string[], RegExp][] = [
       [["chekpoint"], /Did you mean checkpoint/],
       [["checkpoint", "--prepair"], /Did you mean --prepare/],
       [["commit"], /EPOCH|epoch/],
@@ -443,12 +441,14 @@ describe("an operator command", () => {
       [["job", "stop", "merge-1"], /pause/],
       [["status", "--timeout", "5"], /--timeout/],
       [["status", "--run", "a", "--run", "b"], /--run/],
-    ] as const) {
-      const { code, stdout, stderr } = await runColobus(...args);
-      expect({ args, code }).toEqual({ args, code: EXIT.usage });
-      expect(stdout).toBe("");
-      expect(stderr).toMatch(says);
-    }
+    ];
+    await Promise.all(
+      wrong.map(async ([args, says]) => {
+        const { code, stdout, stderr } = await runColobus(...args);
+        expect({ args, code, stdout }).toEqual({ args, code: EXIT.usage, stdout: "" });
+        expect(stderr).toMatch(says);
+      }),
+    );
   });
 
   it("for the other role is refused", async () => {

@@ -15,6 +15,7 @@ export class FakePeer {
   readonly #socket: WebSocket;
   readonly #received: Fields[] = [];
   #wake: (() => void) | undefined;
+  #isClosed = false;
   /** The close code of the connection, once it has ended. */
   readonly closed: Promise<number>;
 
@@ -24,7 +25,11 @@ export class FakePeer {
       this.#received.push(packr.unpack(data.subarray(4, 4 + data.readUInt32BE(0))) as Fields);
       this.#wake?.();
     });
-    this.closed = once(socket, "close").then(([code]) => code as number);
+    this.closed = once(socket, "close").then(([code]) => {
+      this.#isClosed = true;
+      this.#wake?.();
+      return code as number;
+    });
     onTestFinished(() => socket.terminate());
   }
 
@@ -55,11 +60,13 @@ export class FakePeer {
     this.#socket.send(bytes);
   }
 
-  /** The next message of this type; others before it are passed over. */
+  /** The next message of this type; others before it are passed over. Rejects at a refusal, and at the end. */
   async receive(type: string): Promise<Fields> {
     for (;;) {
       const next = this.#received.shift();
       if (next?.type === type) return next;
+      if (next?.type === "refuse") throw new Error(`refused: ${JSON.stringify(next.error)}`);
+      if (next === undefined && this.#isClosed) throw new Error(`the connection ended before "${type}" came`);
       if (next === undefined) {
         await new Promise<void>((resolve) => {
           this.#wake = resolve;
@@ -85,6 +92,7 @@ export function fakeHello(role: "Primary" | "Secondary", sizeBytes: number, chan
     role,
     ack: "async",
     clusterBytes: 16_384,
+    windowBytes: 67_108_864,
     disks: [{ name: "vda", sizeBytes }],
     nonce: Buffer.alloc(16, 7),
     hasToken: false,

@@ -19,6 +19,8 @@ import { stateRecord } from "./state-records.ts";
 export const STATE_DIRECTORY = "/state";
 const LINEAGE = "1".repeat(32);
 
+export const BENCH_WINDOW_BYTES = 1_048_576;
+
 export interface BenchDisk {
   readonly name: string;
   readonly content: Buffer;
@@ -166,7 +168,7 @@ export class ReplicaBench {
       disks: this.disks,
       clock: this.#clock,
       durability: this.state.record.durability,
-      windowBytes: 1_048_576,
+      windowBytes: BENCH_WINDOW_BYTES,
       syncEagerly: false,
       savesOriginals: () => this.checkpoints.newestBarrier > 0,
       acknowledge: (_, stable) => {

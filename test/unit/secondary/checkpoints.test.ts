@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { PREPARED_EPOCHS_MAX } from "../../../proto/limits.ts";
 import { HiddenDisk } from "../../../secondary/hidden-disk.ts";
-import type { MemoryStorage } from "../../support/memory-storage.ts";
+import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, overlaysOn, pattern, seededStorage } from "../../support/overlay-bench.ts";
 import { makeSecondary, ReplicaBench } from "../../support/replica-bench.ts";
 
@@ -9,8 +9,8 @@ const SIZE = 4 * CLUSTER_BYTES;
 const DISKS = ["vda", "vdb"];
 
 /** A secondary in its first session with two disks, whose first checkpoint is committed. */
-async function committedOnce(): Promise<{ storage: MemoryStorage; bench: ReplicaBench }> {
-  const storage = seededStorage(1);
+async function committedOnce(seed = 1): Promise<{ storage: MemoryStorage; bench: ReplicaBench }> {
+  const storage = seededStorage(seed);
   await makeSecondary(storage, DISKS.map((name) => ({ name, content: Buffer.alloc(SIZE) })), "power");
   const bench = ReplicaBench.open(storage);
   await bench.begin(1);
@@ -178,6 +178,43 @@ describe("the secondary's checkpoints", () => {
 });
 
 describe("the hidden disk", () => {
+  const SEEDS = Array.from({ length: 20 }, (_, seed) => seed);
+
+  it("keeps an original of zeroes through a loss of power, though its file has no data", async () => {
+    for (const seed of SEEDS) {
+      const { bench } = await committedOnce(seed);
+      fill(bench, 2, 1); // what lies there is zero
+      await bench.drained();
+      await bench.writer.makeStable();
+      expect(await seen(await bench.restart("power"), 1)).toEqual([0, 0]);
+    }
+  });
+
+  it("keeps an original through the death of the process before its fsync, and then a loss of power", async () => {
+    for (const seed of SEEDS) {
+      const { storage, bench } = await committedOnce(seed);
+      // A journal is synced first for its header's sake, and then for the entry's.
+      const synced = new Set<string>();
+      storage.hold = (op, path) => {
+        if (op !== "sync" || !path.endsWith(".journal")) return undefined;
+        if (synced.has(path)) return new Promise(() => undefined);
+        synced.add(path);
+        return undefined;
+      };
+      fill(bench, 2);
+      for (let count = 0; count < 10; count += 1) await turn();
+      storage.crash("process");
+      storage.hold = undefined;
+      // What the dead process had named and not synced is found, and so not saved again.
+      const second = ReplicaBench.open(storage);
+      await second.begin(2);
+      fill(second, 3);
+      await second.drained();
+      await second.writer.makeStable();
+      expect(await seen(await second.restart("power"))).toEqual([1, 1]);
+    }
+  });
+
   it("removes generations of committed epochs at the start", async () => {
     const { storage, bench } = await committedOnce();
     fill(bench, 2);

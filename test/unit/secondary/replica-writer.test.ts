@@ -1,10 +1,10 @@
 import { describe, expect, it } from "vitest";
-import { BATCH_MAX_OPERATIONS } from "../../../proto/limits.ts";
+import { BATCH_MAX_OPERATIONS, NBD_MAX_IN_FLIGHT_BYTES, UNSTABLE_WINDOWS } from "../../../proto/limits.ts";
 import type { Operation } from "../../../proto/replication-messages.ts";
 import type { Durability } from "../../../proto/words.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
-import { imagePath, makeSecondary, ReplicaBench } from "../../support/replica-bench.ts";
+import { BENCH_WINDOW_BYTES, imagePath, makeSecondary, ReplicaBench } from "../../support/replica-bench.ts";
 
 const SIZE = 8 * CLUSTER_BYTES;
 
@@ -191,6 +191,20 @@ describe("the replica writer", () => {
     const before = image(storage);
     await turn();
     expect(image(storage)).toEqual(before);
+  });
+
+  it("refuses what goes far beyond the window, and takes more when that is applied", async () => {
+    const { bench: made } = await committed();
+    const payload = Buffer.alloc(SIZE, 1);
+    const most = UNSTABLE_WINDOWS * BENCH_WINDOW_BYTES + NBD_MAX_IN_FLIGHT_BYTES;
+    const pushAll = (): void => {
+      for (let sent = 0; sent < 2 * most; sent += payload.length) made.push([write(0, payload)]);
+    };
+    expect(pushAll).toThrow(expect.objectContaining({ code: "protocol-error", message: expect.stringMatching(/window/) as string }) as Error);
+    await made.drained();
+    await made.begin(2);
+    made.push([write(0, payload)]);
+    await made.drained();
   });
 
   it("takes a very long queue of operations without payload in small pieces", async () => {

@@ -53,7 +53,7 @@ describe("opening an image", () => {
     expect(() => openImage(storage, path)).toThrow(
       expect.objectContaining({
         code: "image-format",
-        action: expect.stringMatching(/qcow2:.*qemu-nbd/),
+        action: expect.stringMatching(/qemu-img convert -O raw.*qcow2:/),
       }),
     );
     expect(readFileSync(path).equals(content)).toBe(true);

@@ -1,0 +1,114 @@
+import { Packr } from "msgpackr";
+import { describe, expect, it } from "vitest";
+import { ColobusError } from "../../proto/errors.ts";
+import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
+import { SeededRandom } from "../sim/seeded-random.ts";
+import { FUZZ_RUNS, FUZZ_SEED } from "../support/fuzz-runs.ts";
+import { goldenBytes } from "../support/golden.ts";
+import { mutate, seededRandom } from "../support/mutate.ts";
+
+
+
+const SLOTS = 2 ** 53 - 1;
+
+/** The message, or undefined where it is refused as it should be; any other exception is a bug, and fails with its bytes. */
+function tryDecode(bytes: Buffer): Message | undefined {
+  try {
+    return decodeMessage(bytes);
+  } catch (error) {
+    if (error instanceof ColobusError && error.message.length < 1000) return undefined;
+    throw new Error(`a bug at ${bytes.toString("hex").slice(0, 2000)}`, { cause: error });
+  }
+}
+
+/** What every decoded message must hold, so that nobody behind the decoder needs to look again. */
+function assertSound(message: Message, bytes: Buffer): void {
+  if (message.type !== "data") return;
+  let payloadBytes = 0;
+  for (const { kind, disk, offset, length, payload } of message.operations) {
+    if (!["write", "discard", "zero"].includes(kind)) throw new Error(`operation ${String(kind)}`);
+    for (const number of [disk, offset, length]) {
+      if (!Number.isSafeInteger(number) || number < 0 || number > SLOTS) throw new Error(`number ${number}`);
+    }
+    if (payload.length !== (kind === "write" ? length : 0)) throw new Error("a payload of another length");
+    if (payload.buffer !== bytes.buffer) throw new Error("a payload that was copied");
+    payloadBytes += payload.length;
+  }
+  if (payloadBytes > bytes.length) throw new Error("more payload than was sent");
+}
+
+function randomValue(random: SeededRandom, depth: number): unknown {
+  const kinds = depth > 3 ? 8 : 11;
+  switch (random.below(kinds)) {
+    case 0:
+      return random.below(2 ** 31);
+    case 1:
+      return random.pick([0, -1, 1.5, 2 ** 53, 2 ** 60, Number.NaN, Number.POSITIVE_INFINITY, -(2 ** 40)]);
+    case 2:
+      return random.pick(["", "data", "hello", "length", "toString", "__proto__", "constructor", "x".repeat(random.below(300))]);
+    case 3:
+      return Buffer.alloc(random.below(40), random.below(256));
+    case 4:
+      return [null, undefined, true, false][random.below(4)];
+    case 5:
+      return random.pick([new Date(0), new Error("e"), new Set([1]), new Map([[1, 2]]), 10n ** 12n, new Float64Array(3)]);
+    case 6:
+    case 7:
+      return random.below(5);
+    case 8:
+      return Array.from({ length: random.below(9) }, () => randomValue(random, depth + 1));
+    default:
+      return Object.fromEntries(Array.from({ length: random.below(5) }, () => [String(randomValue(random, 9)).slice(0, 20), randomValue(random, depth + 1)]));
+  }
+}
+
+const FIELDS = ["type", "firstSequence", "ranges", "protocol", "agentVersion", "disks", "prepared", "error", "epoch", "id", "mac", "nonce"];
+const TYPES = ["data", "hello", "proof", "begin", "sync", "barrier", "discard", "answer", "ack", "stall", "refuse"];
+
+describe("the decoder of replication messages", () => {
+  it(`takes or refuses damaged messages, and throws nothing else (${FUZZ_RUNS} messages)`, () => {
+    const golden = [...goldenBytes("replication-protocol-1.txt", new Map()).values()];
+    const random = seededRandom(FUZZ_SEED);
+    let taken = 0;
+    for (let run = 0; run < FUZZ_RUNS; run += 1) {
+      const bytes = mutate(golden[run % golden.length] ?? Buffer.alloc(1), random);
+      const message = tryDecode(bytes);
+      if (message === undefined) continue;
+      assertSound(message, bytes);
+      taken += 1;
+    }
+    expect(taken).toBeGreaterThan(0);
+  });
+
+  it(`takes or refuses any msgpack, and throws nothing else (${FUZZ_RUNS} messages)`, () => {
+    const packr = new Packr({ useRecords: false });
+    const random = new SeededRandom(FUZZ_SEED);
+    let taken = 0;
+    for (let run = 0; run < FUZZ_RUNS; run += 1) {
+      const header: Record<string, unknown> = { type: random.pick(TYPES) };
+      for (let count = random.below(6); count > 0; count -= 1) header[random.pick(FIELDS)] = randomValue(random, 0);
+      if (random.chance(0.3)) header["ranges"] = Array.from({ length: 4 * random.below(4) }, () => randomValue(random, 9));
+      const body = packr.pack(random.chance(0.9) ? header : randomValue(random, 0));
+      const bytes = Buffer.alloc(4 + body.length + random.below(10));
+      bytes.writeUInt32BE(random.chance(0.95) ? body.length : random.next(), 0);
+      body.copy(bytes, 4);
+      const message = tryDecode(bytes);
+      if (message === undefined) continue;
+      assertSound(message, bytes);
+      taken += 1;
+    }
+    expect(taken).toBeGreaterThan(0);
+  });
+
+  it(`refuses random bytes, and throws nothing else (${FUZZ_RUNS} messages)`, () => {
+    const random = new SeededRandom(FUZZ_SEED);
+    for (let run = 0; run < FUZZ_RUNS; run += 1) {
+      const bytes = Buffer.alloc(4 + random.below(64));
+      random.fill(bytes);
+      bytes.writeUInt32BE(random.below(bytes.length), 0);
+      // msgpack's containers, so that nesting and lengths beyond the end are met often.
+      for (let at = 4; at < bytes.length; at += 1) if (random.chance(0.3)) bytes[at] = random.pick([0x81, 0x91, 0x9f, 0xdc, 0xdd, 0xde, 0xdf, 0xc7, 0xc9, 0xd4, 0x72]);
+      tryDecode(bytes);
+    }
+  });
+});

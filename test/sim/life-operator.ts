@@ -1,0 +1,186 @@
+import assert from "node:assert/strict";
+import type { ErrorCode } from "../../proto/errors.ts";
+import { UNSTABLE_WINDOWS } from "../../proto/limits.ts";
+import type { Outcome } from "./calls.ts";
+import type { LifeScene } from "./life-scene.ts";
+import type { SeededRandom } from "./seeded-random.ts";
+
+/** What a checkpoint may end with beside success, when sessions come and go. */
+const LEGAL_CODES: readonly ErrorCode[] = ["no-peer", "timed-out", "outcome-unknown", "too-many-prepared"];
+/** An answer comes at its timeout at the latest. */
+const SLACK_MS = 1;
+/** What one request of the guest, or piece of a resync, may put into the stream beyond the window. */
+const REQUEST_MAX_BYTES = 256 * 1024;
+const SYNC_PIECE_BYTES = 1024 * 1024;
+
+/** The operator, or the hypervisor's hook: takes checkpoints, commits and withdraws them, and looks at the status. */
+export class LifeOperator {
+  readonly #scene: LifeScene;
+  readonly #random: SeededRandom;
+
+  constructor(scene: LifeScene, random: SeededRandom) {
+    this.#scene = scene;
+    this.#random = random;
+  }
+
+  do(kind: "checkpoint" | "prepare" | "commit" | "discard"): void {
+    switch (kind) {
+      case "checkpoint":
+        return void this.takeCheckpoint(false, this.#timeoutMs(), this.#signal());
+      case "prepare":
+        return void this.takeCheckpoint(true, this.#timeoutMs(), this.#signal());
+      case "commit":
+        return this.#commit();
+      case "discard":
+        return this.#discard();
+    }
+  }
+
+  /** Takes a checkpoint, and resolves with its epoch, or undefined when none was answered. */
+  async takeCheckpoint(
+    prepare: boolean,
+    timeoutMs: number,
+    signal = new AbortController().signal,
+  ): Promise<number | undefined> {
+    const { calls, model, pair } = this.#scene;
+    const { agent } = pair.primary;
+    if (agent === undefined) return undefined;
+    const what = prepare ? "prepare" : "checkpoint";
+    this.#scene.note(`${what} within ${timeoutMs} ms`);
+    const outcome = await calls.make(
+      pair.primary,
+      what,
+      timeoutMs + SLACK_MS,
+      () => agent.checkpoint({ prepare, timeoutMs }, signal),
+      (ended) => {
+        this.#tell(what, ended);
+        if (ended.kind === "failed") this.#assertLegal(what, ended, LEGAL_CODES);
+        if (ended.kind !== "done") return;
+        const { epoch, state } = ended.value;
+        assert(model.isClosed(epoch), `checkpoint ${epoch} was taken, and no barrier was seen`);
+        assert.equal(state, prepare ? "prepared" : "committed");
+        this.#scene.observeCommitted();
+        this.#observeSecondary();
+      },
+    );
+    return outcome.kind === "done" ? outcome.value.epoch : undefined;
+  }
+
+  #commit(): void {
+    const { calls, model, pair } = this.#scene;
+    const { agent } = pair.primary;
+    const prepared = this.#scene.statusOf(pair.primary)?.epoch.prepared ?? [];
+    if (agent === undefined) return;
+    const epoch = prepared.length === 0 ? model.committed + this.#random.below(2) : this.#random.pick(prepared);
+    if (epoch === 0) return;
+    const timeoutMs = this.#timeoutMs();
+    this.#scene.note(`commit ${epoch}`);
+    const signal = this.#signal();
+    void calls.make(
+      pair.primary,
+      "commit",
+      timeoutMs + SLACK_MS,
+      () => agent.commit({ epoch, timeoutMs }, signal),
+      (ended) => {
+        this.#tell(`commit ${epoch}`, ended);
+        if (ended.kind === "failed") {
+          this.#assertLegal("commit", ended, [...LEGAL_CODES, "epoch-unknown"]);
+          if (
+            ended.error.code === "epoch-unknown" &&
+            prepared.includes(epoch) &&
+            agent.status().peers[0]?.connection === "Connected"
+          ) {
+            assert(!this.#preparedAlone(epoch), `epoch ${epoch} was prepared, and its commit is refused as unknown`);
+          }
+        }
+        this.#scene.observeCommitted();
+      },
+    );
+  }
+
+  #discard(): void {
+    const { calls, model, pair } = this.#scene;
+    const { agent } = pair.primary;
+    const prepared = this.#scene.statusOf(pair.primary)?.epoch.prepared ?? [];
+    if (agent === undefined) return;
+    const epoch = this.#random.chance(0.3) || prepared.length === 0 ? undefined : this.#random.pick(prepared);
+    const timeoutMs = this.#timeoutMs();
+    this.#scene.note(`discard ${epoch ?? "all"}`);
+    const request = epoch === undefined ? { timeoutMs } : { epoch, timeoutMs };
+    const signal = this.#signal();
+    void calls.make(
+      pair.primary,
+      "discard",
+      timeoutMs + SLACK_MS,
+      () => agent.discard(request, signal),
+      (ended) => {
+        this.#tell("discard", ended);
+        if (ended.kind === "failed") {
+          this.#assertLegal("discard", ended, [...LEGAL_CODES, "epoch-committed", "epoch-unknown"]);
+        } else if (ended.kind === "done") {
+          if (epoch !== undefined && model.isClosed(epoch)) model.discardAnswered(epoch);
+        }
+      },
+    );
+  }
+
+  /** Compares what both agents say with what can be. */
+  look(): void {
+    const { model, pair, plan } = this.#scene;
+    this.#observeSecondary();
+    const status = this.#scene.statusOf(pair.primary);
+    if (status === undefined || status.role !== "Primary") return;
+    const { windowBytes } = plan.pair;
+    const [peer] = status.peers;
+    const boundBytes = windowBytes * UNSTABLE_WINDOWS + (plan.depth + 1) * REQUEST_MAX_BYTES + SYNC_PIECE_BYTES;
+    if (peer?.connection === "Connected") {
+      assert(peer.lagBytes <= boundBytes, `${peer.lagBytes} bytes are on their way, of ${boundBytes} at most`);
+    }
+    if (pair.secondary.agent !== undefined && !pair.secondary.host.process.frozen) {
+      assert(status.epoch.committed <= model.committed, "the primary knows of a commit that has not happened");
+    }
+  }
+
+  #observeSecondary(): void {
+    const status = this.#scene.statusOf(this.#scene.pair.secondary);
+    if (status?.role === "Secondary") this.#scene.model.observeSecondary(status.epoch);
+  }
+
+  /** Whether nothing but a commit of this very epoch was asked for since it was prepared. */
+  #preparedAlone(epoch: number): boolean {
+    const status = this.#scene.statusOf(this.#scene.pair.secondary);
+    return status?.epoch.prepared.includes(epoch) === true;
+  }
+
+  #tell(what: string, outcome: Outcome<unknown>): void {
+    const how =
+      outcome.kind === "failed" ? outcome.error.code : outcome.kind === "done" ? JSON.stringify(outcome.value) : "";
+    this.#scene.note(`${what}: ${outcome.kind} ${how}`);
+  }
+
+  #assertLegal(
+    what: string,
+    outcome: Extract<Outcome<unknown>, { kind: "failed" }>,
+    legal: readonly ErrorCode[],
+  ): void {
+    const { code, message } = outcome.error;
+    assert(legal.includes(code), `${what} failed with ${code}: ${message}`);
+  }
+
+  #timeoutMs(): number {
+    return this.#random.pick([100, 2_000, 20_000]);
+  }
+
+  /** Now and then the one who asked goes away. */
+  #signal(): AbortSignal {
+    const controller = new AbortController();
+    if (this.#random.chance(0.05)) {
+      this.#scene.world.schedule(
+        this.#random.within([0, 50]),
+        () => controller.abort(),
+        this.#scene.pair.primary.host.process,
+      );
+    }
+    return controller.signal;
+  }
+}

@@ -1,0 +1,168 @@
+import type { AckPolicy, Durability, SecondaryExport } from "../../proto/words.ts";
+import type { PairDisk, PairOptions } from "./pair.ts";
+import type { SeededRandom } from "./seeded-random.ts";
+import { STORAGE_PROFILE } from "./sim-disk.ts";
+import { NETWORK_PROFILE, type NetworkProfile } from "./sim-network.ts";
+
+/** Everything that may go wrong in a life. Each is over by itself, or by a restart, after a while. */
+export const FAULT_KINDS = [
+  "secondary-killed",
+  "secondary-killed-in-call",
+  "secondary-loses-power",
+  "secondary-loses-power-in-call",
+  "secondary-stopped",
+  "secondary-frozen",
+  "secondary-full",
+  "primary-killed",
+  "primary-killed-in-call",
+  "primary-loses-power",
+  "primary-stopped",
+  "primary-frozen",
+  "link-cut",
+  "partition",
+  "one-way-partition",
+  "slow-network",
+] as const;
+export type FaultKind = (typeof FAULT_KINDS)[number];
+
+/** What the two guests and the operator do. */
+export const OPERATION_KINDS = [
+  "write",
+  "open-write",
+  "rewrite",
+  "zero",
+  "flush",
+  "read",
+  "view-read",
+  "view-read-all",
+  "view-write",
+  "view-zero",
+  "view-flush",
+  "checkpoint",
+  "prepare",
+  "commit",
+  "discard",
+  "status",
+  "pause",
+] as const;
+export type OperationKind = (typeof OPERATION_KINDS)[number];
+
+const OPERATION_WEIGHTS: Record<OperationKind, number> = {
+  "write": 30,
+  "open-write": 4,
+  "rewrite": 4,
+  "zero": 8,
+  "flush": 3,
+  "read": 4,
+  "view-read": 10,
+  "view-read-all": 3,
+  "view-write": 8,
+  "view-zero": 2,
+  "view-flush": 2,
+  "checkpoint": 4,
+  "prepare": 5,
+  "commit": 4,
+  "discard": 2,
+  "status": 4,
+  "pause": 4,
+};
+
+/** How a life ends. */
+export type Ending = "synced" | "failover" | "failover-of-synced";
+
+/** One life: what the pair is made of, what is done to it, and what goes wrong. All of it follows from the seed. */
+export interface LifePlan {
+  readonly pair: PairOptions;
+  readonly network: Partial<NetworkProfile>;
+  readonly operations: number;
+  readonly weights: Record<OperationKind, number>;
+  /** Fault number n happens before operation `at`, in ascending order. */
+  readonly faults: readonly { readonly at: number; readonly kind: FaultKind }[];
+  /** Writes that the guest has under way at most. */
+  readonly depth: number;
+  /** Writes are at most this long. */
+  readonly writeMaxBytes: number;
+  readonly gapMs: number;
+  readonly ending: Ending;
+  /** How much of the initial images is not zero. */
+  readonly filled: number;
+}
+
+const CLUSTERS = [4096, 4096, 8192, 16_384, 65_536] as const;
+const WINDOWS = [16_384, 262_144, 4_194_304] as const;
+const PAGE_BYTES = 4096;
+const SECTOR_BYTES = 512;
+const OPERATIONS_MIN = 300;
+const FAULTS_MIN = 5;
+
+export function drawLife(random: SeededRandom): LifePlan {
+  const durability = random.pick<Durability>(["power", "power", "power", "process"]);
+  const access = random.pick<SecondaryExport>(["read-write", "read-write", "read-only", "read-only", "off"]);
+  const ack = random.pick<AckPolicy>(["async", "async", "received", "applied"]);
+  const operations = OPERATIONS_MIN + random.below(100);
+  return {
+    pair: {
+      disks: drawDisks(random),
+      clusterBytes: random.pick(CLUSTERS),
+      durability,
+      ack,
+      access,
+      windowBytes: random.pick(WINDOWS),
+      peerTimeoutMs: 2_000 + random.below(3_000),
+      createImages: random.chance(0.25),
+      checkpointEveryMs: random.chance(0.15) ? 100 + random.below(1_000) : undefined,
+      storage: {
+        coldProbability: random.pick([0, 0.1, 0.5]),
+        syncMs: [0.1, random.pick([0.5, 5, 30])],
+        unwrittenIsData: random.chance(0.5),
+        stallProbability: random.pick([0, STORAGE_PROFILE.stallProbability]),
+      },
+    },
+    network: {
+      latencyMs: [0.05, random.pick([0.2, 2, 20])],
+      bufferBytes: random.pick([NETWORK_PROFILE.bufferBytes, 16_384]),
+    },
+    operations,
+    weights: drawWeights(random, access),
+    faults: drawFaults(random, operations, durability),
+    depth: random.pick([1, 4, 16]),
+    writeMaxBytes: random.pick([4_096, 16_384, 65_536]),
+    gapMs: random.pick([0.2, 2, 10]),
+    ending: random.pick<Ending>(["synced", "failover", "failover", "failover-of-synced"]),
+    filled: random.pick([0, 0.3, 1]),
+  };
+}
+
+/** Two disks, sometimes three, seldom a whole number of pages long. */
+function drawDisks(random: SeededRandom): PairDisk[] {
+  return ["vda", "vdb", "vdc"].slice(0, random.chance(0.2) ? 3 : 2).map((name) => {
+    const pages = 8 + Math.floor(2 ** random.within([2, 7]));
+    return { name, sizeBytes: pages * PAGE_BYTES + random.below(PAGE_BYTES / SECTOR_BYTES) * SECTOR_BYTES };
+  });
+}
+
+/** Each life does some things more often, and some not at all. */
+function drawWeights(random: SeededRandom, access: SecondaryExport): Record<OperationKind, number> {
+  const weights = { ...OPERATION_WEIGHTS };
+  for (const kind of OPERATION_KINDS) {
+    const isOfView = kind.startsWith("view-");
+    const isWriteOfView = kind === "view-write" || kind === "view-zero" || kind === "view-flush";
+    if ((isOfView && access === "off") || (isWriteOfView && access !== "read-write")) weights[kind] = 0;
+    else if (kind !== "write" && kind !== "checkpoint") weights[kind] *= random.pick([0, 0.5, 1, 1, 2]);
+  }
+  return weights;
+}
+
+/** A few kinds of faults are on in each life. */
+function drawFaults(random: SeededRandom, operations: number, durability: Durability): LifePlan["faults"] {
+  const isPossible = (kind: FaultKind): boolean =>
+    // What `process` promises ends with the power.
+    durability === "power" || !kind.startsWith("secondary-loses-power");
+  const possible = FAULT_KINDS.filter(isPossible);
+  const on = possible.filter(() => random.chance(0.4));
+  if (on.length === 0) on.push(random.pick(possible));
+  const count = FAULTS_MIN + random.below(random.pick([1, 4, 10]));
+  return Array.from({ length: count }, () => ({ at: random.below(operations), kind: random.pick(on) })).sort(
+    (left, right) => left.at - right.at,
+  );
+}

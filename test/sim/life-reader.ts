@@ -1,0 +1,197 @@
+import assert from "node:assert/strict";
+import type { BlockDevice } from "../../shared/block/block-device.ts";
+import { ModelWrite, type DiskModel } from "./disk-model.ts";
+import { drawRange } from "./life-guest.ts";
+import type { OperationKind } from "./life-plan.ts";
+import type { LifeScene } from "./life-scene.ts";
+import type { PairDisk } from "./pair.ts";
+import type { SeededRandom } from "./seeded-random.ts";
+
+/** Errors that the secondary's VM may meet while the file system of its overlays is full. */
+const FULL_CODES = ["out-of-space", "overlay-full"];
+/** A request waits for a commit that is being recorded, and for slow devices. */
+const LIMIT_MS = 10_000;
+
+export type ReaderOperation = Extract<
+  OperationKind,
+  "view-read" | "view-read-all" | "view-write" | "view-zero" | "view-flush"
+>;
+
+/**
+ * Reads the secondary's committed view and, where the export is writable, writes to it as a lock-step VM does.
+ *
+ * A request that is under way holds a commit up, and one that waits for a commit goes on against the new view. So the
+ * view that a request saw is the one that is committed at the moment at which it ends.
+ */
+export class LifeReader {
+  readonly #scene: LifeScene;
+  readonly #random: SeededRandom;
+  /** The view was read back after the last start. */
+  #recovered = false;
+
+  constructor(scene: LifeScene, random: SeededRandom) {
+    this.#scene = scene;
+    this.#random = random;
+  }
+
+  get isRunning(): boolean {
+    const { agent, host } = this.#scene.pair.secondary;
+    const { process } = host;
+    return this.#recovered && agent?.role === "Secondary" && !process.frozen && !this.#scene.paused.has(process);
+  }
+
+  do(kind: ReaderOperation): void {
+    switch (kind) {
+      case "view-read":
+        return this.#readSome();
+      case "view-read-all":
+        return void this.readAll();
+      case "view-write":
+        return this.#write();
+      case "view-zero":
+        return this.#zero();
+      case "view-flush":
+        return this.#flush();
+    }
+  }
+
+  #readSome(): void {
+    const disk = this.#random.pick(this.#scene.plan.pair.disks);
+    const { offset, length } = drawRange(this.#random, disk.sizeBytes, disk.sizeBytes);
+    void this.#read(disk, offset, length);
+  }
+
+  /** Reads and checks every disk; resolves with whether all were read to the end. */
+  async readAll(): Promise<boolean> {
+    for (const disk of this.#scene.plan.pair.disks) {
+      if ((await this.#read(disk, 0, disk.sizeBytes)) === undefined) return false;
+    }
+    return true;
+  }
+
+  #write(): void {
+    const disk = this.#random.pick(this.#scene.plan.pair.disks);
+    const { offset, length } = drawRange(this.#random, disk.sizeBytes, this.#scene.plan.writeMaxBytes);
+    const data = this.#scene.bytes(this.#random, length);
+    this.#change(disk, new ModelWrite(offset, length, data), (device, fua) => device.write(data, offset, { fua }));
+  }
+
+  #zero(): void {
+    const disk = this.#random.pick(this.#scene.plan.pair.disks);
+    const { offset, length } = drawRange(this.#random, disk.sizeBytes, 2 * this.#scene.plan.writeMaxBytes);
+    this.#change(disk, new ModelWrite(offset, length, undefined), (device, fua) =>
+      device.zero(offset, length, { fua, mayUnmap: true }),
+    );
+  }
+
+  #flush(): void {
+    const disk = this.#random.pick(this.#scene.plan.pair.disks);
+    const device = this.#scene.pair.secondary.device(disk);
+    const covered = this.#modelOf(disk)?.beginFlush();
+    if (device === undefined || covered === undefined) return;
+    this.#scene.note(`the secondary's VM flushes ${disk.name}`);
+    void this.#scene.calls.make(
+      this.#scene.pair.secondary,
+      "view-flush",
+      LIMIT_MS,
+      () => device.flush(),
+      (outcome) => {
+        if (outcome.kind === "lost") return;
+        this.#scene.observeCommitted();
+        if (outcome.kind === "done") this.#modelOf(disk)?.flushed(covered);
+        else assert(FULL_CODES.includes(outcome.error.code), `${outcome.error.code}: ${outcome.error.message}`);
+      },
+    );
+  }
+
+  /** The secondary has started again: the view must be there at once, on all disks. False when it died meanwhile. */
+  async recover(): Promise<boolean> {
+    const { secondary } = this.#scene.pair;
+    this.#recovered = false;
+    const { process } = secondary.host;
+    const { access } = this.#scene.plan.pair;
+    const status = this.#scene.statusOf(secondary);
+    if (status === undefined) return false;
+    this.#scene.model.observeSecondary(status.epoch);
+    if (access !== "off" && this.#scene.model.committed > 0) {
+      for (const disk of this.#scene.plan.pair.disks) {
+        const model = this.#modelOf(disk);
+        const content = await this.#read(disk, 0, disk.sizeBytes);
+        if (content === undefined) return false;
+        // With a commit meanwhile it is another model, which is not in doubt.
+        if (model !== undefined && model === this.#modelOf(disk)) model.adopt(content);
+      }
+    }
+    if (!process.alive) return false;
+    this.#recovered = true;
+    return true;
+  }
+
+  died(): void {
+    this.#recovered = false;
+  }
+
+  #modelOf(disk: PairDisk): DiskModel | undefined {
+    return this.#scene.model.view[this.#scene.plan.pair.disks.indexOf(disk)];
+  }
+
+  /** Resolves with what was read and checked, or undefined when nothing was. */
+  async #read(disk: PairDisk, offset: number, length: number): Promise<Buffer | undefined> {
+    const { secondary } = this.#scene.pair;
+    const device = secondary.device(disk);
+    if (device === undefined) return undefined;
+    const target = Buffer.alloc(length);
+    const reading = this.#modelOf(disk)?.beginRead();
+    let seen = false;
+    this.#scene.note(`view of ${disk.name} is read at [${offset}, +${length})`);
+    await this.#scene.calls.make(
+      secondary,
+      "view-read",
+      LIMIT_MS,
+      () => device.read(target, offset),
+      (outcome) => {
+        if (outcome.kind === "lost") return;
+        const before = this.#modelOf(disk);
+        this.#scene.observeCommitted();
+        const now = this.#modelOf(disk);
+        if (outcome.kind === "failed") {
+          assert.equal(outcome.error.code, "no-checkpoint", outcome.error.message);
+          assert(before === undefined, "the view is refused, though there is a checkpoint");
+          return;
+        }
+        assert(now !== undefined, "a view is served before the first checkpoint");
+        now.check(target, offset, `the view of ${disk.name} at epoch ${this.#scene.model.committed}`, reading);
+        seen = true;
+      },
+    );
+    if (reading !== undefined) this.#modelOf(disk)?.endRead(reading);
+    return seen ? target : undefined;
+  }
+
+  #change(disk: PairDisk, write: ModelWrite, call: (device: BlockDevice, fua: boolean) => void | Promise<void>): void {
+    const { secondary } = this.#scene.pair;
+    const device = secondary.device(disk);
+    const model = this.#modelOf(disk);
+    if (device === undefined || model === undefined) return;
+    const fua = this.#random.chance(0.1);
+    const covered = model.beginFlush();
+    model.begin(write);
+    this.#scene.note(
+      `the secondary's VM ${write.data === undefined ? "zeroes" : "writes"} ${disk.name} [${write.offset}, +${write.length})`,
+    );
+    void this.#scene.calls.make(
+      secondary,
+      "view-write",
+      LIMIT_MS,
+      () => call(device, fua),
+      (outcome) => {
+        if (outcome.kind === "lost") return;
+        this.#scene.observeCommitted();
+        if (outcome.kind === "done") {
+          write.settled = true;
+          if (fua) this.#modelOf(disk)?.flushed(new Set([...covered, write]));
+        } else assert(FULL_CODES.includes(outcome.error.code), `${outcome.error.code}: ${outcome.error.message}`);
+      },
+    );
+  }
+}

@@ -1,0 +1,118 @@
+import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import { Calls } from "./calls.ts";
+import { drawLife, type FaultKind, type LifePlan } from "./life-plan.ts";
+import { PairModel } from "./pair-model.ts";
+import { makePair, type Pair, type PairDisk, type PairMember } from "./pair.ts";
+import { SeededRandom } from "./seeded-random.ts";
+import type { SimProcess } from "./sim-host.ts";
+import { SimulatedCrash } from "./simulated-crash.ts";
+import { SimWorld } from "./world.ts";
+
+const POOL_BYTES = 1024 * 1024;
+let pool: Buffer | undefined;
+
+/** What everybody who takes part in a life shares: the world, the pair, the model, and how long things have been quiet. */
+export class LifeScene {
+  readonly plan: LifePlan;
+  readonly world: SimWorld;
+  readonly pair: Pair;
+  readonly model: PairModel;
+  readonly calls: Calls;
+  readonly counts = { operations: 0, failovers: 0, restarts: 0, faults: {} as Partial<Record<FaultKind, number>> };
+  /** Processes whose clients make no new requests: they are being stopped. */
+  readonly paused = new Set<SimProcess>();
+  readonly #print: ((line: string) => void) | undefined;
+  /** Faults that are on now. */
+  #disturbances = 0;
+  #quietSinceMs = 0;
+
+  constructor(
+    seed: number,
+    options: { readonly replay: string; readonly print?: ((line: string) => void) | undefined },
+  ) {
+    this.world = new SimWorld(seed, { replay: options.replay });
+    this.#print = options.print;
+    const { random } = this.world;
+    this.plan = drawLife(random.fork("plan"));
+    this.calls = new Calls(this.world);
+    const contents = random.fork("contents");
+    const drawContent = ({ sizeBytes }: PairDisk): Buffer => {
+      const content = Buffer.alloc(sizeBytes);
+      for (let at = 0; at < sizeBytes; at += 4096) {
+        if (contents.chance(this.plan.filled)) content.set(this.bytes(contents, Math.min(4096, sizeBytes - at)), at);
+      }
+      return content;
+    };
+    const { disks } = this.plan.pair;
+    const primary = disks.map(drawContent);
+    // Sometimes the secondary starts with a copy, mostly with something else.
+    const secondary = contents.chance(0.2) ? primary : disks.map(drawContent);
+    this.model = new PairModel(disks, primary, (member, event) => this.#happened(member, event));
+    this.pair = makePair(this.world, this.plan.pair, { primary, secondary }, this.model);
+    this.model.watch(this.pair.primary);
+    this.world.network.profile = { ...this.world.network.profile, ...this.plan.network };
+  }
+
+  /** Says what is done, for who replays the life, and in the report of a failure. */
+  note(line: string): void {
+    this.world.trace(`-- ${line}`);
+    this.#print?.(`${this.world.nowMs.toFixed(3).padStart(12)} ms  ${line}`);
+  }
+
+  sleep(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.world.schedule(ms, resolve);
+    });
+  }
+
+  /** Bytes that nobody else has written, in all likelihood. They are never changed. */
+  bytes(random: SeededRandom, length: number): Buffer {
+    if (pool === undefined) {
+      pool = Buffer.alloc(POOL_BYTES);
+      new SeededRandom(1).fill(pool);
+    }
+    const at = random.below(POOL_BYTES - length);
+    return pool.subarray(at, at + length);
+  }
+
+  disturb(on: boolean): void {
+    this.#disturbances += on ? 1 : -1;
+    this.#quietSinceMs = this.world.nowMs;
+  }
+
+  /** Something happened just now that may make the agents give each other up. */
+  disturbed(): void {
+    this.#quietSinceMs = this.world.nowMs;
+  }
+
+  /** What an agent says of itself; undefined when it does not run, or dies over the question. */
+  statusOf(member: PairMember): Status | undefined {
+    const { agent } = member;
+    if (agent === undefined || member.host.process.frozen) return undefined;
+    try {
+      return agent.status();
+    } catch (error) {
+      if (error instanceof SimulatedCrash) return undefined;
+      throw error;
+    }
+  }
+
+  /** Notes the secondary's committed epoch as it is now, if it can be asked. */
+  observeCommitted(): void {
+    const status = this.statusOf(this.pair.secondary);
+    if (status?.role === "Secondary") this.model.observeCommitted(status.epoch.committed);
+  }
+
+  #happened(member: PairMember, { type, data }: AgentEvent): void {
+    const code = typeof data.code === "string" ? data.code : "";
+    const about = data.epoch ?? data.epochs ?? data.kind ?? data.message ?? "";
+    this.note(`${member.name}: ${type} ${code} ${typeof about === "object" ? JSON.stringify(about) : String(about)}`);
+    if (code === "internal" || code === "protocol-error") {
+      this.world.fail(`${member.name} reports ${type}`, new Error(String(data.message)));
+    }
+    const quietMs = this.#disturbances > 0 ? 0 : this.world.nowMs - this.#quietSinceMs;
+    if (type === "peer-disconnected" && code === "peer-timeout" && quietMs > 3 * this.plan.pair.peerTimeoutMs) {
+      this.world.fail(`${member.name} gave its peer up, and nothing was wrong`, new Error(String(data.message)));
+    }
+  }
+}

@@ -1,0 +1,265 @@
+import assert from "node:assert/strict";
+import { LifeFailover } from "./life-failover.ts";
+import { LifeFaults } from "./life-faults.ts";
+import { LifeGuest } from "./life-guest.ts";
+import { LifeOperator } from "./life-operator.ts";
+import { OPERATION_KINDS, type FaultKind, type OperationKind } from "./life-plan.ts";
+import { LifeReader } from "./life-reader.ts";
+import { LifeScene } from "./life-scene.ts";
+import { imagePath, type PairMember } from "./pair.ts";
+import type { SeededRandom } from "./seeded-random.ts";
+import type { CrashKind } from "./simulated-crash.ts";
+
+/**
+ * One whole life of a pair, drawn from one seed: the first sync, hundreds of operations of two guests and an operator
+ * with faults among them, and an end: quiet, with both copies compared byte by byte, or a failover with guest I/O
+ * during the merge. The model is asked after every operation that ends.
+ */
+export interface LifeReport {
+  readonly seed: number;
+  readonly operations: number;
+  readonly faults: Partial<Record<FaultKind, number>>;
+  readonly restarts: number;
+  /** Checkpoints whose commit was answered. */
+  readonly checkpoints: number;
+  readonly prepared: number;
+  readonly discarded: number;
+  readonly failovers: number;
+  readonly steps: number;
+  readonly virtualMs: number;
+  readonly traceHash: string;
+}
+
+const CHECKPOINTS_MIN = 5;
+/** Ends every wait for the pair to come together: far more than any fault lasts. */
+const SYNCED_WITHIN_MS = 300_000;
+const CHECKPOINT_WITHIN_MS = 60_000;
+
+/** How a life is replayed from the command line. */
+export function replayCommand(seed: number): string {
+  return `npx tsx test/sim/run-lives.ts --seed ${seed}`;
+}
+
+/** Lives one life. Rejects with SimFailure, which names the seed, when an invariant is broken. */
+export async function runLife(seed: number, print?: (line: string) => void): Promise<LifeReport> {
+  const scene = new LifeScene(seed, { replay: replayCommand(seed), print });
+  const life = new Life(scene);
+  const { world, model, counts } = scene;
+  let ended = false;
+  world.schedule(0, () => {
+    life.live().then(
+      () => {
+        ended = true;
+      },
+      (error: unknown) => world.fail("the life", error),
+    );
+  });
+  await world.runUntil("the end of the life", () => ended, 24 * 3_600_000);
+  return {
+    seed,
+    operations: counts.operations,
+    faults: counts.faults,
+    restarts: counts.restarts,
+    checkpoints: model.counts.committed,
+    prepared: model.counts.prepared,
+    discarded: model.counts.discarded,
+    failovers: counts.failovers,
+    steps: world.steps,
+    virtualMs: world.nowMs,
+    traceHash: world.traceHash,
+  };
+}
+
+class Life {
+  readonly #scene: LifeScene;
+  readonly #random: SeededRandom;
+  readonly #guest: LifeGuest;
+  readonly #reader: LifeReader;
+  readonly #operator: LifeOperator;
+  readonly #faults: LifeFaults;
+  readonly #failover: LifeFailover;
+  /** Starts that are under way. */
+  #reviving = 0;
+  /** The latest start of each member: an earlier one that died on the way does not go on. */
+  readonly #starts = new Map<PairMember, number>();
+
+  constructor(scene: LifeScene) {
+    const { random } = scene.world;
+    this.#scene = scene;
+    this.#random = random.fork("life");
+    this.#guest = new LifeGuest(scene, random.fork("guest"));
+    this.#reader = new LifeReader(scene, random.fork("reader"));
+    this.#operator = new LifeOperator(scene, random.fork("operator"));
+    this.#faults = new LifeFaults(scene, random.fork("faults"));
+    this.#failover = new LifeFailover(scene, random.fork("failover"), this.#guest);
+  }
+
+  async live(): Promise<void> {
+    const { plan, pair } = this.#scene;
+    for (const member of [pair.primary, pair.secondary]) {
+      member.host.onDeath((kind) => this.#died(member, kind));
+      void this.#start(member, this.#random.below(200));
+    }
+    await this.#operate();
+    await this.#faults.over();
+    if (plan.ending !== "failover" || this.#scene.model.counts.committed < CHECKPOINTS_MIN) await this.#quiesce();
+    if (plan.ending !== "synced") {
+      await this.#untilUp(pair.secondary);
+      await this.#failover.run((member) => this.#untilUp(member));
+    }
+  }
+
+  async #operate(): Promise<void> {
+    const { plan, counts } = this.#scene;
+    const faults = [...plan.faults];
+    while (counts.operations < plan.operations) {
+      while (faults[0] !== undefined && faults[0].at <= counts.operations)
+        this.#faults.inject(faults.shift()?.kind ?? "link-cut");
+      await this.#scene.sleep(plan.gapMs * 2 * this.#random.fraction());
+      if (this.#guest.isRunning) await this.#guest.untilRoom();
+      await this.#do(this.#drawOperation());
+      counts.operations += 1;
+    }
+  }
+
+  #drawOperation(): OperationKind {
+    const { weights } = this.#scene.plan;
+    let left = this.#random.fraction() * OPERATION_KINDS.reduce((sum, kind) => sum + weights[kind], 0);
+    for (const kind of OPERATION_KINDS) {
+      left -= weights[kind];
+      if (left < 0) return kind;
+    }
+    return "pause";
+  }
+
+  /** One operation; a pause where the side that it is for does not run. */
+  async #do(kind: OperationKind): Promise<void> {
+    switch (kind) {
+      case "write":
+      case "open-write":
+      case "rewrite":
+      case "zero":
+      case "flush":
+      case "read":
+        if (!this.#guest.isRunning) return this.#pause();
+        return this.#guest.do(kind);
+      case "view-read":
+      case "view-read-all":
+      case "view-write":
+      case "view-zero":
+      case "view-flush":
+        if (!this.#reader.isRunning) return this.#pause();
+        return this.#reader.do(kind);
+      case "checkpoint":
+      case "prepare":
+      case "commit":
+      case "discard":
+        if (!this.#guest.isRunning) return this.#pause();
+        return this.#operator.do(kind);
+      case "status":
+        return this.#operator.look();
+      case "pause":
+        return this.#pause();
+    }
+  }
+
+  #pause(): Promise<void> {
+    return this.#scene.sleep(this.#random.within([1, this.#random.pick([20, 200, 2_000])]));
+  }
+
+  /** Nothing is wrong any more: the pair comes together, both copies are equal, and a checkpoint says so. */
+  async #quiesce(): Promise<void> {
+    const { calls, model, pair, plan } = this.#scene;
+    this.#scene.note("the pair is left in peace");
+    await this.#untilUp(pair.primary);
+    await this.#untilUp(pair.secondary);
+    await calls.settled();
+    await this.#untilSynced();
+    for (let count = 0; count < 1 || model.counts.committed < CHECKPOINTS_MIN; count += 1) {
+      this.#guest.do("write");
+      await calls.settled();
+      const epoch = await this.#operator.takeCheckpoint(false, CHECKPOINT_WITHIN_MS);
+      assert(epoch !== undefined, "a checkpoint of a pair in sync and in peace failed");
+      assert(model.committed >= epoch);
+    }
+    await calls.settled();
+    // An automatic checkpoint may be under way: it would change nothing.
+    for (const [index, disk] of plan.pair.disks.entries()) {
+      const guest = model.guest[index];
+      const primary = pair.primary.host.disk.readFile(imagePath(disk));
+      guest?.check(primary, 0, `the primary's image of ${disk.name}`);
+      const base = pair.secondary.host.disk.readFile(imagePath(disk));
+      assert(base.equals(primary), `the copies of ${disk.name} differ`);
+      model.view[index]?.check(primary, 0, `${disk.name} at the checkpoint`);
+    }
+    this.#operator.look();
+    if (this.#reader.isRunning && plan.pair.access !== "off") {
+      assert(await this.#reader.readAll(), "the view cannot be read");
+    }
+  }
+
+  async #untilSynced(): Promise<void> {
+    const { agent } = this.#scene.pair.primary;
+    assert(agent !== undefined);
+    const request = { condition: "synced", timeoutMs: SYNCED_WITHIN_MS } as const;
+    const outcome = await this.#scene.calls.make(
+      this.#scene.pair.primary,
+      "wait",
+      SYNCED_WITHIN_MS,
+      () => agent.wait(request, new AbortController().signal),
+      (ended) => {
+        if (ended.kind === "failed") assert.fail(`the pair does not come together: ${ended.error.message}`);
+      },
+    );
+    assert.equal(outcome.kind, "done");
+  }
+
+  async #untilUp(member: PairMember): Promise<void> {
+    while (member.agent === undefined || member.host.process.frozen || this.#reviving > 0) await this.#scene.sleep(10);
+  }
+
+  // Death and return
+
+  #died(member: PairMember, kind: CrashKind): void {
+    const { calls, model, pair, counts } = this.#scene;
+    this.#scene.disturbed();
+    this.#scene.note(`${member.name} is dead: ${kind}`);
+    if (member === pair.secondary) this.#reader.died();
+    if (member === pair.secondary && !this.#failover.isPromoted) model.secondaryDied(kind);
+    if (member === this.#guest.member) model.guestDied(kind);
+    calls.died(member.host.process);
+    if (this.#failover.isGone(member)) return;
+    counts.restarts += 1;
+    void this.#start(member, this.#random.within([1, this.#random.pick([10, 1_000, 6_000])]));
+  }
+
+  async #start(member: PairMember, delayMs: number): Promise<void> {
+    this.#reviving += 1;
+    const start = (this.#starts.get(member) ?? 0) + 1;
+    this.#starts.set(member, start);
+    try {
+      await this.#scene.sleep(delayMs);
+      if (this.#failover.isGone(member) || this.#starts.get(member) !== start) return;
+      const { host } = member;
+      if (!host.alive) {
+        if (member === this.#scene.pair.primary) this.#scene.model.recoverGuest(member);
+        host.restart();
+        // Whoever recovers may die of it.
+        if (this.#random.chance(0.1)) {
+          host.disk.faults.crashAt(1 + this.#random.below(60), this.#scene.plan.pair.durability);
+        }
+      }
+      this.#scene.note(`${member.name} starts`);
+      if (!(await member.start())) return;
+      this.#scene.disturbed();
+      if (member === this.#scene.pair.secondary) await this.#recoverSecondary(member);
+    } finally {
+      this.#reviving -= 1;
+    }
+  }
+
+  async #recoverSecondary(member: PairMember): Promise<void> {
+    if (member.agent?.role === "Secondary") await this.#reader.recover();
+    else if (member.agent !== undefined) await this.#failover.recover();
+  }
+}

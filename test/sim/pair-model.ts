@@ -1,0 +1,184 @@
+import assert from "node:assert/strict";
+import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import { DiskModel } from "./disk-model.ts";
+import { imagePath, type PairDisk, type PairMember, type PairObserver } from "./pair.ts";
+import type { CrashKind } from "./simulated-crash.ts";
+
+/**
+ * What a pair may do, as a model: the disks of the primary, what each barrier closed, and which checkpoint the
+ * secondary must be able to return to.
+ *
+ * The barriers are seen in the stream itself: all disks of the primary are copied at the moment at which a barrier takes
+ * its place behind the writes before it. From then on the epoch is *closed*. A commit or a discard that was asked for
+ * may happen until it is answered, or found out from the secondary's record; one that was answered has happened.
+ *
+ * Invariants held here: an epoch number closes once; the committed epoch only grows, and only to a closed epoch whose
+ * commit was asked for and which was not withdrawn; an answered checkpoint is never lost.
+ */
+export class PairModel implements PairObserver {
+  /** The primary's disks as its guest must see them; after a promotion those of the promoted side. */
+  guest: readonly DiskModel[];
+  /** The secondary's committed view, with its own VM's writes; empty before the first commit. */
+  view: readonly DiskModel[] = [];
+  /** The secondary's committed epoch as last seen. */
+  committed = 0;
+  readonly counts = { barriers: 0, prepared: 0, committed: 0, discarded: 0, lateCommits: 0 };
+  readonly #disks: readonly PairDisk[];
+  readonly #snapshots = new Map<number, readonly Buffer[]>();
+  readonly #commitsAsked = new Set<number>();
+  readonly #discardsAsked = new Set<number>();
+  readonly #discarded = new Set<number>();
+  readonly #prepared = new Set<number>();
+  readonly #listener: (member: PairMember, event: AgentEvent) => void;
+  #primary: PairMember | undefined;
+  #lastClosed = 0;
+  #committedAnswered = 0;
+
+  constructor(
+    disks: readonly PairDisk[],
+    contents: readonly Buffer[],
+    listener: (member: PairMember, event: AgentEvent) => void,
+  ) {
+    this.#disks = disks;
+    this.guest = contents.map((content) => new DiskModel(content));
+    this.#listener = listener;
+  }
+
+  /** Whose disks a barrier closes. */
+  watch(primary: PairMember): void {
+    this.#primary = primary;
+  }
+
+  // What the primary asks for and is told
+
+  requested(message: Parameters<PairObserver["requested"]>[0]): void {
+    switch (message.type) {
+      case "barrier":
+        this.#close(message.epoch);
+        break;
+      case "commit":
+        this.#commitsAsked.add(message.epoch);
+        break;
+      case "discard":
+        for (const epoch of message.epochs) this.#discardsAsked.add(epoch);
+        break;
+    }
+  }
+
+  happened(member: PairMember, event: AgentEvent): void {
+    if (member === this.#primary) {
+      const epoch = Number(event.data.epoch);
+      if (event.type === "checkpoint-prepared") {
+        this.counts.prepared += 1;
+        this.#prepared.add(epoch);
+      } else if (event.type === "checkpoint-committed") {
+        this.counts.committed += 1;
+        this.#committedAnswered = Math.max(this.#committedAnswered, epoch);
+      } else if (event.type === "checkpoint-discarded") {
+        for (const discarded of event.data.epochs as readonly number[]) this.discardAnswered(discarded);
+      }
+    }
+    this.#listener(member, event);
+  }
+
+  /** The secondary has confirmed that the checkpoint is withdrawn. */
+  discardAnswered(epoch: number): void {
+    this.counts.discarded += 1;
+    this.#discarded.add(epoch);
+  }
+
+  isClosed(epoch: number): boolean {
+    return epoch <= this.#lastClosed && (this.#snapshots.has(epoch) || epoch <= this.committed);
+  }
+
+  /** Whether the secondary must have the checkpoint as prepared: nothing was asked that could have ended it. */
+  mustBePrepared(epoch: number): boolean {
+    if (!this.#prepared.has(epoch) || this.#discardsAsked.has(epoch) || epoch <= this.committed) return false;
+    for (const asked of this.#commitsAsked) if (asked >= epoch) return false;
+    return true;
+  }
+
+  #close(epoch: number): void {
+    assert(epoch > this.#lastClosed, `epoch ${epoch} is closed after ${this.#lastClosed}: numbers never repeat`);
+    this.#lastClosed = epoch;
+    this.counts.barriers += 1;
+    const snapshot = this.#disks.map((disk, index) => {
+      const content = this.#primary?.host.disk.readFile(imagePath(disk));
+      assert(content !== undefined);
+      this.guest[index]?.check(content, 0, `${disk.name} at the barrier of epoch ${epoch}`);
+      return content;
+    });
+    this.#snapshots.set(epoch, snapshot);
+  }
+
+  // What the secondary shows
+
+  /** Takes the secondary's committed epoch as it is now. True when it is another one than before. */
+  observeCommitted(epoch: number): boolean {
+    assert(
+      epoch >= this.#committedAnswered,
+      `the secondary has committed ${epoch}, though the commit of ${this.#committedAnswered} was answered`,
+    );
+    if (epoch === this.committed) return false;
+    assert(epoch > this.committed, `the committed epoch went back from ${this.committed} to ${epoch}`);
+    const snapshot = this.#snapshots.get(epoch);
+    assert(snapshot !== undefined, `the secondary has committed epoch ${epoch}, which no barrier has closed`);
+    assert(this.#commitsAsked.has(epoch), `epoch ${epoch} was committed by itself`);
+    assert(!this.#discarded.has(epoch), `epoch ${epoch} was withdrawn, and is committed`);
+    this.committed = epoch;
+    // A request of the secondary's VM that is still under way waited for the commit, and goes to the new view.
+    const old = this.view;
+    this.view = snapshot.map((content, index) => {
+      const disk = new DiskModel(content);
+      const replaced = old[index];
+      if (replaced !== undefined) disk.takeOver(replaced);
+      return disk;
+    });
+    for (const closed of this.#snapshots.keys()) if (closed < epoch) this.#snapshots.delete(closed);
+    for (const set of [this.#prepared, this.#discardsAsked, this.#commitsAsked]) {
+      for (const old of set) if (old <= epoch) set.delete(old);
+    }
+    return true;
+  }
+
+  /** Checks the secondary's own account of its checkpoints. */
+  observeSecondary(epoch: Status["epoch"]): void {
+    this.observeCommitted(epoch.committed);
+    for (const prepared of epoch.prepared) {
+      assert(prepared > epoch.committed, `epoch ${prepared} is prepared behind the committed ${epoch.committed}`);
+      assert(this.#snapshots.has(prepared), `epoch ${prepared} is prepared, and no barrier has closed it`);
+      assert(!this.#discarded.has(prepared), `epoch ${prepared} was withdrawn, and is prepared again`);
+    }
+    for (const prepared of this.#prepared) {
+      if (this.mustBePrepared(prepared)) {
+        assert(epoch.prepared.includes(prepared), `epoch ${prepared} was prepared, and is lost`);
+      }
+    }
+  }
+
+  secondaryDied(kind: CrashKind): void {
+    for (const disk of this.view) disk.crashed(kind);
+  }
+
+  /** The host of the guest's disks has died. */
+  guestDied(kind: CrashKind): void {
+    for (const disk of this.guest) disk.crashed(kind);
+  }
+
+  /** The dead primary's images are what its guest finds again. Its agent is not running. */
+  recoverGuest(member: PairMember): void {
+    for (const [index, disk] of this.#disks.entries()) {
+      const content = member.host.disk.readFile(imagePath(disk));
+      this.guest[index]?.check(content, 0, `${disk.name} after the crash of the primary`);
+      this.guest[index]?.adopt(content);
+    }
+  }
+
+  /** The secondary serves its committed view as primary from now on. */
+  promoted(discardActive: boolean): void {
+    const snapshot = this.#snapshots.get(this.committed);
+    assert(snapshot !== undefined);
+    this.guest = discardActive ? snapshot.map((content) => new DiskModel(content)) : this.view;
+    this.view = [];
+  }
+}

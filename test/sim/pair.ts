@@ -1,0 +1,242 @@
+import { Agent, type AgentHost } from "../../cli/agent.ts";
+import type { AgentConfig } from "../../cli/agent-config.ts";
+import type { AgentEvent } from "../../proto/control-api.ts";
+import { ColobusError } from "../../proto/errors.ts";
+import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
+import type { AckPolicy, Durability, SecondaryExport } from "../../proto/words.ts";
+import type { BlockDevice } from "../../shared/block/block-device.ts";
+import type { Log } from "../../shared/host/log.ts";
+import type { Dialer, Link } from "../../shared/replication/link.ts";
+import type { StorageProfile } from "./sim-disk.ts";
+import type { SimHost, SimProcess } from "./sim-host.ts";
+import type { SimWorld } from "./world.ts";
+
+/**
+ * A pair of agents in a simulated world: the primary on host `a`, the secondary on host `b`, made of the shipping code
+ * and nothing else. Each can die and be started again on what its disk holds.
+ */
+export interface PairDisk {
+  readonly name: string;
+  readonly sizeBytes: number;
+}
+
+export interface PairOptions {
+  readonly disks: readonly PairDisk[];
+  readonly clusterBytes: number;
+  readonly durability: Durability;
+  readonly ack: AckPolicy;
+  readonly access: SecondaryExport;
+  readonly windowBytes: number;
+  readonly peerTimeoutMs: number;
+  /** The secondary makes its images itself; else `prepare` makes them. */
+  readonly createImages: boolean;
+  readonly checkpointEveryMs: number | undefined;
+  readonly storage?: Partial<StorageProfile>;
+}
+
+/** What the pair tells about itself, as it happens. */
+export interface PairObserver {
+  /** The primary puts a request into the stream: called before anything later can be in it. */
+  requested(message: Extract<Message, { type: "barrier" | "commit" | "discard" }>): void;
+  happened(member: PairMember, event: AgentEvent): void;
+}
+
+const VM = "vm";
+const STATE_DIRECTORY = "/state";
+const SECONDARY_URL = "ws://b";
+
+export function imagePath(disk: PairDisk): string {
+  return `/images/${disk.name}.img`;
+}
+
+/** One of the two hosts, and the agent that runs on it, if one does. */
+export class PairMember {
+  readonly host: SimHost;
+  readonly #world: SimWorld;
+  readonly #config: AgentConfig;
+  readonly #observer: PairObserver;
+  #running: { readonly process: SimProcess; readonly agent: Agent } | undefined;
+  #stopping: SimProcess | undefined;
+
+  constructor(world: SimWorld, host: SimHost, config: AgentConfig, observer: PairObserver) {
+    this.#world = world;
+    this.host = host;
+    this.#config = config;
+    this.#observer = observer;
+  }
+
+  get name(): string {
+    return this.host.name;
+  }
+
+  /** The agent, from when its process has opened it until that dies, or begins to stop. */
+  get agent(): Agent | undefined {
+    const running = this.#running;
+    if (running === undefined || !running.process.alive || running.process === this.#stopping) return undefined;
+    return running.agent;
+  }
+
+  /** Stops the agent in good order. No client may use its exports, nor begin to. The process is to end then. */
+  async stop(drainMs: number): Promise<void> {
+    const { agent } = this;
+    this.#stopping = this.host.process;
+    await agent?.stop(drainMs);
+  }
+
+  /** What the agent exports under a disk's name. */
+  device(disk: PairDisk): BlockDevice | undefined {
+    return this.agent?.exports.find(disk.name)?.device;
+  }
+
+  /** Opens the agent in the host's present process; false when that died meanwhile. A refusal fails the world. */
+  async start(): Promise<boolean> {
+    const { process } = this.host;
+    const died = new Promise<false>((resolve) => {
+      this.host.onDeath(() => resolve(false));
+    });
+    const opened = Agent.open({
+      host: this.#agentHost(process),
+      config: this.#config,
+      token: undefined,
+      exportUri: (name) => `sim://${this.name}/${name}`,
+    }).then(
+      (agent) => {
+        if (!process.alive) return false;
+        this.#running = { process, agent };
+        agent.follow((event) => {
+          if (process.alive) this.#observer.happened(this, event);
+        });
+        process.listen((link) => agent.accept(link));
+        return true;
+      },
+      (error: unknown) => {
+        if (process.alive) this.#world.fail(`the agent on ${this.name} does not start`, error);
+        return false;
+      },
+    );
+    return Promise.race([opened, died]);
+  }
+
+  #agentHost(process: SimProcess): AgentHost {
+    return {
+      storage: process.storage,
+      clock: process.clock,
+      random: process.random,
+      log: this.#log(process),
+      bootId: this.host.bootId,
+      pid: 1,
+      dialer: (url) => this.#observedDialer(process.dialer(new URL(url).host)),
+    };
+  }
+
+  /** Warnings and errors go to the trace; the rest is silent. */
+  #log(process: SimProcess): Log {
+    const note = (fields: unknown, phrase?: string): void => {
+      const { reason, error } = (typeof fields === "object" ? fields : {}) as { reason?: unknown; error?: unknown };
+      const why = reason ?? error;
+      const told = why instanceof ColobusError ? `: ${why.code}, ${why.message}` : "";
+      this.#world.trace(`${process.label} warns: ${phrase ?? String(fields)}${told}`);
+    };
+    const silent = (): void => undefined;
+    return { info: silent, debug: silent, warn: note, error: note };
+  }
+
+  #observedDialer(dialer: Dialer): Dialer {
+    return { url: dialer.url, dial: async (signal) => new ObservedLink(await dialer.dial(signal), this.#observer) };
+  }
+}
+
+/** Shows the primary's requests at the moment at which they take their place in the stream. */
+class ObservedLink implements Link {
+  readonly peerAddress: string;
+  readonly #link: Link;
+  readonly #observer: PairObserver;
+
+  constructor(link: Link, observer: PairObserver) {
+    this.peerAddress = link.peerAddress;
+    this.#link = link;
+    this.#observer = observer;
+  }
+
+  get queuedBytes(): number {
+    return this.#link.queuedBytes;
+  }
+
+  send(parts: readonly Uint8Array[]): void {
+    const [only] = parts;
+    if (parts.length === 1 && Buffer.isBuffer(only)) {
+      const message = decodeMessage(only);
+      if (message.type === "barrier" || message.type === "commit" || message.type === "discard") {
+        this.#observer.requested(message);
+      }
+    }
+    this.#link.send(parts);
+  }
+
+  start(handlers: Parameters<Link["start"]>[0]): void {
+    this.#link.start(handlers);
+  }
+
+  close(reason: ColobusError): void {
+    this.#link.close(reason);
+  }
+}
+
+export interface Pair {
+  readonly primary: PairMember;
+  readonly secondary: PairMember;
+}
+
+/** Two hosts with their images in place and no agent running yet. `contents` are those of the primary's disks. */
+export function makePair(
+  world: SimWorld,
+  options: PairOptions,
+  contents: { readonly primary: readonly Buffer[]; readonly secondary: readonly Buffer[] },
+  observer: PairObserver,
+): Pair {
+  const member = (name: "a" | "b"): PairMember => {
+    const host = world.host(name, { storage: options.storage ?? {} });
+    const isPrimary = name === "a";
+    host.disk.addDirectory("/images");
+    for (const [index, disk] of options.disks.entries()) {
+      if (!isPrimary && options.createImages) continue;
+      host.disk.addFile(imagePath(disk), disk.sizeBytes);
+      const content = (isPrimary ? contents.primary : contents.secondary)[index];
+      if (content !== undefined) putSparse(host, imagePath(disk), content);
+    }
+    const config: AgentConfig = {
+      role: isPrimary ? "Primary" : "Secondary",
+      vm: VM,
+      mode: "colo",
+      stateDirectory: STATE_DIRECTORY,
+      disks: options.disks.map((disk) => ({ name: disk.name, image: imagePath(disk) })),
+      peers: isPrimary ? [SECONDARY_URL] : [],
+      ack: options.ack,
+      durability: options.durability,
+      peerTimeoutMs: options.peerTimeoutMs,
+      windowBytes: options.windowBytes,
+      clusterBytes: options.clusterBytes,
+      secondaryExport: options.access,
+      createImages: !isPrimary && options.createImages,
+      assumeInSync: false,
+      adoptImages: false,
+      ...(isPrimary && options.checkpointEveryMs !== undefined ? { checkpointEveryMs: options.checkpointEveryMs } : {}),
+    };
+    return new PairMember(world, host, config, observer);
+  };
+  return { primary: member("a"), secondary: member("b") };
+}
+
+const PAGE_BYTES = 4096;
+
+/** Durable content, with holes where whole pages are zero. */
+function putSparse(host: SimHost, path: string, content: Buffer): void {
+  const inode = host.disk.file(path);
+  host.disk.change(inode, () => {
+    for (let at = 0; at < content.length; at += PAGE_BYTES) {
+      const page = content.subarray(at, at + PAGE_BYTES);
+      if (page.some((byte) => byte !== 0)) inode.write(page, at);
+    }
+  });
+  inode.makeDurable(inode.position);
+}

@@ -1,0 +1,56 @@
+import {
+  decodeMessage,
+  encodeData,
+  encodeMessage,
+  type Hello,
+  type Message,
+} from "../../proto/replication-messages.ts";
+import { primaryHello } from "./hellos.ts";
+import { MemoryLink } from "./link-pair.ts";
+
+type Plain = Exclude<Message, { type: "data" }>;
+
+/** The primary's end of a link whose every message the test writes. `link` is the end to be given to the secondary. */
+export class ScriptedPrimary {
+  readonly link: MemoryLink;
+  readonly hello: Hello;
+
+  constructor(changes: Partial<Hello> = {}, name = "primary") {
+    this.link = new MemoryLink(name);
+    this.hello = primaryHello(changes);
+  }
+
+  /** What the secondary has sent since the last call. */
+  take(): Message[] {
+    return this.link.sent.splice(0).map((bytes) => decodeMessage(bytes));
+  }
+
+  send(message: Plain): void {
+    this.link.receive(Buffer.concat(encodeMessage(message)));
+  }
+
+  write(sequence: number, disk: number, offset: number, payload: Buffer): void {
+    this.link.receive(Buffer.concat(encodeData(sequence, [0, disk, offset, payload.length], [payload])));
+  }
+
+  /** Says hello and proves itself, without a token. */
+  greet(): void {
+    this.send({ type: "hello", ...this.hello });
+    this.send({ type: "proof", mac: Buffer.alloc(0) });
+  }
+
+  begin(openEpoch: number, changes: Partial<Extract<Message, { type: "begin" }>> = {}): void {
+    this.send({
+      type: "begin",
+      lineage: this.hello.lineage ?? "",
+      openEpoch,
+      diskSizes: this.hello.disks.map((disk) => disk.sizeBytes ?? 0),
+      ...changes,
+    });
+  }
+
+  /** Why the secondary ended the session; undefined while it has not. */
+  get refusal(): string | undefined {
+    return this.link.closedWith?.code;
+  }
+}

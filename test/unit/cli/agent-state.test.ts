@@ -1,0 +1,129 @@
+import { describe, expect, it } from "vitest";
+import type { AgentConfig } from "../../../cli/agent-config.ts";
+import { openAgentState } from "../../../cli/agent-state.ts";
+import { StateFile } from "../../../shared/journal/state-file.ts";
+import { SeededRandom } from "../../sim/seeded-random.ts";
+import { SimRandom } from "../../sim/sim-random.ts";
+import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
+import { seededStorage } from "../../support/overlay-bench.ts";
+import { SilentLog } from "../../support/silent-log.ts";
+
+const CONFIG: AgentConfig = {
+  role: "Secondary",
+  vm: "vm1",
+  mode: "colo",
+  stateDirectory: "/var/state",
+  disks: [{ name: "vda", image: "/images/vda.img" }],
+  peers: [],
+  ack: "async",
+  durability: "power",
+  peerTimeoutMs: 1000,
+  windowBytes: 1_048_576,
+  clusterBytes: 4096,
+  secondaryExport: "off",
+  createImages: false,
+  assumeInSync: false,
+  adoptImages: false,
+};
+
+function storageWithImage(): MemoryStorage {
+  const storage = seededStorage(1);
+  storage.disk.addFile("/images/vda.img", 65_536);
+  storage.disk.addDirectory("/var");
+  return storage;
+}
+
+function open(storage: MemoryStorage, changes: Partial<AgentConfig> = {}): Promise<StateFile> {
+  const random = new SimRandom(new SeededRandom(1));
+  return openAgentState({ storage, random, bootId: "boot-1", log: new SilentLog() }, { ...CONFIG, ...changes });
+}
+
+describe("the agent's state", () => {
+  it("begins with the configuration, and the images' sizes", async () => {
+    const { record } = await open(storageWithImage());
+    expect(record).toMatchObject({
+      role: "Secondary",
+      lineage: null,
+      disks: [{ name: "vda", sizeBytes: 65_536 }],
+      durability: "power",
+      committed: { epoch: 0 },
+    });
+    expect(record.agentId).toMatch(/^[0-9a-f]{32}$/);
+  });
+
+  it("of a primary has a lineage from the beginning; each agent has an id of its own", async () => {
+    const random = new SimRandom(new SeededRandom(1));
+    const host = { random, bootId: "boot-1", log: new SilentLog() };
+    const one = await openAgentState({ ...host, storage: storageWithImage() }, { ...CONFIG, role: "Primary" });
+    const two = await openAgentState({ ...host, storage: storageWithImage() }, { ...CONFIG, role: "Primary" });
+    expect(one.record.lineage).toMatch(/^[0-9a-f]{32}$/);
+    expect(one.record.agentId).not.toBe(two.record.agentId);
+    expect(one.record.lineage).not.toBe(two.record.lineage);
+  });
+
+  it("survives a loss of power right after its creation, directories and all", async () => {
+    for (let seed = 0; seed < 20; seed += 1) {
+      const storage = seededStorage(seed);
+      storage.disk.addFile("/images/vda.img", 65_536);
+      storage.disk.addDirectory("/var");
+      const { record } = await open(storage);
+      storage.crash("power");
+      expect(StateFile.open(storage, CONFIG.stateDirectory)?.record).toEqual(record);
+      expect(storage.list(`${CONFIG.stateDirectory}/disks`)).toEqual(["vda"]);
+    }
+  });
+
+  it("is durable before anybody acts on it, even where the last process died before its fsync", async () => {
+    for (let seed = 0; seed < 20; seed += 1) {
+      const storage = seededStorage(seed);
+      storage.disk.addFile("/images/vda.img", 65_536);
+      storage.disk.addDirectory("/var");
+      const state = await open(storage);
+      storage.hold = () => new Promise(() => undefined);
+      void state.update((record) => ({ ...record, committed: { epoch: 7, atMs: 0 } }));
+      await turn();
+      storage.crash("process");
+      storage.hold = undefined;
+      const { record } = await open(storage);
+      expect(record.committed.epoch).toBe(7);
+      storage.crash("power");
+      expect(StateFile.open(storage, CONFIG.stateDirectory)?.record.committed.epoch).toBe(7);
+    }
+  });
+
+  it("keeps its role and peers, whatever the command line says, and takes its durability", async () => {
+    const storage = storageWithImage();
+    const first = await open(storage);
+    await first.update((record) => ({ ...record, role: "Primary" }));
+    await first.close();
+    const { record } = await open(storage, { durability: "process" });
+    expect(record).toMatchObject({ role: "Primary", durability: "process" });
+  });
+
+  it.each<readonly [string, Partial<AgentConfig>, string]>([
+    ["another VM", { vm: "vm2" }, "state-mismatch"],
+    ["another mode", { mode: "mirror" }, "state-mismatch"],
+    ["another cluster size", { clusterBytes: 65_536 }, "state-mismatch"],
+    ["another disk", { disks: [{ name: "vdb", image: "/images/vda.img" }] }, "state-mismatch"],
+    ["another image", { disks: [{ name: "vda", image: "/images/other.img" }] }, "image-changed"],
+  ])("refuses %s than it records, and drops its lock", async (_, changes, code) => {
+    const storage = storageWithImage();
+    await (await open(storage)).close();
+    await expect(open(storage, changes)).rejects.toMatchObject({ code });
+    expect(storage.openPaths).toEqual([]);
+  });
+
+  it("is not begun with an image that is missing", async () => {
+    const storage = storageWithImage();
+    const disks = [{ name: "vda", image: "/images/none.img" }];
+    await expect(open(storage, { disks })).rejects.toMatchObject({ code: "image-missing" });
+    const { record } = await open(storage, { disks, createImages: true });
+    expect(record.disks[0]?.sizeBytes).toBeNull();
+  });
+
+  it("is refused to a second agent", async () => {
+    const storage = storageWithImage();
+    await open(storage);
+    await expect(open(storage)).rejects.toMatchObject({ code: "image-busy" });
+  });
+});

@@ -1,0 +1,197 @@
+import { describe, expect, it } from "vitest";
+import { ReplicatedDisk, type Forwarding, type SyncContent } from "../../../primary/replicated-disk.ts";
+import type { Pending } from "../../../shared/block/block-device.ts";
+import { MemoryDevice } from "../../support/memory-device.ts";
+import { turn } from "../../support/memory-storage.ts";
+
+const SIZE = 64 * 1024;
+const NO_FLAGS = { fua: false } as const;
+
+function deferred(): { promise: Promise<void>; resolve: () => void; reject: (error: Error) => void } {
+  let resolve = (): void => undefined;
+  let reject = (_: Error): void => undefined;
+  const promise = new Promise<void>((resolveIt, rejectIt) => {
+    resolve = resolveIt;
+    reject = rejectIt;
+  });
+  return { promise, resolve, reject };
+}
+
+class Recorder implements Forwarding {
+  readonly forwarded: string[] = [];
+  readonly failures: string[] = [];
+  acknowledgement: Pending;
+  space: Pending;
+
+  forward(kind: string, offset: number, length: number, payload: Buffer | undefined): Pending {
+    this.forwarded.push(`${kind} ${offset}+${length}${payload === undefined ? "" : ` ${payload.toString()}`}`);
+    return this.acknowledgement;
+  }
+
+  room(): Pending {
+    return this.space;
+  }
+
+  flush(): Pending {
+    this.forwarded.push("flush");
+    return undefined;
+  }
+
+  failed(offset: number, length: number): void {
+    this.failures.push(`${offset}+${length}`);
+  }
+}
+
+function bench(): { child: MemoryDevice; forwarding: Recorder; disk: ReplicatedDisk } {
+  const child = new MemoryDevice(SIZE);
+  const forwarding = new Recorder();
+  return { child, forwarding, disk: new ReplicatedDisk("vda", child, forwarding) };
+}
+
+async function isDone(pending: Pending): Promise<boolean> {
+  let done = pending === undefined;
+  void pending?.then(() => {
+    done = true;
+  });
+  await turn();
+  return done;
+}
+
+describe("a replicated disk", () => {
+  it("gives every change to the child and to the stream", () => {
+    const { child, forwarding, disk } = bench();
+    expect(disk.write(Buffer.from("abc"), 10, NO_FLAGS)).toBeUndefined();
+    expect(disk.zero(0, 5, { fua: false, mayUnmap: false })).toBeUndefined();
+    expect(disk.zero(5, 5, { fua: false, mayUnmap: true })).toBeUndefined();
+    expect(forwarding.forwarded).toEqual(["write 10+3 abc", "zero 0+5", "discard 5+5"]);
+    expect(child.bytes.toString("latin1", 10, 13)).toBe("abc");
+  });
+
+  it("lets the guest wait for the acknowledgement and for room, and nobody else", async () => {
+    for (const waitsFor of ["acknowledgement", "space"] as const) {
+      const { forwarding, disk } = bench();
+      const gate = deferred();
+      forwarding[waitsFor] = gate.promise;
+      const first = disk.write(Buffer.from("a"), 0, NO_FLAGS);
+      forwarding[waitsFor] = undefined;
+      expect(disk.write(Buffer.from("b"), 0, NO_FLAGS)).toBeUndefined();
+      expect(await isDone(first)).toBe(false);
+      gate.resolve();
+      expect(await isDone(first)).toBe(true);
+    }
+  });
+
+  it("keeps overlapping changes in one order everywhere, while the child is slow", async () => {
+    const { child, forwarding, disk } = bench();
+    const slow = deferred();
+    child.gate = (operation) => (operation.kind === "write" && operation.offset === 0 ? slow.promise : undefined);
+    const first = disk.write(Buffer.from("first"), 0, NO_FLAGS);
+    const second = disk.write(Buffer.from("second"), 3, NO_FLAGS);
+    const apart = disk.write(Buffer.from("apart"), 100, NO_FLAGS);
+    expect(apart).toBeUndefined();
+    expect(await isDone(second)).toBe(false);
+    slow.resolve();
+    await Promise.all([first, second]);
+    expect(forwarding.forwarded).toEqual(["write 0+5 first", "write 100+5 apart", "write 3+6 second"]);
+    expect(child.bytes.toString("latin1", 0, 9)).toBe("firsecond");
+  });
+
+  it("holds the range of a write whose payload is still arriving", async () => {
+    const { forwarding, disk } = bench();
+    const open = await disk.openWrite(0, 8, NO_FLAGS);
+    await open.push(Buffer.from("1234"));
+    const other = disk.write(Buffer.from("x"), 7, NO_FLAGS);
+    await open.push(Buffer.from("5678"));
+    expect(await isDone(other)).toBe(false);
+    await open.end();
+    await other;
+    expect(forwarding.forwarded).toEqual(["write 0+4 1234", "write 4+4 5678", "write 7+1 x"]);
+  });
+
+  it("gives the range back when the payload never arrives", async () => {
+    const { disk } = bench();
+    const open = await disk.openWrite(0, 8, NO_FLAGS);
+    await open.push(Buffer.from("1234"));
+    open.abandon();
+    expect(disk.write(Buffer.from("x"), 0, NO_FLAGS)).toBeUndefined();
+  });
+
+  it.each(["at once", "later"])("reports a child that fails %s, tells the guest, and gives the range back", async (when) => {
+    const { child, forwarding, disk } = bench();
+    const failure = new Error("bad sector");
+    child.gate = () => {
+      if (when === "at once") throw failure;
+      return Promise.reject(failure);
+    };
+    const attempts = [
+      () => disk.write(Buffer.from("abc"), 0, NO_FLAGS),
+      () => disk.zero(0, 3, { fua: false, mayUnmap: true }),
+    ];
+    for (const attempt of attempts) await expect((async () => attempt())()).rejects.toBe(failure);
+    expect(forwarding.failures).toEqual(["0+3", "0+3"]);
+    child.gate = undefined;
+    expect(disk.write(Buffer.from("x"), 0, NO_FLAGS)).toBeUndefined();
+  });
+
+  it("flushes what the acknowledgement policy covers, and on force-unit-access too", async () => {
+    const { child, forwarding, disk } = bench();
+    child.operations = [];
+    await disk.flush();
+    const open = await disk.openWrite(0, 1, { fua: true });
+    await open.push(Buffer.from("x"));
+    await open.end();
+    expect(forwarding.forwarded).toEqual(["flush", "write 0+1 x", "flush"]);
+    expect(child.operations.filter(({ kind }) => kind === "flush")).toHaveLength(2);
+  });
+});
+
+describe("a replicated disk that is read for a sync", () => {
+  async function readForSync(disk: ReplicatedDisk, offset: number, length: number): Promise<{ content: SyncContent | undefined; covered: number }> {
+    let content: SyncContent | undefined;
+    const covered = await disk.readForSync(offset, length, 8192, 4096, (read) => {
+      content = read;
+    });
+    return { content, covered };
+  }
+
+  it("gives data in pieces, zeroes as a length, and holes as far as they go in whole clusters", async () => {
+    const { disk } = bench();
+    await disk.write(Buffer.alloc(16_384, 1), 32_768, NO_FLAGS);
+    await disk.write(Buffer.alloc(4096), 0, NO_FLAGS);
+    expect(await readForSync(disk, 0, SIZE)).toEqual({ content: 8192, covered: 8192 });
+    expect(await readForSync(disk, 8192, SIZE - 8192)).toEqual({ content: 24_576, covered: 24_576 });
+    expect(await readForSync(disk, 32_768, 32_768)).toEqual({ content: Buffer.alloc(8192, 1), covered: 8192 });
+    expect(await readForSync(disk, 49_152, 16_384)).toEqual({ content: 16_384, covered: 16_384 });
+  });
+
+  it("sees no write half, and lets none come between reading and sending", async () => {
+    const { child, forwarding, disk } = bench();
+    await disk.write(Buffer.alloc(4096, 1), 0, NO_FLAGS);
+    const slow = deferred();
+    child.gate = (operation) => (operation.kind === "read" ? slow.promise : undefined);
+    const order: string[] = [];
+    const reading = disk.readForSync(0, 4096, 4096, 4096, () => void order.push("sent"));
+    await turn();
+    const writing = disk.write(Buffer.from("new"), 0, NO_FLAGS);
+    void writing?.then(() => order.push("written"));
+    await turn();
+    expect(forwarding.forwarded).toHaveLength(1);
+    slow.resolve();
+    await reading;
+    await writing;
+    expect(order).toEqual(["sent", "written"]);
+  });
+
+  it("gives the range back when it cannot be read, or what was read cannot be sent", async () => {
+    const { child, disk } = bench();
+    await disk.write(Buffer.alloc(4096, 1), 0, NO_FLAGS);
+    child.gate = (operation) => (operation.kind === "read" ? Promise.reject(new Error("bad sector")) : undefined);
+    await expect(readForSync(disk, 0, 4096)).rejects.toThrow("bad sector");
+    child.gate = undefined;
+    const unsendable = (): never => {
+      throw new Error("no session");
+    };
+    await expect(disk.readForSync(0, 4096, 4096, 4096, unsendable)).rejects.toThrow("no session");
+    expect(disk.write(Buffer.from("x"), 0, NO_FLAGS)).toBeUndefined();
+  });
+});

@@ -1,0 +1,217 @@
+import { describe, expect, it } from "vitest";
+import { SourceSession } from "../../../primary/source-session.ts";
+import type { SentRange } from "../../../primary/send-window.ts";
+import { ColobusError } from "../../../proto/errors.ts";
+import { decodeMessage, encodeMessage, type Hello, type Message } from "../../../proto/replication-messages.ts";
+import { primaryHello, secondaryHello } from "../../support/hellos.ts";
+import { MemoryLink } from "../../support/link-pair.ts";
+import { ManualClock } from "../../support/manual-clock.ts";
+import { turn } from "../../support/memory-storage.ts";
+
+const PEER_TIMEOUT_MS = 4000;
+const RANGE = { disk: 0, firstCluster: 3, endCluster: 4 };
+
+class Bench {
+  readonly clock = new ManualClock();
+  readonly link = new MemoryLink("secondary");
+  readonly calls: string[] = [];
+  readonly endings: { reason: ColobusError; missing: readonly SentRange[] }[] = [];
+  readonly session: SourceSession;
+
+  constructor(hello: Partial<Hello> = {}) {
+    this.session = new SourceSession({
+      link: this.link,
+      clock: this.clock,
+      hello: primaryHello(hello),
+      token: undefined,
+      peerTimeoutMs: PEER_TIMEOUT_MS,
+      windowBytes: 10_000,
+      opened: (_, decision) => {
+        this.calls.push(`opened ${decision.kind}`);
+        return { lineage: "1", openEpoch: 4, diskSizes: [1_048_576] };
+      },
+      ready: () => this.calls.push("ready"),
+      stalled: (reason) => this.calls.push(`stalled ${reason?.code ?? "no more"}`),
+      closed: (reason, missing) => this.endings.push({ reason, missing }),
+    });
+  }
+
+  receive(message: Exclude<Message, { type: "data" }>): void {
+    this.link.receive(Buffer.concat(encodeMessage(message)));
+  }
+
+  /** Ends the turn, and takes what has been sent. */
+  sent(): Message[] {
+    this.clock.endTurn();
+    return this.link.sent.splice(0).map((bytes) => decodeMessage(bytes));
+  }
+
+  open(changes: Partial<Hello> = {}): this {
+    this.receive({ type: "hello", ...secondaryHello(changes) });
+    this.receive({ type: "proof", mac: Buffer.alloc(0) });
+    this.sent();
+    return this;
+  }
+
+  /** Time passes for a peer that answers heartbeats and nothing else. */
+  pass(ms: number): void {
+    for (let elapsedMs = 0; elapsedMs < ms; elapsedMs += 100) {
+      this.clock.advance(100);
+      if (this.endings.length === 0) this.receive({ type: "ping" });
+    }
+  }
+}
+
+function barrier(id: number): Extract<Message, { type: "barrier" }> {
+  return { type: "barrier", id, epoch: 4 };
+}
+
+describe("the primary's end of a session", () => {
+  it("begins when the secondary has proved itself, and is ready when that says so", () => {
+    const bench = new Bench();
+    bench.receive({ type: "hello", ...secondaryHello() });
+    bench.receive({ type: "proof", mac: Buffer.alloc(0) });
+    expect(bench.sent().map(({ type }) => type)).toEqual(["hello", "proof", "begin"]);
+    bench.receive({ type: "ready" });
+    expect(bench.calls).toEqual(["opened full", "ready"]);
+  });
+
+  it("refuses a secondary of another history", () => {
+    const bench = new Bench().open({ lineage: "another" });
+    expect(bench.endings[0]?.reason.code).toBe("unrelated");
+    expect(bench.calls).toEqual([]);
+  });
+
+  it("keeps requests behind the data that was sent before them", async () => {
+    const bench = new Bench().open();
+    bench.session.send("write", RANGE, 3 * 4096, 1, Buffer.from("x"));
+    const request = bench.session.request(barrier);
+    bench.session.send("zero", RANGE, 3 * 4096, 1, undefined);
+    bench.session.tell({ type: "sync", phase: "end", totalBytes: 0 });
+    expect(bench.sent().map(({ type }) => type)).toEqual(["data", "barrier", "data", "sync"]);
+    bench.receive({ type: "answer", id: 1, error: null });
+    await request;
+  });
+
+  it("hands the secondary's refusal to the one who asked", async () => {
+    const bench = new Bench().open();
+    const requests = [bench.session.request(barrier), bench.session.request(barrier)];
+    bench.receive({ type: "answer", id: 2, error: { code: "too-many-prepared", message: "m", action: "a" } });
+    bench.receive({ type: "answer", id: 1, error: null });
+    await requests[0];
+    await expect(requests[1]).rejects.toMatchObject({ code: "too-many-prepared", message: "m", action: "a" });
+  });
+
+  it("does not know the outcome of what is asked when it is lost, or was lost before", async () => {
+    const bench = new Bench().open();
+    const request = bench.session.request(barrier);
+    bench.link.end(new ColobusError("connection-lost", "gone"));
+    await expect(request).rejects.toMatchObject({ code: "outcome-unknown" });
+    await expect(bench.session.request(barrier)).rejects.toMatchObject({ code: "outcome-unknown" });
+  });
+
+  it("names what may be missing when it is lost, and lets everybody go", async () => {
+    const bench = new Bench().open();
+    for (let cluster = 0; cluster < 3; cluster += 1) {
+      bench.session.send("zero", { disk: 0, firstCluster: cluster, endCluster: cluster + 1 }, cluster * 4096, 1, undefined);
+    }
+    bench.sent();
+    bench.receive({ type: "ack", received: 2, stable: 1 });
+    const waiting = bench.session.acknowledged(3, "stable");
+    bench.session.close(new ColobusError("shutting-down", "stop"));
+    await waiting;
+    expect(bench.endings.map(({ missing }) => missing.map(({ firstCluster }) => firstCluster))).toEqual([[1, 2]]);
+    expect(bench.clock.pendingTimers).toBe(0);
+  });
+
+  it("takes the smaller of the two windows", () => {
+    const large = new Bench().open({ windowBytes: 1_000_000 });
+    large.session.send("write", RANGE, 0, 5000, Buffer.alloc(5000));
+    expect(large.session.room()).toBeUndefined();
+    const small = new Bench().open({ windowBytes: 4000 });
+    small.session.send("write", RANGE, 0, 5000, Buffer.alloc(5000));
+    expect(small.session.room()).toBeDefined();
+  });
+
+  it.each<readonly [string, Exclude<Message, { type: "data" }>]>([
+    ["begin", { type: "begin", lineage: "1", openEpoch: 1, diskSizes: [1] }],
+    ["a sync", { type: "sync", phase: "end", totalBytes: 0 }],
+    ["a barrier", barrier(1)],
+    ["an answer to nothing", { type: "answer", id: 1, error: null }],
+    ["an acknowledgement of nothing", { type: "ack", received: 1, stable: 1 }],
+    ["a second hello", { type: "hello", ...secondaryHello() }],
+  ])("is ended by %s", (_, message) => {
+    const bench = new Bench().open();
+    bench.receive(message);
+    expect(bench.endings.map(({ reason }) => reason.code)).toEqual(["protocol-error"]);
+  });
+
+  it("passes on why the secondary takes no writes, and when it does again", () => {
+    const bench = new Bench().open();
+    bench.receive({ type: "stall", error: { code: "overlay-full", message: "", action: "" } });
+    bench.receive({ type: "unstall" });
+    expect(bench.calls.slice(1)).toEqual(["stalled overlay-full", "stalled no more"]);
+  });
+
+  it("over a link that is gone already ends once, and leaves nothing behind", async () => {
+    const link = new MemoryLink("gone");
+    link.end(new ColobusError("connection-lost", "gone"));
+    const clock = new ManualClock();
+    const endings: ColobusError[] = [];
+    const session: SourceSession = new SourceSession({
+      link,
+      clock,
+      hello: primaryHello(),
+      token: undefined,
+      peerTimeoutMs: PEER_TIMEOUT_MS,
+      windowBytes: 1,
+      opened: () => ({ lineage: "", openEpoch: 1, diskSizes: [] }),
+      ready: () => undefined,
+      stalled: () => undefined,
+      // What a replicator does here: it looks at the session that has ended.
+      closed: (reason) => endings.push(session.silenceMs >= 0 ? reason : reason),
+    });
+    await turn();
+    clock.advance(10 * PEER_TIMEOUT_MS);
+    expect(endings.map(({ code }) => code)).toEqual(["connection-lost"]);
+    expect(clock.pendingTimers).toBe(0);
+  });
+});
+
+describe("a secondary that only answers heartbeats", () => {
+  it("is given up when it acknowledges nothing of what was sent for the peer timeout", () => {
+    const bench = new Bench().open();
+    bench.pass(10 * PEER_TIMEOUT_MS); // nothing is outstanding: that may last
+    expect(bench.endings).toEqual([]);
+    bench.session.send("zero", RANGE, 0, 1, undefined);
+    bench.pass(PEER_TIMEOUT_MS - 1100);
+    expect(bench.endings).toEqual([]);
+    bench.pass(2200);
+    expect(bench.endings[0]?.reason).toMatchObject({ code: "peer-timeout", message: expect.stringMatching(/acknowledged nothing/) as string });
+  });
+
+  it("is given up when it does not answer a request", async () => {
+    const bench = new Bench().open();
+    const request = bench.session.request(barrier);
+    bench.pass(2 * PEER_TIMEOUT_MS);
+    await expect(request).rejects.toMatchObject({ code: "outcome-unknown" });
+  });
+
+  it("is kept as long as it makes some progress", () => {
+    const bench = new Bench().open();
+    for (let count = 0; count < 10; count += 1) bench.session.send("zero", RANGE, 0, 1, undefined);
+    bench.sent();
+    for (let count = 1; count <= 10; count += 1) {
+      bench.pass(PEER_TIMEOUT_MS / 2);
+      bench.receive({ type: "ack", received: count, stable: 0 });
+    }
+    for (let count = 1; count <= 9; count += 1) {
+      bench.pass(PEER_TIMEOUT_MS / 2);
+      bench.receive({ type: "ack", received: 10, stable: count });
+    }
+    expect(bench.endings).toEqual([]);
+    bench.receive({ type: "ack", received: 10, stable: 9 }); // no news
+    bench.pass(1.5 * PEER_TIMEOUT_MS);
+    expect(bench.endings).toHaveLength(1);
+  });
+});

@@ -1,0 +1,350 @@
+import { describe, expect, it } from "vitest";
+import { ColobusError } from "../../../proto/errors.ts";
+import { HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX, UNAUTHENTICATED_LINKS_MAX } from "../../../proto/limits.ts";
+import type { Hello, Message } from "../../../proto/replication-messages.ts";
+import { SecondaryRole } from "../../../secondary/secondary-role.ts";
+import { StateFile } from "../../../shared/journal/state-file.ts";
+import { SeededRandom } from "../../sim/seeded-random.ts";
+import { SimRandom } from "../../sim/sim-random.ts";
+import { ManualClock } from "../../support/manual-clock.ts";
+import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
+import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
+import { imagePath, makeSecondary, STATE_DIRECTORY } from "../../support/replica-bench.ts";
+import { ScriptedPrimary } from "../../support/scripted-primary.ts";
+import { SilentLog } from "../../support/silent-log.ts";
+import type { StateRecord } from "../../../proto/state-record.ts";
+
+const SIZE = 4 * CLUSTER_BYTES;
+const DISKS: Hello["disks"] = [{ name: "vda", sizeBytes: SIZE }];
+
+class Bench {
+  readonly storage: MemoryStorage;
+  readonly clock = new ManualClock();
+  readonly events: string[] = [];
+  readonly state: StateFile;
+  readonly role: SecondaryRole;
+
+  private constructor(storage: MemoryStorage, state: StateFile) {
+    this.storage = storage;
+    this.state = state;
+    this.role = new SecondaryRole({
+      storage,
+      clock: this.clock,
+      random: new SimRandom(new SeededRandom(1)),
+      log: new SilentLog(),
+      emit: (type) => this.events.push(type),
+      state,
+      stateDirectory: STATE_DIRECTORY,
+      access: "read-only",
+      token: undefined,
+      peerTimeoutMs: 4000,
+      windowBytes: 65_536,
+      bootId: "boot-1",
+      disksCreated: () => this.events.push("disks-created"),
+    });
+  }
+
+  static async open(changes: Partial<StateRecord> = {}): Promise<Bench> {
+    const storage = seededStorage(1);
+    await makeSecondary(storage, [{ name: "vda", content: Buffer.alloc(SIZE) }], "process", changes);
+    return new Bench(storage, StateFile.open(storage, STATE_DIRECTORY) ?? expect.unreachable());
+  }
+
+  /** Lets everything happen that needs no time to pass. */
+  async settle(): Promise<void> {
+    for (let count = 0; count < 10; count += 1) {
+      await turn();
+      this.clock.endTurn();
+    }
+  }
+
+  async connect(changes: Partial<Hello> = {}): Promise<ScriptedPrimary> {
+    const primary = new ScriptedPrimary({ disks: DISKS, ...changes });
+    this.role.accept(primary.link);
+    primary.greet();
+    await this.settle();
+    return primary;
+  }
+
+  /** A primary whose session is ready for data. */
+  async begin(openEpoch = 1): Promise<ScriptedPrimary> {
+    const primary = await this.connect();
+    primary.take();
+    primary.begin(openEpoch);
+    await this.settle();
+    expect(types(primary.take())).toEqual(["ready"]);
+    return primary;
+  }
+
+  image(): Buffer {
+    return this.storage.disk.readFile(imagePath("vda"));
+  }
+}
+
+function types(messages: readonly Message[]): string[] {
+  return messages.map(({ type }) => type);
+}
+
+describe("the secondary's end of a session", () => {
+  it("takes a stream: data is acknowledged, barriers and commits are answered", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    primary.write(1, 0, 100, Buffer.from("hello"));
+    await bench.settle();
+    expect(primary.take()).toEqual([{ type: "ack", received: 1, stable: 1 }]);
+    expect(bench.image().toString("latin1", 100, 105)).toBe("hello");
+    primary.send({ type: "barrier", id: 1, epoch: 1 });
+    primary.send({ type: "commit", id: 2, epoch: 1 });
+    await bench.settle();
+    // The commit did not wait for the barrier, as a primary would have.
+    expect(primary.take()).toEqual([
+      expect.objectContaining({ type: "answer", id: 2, error: expect.objectContaining({ code: "epoch-unknown" }) as unknown }),
+      { type: "answer", id: 1, error: null },
+    ]);
+    primary.send({ type: "commit", id: 3, epoch: 1 });
+    primary.send({ type: "discard", id: 4, epochs: [1] });
+    await bench.settle();
+    expect(primary.take()).toMatchObject([{ id: 3, error: null }, { id: 4, error: { code: "epoch-committed" } }]);
+    expect(bench.state.record).toMatchObject({ lineage: "1".repeat(32), committed: { epoch: 1 }, prepared: [] });
+    expect(bench.events).toEqual(["peer-connected", "checkpoint-prepared", "checkpoint-committed"]);
+  });
+
+  it("shows the sync that the primary announces", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    primary.send({ type: "sync", phase: "begin", totalBytes: 5 });
+    await bench.settle();
+    expect(bench.role.describePeer().replication).toBe("SyncTarget");
+    primary.send({ type: "sync", phase: "end", totalBytes: 5 });
+    await bench.settle();
+    expect(bench.role.describePeer().replication).toBe("Established");
+  });
+
+  it.each<readonly [string, (primary: ScriptedPrimary) => void]>([
+    ["a second begin", (primary) => primary.begin(1)],
+    ["an acknowledgement", (primary) => primary.send({ type: "ack", received: 0, stable: 0 })],
+    ["an answer", (primary) => primary.send({ type: "answer", id: 1, error: null })],
+    ["a stall", (primary) => primary.send({ type: "stall", error: { code: "overlay-full", message: "", action: "" } })],
+    ["ready", (primary) => primary.send({ type: "ready" })],
+    ["data out of turn", (primary) => primary.write(2, 0, 0, Buffer.from("x"))],
+    ["data beyond the disk", (primary) => primary.write(1, 0, SIZE, Buffer.from("x"))],
+    ["data for no disk", (primary) => primary.write(1, 9, 0, Buffer.from("x"))],
+    ["rubbish", (primary) => primary.link.receive(Buffer.from("rubbish"))],
+  ])("ends it at %s, with a reason, and nothing has changed", async (_, misbehave) => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    const before = bench.image();
+    const record = bench.state.record;
+    misbehave(primary);
+    await bench.settle();
+    expect(primary.refusal).toBe("protocol-error");
+    expect(types(primary.take())).toEqual(["refuse"]);
+    expect([bench.image().equals(before), bench.state.record]).toEqual([true, record]);
+    expect(bench.role.isConnected).toBe(false);
+    await bench.begin(2);
+  });
+
+  it.each<readonly [string, (primary: ScriptedPrimary) => void]>([
+    ["data", (primary) => primary.write(1, 0, 0, Buffer.from("x"))],
+    ["a barrier", (primary) => primary.send({ type: "barrier", id: 1, epoch: 1 })],
+    ["a commit", (primary) => primary.send({ type: "commit", id: 1, epoch: 1 })],
+    ["a begin of other disks", (primary) => primary.begin(1, { diskSizes: [SIZE, SIZE] })],
+    ["a begin of another size than greeted with", (primary) => primary.begin(1, { diskSizes: [2 * SIZE] })],
+    ["a begin of another lineage than greeted with", (primary) => primary.begin(1, { lineage: "9" })],
+  ])("is not begun by %s", async (_, misbehave) => {
+    const bench = await Bench.open();
+    const primary = await bench.connect();
+    const before = bench.image();
+    misbehave(primary);
+    await bench.settle();
+    expect(primary.refusal).toBe("protocol-error");
+    expect(bench.image()).toEqual(before);
+  });
+
+  it("makes images at the primary's size, where that was left to it", async () => {
+    const bench = await Bench.open({ disks: [{ name: "vda", image: "/images/new.img", sizeBytes: null, cleanMark: null }] });
+    await bench.begin();
+    expect(bench.storage.disk.readFile("/images/new.img")).toEqual(Buffer.alloc(SIZE));
+    expect(bench.state.record.disks[0]?.sizeBytes).toBe(SIZE);
+    expect(bench.events).toContain("disks-created");
+  });
+
+  it("refuses an epoch that was used before, and tells the primary from where they are free", async () => {
+    const bench = await Bench.open();
+    const first = await bench.begin(70);
+    first.send({ type: "barrier", id: 1, epoch: 70 });
+    await bench.settle();
+    first.link.end(new ColobusError("connection-lost", "gone"));
+    const stale = await bench.connect();
+    const greeting = stale.take()[0];
+    expect(greeting).toMatchObject({ type: "hello", prepared: [70], epochSeen: 70 });
+    stale.begin(70);
+    await bench.settle();
+    expect(stale.refusal).toBe("protocol-error");
+    await bench.begin(71);
+  });
+
+  it("lets another primary begin after one that opened a high epoch and wrote nothing", async () => {
+    const bench = await Bench.open();
+    const first = await bench.begin(70);
+    first.link.end(new ColobusError("connection-lost", "gone"));
+    const second = await bench.connect({ agentId: "c".repeat(32) });
+    const [greeting] = second.take();
+    if (greeting?.type !== "hello") throw new Error("the secondary greets first");
+    second.begin(greeting.epochSeen + 1);
+    await bench.settle();
+    expect(types(second.take())).toEqual(["ready"]);
+  });
+});
+
+describe("a secondary with several links", () => {
+  it("ends the session that a newer one replaces, before that is ready", async () => {
+    const bench = await Bench.open();
+    const old = await bench.begin();
+    old.write(1, 0, 0, Buffer.from("old"));
+    const next = await bench.begin(2);
+    expect(old.refusal).toBe("replaced");
+    old.write(2, 0, 0, Buffer.from("later"));
+    next.write(1, 0, 10, Buffer.from("new"));
+    await bench.settle();
+    expect(bench.image().toString("latin1", 0, 13)).toBe("old\0\0\0\0\0\0\0new");
+    expect(bench.role.isConnected).toBe(true);
+  });
+
+  it("is not disturbed by strangers", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    const events = [...bench.events];
+    for (const code of ["overlay-full", "out-of-space", "replaced", "shutting-down"]) {
+      const stranger = new ScriptedPrimary({}, "stranger");
+      bench.role.accept(stranger.link);
+      stranger.send({ type: "refuse", error: { code, message: "boo", action: "" } });
+      await bench.settle();
+    }
+    expect(bench.events.filter((event) => event !== "peer-refused")).toEqual(events);
+    expect(bench.role.describeProtection().reason).not.toBe("overlay-full");
+    primary.write(1, 0, 0, Buffer.from("x"));
+    await bench.settle();
+    expect(types(primary.take())).toEqual(["ack"]);
+  });
+
+  it("takes no more of them than it can afford, until some have gone", async () => {
+    const bench = await Bench.open();
+    const strangers = Array.from({ length: UNAUTHENTICATED_LINKS_MAX }, () => new ScriptedPrimary());
+    for (const [index, stranger] of strangers.entries()) {
+      bench.role.accept(stranger.link);
+      if (index % 2 === 0) stranger.send({ type: "hello", ...stranger.hello });
+    }
+    const refused = new ScriptedPrimary();
+    bench.role.accept(refused.link);
+    expect(refused.refusal).toBe("shutting-down");
+    bench.clock.advance(HANDSHAKE_TIMEOUT_MS);
+    for (const stranger of strangers) expect(stranger.refusal).toBe("peer-timeout");
+    await bench.begin();
+  });
+
+  it("ends a session that is opened and never begun", async () => {
+    const bench = await Bench.open();
+    const idle = await bench.connect();
+    for (let elapsedMs = 0; elapsedMs <= HANDSHAKE_TIMEOUT_MS; elapsedMs += 500) {
+      idle.send({ type: "ping" });
+      bench.clock.advance(500);
+    }
+    expect(idle.refusal).toBe("peer-timeout");
+  });
+
+  it("forgets a link that was gone before it could be served", async () => {
+    const bench = await Bench.open();
+    for (let count = 0; count < 2 * UNAUTHENTICATED_LINKS_MAX; count += 1) {
+      const gone = new ScriptedPrimary();
+      gone.link.end(new ColobusError("connection-lost", "gone"));
+      bench.role.accept(gone.link);
+      await bench.settle();
+    }
+    await bench.begin();
+  });
+});
+
+describe("a primary that asks too much", () => {
+  /** A session whose stream stands still: its base does not answer. */
+  async function stalled(): Promise<{ bench: Bench; primary: ScriptedPrimary; release: () => void }> {
+    const bench = await Bench.open({ durability: "power" });
+    const primary = await bench.begin();
+    let release = (): void => undefined;
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    bench.storage.hold = (op, path) => (op === "sync" && path === imagePath("vda") ? released : undefined);
+    primary.write(1, 0, 0, Buffer.from("x"));
+    primary.send({ type: "barrier", id: 1, epoch: 1 });
+    await bench.settle();
+    return { bench, primary, release };
+  }
+
+  it("is cut off when it waits for no answers", async () => {
+    const { bench, primary, release } = await stalled();
+    for (let id = 2; id <= REQUESTS_MAX + 2; id += 1) primary.send({ type: "barrier", id, epoch: id });
+    expect(primary.refusal).toBe("protocol-error");
+    release();
+    await bench.settle();
+  });
+
+  it("may ask for ever, when it waits for the answers", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    for (let id = 1; id <= REQUESTS_MAX + 10; id += 1) {
+      primary.send({ type: "discard", id, epochs: [] });
+      if (id % 100 === 0) await bench.settle();
+    }
+    expect(primary.refusal).toBeUndefined();
+  });
+});
+
+describe("a secondary whose overlays are full", () => {
+  it("ends the session, then takes one that it stalls, and goes on when there is room", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    primary.write(1, 0, 0, pattern(SIZE, 1));
+    primary.send({ type: "barrier", id: 1, epoch: 1 });
+    await bench.settle();
+    primary.send({ type: "commit", id: 2, epoch: 1 });
+    await bench.settle();
+    bench.storage.disk.capacityBytes = bench.storage.disk.usedBytes;
+    primary.take();
+    primary.write(2, 0, 0, Buffer.from("no room"));
+    await bench.settle();
+    expect(primary.refusal).toBe("overlay-full");
+    expect(bench.role.describeProtection().reason).toBe("overlay-full");
+
+    const again = await bench.connect({ lineage: "1".repeat(32) });
+    again.take();
+    again.begin(2);
+    await bench.settle();
+    expect(types(again.take())).toEqual(["ready", "stall"]);
+    bench.storage.disk.faults.inject({ op: "freeBytes", error: "io-error" });
+    bench.clock.advance(1000);
+    expect(types(again.take())).not.toContain("unstall");
+    bench.storage.disk.capacityBytes = 1 << 30;
+    bench.clock.advance(1000);
+    expect(types(again.take())).toContain("unstall");
+    again.write(1, 0, 0, Buffer.from("room"));
+    await bench.settle();
+    expect(again.refusal).toBeUndefined();
+    expect(bench.events.filter((event) => event.startsWith("overlay"))).toEqual(["overlay-full", "overlay-freed"]);
+  });
+});
+
+describe("a secondary that is stopped", () => {
+  it("ends its session first, and closes every file", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    primary.write(1, 0, 0, Buffer.from("x"));
+    await bench.role.close();
+    await bench.state.close();
+    expect(primary.refusal).toBe("shutting-down");
+    expect(bench.storage.openPaths).toEqual([]);
+    const late = new ScriptedPrimary();
+    bench.role.accept(late.link);
+    expect(late.refusal).toBe("shutting-down");
+  });
+});
