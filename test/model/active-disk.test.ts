@@ -87,14 +87,18 @@ async function runSteps(seed: number, steps: readonly Step[], concurrent: boolea
 
 it("holds every write through crashes, and every flushed one through losses of power", async () => {
   await fc.assert(
-    fc.asyncProperty(fc.nat(), fc.array(step, { maxLength: 40, size: "max" }), (seed, steps) => runSteps(seed, steps, false)),
+    fc.asyncProperty(fc.nat(), fc.array(step, { maxLength: 40, size: "max" }), (seed, steps) =>
+      runSteps(seed, steps, false),
+    ),
     { numRuns: 200 },
   );
 });
 
 it("holds every write while flushes run beside them", async () => {
   await fc.assert(
-    fc.asyncProperty(fc.nat(), fc.array(step, { maxLength: 40, size: "max" }), (seed, steps) => runSteps(seed, steps, true)),
+    fc.asyncProperty(fc.nat(), fc.array(step, { maxLength: 40, size: "max" }), (seed, steps) =>
+      runSteps(seed, steps, true),
+    ),
     { numRuns: 60 },
   );
 });

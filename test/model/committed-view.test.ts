@@ -41,13 +41,31 @@ const change: fc.Arbitrary<Change> = fc
   });
 
 const step: fc.Arbitrary<Step> = fc.oneof(
-  { weight: 6, arbitrary: fc.record({ do: fc.constant("send" as const), changes: fc.array(change, { minLength: 1, maxLength: 4 }) }) },
+  {
+    weight: 6,
+    arbitrary: fc.record({
+      do: fc.constant("send" as const),
+      changes: fc.array(change, { minLength: 1, maxLength: 4 }),
+    }),
+  },
   { weight: 4, arbitrary: fc.record({ do: fc.constant("barrier" as const) }) },
   { weight: 3, arbitrary: fc.record({ do: fc.constant("commit" as const), pick: fc.nat() }) },
-  { weight: 2, arbitrary: fc.record({ do: fc.constant("discard" as const), picks: fc.array(fc.nat(), { minLength: 1, maxLength: 3 }) }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      do: fc.constant("discard" as const),
+      picks: fc.array(fc.nat(), { minLength: 1, maxLength: 3 }),
+    }),
+  },
   { weight: 3, arbitrary: change.map(({ disk, offset, length }) => ({ do: "read" as const, disk, offset, length })) },
   { weight: 2, arbitrary: change.map((made) => ({ do: "write-view" as const, change: made })) },
-  { weight: 1, arbitrary: fc.record({ do: fc.constant("restart" as const), kind: fc.constantFrom("process" as const, "power" as const) }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      do: fc.constant("restart" as const),
+      kind: fc.constantFrom("process" as const, "power" as const),
+    }),
+  },
   { weight: 1, arbitrary: fc.record({ do: fc.constant("reconnect" as const) }) },
 );
 
@@ -62,7 +80,10 @@ class Model {
   unflushed = SIZES.map((size) => Buffer.alloc(size));
 
   barrier(epoch: number): void {
-    this.prepared.set(epoch, this.current.map((disk) => Buffer.from(disk)));
+    this.prepared.set(
+      epoch,
+      this.current.map((disk) => Buffer.from(disk)),
+    );
   }
 
   commit(epoch: number): void {
@@ -260,11 +281,15 @@ class Life {
 describe.each<Durability>(["process", "power"])("the committed view, with durability %s", (durability) => {
   it("is the committed checkpoint, whatever the stream, the operator and crashes do", async () => {
     await fc.assert(
-      fc.asyncProperty(fc.nat({ max: 1 << 30 }), fc.array(step, { maxLength: 40, size: "max" }), async (seed, steps) => {
-        const life = await Life.begin(seed, durability);
-        for (const action of steps) await life.run(action);
-        await life.end();
-      }),
+      fc.asyncProperty(
+        fc.nat({ max: 1 << 30 }),
+        fc.array(step, { maxLength: 40, size: "max" }),
+        async (seed, steps) => {
+          const life = await Life.begin(seed, durability);
+          for (const action of steps) await life.run(action);
+          await life.end();
+        },
+      ),
       { numRuns: 250 },
     );
   });

@@ -32,7 +32,11 @@ function apply(disks: readonly Buffer[], { operations }: Pick<DataMessage, "oper
 
 it(`changes exactly what damaged data messages name, if they are taken at all (${FUZZ_RUNS} messages)`, async () => {
   const storage = seededStorage(FUZZ_SEED);
-  await makeSecondary(storage, NAMES.map((name, index) => ({ name, content: pattern(SIZE, index) })), "process");
+  await makeSecondary(
+    storage,
+    NAMES.map((name, index) => ({ name, content: pattern(SIZE, index) })),
+    "process",
+  );
   const bench = ReplicaBench.open(storage);
   await bench.begin(1);
   await bench.barrier(1);

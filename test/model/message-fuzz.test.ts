@@ -7,8 +7,6 @@ import { FUZZ_RUNS, FUZZ_SEED } from "../support/fuzz-runs.ts";
 import { goldenBytes } from "../support/golden.ts";
 import { mutate, seededRandom } from "../support/mutate.ts";
 
-
-
 const SLOTS = 2 ** 53 - 1;
 
 /** The message, or undefined where it is refused as it should be; any other exception is a bug, and fails with its bytes. */
@@ -45,24 +43,58 @@ function randomValue(random: SeededRandom, depth: number): unknown {
     case 1:
       return random.pick([0, -1, 1.5, 2 ** 53, 2 ** 60, Number.NaN, Number.POSITIVE_INFINITY, -(2 ** 40)]);
     case 2:
-      return random.pick(["", "data", "hello", "length", "toString", "__proto__", "constructor", "x".repeat(random.below(300))]);
+      return random.pick([
+        "",
+        "data",
+        "hello",
+        "length",
+        "toString",
+        "__proto__",
+        "constructor",
+        "x".repeat(random.below(300)),
+      ]);
     case 3:
       return Buffer.alloc(random.below(40), random.below(256));
     case 4:
       return [null, undefined, true, false][random.below(4)];
     case 5:
-      return random.pick([new Date(0), new Error("e"), new Set([1]), new Map([[1, 2]]), 10n ** 12n, new Float64Array(3)]);
+      return random.pick([
+        new Date(0),
+        new Error("e"),
+        new Set([1]),
+        new Map([[1, 2]]),
+        10n ** 12n,
+        new Float64Array(3),
+      ]);
     case 6:
     case 7:
       return random.below(5);
     case 8:
       return Array.from({ length: random.below(9) }, () => randomValue(random, depth + 1));
     default:
-      return Object.fromEntries(Array.from({ length: random.below(5) }, () => [String(randomValue(random, 9)).slice(0, 20), randomValue(random, depth + 1)]));
+      return Object.fromEntries(
+        Array.from({ length: random.below(5) }, () => [
+          String(randomValue(random, 9)).slice(0, 20),
+          randomValue(random, depth + 1),
+        ]),
+      );
   }
 }
 
-const FIELDS = ["type", "firstSequence", "ranges", "protocol", "agentVersion", "disks", "prepared", "error", "epoch", "id", "mac", "nonce"];
+const FIELDS = [
+  "type",
+  "firstSequence",
+  "ranges",
+  "protocol",
+  "agentVersion",
+  "disks",
+  "prepared",
+  "error",
+  "epoch",
+  "id",
+  "mac",
+  "nonce",
+];
 const TYPES = ["data", "hello", "proof", "begin", "sync", "barrier", "discard", "answer", "ack", "stall", "refuse"];
 
 describe("the decoder of replication messages", () => {
@@ -87,7 +119,8 @@ describe("the decoder of replication messages", () => {
     for (let run = 0; run < FUZZ_RUNS; run += 1) {
       const header: Record<string, unknown> = { type: random.pick(TYPES) };
       for (let count = random.below(6); count > 0; count -= 1) header[random.pick(FIELDS)] = randomValue(random, 0);
-      if (random.chance(0.3)) header["ranges"] = Array.from({ length: 4 * random.below(4) }, () => randomValue(random, 9));
+      if (random.chance(0.3))
+        header["ranges"] = Array.from({ length: 4 * random.below(4) }, () => randomValue(random, 9));
       const body = packr.pack(random.chance(0.9) ? header : randomValue(random, 0));
       const bytes = Buffer.alloc(4 + body.length + random.below(10));
       bytes.writeUInt32BE(random.chance(0.95) ? body.length : random.next(), 0);
@@ -107,7 +140,9 @@ describe("the decoder of replication messages", () => {
       random.fill(bytes);
       bytes.writeUInt32BE(random.below(bytes.length), 0);
       // msgpack's containers, so that nesting and lengths beyond the end are met often.
-      for (let at = 4; at < bytes.length; at += 1) if (random.chance(0.3)) bytes[at] = random.pick([0x81, 0x91, 0x9f, 0xdc, 0xdd, 0xde, 0xdf, 0xc7, 0xc9, 0xd4, 0x72]);
+      for (let at = 4; at < bytes.length; at += 1)
+        if (random.chance(0.3))
+          bytes[at] = random.pick([0x81, 0x91, 0x9f, 0xdc, 0xdd, 0xde, 0xdf, 0xc7, 0xc9, 0xd4, 0x72]);
       tryDecode(bytes);
     }
   });

@@ -25,7 +25,11 @@ type Step =
   | { readonly do: "merge" | "flush" | "crash" | "power" };
 
 const range: fc.Arbitrary<Range> = fc
-  .record({ unit: fc.constantFrom(1, 512, CLUSTER_BYTES), at: fc.nat({ max: SIZE - 1 }), count: fc.integer({ min: 1, max: 10 }) })
+  .record({
+    unit: fc.constantFrom(1, 512, CLUSTER_BYTES),
+    at: fc.nat({ max: SIZE - 1 }),
+    count: fc.integer({ min: 1, max: 10 }),
+  })
   .map(({ unit, at, count }) => {
     const offset = Math.floor(at / unit) * unit;
     return { offset, length: Math.min(SIZE - offset, count * unit) };
@@ -35,7 +39,12 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 8,
     arbitrary: fc
-      .record({ do: fc.constantFrom("write" as const, "write" as const, "zero" as const, "read" as const), range, fua: fc.boolean(), besideMerge: fc.boolean() })
+      .record({
+        do: fc.constantFrom("write" as const, "write" as const, "zero" as const, "read" as const),
+        range,
+        fua: fc.boolean(),
+        besideMerge: fc.boolean(),
+      })
       .map(({ range: { offset, length }, ...rest }) => ({ ...rest, offset, length })),
   },
   { weight: 3, arbitrary: fc.record({ do: fc.constantFrom("merge" as const, "flush" as const) }) },

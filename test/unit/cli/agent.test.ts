@@ -34,7 +34,9 @@ describe("an agent that is stopped in the middle of a failover", () => {
     await failover;
     await stopping;
     expect(storage.openPaths).toEqual([]);
-    expect(agent.jobs().map(({ type, state, error }) => [type, state, error?.code])).toEqual([["merge", "concluded", "shutting-down"]]);
+    expect(agent.jobs().map(({ type, state, error }) => [type, state, error?.code])).toEqual([
+      ["merge", "concluded", "shutting-down"],
+    ]);
     const again = await openFuzzAgent("Secondary", storage, undefined, nobody);
     expect(again.role).toBe("Primary");
     await again.stop(100);

@@ -116,22 +116,25 @@ describe("a replicated disk", () => {
     expect(disk.write(Buffer.from("x"), 0, NO_FLAGS)).toBeUndefined();
   });
 
-  it.each(["at once", "later"])("reports a child that fails %s, tells the guest, and gives the range back", async (when) => {
-    const { child, forwarding, disk } = bench();
-    const failure = new Error("bad sector");
-    child.gate = () => {
-      if (when === "at once") throw failure;
-      return Promise.reject(failure);
-    };
-    const attempts = [
-      () => disk.write(Buffer.from("abc"), 0, NO_FLAGS),
-      () => disk.zero(0, 3, { fua: false, mayUnmap: true }),
-    ];
-    for (const attempt of attempts) await expect((async () => attempt())()).rejects.toBe(failure);
-    expect(forwarding.failures).toEqual(["0+3", "0+3"]);
-    child.gate = undefined;
-    expect(disk.write(Buffer.from("x"), 0, NO_FLAGS)).toBeUndefined();
-  });
+  it.each(["at once", "later"])(
+    "reports a child that fails %s, tells the guest, and gives the range back",
+    async (when) => {
+      const { child, forwarding, disk } = bench();
+      const failure = new Error("bad sector");
+      child.gate = () => {
+        if (when === "at once") throw failure;
+        return Promise.reject(failure);
+      };
+      const attempts = [
+        () => disk.write(Buffer.from("abc"), 0, NO_FLAGS),
+        () => disk.zero(0, 3, { fua: false, mayUnmap: true }),
+      ];
+      for (const attempt of attempts) await expect((async () => attempt())()).rejects.toBe(failure);
+      expect(forwarding.failures).toEqual(["0+3", "0+3"]);
+      child.gate = undefined;
+      expect(disk.write(Buffer.from("x"), 0, NO_FLAGS)).toBeUndefined();
+    },
+  );
 
   it("flushes what the acknowledgement policy covers, and on force-unit-access too", async () => {
     const { child, forwarding, disk } = bench();
@@ -146,7 +149,11 @@ describe("a replicated disk", () => {
 });
 
 describe("a replicated disk that is read for a sync", () => {
-  async function readForSync(disk: ReplicatedDisk, offset: number, length: number): Promise<{ content: SyncContent | undefined; covered: number }> {
+  async function readForSync(
+    disk: ReplicatedDisk,
+    offset: number,
+    length: number,
+  ): Promise<{ content: SyncContent | undefined; covered: number }> {
     let content: SyncContent | undefined;
     const covered = await disk.readForSync(offset, length, 8192, 4096, (read) => {
       content = read;

@@ -113,7 +113,13 @@ describe("the primary's end of a session", () => {
   it("names what may be missing when it is lost, and lets everybody go", async () => {
     const bench = new Bench().open();
     for (let cluster = 0; cluster < 3; cluster += 1) {
-      bench.session.send("zero", { disk: 0, firstCluster: cluster, endCluster: cluster + 1 }, cluster * 4096, 1, undefined);
+      bench.session.send(
+        "zero",
+        { disk: 0, firstCluster: cluster, endCluster: cluster + 1 },
+        cluster * 4096,
+        1,
+        undefined,
+      );
     }
     bench.sent();
     bench.receive({ type: "ack", received: 2, stable: 1 });
@@ -187,7 +193,10 @@ describe("a secondary that only answers heartbeats", () => {
     bench.pass(PEER_TIMEOUT_MS - 1100);
     expect(bench.endings).toEqual([]);
     bench.pass(2200);
-    expect(bench.endings[0]?.reason).toMatchObject({ code: "peer-timeout", message: expect.stringMatching(/acknowledged nothing/) as string });
+    expect(bench.endings[0]?.reason).toMatchObject({
+      code: "peer-timeout",
+      message: expect.stringMatching(/acknowledged nothing/) as string,
+    });
   });
 
   it("is given up when it does not answer a request", async () => {

@@ -11,7 +11,11 @@ const DISKS = ["vda", "vdb"];
 /** A secondary in its first session with two disks, whose first checkpoint is committed. */
 async function committedOnce(seed = 1): Promise<{ storage: MemoryStorage; bench: ReplicaBench }> {
   const storage = seededStorage(seed);
-  await makeSecondary(storage, DISKS.map((name) => ({ name, content: Buffer.alloc(SIZE) })), "power");
+  await makeSecondary(
+    storage,
+    DISKS.map((name) => ({ name, content: Buffer.alloc(SIZE) })),
+    "power",
+  );
   const bench = ReplicaBench.open(storage);
   await bench.begin(1);
   fill(bench, 1);
@@ -39,7 +43,9 @@ describe("the secondary's checkpoints", () => {
     const storage = seededStorage(1);
     await makeSecondary(storage, [{ name: "vda", content: pattern(SIZE, 1) }], "process");
     const bench = ReplicaBench.open(storage);
-    expect(() => bench.disks[0]?.view.read(Buffer.alloc(1), 0)).toThrow(expect.objectContaining({ code: "no-checkpoint" }) as Error);
+    expect(() => bench.disks[0]?.view.read(Buffer.alloc(1), 0)).toThrow(
+      expect.objectContaining({ code: "no-checkpoint" }) as Error,
+    );
     await bench.begin(1);
     bench.push([{ kind: "write", disk: 0, offset: 0, length: 1, payload: Buffer.from("x") }]);
     await bench.drained();
@@ -137,7 +143,13 @@ describe("the secondary's checkpoints", () => {
   it("keep the barrier apart from what came later, when an empty generation cannot be removed", async () => {
     const { storage, bench } = await committedOnce();
     // An original that could not be named leaves the files of a generation that holds nothing.
-    storage.disk.faults.inject({ op: "write", kind: "journal", error: "out-of-space", path: (path) => path.includes("vda"), skip: 1 });
+    storage.disk.faults.inject({
+      op: "write",
+      kind: "journal",
+      error: "out-of-space",
+      path: (path) => path.includes("vda"),
+      skip: 1,
+    });
     fill(bench, 9);
     await expect.poll(() => bench.failure?.code).toBe("overlay-full");
     storage.disk.faults.inject({ op: "remove", error: "io-error", times: 99 });

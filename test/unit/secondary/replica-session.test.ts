@@ -98,13 +98,20 @@ describe("the secondary's end of a session", () => {
     await bench.settle();
     // The commit did not wait for the barrier, as a primary would have.
     expect(primary.take()).toEqual([
-      expect.objectContaining({ type: "answer", id: 2, error: expect.objectContaining({ code: "epoch-unknown" }) as unknown }),
+      expect.objectContaining({
+        type: "answer",
+        id: 2,
+        error: expect.objectContaining({ code: "epoch-unknown" }) as unknown,
+      }),
       { type: "answer", id: 1, error: null },
     ]);
     primary.send({ type: "commit", id: 3, epoch: 1 });
     primary.send({ type: "discard", id: 4, epochs: [1] });
     await bench.settle();
-    expect(primary.take()).toMatchObject([{ id: 3, error: null }, { id: 4, error: { code: "epoch-committed" } }]);
+    expect(primary.take()).toMatchObject([
+      { id: 3, error: null },
+      { id: 4, error: { code: "epoch-committed" } },
+    ]);
     expect(bench.state.record).toMatchObject({ lineage: "1".repeat(32), committed: { epoch: 1 }, prepared: [] });
     expect(bench.events).toEqual(["peer-connected", "checkpoint-prepared", "checkpoint-committed"]);
   });
@@ -162,7 +169,9 @@ describe("the secondary's end of a session", () => {
   });
 
   it("makes images at the primary's size, where that was left to it", async () => {
-    const bench = await Bench.open({ disks: [{ name: "vda", image: "/images/new.img", sizeBytes: null, cleanMark: null }] });
+    const bench = await Bench.open({
+      disks: [{ name: "vda", image: "/images/new.img", sizeBytes: null, cleanMark: null }],
+    });
     await bench.begin();
     expect(bench.storage.disk.readFile("/images/new.img")).toEqual(Buffer.alloc(SIZE));
     expect(bench.state.record.disks[0]?.sizeBytes).toBe(SIZE);

@@ -114,7 +114,9 @@ describe("the replica writer", () => {
   ])("refuses an operation %s, and applies nothing of its message", async (_, operation) => {
     const { storage, bench: made } = await committed();
     const before = image(storage);
-    expect(() => made.push([write(0, Buffer.from("x")), operation])).toThrow(expect.objectContaining({ code: "protocol-error" }) as Error);
+    expect(() => made.push([write(0, Buffer.from("x")), operation])).toThrow(
+      expect.objectContaining({ code: "protocol-error" }) as Error,
+    );
     await made.drained();
     expect(image(storage)).toEqual(before);
   });
@@ -122,7 +124,9 @@ describe("the replica writer", () => {
   it("refuses a gap in the stream, and a repetition", async () => {
     const { bench: made } = await committed();
     for (const firstSequence of [2, 0]) {
-      expect(() => made.writer.push({ type: "data", firstSequence, operations: [write(0, Buffer.from("x"))] })).toThrow(/operation/);
+      expect(() => made.writer.push({ type: "data", firstSequence, operations: [write(0, Buffer.from("x"))] })).toThrow(
+        /operation/,
+      );
     }
   });
 
@@ -200,7 +204,9 @@ describe("the replica writer", () => {
     const pushAll = (): void => {
       for (let sent = 0; sent < 2 * most; sent += payload.length) made.push([write(0, payload)]);
     };
-    expect(pushAll).toThrow(expect.objectContaining({ code: "protocol-error", message: expect.stringMatching(/window/) as string }) as Error);
+    expect(pushAll).toThrow(
+      expect.objectContaining({ code: "protocol-error", message: expect.stringMatching(/window/) as string }) as Error,
+    );
     await made.drained();
     await made.begin(2);
     made.push([write(0, payload)]);

@@ -53,8 +53,15 @@ async function secondary(): Promise<Bench> {
   return { storage, state, role, view };
 }
 
-async function mergedImage({ storage, state }: Bench, promotion: Awaited<ReturnType<SecondaryRole["promote"]>>): Promise<Buffer> {
-  const work = new MergeWork(promotion.disks.map(({ disk }) => disk), state, () => undefined);
+async function mergedImage(
+  { storage, state }: Bench,
+  promotion: Awaited<ReturnType<SecondaryRole["promote"]>>,
+): Promise<Buffer> {
+  const work = new MergeWork(
+    promotion.disks.map(({ disk }) => disk),
+    state,
+    () => undefined,
+  );
   while ((await work.step()) !== undefined) await turn();
   return storage.disk.readFile(imagePath("vda"));
 }

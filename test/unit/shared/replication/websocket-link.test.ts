@@ -169,7 +169,10 @@ describe("a dial", () => {
     ["is a web server", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"],
     ["refuses", "HTTP/1.1 403 Forbidden\r\nconnection: close\r\n\r\n"],
     ["leads elsewhere", "HTTP/1.1 302 Found\r\nlocation: ws://127.0.0.1:1/\r\n\r\n"],
-    ["accepts with the wrong key", "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: x\r\n\r\n"],
+    [
+      "accepts with the wrong key",
+      "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: x\r\n\r\n",
+    ],
   ])("to a server that %s fails with the reason", async (_, answer) => {
     const { url } = await plainServer(answer);
     await expect(new WebSocketDialer(url).dial(signal())).rejects.toMatchObject({
@@ -183,7 +186,10 @@ describe("a dial", () => {
     await new Promise((resolve) => {
       server.close(resolve);
     });
-    await expect(new WebSocketDialer(url).dial(signal())).rejects.toMatchObject({ code: "connection-lost", message: expect.stringMatching(/ECONNREFUSED/) as string });
+    await expect(new WebSocketDialer(url).dial(signal())).rejects.toMatchObject({
+      code: "connection-lost",
+      message: expect.stringMatching(/ECONNREFUSED/) as string,
+    });
   });
 
   it("ends when it is called off, before and during the attempt", async () => {
@@ -260,11 +266,17 @@ describe("the listener", () => {
 
   it.each<readonly [string, (socket: WebSocket) => void, string, number]>([
     ["text", (socket) => socket.send("text"), "protocol-error", ERRORS["protocol-error"].close],
-    ["a message that is too large", (socket) => socket.send(Buffer.alloc(MESSAGE_MAX_BYTES + 1)), "connection-lost", 1009],
+    [
+      "a message that is too large",
+      (socket) => socket.send(Buffer.alloc(MESSAGE_MAX_BYTES + 1)),
+      "connection-lost",
+      1009,
+    ],
     [
       "fragments that are too large together",
       (socket) => {
-        for (let count = 0; count < 3; count += 1) socket.send(Buffer.alloc(MESSAGE_MAX_BYTES / 2), { fin: count === 2 });
+        for (let count = 0; count < 3; count += 1)
+          socket.send(Buffer.alloc(MESSAGE_MAX_BYTES / 2), { fin: count === 2 });
       },
       "connection-lost",
       1009,
@@ -288,7 +300,10 @@ describe("the listener", () => {
   it("says which address is taken", async () => {
     const { port } = await listening();
     const second = new WebSocketListener(() => undefined);
-    await expect(second.listen("127.0.0.1", port)).rejects.toMatchObject({ code: "address-in-use", message: expect.stringContaining(`127.0.0.1:${port}`) as string });
+    await expect(second.listen("127.0.0.1", port)).rejects.toMatchObject({
+      code: "address-in-use",
+      message: expect.stringContaining(`127.0.0.1:${port}`) as string,
+    });
   });
 
   it("ends its links when it is closed, and can be closed while a handshake is under way", async () => {
