@@ -31,7 +31,8 @@ export const NBD_SPARSE_READ_MIN_BYTES = 64 * KIB;
 export const NBD_HANDSHAKE_GRACE_MS = 500;
 /** Requests in flight when the server closes have this long to finish. */
 export const NBD_CLOSE_TIMEOUT_MS = 5_000;
-/** After the last reply a client has this long to close its end. */
+/** After the last reply was handed to the kernel a client has this long to close its end; until then, the second. */
+export const NBD_LINGER_FLUSHED_MS = 500;
 export const NBD_LINGER_MS = 5_000;
 
 // Disks

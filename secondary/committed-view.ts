@@ -1,6 +1,14 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { SecondaryExport } from "../proto/words.ts";
-import type { BlockDevice, Child, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
+import type {
+  BlockDevice,
+  Child,
+  Extent,
+  OpenWrite,
+  Pending,
+  WriteFlags,
+  ZeroFlags,
+} from "../shared/block/block-device.ts";
 import { RangeLock } from "../shared/block/range-lock.ts";
 import type { OverlayStack } from "./overlay-stack.ts";
 import type { ViewGate } from "./view-gate.ts";
@@ -55,7 +63,9 @@ export class CommittedView implements BlockDevice {
         const pieceOffset = at;
         at += piece.length;
         const noFlags = { fua: false };
-        return this.#writeActive(piece, pieceOffset, noFlags, (successor) => successor.write(piece, pieceOffset, noFlags));
+        return this.#writeActive(piece, pieceOffset, noFlags, (successor) =>
+          successor.write(piece, pieceOffset, noFlags),
+        );
       },
       end: () => (flags.fua ? this.flush() : undefined),
       abandon: () => undefined,

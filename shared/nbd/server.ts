@@ -13,6 +13,7 @@ import {
   NBD_CLOSE_TIMEOUT_MS,
   NBD_GUARANTEED_BYTES_PER_CLIENT,
   NBD_HANDSHAKE_GRACE_MS,
+  NBD_LINGER_FLUSHED_MS,
   NBD_LINGER_MS,
   NBD_MAX_IN_FLIGHT_BYTES,
   NBD_MAX_IN_FLIGHT_BYTES_PER_CLIENT,
@@ -218,10 +219,14 @@ class SocketTransport implements NbdTransport {
 
   end(): void {
     this.#hasEnded = true;
-    this.#socket.end();
+    this.#lingerTimer = this.#clock.after(NBD_LINGER_MS, () => this.#socket.destroy());
+    this.#socket.end(() => {
+      // The kernel has every reply. An idle client may not notice the end before the connection is closed.
+      this.#lingerTimer?.cancel();
+      this.#lingerTimer = this.#clock.after(NBD_LINGER_FLUSHED_MS, () => this.#socket.destroy());
+    });
     // Closing with unread input would make the kernel throw away replies that the client has not read yet.
     this.#socket.resume();
-    this.#lingerTimer = this.#clock.after(NBD_LINGER_MS, () => this.#socket.destroy());
   }
 
   destroy(): void {

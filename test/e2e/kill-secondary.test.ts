@@ -76,6 +76,9 @@ class Noise {
         await client.write({ offset: noiseOffset(this.begun), length: NOISE_BLOCK_BYTES }, pattern);
       }
       this.answered = this.begun;
+      await new Promise((resolve) => {
+        setTimeout(resolve, 1); // leaves the processor to the agents
+      });
     }
   }
 }
@@ -139,21 +142,31 @@ class Torture {
   /** One life of the secondary: checkpoints until it is killed; then it is started again, and looked at. */
   async live(): Promise<void> {
     const { secondary, primary } = this.#pair;
-    const isEarly = this.#random.chance(0.3);
-    if (!isEarly) {
+    if (this.#random.chance(0.25)) {
+      await secondary.until("connected", ({ peers }) => peers[0]?.connection === "Connected");
+      await this.#killSoon(10);
+      this.counts.duringResync += 1;
+    } else {
       await primary.until("in sync", ({ peers }) => peers[0]?.replication === "Established");
       await this.#commitLeftover();
-    } else this.counts.duringResync += 1;
-    const rounds = isEarly ? 0 : this.#random.below(4);
-    for (let round = 0; round < rounds; round += 1) await this.#round();
-    const last = this.#round().catch(ignoreLoss);
-    await new Promise((resolve) => {
-      setTimeout(resolve, this.#random.below(25));
-    });
-    await secondary.crash();
-    await last;
+      for (let rounds = this.#random.below(3); rounds > 0; rounds -= 1) await this.#round();
+      const step = this.#random.pick(["write", "prepare", "commit", "commit"] as const);
+      let killing: Promise<void> | undefined;
+      await this.#round((reached) => {
+        if (reached === step) killing = this.#killSoon(6);
+      }).catch(ignoreLoss);
+      await (killing ?? secondary.crash());
+    }
     await secondary.start();
     await this.#check();
+  }
+
+  async #killSoon(withinMs: number): Promise<void> {
+    const delayMs = this.#random.within([0, withinMs]);
+    await new Promise((resolve) => {
+      setTimeout(resolve, delayMs);
+    });
+    await this.#pair.secondary.crash();
   }
 
   /** In the end everything is equal. */
@@ -171,12 +184,15 @@ class Torture {
     }
   }
 
-  async #round(): Promise<void> {
+  /** Writes, and takes a checkpoint in one of the ways there are; `reached` is called before each step. */
+  async #round(reached: (step: "write" | "prepare" | "commit") => void = () => undefined): Promise<void> {
     const { control } = this.#pair.primary;
     const request = { timeoutMs: 30_000 };
+    reached("write");
     await this.#writeStamp();
     const snapshot = this.#takeSnapshot();
-    if (this.#random.chance(0.4)) {
+    reached("prepare");
+    if (this.#random.chance(0.3)) {
       this.#inFlight = snapshot;
       await control.checkpoint({ prepare: false, ...request });
       snapshot.noiseAtMost = this.#noise.begun;
@@ -186,13 +202,14 @@ class Torture {
     const { epoch } = await control.checkpoint({ prepare: true, ...request });
     snapshot.noiseAtMost = this.#noise.begun;
     this.#prepared.set(epoch, snapshot);
-    if (this.#random.chance(0.2)) return; // stays prepared
-    if (this.#random.chance(0.2)) {
+    if (this.#random.chance(0.15)) return; // stays prepared
+    if (this.#random.chance(0.15)) {
       this.#prepared.delete(epoch);
       await control.discard({ epoch, ...request });
       return;
     }
     this.#inFlight = snapshot;
+    reached("commit");
     // The next epoch is written while this one is being committed.
     const committing = control.commit({ epoch, ...request });
     const outcome = await Promise.allSettled([committing, this.#writeStamp()]);

@@ -1,11 +1,13 @@
+import assert from "node:assert/strict";
 import * as fc from "fast-check";
-import { describe, expect, it } from "vitest";
+import { describe, it } from "vitest";
 import { PREPARED_EPOCHS_MAX } from "../../proto/limits.ts";
 import type { Operation } from "../../proto/replication-messages.ts";
 import type { Durability } from "../../proto/words.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../support/overlay-bench.ts";
 import { makeSecondary, ReplicaBench } from "../support/replica-bench.ts";
 import { firstDifference } from "../support/volatile-model.ts";
+import { present } from "../support/present.ts";
 
 const SIZES = [6 * CLUSTER_BYTES + 512, 3 * CLUSTER_BYTES] as const;
 const NO_FLAGS = { fua: false, mayUnmap: true } as const;
@@ -87,7 +89,7 @@ class Model {
   }
 
   commit(epoch: number): void {
-    this.committed = this.prepared.get(epoch) ?? expect.unreachable();
+    this.committed = present(this.prepared.get(epoch));
     this.view = this.committed.map((disk) => Buffer.from(disk));
     for (const marks of this.unflushed) marks.fill(0);
     for (const older of this.prepared.keys()) if (older <= epoch) this.prepared.delete(older);
@@ -158,10 +160,10 @@ class Life {
   async check(): Promise<void> {
     for (const disk of SIZES.keys()) {
       const expected = this.#model.view[disk] ?? Buffer.alloc(0);
-      expect(firstDifference(await this.#bench.readView(disk), expected)).toBeUndefined();
+      assert.equal(firstDifference(await this.#bench.readView(disk), expected), undefined);
     }
-    expect(this.#bench.failure).toBeUndefined();
-    expect([...this.#bench.checkpoints.prepared]).toEqual([...this.#model.prepared.keys()]);
+    assert.equal(this.#bench.failure, undefined);
+    assert.deepEqual([...this.#bench.checkpoints.prepared], [...this.#model.prepared.keys()]);
   }
 
   /** At the end of everything: what the stream has brought is in the bases, and nothing is left over after a commit. */
@@ -174,8 +176,8 @@ class Life {
     for (const [index, disk] of this.#bench.disks.entries()) {
       const base = Buffer.alloc(SIZES[index] ?? 0);
       await disk.base.read(base, 0);
-      expect(firstDifference(base, this.#model.current[index] ?? Buffer.alloc(0))).toBeUndefined();
-      expect([disk.hidden.isEmpty, disk.active.isEmpty]).toEqual([true, true]);
+      assert.equal(firstDifference(base, this.#model.current[index] ?? Buffer.alloc(0)), undefined);
+      assert.deepEqual([disk.hidden.isEmpty, disk.active.isEmpty], [true, true]);
     }
   }
 
@@ -217,7 +219,7 @@ class Life {
     const prepared = [...this.#model.prepared.keys()];
     const epoch = prepared[pick % Math.max(1, prepared.length)];
     if (epoch === undefined) {
-      await expect(this.#bench.commit(this.#epoch)).rejects.toMatchObject({ code: "epoch-unknown" });
+      await assert.rejects(this.#bench.commit(this.#epoch), { code: "epoch-unknown" });
       return;
     }
     await this.#bench.commit(epoch);
@@ -229,17 +231,17 @@ class Life {
     const prepared = [...this.#model.prepared.keys()];
     const epochs = [...new Set(picks.map((pick) => prepared[pick % Math.max(1, prepared.length)]))];
     const known = epochs.filter((epoch) => epoch !== undefined).sort((left, right) => left - right);
-    expect(await this.#bench.checkpoints.discard(known)).toEqual(known);
+    assert.deepEqual(await this.#bench.checkpoints.discard(known), known);
     for (const epoch of known) this.#model.prepared.delete(epoch);
   }
 
   async #read(disk: number, offset: number, length: number): Promise<void> {
     const expected = (this.#model.view[disk] ?? Buffer.alloc(0)).subarray(offset, offset + length);
-    expect(firstDifference(await this.#bench.readView(disk, offset, length), expected)).toBeUndefined();
+    assert.equal(firstDifference(await this.#bench.readView(disk, offset, length), expected), undefined);
   }
 
   async #writeView({ kind, disk, offset, length }: Change): Promise<void> {
-    const { view } = this.#bench.disks[disk] ?? expect.unreachable();
+    const { view } = present(this.#bench.disks[disk]);
     const expected = this.#model.view[disk] ?? Buffer.alloc(0);
     if (kind === "write") {
       const bytes = pattern(length, this.#steps);

@@ -1,5 +1,6 @@
+import assert from "node:assert/strict";
 import * as fc from "fast-check";
-import { describe, expect, it } from "vitest";
+import { describe, it } from "vitest";
 import type { Durability } from "../../proto/words.ts";
 import { MergeWork } from "../../secondary/merge-work.ts";
 import { PromotedDisk } from "../../secondary/promoted-disk.ts";
@@ -11,6 +12,7 @@ import type { MemoryStorage } from "../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../support/overlay-bench.ts";
 import { imagePath, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../support/replica-bench.ts";
 import { firstDifference, VolatileModel } from "../support/volatile-model.ts";
+import { present } from "../support/present.ts";
 
 const SIZE = 7 * CLUSTER_BYTES + 512;
 const NO_FLAGS = { fua: false, mayUnmap: true } as const;
@@ -134,7 +136,7 @@ class Life {
   async check(): Promise<void> {
     const found = Buffer.alloc(SIZE);
     await this.#disk.read(found, 0);
-    expect(firstDifference(found, this.#model.content)).toBeUndefined();
+    assert.equal(firstDifference(found, this.#model.content), undefined);
   }
 
   /** Merges what is left: the raw image is then the disk, and the overlays are gone. */
@@ -142,13 +144,13 @@ class Life {
     const work = new MergeWork([this.#disk], this.#state, () => undefined);
     while ((await work.step()) !== undefined) await this.check();
     await this.check();
-    expect(this.#state.record.merge).toBeNull();
-    expect(this.#storage.list(`${STATE_DIRECTORY}/disks/vda`)).toEqual([]);
+    assert.equal(this.#state.record.merge, null);
+    assert.deepEqual(this.#storage.list(`${STATE_DIRECTORY}/disks/vda`), []);
     const bytes = pattern(100, 5);
     await this.#disk.write(bytes, 50, NO_FLAGS);
     this.#model.change(bytes, 50);
     this.#disk.close();
-    expect(firstDifference(this.#storage.disk.readFile(imagePath("vda")), this.#model.content)).toBeUndefined();
+    assert.equal(firstDifference(this.#storage.disk.readFile(imagePath("vda")), this.#model.content), undefined);
   }
 
   async #request({ do: what, offset, length, fua, besideMerge }: Extract<Step, Range>): Promise<void> {
@@ -156,7 +158,7 @@ class Life {
     if (what === "read") {
       const found = Buffer.alloc(length);
       await this.#disk.read(found, offset);
-      expect(firstDifference(found, this.#model.content.subarray(offset, offset + length))).toBeUndefined();
+      assert.equal(firstDifference(found, this.#model.content.subarray(offset, offset + length)), undefined);
     } else {
       const bytes = what === "write" ? pattern(length, this.#seed + 10 * this.#steps) : Buffer.alloc(length);
       this.#model.change(bytes, offset);
@@ -172,7 +174,7 @@ class Life {
   async #restart(kind: "process" | "power"): Promise<void> {
     this.#storage.crash(kind);
     if (kind === "power") this.#boots += 1;
-    const state = StateFile.open(this.#storage, STATE_DIRECTORY) ?? expect.unreachable();
+    const state = present(StateFile.open(this.#storage, STATE_DIRECTORY));
     const bootId = `boot-${this.#boots}`;
     const random = new SimRandom(new SeededRandom(this.#seed + this.#steps));
     const { disks } = recoverPromotion({
@@ -184,7 +186,7 @@ class Life {
     });
     await state.update((record) => ({ ...record, bootId }));
     this.#state = state;
-    this.#disk = disks[0]?.disk ?? expect.unreachable();
+    this.#disk = present(disks[0]?.disk);
     const found = Buffer.alloc(SIZE);
     await this.#disk.read(found, 0);
     if (kind === "power") this.#model.lostPower(found);

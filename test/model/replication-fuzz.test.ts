@@ -147,7 +147,8 @@ describe("a primary whose secondary sends damaged messages", () => {
       });
       const damagedAt = Math.floor(random() * recorded.toPrimary.length);
       for (const [index, message] of recorded.toPrimary.entries()) {
-        if (index === 2 && closings === 0) session.send("write", { disk: 0, firstCluster: 0, endCluster: 1 }, 0, 512, Buffer.alloc(512));
+        if (index === 2 && closings === 0)
+          session.send("write", { disk: 0, firstCluster: 0, endCluster: 1 }, 0, 512, Buffer.alloc(512));
         link.receive(index === damagedAt ? mutate(message, random) : Buffer.from(message));
       }
       link.end(LOST);

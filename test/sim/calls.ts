@@ -102,7 +102,7 @@ export class Calls {
 
   /** The process is dead: its callers hear nothing any more. */
   died(process: SimProcess): void {
-    for (const call of [...this.#pending]) if (call.process === process) call.lose();
+    for (const call of Array.from(this.#pending)) if (call.process === process) call.lose();
   }
 
   /** The process was stopped for a while: its calls have that much longer. */

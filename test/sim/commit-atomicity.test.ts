@@ -1,10 +1,11 @@
 import { describe, expect, it } from "vitest";
 import type { Durability } from "../../proto/words.ts";
 import { Calls } from "./calls.ts";
-import { DiskModel, ModelWrite } from "./disk-model.ts";
+import type { DiskModel } from "./disk-model.ts";
+import { ModelWrite } from "./disk-model.ts";
 import { PairModel } from "./pair-model.ts";
 import { imagePath, makePair, type Pair, type PairDisk, type PairOptions } from "./pair.ts";
-import { SeededRandom } from "./seeded-random.ts";
+import type { SeededRandom } from "./seeded-random.ts";
 import { SimWorld } from "./world.ts";
 
 /**

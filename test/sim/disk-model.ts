@@ -170,10 +170,12 @@ export class DiskModel {
       return;
     }
     // The cache has this now; the medium may still have anything since the last flush.
-    for (const write of this.#writes) {
-      if (write.settled) continue;
-      write.data = Buffer.from(actual.subarray(write.offset, write.offset + write.length));
+    for (const write of this.unsettled()) {
       write.settled = true;
+      const found = Buffer.from(actual.subarray(write.offset, write.offset + write.length));
+      const known = new ModelWrite(write.offset, write.length, found);
+      known.settled = true;
+      this.#writes.push(known);
     }
   }
 

@@ -106,7 +106,7 @@ export class LifeScene {
   #happened(member: PairMember, { type, data }: AgentEvent): void {
     const code = typeof data.code === "string" ? data.code : "";
     const about = data.epoch ?? data.epochs ?? data.kind ?? data.message ?? "";
-    this.note(`${member.name}: ${type} ${code} ${typeof about === "object" ? JSON.stringify(about) : String(about)}`);
+    this.note(`${member.name}: ${type} ${code} ${typeof about === "string" ? about : JSON.stringify(about)}`);
     if (code === "internal" || code === "protocol-error") {
       this.world.fail(`${member.name} reports ${type}`, new Error(String(data.message)));
     }

@@ -53,7 +53,9 @@ export function addReport(totals: LifeTotals, report: LifeReport): void {
 
 /** One line. */
 export function describeTotals(totals: LifeTotals): string {
-  const faults = [...totals.faults].sort().map(([kind, count]) => `${kind} ${count}`);
+  const faults = [...totals.faults]
+    .sort(([left], [right]) => left.localeCompare(right))
+    .map(([kind, count]) => `${kind} ${count}`);
   return [
     `${totals.lives} lives lived, ${totals.failed.length} failed`,
     `${totals.operations} operations`,

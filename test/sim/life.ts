@@ -80,6 +80,8 @@ class Life {
   readonly #failover: LifeFailover;
   /** Starts that are under way. */
   #reviving = 0;
+  /** Nothing goes wrong any more that has not gone wrong before. */
+  #atPeace = false;
   /** The latest start of each member: an earlier one that died on the way does not go on. */
   readonly #starts = new Map<PairMember, number>();
 
@@ -101,9 +103,11 @@ class Life {
       void this.#start(member, this.#random.below(200));
     }
     await this.#operate();
+    this.#atPeace = true;
     await this.#faults.over();
     if (plan.ending !== "failover" || this.#scene.model.counts.committed < CHECKPOINTS_MIN) await this.#quiesce();
     if (plan.ending !== "synced") {
+      this.#atPeace = false;
       await this.#untilUp(pair.secondary);
       await this.#failover.run((member) => this.#untilUp(member));
     }
@@ -245,7 +249,7 @@ class Life {
         if (member === this.#scene.pair.primary) this.#scene.model.recoverGuest(member);
         host.restart();
         // Whoever recovers may die of it.
-        if (this.#random.chance(0.1)) {
+        if (!this.#atPeace && this.#random.chance(0.1)) {
           host.disk.faults.crashAt(1 + this.#random.below(60), this.#scene.plan.pair.durability);
         }
       }

@@ -172,20 +172,27 @@ export class AgentPair {
       for (const [name, content] of disks) makeImage(join(root, side, `${name}.img`), content);
     }
     const flags = (side: "a" | "b", state: string): string[] => [
-      ...["--run", join(root, "run", side), "--state", state, "--vm", "test"],
+      "--run",
+      join(root, "run", side),
+      "--state",
+      state,
+      "--vm",
+      "test",
       ...disks.flatMap(([name]) => ["--disk", `${name}=${join(root, side, `${name}.img`)}`]),
       ...(options.flags ?? []),
     ];
     const primary = new AgentUnderTest("the primary", join(root, "run", "a"), [
       "primary",
       ...flags("a", join(root, "a", "state")),
-      ...["--peer", `ws://127.0.0.1:${port}`],
+      "--peer",
+      `ws://127.0.0.1:${port}`,
       ...(options.primaryFlags ?? []),
     ]);
     const secondary = new AgentUnderTest("the secondary", join(root, "run", "b"), [
       "secondary",
       ...flags("b", options.secondaryState ?? join(root, "b", "state")),
-      ...["--listen", `127.0.0.1:${port}`],
+      "--listen",
+      `127.0.0.1:${port}`,
       ...(options.secondaryFlags ?? []),
     ]);
     return new AgentPair(root, port, primary, secondary);

@@ -46,7 +46,7 @@ export class FakePeer {
     const server = new WebSocketServer({ host: "127.0.0.1", port });
     server.on("connection", (socket) => void serve(new FakePeer(socket)));
     await once(server, "listening");
-    onTestFinished(() => void server.close());
+    onTestFinished(() => server.close());
   }
 
   send(fields: Fields): void {

@@ -100,7 +100,7 @@ export class NbdClient {
       });
       if (line === undefined) throw new Error("the NBD client has died");
       const reply = JSON.parse(line) as Record<string, unknown>;
-      if (reply.error !== undefined) throw new NbdFault(String(reply.error));
+      if (reply.error !== undefined) throw new NbdFault(JSON.stringify(reply.error));
       return reply;
     });
     const { sizeBytes, readOnly } = await client.#ask({ operation: "connect", uri });

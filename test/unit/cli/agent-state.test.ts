@@ -26,6 +26,9 @@ const CONFIG: AgentConfig = {
   adoptImages: false,
 };
 
+/** A device that does not answer any more. */
+const NEVER = new Promise<void>(() => {});
+
 function storageWithImage(): MemoryStorage {
   const storage = seededStorage(1);
   storage.disk.addFile("/images/vda.img", 65_536);
@@ -79,7 +82,7 @@ describe("the agent's state", () => {
       storage.disk.addFile("/images/vda.img", 65_536);
       storage.disk.addDirectory("/var");
       const state = await open(storage);
-      storage.hold = () => new Promise(() => undefined);
+      storage.hold = () => NEVER;
       void state.update((record) => ({ ...record, committed: { epoch: 7, atMs: 0 } }));
       await turn();
       storage.crash("process");

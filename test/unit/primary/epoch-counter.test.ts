@@ -4,6 +4,7 @@ import { EPOCH_RESERVATION } from "../../../proto/limits.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { MemoryStorage, turn } from "../../support/memory-storage.ts";
 import { stateRecord } from "../../support/state-records.ts";
+import { present } from "../../support/present.ts";
 
 async function bench(epochReserved = 0): Promise<{ storage: MemoryStorage; state: StateFile; counter: EpochCounter }> {
   const storage = new MemoryStorage();
@@ -15,7 +16,7 @@ async function bench(epochReserved = 0): Promise<{ storage: MemoryStorage; state
 /** The counter of an agent that starts after the power was lost. */
 function afterPowerLoss(storage: MemoryStorage): EpochCounter {
   storage.crash("power");
-  return new EpochCounter(StateFile.open(storage, "/state") ?? expect.unreachable());
+  return new EpochCounter(present(StateFile.open(storage, "/state")));
 }
 
 describe("the epoch counter", () => {

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { Packr } from "msgpackr";
 import { describe, expect, it } from "vitest";
 import { ColobusError, ERRORS } from "../../../proto/errors.ts";
@@ -91,7 +92,7 @@ describe("the replication messages", () => {
   it("are cut payload by payload, without a copy", () => {
     const bytes = encoded(DATA);
     const message = decodeMessage(bytes);
-    if (message.type !== "data") expect.unreachable();
+    assert(message.type === "data");
     expect(message.operations.map(({ payload }) => payload.toString())).toEqual(["abc", "", "", "de"]);
     expect(message.operations[0]?.payload.buffer).toBe(bytes.buffer);
   });
@@ -137,7 +138,10 @@ describe("a message that is not of the protocol", () => {
     ["a protocol that cannot be made a text", raw({ ...EXAMPLES.hello, protocol: noString })],
     ["a release that cannot be made a text", raw({ ...EXAMPLES.hello, protocol: 99, agentVersion: noString })],
     ["a nonce of another length", raw({ ...EXAMPLES.hello, nonce: Buffer.alloc(15) })],
-    ["more disks than are allowed", raw({ ...EXAMPLES.hello, disks: Array(65).fill({ name: "x", sizeBytes: 1 }) })],
+    [
+      "more disks than are allowed",
+      raw({ ...EXAMPLES.hello, disks: Array.from({ length: 65 }, () => ({ name: "x", sizeBytes: 1 })) }),
+    ],
     ["a MAC that is too long", raw({ type: "proof", mac: Buffer.alloc(33) })],
     ["nesting without end", Buffer.concat([Buffer.from([0, 0, 0xea, 0x60]), Buffer.alloc(60_000, 0x91)])],
   ])("is refused with an error of the table: %s", (_, bytes) => {
@@ -190,7 +194,7 @@ describe("a fault in a message", () => {
     const bytes = Buffer.concat(encodeMessage({ type: "refuse", error: toErrorBody(fault) }));
     expect(bytes.length).toBeLessThan(HANDSHAKE_MESSAGE_MAX_BYTES);
     const message = decodeMessage(bytes);
-    if (message.type !== "refuse") expect.unreachable();
+    assert(message.type === "refuse");
     expect(fromErrorBody(message.error)).toMatchObject({
       code: "disk-mismatch",
       message: expect.stringMatching(/^x{100}/) as string,

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { ActiveDisk } from "../../../secondary/active-disk.ts";
 import type { OverlayContext } from "../../../secondary/overlay-files.ts";
-import { MemoryStorage, turn } from "../../support/memory-storage.ts";
+import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, overlaysOn, pattern, seededStorage } from "../../support/overlay-bench.ts";
 
 const PART = CLUSTER_BYTES / 32;

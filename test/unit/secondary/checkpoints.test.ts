@@ -7,6 +7,8 @@ import { makeSecondary, ReplicaBench } from "../../support/replica-bench.ts";
 
 const SIZE = 4 * CLUSTER_BYTES;
 const DISKS = ["vda", "vdb"];
+/** A device that does not answer any more. */
+const NEVER = new Promise<void>(() => {});
 
 /** A secondary in its first session with two disks, whose first checkpoint is committed. */
 async function committedOnce(seed = 1): Promise<{ storage: MemoryStorage; bench: ReplicaBench }> {
@@ -209,7 +211,7 @@ describe("the hidden disk", () => {
       const synced = new Set<string>();
       storage.hold = (op, path) => {
         if (op !== "sync" || !path.endsWith(".journal")) return undefined;
-        if (synced.has(path)) return new Promise(() => undefined);
+        if (synced.has(path)) return NEVER;
         synced.add(path);
         return undefined;
       };

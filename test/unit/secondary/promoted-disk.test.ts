@@ -4,6 +4,7 @@ import { PromotedDisk } from "../../../secondary/promoted-disk.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
 import { imagePath, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../../support/replica-bench.ts";
+import { present } from "../../support/present.ts";
 
 const SIZE = 4 * CLUSTER_BYTES;
 const NO_FLAGS = { fua: false, mayUnmap: true } as const;
@@ -26,7 +27,7 @@ async function promoted(): Promise<{ storage: MemoryStorage; bench: ReplicaBench
   await bench.writer.stop();
   await bench.state.update((record) => ({ ...record, role: "Primary", prepared: [], merge: { activeEpoch: 1 } }));
   const [replica] = bench.disks;
-  const { context, stack } = replica ?? expect.unreachable();
+  const { context, stack } = present(replica);
   return { storage, bench, disk: new PromotedDisk(context, stack, bench.gate, 1), view };
 }
 

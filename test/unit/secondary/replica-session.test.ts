@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../proto/errors.ts";
 import { HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX, UNAUTHENTICATED_LINKS_MAX } from "../../../proto/limits.ts";
@@ -13,6 +14,7 @@ import { imagePath, makeSecondary, STATE_DIRECTORY } from "../../support/replica
 import { ScriptedPrimary } from "../../support/scripted-primary.ts";
 import { SilentLog } from "../../support/silent-log.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
+import { present } from "../../support/present.ts";
 
 const SIZE = 4 * CLUSTER_BYTES;
 const DISKS: Hello["disks"] = [{ name: "vda", sizeBytes: SIZE }];
@@ -47,7 +49,7 @@ class Bench {
   static async open(changes: Partial<StateRecord> = {}): Promise<Bench> {
     const storage = seededStorage(1);
     await makeSecondary(storage, [{ name: "vda", content: Buffer.alloc(SIZE) }], "process", changes);
-    return new Bench(storage, StateFile.open(storage, STATE_DIRECTORY) ?? expect.unreachable());
+    return new Bench(storage, present(StateFile.open(storage, STATE_DIRECTORY)));
   }
 
   /** Lets everything happen that needs no time to pass. */
@@ -72,7 +74,7 @@ class Bench {
     primary.take();
     primary.begin(openEpoch);
     await this.settle();
-    expect(types(primary.take())).toEqual(["ready"]);
+    assert.deepEqual(types(primary.take()), ["ready"]);
     return primary;
   }
 

@@ -9,6 +9,7 @@ import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
 import { imagePath, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../../support/replica-bench.ts";
 import { SilentLog } from "../../support/silent-log.ts";
+import { present } from "../../support/present.ts";
 
 const SIZE = 4 * CLUSTER_BYTES;
 const NO_FLAGS = { fua: false, mayUnmap: true } as const;
@@ -34,7 +35,7 @@ async function secondary(): Promise<Bench> {
   await earlier.drained();
   await earlier.writer.stop();
   storage.crash("process");
-  const state = StateFile.open(storage, STATE_DIRECTORY) ?? expect.unreachable();
+  const state = present(StateFile.open(storage, STATE_DIRECTORY));
   const role = new SecondaryRole({
     storage,
     clock: new ManualClock(),

@@ -50,7 +50,7 @@ describe("the view gate", () => {
     const gate = new ViewGate();
     await gate.close();
     const order: number[] = [];
-    const held = [1, 2, 3].map((number) => gate.run(() => void order.push(number)));
+    const held = [1, 2, 3].map(async (number) => gate.run(() => void order.push(number)));
     await turn();
     expect(order).toEqual([]);
     gate.open();

@@ -4,6 +4,7 @@ import { encodeStateSlot } from "../../../../proto/state-record.ts";
 import { StateFile } from "../../../../shared/journal/state-file.ts";
 import { MemoryStorage } from "../../../support/memory-storage.ts";
 import { stateRecord } from "../../../support/state-records.ts";
+import { present } from "../../../support/present.ts";
 
 const DIRECTORY = "/state";
 const PATH = `${DIRECTORY}/state`;
@@ -74,8 +75,7 @@ describe("the state file", () => {
     await setEpoch(state, 3);
     corruptSlot(storage, 1);
     storage.crash("process");
-    const again = StateFile.open(storage, DIRECTORY);
-    if (again === undefined) expect.unreachable();
+    const again = present(StateFile.open(storage, DIRECTORY));
     await setEpoch(again, 9);
     corruptSlot(storage, 1);
     expect(reopened(storage)).toBe(2);

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../../proto/errors.ts";
 import { HANDSHAKE_MESSAGE_MAX_BYTES, HANDSHAKE_TIMEOUT_MS } from "../../../../proto/limits.ts";
@@ -6,6 +7,7 @@ import { Session, type SessionHandlers } from "../../../../shared/replication/se
 import { primaryHello, secondaryHello } from "../../../support/hellos.ts";
 import { LinkPair, type MemoryLink } from "../../../support/link-pair.ts";
 import { ManualClock } from "../../../support/manual-clock.ts";
+import { present } from "../../../support/present.ts";
 
 const PEER_TIMEOUT_MS = 4000;
 const TOKEN = Buffer.from("a shared secret");
@@ -47,8 +49,8 @@ class End implements SessionHandlers {
 
   /** The only reason for which the session was closed. */
   get reason(): ColobusError {
-    expect(this.endings).toHaveLength(1);
-    return this.endings[0] ?? expect.unreachable();
+    assert.equal(this.endings.length, 1);
+    return present(this.endings[0]);
   }
 }
 
@@ -125,7 +127,7 @@ describe("a session", () => {
 
   it("refuses its own words, sent back to it", () => {
     const { links, secondary } = pair({ tokens: [TOKEN, TOKEN] });
-    const hello = links.right.sent[0] ?? expect.unreachable();
+    const hello = present(links.right.sent[0]);
     links.right.receive(hello);
     expect(secondary.reason.code).toBe("role-conflict");
   });
@@ -135,7 +137,7 @@ describe("a session", () => {
     recorded.links.left.deliverOne();
     recorded.links.right.deliverOne();
     const hello = bytesOf({ type: "hello", ...primaryHello({ hasToken: true }) });
-    const proof = recorded.links.left.sent[0] ?? expect.unreachable();
+    const proof = present(recorded.links.left.sent[0]);
     const replayed = pair({ tokens: [TOKEN, TOKEN], secondary: { nonce: Buffer.alloc(16, 99) } });
     replayed.links.right.receive(hello);
     replayed.links.right.receive(proof);
@@ -146,7 +148,7 @@ describe("a session", () => {
   it("refuses its own proof, sent back to it under another agent's id", () => {
     const { links, secondary } = pair({ tokens: [TOKEN, TOKEN] });
     links.right.receive(bytesOf({ type: "hello", ...primaryHello({ hasToken: true }) }));
-    const proof = links.right.sent[1] ?? expect.unreachable();
+    const proof = present(links.right.sent[1]);
     links.right.receive(proof);
     expect(secondary.reason.code).toBe("auth-failed");
   });
