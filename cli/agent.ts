@@ -379,8 +379,11 @@ export class Agent implements AgentControl {
     this.#emit("failover", { epoch: promotion.epoch });
     this.#emit("role-changed", { role: "Primary" });
     this.#startMerge();
+    // A commit that was under way when the session ended has come before the promotion.
+    const { epoch } = promotion;
+    const { ageMs, wouldLose } = secondary.describeRecoverable() ?? described;
     const mergeBytes = this.#promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes, 0);
-    return { ...described, dryRun: false, mergeBytes, jobs: this.jobs().map(({ id }) => id) };
+    return { ...described, dryRun: false, epoch, ageMs, wouldLose, mergeBytes, jobs: this.jobs().map(({ id }) => id) };
   }
 
   #startMerge(): void {

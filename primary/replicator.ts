@@ -48,7 +48,7 @@ export interface ReplicatorOptions {
  */
 type Phase =
   | { readonly name: "connecting" }
-  | { readonly name: "opening"; readonly session: SourceSession }
+  | { readonly name: "opening"; readonly session: SourceSession; readonly stalledBy: ColobusError | undefined }
   | { readonly name: "syncing" | "established"; readonly session: SourceSession }
   | { readonly name: "paused"; readonly session: SourceSession; readonly reason: ColobusError };
 
@@ -261,7 +261,7 @@ export class Replicator {
         this.#lost(reason, wasOpen, session.silenceMs);
       },
     });
-    this.#phase = { name: "opening", session };
+    this.#phase = { name: "opening", session, stalledBy: undefined };
   }
 
   #ready(session: SourceSession): void {
@@ -269,10 +269,12 @@ export class Replicator {
       throw new ColobusError("protocol-error", `the peer sent "ready" twice`);
     }
     const options = this.#options;
+    const { stalledBy } = this.#phase;
     options.emit("peer-connected", { url: options.dialer.url, agentId: this.#tracks });
     options.log.info({ peer: options.dialer.url }, "the secondary is connected");
     this.#lastError = undefined;
-    this.#beginSync(session, session.peer?.lineage === null ? "full-sync" : "resync");
+    if (stalledBy !== undefined) this.#pause(session, stalledBy);
+    else this.#beginSync(session, session.peer?.lineage === null ? "full-sync" : "resync");
   }
 
   #beginSync(session: SourceSession, kind: "full-sync" | "resync"): void {
@@ -286,14 +288,20 @@ export class Replicator {
 
   /** The secondary's overlays are full, or have room again. Meanwhile writes go on locally, and dirty. */
   #stalled(session: SourceSession, reason: ColobusError | undefined): void {
-    if (reason !== undefined && this.isConnected) {
-      this.#phase = { name: "paused", session, reason };
-      this.#options.emit("overlay-full", { peer: this.#options.dialer.url, ...reason.toJSON() });
-      this.#options.log.warn({ reason }, "the secondary takes no writes; they are remembered as dirty");
+    if (this.#phase.name === "opening") {
+      this.#phase = { name: "opening", session, stalledBy: reason };
+    } else if (reason !== undefined && this.isConnected) {
+      this.#pause(session, reason);
     } else if (reason === undefined && this.#phase.name === "paused") {
       this.#options.emit("overlay-freed", { peer: this.#options.dialer.url });
       this.#beginSync(session, "resync");
     }
+  }
+
+  #pause(session: SourceSession, reason: ColobusError): void {
+    this.#phase = { name: "paused", session, reason };
+    this.#options.emit("overlay-full", { peer: this.#options.dialer.url, ...reason.toJSON() });
+    this.#options.log.warn({ reason }, "the secondary takes no writes; they are remembered as dirty");
   }
 
   #lost(reason: ColobusError, wasOpen: boolean, silenceMs: number): void {

@@ -187,8 +187,9 @@ export class ReplicaSession {
       failed: (reason) => this.#fail(reason),
     });
     this.#stalled = options.fullness();
-    this.#session.send({ type: "ready" });
+    // First, so that the primary does not begin to send what there is no room for.
     if (this.#stalled !== undefined) this.#session.send({ type: "stall", error: toErrorBody(this.#stalled) });
+    this.#session.send({ type: "ready" });
   }
 
   #receiveSync(message: Extract<Message, { type: "sync" }>): void {

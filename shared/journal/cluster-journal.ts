@@ -168,6 +168,8 @@ function readFrames(
     for (const frame of uncovered) if (frame.sequence <= covered) frame.entries.forEach(apply);
     uncovered = uncovered.filter((frame) => frame.sequence > covered);
   };
+  // Only an active disk's journal has marks and voids, which decide about entries before them. Others can be long.
+  const countsAtOnce = header.kind !== "active" && !onlySynced;
   let windowStart = JOURNAL_HEADER_BYTES;
   let window = Buffer.alloc(0);
   for (;;) {
@@ -183,6 +185,7 @@ function readFrames(
     const { frame } = decoded;
     if (frame.type === "sync-mark") applyUpTo(frame.coveredSequence);
     else if (frame.type === "void") uncovered = [];
+    else if (countsAtOnce) frame.entries.forEach(apply);
     else uncovered.push({ sequence, entries: frame.entries });
   }
   assert(tailBytes <= sizeBytes);

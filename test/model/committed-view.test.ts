@@ -292,7 +292,7 @@ describe.each<Durability>(["process", "power"])("the committed view, with durabi
           await life.end();
         },
       ),
-      { numRuns: 250 },
+      { numRuns: 150 },
     );
   });
 });

@@ -207,7 +207,7 @@ describe.each<Durability>(["process", "power"])("a promoted disk, with durabilit
           await life.end();
         },
       ),
-      { numRuns: 250 },
+      { numRuns: 150 },
     );
   });
 });

@@ -71,6 +71,9 @@ export class LifeFailover {
   /** The promoted side has started again, or is found promoted: everything must be there. */
   async recover(): Promise<void> {
     this.#recovered = false;
+    const status = this.#scene.statusOf(this.#scene.pair.secondary);
+    if (status === undefined) return;
+    if (!this.#promoted) this.#scene.model.observeCommitted(status.epoch.committed);
     this.#becomePromoted();
     this.#recovered = await this.#guest.readAll();
   }

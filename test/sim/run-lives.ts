@@ -27,7 +27,8 @@ async function run(from: number, count: number): Promise<void> {
     } catch (error) {
       if (!(error instanceof SimFailure)) throw error;
       totals.failed.push(seed);
-      process.stderr.write(`${error.message.split("\n").slice(0, 3).join("\n")}\n`);
+      const [cause] = error.message.split(/\n  seed /);
+      process.stderr.write(`seed ${seed}: ${cause?.replaceAll(/\s+/g, " ")}\n`);
     }
   }
   const seconds = (performance.now() - startedMs) / 1000;

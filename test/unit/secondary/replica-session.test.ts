@@ -331,7 +331,7 @@ describe("a secondary whose overlays are full", () => {
     again.take();
     again.begin(2);
     await bench.settle();
-    expect(types(again.take())).toEqual(["ready", "stall"]);
+    expect(types(again.take())).toEqual(["stall", "ready"]);
     bench.storage.disk.faults.inject({ op: "freeBytes", error: "io-error" });
     bench.clock.advance(1000);
     expect(types(again.take())).not.toContain("unstall");

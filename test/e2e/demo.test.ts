@@ -1,0 +1,161 @@
+/** `colobus demo`: what it prints works when it is pasted, and the usual clients work against its two agents. */
+import { spawn } from "node:child_process";
+import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { join } from "node:path";
+import { describe, expect, it, onTestFinished } from "vitest";
+import { SeededRandom } from "../sim/seeded-random.ts";
+import { MIB } from "../support/agent-pair.ts";
+import { askColobus, ColobusProcess, type Ended } from "../support/cli-runner.ts";
+import { expectSame, qemuIo, readDisk, runTool, tool } from "../support/nbd-tools.ts";
+import { requirePeers } from "../support/peers.ts";
+import { scratchDirectory } from "../support/scratch.ts";
+
+interface RunningDemo {
+  readonly process: ColobusProcess;
+  /** Where the run directories `a` and `b` are. */
+  readonly root: string;
+  readonly primary: string;
+  readonly secondary: string;
+  /** The command lines that it suggests. */
+  readonly suggestions: readonly string[];
+  /** The command line of a guest. */
+  readonly guest: string;
+}
+
+async function startDemo(...args: string[]): Promise<RunningDemo> {
+  const demo = new ColobusProcess(["demo", ...args]);
+  await demo.untilPrinted("Ctrl-C ends both agents");
+  const uri = (side: string): string => new RegExp(`^  ${side} +(\\S+)`, "m").exec(demo.stdout)?.[1] ?? "";
+  const [, listed = ""] = /Try in another terminal:\n\n((?: {2}.*\n)+)/.exec(demo.stdout) ?? [];
+  return {
+    process: demo,
+    root: /everything in (\S+)\.$/m.exec(demo.stdout)?.[1] ?? "",
+    primary: uri("primary"),
+    secondary: uri("secondary"),
+    suggestions: listed.trim().split(/\n */),
+    guest: /^A guest: (.*)$/m.exec(demo.stdout)?.[1] ?? "",
+  };
+}
+
+async function interrupt(demo: RunningDemo): Promise<Ended> {
+  demo.process.child.kill("SIGINT");
+  return demo.process.ended;
+}
+
+describe.runIf(requirePeers("qemu-io", "nbdinfo", "nbdcopy", "qemu-img", "fio"))("colobus demo", () => {
+  it("prints lines that work when they are pasted one after the other, and leaves nothing behind", async () => {
+    const demo = await startDemo();
+    expect(demo.suggestions.length).toBeGreaterThan(5);
+    for (const line of demo.suggestions) {
+      const { code, stdout, stderr } = await runTool("bash", ["-c", line]);
+      expect({ line, code, stderr }).toEqual({ line, code: 0, stderr: "" });
+      expect(stdout.toString()).not.toBe("");
+    }
+    // The last ones were a failover and its merge.
+    const status = await askColobus("status", "--run", join(demo.root, "b"));
+    expect(status).toMatchObject({ code: 0, json: { role: "Primary", jobs: [{ type: "merge", state: "concluded" }] } });
+    const { code, stderr } = await interrupt(demo);
+    expect(code).toBe(0);
+    expect(stderr).not.toContain('"level":"error"');
+    expect(existsSync(demo.root)).toBe(false);
+  });
+
+  it("gives the usual clients what they expect", async () => {
+    const demo = await startDemo("--keep-in", join(scratchDirectory(), "demo"), "--size", "64MiB");
+    const a = join(demo.root, "a");
+    const info = JSON.parse((await tool("nbdinfo", "--json", demo.primary)).toString()) as { exports: unknown[] };
+    expect(info.exports).toMatchObject([
+      { "export-name": "vda", "export-size": 64 * MIB, "can_multi_conn": true, "can_trim": true, "can_zero": true },
+    ]);
+
+    // nbdcopy in, and out on both sides after a checkpoint.
+    const content = Buffer.alloc(64 * MIB);
+    new SeededRandom(64).fill(content.subarray(3 * MIB, 17 * MIB));
+    new SeededRandom(65).fill(content.subarray(40 * MIB + 512, 41 * MIB));
+    const file = join(scratchDirectory(), "content");
+    writeFileSync(file, content);
+    await tool("nbdcopy", file, demo.primary);
+    expect((await askColobus("checkpoint", "--run", a)).code).toBe(0);
+    expectSame(await readDisk(demo.primary), content);
+    expectSame(await readDisk(demo.secondary), content);
+    await tool("qemu-img", "compare", "-f", "raw", "-F", "raw", demo.primary, demo.secondary);
+
+    const fio = await tool(
+      "fio",
+      "--ioengine=nbd",
+      `--uri=${demo.primary}`,
+      "--name=verify",
+      "--rw=randrw",
+      "--bsrange=512-256k",
+      "--blockalign=512",
+      "--iodepth=32",
+      "--numjobs=2",
+      "--size=24m",
+      "--offset_increment=24m",
+      "--verify=crc32c",
+      "--verify_fatal=1",
+      "--verify_state_save=0",
+      "--end_fsync=1",
+      "--output-format=json",
+    );
+    const { jobs } = JSON.parse(fio.subarray(fio.indexOf("{")).toString()) as { jobs: { error: number }[] };
+    expect(jobs.map(({ error }) => error)).toEqual([0, 0]);
+    // What fio wrote is not in the checkpoint, until there is another one.
+    expectSame(await readDisk(demo.secondary), content);
+    const differing = await runTool("qemu-img", ["compare", "-f", "raw", "-F", "raw", demo.primary, demo.secondary]);
+    expect(differing.code).toBe(1);
+    expect((await askColobus("checkpoint", "--run", a)).code).toBe(0);
+    await tool("qemu-img", "compare", "-f", "raw", "-F", "raw", demo.primary, demo.secondary);
+    const converted = await runTool("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", demo.secondary, "copy.qcow2"]);
+    expect(converted).toMatchObject({ code: 0, stderr: "" });
+    expect((await interrupt(demo)).code).toBe(0);
+  });
+
+  it("goes on where it was when it is started again in the same directory", async () => {
+    const root = join(scratchDirectory(), "demo");
+    mkdirSync(root);
+    const first = await startDemo("--keep-in", root, "--size", "16MiB");
+    await qemuIo(first.primary, "write -P 0x42 1M 1M");
+    expect((await askColobus("checkpoint", "--run", join(root, "a"))).code).toBe(0);
+    await qemuIo(first.primary, "write -P 0x43 1M 1M");
+    expect((await interrupt(first)).code).toBe(0);
+    const second = await startDemo("--keep-in", root);
+    expect(second.primary).toBe(first.primary);
+    expect((await askColobus("wait", "synced", "--run", join(root, "a"))).code).toBe(0);
+    await qemuIo(second.primary, "read -P 0x43 1M 1M");
+    await qemuIo(second.secondary, "read -P 0x42 1M 1M");
+    const { json } = await askColobus<{ jobs: unknown[] }>("status", "--run", join(root, "a"));
+    expect(json.jobs).toEqual([]); // nothing had to be sent
+    expect((await interrupt(second)).code).toBe(0);
+  });
+});
+
+describe.runIf(requirePeers("qemu-system-x86_64"))("colobus demo", () => {
+  it("prints a line that starts a guest with the disk", async () => {
+    const demo = await startDemo("--size", "16MiB");
+    const [program = "", ...args] = demo.guest.split(" ");
+    expect(program).toBe("qemu-system-x86_64");
+    const guest = spawn(program, [...args, "-S", "-display", "none", "-qmp", "stdio"], {
+      stdio: ["pipe", "pipe", "inherit"],
+    });
+    onTestFinished(() => void guest.kill("SIGKILL"));
+    const lines = createInterface({ input: guest.stdout })[Symbol.asyncIterator]();
+    const ask = async (execute: string): Promise<unknown> => {
+      guest.stdin.write(`${JSON.stringify({ execute })}\n`);
+      for (;;) {
+        const { value, done } = await lines.next();
+        if (done === true) throw new Error("QEMU has ended");
+        const answer = JSON.parse(value) as { return?: unknown; error?: unknown };
+        if (answer.error !== undefined) throw new Error(JSON.stringify(answer.error));
+        if (answer.return !== undefined) return answer.return;
+      }
+    };
+    await ask("qmp_capabilities");
+    const blocks = (await ask("query-block")) as { inserted?: { image: { "virtual-size": number } } }[];
+    expect(blocks.flatMap(({ inserted }) => (inserted === undefined ? [] : [inserted.image["virtual-size"]]))).toEqual([
+      16 * MIB,
+    ]);
+    await ask("quit");
+  });
+});
