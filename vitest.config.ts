@@ -21,7 +21,7 @@ export default defineConfig({
   test: {
     maxWorkers: "100%",
     projects: [
-      project("unit", 0, 10_000, true),
+      project("unit", 0, 30_000, true),
       project("model", 0, 60_000, true),
       project("scenarios", 0, 20_000, true),
       project("sim", 1, 300_000, true),

@@ -85,6 +85,10 @@ export const SYNC_BEHIND_MS = 100;
 /** The overlays' file system must have this much free before a full overlay is tried again. */
 export const OVERLAY_RESERVE_BYTES = 16 * MIB;
 export const OVERLAY_RETRY_MS = 1_000;
+/** Set aside for each disk, so that a merge can note what it has done while the overlays' file system is full … */
+export const MERGE_RESERVE_BYTES = 256 * KIB;
+/** … and taken a block at a time, so that nothing else gets it. */
+export const MERGE_RESERVE_STEP_BYTES = 4 * KIB;
 
 // Jobs
 export const JOB_CHUNK_BYTES = 1 * MIB;

@@ -29,11 +29,13 @@ export class HiddenDisk {
   #version = 0;
   /** Generations that an earlier process has left, and that may not have reached the disk: it may have died before its fsync. */
   #undurable: readonly Generation[] = [];
-  readonly #scratch = Buffer.allocUnsafeSlow(SAVE_PIECE_BYTES);
+  readonly #scratch: Buffer;
 
   private constructor(context: OverlayContext, groupStart: number) {
     this.#context = context;
     this.#groupStart = groupStart;
+    const { clusterCount, clusterBytes } = context.geometry;
+    this.#scratch = Buffer.allocUnsafeSlow(Math.min(clusterCount * clusterBytes, SAVE_PIECE_BYTES));
   }
 
   /**

@@ -1,12 +1,11 @@
-import { WHOLE_CLUSTER_MASK, type JournalHeader } from "../proto/cluster-journal-format.ts";
 import { ColobusError } from "../proto/errors.ts";
 import type { Durability } from "../proto/words.ts";
 import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
-import { applyJournalEntry, ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset, clustersToBytes, endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
 import { RangeLock } from "../shared/block/range-lock.ts";
 import { isZero } from "../shared/block/zeroes.ts";
-import { ClusterJournal } from "../shared/journal/cluster-journal.ts";
+import { MergeJournal } from "./merge-journal.ts";
 import { removeOverlayFiles, type OverlayContext } from "./overlay-files.ts";
 import type { OverlayStack } from "./overlay-stack.ts";
 import type { ViewGate } from "./view-gate.ts";
@@ -33,10 +32,8 @@ export class PromotedDisk implements Child {
   readonly #base: OverlayStack["base"];
   readonly #unmerged: ClusterBitmap;
   readonly #totalBytes: number;
-  readonly #epoch: number;
   #stack: OverlayStack | undefined;
-  #journal: ClusterJournal | undefined;
-  #directorySynced = false;
+  readonly #journal: MergeJournal;
 
   /** `epoch` is the committed one on which the overlays lie. */
   constructor(context: OverlayContext, stack: OverlayStack, gate: ViewGate, epoch: number) {
@@ -46,8 +43,7 @@ export class PromotedDisk implements Child {
     this.#base = stack.base;
     this.#stack = stack;
     const merged = new ClusterBitmap();
-    this.#epoch = epoch;
-    this.#journal = recoverMergeJournal(context, epoch, merged);
+    this.#journal = new MergeJournal(context, epoch, merged);
     stack.merged = merged;
     this.#unmerged = stack.coveredClusters();
     this.#totalBytes = clustersToBytes(context.geometry, this.#unmerged.size);
@@ -139,8 +135,7 @@ export class PromotedDisk implements Child {
     this.#gate.open();
     for (const generation of stack.hidden.dropThrough(Infinity)) await generation.files.removeBehind();
     await stack.active.removeBehind();
-    this.#journal?.close();
-    this.#journal = undefined;
+    this.#journal.close();
     removeOverlayFiles(this.#context.storage, this.#context.directory);
   }
 
@@ -157,7 +152,7 @@ export class PromotedDisk implements Child {
   close(): void {
     this.#stack?.hidden.close();
     this.#stack?.active.close();
-    this.#journal?.close();
+    this.#journal.close();
     this.#base.close();
   }
 
@@ -245,53 +240,14 @@ export class PromotedDisk implements Child {
       : this.#base.write(content, offset, { fua: false });
     if (writing !== undefined) await writing;
     if (durability === "power") await this.#base.flush();
-    this.#journal ??= this.#startJournal();
-    this.#journal.append([
-      { firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" },
-    ]);
-    if (durability === "power") await this.#syncJournal();
+    this.#journal.append(first, end);
+    if (durability === "power") await this.#journal.sync();
     stack.merged?.addRange(first, end);
     this.#unmerged.removeRange(first, end);
   }
 
-  #startJournal(): ClusterJournal {
-    const { storage, random } = this.#context;
-    const header = { ...mergeHeader(this.#context, this.#epoch), id: random.bytes(16) };
-    return ClusterJournal.create(storage, mergeJournalPath(this.#context, this.#epoch), header);
-  }
-
-  async #syncJournal(): Promise<void> {
-    if (this.#journal === undefined) return;
-    await this.#journal.sync();
-    if (this.#directorySynced) return;
-    await this.#context.storage.syncDirectory(this.#context.directory);
-    this.#directorySynced = true;
-  }
-
   /** A guest's flush: its writes lie in the base, in the active disk, or in clusters that the merge journal names. */
   async #flushAll(stack: OverlayStack): Promise<void> {
-    await Promise.all([this.#base.flush(), stack.active.flush(), this.#syncJournal()]);
+    await Promise.all([this.#base.flush(), stack.active.flush(), this.#journal.sync()]);
   }
-}
-
-function mergeJournalPath(context: OverlayContext, epoch: number): string {
-  return `${context.directory}/merge.${epoch}.journal`;
-}
-
-/** Opens the journal of the merge onto `epoch`, if one was begun, adding to `merged` what it names. */
-function recoverMergeJournal(
-  context: OverlayContext,
-  epoch: number,
-  merged: ClusterBitmap,
-): ClusterJournal | undefined {
-  const path = mergeJournalPath(context, epoch);
-  if (!context.storage.exists(path)) return undefined;
-  return ClusterJournal.open(context.storage, path, mergeHeader(context, epoch), (entry) =>
-    applyJournalEntry(merged, entry),
-  );
-}
-
-function mergeHeader(context: OverlayContext, epoch: number): Omit<JournalHeader, "id"> {
-  const { sizeBytes, clusterBytes } = context.geometry;
-  return { kind: "merge", diskSizeBytes: sizeBytes, clusterBytes, epoch };
 }

@@ -3,6 +3,7 @@ import type { Image } from "../shared/block/image.ts";
 import { ActiveDisk } from "./active-disk.ts";
 import { CommittedView } from "./committed-view.ts";
 import { HiddenDisk } from "./hidden-disk.ts";
+import { reserveMergeSpace } from "./merge-journal.ts";
 import type { OverlayContext } from "./overlay-files.ts";
 import { OverlayStack } from "./overlay-stack.ts";
 import type { ViewGate } from "./view-gate.ts";
@@ -35,6 +36,7 @@ export class ReplicaDisk {
     this.base = base;
     this.context = context;
     const hidden = HiddenDisk.recover(context, epochs);
+    reserveMergeSpace(context);
     const active = ActiveDisk.recover(context, epochs.committed, epochs.afterPowerLoss);
     this.stack = new OverlayStack(context.geometry, base, hidden, active);
     this.view = new CommittedView(this.stack, options.gate, options.hasCheckpoint, options.access);

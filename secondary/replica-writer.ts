@@ -288,7 +288,8 @@ export class ReplicaWriter {
     });
     this.#syncing = syncing.finally(() => {
       this.#syncing = undefined;
-      if (!this.#stopped && this.#unsyncedBytes > 0) this.#syncBehind(0);
+      // What was found equal meanwhile has no bytes to be synced, but the primary waits for it to be stable as well.
+      if (!this.#stopped && this.#stableSequence < this.#appliedSequence) this.#syncBehind(0);
     });
     this.#syncing.catch((error: unknown) => {
       this.#stopped = true;

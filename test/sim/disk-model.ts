@@ -11,6 +11,9 @@ import type { CrashKind } from "./simulated-crash.ts";
  * byte may be then is one of the values that it had since that flush, and nothing else. `adopt` ends the doubt with
  * what was read back.
  */
+const CHECKED_AT_ONCE_BYTES = 512;
+
+/** One write of a guest. */
 export class ModelWrite {
   readonly offset: number;
   readonly length: number;
@@ -185,15 +188,18 @@ export class DiskModel {
     let wrong = 0;
     let first = -1;
     let end = 0;
-    for (let index = 0; index < actual.length; index += 1) {
-      const at = offset + index;
-      const byte = actual[index] ?? 0;
-      if (byte === this.#current[at] || this.#couldBe(at, byte) || (read !== undefined && couldShow(read, at, byte))) {
-        continue;
+    for (let from = 0; from < actual.length; from += CHECKED_AT_ONCE_BYTES) {
+      const piece = actual.subarray(from, from + CHECKED_AT_ONCE_BYTES);
+      if (piece.equals(this.#current.subarray(offset + from, offset + from + piece.length))) continue;
+      for (let index = 0; index < piece.length; index += 1) {
+        const at = offset + from + index;
+        const byte = piece[index] ?? 0;
+        if (byte === this.#current[at] || this.#couldBe(at, byte)) continue;
+        if (read !== undefined && couldShow(read, at, byte)) continue;
+        wrong += 1;
+        if (first < 0) first = at;
+        end = at + 1;
       }
-      wrong += 1;
-      if (first < 0) first = at;
-      end = at + 1;
     }
     if (wrong === 0) return;
     assert.fail(

@@ -139,7 +139,7 @@ export class LifeReader {
   async #read(disk: PairDisk, offset: number, length: number): Promise<Buffer | undefined> {
     const { secondary } = this.#scene.pair;
     const device = secondary.device(disk);
-    if (device === undefined) return undefined;
+    if (device === undefined || this.#scene.paused.has(secondary.host.process)) return undefined;
     const target = Buffer.alloc(length);
     const reading = this.#modelOf(disk)?.beginRead();
     let seen = false;

@@ -5,6 +5,7 @@ import { ColobusError } from "../../proto/errors.ts";
 import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
 import type { AckPolicy, Durability, SecondaryExport } from "../../proto/words.ts";
 import type { BlockDevice } from "../../shared/block/block-device.ts";
+import { isZero } from "../../shared/block/zeroes.ts";
 import type { Log } from "../../shared/host/log.ts";
 import type { Dialer, Link } from "../../shared/replication/link.ts";
 import type { StorageProfile } from "./sim-disk.ts";
@@ -235,7 +236,7 @@ function putSparse(host: SimHost, path: string, content: Buffer): void {
   host.disk.change(inode, () => {
     for (let at = 0; at < content.length; at += PAGE_BYTES) {
       const page = content.subarray(at, at + PAGE_BYTES);
-      if (page.some((byte) => byte !== 0)) inode.write(page, at);
+      if (!isZero(page)) inode.write(page, at);
     }
   });
   inode.makeDurable(inode.position);

@@ -74,7 +74,6 @@ describe("a promoted disk", () => {
 
   it("takes writes while the overlays' file system is full, by merging what they touch", async () => {
     const { storage, bench, disk, view } = await promoted();
-    await disk.mergeNext(); // the merge's journal is there
     storage.disk.capacityBytes = storage.disk.usedBytes;
     const bytes = pattern(1000, 3);
     await disk.write(bytes, 2 * CLUSTER_BYTES + 17, NO_FLAGS);
@@ -82,6 +81,17 @@ describe("a promoted disk", () => {
     expect(await readAll(disk)).toEqual(view);
     await disk.zero(2 * CLUSTER_BYTES, 20, NO_FLAGS);
     view.fill(0, 2 * CLUSTER_BYTES, 2 * CLUSTER_BYTES + 20);
+    await mergeAll(disk, bench);
+    expect(storage.disk.readFile(imagePath("vda"))).toEqual(view);
+  });
+
+  it("says so when even what was set aside for a merge is used up, and goes on when there is room", async () => {
+    const { storage, bench, disk, view } = await promoted();
+    storage.remove(`${STATE_DIRECTORY}/disks/vda/merge.reserve`);
+    storage.disk.capacityBytes = storage.disk.usedBytes;
+    await expect(disk.mergeNext()).rejects.toMatchObject({ code: "out-of-space" });
+    expect(await readAll(disk)).toEqual(view);
+    storage.disk.capacityBytes = Infinity;
     await mergeAll(disk, bench);
     expect(storage.disk.readFile(imagePath("vda"))).toEqual(view);
   });

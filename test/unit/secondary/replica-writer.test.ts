@@ -70,6 +70,27 @@ describe("the replica writer", () => {
     await expect.poll(() => made.stable).toBe(1);
   });
 
+  it("syncs behind what it compared and found equal while another sync was running", async () => {
+    const { storage, bench: made } = await committed("power");
+    let release = (): void => undefined;
+    const held = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    let syncs = 0;
+    storage.hold = (op, path) => {
+      if (op !== "sync" || path !== imagePath("vda")) return undefined;
+      syncs += 1;
+      return syncs === 1 ? held : undefined;
+    };
+    made.writer.comparing = true;
+    made.push([write(0, Buffer.from("x"))]);
+    await expect.poll(() => syncs).toBe(1);
+    made.push([write(0, Buffer.from("x"))]);
+    await made.drained();
+    release();
+    await expect.poll(() => made.stable).toBe(2);
+  });
+
   it("saves each original once for an epoch, before it is overwritten", async () => {
     const { bench: made } = await committed();
     made.push([write(0, pattern(CLUSTER_BYTES, 1))]);
