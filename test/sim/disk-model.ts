@@ -47,8 +47,10 @@ export interface ModelRead {
 
 export class DiskModel {
   #current: Buffer;
-  /** Content as of the last flush; undefined while nothing has been written since. Never changed in place. */
+  /** Content as of the last flush; undefined while nothing has been written since. */
   #flushed: Buffer | undefined;
+  /** Somebody else has `#flushed` too: it is not changed in place. */
+  #flushedShared = true;
   /** Since the last flush, in the order of the calls. */
   #writes: ModelWrite[] = [];
   /** For a write that no flush has covered yet: later ones over it that a flush has covered. */
@@ -83,6 +85,7 @@ export class DiskModel {
   begin(write: ModelWrite): void {
     if (this.#flushed === undefined) {
       this.#flushed = this.#current;
+      this.#flushedShared = true;
       this.#current = Buffer.from(this.#current);
     }
     apply(write, this.#current, write);
@@ -100,6 +103,7 @@ export class DiskModel {
 
   beginRead(): ModelRead {
     const unsettled = new Set(this.unsettled());
+    this.#flushedShared = true;
     const read: ModelRead = {
       flushed: this.#flushed ?? this.#current,
       before: [...this.#writes],
@@ -118,6 +122,7 @@ export class DiskModel {
   takeOver(other: DiskModel): void {
     for (const write of other.unsettled()) this.begin(write);
     const flushed = this.#flushed ?? this.#current;
+    this.#flushedShared = true;
     for (const read of other.#reads) {
       Object.assign(read, { flushed, before: [], unsettled: new Set(), during: [...this.#writes] });
       this.#reads.add(read);
@@ -132,7 +137,9 @@ export class DiskModel {
 
   flushed(covered: ReadonlySet<ModelWrite>): void {
     if (this.#flushed === undefined) return;
-    const flushed = Buffer.from(this.#flushed);
+    if (covered.size === 0) return;
+    const flushed = this.#flushedShared ? Buffer.from(this.#flushed) : this.#flushed;
+    this.#flushedShared = false;
     this.#flushed = flushed;
     const open: ModelWrite[] = [];
     for (const write of this.#writes) {

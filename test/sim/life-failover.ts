@@ -164,9 +164,12 @@ export class LifeFailover {
     for (let crash = 0; crash <= crashes; crash += 1) {
       await this.#slowDown();
       if (crash < crashes) this.#crashWithin(120);
-      for (let left = this.#random.below(OPERATIONS_MAX); left > 0 && this.#guest.isRunning; left -= 1) {
+      const { process } = pair.secondary.host;
+      // A process that follows must be read back before its guest may go on.
+      const isRunning = (): boolean => process.alive && this.#guest.isRunning;
+      for (let left = this.#random.below(OPERATIONS_MAX); left > 0 && isRunning(); left -= 1) {
         await this.#guest.untilRoom();
-        this.#operate(1);
+        if (isRunning()) this.#operate(1);
         await this.#scene.sleep(plan.gapMs * this.#random.fraction());
       }
       if (crash === crashes) break;
