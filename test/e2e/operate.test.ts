@@ -593,7 +593,7 @@ describe.runIf(PEERS)("an agent", () => {
   it("goes on without a frozen secondary after --peer-timeout, and with it when it is thawed", async () => {
     const pair = await AgentPair.protected({
       disks: { vda: 24 * MIB },
-      flags: ["--peer-timeout", "1s", "--window", "4MiB"],
+      flags: ["--peer-timeout", "4s", "--window", "4MiB"],
     });
     const { primary, secondary } = pair;
     await qemuIo(primary.uri(), "write -P 0x22 0 1M");

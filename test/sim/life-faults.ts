@@ -2,6 +2,7 @@ import type { FaultKind } from "./life-plan.ts";
 import type { LifeScene } from "./life-scene.ts";
 import type { PairMember } from "./pair.ts";
 import type { SeededRandom } from "./seeded-random.ts";
+import type { FaultRule } from "./storage-faults.ts";
 import type { CutHeardBy, NetworkProfile } from "./sim-network.ts";
 
 const DRAIN_MS = 3_000;
@@ -82,6 +83,9 @@ export class LifeFaults {
       case "secondary-full":
         await this.#fill(secondary);
         break;
+      case "secondary-io-error":
+        await this.#failCalls(secondary);
+        break;
       case "link-cut":
         network.cut("a", "b", this.#random.pick<CutHeardBy>(["both", "both", "dialler", "acceptor", "nobody"]));
         break;
@@ -138,10 +142,10 @@ export class LifeFaults {
       STOP_LIMIT_MS,
       () => member.stop(DRAIN_MS),
       (ended) => {
-        if (ended.kind === "failed") throw ended.error;
+        if (ended.kind === "failed" && !this.#scene.deviceCodes.includes(ended.error.code)) throw ended.error;
       },
     );
-    if (outcome.kind === "done" && process.alive) host.crash("process");
+    if (outcome.kind !== "lost" && process.alive) host.crash("process");
   }
 
   /** The secondary's file system has next to nothing left for a while. */
@@ -151,5 +155,24 @@ export class LifeFaults {
     disk.capacityBytes = disk.usedBytes + this.#random.below(16) * 4096;
     await this.#whileOn();
     disk.capacityBytes = Number.POSITIVE_INFINITY;
+  }
+
+  /** The device of the member refuses a few calls. */
+  async #failCalls(member: PairMember): Promise<void> {
+    const rules: readonly Omit<FaultRule, "error">[] = [
+      { op: "sync", kind: "state" },
+      { op: ["write", "zero", "zeroAllocated"], kind: ["image", "generation-data", "active-data", "journal"] },
+      { op: ["tryRead", "read"], kind: ["image", "generation-data", "active-data"] },
+      // What the kernel forgets after a failed fsync is lost with the power only.
+      ...(this.#scene.plan.pair.durability === "process" ? [{ op: "sync" } as const] : []),
+    ];
+    const remove = member.host.disk.faults.inject({
+      ...this.#random.pick(rules),
+      error: "io-error",
+      skip: this.#random.below(20),
+      times: 1 + this.#random.below(3),
+    });
+    await this.#whileOn();
+    remove();
   }
 }

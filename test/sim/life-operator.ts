@@ -164,7 +164,7 @@ export class LifeOperator {
     legal: readonly ErrorCode[],
   ): void {
     const { code, message } = outcome.error;
-    assert(legal.includes(code), `${what} failed with ${code}: ${message}`);
+    assert([...legal, ...this.#scene.deviceCodes].includes(code), `${what} failed with ${code}: ${message}`);
   }
 
   #timeoutMs(): number {

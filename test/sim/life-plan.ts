@@ -13,6 +13,7 @@ export const FAULT_KINDS = [
   "secondary-stopped",
   "secondary-frozen",
   "secondary-full",
+  "secondary-io-error",
   "primary-killed",
   "primary-killed-in-call",
   "primary-loses-power",
@@ -84,6 +85,8 @@ export interface LifePlan {
   readonly writeMaxBytes: number;
   readonly gapMs: number;
   readonly ending: Ending;
+  /** The secondary's device may refuse a call: so may then what depends on it. */
+  readonly ioErrors: boolean;
   /** How much of the initial images is not zero. */
   readonly filled: number;
 }
@@ -100,6 +103,7 @@ export function drawLife(random: SeededRandom): LifePlan {
   const access = random.pick<SecondaryExport>(["read-write", "read-write", "read-only", "read-only", "off"]);
   const ack = random.pick<AckPolicy>(["async", "async", "received", "applied"]);
   const operations = OPERATIONS_MIN + random.below(100);
+  const faults = drawFaults(random, operations, durability);
   return {
     pair: {
       disks: drawDisks(random),
@@ -124,7 +128,8 @@ export function drawLife(random: SeededRandom): LifePlan {
     },
     operations,
     weights: drawWeights(random, access),
-    faults: drawFaults(random, operations, durability),
+    faults,
+    ioErrors: faults.some(({ kind }) => kind === "secondary-io-error"),
     depth: random.pick([1, 4, 16]),
     writeMaxBytes: random.pick([4_096, 16_384, 65_536]),
     gapMs: random.pick([0.2, 2, 10]),
@@ -136,7 +141,7 @@ export function drawLife(random: SeededRandom): LifePlan {
 /** Two disks, sometimes three, seldom a whole number of pages long. */
 function drawDisks(random: SeededRandom): PairDisk[] {
   return ["vda", "vdb", "vdc"].slice(0, random.chance(0.2) ? 3 : 2).map((name) => {
-    const pages = 8 + Math.floor(2 ** random.within([2, 7]));
+    const pages = 8 + Math.floor(2 ** random.within([1, 6.6]));
     return { name, sizeBytes: pages * PAGE_BYTES + random.below(PAGE_BYTES / SECTOR_BYTES) * SECTOR_BYTES };
   });
 }

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import type { ColobusError, ErrorCode } from "../../proto/errors.ts";
 import type { BlockDevice } from "../../shared/block/block-device.ts";
 import { ModelWrite, type DiskModel } from "./disk-model.ts";
 import { drawRange } from "./life-guest.ts";
@@ -8,7 +9,7 @@ import type { PairDisk } from "./pair.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 
 /** Errors that the secondary's VM may meet while the file system of its overlays is full. */
-const FULL_CODES = ["out-of-space", "overlay-full"];
+const FULL_CODES: readonly ErrorCode[] = ["out-of-space", "overlay-full"];
 /** A request waits for a commit that is being recorded, and for slow devices. */
 const LIMIT_MS = 10_000;
 
@@ -97,9 +98,9 @@ export class LifeReader {
       () => device.flush(),
       (outcome) => {
         if (outcome.kind === "lost") return;
-        this.#scene.observeCommitted();
+        if (!this.#scene.observeCommitted()) return;
         if (outcome.kind === "done") this.#modelOf(disk)?.flushed(covered);
-        else assert(FULL_CODES.includes(outcome.error.code), `${outcome.error.code}: ${outcome.error.message}`);
+        else this.#assertLegal(outcome.error);
       },
     );
   }
@@ -131,6 +132,10 @@ export class LifeReader {
     this.#recovered = false;
   }
 
+  #assertLegal({ code, message }: ColobusError): void {
+    assert([...FULL_CODES, ...this.#scene.deviceCodes].includes(code), `${code}: ${message}`);
+  }
+
   #modelOf(disk: PairDisk): DiskModel | undefined {
     return this.#scene.model.view[this.#scene.plan.pair.disks.indexOf(disk)];
   }
@@ -152,9 +157,10 @@ export class LifeReader {
       (outcome) => {
         if (outcome.kind === "lost") return;
         const before = this.#modelOf(disk);
-        this.#scene.observeCommitted();
+        if (!this.#scene.observeCommitted()) return;
         const now = this.#modelOf(disk);
         if (outcome.kind === "failed") {
+          if (this.#scene.deviceCodes.includes(outcome.error.code)) return;
           assert.equal(outcome.error.code, "no-checkpoint", outcome.error.message);
           assert(before === undefined, "the view is refused, though there is a checkpoint");
           return;
@@ -186,11 +192,11 @@ export class LifeReader {
       () => call(device, fua),
       (outcome) => {
         if (outcome.kind === "lost") return;
-        this.#scene.observeCommitted();
+        if (!this.#scene.observeCommitted()) return;
         if (outcome.kind === "done") {
           write.settled = true;
           if (fua) this.#modelOf(disk)?.flushed(new Set([...covered, write]));
-        } else assert(FULL_CODES.includes(outcome.error.code), `${outcome.error.code}: ${outcome.error.message}`);
+        } else this.#assertLegal(outcome.error);
       },
     );
   }

@@ -1,4 +1,5 @@
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import type { ErrorCode } from "../../proto/errors.ts";
 import { Calls } from "./calls.ts";
 import { drawLife, type FaultKind, type LifePlan } from "./life-plan.ts";
 import { PairModel } from "./pair-model.ts";
@@ -75,6 +76,11 @@ export class LifeScene {
     return pool.subarray(at, at + length);
   }
 
+  /** What a call into the secondary may fail with because of its device; nothing when no device fails in this life. */
+  get deviceCodes(): readonly ErrorCode[] {
+    return this.plan.ioErrors ? ["io-error"] : [];
+  }
+
   disturb(on: boolean): void {
     this.#disturbances += on ? 1 : -1;
     this.#quietSinceMs = this.world.nowMs;
@@ -97,10 +103,12 @@ export class LifeScene {
     }
   }
 
-  /** Notes the secondary's committed epoch as it is now, if it can be asked. */
-  observeCommitted(): void {
+  /** Notes the secondary's committed epoch as it is now. False when it is no secondary any more, or cannot be asked. */
+  observeCommitted(): boolean {
     const status = this.statusOf(this.pair.secondary);
-    if (status?.role === "Secondary") this.model.observeCommitted(status.epoch.committed);
+    if (status?.role !== "Secondary") return false;
+    this.model.observeCommitted(status.epoch.committed);
+    return true;
   }
 
   #happened(member: PairMember, { type, data }: AgentEvent): void {

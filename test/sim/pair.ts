@@ -1,7 +1,7 @@
 import { Agent, type AgentHost } from "../../cli/agent.ts";
 import type { AgentConfig } from "../../cli/agent-config.ts";
 import type { AgentEvent } from "../../proto/control-api.ts";
-import { ColobusError } from "../../proto/errors.ts";
+import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
 import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
 import type { AckPolicy, Durability, SecondaryExport } from "../../proto/words.ts";
 import type { BlockDevice } from "../../shared/block/block-device.ts";
@@ -89,8 +89,11 @@ export class PairMember {
     return this.agent?.exports.find(disk.name)?.device;
   }
 
-  /** Opens the agent in the host's present process; false when that died meanwhile. A refusal fails the world. */
-  async start(): Promise<boolean> {
+  /**
+   * Opens the agent in the host's present process; false when that died meanwhile. A refusal fails the world, unless it
+   * is `tolerated`: then the process ends.
+   */
+  async start(tolerated: readonly ErrorCode[] = []): Promise<boolean> {
     const { process } = this.host;
     const died = new Promise<false>((resolve) => {
       this.host.onDeath(() => resolve(false));
@@ -111,7 +114,9 @@ export class PairMember {
         return true;
       },
       (error: unknown) => {
-        if (process.alive) this.#world.fail(`the agent on ${this.name} does not start`, error);
+        if (!process.alive) return false;
+        if (error instanceof ColobusError && tolerated.includes(error.code)) this.host.crash("process");
+        else this.#world.fail(`the agent on ${this.name} does not start`, error);
         return false;
       },
     );
