@@ -53,6 +53,7 @@ export class AgentProcess {
   /** Starts an agent and resolves when it serves. On an error nothing is left running. */
   static async start(config: ProcessConfig, log: Log): Promise<AgentProcess> {
     assertAddressesAllowed(config);
+    const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile);
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
     const agent = await Agent.open({
       host: {
@@ -65,7 +66,7 @@ export class AgentProcess {
         dialer: (url) => new WebSocketDialer(url),
       },
       config: config.agent,
-      token: config.tokenFile === undefined ? undefined : readToken(config.tokenFile),
+      token,
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });
     const started = new AgentProcess(agent, log, config.listen !== undefined);

@@ -30,9 +30,19 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
   try {
     if (config.adoptImages) await adoptImages(host.storage, existing, config);
     assertSame(existing.record, config);
+    const isSuspect = mayHaveLostData(existing.record, host.bootId);
     // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
     // overlays by it, so it has to stand first.
-    await existing.update((record) => ({ ...record, durability: config.durability }));
+    await existing.update((record) => ({
+      ...(isSuspect ? withoutCheckpoint(record, newId(host.random)) : record),
+      durability: config.durability,
+    }));
+    if (isSuspect) {
+      host.log.warn(
+        { durability: "process" },
+        "the host has booted since this secondary last ran: its checkpoint may be damaged, and everything is sent again",
+      );
+    }
   } catch (error) {
     await existing.close();
     throw error;
@@ -44,6 +54,21 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     );
   }
   return existing;
+}
+
+/** Whether a secondary that never fsyncs ended with the power: what it held is anyone's guess then. */
+function mayHaveLostData(record: StateRecord, bootId: string): boolean {
+  return (
+    record.role === "Secondary" &&
+    record.durability === "process" &&
+    record.bootId !== bootId &&
+    record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null)
+  );
+}
+
+/** The secondary is Inconsistent, and under its new id no primary's record of what it lacks means anything. */
+function withoutCheckpoint(record: StateRecord, agentId: string): StateRecord {
+  return { ...record, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [] };
 }
 
 /** The state directory and the overlays' directories in it; durable, so that no file in them can vanish with them. */

@@ -51,6 +51,11 @@ function unknownArguments(
   { argv, commands, usage, flags }: UsageContext,
   fail: (what: string, meant?: string) => ColobusError,
 ): ColobusError {
+  // Before a command is known, no flag is: the word that should have been one is what is wrong.
+  const misnamed = usage === undefined ? names.find((name) => !hasFlag(argv, name)) : undefined;
+  if (misnamed !== undefined) {
+    return fail(`${JSON.stringify(misnamed)} is not a command of colobus.`, nearestWord(misnamed, commands));
+  }
   const typed = names.find((name) => hasFlag(argv, name));
   if (typed !== undefined) {
     const known = flags.filter((flag) => flag.length > 1 && !names.includes(flag) && !/[A-Z]/.test(flag));
@@ -59,8 +64,7 @@ function unknownArguments(
     return fail(what, near === undefined ? undefined : `--${near}`);
   }
   const [word = ""] = names;
-  if (usage !== undefined) return fail(`${JSON.stringify(word)} is one argument too many.`);
-  return fail(`${JSON.stringify(word)} is not a command of colobus.`, nearestWord(word, commands));
+  return fail(`${JSON.stringify(word)} is one argument too many.`);
 }
 
 function hasFlag(argv: readonly string[], name: string): boolean {

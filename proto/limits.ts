@@ -4,18 +4,28 @@ const KIB = 1024;
 const MIB = 1024 * KIB;
 
 // NBD (NBD protocol, "Size constraints"; what real clients send is in docs/protocol.md)
+/** A longer write ends the connection, a longer read is refused. */
 export const NBD_MAX_PAYLOAD_BYTES = 64 * MIB;
+/** What clients are told: those that ask keep to it. */
 export const NBD_ADVERTISED_MAX_PAYLOAD_BYTES = 32 * MIB;
+/** Advertised beside a minimum of 1. */
 export const NBD_PREFERRED_BLOCK_BYTES = 4096;
+/** An export's name. */
 export const NBD_MAX_NAME_BYTES = 4096;
 /** Option data up to this length is read; up to NBD_MAX_SKIPPED_OPTION_BYTES it is skipped with ERR_TOO_BIG; beyond, the connection ends. */
 export const NBD_MAX_OPTION_BYTES = 64 * KIB;
 export const NBD_MAX_SKIPPED_OPTION_BYTES = 1 * MIB;
+/** A client that negotiates on is disconnected. */
 export const NBD_MAX_OPTIONS_PER_CONNECTION = 4096;
+/** A client must have opened an export by then. */
 export const NBD_HANDSHAKE_TIMEOUT_MS = 10_000;
+/** Replies of one client that are being made or not yet taken, and its writes that wait for the disk. */
 export const NBD_MAX_IN_FLIGHT_BYTES_PER_CLIENT = 128 * MIB;
+/** The same of all clients together. */
 export const NBD_MAX_IN_FLIGHT_BYTES = 256 * MIB;
+/** Beyond, nothing more is read from the client. */
 export const NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT = 1024;
+/** A BLOCK_STATUS that finds more describes the beginning of its range. */
 export const NBD_MAX_EXTENTS_PER_REPLY = 65_536;
 /** Reply bytes that a client has not taken yet; beyond, nothing more is read from it. */
 export const NBD_MAX_UNSENT_BYTES_PER_CLIENT = 8 * MIB;
@@ -36,15 +46,17 @@ export const NBD_LINGER_FLUSHED_MS = 500;
 export const NBD_LINGER_MS = 5_000;
 
 // Disks
+/** The unit of copy-before-write, a power of two. */
 export const CLUSTER_MIN_BYTES = 4 * KIB;
 export const CLUSTER_MAX_BYTES = 1 * MIB;
 export const CLUSTER_DEFAULT_BYTES = 16 * KIB;
 /** Cluster indexes are unsigned 32-bit numbers. */
 export const DISK_MAX_CLUSTERS = 2 ** 32;
+/** Disks of one VM. */
 export const DISKS_MAX = 64;
-export const NAME_MAX_BYTES = 128;
 
 // Replication
+/** One WebSocket message; a longer one ends the session. */
 export const MESSAGE_MAX_BYTES = 8 * MIB;
 /** A batch is handed to the link when it has reached this size, at the latest at the end of the event-loop turn. */
 export const BATCH_TARGET_BYTES = 256 * KIB;
@@ -52,10 +64,13 @@ export const BATCH_TARGET_BYTES = 256 * KIB;
 export const BATCH_MAX_OPERATIONS = 1024;
 /** Writes larger than this are cut, so that no message outgrows MESSAGE_MAX_BYTES. */
 export const WRITE_PIECE_MAX_BYTES = 1 * MIB;
+/** A message other than `data`, and any before the session is open. */
 export const HANDSHAKE_MESSAGE_MAX_BYTES = 64 * KIB;
+/** For the WebSocket handshake, for hello and proof, and for `begin` after them. */
 export const HANDSHAKE_TIMEOUT_MS = 10_000;
 /** Links accepted that have not yet proved that they belong to the peer. */
 export const UNAUTHENTICATED_LINKS_MAX = 16;
+/** Bytes sent and not yet received on the secondary, at which a writer waits (`--window`). */
 export const WINDOW_DEFAULT_BYTES = 64 * MIB;
 /** Bytes handed to the secondary but not yet stable there, as a multiple of the window. */
 export const UNSTABLE_WINDOWS = 4;
@@ -63,11 +78,14 @@ export const UNSTABLE_WINDOWS = 4;
 export const OPERATION_COST_BYTES = 128;
 /** Barriers, commits and discards of one session that may wait for their answers. */
 export const REQUESTS_MAX = 1024;
+/** Silence, or lack of progress, after which a session is given up (`--peer-timeout`). */
 export const PEER_TIMEOUT_DEFAULT_MS = 5_000;
+/** The pause before the first new dial; each failure doubles it, and it is drawn from half to one and a half of that. */
 export const RECONNECT_MIN_MS = 100;
 export const RECONNECT_MAX_MS = 5_000;
 
 // Epochs
+/** Checkpoints that may be prepared and neither committed nor discarded. */
 export const PREPARED_EPOCHS_MAX = 64;
 /** Generations of one disk that withdrawn checkpoints may leave before they are joined; prepared ones come on top. */
 export const GENERATIONS_MAX = 16;
@@ -81,9 +99,11 @@ export const APPLY_BATCH_BYTES = 8 * MIB;
 export const APPLY_BATCH_OPERATIONS = 4096;
 /** Bytes written to the base since the last fsync that start the next one behind the stream. */
 export const SYNC_BEHIND_BYTES = 16 * MIB;
+/** … or this long after the first of them. */
 export const SYNC_BEHIND_MS = 100;
 /** The overlays' file system must have this much free before a full overlay is tried again. */
 export const OVERLAY_RESERVE_BYTES = 16 * MIB;
+/** How often that is looked at, beside each commit. */
 export const OVERLAY_RETRY_MS = 1_000;
 /** Set aside for each disk, so that a merge can note what it has done while the overlays' file system is full … */
 export const MERGE_RESERVE_BYTES = 256 * KIB;
@@ -91,15 +111,22 @@ export const MERGE_RESERVE_BYTES = 256 * KIB;
 export const MERGE_RESERVE_STEP_BYTES = 4 * KIB;
 
 // Jobs
+/** What a sync reads, and sends, at a time. */
 export const JOB_CHUNK_BYTES = 1 * MIB;
+/** Concluded jobs that stay listed. */
 export const JOBS_CONCLUDED_KEPT = 64;
 
 // Control
+/** Events that can still be asked for. */
 export const EVENTS_KEPT = 1024;
+/** A request's body. */
 export const CONTROL_BODY_MAX_BYTES = 64 * KIB;
 /** The largest answer, or event, that a client of the control API takes. */
 export const CONTROL_ANSWER_MAX_BYTES = 16 * MIB;
+/** Clients at a time. */
 export const CONTROL_CONNECTIONS_MAX = 256;
+/** A job's id in a path of the control API. */
+export const NAME_MAX_BYTES = 128;
 /** Requests that one connection may have outstanding (pipelined) before it is closed. */
 export const CONTROL_REQUESTS_PER_CONNECTION_MAX = 8;
 /** A request must have arrived completely within this time. */
@@ -108,10 +135,13 @@ export const CONTROL_REQUEST_TIMEOUT_MS = 30_000;
 export const CONTROL_CLOSE_GRACE_MS = 1_000;
 /** How much longer than the agent its client waits, so that the agent's own answer wins. */
 export const COMMAND_TIMEOUT_GRACE_MS = 1_000;
+/** `timeoutMs` where a request says nothing, and `--timeout`. */
 export const COMMAND_TIMEOUT_DEFAULT_MS = 60_000;
+/** `timeoutMs`, and `--timeout`, at most. */
 export const COMMAND_TIMEOUT_MAX_MS = 24 * 3600 * 1000;
 /** SIGTERM ends the agent within this time. */
 export const SHUTDOWN_TIMEOUT_MS = 15_000;
 
 // State
+/** Each of the two slots of the state record. */
 export const STATE_SLOT_BYTES = 64 * KIB;

@@ -87,7 +87,8 @@ const helloSchema = z.object({
 });
 export type Hello = Omit<z.infer<typeof helloSchema>, "type">;
 
-const schemas = {
+/** What each message but `data` is made of. */
+export const MESSAGE_SCHEMAS = {
   hello: helloSchema,
   /** HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token. */
   proof: z.object({ type: z.literal("proof"), mac: byteString((length) => length <= 32) }),
@@ -128,7 +129,7 @@ export interface DataMessage {
 }
 
 export type Message =
-  | { [Type in keyof typeof schemas]: z.infer<(typeof schemas)[Type]> }[keyof typeof schemas]
+  | { [Type in keyof typeof MESSAGE_SCHEMAS]: z.infer<(typeof MESSAGE_SCHEMAS)[Type]> }[keyof typeof MESSAGE_SCHEMAS]
   | DataMessage;
 export type MessageType = Message["type"];
 
@@ -167,9 +168,10 @@ export function decodeMessage(bytes: Buffer): Message {
   if (header.type === "data") return decodeData(header, bytes.subarray(headerEnd));
   if (headerEnd !== bytes.length) throw malformed("only data messages have a payload");
   if (bytes.length > HANDSHAKE_MESSAGE_MAX_BYTES) throw malformed("it is too long");
-  if (typeof header.type !== "string" || !Object.hasOwn(schemas, header.type)) throw malformed("its type is unknown");
+  if (typeof header.type !== "string" || !Object.hasOwn(MESSAGE_SCHEMAS, header.type))
+    throw malformed("its type is unknown");
   if (header.type === "hello" && header.protocol !== REPLICATION_PROTOCOL_VERSION) throw otherVersion(header);
-  const parsed = schemas[header.type as keyof typeof schemas].safeParse(header);
+  const parsed = MESSAGE_SCHEMAS[header.type as keyof typeof MESSAGE_SCHEMAS].safeParse(header);
   if (!parsed.success) throw malformed(`${header.type}: ${z.prettifyError(parsed.error).slice(0, FINDINGS_MAX)}`);
   return parsed.data;
 }

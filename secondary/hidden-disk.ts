@@ -209,6 +209,15 @@ export class HiddenDisk {
       .map(({ epoch, held }) => ({ epoch, bytes: clustersToBytes(this.#context.geometry, held.size) }));
   }
 
+  /** Makes everything saved so far durable, whatever `durability` promises: for a clean stop. */
+  async flush(): Promise<void> {
+    for (const { files } of this.#generations) {
+      if (!files.exists) continue;
+      await files.syncData();
+      await files.syncJournal();
+    }
+  }
+
   close(): void {
     for (const generation of this.#generations) generation.files.close();
   }

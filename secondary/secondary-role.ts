@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { ColobusError } from "../proto/errors.ts";
+import { dirname } from "node:path";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { OVERLAY_RESERVE_BYTES, OVERLAY_RETRY_MS, UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
@@ -267,17 +268,28 @@ export class SecondaryRole {
   async close(): Promise<void> {
     await this.#endSessions(new ColobusError("shutting-down", "the secondary agent is being stopped"));
     await this.checkpoints.settled();
-    const marks = new Map<string, string>();
-    for (const disk of this.#disks) {
-      await disk.base.flush();
-      await disk.active.flush();
-      marks.set(disk.name, disk.base.changeMark());
-    }
+    const marks = await this.#flushAll();
     await this.#options.state.update((record) => ({
       ...record,
       disks: record.disks.map((disk) => ({ ...disk, cleanMark: marks.get(disk.name) ?? null })),
     }));
     for (const disk of this.#disks) disk.close();
+  }
+
+  /** The clean marks of the disks of which nothing is left to chance: what cannot be flushed ends like a crash. */
+  async #flushAll(): Promise<ReadonlyMap<string, string>> {
+    const marks = new Map<string, string>();
+    for (const disk of this.#disks) {
+      try {
+        await disk.base.flush();
+        await disk.hidden.flush();
+        await disk.active.flush();
+        marks.set(disk.name, disk.base.changeMark());
+      } catch (error) {
+        this.#options.log.warn({ disk: disk.name, reason: asColobusError(error) }, "the disk cannot be flushed");
+      }
+    }
+    return marks;
   }
 
   async #endSessions(reason: ColobusError): Promise<void> {
@@ -377,6 +389,8 @@ export class SecondaryRole {
       assert(recorded !== undefined && sizeBytes !== undefined, "the handshake has compared the names");
       if (recorded.sizeBytes !== null) continue;
       if (!storage.exists(recorded.image)) await createImage(storage, recorded.image, sizeBytes);
+      // An earlier process may have made the image, and died before its name was durable.
+      else await storage.syncDirectory(dirname(recorded.image));
       created.set(name, sizeBytes);
       this.#disks.push(this.#openDisk({ ...recorded, sizeBytes }));
     }

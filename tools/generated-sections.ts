@@ -7,6 +7,10 @@
  * and is written by `generate-docs.ts`. A test fails when a file and the code disagree.
  */
 import { ERRORS } from "../proto/errors.ts";
+import { requestTable, statusTable } from "./control-tables.ts";
+import { limitTables } from "./limit-tables.ts";
+import { markdownTable } from "./markdown-table.ts";
+import { helloTable, messageTable, operationTable } from "./message-tables.ts";
 import {
   ACK_POLICY_MEANINGS,
   CONNECTION_STATE_MEANINGS,
@@ -45,6 +49,12 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   words("secondary exports", SECONDARY_EXPORT_MEANINGS),
   words("wait conditions", WAIT_CONDITION_MEANINGS),
   words("event types", EVENT_TYPE_MEANINGS),
+  { name: "messages", file: "docs/protocol.md", body: messageTable() },
+  { name: "hello", file: "docs/protocol.md", body: helloTable() },
+  { name: "operations", file: "docs/protocol.md", body: operationTable() },
+  { name: "requests", file: "docs/control-api.md", body: requestTable() },
+  { name: "status", file: "docs/control-api.md", body: statusTable() },
+  ...limits(),
 ];
 
 /** `text` with `section` between its markers. Throws when the markers are not there exactly once, in order. */
@@ -61,11 +71,30 @@ export function withSection(text: string, section: GeneratedSection): string {
 
 function words(name: string, meanings: Record<string, string>): GeneratedSection {
   const rows = Object.entries(meanings).map(([word, meaning]) => [`\`${word}\``, meaning]);
-  return { name, file: "docs/states.md", body: table(["word", "meaning"], rows) };
+  return { name, file: "docs/states.md", body: markdownTable(["word", "meaning"], rows) };
+}
+
+/** Each heading of proto/limits.ts has its place. */
+function limits(): GeneratedSection[] {
+  const files: Readonly<Record<string, string>> = {
+    NBD: "docs/protocol.md",
+    Replication: "docs/protocol.md",
+    Epochs: "docs/protocol.md",
+    Disks: "docs/formats.md",
+    Secondary: "docs/formats.md",
+    State: "docs/formats.md",
+    Jobs: "docs/control-api.md",
+    Control: "docs/control-api.md",
+  };
+  return [...limitTables()].map(([heading, body]) => {
+    const file = files[heading];
+    if (file === undefined) throw new Error(`No document lists the limits under "${heading}" of proto/limits.ts.`);
+    return { name: `limits ${heading}`, file, body };
+  });
 }
 
 function errorTable(): string {
-  return table(
+  return markdownTable(
     ["code", "meaning", "NBD", "WebSocket", "HTTP", "exit", "retry"],
     Object.entries(ERRORS).map(([code, row]) => [
       `\`${code}\``,
@@ -77,9 +106,4 @@ function errorTable(): string {
       row.retry ? "yes" : "no",
     ]),
   );
-}
-
-function table(header: readonly string[], rows: readonly (readonly string[])[]): string {
-  const line = (cells: readonly string[]) => `| ${cells.join(" | ")} |\n`;
-  return line(header) + line(header.map(() => "---")) + rows.map(line).join("");
 }

@@ -58,7 +58,7 @@ function findDiskMismatch(self: Hello, peer: Hello): ColobusError | undefined {
       return new ColobusError(
         "size-mismatch",
         `disk ${name} has ${other} bytes on the peer and ${sizeBytes} bytes here`,
-        `Make the two images of one size (the ${larger} one is smaller: \`truncate -s ${Math.max(sizeBytes, other)} IMAGE\`), then restart that agent.`,
+        `Make the two images of one size (the ${larger} one is smaller: \`truncate -s ${Math.max(sizeBytes, other)} IMAGE\`), then restart that agent: a primary with --adopt-image, a secondary with an empty state directory.`,
       );
     }
   }

@@ -1,6 +1,6 @@
 /** `colobus demo`: what it prints works when it is pasted, and the usual clients work against its two agents. */
 import { spawn } from "node:child_process";
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
@@ -38,32 +38,23 @@ async function startDemo(...args: string[]): Promise<RunningDemo> {
   };
 }
 
-async function interrupt(demo: RunningDemo): Promise<Ended> {
-  demo.process.child.kill("SIGINT");
+/** Ends the demo as Ctrl-C does, or as a service manager. */
+async function end(demo: RunningDemo, signal: "SIGINT" | "SIGTERM"): Promise<Ended> {
+  demo.process.child.kill(signal);
   return demo.process.ended;
 }
 
 describe.runIf(requirePeers("qemu-io", "nbdinfo", "nbdcopy", "qemu-img", "fio"))("colobus demo", () => {
-  it("prints lines that work when they are pasted one after the other, and leaves nothing behind", async () => {
-    const demo = await startDemo();
-    expect(demo.suggestions.length).toBeGreaterThan(5);
-    for (const line of demo.suggestions) {
-      const { code, stdout, stderr } = await runTool("bash", ["-c", line]);
-      expect({ line, code, stderr }).toEqual({ line, code: 0, stderr: "" });
-      expect(stdout.toString()).not.toBe("");
-    }
-    // The last ones were a failover and its merge.
-    const status = await askColobus("status", "--run", join(demo.root, "b"));
-    expect(status).toMatchObject({ code: 0, json: { role: "Primary", jobs: [{ type: "merge", state: "concluded" }] } });
-    const { code, stderr } = await interrupt(demo);
-    expect(code).toBe(0);
-    expect(stderr).not.toContain('"level":"error"');
-    expect(existsSync(demo.root)).toBe(false);
-  });
-
-  it("gives the usual clients what they expect", async () => {
-    const demo = await startDemo("--keep-in", join(scratchDirectory(), "demo"), "--size", "64MiB");
-    const a = join(demo.root, "a");
+  it("gives the usual clients what they expect, and prints lines that work when they are pasted", async () => {
+    const root = join(scratchDirectory(), "demo");
+    const demo = await startDemo("--keep-in", root, "--size", "64MiB");
+    const a = join(root, "a");
+    expect(demo).toMatchObject({
+      root,
+      primary: `nbd+unix:///vda?socket=${join(a, "nbd.sock")}`,
+      secondary: `nbd+unix:///vda?socket=${join(root, "b", "nbd.sock")}`,
+    });
+    expect(demo.process.stdout).toMatch(/Ctrl-C ends both agents\.\n$/); // what it was told to keep, it keeps
     const info = JSON.parse((await tool("nbdinfo", "--json", demo.primary)).toString()) as { exports: unknown[] };
     expect(info.exports).toMatchObject([
       { "export-name": "vda", "export-size": 64 * MIB, "can_multi_conn": true, "can_trim": true, "can_zero": true },
@@ -109,8 +100,34 @@ describe.runIf(requirePeers("qemu-io", "nbdinfo", "nbdcopy", "qemu-img", "fio"))
     await tool("qemu-img", "compare", "-f", "raw", "-F", "raw", demo.primary, demo.secondary);
     const converted = await runTool("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", demo.secondary, "copy.qcow2"]);
     expect(converted).toMatchObject({ code: 0, stderr: "" });
-    expect((await interrupt(demo)).code).toBe(0);
+
+    expect(demo.suggestions.length).toBeGreaterThan(5);
+    for (const line of demo.suggestions) {
+      const { code, stdout, stderr } = await runTool("bash", ["-c", line]);
+      expect({ line, code, stderr }).toEqual({ line, code: 0, stderr: "" });
+      expect(stdout.toString()).not.toBe("");
+    }
+    // The last ones were a failover and its merge: the raw image has what the guest had at the last checkpoint.
+    const status = await askColobus("status", "--run", join(root, "b"));
+    expect(status).toMatchObject({ code: 0, json: { role: "Primary", jobs: [{ type: "merge", state: "concluded" }] } });
+    await qemuIo(join(root, "b.img"), "read -P 0x42 0 1M");
+    const { code, stderr } = await end(demo, "SIGTERM");
+    expect(code).toBe(0);
+    expect(stderr).not.toContain('"level":"error"');
+    expect(readdirSync(root)).toEqual(expect.arrayContaining(["a.img", "b.img", "state-a", "state-b"]));
   });
+
+  it.each(["SIGINT", "SIGTERM"] as const)(
+    "leaves nothing behind at %s when it was not told where to keep it",
+    async (signal) => {
+      const demo = await startDemo("--size", "16MiB");
+      expect(demo.process.stdout).toMatch(/and removes the scratch disks\.\n$/);
+      await qemuIo(demo.primary, "write -P 0x42 1M 1M");
+      expect(existsSync(join(demo.root, "a.img"))).toBe(true);
+      expect((await end(demo, signal)).code).toBe(0);
+      expect(existsSync(demo.root)).toBe(false);
+    },
+  );
 
   it("goes on where it was when it is started again in the same directory", async () => {
     const root = join(scratchDirectory(), "demo");
@@ -119,7 +136,7 @@ describe.runIf(requirePeers("qemu-io", "nbdinfo", "nbdcopy", "qemu-img", "fio"))
     await qemuIo(first.primary, "write -P 0x42 1M 1M");
     expect((await askColobus("checkpoint", "--run", join(root, "a"))).code).toBe(0);
     await qemuIo(first.primary, "write -P 0x43 1M 1M");
-    expect((await interrupt(first)).code).toBe(0);
+    expect((await end(first, "SIGTERM")).code).toBe(0);
     const second = await startDemo("--keep-in", root);
     expect(second.primary).toBe(first.primary);
     expect((await askColobus("wait", "synced", "--run", join(root, "a"))).code).toBe(0);
@@ -127,7 +144,7 @@ describe.runIf(requirePeers("qemu-io", "nbdinfo", "nbdcopy", "qemu-img", "fio"))
     await qemuIo(second.secondary, "read -P 0x42 1M 1M");
     const { json } = await askColobus<{ jobs: unknown[] }>("status", "--run", join(root, "a"));
     expect(json.jobs).toEqual([]); // nothing had to be sent
-    expect((await interrupt(second)).code).toBe(0);
+    expect((await end(second, "SIGINT")).code).toBe(0);
   });
 });
 
@@ -157,5 +174,6 @@ describe.runIf(requirePeers("qemu-system-x86_64"))("colobus demo", () => {
       16 * MIB,
     ]);
     await ask("quit");
+    expect((await end(demo, "SIGTERM")).code).toBe(0);
   });
 });

@@ -97,8 +97,8 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy", "python3:nbd"))("failover", ()
 
     const done = await secondary.ask<FailoverAnswer>("failover", "--force");
     expect(done).toMatchObject({ code: 0, json: { already: false, epoch: 1 } });
-    // One write of 1 MiB was on the secondary beyond the checkpoint, and nothing was sent that it did not see.
-    expect(done.json.wouldLose).toMatchObject({ bytes: MIB, atLeast: false });
+    // 1 MiB had come beyond the checkpoint; what the guest wrote that did not come is not known here.
+    expect(done.json.wouldLose).toMatchObject({ bytes: MIB, atLeast: true });
     const again = await secondary.ask<FailoverAnswer>("failover");
     expect(again).toMatchObject({ code: 0, json: { already: true, epoch: 1 } });
     expectSame(await readDisk(secondary.uri()), INITIAL);

@@ -1,5 +1,5 @@
 /** What agents and commands refuse, and that they say what differs and what to do; nothing of it ends an agent. */
-import { chmodSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { chmodSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { once } from "node:events";
 import { join } from "node:path";
@@ -25,21 +25,36 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
   interface Misfit {
     readonly what: string;
     readonly code: string;
-    /** What both sentences must say. */
-    readonly says: RegExp;
+    /** What the primary and what the secondary must say, each from where it stands. */
+    readonly says: readonly [string, string];
     readonly advises: RegExp;
     readonly spoil: (pair: AgentPair) => void;
-    /** Left out where it would show nothing new. */
-    readonly mend?: (pair: AgentPair) => void;
+    /** Removes the cause at the secondary, which is stopped; the primary goes on running. */
+    readonly mend: (pair: AgentPair) => void;
   }
 
   const TOKEN = "0123456789abcdef0123456789abcdef";
+
+  /** A flag that the secondary records: with the right value it needs a state directory without the wrong one. */
+  function recorded(flag: string, wrong: string, right: string | undefined): Pick<Misfit, "spoil" | "mend"> {
+    return {
+      spoil: ({ secondary }) => secondary.setFlag(flag, wrong),
+      mend: ({ root, secondary }) => {
+        secondary.setFlag(flag, right);
+        secondary.setFlag("--state", join(root, "b", "another-state"));
+      },
+    };
+  }
+
   const MISFITS: readonly Misfit[] = [
     {
       what: "a replica of another size",
       code: "size-mismatch",
-      says: /disk vda has (4194304 bytes on the peer and 2097152|2097152 bytes on the peer and 4194304) bytes here/,
-      advises: /truncate -s 4194304/,
+      says: [
+        "disk vda has 2097152 bytes on the peer and 4194304 bytes here",
+        "disk vda has 4194304 bytes on the peer and 2097152 bytes here",
+      ],
+      advises: /truncate -s 4194304 .*a secondary with an empty state directory/,
       spoil: (pair) => truncateSync(pair.imagePath("b"), SIZE / 2),
       mend: (pair) => {
         truncateSync(pair.imagePath("b"), SIZE);
@@ -49,28 +64,38 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
     {
       what: "another disk name",
       code: "disk-mismatch",
-      says: /the peer has the disks (vda|vdx); this agent has (vda|vdx)/,
+      says: ["the peer has the disks vdx; this agent has vda", "the peer has the disks vda; this agent has vdx"],
       advises: /--disk of the same name/,
       spoil: (pair) => pair.secondary.setFlag("--disk", `vdx=${pair.imagePath("b")}`),
+      mend: (pair) => {
+        pair.secondary.setFlag("--disk", `vda=${pair.imagePath("b")}`);
+        pair.secondary.setFlag("--state", join(pair.root, "b", "another-state"));
+      },
     },
     {
       what: "another VM",
       code: "vm-mismatch",
-      says: /belongs to VM "(test|other)", this agent to VM "(test|other)"/,
+      says: [
+        'the peer belongs to VM "other", this agent to VM "test"',
+        'the peer belongs to VM "test", this agent to VM "other"',
+      ],
       advises: /--vm/,
-      spoil: (pair) => pair.secondary.setFlag("--vm", "other"),
+      ...recorded("--vm", "other", "test"),
     },
     {
       what: "another cluster size",
       code: "cluster-size-mismatch",
-      says: /clusters of (16384|65536) bytes, this agent of (16384|65536) bytes/,
+      says: [
+        "the peer uses clusters of 65536 bytes, this agent of 16384 bytes",
+        "the peer uses clusters of 16384 bytes, this agent of 65536 bytes",
+      ],
       advises: /--cluster-size/,
-      spoil: (pair) => pair.secondary.setFlag("--cluster-size", "64KiB"),
+      ...recorded("--cluster-size", "64KiB", undefined),
     },
     {
       what: "another token",
       code: "auth-failed",
-      says: /does not hold the same pre-shared token/,
+      says: ["the peer does not hold the same pre-shared token", "the peer does not hold the same pre-shared token"],
       advises: /same token into the --token-file of both/,
       spoil: (pair) => {
         pair.primary.setFlag("--token-file", tokenFile(pair, "token-a", TOKEN));
@@ -81,59 +106,73 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
     {
       what: "a token on the primary only",
       code: "auth-failed",
-      says: /holds no pre-shared token|asks for a pre-shared token/,
-      advises: /--token-file/,
+      says: [
+        "the peer holds no pre-shared token, and this agent asks for one",
+        "the peer asks for a pre-shared token, and this agent has none",
+      ],
+      advises: /--token-file and the same token/,
       spoil: (pair) => pair.primary.setFlag("--token-file", tokenFile(pair, "token-a", TOKEN)),
+      mend: (pair) => pair.secondary.setFlag("--token-file", tokenFile(pair, "token-b", TOKEN)),
     },
     {
       what: "a token on the secondary only",
       code: "auth-failed",
-      says: /holds no pre-shared token|asks for a pre-shared token/,
-      advises: /--token-file/,
+      says: [
+        "the peer asks for a pre-shared token, and this agent has none",
+        "the peer holds no pre-shared token, and this agent asks for one",
+      ],
+      advises: /--token-file and the same token/,
       spoil: (pair) => pair.secondary.setFlag("--token-file", tokenFile(pair, "token-b", TOKEN)),
+      mend: (pair) => pair.secondary.setFlag("--token-file", undefined),
     },
   ];
 
-  it.each(MISFITS)("is refused on both sides for $what, and harms nobody", async (misfit) => {
-    const initial = Buffer.alloc(SIZE, 0x11);
-    const pair = await AgentPair.create({ disks: { vda: initial } });
-    const { primary, secondary } = pair;
-    misfit.spoil(pair);
-    await Promise.all([primary.start(), secondary.start()]);
-    for (const agent of [primary, secondary]) {
-      const { peers } = await agent.until("told why", ({ peers }) => peers[0]?.lastError?.code === misfit.code);
-      expect(peers[0]).toMatchObject({ connection: "Connecting", replication: "Off" });
-      expect(peers[0]?.lastError?.message).toMatch(misfit.says);
-      expect(peers[0]?.lastError?.action).toMatch(misfit.advises);
-    }
-    // The guest is served meanwhile; what needs the secondary says why it cannot be done.
-    await qemuIo(primary.uri(), "write -P 0x22 0 64k");
-    const refused = await primary.ask<ErrorDocument>("checkpoint");
-    expect(refused).toMatchObject({ code: EXIT.failed, json: { error: { code: "no-peer" } } });
-    expect(refused.json.error.message).toMatch(misfit.says);
-    expect(refused.json.error.action).toMatch(misfit.advises);
-    const [refusal, ...more] = (await primary.control.events(0)).filter(({ type }) => type === "peer-refused");
-    expect(refusal?.data.code).toBe(misfit.code);
-    expect(more).toEqual([]); // it is tried again and again, and told once
+  it.each(MISFITS)(
+    "is refused on both sides for $what, harms nobody, and connects when it is mended",
+    async (misfit) => {
+      const initial = Buffer.alloc(SIZE, 0x11);
+      const pair = await AgentPair.create({ disks: { vda: initial } });
+      const { primary, secondary } = pair;
+      misfit.spoil(pair);
+      await Promise.all([primary.start(), secondary.start()]);
+      await Promise.all(
+        [primary, secondary].map(async (agent, side) => {
+          await agent.until("told why", ({ peers }) => peers[0]?.lastError?.code === misfit.code);
+          const { peers } = await agent.get<Status>("status");
+          expect(peers[0]).toMatchObject({ connection: "Connecting", replication: "Off" });
+          expect(peers[0]?.lastError).toMatchObject({ code: misfit.code, message: misfit.says[side] });
+          expect(peers[0]?.lastError?.action).toMatch(misfit.advises);
+        }),
+      );
+      // The guest is served meanwhile; what needs the secondary says why it cannot be done.
+      await qemuIo(primary.uri(), "write -P 0x22 0 64k");
+      const refused = await primary.ask<ErrorDocument>("checkpoint");
+      expect(refused).toMatchObject({ code: EXIT.failed, json: { error: { code: "no-peer" } } });
+      expect(refused.json.error.message).toContain(misfit.says[0]);
+      expect(refused.json.error.action).toMatch(misfit.advises);
+      const [refusal, ...more] = (await primary.control.events(0)).filter(({ type }) => type === "peer-refused");
+      expect(refusal?.data.code).toBe(misfit.code);
+      expect(more).toEqual([]); // it is tried again and again, and told once
 
-    await secondary.stop();
-    if (misfit.mend === undefined) {
-      expectSame(pair.image("b"), initial);
-      return;
-    }
-    misfit.mend(pair);
-    await secondary.start();
-    await pair.untilProtected();
-    await pair.checkpoint();
-    expectSame(await readDisk(secondary.uri()), Buffer.from(initial).fill(0x22, 0, 65_536));
-  });
+      expect((await secondary.stop()).code).toBe(0);
+      const untouched = pair.image("b");
+      expectSame(untouched, initial.subarray(0, untouched.length));
+      misfit.mend(pair);
+      await secondary.start();
+      await pair.untilProtected();
+      expect((await primary.status()).peers).toMatchObject([{ connection: "Connected", lastError: null }]);
+      await pair.checkpoint();
+      expectSame(await readDisk(secondary.uri()), Buffer.from(initial).fill(0x22, 0, 65_536));
+    },
+  );
 });
 
 describe("a peer of another kind", () => {
   const VERSION_2 = { protocol: 2, agentVersion: "2.0.0", newField: { deep: true } };
 
   it("is refused by a secondary for its protocol version, which both are told", async () => {
-    const { secondary, port } = await AgentPair.create({ disks: { vda: SIZE } });
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    const { secondary, port } = pair;
     await secondary.start();
     const peer = await FakePeer.dial(port);
     peer.send(fakeHello("Primary", SIZE, VERSION_2));
@@ -146,26 +185,33 @@ describe("a peer of another kind", () => {
     const { peers } = await secondary.status();
     expect(peers[0]?.lastError).toMatchObject({
       code: "protocol-mismatch",
-      message: expect.stringContaining("protocol 2"),
+      message: "the peer speaks replication protocol 2 (release 2.0.0), this agent speaks 1",
     });
     expect(peers[0]?.lastError?.action).toContain("same release");
+    await pair.primary.start();
+    await pair.untilProtected();
   });
 
   it("is refused by a primary for its protocol version, which both are told", async () => {
-    const { primary, port } = await AgentPair.create({ disks: { vda: SIZE } });
-    const told = new Promise<unknown>((resolve, reject) => {
-      FakePeer.listen(port, async (peer) => {
-        peer.send(fakeHello("Secondary", SIZE, VERSION_2));
-        resolve((await peer.receive("refuse")).error);
-      }).catch(reject);
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    const { primary, port } = pair;
+    const told: unknown[] = [];
+    const stopListening = await FakePeer.listen(port, async (peer) => {
+      peer.send(fakeHello("Secondary", SIZE, VERSION_2));
+      const { error } = await peer.receive("refuse");
+      told.push(error);
+      await peer.closed;
     });
     await primary.start();
-    expect(await told).toMatchObject({ code: "protocol-mismatch" });
     const { peers } = await primary.until("told why", ({ peers }) => peers[0]?.lastError?.code === "protocol-mismatch");
     expect(peers[0]?.lastError?.message).toContain("replication protocol 2 (release 2.0.0), this agent speaks 1");
     const refused = await primary.ask<ErrorDocument>("checkpoint");
     expect(refused).toMatchObject({ code: EXIT.failed, json: { error: { code: "no-peer" } } });
     expect(refused.json.error.action).toContain("same release");
+    expect(told[0]).toMatchObject({ code: "protocol-mismatch", message: peers[0]?.lastError?.message });
+    await stopListening();
+    await pair.secondary.start();
+    await pair.untilProtected();
   });
 
   it.each([
@@ -209,7 +255,7 @@ describe("a peer of another kind", () => {
   });
 });
 
-describe("an agent that cannot start", () => {
+describe.runIf(requirePeers("qemu-io", "qemu-img", "nbdcopy"))("an agent that cannot start", () => {
   interface Refused {
     readonly code: number | null;
     readonly json: ErrorDocument;
@@ -271,6 +317,21 @@ describe("an agent that cannot start", () => {
     expect((await pair.secondary.status()).role).toBe("Secondary");
   });
 
+  it("says that another agent uses the state directory", async () => {
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    await pair.secondary.start();
+    const { root, image } = newAgent();
+    const state = join(pair.root, "b", "state");
+    const args = ["--run", join(root, "run"), "--state", state, "--vm", "test", "--disk", `vda=${image}`];
+    const { code, json } = await start("secondary", ...args, "--listen", `127.0.0.1:${await freePort()}`);
+    expect(code).toBe(EXIT.failed);
+    expect(json.error).toMatchObject({ code: "image-busy", message: expect.stringContaining(state) });
+    expect(json.error.action).toContain("Stop the other agent");
+    // Nothing of the running agent's was harmed by the attempt.
+    await pair.primary.start();
+    await pair.untilProtected();
+  });
+
   it.each([
     ["qcow2", /qcow2/],
     ["empty", /at least one sector/],
@@ -284,7 +345,7 @@ describe("an agent that cannot start", () => {
     expect(json.error.code).toBe("image-format");
     expect(json.error.message).toMatch(says);
     expect(json.error.message).toContain(image);
-    expect(json.error.action).not.toBe("");
+    expect(json.error.action).toContain(kind === "qcow2" ? "qemu-img convert" : `truncate -s SIZE ${image}`);
     expect(readFileSync(image).equals(before)).toBe(true);
   });
 
@@ -342,51 +403,77 @@ describe("an agent that cannot start", () => {
     expect(code).toBe(EXIT.failed);
     expect(json.error.code).toBe("image-changed");
     expect(json.error.message).toContain(pair.imagePath("a"));
+    expect(json.error.action).toContain("--adopt-image");
     pair.primary.command.push("--adopt-image");
     await pair.primary.start();
     await pair.untilProtected();
+    expect((await pair.primary.status()).jobs).toMatchObject([
+      { type: "resync", state: "concluded", progress: { doneBytes: SIZE, totalBytes: SIZE } },
+    ]);
     await pair.checkpoint();
+    await qemuIo(pair.secondary.uri(), "read -P 0x66 1M 64k");
     expectSame(await readDisk(pair.secondary.uri()), pair.image("a"));
     expectSame(pair.image("b"), pair.image("a"));
   });
 
-  it("calls it a usage error when a flag is missing, malformed or unsafe", async () => {
+  it("is refused a replica's image that changed while it was stopped, until it has an empty state directory", async () => {
+    const pair = await AgentPair.protected({ disks: { vda: Buffer.alloc(SIZE, 0x11) } });
+    const { secondary } = pair;
+    await secondary.stop();
+    await qemuIo(pair.imagePath("b"), "write -P 0x66 1M 64k");
+    const { code, json } = await start(...secondary.command);
+    expect(code).toBe(EXIT.failed);
+    expect(json.error).toMatchObject({
+      code: "image-changed",
+      message: expect.stringContaining(pair.imagePath("b")),
+      action: expect.stringContaining("on a secondary, start with an empty state directory"),
+    });
+    rmSync(join(pair.root, "b", "state"), { recursive: true });
+    await secondary.start();
+    await pair.untilProtected();
+    await pair.checkpoint();
+    expectSame(await readDisk(secondary.uri()), Buffer.alloc(SIZE, 0x11));
+    expectSame(pair.image("b"), pair.image("a"));
+  });
+
+  it("calls it a usage error when a flag is missing, malformed, unsafe or not available, and leaves nothing", async () => {
+    const { root, image } = newAgent();
+    const run = ["--run", join(root, "run")];
+    const state = ["--state", join(root, "state")];
+    const disk = ["--disk", `vda=${image}`];
+    const primary = ["primary", ...run, ...state, ...disk, "--peer", "ws://[::1]:1"];
+    const secondary = ["secondary", ...run, ...state];
+    const listen = ["--listen", "127.0.0.1:1"];
     const wrong: [string[], RegExp][] = [
       [["primary"], /--run DIR is missing/],
-      [["primary", "--run", "RUN"], /--state DIR is missing/],
-      [["primary", "--run", "RUN", "--state", "S"], /--disk NAME=IMAGE is missing/],
-      [["primary", "--run", "RUN", "--state", "S", "--disk", "vda=I"], /--peer WS_URL is missing/],
-      [["secondary", "--run", "RUN", "--state", "S", "--disk", "vda=I"], /--listen HOST:PORT is missing/],
-      [["secondary", "--run", "RUN", "--state", "S", "--disk", "vda", "--listen", "127.0.0.1:1"], /--disk "vda"/],
-      [
-        ["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--disk", "a=J", "--listen", "127.0.0.1:1"],
-        /"a"/,
-      ],
-      [["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--listen", "nowhere"], /--listen "nowhere"/],
-      [["secondary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--listen", "0.0.0.0:1"], /open to the network/],
-      [["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "http://127.0.0.1:1"], /--peer/],
-      [["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://192.0.2.1:1"], /not encrypted/],
-      [
-        ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--mode", "x"],
-        /--mode "x"/,
-      ],
-      [
-        ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--cluster-size", "5k"],
-        /cluster/,
-      ],
-      [
-        ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--window", "1"],
-        /--window/,
-      ],
-      [
-        ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--peer-timeout", "5"],
-        /--peer-timeout/,
-      ],
-      [
-        ["primary", "--run", "RUN", "--state", "S", "--disk", "a=I", "--peer", "ws://[::1]:1", "--token-file", "/none"],
-        /\/none/,
-      ],
-      [["primary", "--run", "RUN", "--config", "/none.yaml"], /configuration file/],
+      [["primary", ...run], /--state DIR is missing/],
+      [["primary", ...run, ...state], /--disk NAME=IMAGE is missing/],
+      [["primary", ...run, ...state, ...disk], /--peer WS_URL is missing/],
+      [[...secondary, ...disk], /--listen HOST:PORT is missing/],
+      [[...secondary, "--disk", "vda", ...listen], /--disk "vda"/],
+      [[...secondary, "--disk", "a=I", "--disk", "a=J", ...listen], /"a"/],
+      [[...secondary, ...disk, "--listen", "nowhere"], /--listen "nowhere"/],
+      [[...secondary, ...disk, "--listen", "0.0.0.0:1"], /--listen 0\.0\.0\.0:1 is open to the network/],
+      [[...secondary, ...disk, ...listen, "--nbd-listen", "[::]:1"], /--nbd-listen :::1 is open to the network/],
+      [["primary", ...run, ...state, ...disk, "--peer", "http://127.0.0.1:1"], /--peer/],
+      [["primary", ...run, ...state, ...disk, "--peer", "wss://127.0.0.1:1"], /--peer "wss:/],
+      [["primary", ...run, ...state, ...disk, "--peer", "ws://192.0.2.1:1"], /ws:\/\/192\.0\.2\.1:1 is not encrypted/],
+      [[...primary, "--peer", "ws://[::1]:2"], /--peer/],
+      [[...primary, "--diks", "a=I"], /--diks is not a flag/],
+      [[...primary, "--mode", "x"], /--mode "x"/],
+      [[...primary, "--mode", "mc"], /--mode mc is not available in this release/],
+      [[...primary, "--mode", "shared"], /--mode shared is not available/],
+      [[...primary, "--mode", "mirror"], /--mode mirror is not available/],
+      [[...primary, "--on-peer-loss", "freeze"], /--on-peer-loss freeze is not available/],
+      [[...primary, "--on-congestion", "detach"], /--on-congestion detach is not available/],
+      [[...primary, "--overlay-limit", "1GiB"], /--overlay-limit 1GiB is not available/],
+      [[...primary, "--retain", "3"], /--retain 3 is not available/],
+      [[...primary, "--control-listen", "127.0.0.1:1"], /--control-listen 127\.0\.0\.1:1 is not available/],
+      [[...primary, "--cluster-size", "5k"], /cluster/],
+      [[...primary, "--window", "1"], /--window/],
+      [[...primary, "--peer-timeout", "5"], /--peer-timeout/],
+      [[...primary, "--token-file", "/none"], /\/none/],
+      [["primary", ...run, "--config", "/none.yaml"], /configuration file/],
     ];
     await Promise.all(
       wrong.map(async ([args, says]) => {
@@ -397,6 +484,7 @@ describe("an agent that cannot start", () => {
         expect(stderr).toMatch(says);
       }),
     );
+    expect(readdirSync(root)).toEqual(["vda.img"]);
   });
 
   it("takes no token that others can read, or that is short", async () => {
@@ -405,7 +493,10 @@ describe("an agent that cannot start", () => {
     writeFileSync(token, "0123456789abcdef");
     chmodSync(token, 0o644);
     const link = ["--peer", "ws://127.0.0.1:9", "--token-file", token];
-    expect((await start("primary", ...args, ...link)).json.error.message).toContain("accessible to others");
+    const readable = await start("primary", ...args, ...link);
+    expect(readable).toMatchObject({ code: EXIT.usage, json: { error: { code: "usage" } } });
+    expect(readable.json.error.message).toContain(`${token} is accessible to others`);
+    expect(readable.json.error.action).toContain(`chmod 600 ${token}`);
     chmodSync(token, 0o600);
     writeFileSync(token, "short\n");
     const { code, json } = await start("primary", ...args, ...link);
@@ -423,6 +514,10 @@ describe("an operator command", () => {
     expect(none.json.error.message).toContain(empty);
     const pair = await AgentPair.create({ disks: { vda: SIZE } });
     await pair.primary.start();
+    // An agent that is there, without a secondary, refuses: that is another exit code.
+    const alone = await pair.primary.ask<ErrorDocument>("checkpoint");
+    expect(alone).toMatchObject({ code: EXIT.failed, json: { error: { code: "no-peer" } } });
+    expect(alone.json.error.action).not.toBe("");
     await pair.primary.crash();
     for (const command of [["status"], ["checkpoint"], ["wait", "synced"], ["events", "--follow"]]) {
       const dead = await pair.primary.ask<ErrorDocument>(...command);

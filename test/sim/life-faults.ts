@@ -174,5 +174,7 @@ export class LifeFaults {
     });
     await this.#whileOn();
     remove();
+    // What was refused may be found to have happened by the process that follows.
+    if (this.#random.chance(0.5)) member.host.crash("process");
   }
 }

@@ -136,7 +136,8 @@ export class LifeOperator {
     if (peer?.connection === "Connected") {
       assert(peer.lagBytes <= boundBytes, `${peer.lagBytes} bytes are on their way, of ${boundBytes} at most`);
     }
-    if (pair.secondary.agent !== undefined && !pair.secondary.host.process.frozen) {
+    const isToldAll = model.counts.voided === 0 && pair.secondary.agent !== undefined;
+    if (isToldAll && !pair.secondary.host.process.frozen) {
       assert(status.epoch.committed <= model.committed, "the primary knows of a commit that has not happened");
     }
   }

@@ -103,7 +103,7 @@ export function drawLife(random: SeededRandom): LifePlan {
   const access = random.pick<SecondaryExport>(["read-write", "read-write", "read-only", "read-only", "off"]);
   const ack = random.pick<AckPolicy>(["async", "async", "received", "applied"]);
   const operations = OPERATIONS_MIN + random.below(100);
-  const faults = drawFaults(random, operations, durability);
+  const faults = drawFaults(random, operations);
   return {
     pair: {
       disks: drawDisks(random),
@@ -159,13 +159,9 @@ function drawWeights(random: SeededRandom, access: SecondaryExport): Record<Oper
 }
 
 /** A few kinds of faults are on in each life. */
-function drawFaults(random: SeededRandom, operations: number, durability: Durability): LifePlan["faults"] {
-  const isPossible = (kind: FaultKind): boolean =>
-    // What `process` promises ends with the power.
-    durability === "power" || !kind.startsWith("secondary-loses-power");
-  const possible = FAULT_KINDS.filter(isPossible);
-  const on = possible.filter(() => random.chance(0.4));
-  if (on.length === 0) on.push(random.pick(possible));
+function drawFaults(random: SeededRandom, operations: number): LifePlan["faults"] {
+  const on = FAULT_KINDS.filter(() => random.chance(0.4));
+  if (on.length === 0) on.push(random.pick(FAULT_KINDS));
   const count = FAULTS_MIN + random.below(random.pick([1, 4, 10]));
   return Array.from({ length: count }, () => ({ at: random.below(operations), kind: random.pick(on) })).sort(
     (left, right) => left.at - right.at,

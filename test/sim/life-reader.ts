@@ -146,6 +146,8 @@ export class LifeReader {
     const device = secondary.device(disk);
     if (device === undefined || this.#scene.paused.has(secondary.host.process)) return undefined;
     const target = Buffer.alloc(length);
+    // A view that nobody has looked at yet is one already: what is written to it during this read must excuse the read.
+    this.#scene.observeCommitted();
     const reading = this.#modelOf(disk)?.beginRead();
     let seen = false;
     this.#scene.note(`view of ${disk.name} is read at [${offset}, +${length})`);

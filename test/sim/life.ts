@@ -107,7 +107,10 @@ class Life {
     await this.#operate();
     this.#atPeace = true;
     await this.#faults.over();
-    if (plan.ending !== "failover" || this.#scene.model.counts.committed < CHECKPOINTS_MIN) await this.#quiesce();
+    await this.#untilUp(pair.secondary);
+    const { model } = this.#scene;
+    const isReady = model.counts.committed >= CHECKPOINTS_MIN && model.committed > 0;
+    if (plan.ending !== "failover" || !isReady) await this.#quiesce();
     if (plan.ending !== "synced") {
       this.#atPeace = false;
       await this.#untilUp(pair.secondary);
@@ -246,11 +249,14 @@ class Life {
   // Death and return
 
   #died(member: PairMember, kind: CrashKind): void {
-    const { calls, model, pair, counts } = this.#scene;
+    const { calls, model, pair, plan, counts } = this.#scene;
     this.#scene.disturbed();
     this.#scene.note(`${member.name} is dead: ${kind}`);
     if (member === pair.secondary) this.#reader.died();
-    if (member === pair.secondary && !this.#failover.isPromoted) model.secondaryDied(kind);
+    if (member === pair.secondary && !this.#failover.isPromoted) {
+      model.secondaryDied(kind);
+      if (kind === "power" && plan.pair.durability === "process") model.secondaryMayBeVoid();
+    }
     if (member === this.#guest.member) model.guestDied(kind);
     calls.died(member.host.process);
     if (this.#failover.isGone(member)) return;

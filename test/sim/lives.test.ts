@@ -11,12 +11,6 @@ const CHECKPOINTS_MIN = 5;
 /** Lives are lived in groups, so that each test ends in good time. */
 const GROUP = 50;
 
-/**
- * Seeds whose verdict is open. 425: a read of the view that waits for the device overlaps a write of the secondary's VM
- * at the disk's short last cluster; whether the view or the model of overlapping requests is wrong is not decided.
- */
-const OPEN_SEEDS: ReadonlySet<number> = new Set([425]);
-
 const lives = Number(process.env.COLOBUS_LIVES ?? (process.env.CI === "true" ? LIVES_IN_CI : LIVES_HERE));
 const groups = Array.from({ length: Math.ceil(lives / GROUP) }, (_, index) => ({
   from: 1 + index * GROUP,
@@ -27,7 +21,6 @@ describe("whole lives of a pair", () => {
   it.each(groups)("keeps every promise in lives $from to $to", async ({ from, to }) => {
     const totals = newTotals();
     for (let seed = from; seed <= to; seed += 1) {
-      if (OPEN_SEEDS.has(seed)) continue;
       const report = await runLife(seed);
       const faults = Object.values(report.faults).reduce((sum, count) => sum + count, 0);
       expect(report.operations, replayCommand(seed)).toBeGreaterThanOrEqual(OPERATIONS_MIN);

@@ -22,7 +22,7 @@ export class PairModel implements PairObserver {
   view: readonly DiskModel[] = [];
   /** The secondary's committed epoch as last seen. */
   committed = 0;
-  readonly counts = { barriers: 0, prepared: 0, committed: 0, discarded: 0, lateCommits: 0 };
+  readonly counts = { barriers: 0, prepared: 0, committed: 0, discarded: 0, voided: 0 };
   readonly #disks: readonly PairDisk[];
   readonly #snapshots = new Map<number, readonly Buffer[]>();
   readonly #commitsAsked = new Set<number>();
@@ -32,6 +32,10 @@ export class PairModel implements PairObserver {
   readonly #listener: (member: PairMember, event: AgentEvent) => void;
   #primary: PairMember | undefined;
   #lastClosed = 0;
+  /** The secondary may find that it has lost its checkpoint: it never fsyncs, and its host lost its power. */
+  #mayBeVoid = false;
+  /** The newest barrier that was closed when the secondary lost its checkpoints. */
+  #voidThrough = 0;
   #committedAnswered = 0;
 
   constructor(
@@ -68,12 +72,14 @@ export class PairModel implements PairObserver {
   happened(member: PairMember, event: AgentEvent): void {
     if (member === this.#primary) {
       const epoch = Number(event.data.epoch);
+      // An answer from before the secondary lost its checkpoints binds it no more.
+      const isBinding = epoch > this.#voidThrough;
       if (event.type === "checkpoint-prepared") {
         this.counts.prepared += 1;
-        this.#prepared.add(epoch);
+        if (isBinding) this.#prepared.add(epoch);
       } else if (event.type === "checkpoint-committed") {
         this.counts.committed += 1;
-        this.#committedAnswered = Math.max(this.#committedAnswered, epoch);
+        if (isBinding) this.#committedAnswered = Math.max(this.#committedAnswered, epoch);
       } else if (event.type === "checkpoint-discarded") {
         for (const discarded of event.data.epochs as readonly number[]) this.discardAnswered(discarded);
       }
@@ -115,6 +121,8 @@ export class PairModel implements PairObserver {
 
   /** Takes the secondary's committed epoch as it is now. True when it is another one than before. */
   observeCommitted(epoch: number): boolean {
+    if (epoch === 0 && this.#mayBeVoid) this.#forgetCheckpoints();
+    this.#mayBeVoid = false;
     assert(
       epoch >= this.#committedAnswered,
       `the secondary has committed ${epoch}, though the commit of ${this.#committedAnswered} was answered`,
@@ -158,6 +166,21 @@ export class PairModel implements PairObserver {
 
   secondaryDied(kind: CrashKind): void {
     for (const disk of this.view) disk.crashed(kind);
+  }
+
+  /** The host of a secondary that never fsyncs has lost its power: what it says when it is back decides. */
+  secondaryMayBeVoid(): void {
+    this.#mayBeVoid = true;
+  }
+
+  #forgetCheckpoints(): void {
+    this.counts.voided += 1;
+    this.#voidThrough = this.#lastClosed;
+    this.committed = 0;
+    this.view = [];
+    this.#committedAnswered = 0;
+    // What the barriers closed stays known: an answer about one of them may still be on its way to the operator.
+    for (const asked of [this.#prepared, this.#discardsAsked, this.#commitsAsked]) asked.clear();
   }
 
   /** The host of the guest's disks has died. */

@@ -41,12 +41,17 @@ export class FakePeer {
     return peer;
   }
 
-  /** Takes the connections of a primary, as a secondary does, and hands each to `serve`. */
-  static async listen(port: number, serve: (peer: FakePeer) => Promise<void>): Promise<void> {
+  /** Takes the connections of a primary, as a secondary does, and hands each to `serve`; ends with what is returned. */
+  static async listen(port: number, serve: (peer: FakePeer) => Promise<void>): Promise<() => Promise<void>> {
     const server = new WebSocketServer({ host: "127.0.0.1", port });
     server.on("connection", (socket) => void serve(new FakePeer(socket)));
     await once(server, "listening");
     onTestFinished(() => server.close());
+    return () =>
+      new Promise<void>((resolve) => {
+        server.close(() => resolve());
+        for (const socket of server.clients) socket.terminate();
+      });
   }
 
   send(fields: Fields): void {

@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../proto/errors.ts";
 import { HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX, UNAUTHENTICATED_LINKS_MAX } from "../../../proto/limits.ts";
 import type { Hello, Message } from "../../../proto/replication-messages.ts";
+import type { Durability } from "../../../proto/words.ts";
 import { SecondaryRole } from "../../../secondary/secondary-role.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { SeededRandom } from "../../sim/seeded-random.ts";
@@ -46,9 +47,9 @@ class Bench {
     });
   }
 
-  static async open(changes: Partial<StateRecord> = {}): Promise<Bench> {
+  static async open(changes: Partial<StateRecord> = {}, durability: Durability = "process"): Promise<Bench> {
     const storage = seededStorage(1);
-    await makeSecondary(storage, [{ name: "vda", content: Buffer.alloc(SIZE) }], "process", changes);
+    await makeSecondary(storage, [{ name: "vda", content: Buffer.alloc(SIZE) }], durability, changes);
     return new Bench(storage, present(StateFile.open(storage, STATE_DIRECTORY)));
   }
 
@@ -80,6 +81,20 @@ class Bench {
 
   image(): Buffer {
     return this.storage.disk.readFile(imagePath("vda"));
+  }
+}
+
+/** Operations that wait until they are released. */
+class Held {
+  readonly paths: string[] = [];
+  release: () => void = () => undefined;
+  readonly #released = new Promise<void>((resolve) => {
+    this.release = resolve;
+  });
+
+  wait(path: string): Promise<void> {
+    this.paths.push(path);
+    return this.#released;
   }
 }
 
@@ -220,6 +235,38 @@ describe("a secondary with several links", () => {
     await bench.settle();
     expect(bench.image().toString("latin1", 0, 13)).toBe("old\0\0\0\0\0\0\0new");
     expect(bench.role.isConnected).toBe(true);
+  });
+
+  it("is not ready before what the session that it follows had begun is done", async () => {
+    const bench = await Bench.open({}, "power");
+    const old = await bench.begin();
+    old.send({ type: "barrier", id: 1, epoch: 1 });
+    await bench.settle();
+    old.send({ type: "commit", id: 2, epoch: 1 });
+    await bench.settle();
+    // The save of the original is held at its fsync, and the session ends behind it.
+    const held = new Held();
+    bench.storage.hold = (operation, path) => (operation === "sync" ? held.wait(path) : undefined);
+    old.write(1, 0, 0, Buffer.from("old"));
+    await bench.settle();
+    expect(held.paths).toEqual([expect.stringContaining("/hidden.")]);
+    old.link.end(new ColobusError("peer-timeout", "cut"));
+    const next = await bench.connect();
+    next.take();
+    next.begin(3);
+    await bench.settle();
+    expect(types(next.take())).toEqual([]);
+    held.release();
+    bench.storage.hold = undefined;
+    await bench.settle();
+    expect(types(next.take())).toEqual(["ready"]);
+    next.write(1, 0, 0, Buffer.from("new"));
+    await bench.settle();
+    expect(bench.image().toString("latin1", 0, 3)).toBe("new");
+    // The view is still the checkpoint: nobody has taken "old" for an original.
+    const view = Buffer.alloc(3, "?");
+    await present(bench.role.disks[0]).view.read(view, 0);
+    expect(view).toEqual(Buffer.alloc(3));
   });
 
   it("is not disturbed by strangers", async () => {

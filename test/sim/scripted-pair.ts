@@ -1,0 +1,209 @@
+import assert from "node:assert/strict";
+import type { Durability } from "../../proto/words.ts";
+import { Calls } from "./calls.ts";
+import { ModelWrite, type DiskModel } from "./disk-model.ts";
+import { PairModel } from "./pair-model.ts";
+import { imagePath, makePair, type Pair, type PairDisk, type PairMember, type PairOptions } from "./pair.ts";
+import type { SeededRandom } from "./seeded-random.ts";
+import { SimWorld } from "./world.ts";
+
+/**
+ * A small pair of two disks for tests that say step by step what happens, mostly a death at a certain storage call; the
+ * model of whole lives checks what both disks show.
+ */
+const DISKS: readonly PairDisk[] = [
+  { name: "vda", sizeBytes: 10 * 4096 + 1536 },
+  { name: "vdb", sizeBytes: 16 * 4096 },
+];
+const WRITES = 6;
+const TIMEOUT_MS = 60_000;
+const COMMAND = { timeoutMs: TIMEOUT_MS } as const;
+/** A dead session is found out by the first checkpoint at the latest. */
+const ATTEMPTS_MAX = 3;
+
+const OPTIONS: Omit<PairOptions, "durability"> = {
+  disks: DISKS,
+  clusterBytes: 4096,
+  ack: "async",
+  access: "read-write",
+  windowBytes: 1024 * 1024,
+  peerTimeoutMs: 5_000,
+  createImages: false,
+  checkpointEveryMs: undefined,
+};
+
+export class ScriptedPair {
+  readonly world: SimWorld;
+  readonly pair: Pair;
+  readonly model: PairModel;
+  readonly #calls: Calls;
+  readonly #random: SeededRandom;
+
+  constructor(seed: number, durability: Durability, options: Partial<PairOptions> = {}) {
+    this.world = new SimWorld(seed);
+    this.#random = this.world.random;
+    this.#calls = new Calls(this.world);
+    const contents = DISKS.map(({ sizeBytes }) => this.#bytes(sizeBytes));
+    this.model = new PairModel(DISKS, contents, () => undefined);
+    this.pair = makePair(
+      this.world,
+      { ...OPTIONS, ...options, durability },
+      { primary: contents, secondary: contents.map((content) => Buffer.alloc(content.length)) },
+      this.model,
+    );
+    this.model.watch(this.pair.primary);
+  }
+
+  /** Lets something happen in the world, and waits for its end. */
+  async do<T>(what: string, work: () => Promise<T>): Promise<T> {
+    return this.world.runFor(
+      what,
+      new Promise<T>((resolve, reject) => {
+        this.world.schedule(0, () => void work().then(resolve, reject));
+      }),
+    );
+  }
+
+  /** Starts both agents, and returns when the first checkpoint is committed. */
+  async start(): Promise<void> {
+    await this.do("the start", async () => {
+      await this.pair.secondary.start();
+      await this.pair.primary.start();
+      await this.wait("committed");
+    });
+  }
+
+  /** What a commit drops: originals that a closed epoch has saved, and what the secondary's VM has written. */
+  async fillOverlays(): Promise<void> {
+    await this.do("writes", () => this.#writeSome());
+    await this.do("a checkpoint", () => this.checkpoint());
+    await this.do("later writes", () => this.#writeSome());
+  }
+
+  /** The secondary starts again after its death: its view is there at once. Returns the committed epoch. */
+  async restartSecondary(): Promise<number> {
+    const { secondary } = this.pair;
+    secondary.host.disk.faults.clear();
+    secondary.host.restart();
+    assert(await this.do("the start of the secondary", () => secondary.start()));
+    return this.do("the view", () => this.#checkView());
+  }
+
+  /** False when the secondary died before it was answered. */
+  async checkpoint(): Promise<boolean> {
+    const { agent } = this.pair.primary;
+    if (agent === undefined) return false;
+    const signal = new AbortController().signal;
+    const outcome = await this.#calls.make(this.pair.primary, "checkpoint", TIMEOUT_MS, () =>
+      agent.checkpoint({ prepare: false, ...COMMAND }, signal),
+    );
+    return outcome.kind === "done";
+  }
+
+  /** Every disk shows the checkpoint that the record names. */
+  async #checkView(): Promise<number> {
+    const { agent } = this.pair.secondary;
+    const epoch = agent?.status().epoch;
+    assert(epoch !== undefined, "the secondary does not run");
+    this.model.observeSecondary(epoch);
+    for (const [index, disk] of DISKS.entries()) {
+      if (epoch.committed === 0) break;
+      const content = Buffer.alloc(disk.sizeBytes);
+      await this.pair.secondary.device(disk)?.read(content, 0);
+      this.model.view[index]?.check(content, 0, `${disk.name} at epoch ${epoch.committed}`);
+    }
+    return epoch.committed;
+  }
+
+  /** The pair comes together again, and the next checkpoint makes both copies equal. */
+  async checkRecovery(): Promise<void> {
+    await this.do("the recovery", () => this.#recover());
+  }
+
+  async #recover(): Promise<void> {
+    // Until the primary has noticed the loss of power, it waits for the dead session.
+    let taken = false;
+    for (let attempt = 0; attempt < ATTEMPTS_MAX && !taken; attempt += 1) {
+      await this.wait("synced");
+      taken = await this.checkpoint();
+    }
+    assert(taken, "the pair can take no checkpoint");
+    for (const disk of DISKS) {
+      const [primary, secondary] = [this.pair.primary, this.pair.secondary].map(({ host }) =>
+        host.disk.readFile(imagePath(disk)),
+      );
+      assert(primary !== undefined && secondary?.equals(primary) === true, `the copies of ${disk.name} differ`);
+    }
+  }
+
+  /** The primary is dead and the secondary takes over. False when it died on the way. */
+  async failOver(): Promise<boolean> {
+    const { agent } = this.pair.secondary;
+    if (agent === undefined) return false;
+    const signal = new AbortController().signal;
+    const request = { force: true, dryRun: false, discardActive: false, ...COMMAND };
+    const outcome = await this.#calls.make(this.pair.secondary, "failover", TIMEOUT_MS, () =>
+      agent.failover(request, signal),
+    );
+    return outcome.kind === "done";
+  }
+
+  /** The promoted side shows what it was promoted from, before the merge and after it. */
+  async checkPromoted(): Promise<void> {
+    const { secondary } = this.pair;
+    await this.do("the export", async () => {
+      for (const [index, disk] of DISKS.entries()) {
+        const content = Buffer.alloc(disk.sizeBytes);
+        await secondary.device(disk)?.read(content, 0);
+        this.model.view[index]?.check(content, 0, `${disk.name} after the promotion`);
+      }
+      await secondary.agent?.wait({ condition: "merged", ...COMMAND }, new AbortController().signal);
+    });
+    for (const [index, disk] of DISKS.entries()) {
+      const image = secondary.host.disk.readFile(imagePath(disk));
+      this.model.view[index]?.check(image, 0, `the image of ${disk.name} after the merge`);
+    }
+  }
+
+  /** Waits for a condition of the primary, which is running or starting. */
+  async wait(condition: "committed" | "synced"): Promise<void> {
+    while (this.pair.primary.agent === undefined) {
+      await new Promise<void>((resolve) => {
+        this.world.schedule(1, resolve);
+      });
+    }
+    await this.pair.primary.agent.wait({ condition, ...COMMAND }, new AbortController().signal);
+  }
+
+  /** The guest writes to both disks, and the secondary's VM to its view of both. */
+  async #writeSome(): Promise<void> {
+    for (let count = 0; count < WRITES; count += 1) {
+      const index = count % DISKS.length;
+      await this.#write(this.pair.primary, index, this.model.guest[index]);
+      if (count < DISKS.length) await this.#write(this.pair.secondary, index, undefined);
+    }
+  }
+
+  async #write(member: PairMember, index: number, model: DiskModel | undefined): Promise<void> {
+    const disk = DISKS[index];
+    const device = disk === undefined ? undefined : member.device(disk);
+    if (disk === undefined || device === undefined) return;
+    const length = 1 + this.#random.below(3 * 4096);
+    const offset = this.#random.below(disk.sizeBytes - length);
+    const write = new ModelWrite(offset, length, this.#bytes(length));
+    if (member === this.pair.secondary) {
+      this.model.observeCommitted(member.agent?.status().epoch.committed ?? 0);
+      model = this.model.view[index];
+    }
+    model?.begin(write);
+    await device.write(write.data ?? Buffer.alloc(0), offset, { fua: member === this.pair.secondary });
+    write.settled = true;
+    if (member === this.pair.secondary) model?.flushed(new Set([write]));
+  }
+
+  #bytes(length: number): Buffer {
+    const bytes = Buffer.alloc(length);
+    this.#random.fill(bytes);
+    return bytes;
+  }
+}

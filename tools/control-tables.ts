@@ -1,0 +1,148 @@
+/** The tables of the control API: the fields of its requests, and of the status document. */
+import type { z } from "zod";
+import {
+  checkpointRequestSchema,
+  commitRequestSchema,
+  discardRequestSchema,
+  failoverRequestSchema,
+  setSpeedRequestSchema,
+  statusSchema,
+  waitRequestSchema,
+} from "../proto/control-api.ts";
+import { markdownTable } from "./markdown-table.ts";
+import { schemaFields } from "./schema-fields.ts";
+
+const REQUESTS: readonly (readonly [route: string, schema: z.ZodType])[] = [
+  ["POST /v1/checkpoint", checkpointRequestSchema],
+  ["POST /v1/commit", commitRequestSchema],
+  ["POST /v1/discard", discardRequestSchema],
+  ["POST /v1/failover", failoverRequestSchema],
+  ["POST /v1/wait", waitRequestSchema],
+  ["PUT /v1/jobs/ID/speed", setSpeedRequestSchema],
+];
+
+const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
+  "POST /v1/checkpoint prepare": "Stop before the commit.",
+  "POST /v1/commit epoch": "The prepared checkpoint; every earlier one is committed with it.",
+  "POST /v1/discard epoch": "The prepared checkpoint; left out: all of them.",
+  "POST /v1/failover force": "Also while the primary is connected, and without a committed checkpoint.",
+  "POST /v1/failover dryRun": "Only say what would be served and lost.",
+  "POST /v1/failover discardActive": "Leave out what the secondary's own VM has written.",
+  "POST /v1/wait condition": "What to wait for: see [states.md](states.md#conditions-to-wait-for).",
+  "PUT /v1/jobs/ID/speed bytesPerSecond": "0 is no limit.",
+};
+const TIMEOUT_MEANING = "Milliseconds after which the call ends with `timed-out`.";
+
+const STATUS_MEANINGS: Readonly<Record<string, string>> = {
+  "role": "What the state directory records, whatever the command line says.",
+  "vm": "`--vm`.",
+  "mode": "`--mode`.",
+  "agentId": "Random, for the life of the state directory.",
+  "agentVersion": "Release of this agent.",
+  "pid": "Its process.",
+  "lineage": "The history that the disks belong to; null on a secondary that has never committed anything.",
+  "durability": "`--durability`.",
+  "ack": "`--ack`.",
+  "clusterBytes": "`--cluster-size`.",
+  "epoch.open": "The epoch that writes belong to now.",
+  "epoch.prepared": "Checkpoints that a commit or a discard can name.",
+  "epoch.committed":
+    "The checkpoint that a failover returns to; 0 before the first. On a primary: as it was told last.",
+  "peers[].url": "What the primary dials; null on a secondary.",
+  "peers[].address": "The other end; null on a secondary without a session.",
+  "peers[].connection": "See [states.md](states.md#connection-states).",
+  "peers[].replication": "See [states.md](states.md#replication-states).",
+  "peers[].lagBytes":
+    "Primary: handed over and not yet stable, or dirty while there is no session. Secondary: applied since the committed checkpoint.",
+  "peers[].agentId": "The peer's, once there was a session.",
+  "peers[].agentVersion": "The peer's release, once there was a session.",
+  "peers[].lastContactMs": "Time since anything came from the peer; null: never.",
+  "peers[].lastError": "Why there is no session, or why the secondary takes no writes.",
+  "disks[].name": "Also the name of the export.",
+  "disks[].sizeBytes": "null: the image is still to be made.",
+  "disks[].state": "See [states.md](states.md#disk-states).",
+  "disks[].dirtyBytes": "Primary: bytes in clusters that the secondary may lack.",
+  "disks[].hiddenBytes": "Storage of the generations: data files and journals.",
+  "disks[].activeBytes": "Storage of the active disk.",
+  "disks[].bufferBytes": "0 in this release.",
+  "disks[].image": "Path of the image.",
+  "disks[].generations[].epoch": "Secondary: an epoch of which originals are held.",
+  "disks[].generations[].bytes": "Bytes in the clusters that it holds; zero clusters count, and occupy no storage.",
+  "disks[].children[].name": "`local` on a primary, `base` on a secondary.",
+  "disks[].children[].kind": "`image` in this release.",
+  "disks[].children[].path": "Path of the image.",
+  "disks[].children[].state": "`broken` after an error of the image that was not a full file system.",
+  "jobs[].id": "What `colobus job` takes.",
+  "jobs[].type": "See [states.md](states.md#job-types).",
+  "jobs[].state": "See [states.md](states.md#job-states).",
+  "jobs[].disk": "null: all disks.",
+  "jobs[].progress.doneBytes": "Of the work known so far.",
+  "jobs[].progress.totalBytes": "All of it.",
+  "jobs[].bytesPerSecond": "Rate of the last seconds; 0 while it is not running.",
+  "jobs[].etaMs": "null: not known.",
+  "jobs[].speedLimit": "Bytes per second; 0 is no limit.",
+  "jobs[].startedAt": "ISO 8601, UTC.",
+  "jobs[].endedAt": "null: not concluded.",
+  "jobs[].error": "Why it paused by itself, or did not succeed.",
+  "exports[].name": "Name of the NBD export.",
+  "exports[].uri": "NBD URI on the unix socket.",
+  "exports[].readOnly": "Whether writes are refused.",
+  "exports[].clients": "Clients connected now.",
+  "protection.state": "Whether a failover would return to a committed checkpoint that is fresh enough.",
+  "protection.reason": "See [states.md](states.md#protection); null when protected.",
+  "protection.nextAction": "What to do; empty when protected.",
+  "recoverable": "What a failover of the secondary would return to; null: nothing.",
+  "recoverable.epoch": "The committed checkpoint.",
+  "recoverable.ageMs": "Time since its barrier (secondary), or since its commit was answered (primary).",
+  "recoverable.lastContactMs": "As in `peers`.",
+  "recoverable.wouldLose.writes": "Writes after that checkpoint that are known here.",
+  "recoverable.wouldLose.bytes": "Their bytes.",
+  "recoverable.wouldLose.atLeast": "Whether there may be more: writes that this agent did not see.",
+};
+
+export function requestTable(): string {
+  const meanings = new Map(Object.entries(REQUEST_MEANINGS));
+  const rows = REQUESTS.flatMap(([route, schema]) =>
+    schemaFields(schema).map(({ path, type, defaultValue, required }) => {
+      const meaning = path === "timeoutMs" ? TIMEOUT_MEANING : take(meanings, `${route} ${path}`);
+      const fallback = required ? "required" : defaultValue === undefined ? "–" : `\`${JSON.stringify(defaultValue)}\``;
+      return [`\`${route}\``, `\`${path}\``, type, fallback, meaning];
+    }),
+  );
+  assertAllTaken(meanings);
+  return markdownTable(["route", "field", "type", "default", "meaning"], rows);
+}
+
+export function statusTable(): string {
+  const meanings = new Map(Object.entries(STATUS_MEANINGS));
+  const fields = schemaFields(statusSchema).filter(
+    // What only holds other fields is described by them, and every error is of the same form.
+    ({ path, type }) =>
+      !/Error\.|\.error\.|^jobs\[\]\.error\./.test(path) && (path === "recoverable" || !isFrame(type)),
+  );
+  const rows = fields.map(({ path, type }) => [`\`${path}\``, typeOf(path, type), take(meanings, path)]);
+  assertAllTaken(meanings);
+  return markdownTable(["field", "type", "meaning"], rows);
+}
+
+function isFrame(type: string): boolean {
+  return type === "object" || type === "list of objects";
+}
+
+/** Lists of words stand in states.md already. */
+function typeOf(path: string, type: string): string {
+  return /\.(connection|replication|reason)$|^jobs\[\]\.(type|state)$|^disks\[\]\.state$/.test(path) ? "word" : type;
+}
+
+/** A field without a sentence, or a sentence without a field, stops the generation. */
+function take(meanings: Map<string, string>, key: string): string {
+  const meaning = meanings.get(key);
+  if (meaning === undefined) throw new Error(`tools/control-tables.ts says nothing about ${key}.`);
+  meanings.delete(key);
+  return meaning;
+}
+
+function assertAllTaken(meanings: ReadonlyMap<string, string>): void {
+  const [left] = meanings.keys();
+  if (left !== undefined) throw new Error(`tools/control-tables.ts describes ${left}, which there is not.`);
+}

@@ -1,0 +1,110 @@
+/** The tables of the replication protocol: its messages, and the fields of `hello`. */
+import { MESSAGE_SCHEMAS, OPERATION_KINDS, type Hello, type MessageType } from "../proto/replication-messages.ts";
+import { markdownTable } from "./markdown-table.ts";
+import { schemaFields } from "./schema-fields.ts";
+
+interface MessageMeaning {
+  readonly from: "both" | "primary" | "secondary";
+  readonly meaning: string;
+}
+
+/** The types make a message without a sentence, or a sentence without a message, a compile error. */
+const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
+  hello: { from: "both", meaning: "Who this side is and what it has: the fields are listed below." },
+  proof: { from: "both", meaning: "HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token." },
+  begin: { from: "primary", meaning: "The stream starts: its history, the open epoch, and the disks' sizes." },
+  ready: { from: "secondary", meaning: "Nothing of an older session is under way, and the disks are open." },
+  data: {
+    from: "primary",
+    meaning: "Operations, numbered from `firstSequence` on, in the order in which they are applied.",
+  },
+  sync: { from: "primary", meaning: "The clusters that the secondary may lack follow, or have all been sent." },
+  barrier: {
+    from: "primary",
+    meaning: "Closes the epoch. Answered when everything before it is stable and the record is durable.",
+  },
+  commit: {
+    from: "primary",
+    meaning: "Makes a prepared epoch, and every earlier one, the state to return to. Does not queue behind data.",
+  },
+  discard: { from: "primary", meaning: "Withdraws prepared epochs. Does not queue behind data." },
+  answer: {
+    from: "secondary",
+    meaning: "The outcome of the barrier, commit or discard of that `id`; `error` is null when it was done.",
+  },
+  ack: { from: "secondary", meaning: "How far the operations have come; see below." },
+  stall: {
+    from: "secondary",
+    meaning: "The overlays have no room, or the disk has none. Before `ready` where it is so from the beginning.",
+  },
+  unstall: { from: "secondary", meaning: "There is room again." },
+  ping: { from: "both", meaning: "Nothing else was said for a while." },
+  refuse: { from: "both", meaning: "Why this side ends the session; it closes the link next." },
+};
+
+const HELLO_MEANINGS: Record<keyof Hello, string> = {
+  protocol: "Version of this protocol. Another one is refused before anything else is looked at.",
+  agentVersion: "Release, for logs and status.",
+  agentId: "Random, for the life of a state directory.",
+  vm: "`--vm`.",
+  mode: "`--mode`.",
+  role: "The recorded role.",
+  ack: "`--ack` of the primary; a secondary says `async`. With `applied` the secondary fsyncs behind every batch.",
+  clusterBytes: "`--cluster-size`.",
+  windowBytes: "`--window`; the smaller one of the two counts.",
+  disks:
+    "Names and sizes. The order of the primary's is that of the disk indexes in `data`. A size is null where the secondary makes the image.",
+  nonce: "16 random bytes, so that no proof can be used twice.",
+  hasToken: "Whether this side has a `--token-file`.",
+  lineage: "The history that the disks belong to; null on a secondary that has never committed anything.",
+  committed: "The committed epoch, or 0. A primary repeats what it was told last.",
+  prepared: "Epochs that a commit can still name.",
+  epochSeen: "The highest epoch number that this side has seen used.",
+  tracks: "On a primary: the secondary that its dirty maps count from.",
+  assumeInSync: "`--assume-in-sync` of the primary.",
+};
+
+export function messageTable(): string {
+  const rows = Object.entries(MESSAGE_MEANINGS).map(([type, { from, meaning }]) => [
+    `\`${type}\``,
+    from,
+    fieldsOf(type as MessageType),
+    meaning,
+  ]);
+  return markdownTable(["message", "from", "fields", "meaning"], rows);
+}
+
+export function helloTable(): string {
+  const types = new Map(schemaFields(MESSAGE_SCHEMAS.hello).map(({ path, type }) => [path, type]));
+  const rows = Object.entries(HELLO_MEANINGS).map(([name, meaning]) => [
+    `\`${name}\``,
+    name === "disks" ? "list of `name`, `sizeBytes`" : (types.get(name) ?? ""),
+    meaning,
+  ]);
+  return markdownTable(["field", "type", "meaning"], rows);
+}
+
+export function operationTable(): string {
+  const meanings: Record<keyof typeof OPERATION_KINDS, string> = {
+    write: "The next `length` bytes of the payload.",
+    discard: "The range reads as zeroes, and its space is freed. Zeroes of a sync travel so too.",
+    zero: "The range reads as zeroes, and keeps its space.",
+  };
+  const rows = Object.entries(OPERATION_KINDS).map(([kind, number]) => [
+    String(number),
+    `\`${kind}\``,
+    meanings[kind as keyof typeof OPERATION_KINDS],
+  ]);
+  return markdownTable(["kind", "name", "meaning"], rows);
+}
+
+/** `data` has no schema: its ranges are checked number by number. */
+function fieldsOf(type: MessageType): string {
+  if (type === "hello") return "";
+  if (type === "data") return "`firstSequence`, `ranges`";
+  const paths = schemaFields(MESSAGE_SCHEMAS[type]).map(({ path }) => path);
+  return paths
+    .filter((path) => path !== "type" && !path.includes("."))
+    .map((path) => `\`${path}\``)
+    .join(", ");
+}
