@@ -192,6 +192,7 @@ describe.runIf(requirePeers("fio"))("fio", () => {
       "--numjobs=3",
       "--offset_increment=16m",
       "--verify=crc32c",
+      "--verify_state_save=0",
       "--verify_fatal=1",
       "--end_fsync=1",
       "--output-format=json",

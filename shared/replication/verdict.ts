@@ -1,0 +1,156 @@
+import type { Role } from "../../proto/words.ts";
+
+/**
+ * The handshake's decision: from what both sides know of their disks' history, who is the source, what has to be sent,
+ * and who must not serve any more. One pure function, which both sides call with their own facts and the peer's; the
+ * answer names sides by their agent ids, so both reach the same one.
+ *
+ * A *lineage* is the id of a history. A new one begins at a promotion, and when a primary goes on without the peer that
+ * has adopted its lineage. A side whose lineage is among the ancestors of the other's is *behind*: everything that it
+ * holds, the other has known. Two sides with a common ancestor of which neither is behind have *diverged*.
+ */
+export interface HistoryFacts {
+  readonly agentId: string;
+  readonly role: Role;
+  /** The history that the disks belong to; null: blank, they hold nothing that was ever committed. */
+  readonly lineage: string | null;
+  /** The histories that this one goes back to, newest first. */
+  readonly ancestors: readonly string[];
+  /** Histories that a source has begun to send, and that are not adopted yet. */
+  readonly heard: readonly string[];
+  /** What both sides recorded of their last sessions: the same ids on both, or one side was replaced or restored. */
+  readonly pairing: Pairing | null;
+  /** Whose copy this side's dirty bitmap counts from; null: this side has changed nothing by itself since it was a target. */
+  readonly tracks: string | null;
+  /** The last committed checkpoint: the secondary's own; on a primary the last that this very secondary acknowledged. */
+  readonly committed: number;
+  /** This primary has met a newer history, and serves nothing. */
+  readonly outdated: boolean;
+  /** The operator gave this side's data up for the peer's. */
+  readonly discardsOwn: boolean;
+  /** This primary has handed its role to that agent, and does not know yet whether it arrived. */
+  readonly handOver: string | null;
+  /** The operator vouches that a blank secondary's disks are equal. */
+  readonly assumeInSync: boolean;
+}
+
+export interface Pairing {
+  readonly peer: string;
+  /** Ids of the last sessions, newest first: two, since a side may die before the other has heard of the newest. */
+  readonly sessions: readonly string[];
+}
+
+/** How a rule of the decision is called in `connect --dry-run`, in logs and in docs/states.md. */
+export const VERDICT_RULES = [
+  "same-agent",
+  "no-primary",
+  "blank-target",
+  "same-lineage",
+  "target-behind",
+  "own-data-discarded",
+  "source-outdated",
+  "primary-behind",
+  "hand-over-arrived",
+  "two-primaries",
+  "diverged",
+  "unrelated",
+] as const;
+export type VerdictRule = (typeof VERDICT_RULES)[number];
+
+export type Verdict =
+  /** `source` sends: everything, the clusters that either side's bitmap names, or nothing. */
+  | {
+      readonly kind: "sync";
+      readonly rule: VerdictRule;
+      readonly source: string;
+      readonly target: string;
+      readonly extent: "full" | "delta" | "assumed";
+    }
+  /** `agent` is behind `newer`, and is Primary: it must not serve. */
+  | { readonly kind: "outdated"; readonly rule: VerdictRule; readonly agent: string; readonly newer: string }
+  /** `from` gave its role to `to`, which has taken it: `from` is Secondary from here on. */
+  | { readonly kind: "hand-over"; readonly rule: VerdictRule; readonly from: string; readonly to: string }
+  | { readonly kind: "split-brain"; readonly rule: VerdictRule }
+  | { readonly kind: "refused"; readonly rule: "same-agent" | "no-primary" | "two-primaries" | "unrelated" };
+
+/** The decision; the same for (one, other) and (other, one). */
+export function decide(one: HistoryFacts, other: HistoryFacts): Verdict {
+  if (one.agentId === other.agentId) return { kind: "refused", rule: "same-agent" };
+  if (one.role === "Primary" && other.role === "Primary") return decidePrimaries(one, other);
+  if (one.role === "Primary") return decidePair(one, other);
+  if (other.role === "Primary") return decidePair(other, one);
+  return { kind: "refused", rule: "no-primary" };
+}
+
+function decidePrimaries(one: HistoryFacts, other: HistoryFacts): Verdict {
+  const behind = findBehind(one, other);
+  if (behind !== undefined) {
+    const newer = behind === one ? other : one;
+    if (behind.handOver === newer.agentId) {
+      return { kind: "hand-over", rule: "hand-over-arrived", from: behind.agentId, to: newer.agentId };
+    }
+    return { kind: "outdated", rule: "primary-behind", agent: behind.agentId, newer: newer.agentId };
+  }
+  // Two primaries of one history: a state directory, or a whole host, was copied.
+  if (one.lineage === other.lineage) return { kind: "refused", rule: "two-primaries" };
+  if (areRelated(one, other)) return { kind: "split-brain", rule: "diverged" };
+  return { kind: "refused", rule: "unrelated" };
+}
+
+function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
+  if (primary.outdated) {
+    return { kind: "outdated", rule: "source-outdated", agent: primary.agentId, newer: secondary.agentId };
+  }
+  if (secondary.lineage === null) return sync(primary, secondary, "blank-target");
+  if (secondary.discardsOwn) return sync(primary, secondary, "own-data-discarded");
+  if (primary.lineage === secondary.lineage) return sync(primary, secondary, "same-lineage");
+  const behind = findBehind(primary, secondary);
+  if (behind === secondary) return sync(primary, secondary, "target-behind");
+  if (behind === primary) {
+    return { kind: "outdated", rule: "primary-behind", agent: primary.agentId, newer: secondary.agentId };
+  }
+  if (areRelated(primary, secondary)) return { kind: "split-brain", rule: "diverged" };
+  return { kind: "refused", rule: "unrelated" };
+}
+
+function sync(source: HistoryFacts, target: HistoryFacts, rule: VerdictRule): Verdict {
+  const ids = { source: source.agentId, target: target.agentId };
+  if (isDifferenceKnown(source, target)) return { kind: "sync", rule, ...ids, extent: "delta" };
+  const isVouchedFor = source.assumeInSync && target.lineage === null && target.pairing === null;
+  return { kind: "sync", rule, ...ids, extent: isVouchedFor ? "assumed" : "full" };
+}
+
+/** Whether the two bitmaps together name every cluster in which the copies can differ. */
+function isDifferenceKnown(source: HistoryFacts, target: HistoryFacts): boolean {
+  return (
+    source.tracks === target.agentId &&
+    (target.tracks === null || target.tracks === source.agentId) &&
+    haveMetLast(source, target) &&
+    // A target that shows less than it once acknowledged was restored from a backup.
+    target.committed >= source.committed
+  );
+}
+
+/** Whether the last session of each was with the other, and both remember the same one. */
+function haveMetLast(one: HistoryFacts, other: HistoryFacts): boolean {
+  if (one.pairing?.peer !== other.agentId || other.pairing?.peer !== one.agentId) return false;
+  const { sessions } = other.pairing;
+  return one.pairing.sessions.some((session) => sessions.includes(session));
+}
+
+/** The side whose history the other's goes back to; undefined when neither, or both, are. */
+function findBehind(one: HistoryFacts, other: HistoryFacts): HistoryFacts | undefined {
+  const oneIsBehind = one.lineage !== null && other.ancestors.includes(one.lineage);
+  const otherIsBehind = other.lineage !== null && one.ancestors.includes(other.lineage);
+  if (oneIsBehind === otherIsBehind) return undefined;
+  return oneIsBehind ? one : other;
+}
+
+function areRelated(one: HistoryFacts, other: HistoryFacts): boolean {
+  const known = historiesOf(other);
+  return historiesOf(one).some((lineage) => known.includes(lineage));
+}
+
+function historiesOf(facts: HistoryFacts): string[] {
+  return [...(facts.lineage === null ? [] : [facts.lineage]), ...facts.ancestors, ...facts.heard];
+}
