@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { ACK_POLICIES, DURABILITIES, MODES, ROLES, SECONDARY_EXPORTS } from "../proto/words.ts";
+import { ACK_POLICIES, DURABILITIES, MODES, PEER_LOSS_POLICIES, ROLES, SECONDARY_EXPORTS } from "../proto/words.ts";
 
 /** Everything that one agent is started with; `agent-options.ts` makes it from flags and the configuration file. */
 export const agentConfigSchema = z.object({
@@ -9,11 +9,12 @@ export const agentConfigSchema = z.object({
   mode: z.enum(MODES),
   stateDirectory: z.string(),
   disks: z.array(z.object({ name: z.string(), image: z.string() })).min(1),
-  /** URLs of the secondaries that a primary dials. */
+  /** URLs of the peers that the agent dials. */
   peers: z.array(z.string()),
   ack: z.enum(ACK_POLICIES),
   durability: z.enum(DURABILITIES),
   peerTimeoutMs: z.number().positive(),
+  onPeerLoss: z.enum(PEER_LOSS_POLICIES),
   windowBytes: z.int().positive(),
   clusterBytes: z.int().positive(),
   secondaryExport: z.enum(SECONDARY_EXPORTS),

@@ -6,7 +6,7 @@ import type { Argv } from "yargs";
 import { z } from "zod";
 import { ColobusError } from "../proto/errors.ts";
 import { CLUSTER_DEFAULT_BYTES, DISKS_MAX, PEER_TIMEOUT_DEFAULT_MS, WINDOW_DEFAULT_BYTES } from "../proto/limits.ts";
-import { ACK_POLICIES, DURABILITIES, MODES, SECONDARY_EXPORTS, type Role } from "../proto/words.ts";
+import { ACK_POLICIES, DURABILITIES, MODES, PEER_LOSS_POLICIES, SECONDARY_EXPORTS, type Role } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { LOG_LEVELS, type LogLevel } from "../shared/host/log.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
@@ -34,7 +34,7 @@ const optionsSchema = z.strictObject({
   "ack": z.enum(ACK_POLICIES).optional(),
   "durability": z.enum(DURABILITIES).optional(),
   "peer-timeout": scalar.optional(),
-  "on-peer-loss": z.enum(["continue", "freeze"]).optional(),
+  "on-peer-loss": z.enum(PEER_LOSS_POLICIES).optional(),
   "on-congestion": z.enum(["throttle", "detach"]).optional(),
   "window": scalar.optional(),
   "cluster-size": scalar.optional(),
@@ -80,11 +80,13 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
       "cluster-size",
       text(`Unit of copy-before-write (${formatBytes(CLUSTER_DEFAULT_BYTES)}); the same on both sides`),
     )
+    .option("peer", many("URL of the peer that this agent dials: ws://HOST:PORT"))
+    .option("listen", text("HOST:PORT where the peer connects"))
     .option("ack", word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async)"))
     .option("window", text(`Bytes under way to the secondary at most (${formatBytes(WINDOW_DEFAULT_BYTES)})`))
     .option("checkpoint-every", text("Take a checkpoint of the disks by itself this often (off)"))
     .option("max-checkpoint-age", text("Older checkpoints count as no protection (off)"))
-    .option("on-peer-loss", word(["continue", "freeze"], "What guests' writes do without the secondary (continue)"))
+    .option("on-peer-loss", word(PEER_LOSS_POLICIES, "What guests' writes do without the secondary (continue)"))
     .option("on-congestion", word(["throttle", "detach"], "What happens when the secondary is too slow (throttle)"))
     .option("overlay-limit", text("Bytes that each overlay may take (none: the file system's limit)"))
     .option("retain", text("Committed checkpoints to keep beside the last one (0)"))
@@ -96,7 +98,6 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
   const ofRole =
     role === "Primary"
       ? shared
-          .option("peer", many("URL of the secondary: ws://HOST:PORT"))
           .option("assume-in-sync", flag("The images are identical already: skip the first sync"))
           .option("adopt-image", flag("Take images other than recorded, or changed meanwhile, as they are"))
           .example(
@@ -104,7 +105,6 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
             "",
           )
       : shared
-          .option("listen", text("HOST:PORT where the primary connects"))
           .option("create", flag("Make missing images at the primary's size"))
           .option(
             "secondary-export",
@@ -136,9 +136,10 @@ export function readProcessConfig(
   if (peers.length > 1) {
     throw invalid("--peer", peers.join(", "), "This release keeps one secondary; give --peer once.");
   }
-  if (role === "Primary" && peers.length === 0) throw missing("--peer WS_URL", "It names the secondary agent.");
-  if (role === "Secondary" && options.listen === undefined) {
-    throw missing("--listen HOST:PORT", "It is where the primary connects.");
+  if (peers.length === 0 && options.listen === undefined) {
+    throw role === "Primary"
+      ? missing("--peer WS_URL", "It names the secondary agent; or --listen HOST:PORT, where that connects.")
+      : missing("--listen HOST:PORT", "It is where the primary connects; or --peer WS_URL, where the primary listens.");
   }
   return {
     agent: {
@@ -154,6 +155,7 @@ export function readProcessConfig(
         parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"),
         "--peer-timeout",
       ),
+      onPeerLoss: options["on-peer-loss"] ?? "continue",
       windowBytes: parseWindow(options.window),
       clusterBytes: parseClusterSize(options["cluster-size"]),
       secondaryExport: options["secondary-export"] ?? "read-only",
@@ -207,7 +209,6 @@ function givenFlags(args: AgentArguments): Options {
 function refuseUnavailable(options: Options): void {
   const refused: [string, string | undefined, string][] = [
     ["--mode", options.mode, "colo"],
-    ["--on-peer-loss", options["on-peer-loss"], "continue"],
     ["--on-congestion", options["on-congestion"], "throttle"],
     ["--overlay-limit", options["overlay-limit"], "none"],
     ["--retain", options.retain, "0"],

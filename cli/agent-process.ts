@@ -22,7 +22,7 @@ export interface ProcessConfig {
   readonly agent: AgentConfig;
   /** Holds `control.sock` and `nbd.sock`. */
   readonly runDirectory: string;
-  /** Where a secondary accepts its primary. */
+  /** Where the agent accepts its peer. */
   readonly listen: HostPort | undefined;
   /** Where the exports are served over TCP beside the unix socket. */
   readonly nbdListen: HostPort | undefined;
@@ -55,6 +55,7 @@ export class AgentProcess {
     assertAddressesAllowed(config);
     const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile);
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
+    let started: AgentProcess | undefined;
     const agent = await Agent.open({
       host: {
         storage: new NodeStorage(),
@@ -67,9 +68,10 @@ export class AgentProcess {
       },
       config: config.agent,
       token,
+      dropClients: () => started?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });
-    const started = new AgentProcess(agent, log, config.listen !== undefined);
+    started = new AgentProcess(agent, log, config.listen !== undefined);
     try {
       await started.#listen(config);
     } catch (error) {
@@ -79,9 +81,14 @@ export class AgentProcess {
     return started;
   }
 
-  /** The port on which a secondary accepts its primary. */
+  /** The port on which the agent accepts its peer. */
   get listenPort(): number | undefined {
     return this.#listenPort;
+  }
+
+  /** Sends the exports' clients away. */
+  dropClients(): void {
+    this.#nbd.dropClients();
   }
 
   /** Finishes what clients have under way, drains the send window, flushes, and closes everything. */
@@ -102,6 +109,7 @@ export class AgentProcess {
   }
 
   async #stop(): Promise<void> {
+    this.agent.leave();
     await this.#nbd.close();
     await this.agent.stop(SHUTDOWN_TIMEOUT_MS / 3);
     await this.#listener?.close();

@@ -34,13 +34,13 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
     // overlays by it, so it has to stand first.
     await existing.update((record) => ({
-      ...(isSuspect ? withoutCheckpoint(record, newId(host.random)) : record),
+      ...(isSuspect ? suspect(record, newId(host.random)) : record),
       durability: config.durability,
     }));
     if (isSuspect) {
       host.log.warn(
         { durability: "process" },
-        "the host has booted since this secondary last ran: its checkpoint may be damaged, and everything is sent again",
+        "the host has booted since this agent last ran, and it never fsyncs: everything is sent or compared again",
       );
     }
   } catch (error) {
@@ -56,19 +56,23 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
   return existing;
 }
 
-/** Whether a secondary that never fsyncs ended with the power: what it held is anyone's guess then. */
+/** Whether a side that never fsyncs ended with the power: what it held is anyone's guess then. */
 function mayHaveLostData(record: StateRecord, bootId: string): boolean {
   return (
-    record.role === "Secondary" &&
     record.durability === "process" &&
     record.bootId !== bootId &&
     record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null)
   );
 }
 
-/** The secondary is Inconsistent, and under its new id no primary's record of what it lacks means anything. */
-function withoutCheckpoint(record: StateRecord, agentId: string): StateRecord {
-  return { ...record, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [] };
+/**
+ * A secondary is Inconsistent then; under its new id no primary's record of what it lacks means anything. What a primary
+ * knew of its secondary's copy is void as well.
+ */
+function suspect(record: StateRecord, agentId: string): StateRecord {
+  const untracked = { ...record, tracks: null, pairing: null };
+  if (record.role === "Primary") return untracked;
+  return { ...untracked, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [] };
 }
 
 /** The state directory and the overlays' directories in it; durable, so that no file in them can vanish with them. */
@@ -88,6 +92,12 @@ function newRecord(host: StateHost, config: AgentConfig): StateRecord {
     vm: config.vm,
     mode: config.mode,
     role: config.role,
+    history: { origin: "created", shared: false, ancestors: [], heard: [] },
+    pairing: null,
+    tracks: null,
+    outdated: false,
+    discardsOwn: false,
+    handOver: null,
     durability: config.durability,
     clusterBytes: config.clusterBytes,
     lineage: config.role === "Primary" ? newId(host.random) : null,
@@ -102,7 +112,6 @@ function newRecord(host: StateHost, config: AgentConfig): StateRecord {
     committed: { epoch: 0, atMs: 0 },
     prepared: [],
     merge: null,
-    inSyncPeer: null,
     bootId: host.bootId,
   };
 }
@@ -125,7 +134,7 @@ async function adoptImages(storage: Storage, state: StateFile, config: AgentConf
     opened.close();
     return { name: disk.name, image, sizeBytes: opened.sizeBytes, cleanMark: null };
   });
-  await state.update((record) => ({ ...record, disks, inSyncPeer: null }));
+  await state.update((record) => ({ ...record, disks, tracks: null }));
 }
 
 /** The image's size, or null where it is to be created at the primary's size. */

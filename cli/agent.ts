@@ -5,28 +5,28 @@ import type {
   CheckpointRequest,
   CommitAnswer,
   CommitRequest,
+  ConnectAnswer,
+  ConnectRequest,
   DiscardAnswer,
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
   JobStatus,
   JobVerb,
+  RejoinAnswer,
+  RejoinRequest,
+  StartAloneAnswer,
   Status,
+  SwitchoverAnswer,
+  SwitchoverRequest,
   WaitAnswer,
   WaitRequest,
 } from "../proto/control-api.ts";
 import { ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import type { EventType, Role, WaitCondition } from "../proto/words.ts";
-import { PrimaryRole } from "../primary/primary-role.ts";
-import { MergeWork } from "../secondary/merge-work.ts";
-import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files.ts";
-import type { PromotedDisk } from "../secondary/promoted-disk.ts";
-import { recoverPromotion } from "../secondary/recover-promotion.ts";
-import { SecondaryRole, type Promotion } from "../secondary/secondary-role.ts";
-import type { Child } from "../shared/block/block-device.ts";
-import type { Image } from "../shared/block/image.ts";
-import { openRecordedImage } from "../shared/block/recorded-image.ts";
+import type { PrimaryRole } from "../primary/primary-role.ts";
+import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { EventLog } from "../shared/control/event-log.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -37,8 +37,10 @@ import { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Dialer, Link } from "../shared/replication/link.ts";
 import type { AgentConfig } from "./agent-config.ts";
-import { newId, openAgentState } from "./agent-state.ts";
+import { AgentRoles } from "./agent-roles.ts";
+import { openAgentState } from "./agent-state.ts";
 import { DiskExports } from "./disk-export.ts";
+import { RoleCommands } from "./role-commands.ts";
 
 /** What an agent is given by the machine that it runs on, or by the simulator. */
 export interface AgentHost {
@@ -57,18 +59,9 @@ export interface AgentOptions {
   readonly token: Buffer | undefined;
   /** The URI under which clients reach an export. */
   readonly exportUri: (name: string) => string;
+  /** Sends the exports' clients away, once what they have under way is answered. */
+  readonly dropClients: () => void;
 }
-
-interface ActivePrimary {
-  readonly role: "Primary";
-  readonly primary: PrimaryRole;
-  readonly children: readonly OwnedChild[];
-}
-
-type ActiveRole = ActivePrimary | { readonly role: "Secondary"; readonly secondary: SecondaryRole };
-
-/** A local child that this agent has opened and closes. */
-type OwnedChild = Image | PromotedDisk;
 
 /**
  * One agent: the disks of one VM in one role at a time, its exports, its jobs and its events. It is written against
@@ -80,9 +73,8 @@ export class Agent implements AgentControl {
   readonly #state: StateFile;
   readonly #events: EventLog;
   readonly #jobs: JobList;
-  #active: ActiveRole;
-  #promoted: readonly PromotedDisk[] = [];
-  #promotedEpoch = 0;
+  readonly #roles: AgentRoles;
+  readonly #roleCommands: RoleCommands;
   #lastProtection = "";
   #stopping = false;
   #failingOver: Promise<FailoverAnswer> | undefined;
@@ -94,7 +86,16 @@ export class Agent implements AgentControl {
     this.#jobs = new JobList(options.host.clock, (job) =>
       this.#emit("job-changed", { id: job.id, type: job.type, state: job.state, error: job.error?.toJSON() ?? null }),
     );
-    this.#active = state.record.role === "Primary" ? this.#openPrimary() : this.#openSecondary();
+    this.#roles = new AgentRoles({
+      agent: options,
+      state,
+      exports: this.exports,
+      jobs: this.#jobs,
+      emit: (type, data) => this.#emit(type, data),
+      changed: () => this.#roleCommands.changed(),
+    });
+    const { clock, random } = options.host;
+    this.#roleCommands = new RoleCommands({ roles: this.#roles, state, exports: this.exports, clock, random });
   }
 
   /** Opens the state and the disks, and takes up the recorded role. Errors name what is wrong and what to do. */
@@ -112,7 +113,6 @@ export class Agent implements AgentControl {
     await state.update((record) => ({
       ...record,
       bootId: host.bootId,
-      inSyncPeer: null,
       disks: record.disks.map((disk) => ({ ...disk, cleanMark: null })),
       peers: record.peers.length > 0 ? record.peers : [...config.peers],
     }));
@@ -121,25 +121,17 @@ export class Agent implements AgentControl {
   }
 
   get role(): Role {
-    return this.#active.role;
+    return this.#roles.active.role;
   }
 
   /** Takes a link that a peer has opened. */
   accept(link: Link): void {
-    if (this.#active.role === "Secondary" && !this.#stopping) {
-      this.#active.secondary.accept(link);
-      return;
-    }
-    link.start({ message: () => undefined, closed: () => undefined });
-    link.close(
-      this.#stopping
-        ? new ColobusError("shutting-down", "the agent is being stopped", "Try again later.")
-        : new ColobusError(
-            "role-conflict",
-            "this agent is Primary, and so takes no primary's stream",
-            "See `colobus status` on both.",
-          ),
-    );
+    this.#roles.accept(link);
+  }
+
+  /** Requests that would wait for the peer fail from now on, so that their clients can be sent away. */
+  leave(): void {
+    this.#roles.leave();
   }
 
   /** Ends the role: sessions are left, disks are flushed and closed. Exports must have no client left. */
@@ -150,22 +142,14 @@ export class Agent implements AgentControl {
     this.exports.withdrawAll();
     await this.#failingOver?.catch(() => undefined); // who asked for the failover has its error; the role is settled now
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
-    if (this.#active.role === "Primary") {
-      await this.#active.primary.stop(drainMs);
-      const marks = this.#active.children.map((child) => child.changeMark());
-      await this.#state.update((record) => ({
-        ...record,
-        disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: marks[index] ?? null })),
-      }));
-      for (const child of this.#active.children) child.close();
-    } else await this.#active.secondary.close();
+    await this.#roles.stop(drainMs);
     await this.#state.close();
   }
 
   status(): Status {
     const { record } = this.#state;
     const { config, host } = this.#options;
-    const active = this.#active;
+    const { active } = this.#roles;
     const view =
       active.role === "Primary" ? this.#describePrimary(active.primary) : describeSecondary(active.secondary);
     return {
@@ -203,7 +187,7 @@ export class Agent implements AgentControl {
   }
 
   async failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
-    const active = this.#active;
+    const { active } = this.#roles;
     if (active.role === "Primary") return this.#alreadyPrimary(request.dryRun);
     const { secondary } = active;
     secondary.assertPromotable(request.force);
@@ -217,6 +201,22 @@ export class Agent implements AgentControl {
     } finally {
       deadline.end();
     }
+  }
+
+  rejoin(request: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer> {
+    return this.#roleCommands.rejoin(request, signal);
+  }
+
+  connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer> {
+    return this.#roleCommands.connect(request, signal);
+  }
+
+  async startAlone(): Promise<StartAloneAnswer> {
+    return Promise.resolve(this.#roleCommands.startAlone());
+  }
+
+  switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
+    return this.#roleCommands.switchover(request, signal);
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
@@ -263,20 +263,21 @@ export class Agent implements AgentControl {
 
   #start(): void {
     this.#emit("agent-started", { role: this.role, version: AGENT_VERSION });
-    if (this.#active.role !== "Primary") return;
-    this.#active.primary.start();
-    if (this.#promoted.length > 0) this.#startMerge();
+    this.#roles.start();
   }
 
   #emit(type: EventType, data: Record<string, unknown>): void {
     this.#events.emit(type, data);
+    // Events come while the constructor is still opening the role.
+    (this.#roleCommands as RoleCommands | undefined)?.changed();
     if (type !== "protection-changed") this.#watchProtection();
   }
 
   /** Emits an event when the protection has changed since the last event. */
   #watchProtection(): void {
-    const active = this.#active as ActiveRole | undefined; // events come while the constructor is still opening the role
-    if (active === undefined || this.#stopping) return;
+    const roles = this.#roles as AgentRoles | undefined; // events come while the constructor is still opening the role
+    if (roles === undefined || this.#stopping) return;
+    const { active } = roles;
     const protection =
       active.role === "Primary" ? active.primary.describeProtection() : active.secondary.describeProtection();
     const line = `${protection.state} ${protection.reason ?? ""}`;
@@ -285,111 +286,14 @@ export class Agent implements AgentControl {
     this.#emit("protection-changed", { ...protection });
   }
 
-  #openSecondary(): ActiveRole {
-    const { host, config, token } = this.#options;
-    const secondary: SecondaryRole = new SecondaryRole({
-      storage: host.storage,
-      clock: host.clock,
-      random: host.random,
-      log: host.log,
-      emit: (type, data) => this.#emit(type, data),
-      state: this.#state,
-      stateDirectory: config.stateDirectory,
-      access: config.secondaryExport,
-      token,
-      peerTimeoutMs: config.peerTimeoutMs,
-      windowBytes: config.windowBytes,
-      bootId: host.bootId,
-      disksCreated: () => this.#exportViews(secondary),
-    });
-    this.#exportViews(secondary);
-    return { role: "Secondary", secondary };
-  }
-
-  #exportViews(secondary: SecondaryRole): void {
-    const { secondaryExport } = this.#options.config;
-    if (secondaryExport === "off") return;
-    for (const { name } of this.#state.record.disks) {
-      const disk = secondary.disks.find((candidate) => candidate.name === name);
-      if (disk !== undefined) this.exports.put(name, this.#state.record.vm, disk.view, secondaryExport === "read-only");
-    }
-  }
-
-  #openPrimary(): ActiveRole {
-    const { host, config } = this.#options;
-    const { record } = this.#state;
-    if (record.merge !== null) {
-      const promotion = recoverPromotion({ ...host, stateDirectory: config.stateDirectory, record });
-      return this.#servePromotion(promotion);
-    }
-    const children: { name: string; child: Image }[] = [];
-    try {
-      for (const disk of record.disks) {
-        removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        children.push({ name: disk.name, child: openRecordedImage(host.storage, disk) });
-      }
-    } catch (error) {
-      for (const { child } of children) child.close();
-      throw error;
-    }
-    return this.#primaryOver(children);
-  }
-
-  #servePromotion(promotion: Promotion): ActivePrimary {
-    this.#promoted = promotion.disks.map(({ disk }) => disk);
-    this.#promotedEpoch = promotion.epoch;
-    return this.#primaryOver(promotion.disks.map(({ name, disk }) => ({ name, child: disk })));
-  }
-
-  #primaryOver(children: readonly { readonly name: string; readonly child: Child & OwnedChild }[]): ActivePrimary {
-    const { host, config, token } = this.#options;
-    const { record } = this.#state;
-    const peers = record.peers.length > 0 ? record.peers : config.role === "Primary" ? config.peers : [];
-    const primary = new PrimaryRole({
-      clock: host.clock,
-      random: host.random,
-      log: host.log,
-      emit: (type, data) => this.#emit(type, data),
-      state: this.#state,
-      jobs: this.#jobs,
-      children,
-      dialer: peers[0] === undefined ? undefined : host.dialer(peers[0]),
-      token,
-      ack: config.ack,
-      peerTimeoutMs: config.peerTimeoutMs,
-      windowBytes: config.windowBytes,
-      inSyncPeer: record.inSyncPeer,
-      assumeInSync: config.assumeInSync,
-      checkpointEveryMs: config.checkpointEveryMs,
-      maxCheckpointAgeMs: config.maxCheckpointAgeMs,
-    });
-    for (const disk of primary.disks) this.exports.put(disk.name, record.vm, disk, false);
-    return { role: "Primary", primary, children: children.map(({ child }) => child) };
-  }
-
   async #promote(secondary: SecondaryRole, request: FailoverRequest): Promise<FailoverAnswer> {
     const described = this.#describeFailover(secondary, request);
-    const promotion = await secondary.promote({
-      discardActive: request.discardActive,
-      lineage: newId(this.#options.host.random),
-    });
-    const promoted = this.#servePromotion(promotion);
-    this.#active = promoted;
-    promoted.primary.start();
-    this.#emit("failover", { epoch: promotion.epoch });
-    this.#emit("role-changed", { role: "Primary" });
-    this.#startMerge();
+    const promotion = await this.#roles.promote({ discardActive: request.discardActive });
     // A commit that was under way when the session ended has come before the promotion.
     const { epoch } = promotion;
     const { ageMs, wouldLose } = secondary.describeRecoverable() ?? described;
-    const mergeBytes = this.#promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes, 0);
+    const mergeBytes = this.#roles.promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes, 0);
     return { ...described, dryRun: false, epoch, ageMs, wouldLose, mergeBytes, jobs: this.jobs().map(({ id }) => id) };
-  }
-
-  #startMerge(): void {
-    this.#jobs.start(
-      new MergeWork(this.#promoted, this.#state, () => this.#emit("merged", { epoch: this.#promotedEpoch })),
-    );
   }
 
   #describeFailover(secondary: SecondaryRole, request: FailoverRequest): FailoverAnswer {
@@ -415,7 +319,7 @@ export class Agent implements AgentControl {
       ageMs: null,
       wouldLose: { writes: 0, bytes: 0, atLeast: false },
       discardedActiveBytes: 0,
-      mergeBytes: this.#promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes - disk.mergedBytes, 0),
+      mergeBytes: this.#roles.promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes - disk.mergedBytes, 0),
       jobs: this.jobs()
         .filter(({ type }) => type === "merge")
         .map(({ id }) => id),
@@ -424,7 +328,7 @@ export class Agent implements AgentControl {
 
   #describePrimary(primary: PrimaryRole): RoleStatus {
     const disks = primary.describeDisks().map((disk, index) => {
-      const promoted = this.#promoted[index];
+      const promoted = this.#roles.promoted[index];
       return promoted === undefined
         ? disk
         : { ...disk, hiddenBytes: promoted.hiddenBytes, activeBytes: promoted.activeBytes };
@@ -453,7 +357,8 @@ export class Agent implements AgentControl {
   }
 
   #primary(command: string): PrimaryRole {
-    if (this.#active.role === "Primary") return this.#active.primary;
+    const { active } = this.#roles;
+    if (active.role === "Primary") return active.primary;
     throw new ColobusError(
       "not-primary",
       `"${command}" is for the primary, and this agent is Secondary`,

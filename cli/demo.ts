@@ -70,6 +70,7 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
       peers: role === "Primary" ? [`ws://127.0.0.1:${port}`] : [],
       ack: "async",
       durability: "power",
+      onPeerLoss: "continue",
       peerTimeoutMs: PEER_TIMEOUT_DEFAULT_MS,
       windowBytes: WINDOW_DEFAULT_BYTES,
       clusterBytes: CLUSTER_DEFAULT_BYTES,

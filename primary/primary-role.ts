@@ -12,7 +12,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
-import type { AckPolicy, EventType } from "../proto/words.ts";
+import type { AckPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -23,8 +23,13 @@ import type { Job } from "../shared/jobs/job.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
-import type { Dialer } from "../shared/replication/link.ts";
+import { historyFieldsOf, mustHold } from "../shared/replication/lineage.ts";
+import type { Link } from "../shared/replication/link.ts";
+import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import { refusalOf } from "../shared/replication/refusal.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
 import { EpochCounter } from "./epoch-counter.ts";
+import { GuestGate } from "./guest-gate.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
 import type { SourceSession } from "./source-session.ts";
@@ -38,14 +43,18 @@ export interface PrimaryOptions {
   readonly state: StateFile;
   readonly jobs: JobList;
   readonly children: readonly { readonly name: string; readonly child: Child }[];
-  /** undefined: there is no secondary (after a failover). */
-  readonly dialer: Dialer | undefined;
+  readonly tracking: PeerTracking;
+  /** Whom this side dials; null: it waits for a peer to dial. */
+  readonly peerUrl: string | null;
+  readonly onPeerLoss: PeerLossPolicy;
+  /** The peer has taken over the role that this side handed to it. */
+  readonly handedOver: () => void;
+  /** A handshake has come to a verdict. */
+  readonly judged: () => void;
   readonly token: Buffer | undefined;
   readonly ack: AckPolicy;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
-  /** The secondary whose copy a clean stop left equal; null: nothing is known. */
-  readonly inSyncPeer: string | null;
   readonly assumeInSync: boolean;
   /** Takes a checkpoint of the disks by itself every so often; undefined: only when asked. */
   readonly checkpointEveryMs: number | undefined;
@@ -66,7 +75,8 @@ export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
-  readonly #replicator: Replicator | undefined;
+  readonly #gate = new GuestGate();
+  readonly #replicator: Replicator;
   readonly #epochs: EpochCounter;
   readonly #known: KnownEpochs;
   /** The guest's writes since this agent started, by epoch. */
@@ -78,6 +88,7 @@ export class PrimaryRole {
   #syncJob: Job | undefined;
   #timer: Timer | undefined;
   #failedDisks = new Map<string, ColobusError>();
+  #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
   #stopping = false;
 
   constructor(options: PrimaryOptions) {
@@ -91,12 +102,95 @@ export class PrimaryRole {
     };
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
-    this.#replicator = options.dialer === undefined ? undefined : this.#newReplicator(options.dialer);
+    this.#replicator = this.#newReplicator();
+    if (record.outdated) this.#gate.refuse(outdated());
+    else if (mustHold(record)) this.#hold();
   }
 
   start(): void {
-    this.#replicator?.start();
+    const { tracking, children } = this.#options;
+    tracking.start({
+      inFlight: (disk) => this.#replicator.inFlight(disk),
+      flush: async (disk) => children[disk]?.child.flush(),
+    });
     this.#scheduleCheckpoint();
+  }
+
+  /** Takes a link to a peer, whoever has dialled. */
+  accept(link: Link, ended?: (wasOpen: boolean) => void): void {
+    this.#replicator.accept(link, ended);
+  }
+
+  dialFailed(reason: ColobusError): void {
+    this.#replicator.dialFailed(reason);
+  }
+
+  /** What the last handshake with a proved peer came to. */
+  get lastVerdict(): { readonly verdict: Verdict; readonly peer: Hello } | undefined {
+    return this.#lastVerdict;
+  }
+
+  /**
+   * Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`; `handed-over` while the
+   * peer may have taken the role.
+   */
+  startAlone(): boolean {
+    const { record } = this.#options.state;
+    if (record.outdated) throw outdated();
+    if (record.handOver !== null) {
+      throw new ColobusError(
+        "handed-over",
+        "the role was handed to the peer, and it is not known whether the peer took it",
+        "Connect the two; or, when the peer is surely not Primary, fail over there and rejoin here.",
+      );
+    }
+    const waited = this.#gate.state === "held" || this.#gate.state === "frozen";
+    this.#release();
+    return waited;
+  }
+
+  /**
+   * Hands the role to the secondary, which has to be in sync: holds the guests, commits what they have written, and
+   * records whom the role goes to before it asks. Resolves when the secondary has taken it; this side is to be demoted
+   * then. Errors: `no-peer`, `timed-out`; guests go on, unless it is not known whether the secondary took the role.
+   */
+  async handOver(lineage: string, timeoutMs: number, signal: AbortSignal): Promise<void> {
+    const { state } = this.#options;
+    const session = this.#connectedSession();
+    const wasOpen = this.#gate.state === "open";
+    this.#gate.hold();
+    let isAsked = false;
+    const deadline = this.#deadline(timeoutMs, signal);
+    try {
+      for (const disk of this.disks) await deadline.race(disk.settled(), "guests' writes are not done yet");
+      await this.checkpoint({ prepare: false, timeoutMs }, signal);
+      const peer = session.peer?.agentId;
+      if (!this.isEstablished || peer === undefined || !this.#options.tracking.isClean) throw interrupted();
+      await state.update((record) => ({ ...record, handOver: peer }));
+      isAsked = true;
+      await deadline.race(
+        session.request((id) => ({ type: "takeover", id, lineage })),
+        "the secondary was asked to take the role, and has not answered yet",
+      );
+    } catch (error) {
+      const isRefused = isAsked && error instanceof ColobusError && !isUnknown(error);
+      if (isRefused) await state.update((record) => ({ ...record, handOver: null }));
+      if (wasOpen && (!isAsked || isRefused)) this.#release();
+      throw error;
+    } finally {
+      deadline.end();
+    }
+  }
+
+  /** The agent is about to stop: nobody waits for the peer any more. */
+  leave(): void {
+    if (this.#gate.state !== "held" && this.#gate.state !== "frozen") return;
+    this.#gate.refuse(new ColobusError("guests-held", "the agent is being stopped while guests wait for the peer"));
+  }
+
+  /** Ends all guests' requests: those that wait, and all later ones. */
+  refuseGuests(reason: ColobusError): void {
+    this.#gate.refuse(reason);
   }
 
   get openEpoch(): number {
@@ -108,11 +202,11 @@ export class PrimaryRole {
   }
 
   get isConnected(): boolean {
-    return this.#replicator?.isConnected ?? false;
+    return this.#replicator.isConnected;
   }
 
   get isEstablished(): boolean {
-    return this.#replicator?.isEstablished ?? false;
+    return this.#replicator.isEstablished;
   }
 
   /**
@@ -124,7 +218,7 @@ export class PrimaryRole {
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
-      const replicator = this.#connectedReplicator();
+      this.#connectedSession();
       await deadline.race(this.#untilEstablished(), "the secondary is still being synced");
       // Another checkpoint may have closed the reserved epoch before this one goes on.
       do await deadline.race(this.#epochs.reserve(), "an epoch number could not be reserved");
@@ -137,8 +231,8 @@ export class PrimaryRole {
         );
       }
       // The sync may have begun anew, or the session been lost, while the number was reserved.
-      if (!replicator.isEstablished) throw interrupted();
-      const { session } = replicator;
+      if (!this.isEstablished) throw interrupted();
+      const session = this.#connectedSession();
       const startedMs = this.#options.clock.nowMs();
       const epoch = this.#epochs.close();
       await deadline.race(
@@ -162,7 +256,7 @@ export class PrimaryRole {
     const deadline = this.#deadline(timeoutMs, signal);
     try {
       if (epoch <= this.#known.committed) return { epoch, state: "committed", commitMs: 0 };
-      const { session } = this.#connectedReplicator();
+      const session = this.#connectedSession();
       const commitMs = await deadline.race(
         this.#commit(session, epoch),
         `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
@@ -177,7 +271,7 @@ export class PrimaryRole {
   async discard(epoch: number | undefined, timeoutMs: number, signal: AbortSignal): Promise<DiscardAnswer> {
     const deadline = this.#deadline(timeoutMs, signal);
     try {
-      const { session } = this.#connectedReplicator();
+      const session = this.#connectedSession();
       const epochs = epoch === undefined ? [...this.#known.prepared] : [epoch];
       if (epochs.length === 0) return { discarded: [] };
       await deadline.race(
@@ -194,7 +288,8 @@ export class PrimaryRole {
   }
 
   describePeers(): PeerStatus[] {
-    return this.#replicator === undefined ? [] : [this.#replicator.describe()];
+    const isPaired = this.#options.peerUrl !== null || this.#lastVerdict !== undefined;
+    return isPaired ? [this.#replicator.describe()] : [];
   }
 
   describeDisks(): DiskStatus[] {
@@ -203,8 +298,8 @@ export class PrimaryRole {
       return {
         name,
         sizeBytes: this.disks[index]?.sizeBytes ?? null,
-        state: failed ? "Failed" : "UpToDate",
-        dirtyBytes: this.#replicator?.dirtyBytes(index) ?? 0,
+        state: failed ? "Failed" : this.#options.state.record.outdated ? "Outdated" : "UpToDate",
+        dirtyBytes: this.describePeers().length === 0 ? 0 : this.#replicator.dirtyBytes(index),
         hiddenBytes: 0,
         activeBytes: 0,
         bufferBytes: 0,
@@ -218,8 +313,14 @@ export class PrimaryRole {
   describeProtection(): Status["protection"] {
     const failed = [...this.#failedDisks][0];
     if (failed !== undefined) return notProtected("disk-failed", `${failed[1].message}: ${failed[1].action}`);
+    const { record } = this.#options.state;
+    if (record.outdated) return notProtected("outdated", outdated().action);
+    if (this.#lastVerdict?.verdict.kind === "split-brain") {
+      return notProtected("split-brain", refusalOf(this.#lastVerdict.verdict, record.agentId)?.action ?? "");
+    }
+    if (this.#gate.state === "held") return notProtected("held", this.#describeHold());
     const replicator = this.#replicator;
-    if (replicator === undefined) {
+    if (this.describePeers().length === 0) {
       return notProtected("no-peer", "This side runs alone; set up a new secondary for it.");
     }
     if (!replicator.isConnected) {
@@ -242,7 +343,7 @@ export class PrimaryRole {
   /** What the secondary would return to if this side died now, as far as this side knows. */
   describeRecoverable(): Status["recoverable"] {
     const { committed, committedAtMs } = this.#known;
-    if (committed === 0 || this.#replicator === undefined) return null;
+    if (committed === 0 || this.describePeers().length === 0) return null;
     const nowMs = this.#options.clock.wallMs();
     return {
       epoch: committed,
@@ -274,54 +375,82 @@ export class PrimaryRole {
     const timeout = new Promise<void>((resolve) => {
       timer = this.#options.clock.after(drainMs, resolve);
     });
-    const inSyncPeer = (await this.#replicator?.stop(timeout)) ?? null;
+    const reason = new ColobusError("shutting-down", "the primary agent is being stopped");
+    this.#gate.refuse(reason);
+    await this.#replicator.stop(timeout, reason);
     timer?.cancel();
-    this.#syncJob?.conclude(new ColobusError("shutting-down", "the agent is being stopped"));
+    this.#syncJob?.conclude(reason);
     for (const { child } of this.#options.children) await child.flush();
+    await this.#options.tracking.close();
     await this.#options.state.update((record) => ({
       ...record,
-      inSyncPeer,
       committed: { epoch: this.#known.committed, atMs: this.#known.committedAtMs ?? 0 },
       epochReserved: this.#epochs.open - 1,
     }));
   }
 
-  #newReplicator(dialer: Dialer): Replicator {
+  #newReplicator(): Replicator {
     const options = this.#options;
     return new Replicator({
-      dialer,
+      url: options.peerUrl,
       clock: options.clock,
       random: options.random,
       log: options.log,
       emit: options.emit,
+      state: options.state,
+      tracking: options.tracking,
       geometries: this.#geometries,
       token: options.token,
       ack: options.ack,
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
-      inSyncPeer: options.inSyncPeer,
       hello: () => this.#hello(),
+      judged: (verdict, peer) => this.#judged(verdict, peer),
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),
       inSync: () => this.#inSync(),
       lost: (reason) => {
         this.#syncJob?.conclude(reason);
+        if (options.onPeerLoss === "freeze") this.#freeze();
         this.#notify();
       },
     });
   }
 
+  /** What a handshake means for this side's guests, before anything else follows from it. */
+  #judged(verdict: Verdict, peer: Hello): void {
+    const { state, emit, handedOver } = this.#options;
+    const { agentId } = state.record;
+    const isNews = this.#lastVerdict?.verdict.kind !== verdict.kind;
+    this.#lastVerdict = { verdict, peer };
+    if (verdict.kind === "hand-over" && verdict.from === agentId) handedOver();
+    if (verdict.kind === "outdated" && verdict.agent === agentId && !state.record.outdated) {
+      // First the guests, then the record: they must not go on, whatever becomes of the record.
+      this.#gate.refuse(outdated());
+      state
+        .update((record) => ({ ...record, outdated: true }))
+        .catch((error: unknown) => this.#options.log.error({ error }, "the record cannot be written"));
+      emit("outdated", { peer: peer.agentId, lineage: peer.lineage });
+    }
+    if (verdict.kind === "split-brain" && isNews) {
+      const wouldLoseBytes = { here: this.#options.tracking.bytes, there: peer.changedBytes };
+      emit("split-brain", { peer: peer.agentId, wouldLoseBytes });
+    }
+    this.#options.judged();
+  }
+
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
-    return new ReplicatedDisk(name, child, {
+    return new ReplicatedDisk(name, child, this.#gate, {
+      mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
         this.#volumes.add(this.#epochs.open, 1, length);
-        return this.#replicator?.forward(kind, index, offset, length, payload);
+        return this.#replicator.forward(kind, index, offset, length, payload);
       },
-      room: () => this.#replicator?.room(),
-      flush: () => this.#replicator?.flush(),
+      room: () => this.#replicator.room(),
+      flush: () => this.#replicator.flush(),
       failed: (offset, length, thrown) => {
         const error = asColobusError(thrown);
-        this.#replicator?.writeFailed(index, offset, length);
+        this.#replicator.writeFailed(index, offset, length);
         this.#options.emit("disk-error", { disk: name, offset, length, ...error.toJSON() });
         // A full file system is the guest's to wait for; the disk itself is sound.
         if (error.code !== "out-of-space") this.#failedDisks.set(name, error);
@@ -329,12 +458,16 @@ export class PrimaryRole {
     });
   }
 
-  #hello(): Omit<Hello, "tracks"> {
-    const { record } = this.#options.state;
+  #hello(): Hello {
+    const { state, tracking } = this.#options;
+    const { record } = state;
     return {
+      ...historyFieldsOf(record),
+      // A bitmap that could not be read or written proves nothing, whatever the record says.
+      tracks: tracking.peer,
+      changedBytes: tracking.bytes,
       protocol: REPLICATION_PROTOCOL_VERSION,
       agentVersion: AGENT_VERSION,
-      agentId: record.agentId,
       vm: record.vm,
       mode: record.mode,
       role: "Primary",
@@ -344,7 +477,6 @@ export class PrimaryRole {
       disks: this.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
       nonce: this.#options.random.bytes(16),
       hasToken: this.#options.token !== undefined,
-      lineage: record.lineage,
       committed: this.#known.committed,
       prepared: [...this.#known.prepared],
       epochSeen: this.#epochs.open - 1,
@@ -352,7 +484,11 @@ export class PrimaryRole {
     };
   }
 
-  #opened(peer: Hello): number {
+  /** The two are a pair, and the peer was not promoted meanwhile: guests may go on. */
+  async #opened(peer: Hello): Promise<number> {
+    const { state } = this.#options;
+    if (state.record.handOver !== null) await state.update((record) => ({ ...record, handOver: null }));
+    this.#release();
     this.#epochs.skipThrough(peer.epochSeen);
     this.#known.committed = peer.committed;
     this.#known.prepared = [...peer.prepared];
@@ -360,10 +496,8 @@ export class PrimaryRole {
   }
 
   #startSync(kind: "full-sync" | "resync"): void {
-    const replicator = this.#replicator;
-    if (replicator === undefined) return;
     this.#syncJob?.conclude(new ColobusError("connection-lost", "a newer sync took the place of this one"));
-    this.#syncJob = this.#options.jobs.start(new SyncWork(kind, replicator, this.disks, this.#geometries));
+    this.#syncJob = this.#options.jobs.start(new SyncWork(kind, this.#replicator, this.disks, this.#geometries));
     this.#notify();
   }
 
@@ -418,22 +552,55 @@ export class PrimaryRole {
       .finally(done);
   }
 
-  #connectedReplicator(): Replicator {
-    const replicator = this.#replicator;
-    if (replicator === undefined) {
+  /** The session with the secondary. Errors: `no-peer`. */
+  #connectedSession(): SourceSession {
+    if (this.describePeers().length === 0) {
       throw new ColobusError(
         "no-peer",
         "this primary has no secondary",
-        "Set one up, and start this agent with --peer.",
+        "Set one up: it dials this agent's --listen address, or this agent dials it with --peer.",
       );
     }
-    void replicator.session; // throws where none is connected
-    return replicator;
+    return this.#replicator.session;
+  }
+
+  #hold(): void {
+    this.#gate.hold();
+    this.#options.emit("guests-held", { reason: this.#describeHold() });
+  }
+
+  #freeze(): void {
+    this.#gate.freeze();
+    this.#options.emit("guests-held", { reason: "writes are frozen until the secondary is back" });
+  }
+
+  #release(): void {
+    if (this.#gate.state !== "held" && this.#gate.state !== "frozen") return;
+    this.#gate.open();
+    this.#options.emit("guests-released", {});
+  }
+
+  #describeHold(): string {
+    return this.#options.state.record.handOver === null
+      ? "The peer may have been promoted while this agent was away: start it, or release the guests with `colobus start-alone`."
+      : "The role was handed to the peer: start it, so that it can say whether it has taken it.";
   }
 
   #deadline(timeoutMs: number, signal: AbortSignal): Deadline {
     return new Deadline(this.#options.clock, timeoutMs, signal);
   }
+}
+
+function outdated(): ColobusError {
+  return new ColobusError(
+    "outdated",
+    "this side is behind its peer's history, and serves nothing",
+    "Make it the peer's secondary: `colobus rejoin --peer WS_URL`.",
+  );
+}
+
+function isUnknown({ code }: ColobusError): boolean {
+  return code === "outcome-unknown" || code === "timed-out";
 }
 
 function interrupted(): ColobusError {

@@ -9,9 +9,15 @@ import type {
 } from "../shared/block/block-device.ts";
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { isZero } from "../shared/block/zeroes.ts";
+import type { GuestGate } from "./guest-gate.ts";
 
 /** Where the writes of one disk go beside its local child. */
 export interface Forwarding {
+  /**
+   * Called under the range lock, before the local child is changed: done when a crash from here on is known to leave
+   * the range in doubt. Errors: the change may not be made.
+   */
+  mark(offset: number, length: number): Pending;
   /**
    * Called under the range lock, right after the local child was given the operation. Done when the secondary has
    * acknowledged it as far as the guest is to wait for.
@@ -36,38 +42,44 @@ export class ReplicatedDisk implements BlockDevice {
   readonly sizeBytes: number;
   readonly child: Child;
   readonly #lock = new RangeLock();
+  readonly #gate: GuestGate;
   readonly #forwarding: Forwarding;
 
-  constructor(name: string, child: Child, forwarding: Forwarding) {
+  constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
     this.name = name;
     this.sizeBytes = child.sizeBytes;
     this.child = child;
+    this.#gate = gate;
     this.#forwarding = forwarding;
   }
 
   read(target: Uint8Array, offset: number): Pending {
+    const admitted = this.#gate.admitRead();
+    if (admitted !== undefined) return admitted.then(() => this.child.read(target, offset));
     return this.child.read(target, offset);
   }
 
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
-    const hold = this.#lock.acquire(offset, source.length);
-    if (hold instanceof Promise) return hold.then((later) => this.#writeHeld(later, source, offset, flags));
-    return this.#writeHeld(hold, source, offset, flags);
+    const held = this.#acquire(offset, source.length);
+    if (held instanceof Promise) return held.then((hold) => this.#writeHeld(hold, source, offset, flags));
+    return this.#writeHeld(held, source, offset, flags);
   }
 
   openWrite(offset: number, length: number, flags: WriteFlags): OpenWrite | Promise<OpenWrite> {
-    const hold = this.#lock.acquire(offset, length);
-    if (hold instanceof Promise) return hold.then((later) => this.#openHeld(later, offset, flags));
-    return this.#openHeld(hold, offset, flags);
+    const held = this.#acquire(offset, length);
+    if (held instanceof Promise) return held.then((hold) => this.#openHeld(hold, offset, flags));
+    return this.#openHeld(held, offset, flags);
   }
 
   zero(offset: number, length: number, flags: ZeroFlags): Pending {
-    const hold = this.#lock.acquire(offset, length);
-    if (hold instanceof Promise) return hold.then((later) => this.#zeroHeld(later, offset, length, flags));
-    return this.#zeroHeld(hold, offset, length, flags);
+    const held = this.#acquire(offset, length);
+    if (held instanceof Promise) return held.then((hold) => this.#zeroHeld(hold, offset, length, flags));
+    return this.#zeroHeld(held, offset, length, flags);
   }
 
   flush(): Pending {
+    const admitted = this.#gate.admitChange();
+    if (admitted !== undefined) return admitted.then(() => this.flush());
     return both(this.child.flush(), this.#forwarding.flush());
   }
 
@@ -77,6 +89,11 @@ export class ReplicatedDisk implements BlockDevice {
 
   extents(offset: number, length: number, maxExtents: number): Extent[] {
     return this.child.extents(offset, length, maxExtents);
+  }
+
+  /** Resolves when no change that has passed the gate by now is under way on the local child any more. */
+  async settled(): Promise<void> {
+    this.#lock.release(await this.#lock.acquire(0, this.sizeBytes));
   }
 
   /**
@@ -108,6 +125,38 @@ export class ReplicatedDisk implements BlockDevice {
     } finally {
       this.#lock.release(hold);
     }
+  }
+
+  /** The range, locked and marked, once the guest may go on. */
+  #acquire(offset: number, length: number): RangeHold | Promise<RangeHold> {
+    const admitted = this.#gate.admitChange();
+    if (admitted !== undefined) return admitted.then(() => this.#acquire(offset, length));
+    const hold = this.#lock.acquire(offset, length);
+    if (hold instanceof Promise) return hold.then((later) => this.#mark(later, offset, length));
+    return this.#mark(hold, offset, length);
+  }
+
+  #mark(hold: RangeHold, offset: number, length: number): RangeHold | Promise<RangeHold> {
+    if (this.#gate.state !== "open") {
+      // It was shut while the range was waited for.
+      this.#lock.release(hold);
+      return this.#acquire(offset, length);
+    }
+    let marked: Pending;
+    try {
+      marked = this.#forwarding.mark(offset, length);
+    } catch (error) {
+      this.#lock.release(hold);
+      throw error;
+    }
+    if (marked === undefined) return hold;
+    return marked.then(
+      () => hold,
+      (error: unknown) => {
+        this.#lock.release(hold);
+        throw error;
+      },
+    );
   }
 
   #writeHeld(hold: RangeHold, source: Uint8Array, offset: number, flags: WriteFlags): Pending {

@@ -1,39 +1,46 @@
-import { ColobusError } from "../proto/errors.ts";
-import { WRITE_PIECE_MAX_BYTES } from "../proto/limits.ts";
+import assert from "node:assert/strict";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { UNAUTHENTICATED_LINKS_MAX, WRITE_PIECE_MAX_BYTES } from "../proto/limits.ts";
 import type { PeerStatus } from "../proto/control-api.ts";
 import type { Hello, OperationKind } from "../proto/replication-messages.ts";
 import type { AckPolicy, EventType, ReplicationState } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";
-import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";
+import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import { endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
-import { Connector } from "../shared/replication/connector.ts";
-import type { Dialer, Link } from "../shared/replication/link.ts";
-import { DirtyMap } from "./dirty-map.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { goneAlone, shared } from "../shared/replication/lineage.ts";
+import type { Link } from "../shared/replication/link.ts";
+import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import { refusalOf } from "../shared/replication/refusal.ts";
+import { decide, type Verdict } from "../shared/replication/verdict.ts";
 import { SourceSession } from "./source-session.ts";
 
 /** Zeroed ranges are sent in operations of at most this length: the secondary may have to save what lies there. */
 const ZERO_PIECE_MAX_BYTES = 64 * 1024 * 1024;
 
 export interface ReplicatorOptions {
-  readonly dialer: Dialer;
+  /** Whom this side dials; null: it waits for a peer to dial. */
+  readonly url: string | null;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
+  readonly state: StateFile;
+  readonly tracking: PeerTracking;
   readonly geometries: readonly ClusterGeometry[];
   readonly token: Buffer | undefined;
   readonly ack: AckPolicy;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
-  /** The agent id of the secondary whose copy is known to be equal; null: nothing is known. */
-  readonly inSyncPeer: string | null;
-  readonly hello: () => Omit<Hello, "tracks">;
-  /** A session is open: the epoch that is open from here on. */
-  readonly opened: (peer: Hello) => number;
-  /** Clusters must be sent: `syncNext` is to be called until nothing is left. */
+  readonly hello: () => Hello;
+  /** A peer has proved itself, and this is what the two are to do. */
+  readonly judged: (verdict: Verdict, peer: Hello) => void;
+  /** The two are a pair: resolves with the epoch that is open from here on. */
+  readonly opened: (peer: Hello) => Promise<number>;
+  /** Clusters must be sent: `nextDirty` and `sendSynced` are to be called until nothing is left. */
   readonly syncNeeded: (kind: "full-sync" | "resync") => void;
   /** The secondary has everything, up to this point of the stream. */
   readonly inSync: () => void;
@@ -54,34 +61,30 @@ type Phase =
 
 /**
  * Keeps one secondary equal to this primary's disks: forwards every write while a session is in sync or syncing, and
- * remembers as dirty whatever the secondary may lack. The dirty maps count from the copy of one secondary, named by
- * its agent id; for any other they prove nothing, and everything is sent.
+ * remembers as dirty whatever the secondary may lack. A session that a peer opens takes the place of an older one once
+ * the peer has proved itself and the two are found to be a pair.
+ *
+ * Before a write is acknowledged without a secondary that may have adopted the lineage, a new lineage is durable: from
+ * then on the two have parted, and neither can be taken for the other.
  */
 export class Replicator {
   readonly #options: ReplicatorOptions;
-  readonly #connector: Connector;
-  readonly #dirty: readonly DirtyMap[];
-  #tracks: string | null;
   #phase: Phase = { name: "connecting" };
+  #unproved = 0;
+  /** Sessions begin one after the other: they record whom the dirty bitmaps are about. */
+  #beginning: Promise<void> = Promise.resolve();
+  #minting: Promise<void> | undefined;
+  /** What the secondary of the opening session knows to differ. */
+  #differing: readonly ClusterBitmap[] = [];
   #lastError: ColobusError | undefined;
   #lastContactMs: number | undefined;
-  #peerIdentity: { readonly agentId: string; readonly agentVersion: string } | undefined;
+  #standsAlone = false;
+  #peerIdentity: { readonly agentId: string; readonly agentVersion: string; readonly address: string } | undefined;
   #syncTotalBytes = 0;
   #stopping = false;
 
   constructor(options: ReplicatorOptions) {
     this.#options = options;
-    this.#tracks = options.inSyncPeer;
-    this.#dirty = options.geometries.map((geometry) => new DirtyMap(geometry));
-    this.#connector = new Connector({
-      dialer: options.dialer,
-      clock: options.clock,
-      random: options.random,
-      connected: (link) => this.#connected(link),
-      failed: (reason) => {
-        this.#lastError = reason;
-      },
-    });
   }
 
   get isConnected(): boolean {
@@ -98,7 +101,9 @@ export class Replicator {
       const why = this.#lastError === undefined ? "" : `: ${this.#lastError.message}`;
       throw new ColobusError(
         "no-peer",
-        `the secondary at ${this.#options.dialer.url} is not connected${why}`,
+        this.#options.url === null
+          ? `no secondary is connected${why}`
+          : `the secondary at ${this.#options.url} is not connected${why}`,
         this.#lastError?.action ?? "Start the secondary agent, and check --peer.",
       );
     }
@@ -111,32 +116,75 @@ export class Replicator {
   }
 
   get syncProgress(): { readonly doneBytes: number; readonly totalBytes: number } {
-    const left = this.#dirty.reduce((sum, dirty) => sum + dirty.bytes, 0);
+    const left = this.#options.tracking.bytes;
     return { doneBytes: Math.max(0, this.#syncTotalBytes - left), totalBytes: this.#syncTotalBytes };
   }
 
-  start(): void {
-    this.#connector.start();
+  /** Clusters of the disk that were sent and are not known to be stable on the secondary. */
+  inFlight(disk: number): ClusterBitmap {
+    const clusters = new ClusterBitmap();
+    if (this.#phase.name === "connecting") return clusters;
+    for (const sent of this.#phase.session.unstable()) {
+      if (sent.disk === disk) clusters.addRange(sent.firstCluster, sent.endCluster);
+    }
+    return clusters;
   }
 
-  /** Ends the session. Resolves with the secondary's agent id if its copy is surely equal, else null. */
-  async stop(drainTimeout: Promise<void>): Promise<string | null> {
-    this.#connector.stop();
+  /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasOpen` tells that it had been a session. */
+  accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined): void {
+    if (this.#stopping || this.#unproved >= UNAUTHENTICATED_LINKS_MAX) {
+      link.start({ message: () => undefined, closed: () => ended(false) });
+      link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
+      return;
+    }
+    const options = this.#options;
+    let isProved = false;
+    let wasOpen = false;
+    this.#unproved += 1;
+    const hello = options.hello();
+    const session = new SourceSession({
+      link,
+      clock: options.clock,
+      hello,
+      token: options.token,
+      peerTimeoutMs: options.peerTimeoutMs,
+      windowBytes: options.windowBytes,
+      opened: (peer) => {
+        this.#unproved -= 1;
+        isProved = true;
+        this.#open(session, hello, peer);
+        wasOpen = true;
+      },
+      differs: (disk, runs) => this.#receiveDifferences(session, disk, runs),
+      ready: () => this.#ready(session),
+      stalled: (reason) => this.#stalled(session, reason),
+      closed: (reason, missing) => {
+        if (!isProved) this.#unproved -= 1;
+        for (const { disk, firstCluster, endCluster } of missing) {
+          options.tracking.dirty(disk).addClusters(firstCluster, endCluster);
+        }
+        this.#lost(session, reason, wasOpen);
+        ended(wasOpen);
+      },
+    });
+  }
+
+  /** A dial failed. */
+  dialFailed(reason: ColobusError): void {
+    if (this.#phase.name === "connecting" && !this.#standsAlone) this.#lastError = reason;
+  }
+
+  /** Leaves the session, once everything sent is stable on the secondary or `drainTimeout` resolves. */
+  async stop(drainTimeout: Promise<void>, reason: ColobusError): Promise<void> {
     if (this.#phase.name === "established") {
       const { session } = this.#phase;
       const drained = session.acknowledged(session.sequence, "stable");
       if (drained !== undefined) await Promise.race([drained, drainTimeout]);
     }
-    // What a session that was lost had not made stable is dirty: after it, clean means equal.
-    const nothingUnderWay =
-      this.#phase.name === "connecting" ||
-      (this.#phase.name === "established" && this.#phase.session.unstableBytes === 0);
-    const isEqual = nothingUnderWay && this.#isClean();
     this.#stopping = true;
-    if (this.#phase.name !== "connecting") {
-      this.#phase.session.close(new ColobusError("shutting-down", "the primary agent is being stopped"));
-    }
-    return isEqual ? this.#tracks : null;
+    if (this.#phase.name !== "connecting") this.#phase.session.close(reason);
+    await this.#beginning;
+    await this.#minting?.catch(() => undefined); // the write that waits for it has the error
   }
 
   /**
@@ -144,48 +192,50 @@ export class Replicator {
    * acknowledged it as far as the acknowledgement policy has the guest wait. `payload` is kept as a view.
    */
   forward(kind: OperationKind, disk: number, offset: number, length: number, payload: Buffer | undefined): Pending {
-    const dirty = this.#dirtyOf(disk);
+    const dirty = this.#options.tracking.dirty(disk);
     if (this.#phase.name !== "established" && this.#phase.name !== "syncing") {
       dirty.addBytes(offset, length);
-      return undefined;
+      return this.#alone();
     }
-    // What is dirty as a whole goes with the sync, which reads it later.
-    if (!dirty.isEmpty && dirty.covers(offset, length)) return undefined;
+    const position = ACK_POSITIONS[this.#options.ack];
+    // What is dirty as a whole goes with the sync, which reads it later, unless the guest waits for it.
+    if (position === undefined && !dirty.isEmpty && dirty.covers(offset, length)) return undefined;
     const { session } = this.#phase;
     const sequence = this.#send(session, kind, disk, offset, length, payload);
-    const position = ACK_POSITIONS[this.#options.ack];
-    return position === undefined ? undefined : session.acknowledged(sequence, position);
+    if (position === undefined) return undefined;
+    return this.#orAlone(session, session.acknowledged(sequence, position));
   }
 
   /** Done when the send window has room, or there is no session to send on. */
   room(): Pending {
-    return this.#phase.name === "established" || this.#phase.name === "syncing"
-      ? this.#phase.session.room()
-      : undefined;
+    if (this.#phase.name !== "established" && this.#phase.name !== "syncing") return undefined;
+    const { session } = this.#phase;
+    return this.#orAlone(session, session.room());
   }
 
   /** Done when everything forwarded so far is stable on the secondary, where the acknowledgement policy covers it. */
   flush(): Pending {
-    if (this.#options.ack !== "applied" || !this.isConnected) return undefined;
-    const { session } = this;
-    return session.acknowledged(session.sequence, "stable");
+    if (this.#options.ack !== "applied") return undefined;
+    if (this.#phase.name !== "established" && this.#phase.name !== "syncing") return this.#alone();
+    const { session } = this.#phase;
+    return this.#orAlone(session, session.acknowledged(session.sequence, "stable"));
   }
 
   /** A write failed locally: what the child holds there is unknown, and so must be sent again. */
   writeFailed(disk: number, offset: number, length: number): void {
-    this.#dirtyOf(disk).addBytes(offset, length);
+    this.#options.tracking.dirty(disk).addBytes(offset, length);
     if (this.#phase.name === "established") this.#beginSync(this.#phase.session, "resync");
   }
 
   dirtyBytes(disk: number): number {
-    const dirty = this.#dirtyOf(disk);
-    return this.#tracks === null ? (this.#options.geometries[disk]?.sizeBytes ?? 0) : dirty.bytes;
+    const { tracking, geometries } = this.#options;
+    return tracking.peer === null ? (geometries[disk]?.sizeBytes ?? 0) : tracking.dirty(disk).bytes;
   }
 
   /** The next clusters to be sent, or undefined when there are none. */
   nextDirty(maxClusters: (disk: number) => number): { readonly disk: number; readonly run: ClusterRun } | undefined {
-    for (const [disk, dirty] of this.#dirty.entries()) {
-      const run = dirty.firstRun(maxClusters(disk));
+    for (const disk of this.#options.geometries.keys()) {
+      const run = this.#options.tracking.dirty(disk).firstRun(maxClusters(disk));
       if (run !== undefined) return { disk, run };
     }
     return undefined;
@@ -199,30 +249,39 @@ export class Replicator {
     if (this.#phase.name !== "syncing" || this.#phase.session !== session) return false;
     const length = typeof content === "number" ? content : content.length;
     const geometry = this.#geometryOf(disk);
-    this.#dirtyOf(disk).removeClusters(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length));
+    const dirty = this.#options.tracking.dirty(disk);
+    dirty.removeClusters(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length));
     if (typeof content === "number") this.#send(session, "discard", disk, offset, length, undefined);
     else this.#send(session, "write", disk, offset, length, content);
     return true;
   }
 
-  /** Nothing is dirty any more: from here on the stream alone keeps the secondary equal. False when that is not so. */
-  tryFinishSync(session: SourceSession): boolean {
-    if (this.#phase.name !== "syncing" || this.#phase.session !== session || !this.#isClean()) return false;
-    session.tell({ type: "sync", phase: "end", totalBytes: this.#syncTotalBytes });
+  /**
+   * Nothing is dirty any more: from here on the stream alone keeps the secondary equal. Resolves with false when that
+   * is not so (any more). Errors: `io-error`.
+   */
+  async finishSync(session: SourceSession): Promise<boolean> {
+    const { state, tracking } = this.#options;
+    if (!this.#isSyncing(session) || !tracking.isClean) return false;
+    // Durable before the secondary may adopt the lineage.
+    if (!state.record.history.shared) await state.update(shared);
+    if (!this.#isSyncing(session) || !tracking.isClean) return false;
+    this.#tellSync(session, "end");
     this.#phase = { name: "established", session };
-    this.#options.emit("sync-finished", { peer: this.#options.dialer.url });
+    this.#options.emit("sync-finished", { peer: this.#peerName });
     this.#options.inSync();
     return true;
   }
 
   describe(): PeerStatus {
     const session = this.isConnected ? this.session : undefined;
+    const { url, geometries } = this.#options;
     return {
-      url: this.#options.dialer.url,
-      address: this.#options.dialer.url,
-      connection: session === undefined ? "Connecting" : "Connected",
+      url,
+      address: url ?? this.#peerIdentity?.address ?? null,
+      connection: session !== undefined ? "Connected" : this.#standsAlone ? "StandAlone" : "Connecting",
       replication: REPLICATION_OF_PHASE[this.#phase.name],
-      lagBytes: session?.unstableBytes ?? this.#dirty.reduce((sum, _, disk) => sum + this.dirtyBytes(disk), 0),
+      lagBytes: session?.unstableBytes ?? [...geometries.keys()].reduce((sum, disk) => sum + this.dirtyBytes(disk), 0),
       agentId: this.#peerIdentity?.agentId ?? null,
       agentVersion: this.#peerIdentity?.agentVersion ?? null,
       lastContactMs: session?.silenceMs ?? this.#sinceLastContactMs(),
@@ -230,60 +289,141 @@ export class Replicator {
     };
   }
 
-  #connected(link: Link): void {
+  /** A peer has proved itself: either the two are a pair, and its session takes the place of any other, or it is refused. */
+  #open(session: SourceSession, hello: Hello, peer: Hello): void {
     const options = this.#options;
-    let wasOpen = false;
-    const session = new SourceSession({
-      link,
-      clock: options.clock,
-      hello: { ...options.hello(), tracks: this.#tracks },
-      token: options.token,
-      peerTimeoutMs: options.peerTimeoutMs,
-      windowBytes: options.windowBytes,
-      opened: (peer, decision) => {
-        wasOpen = true;
-        if (decision.kind === "full") for (const dirty of this.#dirty) dirty.addAll();
-        this.#tracks = peer.agentId;
-        this.#peerIdentity = peer;
-        const { lineage, disks } = options.hello();
-        return {
-          lineage: lineage ?? "",
-          openEpoch: options.opened(peer),
-          diskSizes: disks.map((disk) => disk.sizeBytes ?? 0),
-        };
-      },
-      ready: () => this.#ready(session),
-      stalled: (reason) => this.#stalled(session, reason),
-      closed: (reason, missing) => {
-        for (const { disk, firstCluster, endCluster } of missing) {
-          this.#dirtyOf(disk).addClusters(firstCluster, endCluster);
-        }
-        this.#lost(reason, wasOpen, session.silenceMs);
-      },
-    });
+    const verdict = decide(hello, peer);
+    this.#peerIdentity = { agentId: peer.agentId, agentVersion: peer.agentVersion, address: session.peerAddress };
+    this.#standsAlone = verdict.kind === "outdated" || verdict.kind === "split-brain";
+    options.judged(verdict, peer);
+    const refusal = refusalOf(verdict, hello.agentId);
+    if (refusal !== undefined) throw refusal;
+    assert(verdict.kind === "sync" && verdict.target === peer.agentId, "of a pair, the Primary is the source");
+    if (this.#phase.name !== "connecting") {
+      this.#phase.session.close(
+        new ColobusError("replaced", "a newer session with the peer takes the place of this one"),
+      );
+    }
     this.#phase = { name: "opening", session, stalledBy: undefined };
+    this.#differing = options.geometries.map(() => new ClusterBitmap());
+    this.#beginning = this.#beginning
+      .then(() => this.#begin(session, hello, peer, verdict.extent))
+      .catch((error: unknown) => session.close(asColobusError(error)));
+  }
+
+  /** Records what the session stands on, and asks the secondary to make itself ready. */
+  async #begin(session: SourceSession, hello: Hello, peer: Hello, extent: "full" | "delta" | "assumed"): Promise<void> {
+    const { state, tracking, random, opened } = this.#options;
+    if (session.isClosed) return;
+    if (extent !== "delta") await tracking.begin(peer.agentId, extent);
+    if (session.isClosed) return;
+    const id = random.bytes(16).toString("hex");
+    const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;
+    await state.update((record) => ({
+      ...record,
+      pairing: { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] },
+    }));
+    const openEpoch = await opened(peer);
+    if (session.isClosed) return;
+    const diskSizes = hello.disks.map((disk) => disk.sizeBytes ?? 0);
+    session.begin({ session: id, extent, lineage: hello.lineage ?? "", openEpoch, diskSizes });
+  }
+
+  #receiveDifferences(session: SourceSession, disk: number, runs: readonly ClusterRun[]): void {
+    const clusters = this.#differing[disk];
+    const count = this.#options.geometries[disk]?.clusterCount ?? 0;
+    if (this.#phase.name !== "opening" || this.#phase.session !== session || clusters === undefined) {
+      throw new ColobusError("protocol-error", "the peer tells differences where none are asked for");
+    }
+    for (const { first, end } of runs) {
+      if (end > count) throw new ColobusError("protocol-error", "the peer tells differences outside of its disks");
+      clusters.addRange(first, end);
+    }
   }
 
   #ready(session: SourceSession): void {
     if (this.#phase.name !== "opening" || this.#phase.session !== session) {
       throw new ColobusError("protocol-error", `the peer sent "ready" twice`);
     }
+    const differing = this.#differing;
+    this.#differing = [];
+    if (differing.every((clusters) => clusters.isEmpty)) this.#start(session);
+    else this.#unite(session, differing).catch((error: unknown) => session.close(asColobusError(error)));
+  }
+
+  /** What the secondary knows to differ is durable here before it may forget it there. */
+  async #unite(session: SourceSession, differing: readonly ClusterBitmap[]): Promise<void> {
+    for (const [disk, clusters] of differing.entries()) {
+      await this.#options.tracking.add(disk, [...clusterRuns(clusters)]);
+    }
+    if (this.#phase.name === "opening" && this.#phase.session === session) this.#start(session);
+  }
+
+  #start(session: SourceSession): void {
+    if (this.#phase.name !== "opening") return;
     const options = this.#options;
     const { stalledBy } = this.#phase;
-    options.emit("peer-connected", { url: options.dialer.url, agentId: this.#tracks });
-    options.log.info({ peer: options.dialer.url }, "the secondary is connected");
+    session.tell({ type: "united" });
+    options.emit("peer-connected", { url: options.url, address: session.peerAddress, agentId: session.peer?.agentId });
+    options.log.info({ peer: this.#peerName }, "the secondary is connected");
     this.#lastError = undefined;
     if (stalledBy !== undefined) this.#pause(session, stalledBy);
     else this.#beginSync(session, session.peer?.lineage === null ? "full-sync" : "resync");
   }
 
   #beginSync(session: SourceSession, kind: "full-sync" | "resync"): void {
-    this.#syncTotalBytes = this.#dirty.reduce((sum, dirty) => sum + dirty.bytes, 0);
+    const { tracking, emit, syncNeeded } = this.#options;
+    this.#syncTotalBytes = tracking.bytes;
     this.#phase = { name: "syncing", session };
-    session.tell({ type: "sync", phase: "begin", totalBytes: this.#syncTotalBytes });
-    if (this.tryFinishSync(session)) return;
-    this.#options.emit("sync-started", { peer: this.#options.dialer.url, kind, bytes: this.#syncTotalBytes });
-    this.#options.syncNeeded(kind);
+    this.#tellSync(session, "begin");
+    const startJob = (): void => {
+      emit("sync-started", { peer: this.#peerName, kind, bytes: this.#syncTotalBytes });
+      syncNeeded(kind);
+    };
+    if (!tracking.isClean) return startJob();
+    this.finishSync(session).then(
+      (finished) => {
+        if (!finished && this.#isSyncing(session)) startJob();
+      },
+      (error: unknown) => session.close(asColobusError(error)),
+    );
+  }
+
+  #tellSync(session: SourceSession, phase: "begin" | "end"): void {
+    const { lineage, history } = this.#options.state.record;
+    session.tell({
+      type: "sync",
+      phase,
+      totalBytes: this.#syncTotalBytes,
+      lineage: lineage ?? "",
+      ancestors: history.ancestors,
+    });
+  }
+
+  #isSyncing(session: SourceSession): boolean {
+    return this.#phase.name === "syncing" && this.#phase.session === session;
+  }
+
+  /** Done when a write may be acknowledged that the secondary does not have. Errors: `io-error`. */
+  #alone(): Pending {
+    const { state, random, emit, log } = this.#options;
+    if (this.#minting !== undefined) return this.#minting;
+    if (!state.record.history.shared) return undefined;
+    this.#minting = state
+      .update((record) => (record.history.shared ? goneAlone(record, random.bytes(16).toString("hex")) : record))
+      .then(({ lineage }) => {
+        emit("lineage-changed", { lineage, origin: "alone" });
+        log.info({ lineage }, "writes go on without the secondary: a new lineage begins");
+      })
+      .finally(() => {
+        this.#minting = undefined;
+      });
+    return this.#minting;
+  }
+
+  /** What the guest waits for in a session, or, when that is lost first, what lets it go on alone. */
+  #orAlone(session: SourceSession, pending: Pending): Pending {
+    return pending?.then(() => (session.isClosed ? this.#alone() : undefined));
   }
 
   /** The secondary's overlays are full, or have room again. Meanwhile writes go on locally, and dirty. */
@@ -293,32 +433,38 @@ export class Replicator {
     } else if (reason !== undefined && this.isConnected) {
       this.#pause(session, reason);
     } else if (reason === undefined && this.#phase.name === "paused") {
-      this.#options.emit("overlay-freed", { peer: this.#options.dialer.url });
+      this.#options.emit("overlay-freed", { peer: this.#peerName });
       this.#beginSync(session, "resync");
     }
   }
 
   #pause(session: SourceSession, reason: ColobusError): void {
     this.#phase = { name: "paused", session, reason };
-    this.#options.emit("overlay-full", { peer: this.#options.dialer.url, ...reason.toJSON() });
+    this.#options.emit("overlay-full", { peer: this.#peerName, ...reason.toJSON() });
     this.#options.log.warn({ reason }, "the secondary takes no writes; they are remembered as dirty");
   }
 
-  #lost(reason: ColobusError, wasOpen: boolean, silenceMs: number): void {
-    const wasConnected = this.isConnected;
+  #lost(session: SourceSession, reason: ColobusError, wasOpen: boolean): void {
+    const { emit, log, clock, lost } = this.#options;
+    const wasCurrent = this.#phase.name !== "connecting" && this.#phase.session === session;
+    // An older session that was replaced, or a stranger's: the current one goes on.
+    if (!wasCurrent && (this.#phase.name !== "connecting" || reason.code === "replaced")) return;
+    const wasConnected = wasCurrent && this.isConnected;
     const isNews = wasConnected || reason.message !== this.#lastError?.message;
     this.#phase = { name: "connecting" };
     this.#lastError = reason;
-    if (wasConnected) this.#lastContactMs = this.#options.clock.nowMs() - silenceMs;
+    if (wasConnected) this.#lastContactMs = clock.nowMs() - session.silenceMs;
     if (this.#stopping) return;
     // A refused session is tried again for ever: each reason is reported once.
     if (isNews) {
-      const type = wasConnected ? "peer-disconnected" : "peer-refused";
-      this.#options.emit(type, { url: this.#options.dialer.url, ...reason.toJSON() });
-      this.#options.log.warn({ peer: this.#options.dialer.url, reason }, "the session with the secondary ended");
+      emit(wasConnected ? "peer-disconnected" : "peer-refused", { url: this.#options.url, ...reason.toJSON() });
+      log.warn({ peer: this.#peerName, reason, wasOpen }, "the session with the peer ended");
     }
-    if (wasConnected) this.#options.lost(reason);
-    this.#connector.lost(wasOpen);
+    if (wasConnected) lost(reason);
+  }
+
+  get #peerName(): string | null {
+    return this.#options.url ?? this.#peerIdentity?.address ?? null;
   }
 
   /** Sends in pieces that the protocol and the secondary take well. Returns the number of the last one. */
@@ -346,18 +492,8 @@ export class Replicator {
     return sequence;
   }
 
-  #isClean(): boolean {
-    return this.#dirty.every((dirty) => dirty.isEmpty);
-  }
-
   #sinceLastContactMs(): number | null {
     return this.#lastContactMs === undefined ? null : this.#options.clock.nowMs() - this.#lastContactMs;
-  }
-
-  #dirtyOf(disk: number): DirtyMap {
-    const dirty = this.#dirty[disk];
-    if (dirty === undefined) throw new RangeError(`there is no disk ${disk}`);
-    return dirty;
   }
 
   #geometryOf(disk: number): ClusterGeometry {

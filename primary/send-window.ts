@@ -56,6 +56,11 @@ export class SendWindow {
     return this.#unstableBytes;
   }
 
+  /** What was sent and is not known to be stable on the secondary, oldest first. */
+  unstable(): readonly SentRange[] {
+    return this.#sent;
+  }
+
   get isEmpty(): boolean {
     return this.#sent.length === 0;
   }

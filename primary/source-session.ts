@@ -1,8 +1,8 @@
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { fromErrorBody, type Hello, type Message, type OperationKind } from "../proto/replication-messages.ts";
 import type { Pending } from "../shared/block/block-device.ts";
+import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
-import { decideSync, type SyncDecision } from "../shared/replication/handshake.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
 import { OutgoingBatch } from "./outgoing-batch.ts";
@@ -22,11 +22,10 @@ export interface SourceSessionOptions {
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
-  /** The two can form a pair: the answer says what `begin` tells the secondary. */
-  readonly opened: (
-    peer: Hello,
-    decision: Exclude<SyncDecision, { kind: "refused" }>,
-  ) => Omit<Extract<Message, { type: "begin" }>, "type">;
+  /** The peer has proved itself. May throw the reason for which the two form no pair; else `begin` is to follow. */
+  readonly opened: (peer: Hello) => void;
+  /** What the secondary knows to differ, before it is ready. */
+  readonly differs: (disk: number, runs: readonly ClusterRun[]) => void;
   /** The secondary is ready for the stream. */
   readonly ready: () => void;
   /** The secondary cannot take writes for a reason, or can again (undefined). */
@@ -75,6 +74,10 @@ export class SourceSession {
     return this.#peer;
   }
 
+  get isClosed(): boolean {
+    return this.#closed;
+  }
+
   get peerAddress(): string {
     return this.#session.peerAddress;
   }
@@ -111,8 +114,18 @@ export class SourceSession {
     return this.#window.acknowledged(sequence, position);
   }
 
+  /** Ranges that were sent and are not known to be stable on the secondary. */
+  unstable(): readonly SentRange[] {
+    return this.#window.unstable();
+  }
+
+  /** Asks the secondary to make itself ready. */
+  begin(message: Omit<Extract<Message, { type: "begin" }>, "type">): void {
+    this.#session.send({ type: "begin", ...message });
+  }
+
   /** Puts a message behind everything sent so far. */
-  tell(message: Extract<Message, { type: "sync" }>): void {
+  tell(message: Extract<Message, { type: "sync" | "united" }>): void {
     this.#batch.flush();
     this.#session.send(message);
   }
@@ -121,7 +134,9 @@ export class SourceSession {
    * Puts a request behind everything sent so far, and resolves when the secondary has done it. Errors: the secondary's
    * own; `outcome-unknown` when the session is lost before the answer.
    */
-  request(make: (id: number) => Extract<Message, { type: "barrier" | "commit" | "discard" }>): Promise<void> {
+  request(
+    make: (id: number) => Extract<Message, { type: "barrier" | "commit" | "discard" | "takeover" }>,
+  ): Promise<void> {
     if (this.#closed) return Promise.reject(outcomeUnknown());
     if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
     this.#requestsMade += 1;
@@ -138,16 +153,16 @@ export class SourceSession {
   }
 
   #opened(peer: Hello): void {
-    const decision = decideSync(this.#options.hello, peer);
-    if (decision.kind === "refused") throw decision.reason;
+    this.#options.opened(peer);
     this.#peer = peer;
     this.#window.limit(peer.windowBytes);
-    const begin = this.#options.opened(peer, decision);
-    this.#session.send({ type: "begin", ...begin });
   }
 
   #receive(message: SessionMessage): void {
     switch (message.type) {
+      case "differs":
+        this.#options.differs(message.disk, runsOf(message.runs));
+        break;
       case "ready":
         this.#options.ready();
         break;
@@ -166,6 +181,8 @@ export class SourceSession {
         this.#options.stalled(undefined);
         break;
       case "begin":
+      case "united":
+      case "takeover":
       case "data":
       case "sync":
       case "barrier":
@@ -215,6 +232,16 @@ export class SourceSession {
       this.#progressTimer = this.#watchProgress();
     });
   }
+}
+
+/** Pairs of a first cluster and a count. */
+function runsOf(pairs: readonly number[]): ClusterRun[] {
+  const runs: ClusterRun[] = [];
+  for (let index = 0; index + 1 < pairs.length; index += 2) {
+    const first = pairs[index] ?? 0;
+    runs.push({ first, end: first + (pairs[index + 1] ?? 0) });
+  }
+  return runs;
 }
 
 function outcomeUnknown(): ColobusError {

@@ -18,6 +18,8 @@ import {
   PROTECTION_REASONS,
   REPLICATION_STATES,
   ROLES,
+  VERDICT_KINDS,
+  VERDICT_RULES,
   WAIT_CONDITIONS,
 } from "./words.ts";
 
@@ -178,6 +180,61 @@ export const failoverAnswerSchema = z.object({
 });
 export type FailoverAnswer = z.infer<typeof failoverAnswerSchema>;
 
+/** What a side would give up: bytes of clusters that it has changed and the other has not. */
+const changedBytes = z.object({ here: bytes, there: bytes });
+
+/** What the last handshake with the peer came to. */
+export const verdictSchema = z.object({
+  kind: z.enum(VERDICT_KINDS),
+  /** The rule that decided. */
+  rule: z.enum(VERDICT_RULES),
+  /** A sentence for the operator. */
+  meaning: z.string(),
+  peer: z.string(),
+  /** The agent that sends, and what; null where nothing is sent. */
+  source: z.string().nullable(),
+  extent: z.enum(["full", "delta", "assumed"]).nullable(),
+  /** What is left to be sent, or would be given up. */
+  changedBytes,
+});
+export type VerdictAnswer = z.infer<typeof verdictSchema>;
+
+export const rejoinRequestSchema = z.strictObject({ peer: z.string(), timeoutMs });
+export type RejoinRequest = z.infer<typeof rejoinRequestSchema>;
+export const rejoinAnswerSchema = z.object({
+  /** True when the agent was Secondary already and nothing was done but to dial the peer. */
+  already: z.boolean(),
+  peer: z.string(),
+  /** This side's own last state, which `failover --force` returns to until a newer checkpoint is committed. */
+  epoch,
+});
+export type RejoinAnswer = z.infer<typeof rejoinAnswerSchema>;
+
+export const connectRequestSchema = z.strictObject({
+  dryRun: z.boolean().default(false),
+  discardMyData: z.boolean().default(false),
+  timeoutMs,
+});
+export type ConnectRequest = z.infer<typeof connectRequestSchema>;
+export const connectAnswerSchema = z.object({ dryRun: z.boolean(), connected: z.boolean(), verdict: verdictSchema });
+export type ConnectAnswer = z.infer<typeof connectAnswerSchema>;
+
+export const startAloneRequestSchema = z.strictObject({});
+export const startAloneAnswerSchema = z.object({
+  /** False when no guest was held. */
+  released: z.boolean(),
+});
+export type StartAloneAnswer = z.infer<typeof startAloneAnswerSchema>;
+
+export const switchoverRequestSchema = z.strictObject({ closeClients: z.boolean().default(false), timeoutMs });
+export type SwitchoverRequest = z.infer<typeof switchoverRequestSchema>;
+export const switchoverAnswerSchema = z.object({
+  role: z.literal("Secondary"),
+  /** The lineage under which the peer serves. */
+  lineage: z.string(),
+});
+export type SwitchoverAnswer = z.infer<typeof switchoverAnswerSchema>;
+
 export const waitRequestSchema = z.strictObject({ condition: z.enum(WAIT_CONDITIONS), timeoutMs });
 export type WaitRequest = z.infer<typeof waitRequestSchema>;
 export const waitAnswerSchema = z.object({ condition: z.enum(WAIT_CONDITIONS) });
@@ -201,6 +258,10 @@ export interface AgentControl {
   commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer>;
   discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer>;
   failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer>;
+  rejoin(request: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer>;
+  connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer>;
+  startAlone(): Promise<StartAloneAnswer>;
+  switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer>;
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
   job(id: string, verb: JobVerb): Promise<JobStatus>;

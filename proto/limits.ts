@@ -84,6 +84,14 @@ export const PEER_TIMEOUT_DEFAULT_MS = 5_000;
 export const RECONNECT_MIN_MS = 100;
 export const RECONNECT_MAX_MS = 5_000;
 
+/** Lineages that a side goes back to, or has heard of, and that it still tells apart from strange ones. */
+export const ANCESTORS_MAX = 32;
+/** Runs of dirty clusters in one `differs` message. */
+export const DIFFERS_RUNS_MAX = 4096;
+
+/** How often the dirty bitmap is told what has become equal. */
+export const SETTLE_EVERY_MS = 5_000;
+
 // Epochs
 /** Checkpoints that may be prepared and neither committed nor discarded. */
 export const PREPARED_EPOCHS_MAX = 64;

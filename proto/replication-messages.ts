@@ -9,15 +9,17 @@
  * | 4 | H | header: one msgpack map whose `type` names the message |
  * | 4+H | … | payload: in `data` only, the bytes of its write operations one after the other |
  *
- * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `ready`. Then the
- * primary sends `data`, `sync`, `barrier`, `commit` and `discard`; the secondary sends `ack`, `answer`, `stall` and
- * `unstall`; both send `ping`. A side that finds fault sends `refuse` and closes.
+ * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `differs` as often
+ * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `barrier`, `commit`, `discard`
+ * and `takeover`; the secondary sends `ack`, `answer`, `stall` and `unstall`; both send `ping`. A side that finds fault sends `refuse` and closes.
  */
 import { Packr } from "msgpackr";
 import { z } from "zod";
 import { ColobusError, isErrorCode } from "./errors.ts";
 import {
+  ANCESTORS_MAX,
   BATCH_MAX_OPERATIONS,
+  DIFFERS_RUNS_MAX,
   DISKS_MAX,
   HANDSHAKE_MESSAGE_MAX_BYTES,
   MESSAGE_MAX_BYTES,
@@ -76,12 +78,20 @@ const helloSchema = z.object({
   /** Whether this side holds a pre-shared token. */
   hasToken: z.boolean(),
   lineage: text.nullable(),
+  ancestors: z.array(text).max(ANCESTORS_MAX),
+  heard: z.array(text).max(ANCESTORS_MAX),
+  pairing: z.object({ peer: text, sessions: z.array(text).max(2) }).nullable(),
+  /** The agent whose copy this side's dirty bitmaps count from. */
+  tracks: text.nullable(),
+  outdated: z.boolean(),
+  discardsOwn: z.boolean(),
+  handOver: text.nullable(),
+  /** Bytes that this side's dirty bitmaps name: what it would lose if its data were given up. */
+  changedBytes: z.int().nonnegative(),
   committed: epoch,
   prepared: z.array(epoch).max(PREPARED_EPOCHS_MAX),
   /** The highest epoch number that this side has seen used. */
   epochSeen: epoch,
-  /** On a primary: the agent id of the secondary that its dirty bitmap counts from. */
-  tracks: text.nullable(),
   /** On a primary: the operator says that the copies are identical (`--assume-in-sync`). */
   assumeInSync: z.boolean(),
 });
@@ -94,15 +104,34 @@ export const MESSAGE_SCHEMAS = {
   proof: z.object({ type: z.literal("proof"), mac: byteString((length) => length <= 32) }),
   begin: z.object({
     type: z.literal("begin"),
+    /** Identifies the session; both sides record it before data flows. */
+    session: text,
+    /** `delta`: the primary waits for what the secondary knows to differ. Else it knows already what it will send. */
+    extent: z.enum(["full", "delta", "assumed"]),
     lineage: text,
     /** The epoch that the writes to come belong to. */
     openEpoch: epoch,
     /** Sizes of the disks, in the order of the primary's `hello`. */
     diskSizes: z.array(z.int().positive()).max(DISKS_MAX),
   }),
+  /** Clusters that the secondary has changed by itself, before `ready`: index of the first and count, in turns. */
+  differs: z.object({
+    type: z.literal("differs"),
+    disk: z.int().nonnegative(),
+    runs: z.array(z.int().nonnegative()).max(2 * DIFFERS_RUNS_MAX),
+  }),
   ready: z.object({ type: z.literal("ready") }),
+  /** The primary has recorded what `differs` named: the secondary may forget it. */
+  united: z.object({ type: z.literal("united") }),
   /** The primary starts, or ends, sending the clusters that the secondary may lack. */
-  sync: z.object({ type: z.literal("sync"), phase: z.enum(["begin", "end"]), totalBytes: z.int().nonnegative() }),
+  sync: z.object({
+    type: z.literal("sync"),
+    phase: z.enum(["begin", "end"]),
+    totalBytes: z.int().nonnegative(),
+    /** The primary's history: heard of at the beginning, and adopted at the end. */
+    lineage: text,
+    ancestors: z.array(text).max(ANCESTORS_MAX),
+  }),
   barrier: z.object({ type: z.literal("barrier"), id: z.int().positive(), epoch: z.int().positive() }),
   commit: z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: z.int().positive() }),
   discard: z.object({
@@ -110,7 +139,9 @@ export const MESSAGE_SCHEMAS = {
     id: z.int().positive(),
     epochs: z.array(z.int().positive()).max(PREPARED_EPOCHS_MAX),
   }),
-  /** Ends the request `id` (`barrier`, `commit`, `discard`): done, or failed for a reason. */
+  /** The primary has stopped serving, and asks the secondary, which has everything, to take its role under `lineage`. */
+  takeover: z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: text }),
+  /** Ends the request `id` (`barrier`, `commit`, `discard`, `takeover`): done, or failed for a reason. */
   answer: z.object({ type: z.literal("answer"), id: z.int().positive(), error: errorBody.nullable() }),
   /** Operations up to `received` have arrived; those up to `stable` survive what the secondary's durability names. */
   ack: z.object({ type: z.literal("ack"), received: epoch, stable: epoch }),

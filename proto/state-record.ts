@@ -20,9 +20,9 @@ import assert from "node:assert/strict";
 import { crc32 } from "node:zlib";
 import { Packr } from "msgpackr";
 import { z } from "zod";
-import { STATE_SLOT_BYTES } from "./limits.ts";
+import { ANCESTORS_MAX, STATE_SLOT_BYTES } from "./limits.ts";
 import { STATE_RECORD_VERSION } from "./versions.ts";
-import { DURABILITIES, MODES, ROLES } from "./words.ts";
+import { DURABILITIES, LINEAGE_ORIGINS, MODES, ROLES } from "./words.ts";
 
 const MAGIC = Buffer.from("COLOSTAT", "latin1");
 const HEADER_BYTES = 64;
@@ -40,7 +40,29 @@ export const stateRecordSchema = z.object({
   clusterBytes: z.int().positive(),
   /** The history that this side's disks belong to; null on a secondary that has not yet committed anything. */
   lineage: z.string().nullable(),
-  /** Peers that a primary dials. */
+  history: z.object({
+    origin: z.enum(LINEAGE_ORIGINS),
+    /** A peer may have adopted the lineage: going on without that peer begins a new one. */
+    shared: z.boolean(),
+    /** The lineages that this one goes back to, newest first. */
+    ancestors: z.array(z.string()).max(ANCESTORS_MAX),
+    /** Lineages that a source has begun to send here, not adopted yet, newest first. */
+    heard: z.array(z.string()).max(ANCESTORS_MAX),
+  }),
+  /** The peer of the last session, and the ids of the last two sessions with it, newest first. */
+  pairing: z.object({ peer: z.string(), sessions: z.array(z.string()).max(2) }).nullable(),
+  /**
+   * The peer whose copy the dirty bitmaps count from. On a primary null says that nothing is known of any copy; on a
+   * secondary, that it has changed nothing by itself.
+   */
+  tracks: z.string().nullable(),
+  /** On a primary: it has met a newer lineage, and serves nothing. On a secondary: the checkpoint is a former primary's own state. */
+  outdated: z.boolean(),
+  /** The operator gave up what is here for the peer's. */
+  discardsOwn: z.boolean(),
+  /** The agent to which this primary has handed its role, while it is not known whether that arrived. */
+  handOver: z.string().nullable(),
+  /** Peers that this agent dials. */
   peers: z.array(z.string()),
   disks: z.array(
     z.object({
@@ -59,8 +81,6 @@ export const stateRecordSchema = z.object({
   prepared: z.array(z.object({ epoch, atMs: z.number() })),
   /** Set by a promotion until every overlay has been merged into its base; `activeEpoch` names the active disks. */
   merge: z.object({ activeEpoch: epoch }).nullable(),
-  /** The secondary whose copy equals this primary's, written at a clean stop only; null: nothing is known. */
-  inSyncPeer: z.string().nullable(),
   /** The kernel's boot id when this record was written. */
   bootId: z.string(),
 });

@@ -5,6 +5,30 @@
 export const ROLES = ["Primary", "Secondary"] as const;
 export type Role = (typeof ROLES)[number];
 
+/** What a handshake comes to. */
+export const VERDICT_KINDS = ["sync", "outdated", "hand-over", "split-brain", "refused"] as const;
+
+/** The rule that a handshake was decided by. */
+export const VERDICT_RULES = [
+  "same-agent",
+  "no-primary",
+  "blank-target",
+  "same-lineage",
+  "target-behind",
+  "own-data-discarded",
+  "source-outdated",
+  "primary-behind",
+  "hand-over-arrived",
+  "two-primaries",
+  "diverged",
+  "unrelated",
+] as const;
+export type VerdictRule = (typeof VERDICT_RULES)[number];
+
+/** How a lineage began on the side that records it. */
+export const LINEAGE_ORIGINS = ["created", "promotion", "alone", "adopted"] as const;
+export type LineageOrigin = (typeof LINEAGE_ORIGINS)[number];
+
 export const MODES = ["colo", "mc", "shared", "mirror"] as const;
 export type Mode = (typeof MODES)[number];
 
@@ -60,6 +84,10 @@ export type JobType = (typeof JOB_TYPES)[number];
 export const ACK_POLICIES = ["async", "received", "applied"] as const;
 export type AckPolicy = (typeof ACK_POLICIES)[number];
 
+/** What guests' writes do while the secondary is not there. */
+export const PEER_LOSS_POLICIES = ["continue", "freeze"] as const;
+export type PeerLossPolicy = (typeof PEER_LOSS_POLICIES)[number];
+
 export const DURABILITIES = ["process", "power"] as const;
 export type Durability = (typeof DURABILITIES)[number];
 
@@ -74,6 +102,11 @@ export const EVENT_TYPES = [
   "agent-started",
   "agent-stopping",
   "role-changed",
+  "lineage-changed",
+  "guests-held",
+  "guests-released",
+  "outdated",
+  "split-brain",
   "peer-connected",
   "peer-disconnected",
   "peer-refused",

@@ -5,7 +5,9 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
+import { adopted } from "../shared/replication/lineage.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
+import type { SourceHistory } from "./replica-session.ts";
 import type { ViewGate } from "./view-gate.ts";
 
 export interface CheckpointsOptions {
@@ -121,10 +123,11 @@ export class Checkpoints {
 
   /**
    * Makes the prepared checkpoint `epoch`, and every earlier one, the state to return to, on all disks at once.
-   * `lineage` is adopted with it. Succeeds again for what is committed already.
+   * `source` is the history of a primary of which everything has arrived: it is adopted with it. Succeeds again for what
+   * is committed already.
    * Errors: `epoch-unknown`, `io-error` (the old checkpoint stands then).
    */
-  commit(epoch: number, lineage: string): Promise<void> {
+  commit(epoch: number, source: SourceHistory | undefined): Promise<void> {
     return this.#serialize(async () => {
       const { state, gate, disks } = this.#options;
       if (epoch <= this.committed.epoch) return;
@@ -135,8 +138,9 @@ export class Checkpoints {
       const freeing: (() => Promise<void>)[] = [];
       try {
         await state.update((record) => ({
-          ...record,
-          lineage,
+          ...(source === undefined ? record : adopted(record, source)),
+          outdated: false,
+          discardsOwn: false,
           committed: { epoch, atMs: prepared.atMs },
           prepared: record.prepared.filter((candidate) => candidate.epoch > epoch),
         }));

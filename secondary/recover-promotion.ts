@@ -7,7 +7,7 @@ import { HiddenDisk } from "./hidden-disk.ts";
 import { overlayContext } from "./overlay-files.ts";
 import { OverlayStack } from "./overlay-stack.ts";
 import { PromotedDisk } from "./promoted-disk.ts";
-import type { Promotion } from "./secondary-role.ts";
+import type { PromotedDisks } from "./secondary-role.ts";
 import { ViewGate } from "./view-gate.ts";
 
 /**
@@ -20,7 +20,7 @@ export function recoverPromotion(options: {
   readonly stateDirectory: string;
   readonly record: StateRecord;
   readonly bootId: string;
-}): Promotion {
+}): PromotedDisks {
   const { record, storage } = options;
   const gate = new ViewGate();
   const epoch = record.committed.epoch;

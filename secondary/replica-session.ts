@@ -1,18 +1,23 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
+import { DIFFERS_RUNS_MAX, HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
 import { toErrorBody, type Hello, type Message } from "../proto/replication-messages.ts";
 import type { Durability, ReplicationState } from "../proto/words.ts";
+import { clusterRuns, type ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Link } from "../shared/replication/link.ts";
-import { decideSync } from "../shared/replication/handshake.ts";
+import { refusalOf } from "../shared/replication/refusal.ts";
+import { decide, type Verdict } from "../shared/replication/verdict.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import { ReplicaWriter } from "./replica-writer.ts";
 
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
-type BeginMessage = Extract<Message, { type: "begin" }>;
+export type BeginMessage = Extract<Message, { type: "begin" }>;
+
+/** The history that a source's disks belong to. */
+export type SourceHistory = Pick<Extract<Message, { type: "sync" }>, "lineage" | "ancestors">;
 
 export interface ReplicaSessionOptions {
   readonly link: Link;
@@ -23,6 +28,19 @@ export interface ReplicaSessionOptions {
   readonly windowBytes: number;
   readonly durability: Durability;
   readonly checkpoints: Checkpoints;
+  /** The peer has proved itself, and this is what the two are to do. */
+  readonly judged: (verdict: Verdict, peer: Hello) => void;
+  /** Records what the session stands on. */
+  readonly paired: (peer: Hello, begin: BeginMessage) => Promise<void>;
+  /** What this side has changed by itself, by disk in the primary's order; undefined: nothing. */
+  readonly ownChanges: () => readonly ClusterBitmap[] | undefined;
+  /** The primary has recorded everything that this side has changed by itself. */
+  readonly united: () => Promise<void>;
+  /** The source's history, at the beginning of its sync and at the end. */
+  readonly hear: (lineage: string) => Promise<void>;
+  readonly adopt: (source: SourceHistory) => Promise<void>;
+  /** The primary hands its role over. Resolves when the promotion has begun, which ends the session. Errors: why not. */
+  readonly takeOver: (lineage: string) => Promise<void>;
   /** Ends the session that this one replaces, and resolves when nothing of it is under way any more. */
   readonly opened: (session: ReplicaSession) => Promise<void>;
   /** The disks in the order of the primary's hello; makes those that are to be created at the primary's size. */
@@ -47,7 +65,8 @@ export class ReplicaSession {
   readonly #options: ReplicaSessionOptions;
   readonly #session: Session;
   #peer: Hello | undefined;
-  #lineage: string | undefined;
+  /** The primary's history, once everything of it has arrived. */
+  #source: SourceHistory | undefined;
   #disks: readonly ReplicaDisk[] = [];
   #writer: ReplicaWriter | undefined;
   #ended: Promise<void> | undefined;
@@ -108,8 +127,12 @@ export class ReplicaSession {
   }
 
   #opened(peer: Hello): void {
-    const decision = decideSync(peer, this.#options.hello);
-    if (decision.kind === "refused") throw decision.reason;
+    const { hello, judged } = this.#options;
+    const verdict = decide(hello, peer);
+    judged(verdict, peer);
+    const refusal = refusalOf(verdict, hello.agentId);
+    if (refusal !== undefined) throw refusal;
+    assert(verdict.kind === "sync" && verdict.source === peer.agentId, "of a pair, the Primary is the source");
     this.#peer = peer;
     this.#beginTimer = this.#options.clock.after(HANDSHAKE_TIMEOUT_MS, () => {
       this.#session.close(new ColobusError("peer-timeout", "the peer opened a session and did not begin"));
@@ -132,8 +155,7 @@ export class ReplicaSession {
         break;
       case "commit":
         this.#answer(message.id, async () => {
-          assert(this.#lineage !== undefined);
-          await this.#options.checkpoints.commit(message.epoch, this.#lineage);
+          await this.#options.checkpoints.commit(message.epoch, this.#source);
           this.#options.committed(message.epoch);
         });
         break;
@@ -142,6 +164,13 @@ export class ReplicaSession {
           this.#options.discarded(await this.#options.checkpoints.discard(message.epochs));
         });
         break;
+      case "united":
+        this.#stream().enqueue(() => this.#options.united());
+        break;
+      case "takeover":
+        this.#receiveTakeover(message.id, message.lineage);
+        break;
+      case "differs":
       case "ready":
       case "ack":
       case "answer":
@@ -174,7 +203,8 @@ export class ReplicaSession {
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;
-    this.#lineage = message.lineage;
+    await options.paired(peer, message);
+    if (this.#ended !== undefined) return;
     this.#writer = new ReplicaWriter({
       disks: this.#disks,
       clock: options.clock,
@@ -189,18 +219,47 @@ export class ReplicaSession {
     this.#stalled = options.fullness();
     // First, so that the primary does not begin to send what there is no room for.
     if (this.#stalled !== undefined) this.#session.send({ type: "stall", error: toErrorBody(this.#stalled) });
+    if (message.extent === "delta") this.#tellOwnChanges();
     this.#session.send({ type: "ready" });
+  }
+
+  #tellOwnChanges(): void {
+    for (const [disk, clusters] of (this.#options.ownChanges() ?? []).entries()) {
+      let runs: number[] = [];
+      for (const { first, end } of clusterRuns(clusters)) {
+        runs.push(first, end - first);
+        if (runs.length < 2 * DIFFERS_RUNS_MAX) continue;
+        this.#session.send({ type: "differs", disk, runs });
+        runs = [];
+      }
+      if (runs.length > 0) this.#session.send({ type: "differs", disk, runs });
+    }
   }
 
   #receiveSync(message: Extract<Message, { type: "sync" }>): void {
     const writer = this.#stream();
     // The end of a sync takes effect behind the data of the sync.
-    writer.enqueue(() => {
+    writer.enqueue(async () => {
+      const { lineage, ancestors } = message;
       const active = message.phase === "begin";
+      if (active) await this.#options.hear(lineage);
+      else {
+        this.#source = { lineage, ancestors };
+        await this.#options.adopt(this.#source);
+      }
       this.#sync = { active, totalBytes: message.totalBytes };
       writer.comparing = active;
       this.#options.synced(this, message.phase);
-      return Promise.resolve();
+    });
+  }
+
+  /** Behind everything that was sent before, as a barrier is. */
+  #receiveTakeover(id: number, lineage: string): void {
+    const writer = this.#stream();
+    this.#countRequest();
+    writer.enqueue(async () => {
+      await writer.makeStable();
+      await this.#request(id, () => this.#options.takeOver(lineage));
     });
   }
 

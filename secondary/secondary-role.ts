@@ -7,6 +7,7 @@ import type { StateRecord } from "../proto/state-record.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
 import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
+import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { createImage } from "../shared/block/image.ts";
 import { openRecordedImage } from "../shared/block/recorded-image.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -14,12 +15,16 @@ import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import { adopted, heard, historyFieldsOf, promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
+import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
+import { refusalOf } from "../shared/replication/refusal.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
 import { Checkpoints } from "./checkpoints.ts";
 import { overlayContext } from "./overlay-files.ts";
 import { PromotedDisk } from "./promoted-disk.ts";
 import { ReplicaDisk } from "./replica-disk.ts";
-import { ReplicaSession } from "./replica-session.ts";
+import { ReplicaSession, type BeginMessage, type SourceHistory } from "./replica-session.ts";
 import { ViewGate } from "./view-gate.ts";
 
 export interface SecondaryOptions {
@@ -32,6 +37,16 @@ export interface SecondaryOptions {
   /** Holds one directory of overlays for each disk, `disks/NAME`. */
   readonly stateDirectory: string;
   readonly access: SecondaryExport;
+  /** What this side has changed by itself, as a primary, and no source has taken over yet. */
+  readonly tracking: PeerTracking;
+  /** Whom this side dials; null: it waits for a peer to dial. */
+  readonly peerUrl: string | null;
+  /** What new dirty bitmaps are made of; the disks have come into being. */
+  readonly trackingOptions: () => PeerTrackingOptions;
+  /** The primary hands its role to this side, under that lineage. */
+  readonly takeOver: (lineage: string) => void;
+  /** A handshake has come to a verdict. */
+  readonly judged: () => void;
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
   /** Bounds what a primary may have sent that is not applied yet. */
@@ -43,7 +58,12 @@ export interface SecondaryOptions {
 }
 
 /** What a promotion leaves to the primary's role. */
-export interface Promotion {
+export interface Promotion extends PromotedDisks {
+  /** Where the peer's copy differs; undefined: nothing is known of it. */
+  readonly tracking: PeerTracking | undefined;
+}
+
+export interface PromotedDisks {
   readonly epoch: number;
   readonly disks: readonly { readonly name: string; readonly disk: PromotedDisk }[];
 }
@@ -66,6 +86,8 @@ export class SecondaryRole {
   #full: ColobusError | undefined;
   #fullTimer: Timer | undefined;
   #ending = false;
+  #standsAlone = false;
+  #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
 
   /**
    * Recovers the overlays of all disks. Errors: those of opening the images (`image-missing` …), `state-corrupt`.
@@ -100,11 +122,21 @@ export class SecondaryRole {
     return this.#current !== undefined;
   }
 
-  /** Serves a link that a peer has opened. */
-  accept(link: Link): void {
+  /** What the last handshake with a proved peer came to. */
+  get lastVerdict(): { readonly verdict: Verdict; readonly peer: Hello } | undefined {
+    return this.#lastVerdict;
+  }
+
+  /** A dial failed. */
+  dialFailed(reason: ColobusError): void {
+    if (this.#current === undefined && !this.#standsAlone) this.#lastError = reason;
+  }
+
+  /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasOpen` tells that it had been a session. */
+  accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined): void {
     const unproved = [...this.#sessions].filter((session) => session !== this.#current);
     if (this.#ending || unproved.length >= UNAUTHENTICATED_LINKS_MAX) {
-      link.start({ message: () => undefined, closed: () => undefined });
+      link.start({ message: () => undefined, closed: () => ended(false) });
       link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
       return;
     }
@@ -118,6 +150,16 @@ export class SecondaryRole {
       windowBytes: options.windowBytes,
       durability: options.state.record.durability,
       checkpoints: this.checkpoints,
+      judged: (verdict, peer) => this.#judged(verdict, peer),
+      paired: (peer, begin) => this.#paired(peer, begin),
+      ownChanges: () => this.#ownChanges(session),
+      united: () => this.#forgetOwnChanges(),
+      hear: async (lineage) => {
+        const { state } = options;
+        if (heard(state.record, lineage) !== state.record) await state.update((record) => heard(record, lineage));
+      },
+      adopt: (source) => this.#adopt(source),
+      takeOver: (lineage) => this.#takeOver(session, lineage),
       opened: (opened) => this.#opened(opened),
       prepareDisks: (names, sizes) => this.#prepareDisks(names, sizes),
       fullness: () => this.#checkFullness(),
@@ -133,18 +175,85 @@ export class SecondaryRole {
       discarded: (epochs) => {
         if (epochs.length > 0) options.emit("checkpoint-discarded", { epochs });
       },
-      closed: (closed, reason) => this.#closed(closed, reason),
+      closed: (closed, reason) => {
+        this.#closed(closed, reason);
+        ended(closed.peer !== undefined);
+      },
     });
     this.#sessions.add(session);
+  }
+
+  #judged(verdict: Verdict, peer: Hello): void {
+    const { emit, state, tracking } = this.#options;
+    const isNews = this.#lastVerdict?.verdict.kind !== verdict.kind;
+    this.#lastVerdict = { verdict, peer };
+    this.#standsAlone = verdict.kind === "split-brain" || verdict.kind === "outdated";
+    if (verdict.kind === "split-brain" && isNews) {
+      emit("split-brain", {
+        peer: peer.agentId,
+        wouldLoseBytes: { here: tracking.bytes, there: peer.changedBytes },
+      });
+    }
+    if (verdict.kind === "outdated" && isNews) emit("outdated", { peer: state.record.agentId, lineage: peer.lineage });
+    this.#options.judged();
+  }
+
+  /** Both sides know of the session before data flows: at the next handshake neither can be taken for an older copy. */
+  async #paired(peer: Hello, begin: BeginMessage): Promise<void> {
+    await this.#options.state.update((record) => {
+      const before = record.pairing?.peer === peer.agentId ? record.pairing.sessions[0] : undefined;
+      const sessions = before === undefined ? [begin.session] : [begin.session, before];
+      return { ...record, pairing: { peer: peer.agentId, sessions } };
+    });
+    // A source that sends everything needs no list of what differs.
+    if (begin.extent !== "delta") await this.#forgetOwnChanges();
+  }
+
+  #ownChanges(session: ReplicaSession): readonly ClusterBitmap[] | undefined {
+    const { tracking, state } = this.#options;
+    if (tracking.peer === null || session.peer === undefined) return undefined;
+    return session.peer.disks.map(({ name }) => {
+      const index = state.record.disks.findIndex((disk) => disk.name === name);
+      return tracking.dirty(index).dirtyClusters();
+    });
+  }
+
+  async #forgetOwnChanges(): Promise<void> {
+    if (this.#options.state.record.tracks !== null) await this.#options.tracking.forget();
+  }
+
+  /** Where there is a checkpoint to return to, the source's history is this side's as soon as everything has arrived. */
+  async #adopt(source: SourceHistory): Promise<void> {
+    const { state } = this.#options;
+    const { committed, outdated, lineage, history } = state.record;
+    if (committed.epoch === 0 || outdated) return;
+    if (lineage === source.lineage && history.heard.length === 0) return;
+    await state.update((record) => adopted(record, source));
+  }
+
+  #takeOver(session: ReplicaSession, lineage: string): Promise<void> {
+    const { writes } = this.checkpoints.volumeSinceCommit();
+    const isCommitted = this.checkpoints.committed.epoch > 0 && !this.#options.state.record.outdated;
+    if (session !== this.#current || session.replication !== "Established" || !isCommitted || writes > 0) {
+      return Promise.reject(
+        new ColobusError(
+          "no-checkpoint",
+          "this secondary has not committed everything that the primary has sent",
+          "Try again: a switchover commits what there is.",
+        ),
+      );
+    }
+    this.#options.takeOver(lineage);
+    return Promise.resolve();
   }
 
   describePeer(): PeerStatus {
     const session = this.#current;
     const volume = this.checkpoints.volumeSinceCommit();
     return {
-      url: null,
-      address: session?.peerAddress ?? null,
-      connection: session === undefined ? "Connecting" : "Connected",
+      url: this.#options.peerUrl,
+      address: session?.peerAddress ?? this.#options.peerUrl,
+      connection: session !== undefined ? "Connected" : this.#standsAlone ? "StandAlone" : "Connecting",
       replication: session?.replication ?? "Off",
       lagBytes: volume.bytes,
       agentId: session?.peer?.agentId ?? null,
@@ -158,9 +267,11 @@ export class SecondaryRole {
     const committed = this.checkpoints.committed.epoch > 0;
     const state = !committed
       ? "Inconsistent"
-      : this.#current?.replication === "Established"
-        ? "UpToDate"
-        : "Consistent";
+      : this.#options.state.record.outdated
+        ? "Outdated"
+        : this.#current?.replication === "Established"
+          ? "UpToDate"
+          : "Consistent";
     return this.#options.state.record.disks.map(({ name, image, sizeBytes }) => {
       const disk = this.#disks.find((candidate) => candidate.name === name);
       return {
@@ -180,6 +291,11 @@ export class SecondaryRole {
 
   describeProtection(): Status["protection"] {
     if (this.#full !== undefined) return notProtected("overlay-full", this.#full.action);
+    const { record } = this.#options.state;
+    if (this.#standsAlone && this.#lastVerdict !== undefined) {
+      const reason = this.#lastVerdict.verdict.kind === "split-brain" ? "split-brain" : "outdated";
+      return notProtected(reason, refusalOf(this.#lastVerdict.verdict, record.agentId)?.action ?? "");
+    }
     if (this.#current === undefined) {
       return notProtected(
         "connecting",
@@ -190,6 +306,7 @@ export class SecondaryRole {
       const initial = this.checkpoints.committed.epoch === 0;
       return notProtected(initial ? "initial-sync" : "resync", "Wait: `colobus wait synced`.");
     }
+    if (record.outdated) return notProtected("outdated", "Take a checkpoint on the primary.");
     if (this.checkpoints.committed.epoch === 0)
       return notProtected("no-checkpoint", "Take a checkpoint on the primary.");
     return { state: "Protected", reason: null, nextAction: "" };
@@ -224,6 +341,13 @@ export class SecondaryRole {
         "Let the first sync end, or say --force to serve what has arrived, whatever it is.",
       );
     }
+    if (this.#options.state.record.outdated && !force) {
+      throw new ColobusError(
+        "outdated",
+        "this side's checkpoint is its own state from when it was Primary, which the peer has gone beyond",
+        "Fail over to a side that is up to date, or say --force to go back to this one: the two have diverged then.",
+      );
+    }
   }
 
   /**
@@ -238,14 +362,13 @@ export class SecondaryRole {
     const activeEpoch = options.discardActive ? this.checkpoints.openEpoch : epoch;
     await this.gate.close();
     try {
+      const tracking = await this.#trackPeer();
       await state.update((record) => ({
-        ...record,
-        role: "Primary",
-        lineage: options.lineage,
+        ...promoted(record, options.lineage, epoch > 0 && !record.outdated),
+        tracks: tracking?.peer ?? null,
         prepared: [],
         merge: { activeEpoch },
         epochReserved: Math.max(record.epochReserved, this.checkpoints.openEpoch),
-        inSyncPeer: null,
       }));
       const disks = this.#disks.map((disk) => {
         // Forced without a checkpoint: the originals lead back to nothing, and the base is what there is.
@@ -255,13 +378,25 @@ export class SecondaryRole {
         disk.view.handOver(promoted);
         return { name: disk.name, disk: promoted };
       });
-      return { epoch, disks };
+      return { epoch, disks, tracking };
     } catch (error) {
       this.#ending = false; // still Secondary: sessions are welcome again
       throw error;
     } finally {
       this.gate.open();
     }
+  }
+
+  /**
+   * The peer's copy is this side's checkpoint, but for what came after it, and what the secondary's VM has written: that
+   * is dirty, durably, before the promotion. undefined: nothing is known of the peer's copy.
+   */
+  async #trackPeer(): Promise<PeerTracking | undefined> {
+    const { state, trackingOptions } = this.#options;
+    const { pairing, outdated, committed, tracks } = state.record;
+    if (pairing === null || outdated || committed.epoch === 0 || tracks !== null) return undefined;
+    const clusters = this.#disks.map(({ stack }) => stack.coveredClusters());
+    return PeerTracking.create(trackingOptions(), pairing.peer, clusters);
   }
 
   /** Ends the sessions and closes every file; for a clean stop. */
@@ -273,6 +408,7 @@ export class SecondaryRole {
       ...record,
       disks: record.disks.map((disk) => ({ ...disk, cleanMark: marks.get(disk.name) ?? null })),
     }));
+    await this.#options.tracking.close();
     for (const disk of this.#disks) disk.close();
   }
 
@@ -299,11 +435,16 @@ export class SecondaryRole {
   }
 
   #hello(): Hello {
-    const { record } = this.#options.state;
+    const { state, tracking } = this.#options;
+    const { record } = state;
     return {
+      ...historyFieldsOf(record),
+      tracks: tracking.peer,
+      // Own changes of which the list is lost: no bitmap proves anything then.
+      pairing: record.tracks !== null && tracking.peer === null ? null : record.pairing,
+      changedBytes: tracking.bytes,
       protocol: REPLICATION_PROTOCOL_VERSION,
       agentVersion: AGENT_VERSION,
-      agentId: record.agentId,
       vm: record.vm,
       mode: record.mode,
       role: "Secondary",
@@ -313,11 +454,9 @@ export class SecondaryRole {
       disks: record.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
       nonce: this.#options.random.bytes(16),
       hasToken: this.#options.token !== undefined,
-      lineage: record.lineage,
       committed: record.committed.epoch,
       prepared: record.prepared.map(({ epoch }) => epoch),
       epochSeen: this.checkpoints.epochSeen,
-      tracks: null,
       assumeInSync: false,
     };
   }

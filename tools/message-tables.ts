@@ -12,8 +12,17 @@ interface MessageMeaning {
 const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   hello: { from: "both", meaning: "Who this side is and what it has: the fields are listed below." },
   proof: { from: "both", meaning: "HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token." },
-  begin: { from: "primary", meaning: "The stream starts: its history, the open epoch, and the disks' sizes." },
+  begin: {
+    from: "primary",
+    meaning: "The stream starts: the session's id, what will be sent, the open epoch, and the disks' sizes.",
+  },
+  differs: {
+    from: "secondary",
+    meaning:
+      "Clusters that it has changed by itself as a primary, as pairs of a first index and a count. In a `delta` only.",
+  },
   ready: { from: "secondary", meaning: "Nothing of an older session is under way, and the disks are open." },
+  united: { from: "primary", meaning: "What `differs` named is durable here: the secondary forgets it." },
   data: {
     from: "primary",
     meaning: "Operations, numbered from `firstSequence` on, in the order in which they are applied.",
@@ -28,6 +37,11 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
     meaning: "Makes a prepared epoch, and every earlier one, the state to return to. Does not queue behind data.",
   },
   discard: { from: "primary", meaning: "Withdraws prepared epochs. Does not queue behind data." },
+  takeover: {
+    from: "primary",
+    meaning:
+      "A switchover: the secondary, which has committed everything, becomes Primary. Answered when that has begun.",
+  },
   answer: {
     from: "secondary",
     meaning: "The outcome of the barrier, commit or discard of that `id`; `error` is null when it was done.",
@@ -60,7 +74,14 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   committed: "The committed epoch, or 0. A primary repeats what it was told last.",
   prepared: "Epochs that a commit can still name.",
   epochSeen: "The highest epoch number that this side has seen used.",
-  tracks: "On a primary: the secondary that its dirty maps count from.",
+  ancestors: "The histories that this one goes back to, newest first.",
+  heard: "Histories that a source has begun to send here, and that are not adopted yet.",
+  pairing: "The peer of the last session, and the ids of the last two sessions with it.",
+  tracks: "Whose copy this side's dirty bitmaps count from.",
+  outdated: "A primary that has met a newer history; a secondary whose checkpoint is a former primary's own state.",
+  discardsOwn: "The operator gave up what this side has.",
+  handOver: "The agent to which this primary has handed its role, while it is not known whether that arrived.",
+  changedBytes: "What this side's dirty bitmaps name.",
   assumeInSync: "`--assume-in-sync` of the primary.",
 };
 

@@ -15,8 +15,12 @@ import {
   discardAnswerSchema,
   errorAnswerSchema,
   eventSchema,
+  connectAnswerSchema,
   failoverAnswerSchema,
   jobSchema,
+  rejoinAnswerSchema,
+  startAloneAnswerSchema,
+  switchoverAnswerSchema,
   statusSchema,
   waitAnswerSchema,
   type AgentEvent,
@@ -24,13 +28,20 @@ import {
   type CheckpointRequest,
   type CommitAnswer,
   type CommitRequest,
+  type ConnectAnswer,
+  type ConnectRequest,
   type DiscardAnswer,
   type DiscardRequest,
   type FailoverAnswer,
   type FailoverRequest,
   type JobStatus,
   type JobVerb,
+  type RejoinAnswer,
+  type RejoinRequest,
+  type StartAloneAnswer,
   type Status,
+  type SwitchoverAnswer,
+  type SwitchoverRequest,
   type WaitAnswer,
   type WaitRequest,
 } from "../../proto/control-api.ts";
@@ -102,6 +113,22 @@ export class ControlClient {
 
   discard(request: DiscardRequest, signal?: AbortSignal): Promise<DiscardAnswer> {
     return this.#wait("/v1/discard", request, discardAnswerSchema, signal);
+  }
+
+  rejoin(request: RejoinRequest, signal?: AbortSignal): Promise<RejoinAnswer> {
+    return this.#wait("/v1/rejoin", request, rejoinAnswerSchema, signal);
+  }
+
+  connect(request: ConnectRequest, signal?: AbortSignal): Promise<ConnectAnswer> {
+    return this.#wait("/v1/connect", request, connectAnswerSchema, signal);
+  }
+
+  startAlone(options: CallOptions = {}): Promise<StartAloneAnswer> {
+    return this.#call("POST", "/v1/start-alone", {}, startAloneAnswerSchema, options);
+  }
+
+  switchover(request: SwitchoverRequest, signal?: AbortSignal): Promise<SwitchoverAnswer> {
+    return this.#wait("/v1/switchover", request, switchoverAnswerSchema, signal);
   }
 
   failover(request: FailoverRequest, signal?: AbortSignal): Promise<FailoverAnswer> {

@@ -16,7 +16,11 @@ import {
   checkpointRequestSchema,
   commitRequestSchema,
   discardRequestSchema,
+  connectRequestSchema,
   failoverRequestSchema,
+  rejoinRequestSchema,
+  startAloneRequestSchema,
+  switchoverRequestSchema,
   JOB_VERBS,
   setSpeedRequestSchema,
   waitRequestSchema,
@@ -174,6 +178,19 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/discard", (request, _reply, signal) =>
       control.discard(parseFields(discardRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/rejoin", (request, _reply, signal) =>
+      control.rejoin(parseFields(rejoinRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/connect", (request, _reply, signal) =>
+      control.connect(parseFields(connectRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/start-alone", (request) => {
+      parseFields(startAloneRequestSchema, request.body ?? {});
+      return control.startAlone();
+    });
+    this.#route("POST", "/v1/switchover", (request, _reply, signal) =>
+      control.switchover(parseFields(switchoverRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/failover", (request, _reply, signal) =>
       control.failover(parseFields(failoverRequestSchema, request.body ?? {}), signal),

@@ -108,6 +108,11 @@ export class NbdServer {
     return this.#closed;
   }
 
+  /** Sends away the clients that have opened an export, once their requests in flight are answered. New ones are welcome. */
+  dropClients(): void {
+    for (const connection of this.#connections) if (connection.isTransmitting) connection.shutDown();
+  }
+
   async #close(): Promise<void> {
     this.#isClosing = true;
     for (const listener of this.#listeners) listener.close();

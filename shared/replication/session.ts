@@ -11,7 +11,7 @@ import {
   type Message,
 } from "../../proto/replication-messages.ts";
 import type { Clock, Timer } from "../host/clock.ts";
-import { findMismatch } from "./handshake.ts";
+import { findMismatch } from "./mismatch.ts";
 import type { Link } from "./link.ts";
 
 type Handshake =
@@ -146,6 +146,7 @@ export class Session {
 
   #receiveHello(peer: Hello, data: Buffer): void {
     const { hello, token } = this.#options;
+    // Before any proof: who reflects our own words must not get one to reflect.
     if (peer.agentId === hello.agentId) {
       throw new ColobusError(
         "role-conflict",

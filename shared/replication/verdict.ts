@@ -1,4 +1,4 @@
-import type { Role } from "../../proto/words.ts";
+import type { Role, VerdictRule } from "../../proto/words.ts";
 
 /**
  * The handshake's decision: from what both sides know of their disks' history, who is the source, what has to be sent,
@@ -39,23 +39,6 @@ export interface Pairing {
   /** Ids of the last sessions, newest first: two, since a side may die before the other has heard of the newest. */
   readonly sessions: readonly string[];
 }
-
-/** How a rule of the decision is called in `connect --dry-run`, in logs and in docs/states.md. */
-export const VERDICT_RULES = [
-  "same-agent",
-  "no-primary",
-  "blank-target",
-  "same-lineage",
-  "target-behind",
-  "own-data-discarded",
-  "source-outdated",
-  "primary-behind",
-  "hand-over-arrived",
-  "two-primaries",
-  "diverged",
-  "unrelated",
-] as const;
-export type VerdictRule = (typeof VERDICT_RULES)[number];
 
 export type Verdict =
   /** `source` sends: everything, the clusters that either side's bitmap names, or nothing. */

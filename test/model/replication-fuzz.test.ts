@@ -154,7 +154,8 @@ describe("a primary whose secondary sends damaged messages", () => {
           token: undefined,
           peerTimeoutMs: 5000,
           windowBytes: 1024 * 1024,
-          opened: () => ({ lineage: "l", openEpoch: 1, diskSizes: FUZZ_DISKS.map(() => FUZZ_DISK_BYTES) }),
+          opened: () => undefined,
+          differs: () => undefined,
           ready: () => undefined,
           stalled: () => undefined,
           closed: () => {

@@ -13,6 +13,7 @@ export type Outcome<T> =
 interface Call {
   readonly process: SimProcess;
   readonly what: string;
+  readonly limitMs: number;
   dueMs: number;
   readonly lose: () => void;
 }
@@ -25,6 +26,8 @@ export class Calls {
   readonly #world: SimWorld;
   readonly #pending = new Set<Call>();
   #waiters: (() => void)[] = [];
+  /** Whether the process says that it lets its callers wait, and for what. */
+  isExcused: (process: SimProcess) => boolean = () => false;
 
   constructor(world: SimWorld) {
     this.#world = world;
@@ -62,7 +65,13 @@ export class Calls {
           end({ kind: "lost" });
         }
       };
-      const pending: Call = { process, what, dueMs: this.#world.nowMs + limitMs, lose: () => end({ kind: "lost" }) };
+      const pending: Call = {
+        process,
+        what,
+        limitMs,
+        dueMs: this.#world.nowMs + limitMs,
+        lose: () => end({ kind: "lost" }),
+      };
       this.#pending.add(pending);
       try {
         const value = call();
@@ -110,9 +119,18 @@ export class Calls {
     for (const call of this.#pending) if (call.process === process) call.dueMs += byMs;
   }
 
+  /** The process lets the callers go on that it had wait: their time begins anew. */
+  restart(process: SimProcess): void {
+    for (const call of this.#pending) if (call.process === process) call.dueMs = this.#world.nowMs + call.limitMs;
+  }
+
   #checkTimes(): void {
     for (const call of this.#pending) {
       if (this.#world.nowMs > call.dueMs && call.process.alive && !call.process.frozen) {
+        if (this.isExcused(call.process)) {
+          call.dueMs = this.#world.nowMs + call.limitMs;
+          continue;
+        }
         throw new Error(`${call.process.label} has not ended "${call.what}"`);
       }
     }

@@ -51,6 +51,10 @@ export class LifeScene {
     this.model = new PairModel(disks, primary, (member, event) => this.#happened(member, event));
     this.pair = makePair(this.world, this.plan.pair, { primary, secondary }, this.model);
     this.model.watch(this.pair.primary);
+    this.calls.isExcused = (process) => {
+      const member = [this.pair.primary, this.pair.secondary].find(({ host }) => host.process === process);
+      return member !== undefined && this.statusOf(member)?.protection.reason === "held";
+    };
     this.world.network.profile = { ...this.world.network.profile, ...this.plan.network };
   }
 
@@ -115,6 +119,7 @@ export class LifeScene {
     const code = typeof data.code === "string" ? data.code : "";
     const about = data.epoch ?? data.epochs ?? data.kind ?? data.message ?? "";
     this.note(`${member.name}: ${type} ${code} ${typeof about === "string" ? about : JSON.stringify(about)}`);
+    if (type === "guests-released") this.calls.restart(member.host.process);
     if (code === "internal" || code === "protocol-error") {
       this.world.fail(`${member.name} reports ${type}`, new Error(String(data.message)));
     }

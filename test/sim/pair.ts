@@ -103,6 +103,7 @@ export class PairMember {
       config: this.#config,
       token: undefined,
       exportUri: (name) => `sim://${this.name}/${name}`,
+      dropClients: () => undefined,
     }).then(
       (agent) => {
         if (!process.alive) return false;
@@ -220,6 +221,7 @@ export function makePair(
       ack: options.ack,
       durability: options.durability,
       peerTimeoutMs: options.peerTimeoutMs,
+      onPeerLoss: "continue",
       windowBytes: options.windowBytes,
       clusterBytes: options.clusterBytes,
       secondaryExport: options.access,

@@ -6,12 +6,19 @@ import type {
   CheckpointRequest,
   CommitAnswer,
   CommitRequest,
+  ConnectAnswer,
+  ConnectRequest,
   DiscardAnswer,
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
   JobStatus,
   JobVerb,
+  RejoinAnswer,
+  RejoinRequest,
+  StartAloneAnswer,
+  SwitchoverAnswer,
+  SwitchoverRequest,
   Status,
   WaitAnswer,
   WaitRequest,
@@ -85,6 +92,38 @@ export class FakeAgentControl implements AgentControl {
       mergeBytes: already ? 0 : 67_108_864,
       jobs: already || request.dryRun ? [] : ["merge-1"],
     };
+  }
+
+  async rejoin(request: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer> {
+    await this.#called("rejoin", request, signal);
+    return { already: this.currentStatus.role === "Secondary", peer: request.peer, epoch: 42 };
+  }
+
+  async connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer> {
+    await this.#called("connect", request, signal);
+    return {
+      dryRun: request.dryRun,
+      connected: false,
+      verdict: {
+        kind: "split-brain",
+        rule: "diverged",
+        meaning: "This side and the peer were both written to since they parted.",
+        peer: "b".repeat(32),
+        source: null,
+        extent: null,
+        changedBytes: { here: 65_536, there: 1_048_576 },
+      },
+    };
+  }
+
+  async startAlone(): Promise<StartAloneAnswer> {
+    await this.#called("startAlone", {}, undefined);
+    return { released: true };
+  }
+
+  async switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
+    await this.#called("switchover", request, signal);
+    return { role: "Secondary", lineage: "2".repeat(32) };
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {

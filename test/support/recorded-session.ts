@@ -32,6 +32,7 @@ export function openFuzzAgent(
     },
     token,
     exportUri: (name) => name,
+    dropClients: () => undefined,
     config: {
       role,
       vm: "fuzz",
@@ -42,6 +43,7 @@ export function openFuzzAgent(
       ack: "async",
       durability: "process",
       peerTimeoutMs: 60_000,
+      onPeerLoss: "continue",
       windowBytes: 64 * 1024 * 1024,
       clusterBytes: 4096,
       secondaryExport: "read-only",

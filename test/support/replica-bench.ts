@@ -1,5 +1,7 @@
 import { NodeClock } from "../../shared/host/node-clock.ts";
 import { openImage } from "../../shared/block/image.ts";
+import { clusterGeometry } from "../../shared/block/cluster-geometry.ts";
+import type { PeerTrackingOptions } from "../../shared/replication/peer-tracking.ts";
 import { StateFile } from "../../shared/journal/state-file.ts";
 import type { DataMessage, Operation } from "../../proto/replication-messages.ts";
 import type { ColobusError } from "../../proto/errors.ts";
@@ -53,6 +55,21 @@ export async function makeSecondary(
     }),
   );
   await state.close();
+}
+
+/** What dirty bitmaps of a secondary's disks are made of. */
+export function trackingOptions(storage: MemoryStorage, state: StateFile): PeerTrackingOptions {
+  return {
+    storage,
+    clock: new NodeClock(),
+    random: new SimRandom(new SeededRandom(12)),
+    log: new SilentLog(),
+    state,
+    disks: state.record.disks.map(({ name, sizeBytes }) => ({
+      geometry: clusterGeometry(sizeBytes ?? 0, state.record.clusterBytes),
+      directory: `${STATE_DIRECTORY}/disks/${name}`,
+    })),
+  };
 }
 
 export function imagePath(name: string): string {
@@ -144,7 +161,7 @@ export class ReplicaBench {
   }
 
   commit(epoch: number): Promise<void> {
-    return this.checkpoints.commit(epoch, LINEAGE);
+    return this.checkpoints.commit(epoch, { lineage: LINEAGE, ancestors: [] });
   }
 
   /** The process dies, or the machine loses its power, between two calls; then the secondary starts again. */

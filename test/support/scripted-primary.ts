@@ -42,6 +42,8 @@ export class ScriptedPrimary {
   begin(openEpoch: number, changes: Partial<Extract<Message, { type: "begin" }>> = {}): void {
     this.send({
       type: "begin",
+      session: `session-${openEpoch}`,
+      extent: "full",
       lineage: this.hello.lineage ?? "",
       openEpoch,
       diskSizes: this.hello.disks.map((disk) => disk.sizeBytes ?? 0),

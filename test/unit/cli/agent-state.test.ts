@@ -18,6 +18,7 @@ const CONFIG: AgentConfig = {
   ack: "async",
   durability: "power",
   peerTimeoutMs: 1000,
+  onPeerLoss: "continue",
   windowBytes: 1_048_576,
   clusterBytes: 4096,
   secondaryExport: "off",

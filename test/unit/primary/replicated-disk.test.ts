@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { GuestGate } from "../../../primary/guest-gate.ts";
 import { ReplicatedDisk, type Forwarding, type SyncContent } from "../../../primary/replicated-disk.ts";
 import type { Pending } from "../../../shared/block/block-device.ts";
 import { MemoryDevice } from "../../support/memory-device.ts";
@@ -21,7 +22,12 @@ class Recorder implements Forwarding {
   readonly forwarded: string[] = [];
   readonly failures: string[] = [];
   acknowledgement: Pending;
+  marking: Pending;
   space: Pending;
+
+  mark(): Pending {
+    return this.marking;
+  }
 
   forward(kind: string, offset: number, length: number, payload: Buffer | undefined): Pending {
     this.forwarded.push(`${kind} ${offset}+${length}${payload === undefined ? "" : ` ${payload.toString()}`}`);
@@ -42,10 +48,11 @@ class Recorder implements Forwarding {
   }
 }
 
-function bench(): { child: MemoryDevice; forwarding: Recorder; disk: ReplicatedDisk } {
+function bench(): { child: MemoryDevice; gate: GuestGate; forwarding: Recorder; disk: ReplicatedDisk } {
   const child = new MemoryDevice(SIZE);
+  const gate = new GuestGate();
   const forwarding = new Recorder();
-  return { child, forwarding, disk: new ReplicatedDisk("vda", child, forwarding) };
+  return { child, gate, forwarding, disk: new ReplicatedDisk("vda", child, gate, forwarding) };
 }
 
 async function isDone(pending: Pending): Promise<boolean> {

@@ -26,10 +26,11 @@ class Bench {
       token: undefined,
       peerTimeoutMs: PEER_TIMEOUT_MS,
       windowBytes: 10_000,
-      opened: (_, decision) => {
-        this.calls.push(`opened ${decision.kind}`);
-        return { lineage: "1", openEpoch: 4, diskSizes: [1_048_576] };
+      opened: (peer) => {
+        this.calls.push("opened");
+        if (peer.lineage === "another") throw new ColobusError("unrelated", "no");
       },
+      differs: (disk, runs) => this.calls.push(`differs ${disk} ${JSON.stringify(runs)}`),
       ready: () => this.calls.push("ready"),
       stalled: (reason) => this.calls.push(`stalled ${reason?.code ?? "no more"}`),
       closed: (reason, missing) => this.endings.push({ reason, missing }),
@@ -71,15 +72,17 @@ describe("the primary's end of a session", () => {
     const bench = new Bench();
     bench.receive({ type: "hello", ...secondaryHello() });
     bench.receive({ type: "proof", mac: Buffer.alloc(0) });
+    bench.session.begin({ session: "s", extent: "delta", lineage: "1", openEpoch: 4, diskSizes: [1_048_576] });
     expect(bench.sent().map(({ type }) => type)).toEqual(["hello", "proof", "begin"]);
+    bench.receive({ type: "differs", disk: 0, runs: [3, 2, 9, 1] });
     bench.receive({ type: "ready" });
-    expect(bench.calls).toEqual(["opened full", "ready"]);
+    expect(bench.calls).toEqual(["opened", 'differs 0 [{"first":3,"end":5},{"first":9,"end":10}]', "ready"]);
   });
 
-  it("refuses a secondary of another history", () => {
+  it("is ended by the reason for which the two form no pair", () => {
     const bench = new Bench().open({ lineage: "another" });
     expect(bench.endings[0]?.reason.code).toBe("unrelated");
-    expect(bench.calls).toEqual([]);
+    expect(bench.session.peer).toBeUndefined();
   });
 
   it("keeps requests behind the data that was sent before them", async () => {
@@ -87,7 +90,7 @@ describe("the primary's end of a session", () => {
     bench.session.send("write", RANGE, 3 * 4096, 1, Buffer.from("x"));
     const request = bench.session.request(barrier);
     bench.session.send("zero", RANGE, 3 * 4096, 1, undefined);
-    bench.session.tell({ type: "sync", phase: "end", totalBytes: 0 });
+    bench.session.tell({ type: "sync", phase: "end", totalBytes: 0, lineage: "1", ancestors: [] });
     expect(bench.sent().map(({ type }) => type)).toEqual(["data", "barrier", "data", "sync"]);
     bench.receive({ type: "answer", id: 1, error: null });
     await request;
@@ -140,8 +143,8 @@ describe("the primary's end of a session", () => {
   });
 
   it.each<readonly [string, Exclude<Message, { type: "data" }>]>([
-    ["begin", { type: "begin", lineage: "1", openEpoch: 1, diskSizes: [1] }],
-    ["a sync", { type: "sync", phase: "end", totalBytes: 0 }],
+    ["begin", { type: "begin", session: "s", extent: "full", lineage: "1", openEpoch: 1, diskSizes: [1] }],
+    ["a sync", { type: "sync", phase: "end", totalBytes: 0, lineage: "1", ancestors: [] }],
     ["a barrier", barrier(1)],
     ["an answer to nothing", { type: "answer", id: 1, error: null }],
     ["an acknowledgement of nothing", { type: "ack", received: 1, stable: 1 }],
@@ -171,7 +174,8 @@ describe("the primary's end of a session", () => {
       token: undefined,
       peerTimeoutMs: PEER_TIMEOUT_MS,
       windowBytes: 1,
-      opened: () => ({ lineage: "", openEpoch: 1, diskSizes: [] }),
+      opened: () => undefined,
+      differs: () => undefined,
       ready: () => undefined,
       stalled: () => undefined,
       // What a replicator does here: it looks at the session that has ended.

@@ -19,7 +19,9 @@ const FULL = stateRecord({
   committed: { epoch: 41, atMs: 1_700_000_000_000.5 },
   prepared: [{ epoch: 42, atMs: 1_700_000_000_001 }],
   merge: { activeEpoch: 41 },
-  inSyncPeer: "e".repeat(32),
+  history: { origin: "promotion", shared: true, ancestors: ["c".repeat(32)], heard: ["d".repeat(32)] },
+  pairing: { peer: "e".repeat(32), sessions: ["5".repeat(32)] },
+  tracks: "e".repeat(32),
 });
 
 const epoch = fc.nat({ max: Number.MAX_SAFE_INTEGER });
@@ -43,7 +45,10 @@ const records: fc.Arbitrary<StateRecord> = fc
     committed: at,
     prepared: fc.array(at, { maxLength: 5 }),
     merge: fc.option(fc.record({ activeEpoch: epoch })),
-    inSyncPeer: fc.option(fc.string()),
+    pairing: fc.option(fc.record({ peer: fc.string(), sessions: fc.array(fc.string(), { maxLength: 2 }) })),
+    tracks: fc.option(fc.string()),
+    outdated: fc.boolean(),
+    handOver: fc.option(fc.string()),
   })
   .map(stateRecord);
 

@@ -5,13 +5,14 @@ import { HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX, UNAUTHENTICATED_LINKS_MAX } from ".
 import type { Hello, Message } from "../../../proto/replication-messages.ts";
 import type { Durability } from "../../../proto/words.ts";
 import { SecondaryRole } from "../../../secondary/secondary-role.ts";
+import { PeerTracking } from "../../../shared/replication/peer-tracking.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { SeededRandom } from "../../sim/seeded-random.ts";
 import { SimRandom } from "../../sim/sim-random.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
-import { imagePath, makeSecondary, STATE_DIRECTORY } from "../../support/replica-bench.ts";
+import { imagePath, makeSecondary, trackingOptions, STATE_DIRECTORY } from "../../support/replica-bench.ts";
 import { ScriptedPrimary } from "../../support/scripted-primary.ts";
 import { SilentLog } from "../../support/silent-log.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
@@ -19,6 +20,8 @@ import { present } from "../../support/present.ts";
 
 const SIZE = 4 * CLUSTER_BYTES;
 const DISKS: Hello["disks"] = [{ name: "vda", sizeBytes: SIZE }];
+
+const HISTORY = { lineage: "1".repeat(32), ancestors: [] };
 
 class Bench {
   readonly storage: MemoryStorage;
@@ -40,6 +43,11 @@ class Bench {
       stateDirectory: STATE_DIRECTORY,
       access: "read-only",
       token: undefined,
+      tracking: PeerTracking.open(trackingOptions(storage, state)),
+      trackingOptions: () => trackingOptions(storage, state),
+      peerUrl: null,
+      takeOver: () => undefined,
+      judged: () => undefined,
       peerTimeoutMs: 4000,
       windowBytes: 65_536,
       bootId: "boot-1",
@@ -107,6 +115,7 @@ describe("the secondary's end of a session", () => {
     const bench = await Bench.open();
     const primary = await bench.begin();
     primary.write(1, 0, 100, Buffer.from("hello"));
+    primary.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
     await bench.settle();
     expect(primary.take()).toEqual([{ type: "ack", received: 1, stable: 1 }]);
     expect(bench.image().toString("latin1", 100, 105)).toBe("hello");
@@ -130,16 +139,16 @@ describe("the secondary's end of a session", () => {
       { id: 4, error: { code: "epoch-committed" } },
     ]);
     expect(bench.state.record).toMatchObject({ lineage: "1".repeat(32), committed: { epoch: 1 }, prepared: [] });
-    expect(bench.events).toEqual(["peer-connected", "checkpoint-prepared", "checkpoint-committed"]);
+    expect(bench.events).toEqual(["peer-connected", "sync-finished", "checkpoint-prepared", "checkpoint-committed"]);
   });
 
   it("shows the sync that the primary announces", async () => {
     const bench = await Bench.open();
     const primary = await bench.begin();
-    primary.send({ type: "sync", phase: "begin", totalBytes: 5 });
+    primary.send({ type: "sync", phase: "begin", totalBytes: 5, ...HISTORY });
     await bench.settle();
     expect(bench.role.describePeer().replication).toBe("SyncTarget");
-    primary.send({ type: "sync", phase: "end", totalBytes: 5 });
+    primary.send({ type: "sync", phase: "end", totalBytes: 5, ...HISTORY });
     await bench.settle();
     expect(bench.role.describePeer().replication).toBe("Established");
   });

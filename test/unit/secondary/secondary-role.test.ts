@@ -1,13 +1,20 @@
 import { describe, expect, it } from "vitest";
 import { MergeWork } from "../../../secondary/merge-work.ts";
 import { SecondaryRole } from "../../../secondary/secondary-role.ts";
+import { PeerTracking } from "../../../shared/replication/peer-tracking.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { SeededRandom } from "../../sim/seeded-random.ts";
 import { SimRandom } from "../../sim/sim-random.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
-import { imagePath, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../../support/replica-bench.ts";
+import {
+  imagePath,
+  makeSecondary,
+  trackingOptions,
+  ReplicaBench,
+  STATE_DIRECTORY,
+} from "../../support/replica-bench.ts";
 import { SilentLog } from "../../support/silent-log.ts";
 import { present } from "../../support/present.ts";
 
@@ -46,6 +53,11 @@ async function secondary(): Promise<Bench> {
     stateDirectory: STATE_DIRECTORY,
     access: "read-write",
     token: undefined,
+    tracking: PeerTracking.open(trackingOptions(storage, state)),
+    trackingOptions: () => trackingOptions(storage, state),
+    peerUrl: null,
+    takeOver: () => undefined,
+    judged: () => undefined,
     peerTimeoutMs: 1000,
     windowBytes: 1_048_576,
     bootId: "boot-1",

@@ -184,7 +184,7 @@ describe("a session", () => {
 
   it("hands messages over in order, and pings to nobody", () => {
     const { links, primary, secondary } = openPair();
-    primary.session.send({ type: "sync", phase: "begin", totalBytes: 0 });
+    primary.session.send({ type: "sync", phase: "begin", totalBytes: 0, lineage: "l", ancestors: [] });
     primary.session.send({ type: "ping" });
     primary.session.send({ type: "barrier", id: 1, epoch: 1 });
     links.deliver();
@@ -223,7 +223,7 @@ describe("a session", () => {
 describe("a session that is not open", () => {
   const EARLY: readonly (readonly [string, Buffer])[] = [
     ["data", Buffer.concat(encodeData(1, [0, 0, 0, 3], [Buffer.from("abc")]))],
-    ["begin", bytesOf({ type: "begin", lineage: "l", openEpoch: 1, diskSizes: [1] })],
+    ["begin", bytesOf({ type: "begin", session: "s", extent: "full", lineage: "l", openEpoch: 1, diskSizes: [1] })],
     ["a barrier", bytesOf({ type: "barrier", id: 1, epoch: 1 })],
     ["a ping", bytesOf({ type: "ping" })],
     ["a proof before the hello", bytesOf({ type: "proof", mac: Buffer.alloc(0) })],

@@ -1,12 +1,7 @@
-import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
-import {
-  clustersToBytes,
-  endClusterOf,
-  firstClusterOf,
-  type ClusterGeometry,
-} from "../shared/block/cluster-geometry.ts";
+import { ClusterBitmap, type ClusterRun } from "../block/cluster-bitmap.ts";
+import { clustersToBytes, endClusterOf, firstClusterOf, type ClusterGeometry } from "../block/cluster-geometry.ts";
 
-/** The clusters of one disk that the secondary may lack. */
+/** The clusters of one disk that a peer may lack, in memory. */
 export class DirtyMap {
   readonly #geometry: ClusterGeometry;
   readonly #clusters = new ClusterBitmap();
@@ -25,6 +20,15 @@ export class DirtyMap {
 
   addAll(): void {
     this.#clusters.addRange(0, this.#geometry.clusterCount);
+  }
+
+  addBitmap(clusters: ClusterBitmap): void {
+    this.#clusters.orInPlace(clusters);
+  }
+
+  /** The dirty clusters. The caller owns the bitmap. */
+  dirtyClusters(): ClusterBitmap {
+    return this.#clusters.clone();
   }
 
   addClusters(first: number, end: number): void {

@@ -1,11 +1,7 @@
 import { ColobusError } from "../../proto/errors.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 
-/**
- * The decisions of the handshake: pure functions of both sides' hellos, so that both sides reach the same one.
- */
-
-/** Why the two agents cannot form a pair, as a sentence that says what differs and what to do; undefined: they can. */
+/** Why the configurations of the two agents do not fit, as a sentence that says what differs and what to do; undefined: they do. */
 export function findMismatch(self: Hello, peer: Hello): ColobusError | undefined {
   if (self.vm !== peer.vm) {
     return new ColobusError(
@@ -19,13 +15,6 @@ export function findMismatch(self: Hello, peer: Hello): ColobusError | undefined
       "mode-mismatch",
       `the peer runs mode "${peer.mode}", this agent "${self.mode}"`,
       "Start both agents with the same --mode.",
-    );
-  }
-  if (self.role === peer.role) {
-    return new ColobusError(
-      "role-conflict",
-      `the peer is ${peer.role}, and so is this agent`,
-      "Of a pair, one agent is Primary and the other Secondary: see `colobus status` on both.",
     );
   }
   if (self.clusterBytes !== peer.clusterBytes) {
@@ -63,34 +52,4 @@ function findDiskMismatch(self: Hello, peer: Hello): ColobusError | undefined {
     }
   }
   return undefined;
-}
-
-/** What the primary must send so that the copies are equal. */
-export type SyncDecision =
-  | { readonly kind: "full" }
-  /** Exactly the clusters of the primary's dirty bitmap. */
-  | { readonly kind: "delta" }
-  /** Nothing: the operator vouches for it. */
-  | { readonly kind: "assumed" }
-  | { readonly kind: "refused"; readonly reason: ColobusError };
-
-export function decideSync(primary: Hello, secondary: Hello): SyncDecision {
-  const tracked = primary.tracks === secondary.agentId;
-  if (secondary.lineage === null) {
-    if (tracked) return { kind: "delta" };
-    return primary.assumeInSync ? { kind: "assumed" } : { kind: "full" };
-  }
-  if (secondary.lineage !== primary.lineage) {
-    return {
-      kind: "refused",
-      reason: new ColobusError(
-        "unrelated",
-        `the secondary's disks belong to another history (${secondary.lineage}) than the primary's (${primary.lineage})`,
-        "Connect the right pair. To make this secondary a replica of this primary, give it an empty state directory.",
-      ),
-    };
-  }
-  // A secondary that shows less than it once acknowledged was restored from a backup, or replaced.
-  if (!tracked || secondary.committed < primary.committed) return { kind: "full" };
-  return { kind: "delta" };
 }

@@ -1,7 +1,7 @@
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { DirtyMap } from "../../../primary/dirty-map.ts";
-import { clusterGeometry } from "../../../shared/block/cluster-geometry.ts";
+import { DirtyMap } from "../../../../shared/replication/dirty-map.ts";
+import { clusterGeometry } from "../../../../shared/block/cluster-geometry.ts";
 
 /** Nine whole clusters and one of 512 bytes. */
 const GEOMETRY = clusterGeometry(9 * 4096 + 512, 4096);

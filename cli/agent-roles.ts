@@ -1,0 +1,338 @@
+import assert from "node:assert/strict";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import type { EventType } from "../proto/words.ts";
+import { PrimaryRole } from "../primary/primary-role.ts";
+import { MergeWork } from "../secondary/merge-work.ts";
+import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files.ts";
+import type { PromotedDisk } from "../secondary/promoted-disk.ts";
+import { recoverPromotion } from "../secondary/recover-promotion.ts";
+import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/secondary-role.ts";
+import type { Child } from "../shared/block/block-device.ts";
+import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
+import type { Image } from "../shared/block/image.ts";
+import { openRecordedImage } from "../shared/block/recorded-image.ts";
+import type { JobList } from "../shared/jobs/job-list.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { Connector } from "../shared/replication/connector.ts";
+import { demoted } from "../shared/replication/lineage.ts";
+import type { Link } from "../shared/replication/link.ts";
+import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
+import type { AgentOptions } from "./agent.ts";
+import { newId } from "./agent-state.ts";
+import type { DiskExports } from "./disk-export.ts";
+
+export interface ActivePrimary {
+  readonly role: "Primary";
+  readonly primary: PrimaryRole;
+  readonly tracking: PeerTracking;
+  readonly children: readonly OwnedChild[];
+}
+
+export interface ActiveSecondary {
+  readonly role: "Secondary";
+  readonly secondary: SecondaryRole;
+  readonly tracking: PeerTracking;
+}
+
+/** A local child that this agent has opened and closes. */
+type OwnedChild = Image | PromotedDisk;
+
+export interface AgentRolesOptions {
+  readonly agent: AgentOptions;
+  readonly state: StateFile;
+  readonly exports: DiskExports;
+  readonly jobs: JobList;
+  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
+  /** A handshake has come to a verdict, or a role has changed: who waits for that looks again. */
+  readonly changed: () => void;
+}
+
+/**
+ * Owns the one role that an agent has at a time: what it is made of, the connection that it dials, and the change from
+ * one role to the other. The state record decides; memory follows it.
+ */
+export class AgentRoles {
+  readonly #options: AgentRolesOptions;
+  #active: ActivePrimary | ActiveSecondary;
+  #connector: Connector | undefined;
+  #promoted: readonly PromotedDisk[] = [];
+  #promotedEpoch = 0;
+  /** A change of roles is under way: the next one waits for it. */
+  #changing: Promise<unknown> = Promise.resolve();
+  #stopping = false;
+
+  /** Takes up the recorded role. Errors: those of opening the images. */
+  constructor(options: AgentRolesOptions) {
+    this.#options = options;
+    this.#active = options.state.record.role === "Primary" ? this.#openPrimary() : this.#openSecondary();
+  }
+
+  get active(): ActivePrimary | ActiveSecondary {
+    return this.#active;
+  }
+
+  /** The disks that a promotion of this process, or one whose merge it has taken up, serves. */
+  get promoted(): readonly PromotedDisk[] {
+    return this.#promoted;
+  }
+
+  start(): void {
+    if (this.#active.role === "Primary") this.#active.primary.start();
+    if (this.#promoted.length > 0) this.#startMerge();
+    this.#dial();
+  }
+
+  accept(link: Link, ended?: (wasOpen: boolean) => void): void {
+    if (this.#stopping) {
+      link.start({ message: () => undefined, closed: () => ended?.(false) });
+      link.close(new ColobusError("shutting-down", "the agent is being stopped", "Try again later."));
+    } else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended);
+    else this.#active.secondary.accept(link, ended);
+  }
+
+  /** Dials `url` from now on; undefined: whom it dialled before, again. */
+  async redial(url?: string): Promise<void> {
+    const { state } = this.#options;
+    if (url !== undefined) await state.update((record) => ({ ...record, peers: [url] }));
+    this.#connector?.stop();
+    this.#dial();
+  }
+
+  /**
+   * The secondary becomes Primary, from its last committed checkpoint, and serves at once; the merge follows behind.
+   * Errors: `io-error`; it is still Secondary then.
+   */
+  promote(request: { readonly discardActive: boolean }, lineage?: string): Promise<Promotion> {
+    return this.#change(async () => {
+      const active = this.#active;
+      assert(active.role === "Secondary", "only a secondary is promoted");
+      const { host } = this.#options.agent;
+      const promotion = await active.secondary.promote({
+        discardActive: request.discardActive,
+        lineage: lineage ?? newId(host.random),
+      });
+      await active.tracking.close();
+      const tracking = promotion.tracking ?? PeerTracking.open(this.#trackingOptions());
+      this.#active = this.#servePromotion(promotion, tracking);
+      this.#active.primary.start();
+      this.#options.emit("failover", { epoch: promotion.epoch });
+      this.#options.emit("role-changed", { role: "Primary" });
+      this.#startMerge();
+      this.#options.changed();
+      return promotion;
+    });
+  }
+
+  /**
+   * The primary becomes Secondary, with what its images hold now as its checkpoint. Its clients are sent away.
+   * Errors: `merge-unfinished`; `io-error`, after which it serves nobody until it is started again.
+   */
+  demote(request: { readonly discardsOwn: boolean }): Promise<void> {
+    return this.#change(async () => {
+      const active = this.#active;
+      if (active.role === "Secondary") return;
+      const { state, agent, exports, emit } = this.#options;
+      if (state.record.merge !== null) {
+        throw new ColobusError(
+          "merge-unfinished",
+          "the overlays of the last failover are not merged into the images yet",
+          "Wait for it: `colobus wait merged`.",
+        );
+      }
+      this.#connector?.stop();
+      active.primary.refuseGuests(new ColobusError("handed-over", "this side is not Primary any more"));
+      exports.withdrawAll();
+      agent.dropClients();
+      const epoch = active.primary.openEpoch;
+      await active.primary.stop(0);
+      for (const child of active.children) child.close();
+      this.#promoted = [];
+      await state.update((record) => demoted(record, { epoch, atMs: agent.host.clock.wallMs() }, request.discardsOwn));
+      this.#active = this.#openSecondary();
+      emit("role-changed", { role: "Secondary" });
+      if (!this.#stopping) this.#dial();
+      this.#options.changed();
+    });
+  }
+
+  /** Requests that wait for the peer fail from now on. */
+  leave(): void {
+    if (this.#active.role === "Primary") this.#active.primary.leave();
+  }
+
+  /** Ends the role: sessions are left, disks are flushed and closed. */
+  async stop(drainMs: number): Promise<void> {
+    this.#stopping = true;
+    this.#connector?.stop();
+    await this.#changing;
+    const active = this.#active;
+    if (active.role === "Secondary") return active.secondary.close();
+    await active.primary.stop(drainMs);
+    const marks = active.children.map((child) => child.changeMark());
+    await this.#options.state.update((record) => ({
+      ...record,
+      disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: marks[index] ?? null })),
+    }));
+    for (const child of active.children) child.close();
+  }
+
+  #change<T>(change: () => Promise<T>): Promise<T> {
+    const result = this.#changing.then(change);
+    this.#changing = result.catch(() => undefined); // the caller has the error
+    return result;
+  }
+
+  /** Keeps a link to the recorded peer, if there is one. */
+  #dial(): void {
+    const [url] = this.#options.state.record.peers;
+    if (url === undefined || this.#stopping) return;
+    const { host } = this.#options.agent;
+    const connector: Connector = new Connector({
+      dialer: host.dialer(url),
+      clock: host.clock,
+      random: host.random,
+      connected: (link) => this.accept(link, (wasOpen) => connector.lost(wasOpen)),
+      failed: (reason) => {
+        const active = this.#active;
+        if (active.role === "Primary") active.primary.dialFailed(reason);
+        else active.secondary.dialFailed(reason);
+      },
+    });
+    this.#connector = connector;
+    connector.start();
+  }
+
+  #openSecondary(): ActiveSecondary {
+    const { agent, state, emit } = this.#options;
+    const { host, config, token } = agent;
+    const tracking = PeerTracking.open(this.#trackingOptions());
+    const secondary: SecondaryRole = new SecondaryRole({
+      storage: host.storage,
+      clock: host.clock,
+      random: host.random,
+      log: host.log,
+      emit,
+      state,
+      stateDirectory: config.stateDirectory,
+      access: config.secondaryExport,
+      tracking,
+      peerUrl: state.record.peers[0] ?? null,
+      trackingOptions: () => this.#trackingOptions(),
+      takeOver: (lineage) => this.#takeOver(lineage),
+      judged: () => this.#options.changed(),
+      token,
+      peerTimeoutMs: config.peerTimeoutMs,
+      windowBytes: config.windowBytes,
+      bootId: host.bootId,
+      disksCreated: () => this.#exportViews(secondary),
+    });
+    this.#exportViews(secondary);
+    return { role: "Secondary", secondary, tracking };
+  }
+
+  #exportViews(secondary: SecondaryRole): void {
+    const { agent, state, exports } = this.#options;
+    const { secondaryExport } = agent.config;
+    if (secondaryExport === "off") return;
+    for (const { name } of state.record.disks) {
+      const disk = secondary.disks.find((candidate) => candidate.name === name);
+      if (disk !== undefined) exports.put(name, state.record.vm, disk.view, secondaryExport === "read-only");
+    }
+  }
+
+  #openPrimary(): ActivePrimary {
+    const { agent, state } = this.#options;
+    const { host, config } = agent;
+    const { record } = state;
+    const tracking = PeerTracking.open(this.#trackingOptions());
+    if (record.merge !== null) {
+      const promotion = recoverPromotion({ ...host, stateDirectory: config.stateDirectory, record });
+      return this.#servePromotion(promotion, tracking);
+    }
+    const children: { name: string; child: Image }[] = [];
+    try {
+      for (const disk of record.disks) {
+        removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
+        children.push({ name: disk.name, child: openRecordedImage(host.storage, disk) });
+      }
+    } catch (error) {
+      for (const { child } of children) child.close();
+      throw error;
+    }
+    return this.#primaryOver(children, tracking);
+  }
+
+  #servePromotion(promotion: PromotedDisks, tracking: PeerTracking): ActivePrimary {
+    this.#promoted = promotion.disks.map(({ disk }) => disk);
+    this.#promotedEpoch = promotion.epoch;
+    return this.#primaryOver(
+      promotion.disks.map(({ name, disk }) => ({ name, child: disk })),
+      tracking,
+    );
+  }
+
+  #primaryOver(
+    children: readonly { readonly name: string; readonly child: Child & OwnedChild }[],
+    tracking: PeerTracking,
+  ): ActivePrimary {
+    const { agent, state, emit, jobs, exports } = this.#options;
+    const { host, config, token } = agent;
+    const primary = new PrimaryRole({
+      clock: host.clock,
+      random: host.random,
+      log: host.log,
+      emit,
+      state,
+      jobs,
+      children,
+      tracking,
+      peerUrl: state.record.peers[0] ?? null,
+      handedOver: () => this.#handedOver(),
+      judged: () => this.#options.changed(),
+      token,
+      ack: config.ack,
+      peerTimeoutMs: config.peerTimeoutMs,
+      windowBytes: config.windowBytes,
+      onPeerLoss: config.onPeerLoss,
+      assumeInSync: config.assumeInSync,
+      checkpointEveryMs: config.checkpointEveryMs,
+      maxCheckpointAgeMs: config.maxCheckpointAgeMs,
+    });
+    for (const disk of primary.disks) exports.put(disk.name, state.record.vm, disk, false);
+    return { role: "Primary", primary, tracking, children: children.map(({ child }) => child) };
+  }
+
+  /** The disks whose sizes are known: a secondary's may still be to be made. */
+  #trackingOptions(): PeerTrackingOptions {
+    const { agent, state } = this.#options;
+    const { storage, clock, random, log } = agent.host;
+    const disks = state.record.disks.flatMap(({ name, sizeBytes }) =>
+      sizeBytes === null
+        ? []
+        : {
+            geometry: clusterGeometry(sizeBytes, state.record.clusterBytes),
+            directory: overlayDirectory(agent.config.stateDirectory, name),
+          },
+    );
+    return { storage, clock, random, log, state, disks };
+  }
+
+  /** The primary hands its role to this side. */
+  #takeOver(lineage: string): void {
+    this.promote({ discardActive: false }, lineage).catch((error: unknown) =>
+      this.#options.agent.host.log.error({ reason: asColobusError(error) }, "the role could not be taken over"),
+    );
+  }
+
+  /** The peer has taken the role that this side handed to it. */
+  #handedOver(): void {
+    this.demote({ discardsOwn: false }).catch((error: unknown) =>
+      this.#options.agent.host.log.error({ reason: asColobusError(error) }, "the role could not be laid down"),
+    );
+  }
+
+  #startMerge(): void {
+    const { jobs, state, emit } = this.#options;
+    jobs.start(new MergeWork(this.#promoted, state, () => emit("merged", { epoch: this.#promotedEpoch })));
+  }
+}

@@ -1,0 +1,259 @@
+import assert from "node:assert/strict";
+import type {
+  ConnectAnswer,
+  ConnectRequest,
+  RejoinAnswer,
+  RejoinRequest,
+  StartAloneAnswer,
+  SwitchoverAnswer,
+  SwitchoverRequest,
+  VerdictAnswer,
+} from "../proto/control-api.ts";
+import { ColobusError } from "../proto/errors.ts";
+import type { Hello } from "../proto/replication-messages.ts";
+import type { PrimaryRole } from "../primary/primary-role.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import { Deadline } from "../shared/host/deadline.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { refusalOf } from "../shared/replication/refusal.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
+import type { AgentRoles } from "./agent-roles.ts";
+import { newId } from "./agent-state.ts";
+import type { DiskExports } from "./disk-export.ts";
+
+/** What a handshake came to, and with whom. */
+type Judged = { readonly verdict: Verdict; readonly peer: Hello };
+
+export interface RoleCommandsOptions {
+  readonly roles: AgentRoles;
+  readonly state: StateFile;
+  readonly exports: DiskExports;
+  readonly clock: Clock;
+  readonly random: Random;
+}
+
+/**
+ * The operator's commands about roles and peers: rejoin, connect, start-alone, switchover. Each speaks to the peer first
+ * and lets the handshake's verdict decide; none changes a role on its own guess.
+ */
+export class RoleCommands {
+  readonly #options: RoleCommandsOptions;
+  readonly #waiters = new Set<() => void>();
+
+  constructor(options: RoleCommandsOptions) {
+    this.#options = options;
+  }
+
+  /** A handshake has come to a verdict, or the role has changed. */
+  changed(): void {
+    for (const waiter of this.#waiters) waiter();
+  }
+
+  /** An outdated primary becomes the secondary of the agent at `peer`. */
+  async rejoin({ peer, timeoutMs }: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer> {
+    const { roles, state } = this.#options;
+    const deadline = this.#deadline(timeoutMs, signal);
+    try {
+      await this.#until(deadline, () => state.record.merge === null, "the last failover is not merged yet");
+      const already = roles.active.role === "Secondary";
+      const verdict = await this.#handshake(deadline, peer);
+      if (!already && roles.active.role === "Primary") {
+        assertBehind(verdict, state.record.agentId);
+        if (verdict.verdict.kind === "outdated") await roles.demote({ discardsOwn: false });
+        else await this.#until(deadline, () => roles.active.role === "Secondary", "the role is not laid down yet");
+      }
+      return { already, peer, epoch: state.record.committed.epoch };
+    } finally {
+      deadline.end();
+    }
+  }
+
+  /** Speaks to the peer now, explains the verdict, or gives up this side's data for the peer's. */
+  async connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer> {
+    const { roles, state } = this.#options;
+    const deadline = this.#deadline(request.timeoutMs, signal);
+    try {
+      let known = this.#lastVerdict();
+      // Without a verdict of its own making, this side asks.
+      if (known === undefined || (!request.dryRun && !this.#isConnected())) {
+        known = await this.#handshake(deadline);
+      }
+      if (request.discardMyData && !request.dryRun) {
+        await this.#discard(known.verdict);
+        await this.#until(deadline, () => this.#isConnected(), "the peer has not connected again yet");
+      }
+      const { verdict, peer } = this.#lastVerdict() ?? known;
+      return {
+        dryRun: request.dryRun,
+        connected: this.#isConnected(),
+        verdict: this.#describe(verdict, peer, request.discardMyData),
+      };
+    } finally {
+      deadline.end();
+    }
+  }
+
+  startAlone(): StartAloneAnswer {
+    return { released: this.#primary("start-alone").startAlone() };
+  }
+
+  /** The secondary takes over as Primary, with everything that was written; this side becomes its secondary. */
+  async switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
+    const { roles, state, exports, random } = this.#options;
+    const primary = this.#primary("switchover");
+    const writers = exports.list().filter((one) => one.clients > 0 && !one.readOnly);
+    if (writers.length > 0 && !request.closeClients) {
+      throw new ColobusError(
+        "clients-connected",
+        `clients that may write are connected to ${writers.map(({ name }) => name).join(", ")}`,
+        "Stop the VM, or move it away; or say --close-clients.",
+      );
+    }
+    const deadline = this.#deadline(request.timeoutMs, signal);
+    try {
+      const lineage = newId(random);
+      await primary.handOver(lineage, request.timeoutMs, signal);
+      const isOver = (): boolean => roles.active.role === "Secondary" || state.record.handOver === null;
+      await this.#until(deadline, isOver, "the secondary was asked to take the role, and has not said so yet");
+      if (roles.active.role === "Primary") {
+        throw new ColobusError(
+          "no-peer",
+          "the secondary has not taken the role: this side goes on as Primary",
+          "See the secondary's log, and try again.",
+        );
+      }
+      return { role: "Secondary", lineage };
+    } finally {
+      deadline.end();
+    }
+  }
+
+  async #discard(verdict: Verdict): Promise<void> {
+    const { roles, state } = this.#options;
+    if (verdict.kind === "sync") {
+      throw new ColobusError(
+        "usage",
+        "the two are a pair: nothing has to be given up",
+        "Leave out --discard-my-data; `colobus status` shows how far the sync is.",
+      );
+    }
+    if (verdict.kind === "refused" && verdict.rule !== "unrelated") throw refusalOf(verdict, state.record.agentId);
+    if (roles.active.role === "Primary") await roles.demote({ discardsOwn: true });
+    else await state.update((record) => ({ ...record, discardsOwn: true }));
+    await roles.redial();
+  }
+
+  /** Dials, where there is somebody to dial, and resolves with what the next handshake comes to. */
+  async #handshake(deadline: Deadline, url?: string): Promise<Judged> {
+    const before = this.#lastVerdict();
+    await this.#options.roles.redial(url);
+    let judged: Judged | undefined;
+    const isJudged = (): boolean => {
+      const last = this.#lastVerdict();
+      if (last !== before) judged = last;
+      return judged !== undefined;
+    };
+    const whom = url ?? this.#options.state.record.peers[0];
+    await this.#until(
+      deadline,
+      isJudged,
+      whom === undefined ? "no peer has connected yet" : `the agent at ${whom} has not answered yet`,
+    );
+    assert(judged !== undefined);
+    return judged;
+  }
+
+  #lastVerdict(): Judged | undefined {
+    const { active } = this.#options.roles;
+    return active.role === "Primary" ? active.primary.lastVerdict : active.secondary.lastVerdict;
+  }
+
+  #isConnected(): boolean {
+    const { active } = this.#options.roles;
+    return active.role === "Primary" ? active.primary.isConnected : active.secondary.isConnected;
+  }
+
+  #describe(verdict: Verdict, peer: Hello, discards: boolean): VerdictAnswer {
+    const { state, roles } = this.#options;
+    const { agentId } = state.record;
+    const here = roles.active.tracking.bytes;
+    const refusal = refusalOf(verdict, agentId);
+    const lost =
+      discards && verdict.kind !== "sync" ? ` --discard-my-data gives up what changed here: ${here} bytes.` : "";
+    return {
+      kind: verdict.kind,
+      rule: verdict.rule,
+      meaning: refusal === undefined ? describeSync(verdict, agentId) : `${refusal.message}. ${refusal.action}${lost}`,
+      peer: peer.agentId,
+      source: verdict.kind === "sync" ? verdict.source : null,
+      extent: verdict.kind === "sync" ? verdict.extent : null,
+      changedBytes: { here, there: peer.changedBytes },
+    };
+  }
+
+  #primary(command: string): PrimaryRole {
+    const { active } = this.#options.roles;
+    if (active.role === "Primary") return active.primary;
+    throw new ColobusError(
+      "not-primary",
+      `"${command}" is for the primary, and this agent is Secondary`,
+      "Run it against the primary's --run directory.",
+    );
+  }
+
+  /** Errors: `timed-out`, with `what`. */
+  async #until(deadline: Deadline, isTrue: () => boolean, what: string): Promise<void> {
+    let look = (): void => undefined;
+    const reached = new Promise<void>((resolve) => {
+      look = () => {
+        if (isTrue()) resolve();
+      };
+    });
+    this.#waiters.add(look);
+    look();
+    try {
+      await deadline.race(reached, what);
+    } finally {
+      this.#waiters.delete(look);
+    }
+  }
+
+  #deadline(timeoutMs: number, signal: AbortSignal): Deadline {
+    return new Deadline(this.#options.clock, timeoutMs, signal);
+  }
+}
+
+/** Only a side that is behind rejoins: one with changes of its own would lose them. */
+function assertBehind({ verdict, peer }: Judged, self: string): void {
+  if (verdict.kind === "hand-over") return;
+  if (verdict.kind === "outdated" && verdict.agent === self) return;
+  if (verdict.kind === "sync") {
+    throw new ColobusError(
+      "usage",
+      "the peer is this side's secondary: there is nothing to rejoin",
+      "To swap the roles: `colobus switchover`.",
+    );
+  }
+  if (verdict.kind === "split-brain") {
+    throw new ColobusError(
+      "split-brain",
+      `this side has changes that the peer has not, and the peer has ${peer.changedBytes} bytes of changes that this side has not`,
+      "Choose the side whose changes are given up, and on it: `colobus connect --discard-my-data`.",
+    );
+  }
+  throw refusalOf(verdict, self);
+}
+
+function describeSync(verdict: Verdict, self: string): string {
+  if (verdict.kind !== "sync") return "";
+  const direction = verdict.source === self ? "this side sends to the peer" : "the peer sends to this side";
+  switch (verdict.extent) {
+    case "full":
+      return `${direction}, everything: no bitmap says what differs`;
+    case "delta":
+      return `${direction}, the clusters that either side's bitmap names`;
+    case "assumed":
+      return `${direction}, nothing at first: the operator says that the copies are equal`;
+  }
+}

@@ -1,0 +1,110 @@
+import { ANCESTORS_MAX } from "../../proto/limits.ts";
+import type { Hello } from "../../proto/replication-messages.ts";
+import type { StateRecord } from "../../proto/state-record.ts";
+
+/**
+ * What happens to a side's history, as pure changes of its state record; `verdict.ts` reads the outcome. Each change is
+ * durable before anything that relies on it is told or done.
+ */
+
+/** What a side says of its history in its hello. */
+export type HistoryFields = Pick<
+  Hello,
+  "agentId" | "lineage" | "ancestors" | "heard" | "pairing" | "tracks" | "outdated" | "discardsOwn" | "handOver"
+>;
+
+export function historyFieldsOf(record: StateRecord): HistoryFields {
+  const { agentId, lineage, history, pairing, tracks, outdated, discardsOwn, handOver } = record;
+  return {
+    agentId,
+    lineage,
+    ancestors: history.ancestors,
+    heard: history.heard,
+    pairing,
+    tracks,
+    outdated,
+    discardsOwn,
+    handOver,
+  };
+}
+
+/** A primary goes on without the peer that may have adopted its lineage. */
+export function goneAlone(record: StateRecord, lineage: string): StateRecord {
+  return {
+    ...record,
+    lineage,
+    history: { origin: "alone", shared: false, ancestors: behind(record), heard: record.history.heard },
+  };
+}
+
+/** The peer may adopt the lineage from now on. */
+export function shared(record: StateRecord): StateRecord {
+  return { ...record, history: { ...record.history, shared: true } };
+}
+
+/** A source of another lineage begins to send. */
+export function heard(record: StateRecord, lineage: string): StateRecord {
+  if (record.lineage === lineage || record.history.heard.includes(lineage)) return record;
+  return { ...record, history: { ...record.history, heard: newest([lineage, ...record.history.heard]) } };
+}
+
+/** Everything of the source has arrived: its history is this side's. */
+export function adopted(record: StateRecord, source: Pick<Hello, "lineage" | "ancestors">): StateRecord {
+  return {
+    ...record,
+    lineage: source.lineage,
+    history: { origin: "adopted", shared: true, ancestors: newest(source.ancestors), heard: [] },
+  };
+}
+
+/**
+ * The secondary becomes Primary. Promoted from a checkpoint, it supersedes what it has heard: who sent that is merely
+ * behind. Forced without one, or from a state that was outdated, it does not: the two have diverged.
+ */
+export function promoted(record: StateRecord, lineage: string, supersedesHeard: boolean): StateRecord {
+  const { heard: known } = record.history;
+  const ancestors = behind(record);
+  return {
+    ...record,
+    role: "Primary",
+    lineage,
+    history: supersedesHeard
+      ? { origin: "promotion", shared: false, ancestors: newest([...known, ...ancestors]), heard: [] }
+      : { origin: "promotion", shared: false, ancestors, heard: known },
+    outdated: false,
+    discardsOwn: false,
+  };
+}
+
+/**
+ * A primary becomes Secondary. What its images hold now is its checkpoint, under the last epoch number that it has
+ * seen used, and is outdated until a newer one is committed.
+ */
+export function demoted(record: StateRecord, checkpoint: StateRecord["committed"], discardsOwn: boolean): StateRecord {
+  return {
+    ...record,
+    role: "Secondary",
+    committed: checkpoint,
+    prepared: [],
+    epochReserved: Math.max(record.epochReserved, checkpoint.epoch),
+    outdated: true,
+    discardsOwn,
+    handOver: null,
+    // Where nothing is known of what it wrote, no bitmap of the peer proves anything.
+    pairing: record.tracks === null ? null : record.pairing,
+  };
+}
+
+/** Whether a primary that starts must not serve before it knows that its peer was not promoted meanwhile. */
+export function mustHold({ role, history, outdated, handOver }: StateRecord): boolean {
+  if (role !== "Primary") return false;
+  return outdated || handOver !== null || history.shared || history.origin === "alone";
+}
+
+function behind({ lineage, history }: StateRecord): string[] {
+  return newest(lineage === null ? history.ancestors : [lineage, ...history.ancestors]);
+}
+
+function newest(lineages: readonly string[]): string[] {
+  return [...new Set(lineages)].slice(0, ANCESTORS_MAX);
+}

@@ -1,0 +1,254 @@
+import { asColobusError } from "../../proto/errors.ts";
+import { SETTLE_EVERY_MS } from "../../proto/limits.ts";
+import type { StateRecord } from "../../proto/state-record.ts";
+import type { Pending } from "../block/block-device.ts";
+import { ClusterBitmap, type ClusterRun } from "../block/cluster-bitmap.ts";
+import type { ClusterGeometry } from "../block/cluster-geometry.ts";
+import type { Clock, Timer } from "../host/clock.ts";
+import type { Log } from "../host/log.ts";
+import type { Random } from "../host/random.ts";
+import type { Storage } from "../host/storage.ts";
+import type { StateFile } from "../journal/state-file.ts";
+import { DirtyMap } from "./dirty-map.ts";
+import { DirtyTracker, type DirtyTrackerOptions } from "./dirty-tracker.ts";
+
+export interface TrackedDisk {
+  readonly geometry: ClusterGeometry;
+  /** Where the disk's bitmap lies. */
+  readonly directory: string;
+}
+
+export interface PeerTrackingOptions {
+  readonly storage: Storage;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+  readonly state: StateFile;
+  readonly disks: readonly TrackedDisk[];
+}
+
+/** What the write path and the sync need to know of the work that is under way. */
+export interface TrackingSource {
+  /** Clusters of the disk that were sent to the peer and are not known to be stable there. */
+  readonly inFlight: (disk: number) => ClusterBitmap;
+  /** Makes everything written to the local image so far durable. */
+  readonly flush: (disk: number) => Promise<void>;
+}
+
+/**
+ * Owns what is known of the difference between this side's disks and one peer's copy of them: for each disk the clusters
+ * that the peer may lack. The state record names that peer (`tracks`); for any other the bitmaps prove nothing.
+ *
+ * While no peer is tracked, what is written is remembered in memory only: the first session with a peer sends everything.
+ * A bitmap that cannot be made durable is given up for the time being, in the record first, so that no later process
+ * believes it; in memory it goes on, and is made durable again when that is possible.
+ */
+export class PeerTracking {
+  readonly #options: PeerTrackingOptions;
+  #sets: DirtyMap[];
+  #trackers: readonly DirtyTracker[] | undefined;
+  /** The peer that the sets count from, durable or not. */
+  #peer: string | null;
+  #source: TrackingSource | undefined;
+  #timer: Timer | undefined;
+  #losing: Promise<void> | undefined;
+  #settling: Promise<void> = Promise.resolve();
+  #closed = false;
+
+  private constructor(
+    options: PeerTrackingOptions,
+    peer: string | null,
+    trackers: readonly DirtyTracker[] | undefined,
+  ) {
+    this.#options = options;
+    this.#peer = peer;
+    this.#trackers = trackers;
+    this.#sets = trackers === undefined ? options.disks.map(({ geometry }) => new DirtyMap(geometry)) : [...trackers];
+  }
+
+  /** What an earlier process has left. A bitmap that cannot be read is none: everything will be sent. */
+  static open(options: PeerTrackingOptions): PeerTracking {
+    const { tracks } = options.state.record;
+    if (tracks === null) return new PeerTracking(options, null, undefined);
+    const trackers: DirtyTracker[] = [];
+    for (const disk of options.disks) {
+      const tracker = DirtyTracker.open(trackerOptions(options, disk));
+      if (tracker === undefined) {
+        options.log.warn({ directory: disk.directory }, "the dirty bitmap cannot be read: everything will be sent");
+        for (const opened of trackers) opened.close();
+        return new PeerTracking(options, null, undefined);
+      }
+      trackers.push(tracker);
+    }
+    return new PeerTracking(options, tracks, trackers);
+  }
+
+  /**
+   * Bitmaps that count from the copy of `peer`, with `clusters` dirty. They are durable when the promise resolves; the
+   * caller then records whom they are about.
+   */
+  static async create(
+    options: PeerTrackingOptions,
+    peer: string,
+    clusters: readonly ClusterBitmap[],
+  ): Promise<PeerTracking> {
+    const trackers: DirtyTracker[] = [];
+    for (const [index, disk] of options.disks.entries()) {
+      trackers.push(await DirtyTracker.create(trackerOptions(options, disk), clusters[index] ?? "clean"));
+    }
+    return new PeerTracking(options, peer, trackers);
+  }
+
+  /** The peer whose copy the bitmaps count from; null: nothing is known of any. */
+  get peer(): string | null {
+    return this.#peer;
+  }
+
+  get isClean(): boolean {
+    return this.#sets.every((set) => set.isEmpty);
+  }
+
+  get bytes(): number {
+    return this.#sets.reduce((sum, set) => sum + set.bytes, 0);
+  }
+
+  /** The clusters of one disk that the peer may lack. What is added to it lies in a range that `mark` was called for. */
+  dirty(disk: number): DirtyMap {
+    const set = this.#sets[disk];
+    if (set === undefined) throw new RangeError(`there is no disk ${disk}`);
+    return set;
+  }
+
+  /** Begins to settle what is idle, until `close`. */
+  start(source: TrackingSource): void {
+    this.#source = source;
+    this.#schedule();
+  }
+
+  /**
+   * To be awaited before the local image is changed in a range: from then on a crash leaves the range dirty.
+   * undefined at once in the steady state. Errors: `io-error` when neither the bitmap nor the record can be written.
+   */
+  mark(disk: number, offset: number, length: number): Pending {
+    const tracker = this.#trackers?.[disk];
+    if (tracker === undefined) return this.#losing;
+    const pending = tracker.mark(offset, length);
+    return pending === undefined ? undefined : pending.catch((error: unknown) => this.#giveUp(error));
+  }
+
+  /**
+   * From here on the bitmaps count from the copy of `peer`: with everything dirty (`full`), or with what was written
+   * since this process began (`assumed`). Durable when the promise resolves. Errors: `io-error`, `out-of-space`.
+   */
+  async begin(peer: string, extent: "full" | "assumed"): Promise<void> {
+    await this.#settling;
+    if (this.#trackers === undefined) await this.#makeDurable();
+    if (extent === "full") {
+      for (const [index, { geometry }] of this.#options.disks.entries()) {
+        await this.add(index, [{ first: 0, end: geometry.clusterCount }]);
+      }
+    }
+    await this.#options.state.update((record) => ({ ...record, tracks: peer }));
+    this.#peer = peer;
+  }
+
+  /** Adds what the peer knows to differ. Durable when the promise resolves. */
+  async add(disk: number, runs: readonly ClusterRun[]): Promise<void> {
+    const tracker = this.#trackers?.[disk];
+    if (tracker !== undefined) await tracker.addRuns(runs);
+    else for (const { first, end } of runs) this.dirty(disk).addClusters(first, end);
+  }
+
+  /** The bitmaps are about nobody any more. */
+  async forget(): Promise<void> {
+    await this.#options.state.update((record) => ({ ...record, tracks: null }));
+    this.#peer = null;
+    for (const tracker of this.#trackers ?? []) await tracker.forget();
+    this.#trackers = undefined;
+    this.#sets = this.#options.disks.map(({ geometry }) => new DirtyMap(geometry));
+  }
+
+  /** For a clean stop, with nothing under way: what is left dirty is exact, and durable. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    this.#timer?.cancel();
+    await this.#settling;
+    const source = this.#source;
+    for (const [disk, tracker] of (this.#trackers ?? []).entries()) {
+      if (source !== undefined) await tracker.settleAll(source.inFlight(disk), () => source.flush(disk));
+      tracker.close();
+    }
+  }
+
+  /** New bitmaps over everything, and in memory what the sets hold at the moment at which they take their place. */
+  async #makeDurable(): Promise<void> {
+    const trackers: DirtyTracker[] = [];
+    for (const disk of this.#options.disks) {
+      trackers.push(await DirtyTracker.create(trackerOptions(this.#options, disk), "all-dirty"));
+    }
+    for (const [index, tracker] of trackers.entries()) {
+      tracker.removeClusters(0, this.#options.disks[index]?.geometry.clusterCount ?? 0);
+      tracker.addBitmap(this.dirty(index).dirtyClusters());
+    }
+    this.#trackers = trackers;
+    this.#sets = [...trackers];
+  }
+
+  /** The bitmaps cannot be made durable: no later process may believe them. */
+  #giveUp(thrown: unknown): Promise<void> {
+    const { state, log } = this.#options;
+    this.#losing ??= (async () => {
+      log.warn({ reason: asColobusError(thrown) }, "the dirty bitmap cannot be written: it is kept in memory only");
+      try {
+        await state.update((record: StateRecord) => ({ ...record, tracks: null }));
+      } finally {
+        this.#losing = undefined;
+      }
+      for (const tracker of this.#trackers ?? []) tracker.close();
+      this.#sets = this.#sets.map((set, index) => {
+        const map = new DirtyMap(this.#options.disks[index]?.geometry ?? missing());
+        map.addBitmap(set.dirtyClusters());
+        return map;
+      });
+      this.#trackers = undefined;
+    })();
+    return this.#losing;
+  }
+
+  #schedule(): void {
+    if (this.#closed) return;
+    this.#timer = this.#options.clock.after(SETTLE_EVERY_MS, () => {
+      this.#settling = this.#settle()
+        .catch((error: unknown) => {
+          this.#options.log.warn({ reason: asColobusError(error) }, "the dirty bitmap could not be settled");
+        })
+        .finally(() => this.#schedule());
+    });
+  }
+
+  async #settle(): Promise<void> {
+    const source = this.#source;
+    if (source === undefined) return;
+    if (this.#trackers === undefined) {
+      if (this.#peer === null || this.#losing !== undefined) return;
+      // It was given up, and may be written again.
+      const peer = this.#peer;
+      await this.#makeDurable();
+      await this.#options.state.update((record) => ({ ...record, tracks: peer }));
+      return;
+    }
+    for (const [disk, tracker] of this.#trackers.entries()) {
+      await tracker.settle(source.inFlight(disk), () => source.flush(disk));
+    }
+  }
+}
+
+function trackerOptions(options: PeerTrackingOptions, disk: TrackedDisk): DirtyTrackerOptions {
+  const { storage, clock, random, log, state } = options;
+  const { directory, geometry } = disk;
+  return { storage, clock, random, log, directory, geometry, durability: state.record.durability };
+}
+
+function missing(): never {
+  throw new RangeError("there is no such disk");
+}
