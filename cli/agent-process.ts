@@ -55,7 +55,7 @@ export class AgentProcess {
     assertAddressesAllowed(config);
     const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile);
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
-    let started: AgentProcess | undefined;
+    const running: { process?: AgentProcess } = {};
     const agent = await Agent.open({
       host: {
         storage: new NodeStorage(),
@@ -68,10 +68,11 @@ export class AgentProcess {
       },
       config: config.agent,
       token,
-      dropClients: () => started?.dropClients(),
+      dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });
-    started = new AgentProcess(agent, log, config.listen !== undefined);
+    const started = new AgentProcess(agent, log, config.listen !== undefined);
+    running.process = started;
     try {
       await started.#listen(config);
     } catch (error) {

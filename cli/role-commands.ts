@@ -71,7 +71,6 @@ export class RoleCommands {
 
   /** Speaks to the peer now, explains the verdict, or gives up this side's data for the peer's. */
   async connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer> {
-    const { roles, state } = this.#options;
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
       let known = this.#lastVerdict();
@@ -138,7 +137,7 @@ export class RoleCommands {
         "Leave out --discard-my-data; `colobus status` shows how far the sync is.",
       );
     }
-    if (verdict.kind === "refused" && verdict.rule !== "unrelated") throw refusalOf(verdict, state.record.agentId);
+    if (verdict.kind === "refused" && verdict.rule !== "unrelated") throw refusal(verdict, state.record.agentId);
     if (roles.active.role === "Primary") await roles.demote({ discardsOwn: true });
     else await state.update((record) => ({ ...record, discardsOwn: true }));
     await roles.redial();
@@ -242,7 +241,13 @@ function assertBehind({ verdict, peer }: Judged, self: string): void {
       "Choose the side whose changes are given up, and on it: `colobus connect --discard-my-data`.",
     );
   }
-  throw refusalOf(verdict, self);
+  throw refusal(verdict, self);
+}
+
+function refusal(verdict: Verdict, self: string): ColobusError {
+  const reason = refusalOf(verdict, self);
+  assert(reason !== undefined, "the two are no pair");
+  return reason;
 }
 
 function describeSync(verdict: Verdict, self: string): string {

@@ -23,13 +23,13 @@ import type { Job } from "../shared/jobs/job.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
-import { historyFieldsOf, mustHold } from "../shared/replication/lineage.ts";
+import { historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { EpochCounter } from "./epoch-counter.ts";
-import { GuestGate } from "./guest-gate.ts";
+import { GuestPolicy, outdated } from "./guest-policy.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
 import type { SourceSession } from "./source-session.ts";
@@ -75,7 +75,7 @@ export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
-  readonly #gate = new GuestGate();
+  readonly #guests: GuestPolicy;
   readonly #replicator: Replicator;
   readonly #epochs: EpochCounter;
   readonly #known: KnownEpochs;
@@ -94,6 +94,7 @@ export class PrimaryRole {
   constructor(options: PrimaryOptions) {
     this.#options = options;
     const { record } = options.state;
+    this.#guests = new GuestPolicy(options);
     this.#epochs = new EpochCounter(options.state);
     this.#known = {
       committed: record.committed.epoch,
@@ -103,8 +104,6 @@ export class PrimaryRole {
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
-    if (record.outdated) this.#gate.refuse(outdated());
-    else if (mustHold(record)) this.#hold();
   }
 
   start(): void {
@@ -130,35 +129,21 @@ export class PrimaryRole {
     return this.#lastVerdict;
   }
 
-  /**
-   * Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`; `handed-over` while the
-   * peer may have taken the role.
-   */
+  /** Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`, `handed-over`. */
   startAlone(): boolean {
-    const { record } = this.#options.state;
-    if (record.outdated) throw outdated();
-    if (record.handOver !== null) {
-      throw new ColobusError(
-        "handed-over",
-        "the role was handed to the peer, and it is not known whether the peer took it",
-        "Connect the two; or, when the peer is surely not Primary, fail over there and rejoin here.",
-      );
-    }
-    const waited = this.#gate.state === "held" || this.#gate.state === "frozen";
-    this.#release();
-    return waited;
+    return this.#guests.startAlone();
   }
 
   /**
    * Hands the role to the secondary, which has to be in sync: holds the guests, commits what they have written, and
-   * records whom the role goes to before it asks. Resolves when the secondary has taken it; this side is to be demoted
-   * then. Errors: `no-peer`, `timed-out`; guests go on, unless it is not known whether the secondary took the role.
+   * records whom the role goes to before it asks. Resolves when the secondary was asked; the next handshake tells what
+   * became of it. Errors: `no-peer`, the secondary's refusal: guests go on then; `timed-out`.
    */
   async handOver(lineage: string, timeoutMs: number, signal: AbortSignal): Promise<void> {
     const { state } = this.#options;
     const session = this.#connectedSession();
-    const wasOpen = this.#gate.state === "open";
-    this.#gate.hold();
+    const wasOpen = this.#guests.gate.state === "open";
+    this.#guests.gate.hold();
     let isAsked = false;
     const deadline = this.#deadline(timeoutMs, signal);
     try {
@@ -173,9 +158,11 @@ export class PrimaryRole {
         "the secondary was asked to take the role, and has not answered yet",
       );
     } catch (error) {
-      const isRefused = isAsked && error instanceof ColobusError && !isUnknown(error);
+      // The promotion ends the session, perhaps before its answer: the next handshake tells.
+      if (isAsked && error instanceof ColobusError && error.code === "outcome-unknown") return;
+      const isRefused = isAsked && error instanceof ColobusError && error.code !== "timed-out";
       if (isRefused) await state.update((record) => ({ ...record, handOver: null }));
-      if (wasOpen && (!isAsked || isRefused)) this.#release();
+      if (wasOpen && (!isAsked || isRefused)) this.#guests.release();
       throw error;
     } finally {
       deadline.end();
@@ -184,13 +171,12 @@ export class PrimaryRole {
 
   /** The agent is about to stop: nobody waits for the peer any more. */
   leave(): void {
-    if (this.#gate.state !== "held" && this.#gate.state !== "frozen") return;
-    this.#gate.refuse(new ColobusError("guests-held", "the agent is being stopped while guests wait for the peer"));
+    this.#guests.leave();
   }
 
   /** Ends all guests' requests: those that wait, and all later ones. */
   refuseGuests(reason: ColobusError): void {
-    this.#gate.refuse(reason);
+    this.#guests.gate.refuse(reason);
   }
 
   get openEpoch(): number {
@@ -318,7 +304,7 @@ export class PrimaryRole {
     if (this.#lastVerdict?.verdict.kind === "split-brain") {
       return notProtected("split-brain", refusalOf(this.#lastVerdict.verdict, record.agentId)?.action ?? "");
     }
-    if (this.#gate.state === "held") return notProtected("held", this.#describeHold());
+    if (this.#guests.isHeld) return notProtected("held", this.#guests.describeHold());
     const replicator = this.#replicator;
     if (this.describePeers().length === 0) {
       return notProtected("no-peer", "This side runs alone; set up a new secondary for it.");
@@ -376,7 +362,7 @@ export class PrimaryRole {
       timer = this.#options.clock.after(drainMs, resolve);
     });
     const reason = new ColobusError("shutting-down", "the primary agent is being stopped");
-    this.#gate.refuse(reason);
+    this.#guests.gate.refuse(reason);
     await this.#replicator.stop(timeout, reason);
     timer?.cancel();
     this.#syncJob?.conclude(reason);
@@ -411,7 +397,7 @@ export class PrimaryRole {
       inSync: () => this.#inSync(),
       lost: (reason) => {
         this.#syncJob?.conclude(reason);
-        if (options.onPeerLoss === "freeze") this.#freeze();
+        if (options.onPeerLoss === "freeze") this.#guests.freeze();
         this.#notify();
       },
     });
@@ -424,14 +410,7 @@ export class PrimaryRole {
     const isNews = this.#lastVerdict?.verdict.kind !== verdict.kind;
     this.#lastVerdict = { verdict, peer };
     if (verdict.kind === "hand-over" && verdict.from === agentId) handedOver();
-    if (verdict.kind === "outdated" && verdict.agent === agentId && !state.record.outdated) {
-      // First the guests, then the record: they must not go on, whatever becomes of the record.
-      this.#gate.refuse(outdated());
-      state
-        .update((record) => ({ ...record, outdated: true }))
-        .catch((error: unknown) => this.#options.log.error({ error }, "the record cannot be written"));
-      emit("outdated", { peer: peer.agentId, lineage: peer.lineage });
-    }
+    if (verdict.kind === "outdated" && verdict.agent === agentId) this.#guests.becomeOutdated(peer);
     if (verdict.kind === "split-brain" && isNews) {
       const wouldLoseBytes = { here: this.#options.tracking.bytes, there: peer.changedBytes };
       emit("split-brain", { peer: peer.agentId, wouldLoseBytes });
@@ -440,7 +419,7 @@ export class PrimaryRole {
   }
 
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
-    return new ReplicatedDisk(name, child, this.#gate, {
+    return new ReplicatedDisk(name, child, this.#guests.gate, {
       mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
         this.#volumes.add(this.#epochs.open, 1, length);
@@ -488,9 +467,10 @@ export class PrimaryRole {
   async #opened(peer: Hello): Promise<number> {
     const { state } = this.#options;
     if (state.record.handOver !== null) await state.update((record) => ({ ...record, handOver: null }));
-    this.#release();
+    this.#guests.release();
     this.#epochs.skipThrough(peer.epochSeen);
-    this.#known.committed = peer.committed;
+    // A former primary's own last state is no checkpoint of this side's.
+    this.#known.committed = peer.outdated ? 0 : peer.committed;
     this.#known.prepared = [...peer.prepared];
     return this.#epochs.open;
   }
@@ -564,43 +544,9 @@ export class PrimaryRole {
     return this.#replicator.session;
   }
 
-  #hold(): void {
-    this.#gate.hold();
-    this.#options.emit("guests-held", { reason: this.#describeHold() });
-  }
-
-  #freeze(): void {
-    this.#gate.freeze();
-    this.#options.emit("guests-held", { reason: "writes are frozen until the secondary is back" });
-  }
-
-  #release(): void {
-    if (this.#gate.state !== "held" && this.#gate.state !== "frozen") return;
-    this.#gate.open();
-    this.#options.emit("guests-released", {});
-  }
-
-  #describeHold(): string {
-    return this.#options.state.record.handOver === null
-      ? "The peer may have been promoted while this agent was away: start it, or release the guests with `colobus start-alone`."
-      : "The role was handed to the peer: start it, so that it can say whether it has taken it.";
-  }
-
   #deadline(timeoutMs: number, signal: AbortSignal): Deadline {
     return new Deadline(this.#options.clock, timeoutMs, signal);
   }
-}
-
-function outdated(): ColobusError {
-  return new ColobusError(
-    "outdated",
-    "this side is behind its peer's history, and serves nothing",
-    "Make it the peer's secondary: `colobus rejoin --peer WS_URL`.",
-  );
-}
-
-function isUnknown({ code }: ColobusError): boolean {
-  return code === "outcome-unknown" || code === "timed-out";
 }
 
 function interrupted(): ColobusError {

@@ -5,7 +5,7 @@ import type { PeerStatus } from "../proto/control-api.ts";
 import type { Hello, OperationKind } from "../proto/replication-messages.ts";
 import type { AckPolicy, EventType, ReplicationState } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";
-import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
+import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import { endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
@@ -16,6 +16,7 @@ import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import { decide, type Verdict } from "../shared/replication/verdict.ts";
+import { Pairing } from "./pairing.ts";
 import { SourceSession } from "./source-session.ts";
 
 /** Zeroed ranges are sent in operations of at most this length: the secondary may have to save what lies there. */
@@ -69,13 +70,10 @@ type Phase =
  */
 export class Replicator {
   readonly #options: ReplicatorOptions;
+  readonly #pairing: Pairing;
   #phase: Phase = { name: "connecting" };
   #unproved = 0;
-  /** Sessions begin one after the other: they record whom the dirty bitmaps are about. */
-  #beginning: Promise<void> = Promise.resolve();
   #minting: Promise<void> | undefined;
-  /** What the secondary of the opening session knows to differ. */
-  #differing: readonly ClusterBitmap[] = [];
   #lastError: ColobusError | undefined;
   #lastContactMs: number | undefined;
   #standsAlone = false;
@@ -85,6 +83,7 @@ export class Replicator {
 
   constructor(options: ReplicatorOptions) {
     this.#options = options;
+    this.#pairing = new Pairing(options);
   }
 
   get isConnected(): boolean {
@@ -183,7 +182,7 @@ export class Replicator {
     }
     this.#stopping = true;
     if (this.#phase.name !== "connecting") this.#phase.session.close(reason);
-    await this.#beginning;
+    await this.#pairing.settled();
     await this.#minting?.catch(() => undefined); // the write that waits for it has the error
   }
 
@@ -305,62 +304,33 @@ export class Replicator {
       );
     }
     this.#phase = { name: "opening", session, stalledBy: undefined };
-    this.#differing = options.geometries.map(() => new ClusterBitmap());
-    this.#beginning = this.#beginning
-      .then(() => this.#begin(session, hello, peer, verdict.extent))
+    this.#pairing
+      .begin(session, hello, peer, verdict.extent)
       .catch((error: unknown) => session.close(asColobusError(error)));
   }
 
-  /** Records what the session stands on, and asks the secondary to make itself ready. */
-  async #begin(session: SourceSession, hello: Hello, peer: Hello, extent: "full" | "delta" | "assumed"): Promise<void> {
-    const { state, tracking, random, opened } = this.#options;
-    if (session.isClosed) return;
-    if (extent !== "delta") await tracking.begin(peer.agentId, extent);
-    if (session.isClosed) return;
-    const id = random.bytes(16).toString("hex");
-    const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;
-    await state.update((record) => ({
-      ...record,
-      pairing: { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] },
-    }));
-    const openEpoch = await opened(peer);
-    if (session.isClosed) return;
-    const diskSizes = hello.disks.map((disk) => disk.sizeBytes ?? 0);
-    session.begin({ session: id, extent, lineage: hello.lineage ?? "", openEpoch, diskSizes });
-  }
-
   #receiveDifferences(session: SourceSession, disk: number, runs: readonly ClusterRun[]): void {
-    const clusters = this.#differing[disk];
-    const count = this.#options.geometries[disk]?.clusterCount ?? 0;
-    if (this.#phase.name !== "opening" || this.#phase.session !== session || clusters === undefined) {
+    if (this.#phase.name !== "opening" || this.#phase.session !== session) {
       throw new ColobusError("protocol-error", "the peer tells differences where none are asked for");
     }
-    for (const { first, end } of runs) {
-      if (end > count) throw new ColobusError("protocol-error", "the peer tells differences outside of its disks");
-      clusters.addRange(first, end);
-    }
+    this.#pairing.differ(disk, runs);
   }
 
   #ready(session: SourceSession): void {
     if (this.#phase.name !== "opening" || this.#phase.session !== session) {
       throw new ColobusError("protocol-error", `the peer sent "ready" twice`);
     }
-    const differing = this.#differing;
-    this.#differing = [];
-    if (differing.every((clusters) => clusters.isEmpty)) this.#start(session);
-    else this.#unite(session, differing).catch((error: unknown) => session.close(asColobusError(error)));
-  }
-
-  /** What the secondary knows to differ is durable here before it may forget it there. */
-  async #unite(session: SourceSession, differing: readonly ClusterBitmap[]): Promise<void> {
-    for (const [disk, clusters] of differing.entries()) {
-      await this.#options.tracking.add(disk, [...clusterRuns(clusters)]);
-    }
-    if (this.#phase.name === "opening" && this.#phase.session === session) this.#start(session);
+    const uniting = this.#pairing.unite();
+    if (uniting === undefined) this.#start(session);
+    else
+      uniting.then(
+        () => this.#start(session),
+        (error: unknown) => session.close(asColobusError(error)),
+      );
   }
 
   #start(session: SourceSession): void {
-    if (this.#phase.name !== "opening") return;
+    if (this.#phase.name !== "opening" || this.#phase.session !== session) return;
     const options = this.#options;
     const { stalledBy } = this.#phase;
     session.tell({ type: "united" });

@@ -3,7 +3,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { DIFFERS_RUNS_MAX, HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
 import { toErrorBody, type Hello, type Message } from "../proto/replication-messages.ts";
 import type { Durability, ReplicationState } from "../proto/words.ts";
-import { clusterRuns, type ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
@@ -11,6 +11,7 @@ import { decide, type Verdict } from "../shared/replication/verdict.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
+import type { ReplicaHistory } from "./replica-history.ts";
 import { ReplicaWriter } from "./replica-writer.ts";
 
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
@@ -30,15 +31,7 @@ export interface ReplicaSessionOptions {
   readonly checkpoints: Checkpoints;
   /** The peer has proved itself, and this is what the two are to do. */
   readonly judged: (verdict: Verdict, peer: Hello) => void;
-  /** Records what the session stands on. */
-  readonly paired: (peer: Hello, begin: BeginMessage) => Promise<void>;
-  /** What this side has changed by itself, by disk in the primary's order; undefined: nothing. */
-  readonly ownChanges: () => readonly ClusterBitmap[] | undefined;
-  /** The primary has recorded everything that this side has changed by itself. */
-  readonly united: () => Promise<void>;
-  /** The source's history, at the beginning of its sync and at the end. */
-  readonly hear: (lineage: string) => Promise<void>;
-  readonly adopt: (source: SourceHistory) => Promise<void>;
+  readonly history: ReplicaHistory;
   /** The primary hands its role over. Resolves when the promotion has begun, which ends the session. Errors: why not. */
   readonly takeOver: (lineage: string) => Promise<void>;
   /** Ends the session that this one replaces, and resolves when nothing of it is under way any more. */
@@ -165,7 +158,7 @@ export class ReplicaSession {
         });
         break;
       case "united":
-        this.#stream().enqueue(() => this.#options.united());
+        this.#stream().enqueue(() => this.#options.history.forgetOwnChanges());
         break;
       case "takeover":
         this.#receiveTakeover(message.id, message.lineage);
@@ -203,7 +196,7 @@ export class ReplicaSession {
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;
-    await options.paired(peer, message);
+    await options.history.paired(peer, message);
     if (this.#ended !== undefined) return;
     this.#writer = new ReplicaWriter({
       disks: this.#disks,
@@ -224,7 +217,7 @@ export class ReplicaSession {
   }
 
   #tellOwnChanges(): void {
-    for (const [disk, clusters] of (this.#options.ownChanges() ?? []).entries()) {
+    for (const [disk, clusters] of (this.#options.history.ownChanges(this.#peer) ?? []).entries()) {
       let runs: number[] = [];
       for (const { first, end } of clusterRuns(clusters)) {
         runs.push(first, end - first);
@@ -242,10 +235,10 @@ export class ReplicaSession {
     writer.enqueue(async () => {
       const { lineage, ancestors } = message;
       const active = message.phase === "begin";
-      if (active) await this.#options.hear(lineage);
+      if (active) await this.#options.history.hear(lineage);
       else {
         this.#source = { lineage, ancestors };
-        await this.#options.adopt(this.#source);
+        await this.#options.history.adopt(this.#source);
       }
       this.#sync = { active, totalBytes: message.totalBytes };
       writer.comparing = active;

@@ -7,7 +7,6 @@ import type { StateRecord } from "../proto/state-record.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
 import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
-import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { createImage } from "../shared/block/image.ts";
 import { openRecordedImage } from "../shared/block/recorded-image.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -15,16 +14,17 @@ import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { adopted, heard, historyFieldsOf, promoted } from "../shared/replication/lineage.ts";
+import { historyFieldsOf, promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
-import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
+import type { PeerTracking, PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { Checkpoints } from "./checkpoints.ts";
 import { overlayContext } from "./overlay-files.ts";
 import { PromotedDisk } from "./promoted-disk.ts";
 import { ReplicaDisk } from "./replica-disk.ts";
-import { ReplicaSession, type BeginMessage, type SourceHistory } from "./replica-session.ts";
+import { ReplicaHistory } from "./replica-history.ts";
+import { ReplicaSession } from "./replica-session.ts";
 import { ViewGate } from "./view-gate.ts";
 
 export interface SecondaryOptions {
@@ -76,6 +76,7 @@ export class SecondaryRole {
   readonly checkpoints: Checkpoints;
   readonly gate = new ViewGate();
   readonly #options: SecondaryOptions;
+  readonly #history: ReplicaHistory;
   #disks: ReplicaDisk[] = [];
   readonly #sessions = new Set<ReplicaSession>();
   /** Sessions that have ended, and still apply what they had begun: nobody else may touch the disks before they are done. */
@@ -95,6 +96,7 @@ export class SecondaryRole {
    */
   constructor(options: SecondaryOptions) {
     this.#options = options;
+    this.#history = new ReplicaHistory(options);
     const { record } = options.state;
     try {
       for (const disk of record.disks) {
@@ -151,14 +153,7 @@ export class SecondaryRole {
       durability: options.state.record.durability,
       checkpoints: this.checkpoints,
       judged: (verdict, peer) => this.#judged(verdict, peer),
-      paired: (peer, begin) => this.#paired(peer, begin),
-      ownChanges: () => this.#ownChanges(session),
-      united: () => this.#forgetOwnChanges(),
-      hear: async (lineage) => {
-        const { state } = options;
-        if (heard(state.record, lineage) !== state.record) await state.update((record) => heard(record, lineage));
-      },
-      adopt: (source) => this.#adopt(source),
+      history: this.#history,
       takeOver: (lineage) => this.#takeOver(session, lineage),
       opened: (opened) => this.#opened(opened),
       prepareDisks: (names, sizes) => this.#prepareDisks(names, sizes),
@@ -196,39 +191,6 @@ export class SecondaryRole {
     }
     if (verdict.kind === "outdated" && isNews) emit("outdated", { peer: state.record.agentId, lineage: peer.lineage });
     this.#options.judged();
-  }
-
-  /** Both sides know of the session before data flows: at the next handshake neither can be taken for an older copy. */
-  async #paired(peer: Hello, begin: BeginMessage): Promise<void> {
-    await this.#options.state.update((record) => {
-      const before = record.pairing?.peer === peer.agentId ? record.pairing.sessions[0] : undefined;
-      const sessions = before === undefined ? [begin.session] : [begin.session, before];
-      return { ...record, pairing: { peer: peer.agentId, sessions } };
-    });
-    // A source that sends everything needs no list of what differs.
-    if (begin.extent !== "delta") await this.#forgetOwnChanges();
-  }
-
-  #ownChanges(session: ReplicaSession): readonly ClusterBitmap[] | undefined {
-    const { tracking, state } = this.#options;
-    if (tracking.peer === null || session.peer === undefined) return undefined;
-    return session.peer.disks.map(({ name }) => {
-      const index = state.record.disks.findIndex((disk) => disk.name === name);
-      return tracking.dirty(index).dirtyClusters();
-    });
-  }
-
-  async #forgetOwnChanges(): Promise<void> {
-    if (this.#options.state.record.tracks !== null) await this.#options.tracking.forget();
-  }
-
-  /** Where there is a checkpoint to return to, the source's history is this side's as soon as everything has arrived. */
-  async #adopt(source: SourceHistory): Promise<void> {
-    const { state } = this.#options;
-    const { committed, outdated, lineage, history } = state.record;
-    if (committed.epoch === 0 || outdated) return;
-    if (lineage === source.lineage && history.heard.length === 0) return;
-    await state.update((record) => adopted(record, source));
   }
 
   #takeOver(session: ReplicaSession, lineage: string): Promise<void> {
@@ -362,7 +324,7 @@ export class SecondaryRole {
     const activeEpoch = options.discardActive ? this.checkpoints.openEpoch : epoch;
     await this.gate.close();
     try {
-      const tracking = await this.#trackPeer();
+      const tracking = await this.#history.trackPeer(this.#disks);
       await state.update((record) => ({
         ...promoted(record, options.lineage, epoch > 0 && !record.outdated),
         tracks: tracking?.peer ?? null,
@@ -385,18 +347,6 @@ export class SecondaryRole {
     } finally {
       this.gate.open();
     }
-  }
-
-  /**
-   * The peer's copy is this side's checkpoint, but for what came after it, and what the secondary's VM has written: that
-   * is dirty, durably, before the promotion. undefined: nothing is known of the peer's copy.
-   */
-  async #trackPeer(): Promise<PeerTracking | undefined> {
-    const { state, trackingOptions } = this.#options;
-    const { pairing, outdated, committed, tracks } = state.record;
-    if (pairing === null || outdated || committed.epoch === 0 || tracks !== null) return undefined;
-    const clusters = this.#disks.map(({ stack }) => stack.coveredClusters());
-    return PeerTracking.create(trackingOptions(), pairing.peer, clusters);
   }
 
   /** Ends the sessions and closes every file; for a clean stop. */

@@ -2,7 +2,7 @@ import { asColobusError } from "../../proto/errors.ts";
 import { SETTLE_EVERY_MS } from "../../proto/limits.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Pending } from "../block/block-device.ts";
-import { ClusterBitmap, type ClusterRun } from "../block/cluster-bitmap.ts";
+import type { ClusterBitmap, ClusterRun } from "../block/cluster-bitmap.ts";
 import type { ClusterGeometry } from "../block/cluster-geometry.ts";
 import type { Clock, Timer } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";

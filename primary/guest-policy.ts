@@ -1,0 +1,103 @@
+import { ColobusError } from "../proto/errors.ts";
+import type { EventType } from "../proto/words.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { mustHold } from "../shared/replication/lineage.ts";
+import { GuestGate } from "./guest-gate.ts";
+
+export interface GuestPolicyOptions {
+  readonly state: StateFile;
+  readonly log: Log;
+  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
+}
+
+/**
+ * Decides when this primary's guests may go on, by what the state record says and what the peer has said: held from a
+ * start until the peer has spoken, frozen without the peer where the policy says so, refused once this side is outdated.
+ */
+export class GuestPolicy {
+  readonly gate = new GuestGate();
+  readonly #options: GuestPolicyOptions;
+
+  constructor(options: GuestPolicyOptions) {
+    this.#options = options;
+    const { record } = options.state;
+    if (record.outdated) this.gate.refuse(outdated());
+    else if (mustHold(record)) {
+      this.gate.hold();
+      options.emit("guests-held", { reason: this.describeHold() });
+    }
+  }
+
+  get isHeld(): boolean {
+    return this.gate.state === "held";
+  }
+
+  /** Changes wait until the secondary is back. */
+  freeze(): void {
+    this.gate.freeze();
+    this.#options.emit("guests-held", { reason: "Writes are frozen until the secondary is back." });
+  }
+
+  /** The peer has spoken, and was not promoted meanwhile; or an operator has said so. */
+  release(): void {
+    if (!this.#areWaiting) return;
+    this.gate.open();
+    this.#options.emit("guests-released", {});
+  }
+
+  /**
+   * Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`; `handed-over` while the
+   * peer may have taken the role.
+   */
+  startAlone(): boolean {
+    const { record } = this.#options.state;
+    if (record.outdated) throw outdated();
+    if (record.handOver !== null) {
+      throw new ColobusError(
+        "handed-over",
+        "the role was handed to the peer, and it is not known whether the peer took it",
+        "Connect the two; or, when the peer is surely not Primary, fail over there and rejoin here.",
+      );
+    }
+    const waited = this.#areWaiting;
+    this.release();
+    return waited;
+  }
+
+  /** The agent is about to stop: nobody waits for the peer any more. */
+  leave(): void {
+    if (!this.#areWaiting) return;
+    this.gate.refuse(new ColobusError("guests-held", "the agent is being stopped while guests wait for the peer"));
+  }
+
+  /** This side is behind the peer: from now on, and in every later process, it serves nothing. */
+  becomeOutdated(peer: { readonly agentId: string; readonly lineage: string | null }): void {
+    const { state, log, emit } = this.#options;
+    if (state.record.outdated) return;
+    // First the guests, then the record: they must not go on, whatever becomes of the record.
+    this.gate.refuse(outdated());
+    state
+      .update((record) => ({ ...record, outdated: true }))
+      .catch((error: unknown) => log.error({ error }, "it cannot be recorded that this side is outdated"));
+    emit("outdated", { agent: state.record.agentId, newer: peer.agentId, lineage: peer.lineage });
+  }
+
+  describeHold(): string {
+    return this.#options.state.record.handOver === null
+      ? "The peer may have been promoted while this agent was away: start it, or release the guests with `colobus start-alone`."
+      : "The role was handed to the peer: start it, so that it can say whether it has taken it.";
+  }
+
+  get #areWaiting(): boolean {
+    return this.gate.state === "held" || this.gate.state === "frozen";
+  }
+}
+
+export function outdated(): ColobusError {
+  return new ColobusError(
+    "outdated",
+    "this side is behind its peer's history, and serves nothing",
+    "Make it the peer's secondary: `colobus rejoin --peer WS_URL`.",
+  );
+}

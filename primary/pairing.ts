@@ -1,0 +1,87 @@
+import { ColobusError } from "../proto/errors.ts";
+import type { Hello } from "../proto/replication-messages.ts";
+import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
+import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import type { SourceSession } from "./source-session.ts";
+
+export interface PairingOptions {
+  readonly state: StateFile;
+  readonly tracking: PeerTracking;
+  readonly random: Random;
+  readonly geometries: readonly ClusterGeometry[];
+  /** Resolves with the epoch that is open from here on. */
+  readonly opened: (peer: Hello) => Promise<number>;
+}
+
+/**
+ * What a primary records before data flows to a secondary: whom the dirty bitmaps count from, which session the two are
+ * in, and what the secondary itself knows to differ.
+ */
+export class Pairing {
+  readonly #options: PairingOptions;
+  /** What the secondary of the opening session knows to differ, by disk. */
+  #differing: readonly ClusterBitmap[] = [];
+  /** Sessions begin one after the other. */
+  #beginning: Promise<void> = Promise.resolve();
+
+  constructor(options: PairingOptions) {
+    this.#options = options;
+  }
+
+  /** Asks the secondary to make itself ready, once what the session stands on is durable. Errors: `io-error` … */
+  begin(session: SourceSession, hello: Hello, peer: Hello, extent: "full" | "delta" | "assumed"): Promise<void> {
+    this.#differing = this.#options.geometries.map(() => new ClusterBitmap());
+    const begun = this.#beginning.then(() => this.#begin(session, hello, peer, extent));
+    this.#beginning = begun.catch(() => undefined); // the caller has the error
+    return begun;
+  }
+
+  /** Takes what the secondary knows to differ. Errors: `protocol-error`. */
+  differ(disk: number, runs: readonly ClusterRun[]): void {
+    const clusters = this.#differing[disk];
+    const count = this.#options.geometries[disk]?.clusterCount ?? 0;
+    for (const { first, end } of runs) {
+      if (clusters === undefined || end > count) {
+        throw new ColobusError("protocol-error", "the peer tells differences outside of its disks");
+      }
+      clusters.addRange(first, end);
+    }
+  }
+
+  /** Makes what the secondary knows to differ durable here, so that it may forget it there. undefined: it knows nothing. */
+  unite(): Promise<void> | undefined {
+    const differing = this.#differing;
+    this.#differing = [];
+    if (differing.every((clusters) => clusters.isEmpty)) return undefined;
+    return (async () => {
+      for (const [disk, clusters] of differing.entries()) {
+        await this.#options.tracking.add(disk, [...clusterRuns(clusters)]);
+      }
+    })();
+  }
+
+  /** Resolves when nothing is being recorded any more. */
+  settled(): Promise<void> {
+    return this.#beginning;
+  }
+
+  async #begin(session: SourceSession, hello: Hello, peer: Hello, extent: "full" | "delta" | "assumed"): Promise<void> {
+    const { state, tracking, random, opened } = this.#options;
+    if (session.isClosed) return;
+    if (extent !== "delta") await tracking.begin(peer.agentId, extent);
+    if (session.isClosed) return;
+    const id = random.bytes(16).toString("hex");
+    const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;
+    await state.update((record) => ({
+      ...record,
+      pairing: { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] },
+    }));
+    const openEpoch = await opened(peer);
+    if (session.isClosed) return;
+    const diskSizes = hello.disks.map((disk) => disk.sizeBytes ?? 0);
+    session.begin({ session: id, extent, lineage: hello.lineage ?? "", openEpoch, diskSizes });
+  }
+}

@@ -1,0 +1,75 @@
+import type { Hello } from "../proto/replication-messages.ts";
+import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { adopted, heard } from "../shared/replication/lineage.ts";
+import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
+import type { ReplicaDisk } from "./replica-disk.ts";
+import type { BeginMessage, SourceHistory } from "./replica-session.ts";
+
+export interface ReplicaHistoryOptions {
+  readonly state: StateFile;
+  /** What this side has changed by itself, as a primary, and no source has taken over yet. */
+  readonly tracking: PeerTracking;
+  /** What new dirty bitmaps are made of; the disks have come into being. */
+  readonly trackingOptions: () => PeerTrackingOptions;
+}
+
+/** Keeps the secondary's record of whose copy it is: its sessions, the histories that it hears of and adopts, and its own changes. */
+export class ReplicaHistory {
+  readonly #options: ReplicaHistoryOptions;
+
+  constructor(options: ReplicaHistoryOptions) {
+    this.#options = options;
+  }
+
+  /** Both sides know of the session before data flows: at the next handshake neither can be taken for an older copy. */
+  async paired(peer: Hello, begin: BeginMessage): Promise<void> {
+    await this.#options.state.update((record) => {
+      const before = record.pairing?.peer === peer.agentId ? record.pairing.sessions[0] : undefined;
+      const sessions = before === undefined ? [begin.session] : [begin.session, before];
+      return { ...record, pairing: { peer: peer.agentId, sessions } };
+    });
+    // A source that sends everything needs no list of what differs.
+    if (begin.extent !== "delta") await this.forgetOwnChanges();
+  }
+
+  /** What this side has changed by itself, in the order of the peer's disks; undefined: nothing. */
+  ownChanges(peer: Hello | undefined): readonly ClusterBitmap[] | undefined {
+    const { tracking, state } = this.#options;
+    if (tracking.peer === null || peer === undefined) return undefined;
+    return peer.disks.map(({ name }) => {
+      const index = state.record.disks.findIndex((disk) => disk.name === name);
+      return tracking.dirty(index).dirtyClusters();
+    });
+  }
+
+  async forgetOwnChanges(): Promise<void> {
+    if (this.#options.state.record.tracks !== null) await this.#options.tracking.forget();
+  }
+
+  async hear(lineage: string): Promise<void> {
+    const { state } = this.#options;
+    if (heard(state.record, lineage) !== state.record) await state.update((record) => heard(record, lineage));
+  }
+
+  /** Where there is a checkpoint to return to, the source's history is this side's as soon as everything has arrived. */
+  async adopt(source: SourceHistory): Promise<void> {
+    const { state } = this.#options;
+    const { committed, outdated, lineage, history } = state.record;
+    if (committed.epoch === 0 || outdated) return;
+    if (lineage === source.lineage && history.heard.length === 0) return;
+    await state.update((record) => adopted(record, source));
+  }
+
+  /**
+   * For a promotion: the peer's copy is this side's checkpoint, but for what came after it, and what the secondary's VM
+   * has written. That is dirty, durably, when the promise resolves. undefined: nothing is known of the peer's copy.
+   */
+  async trackPeer(disks: readonly ReplicaDisk[]): Promise<PeerTracking | undefined> {
+    const { state, trackingOptions } = this.#options;
+    const { pairing, outdated, committed, tracks } = state.record;
+    if (pairing === null || outdated || committed.epoch === 0 || tracks !== null) return undefined;
+    const clusters = disks.map(({ stack }) => stack.coveredClusters());
+    return PeerTracking.create(trackingOptions(), pairing.peer, clusters);
+  }
+}
