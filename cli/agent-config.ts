@@ -17,6 +17,8 @@ export const agentConfigSchema = z.object({
   onPeerLoss: z.enum(PEER_LOSS_POLICIES),
   windowBytes: z.int().positive(),
   clusterBytes: z.int().positive(),
+  /** The unit in which a write makes the dirty bitmap durable before it. */
+  extentBytes: z.int().positive(),
   secondaryExport: z.enum(SECONDARY_EXPORTS),
   /** On a secondary: make missing images at the primary's size. */
   createImages: z.boolean(),

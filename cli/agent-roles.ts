@@ -191,6 +191,10 @@ export class AgentRoles {
       dialer: host.dialer(url),
       clock: host.clock,
       random: host.random,
+      isWanted: () => {
+        const active = this.#active;
+        return active.role === "Primary" ? !active.primary.isConnected : !active.secondary.isConnected;
+      },
       connected: (link) => this.accept(link, (wasOpen) => connector.lost(wasOpen)),
       failed: (reason) => {
         const active = this.#active;
@@ -314,7 +318,7 @@ export class AgentRoles {
             directory: overlayDirectory(agent.config.stateDirectory, name),
           },
     );
-    return { storage, clock, random, log, state, disks };
+    return { storage, clock, random, log, state, disks, extentBytes: agent.config.extentBytes };
   }
 
   /** The primary hands its role to this side. */

@@ -110,6 +110,7 @@ export class PrimaryRole {
     const { tracking, children } = this.#options;
     tracking.start({
       inFlight: (disk) => this.#replicator.inFlight(disk),
+      isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
       flush: async (disk) => children[disk]?.child.flush(),
     });
     this.#scheduleCheckpoint();

@@ -91,6 +91,11 @@ export class ReplicatedDisk implements BlockDevice {
     return this.child.extents(offset, length, maxExtents);
   }
 
+  /** Whether a change of any byte of the range is under way, or waits for another. */
+  isBusy(offset: number, length: number): boolean {
+    return this.#lock.overlaps(offset, length);
+  }
+
   /** Resolves when no change that has passed the gate by now is under way on the local child any more. */
   async settled(): Promise<void> {
     this.#lock.release(await this.#lock.acquire(0, this.sizeBytes));

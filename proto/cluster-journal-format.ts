@@ -1,6 +1,7 @@
 /**
  * The cluster journal: an append-only file that names clusters which an overlay holds, or no longer holds. A hidden
- * disk's generation, an active disk and a merge each have one.
+ * disk's generation, an active disk and a merge each have one; so has the dirty bitmap of a disk, which names the
+ * clusters that a peer may lack, or no longer lacks.
  *
  * Header (big-endian, 64 bytes):
  *
@@ -8,11 +9,11 @@
  * |---|---|---|
  * | 0 | 8 | magic "COLOJRNL" |
  * | 8 | 4 | version |
- * | 12 | 4 | kind: 1 generation, 2 active disk, 3 merge |
+ * | 12 | 4 | kind: 1 generation, 2 active disk, 3 merge, 4 dirty bitmap |
  * | 16 | 8 | disk size in bytes |
  * | 24 | 4 | cluster size in bytes |
  * | 28 | 4 | reserved, zero |
- * | 32 | 8 | epoch: of the generation; for the other kinds the committed one that they lie on |
+ * | 32 | 8 | epoch: of the generation; of a dirty bitmap the number of its file; for the other kinds the committed one that they lie on |
  * | 40 | 16 | random id of this journal |
  * | 56 | 4 | reserved, zero |
  * | 60 | 4 | CRC-32 of bytes 0–59 |
@@ -31,10 +32,11 @@
  * | 0 | 4 | first cluster index |
  * | 4 | 4 | number of clusters |
  * | 8 | 4 | mask of 32nds of the cluster, bit 0 the first; all ones for whole clusters |
- * | 12 | 4 | operation: 1 held, 2 no longer held |
+ * | 12 | 4 | operation: 1 held (dirty), 2 no longer held (clean) |
  *
  * A sync mark says that the data of all entries up to the covered frame was fsynced. A void says that entries which no
- * sync mark before it covers do not count: recovery after a loss of power writes it.
+ * sync mark before it covers do not count: recovery after a loss of power writes it. The first sync mark of a dirty
+ * bitmap says that the file is whole: before it, the file with the next lower number counts.
  *
  * The first frame that fails its checksum, or breaks the sequence, ends the journal: a torn tail is cut, not fatal.
  */
@@ -49,7 +51,7 @@ export const JOURNAL_ENTRY_BYTES = 16;
 /** Entries in one frame at most, so that a reader needs no large buffer. */
 export const JOURNAL_FRAME_MAX_ENTRIES = 4096;
 
-export const JOURNAL_KINDS = { generation: 1, active: 2, merge: 3 } as const;
+export const JOURNAL_KINDS = { generation: 1, active: 2, merge: 3, dirty: 4 } as const;
 export type JournalKind = keyof typeof JOURNAL_KINDS;
 
 export const JOURNAL_OPERATIONS = { held: 1, released: 2 } as const;

@@ -89,6 +89,10 @@ export const ANCESTORS_MAX = 32;
 /** Runs of dirty clusters in one `differs` message. */
 export const DIFFERS_RUNS_MAX = 4096;
 
+/** The unit in which the dirty bitmap is made durable before a write: once for each extent, then never while it stays in use. */
+export const EXTENT_BYTES = 4 * MIB;
+/** A dirty bitmap's file is written anew when it is longer than this, and than four times what it has to say. */
+export const DIRTY_FILE_MIN_BYTES = 1 * MIB;
 /** How often the dirty bitmap is told what has become equal. */
 export const SETTLE_EVERY_MS = 5_000;
 

@@ -53,6 +53,11 @@ export class RangeLock {
     });
   }
 
+  /** Whether anybody holds or waits for any byte of the range. */
+  overlaps(offset: number, length: number): boolean {
+    return this.#countOverlaps(offset, offset + length) > 0;
+  }
+
   /** Gives the range back. Each hold is released exactly once. */
   release(hold: RangeHold): void {
     assert(hold.index >= 0, "the range was released before");

@@ -28,10 +28,18 @@ export class ClusterJournal {
   readonly #seed: number;
   #tailBytes: number;
   #sequence: number;
+  #hasSyncMark: boolean;
   // One buffer serves all journals: appends are synchronous.
   static readonly #scratch = Buffer.allocUnsafeSlow(MAX_FRAME_BYTES);
 
-  private constructor(file: StorageFile, header: JournalHeader, tailBytes: number, sequence: number) {
+  private constructor(
+    file: StorageFile,
+    header: JournalHeader,
+    tailBytes: number,
+    sequence: number,
+    hasSyncMark: boolean,
+  ) {
+    this.#hasSyncMark = hasSyncMark;
     this.#file = file;
     this.#seed = journalFrameSeed(header.id);
     this.#tailBytes = tailBytes;
@@ -48,7 +56,7 @@ export class ClusterJournal {
       file.close();
       throw error;
     }
-    return new ClusterJournal(file, header, JOURNAL_HEADER_BYTES, 0);
+    return new ClusterJournal(file, header, JOURNAL_HEADER_BYTES, 0, false);
   }
 
   /**
@@ -83,7 +91,7 @@ export class ClusterJournal {
       const onlySynced = options.onlySynced ?? false;
       const end = readFrames(file, size, header, apply, onlySynced);
       if (end.tailBytes < size) file.truncate(end.tailBytes);
-      const journal = new ClusterJournal(file, header, end.tailBytes, end.sequence);
+      const journal = new ClusterJournal(file, header, end.tailBytes, end.sequence, end.hasSyncMark);
       if (onlySynced && end.uncovered) journal.#appendFrame({ type: "void" });
       return journal;
     } catch (error) {
@@ -110,9 +118,15 @@ export class ClusterJournal {
     return this.#sequence;
   }
 
+  /** Whether any sync mark was ever appended. */
+  get hasSyncMark(): boolean {
+    return this.#hasSyncMark;
+  }
+
   /** Notes that the data of every entry up to frame `coveredSequence` has been fsynced. */
   appendSyncMark(coveredSequence: number): void {
     this.#appendFrame({ type: "sync-mark", coveredSequence });
+    this.#hasSyncMark = true;
   }
 
   sync(): Promise<void> {
@@ -151,6 +165,7 @@ interface JournalEnd {
   readonly sequence: number;
   /** Entries were found that no sync mark covers. */
   readonly uncovered: boolean;
+  readonly hasSyncMark: boolean;
 }
 
 function readFrames(
@@ -163,6 +178,7 @@ function readFrames(
   const seed = journalFrameSeed(header.id);
   let tailBytes = JOURNAL_HEADER_BYTES;
   let sequence = 0;
+  let hasSyncMark = false;
   let uncovered: { sequence: number; entries: readonly JournalEntry[] }[] = [];
   const applyUpTo = (covered: number): void => {
     for (const frame of uncovered) if (frame.sequence <= covered) frame.entries.forEach(apply);
@@ -183,12 +199,14 @@ function readFrames(
     tailBytes += decoded.length;
     sequence += 1;
     const { frame } = decoded;
-    if (frame.type === "sync-mark") applyUpTo(frame.coveredSequence);
-    else if (frame.type === "void") uncovered = [];
+    if (frame.type === "sync-mark") {
+      hasSyncMark = true;
+      applyUpTo(frame.coveredSequence);
+    } else if (frame.type === "void") uncovered = [];
     else if (countsAtOnce) frame.entries.forEach(apply);
     else uncovered.push({ sequence, entries: frame.entries });
   }
   assert(tailBytes <= sizeBytes);
   if (!onlySynced) applyUpTo(sequence);
-  return { tailBytes, sequence, uncovered: uncovered.length > 0 };
+  return { tailBytes, sequence, uncovered: uncovered.length > 0, hasSyncMark };
 }

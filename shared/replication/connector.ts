@@ -8,6 +8,8 @@ export interface ConnectorOptions {
   readonly dialer: Dialer;
   readonly clock: Clock;
   readonly random: Random;
+  /** Whether a link is wanted now: the peer may have dialled as well, and one session is enough. */
+  readonly isWanted: () => boolean;
   /** A link is there. Its owner calls `lost` when it is done with it. */
   readonly connected: (link: Link) => void;
   /** A dial failed; the next one follows by itself. */
@@ -49,7 +51,11 @@ export class Connector {
   }
 
   async #dial(): Promise<void> {
-    const { dialer, connected, failed } = this.#options;
+    const { dialer, isWanted, connected, failed } = this.#options;
+    if (!isWanted()) {
+      this.#schedule();
+      return;
+    }
     let link: Link;
     try {
       link = await dialer.dial(this.#abort.signal);

@@ -10,7 +10,7 @@ import type { Random } from "../host/random.ts";
 import type { Storage } from "../host/storage.ts";
 import type { StateFile } from "../journal/state-file.ts";
 import { DirtyMap } from "./dirty-map.ts";
-import { DirtyTracker, type DirtyTrackerOptions } from "./dirty-tracker.ts";
+import { DirtyTracker, type DirtyTrackerOptions, type SettleSource } from "./dirty-tracker.ts";
 
 export interface TrackedDisk {
   readonly geometry: ClusterGeometry;
@@ -25,12 +25,15 @@ export interface PeerTrackingOptions {
   readonly log: Log;
   readonly state: StateFile;
   readonly disks: readonly TrackedDisk[];
+  readonly extentBytes: number;
 }
 
 /** What the write path and the sync need to know of the work that is under way. */
 export interface TrackingSource {
   /** Clusters of the disk that were sent to the peer and are not known to be stable there. */
   readonly inFlight: (disk: number) => ClusterBitmap;
+  /** Whether a change of any byte of the range is under way on the local image. */
+  readonly isBusy: (disk: number, offset: number, length: number) => boolean;
   /** Makes everything written to the local image so far durable. */
   readonly flush: (disk: number) => Promise<void>;
 }
@@ -69,7 +72,11 @@ export class PeerTracking {
   /** What an earlier process has left. A bitmap that cannot be read is none: everything will be sent. */
   static open(options: PeerTrackingOptions): PeerTracking {
     const { tracks } = options.state.record;
-    if (tracks === null) return new PeerTracking(options, null, undefined);
+    if (tracks === null) {
+      const { storage } = options;
+      for (const { directory } of options.disks) DirtyTracker.remove({ storage, directory });
+      return new PeerTracking(options, null, undefined);
+    }
     const trackers: DirtyTracker[] = [];
     for (const disk of options.disks) {
       const tracker = DirtyTracker.open(trackerOptions(options, disk));
@@ -175,7 +182,7 @@ export class PeerTracking {
     await this.#settling;
     const source = this.#source;
     for (const [disk, tracker] of (this.#trackers ?? []).entries()) {
-      if (source !== undefined) await tracker.settleAll(source.inFlight(disk), () => source.flush(disk));
+      if (source !== undefined) await tracker.settleAll(settleSource(source, disk));
       tracker.close();
     }
   }
@@ -238,15 +245,23 @@ export class PeerTracking {
       return;
     }
     for (const [disk, tracker] of this.#trackers.entries()) {
-      await tracker.settle(source.inFlight(disk), () => source.flush(disk));
+      await tracker.settle(settleSource(source, disk));
     }
   }
 }
 
 function trackerOptions(options: PeerTrackingOptions, disk: TrackedDisk): DirtyTrackerOptions {
-  const { storage, clock, random, log, state } = options;
+  const { storage, random, state, extentBytes } = options;
   const { directory, geometry } = disk;
-  return { storage, clock, random, log, directory, geometry, durability: state.record.durability };
+  return { storage, random, directory, geometry, extentBytes, durability: state.record.durability };
+}
+
+function settleSource(source: TrackingSource, disk: number): SettleSource {
+  return {
+    inFlight: () => source.inFlight(disk),
+    isBusy: (offset, length) => source.isBusy(disk, offset, length),
+    flush: () => source.flush(disk),
+  };
 }
 
 function missing(): never {

@@ -72,6 +72,22 @@ export class DiskModel {
     return Buffer.from(this.#current.subarray(offset, offset + length));
   }
 
+  /** The disk as it is now, with its doubts; what happens to this one later does not touch the copy. */
+  fork(): DiskModel {
+    const copy = new DiskModel(Buffer.from(this.#current));
+    copy.#flushed = this.#flushed === undefined ? undefined : Buffer.from(this.#flushed);
+    const clones = new Map(
+      this.#writes.map((write) => {
+        const clone = new ModelWrite(write.offset, write.length, write.data);
+        clone.settled = write.settled;
+        return [write, clone] as const;
+      }),
+    );
+    copy.#writes = [...clones.values()];
+    copy.#powerLost = this.#powerLost;
+    return copy;
+  }
+
   /** Writes that are under way, or were when their process died. */
   unsettled(): ModelWrite[] {
     return this.#writes.filter((write) => !write.settled);

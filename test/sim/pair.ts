@@ -37,14 +37,17 @@ export interface PairOptions {
 
 /** What the pair tells about itself, as it happens. */
 export interface PairObserver {
-  /** The primary puts a request into the stream: called before anything later can be in it. */
-  requested(message: Extract<Message, { type: "barrier" | "commit" | "discard" }>): void;
+  /** A primary puts a request into the stream: called before anything later can be in it. */
+  requested(message: Extract<Message, { type: "barrier" | "commit" | "discard" }>, by: PairMember): void;
   happened(member: PairMember, event: AgentEvent): void;
 }
 
 const VM = "vm";
 const STATE_DIRECTORY = "/state";
-const SECONDARY_URL = "ws://b";
+/** Where the agent on a host accepts its peer. */
+export function urlOf(host: "a" | "b"): string {
+  return `ws://${host}`;
+}
 
 export function imagePath(disk: PairDisk): string {
   return `/images/${disk.name}.img`;
@@ -111,7 +114,7 @@ export class PairMember {
         agent.follow((event) => {
           if (process.alive) this.#observer.happened(this, event);
         });
-        process.listen((link) => agent.accept(link));
+        process.listen((link) => agent.accept(new ObservedLink(link, this, this.#observer)));
         return true;
       },
       (error: unknown) => {
@@ -149,19 +152,24 @@ export class PairMember {
   }
 
   #observedDialer(dialer: Dialer): Dialer {
-    return { url: dialer.url, dial: async (signal) => new ObservedLink(await dialer.dial(signal), this.#observer) };
+    return {
+      url: dialer.url,
+      dial: async (signal) => new ObservedLink(await dialer.dial(signal), this, this.#observer),
+    };
   }
 }
 
-/** Shows the primary's requests at the moment at which they take their place in the stream. */
+/** Shows a primary's requests at the moment at which they take their place in the stream. */
 class ObservedLink implements Link {
   readonly peerAddress: string;
   readonly #link: Link;
+  readonly #owner: PairMember;
   readonly #observer: PairObserver;
 
-  constructor(link: Link, observer: PairObserver) {
+  constructor(link: Link, owner: PairMember, observer: PairObserver) {
     this.peerAddress = link.peerAddress;
     this.#link = link;
+    this.#owner = owner;
     this.#observer = observer;
   }
 
@@ -174,7 +182,7 @@ class ObservedLink implements Link {
     if (parts.length === 1 && Buffer.isBuffer(only)) {
       const message = decodeMessage(only);
       if (message.type === "barrier" || message.type === "commit" || message.type === "discard") {
-        this.#observer.requested(message);
+        this.#observer.requested(message, this.#owner);
       }
     }
     this.#link.send(parts);
@@ -217,13 +225,14 @@ export function makePair(
       mode: "colo",
       stateDirectory: STATE_DIRECTORY,
       disks: options.disks.map((disk) => ({ name: disk.name, image: imagePath(disk) })),
-      peers: isPrimary ? [SECONDARY_URL] : [],
+      peers: isPrimary ? [urlOf("b")] : [],
       ack: options.ack,
       durability: options.durability,
       peerTimeoutMs: options.peerTimeoutMs,
       onPeerLoss: "continue",
       windowBytes: options.windowBytes,
       clusterBytes: options.clusterBytes,
+      extentBytes: 2 * options.clusterBytes,
       secondaryExport: options.access,
       createImages: !isPrimary && options.createImages,
       assumeInSync: false,

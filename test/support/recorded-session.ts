@@ -46,6 +46,7 @@ export function openFuzzAgent(
       onPeerLoss: "continue",
       windowBytes: 64 * 1024 * 1024,
       clusterBytes: 4096,
+      extentBytes: 16_384,
       secondaryExport: "read-only",
       createImages: false,
       assumeInSync: false,

@@ -65,6 +65,7 @@ export function trackingOptions(storage: MemoryStorage, state: StateFile): PeerT
     random: new SimRandom(new SeededRandom(12)),
     log: new SilentLog(),
     state,
+    extentBytes: 4 * state.record.clusterBytes,
     disks: state.record.disks.map(({ name, sizeBytes }) => ({
       geometry: clusterGeometry(sizeBytes ?? 0, state.record.clusterBytes),
       directory: `${STATE_DIRECTORY}/disks/${name}`,

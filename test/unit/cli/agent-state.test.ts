@@ -21,6 +21,7 @@ const CONFIG: AgentConfig = {
   onPeerLoss: "continue",
   windowBytes: 1_048_576,
   clusterBytes: 4096,
+  extentBytes: 16_384,
   secondaryExport: "off",
   createImages: false,
   assumeInSync: false,

@@ -51,6 +51,7 @@ function bench(fraction = 0.5): {
     dialer,
     clock,
     random,
+    isWanted: () => true,
     connected: (link) => links.push(link),
     failed: (reason) => failures.push(reason),
   });

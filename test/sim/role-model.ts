@@ -1,0 +1,115 @@
+import assert from "node:assert/strict";
+import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import { DiskModel } from "./disk-model.ts";
+import type { PairDisk, PairMember, PairObserver } from "./pair.ts";
+import type { CrashKind } from "./simulated-crash.ts";
+
+/**
+ * The truth about a pair whose roles change: for each side what its guest must see while it serves, and for each
+ * checkpoint what a promotion to it must show.
+ */
+export class RoleModel implements PairObserver {
+  readonly #disks: readonly PairDisk[];
+  readonly #listener: (member: PairMember, event: AgentEvent) => void;
+  /** What the guest of a side that is, or was, Primary must see. */
+  readonly #guests = new Map<PairMember, DiskModel[]>();
+  readonly #checkpoints = new Map<number, readonly DiskModel[]>();
+  /** Writes acknowledged while the peer was known to be gone, which it has not heard of yet. */
+  readonly #alone = new Map<PairMember, number>();
+  readonly #contents: readonly Buffer[];
+
+  constructor(
+    disks: readonly PairDisk[],
+    contents: readonly Buffer[],
+    listener: (member: PairMember, event: AgentEvent) => void,
+  ) {
+    this.#disks = disks;
+    this.#contents = contents;
+    this.#listener = listener;
+  }
+
+  begin(primary: PairMember): void {
+    this.#guests.set(
+      primary,
+      this.#contents.map((content) => new DiskModel(content)),
+    );
+  }
+
+  diskOf(member: PairMember, index: number): DiskModel {
+    const model = this.#guests.get(member)?.[index];
+    assert(model !== undefined, `${member.name} has served no guest`);
+    return model;
+  }
+
+  requested(message: Parameters<PairObserver["requested"]>[0], by: PairMember): void {
+    if (message.type !== "barrier") return;
+    assert(!this.#checkpoints.has(message.epoch), `epoch ${message.epoch} is closed a second time`);
+    this.#checkpoints.set(
+      message.epoch,
+      this.#disks.map((_, index) => this.diskOf(by, index).fork()),
+    );
+  }
+
+  happened(member: PairMember, event: AgentEvent): void {
+    // The peer hears of the history that this side went on with alone.
+    if (event.type === "peer-connected") this.#alone.delete(member);
+    if (event.type === "role-changed" && event.data.role === "Primary") this.#promotedUnawares(member);
+    if (event.type === "role-changed" && event.data.role === "Secondary") this.#demoted(member);
+    this.#listener(member, event);
+  }
+
+  acknowledgedAlone(member: PairMember): void {
+    this.#alone.set(member, (this.#alone.get(member) ?? 0) + 1);
+  }
+
+  /** A side was promoted to a checkpoint: from here on its guest sees that. */
+  promoted(member: PairMember, epoch: number): void {
+    const checkpoint = this.#checkpoints.get(epoch);
+    assert(checkpoint !== undefined, `${member.name} was promoted to epoch ${epoch}, which no barrier has closed`);
+    this.#alone.delete(member);
+    this.#guests.set(
+      member,
+      checkpoint.map((disk) => disk.fork()),
+    );
+  }
+
+  /** Everything of a disk as its guest reads it, while nobody writes. */
+  readBack(member: PairMember, index: number, content: Buffer): void {
+    const disk = this.diskOf(member, index);
+    disk.check(content, 0, `${this.#disks[index]?.name} on ${member.name}`);
+    disk.adopt(content);
+  }
+
+  /** An outdated primary has become Secondary of its own accord: nothing that it had told its guest alone may be lost. */
+  rejoined(member: PairMember): void {
+    const lost = this.#alone.get(member) ?? 0;
+    assert(lost === 0, `${member.name} has rejoined, and ${lost} writes are lost that it had acknowledged alone`);
+  }
+
+  died(member: PairMember, kind: CrashKind): void {
+    for (const disk of this.#guests.get(member) ?? []) disk.crashed(kind);
+  }
+
+  started(member: PairMember, status: Status | undefined): void {
+    // It may have been promoted by the very call over which it died.
+    if (status?.role === "Primary" && !this.#guests.has(member)) this.promoted(member, status.epoch.committed);
+  }
+
+  #promotedUnawares(member: PairMember): void {
+    const epoch = member.agent?.status().epoch.committed;
+    if (epoch !== undefined) this.promoted(member, epoch);
+  }
+
+  /** What its images hold now is its checkpoint. */
+  #demoted(member: PairMember): void {
+    const epoch = member.agent?.status().epoch.committed;
+    const guest = this.#guests.get(member);
+    if (epoch !== undefined && guest !== undefined) {
+      this.#checkpoints.set(
+        epoch,
+        guest.map((disk) => disk.fork()),
+      );
+    }
+    this.#guests.delete(member);
+  }
+}
