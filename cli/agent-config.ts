@@ -19,6 +19,8 @@ export const agentConfigSchema = z.object({
   clusterBytes: z.int().positive(),
   /** The unit in which a write makes the dirty bitmap durable before it. */
   extentBytes: z.int().positive(),
+  /** How often the dirty bitmap is told what has become equal. */
+  settleEveryMs: z.number().positive(),
   secondaryExport: z.enum(SECONDARY_EXPORTS),
   /** On a secondary: make missing images at the primary's size. */
   createImages: z.boolean(),

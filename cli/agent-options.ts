@@ -5,7 +5,14 @@ import { parse as parseYaml } from "yaml";
 import type { Argv } from "yargs";
 import { z } from "zod";
 import { ColobusError } from "../proto/errors.ts";
-import { CLUSTER_DEFAULT_BYTES, DISKS_MAX, EXTENT_BYTES, PEER_TIMEOUT_DEFAULT_MS, WINDOW_DEFAULT_BYTES } from "../proto/limits.ts";
+import {
+  CLUSTER_DEFAULT_BYTES,
+  DISKS_MAX,
+  EXTENT_BYTES,
+  SETTLE_EVERY_MS,
+  PEER_TIMEOUT_DEFAULT_MS,
+  WINDOW_DEFAULT_BYTES,
+} from "../proto/limits.ts";
 import { ACK_POLICIES, DURABILITIES, MODES, PEER_LOSS_POLICIES, SECONDARY_EXPORTS, type Role } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { LOG_LEVELS, type LogLevel } from "../shared/host/log.ts";
@@ -159,6 +166,7 @@ export function readProcessConfig(
       windowBytes: parseWindow(options.window),
       clusterBytes: parseClusterSize(options["cluster-size"]),
       extentBytes: EXTENT_BYTES,
+      settleEveryMs: SETTLE_EVERY_MS,
       secondaryExport: options["secondary-export"] ?? "read-only",
       createImages: options.create ?? false,
       assumeInSync: options["assume-in-sync"] ?? false,

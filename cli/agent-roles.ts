@@ -318,7 +318,8 @@ export class AgentRoles {
             directory: overlayDirectory(agent.config.stateDirectory, name),
           },
     );
-    return { storage, clock, random, log, state, disks, extentBytes: agent.config.extentBytes };
+    const { extentBytes, settleEveryMs } = agent.config;
+    return { storage, clock, random, log, state, disks, extentBytes, settleEveryMs };
   }
 
   /** The primary hands its role to this side. */

@@ -1,7 +1,13 @@
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
-import { CLUSTER_DEFAULT_BYTES, EXTENT_BYTES, PEER_TIMEOUT_DEFAULT_MS, WINDOW_DEFAULT_BYTES } from "../proto/limits.ts";
+import {
+  CLUSTER_DEFAULT_BYTES,
+  EXTENT_BYTES,
+  SETTLE_EVERY_MS,
+  PEER_TIMEOUT_DEFAULT_MS,
+  WINDOW_DEFAULT_BYTES,
+} from "../proto/limits.ts";
 import type { Role } from "../proto/words.ts";
 import { createImage } from "../shared/block/image.ts";
 import { createLogger } from "../shared/host/log.ts";
@@ -74,7 +80,8 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
       peerTimeoutMs: PEER_TIMEOUT_DEFAULT_MS,
       windowBytes: WINDOW_DEFAULT_BYTES,
       clusterBytes: CLUSTER_DEFAULT_BYTES,
-    extentBytes: EXTENT_BYTES,
+      extentBytes: EXTENT_BYTES,
+      settleEveryMs: SETTLE_EVERY_MS,
       secondaryExport: "read-only",
       createImages: role === "Secondary",
       assumeInSync: false,

@@ -267,6 +267,7 @@ export class Replicator {
     if (!this.#isSyncing(session) || !tracking.isClean) return false;
     this.#tellSync(session, "end");
     this.#phase = { name: "established", session };
+    tracking.settleSoon();
     this.#options.emit("sync-finished", { peer: this.#peerName });
     this.#options.inSync();
     return true;

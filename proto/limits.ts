@@ -95,6 +95,8 @@ export const EXTENT_BYTES = 4 * MIB;
 export const DIRTY_FILE_MIN_BYTES = 1 * MIB;
 /** How often the dirty bitmap is told what has become equal. */
 export const SETTLE_EVERY_MS = 5_000;
+/** The same after a sync. */
+export const SETTLE_SOON_MS = 500;
 
 // Epochs
 /** Checkpoints that may be prepared and neither committed nor discarded. */

@@ -1,5 +1,5 @@
 import { asColobusError } from "../../proto/errors.ts";
-import { SETTLE_EVERY_MS } from "../../proto/limits.ts";
+import { SETTLE_SOON_MS } from "../../proto/limits.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Pending } from "../block/block-device.ts";
 import type { ClusterBitmap, ClusterRun } from "../block/cluster-bitmap.ts";
@@ -26,6 +26,7 @@ export interface PeerTrackingOptions {
   readonly state: StateFile;
   readonly disks: readonly TrackedDisk[];
   readonly extentBytes: number;
+  readonly settleEveryMs: number;
 }
 
 /** What the write path and the sync need to know of the work that is under way. */
@@ -175,6 +176,13 @@ export class PeerTracking {
     this.#sets = this.#options.disks.map(({ geometry }) => new DirtyMap(geometry));
   }
 
+  /** Much has become equal: it is settled soon. */
+  settleSoon(): void {
+    if (this.#timer === undefined) return; // it is being settled now
+    this.#timer.cancel();
+    this.#schedule(SETTLE_SOON_MS);
+  }
+
   /** For a clean stop, with nothing under way: what is left dirty is exact, and durable. */
   async close(): Promise<void> {
     this.#closed = true;
@@ -222,9 +230,10 @@ export class PeerTracking {
     return this.#losing;
   }
 
-  #schedule(): void {
+  #schedule(afterMs = this.#options.settleEveryMs): void {
     if (this.#closed) return;
-    this.#timer = this.#options.clock.after(SETTLE_EVERY_MS, () => {
+    this.#timer = this.#options.clock.after(afterMs, () => {
+      this.#timer = undefined;
       this.#settling = this.#settle()
         .catch((error: unknown) => {
           this.#options.log.warn({ reason: asColobusError(error) }, "the dirty bitmap could not be settled");

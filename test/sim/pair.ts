@@ -233,6 +233,7 @@ export function makePair(
       windowBytes: options.windowBytes,
       clusterBytes: options.clusterBytes,
       extentBytes: 2 * options.clusterBytes,
+      settleEveryMs: 300,
       secondaryExport: options.access,
       createImages: !isPrimary && options.createImages,
       assumeInSync: false,

@@ -47,6 +47,7 @@ export function openFuzzAgent(
       windowBytes: 64 * 1024 * 1024,
       clusterBytes: 4096,
       extentBytes: 16_384,
+      settleEveryMs: 5_000,
       secondaryExport: "read-only",
       createImages: false,
       assumeInSync: false,

@@ -22,6 +22,7 @@ const CONFIG: AgentConfig = {
   windowBytes: 1_048_576,
   clusterBytes: 4096,
   extentBytes: 16_384,
+  settleEveryMs: 5_000,
   secondaryExport: "off",
   createImages: false,
   assumeInSync: false,
