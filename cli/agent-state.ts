@@ -68,7 +68,7 @@ function mayHaveLostData(record: StateRecord, bootId: string): boolean {
 
 /** The secondary is Inconsistent, and under its new id no primary's record of what it lacks means anything. */
 function withoutCheckpoint(record: StateRecord, agentId: string): StateRecord {
-  return { ...record, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [] };
+  return { ...record, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [] };
 }
 
 /** The state directory and the overlays' directories in it; durable, so that no file in them can vanish with them. */
@@ -101,6 +101,7 @@ function newRecord(host: StateHost, config: AgentConfig): StateRecord {
     epochReserved: 0,
     committed: { epoch: 0, atMs: 0 },
     prepared: [],
+    retained: [],
     merge: null,
     inSyncPeer: null,
     bootId: host.bootId,

@@ -11,6 +11,10 @@ import type {
   FailoverRequest,
   JobStatus,
   JobVerb,
+  ResyncAnswer,
+  ResyncRequest,
+  RollbackAnswer,
+  RollbackRequest,
   Status,
   WaitAnswer,
   WaitRequest,
@@ -38,6 +42,7 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Dialer, Link } from "../shared/replication/link.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { newId, openAgentState } from "./agent-state.ts";
+import { CheckpointExports } from "./checkpoint-exports.ts";
 import { DiskExports } from "./disk-export.ts";
 
 /** What an agent is given by the machine that it runs on, or by the simulator. */
@@ -86,6 +91,8 @@ export class Agent implements AgentControl {
   #lastProtection = "";
   #stopping = false;
   #failingOver: Promise<FailoverAnswer> | undefined;
+  /** A change of the secondary's checkpoints that an operator asked for; it and a failover keep out of each other's way. */
+  #changing: Promise<unknown> = Promise.resolve();
 
   private constructor(options: AgentOptions, state: StateFile) {
     this.#options = options;
@@ -185,7 +192,7 @@ export class Agent implements AgentControl {
         name: diskExport.name,
         uri: this.#options.exportUri(diskExport.name),
         readOnly: diskExport.readOnly,
-        clients: diskExport.clients,
+        clients: this.exports.clientsOf(diskExport.name),
       })),
     };
   }
@@ -210,6 +217,8 @@ export class Agent implements AgentControl {
     if (request.dryRun) return this.#describeFailover(secondary, request);
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     try {
+      await deadline.race(this.#changing, "the failover waits for another command to end");
+      secondary.assertPromotable(request.force);
       this.#failingOver ??= this.#promote(secondary, request).finally(() => {
         this.#failingOver = undefined;
       });
@@ -217,6 +226,23 @@ export class Agent implements AgentControl {
     } finally {
       deadline.end();
     }
+  }
+
+  async resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer> {
+    if (!request.giveUpCheckpoint) return this.#primary("resync").resync();
+    return this.#changeCheckpoints("resync --give-up-checkpoint", request, signal, async ({ operations }) => {
+      const epoch = await operations.giveUp();
+      const givenUpEpoch = epoch === 0 ? null : epoch;
+      return { outcome: givenUpEpoch === null ? "nothing-to-do" : "given-up", job: null, givenUpEpoch };
+    });
+  }
+
+  async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
+    const { epoch } = request;
+    return this.#changeCheckpoints("rollback", request, signal, async ({ operations }) => ({
+      epoch,
+      fromEpoch: await operations.rollBack(epoch),
+    }));
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
@@ -300,6 +326,8 @@ export class Agent implements AgentControl {
       peerTimeoutMs: config.peerTimeoutMs,
       windowBytes: config.windowBytes,
       bootId: host.bootId,
+      retain: config.retain,
+      overlayLimitBytes: config.overlayLimitBytes,
       disksCreated: () => this.#exportViews(secondary),
     });
     this.#exportViews(secondary);
@@ -313,6 +341,7 @@ export class Agent implements AgentControl {
       const disk = secondary.disks.find((candidate) => candidate.name === name);
       if (disk !== undefined) this.exports.put(name, this.#state.record.vm, disk.view, secondaryExport === "read-only");
     }
+    this.exports.serveCheckpoints(checkpointExports(secondary));
   }
 
   #openPrimary(): ActiveRole {
@@ -363,6 +392,7 @@ export class Agent implements AgentControl {
       checkpointEveryMs: config.checkpointEveryMs,
       maxCheckpointAgeMs: config.maxCheckpointAgeMs,
     });
+    this.exports.serveCheckpoints(undefined);
     for (const disk of primary.disks) this.exports.put(disk.name, record.vm, disk, false);
     return { role: "Primary", primary, children: children.map(({ child }) => child) };
   }
@@ -402,7 +432,7 @@ export class Agent implements AgentControl {
       ageMs: recoverable?.ageMs ?? null,
       wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: true },
       discardedActiveBytes: request.discardActive ? disks.reduce((sum, disk) => sum + disk.activeBytes, 0) : 0,
-      mergeBytes: disks.reduce((sum, disk) => sum + disk.hiddenBytes + disk.activeBytes, 0),
+      mergeBytes: secondary.mergeBytes,
       jobs: [],
     };
   }
@@ -452,6 +482,37 @@ export class Agent implements AgentControl {
     }
   }
 
+  /** One after the other, and never beside a failover. */
+  async #changeCheckpoints<T>(
+    command: string,
+    request: { readonly timeoutMs: number },
+    signal: AbortSignal,
+    change: (secondary: SecondaryRole) => Promise<T>,
+  ): Promise<T> {
+    const earlier = this.#changing;
+    const changed = (async () => {
+      await earlier;
+      await this.#failingOver?.catch(() => undefined); // who asked for the failover has its error
+      return change(this.#secondary(command));
+    })();
+    this.#changing = changed.catch(() => undefined); // who asked has the error
+    const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
+    try {
+      return await deadline.race(changed, `"${command}" has begun and goes on`);
+    } finally {
+      deadline.end();
+    }
+  }
+
+  #secondary(command: string): SecondaryRole {
+    if (this.#active.role === "Secondary") return this.#active.secondary;
+    throw new ColobusError(
+      "not-secondary",
+      `"${command}" is for a secondary, and this agent is Primary`,
+      "Run it against the secondary's --run directory.",
+    );
+  }
+
   #primary(command: string): PrimaryRole {
     if (this.#active.role === "Primary") return this.#active.primary;
     throw new ColobusError(
@@ -471,12 +532,23 @@ function describeSecondary(secondary: SecondaryRole): RoleStatus {
       open: checkpoints.openEpoch,
       prepared: [...checkpoints.prepared],
       committed: checkpoints.committed.epoch,
+      retained: [...checkpoints.kept.retained],
     },
     peers: [secondary.describePeer()],
     disks: secondary.describeDisks(),
     protection: secondary.describeProtection(),
     recoverable: secondary.describeRecoverable(),
   };
+}
+
+/** What is listed beside the disks: the committed checkpoint, and the retained ones. */
+function checkpointExports(secondary: SecondaryRole): CheckpointExports {
+  const { operations, checkpoints } = secondary;
+  return new CheckpointExports(
+    operations,
+    () => secondary.disks.map(({ name, base }) => ({ name, sizeBytes: base.sizeBytes })),
+    () => (checkpoints.committed.epoch === 0 ? [] : ["committed", ...checkpoints.kept.retained]),
+  );
 }
 
 function isNoOpenMerge(job: JobStatus): boolean {

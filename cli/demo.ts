@@ -74,6 +74,7 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
       windowBytes: WINDOW_DEFAULT_BYTES,
       clusterBytes: CLUSTER_DEFAULT_BYTES,
       secondaryExport: "read-only",
+      retain: 0,
       createImages: role === "Secondary",
       assumeInSync: false,
       adoptImages: false,

@@ -6,6 +6,7 @@ import { eventsCommand } from "./commands/events.ts";
 import { failoverCommand } from "./commands/failover.ts";
 import { jobCommand, jobsCommand } from "./commands/jobs.ts";
 import { listCommand } from "./commands/list.ts";
+import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
 import { statusCommand } from "./commands/status.ts";
 import { waitCommand } from "./commands/wait.ts";
 
@@ -20,6 +21,8 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   commitCommand,
   discardCommand,
   failoverCommand,
+  resyncCommand,
+  rollbackCommand,
   waitCommand,
   completionCommand,
 ];

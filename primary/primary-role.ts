@@ -6,11 +6,12 @@ import {
   type DiscardAnswer,
   type DiskStatus,
   type PeerStatus,
+  type ResyncAnswer,
   type Status,
 } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
-import type { Hello } from "../proto/replication-messages.ts";
+import type { Hello, Notice } from "../proto/replication-messages.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
 import type { AckPolicy, EventType } from "../proto/words.ts";
 import type { Child } from "../shared/block/block-device.ts";
@@ -24,6 +25,7 @@ import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import type { Dialer } from "../shared/replication/link.ts";
+import { continueSync } from "./continue-sync.ts";
 import { EpochCounter } from "./epoch-counter.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
@@ -77,6 +79,10 @@ export class PrimaryRole {
   readonly #watchers = new Set<() => void>();
   #syncJob: Job | undefined;
   #timer: Timer | undefined;
+  /** Asked for by the secondary during a sync: to be taken at its end. */
+  #checkpointWanted = false;
+  /** The secondary has given up what it had of epochs up to this one. An answer about one may be read after that. */
+  #voidThrough = 0;
   #failedDisks = new Map<string, ColobusError>();
   #stopping = false;
 
@@ -104,7 +110,12 @@ export class PrimaryRole {
   }
 
   get epochs(): Status["epoch"] {
-    return { open: this.#epochs.open, prepared: [...this.#known.prepared], committed: this.#known.committed };
+    return {
+      open: this.#epochs.open,
+      prepared: [...this.#known.prepared],
+      committed: this.#known.committed,
+      retained: [],
+    };
   }
 
   get isConnected(): boolean {
@@ -191,6 +202,11 @@ export class PrimaryRole {
     } finally {
       deadline.end();
     }
+  }
+
+  /** Lets a paused sync go on. Errors: `no-peer`; why the secondary takes no writes. */
+  resync(): ResyncAnswer {
+    return continueSync(this.#connectedReplicator(), this.#syncJob);
   }
 
   describePeers(): PeerStatus[] {
@@ -304,6 +320,7 @@ export class PrimaryRole {
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),
       inSync: () => this.#inSync(),
+      notified: (notice) => this.#notified(notice),
       lost: (reason) => {
         this.#syncJob?.conclude(reason);
         this.#notify();
@@ -354,6 +371,8 @@ export class PrimaryRole {
 
   #opened(peer: Hello): number {
     this.#epochs.skipThrough(peer.epochSeen);
+    // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
+    if (peer.committed < this.#known.committed) this.#volumesComplete = false;
     this.#known.committed = peer.committed;
     this.#known.prepared = [...peer.prepared];
     return this.#epochs.open;
@@ -371,7 +390,25 @@ export class PrimaryRole {
   #inSync(): void {
     this.#failedDisks.clear();
     this.#notify();
-    if (this.#known.committed === 0) this.#checkpointByItself();
+    if (this.#known.committed === 0 || this.#checkpointWanted) this.#checkpointByItself();
+    this.#checkpointWanted = false;
+  }
+
+  #notified(notice: Notice): void {
+    if (notice.type === "wanted") {
+      const { freeableBytes, limitBytes } = notice;
+      this.#options.emit("checkpoint-wanted", { freeableBytes, limitBytes });
+      if (this.#options.checkpointEveryMs === undefined) return;
+      if (this.isEstablished) this.#checkpointByItself();
+      else this.#checkpointWanted = true;
+      return;
+    }
+    this.#voidThrough = notice.throughEpoch;
+    this.#options.emit("checkpoint-given-up", { epoch: this.#known.committed });
+    this.#known.committed = 0;
+    this.#known.committedAtMs = undefined;
+    this.#known.prepared = [];
+    if (this.isEstablished) this.#checkpointByItself();
   }
 
   #notify(): void {
@@ -385,7 +422,7 @@ export class PrimaryRole {
       this.#options.emit("checkpoint-failed", { epoch, ...asColobusError(error).toJSON() });
       throw error;
     }
-    this.#known.prepared.push(epoch);
+    if (epoch > this.#voidThrough) this.#known.prepared.push(epoch);
     this.#options.emit("checkpoint-prepared", { epoch });
   }
 
@@ -393,8 +430,10 @@ export class PrimaryRole {
     const { clock, emit } = this.#options;
     const startedMs = clock.nowMs();
     await session.request((id) => ({ type: "commit", id, epoch }));
-    this.#known.committed = Math.max(this.#known.committed, epoch);
-    this.#known.committedAtMs = clock.wallMs();
+    if (epoch > this.#voidThrough) {
+      this.#known.committed = Math.max(this.#known.committed, epoch);
+      this.#known.committedAtMs = clock.wallMs();
+    }
     this.#volumes.dropThrough(epoch);
     this.#volumesComplete = true;
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);

@@ -10,8 +10,8 @@
  * | 4+H | … | payload: in `data` only, the bytes of its write operations one after the other |
  *
  * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `ready`. Then the
- * primary sends `data`, `sync`, `barrier`, `commit` and `discard`; the secondary sends `ack`, `answer`, `stall` and
- * `unstall`; both send `ping`. A side that finds fault sends `refuse` and closes.
+ * primary sends `data`, `sync`, `barrier`, `commit` and `discard`; the secondary sends `ack`, `answer`, `stall`,
+ * `unstall`, `wanted` and `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes.
  */
 import { Packr } from "msgpackr";
 import { z } from "zod";
@@ -89,10 +89,10 @@ export type Hello = Omit<z.infer<typeof helloSchema>, "type">;
 
 /** What each message but `data` is made of. */
 export const MESSAGE_SCHEMAS = {
-  hello: helloSchema,
+  "hello": helloSchema,
   /** HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token. */
-  proof: z.object({ type: z.literal("proof"), mac: byteString((length) => length <= 32) }),
-  begin: z.object({
+  "proof": z.object({ type: z.literal("proof"), mac: byteString((length) => length <= 32) }),
+  "begin": z.object({
     type: z.literal("begin"),
     lineage: text,
     /** The epoch that the writes to come belong to. */
@@ -100,25 +100,33 @@ export const MESSAGE_SCHEMAS = {
     /** Sizes of the disks, in the order of the primary's `hello`. */
     diskSizes: z.array(z.int().positive()).max(DISKS_MAX),
   }),
-  ready: z.object({ type: z.literal("ready") }),
+  "ready": z.object({ type: z.literal("ready") }),
   /** The primary starts, or ends, sending the clusters that the secondary may lack. */
-  sync: z.object({ type: z.literal("sync"), phase: z.enum(["begin", "end"]), totalBytes: z.int().nonnegative() }),
-  barrier: z.object({ type: z.literal("barrier"), id: z.int().positive(), epoch: z.int().positive() }),
-  commit: z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: z.int().positive() }),
-  discard: z.object({
+  "sync": z.object({ type: z.literal("sync"), phase: z.enum(["begin", "end"]), totalBytes: z.int().nonnegative() }),
+  "barrier": z.object({ type: z.literal("barrier"), id: z.int().positive(), epoch: z.int().positive() }),
+  "commit": z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: z.int().positive() }),
+  "discard": z.object({
     type: z.literal("discard"),
     id: z.int().positive(),
     epochs: z.array(z.int().positive()).max(PREPARED_EPOCHS_MAX),
   }),
   /** Ends the request `id` (`barrier`, `commit`, `discard`): done, or failed for a reason. */
-  answer: z.object({ type: z.literal("answer"), id: z.int().positive(), error: errorBody.nullable() }),
+  "answer": z.object({ type: z.literal("answer"), id: z.int().positive(), error: errorBody.nullable() }),
   /** Operations up to `received` have arrived; those up to `stable` survive what the secondary's durability names. */
-  ack: z.object({ type: z.literal("ack"), received: epoch, stable: epoch }),
+  "ack": z.object({ type: z.literal("ack"), received: epoch, stable: epoch }),
   /** The secondary cannot take writes now, and says why; `unstall` when it can again. */
-  stall: z.object({ type: z.literal("stall"), error: errorBody }),
-  unstall: z.object({ type: z.literal("unstall") }),
-  ping: z.object({ type: z.literal("ping") }),
-  refuse: z.object({ type: z.literal("refuse"), error: errorBody }),
+  "stall": z.object({ type: z.literal("stall"), error: errorBody }),
+  "unstall": z.object({ type: z.literal("unstall") }),
+  /** A checkpoint would free `freeableBytes` of the overlays, which may take `limitBytes`. */
+  "wanted": z.object({
+    type: z.literal("wanted"),
+    freeableBytes: z.int().nonnegative(),
+    limitBytes: z.int().nonnegative(),
+  }),
+  /** An operator has given the committed checkpoint up: none of an epoch up to this one is committed or prepared now. */
+  "given-up": z.object({ type: z.literal("given-up"), throughEpoch: epoch }),
+  "ping": z.object({ type: z.literal("ping") }),
+  "refuse": z.object({ type: z.literal("refuse"), error: errorBody }),
 } as const;
 
 /** Operations `firstSequence`, `firstSequence + 1` … of the session, in the order in which they are to be applied. */
@@ -132,6 +140,8 @@ export type Message =
   | { [Type in keyof typeof MESSAGE_SCHEMAS]: z.infer<(typeof MESSAGE_SCHEMAS)[Type]> }[keyof typeof MESSAGE_SCHEMAS]
   | DataMessage;
 export type MessageType = Message["type"];
+/** What a secondary tells without being asked, and without an answer. */
+export type Notice = Extract<Message, { type: "wanted" | "given-up" }>;
 
 const packr = new Packr({ useRecords: false });
 

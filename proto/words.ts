@@ -69,6 +69,10 @@ export type SecondaryExport = (typeof SECONDARY_EXPORTS)[number];
 export const WAIT_CONDITIONS = ["connected", "synced", "merged", "committed"] as const;
 export type WaitCondition = (typeof WAIT_CONDITIONS)[number];
 
+/** What `resync` found, or did. */
+export const RESYNC_OUTCOMES = ["nothing-to-do", "running", "resumed", "given-up"] as const;
+export type ResyncOutcome = (typeof RESYNC_OUTCOMES)[number];
+
 /** Everything that `events` can report. */
 export const EVENT_TYPES = [
   "agent-started",
@@ -84,6 +88,9 @@ export const EVENT_TYPES = [
   "checkpoint-discarded",
   "checkpoint-failed",
   "checkpoint-wanted",
+  "checkpoint-given-up",
+  "retained-dropped",
+  "rolled-back",
   "overlay-full",
   "overlay-freed",
   "disk-error",

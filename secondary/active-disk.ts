@@ -206,9 +206,11 @@ export class ActiveDisk {
   /** Writes the data, then the journal entries that make the parts of [from, end) held. */
   #writeNow(source: Uint8Array | number, offset: number, from: number, end: number): void {
     const { data } = this.#files;
-    if (typeof source !== "number") data.write(source, offset);
-    else data.zero(offset, source);
     const entries = this.#newlyHeld(from, end);
+    if (typeof source !== "number") {
+      if (entries.length > 0) this.#context.quota?.take(source.length);
+      data.write(source, offset);
+    } else data.zero(offset, source);
     if (entries.length === 0) return;
     this.#files.journal.append(entries);
     for (const entry of entries) this.#apply(entry);

@@ -9,7 +9,7 @@ import {
 import type { Image } from "../shared/block/image.ts";
 import type { ActiveDisk } from "./active-disk.ts";
 import type { Generation } from "./generation.ts";
-import type { HiddenDisk } from "./hidden-disk.ts";
+import type { HeldOriginals, HiddenDisk } from "./hidden-disk.ts";
 
 type Source = "base" | "active" | Generation;
 
@@ -20,15 +20,15 @@ type Source = "base" | "active" | Generation;
  * read looks at the hidden disk again when it comes back. Generations stay readable until the view gate has let
  * every reader out.
  */
-export class OverlayStack {
+export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
   readonly geometry: ClusterGeometry;
   readonly base: Image;
-  readonly hidden: HiddenDisk;
+  readonly hidden: Hidden;
   /** After a promotion: clusters whose overlays have been merged into the base, and say nothing about them any more. */
   merged: ClusterBitmap | undefined;
   active: ActiveDisk;
 
-  constructor(geometry: ClusterGeometry, base: Image, hidden: HiddenDisk, active: ActiveDisk) {
+  constructor(geometry: ClusterGeometry, base: Image, hidden: Hidden, active: ActiveDisk) {
     this.geometry = geometry;
     this.base = base;
     this.hidden = hidden;

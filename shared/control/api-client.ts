@@ -17,6 +17,8 @@ import {
   eventSchema,
   failoverAnswerSchema,
   jobSchema,
+  resyncAnswerSchema,
+  rollbackAnswerSchema,
   statusSchema,
   waitAnswerSchema,
   type AgentEvent,
@@ -30,6 +32,10 @@ import {
   type FailoverRequest,
   type JobStatus,
   type JobVerb,
+  type ResyncAnswer,
+  type ResyncRequest,
+  type RollbackAnswer,
+  type RollbackRequest,
   type Status,
   type WaitAnswer,
   type WaitRequest,
@@ -106,6 +112,14 @@ export class ControlClient {
 
   failover(request: FailoverRequest, signal?: AbortSignal): Promise<FailoverAnswer> {
     return this.#wait("/v1/failover", request, failoverAnswerSchema, signal);
+  }
+
+  resync(request: ResyncRequest, signal?: AbortSignal): Promise<ResyncAnswer> {
+    return this.#wait("/v1/resync", request, resyncAnswerSchema, signal);
+  }
+
+  rollback(request: RollbackRequest, signal?: AbortSignal): Promise<RollbackAnswer> {
+    return this.#wait("/v1/rollback", request, rollbackAnswerSchema, signal);
   }
 
   wait(request: WaitRequest, signal?: AbortSignal): Promise<WaitAnswer> {

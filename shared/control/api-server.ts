@@ -18,6 +18,8 @@ import {
   discardRequestSchema,
   failoverRequestSchema,
   JOB_VERBS,
+  resyncRequestSchema,
+  rollbackRequestSchema,
   setSpeedRequestSchema,
   waitRequestSchema,
   type AgentControl,
@@ -177,6 +179,12 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/failover", (request, _reply, signal) =>
       control.failover(parseFields(failoverRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/resync", (request, _reply, signal) =>
+      control.resync(parseFields(resyncRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/rollback", (request, _reply, signal) =>
+      control.rollback(parseFields(rollbackRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/wait", (request, _reply, signal) =>
       control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),

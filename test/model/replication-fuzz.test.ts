@@ -157,6 +157,7 @@ describe("a primary whose secondary sends damaged messages", () => {
           opened: () => ({ lineage: "l", openEpoch: 1, diskSizes: FUZZ_DISKS.map(() => FUZZ_DISK_BYTES) }),
           ready: () => undefined,
           stalled: () => undefined,
+          notified: () => undefined,
           closed: () => {
             closings += 1;
           },

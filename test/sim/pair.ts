@@ -223,6 +223,7 @@ export function makePair(
       windowBytes: options.windowBytes,
       clusterBytes: options.clusterBytes,
       secondaryExport: options.access,
+      retain: 0,
       createImages: !isPrimary && options.createImages,
       assumeInSync: false,
       adoptImages: false,

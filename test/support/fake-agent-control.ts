@@ -12,6 +12,10 @@ import type {
   FailoverRequest,
   JobStatus,
   JobVerb,
+  ResyncAnswer,
+  ResyncRequest,
+  RollbackAnswer,
+  RollbackRequest,
   Status,
   WaitAnswer,
   WaitRequest,
@@ -85,6 +89,17 @@ export class FakeAgentControl implements AgentControl {
       mergeBytes: already ? 0 : 67_108_864,
       jobs: already || request.dryRun ? [] : ["merge-1"],
     };
+  }
+
+  async resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer> {
+    await this.#called("resync", request, signal);
+    if (!request.giveUpCheckpoint) return { outcome: "resumed", job: "resync-1", givenUpEpoch: null };
+    return { outcome: "given-up", job: null, givenUpEpoch: this.currentStatus.epoch.committed };
+  }
+
+  async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
+    await this.#called("rollback", request, signal);
+    return { epoch: request.epoch, fromEpoch: this.currentStatus.epoch.committed };
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {

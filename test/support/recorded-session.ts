@@ -45,6 +45,7 @@ export function openFuzzAgent(
       windowBytes: 64 * 1024 * 1024,
       clusterBytes: 4096,
       secondaryExport: "read-only",
+      retain: 0,
       createImages: false,
       assumeInSync: false,
       adoptImages: false,

@@ -15,6 +15,7 @@ export function stateRecord(changes: Partial<StateRecord> = {}): StateRecord {
     epochReserved: 0,
     committed: { epoch: 0, atMs: 0 },
     prepared: [],
+    retained: [],
     merge: null,
     inSyncPeer: null,
     bootId: "boot-1",

@@ -21,6 +21,7 @@ const CONFIG: AgentConfig = {
   windowBytes: 1_048_576,
   clusterBytes: 4096,
   secondaryExport: "off",
+  retain: 0,
   createImages: false,
   assumeInSync: false,
   adoptImages: false,

@@ -32,6 +32,7 @@ class Bench {
       },
       ready: () => this.calls.push("ready"),
       stalled: (reason) => this.calls.push(`stalled ${reason?.code ?? "no more"}`),
+      notified: (notice) => this.calls.push(`notified ${notice.type}`),
       closed: (reason, missing) => this.endings.push({ reason, missing }),
     });
   }
@@ -174,6 +175,7 @@ describe("the primary's end of a session", () => {
       opened: () => ({ lineage: "", openEpoch: 1, diskSizes: [] }),
       ready: () => undefined,
       stalled: () => undefined,
+      notified: () => undefined,
       // What a replicator does here: it looks at the session that has ended.
       closed: (reason) => endings.push(session.silenceMs >= 0 ? reason : reason),
     });
