@@ -214,6 +214,7 @@ export class ActiveDisk {
     if (entries.length === 0) return;
     this.#files.journal.append(entries);
     for (const entry of entries) this.#apply(entry);
+    this.#context.quota?.settle();
   }
 
   /** Entries for the parts of [from, end) that are not held yet: adjacent whole clusters in one entry. */

@@ -49,6 +49,7 @@ export class Generation {
     this.files.journal.append(entries);
     if (durability === "power") await this.files.syncJournal();
     this.held.orInPlace(clusters);
+    this.#context.quota?.settle();
   }
 
   /** Writes the clusters of `piece` that are not all zeroes to the data file, adjacent ones together. */

@@ -22,6 +22,10 @@ export class OverlayQuota {
   #totalBytes = Infinity;
   #freeableBytes = Infinity;
   #aboveMark = false;
+  /** What was taken since the last save was complete. */
+  #unsettledBytes = 0;
+  /** What the save would have taken that was denied last: there is no room before it fits. */
+  #deniedBytes = 0;
   #lifted = false;
 
   /** `reachedMark` is called when a commit has become worth its while, and again only after it was not. */
@@ -42,17 +46,25 @@ export class OverlayQuota {
     const mayReachMark = !this.#aboveMark && this.#freeableBytes + bytes >= this.#markBytes;
     if (mayReachMark || this.#totalBytes + bytes > this.limitBytes) this.measure();
     if (this.#totalBytes + bytes > this.limitBytes) {
+      this.#deniedBytes = this.#unsettledBytes + bytes;
+      this.#unsettledBytes = 0;
       throw new ColobusError(
         "overlay-full",
         `the overlays take ${this.#totalBytes} of the ${this.limitBytes} bytes that --overlay-limit allows`,
         "Commit a checkpoint, or start the secondary with a higher --overlay-limit.",
       );
     }
+    this.#unsettledBytes += bytes;
     this.#totalBytes += bytes;
     this.#freeableBytes += bytes;
     if (this.#aboveMark || this.#freeableBytes < this.#markBytes) return;
     this.#aboveMark = true;
     this.#reachedMark();
+  }
+
+  /** What was taken is held: a later denial is not about it. */
+  settle(): void {
+    this.#unsettledBytes = 0;
   }
 
   /** What the overlays take now. To be called when some were dropped, so that the mark can be reached again. */
@@ -64,9 +76,17 @@ export class OverlayQuota {
     return usage;
   }
 
-  /** Bytes that must be freed before writes are taken again; 0 when there is room. */
+  /** Bytes that must be freed before writes are taken again; 0 when there is room, or nothing to be freed. */
   missingBytes(): number {
-    return this.#lifted ? 0 : Math.max(0, Math.ceil(this.measure().totalBytes - this.#markBytes));
+    if (this.#lifted) return 0;
+    const { totalBytes } = this.measure();
+    const aboveBytes = Math.max(totalBytes - this.#markBytes, totalBytes + this.#deniedBytes - this.limitBytes, 0);
+    return Math.min(totalBytes, Math.ceil(aboveBytes));
+  }
+
+  /** What was denied counts no more: there is room. */
+  forgetDenied(): void {
+    this.#deniedBytes = 0;
   }
 
   /** There is no limit from here on: a promoted disk's guest is not to see it. */

@@ -83,6 +83,7 @@ export class OverlaySpace {
     }
     this.#reason = undefined;
     this.#full = undefined;
+    this.quota?.forgetDenied();
     this.#timer?.cancel();
     this.#timer = undefined;
     this.#options.emit("overlay-freed", {});

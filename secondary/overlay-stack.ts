@@ -1,3 +1,4 @@
+import { asColobusError } from "../proto/errors.ts";
 import type { Extent, Pending } from "../shared/block/block-device.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import {
@@ -99,8 +100,13 @@ export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
     const readPiece = (pieceEnd: number): void => {
       if (pieceSource === undefined || pieceEnd === pieceStart) return;
       const piece = target.subarray(pieceStart - offset, pieceEnd - offset);
-      const pending = this.#readFrom(pieceSource, piece, pieceStart);
-      if (pending !== undefined) (waiting ??= []).push(pending);
+      try {
+        const pending = this.#readFrom(pieceSource, piece, pieceStart);
+        if (pending !== undefined) (waiting ??= []).push(pending);
+      } catch (error) {
+        // Beside the pieces that are waited for: what they may fail with must not be left to nobody.
+        (waiting ??= []).push(Promise.reject(asColobusError(error)));
+      }
     };
     while (at < end) {
       const { source, until } = this.#sourceOf(at, end, withActive);

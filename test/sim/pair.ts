@@ -32,6 +32,8 @@ export interface PairOptions {
   /** The secondary makes its images itself; else `prepare` makes them. */
   readonly createImages: boolean;
   readonly checkpointEveryMs: number | undefined;
+  readonly retain: number;
+  readonly overlayLimitBytes: number | undefined;
   readonly storage?: Partial<StorageProfile>;
 }
 
@@ -223,7 +225,8 @@ export function makePair(
       windowBytes: options.windowBytes,
       clusterBytes: options.clusterBytes,
       secondaryExport: options.access,
-      retain: 0,
+      retain: options.retain,
+      overlayLimitBytes: options.overlayLimitBytes,
       createImages: !isPrimary && options.createImages,
       assumeInSync: false,
       adoptImages: false,
