@@ -171,12 +171,12 @@ export class DiskModel {
     assert.equal(actual.length, this.#current.length);
     if (!this.isInDoubt) return;
     this.#current = Buffer.from(actual);
-    this.#flushedLater.clear();
     if (this.#powerLost) {
       // What is read after a loss of power is what the medium has.
       this.#powerLost = false;
       this.#flushed = undefined;
       this.#writes = [];
+      this.#flushedLater.clear();
       return;
     }
     // The cache has this now; the medium may still have anything since the last flush.
