@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { OVERLAY_LIMIT_MIN_BYTES, RETAINED_MAX } from "../proto/limits.ts";
 import { ACK_POLICIES, DURABILITIES, MODES, PEER_LOSS_POLICIES, ROLES, SECONDARY_EXPORTS } from "../proto/words.ts";
 
 /** Everything that one agent is started with; `agent-options.ts` makes it from flags and the configuration file. */
@@ -22,6 +23,10 @@ export const agentConfigSchema = z.object({
   /** How often the dirty bitmap is told what has become equal. */
   settleEveryMs: z.number().positive(),
   secondaryExport: z.enum(SECONDARY_EXPORTS),
+  /** Committed checkpoints that a secondary keeps beside the last one. */
+  retain: z.int().nonnegative().max(RETAINED_MAX),
+  /** What a secondary's overlays may take; undefined: what their file system has. */
+  overlayLimitBytes: z.int().min(OVERLAY_LIMIT_MIN_BYTES).optional(),
   /** On a secondary: make missing images at the primary's size. */
   createImages: z.boolean(),
   assumeInSync: z.boolean(),

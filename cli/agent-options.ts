@@ -9,8 +9,10 @@ import {
   CLUSTER_DEFAULT_BYTES,
   DISKS_MAX,
   EXTENT_BYTES,
-  SETTLE_EVERY_MS,
+  OVERLAY_LIMIT_MIN_BYTES,
   PEER_TIMEOUT_DEFAULT_MS,
+  RETAINED_MAX,
+  SETTLE_EVERY_MS,
   WINDOW_DEFAULT_BYTES,
 } from "../proto/limits.ts";
 import { ACK_POLICIES, DURABILITIES, MODES, PEER_LOSS_POLICIES, SECONDARY_EXPORTS, type Role } from "../proto/words.ts";
@@ -95,8 +97,11 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("max-checkpoint-age", text("Older checkpoints count as no protection (off)"))
     .option("on-peer-loss", word(PEER_LOSS_POLICIES, "What guests' writes do without the secondary (continue)"))
     .option("on-congestion", word(["throttle", "detach"], "What happens when the secondary is too slow (throttle)"))
-    .option("overlay-limit", text("Bytes that each overlay may take (none: the file system's limit)"))
-    .option("retain", text("Committed checkpoints to keep beside the last one (0)"))
+    .option(
+      "overlay-limit",
+      text("Bytes that a secondary's overlays may take together (none: the file system's limit)"),
+    )
+    .option("retain", text("Committed checkpoints that a secondary keeps beside the last one (0)"))
     .option("control-listen", text("Serve the control API on this HOST:PORT as well (off)"))
     .option("nbd-listen", text("Serve the exports on this HOST:PORT as well"))
     .option("token-file", text("File with the pre-shared token that both agents hold"))
@@ -168,6 +173,8 @@ export function readProcessConfig(
       extentBytes: EXTENT_BYTES,
       settleEveryMs: SETTLE_EVERY_MS,
       secondaryExport: options["secondary-export"] ?? "read-only",
+      retain: parseRetain(options.retain),
+      overlayLimitBytes: parseOverlayLimit(options["overlay-limit"]),
       createImages: options.create ?? false,
       assumeInSync: options["assume-in-sync"] ?? false,
       adoptImages: options["adopt-image"] ?? false,
@@ -219,8 +226,6 @@ function refuseUnavailable(options: Options): void {
   const refused: [string, string | undefined, string][] = [
     ["--mode", options.mode, "colo"],
     ["--on-congestion", options["on-congestion"], "throttle"],
-    ["--overlay-limit", options["overlay-limit"], "none"],
-    ["--retain", options.retain, "0"],
     ["--control-listen", options["control-listen"], "off"],
   ];
   for (const [flag, value, available] of refused) {
@@ -283,6 +288,19 @@ function parseClusterSize(text: string | undefined): number {
   const bytes = parseSize(text, "--cluster-size");
   clusterGeometry(bytes, bytes); // throws what is wrong with it
   return bytes;
+}
+
+function parseRetain(text: string | undefined): number {
+  const count = text === undefined ? 0 : /^\d+$/.test(text) ? Number(text) : Number.NaN;
+  if (count <= RETAINED_MAX) return count;
+  throw invalid("--retain", text ?? "", `Write a number from 0 to ${RETAINED_MAX}.`);
+}
+
+function parseOverlayLimit(text: string | undefined): number | undefined {
+  if (text === undefined || text === "none") return undefined;
+  const bytes = parseSize(text, "--overlay-limit");
+  if (bytes >= OVERLAY_LIMIT_MIN_BYTES) return bytes;
+  throw invalid("--overlay-limit", text, `It has at least ${formatBytes(OVERLAY_LIMIT_MIN_BYTES)}, or is "none".`);
 }
 
 function optionalDuration(text: string | undefined, flag: string): number | undefined {

@@ -19,6 +19,7 @@ import type { Link } from "../shared/replication/link.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent.ts";
 import { newId } from "./agent-state.ts";
+import { CheckpointExports } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 
 export interface ActivePrimary {
@@ -228,6 +229,8 @@ export class AgentRoles {
       peerTimeoutMs: config.peerTimeoutMs,
       windowBytes: config.windowBytes,
       bootId: host.bootId,
+      retain: config.retain,
+      overlayLimitBytes: config.overlayLimitBytes,
       disksCreated: () => this.#exportViews(secondary),
     });
     this.#exportViews(secondary);
@@ -242,6 +245,7 @@ export class AgentRoles {
       const disk = secondary.disks.find((candidate) => candidate.name === name);
       if (disk !== undefined) exports.put(name, state.record.vm, disk.view, secondaryExport === "read-only");
     }
+    exports.serveCheckpoints(checkpointExports(secondary));
   }
 
   #openPrimary(): ActivePrimary {
@@ -302,6 +306,7 @@ export class AgentRoles {
       checkpointEveryMs: config.checkpointEveryMs,
       maxCheckpointAgeMs: config.maxCheckpointAgeMs,
     });
+    exports.serveCheckpoints(undefined);
     for (const disk of primary.disks) exports.put(disk.name, state.record.vm, disk, false);
     return { role: "Primary", primary, tracking, children: children.map(({ child }) => child) };
   }
@@ -340,4 +345,13 @@ export class AgentRoles {
     const { jobs, state, emit } = this.#options;
     jobs.start(new MergeWork(this.#promoted, state, () => emit("merged", { epoch: this.#promotedEpoch })));
   }
+}
+
+function checkpointExports(secondary: SecondaryRole): CheckpointExports {
+  const { operations, checkpoints } = secondary;
+  return new CheckpointExports(
+    operations,
+    () => secondary.disks.map(({ name, base }) => ({ name, sizeBytes: base.sizeBytes })),
+    () => (checkpoints.committed.epoch === 0 ? [] : ["committed", ...checkpoints.kept.retained]),
+  );
 }

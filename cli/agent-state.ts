@@ -72,7 +72,7 @@ function mayHaveLostData(record: StateRecord, bootId: string): boolean {
 function suspect(record: StateRecord, agentId: string): StateRecord {
   const untracked = { ...record, tracks: null, pairing: null };
   if (record.role === "Primary") return untracked;
-  return { ...untracked, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [] };
+  return { ...untracked, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [] };
 }
 
 /** The state directory and the overlays' directories in it; durable, so that no file in them can vanish with them. */
@@ -111,6 +111,7 @@ function newRecord(host: StateHost, config: AgentConfig): StateRecord {
     epochReserved: 0,
     committed: { epoch: 0, atMs: 0 },
     prepared: [],
+    retained: [],
     merge: null,
     bootId: host.bootId,
   };

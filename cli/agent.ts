@@ -16,6 +16,10 @@ import type {
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
+  ResyncAnswer,
+  ResyncRequest,
+  RollbackAnswer,
+  RollbackRequest,
   Status,
   SwitchoverAnswer,
   SwitchoverRequest,
@@ -78,6 +82,8 @@ export class Agent implements AgentControl {
   #lastProtection = "";
   #stopping = false;
   #failingOver: Promise<FailoverAnswer> | undefined;
+  /** A change of the secondary's checkpoints that an operator asked for; it and a failover keep out of each other's way. */
+  #changing: Promise<unknown> = Promise.resolve();
 
   private constructor(options: AgentOptions, state: StateFile) {
     this.#options = options;
@@ -169,7 +175,7 @@ export class Agent implements AgentControl {
         name: diskExport.name,
         uri: this.#options.exportUri(diskExport.name),
         readOnly: diskExport.readOnly,
-        clients: diskExport.clients,
+        clients: this.exports.clientsOf(diskExport.name),
       })),
     };
   }
@@ -194,6 +200,8 @@ export class Agent implements AgentControl {
     if (request.dryRun) return this.#describeFailover(secondary, request);
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     try {
+      await deadline.race(this.#changing, "the failover waits for another command to end");
+      secondary.assertPromotable(request.force);
       this.#failingOver ??= this.#promote(secondary, request).finally(() => {
         this.#failingOver = undefined;
       });
@@ -217,6 +225,23 @@ export class Agent implements AgentControl {
 
   switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
     return this.#roleCommands.switchover(request, signal);
+  }
+
+  async resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer> {
+    if (!request.giveUpCheckpoint) return this.#primary("resync").resync();
+    return this.#changeCheckpoints("resync --give-up-checkpoint", request, signal, async ({ operations }) => {
+      const epoch = await operations.giveUp();
+      const givenUpEpoch = epoch === 0 ? null : epoch;
+      return { outcome: givenUpEpoch === null ? "nothing-to-do" : "given-up", job: null, givenUpEpoch };
+    });
+  }
+
+  async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
+    const { epoch } = request;
+    return this.#changeCheckpoints("rollback", request, signal, async ({ operations }) => ({
+      epoch,
+      fromEpoch: await operations.rollBack(epoch),
+    }));
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
@@ -306,7 +331,7 @@ export class Agent implements AgentControl {
       ageMs: recoverable?.ageMs ?? null,
       wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: true },
       discardedActiveBytes: request.discardActive ? disks.reduce((sum, disk) => sum + disk.activeBytes, 0) : 0,
-      mergeBytes: disks.reduce((sum, disk) => sum + disk.hiddenBytes + disk.activeBytes, 0),
+      mergeBytes: secondary.mergeBytes,
       jobs: [],
     };
   }
@@ -356,6 +381,38 @@ export class Agent implements AgentControl {
     }
   }
 
+  /** One after the other, and never beside a failover. */
+  async #changeCheckpoints<T>(
+    command: string,
+    request: { readonly timeoutMs: number },
+    signal: AbortSignal,
+    change: (secondary: SecondaryRole) => Promise<T>,
+  ): Promise<T> {
+    const earlier = this.#changing;
+    const changed = (async () => {
+      await earlier;
+      await this.#failingOver?.catch(() => undefined); // who asked for the failover has its error
+      return change(this.#secondary(command));
+    })();
+    this.#changing = changed.catch(() => undefined); // who asked has the error
+    const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
+    try {
+      return await deadline.race(changed, `"${command}" has begun and goes on`);
+    } finally {
+      deadline.end();
+    }
+  }
+
+  #secondary(command: string): SecondaryRole {
+    const { active } = this.#roles;
+    if (active.role === "Secondary") return active.secondary;
+    throw new ColobusError(
+      "not-secondary",
+      `"${command}" is for a secondary, and this agent is Primary`,
+      "Run it against the secondary's --run directory.",
+    );
+  }
+
   #primary(command: string): PrimaryRole {
     const { active } = this.#roles;
     if (active.role === "Primary") return active.primary;
@@ -376,6 +433,7 @@ function describeSecondary(secondary: SecondaryRole): RoleStatus {
       open: checkpoints.openEpoch,
       prepared: [...checkpoints.prepared],
       committed: checkpoints.committed.epoch,
+      retained: [...checkpoints.kept.retained],
     },
     peers: [secondary.describePeer()],
     disks: secondary.describeDisks(),
@@ -384,6 +442,7 @@ function describeSecondary(secondary: SecondaryRole): RoleStatus {
   };
 }
 
+/** What is listed beside the disks: the committed checkpoint, and the retained ones. */
 function isNoOpenMerge(job: JobStatus): boolean {
   return job.type !== "merge" || job.state === "concluded";
 }

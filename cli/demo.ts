@@ -83,6 +83,7 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
       extentBytes: EXTENT_BYTES,
       settleEveryMs: SETTLE_EVERY_MS,
       secondaryExport: "read-only",
+      retain: 0,
       createImages: role === "Secondary",
       assumeInSync: false,
       adoptImages: false,

@@ -1,6 +1,7 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { BlockDevice } from "../shared/block/block-device.ts";
 import type { NbdExport, NbdExportDirectory } from "../shared/nbd/export.ts";
+import { CheckpointExport, type CheckpointExports } from "./checkpoint-exports.ts";
 
 /** The export of one disk: what is behind it changes with the agent's role, while clients stay connected. */
 export class DiskExport implements NbdExport {
@@ -43,23 +44,35 @@ export class DiskExport implements NbdExport {
 /** The exports of one agent. */
 export class DiskExports implements NbdExportDirectory {
   #exports: DiskExport[] = [];
+  #checkpoints: CheckpointExports | undefined;
 
-  list(): readonly DiskExport[] {
-    return this.#exports;
+  list(): readonly NbdExport[] {
+    return [...this.#exports, ...(this.#checkpoints?.list() ?? [])];
   }
 
-  find(name: string): DiskExport | undefined {
-    return name === "" ? this.#exports[0] : this.#exports.find((candidate) => candidate.name === name);
+  find(name: string): NbdExport | undefined {
+    return name === "" ? this.#exports[0] : (this.#findDisk(name) ?? this.#checkpoints?.find(name));
   }
 
+  /** Clients that have the export open now. */
+  clientsOf(name: string): number {
+    return this.#findDisk(name)?.clients ?? this.#checkpoints?.clientsOf(name) ?? 0;
+  }
+
+  /** Errors: `no-checkpoint`. */
   opened(nbdExport: NbdExport): void {
-    const found = this.find(nbdExport.name);
-    if (found !== undefined) found.clients += 1;
+    if (nbdExport instanceof CheckpointExport) this.#checkpoints?.opened(nbdExport);
+    else this.#countClient(nbdExport, 1);
   }
 
   closed(nbdExport: NbdExport): void {
-    const found = this.find(nbdExport.name);
-    if (found !== undefined) found.clients -= 1;
+    if (nbdExport instanceof CheckpointExport) this.#closeCheckpoint(nbdExport);
+    else this.#countClient(nbdExport, -1);
+  }
+
+  /** Exports a secondary's checkpoints as well; undefined: none any more, and clients that have one open get errors. */
+  serveCheckpoints(checkpoints: CheckpointExports | undefined): void {
+    this.#checkpoints = checkpoints;
   }
 
   /** Exports `device` as `name`: in place of what is exported under that name, or anew. */
@@ -71,5 +84,20 @@ export class DiskExports implements NbdExportDirectory {
 
   withdrawAll(): void {
     for (const diskExport of this.#exports) diskExport.withdraw();
+    this.#checkpoints = undefined;
+  }
+
+  #findDisk(name: string): DiskExport | undefined {
+    return this.#exports.find((candidate) => candidate.name === name);
+  }
+
+  #countClient({ name }: NbdExport, change: 1 | -1): void {
+    const found = this.#findDisk(name);
+    if (found !== undefined) found.clients += change;
+  }
+
+  #closeCheckpoint(checkpointExport: CheckpointExport): void {
+    if (this.#checkpoints === undefined) checkpointExport.close();
+    else this.#checkpoints.closed(checkpointExport);
   }
 }

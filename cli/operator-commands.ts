@@ -7,6 +7,7 @@ import { failoverCommand } from "./commands/failover.ts";
 import { jobCommand, jobsCommand } from "./commands/jobs.ts";
 import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
+import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
 import { statusCommand } from "./commands/status.ts";
 import { waitCommand } from "./commands/wait.ts";
 
@@ -25,6 +26,8 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   rejoinCommand,
   connectCommand,
   startAloneCommand,
+  resyncCommand,
+  rollbackCommand,
   waitCommand,
   completionCommand,
 ];

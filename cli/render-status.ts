@@ -56,11 +56,12 @@ function renderHeadline(status: Status, paint: Paint): string[] {
       ? paint("good", protection.state)
       : paint("bad", protection.reason === null ? protection.state : `${protection.state}: ${protection.reason}`);
   const prepared = epoch.prepared.length === 0 ? "" : `, prepared ${epoch.prepared.join(" ")}`;
+  const retained = epoch.retained.length === 0 ? "" : `, retained ${epoch.retained.join(" ")}`;
   const committed = epoch.committed === 0 ? "none committed" : `committed ${epoch.committed}`;
   const lines = [`${paint("heading", status.vm)}  ${status.role}  ${status.mode}  ${verdict}`];
   if (protection.nextAction !== "") lines.push(field("next", protection.nextAction));
   lines.push(
-    field("epochs", `open ${epoch.open}${prepared}, ${committed}`),
+    field("epochs", `open ${epoch.open}${prepared}, ${committed}${retained}`),
     field("failover", renderRecoverable(status, paint)),
     field(
       "agent",

@@ -101,7 +101,7 @@ export class RoleCommands {
   async switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
     const { roles, state, exports, random } = this.#options;
     const primary = this.#primary("switchover");
-    const writers = exports.list().filter((one) => one.clients > 0 && !one.readOnly);
+    const writers = exports.list().filter((one) => !one.readOnly && exports.clientsOf(one.name) > 0);
     if (writers.length > 0 && !request.closeClients) {
       throw new ColobusError(
         "clients-connected",

@@ -1,16 +1,16 @@
-import {
-  notProtected,
-  type CheckpointAnswer,
-  type CheckpointRequest,
-  type CommitAnswer,
-  type DiscardAnswer,
-  type DiskStatus,
-  type PeerStatus,
-  type Status,
+import type {
+  CheckpointAnswer,
+  CheckpointRequest,
+  CommitAnswer,
+  DiscardAnswer,
+  DiskStatus,
+  PeerStatus,
+  ResyncAnswer,
+  Status,
 } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
-import type { Hello } from "../proto/replication-messages.ts";
+import type { Hello, Notice } from "../proto/replication-messages.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
 import type { AckPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { Child } from "../shared/block/block-device.ts";
@@ -26,10 +26,11 @@ import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import { historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
-import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
+import { continueSync } from "./continue-sync.ts";
 import { EpochCounter } from "./epoch-counter.ts";
-import { GuestPolicy, outdated } from "./guest-policy.ts";
+import { GuestPolicy } from "./guest-policy.ts";
+import { describePrimaryProtection } from "./primary-protection.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
 import type { SourceSession } from "./source-session.ts";
@@ -87,6 +88,10 @@ export class PrimaryRole {
   readonly #watchers = new Set<() => void>();
   #syncJob: Job | undefined;
   #timer: Timer | undefined;
+  /** Asked for by the secondary during a sync: to be taken at its end. */
+  #checkpointWanted = false;
+  /** The secondary has given up what it had of epochs up to this one. An answer about one may be read after that. */
+  #voidThrough = 0;
   #failedDisks = new Map<string, ColobusError>();
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
   #stopping = false;
@@ -185,7 +190,12 @@ export class PrimaryRole {
   }
 
   get epochs(): Status["epoch"] {
-    return { open: this.#epochs.open, prepared: [...this.#known.prepared], committed: this.#known.committed };
+    return {
+      open: this.#epochs.open,
+      prepared: [...this.#known.prepared],
+      committed: this.#known.committed,
+      retained: [],
+    };
   }
 
   get isConnected(): boolean {
@@ -274,6 +284,12 @@ export class PrimaryRole {
     }
   }
 
+  /** Lets a paused sync go on. Errors: `no-peer`; why the secondary takes no writes. */
+  resync(): ResyncAnswer {
+    this.#connectedSession();
+    return continueSync(this.#replicator, this.#syncJob);
+  }
+
   describePeers(): PeerStatus[] {
     const isPaired = this.#options.peerUrl !== null || this.#lastVerdict !== undefined;
     return isPaired ? [this.#replicator.describe()] : [];
@@ -298,33 +314,19 @@ export class PrimaryRole {
   }
 
   describeProtection(): Status["protection"] {
-    const failed = [...this.#failedDisks][0];
-    if (failed !== undefined) return notProtected("disk-failed", `${failed[1].message}: ${failed[1].action}`);
-    const { record } = this.#options.state;
-    if (record.outdated) return notProtected("outdated", outdated().action);
-    if (this.#lastVerdict?.verdict.kind === "split-brain") {
-      return notProtected("split-brain", refusalOf(this.#lastVerdict.verdict, record.agentId)?.action ?? "");
-    }
-    if (this.#guests.isHeld) return notProtected("held", this.#guests.describeHold());
-    const replicator = this.#replicator;
-    if (this.describePeers().length === 0) {
-      return notProtected("no-peer", "This side runs alone; set up a new secondary for it.");
-    }
-    if (!replicator.isConnected) {
-      return notProtected("connecting", replicator.describe().lastError?.action ?? "Start the secondary agent.");
-    }
-    if (replicator.pausedBy !== undefined) return notProtected("overlay-full", replicator.pausedBy.action);
-    if (!replicator.isEstablished) {
-      const reason = this.#known.committed === 0 ? "initial-sync" : "resync";
-      return notProtected(reason, "Wait: `colobus wait synced`; `colobus jobs` shows how far it is.");
-    }
-    if (this.#known.committed === 0) return notProtected("no-checkpoint", "Take one: `colobus checkpoint`.");
-    const { maxCheckpointAgeMs, clock } = this.#options;
-    const ageMs = clock.wallMs() - (this.#known.committedAtMs ?? clock.wallMs());
-    if (maxCheckpointAgeMs !== undefined && ageMs > maxCheckpointAgeMs) {
-      return notProtected("checkpoint-too-old", "Take one: `colobus checkpoint`, or set --checkpoint-every.");
-    }
-    return { state: "Protected", reason: null, nextAction: "" };
+    const { state, clock, maxCheckpointAgeMs } = this.#options;
+    const nowMs = clock.wallMs();
+    return describePrimaryProtection({
+      record: state.record,
+      failed: [...this.#failedDisks.values()][0],
+      verdict: this.#lastVerdict?.verdict,
+      guests: this.#guests,
+      hasPeer: this.describePeers().length > 0,
+      replicator: this.#replicator,
+      committed: this.#known.committed,
+      checkpointAgeMs: nowMs - (this.#known.committedAtMs ?? nowMs),
+      maxCheckpointAgeMs,
+    });
   }
 
   /** What the secondary would return to if this side died now, as far as this side knows. */
@@ -396,6 +398,7 @@ export class PrimaryRole {
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),
       inSync: () => this.#inSync(),
+      notified: (notice) => this.#notified(notice),
       lost: (reason) => {
         this.#syncJob?.conclude(reason);
         if (options.onPeerLoss === "freeze") this.#guests.freeze();
@@ -470,6 +473,8 @@ export class PrimaryRole {
     if (state.record.handOver !== null) await state.update((record) => ({ ...record, handOver: null }));
     this.#guests.release();
     this.#epochs.skipThrough(peer.epochSeen);
+    // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
+    if (peer.committed < this.#known.committed) this.#volumesComplete = false;
     // A former primary's own last state is no checkpoint of this side's.
     this.#known.committed = peer.outdated ? 0 : peer.committed;
     this.#known.prepared = [...peer.prepared];
@@ -486,7 +491,25 @@ export class PrimaryRole {
   #inSync(): void {
     this.#failedDisks.clear();
     this.#notify();
-    if (this.#known.committed === 0) this.#checkpointByItself();
+    if (this.#known.committed === 0 || this.#checkpointWanted) this.#checkpointByItself();
+    this.#checkpointWanted = false;
+  }
+
+  #notified(notice: Notice): void {
+    if (notice.type === "wanted") {
+      const { freeableBytes, limitBytes } = notice;
+      this.#options.emit("checkpoint-wanted", { freeableBytes, limitBytes });
+      if (this.#options.checkpointEveryMs === undefined) return;
+      if (this.isEstablished) this.#checkpointByItself();
+      else this.#checkpointWanted = true;
+      return;
+    }
+    this.#voidThrough = notice.throughEpoch;
+    this.#options.emit("checkpoint-given-up", { epoch: this.#known.committed });
+    this.#known.committed = 0;
+    this.#known.committedAtMs = undefined;
+    this.#known.prepared = [];
+    if (this.isEstablished) this.#checkpointByItself();
   }
 
   #notify(): void {
@@ -500,7 +523,7 @@ export class PrimaryRole {
       this.#options.emit("checkpoint-failed", { epoch, ...asColobusError(error).toJSON() });
       throw error;
     }
-    this.#known.prepared.push(epoch);
+    if (epoch > this.#voidThrough) this.#known.prepared.push(epoch);
     this.#options.emit("checkpoint-prepared", { epoch });
   }
 
@@ -508,8 +531,10 @@ export class PrimaryRole {
     const { clock, emit } = this.#options;
     const startedMs = clock.nowMs();
     await session.request((id) => ({ type: "commit", id, epoch }));
-    this.#known.committed = Math.max(this.#known.committed, epoch);
-    this.#known.committedAtMs = clock.wallMs();
+    if (epoch > this.#voidThrough) {
+      this.#known.committed = Math.max(this.#known.committed, epoch);
+      this.#known.committedAtMs = clock.wallMs();
+    }
     this.#volumes.dropThrough(epoch);
     this.#volumesComplete = true;
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);

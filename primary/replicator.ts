@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX, WRITE_PIECE_MAX_BYTES } from "../proto/limits.ts";
 import type { PeerStatus } from "../proto/control-api.ts";
-import type { Hello, OperationKind } from "../proto/replication-messages.ts";
+import type { Hello, Notice, OperationKind } from "../proto/replication-messages.ts";
 import type { AckPolicy, EventType, ReplicationState } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
@@ -45,6 +45,8 @@ export interface ReplicatorOptions {
   readonly syncNeeded: (kind: "full-sync" | "resync") => void;
   /** The secondary has everything, up to this point of the stream. */
   readonly inSync: () => void;
+  /** The secondary tells something that needs no answer. */
+  readonly notified: (notice: Notice) => void;
   readonly lost: (reason: ColobusError) => void;
 }
 
@@ -109,9 +111,15 @@ export class Replicator {
     return this.#phase.session;
   }
 
-  /** Why the secondary takes no writes now, if it says so. */
+  /** Why the secondary takes no writes now, if it says so, and how much waits for it. */
   get pausedBy(): ColobusError | undefined {
-    return this.#phase.name === "paused" ? this.#phase.reason : undefined;
+    if (this.#phase.name !== "paused") return undefined;
+    const { reason } = this.#phase;
+    return new ColobusError(
+      reason.code,
+      `${reason.message}; ${this.#options.tracking.bytes} bytes wait to be sent`,
+      reason.action,
+    );
   }
 
   get syncProgress(): { readonly doneBytes: number; readonly totalBytes: number } {
@@ -157,6 +165,7 @@ export class Replicator {
       differs: (disk, runs) => this.#receiveDifferences(session, disk, runs),
       ready: () => this.#ready(session),
       stalled: (reason) => this.#stalled(session, reason),
+      notified: (notice) => options.notified(notice),
       closed: (reason, missing) => {
         if (!isProved) this.#unproved -= 1;
         for (const { disk, firstCluster, endCluster } of missing) {

@@ -1,5 +1,11 @@
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { fromErrorBody, type Hello, type Message, type OperationKind } from "../proto/replication-messages.ts";
+import {
+  fromErrorBody,
+  type Hello,
+  type Message,
+  type Notice,
+  type OperationKind,
+} from "../proto/replication-messages.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -30,6 +36,8 @@ export interface SourceSessionOptions {
   readonly ready: () => void;
   /** The secondary cannot take writes for a reason, or can again (undefined). */
   readonly stalled: (reason: ColobusError | undefined) => void;
+  /** The secondary tells something that needs no answer. */
+  readonly notified: (notice: Notice) => void;
   /** The session is over. `missing` names what the secondary may not have. */
   readonly closed: (reason: ColobusError, missing: readonly SentRange[]) => void;
 }
@@ -179,6 +187,10 @@ export class SourceSession {
         break;
       case "unstall":
         this.#options.stalled(undefined);
+        break;
+      case "wanted":
+      case "given-up":
+        this.#options.notified(message);
         break;
       case "begin":
       case "united":

@@ -17,6 +17,7 @@ import {
   MODES,
   PROTECTION_REASONS,
   REPLICATION_STATES,
+  RESYNC_OUTCOMES,
   ROLES,
   VERDICT_KINDS,
   VERDICT_RULES,
@@ -62,6 +63,7 @@ export const diskSchema = z.object({
   activeBytes: bytes,
   bufferBytes: bytes,
   image: z.string(),
+  /** Oldest first; those up to the committed epoch belong to retained, or pinned, checkpoints. */
   generations: z.array(z.object({ epoch, bytes })),
   children: z.array(childSchema),
 });
@@ -94,7 +96,13 @@ export const statusSchema = z.object({
   durability: z.enum(DURABILITIES),
   ack: z.enum(ACK_POLICIES),
   clusterBytes: bytes,
-  epoch: z.object({ open: epoch, prepared: z.array(epoch), committed: epoch }),
+  epoch: z.object({
+    open: epoch,
+    prepared: z.array(epoch),
+    committed: epoch,
+    /** Earlier checkpoints that are kept, ascending. */
+    retained: z.array(epoch).default([]),
+  }),
   peers: z.array(peerSchema),
   disks: z.array(diskSchema),
   jobs: z.array(jobSchema),
@@ -234,6 +242,26 @@ export const switchoverAnswerSchema = z.object({
   lineage: z.string(),
 });
 export type SwitchoverAnswer = z.infer<typeof switchoverAnswerSchema>;
+export const resyncRequestSchema = z.strictObject({ giveUpCheckpoint: z.boolean().default(false), timeoutMs });
+export type ResyncRequest = z.infer<typeof resyncRequestSchema>;
+export const resyncAnswerSchema = z.object({
+  outcome: z.enum(RESYNC_OUTCOMES),
+  /** The job that does it; null where there is none. */
+  job: z.string().nullable(),
+  /** The checkpoint that was given up; null where none was. */
+  givenUpEpoch: epochNumber.nullable(),
+});
+export type ResyncAnswer = z.infer<typeof resyncAnswerSchema>;
+
+export const rollbackRequestSchema = z.strictObject({ epoch: epochNumber, timeoutMs });
+export type RollbackRequest = z.infer<typeof rollbackRequestSchema>;
+export const rollbackAnswerSchema = z.object({
+  /** The checkpoint that is the committed one now. */
+  epoch: epochNumber,
+  /** The one that was before; the same where nothing was to be done. */
+  fromEpoch: epochNumber,
+});
+export type RollbackAnswer = z.infer<typeof rollbackAnswerSchema>;
 
 export const waitRequestSchema = z.strictObject({ condition: z.enum(WAIT_CONDITIONS), timeoutMs });
 export type WaitRequest = z.infer<typeof waitRequestSchema>;
@@ -262,6 +290,8 @@ export interface AgentControl {
   connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer>;
   startAlone(): Promise<StartAloneAnswer>;
   switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer>;
+  resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer>;
+  rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer>;
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
   job(id: string, verb: JobVerb): Promise<JobStatus>;

@@ -207,6 +207,16 @@ export const ERRORS = {
   ),
   "address-in-use": row("EIO", 4063, 409, EXIT.failed, true, "The address or socket is taken by another process."),
 
+  // Kept checkpoints
+  "checkpoint-dropped": row(
+    "EIO",
+    4070,
+    409,
+    EXIT.failed,
+    false,
+    "The checkpoint that the client reads is not kept any more.",
+  ),
+
   "internal": row("EIO", 4099, 500, EXIT.failed, false, "A bug: the agent's log has the details."),
 } as const satisfies Record<string, ErrorRow>;
 

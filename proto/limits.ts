@@ -107,6 +107,12 @@ export const GENERATIONS_MAX = 16;
 export const EPOCH_RESERVATION = 64;
 
 // Secondary
+/** Committed checkpoints kept beside the last one, at most (`--retain`). */
+export const RETAINED_MAX = 64;
+/** `--overlay-limit` at least: below it a few writes would fill the overlays. */
+export const OVERLAY_LIMIT_MIN_BYTES = 1 * MIB;
+/** A checkpoint is asked for when one would free this part of the overlay limit. */
+export const OVERLAY_HIGH_WATER = 3 / 4;
 /** The replica writer saves originals for, and then applies, at most this many bytes at a time. */
 export const APPLY_BATCH_BYTES = 8 * MIB;
 /** … and at most about this many operations: some have no payload. */

@@ -11,7 +11,8 @@
  *
  * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `differs` as often
  * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `barrier`, `commit`, `discard`
- * and `takeover`; the secondary sends `ack`, `answer`, `stall` and `unstall`; both send `ping`. A side that finds fault sends `refuse` and closes.
+ * and `takeover`; the secondary sends `ack`, `answer`, `stall`, `unstall`, `wanted` and
+ * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes.
  */
 import { Packr } from "msgpackr";
 import { z } from "zod";
@@ -99,10 +100,10 @@ export type Hello = Omit<z.infer<typeof helloSchema>, "type">;
 
 /** What each message but `data` is made of. */
 export const MESSAGE_SCHEMAS = {
-  hello: helloSchema,
+  "hello": helloSchema,
   /** HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token. */
-  proof: z.object({ type: z.literal("proof"), mac: byteString((length) => length <= 32) }),
-  begin: z.object({
+  "proof": z.object({ type: z.literal("proof"), mac: byteString((length) => length <= 32) }),
+  "begin": z.object({
     type: z.literal("begin"),
     /** Identifies the session; both sides record it before data flows. */
     session: text,
@@ -115,16 +116,16 @@ export const MESSAGE_SCHEMAS = {
     diskSizes: z.array(z.int().positive()).max(DISKS_MAX),
   }),
   /** Clusters that the secondary has changed by itself, before `ready`: index of the first and count, in turns. */
-  differs: z.object({
+  "differs": z.object({
     type: z.literal("differs"),
     disk: z.int().nonnegative(),
     runs: z.array(z.int().nonnegative()).max(2 * DIFFERS_RUNS_MAX),
   }),
-  ready: z.object({ type: z.literal("ready") }),
+  "ready": z.object({ type: z.literal("ready") }),
   /** The primary has recorded what `differs` named: the secondary may forget it. */
-  united: z.object({ type: z.literal("united") }),
+  "united": z.object({ type: z.literal("united") }),
   /** The primary starts, or ends, sending the clusters that the secondary may lack. */
-  sync: z.object({
+  "sync": z.object({
     type: z.literal("sync"),
     phase: z.enum(["begin", "end"]),
     totalBytes: z.int().nonnegative(),
@@ -132,24 +133,32 @@ export const MESSAGE_SCHEMAS = {
     lineage: text,
     ancestors: z.array(text).max(ANCESTORS_MAX),
   }),
-  barrier: z.object({ type: z.literal("barrier"), id: z.int().positive(), epoch: z.int().positive() }),
-  commit: z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: z.int().positive() }),
-  discard: z.object({
+  "barrier": z.object({ type: z.literal("barrier"), id: z.int().positive(), epoch: z.int().positive() }),
+  "commit": z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: z.int().positive() }),
+  "discard": z.object({
     type: z.literal("discard"),
     id: z.int().positive(),
     epochs: z.array(z.int().positive()).max(PREPARED_EPOCHS_MAX),
   }),
   /** The primary has stopped serving, and asks the secondary, which has everything, to take its role under `lineage`. */
-  takeover: z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: text }),
+  "takeover": z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: text }),
   /** Ends the request `id` (`barrier`, `commit`, `discard`, `takeover`): done, or failed for a reason. */
-  answer: z.object({ type: z.literal("answer"), id: z.int().positive(), error: errorBody.nullable() }),
+  "answer": z.object({ type: z.literal("answer"), id: z.int().positive(), error: errorBody.nullable() }),
   /** Operations up to `received` have arrived; those up to `stable` survive what the secondary's durability names. */
-  ack: z.object({ type: z.literal("ack"), received: epoch, stable: epoch }),
+  "ack": z.object({ type: z.literal("ack"), received: epoch, stable: epoch }),
   /** The secondary cannot take writes now, and says why; `unstall` when it can again. */
-  stall: z.object({ type: z.literal("stall"), error: errorBody }),
-  unstall: z.object({ type: z.literal("unstall") }),
-  ping: z.object({ type: z.literal("ping") }),
-  refuse: z.object({ type: z.literal("refuse"), error: errorBody }),
+  "stall": z.object({ type: z.literal("stall"), error: errorBody }),
+  "unstall": z.object({ type: z.literal("unstall") }),
+  /** A checkpoint would free `freeableBytes` of the overlays, which may take `limitBytes`. */
+  "wanted": z.object({
+    type: z.literal("wanted"),
+    freeableBytes: z.int().nonnegative(),
+    limitBytes: z.int().nonnegative(),
+  }),
+  /** An operator has given the committed checkpoint up: none of an epoch up to this one is committed or prepared now. */
+  "given-up": z.object({ type: z.literal("given-up"), throughEpoch: epoch }),
+  "ping": z.object({ type: z.literal("ping") }),
+  "refuse": z.object({ type: z.literal("refuse"), error: errorBody }),
 } as const;
 
 /** Operations `firstSequence`, `firstSequence + 1` … of the session, in the order in which they are to be applied. */
@@ -163,6 +172,8 @@ export type Message =
   | { [Type in keyof typeof MESSAGE_SCHEMAS]: z.infer<(typeof MESSAGE_SCHEMAS)[Type]> }[keyof typeof MESSAGE_SCHEMAS]
   | DataMessage;
 export type MessageType = Message["type"];
+/** What a secondary tells without being asked, and without an answer. */
+export type Notice = Extract<Message, { type: "wanted" | "given-up" }>;
 
 const packr = new Packr({ useRecords: false });
 

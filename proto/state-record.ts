@@ -79,6 +79,8 @@ export const stateRecordSchema = z.object({
   committed: z.object({ epoch, atMs: z.number() }),
   /** Prepared and neither committed nor discarded, ascending. */
   prepared: z.array(z.object({ epoch, atMs: z.number() })),
+  /** Earlier checkpoints whose generations are kept, ascending: each can be exported and rolled back to (`--retain`). */
+  retained: z.array(z.object({ epoch, atMs: z.number() })).default([]),
   /** Set by a promotion until every overlay has been merged into its base; `activeEpoch` names the active disks. */
   merge: z.object({ activeEpoch: epoch }).nullable(),
   /** The kernel's boot id when this record was written. */

@@ -27,7 +27,6 @@ export type VerdictRule = (typeof VERDICT_RULES)[number];
 
 /** How a lineage began on the side that records it. */
 export const LINEAGE_ORIGINS = ["created", "promotion", "alone", "adopted"] as const;
-export type LineageOrigin = (typeof LINEAGE_ORIGINS)[number];
 
 export const MODES = ["colo", "mc", "shared", "mirror"] as const;
 export type Mode = (typeof MODES)[number];
@@ -97,6 +96,10 @@ export type SecondaryExport = (typeof SECONDARY_EXPORTS)[number];
 export const WAIT_CONDITIONS = ["connected", "synced", "merged", "committed"] as const;
 export type WaitCondition = (typeof WAIT_CONDITIONS)[number];
 
+/** What `resync` found, or did. */
+export const RESYNC_OUTCOMES = ["nothing-to-do", "running", "resumed", "given-up"] as const;
+export type ResyncOutcome = (typeof RESYNC_OUTCOMES)[number];
+
 /** Everything that `events` can report. */
 export const EVENT_TYPES = [
   "agent-started",
@@ -117,6 +120,9 @@ export const EVENT_TYPES = [
   "checkpoint-discarded",
   "checkpoint-failed",
   "checkpoint-wanted",
+  "checkpoint-given-up",
+  "retained-dropped",
+  "rolled-back",
   "overlay-full",
   "overlay-freed",
   "disk-error",

@@ -206,12 +206,15 @@ export class ActiveDisk {
   /** Writes the data, then the journal entries that make the parts of [from, end) held. */
   #writeNow(source: Uint8Array | number, offset: number, from: number, end: number): void {
     const { data } = this.#files;
-    if (typeof source !== "number") data.write(source, offset);
-    else data.zero(offset, source);
     const entries = this.#newlyHeld(from, end);
+    if (typeof source !== "number") {
+      if (entries.length > 0) this.#context.quota?.take(source.length);
+      data.write(source, offset);
+    } else data.zero(offset, source);
     if (entries.length === 0) return;
     this.#files.journal.append(entries);
     for (const entry of entries) this.#apply(entry);
+    this.#context.quota?.settle();
   }
 
   /** Entries for the parts of [from, end) that are not held yet: adjacent whole clusters in one entry. */

@@ -6,8 +6,10 @@ import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import { adopted } from "../shared/replication/lineage.ts";
+import { KeptCheckpoints } from "./kept-checkpoints.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import type { SourceHistory } from "./replica-session.ts";
+import { rolledBackRecord } from "./rolled-back-record.ts";
 import type { ViewGate } from "./view-gate.ts";
 
 export interface CheckpointsOptions {
@@ -16,15 +18,22 @@ export interface CheckpointsOptions {
   readonly gate: ViewGate;
   readonly clock: Clock;
   readonly log: Log;
+  /** Committed checkpoints to keep beside the last one. */
+  readonly retain: number;
+  /** Retained checkpoints had to go. */
+  readonly retainedDropped: (epochs: readonly number[], reason: "overlay-full" | "failover") => void;
+  /** Overlays were dropped; their storage may still be on its way back to the file system. */
+  readonly freed: () => void;
 }
 
 /**
  * Owns the secondary's epochs: which one is open, which checkpoints are prepared, and which one is committed.
  *
  * A decision is one durable state record for all disks of the VM; only then do the disks follow, in memory, and only
- * after that is storage freed. Barrier, commit and discard run one after the other.
+ * after that is storage freed. Decisions run one after the other.
  */
 export class Checkpoints {
+  readonly kept: KeptCheckpoints;
   readonly #options: CheckpointsOptions;
   readonly #volumes = new EpochVolumes();
   #openEpoch: number;
@@ -34,6 +43,11 @@ export class Checkpoints {
 
   constructor(options: CheckpointsOptions) {
     this.#options = options;
+    this.kept = new KeptCheckpoints(
+      options.retain,
+      () => this.#record,
+      () => void this.#serialize(() => Promise.resolve(this.#dropUnneeded())),
+    );
     this.#openEpoch = options.state.record.epochReserved + 1;
     this.#volumesComplete = options.disks().every((disk) => disk.hidden.isEmpty);
   }
@@ -141,11 +155,12 @@ export class Checkpoints {
           ...(source === undefined ? record : adopted(record, source)),
           outdated: false,
           discardsOwn: false,
+          retained: this.kept.retainedAfterCommit(record, epoch),
           committed: { epoch, atMs: prepared.atMs },
           prepared: record.prepared.filter((candidate) => candidate.epoch > epoch),
         }));
         for (const disk of disks()) {
-          freeing.push(disk.switchView(epoch));
+          freeing.push(disk.switchView(epoch, this.kept.floor));
           disk.hidden.setNewestBarrier(this.newestBarrier);
         }
         this.#volumes.dropThrough(epoch);
@@ -154,7 +169,104 @@ export class Checkpoints {
         gate.open();
       }
       this.#free(freeing);
+      this.#joinBehind();
     });
+  }
+
+  /**
+   * Drops the oldest checkpoint that is kept beside the committed one. False: there is none. When the promise resolves
+   * its storage is free. Errors: `io-error` (it is kept then).
+   */
+  async makeRoom(): Promise<boolean> {
+    const wasKept = await this.#serialize(async () => {
+      const { state, gate, retainedDropped } = this.#options;
+      const oldest = this.kept.floor;
+      if (oldest >= this.committed.epoch) return false;
+      await gate.close();
+      try {
+        if (this.kept.retained.includes(oldest)) {
+          await state.update((record) => ({
+            ...record,
+            retained: record.retained.filter(({ epoch }) => epoch !== oldest),
+          }));
+        }
+        this.kept.dropHolds((epoch) => epoch <= oldest);
+        this.#dropUnneeded();
+      } finally {
+        gate.open();
+      }
+      retainedDropped([oldest], "overlay-full");
+      return true;
+    });
+    if (wasKept) await this.#freeing;
+    return wasKept;
+  }
+
+  /**
+   * Gives the committed checkpoint up, and every other with it: the secondary is Inconsistent until the next commit,
+   * and saves no originals until the next barrier. No stream may be applied meanwhile. Returns the epoch that was given
+   * up, 0 where there was none. When the promise resolves the storage of all overlays is free. Errors: `io-error`.
+   */
+  async giveUp(): Promise<number> {
+    const givenUp = await this.#serialize(async () => {
+      const { state, gate, disks } = this.#options;
+      const { epoch } = this.committed;
+      if (this.newestBarrier === 0) return 0;
+      await gate.close();
+      try {
+        await state.update((record) => ({
+          ...record,
+          committed: { epoch: 0, atMs: 0 },
+          prepared: [],
+          retained: [],
+        }));
+        this.kept.dropHolds(() => true);
+        this.#free(disks().map((disk) => disk.dropOverlays()));
+        for (const disk of disks()) disk.hidden.setNewestBarrier(0);
+      } finally {
+        gate.open();
+      }
+      return epoch;
+    });
+    await this.#freeing;
+    return givenUp;
+  }
+
+  /**
+   * Makes the retained checkpoint `epoch` the committed one. No session may be open. Succeeds again for the committed
+   * one. Errors: `epoch-unknown`; `io-error` (the old checkpoint stands then).
+   */
+  async rollBack(epoch: number, newAgentId: string): Promise<void> {
+    await this.settled(); // what a commit has dropped of this epoch's own active disk is gone then
+    await this.#serialize(async () => {
+      const { state, gate, disks } = this.#options;
+      if (epoch === this.committed.epoch) return;
+      if (!this.kept.retained.includes(epoch)) {
+        const kept = this.kept.retained.length === 0 ? "none is" : `${this.kept.retained.join(", ")} are`;
+        throw new ColobusError(
+          "epoch-unknown",
+          `checkpoint ${epoch} is not retained (${kept})`,
+          "See `colobus status`; the secondary's --retain says how many are kept.",
+        );
+      }
+      await gate.close();
+      try {
+        for (const disk of disks()) disk.removeStaleActive(epoch);
+        await state.update((record) => rolledBackRecord(record, epoch, newAgentId));
+        this.kept.dropHolds((held) => held > epoch);
+        this.#free(disks().map((disk) => disk.rollBack(epoch)));
+        this.#volumesComplete = false;
+      } finally {
+        gate.open();
+      }
+    });
+  }
+
+  /** The state record names no checkpoint beside the committed one any more. The gate is closed. */
+  forgetKept(retained: readonly number[]): void {
+    this.kept.dropHolds(() => true);
+    this.#dropUnneeded();
+    if (retained.length > 0) this.#options.retainedDropped(retained, "failover");
   }
 
   /**
@@ -191,6 +303,19 @@ export class Checkpoints {
     await this.#freeing;
   }
 
+  /** Drops the generations that serve no checkpoint any more, in memory, and frees their storage behind the path. */
+  #dropUnneeded(): void {
+    const dropped = this.#options.disks().flatMap((disk) => disk.hidden.dropKept(this.kept.floor));
+    if (dropped.length > 0)
+      this.#free(
+        dropped.map(
+          ({ files }) =>
+            () =>
+              files.removeBehind(),
+        ),
+      );
+  }
+
   get #record(): StateRecord {
     return this.#options.state.record;
   }
@@ -202,7 +327,7 @@ export class Checkpoints {
   }
 
   /**
-   * Joins generations that withdrawn checkpoints have left, behind the path, so that their number stays bounded. The
+   * Joins generations that withdrawn checkpoints, and old ones held open, have left, behind the path, so that their number stays bounded. The
    * storage of generations that a commit drops meanwhile is freed after this, so what is read here stays open.
    */
   #joinBehind(): void {
@@ -210,13 +335,13 @@ export class Checkpoints {
       for (const disk of this.#options.disks()) {
         try {
           for (;;) {
-            const pair = disk.hidden.findJoinable(this.prepared, GENERATIONS_MAX);
+            const pair = disk.hidden.findJoinable(this.kept.needed, GENERATIONS_MAX);
             if (pair === undefined) break;
             await disk.hidden.copyOriginals(pair);
             if (await this.#serialize(() => this.#takeOut(disk, pair))) await pair.newer.files.removeBehind();
           }
         } catch (error) {
-          this.#options.log.warn({ error, disk: disk.name }, "withdrawn generations could not be joined");
+          this.#options.log.warn({ error, disk: disk.name }, "generations that nobody tells apart could not be joined");
         }
       }
     });
@@ -234,6 +359,7 @@ export class Checkpoints {
 
   /** Frees storage behind the path. What cannot be removed now is removed at the next start. */
   #free(freeing: readonly (() => Promise<void>)[]): void {
+    this.#options.freed();
     this.#freeing = this.#freeing.then(async () => {
       for (const free of freeing) {
         try {

@@ -30,7 +30,7 @@ export class Generation {
    * Saves `clusters`, which it does not hold yet: data first, then the journal that names them; under `power` each is
    * fsynced before the next step. When the promise resolves, what `read` read from may be overwritten.
    * `scratch` is overwritten, a piece of its length at a time, until then.
-   * Errors: those of the files (`out-of-space`, `io-error`); it holds then what it held before.
+   * Errors: those of the files (`out-of-space`, `io-error`), `overlay-full`; it holds then what it held before.
    */
   async save(clusters: ClusterBitmap, read: ReadOriginal, scratch: Buffer): Promise<void> {
     const { geometry, durability } = this.#context;
@@ -49,20 +49,25 @@ export class Generation {
     this.files.journal.append(entries);
     if (durability === "power") await this.files.syncJournal();
     this.held.orInPlace(clusters);
+    this.#context.quota?.settle();
   }
 
   /** Writes the clusters of `piece` that are not all zeroes to the data file, adjacent ones together. */
   #write(piece: Buffer, offset: number): void {
     const { clusterBytes } = this.#context.geometry;
+    const writeRun = (from: number, end: number): void => {
+      this.#context.quota?.take(end - from);
+      this.files.data.write(piece.subarray(from, end), offset + from);
+    };
     let from = -1;
     for (let at = 0; at < piece.length; at += clusterBytes) {
       const zero = isZero(piece.subarray(at, at + clusterBytes));
       if (!zero && from < 0) from = at;
       if (zero && from >= 0) {
-        this.files.data.write(piece.subarray(from, at), offset + from);
+        writeRun(from, at);
         from = -1;
       }
     }
-    if (from >= 0) this.files.data.write(piece.subarray(from), offset + from);
+    if (from >= 0) writeRun(from, piece.length);
   }
 }

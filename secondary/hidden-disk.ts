@@ -9,9 +9,22 @@ import { listOverlayEpochs, type OverlayContext } from "./overlay-files.ts";
 /** Originals are read and saved in pieces of at most this many bytes. */
 const SAVE_PIECE_BYTES = 1024 * 1024;
 
+/** The originals that decide one view of a disk, beside its base. */
+export interface HeldOriginals {
+  /** Changes whenever a cluster is saved or a generation is dropped: a reader of the base compares it around its read. */
+  readonly version: number;
+  /** The generation that has the cluster as the view shows it; undefined: the base has. */
+  find(cluster: number): Generation | undefined;
+  /** Whether any cluster of [first, end) is held. */
+  intersects(first: number, end: number): boolean;
+  /** Every cluster that any generation holds. The caller owns the bitmap. */
+  union(): ClusterBitmap;
+}
+
 /**
  * Owns the hidden disk of one disk: the originals of what the primary overwrote in the base since the last committed
- * checkpoint, in one generation for each epoch that is not committed.
+ * checkpoint, in one generation for each epoch that is not committed. Behind them lie the *kept* generations, of epochs
+ * that are committed: they decide the views of earlier checkpoints, and nothing else.
  *
  * The original of a cluster is its content at the last barrier that can still be committed. So a cluster is saved once
  * for each *group* of generations between two such barriers; withdrawing a barrier joins two groups without moving
@@ -20,8 +33,10 @@ const SAVE_PIECE_BYTES = 1024 * 1024;
  * Order, on which recovery rests: the data file, then the journal, and only then may the base be overwritten. Under
  * `power` each step is fsynced before the next; one pair of fsyncs carries a whole batch.
  */
-export class HiddenDisk {
+export class HiddenDisk implements HeldOriginals {
   readonly #context: OverlayContext;
+  /** Of committed epochs, oldest first. */
+  #kept: Generation[] = [];
   /** Oldest first; the last is the open epoch's. */
   readonly #generations: Generation[] = [];
   /** The newest barrier that can be committed: generations above it are the open group. */
@@ -39,22 +54,29 @@ export class HiddenDisk {
   }
 
   /**
-   * Reads back the generations on disk. Those of epochs up to `committed` are removed.
+   * Reads back the generations on disk. Those of epochs up to `floor`, the oldest checkpoint that is kept, are removed.
    * `newestBarrier` is the newest prepared epoch, or `committed` where none is.
    */
   static recover(
     context: OverlayContext,
-    epochs: { readonly committed: number; readonly newestBarrier: number; readonly open: number },
+    epochs: {
+      readonly floor?: number;
+      readonly committed: number;
+      readonly newestBarrier: number;
+      readonly open: number;
+    },
   ): HiddenDisk {
     const disk = new HiddenDisk(context, epochs.newestBarrier);
     for (const epoch of listOverlayEpochs(context.storage, context.directory, "generation")) {
-      if (epoch <= epochs.committed) new Generation(context, epoch).files.removeFiles();
+      if (epoch <= (epochs.floor ?? epochs.committed)) new Generation(context, epoch).files.removeFiles();
       else {
         const generation = Generation.tryRecover(context, epoch);
-        if (generation !== undefined) disk.#generations.push(generation);
+        if (generation === undefined) continue;
+        if (epoch <= epochs.committed) disk.#kept.push(generation);
+        else disk.#generations.push(generation);
       }
     }
-    if (context.durability === "power") disk.#undurable = [...disk.#generations];
+    if (context.durability === "power") disk.#undurable = [...disk.#kept, ...disk.#generations];
     disk.openEpoch(Math.max(epochs.open, disk.#generations.at(-1)?.epoch ?? 0));
     return disk;
   }
@@ -65,7 +87,7 @@ export class HiddenDisk {
    */
   async makeDurable(): Promise<void> {
     for (const generation of this.#undurable) {
-      if (!this.#generations.includes(generation)) continue;
+      if (!this.#generations.includes(generation) && !this.#kept.includes(generation)) continue;
       await generation.files.syncData();
       await generation.files.syncJournal();
     }
@@ -77,7 +99,6 @@ export class HiddenDisk {
     return this.#generations;
   }
 
-  /** Changes whenever a cluster is saved or a generation is dropped: a reader of the base compares it around its read. */
   get version(): number {
     return this.#version;
   }
@@ -86,24 +107,31 @@ export class HiddenDisk {
     return this.#generations.every((generation) => generation.held.isEmpty);
   }
 
-  /** Whether any cluster of [first, end) is held. */
   intersects(first: number, end: number): boolean {
     return this.#generations.some((generation) => intersectsRange(generation.held, first, end));
   }
 
-  /** The generation that has the cluster as it was at the committed checkpoint; undefined: the base has. */
   find(cluster: number): Generation | undefined {
     for (const generation of this.#generations) if (generation.held.has(cluster)) return generation;
     return undefined;
   }
 
-  /** Every cluster that any generation holds. The caller owns the bitmap. */
   union(): ClusterBitmap {
     return ClusterBitmap.orMany(this.#generations.map((generation) => generation.held));
   }
 
+  /** The originals that decide what the disk was at the checkpoint of `epoch`, which is kept. */
+  asOf(epoch: number): HeldOriginals {
+    return new EarlierOriginals(this, () => this.#newerThan(epoch));
+  }
+
+  /** Storage of all generations, and of the kept ones among them, in bytes. */
   get allocatedBytes(): number {
-    return this.#generations.reduce((sum, generation) => sum + generation.files.allocatedBytes, 0);
+    return allocatedBytes(this.#generations) + this.keptBytes;
+  }
+
+  get keptBytes(): number {
+    return allocatedBytes(this.#kept);
   }
 
   /** Adds to `runs` the clusters of [first, end) whose originals a write of the open epoch must save first. */
@@ -139,7 +167,12 @@ export class HiddenDisk {
 
   /** Removes every generation. The view of the disk is the base then. */
   removeAll(): void {
-    for (const generation of this.dropThrough(Infinity)) generation.files.removeFiles();
+    for (const generation of this.dropAll()) generation.files.removeFiles();
+  }
+
+  /** Takes every generation out, and returns them, as `dropKept` does. */
+  dropAll(): Generation[] {
+    return [...this.dropKept(Infinity), ...this.#generations.splice(0)];
   }
 
   /** The barrier of the open epoch is durable: later originals go to a generation of `epoch`. */
@@ -156,26 +189,42 @@ export class HiddenDisk {
     this.#groupStart = epoch;
   }
 
-  /**
-   * Takes the generations up to `epoch` out of the view, in constant time, and returns them: the caller frees their
-   * files behind the path.
-   */
-  dropThrough(epoch: number): Generation[] {
-    const kept = this.#generations.findIndex((generation) => generation.epoch > epoch);
+  /** `epoch` is committed: the generations up to it decide the views of earlier checkpoints only. */
+  keepThrough(epoch: number): void {
+    const open = this.#generations.findIndex((generation) => generation.epoch > epoch);
     this.#version += 1;
-    return this.#generations.splice(0, kept < 0 ? this.#generations.length : kept);
+    this.#kept.push(...this.#generations.splice(0, open < 0 ? this.#generations.length : open));
   }
 
   /**
-   * Two neighbouring closed generations with no barrier of `prepared` between them, while there are more than
-   * `atMost` generations: withdrawn checkpoints would pile them up. undefined when nothing is to be joined.
+   * Takes the kept generations up to `floor` out, in constant time, and returns them: the caller frees their files
+   * behind the path.
    */
-  findJoinable(prepared: readonly number[], atMost: number): { older: Generation; newer: Generation } | undefined {
-    if (this.#generations.length <= atMost) return undefined;
-    const closed = this.#generations.slice(0, -1);
+  dropKept(floor: number): Generation[] {
+    const needed = this.#kept.findIndex((generation) => generation.epoch > floor);
+    this.#version += 1;
+    return this.#kept.splice(0, needed < 0 ? this.#kept.length : needed);
+  }
+
+  /** The kept checkpoint `epoch` is the committed one again: what was overwritten since decides its view. */
+  rollBack(epoch: number): void {
+    this.#generations.unshift(...this.#kept.filter((generation) => generation.epoch > epoch));
+    this.#kept = this.#kept.filter((generation) => generation.epoch <= epoch);
+    this.#groupStart = epoch;
+    this.#version += 1;
+  }
+
+  /**
+   * Two neighbouring closed generations with no barrier of `needed` between them, while there are more than `atMost`
+   * generations: withdrawn checkpoints, and old ones that clients have open, would pile them up. undefined when nothing
+   * is to be joined.
+   */
+  findJoinable(needed: readonly number[], atMost: number): { older: Generation; newer: Generation } | undefined {
+    if (this.#kept.length + this.#generations.length <= atMost) return undefined;
+    const closed = [...this.#kept, ...this.#generations.slice(0, -1)];
     for (const [index, newer] of closed.entries()) {
       const older = closed[index - 1];
-      if (older !== undefined && !prepared.some((epoch) => older.epoch <= epoch && epoch < newer.epoch)) {
+      if (older !== undefined && !needed.some((epoch) => older.epoch <= epoch && epoch < newer.epoch)) {
         return { older, newer };
       }
     }
@@ -196,22 +245,24 @@ export class HiddenDisk {
 
   /** Takes `newer` out, all of whose originals `older` has. False when a commit has dropped either meanwhile. */
   tryTakeOut({ older, newer }: { older: Generation; newer: Generation }): boolean {
-    const at = this.#generations.indexOf(newer);
-    if (at < 0 || !this.#generations.includes(older)) return false;
-    this.#generations.splice(at, 1);
+    const list = this.#kept.includes(newer) ? this.#kept : this.#generations;
+    const at = list.indexOf(newer);
+    if (at < 0 || !list.includes(older)) return false;
+    list.splice(at, 1);
+    this.#version += 1;
     return true;
   }
 
   /** What status shows: bytes of originals in each generation that holds any. */
   describeGenerations(): { epoch: number; bytes: number }[] {
-    return this.#generations
+    return [...this.#kept, ...this.#generations]
       .filter((generation) => !generation.held.isEmpty)
       .map(({ epoch, held }) => ({ epoch, bytes: clustersToBytes(this.#context.geometry, held.size) }));
   }
 
   /** Makes everything saved so far durable, whatever `durability` promises: for a clean stop. */
   async flush(): Promise<void> {
-    for (const { files } of this.#generations) {
+    for (const { files } of [...this.#kept, ...this.#generations]) {
       if (!files.exists) continue;
       await files.syncData();
       await files.syncJournal();
@@ -219,7 +270,11 @@ export class HiddenDisk {
   }
 
   close(): void {
-    for (const generation of this.#generations) generation.files.close();
+    for (const generation of [...this.#kept, ...this.#generations]) generation.files.close();
+  }
+
+  #newerThan(epoch: number): Generation[] {
+    return [...this.#kept.filter((generation) => generation.epoch > epoch), ...this.#generations];
   }
 
   #isSaved(cluster: number): boolean {
@@ -230,6 +285,48 @@ export class HiddenDisk {
     }
     return false;
   }
+}
+
+/** A view of an earlier checkpoint: the generations above it, in a list that is made anew when any has changed. */
+class EarlierOriginals implements HeldOriginals {
+  readonly #hidden: HiddenDisk;
+  readonly #select: () => Generation[];
+  #generations: Generation[] = [];
+  #selectedAt = -1;
+
+  constructor(hidden: HiddenDisk, select: () => Generation[]) {
+    this.#hidden = hidden;
+    this.#select = select;
+  }
+
+  get version(): number {
+    return this.#hidden.version;
+  }
+
+  intersects(first: number, end: number): boolean {
+    return this.#present().some((generation) => intersectsRange(generation.held, first, end));
+  }
+
+  find(cluster: number): Generation | undefined {
+    for (const generation of this.#present()) if (generation.held.has(cluster)) return generation;
+    return undefined;
+  }
+
+  union(): ClusterBitmap {
+    return ClusterBitmap.orMany(this.#present().map((generation) => generation.held));
+  }
+
+  #present(): readonly Generation[] {
+    if (this.#selectedAt !== this.#hidden.version) {
+      this.#generations = this.#select();
+      this.#selectedAt = this.#hidden.version;
+    }
+    return this.#generations;
+  }
+}
+
+function allocatedBytes(generations: readonly Generation[]): number {
+  return generations.reduce((sum, { files }) => sum + files.allocatedBytes, 0);
 }
 
 /**

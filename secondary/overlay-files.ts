@@ -5,6 +5,7 @@ import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-g
 import type { Random } from "../shared/host/random.ts";
 import type { FileKind, Storage, StorageFile } from "../shared/host/storage.ts";
 import { ClusterJournal } from "../shared/journal/cluster-journal.ts";
+import type { OverlayQuota } from "./overlay-quota.ts";
 
 /** What every overlay of one disk is made with. */
 export interface OverlayContext {
@@ -14,11 +15,18 @@ export interface OverlayContext {
   readonly directory: string;
   readonly geometry: ClusterGeometry;
   readonly durability: Durability;
+  /** Is asked before storage is taken; undefined: the file system alone is the limit. */
+  readonly quota?: OverlayQuota | undefined;
 }
 
 /** The context of the overlays of disk `name`, whose directory exists. */
 export function overlayContext(
-  host: { readonly storage: Storage; readonly random: Random; readonly stateDirectory: string },
+  host: {
+    readonly storage: Storage;
+    readonly random: Random;
+    readonly stateDirectory: string;
+    readonly quota?: OverlayQuota | undefined;
+  },
   record: StateRecord,
   name: string,
   sizeBytes: number,
@@ -29,6 +37,7 @@ export function overlayContext(
     directory: overlayDirectory(host.stateDirectory, name),
     geometry: clusterGeometry(sizeBytes, record.clusterBytes),
     durability: record.durability,
+    quota: host.quota,
   };
 }
 

@@ -1,3 +1,4 @@
+import { asColobusError } from "../proto/errors.ts";
 import type { Extent, Pending } from "../shared/block/block-device.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import {
@@ -9,7 +10,7 @@ import {
 import type { Image } from "../shared/block/image.ts";
 import type { ActiveDisk } from "./active-disk.ts";
 import type { Generation } from "./generation.ts";
-import type { HiddenDisk } from "./hidden-disk.ts";
+import type { HeldOriginals, HiddenDisk } from "./hidden-disk.ts";
 
 type Source = "base" | "active" | Generation;
 
@@ -20,15 +21,15 @@ type Source = "base" | "active" | Generation;
  * read looks at the hidden disk again when it comes back. Generations stay readable until the view gate has let
  * every reader out.
  */
-export class OverlayStack {
+export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
   readonly geometry: ClusterGeometry;
   readonly base: Image;
-  readonly hidden: HiddenDisk;
+  readonly hidden: Hidden;
   /** After a promotion: clusters whose overlays have been merged into the base, and say nothing about them any more. */
   merged: ClusterBitmap | undefined;
   active: ActiveDisk;
 
-  constructor(geometry: ClusterGeometry, base: Image, hidden: HiddenDisk, active: ActiveDisk) {
+  constructor(geometry: ClusterGeometry, base: Image, hidden: Hidden, active: ActiveDisk) {
     this.geometry = geometry;
     this.base = base;
     this.hidden = hidden;
@@ -99,8 +100,13 @@ export class OverlayStack {
     const readPiece = (pieceEnd: number): void => {
       if (pieceSource === undefined || pieceEnd === pieceStart) return;
       const piece = target.subarray(pieceStart - offset, pieceEnd - offset);
-      const pending = this.#readFrom(pieceSource, piece, pieceStart);
-      if (pending !== undefined) (waiting ??= []).push(pending);
+      try {
+        const pending = this.#readFrom(pieceSource, piece, pieceStart);
+        if (pending !== undefined) (waiting ??= []).push(pending);
+      } catch (error) {
+        // Beside the pieces that are waited for: what they may fail with must not be left to nobody.
+        (waiting ??= []).push(Promise.reject(asColobusError(error)));
+      }
     };
     while (at < end) {
       const { source, until } = this.#sourceOf(at, end, withActive);

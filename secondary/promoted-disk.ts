@@ -133,7 +133,7 @@ export class PromotedDisk implements Child {
     await this.#gate.close();
     this.#stack = undefined;
     this.#gate.open();
-    for (const generation of stack.hidden.dropThrough(Infinity)) await generation.files.removeBehind();
+    for (const generation of stack.hidden.dropAll()) await generation.files.removeBehind();
     await stack.active.removeBehind();
     this.#journal.close();
     removeOverlayFiles(this.#context.storage, this.#context.directory);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { DIFFERS_RUNS_MAX, HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
-import { toErrorBody, type Hello, type Message } from "../proto/replication-messages.ts";
+import { toErrorBody, type Hello, type Message, type Notice } from "../proto/replication-messages.ts";
 import type { Durability, ReplicationState } from "../proto/words.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -40,6 +40,8 @@ export interface ReplicaSessionOptions {
   readonly prepareDisks: (names: readonly string[], sizes: readonly number[]) => Promise<readonly ReplicaDisk[]>;
   /** undefined: the overlays can take writes; else why not. */
   readonly fullness: () => ColobusError | undefined;
+  /** The stream may begin. */
+  readonly ready: () => void;
   /** This side could not go on, for a reason of its own. The session is closed with it. */
   readonly failed: (reason: ColobusError) => void;
   readonly synced: (session: ReplicaSession, phase: "begin" | "end") => void;
@@ -70,6 +72,8 @@ export class ReplicaSession {
   #requests: Promise<unknown> = Promise.resolve();
   #sync = { active: false, totalBytes: 0 };
   #stalled: ColobusError | undefined;
+  /** Called when the session ends: what waits for its turn in the stream will not have it. */
+  readonly #giveUpWaiting: (() => void)[] = [];
 
   constructor(options: ReplicaSessionOptions) {
     this.#options = options;
@@ -117,6 +121,33 @@ export class ReplicaSession {
     if (this.#stalled === undefined) return;
     this.#stalled = undefined;
     this.#session.send({ type: "unstall" });
+  }
+
+  /** Tells the primary something, once the stream may begin. */
+  notify(notice: Notice): void {
+    if (this.#writer !== undefined) this.#session.send(notice);
+  }
+
+  /**
+   * Runs `work` when everything that has arrived is applied, and before anything later is. Resolves with false when the
+   * session has no stream, or ends before; a rejection of `work` is passed on.
+   */
+  betweenWrites(work: () => Promise<void>): Promise<boolean> {
+    const writer = this.#writer;
+    if (writer === undefined || this.#ended !== undefined) return Promise.resolve(false);
+    return new Promise((resolve, reject) => {
+      let begun = false;
+      this.#giveUpWaiting.push(() => {
+        if (!begun) resolve(false);
+      });
+      writer.enqueue(() => {
+        begun = true;
+        return work().then(
+          () => resolve(true),
+          (error: unknown) => reject(asColobusError(error)),
+        );
+      });
+    });
   }
 
   #opened(peer: Hello): void {
@@ -169,6 +200,8 @@ export class ReplicaSession {
       case "answer":
       case "stall":
       case "unstall":
+      case "wanted":
+      case "given-up":
         throw new ColobusError("protocol-error", `a primary does not send "${message.type}"`);
     }
   }
@@ -205,6 +238,7 @@ export class ReplicaSession {
       windowBytes: options.windowBytes,
       syncEagerly: peer.ack === "applied",
       savesOriginals: () => options.checkpoints.newestBarrier > 0,
+      makeRoom: () => options.checkpoints.makeRoom(),
       acknowledge: (received, stable) => this.#session.send({ type: "ack", received, stable }),
       applied: (operations, bytes) => options.checkpoints.countApplied(operations, bytes),
       failed: (reason) => this.#fail(reason),
@@ -214,6 +248,7 @@ export class ReplicaSession {
     if (this.#stalled !== undefined) this.#session.send({ type: "stall", error: toErrorBody(this.#stalled) });
     if (message.extent === "delta") this.#tellOwnChanges();
     this.#session.send({ type: "ready" });
+    options.ready();
   }
 
   #tellOwnChanges(): void {
@@ -310,6 +345,7 @@ export class ReplicaSession {
     this.#ended = (async () => {
       await this.#writer?.stop();
       await this.#requests;
+      for (const giveUp of this.#giveUpWaiting) giveUp();
     })();
     this.#options.closed(this, reason);
   }

@@ -30,6 +30,8 @@ export interface ReplicaWriterOptions {
   readonly syncEagerly: boolean;
   /** Whether originals must be saved: not before there is a checkpoint to return to. */
   readonly savesOriginals: () => boolean;
+  /** Frees what can be spared of the overlays, which are full. False: there was nothing. */
+  readonly makeRoom: () => Promise<boolean>;
   /** Tells the primary how far the stream has come; positions only grow. */
   readonly acknowledge: (receivedSequence: number, stableSequence: number) => void;
   /** Counts what was written, for what a failover would lose. */
@@ -201,6 +203,15 @@ export class ReplicaWriter {
 
   /** Saves the originals of all clusters that `changes` overwrites for the first time in this epoch. */
   async #saveOriginals(changes: readonly Operation[]): Promise<void> {
+    for (;;) {
+      const fault = await this.#trySaveOriginals(changes);
+      if (fault === undefined) return;
+      if (fault.code !== "overlay-full" || this.#stopped || !(await this.#options.makeRoom())) throw fault;
+    }
+  }
+
+  /** Saves the originals that are not saved yet; returns why that was not possible. */
+  async #trySaveOriginals(changes: readonly Operation[]): Promise<ColobusError | undefined> {
     const unsaved = new Map<ReplicaDisk, ClusterBitmap>();
     for (const operation of changes) {
       const disk = this.#disk(operation);
@@ -219,12 +230,13 @@ export class ReplicaWriter {
     for (const [disk, clusters] of unsaved) {
       if (!clusters.isEmpty) saving.push(disk.hidden.save(disk.base, clusters));
     }
-    if (saving.length === 0) return;
+    if (saving.length === 0) return undefined;
     // Every disk's save settles before a failure is reported: nothing may go on behind the back of a stopped stream.
     const outcomes = await Promise.allSettled(saving);
     for (const outcome of outcomes) {
-      if (outcome.status === "rejected") throw overlayFault(outcome.reason);
+      if (outcome.status === "rejected") return overlayFault(outcome.reason);
     }
+    return undefined;
   }
 
   /** The operations of the batch that change what their range holds. */

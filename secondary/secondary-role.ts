@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { OVERLAY_RESERVE_BYTES, OVERLAY_RETRY_MS, UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
+import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
@@ -9,7 +9,7 @@ import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../
 import type { EventType, SecondaryExport } from "../proto/words.ts";
 import { createImage } from "../shared/block/image.ts";
 import { openRecordedImage } from "../shared/block/recorded-image.ts";
-import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -20,9 +20,11 @@ import type { PeerTracking, PeerTrackingOptions } from "../shared/replication/pe
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { Checkpoints } from "./checkpoints.ts";
+import { CheckpointOperations } from "./checkpoint-operations.ts";
 import { overlayContext } from "./overlay-files.ts";
+import { OverlaySpace } from "./overlay-space.ts";
 import { PromotedDisk } from "./promoted-disk.ts";
-import { ReplicaDisk } from "./replica-disk.ts";
+import { describeReplicaDisk, ReplicaDisk } from "./replica-disk.ts";
 import { ReplicaHistory } from "./replica-history.ts";
 import { ReplicaSession } from "./replica-session.ts";
 import { ViewGate } from "./view-gate.ts";
@@ -53,6 +55,10 @@ export interface SecondaryOptions {
   readonly windowBytes: number;
   /** The kernel's boot id: another one than recorded means that unsynced data may be lost. */
   readonly bootId: string;
+  /** Committed checkpoints to keep beside the last one. */
+  readonly retain: number;
+  /** What the overlays of all disks may take; undefined: what their file system has. */
+  readonly overlayLimitBytes: number | undefined;
   /** Disks have come into being at the primary's size. */
   readonly disksCreated: () => void;
 }
@@ -74,6 +80,7 @@ export interface PromotedDisks {
  */
 export class SecondaryRole {
   readonly checkpoints: Checkpoints;
+  readonly operations: CheckpointOperations;
   readonly gate = new ViewGate();
   readonly #options: SecondaryOptions;
   readonly #history: ReplicaHistory;
@@ -84,9 +91,9 @@ export class SecondaryRole {
   #current: ReplicaSession | undefined;
   #lastContactMs: number | undefined;
   #lastError: ColobusError | undefined;
-  #full: ColobusError | undefined;
-  #fullTimer: Timer | undefined;
-  #ending = false;
+  readonly #space: OverlaySpace;
+  /** How many reasons there are to take no sessions now. */
+  #endings = 0;
   #standsAlone = false;
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
 
@@ -98,6 +105,19 @@ export class SecondaryRole {
     this.#options = options;
     this.#history = new ReplicaHistory(options);
     const { record } = options.state;
+    this.#space = new OverlaySpace({
+      storage: options.storage,
+      clock: options.clock,
+      log: options.log,
+      emit: options.emit,
+      state: options.state,
+      stateDirectory: options.stateDirectory,
+      limitBytes: options.overlayLimitBytes,
+      disks: () => this.#disks,
+      makeRoom: () => this.checkpoints.makeRoom(),
+      wanted: () => this.#tellWanted(),
+      freed: () => this.#current?.unstall(),
+    });
     try {
       for (const disk of record.disks) {
         if (disk.sizeBytes !== null) this.#disks.push(this.#openDisk(disk));
@@ -112,8 +132,19 @@ export class SecondaryRole {
       gate: this.gate,
       clock: options.clock,
       log: options.log,
+      retain: options.retain,
+      retainedDropped: (epochs, reason) => options.emit("retained-dropped", { epochs, reason }),
+      freed: () => this.#space.measure(),
     });
     for (const disk of this.#disks) disk.hidden.setNewestBarrier(this.checkpoints.newestBarrier);
+    this.operations = new CheckpointOperations({
+      ...options,
+      checkpoints: this.checkpoints,
+      disks: () => this.#disks,
+      session: () => this.#current,
+      withoutSessions: (why, work) => this.#withoutSessions(why, work),
+      freed: () => this.#space.retry(),
+    });
   }
 
   get disks(): readonly ReplicaDisk[] {
@@ -137,7 +168,7 @@ export class SecondaryRole {
   /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasOpen` tells that it had been a session. */
   accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined): void {
     const unproved = [...this.#sessions].filter((session) => session !== this.#current);
-    if (this.#ending || unproved.length >= UNAUTHENTICATED_LINKS_MAX) {
+    if (this.#endings > 0 || unproved.length >= UNAUTHENTICATED_LINKS_MAX) {
       link.start({ message: () => undefined, closed: () => ended(false) });
       link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
       return;
@@ -157,15 +188,21 @@ export class SecondaryRole {
       takeOver: (lineage) => this.#takeOver(session, lineage),
       opened: (opened) => this.#opened(opened),
       prepareDisks: (names, sizes) => this.#prepareDisks(names, sizes),
-      fullness: () => this.#checkFullness(),
+      fullness: () => {
+        this.#space.retry();
+        return this.#space.full;
+      },
+      ready: () => {
+        if (this.#space.quota?.isAboveMark === true) this.#tellWanted();
+      },
       failed: (reason) => {
-        if (reason.code === "overlay-full" || reason.code === "out-of-space") this.#setFull(reason);
+        if (reason.code === "overlay-full" || reason.code === "out-of-space") this.#space.report(reason);
       },
       synced: (_, phase) => options.emit(phase === "begin" ? "sync-started" : "sync-finished", {}),
       prepared: (epoch) => options.emit("checkpoint-prepared", { epoch }),
       committed: (epoch) => {
         options.emit("checkpoint-committed", { epoch });
-        this.#retryFull();
+        this.#space.retry();
       },
       discarded: (epochs) => {
         if (epochs.length > 0) options.emit("checkpoint-discarded", { epochs });
@@ -221,7 +258,7 @@ export class SecondaryRole {
       agentId: session?.peer?.agentId ?? null,
       agentVersion: session?.peer?.agentVersion ?? null,
       lastContactMs: this.#contactAgeMs(),
-      lastError: (this.#full ?? this.#lastError)?.toJSON() ?? null,
+      lastError: (this.#space.full ?? this.#lastError)?.toJSON() ?? null,
     };
   }
 
@@ -234,25 +271,15 @@ export class SecondaryRole {
         : this.#current?.replication === "Established"
           ? "UpToDate"
           : "Consistent";
-    return this.#options.state.record.disks.map(({ name, image, sizeBytes }) => {
-      const disk = this.#disks.find((candidate) => candidate.name === name);
-      return {
-        name,
-        sizeBytes,
-        state,
-        dirtyBytes: 0,
-        hiddenBytes: disk?.hidden.allocatedBytes ?? 0,
-        activeBytes: disk?.active.allocatedBytes ?? 0,
-        bufferBytes: 0,
-        image,
-        generations: disk?.hidden.describeGenerations() ?? [],
-        children: [{ name: "base", kind: "image", path: image, state: "sound" }],
-      };
+    return this.#options.state.record.disks.map((recorded) => {
+      const disk = this.#disks.find(({ name }) => name === recorded.name);
+      return describeReplicaDisk(recorded, disk, state);
     });
   }
 
   describeProtection(): Status["protection"] {
-    if (this.#full !== undefined) return notProtected("overlay-full", this.#full.action);
+    const { full } = this.#space;
+    if (full !== undefined) return notProtected("overlay-full", full.action);
     const { record } = this.#options.state;
     if (this.#standsAlone && this.#lastVerdict !== undefined) {
       const reason = this.#lastVerdict.verdict.kind === "split-brain" ? "split-brain" : "outdated";
@@ -321,6 +348,7 @@ export class SecondaryRole {
     await this.checkpoints.settled();
     const { state } = this.#options;
     const { epoch } = this.checkpoints.committed;
+    const { retained } = this.checkpoints.kept;
     const activeEpoch = options.discardActive ? this.checkpoints.openEpoch : epoch;
     await this.gate.close();
     try {
@@ -329,9 +357,12 @@ export class SecondaryRole {
         ...promoted(record, options.lineage, epoch > 0 && !record.outdated),
         tracks: tracking?.peer ?? null,
         prepared: [],
+        retained: [],
         merge: { activeEpoch },
         epochReserved: Math.max(record.epochReserved, this.checkpoints.openEpoch),
       }));
+      this.checkpoints.forgetKept(retained);
+      this.#space.quota?.lift();
       const disks = this.#disks.map((disk) => {
         // Forced without a checkpoint: the originals lead back to nothing, and the base is what there is.
         if (epoch === 0) disk.hidden.removeAll();
@@ -342,11 +373,19 @@ export class SecondaryRole {
       });
       return { epoch, disks, tracking };
     } catch (error) {
-      this.#ending = false; // still Secondary: sessions are welcome again
+      this.#welcomeSessions(); // still Secondary
       throw error;
     } finally {
       this.gate.open();
     }
+  }
+
+  /** Storage of what a promotion would have to merge, in bytes. */
+  get mergeBytes(): number {
+    return this.#disks.reduce(
+      (sum, { hidden, active }) => sum + hidden.allocatedBytes - hidden.keptBytes + active.allocatedBytes,
+      0,
+    );
   }
 
   /** Ends the sessions and closes every file; for a clean stop. */
@@ -378,10 +417,29 @@ export class SecondaryRole {
     return marks;
   }
 
+  /** Does `work` while no session is open, and none can begin. */
+  async #withoutSessions<T>(why: string, work: () => Promise<T>): Promise<T> {
+    await this.#endSessions(new ColobusError("replaced", `this side takes no stream while ${why}`));
+    try {
+      return await work();
+    } finally {
+      this.#welcomeSessions();
+    }
+  }
+
   async #endSessions(reason: ColobusError): Promise<void> {
-    this.#ending = true;
-    this.#fullTimer?.cancel();
+    this.#endings += 1;
+    this.#space.end();
     await Promise.all([...[...this.#sessions].map((session) => session.end(reason)), ...this.#leaving]);
+  }
+
+  #welcomeSessions(): void {
+    this.#endings -= 1;
+    if (this.#endings === 0) this.#space.resume();
+  }
+
+  #tellWanted(): void {
+    this.#current?.notify({ type: "wanted", ...this.#space.describeWanted() });
   }
 
   #hello(): Hello {
@@ -432,7 +490,7 @@ export class SecondaryRole {
       this.#lastError = reason;
       this.#options.emit("peer-disconnected", { address: session.peerAddress, ...reason.toJSON() });
       this.#options.log.warn({ peer: session.peerAddress, reason }, "the session with the primary ended");
-    } else if (!this.#ending && reason.code !== "replaced" && reason.message !== this.#lastError?.message) {
+    } else if (this.#endings === 0 && reason.code !== "replaced" && reason.message !== this.#lastError?.message) {
       // A refused primary tries again for ever: each reason is reported once.
       this.#lastError = reason;
       this.#options.emit("peer-refused", { address: session.peerAddress, ...reason.toJSON() });
@@ -447,16 +505,23 @@ export class SecondaryRole {
 
   #openDisk(disk: StateRecord["disks"][number]): ReplicaDisk {
     const { storage, random, state, stateDirectory, access, bootId } = this.#options;
-    const { committed, prepared, epochReserved } = state.record;
+    const { committed, prepared, retained, epochReserved } = state.record;
+    const { quota } = this.#space;
     const base = openRecordedImage(storage, disk);
     try {
       const epochs = {
+        floor: retained[0]?.epoch ?? committed.epoch,
         committed: committed.epoch,
         newestBarrier: prepared.at(-1)?.epoch ?? committed.epoch,
         open: epochReserved + 1,
         afterPowerLoss: state.record.bootId !== bootId,
       };
-      const context = overlayContext({ storage, random, stateDirectory }, state.record, disk.name, base.sizeBytes);
+      const context = overlayContext(
+        { storage, random, stateDirectory, quota },
+        state.record,
+        disk.name,
+        base.sizeBytes,
+      );
       return new ReplicaDisk(disk.name, base, context, epochs, {
         gate: this.gate,
         hasCheckpoint: () => this.checkpoints.committed.epoch > 0,
@@ -494,47 +559,6 @@ export class SecondaryRole {
       const disk = this.#disks.find((candidate) => candidate.name === name);
       assert(disk !== undefined);
       return disk;
-    });
-  }
-
-  #setFull(reason: ColobusError): void {
-    if (this.#full === undefined) this.#options.emit("overlay-full", reason.toJSON());
-    this.#full = reason;
-    this.#retryFullLater();
-  }
-
-  /** Why the overlays cannot take writes now, if they cannot. */
-  #checkFullness(): ColobusError | undefined {
-    this.#retryFull();
-    return this.#full;
-  }
-
-  #retryFull(): void {
-    if (this.#full === undefined) return;
-    if (!this.#hasRoom()) return;
-    this.#full = undefined;
-    this.#fullTimer?.cancel();
-    this.#fullTimer = undefined;
-    this.#options.emit("overlay-freed", {});
-    this.#current?.unstall();
-  }
-
-  #hasRoom(): boolean {
-    const { storage, stateDirectory, state } = this.#options;
-    try {
-      const images = state.record.disks.map((disk) => disk.image).filter((path) => storage.exists(path));
-      return [stateDirectory, ...images].every((path) => storage.freeBytes(path) >= OVERLAY_RESERVE_BYTES);
-    } catch (error) {
-      if (error instanceof ColobusError) return false; // it cannot be told now, and is asked again
-      throw error;
-    }
-  }
-
-  #retryFullLater(): void {
-    this.#fullTimer ??= this.#options.clock.after(OVERLAY_RETRY_MS, () => {
-      this.#fullTimer = undefined;
-      this.#retryFull();
-      if (this.#full !== undefined && !this.#ending) this.#retryFullLater();
     });
   }
 }

@@ -5,6 +5,8 @@ import {
   commitRequestSchema,
   discardRequestSchema,
   failoverRequestSchema,
+  resyncRequestSchema,
+  rollbackRequestSchema,
   setSpeedRequestSchema,
   statusSchema,
   waitRequestSchema,
@@ -17,6 +19,8 @@ const REQUESTS: readonly (readonly [route: string, schema: z.ZodType])[] = [
   ["POST /v1/commit", commitRequestSchema],
   ["POST /v1/discard", discardRequestSchema],
   ["POST /v1/failover", failoverRequestSchema],
+  ["POST /v1/resync", resyncRequestSchema],
+  ["POST /v1/rollback", rollbackRequestSchema],
   ["POST /v1/wait", waitRequestSchema],
   ["PUT /v1/jobs/ID/speed", setSpeedRequestSchema],
 ];
@@ -28,6 +32,8 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/failover force": "Also while the primary is connected, and without a committed checkpoint.",
   "POST /v1/failover dryRun": "Only say what would be served and lost.",
   "POST /v1/failover discardActive": "Leave out what the secondary's own VM has written.",
+  "POST /v1/resync giveUpCheckpoint": "On a secondary: make it Inconsistent, and free its overlays.",
+  "POST /v1/rollback epoch": "The retained checkpoint that becomes the committed one.",
   "POST /v1/wait condition": "What to wait for: see [states.md](states.md#conditions-to-wait-for).",
   "PUT /v1/jobs/ID/speed bytesPerSecond": "0 is no limit.",
 };
@@ -48,6 +54,7 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "epoch.prepared": "Checkpoints that a commit or a discard can name.",
   "epoch.committed":
     "The checkpoint that a failover returns to; 0 before the first. On a primary: as it was told last.",
+  "epoch.retained": "Earlier checkpoints that are kept (`--retain`), on a secondary.",
   "peers[].url": "What the primary dials; null on a secondary.",
   "peers[].address": "The other end; null on a secondary without a session.",
   "peers[].connection": "See [states.md](states.md#connection-states).",
@@ -66,7 +73,8 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "disks[].activeBytes": "Storage of the active disk.",
   "disks[].bufferBytes": "0 in this release.",
   "disks[].image": "Path of the image.",
-  "disks[].generations[].epoch": "Secondary: an epoch of which originals are held.",
+  "disks[].generations[].epoch":
+    "Secondary: an epoch of which originals are held; up to the committed one they are those of kept checkpoints.",
   "disks[].generations[].bytes": "Bytes in the clusters that it holds; zero clusters count, and occupy no storage.",
   "disks[].children[].name": "`local` on a primary, `base` on a secondary.",
   "disks[].children[].kind": "`image` in this release.",

@@ -10,50 +10,62 @@ interface MessageMeaning {
 
 /** The types make a message without a sentence, or a sentence without a message, a compile error. */
 const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
-  hello: { from: "both", meaning: "Who this side is and what it has: the fields are listed below." },
-  proof: { from: "both", meaning: "HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token." },
-  begin: {
+  "hello": { from: "both", meaning: "Who this side is and what it has: the fields are listed below." },
+  "proof": {
+    from: "both",
+    meaning: "HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token.",
+  },
+  "begin": {
     from: "primary",
     meaning: "The stream starts: the session's id, what will be sent, the open epoch, and the disks' sizes.",
   },
-  differs: {
+  "differs": {
     from: "secondary",
     meaning:
       "Clusters that it has changed by itself as a primary, as pairs of a first index and a count. In a `delta` only.",
   },
-  ready: { from: "secondary", meaning: "Nothing of an older session is under way, and the disks are open." },
-  united: { from: "primary", meaning: "What `differs` named is durable here: the secondary forgets it." },
-  data: {
+  "ready": { from: "secondary", meaning: "Nothing of an older session is under way, and the disks are open." },
+  "united": { from: "primary", meaning: "What `differs` named is durable here: the secondary forgets it." },
+  "data": {
     from: "primary",
     meaning: "Operations, numbered from `firstSequence` on, in the order in which they are applied.",
   },
-  sync: { from: "primary", meaning: "The clusters that the secondary may lack follow, or have all been sent." },
-  barrier: {
+  "sync": { from: "primary", meaning: "The clusters that the secondary may lack follow, or have all been sent." },
+  "barrier": {
     from: "primary",
     meaning: "Closes the epoch. Answered when everything before it is stable and the record is durable.",
   },
-  commit: {
+  "commit": {
     from: "primary",
     meaning: "Makes a prepared epoch, and every earlier one, the state to return to. Does not queue behind data.",
   },
-  discard: { from: "primary", meaning: "Withdraws prepared epochs. Does not queue behind data." },
-  takeover: {
+  "discard": { from: "primary", meaning: "Withdraws prepared epochs. Does not queue behind data." },
+  "takeover": {
     from: "primary",
     meaning:
       "A switchover: the secondary, which has committed everything, becomes Primary. Answered when that has begun.",
   },
-  answer: {
+  "answer": {
     from: "secondary",
     meaning: "The outcome of the barrier, commit or discard of that `id`; `error` is null when it was done.",
   },
-  ack: { from: "secondary", meaning: "How far the operations have come; see below." },
-  stall: {
+  "ack": { from: "secondary", meaning: "How far the operations have come; see below." },
+  "stall": {
     from: "secondary",
     meaning: "The overlays have no room, or the disk has none. Before `ready` where it is so from the beginning.",
   },
-  unstall: { from: "secondary", meaning: "There is room again." },
-  ping: { from: "both", meaning: "Nothing else was said for a while." },
-  refuse: { from: "both", meaning: "Why this side ends the session; it closes the link next." },
+  "unstall": { from: "secondary", meaning: "There is room again." },
+  "wanted": {
+    from: "secondary",
+    meaning:
+      "A checkpoint would free three quarters or more of `--overlay-limit`. Said once, until it would free less.",
+  },
+  "given-up": {
+    from: "secondary",
+    meaning: "Its operator gave the committed checkpoint up: nothing up to that epoch is committed or prepared now.",
+  },
+  "ping": { from: "both", meaning: "Nothing else was said for a while." },
+  "refuse": { from: "both", meaning: "Why this side ends the session; it closes the link next." },
 };
 
 const HELLO_MEANINGS: Record<keyof Hello, string> = {

@@ -13,6 +13,7 @@ import type {
   Mode,
   ProtectionReason,
   ReplicationState,
+  ResyncOutcome,
   Role,
   SecondaryExport,
   WaitCondition,
@@ -112,6 +113,13 @@ export const WAIT_CONDITION_MEANINGS: Record<WaitCondition, string> = {
   committed: "A checkpoint has been committed.",
 };
 
+export const RESYNC_OUTCOME_MEANINGS: Record<ResyncOutcome, string> = {
+  "nothing-to-do": "The secondary lacks nothing, or there was no checkpoint to give up.",
+  "running": "A resync is under way already.",
+  "resumed": "A paused resync goes on.",
+  "given-up": "The secondary is Inconsistent until the next commit, and its overlays are freed.",
+};
+
 export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "agent-started": "The agent has read its state and serves.",
   "agent-stopping": "The agent was asked to stop and drains its window.",
@@ -131,6 +139,10 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "checkpoint-discarded": "A prepared checkpoint was withdrawn; no data was lost.",
   "checkpoint-failed": "A checkpoint was not prepared or not committed; the data has the reason.",
   "checkpoint-wanted": "The secondary's overlays have reached their high-water mark: a commit would free them.",
+  "checkpoint-given-up":
+    "An operator gave the committed checkpoint up: there is nothing to fail over to until the next.",
+  "retained-dropped": "Earlier checkpoints are not kept any more; the data has their epochs and the reason.",
+  "rolled-back": "An earlier checkpoint is the committed one now; the data has both epochs.",
   "overlay-full": "The secondary has no room for another original and has stopped taking writes.",
   "overlay-freed": "The overlays have room again.",
   "disk-error": "A disk could not be read or written; the data has the disk and the reason.",

@@ -21,6 +21,8 @@ import {
   rejoinAnswerSchema,
   startAloneAnswerSchema,
   switchoverAnswerSchema,
+  resyncAnswerSchema,
+  rollbackAnswerSchema,
   statusSchema,
   waitAnswerSchema,
   type AgentEvent,
@@ -39,6 +41,10 @@ import {
   type RejoinAnswer,
   type RejoinRequest,
   type StartAloneAnswer,
+  type ResyncAnswer,
+  type ResyncRequest,
+  type RollbackAnswer,
+  type RollbackRequest,
   type Status,
   type SwitchoverAnswer,
   type SwitchoverRequest,
@@ -133,6 +139,14 @@ export class ControlClient {
 
   failover(request: FailoverRequest, signal?: AbortSignal): Promise<FailoverAnswer> {
     return this.#wait("/v1/failover", request, failoverAnswerSchema, signal);
+  }
+
+  resync(request: ResyncRequest, signal?: AbortSignal): Promise<ResyncAnswer> {
+    return this.#wait("/v1/resync", request, resyncAnswerSchema, signal);
+  }
+
+  rollback(request: RollbackRequest, signal?: AbortSignal): Promise<RollbackAnswer> {
+    return this.#wait("/v1/rollback", request, rollbackAnswerSchema, signal);
   }
 
   wait(request: WaitRequest, signal?: AbortSignal): Promise<WaitAnswer> {

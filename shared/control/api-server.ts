@@ -22,6 +22,8 @@ import {
   startAloneRequestSchema,
   switchoverRequestSchema,
   JOB_VERBS,
+  resyncRequestSchema,
+  rollbackRequestSchema,
   setSpeedRequestSchema,
   waitRequestSchema,
   type AgentControl,
@@ -194,6 +196,12 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/failover", (request, _reply, signal) =>
       control.failover(parseFields(failoverRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/resync", (request, _reply, signal) =>
+      control.resync(parseFields(resyncRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/rollback", (request, _reply, signal) =>
+      control.rollback(parseFields(rollbackRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/wait", (request, _reply, signal) =>
       control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),

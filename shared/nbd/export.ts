@@ -11,6 +11,8 @@ export interface NbdExport {
   readonly sizeBytes: number;
   /** What is behind the export now. Throws a ColobusError when there is nothing to serve: the request fails with that error. */
   readonly device: BlockDevice;
+  /** Whether several connections see the same content; default: they do. */
+  readonly multiConn?: boolean;
   /** Whether writes are refused now. Told to a client when it connects, and asked anew with every write. */
   readonly readOnly: boolean;
 }

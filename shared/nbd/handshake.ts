@@ -328,12 +328,12 @@ export class Handshake {
       TRANSMISSION_FLAG.HAS_FLAGS |
       TRANSMISSION_FLAG.SEND_FLUSH |
       TRANSMISSION_FLAG.SEND_FUA |
-      TRANSMISSION_FLAG.CAN_MULTI_CONN |
       TRANSMISSION_FLAG.SEND_CACHE;
     const writable =
       TRANSMISSION_FLAG.SEND_TRIM | TRANSMISSION_FLAG.SEND_WRITE_ZEROES | TRANSMISSION_FLAG.SEND_FAST_ZERO;
+    const multiConn = nbdExport.multiConn === false ? 0 : TRANSMISSION_FLAG.CAN_MULTI_CONN;
     const access = nbdExport.readOnly ? TRANSMISSION_FLAG.READ_ONLY : writable;
-    return always | access | (this.#structuredReplies ? TRANSMISSION_FLAG.SEND_DF : 0);
+    return always | multiConn | access | (this.#structuredReplies ? TRANSMISSION_FLAG.SEND_DF : 0);
   }
 
   /** Enters the transmission phase, unless the directory objects; then the result says why. */

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import type { ConnectAnswer, JobStatus, RejoinAnswer, SwitchoverAnswer } from "../../proto/control-api.ts";
 import { AgentPair, freePort, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
-import { expectSame, NbdClient, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";
+import { expectSame, NbdClient, NbdFault, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
 
 const ROUNDS = 10;
@@ -51,7 +51,7 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "fio", "python3:nbd"))("roles
       await other.start();
       await other.until("outdated", ({ protection }) => protection.reason === "outdated");
       expect((await other.status()).peers[0]?.connection).toBe("StandAlone");
-      await expect(readDisk(other.uri())).rejects.toThrow();
+      await expect(readDisk(other.uri())).rejects.toThrow("nbdcopy");
       const rejoined = await other.get<RejoinAnswer>("rejoin", "--peer", urls.get(serving) ?? "");
       expect(rejoined.already).toBe(false);
       await untilProtected(both);
@@ -141,7 +141,7 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "fio", "python3:nbd"))("roles
     expect(refused).toMatchObject({ code: 1, json: { error: { code: "clients-connected" } } });
     await guest.write({ offset: 4096, length: 4096 }, 0x66);
     await primary.get("switchover", "--close-clients");
-    await expect(guest.write({ offset: 0, length: 4096 }, 0x77)).rejects.toThrow();
+    await expect(guest.write({ offset: 0, length: 4096 }, 0x77)).rejects.toThrow(NbdFault);
     await untilProtected([primary, secondary]);
     expect((await secondary.status()).role).toBe("Primary");
     const content = await readDisk(secondary.uri());

@@ -158,6 +158,7 @@ describe("a primary whose secondary sends damaged messages", () => {
           differs: () => undefined,
           ready: () => undefined,
           stalled: () => undefined,
+          notified: () => undefined,
           closed: () => {
             closings += 1;
           },

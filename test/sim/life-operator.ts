@@ -9,6 +9,9 @@ import type { SeededRandom } from "./seeded-random.ts";
 const LEGAL_CODES: readonly ErrorCode[] = ["no-peer", "timed-out", "outcome-unknown", "too-many-prepared"];
 /** An answer comes at its timeout at the latest. */
 const SLACK_MS = 1;
+/** How often a patient operator looks at the secondary. */
+const LOOK_MS = 1_000;
+const GIVE_UP_WITHIN_MS = 60_000;
 /** What one request of the guest, or piece of a resync, may put into the stream beyond the window. */
 const REQUEST_MAX_BYTES = 256 * 1024;
 const SYNC_PIECE_BYTES = 1024 * 1024;
@@ -122,6 +125,30 @@ export class LifeOperator {
         }
       },
     );
+  }
+
+  /** Gives the checkpoint up whenever the secondary says that its overlays are full, until it is over. */
+  async relieve(isOver: () => boolean): Promise<void> {
+    const { calls, model, pair } = this.#scene;
+    for (;;) {
+      await this.#scene.sleep(LOOK_MS);
+      const { agent } = pair.secondary;
+      if (isOver()) return;
+      if (agent === undefined || this.#scene.statusOf(pair.secondary)?.protection.reason !== "overlay-full") continue;
+      this.#scene.note("the operator gives the checkpoint up");
+      model.checkpointGivenUp();
+      await calls.make(
+        pair.secondary,
+        "resync --give-up-checkpoint",
+        GIVE_UP_WITHIN_MS + SLACK_MS,
+        () => agent.resync({ giveUpCheckpoint: true, timeoutMs: GIVE_UP_WITHIN_MS }, new AbortController().signal),
+        (ended) => {
+          this.#tell("give-up", ended);
+          if (ended.kind === "failed") this.#assertLegal("give-up", ended, []);
+          this.#scene.observeCommitted();
+        },
+      );
+    }
   }
 
   /** Compares what both agents say with what can be. */

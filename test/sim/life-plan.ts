@@ -39,6 +39,7 @@ export const OPERATION_KINDS = [
   "view-write",
   "view-zero",
   "view-flush",
+  "kept-read",
   "checkpoint",
   "prepare",
   "commit",
@@ -60,6 +61,7 @@ const OPERATION_WEIGHTS: Record<OperationKind, number> = {
   "view-write": 8,
   "view-zero": 2,
   "view-flush": 2,
+  "kept-read": 4,
   "checkpoint": 4,
   "prepare": 5,
   "commit": 4,
@@ -102,11 +104,12 @@ export function drawLife(random: SeededRandom): LifePlan {
   const durability = random.pick<Durability>(["power", "power", "power", "process"]);
   const access = random.pick<SecondaryExport>(["read-write", "read-write", "read-only", "read-only", "off"]);
   const ack = random.pick<AckPolicy>(["async", "async", "received", "applied"]);
+  const disks = drawDisks(random);
   const operations = OPERATIONS_MIN + random.below(100);
   const faults = drawFaults(random, operations);
   return {
     pair: {
-      disks: drawDisks(random),
+      disks,
       clusterBytes: random.pick(CLUSTERS),
       durability,
       ack,
@@ -115,6 +118,8 @@ export function drawLife(random: SeededRandom): LifePlan {
       peerTimeoutMs: 2_000 + random.below(3_000),
       createImages: random.chance(0.25),
       checkpointEveryMs: random.chance(0.15) ? 100 + random.below(1_000) : undefined,
+      retain: random.pick([0, 0, 1, 3]),
+      overlayLimitBytes: random.chance(0.2) ? drawLimit(random, disks) : undefined,
       storage: {
         coldProbability: random.pick([0, 0.1, 0.5]),
         syncMs: [0.1, random.pick([0.5, 5, 30])],
@@ -146,11 +151,18 @@ function drawDisks(random: SeededRandom): PairDisk[] {
   });
 }
 
+/** From what is mostly enough to what is mostly not; the originals of one batch to one disk can be held at least. */
+function drawLimit(random: SeededRandom, disks: readonly PairDisk[]): number {
+  const sizes = disks.map(({ sizeBytes }) => sizeBytes);
+  const allBytes = sizes.reduce((sum, sizeBytes) => sum + sizeBytes, 0);
+  return Math.ceil(Math.max(allBytes * random.within([0.3, 2]), Math.max(...sizes) + 2 * PAGE_BYTES));
+}
+
 /** Each life does some things more often, and some not at all. */
 function drawWeights(random: SeededRandom, access: SecondaryExport): Record<OperationKind, number> {
   const weights = { ...OPERATION_WEIGHTS };
   for (const kind of OPERATION_KINDS) {
-    const isOfView = kind.startsWith("view-");
+    const isOfView = kind.startsWith("view-") || kind === "kept-read";
     const isWriteOfView = kind === "view-write" || kind === "view-zero" || kind === "view-flush";
     if ((isOfView && access === "off") || (isWriteOfView && access !== "read-write")) weights[kind] = 0;
     else if (kind !== "write" && kind !== "checkpoint") weights[kind] *= random.pick([0, 0.5, 1, 1, 2]);

@@ -15,7 +15,7 @@ const LIMIT_MS = 10_000;
 
 export type ReaderOperation = Extract<
   OperationKind,
-  "view-read" | "view-read-all" | "view-write" | "view-zero" | "view-flush"
+  "view-read" | "view-read-all" | "view-write" | "view-zero" | "view-flush" | "kept-read"
 >;
 
 /**
@@ -53,7 +53,47 @@ export class LifeReader {
         return this.#zero();
       case "view-flush":
         return this.#flush();
+      case "kept-read":
+        return void this.#readKept();
     }
+  }
+
+  /** Opens a checkpoint, reads it now and after a while, and leaves: it must stay what it was over all commits. */
+  async #readKept(): Promise<void> {
+    const { model, pair, plan } = this.#scene;
+    const { agent, host } = pair.secondary;
+    const { process } = host;
+    const epochs = this.#scene.statusOf(pair.secondary)?.epoch;
+    if (agent === undefined || epochs === undefined || epochs.committed === 0) return;
+    const disk = this.#random.pick(plan.pair.disks);
+    const which = this.#random.pick(["committed", ...epochs.retained]);
+    const epoch = typeof which === "number" ? which : epochs.committed;
+    const opened = agent.exports.find(`${disk.name}@${which}`);
+    assert(opened !== undefined, `${disk.name}@${which} is not exported`);
+    agent.exports.opened(opened);
+    const expected = model.contentAt(epoch)[plan.pair.disks.indexOf(disk)];
+    for (let round = 0; round < 3; round += 1) {
+      const { offset, length } = drawRange(this.#random, disk.sizeBytes, disk.sizeBytes);
+      const target = Buffer.alloc(length);
+      this.#scene.note(`${opened.name} is read at [${offset}, +${length})`);
+      await this.#scene.calls.make(
+        pair.secondary,
+        "kept-read",
+        LIMIT_MS,
+        () => opened.device.read(target, offset),
+        (outcome) => {
+          if (outcome.kind === "failed") this.#assertLegal(outcome.error, ["checkpoint-dropped"]);
+          if (outcome.kind !== "done") return;
+          assert(
+            expected?.subarray(offset, offset + length).equals(target),
+            `${opened.name} is not checkpoint ${epoch}`,
+          );
+        },
+      );
+      await this.#scene.sleep(this.#random.pick([0, 50, 1_000]));
+      if (!process.alive || this.#scene.paused.has(process)) break;
+    }
+    if (process.alive) agent.exports.closed(opened);
   }
 
   #readSome(): void {
@@ -132,8 +172,8 @@ export class LifeReader {
     this.#recovered = false;
   }
 
-  #assertLegal({ code, message }: ColobusError): void {
-    assert([...FULL_CODES, ...this.#scene.deviceCodes].includes(code), `${code}: ${message}`);
+  #assertLegal({ code, message }: ColobusError, also: readonly ErrorCode[] = []): void {
+    assert([...FULL_CODES, ...also, ...this.#scene.deviceCodes].includes(code), `${code}: ${message}`);
   }
 
   #modelOf(disk: PairDisk): DiskModel | undefined {
@@ -164,7 +204,7 @@ export class LifeReader {
         if (outcome.kind === "failed") {
           if (this.#scene.deviceCodes.includes(outcome.error.code)) return;
           assert.equal(outcome.error.code, "no-checkpoint", outcome.error.message);
-          assert(before === undefined, "the view is refused, though there is a checkpoint");
+          assert(before === undefined || now === undefined, "the view is refused, though there is a checkpoint");
           return;
         }
         assert(now !== undefined, "a view is served before the first checkpoint");

@@ -157,6 +157,7 @@ class Life {
       case "view-write":
       case "view-zero":
       case "view-flush":
+      case "kept-read":
         if (!this.#reader.isRunning) return this.#pause();
         return this.#reader.do(kind);
       case "checkpoint":
@@ -230,6 +231,8 @@ class Life {
     const { agent } = this.#scene.pair.primary;
     assert(agent !== undefined);
     const request = { condition: "synced", timeoutMs: SYNCED_WITHIN_MS } as const;
+    let isOver = false;
+    if (this.#scene.plan.pair.overlayLimitBytes !== undefined) void this.#operator.relieve(() => isOver);
     const outcome = await this.#scene.calls.make(
       this.#scene.pair.primary,
       "wait",
@@ -239,6 +242,7 @@ class Life {
         if (ended.kind === "failed") assert.fail(`the pair does not come together: ${ended.error.message}`);
       },
     );
+    isOver = true;
     assert.equal(outcome.kind, "done");
   }
 

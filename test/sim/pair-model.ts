@@ -34,6 +34,8 @@ export class PairModel implements PairObserver {
   #lastClosed = 0;
   /** The secondary may find that it has lost its checkpoint: it never fsyncs, and its host lost its power. */
   #mayBeVoid = false;
+  /** The operator has asked the secondary to give its checkpoints up. */
+  #mayBeGivenUp = false;
   /** The newest barrier that was closed when the secondary lost its checkpoints. */
   #voidThrough = 0;
   #committedAnswered = 0;
@@ -121,7 +123,10 @@ export class PairModel implements PairObserver {
 
   /** Takes the secondary's committed epoch as it is now. True when it is another one than before. */
   observeCommitted(epoch: number): boolean {
-    if (epoch === 0 && this.#mayBeVoid) this.#forgetCheckpoints();
+    if (epoch === 0 && (this.#mayBeVoid || this.#mayBeGivenUp)) {
+      this.#forgetCheckpoints();
+      this.#mayBeGivenUp = false;
+    }
     this.#mayBeVoid = false;
     assert(
       epoch >= this.#committedAnswered,
@@ -142,7 +147,6 @@ export class PairModel implements PairObserver {
       if (replaced !== undefined) disk.takeOver(replaced);
       return disk;
     });
-    for (const closed of this.#snapshots.keys()) if (closed < epoch) this.#snapshots.delete(closed);
     for (const set of [this.#prepared, this.#discardsAsked, this.#commitsAsked]) {
       for (const old of set) if (old <= epoch) set.delete(old);
     }
@@ -156,6 +160,10 @@ export class PairModel implements PairObserver {
       assert(prepared > epoch.committed, `epoch ${prepared} is prepared behind the committed ${epoch.committed}`);
       assert(this.#snapshots.has(prepared), `epoch ${prepared} is prepared, and no barrier has closed it`);
       assert(!this.#discarded.has(prepared), `epoch ${prepared} was withdrawn, and is prepared again`);
+    }
+    for (const retained of epoch.retained) {
+      assert(retained < epoch.committed, `epoch ${retained} is retained, and ${epoch.committed} is committed`);
+      this.contentAt(retained);
     }
     for (const prepared of this.#prepared) {
       if (this.mustBePrepared(prepared)) {
@@ -171,6 +179,19 @@ export class PairModel implements PairObserver {
   /** The host of a secondary that never fsyncs has lost its power: what it says when it is back decides. */
   secondaryMayBeVoid(): void {
     this.#mayBeVoid = true;
+  }
+
+  /** From now on the secondary may be found without a checkpoint, once. */
+  checkpointGivenUp(): void {
+    this.#mayBeGivenUp = true;
+  }
+
+  /** The disks as they were when the epoch was closed, which is, or was, committed. */
+  contentAt(epoch: number): readonly Buffer[] {
+    const snapshot = this.#snapshots.get(epoch);
+    assert(snapshot !== undefined, `epoch ${epoch} is a checkpoint, and no barrier has closed it`);
+    assert(!this.#discarded.has(epoch), `epoch ${epoch} was withdrawn, and is a checkpoint`);
+    return snapshot;
   }
 
   #forgetCheckpoints(): void {

@@ -32,6 +32,8 @@ export interface PairOptions {
   /** The secondary makes its images itself; else `prepare` makes them. */
   readonly createImages: boolean;
   readonly checkpointEveryMs: number | undefined;
+  readonly retain: number;
+  readonly overlayLimitBytes: number | undefined;
   readonly storage?: Partial<StorageProfile>;
 }
 
@@ -235,6 +237,8 @@ export function makePair(
       extentBytes: 2 * options.clusterBytes,
       settleEveryMs: 300,
       secondaryExport: options.access,
+      retain: options.retain,
+      overlayLimitBytes: options.overlayLimitBytes,
       createImages: !isPrimary && options.createImages,
       assumeInSync: false,
       adoptImages: false,

@@ -94,6 +94,8 @@ class RoleLife {
         peerTimeoutMs: 5_000,
         createImages: false,
         checkpointEveryMs: undefined,
+        retain: this.#random.pick([0, 0, 2]),
+        overlayLimitBytes: undefined,
       },
       { primary: contents, secondary: contents.map((content) => Buffer.alloc(content.length)) },
       this.#model,

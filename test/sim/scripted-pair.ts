@@ -30,6 +30,8 @@ const OPTIONS: Omit<PairOptions, "durability"> = {
   peerTimeoutMs: 5_000,
   createImages: false,
   checkpointEveryMs: undefined,
+  retain: 0,
+  overlayLimitBytes: undefined,
 };
 
 export class ScriptedPair {

@@ -24,6 +24,7 @@ const RECORD: StateRecord = {
   epochReserved: 0,
   committed: { epoch: 0, atMs: 0 },
   prepared: [],
+  retained: [],
   merge: null,
   bootId: "boot",
 };

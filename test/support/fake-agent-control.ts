@@ -19,6 +19,10 @@ import type {
   StartAloneAnswer,
   SwitchoverAnswer,
   SwitchoverRequest,
+  ResyncAnswer,
+  ResyncRequest,
+  RollbackAnswer,
+  RollbackRequest,
   Status,
   WaitAnswer,
   WaitRequest,
@@ -124,6 +128,17 @@ export class FakeAgentControl implements AgentControl {
   async switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
     await this.#called("switchover", request, signal);
     return { role: "Secondary", lineage: "2".repeat(32) };
+  }
+
+  async resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer> {
+    await this.#called("resync", request, signal);
+    if (!request.giveUpCheckpoint) return { outcome: "resumed", job: "resync-1", givenUpEpoch: null };
+    return { outcome: "given-up", job: null, givenUpEpoch: this.currentStatus.epoch.committed };
+  }
+
+  async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
+    await this.#called("rollback", request, signal);
+    return { epoch: request.epoch, fromEpoch: this.currentStatus.epoch.committed };
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {

@@ -49,6 +49,7 @@ export function openFuzzAgent(
       extentBytes: 16_384,
       settleEveryMs: 5_000,
       secondaryExport: "read-only",
+      retain: 0,
       createImages: false,
       assumeInSync: false,
       adoptImages: false,

@@ -9,6 +9,7 @@ import type { StateRecord } from "../../proto/state-record.ts";
 import type { Durability } from "../../proto/words.ts";
 import { Checkpoints } from "../../secondary/checkpoints.ts";
 import { overlayContext } from "../../secondary/overlay-files.ts";
+import { OverlayQuota, type OverlayUsage } from "../../secondary/overlay-quota.ts";
 import { ReplicaDisk } from "../../secondary/replica-disk.ts";
 import { ReplicaWriter } from "../../secondary/replica-writer.ts";
 import { ViewGate } from "../../secondary/view-gate.ts";
@@ -22,6 +23,12 @@ export const STATE_DIRECTORY = "/state";
 const LINEAGE = "1".repeat(32);
 
 export const BENCH_WINDOW_BYTES = 1_048_576;
+
+export interface BenchOptions {
+  readonly afterPowerLoss?: boolean;
+  readonly retain?: number;
+  readonly limitBytes?: number;
+}
 
 export interface BenchDisk {
   readonly name: string;
@@ -91,21 +98,36 @@ export class ReplicaBench {
   failure: ColobusError | undefined;
   stable = 0;
   #sequence = 0;
+  /** Retained checkpoints that had to go. */
+  readonly retainedDropped: number[] = [];
+  readonly quota: OverlayQuota | undefined;
+  /** How often a checkpoint was asked for. */
+  wanted = 0;
+  readonly #options: BenchOptions;
 
-  private constructor(storage: MemoryStorage, state: StateFile, afterPowerLoss: boolean) {
+  private constructor(storage: MemoryStorage, state: StateFile, options: BenchOptions) {
     this.#storage = storage;
     this.state = state;
-    const { committed, prepared, epochReserved } = state.record;
+    this.#options = options;
+    const { committed, prepared, retained, epochReserved } = state.record;
+    if (options.limitBytes !== undefined) {
+      this.quota = new OverlayQuota(
+        options.limitBytes,
+        () => this.usage(),
+        () => (this.wanted += 1),
+      );
+    }
     const random = new SimRandom(new SeededRandom(11));
     const epochs = {
       committed: committed.epoch,
       newestBarrier: prepared.at(-1)?.epoch ?? committed.epoch,
       open: epochReserved + 1,
-      afterPowerLoss,
+      floor: retained[0]?.epoch ?? committed.epoch,
+      afterPowerLoss: options.afterPowerLoss ?? false,
     };
     this.disks = state.record.disks.map(({ name, image, sizeBytes }) => {
       const context = overlayContext(
-        { storage, random, stateDirectory: STATE_DIRECTORY },
+        { storage, random, stateDirectory: STATE_DIRECTORY, quota: this.quota },
         state.record,
         name,
         sizeBytes ?? 0,
@@ -122,14 +144,26 @@ export class ReplicaBench {
       gate: this.gate,
       clock: this.#clock,
       log: this.log,
+      retain: options.retain ?? 0,
+      retainedDropped: (epochs) => this.retainedDropped.push(...epochs),
+      freed: () => this.quota?.measure(),
     });
     this.writer = this.#newWriter();
   }
 
-  static open(storage: MemoryStorage, afterPowerLoss = false): ReplicaBench {
+  static open(storage: MemoryStorage, options: BenchOptions = {}): ReplicaBench {
     const state = StateFile.open(storage, STATE_DIRECTORY);
     if (state === undefined) throw new Error("there is no state");
-    return new ReplicaBench(storage, state, afterPowerLoss);
+    return new ReplicaBench(storage, state, options);
+  }
+
+  usage(): OverlayUsage {
+    const keptBytes = this.disks.reduce((sum, { hidden }) => sum + hidden.keptBytes, 0);
+    const totalBytes = this.disks.reduce(
+      (sum, { hidden, active }) => sum + hidden.allocatedBytes + active.allocatedBytes,
+      0,
+    );
+    return { totalBytes, freeableBytes: totalBytes - keptBytes };
   }
 
   /** A session begins: later operations belong to `epoch`. */
@@ -171,7 +205,7 @@ export class ReplicaBench {
     await this.writer.stop();
     await this.checkpoints.settled();
     this.#storage.crash(kind);
-    return ReplicaBench.open(this.#storage, kind === "power");
+    return ReplicaBench.open(this.#storage, { ...this.#options, afterPowerLoss: kind === "power" });
   }
 
   async readView(disk: number, offset = 0, length?: number): Promise<Buffer> {
@@ -190,6 +224,7 @@ export class ReplicaBench {
       windowBytes: BENCH_WINDOW_BYTES,
       syncEagerly: false,
       savesOriginals: () => this.checkpoints.newestBarrier > 0,
+      makeRoom: () => this.checkpoints.makeRoom(),
       acknowledge: (_, stable) => {
         this.stable = stable;
       },

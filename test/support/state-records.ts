@@ -21,6 +21,7 @@ export function stateRecord(changes: Partial<StateRecord> = {}): StateRecord {
     epochReserved: 0,
     committed: { epoch: 0, atMs: 0 },
     prepared: [],
+    retained: [],
     merge: null,
     bootId: "boot-1",
     ...changes,

@@ -67,7 +67,7 @@ export function protectedPrimary(): Status {
     durability: "power",
     ack: "async",
     clusterBytes: 16_384,
-    epoch: { open: 43, prepared: [], committed: 42 },
+    epoch: { open: 43, prepared: [], committed: 42, retained: [] },
     peers: [peer],
     disks: [disk, { ...disk, name: "vdb", sizeBytes: 512 * MIB, image: "/srv/vdb.raw" }],
     jobs: [concludedSync()],
@@ -86,7 +86,7 @@ export function protectedPrimary(): Status {
 export function syncingPrimary(): Status {
   return {
     ...protectedPrimary(),
-    epoch: { open: 1, prepared: [], committed: 0 },
+    epoch: { open: 1, prepared: [], committed: 0, retained: [] },
     peers: [{ ...peer, replication: "SyncSource", lagBytes: 8 * MIB }],
     disks: [{ ...disk, dirtyBytes: 6 * GIB }],
     jobs: [runningSync()],
@@ -104,7 +104,7 @@ export function lonelySecondary(): Status {
   return {
     ...protectedPrimary(),
     role: "Secondary",
-    epoch: { open: 44, prepared: [43], committed: 42 },
+    epoch: { open: 44, prepared: [43], committed: 42, retained: [] },
     peers: [
       {
         ...peer,

@@ -24,6 +24,7 @@ const CONFIG: AgentConfig = {
   extentBytes: 16_384,
   settleEveryMs: 5_000,
   secondaryExport: "off",
+  retain: 0,
   createImages: false,
   assumeInSync: false,
   adoptImages: false,

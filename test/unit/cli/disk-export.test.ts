@@ -23,9 +23,9 @@ describe("the exports of an agent", () => {
     const next = new MemoryDevice(4096);
     exports.put("vda", "vm1", next, false);
     expect(exports.find("vda")).toBe(opened);
-    expect([opened.device, opened.readOnly, opened.clients]).toEqual([next, false, 1]);
+    expect([opened.device, opened.readOnly, exports.clientsOf("vda")]).toEqual([next, false, 1]);
     exports.closed(opened);
-    expect(opened.clients).toBe(0);
+    expect(exports.clientsOf("vda")).toBe(0);
   });
 
   it("answer with a reason when nothing is behind them any more", () => {

@@ -33,6 +33,7 @@ class Bench {
       differs: (disk, runs) => this.calls.push(`differs ${disk} ${JSON.stringify(runs)}`),
       ready: () => this.calls.push("ready"),
       stalled: (reason) => this.calls.push(`stalled ${reason?.code ?? "no more"}`),
+      notified: (notice) => this.calls.push(`notified ${notice.type}`),
       closed: (reason, missing) => this.endings.push({ reason, missing }),
     });
   }
@@ -178,6 +179,7 @@ describe("the primary's end of a session", () => {
       differs: () => undefined,
       ready: () => undefined,
       stalled: () => undefined,
+      notified: () => undefined,
       // What a replicator does here: it looks at the session that has ended.
       closed: (reason) => endings.push(session.silenceMs >= 0 ? reason : reason),
     });

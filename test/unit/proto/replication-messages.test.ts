@@ -21,9 +21,9 @@ const error = { code: "overlay-full", message: "no room", action: "make some" };
 
 /** One message of each type; a new type does not compile until it has one. */
 const EXAMPLES: { readonly [Type in Exclude<MessageType, "data">]: Extract<Message, { type: Type }> } = {
-  hello: { type: "hello", ...primaryHello({ prepared: [3, 4], tracks: "b".repeat(32), hasToken: true }) },
-  proof: { type: "proof", mac: Buffer.alloc(32, 7) },
-  begin: {
+  "hello": { type: "hello", ...primaryHello({ prepared: [3, 4], tracks: "b".repeat(32), hasToken: true }) },
+  "proof": { type: "proof", mac: Buffer.alloc(32, 7) },
+  "begin": {
     type: "begin",
     session: "5".repeat(32),
     extent: "delta",
@@ -31,20 +31,22 @@ const EXAMPLES: { readonly [Type in Exclude<MessageType, "data">]: Extract<Messa
     openEpoch: 5,
     diskSizes: [1_048_576, 2 ** 44],
   },
-  differs: { type: "differs", disk: 1, runs: [0, 1, 70_000, 4096] },
-  ready: { type: "ready" },
-  united: { type: "united" },
-  sync: { type: "sync", phase: "begin", totalBytes: 2 ** 40, lineage: "1".repeat(32), ancestors: ["0".repeat(32)] },
-  barrier: { type: "barrier", id: 1, epoch: 5 },
-  commit: { type: "commit", id: 2, epoch: 5 },
-  discard: { type: "discard", id: 3, epochs: [6, 7] },
-  takeover: { type: "takeover", id: 4, lineage: "2".repeat(32) },
-  answer: { type: "answer", id: 3, error },
-  ack: { type: "ack", received: 900, stable: 800 },
-  stall: { type: "stall", error },
-  unstall: { type: "unstall" },
-  ping: { type: "ping" },
-  refuse: { type: "refuse", error },
+  "differs": { type: "differs", disk: 1, runs: [0, 1, 70_000, 4096] },
+  "ready": { type: "ready" },
+  "united": { type: "united" },
+  "sync": { type: "sync", phase: "begin", totalBytes: 2 ** 40, lineage: "1".repeat(32), ancestors: ["0".repeat(32)] },
+  "barrier": { type: "barrier", id: 1, epoch: 5 },
+  "commit": { type: "commit", id: 2, epoch: 5 },
+  "discard": { type: "discard", id: 3, epochs: [6, 7] },
+  "takeover": { type: "takeover", id: 4, lineage: "2".repeat(32) },
+  "answer": { type: "answer", id: 3, error },
+  "ack": { type: "ack", received: 900, stable: 800 },
+  "stall": { type: "stall", error },
+  "unstall": { type: "unstall" },
+  "wanted": { type: "wanted", freeableBytes: 49_152, limitBytes: 65_536 },
+  "given-up": { type: "given-up", throughEpoch: 7 },
+  "ping": { type: "ping" },
+  "refuse": { type: "refuse", error },
 };
 
 const DATA: DataMessage = {

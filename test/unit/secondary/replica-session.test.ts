@@ -51,6 +51,8 @@ class Bench {
       peerTimeoutMs: 4000,
       windowBytes: 65_536,
       bootId: "boot-1",
+      retain: 0,
+      overlayLimitBytes: undefined,
       disksCreated: () => this.events.push("disks-created"),
     });
   }

@@ -61,6 +61,8 @@ async function secondary(): Promise<Bench> {
     peerTimeoutMs: 1000,
     windowBytes: 1_048_576,
     bootId: "boot-1",
+    retain: 0,
+    overlayLimitBytes: undefined,
     disksCreated: () => undefined,
   });
   return { storage, state, role, view };

@@ -1,0 +1,47 @@
+import { notProtected, type Status } from "../proto/control-api.ts";
+import type { ColobusError } from "../proto/errors.ts";
+import type { StateRecord } from "../proto/state-record.ts";
+import { refusalOf } from "../shared/replication/refusal.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
+import { outdated, type GuestPolicy } from "./guest-policy.ts";
+import type { Replicator } from "./replicator.ts";
+
+export interface PrimaryFacts {
+  readonly record: StateRecord;
+  /** Why a local image cannot be relied on; undefined: none has failed. */
+  readonly failed: ColobusError | undefined;
+  readonly verdict: Verdict | undefined;
+  readonly guests: GuestPolicy;
+  /** Whether there is, or was, anybody to replicate to. */
+  readonly hasPeer: boolean;
+  readonly replicator: Replicator;
+  /** The epoch that the secondary has committed, as it said last; 0: none. */
+  readonly committed: number;
+  readonly checkpointAgeMs: number;
+  readonly maxCheckpointAgeMs: number | undefined;
+}
+
+/** Whether the VM of a primary could be taken over, and if not, what to do: the gravest reason comes first. */
+export function describePrimaryProtection(facts: PrimaryFacts): Status["protection"] {
+  const { record, failed, verdict, guests, replicator, committed } = facts;
+  if (failed !== undefined) return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
+  if (record.outdated) return notProtected("outdated", outdated().action);
+  if (verdict?.kind === "split-brain") {
+    return notProtected("split-brain", refusalOf(verdict, record.agentId)?.action ?? "");
+  }
+  if (guests.isHeld) return notProtected("held", guests.describeHold());
+  if (!facts.hasPeer) return notProtected("no-peer", "This side runs alone; set up a new secondary for it.");
+  if (!replicator.isConnected) {
+    return notProtected("connecting", replicator.describe().lastError?.action ?? "Start the secondary agent.");
+  }
+  if (replicator.pausedBy !== undefined) return notProtected("overlay-full", replicator.pausedBy.action);
+  if (!replicator.isEstablished) {
+    const reason = committed === 0 ? "initial-sync" : "resync";
+    return notProtected(reason, "Wait: `colobus wait synced`; `colobus jobs` shows how far it is.");
+  }
+  if (committed === 0) return notProtected("no-checkpoint", "Take one: `colobus checkpoint`.");
+  if (facts.maxCheckpointAgeMs !== undefined && facts.checkpointAgeMs > facts.maxCheckpointAgeMs) {
+    return notProtected("checkpoint-too-old", "Take one: `colobus checkpoint`, or set --checkpoint-every.");
+  }
+  return { state: "Protected", reason: null, nextAction: "" };
+}

@@ -1,0 +1,171 @@
+import { ColobusError } from "../proto/errors.ts";
+import { OVERLAY_RESERVE_BYTES, OVERLAY_RETRY_MS } from "../proto/limits.ts";
+import type { EventType } from "../proto/words.ts";
+import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { Storage } from "../shared/host/storage.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { OverlayQuota, type OverlayUsage } from "./overlay-quota.ts";
+import type { ReplicaDisk } from "./replica-disk.ts";
+
+export interface OverlaySpaceOptions {
+  readonly storage: Storage;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
+  readonly state: StateFile;
+  readonly stateDirectory: string;
+  /** undefined: the file system alone is the limit. */
+  readonly limitBytes: number | undefined;
+  readonly disks: () => readonly ReplicaDisk[];
+  /** Drops the oldest kept checkpoint; false when there is none. */
+  readonly makeRoom: () => Promise<boolean>;
+  /** A commit would free much of the limit. */
+  readonly wanted: () => void;
+  /** There is room again. */
+  readonly freed: () => void;
+}
+
+/**
+ * Owns whether the secondary's overlays can take writes: the operator's limit, the file systems' free space, and the
+ * stall while there is too little of either. It is looked at every so often, and after each commit.
+ */
+export class OverlaySpace {
+  /** undefined: no limit was set. */
+  readonly quota: OverlayQuota | undefined;
+  readonly #options: OverlaySpaceOptions;
+  #reason: ColobusError | undefined;
+  #full: ColobusError | undefined;
+  #timer: Timer | undefined;
+  #ending = false;
+
+  constructor(options: OverlaySpaceOptions) {
+    this.#options = options;
+    const { limitBytes } = options;
+    if (limitBytes === undefined) return;
+    this.quota = new OverlayQuota(
+      limitBytes,
+      () => usageOf(options.disks()),
+      () => {
+        options.emit("checkpoint-wanted", { ...this.describeWanted() });
+        options.wanted();
+      },
+    );
+  }
+
+  /** Why the overlays cannot take writes now, with the figures, if they cannot. */
+  get full(): ColobusError | undefined {
+    return this.#full;
+  }
+
+  /** What a commit would free, and the limit. */
+  describeWanted(): { readonly freeableBytes: number; readonly limitBytes: number } {
+    const { freeableBytes } = usageOf(this.#options.disks());
+    return { freeableBytes, limitBytes: this.quota?.limitBytes ?? 0 };
+  }
+
+  /** The stream has found no room: what can be spared goes, and until that suffices, writes are not taken. */
+  report(reason: ColobusError): void {
+    const isNews = this.#full === undefined;
+    this.#reason = reason;
+    this.#full = this.#withFigures(reason);
+    if (isNews) this.#options.emit("overlay-full", this.#full.toJSON());
+    void this.#makeRoom();
+    this.#retryLater();
+  }
+
+  /** Looks again; when there is room, the stall is over. */
+  retry(): void {
+    if (this.#reason === undefined) return;
+    if (!this.#hasRoom()) {
+      this.#full = this.#withFigures(this.#reason);
+      return;
+    }
+    this.#reason = undefined;
+    this.#full = undefined;
+    this.quota?.forgetDenied();
+    this.#timer?.cancel();
+    this.#timer = undefined;
+    this.#options.emit("overlay-freed", {});
+    this.#options.freed();
+  }
+
+  /** Overlays were dropped: the mark can be reached again. */
+  measure(): void {
+    this.quota?.measure();
+  }
+
+  /** Ends the looking. Nothing is taken from the limit any more when the role ends. */
+  end(): void {
+    this.#ending = true;
+    this.#timer?.cancel();
+  }
+
+  /** The role goes on after all. */
+  resume(): void {
+    this.#ending = false;
+    if (this.#reason !== undefined) this.#retryLater();
+  }
+
+  async #makeRoom(): Promise<void> {
+    try {
+      while (!this.#ending && !this.#hasRoom() && (await this.#options.makeRoom()));
+      this.retry();
+    } catch (error) {
+      this.#options.log.warn({ error }, "retained checkpoints could not be dropped to make room");
+    }
+  }
+
+  #hasRoom(): boolean {
+    if ((this.quota?.missingBytes() ?? 0) > 0) return false;
+    const free = this.#freeBytes();
+    return free !== undefined && free >= OVERLAY_RESERVE_BYTES;
+  }
+
+  /** Of the file system with the least; undefined where it cannot be told now: it is asked again. */
+  #freeBytes(): number | undefined {
+    const { storage, stateDirectory, state } = this.#options;
+    try {
+      const images = state.record.disks.map((disk) => disk.image).filter((path) => storage.exists(path));
+      return Math.min(...[stateDirectory, ...images].map((path) => storage.freeBytes(path)));
+    } catch (error) {
+      if (error instanceof ColobusError) return undefined;
+      throw error;
+    }
+  }
+
+  /** The reason, with what is free, what has to be, and what to do. */
+  #withFigures(reason: ColobusError): ColobusError {
+    const missing = this.quota?.missingBytes() ?? 0;
+    const free = this.#freeBytes();
+    const figures =
+      missing > 0
+        ? `at least ${missing} bytes of the overlays must be freed to go on`
+        : `at least ${OVERLAY_RESERVE_BYTES} bytes must be free to go on, and ${free ?? "an unknown number"} are`;
+    const more = missing > 0 ? "start the secondary with a higher --overlay-limit" : "free space on the secondary";
+    return new ColobusError(
+      reason.code,
+      `${reason.message}; ${figures}`,
+      `Commit a prepared checkpoint, ${more}, or give the checkpoint up there: \`colobus resync --give-up-checkpoint\`.`,
+      { cause: reason },
+    );
+  }
+
+  #retryLater(): void {
+    this.#timer ??= this.#options.clock.after(OVERLAY_RETRY_MS, () => {
+      this.#timer = undefined;
+      this.retry();
+      if (this.#reason !== undefined && !this.#ending) this.#retryLater();
+    });
+  }
+}
+
+function usageOf(disks: readonly ReplicaDisk[]): OverlayUsage {
+  let totalBytes = 0;
+  let keptBytes = 0;
+  for (const { hidden, active } of disks) {
+    totalBytes += hidden.allocatedBytes + active.allocatedBytes;
+    keptBytes += hidden.keptBytes;
+  }
+  return { totalBytes, freeableBytes: totalBytes - keptBytes };
+}
