@@ -9,6 +9,7 @@ import {
   CLUSTER_DEFAULT_BYTES,
   DISKS_MAX,
   EXTENT_BYTES,
+  FENCE_TIMEOUT_DEFAULT_MS,
   OVERLAY_LIMIT_MIN_BYTES,
   PEER_TIMEOUT_DEFAULT_MS,
   RETAINED_MAX,
@@ -20,6 +21,7 @@ import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { LOG_LEVELS, type LogLevel } from "../shared/host/log.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
+import type { FenceHook } from "./fence-peer.ts";
 import { formatBytes, formatDuration, parseDuration, parseSize } from "./quantities.ts";
 
 /** Names of disks become names of directories and exports. */
@@ -56,6 +58,8 @@ const optionsSchema = z.strictObject({
   "create": z.boolean().optional(),
   "assume-in-sync": z.boolean().optional(),
   "adopt-image": z.boolean().optional(),
+  "fence-peer": scalar.optional(),
+  "fence-timeout": scalar.optional(),
   "overlay-limit": scalar.optional(),
   "retain": scalar.optional(),
   "control-listen": scalar.optional(),
@@ -96,6 +100,8 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("checkpoint-every", text("Take a checkpoint of the disks by itself this often (off)"))
     .option("max-checkpoint-age", text("Older checkpoints count as no protection (off)"))
     .option("on-peer-loss", word(PEER_LOSS_POLICIES, "What guests' writes do without the secondary (continue)"))
+    .option("fence-peer", text("Command that runs before a failover here, and makes sure that the peer serves no more"))
+    .option("fence-timeout", text(`How long that command may take (${formatDuration(FENCE_TIMEOUT_DEFAULT_MS)})`))
     .option("on-congestion", word(["throttle", "detach"], "What happens when the secondary is too slow (throttle)"))
     .option(
       "overlay-limit",
@@ -185,6 +191,7 @@ export function readProcessConfig(
     listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
     tokenFile: options["token-file"],
+    fence: parseFence(options["fence-peer"], options["fence-timeout"]),
     insecure: options.insecure ?? false,
     logLevel: options["log-level"] ?? "info",
   };
@@ -301,6 +308,15 @@ function parseOverlayLimit(text: string | undefined): number | undefined {
   const bytes = parseSize(text, "--overlay-limit");
   if (bytes >= OVERLAY_LIMIT_MIN_BYTES) return bytes;
   throw invalid("--overlay-limit", text, `It has at least ${formatBytes(OVERLAY_LIMIT_MIN_BYTES)}, or is "none".`);
+}
+
+function parseFence(command: string | undefined, timeout: string | undefined): FenceHook | undefined {
+  if (command === undefined) {
+    if (timeout !== undefined) throw invalid("--fence-timeout", timeout, "It goes with --fence-peer.");
+    return undefined;
+  }
+  const text = timeout ?? `${FENCE_TIMEOUT_DEFAULT_MS}ms`;
+  return { command, timeoutMs: positive(parseDuration(text, "--fence-timeout"), "--fence-timeout") };
 }
 
 function optionalDuration(text: string | undefined, flag: string): number | undefined {

@@ -12,6 +12,7 @@ import { NbdServer } from "../shared/nbd/server.ts";
 import { WebSocketDialer, WebSocketListener } from "../shared/replication/websocket-link.ts";
 import { Agent } from "./agent.ts";
 import type { AgentConfig } from "./agent-config.ts";
+import { fencePeer, type FenceHook } from "./fence-peer.ts";
 
 export interface HostPort {
   readonly host: string;
@@ -27,6 +28,8 @@ export interface ProcessConfig {
   /** Where the exports are served over TCP beside the unix socket. */
   readonly nbdListen: HostPort | undefined;
   readonly tokenFile: string | undefined;
+  /** Run before a failover; undefined: none. */
+  readonly fence: FenceHook | undefined;
   /** Plain WebSocket and NBD over addresses other than loopback. */
   readonly insecure: boolean;
 }
@@ -55,6 +58,7 @@ export class AgentProcess {
     assertAddressesAllowed(config);
     const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile);
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
+    const { fence } = config;
     const running: { process?: AgentProcess } = {};
     const agent = await Agent.open({
       host: {
@@ -68,6 +72,7 @@ export class AgentProcess {
       },
       config: config.agent,
       token,
+      fence: fence === undefined ? undefined : (peer) => fencePeer(fence, peer, log),
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });

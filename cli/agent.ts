@@ -26,7 +26,7 @@ import type {
   WaitAnswer,
   WaitRequest,
 } from "../proto/control-api.ts";
-import { ColobusError } from "../proto/errors.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
@@ -44,6 +44,7 @@ import type { AgentConfig } from "./agent-config.ts";
 import { AgentRoles } from "./agent-roles.ts";
 import { openAgentState } from "./agent-state.ts";
 import { DiskExports } from "./disk-export.ts";
+import type { FencedPeer } from "./fence-peer.ts";
 import { RoleCommands } from "./role-commands.ts";
 
 /** What an agent is given by the machine that it runs on, or by the simulator. */
@@ -65,6 +66,8 @@ export interface AgentOptions {
   readonly exportUri: (name: string) => string;
   /** Sends the exports' clients away, once what they have under way is answered. */
   readonly dropClients: () => void;
+  /** Makes sure that the peer serves no more, before a failover. Errors: `fence-failed`. undefined: the operator has. */
+  readonly fence: ((peer: FencedPeer) => Promise<string>) | undefined;
 }
 
 /**
@@ -201,8 +204,7 @@ export class Agent implements AgentControl {
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     try {
       await deadline.race(this.#changing, "the failover waits for another command to end");
-      secondary.assertPromotable(request.force);
-      this.#failingOver ??= this.#promote(secondary, request).finally(() => {
+      this.#failingOver ??= this.#fenceAndPromote(secondary, request).finally(() => {
         this.#failingOver = undefined;
       });
       return await deadline.race(this.#failingOver, "the failover has begun and goes on");
@@ -309,6 +311,24 @@ export class Agent implements AgentControl {
     if (line === this.#lastProtection) return;
     this.#lastProtection = line;
     this.#emit("protection-changed", { ...protection });
+  }
+
+  async #fenceAndPromote(secondary: SecondaryRole, request: FailoverRequest): Promise<FailoverAnswer> {
+    const { fence, host } = this.#options;
+    if (fence !== undefined) {
+      const { record } = this.#state;
+      const { address } = secondary.describePeer();
+      const peer = { vm: record.vm, agentId: record.pairing?.peer ?? null, address };
+      try {
+        await fence(peer);
+      } catch (error) {
+        if (!request.force) throw error;
+        host.log.warn({ reason: asColobusError(error) }, "the peer was not fenced; the operator forces the failover");
+      }
+    }
+    // The primary may have come back meanwhile.
+    secondary.assertPromotable(request.force);
+    return this.#promote(secondary, request);
   }
 
   async #promote(secondary: SecondaryRole, request: FailoverRequest): Promise<FailoverAnswer> {

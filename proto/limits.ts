@@ -159,6 +159,8 @@ export const COMMAND_TIMEOUT_GRACE_MS = 1_000;
 export const COMMAND_TIMEOUT_DEFAULT_MS = 60_000;
 /** `timeoutMs`, and `--timeout`, at most. */
 export const COMMAND_TIMEOUT_MAX_MS = 24 * 3600 * 1000;
+/** What the fence hook may take (`--fence-timeout`). */
+export const FENCE_TIMEOUT_DEFAULT_MS = 30_000;
 /** SIGTERM ends the agent within this time. */
 export const SHUTDOWN_TIMEOUT_MS = 15_000;
 

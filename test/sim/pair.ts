@@ -109,6 +109,7 @@ export class PairMember {
       token: undefined,
       exportUri: (name) => `sim://${this.name}/${name}`,
       dropClients: () => undefined,
+      fence: undefined,
     }).then(
       (agent) => {
         if (!process.alive) return false;

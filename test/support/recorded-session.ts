@@ -33,6 +33,7 @@ export function openFuzzAgent(
     token,
     exportUri: (name) => name,
     dropClients: () => undefined,
+    fence: undefined,
     config: {
       role,
       vm: "fuzz",
