@@ -1,6 +1,7 @@
 import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import { ColobusError } from "../proto/errors.ts";
+import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 
 /**
@@ -32,7 +33,7 @@ const PEER_IS_PRIMARY = 6;
  * Runs the hook, with its output in the log. Resolves with what it found when the promotion may go on.
  * Errors: `fence-failed` when it says that the peer is Primary, says nothing that is known, or takes too long.
  */
-export async function fencePeer(hook: FenceHook, peer: FencedPeer, log: Log): Promise<string> {
+export async function fencePeer(hook: FenceHook, peer: FencedPeer, clock: Clock, log: Log): Promise<string> {
   log.info({ command: hook.command, peer: peer.address }, "the fence hook runs");
   const child = spawn("/bin/sh", ["-c", hook.command], {
     stdio: ["ignore", "pipe", "pipe"],
@@ -50,16 +51,16 @@ export async function fencePeer(hook: FenceHook, peer: FencedPeer, log: Log): Pr
     createInterface({ input: stream }).on("line", (line) => log.info({ line }, "fence hook"));
   }
   let isLate = false;
-  const timer = setTimeout(() => {
+  const timer = clock.after(hook.timeoutMs, () => {
     isLate = true;
     // The whole process group: what the shell has started goes with it.
     if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL");
-  }, hook.timeoutMs);
+  });
   const outcome = await new Promise<number | string>((resolve) => {
     child.once("error", (error) => resolve(error.message));
     child.once("close", (code, signal) => resolve(code ?? signal ?? "unknown"));
   });
-  clearTimeout(timer);
+  timer.cancel();
   if (isLate) throw refused(`has not ended within ${hook.timeoutMs} ms`);
   const meaning = typeof outcome === "number" ? FENCED[outcome] : undefined;
   if (meaning !== undefined) {
