@@ -19,7 +19,7 @@ import type { Link } from "../shared/replication/link.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent.ts";
 import { newId } from "./agent-state.ts";
-import { CheckpointExports } from "./checkpoint-exports.ts";
+import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 
 export interface ActivePrimary {
@@ -245,7 +245,7 @@ export class AgentRoles {
       const disk = secondary.disks.find((candidate) => candidate.name === name);
       if (disk !== undefined) exports.put(name, state.record.vm, disk.view, secondaryExport === "read-only");
     }
-    exports.serveCheckpoints(checkpointExports(secondary));
+    exports.serveCheckpoints(checkpointExportsOf(secondary));
   }
 
   #openPrimary(): ActivePrimary {
@@ -345,13 +345,4 @@ export class AgentRoles {
     const { jobs, state, emit } = this.#options;
     jobs.start(new MergeWork(this.#promoted, state, () => emit("merged", { epoch: this.#promotedEpoch })));
   }
-}
-
-function checkpointExports(secondary: SecondaryRole): CheckpointExports {
-  const { operations, checkpoints } = secondary;
-  return new CheckpointExports(
-    operations,
-    () => secondary.disks.map(({ name, base }) => ({ name, sizeBytes: base.sizeBytes })),
-    () => (checkpoints.committed.epoch === 0 ? [] : ["committed", ...checkpoints.kept.retained]),
-  );
 }

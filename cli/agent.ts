@@ -43,6 +43,7 @@ import type { Dialer, Link } from "../shared/replication/link.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { AgentRoles } from "./agent-roles.ts";
 import { openAgentState } from "./agent-state.ts";
+import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import type { FencedPeer } from "./fence-peer.ts";
 import { RoleCommands } from "./role-commands.ts";
@@ -85,13 +86,17 @@ export class Agent implements AgentControl {
   #lastProtection = "";
   #stopping = false;
   #failingOver: Promise<FailoverAnswer> | undefined;
-  /** A change of the secondary's checkpoints that an operator asked for; it and a failover keep out of each other's way. */
-  #changing: Promise<unknown> = Promise.resolve();
+  readonly #changes: CheckpointChanges;
 
   private constructor(options: AgentOptions, state: StateFile) {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
+    this.#changes = new CheckpointChanges({
+      clock: options.host.clock,
+      secondary: (command) => this.#secondary(command),
+      settled: async () => this.#failingOver?.catch(() => undefined), // who asked for the failover has its error
+    });
     this.#jobs = new JobList(options.host.clock, (job) =>
       this.#emit("job-changed", { id: job.id, type: job.type, state: job.state, error: job.error?.toJSON() ?? null }),
     );
@@ -150,6 +155,7 @@ export class Agent implements AgentControl {
     this.#emit("agent-stopping", {});
     this.exports.withdrawAll();
     await this.#failingOver?.catch(() => undefined); // who asked for the failover has its error; the role is settled now
+    await this.#changes.settled();
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     await this.#roles.stop(drainMs);
     await this.#state.close();
@@ -203,7 +209,7 @@ export class Agent implements AgentControl {
     if (request.dryRun) return this.#describeFailover(secondary, request);
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     try {
-      await deadline.race(this.#changing, "the failover waits for another command to end");
+      await deadline.race(this.#changes.settled(), "the failover waits for another command to end");
       this.#failingOver ??= this.#fenceAndPromote(secondary, request).finally(() => {
         this.#failingOver = undefined;
       });
@@ -230,20 +236,11 @@ export class Agent implements AgentControl {
   }
 
   async resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer> {
-    if (!request.giveUpCheckpoint) return this.#primary("resync").resync();
-    return this.#changeCheckpoints("resync --give-up-checkpoint", request, signal, async ({ operations }) => {
-      const epoch = await operations.giveUp();
-      const givenUpEpoch = epoch === 0 ? null : epoch;
-      return { outcome: givenUpEpoch === null ? "nothing-to-do" : "given-up", job: null, givenUpEpoch };
-    });
+    return request.giveUpCheckpoint ? this.#changes.giveUp(request, signal) : this.#primary("resync").resync();
   }
 
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
-    const { epoch } = request;
-    return this.#changeCheckpoints("rollback", request, signal, async ({ operations }) => ({
-      epoch,
-      fromEpoch: await operations.rollBack(epoch),
-    }));
+    return this.#changes.rollBack(request, signal);
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
@@ -398,28 +395,6 @@ export class Agent implements AgentControl {
         return epoch.committed > 0;
       case "merged":
         return role === "Primary" && this.#state.record.merge === null && jobs.every(isNoOpenMerge);
-    }
-  }
-
-  /** One after the other, and never beside a failover. */
-  async #changeCheckpoints<T>(
-    command: string,
-    request: { readonly timeoutMs: number },
-    signal: AbortSignal,
-    change: (secondary: SecondaryRole) => Promise<T>,
-  ): Promise<T> {
-    const earlier = this.#changing;
-    const changed = (async () => {
-      await earlier;
-      await this.#failingOver?.catch(() => undefined); // who asked for the failover has its error
-      return change(this.#secondary(command));
-    })();
-    this.#changing = changed.catch(() => undefined); // who asked has the error
-    const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
-    try {
-      return await deadline.race(changed, `"${command}" has begun and goes on`);
-    } finally {
-      deadline.end();
     }
   }
 

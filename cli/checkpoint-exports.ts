@@ -1,6 +1,7 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { CheckpointOperations } from "../secondary/checkpoint-operations.ts";
 import type { CheckpointHold } from "../secondary/kept-checkpoints.ts";
+import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import type { BlockDevice } from "../shared/block/block-device.ts";
 import type { NbdExport } from "../shared/nbd/export.ts";
 
@@ -109,4 +110,14 @@ export class CheckpointExports {
   #export(disk: { readonly name: string; readonly sizeBytes: number }, epoch: number | "committed"): CheckpointExport {
     return new CheckpointExport(this.#operations, disk, epoch);
   }
+}
+
+/** Those of a secondary: listed are the committed checkpoint, and the retained ones. */
+export function checkpointExportsOf(secondary: SecondaryRole): CheckpointExports {
+  const { operations, checkpoints } = secondary;
+  return new CheckpointExports(
+    operations,
+    () => secondary.disks.map(({ name, base }) => ({ name, sizeBytes: base.sizeBytes })),
+    () => (checkpoints.committed.epoch === 0 ? [] : ["committed", ...checkpoints.kept.retained]),
+  );
 }

@@ -1,4 +1,3 @@
-import { asColobusError } from "../proto/errors.ts";
 import type { Extent, Pending } from "../shared/block/block-device.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import {
@@ -104,8 +103,8 @@ export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
         const pending = this.#readFrom(pieceSource, piece, pieceStart);
         if (pending !== undefined) (waiting ??= []).push(pending);
       } catch (error) {
-        // Beside the pieces that are waited for: what they may fail with must not be left to nobody.
-        (waiting ??= []).push(Promise.reject(asColobusError(error)));
+        for (const other of waiting ?? []) other.catch(() => undefined); // this piece's error is told for all
+        throw error;
       }
     };
     while (at < end) {

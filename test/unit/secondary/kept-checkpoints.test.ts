@@ -1,5 +1,6 @@
 import { describe, expect, it, vi } from "vitest";
 import { GENERATIONS_MAX } from "../../../proto/limits.ts";
+import { ActiveDisk } from "../../../secondary/active-disk.ts";
 import type { CheckpointHold } from "../../../secondary/kept-checkpoints.ts";
 import type { MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, seededStorage } from "../../support/overlay-bench.ts";
@@ -146,10 +147,13 @@ describe("a checkpoint that a client holds", () => {
     const { bench } = await begun(0);
     await commitThrough(bench, 2);
     const hold = bench.checkpoints.kept.hold(2);
-    await commitThrough(bench, 2 + GENERATIONS_MAX * 2, 3);
+    await commitThrough(bench, 5, 3);
+    const later = bench.checkpoints.kept.hold(5);
+    await commitThrough(bench, 2 + GENERATIONS_MAX * 2, 6);
     await bench.checkpoints.settled();
     expect(bench.disks[0]?.hidden.describeGenerations().length).toBeLessThanOrEqual(GENERATIONS_MAX);
     expect(await read(bench, hold)).toEqual(contentAt(2));
+    expect(await read(bench, later)).toEqual(contentAt(5));
   });
 
   it("is refused where there is none", async () => {
@@ -194,8 +198,16 @@ describe("a rollback", () => {
     await commitThrough(bench, 2);
     await present(bench.disks[0]).view.write(Buffer.alloc(CLUSTER_BYTES, 0xaa), 0, { fua: true });
     await commitThrough(bench, 3, 3);
+    await bench.checkpoints.settled();
+    // What could not be removed when the checkpoint was left.
+    const stale = new ActiveDisk(present(bench.disks[0]).context, 2);
+    await stale.write(Buffer.alloc(CLUSTER_BYTES, 0xbb), 0, () => undefined);
+    await stale.flush();
+    stale.close();
     await bench.checkpoints.rollBack(2, "f".repeat(32));
     expect((await bench.readView(0)).subarray(0, 1)).toEqual(Buffer.from([2]));
+    const restarted = await bench.restart("power");
+    expect((await restarted.readView(0)).subarray(0, 1)).toEqual(Buffer.from([2]));
   });
 
   it("to what is not retained is refused, and to the committed one changes nothing", async () => {

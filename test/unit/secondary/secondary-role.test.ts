@@ -136,3 +136,25 @@ describe("a promotion", () => {
     expect(await mergedImage(bench, promotion)).toEqual(bench.view);
   });
 });
+
+describe("a secondary without a session", () => {
+  it("gives its checkpoint up once, and then has nothing to fail over to", async () => {
+    const { role, state } = await secondary();
+    expect(await role.operations.giveUp()).toBe(1);
+    expect(await role.operations.giveUp()).toBe(0);
+    expect(state.record.committed.epoch).toBe(0);
+    expect(role.describeRecoverable()).toBeNull();
+    expect(role.disks[0]?.hidden.allocatedBytes).toBe(0);
+    expect(() => role.assertPromotable(false)).toThrow(expect.objectContaining({ code: "no-checkpoint" }) as Error);
+  });
+
+  it("opens no checkpoint that it does not keep", async () => {
+    const { role } = await secondary();
+    expect(role.operations.tryHold(2)).toBeUndefined();
+    const hold = role.operations.tryHold("committed");
+    expect(hold?.epoch).toBe(1);
+    await role.operations.giveUp();
+    expect(hold?.isDropped).toBe(true);
+    expect(role.operations.tryHold("committed")).toBeUndefined();
+  });
+});
