@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import type { SeededRandom } from "./seeded-random.ts";
 import { SimDirectory, type SimDisk, type SimNode, type Survival } from "./sim-disk.ts";
-import type { Fate, SimInode, UnsyncedOperation } from "./sim-inode.ts";
+import type { Fate, UnsyncedOperation } from "./sim-inode.ts";
 
 /**
  * What a loss of power may leave of a disk at one moment, image by image.
@@ -25,8 +25,9 @@ export interface CrashUnit {
 
 const LOST = 0;
 const KEPT = 1;
-const FIRST_HALF = 2;
-const LAST_HALF = 3;
+/** Torn behind its first sector: what counts most lies there, or right behind it. */
+const FIRST_SECTOR = 2;
+const ALL_BUT_FIRST = 3;
 const SIZE_ONLY = 4;
 
 /** Up to this many images of whole operations are all tried. */
@@ -49,7 +50,7 @@ export function crashUnits(disk: SimDisk): CrashUnit[] {
 
 function tearsOf({ kind, sectorCount, grows }: UnsyncedOperation): number[] {
   const torn: number[] = [];
-  if ((kind === "write" || kind === "zero") && sectorCount > 1) torn.push(FIRST_HALF, LAST_HALF);
+  if ((kind === "write" || kind === "zero") && sectorCount > 1) torn.push(FIRST_SECTOR, ALL_BUT_FIRST);
   if (grows) torn.push(SIZE_ONLY);
   return torn;
 }
@@ -119,19 +120,14 @@ export function survivalOf(disk: SimDisk, image: CrashImage): Survival {
   const choiceOf = (node: SimNode, index: number): number => choices.get(node)?.[index] ?? LOST;
   return {
     keptNames: (directory) => choiceOf(directory, 0),
-    losePower: (inode: SimInode) => {
-      const operations = inode.unsynced();
-      inode.losePowerKeeping((index) => fateOf(choiceOf(inode, index), operations[index]?.sectorCount ?? 1));
-    },
+    losePower: (inode) => inode.losePowerKeeping((index) => fateOf(choiceOf(inode, index))),
   };
 }
 
-function fateOf(choice: number, sectorCount: number): Fate {
-  const half = Math.ceil(sectorCount / 2);
+function fateOf(choice: number): Fate {
   return {
     keepsWhole: choice === KEPT,
-    keepsSector: (sector) =>
-      choice === KEPT || (choice === FIRST_HALF && sector < half) || (choice === LAST_HALF && sector >= half),
+    keepsSector: (sector) => choice === KEPT || choice === (sector === 0 ? FIRST_SECTOR : ALL_BUT_FIRST),
     keepsSize: choice === SIZE_ONLY,
   };
 }
