@@ -97,6 +97,11 @@ export class DiskModel {
     return this.#powerLost || this.#writes.some((write) => !write.settled);
   }
 
+  /** Which writes no flush covers, and which of them are not answered, as a comparable text. */
+  describeDoubt(): string {
+    return this.#writes.map(({ offset, length, settled }) => `${offset}+${length}${settled ? "" : "?"}`).join(" ");
+  }
+
   /** A write is handed to the device. Overlapping writes take effect in the order of these calls. */
   begin(write: ModelWrite): void {
     if (this.#flushed === undefined) {

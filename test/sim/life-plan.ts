@@ -122,6 +122,8 @@ export function drawLife(random: SeededRandom): LifePlan {
       overlayLimitBytes: random.chance(0.2) ? drawLimit(random, disks) : undefined,
       storage: {
         coldProbability: random.pick([0, 0.1, 0.5]),
+        // A stream of its own, so that the rest of a life is as it was.
+        readMs: random.fork("slow reads").pick([STORAGE_PROFILE.readMs, STORAGE_PROFILE.readMs, [0.5, 40]]),
         syncMs: [0.1, random.pick([0.5, 5, 30])],
         unwrittenIsData: random.chance(0.5),
         stallProbability: random.pick([0, STORAGE_PROFILE.stallProbability]),

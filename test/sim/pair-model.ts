@@ -106,6 +106,13 @@ export class PairModel implements PairObserver {
     return true;
   }
 
+  /** What binds the secondary now, as one comparable text: two moments with the same promises allow the same. */
+  describePromises(): string {
+    const sets = [this.#commitsAsked, this.#discardsAsked, this.#discarded, this.#prepared];
+    const epochs = [this.#lastClosed, this.committed, this.#committedAnswered];
+    return JSON.stringify([epochs, ...sets.map((set) => [...set]), this.view.map((disk) => disk.describeDoubt())]);
+  }
+
   #close(epoch: number): void {
     assert(epoch > this.#lastClosed, `epoch ${epoch} is closed after ${this.#lastClosed}: numbers never repeat`);
     this.#lastClosed = epoch;

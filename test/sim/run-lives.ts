@@ -8,9 +8,16 @@ import { SimFailure } from "./world.ts";
  *
  *     npx tsx test/sim/run-lives.ts --seed S            one life, with all that happens in it
  *     npx tsx test/sim/run-lives.ts --from S --count N  N lives, and one line about them
+ *
+ * With `--until-failure` the first life that fails is the last.
  */
 const { values } = parseArgs({
-  options: { seed: { type: "string" }, from: { type: "string" }, count: { type: "string" } },
+  options: {
+    "seed": { type: "string" },
+    "from": { type: "string" },
+    "count": { type: "string" },
+    "until-failure": { type: "boolean" },
+  },
 });
 
 async function replay(seed: number): Promise<void> {
@@ -21,7 +28,9 @@ async function replay(seed: number): Promise<void> {
 async function run(from: number, count: number): Promise<void> {
   const totals = newTotals();
   const startedMs = performance.now();
-  for (let seed = from; seed < from + count; seed += 1) {
+  let seed = from;
+  for (; seed < from + count; seed += 1) {
+    if (values["until-failure"] === true && totals.failed.length > 0) break;
     try {
       addReport(totals, await runLife(seed));
     } catch (error) {
@@ -33,7 +42,7 @@ async function run(from: number, count: number): Promise<void> {
   }
   const seconds = (performance.now() - startedMs) / 1000;
   process.stdout.write(
-    `seeds ${from}..${from + count - 1}: ${describeTotals(totals)}, ${(count / seconds).toFixed(1)} lives/s\n`,
+    `seeds ${from}..${seed - 1}: ${describeTotals(totals)}, ${((seed - from) / seconds).toFixed(1)} lives/s\n`,
   );
   if (totals.failed.length > 0) process.exitCode = 1;
 }

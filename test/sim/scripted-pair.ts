@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import type { Durability } from "../../proto/words.ts";
+import type { BlockDevice } from "../../shared/block/block-device.ts";
 import { Calls } from "./calls.ts";
 import { ModelWrite, type DiskModel } from "./disk-model.ts";
 import { PairModel } from "./pair-model.ts";
@@ -38,6 +39,7 @@ export class ScriptedPair {
   readonly world: SimWorld;
   readonly pair: Pair;
   readonly model: PairModel;
+  readonly #disks: readonly PairDisk[];
   readonly #calls: Calls;
   readonly #random: SeededRandom;
 
@@ -45,8 +47,9 @@ export class ScriptedPair {
     this.world = new SimWorld(seed);
     this.#random = this.world.random;
     this.#calls = new Calls(this.world);
-    const contents = DISKS.map(({ sizeBytes }) => this.#bytes(sizeBytes));
-    this.model = new PairModel(DISKS, contents, () => undefined);
+    this.#disks = options.disks ?? DISKS;
+    const contents = this.#disks.map(({ sizeBytes }) => this.#bytes(sizeBytes));
+    this.model = new PairModel(this.#disks, contents, () => undefined);
     this.pair = makePair(
       this.world,
       { ...OPTIONS, ...options, durability },
@@ -102,19 +105,93 @@ export class ScriptedPair {
     return outcome.kind === "done";
   }
 
+  /** The epoch of a checkpoint that is prepared; undefined when the secondary died before it was answered. */
+  async prepare(): Promise<number | undefined> {
+    const { agent } = this.pair.primary;
+    if (agent === undefined) return undefined;
+    const signal = new AbortController().signal;
+    const outcome = await this.#calls.make(this.pair.primary, "prepare", TIMEOUT_MS, () =>
+      agent.checkpoint({ prepare: true, ...COMMAND }, signal),
+    );
+    return outcome.kind === "done" ? outcome.value.epoch : undefined;
+  }
+
+  /** Commits or withdraws a prepared checkpoint. False when the secondary died before it was answered. */
+  async decide(decision: "commit" | "discard", epoch: number): Promise<boolean> {
+    const { agent } = this.pair.primary;
+    if (agent === undefined) return false;
+    const signal = new AbortController().signal;
+    const request = { epoch, ...COMMAND };
+    const outcome = await this.#calls.make<unknown>(this.pair.primary, decision, TIMEOUT_MS, () =>
+      decision === "commit" ? agent.commit(request, signal) : agent.discard(request, signal),
+    );
+    if (outcome.kind === "done" && decision === "discard") this.model.discardAnswered(epoch);
+    return outcome.kind === "done";
+  }
+
+  /** The guest writes new bytes, or zeroes, to one disk. */
+  async guestWrite(index: number, offset: number, length: number, kind: "bytes" | "zero" | "discard"): Promise<void> {
+    const device = this.#device(this.pair.primary, index);
+    const write = new ModelWrite(offset, length, kind === "bytes" ? this.#bytes(length) : undefined);
+    this.model.guest[index]?.begin(write);
+    const outcome = await this.#calls.make(this.pair.primary, `guest's ${kind}`, TIMEOUT_MS, () =>
+      write.data === undefined
+        ? device?.zero(offset, length, { fua: false, mayUnmap: kind === "discard" })
+        : device?.write(write.data, offset, { fua: false }),
+    );
+    write.settled = outcome.kind === "done";
+  }
+
+  /** The secondary's VM writes new bytes to its view of one disk. */
+  async viewWrite(index: number, offset: number, length: number): Promise<void> {
+    const device = this.#device(this.pair.secondary, index);
+    const epoch = this.pair.secondary.agent?.status().epoch;
+    if (epoch === undefined) return;
+    const write = new ModelWrite(offset, length, this.#bytes(length));
+    this.model.observeCommitted(epoch.committed);
+    this.model.view[index]?.begin(write);
+    const outcome = await this.#calls.make(this.pair.secondary, "write of the view", TIMEOUT_MS, () =>
+      device?.write(write.data ?? Buffer.alloc(0), offset, { fua: false }),
+    );
+    write.settled = outcome.kind === "done";
+  }
+
+  async flushView(index: number): Promise<void> {
+    const device = this.#device(this.pair.secondary, index);
+    const covered = this.model.view[index]?.beginFlush();
+    const outcome = await this.#calls.make(this.pair.secondary, "flush of the view", TIMEOUT_MS, () => device?.flush());
+    if (outcome.kind === "done" && covered !== undefined) this.model.view[index]?.flushed(covered);
+  }
+
+  #device(member: PairMember, index: number): BlockDevice | undefined {
+    const disk = this.#disks[index];
+    assert(disk !== undefined);
+    return member.device(disk);
+  }
+
   /** Every disk shows the checkpoint that the record names. */
   async #checkView(): Promise<number> {
     const { agent } = this.pair.secondary;
     const epoch = agent?.status().epoch;
     assert(epoch !== undefined, "the secondary does not run");
     this.model.observeSecondary(epoch);
-    for (const [index, disk] of DISKS.entries()) {
+    for (const [index, disk] of this.#disks.entries()) {
       if (epoch.committed === 0) break;
       const content = Buffer.alloc(disk.sizeBytes);
       await this.pair.secondary.device(disk)?.read(content, 0);
       this.model.view[index]?.check(content, 0, `${disk.name} at epoch ${epoch.committed}`);
     }
     return epoch.committed;
+  }
+
+  /** A checkpoint that is still prepared can be committed once the pair has come together again, and is shown then. */
+  async checkPrepared(): Promise<void> {
+    await this.do("a prepared checkpoint", async () => {
+      const [epoch] = this.pair.secondary.agent?.status().epoch.prepared ?? [];
+      if (epoch === undefined) return;
+      await this.wait("synced");
+      if (await this.decide("commit", epoch)) assert.equal(await this.#checkView(), epoch);
+    });
   }
 
   /** The pair comes together again, and the next checkpoint makes both copies equal. */
@@ -130,7 +207,7 @@ export class ScriptedPair {
       taken = await this.checkpoint();
     }
     assert(taken, "the pair can take no checkpoint");
-    for (const disk of DISKS) {
+    for (const disk of this.#disks) {
       const [primary, secondary] = [this.pair.primary, this.pair.secondary].map(({ host }) =>
         host.disk.readFile(imagePath(disk)),
       );
@@ -154,14 +231,14 @@ export class ScriptedPair {
   async checkPromoted(): Promise<void> {
     const { secondary } = this.pair;
     await this.do("the export", async () => {
-      for (const [index, disk] of DISKS.entries()) {
+      for (const [index, disk] of this.#disks.entries()) {
         const content = Buffer.alloc(disk.sizeBytes);
         await secondary.device(disk)?.read(content, 0);
         this.model.view[index]?.check(content, 0, `${disk.name} after the promotion`);
       }
       await secondary.agent?.wait({ condition: "merged", ...COMMAND }, new AbortController().signal);
     });
-    for (const [index, disk] of DISKS.entries()) {
+    for (const [index, disk] of this.#disks.entries()) {
       const image = secondary.host.disk.readFile(imagePath(disk));
       this.model.view[index]?.check(image, 0, `the image of ${disk.name} after the merge`);
     }
@@ -180,14 +257,14 @@ export class ScriptedPair {
   /** The guest writes to both disks, and the secondary's VM to its view of both. */
   async #writeSome(): Promise<void> {
     for (let count = 0; count < WRITES; count += 1) {
-      const index = count % DISKS.length;
+      const index = count % this.#disks.length;
       await this.#write(this.pair.primary, index, this.model.guest[index]);
-      if (count < DISKS.length) await this.#write(this.pair.secondary, index, undefined);
+      if (count < this.#disks.length) await this.#write(this.pair.secondary, index, undefined);
     }
   }
 
   async #write(member: PairMember, index: number, model: DiskModel | undefined): Promise<void> {
-    const disk = DISKS[index];
+    const disk = this.#disks[index];
     const device = disk === undefined ? undefined : member.device(disk);
     if (disk === undefined || device === undefined) return;
     const length = 1 + this.#random.below(3 * 4096);

@@ -45,6 +45,20 @@ interface NameChange {
   readonly unset?: string;
 }
 
+/** Decides what survives a loss of power. */
+export interface Survival {
+  /** How many of a directory's unsynced changes survive. */
+  keptNames(directory: SimDirectory): number;
+  losePower(inode: SimInode): void;
+}
+
+function randomSurvival(random: SeededRandom): Survival {
+  return {
+    keptNames: (directory) => random.below(directory.unsyncedCount + 1),
+    losePower: (inode) => inode.losePower(random),
+  };
+}
+
 export class SimDirectory {
   readonly names = new Map<string, SimNode>();
   #durable = new Map<string, SimNode>();
@@ -71,8 +85,21 @@ export class SimDirectory {
     for (const change of taken) applyChange(this.#durable, change);
   }
 
-  losePower(random: SeededRandom): void {
-    this.makeDurable(this.#firstUnsynced + random.below(this.#unsynced.length + 1));
+  /** Changes that a loss of power may undo, from the last one backwards. */
+  get unsyncedCount(): number {
+    return this.#unsynced.length;
+  }
+
+  /** Everything that a name in here leads to, or may lead to after a loss of power. */
+  *nodes(): Iterable<SimNode> {
+    yield* this.#durable.values();
+    for (const { set } of this.#unsynced) if (set !== undefined) yield set.node;
+    yield* this.names.values();
+  }
+
+  /** Of the unsynced changes the first `kept` survive. */
+  losePower(kept: number): void {
+    this.makeDurable(this.#firstUnsynced + kept);
     this.#firstUnsynced += this.#unsynced.length;
     this.#unsynced = [];
     this.names.clear();
@@ -101,6 +128,11 @@ export class SimDisk {
   #capacityPages = Number.POSITIVE_INFINITY;
   #usedPages = 0;
   #forks = 0;
+  /**
+   * Called before each change of what readers see or of what the medium holds: for tests that look at, or end, the
+   * moment before it. What it throws goes to the caller of the change, which has not happened then.
+   */
+  beforeChange: (() => void) | undefined;
 
   constructor(random: SeededRandom, profile: Partial<StorageProfile> = {}) {
     this.#random = random;
@@ -131,6 +163,7 @@ export class SimDisk {
 
   /** Changes a file, keeping count of the space. */
   change<T>(inode: SimInode, effect: () => T): T {
+    this.beforeChange?.();
     const before = inode.content.pageCount;
     try {
       return effect();
@@ -165,6 +198,7 @@ export class SimDisk {
     assert(this.find(path) === undefined, `${path} is there already`);
     const inode = new SimInode();
     inode.references = 1;
+    this.beforeChange?.();
     parent.change({ set: { name: posix.basename(path), node: inode } });
     return inode;
   }
@@ -175,6 +209,7 @@ export class SimDisk {
       let next = node.names.get(name);
       if (next === undefined) {
         next = new SimDirectory();
+        this.beforeChange?.();
         node.change({ set: { name, node: next } });
       }
       if (!(next instanceof SimDirectory)) throw diskError("ENOTDIR", path, "make the directory");
@@ -189,6 +224,7 @@ export class SimDisk {
     const node = parent.names.get(name);
     if (node === undefined) throw diskError("ENOENT", path, "remove");
     assert(node instanceof SimInode || node.names.size === 0, `${path} is a directory with files in it`);
+    this.beforeChange?.();
     parent.change({ unset: name });
     if (node instanceof SimInode) this.release(node);
   }
@@ -201,6 +237,7 @@ export class SimDisk {
     if (node === undefined) throw diskError("ENOENT", from, "rename");
     const replaced = parent.names.get(posix.basename(to));
     if (replaced === node) return;
+    this.beforeChange?.();
     parent.change({ set: { name: posix.basename(to), node }, unset: posix.basename(from) });
     if (replaced instanceof SimInode) this.release(replaced);
   }
@@ -211,21 +248,30 @@ export class SimDisk {
     if (inode.references === 0) this.#usedPages -= inode.content.pageCount;
   }
 
+  // Durability
+
+  /** What was done before `position` reaches the medium, of a file's content or of a directory's names. */
+  makeDurable(node: SimNode, position: number): void {
+    this.beforeChange?.();
+    node.makeDurable(position);
+  }
+
   // Death
 
   /**
    * What the death of the host's process does to the disk, apart from its open files and their locks, which the
-   * process's SimStorage gives back: nothing, or with the power the loss of an arbitrary part of what was not synced.
+   * process's SimStorage gives back: nothing, or with the power the loss of a part of what was not synced: an arbitrary
+   * one, unless the test has chosen it.
    */
-  crash(kind: CrashKind): void {
+  crash(kind: CrashKind, survival: Survival = randomSurvival(this.#random)): void {
     if (kind === "process") return;
     this.#usedPages = 0;
     const visit = (directory: SimDirectory): void => {
-      directory.losePower(this.#random);
+      directory.losePower(survival.keptNames(directory));
       for (const node of directory.names.values()) {
         if (node instanceof SimDirectory) visit(node);
         else {
-          node.losePower(this.#random);
+          survival.losePower(node);
           node.references = 1;
           this.#usedPages += node.content.pageCount;
         }
@@ -247,6 +293,31 @@ export class SimDisk {
     inode.makeDurable(inode.position);
     const parent = this.directory(posix.dirname(path), "addFile");
     parent.makeDurable(parent.position);
+  }
+
+  /** Every directory and file that is there, or may be after a loss of power, each once, in an order of its own. */
+  nodes(): Set<SimNode> {
+    const found = new Set<SimNode>();
+    const visit = (node: SimNode): void => {
+      if (found.has(node)) return;
+      found.add(node);
+      if (node instanceof SimDirectory) for (const child of node.nodes()) visit(child);
+    };
+    visit(this.#root);
+    return found;
+  }
+
+  /** Paths of all files as readers see them, sorted. */
+  paths(): string[] {
+    const paths: string[] = [];
+    const visit = (directory: SimDirectory, path: string): void => {
+      for (const [name, node] of directory.names) {
+        if (node instanceof SimDirectory) visit(node, `${path}/${name}`);
+        else paths.push(`${path}/${name}`);
+      }
+    };
+    visit(this.#root, "");
+    return paths.sort();
   }
 
   /** Prepares a durable directory. */

@@ -6,7 +6,7 @@ import type { Dialer, Link } from "../../shared/replication/link.ts";
 import type { EventOwner, ScheduledEvent } from "./event-queue.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import { SimClock } from "./sim-clock.ts";
-import { SimDisk, type StorageProfile } from "./sim-disk.ts";
+import { SimDisk, type StorageProfile, type Survival } from "./sim-disk.ts";
 import { SimRandom } from "./sim-random.ts";
 import { SimStorage } from "./sim-storage.ts";
 import type { CrashKind } from "./simulated-crash.ts";
@@ -181,15 +181,18 @@ export class SimHost {
 
   // What happens to it
 
-  /** Kills the process, and with `power` the kernel's caches too. Also a clean exit: there is no difference from here. */
-  crash(kind: CrashKind): void {
+  /**
+   * Kills the process, and with `power` the kernel's caches too: chance decides what of them survives, or `survival`.
+   * Also a clean exit: there is no difference from here.
+   */
+  crash(kind: CrashKind, survival?: Survival): void {
     const dying = this.#process;
     if (dying.alive) {
       this.#world.trace(`${dying.label} dies: ${kind}`);
       dying.die(kind);
     } else if (kind === "process" || this.#off) return;
     if (kind === "power") this.#off = true;
-    this.disk.crash(kind);
+    this.disk.crash(kind, survival);
     // The watchers run apart: this call may come from the middle of the dying code.
     for (const watcher of this.#deathWatchers) this.#world.schedule(0, () => watcher(kind));
   }

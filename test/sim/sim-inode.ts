@@ -11,11 +11,35 @@ import type { SeededRandom } from "./seeded-random.ts";
  */
 export const SECTOR_BYTES = 512;
 
+/** Decides what a loss of power leaves of one unsynced operation. `sector` counts from the operation's first one. */
+export interface Fate {
+  /** Of a change of size or of allocation, which happens as a whole. */
+  readonly keepsWhole: boolean;
+  keepsSector(sector: number): boolean;
+  /** Of a write that made the file longer, and whose last sector is lost: the file is longer all the same. */
+  readonly keepsSize: boolean;
+}
+
+/** What is unsynced, as far as the choice of what survives needs to know it. */
+export interface UnsyncedOperation {
+  readonly kind: Unsynced["kind"];
+  /** Sectors that survive one by one; 1 for what happens as a whole. */
+  readonly sectorCount: number;
+  /** A write beyond the end of the file. */
+  readonly grows: boolean;
+}
+
 /** Beyond this many unsynced operations the kernel writes the older half back by itself. */
 const UNSYNCED_OPERATIONS_MAX = 512;
 
 type Unsynced =
-  | { readonly kind: "write"; readonly offset: number; readonly length: number; readonly data: Uint8Array }
+  | {
+      readonly kind: "write";
+      readonly offset: number;
+      readonly length: number;
+      readonly data: Uint8Array;
+      readonly grows: boolean;
+    }
   | { readonly kind: "zero"; readonly offset: number; readonly length: number; readonly keepAllocated: boolean }
   | { readonly kind: "allocate"; readonly offset: number; readonly length: number; readonly sizeBefore: number }
   | { readonly kind: "truncate"; readonly sizeBytes: number; readonly sizeBefore: number };
@@ -51,14 +75,24 @@ export class SimInode {
     return this.#unsynced.length;
   }
 
+  /** Operations that a loss of power may undo, oldest first. */
+  unsynced(): UnsyncedOperation[] {
+    return this.#unsynced.map((operation) => ({
+      kind: operation.kind,
+      sectorCount: sectorCountOf(operation),
+      grows: operation.kind === "write" && operation.grows,
+    }));
+  }
+
   /** To be given to `makeDurable`: covers everything done so far. */
   get position(): number {
     return this.#firstUnsynced + this.#unsynced.length;
   }
 
   write(source: Uint8Array, offset: number): void {
+    const grows = offset + source.length > this.#current.sizeBytes;
     this.#current.write(source, offset);
-    this.#note({ kind: "write", offset, length: source.length, data: new Uint8Array(source) });
+    this.#note({ kind: "write", offset, length: source.length, data: new Uint8Array(source), grows });
   }
 
   zero(offset: number, length: number, keepAllocated: boolean): void {
@@ -95,14 +129,19 @@ export class SimInode {
    */
   makeUncertain(position: number, random: SeededRandom): void {
     const taken = this.#take(position);
-    if (taken.length > 0) keepSome(this.#durable, taken, random);
+    if (taken.length > 0) keepSome(this.#durable, taken, drawFates(taken.length, random));
   }
 
   /** Power is lost: an arbitrary legal part of what was not durable survives, and is all there is. */
   losePower(random: SeededRandom): void {
     this.makeUncertain(this.position, random);
-    this.#current = this.#durable.clone();
-    this.locked = false;
+    this.#restart();
+  }
+
+  /** Power is lost, and what survives was chosen: `fateOf` is asked once about each unsynced operation, in order. */
+  losePowerKeeping(fateOf: (operation: number) => Fate): void {
+    keepSome(this.#durable, this.#take(this.position), fateOf);
+    this.#restart();
   }
 
   /** Changes a byte on the medium and in the cache, behind everybody's back. */
@@ -123,6 +162,11 @@ export class SimInode {
     return copy;
   }
 
+  #restart(): void {
+    this.#current = this.#durable.clone();
+    this.locked = false;
+  }
+
   #note(operation: Unsynced): void {
     this.#unsynced.push(operation);
     if (this.#unsynced.length > UNSYNCED_OPERATIONS_MAX)
@@ -139,23 +183,38 @@ export class SimInode {
 /** How a whole crash turns out, before each operation has its own luck. */
 type Luck = "everything" | "nothing" | "in-order" | "any";
 
-function keepSome(table: PageTable, operations: readonly Unsynced[], random: SeededRandom): void {
+/** The fates of `count` operations as chance will have them. They are to be asked for in order. */
+function drawFates(count: number, random: SeededRandom): (operation: number) => Fate {
   const luck = random.pick<Luck>(["everything", "nothing", "in-order", "any", "any", "any"]);
-  if (luck === "nothing") return;
-  const survivors = luck === "in-order" ? random.below(operations.length + 1) : operations.length;
+  const survivors = luck === "in-order" ? random.below(count + 1) : luck === "nothing" ? 0 : count;
+  return (operation) => {
+    const lucky =
+      luck === "any" ? random.pick(["all", "none", "some"] as const) : operation < survivors ? "all" : "none";
+    return {
+      keepsWhole: lucky !== "none",
+      keepsSector: () => lucky === "all" || (lucky === "some" && random.chance(0.5)),
+      get keepsSize() {
+        return luck !== "nothing" && random.chance(0.3);
+      },
+    };
+  };
+}
+
+/** Applies what survives of `operations`, within the rules of the cache. */
+function keepSome(table: PageTable, operations: readonly Unsynced[], fateOf: (operation: number) => Fate): void {
   /** Sectors that lost an operation, and so lose all later ones. */
   const lostSectors = new Set<number>();
   /** No content is kept behind the first change of size that was lost, and no later change of size. */
   let limit = Number.POSITIVE_INFINITY;
   for (const [index, operation] of operations.entries()) {
-    const lucky = luck === "any" ? random.pick(["all", "none", "some"] as const) : index < survivors ? "all" : "none";
+    const fate = fateOf(index);
     switch (operation.kind) {
       case "write":
       case "zero":
-        keepSectors(table, operation, lucky, limit, lostSectors, random);
+        keepSectors(table, operation, fate, limit, lostSectors);
         break;
       case "truncate":
-        if (lucky === "none" || limit !== Number.POSITIVE_INFINITY)
+        if (limit !== Number.POSITIVE_INFINITY || !fate.keepsWhole)
           limit = Math.min(limit, operation.sizeBytes, operation.sizeBefore);
         else {
           table.truncate(operation.sizeBytes);
@@ -166,7 +225,7 @@ function keepSome(table: PageTable, operations: readonly Unsynced[], random: See
         break;
       case "allocate": {
         const grows = operation.offset + operation.length > operation.sizeBefore;
-        if (lucky !== "none" && limit === Number.POSITIVE_INFINITY) table.allocate(operation.offset, operation.length);
+        if (limit === Number.POSITIVE_INFINITY && fate.keepsWhole) table.allocate(operation.offset, operation.length);
         else if (grows) limit = Math.min(limit, operation.sizeBefore);
         break;
       }
@@ -178,12 +237,12 @@ function keepSome(table: PageTable, operations: readonly Unsynced[], random: See
 function keepSectors(
   table: PageTable,
   operation: Extract<Unsynced, { kind: "write" | "zero" }>,
-  lucky: "all" | "none" | "some",
+  fate: Fate,
   limit: number,
   lostSectors: Set<number>,
-  random: SeededRandom,
 ): void {
   const end = operation.offset + operation.length;
+  const firstSector = Math.floor(operation.offset / SECTOR_BYTES);
   let runStart = -1;
   const applyRun = (runEnd: number): void => {
     if (runStart < 0) return;
@@ -194,9 +253,7 @@ function keepSectors(
   for (let at = operation.offset; at < end;) {
     const sector = Math.floor(at / SECTOR_BYTES);
     const sectorEnd = Math.min(end, (sector + 1) * SECTOR_BYTES);
-    const kept =
-      sectorEnd <= limit && !lostSectors.has(sector) && (lucky === "all" || (lucky === "some" && random.chance(0.5)));
-    if (kept) {
+    if (sectorEnd <= limit && !lostSectors.has(sector) && fate.keepsSector(sector - firstSector)) {
       if (runStart < 0) runStart = at;
     } else {
       lostSectors.add(sector);
@@ -206,5 +263,11 @@ function keepSectors(
   }
   applyRun(end);
   // The size may have reached the medium without the content: the new part of the file reads as zeroes.
-  if (operation.kind === "write" && end > table.sizeBytes && end <= limit && random.chance(0.3)) table.truncate(end);
+  if (operation.kind === "write" && end > table.sizeBytes && end <= limit && fate.keepsSize) table.truncate(end);
+}
+
+function sectorCountOf(operation: Unsynced): number {
+  if (operation.kind !== "write" && operation.kind !== "zero") return 1;
+  const first = Math.floor(operation.offset / SECTOR_BYTES);
+  return Math.ceil((operation.offset + operation.length) / SECTOR_BYTES) - first;
 }

@@ -105,7 +105,7 @@ export class SimStorage implements Storage {
     const position = directory.position;
     return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.syncMs, () => {
       if (error !== undefined) throw error;
-      directory.makeDurable(position);
+      this.#disk.makeDurable(directory, position);
     });
   }
 
@@ -243,7 +243,7 @@ class SimFile implements StorageFile {
     const error = this.#admit("sync", 0, 0);
     const { position } = this.#inode;
     return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.syncMs, () => {
-      if (error === undefined) this.#inode.makeDurable(position);
+      if (error === undefined) this.#disk.makeDurable(this.#inode, position);
       else {
         this.#inode.makeUncertain(position, this.#disk.random);
         throw error;

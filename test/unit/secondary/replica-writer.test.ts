@@ -111,7 +111,7 @@ describe("the replica writer", () => {
   });
 
   it("while comparing neither writes nor saves what is equal already", async () => {
-    const { bench: made } = await committed();
+    const { storage, bench: made } = await committed();
     const content = pattern(2 * CLUSTER_BYTES, 1);
     made.push([write(0, content)]);
     await made.barrier(2);
@@ -123,6 +123,7 @@ describe("the replica writer", () => {
     // An operation of the same batch that undoes an earlier one is not equal to what is there at the end.
     made.push([wipe("discard", 0, CLUSTER_BYTES), write(0, content.subarray(0, CLUSTER_BYTES))]);
     await made.drained();
+    expect(image(storage).subarray(0, content.length)).toEqual(content);
     expect(await made.readView(0, 0, content.length)).toEqual(content);
     await expect.poll(() => made.stable).toBe(5);
   });
