@@ -22,7 +22,8 @@ import { parseArgs } from "node:util";
  *     npm run test:mutants -- record journal  those whose name contains one of the words
  *
  * The lines before the diff say what the runner needs to know: `Bug:` one sentence; `Lives:` the budget of seeds, where
- * it is not the usual one, 0 for none; `Test:` a test file that has to fail.
+ * it is not the usual one, 0 for none; `Roles:` the budget of lives of changing roles, none where it is not named; `Test:`
+ * a test file that has to fail.
  */
 const LIVES = 300;
 /** One mutant takes no longer: a pair that hangs itself is stopped by the simulator long before. */
@@ -33,6 +34,7 @@ interface Mutant {
   readonly patch: string | undefined;
   readonly bug: string;
   readonly lives: number;
+  readonly roles: number;
   readonly test: string | undefined;
 }
 
@@ -54,7 +56,14 @@ function readMutants(words: readonly string[]): Mutant[] {
     const line = (key: string): string | undefined => new RegExp(`^${key}: (.+)$`, "m").exec(head)?.[1];
     const bug = line("Bug");
     assert(bug !== undefined, `${file} does not say which bug it is`);
-    mutants.push({ name, patch, bug, lives: Number(line("Lives") ?? LIVES), test: line("Test") });
+    mutants.push({
+      name,
+      patch,
+      bug,
+      lives: Number(line("Lives") ?? LIVES),
+      roles: Number(line("Roles") ?? 0),
+      test: line("Test"),
+    });
   }
   return mutants;
 }
@@ -93,8 +102,8 @@ function run(args: readonly string[], cwd: string): Promise<{ code: number | nul
   });
 }
 
-async function liveLives(copy: string, lives: number): Promise<Verdict> {
-  const args = ["test/sim/run-lives.ts", "--from", "1", "--count", String(lives), "--until-failure"];
+async function liveLives(copy: string, lives: number, program = "test/sim/run-lives.ts"): Promise<Verdict> {
+  const args = [program, "--from", "1", "--count", String(lives), "--until-failure"];
   const { code, output } = await run(["--import", "tsx", ...args], copy);
   const [, seed, what] = /^seed (\d+): (.+)$/m.exec(output) ?? [];
   if (seed !== undefined) return { found: true, by: what ?? "", seeds: Number(seed) };
@@ -117,12 +126,13 @@ async function failTest(copy: string, file: string): Promise<Verdict> {
   return { found: Number(failed) > 0, by: file, seeds: 0 };
 }
 
-async function tryMutant({ patch, lives, test }: Mutant): Promise<Verdict[]> {
+async function tryMutant({ patch, lives, roles, test }: Mutant): Promise<Verdict[]> {
   const copy = copySources();
   try {
     if (patch !== undefined) runToEnd("git", ["apply", "-C1", patch], copy);
     const verdicts: Verdict[] = [];
     if (lives > 0) verdicts.push(await liveLives(copy, lives));
+    if (roles > 0) verdicts.push(await liveLives(copy, roles, "test/sim/run-role-lives.ts"));
     if (test !== undefined) verdicts.push(await failTest(copy, test));
     return verdicts;
   } finally {
@@ -142,12 +152,19 @@ const { positionals } = parseArgs({ allowPositionals: true });
 const mutants = readMutants(positionals);
 let failures = mutants.length === 0 ? 1 : 0;
 const budget = Math.max(0, ...mutants.map(({ lives }) => lives));
+const rolesBudget = Math.max(0, ...mutants.map(({ roles }) => roles));
 const tests = new Set(mutants.map(({ test }) => test));
 
 printRow("mutant", "seeds", "found by");
 // Without a bug nothing may be found, or what is found below says nothing.
 for (const test of tests) {
-  const none = { name: "(none)", patch: undefined, bug: "", lives: test === undefined ? budget : 0, test };
+  const none = {
+    name: "(none)",
+    patch: undefined,
+    bug: "",
+    test,
+    ...(test === undefined ? { lives: budget, roles: rolesBudget } : { lives: 0, roles: 0 }),
+  };
   for (const { found, by, seeds } of await tryMutant(none)) {
     printRow(none.name, seeds === 0 ? "" : String(seeds), found ? `FAILS WITHOUT A BUG: ${by}` : `nothing ${by}`);
     if (found) failures += 1;

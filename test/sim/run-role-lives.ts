@@ -7,9 +7,10 @@ import { runRoleLife } from "./role-life.ts";
 
 const { values } = parseArgs({
   options: {
-    seed: { type: "string" },
-    from: { type: "string", default: "1" },
-    count: { type: "string", default: "100" },
+    "seed": { type: "string" },
+    "from": { type: "string", default: "1" },
+    "count": { type: "string", default: "100" },
+    "until-failure": { type: "boolean", default: false },
   },
 });
 
@@ -27,6 +28,7 @@ if (values.seed !== undefined) {
     } catch (error) {
       failed += 1;
       console.log(`seed ${seed}: ${String(error instanceof Error ? error.message : error).split("\n")[0]}`);
+      if (values["until-failure"]) break;
     }
   }
   console.log(`${Number(values.count)} lives, ${failed} failed: ${JSON.stringify(totals)}`);
