@@ -38,6 +38,8 @@ export interface SettleSource {
 
 const FILE_NAME = /^dirty\.(\d+)\.journal$/;
 const GROWTH_MAX = 4;
+/** An extent that was not touched for one to two ages of this many calls of `settle` is idle. */
+const CALLS_IN_AGE = 6;
 
 /**
  * The clusters of one disk that a peer may lack, exact in memory and conservative on the disk: whatever may differ after
@@ -67,10 +69,12 @@ export class DirtyTracker extends DirtyMap {
   #enteredEarlier = new ClusterBitmap();
   #syncing: Promise<void> | undefined;
   #nextSync: Promise<void> | undefined;
-  /** Extents touched since the last call of `settle`, and before that since the one before it. */
+  /** Extents touched in the present age, in the one before it, and since `settle` last flushed the image. */
   #touched = new ClusterBitmap();
   #touchedEarlier = new ClusterBitmap();
+  #sinceFlush = new ClusterBitmap();
   #lastTouched = -1;
+  #calls = 0;
   /** Entries made while the journal is being written anew. */
   #late: JournalEntry[] | undefined;
 
@@ -151,12 +155,14 @@ export class DirtyTracker extends DirtyMap {
     if (end - first === 1) {
       if (first === this.#lastTouched) return undefined;
       this.#touched.add(first);
+      this.#sinceFlush.add(first);
       if (this.#marked.has(first)) {
         this.#lastTouched = first;
         return undefined;
       }
     } else {
       this.#touched.addRange(first, end);
+      this.#sinceFlush.addRange(first, end);
       if (this.#marked.rangeCardinality(first, end) === end - first) return undefined;
     }
     return this.#enter(first, end);
@@ -170,7 +176,7 @@ export class DirtyTracker extends DirtyMap {
   }
 
   /**
-   * Enters as clean what the peer surely has, of extents that nobody has touched for two calls. Writes the journal anew
+   * Enters as clean what the peer surely has, of extents that nobody has touched for a while. Writes the journal anew
    * when it has grown. Errors: the storage's; nothing is taken for clean that is not.
    */
   async settle(source: SettleSource): Promise<void> {
@@ -178,14 +184,15 @@ export class DirtyTracker extends DirtyMap {
     idle.andNotInPlace(this.dirtyClusters());
     this.#subtractExtents(idle, this.#touched);
     this.#subtractExtents(idle, this.#touchedEarlier);
-    this.#touchedEarlier = this.#touched;
-    this.#touched = new ClusterBitmap();
-    this.#lastTouched = -1;
+    this.#calls += 1;
+    if (this.#calls % CALLS_IN_AGE === 0) this.#age();
     this.#subtractBusy(idle, source);
     if (!idle.isEmpty) {
+      this.#sinceFlush = new ClusterBitmap();
+      this.#lastTouched = -1;
       await source.flush();
       // What was touched since then may be on neither medium.
-      this.#subtractExtents(idle, this.#touched);
+      this.#subtractExtents(idle, this.#sinceFlush);
       this.#release(idle, source.inFlight());
     }
     if (this.#journal.sizeBytes > Math.max(DIRTY_FILE_MIN_BYTES, GROWTH_MAX * this.#wholeBytes))
@@ -274,6 +281,12 @@ export class DirtyTracker extends DirtyMap {
     this.#journal.append(entries);
     for (const entry of entries) applyJournalEntry(this.#recorded, entry);
     this.#late?.push(...entries);
+  }
+
+  #age(): void {
+    this.#touchedEarlier = this.#touched;
+    this.#touched = new ClusterBitmap();
+    this.#lastTouched = -1;
   }
 
   /** Enters as clean what of `clusters` is neither dirty nor in flight. */

@@ -252,7 +252,7 @@ class RoleLife {
     const status = this.#statusOf(member);
     if (agent === undefined || status?.role !== "Secondary" || status.epoch.committed === 0) return;
     if (status.peers[0]?.connection === "Connected") return;
-    const force = this.#random.chance(0.1);
+    const force = this.#random.chance(status.disks[0]?.state === "Outdated" ? 0.5 : 0.1);
     this.#note(`failover on ${member.name}${force ? " --force" : ""}`);
     const outcome = await this.#calls.make(member, "failover", COMMAND_MS + 10, () =>
       agent.failover(

@@ -44,6 +44,11 @@ export class CuttingProxy {
     return proxy;
   }
 
+  /** What the side that dials has sent. */
+  get relayedBytes(): number {
+    return this.#relayedBytes;
+  }
+
   /** Ends every connection at once; what was under way is lost. New ones are taken as before. */
   cut(): void {
     for (const socket of this.#sockets) socket.resetAndDestroy();

@@ -1,0 +1,101 @@
+/**
+ * kill -9 of either side at random moments, under writes of a guest that knows what was acknowledged: after each one the
+ * primary shows every acknowledged write, and after the next checkpoint the secondary shows the same, byte for byte.
+ * `COLOBUS_KILLS` says how many rounds.
+ */
+import { describe, expect, it } from "vitest";
+import { SeededRandom } from "../sim/seeded-random.ts";
+import { AgentPair, MIB } from "../support/agent-pair.ts";
+import { expectSame, NbdClient, readDisk } from "../support/nbd-tools.ts";
+import { requirePeers } from "../support/peers.ts";
+
+const ROUNDS = Number(process.env.COLOBUS_KILLS ?? 10);
+const ROUND_LIMIT_MS = 20_000;
+const SIZE = 16 * MIB;
+const BLOCK_BYTES = 4096;
+const BLOCKS = SIZE / BLOCK_BYTES;
+const MAX_DELAY_MS = 400;
+
+/** A guest that stamps random blocks with a counter, and remembers what each block may hold. */
+class StampingGuest {
+  readonly #random: SeededRandom;
+  /** The values that a block may have: one once its last write was acknowledged. */
+  readonly blocks = new Map<number, Set<number>>();
+  #stamp = 0;
+  acknowledged = 0;
+
+  constructor(random: SeededRandom) {
+    this.#random = random;
+  }
+
+  /** Writes until a write fails, or `isOver`. */
+  async write(client: NbdClient, isOver: () => boolean): Promise<void> {
+    while (!isOver()) {
+      const block = this.#random.below(BLOCKS);
+      this.#stamp += 1;
+      const stamp = this.#stamp;
+      const before = this.blocks.get(block) ?? new Set([0]);
+      this.blocks.set(block, new Set([...before, stamp]));
+      const pattern = Buffer.alloc(8);
+      pattern.writeBigUInt64BE(BigInt(stamp));
+      try {
+        await client.write({ offset: block * BLOCK_BYTES, length: BLOCK_BYTES }, pattern);
+      } catch {
+        return; // the server is gone: the write is in doubt
+      }
+      this.blocks.set(block, new Set([stamp]));
+      this.acknowledged += 1;
+    }
+  }
+
+  /** Fails unless the disk holds every acknowledged write; what was in doubt is known from here on. */
+  check(disk: Buffer): void {
+    for (const [block, possible] of this.blocks) {
+      const content = disk.subarray(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES);
+      const stamp = Number(content.readBigUInt64BE(0));
+      expect(possible.has(stamp), `block ${block} holds ${stamp}, not ${[...possible].join(" or ")}`).toBe(true);
+      const pattern = Buffer.alloc(8);
+      pattern.writeBigUInt64BE(BigInt(stamp));
+      expectSame(content, Buffer.alloc(BLOCK_BYTES, pattern));
+      this.blocks.set(block, new Set([stamp]));
+    }
+  }
+}
+
+describe.runIf(requirePeers("nbdcopy", "python3:nbd"))("kill -9 of either side", () => {
+  it(
+    `never loses or mixes what was acknowledged, in ${ROUNDS} rounds`,
+    async () => {
+      const random = new SeededRandom(1);
+      const pair = await AgentPair.protected({ disks: { vda: SIZE }, flags: ["--peer-timeout", "2s"] });
+      const guest = new StampingGuest(random);
+      const kills = { primary: 0, secondary: 0 };
+      let client = await NbdClient.connect(pair.primary.uri());
+      for (let round = 0; round < ROUNDS; round += 1) {
+        let isOver = false;
+        const writing = guest.write(client, () => isOver);
+        await new Promise((resolve) => {
+          setTimeout(resolve, random.below(MAX_DELAY_MS));
+        });
+        const victim = random.chance(0.5) ? "primary" : "secondary";
+        kills[victim] += 1;
+        await pair[victim].crash();
+        if (victim === "secondary" && random.chance(0.5))
+          await pair.primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+        isOver = victim === "secondary";
+        await writing;
+        await pair[victim].start();
+        // The primary holds its guests until the two have spoken; then it shows what was acknowledged.
+        guest.check(await readDisk(pair.primary.uri()));
+        await pair.untilProtected();
+        await pair.checkpoint();
+        expectSame(await readDisk(pair.secondary.uri()), await readDisk(pair.primary.uri()));
+        if (victim === "primary") client = await NbdClient.connect(pair.primary.uri());
+      }
+      process.stdout.write(`${ROUNDS} rounds: ${JSON.stringify({ ...kills, acknowledged: guest.acknowledged })}\n`);
+      expect(guest.acknowledged).toBeGreaterThan(ROUNDS * 10);
+      expect(Math.min(kills.primary, kills.secondary)).toBeGreaterThan(0);
+    },
+    ROUNDS * ROUND_LIMIT_MS,
+  );
+});
