@@ -1,0 +1,220 @@
+import { describe, expect, it } from "vitest";
+import type { Durability } from "../../../../proto/words.ts";
+import { ClusterBitmap } from "../../../../shared/block/cluster-bitmap.ts";
+import { clusterGeometry } from "../../../../shared/block/cluster-geometry.ts";
+import {
+  DirtyTracker,
+  type DirtyTrackerOptions,
+  type SettleSource,
+} from "../../../../shared/replication/dirty-tracker.ts";
+import { SeededRandom } from "../../../sim/seeded-random.ts";
+import { SimRandom } from "../../../sim/sim-random.ts";
+import { MemoryStorage, turn } from "../../../support/memory-storage.ts";
+import { seededStorage } from "../../../support/overlay-bench.ts";
+import { present } from "../../../support/present.ts";
+
+const CLUSTER = 4096;
+const EXTENT = 4 * CLUSTER;
+const CLUSTERS = 40;
+const DIRECTORY = "/state/disks/vda";
+/** Calls of `settle` after which nothing counts as touched any more. */
+const CALLS_UNTIL_IDLE = 14;
+
+function options(storage: MemoryStorage, durability: Durability = "power"): DirtyTrackerOptions {
+  return {
+    storage,
+    random: new SimRandom(new SeededRandom(3)),
+    directory: DIRECTORY,
+    geometry: clusterGeometry(CLUSTERS * CLUSTER - 512, CLUSTER),
+    extentBytes: EXTENT,
+    durability,
+  };
+}
+
+function emptyStorage(): MemoryStorage {
+  const storage = seededStorage(1);
+  storage.disk.addDirectory(DIRECTORY);
+  return storage;
+}
+
+/** What is dirty once the process, or the power, is gone. */
+function dirtyAfter(storage: MemoryStorage, kind: "process" | "power", durability: Durability = "power"): number[] {
+  storage.crash(kind);
+  return present(DirtyTracker.open(options(storage, durability)))
+    .dirtyClusters()
+    .toArray();
+}
+
+/** The same disk, for a look at what a crash would leave now. */
+function forked(storage: MemoryStorage): MemoryStorage {
+  return new MemoryStorage(storage.disk.fork());
+}
+
+const IDLE: SettleSource = { inFlight: () => new ClusterBitmap(), isBusy: () => false, flush: () => Promise.resolve() };
+
+async function settleUntilIdle(tracker: DirtyTracker, source: Partial<SettleSource> = {}): Promise<void> {
+  for (let call = 0; call < CALLS_UNTIL_IDLE; call += 1) await tracker.settle({ ...IDLE, ...source });
+}
+
+const range = (first: number, end: number): number[] =>
+  Array.from({ length: end - first }, (_, index) => first + index);
+
+describe("the dirty tracker", () => {
+  it.each(["process", "power"] as const)(
+    "finds a whole extent dirty after a write to it and a loss of %s",
+    async (kind) => {
+      const storage = emptyStorage();
+      const tracker = await DirtyTracker.create(options(storage), "clean");
+      await tracker.mark(5 * CLUSTER, 100);
+      expect(dirtyAfter(storage, kind)).toEqual(range(4, 8));
+    },
+  );
+
+  it("is done with a mark at once where the extents are marked", async () => {
+    const tracker = await DirtyTracker.create(options(emptyStorage()), "clean");
+    await tracker.mark(0, 3 * EXTENT);
+    expect(tracker.mark(0, 1)).toBeUndefined();
+    expect(tracker.mark(EXTENT - 1, 2)).toBeUndefined();
+    expect(tracker.mark(2 * EXTENT, EXTENT)).toBeUndefined();
+    expect(tracker.mark(3 * EXTENT, 1)).toBeDefined();
+  });
+
+  it("marks at once, without an fsync, where only the death of the process has to be survived", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(options(storage, "process"), "clean");
+    expect(tracker.mark(0, 1)).toBeUndefined();
+    expect(dirtyAfter(storage, "process", "process")).toEqual(range(0, 4));
+  });
+
+  it("shares one fsync among marks that wait at the same time, and calls none done before it", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(options(storage), "clean");
+    let release = (): void => undefined;
+    let syncs = 0;
+    storage.hold = (operation) => {
+      if (operation !== "sync") return undefined;
+      syncs += 1;
+      return new Promise((resolve) => {
+        release = resolve;
+      });
+    };
+    let done = 0;
+    const marks = [0, 1, 2, 3].map((extent) =>
+      Promise.resolve(tracker.mark(extent * EXTENT, 1)).then(() => (done += 1)),
+    );
+    await turn();
+    expect([syncs, done]).toEqual([1, 0]);
+    release();
+    await turn();
+    await turn();
+    // The first went alone; the others came while it was under way.
+    expect([syncs, done]).toEqual([2, 1]);
+    release();
+    await Promise.all(marks);
+    expect(syncs).toBe(2);
+  });
+
+  it("marks nothing when the journal cannot be written, and tries again", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(options(storage), "clean");
+    storage.disk.faults.inject({ error: "io-error", op: ["sync"], times: 1 });
+    await expect(tracker.mark(0, 1)).rejects.toMatchObject({ code: "io-error" });
+    await tracker.mark(0, 1);
+    expect(dirtyAfter(storage, "power")).toEqual(range(0, 4));
+  });
+
+  it("calls an extent clean once it is idle, and what is dirty in it stays", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(options(storage), "clean");
+    await tracker.mark(0, 2 * EXTENT);
+    tracker.addBytes(CLUSTER, 10);
+    await tracker.settle(IDLE);
+    expect(dirtyAfter(forked(storage), "process")).toEqual(range(0, 8));
+    await settleUntilIdle(tracker);
+    expect(dirtyAfter(forked(storage), "process")).toEqual([1]);
+    // A later write to it has to mark it again.
+    await tracker.mark(0, 1);
+    expect(dirtyAfter(storage, "power")).toEqual(range(0, 4));
+  });
+
+  it("keeps what is in flight, busy, or touched meanwhile", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(options(storage), "clean");
+    await tracker.mark(0, 4 * EXTENT);
+    await settleUntilIdle(tracker, {
+      inFlight: () => new ClusterBitmap([2]),
+      isBusy: (offset, length) => offset <= EXTENT && EXTENT < offset + length,
+      flush: async () => {
+        await tracker.mark(2 * EXTENT, 1);
+      },
+    });
+    expect(dirtyAfter(storage, "process")).toEqual([2, ...range(4, 8), ...range(8, 12)]);
+  });
+
+  it("flushes the image before it calls anything clean, and calls nothing clean when that fails", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(options(storage), "clean");
+    await tracker.mark(0, EXTENT);
+    const failing = { flush: () => Promise.reject(new Error("no")) };
+    await expect(settleUntilIdle(tracker, failing)).rejects.toThrow("no");
+    expect(dirtyAfter(storage, "process")).toEqual(range(0, 4));
+  });
+
+  it("is exact after a clean stop", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(options(storage), "clean");
+    await tracker.mark(0, 5 * EXTENT);
+    tracker.addClusters(3, 5);
+    await tracker.settleAll({ ...IDLE, inFlight: () => new ClusterBitmap([19]) });
+    tracker.close();
+    expect(dirtyAfter(storage, "power")).toEqual([3, 4, 19]);
+  });
+
+  it("finds what was added for a peer's sake, and everything where that is how it began", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(options(storage), "clean");
+    await tracker.addRuns([
+      { first: 1, end: 3 },
+      { first: 39, end: 40 },
+    ]);
+    expect(dirtyAfter(storage, "power")).toEqual([1, 2, 39]);
+    await DirtyTracker.create(options(storage), "all-dirty");
+    expect(dirtyAfter(storage, "power")).toEqual(range(0, CLUSTERS));
+    await DirtyTracker.create(options(storage), new ClusterBitmap([7]));
+    expect(dirtyAfter(storage, "power")).toEqual([7]);
+    expect(storage.list(DIRECTORY)).toHaveLength(1);
+  });
+
+  it("is not there for a file that was never whole, and falls back to the one before", async () => {
+    const storage = emptyStorage();
+    expect(DirtyTracker.open(options(storage))).toBeUndefined();
+    const tracker = await DirtyTracker.create(options(storage), new ClusterBitmap([5]));
+    tracker.close();
+    // The death comes before the sync mark of the next file.
+    storage.disk.faults.inject({ error: "io-error", op: ["syncDirectory"], times: 1 });
+    await expect(DirtyTracker.create(options(storage), "clean")).rejects.toMatchObject({ code: "io-error" });
+    expect(dirtyAfter(storage, "process")).toEqual([5]);
+    expect(storage.list(DIRECTORY)).toHaveLength(1);
+  });
+
+  it("writes its journal anew when it has grown, and loses nothing that is marked meanwhile", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(options(storage, "process"), "clean");
+    const [first] = storage.list(DIRECTORY);
+    for (let round = 0; storage.list(DIRECTORY)[0] === first; round += 1) {
+      for (let repeat = 0; repeat < 2000; repeat += 1) await tracker.addRuns([{ first: 0, end: 1 }]);
+      tracker.removeClusters(0, 1);
+      await tracker.settle({ ...IDLE, flush: async () => Promise.resolve(tracker.mark(9 * EXTENT, 1)) });
+      expect(round).toBeLessThan(100);
+    }
+    expect(storage.list(DIRECTORY)).toHaveLength(1);
+    expect(dirtyAfter(storage, "power", "process")).toEqual(expect.arrayContaining(range(36, 40)));
+  });
+
+  it("leaves nothing behind when the peer is forgotten", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(options(storage), "all-dirty");
+    await tracker.forget();
+    expect(storage.list(DIRECTORY)).toEqual([]);
+  });
+});

@@ -1,0 +1,102 @@
+import { describe, expect, it } from "vitest";
+import { ANCESTORS_MAX } from "../../../../proto/limits.ts";
+import type { StateRecord } from "../../../../proto/state-record.ts";
+import {
+  adopted,
+  demoted,
+  goneAlone,
+  heard,
+  mustHold,
+  promoted,
+  shared,
+} from "../../../../shared/replication/lineage.ts";
+import { stateRecord } from "../../../support/state-records.ts";
+
+function record(changes: Partial<StateRecord["history"]> = {}, rest: Partial<StateRecord> = {}): StateRecord {
+  return stateRecord({
+    role: "Primary",
+    lineage: "L1",
+    history: { origin: "created", shared: true, ancestors: ["L0"], heard: [], ...changes },
+    tracks: "peer",
+    pairing: { peer: "peer", sessions: ["s"] },
+    ...rest,
+  });
+}
+
+describe("a side's history", () => {
+  it("branches off when a primary goes on alone", () => {
+    expect(goneAlone(record(), "L2")).toMatchObject({
+      lineage: "L2",
+      history: { origin: "alone", shared: false, ancestors: ["L1", "L0"] },
+    });
+  });
+
+  it("goes back to what it has heard after a promotion from a checkpoint, and not after a forced one", () => {
+    const target = record({ heard: ["L9"] }, { role: "Secondary", outdated: true, discardsOwn: true });
+    expect(promoted(target, "L2", true)).toMatchObject({
+      role: "Primary",
+      lineage: "L2",
+      outdated: false,
+      discardsOwn: false,
+      history: { origin: "promotion", shared: false, ancestors: ["L9", "L1", "L0"], heard: [] },
+    });
+    expect(promoted(target, "L2", false).history).toMatchObject({ ancestors: ["L1", "L0"], heard: ["L9"] });
+    expect(promoted(record({}, { lineage: null }), "L2", false).history.ancestors).toEqual(["L0"]);
+  });
+
+  it("is that of the source once everything has arrived", () => {
+    expect(adopted(record({ heard: ["L2"] }), { lineage: "L2", ancestors: ["L1"] })).toMatchObject({
+      lineage: "L2",
+      history: { origin: "adopted", shared: true, ancestors: ["L1"], heard: [] },
+    });
+  });
+
+  it("hears of another lineage once, and of its own not at all", () => {
+    const before = record();
+    expect(heard(before, "L1")).toBe(before);
+    const once = heard(before, "L2");
+    expect(once.history.heard).toEqual(["L2"]);
+    expect(heard(once, "L2")).toBe(once);
+  });
+
+  it("keeps a bounded number of ancestors, the newest", () => {
+    let present = record();
+    for (let count = 0; count < 100; count += 1) present = goneAlone(present, `N${count}`);
+    expect(present.history.ancestors).toHaveLength(ANCESTORS_MAX);
+    expect(present.history.ancestors[0]).toBe("N98");
+  });
+
+  it("of a former primary keeps its own state as an outdated checkpoint", () => {
+    const after = demoted(
+      record({}, { prepared: [{ epoch: 3, atMs: 1 }], handOver: "peer" }),
+      { epoch: 9, atMs: 2 },
+      true,
+    );
+    expect(after).toMatchObject({
+      role: "Secondary",
+      committed: { epoch: 9, atMs: 2 },
+      prepared: [],
+      epochReserved: 9,
+      outdated: true,
+      discardsOwn: true,
+      handOver: null,
+      tracks: "peer",
+      pairing: { peer: "peer" },
+    });
+    // Where nothing was tracked, no list of changes can be complete.
+    expect(demoted(record({}, { tracks: null }), { epoch: 9, atMs: 2 }, false).pairing).toBeNull();
+  });
+
+  it.each<readonly [string, boolean, StateRecord]>([
+    ["a new one", false, record({ shared: false })],
+    ["one whose secondary may have adopted its lineage", true, shared(record({ shared: false }))],
+    ["one that went on alone", true, goneAlone(record(), "L2")],
+    ["one that was promoted, and that nobody has followed yet", false, promoted(record(), "L2", true)],
+    ["one that was promoted, and has a secondary", true, shared(promoted(record(), "L2", true))],
+    ["an outdated one", true, record({ shared: false }, { outdated: true })],
+    ["one that has handed its role over", true, record({ shared: false }, { handOver: "peer" })],
+    ["a secondary", false, record({}, { role: "Secondary" })],
+  ])("tells whether a primary that starts must hold its guests: %s", (_, holds, present) => {
+    expect(mustHold(present)).toBe(holds);
+  });
+});
