@@ -19,6 +19,11 @@ export class GuestGate {
     return this.#gate.state;
   }
 
+  /** Throws the reason for which guests are refused, if they are. */
+  assertServing(): void {
+    if (this.#gate.state === "refusing") throw this.#gate.reason;
+  }
+
   /** To be passed by each read. undefined: it may go on at once. Errors: the reason for which guests are refused. */
   admitRead(): Pending {
     if (this.#gate.state === "open" || this.#gate.state === "frozen") return undefined;

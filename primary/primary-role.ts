@@ -394,6 +394,7 @@ export class PrimaryRole {
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
       hello: () => this.#hello(),
+      assertServing: () => this.#guests.gate.assertServing(),
       judged: (verdict, peer) => this.#judged(verdict, peer),
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),

@@ -37,6 +37,8 @@ export interface ReplicatorOptions {
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
   readonly hello: () => Hello;
+  /** Throws the reason for which guests are refused, if they are: then nothing may be acknowledged. */
+  readonly assertServing: () => void;
   /** A peer has proved itself, and this is what the two are to do. */
   readonly judged: (verdict: Verdict, peer: Hello) => void;
   /** The two are a pair: resolves with the epoch that is open from here on. */
@@ -302,6 +304,10 @@ export class Replicator {
   #open(session: SourceSession, hello: Hello, peer: Hello): void {
     const options = this.#options;
     const verdict = decide(hello, peer);
+    if (verdict.kind !== "sync" && (this.#minting !== undefined || hello.lineage !== options.state.record.lineage)) {
+      // The peer was told of a history that is not this side's any more: the next handshake decides.
+      throw new ColobusError("replaced", "this side has begun a new lineage during the handshake", "It is tried again.");
+    }
     this.#peerIdentity = { agentId: peer.agentId, agentVersion: peer.agentVersion, address: session.peerAddress };
     this.#standsAlone = verdict.kind === "outdated" || verdict.kind === "split-brain";
     options.judged(verdict, peer);
@@ -386,7 +392,8 @@ export class Replicator {
 
   /** Done when a write may be acknowledged that the secondary does not have. Errors: `io-error`. */
   #alone(): Pending {
-    const { state, random, emit, log } = this.#options;
+    const { state, random, emit, log, assertServing } = this.#options;
+    assertServing();
     if (this.#minting !== undefined) return this.#minting;
     if (!state.record.history.shared) return undefined;
     this.#minting = state
@@ -394,6 +401,7 @@ export class Replicator {
       .then(({ lineage }) => {
         emit("lineage-changed", { lineage, origin: "alone" });
         log.info({ lineage }, "writes go on without the secondary: a new lineage begins");
+        assertServing();
       })
       .finally(() => {
         this.#minting = undefined;
