@@ -2,12 +2,12 @@ import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import {
   copyFileSync,
-  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   symlinkSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
@@ -73,7 +73,7 @@ function copySources(): string {
   const copy = mkdtempSync(join(tmpdir(), "colobus-mutant-"));
   const listed = runToEnd("git", ["ls-files", "-z", "--cached", "--others", "--exclude-standard"], root);
   for (const file of listed.split("\0")) {
-    if (file === "" || !existsSync(join(root, file))) continue;
+    if (file === "" || statSync(join(root, file), { throwIfNoEntry: false })?.isFile() !== true) continue;
     mkdirSync(dirname(join(copy, file)), { recursive: true });
     copyFileSync(join(root, file), join(copy, file));
   }

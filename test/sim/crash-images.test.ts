@@ -9,7 +9,7 @@ import { lookAtImages } from "./crash-images.ts";
  * and become equal to its primary again. There are more images than can be looked at each time, so a run draws some;
  * `COLOBUS_CRASH_IMAGES` is about how many, or `all`.
  */
-const IMAGES_IN_CI = 5_000;
+const IMAGES_IN_CI = 4_000;
 const IMAGES_HERE = 800;
 /** Those of killed processes: there are fewer of them. */
 const PROCESS_SHARE = 0.2;

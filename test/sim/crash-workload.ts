@@ -58,7 +58,7 @@ export class CrashWorkload {
     );
   }
 
-  /** Lives the workload in peace. Returns every case: with durability `process` one for each moment. */
+  /** Lives the workload in peace, and checks its end. Returns every case: with durability `process` one for each moment. */
   async cases(random: SeededRandom): Promise<CrashCase[]> {
     const cases: CrashCase[] = [];
     const scripted = this.#makePair();
@@ -69,6 +69,7 @@ export class CrashWorkload {
         for (const image of crashImages(units, random)) cases.push({ changes, image });
       }
     });
+    await scripted.checkEnd();
     return cases;
   }
 
@@ -174,6 +175,8 @@ async function perform(scripted: ScriptedPair, operation: CrashOperation): Promi
     case "commit":
     case "withdraw": {
       const epoch = await scripted.prepare();
+      // The guest goes on, over what the checkpoint holds: both epochs have an original of the cluster then.
+      await scripted.guestWrite(0, CLUSTER_BYTES + 2048, 1024, "bytes");
       if (epoch !== undefined) await scripted.decide(operation === "commit" ? "commit" : "discard", epoch);
       break;
     }

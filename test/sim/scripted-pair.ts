@@ -184,6 +184,12 @@ export class ScriptedPair {
     return epoch.committed;
   }
 
+  /** Nothing has gone wrong: the view shows what it has to, and so do the copies after the next checkpoint. */
+  async checkEnd(): Promise<void> {
+    await this.do("the view", () => this.#checkView());
+    await this.checkRecovery();
+  }
+
   /** A checkpoint that is still prepared can be committed once the pair has come together again, and is shown then. */
   async checkPrepared(): Promise<void> {
     await this.do("a prepared checkpoint", async () => {
