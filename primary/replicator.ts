@@ -306,7 +306,11 @@ export class Replicator {
     const verdict = decide(hello, peer);
     if (verdict.kind !== "sync" && (this.#minting !== undefined || hello.lineage !== options.state.record.lineage)) {
       // The peer was told of a history that is not this side's any more: the next handshake decides.
-      throw new ColobusError("replaced", "this side has begun a new lineage during the handshake", "It is tried again.");
+      throw new ColobusError(
+        "replaced",
+        "this side has begun a new lineage during the handshake",
+        "It is tried again.",
+      );
     }
     this.#peerIdentity = { agentId: peer.agentId, agentVersion: peer.agentVersion, address: session.peerAddress };
     this.#standsAlone = verdict.kind === "outdated" || verdict.kind === "split-brain";

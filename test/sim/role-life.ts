@@ -372,7 +372,8 @@ class RoleLife {
 
   async #crash(member: PairMember): Promise<void> {
     if (!member.host.alive) return;
-    const kind = this.#random.pick<CrashKind>(["process", "power"]);
+    // What `process` promises ends with the power: the lives of one pair of roles look at what comes then.
+    const kind = this.#random.pick<CrashKind>(this.#durability === "power" ? ["process", "power"] : ["process"]);
     this.#note(`${member.name} dies: ${kind}`);
     this.counts.crashes += 1;
     const { process } = member.host;
