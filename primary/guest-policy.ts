@@ -1,5 +1,6 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { EventType } from "../proto/words.ts";
+import type { Pending } from "../shared/block/block-device.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { mustHold } from "../shared/replication/lineage.ts";
@@ -37,6 +38,11 @@ export class GuestPolicy {
   freeze(): void {
     this.gate.freeze();
     this.#options.emit("guests-held", { reason: "Writes are frozen until the secondary is back." });
+  }
+
+  /** Done when changes are not frozen any more. Errors: why guests are refused meanwhile. */
+  frozen(): Pending {
+    return this.gate.state === "frozen" ? this.gate.admitChange() : undefined;
   }
 
   /** The peer has spoken, and was not promoted meanwhile; or an operator has said so. */

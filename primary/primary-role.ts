@@ -395,6 +395,7 @@ export class PrimaryRole {
       windowBytes: options.windowBytes,
       hello: () => this.#hello(),
       assertServing: () => this.#guests.gate.assertServing(),
+      frozen: () => this.#guests.frozen(),
       judged: (verdict, peer) => this.#judged(verdict, peer),
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),

@@ -88,6 +88,7 @@ export class ReplicatedDisk implements BlockDevice {
   }
 
   extents(offset: number, length: number, maxExtents: number): Extent[] {
+    this.#gate.assertServing();
     return this.child.extents(offset, length, maxExtents);
   }
 

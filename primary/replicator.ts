@@ -39,6 +39,8 @@ export interface ReplicatorOptions {
   readonly hello: () => Hello;
   /** Throws the reason for which guests are refused, if they are: then nothing may be acknowledged. */
   readonly assertServing: () => void;
+  /** Done when the policy lets writes go on without the secondary, or it is back. */
+  readonly frozen: () => Pending;
   /** A peer has proved itself, and this is what the two are to do. */
   readonly judged: (verdict: Verdict, peer: Hello) => void;
   /** The two are a pair: resolves with the epoch that is open from here on. */
@@ -396,8 +398,10 @@ export class Replicator {
 
   /** Done when a write may be acknowledged that the secondary does not have. Errors: `io-error`. */
   #alone(): Pending {
-    const { state, random, emit, log, assertServing } = this.#options;
+    const { state, random, emit, log, assertServing, frozen } = this.#options;
     assertServing();
+    const waiting = frozen();
+    if (waiting !== undefined) return waiting.then(() => (this.isConnected ? undefined : this.#alone()));
     if (this.#minting !== undefined) return this.#minting;
     if (!state.record.history.shared) return undefined;
     this.#minting = state

@@ -131,6 +131,39 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "fio", "python3:nbd"))("roles
     await pair.untilProtected();
   });
 
+  it("leave writes frozen without the secondary where the policy says so, until it is back or an operator decides", async () => {
+    const pair = await AgentPair.create({
+      primaryFlags: ["--on-peer-loss", "freeze"],
+      flags: ["--peer-timeout", "1s"],
+    });
+    const { primary, secondary } = pair;
+    await pair.start();
+    const guest = await NbdClient.connect(primary.uri());
+    await secondary.crash();
+    await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    let answered = 0;
+    const write = async (offset: number): Promise<void> => {
+      await guest.write({ offset, length: 4096 }, 0x11);
+      answered += 1;
+    };
+    const first = write(0);
+    // Reads go on, and so this one tells that the write before it was taken, and waits.
+    const reader = await NbdClient.connect(primary.uri());
+    expectSame(await reader.read(0, 4096), Buffer.alloc(4096));
+    expect(answered).toBe(0);
+    await secondary.start();
+    await first;
+    await pair.untilProtected();
+    await secondary.crash();
+    await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    const second = write(4096);
+    expectSame(await reader.read(4096, 4096), Buffer.alloc(4096));
+    expect(answered).toBe(1);
+    expect(await primary.get("start-alone")).toEqual({ released: true });
+    await second;
+    expectSame(await reader.read(4096, 4096), Buffer.alloc(4096, 0x11));
+  });
+
   it("are not swapped under a writing client, unless it is to be sent away", async () => {
     const { pair } = await pairOfEquals();
     const { primary, secondary } = pair;
