@@ -268,15 +268,9 @@ export class Replicator {
     return true;
   }
 
-  /**
-   * Nothing is dirty any more: from here on the stream alone keeps the secondary equal. Resolves with false when that
-   * is not so (any more). Errors: `io-error`.
-   */
-  async finishSync(session: SourceSession): Promise<boolean> {
-    const { state, tracking } = this.#options;
-    if (!this.#isSyncing(session) || !tracking.isClean) return false;
-    // Durable before the secondary may adopt the lineage.
-    if (!state.record.history.shared) await state.update(shared);
+  /** Nothing is dirty any more: from here on the stream alone keeps the secondary equal. False when that is not so. */
+  tryFinishSync(session: SourceSession): boolean {
+    const { tracking } = this.#options;
     if (!this.#isSyncing(session) || !tracking.isClean) return false;
     this.#tellSync(session, "end");
     this.#phase = { name: "established", session };
@@ -364,18 +358,31 @@ export class Replicator {
   }
 
   #beginSync(session: SourceSession, kind: "full-sync" | "resync"): void {
+    if (!this.#options.state.record.history.shared) {
+      this.#share(session, kind);
+      return;
+    }
     const { tracking, emit, syncNeeded } = this.#options;
     this.#syncTotalBytes = tracking.bytes;
     this.#phase = { name: "syncing", session };
     this.#tellSync(session, "begin");
-    const startJob = (): void => {
-      emit("sync-started", { peer: this.#peerName, kind, bytes: this.#syncTotalBytes });
-      syncNeeded(kind);
-    };
-    if (!tracking.isClean) return startJob();
-    this.finishSync(session).then(
-      (finished) => {
-        if (!finished && this.#isSyncing(session)) startJob();
+    if (this.tryFinishSync(session)) return;
+    emit("sync-started", { peer: this.#peerName, kind, bytes: this.#syncTotalBytes });
+    syncNeeded(kind);
+  }
+
+  /**
+   * It has to be durable that the secondary may know the lineage before it hears of it: a promotion there supersedes
+   * what it has heard, so nothing may be acknowledged under that lineage without it later on.
+   */
+  #share(session: SourceSession, kind: "full-sync" | "resync"): void {
+    const before = this.#phase;
+    this.#options.state.update(shared).then(
+      () => {
+        const phase = this.#phase;
+        if (phase.name === "connecting" || phase.session !== session) return;
+        if (phase.name === "opening" && phase.stalledBy !== undefined) this.#pause(session, phase.stalledBy);
+        else if (phase === before) this.#beginSync(session, kind);
       },
       (error: unknown) => session.close(asColobusError(error)),
     );

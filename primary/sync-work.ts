@@ -43,12 +43,7 @@ export class SyncWork implements JobWork {
     const room = this.#session.room();
     if (room !== undefined) await room;
     const next = this.#replicator.nextDirty((disk) => this.#clusters(disk, HOLE_MAX_BYTES));
-    if (next === undefined) {
-      if (await this.#replicator.finishSync(this.#session)) return undefined;
-      // More has become dirty meanwhile, or the session is lost.
-      if (this.#session.isClosed) this.#lost();
-      return 0;
-    }
+    if (next === undefined) return this.#replicator.tryFinishSync(this.#session) ? undefined : this.#lost();
     const { disk, run } = next;
     const geometry = this.#geometries[disk];
     const source = this.#disks[disk];

@@ -52,7 +52,7 @@ export class RoleModel implements PairObserver {
 
   happened(member: PairMember, event: AgentEvent): void {
     // The peer hears of the history that this side went on with alone.
-    if (event.type === "peer-connected") this.#alone.delete(member);
+    if (event.type === "sync-started" || event.type === "sync-finished") this.#alone.delete(member);
     if (event.type === "role-changed" && event.data.role === "Primary") this.#promotedUnawares(member);
     if (event.type === "role-changed" && event.data.role === "Secondary") this.#demoted(member);
     this.#listener(member, event);
