@@ -29,6 +29,7 @@ import type {
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import type { EventType, Role, WaitCondition } from "../proto/words.ts";
+import { outdated } from "../primary/guest-policy.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { EventLog } from "../shared/control/event-log.ts";
@@ -203,7 +204,10 @@ export class Agent implements AgentControl {
 
   async failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
     const { active } = this.#roles;
-    if (active.role === "Primary") return this.#alreadyPrimary(request.dryRun);
+    if (active.role === "Primary") {
+      if (this.#state.record.outdated) throw outdated();
+      return this.#alreadyPrimary(request.dryRun);
+    }
     const { secondary } = active;
     secondary.assertPromotable(request.force);
     if (request.dryRun) return this.#describeFailover(secondary, request);

@@ -1,5 +1,7 @@
+import { ColobusError } from "../proto/errors.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { adopted, heard } from "../shared/replication/lineage.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
@@ -8,6 +10,7 @@ import type { BeginMessage, SourceHistory } from "./replica-session.ts";
 
 export interface ReplicaHistoryOptions {
   readonly state: StateFile;
+  readonly log: Log;
   /** What this side has changed by itself, as a primary, and no source has taken over yet. */
   readonly tracking: PeerTracking;
   /** What new dirty bitmaps are made of; the disks have come into being. */
@@ -66,10 +69,17 @@ export class ReplicaHistory {
    * has written. That is dirty, durably, when the promise resolves. undefined: nothing is known of the peer's copy.
    */
   async trackPeer(disks: readonly ReplicaDisk[]): Promise<PeerTracking | undefined> {
-    const { state, trackingOptions } = this.#options;
+    const { state, log, trackingOptions } = this.#options;
     const { pairing, outdated, committed, tracks } = state.record;
     if (pairing === null || outdated || committed.epoch === 0 || tracks !== null) return undefined;
     const clusters = disks.map(({ stack }) => stack.coveredClusters());
-    return PeerTracking.create(trackingOptions(), pairing.peer, clusters);
+    try {
+      return await PeerTracking.create(trackingOptions(), pairing.peer, clusters);
+    } catch (error) {
+      if (!(error instanceof ColobusError)) throw error;
+      // A full file system must not keep a failover off: without the list everything is sent to the peer later.
+      log.warn({ reason: error }, "what the peer's copy lacks cannot be written down: it will get everything");
+      return undefined;
+    }
   }
 }

@@ -102,8 +102,11 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy", "python3:nbd"))("failover", ()
     const again = await secondary.ask<FailoverAnswer>("failover");
     expect(again).toMatchObject({ code: 0, json: { already: true, epoch: 1 } });
     expectSame(await readDisk(secondary.uri()), INITIAL);
-    await primary.until("refused", ({ peers }) => peers[0]?.lastError?.code === "role-conflict");
-    expect(await primary.ask<FailoverAnswer>("failover")).toMatchObject({ code: 0, json: { already: true } });
+    // The old primary learns of it, and serves nothing any more.
+    await primary.until("outdated", ({ protection }) => protection.reason === "outdated");
+    await expect(readDisk(primary.uri())).rejects.toThrow("nbdcopy");
+    const late = await primary.ask<ErrorDocument>("failover");
+    expect(late).toMatchObject({ code: 1, json: { error: { code: "outdated" } } });
   });
 
   it("--dry-run says what would be returned to and lost, and changes nothing", async () => {

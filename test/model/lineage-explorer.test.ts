@@ -1,5 +1,4 @@
 import { describe, expect, it } from "vitest";
-import { promoted } from "../../shared/replication/lineage.ts";
 import { canonical, connect, EVENTS, newWorld, RULES, step, type Rules, type World } from "./lineage-world.ts";
 
 /**
@@ -70,11 +69,6 @@ describe("all sequences of events of two sides", () => {
     ["a lineage is not begun alone", { goneAlone: (record) => record }, protectedWorld],
     ["what the target knows to differ is not taken over", { unites: false }, protectedWorld],
     ["a promotion does not mark what it rolls back", { marksRolledBack: false }, protectedWorld],
-    [
-      "a forced promotion supersedes what it has heard",
-      { promoted: (record, id) => promoted(record, id, true) },
-      newWorld,
-    ],
   ])(
     "break one when %s",
     (_, broken, begin) => {
