@@ -42,7 +42,7 @@ export const stateRecordSchema = z.object({
   lineage: z.string().nullable(),
   history: z.object({
     origin: z.enum(LINEAGE_ORIGINS),
-    /** A peer may have adopted the lineage: going on without that peer begins a new one. */
+    /** A peer may know the lineage, and supersede it: going on without that peer begins a new one. */
     shared: z.boolean(),
     /** The lineages that this one goes back to, newest first. */
     ancestors: z.array(z.string()).max(ANCESTORS_MAX),

@@ -28,7 +28,7 @@ export function historyFieldsOf(record: StateRecord): HistoryFields {
   };
 }
 
-/** A primary goes on without the peer that may have adopted its lineage. */
+/** A primary goes on without the peer that may know its lineage. */
 export function goneAlone(record: StateRecord, lineage: string): StateRecord {
   return {
     ...record,
@@ -37,7 +37,7 @@ export function goneAlone(record: StateRecord, lineage: string): StateRecord {
   };
 }
 
-/** The peer may adopt the lineage from now on. */
+/** The peer may know the lineage from now on, and a promotion there supersede it. */
 export function shared(record: StateRecord): StateRecord {
   return { ...record, history: { ...record.history, shared: true } };
 }
