@@ -49,7 +49,7 @@ describe.runIf(requirePeers("fio", "qemu-io", "nbdcopy"))("a resync after a disc
     const { pair, proxy } = await pairBehindProxy(SIZE);
     const extents = 20;
     for (let extent = 0; extent < extents; extent += 1) {
-      await qemuIo(pair.primary.uri(), `write -P ${extent + 1} ${extent * 64 * EXTENT_BYTES + 4096} 4096`);
+      await qemuIo(pair.primary.uri(), `write -P ${extent + 1} ${extent * 32 * EXTENT_BYTES + 4096} 4096`);
     }
     await pair.primary.untilDrained();
     await pair.primary.crash();
