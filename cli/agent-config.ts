@@ -1,6 +1,15 @@
 import { z } from "zod";
+import { jobSpeedSchema } from "../proto/control-api.ts";
 import { OVERLAY_LIMIT_MIN_BYTES, RETAINED_MAX } from "../proto/limits.ts";
-import { ACK_POLICIES, DURABILITIES, MODES, PEER_LOSS_POLICIES, ROLES, SECONDARY_EXPORTS } from "../proto/words.ts";
+import {
+  ACK_POLICIES,
+  CONGESTION_POLICIES,
+  DURABILITIES,
+  MODES,
+  PEER_LOSS_POLICIES,
+  ROLES,
+  SECONDARY_EXPORTS,
+} from "../proto/words.ts";
 
 /** Everything that one agent is started with; `agent-options.ts` makes it from flags and the configuration file. */
 export const agentConfigSchema = z.object({
@@ -16,6 +25,9 @@ export const agentConfigSchema = z.object({
   durability: z.enum(DURABILITIES),
   peerTimeoutMs: z.number().positive(),
   onPeerLoss: z.enum(PEER_LOSS_POLICIES),
+  onCongestion: z.enum(CONGESTION_POLICIES),
+  /** How fast syncs and merges go. */
+  resyncSpeed: jobSpeedSchema,
   windowBytes: z.int().positive(),
   clusterBytes: z.int().positive(),
   /** The unit in which a write makes the dirty bitmap durable before it. */

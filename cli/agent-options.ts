@@ -16,13 +16,21 @@ import {
   SETTLE_EVERY_MS,
   WINDOW_DEFAULT_BYTES,
 } from "../proto/limits.ts";
-import { ACK_POLICIES, DURABILITIES, MODES, PEER_LOSS_POLICIES, SECONDARY_EXPORTS, type Role } from "../proto/words.ts";
+import {
+  ACK_POLICIES,
+  CONGESTION_POLICIES,
+  DURABILITIES,
+  MODES,
+  PEER_LOSS_POLICIES,
+  SECONDARY_EXPORTS,
+  type Role,
+} from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { LOG_LEVELS, type LogLevel } from "../shared/host/log.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { FenceHook } from "./fence-peer.ts";
-import { formatBytes, formatDuration, parseDuration, parseSize } from "./quantities.ts";
+import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
 /** Names of disks become names of directories and exports. */
 const DISK_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$/;
@@ -46,7 +54,8 @@ const optionsSchema = z.strictObject({
   "durability": z.enum(DURABILITIES).optional(),
   "peer-timeout": scalar.optional(),
   "on-peer-loss": z.enum(PEER_LOSS_POLICIES).optional(),
-  "on-congestion": z.enum(["throttle", "detach"]).optional(),
+  "on-congestion": z.enum(CONGESTION_POLICIES).optional(),
+  "resync-speed": scalar.optional(),
   "window": scalar.optional(),
   "cluster-size": scalar.optional(),
   "checkpoint-every": scalar.optional(),
@@ -102,7 +111,14 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("on-peer-loss", word(PEER_LOSS_POLICIES, "What guests' writes do without the secondary (continue)"))
     .option("fence-peer", text("Command that runs before a failover here, and makes sure that the peer serves no more"))
     .option("fence-timeout", text(`How long that command may take (${formatDuration(FENCE_TIMEOUT_DEFAULT_MS)})`))
-    .option("on-congestion", word(["throttle", "detach"], "What happens when the secondary is too slow (throttle)"))
+    .option(
+      "on-congestion",
+      word(CONGESTION_POLICIES, "What guests' writes do when the secondary is too slow (throttle)"),
+    )
+    .option(
+      "resync-speed",
+      text("Bytes per second for syncs and merges; 0: no limit; dynamic: yield to guests (dynamic)"),
+    )
     .option(
       "overlay-limit",
       text("Bytes that a secondary's overlays may take together (none: the file system's limit)"),
@@ -143,6 +159,7 @@ export function readProcessConfig(
 ): ProcessConfig & { readonly logLevel: LogLevel } {
   const options: Options = { ...readConfigFile(givenOnce("--config", args.config)), ...givenFlags(args) };
   refuseUnavailable(options);
+  refuseContradictions(options);
   const vm = options.vm ?? "vm";
   if (!VM_NAME.test(vm)) throw invalid("--vm", vm, "Use letters, digits, and `.`, `_`, `-`.");
   const run = options.run ?? env.COLOBUS_RUN;
@@ -174,6 +191,8 @@ export function readProcessConfig(
         "--peer-timeout",
       ),
       onPeerLoss: options["on-peer-loss"] ?? "continue",
+      onCongestion: options["on-congestion"] ?? "throttle",
+      resyncSpeed: parseJobSpeed(options["resync-speed"] ?? "dynamic", "--resync-speed"),
       windowBytes: parseWindow(options.window),
       clusterBytes: parseClusterSize(options["cluster-size"]),
       extentBytes: EXTENT_BYTES,
@@ -232,12 +251,23 @@ function givenFlags(args: AgentArguments): Options {
 function refuseUnavailable(options: Options): void {
   const refused: [string, string | undefined, string][] = [
     ["--mode", options.mode, "colo"],
-    ["--on-congestion", options["on-congestion"], "throttle"],
     ["--control-listen", options["control-listen"], "off"],
   ];
   for (const [flag, value, available] of refused) {
     if (value === undefined || value === available) continue;
     throw new ColobusError("usage", `${flag} ${value} is not available in this release`, `Use ${flag} ${available}.`);
+  }
+}
+
+function refuseContradictions(options: Options): void {
+  if (options["on-congestion"] !== "detach") return;
+  const contradictions: [string, string | undefined, string][] = [
+    ["--ack", options.ack, "async"],
+    ["--on-peer-loss", options["on-peer-loss"], "continue"],
+  ];
+  for (const [flag, value, required] of contradictions) {
+    if (value === undefined || value === required) continue;
+    throw invalid("--on-congestion", "detach", `It lets writes go on that ${flag} ${value} has wait: leave one out.`);
   }
 }
 

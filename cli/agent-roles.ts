@@ -302,6 +302,8 @@ export class AgentRoles {
       peerTimeoutMs: config.peerTimeoutMs,
       windowBytes: config.windowBytes,
       onPeerLoss: config.onPeerLoss,
+      onCongestion: config.onCongestion,
+      resyncSpeed: config.resyncSpeed,
       assumeInSync: config.assumeInSync,
       checkpointEveryMs: config.checkpointEveryMs,
       maxCheckpointAgeMs: config.maxCheckpointAgeMs,
@@ -342,7 +344,8 @@ export class AgentRoles {
   }
 
   #startMerge(): void {
-    const { jobs, state, emit } = this.#options;
-    jobs.start(new MergeWork(this.#promoted, state, () => emit("merged", { epoch: this.#promotedEpoch })));
+    const { jobs, state, emit, agent } = this.#options;
+    const work = new MergeWork(this.#promoted, state, () => emit("merged", { epoch: this.#promotedEpoch }));
+    jobs.start(work, { speed: agent.config.resyncSpeed, held: false });
   }
 }

@@ -11,6 +11,7 @@ import type {
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
+  JobSpeed,
   JobStatus,
   JobVerb,
   RejoinAnswer,
@@ -275,9 +276,9 @@ export class Agent implements AgentControl {
     return Promise.resolve(job.describe());
   }
 
-  async setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus> {
+  async setJobSpeed(id: string, speed: JobSpeed): Promise<JobStatus> {
     const job = this.#jobs.get(id);
-    job.setSpeedLimit(bytesPerSecond);
+    job.setSpeed(speed);
     return Promise.resolve(job.describe());
   }
 

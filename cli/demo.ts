@@ -77,6 +77,8 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
       ack: "async",
       durability: "power",
       onPeerLoss: "continue",
+      onCongestion: "throttle",
+      resyncSpeed: "dynamic",
       peerTimeoutMs: PEER_TIMEOUT_DEFAULT_MS,
       windowBytes: WINDOW_DEFAULT_BYTES,
       clusterBytes: CLUSTER_DEFAULT_BYTES,

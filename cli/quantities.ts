@@ -1,4 +1,5 @@
 /** Durations and sizes as people write and read them. */
+import type { JobSpeed } from "../proto/control-api.ts";
 import { ColobusError } from "../proto/errors.ts";
 
 const DURATION_UNITS_MS = new Map([
@@ -49,6 +50,11 @@ export function parseSize(text: string, name: string): number {
     );
   }
   return bytes;
+}
+
+/** Bytes per second of `50MiB`, `50MiB/s` or `0` (no limit), or `dynamic`. `name` as for `parseSize`. */
+export function parseJobSpeed(text: string, name: string): JobSpeed {
+  return text.trim() === "dynamic" ? "dynamic" : parseSize(text.trim().replace(/\/s$/, ""), name);
 }
 
 function sizeFactor(unit: string): number | undefined {

@@ -50,7 +50,7 @@ function renderProgress(job: JobStatus): string {
     parts.push(formatRate(job.bytesPerSecond));
     if (job.etaMs !== null) parts.push(`${formatDuration(job.etaMs)} left`);
   }
-  if (job.speedLimit > 0) parts.push(`limit ${formatRate(job.speedLimit)}`);
+  if (job.speedLimit !== "dynamic" && job.speedLimit > 0) parts.push(`limit ${formatRate(job.speedLimit)}`);
   return parts.join(", ");
 }
 

@@ -4,6 +4,7 @@ import type {
   CommitAnswer,
   DiscardAnswer,
   DiskStatus,
+  JobSpeed,
   PeerStatus,
   ResyncAnswer,
   Status,
@@ -12,14 +13,13 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
-import type { AckPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
+import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
-import type { Job } from "../shared/jobs/job.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
@@ -27,14 +27,15 @@ import { historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
-import { continueSync } from "./continue-sync.ts";
+import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
 import { EpochCounter } from "./epoch-counter.ts";
 import { GuestPolicy } from "./guest-policy.ts";
+import { lostPeer, neverHadPeer } from "./no-peer.ts";
 import { describePrimaryProtection } from "./primary-protection.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
 import type { SourceSession } from "./source-session.ts";
-import { SyncWork } from "./sync-work.ts";
+import { SyncJobs } from "./sync-jobs.ts";
 
 export interface PrimaryOptions {
   readonly clock: Clock;
@@ -48,6 +49,8 @@ export interface PrimaryOptions {
   /** Whom this side dials; null: it waits for a peer to dial. */
   readonly peerUrl: string | null;
   readonly onPeerLoss: PeerLossPolicy;
+  readonly onCongestion: CongestionPolicy;
+  readonly resyncSpeed: JobSpeed;
   /** The peer has taken over the role that this side handed to it. */
   readonly handedOver: () => void;
   /** A handshake has come to a verdict. */
@@ -79,6 +82,7 @@ export class PrimaryRole {
   readonly #guests: GuestPolicy;
   readonly #replicator: Replicator;
   readonly #epochs: EpochCounter;
+  readonly #syncs: SyncJobs;
   readonly #known: KnownEpochs;
   /** The guest's writes since this agent started, by epoch. */
   readonly #volumes = new EpochVolumes();
@@ -86,20 +90,25 @@ export class PrimaryRole {
   #volumesComplete = false;
   /** Called at every change of the replication state. */
   readonly #watchers = new Set<() => void>();
-  #syncJob: Job | undefined;
-  #timer: Timer | undefined;
-  /** Asked for by the secondary during a sync: to be taken at its end. */
-  #checkpointWanted = false;
+  readonly #automatic: AutomaticCheckpoints;
   /** The secondary has given up what it had of epochs up to this one. An answer about one may be read after that. */
   #voidThrough = 0;
   #failedDisks = new Map<string, ColobusError>();
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
-  #stopping = false;
 
   constructor(options: PrimaryOptions) {
     this.#options = options;
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
+    this.#syncs = new SyncJobs(options.jobs, options.resyncSpeed);
+    this.#automatic = new AutomaticCheckpoints({
+      clock: options.clock,
+      log: options.log,
+      everyMs: options.checkpointEveryMs,
+      isReady: () => this.isEstablished,
+      take: () =>
+        this.checkpoint({ prepare: false, timeoutMs: options.peerTimeoutMs * 4 }, new AbortController().signal),
+    });
     this.#epochs = new EpochCounter(options.state);
     this.#known = {
       committed: record.committed.epoch,
@@ -118,7 +127,7 @@ export class PrimaryRole {
       isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
       flush: async (disk) => children[disk]?.child.flush(),
     });
-    this.#scheduleCheckpoint();
+    this.#automatic.start();
   }
 
   /** Takes a link to a peer, whoever has dialled. */
@@ -156,7 +165,7 @@ export class PrimaryRole {
       for (const disk of this.disks) await deadline.race(disk.settled(), "guests' writes are not done yet");
       await this.checkpoint({ prepare: false, timeoutMs }, signal);
       const peer = session.peer?.agentId;
-      if (!this.isEstablished || peer === undefined || !this.#options.tracking.isClean) throw interrupted();
+      if (!this.isEstablished || peer === undefined || !this.#options.tracking.isClean) throw lostPeer();
       await state.update((record) => ({ ...record, handOver: peer }));
       isAsked = true;
       await deadline.race(
@@ -228,7 +237,7 @@ export class PrimaryRole {
         );
       }
       // The sync may have begun anew, or the session been lost, while the number was reserved.
-      if (!this.isEstablished) throw interrupted();
+      if (!this.isEstablished) throw lostPeer();
       const session = this.#connectedSession();
       const startedMs = this.#options.clock.nowMs();
       const epoch = this.#epochs.close();
@@ -287,12 +296,15 @@ export class PrimaryRole {
   /** Lets a paused sync go on. Errors: `no-peer`; why the secondary takes no writes. */
   resync(): ResyncAnswer {
     this.#connectedSession();
-    return continueSync(this.#replicator, this.#syncJob);
+    return this.#syncs.resume(this.#replicator);
   }
 
   describePeers(): PeerStatus[] {
     const isPaired = this.#options.peerUrl !== null || this.#lastVerdict !== undefined;
-    return isPaired ? [this.#replicator.describe()] : [];
+    if (!isPaired) return [];
+    const peer = this.#replicator.describe();
+    const isHeld = peer.replication === "SyncSource" && this.#syncs.isHeld;
+    return [isHeld ? { ...peer, replication: "PausedSyncS" } : peer];
   }
 
   describeDisks(): DiskStatus[] {
@@ -347,7 +359,7 @@ export class PrimaryRole {
     return new Promise((resolve, reject) => {
       const check = (): void => {
         if (this.isEstablished) resolve();
-        else if (!this.isConnected) reject(interrupted());
+        else if (!this.isConnected) reject(lostPeer());
         else return;
         this.#watchers.delete(check);
       };
@@ -358,8 +370,7 @@ export class PrimaryRole {
 
   /** Stops checkpoints and sessions, drains what it can, and flushes the children. The children stay open. */
   async stop(drainMs: number): Promise<void> {
-    this.#stopping = true;
-    this.#timer?.cancel();
+    this.#automatic.stop();
     let timer: Timer | undefined;
     const timeout = new Promise<void>((resolve) => {
       timer = this.#options.clock.after(drainMs, resolve);
@@ -368,7 +379,7 @@ export class PrimaryRole {
     this.#guests.gate.refuse(reason);
     await this.#replicator.stop(timeout, reason);
     timer?.cancel();
-    this.#syncJob?.conclude(reason);
+    this.#syncs.end(reason);
     for (const { child } of this.#options.children) await child.flush();
     await this.#options.tracking.close();
     await this.#options.state.update((record) => ({
@@ -393,6 +404,7 @@ export class PrimaryRole {
       ack: options.ack,
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
+      detachesWhenCongested: options.onCongestion === "detach",
       hello: () => this.#hello(),
       assertServing: () => this.#guests.gate.assertServing(),
       frozen: () => this.#guests.frozen(),
@@ -400,9 +412,10 @@ export class PrimaryRole {
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),
       inSync: () => this.#inSync(),
+      syncInterrupted: (reason) => this.#syncs.end(reason),
       notified: (notice) => this.#notified(notice),
       lost: (reason) => {
-        this.#syncJob?.conclude(reason);
+        this.#syncs.end(reason);
         if (options.onPeerLoss === "freeze") this.#guests.freeze();
         this.#notify();
       },
@@ -484,26 +497,30 @@ export class PrimaryRole {
   }
 
   #startSync(kind: "full-sync" | "resync"): void {
-    this.#syncJob?.conclude(new ColobusError("connection-lost", "a newer sync took the place of this one"));
-    this.#syncJob = this.#options.jobs.start(new SyncWork(kind, this.#replicator, this.disks, this.#geometries));
+    this.#syncs.start({
+      type: kind,
+      replicator: this.#replicator,
+      disks: this.disks,
+      geometries: this.#geometries,
+      windowBytes: this.#options.windowBytes,
+    });
     this.#notify();
   }
 
   /** The secondary has everything. If it has no checkpoint yet, it gets one now: only then is the VM protected. */
   #inSync(): void {
     this.#failedDisks.clear();
+    this.#syncs.done();
     this.#notify();
-    if (this.#known.committed === 0 || this.#checkpointWanted) this.#checkpointByItself();
-    this.#checkpointWanted = false;
+    if (this.#known.committed === 0) this.#automatic.want();
+    else this.#automatic.takeWanted();
   }
 
   #notified(notice: Notice): void {
     if (notice.type === "wanted") {
       const { freeableBytes, limitBytes } = notice;
       this.#options.emit("checkpoint-wanted", { freeableBytes, limitBytes });
-      if (this.#options.checkpointEveryMs === undefined) return;
-      if (this.isEstablished) this.#checkpointByItself();
-      else this.#checkpointWanted = true;
+      if (this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
       return;
     }
     this.#voidThrough = notice.throughEpoch;
@@ -511,7 +528,7 @@ export class PrimaryRole {
     this.#known.committed = 0;
     this.#known.committedAtMs = undefined;
     this.#known.prepared = [];
-    if (this.isEstablished) this.#checkpointByItself();
+    if (this.isEstablished) this.#automatic.want();
   }
 
   #notify(): void {
@@ -544,30 +561,10 @@ export class PrimaryRole {
     return clock.nowMs() - startedMs;
   }
 
-  #scheduleCheckpoint(): void {
-    const { checkpointEveryMs, clock } = this.#options;
-    if (checkpointEveryMs === undefined || this.#stopping) return;
-    this.#timer = clock.after(checkpointEveryMs, () => {
-      if (!this.isEstablished) this.#scheduleCheckpoint();
-      else this.#checkpointByItself(() => this.#scheduleCheckpoint());
-    });
-  }
-
-  #checkpointByItself(done: () => void = () => undefined): void {
-    const request = { prepare: false, timeoutMs: this.#options.peerTimeoutMs * 4 };
-    this.checkpoint(request, new AbortController().signal)
-      .catch((error: unknown) => this.#options.log.warn({ error }, "an automatic checkpoint failed"))
-      .finally(done);
-  }
-
   /** The session with the secondary. Errors: `no-peer`. */
   #connectedSession(): SourceSession {
     if (this.describePeers().length === 0) {
-      throw new ColobusError(
-        "no-peer",
-        "this primary has no secondary",
-        "Set one up: it dials this agent's --listen address, or this agent dials it with --peer.",
-      );
+      throw neverHadPeer();
     }
     return this.#replicator.session;
   }
@@ -575,12 +572,4 @@ export class PrimaryRole {
   #deadline(timeoutMs: number, signal: AbortSignal): Deadline {
     return new Deadline(this.#options.clock, timeoutMs, signal);
   }
-}
-
-function interrupted(): ColobusError {
-  return new ColobusError(
-    "no-peer",
-    "the session with the secondary was lost",
-    "It is tried again by itself; see `colobus status`.",
-  );
 }

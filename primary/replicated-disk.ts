@@ -44,6 +44,8 @@ export class ReplicatedDisk implements BlockDevice {
   readonly #lock = new RangeLock();
   readonly #gate: GuestGate;
   readonly #forwarding: Forwarding;
+  /** A count that grows with every request of a guest. */
+  #requests = 0;
 
   constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
     this.name = name;
@@ -53,7 +55,12 @@ export class ReplicatedDisk implements BlockDevice {
     this.#forwarding = forwarding;
   }
 
+  get requests(): number {
+    return this.#requests;
+  }
+
   read(target: Uint8Array, offset: number): Pending {
+    this.#requests += 1;
     const admitted = this.#gate.admitRead();
     if (admitted !== undefined) return admitted.then(() => this.child.read(target, offset));
     return this.child.read(target, offset);
@@ -102,6 +109,12 @@ export class ReplicatedDisk implements BlockDevice {
     this.#lock.release(await this.#lock.acquire(0, this.sizeBytes));
   }
 
+  /** Whether the stretch is one hole, as it seems without its lock. */
+  startsWithHole(offset: number, length: number): boolean {
+    const extent = this.child.extents(offset, length, 1)[0];
+    return extent?.zero === true && extent.length >= length;
+  }
+
   /**
    * Reads a stretch that a replica may lack and hands it to `send` while the range is held, so that no write can come
    * between. A leading hole is taken as far as it goes, up to `length`; of anything else at most `dataLength` bytes.
@@ -135,6 +148,7 @@ export class ReplicatedDisk implements BlockDevice {
 
   /** The range, locked and marked, once the guest may go on. */
   #acquire(offset: number, length: number): RangeHold | Promise<RangeHold> {
+    this.#requests += 1;
     const admitted = this.#gate.admitChange();
     if (admitted !== undefined) return admitted.then(() => this.#acquire(offset, length));
     const hold = this.#lock.acquire(offset, length);

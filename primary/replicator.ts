@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX, WRITE_PIECE_MAX_BYTES } from "../proto/limits.ts";
 import type { PeerStatus } from "../proto/control-api.ts";
-import type { Hello, Notice, OperationKind } from "../proto/replication-messages.ts";
+import type { Hello, Notice, OperationKind, SyncPhase } from "../proto/replication-messages.ts";
 import type { AckPolicy, EventType, ReplicationState } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
@@ -36,6 +36,8 @@ export interface ReplicatorOptions {
   readonly ack: AckPolicy;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
+  /** Whether a guest's write that finds the window full leaves the stream, instead of waiting. */
+  readonly detachesWhenCongested: boolean;
   readonly hello: () => Hello;
   /** Throws the reason for which guests are refused, if they are: then nothing may be acknowledged. */
   readonly assertServing: () => void;
@@ -49,6 +51,8 @@ export interface ReplicatorOptions {
   readonly syncNeeded: (kind: "full-sync" | "resync") => void;
   /** The secondary has everything, up to this point of the stream. */
   readonly inSync: () => void;
+  /** A sync that is under way ends before it is done. */
+  readonly syncInterrupted: (reason: ColobusError) => void;
   /** The secondary tells something that needs no answer. */
   readonly notified: (notice: Notice) => void;
   readonly lost: (reason: ColobusError) => void;
@@ -59,11 +63,12 @@ export interface ReplicatorOptions {
  *         ^             │          │ ^            │
  *         │             v          v │            v
  *         └──────── (session lost) paused (the secondary's overlays are full)
+ *                                  detached (guests write faster than the secondary takes it, and do not wait)
  */
 type Phase =
   | { readonly name: "connecting" }
   | { readonly name: "opening"; readonly session: SourceSession; readonly stalledBy: ColobusError | undefined }
-  | { readonly name: "syncing" | "established"; readonly session: SourceSession }
+  | { readonly name: "syncing" | "established" | "detached"; readonly session: SourceSession }
   | { readonly name: "paused"; readonly session: SourceSession; readonly reason: ColobusError };
 
 /**
@@ -93,7 +98,7 @@ export class Replicator {
   }
 
   get isConnected(): boolean {
-    return this.#phase.name === "syncing" || this.#phase.name === "established" || this.#phase.name === "paused";
+    return this.#phase.name !== "connecting" && this.#phase.name !== "opening";
   }
 
   get isEstablished(): boolean {
@@ -205,14 +210,14 @@ export class Replicator {
    */
   forward(kind: OperationKind, disk: number, offset: number, length: number, payload: Buffer | undefined): Pending {
     const dirty = this.#options.tracking.dirty(disk);
-    if (this.#phase.name !== "established" && this.#phase.name !== "syncing") {
+    const session = this.#streaming(this.#options.detachesWhenCongested);
+    if (session === undefined) {
       dirty.addBytes(offset, length);
       return this.#alone();
     }
     const position = ACK_POSITIONS[this.#options.ack];
     // What is dirty as a whole goes with the sync, which reads it later, unless the guest waits for it.
     if (position === undefined && !dirty.isEmpty && dirty.covers(offset, length)) return undefined;
-    const { session } = this.#phase;
     const sequence = this.#send(session, kind, disk, offset, length, payload);
     if (position === undefined) return undefined;
     return this.#orAlone(session, session.acknowledged(sequence, position));
@@ -220,16 +225,17 @@ export class Replicator {
 
   /** Done when the send window has room, or there is no session to send on. */
   room(): Pending {
-    if (this.#phase.name !== "established" && this.#phase.name !== "syncing") return undefined;
-    const { session } = this.#phase;
-    return this.#orAlone(session, session.room());
+    const session = this.#streaming(false);
+    return session === undefined || this.#options.detachesWhenCongested
+      ? undefined
+      : this.#orAlone(session, session.room());
   }
 
   /** Done when everything forwarded so far is stable on the secondary, where the acknowledgement policy covers it. */
   flush(): Pending {
     if (this.#options.ack !== "applied") return undefined;
-    if (this.#phase.name !== "established" && this.#phase.name !== "syncing") return this.#alone();
-    const { session } = this.#phase;
+    const session = this.#streaming(false);
+    if (session === undefined) return this.#alone();
     return this.#orAlone(session, session.acknowledged(session.sequence, "stable"));
   }
 
@@ -244,28 +250,29 @@ export class Replicator {
     return tracking.peer === null ? (geometries[disk]?.sizeBytes ?? 0) : tracking.dirty(disk).bytes;
   }
 
-  /** The next clusters to be sent, or undefined when there are none. */
-  nextDirty(maxClusters: (disk: number) => number): { readonly disk: number; readonly run: ClusterRun } | undefined {
-    for (const disk of this.#options.geometries.keys()) {
-      const run = this.#options.tracking.dirty(disk).firstRun(maxClusters(disk));
-      if (run !== undefined) return { disk, run };
-    }
-    return undefined;
+  /** The next clusters of a disk to be sent, from cluster `from` on, or undefined when there are none. */
+  nextDirty(disk: number, from: number, maxClusters: number): ClusterRun | undefined {
+    return this.#options.tracking.dirty(disk).nextRun(from, maxClusters);
   }
 
   /**
    * Puts the present content of whole dirty clusters into the stream: zeroes where `content` is a length. The range is
-   * locked. False when the session was lost meanwhile.
+   * locked. Returns the number of the last operation; undefined when the session was lost meanwhile.
    */
-  sendSynced(session: SourceSession, disk: number, offset: number, content: Buffer | number): boolean {
-    if (this.#phase.name !== "syncing" || this.#phase.session !== session) return false;
+  sendSynced(session: SourceSession, disk: number, offset: number, content: Buffer | number): number | undefined {
+    if (!this.#isSyncing(session)) return undefined;
     const length = typeof content === "number" ? content : content.length;
     const geometry = this.#geometryOf(disk);
     const dirty = this.#options.tracking.dirty(disk);
     dirty.removeClusters(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length));
-    if (typeof content === "number") this.#send(session, "discard", disk, offset, length, undefined);
-    else this.#send(session, "write", disk, offset, length, content);
-    return true;
+    return typeof content === "number"
+      ? this.#send(session, "discard", disk, offset, length, undefined)
+      : this.#send(session, "write", disk, offset, length, content);
+  }
+
+  /** Done when the secondary has taken an operation of a sync as far as guests' writes wait for it, or the session is lost. */
+  syncedThrough(session: SourceSession, sequence: number): Pending {
+    return session.acknowledged(sequence, ACK_POSITIONS[this.#options.ack] ?? "received");
   }
 
   /** Nothing is dirty any more: from here on the stream alone keeps the secondary equal. False when that is not so. */
@@ -288,7 +295,7 @@ export class Replicator {
       address: url ?? this.#peerIdentity?.address ?? null,
       connection: session !== undefined ? "Connected" : this.#standsAlone ? "StandAlone" : "Connecting",
       replication: REPLICATION_OF_PHASE[this.#phase.name],
-      lagBytes: session?.unstableBytes ?? [...geometries.keys()].reduce((sum, disk) => sum + this.dirtyBytes(disk), 0),
+      lagBytes: [...geometries.keys()].reduce((sum, disk) => sum + this.dirtyBytes(disk), session?.unstableBytes ?? 0),
       agentId: this.#peerIdentity?.agentId ?? null,
       agentVersion: this.#peerIdentity?.agentVersion ?? null,
       lastContactMs: session?.silenceMs ?? this.#sinceLastContactMs(),
@@ -358,7 +365,8 @@ export class Replicator {
   }
 
   #beginSync(session: SourceSession, kind: "full-sync" | "resync"): void {
-    if (!this.#options.state.record.history.shared) {
+    // A lineage that is being minted is the one to be shared: its update comes first.
+    if (!this.#options.state.record.history.shared || this.#minting !== undefined) {
       this.#share(session, kind);
       return;
     }
@@ -388,7 +396,7 @@ export class Replicator {
     );
   }
 
-  #tellSync(session: SourceSession, phase: "begin" | "end"): void {
+  #tellSync(session: SourceSession, phase: SyncPhase): void {
     const { lineage, history } = this.#options.state.record;
     session.tell({
       type: "sync",
@@ -401,6 +409,37 @@ export class Replicator {
 
   #isSyncing(session: SourceSession): boolean {
     return this.#phase.name === "syncing" && this.#phase.session === session;
+  }
+
+  /** The session into whose stream guests' operations go. One that is full is left first, where `detaches` says so. */
+  #streaming(detaches: boolean): SourceSession | undefined {
+    if (this.#phase.name !== "established" && this.#phase.name !== "syncing") return undefined;
+    const { session } = this.#phase;
+    if (!detaches || !session.isFull) return session;
+    this.#detach(session);
+    return undefined;
+  }
+
+  /** Guests write faster than the secondary takes it: they go on without it until it has caught up with what was sent. */
+  #detach(session: SourceSession): void {
+    const { emit, log, syncInterrupted } = this.#options;
+    syncInterrupted(
+      new ColobusError(
+        "connection-lost",
+        "guests write faster than the secondary takes it",
+        "Nothing: what is left is sent when the secondary has caught up.",
+      ),
+    );
+    this.#phase = { name: "detached", session };
+    this.#tellSync(session, "pause");
+    emit("congested", { peer: this.#peerName, windowBytes: session.unstableBytes });
+    log.warn({ peer: this.#peerName }, "the secondary is too slow: writes go on without it until it has caught up");
+    const resume = (): void => {
+      if (this.#phase.name === "detached" && this.#phase.session === session) this.#beginSync(session, "resync");
+    };
+    const drained = session.acknowledged(session.sequence, "stable");
+    if (drained === undefined) resume();
+    else drained.then(resume, (error: unknown) => session.close(asColobusError(error)));
   }
 
   /** Done when a write may be acknowledged that the secondary does not have. Errors: `io-error`. */
@@ -517,4 +556,5 @@ const REPLICATION_OF_PHASE = {
   syncing: "SyncSource",
   established: "Established",
   paused: "PausedSyncS",
+  detached: "PausedSyncS",
 } as const satisfies Record<Phase["name"], ReplicationState>;

@@ -61,6 +61,11 @@ export class SendWindow {
     return this.#sent;
   }
 
+  /** Whether another operation has to wait. */
+  get isFull(): boolean {
+    return this.#unreceivedBytes >= this.#windowBytes || this.#unstableBytes >= this.#windowBytes * UNSTABLE_WINDOWS;
+  }
+
   get isEmpty(): boolean {
     return this.#sent.length === 0;
   }
@@ -77,7 +82,7 @@ export class SendWindow {
 
   /** Done at once while there is room, else when there is room again or the session is lost. */
   room(): Pending {
-    if (!this.#isFull()) return undefined;
+    if (!this.isFull) return undefined;
     return new Promise((resolve) => {
       this.#spaceWaiters.push(resolve);
     });
@@ -106,7 +111,7 @@ export class SendWindow {
     for (const sent of this.#sent.splice(0, stable - this.#stable)) this.#unstableBytes -= sent.cost;
     this.#received = received;
     this.#stable = stable;
-    if (this.#spaceWaiters.length > 0 && !this.#isFull()) wakeAll(this.#spaceWaiters.splice(0));
+    if (this.#spaceWaiters.length > 0 && !this.isFull) wakeAll(this.#spaceWaiters.splice(0));
     this.#receivedWaiters = wakeThrough(this.#receivedWaiters, received);
     this.#stableWaiters = wakeThrough(this.#stableWaiters, stable);
     return isNews;
@@ -122,10 +127,6 @@ export class SendWindow {
     this.#receivedWaiters = wakeThrough(this.#receivedWaiters, Infinity);
     this.#stableWaiters = wakeThrough(this.#stableWaiters, Infinity);
     return missing;
-  }
-
-  #isFull(): boolean {
-    return this.#unreceivedBytes >= this.#windowBytes || this.#unstableBytes >= this.#windowBytes * UNSTABLE_WINDOWS;
   }
 }
 

@@ -112,6 +112,11 @@ export class SourceSession {
     return sequence;
   }
 
+  /** Whether another operation has to wait for room. */
+  get isFull(): boolean {
+    return this.#window.isFull;
+  }
+
   /** Done when there is room for another operation, or the session is lost. */
   room(): Pending {
     return this.#window.room();

@@ -1,69 +1,153 @@
 import { ColobusError } from "../proto/errors.ts";
-import { JOB_CHUNK_BYTES } from "../proto/limits.ts";
+import {
+  JOB_CHUNK_BYTES,
+  SYNC_HOLE_BYTES,
+  SYNC_STEP_BYTES,
+  SYNC_STEP_PIECES,
+  SYNC_WINDOW_SHARE,
+  SYNC_WINDOW_SHARE_BESIDE_GUESTS,
+} from "../proto/limits.ts";
 import { clusterEndOffset, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { JobWork } from "../shared/jobs/job.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 import type { Replicator } from "./replicator.ts";
 import type { SourceSession } from "./source-session.ts";
 
-/** Holes are sent in pieces of at most this length, so that a job can be paused within one. */
-const HOLE_MAX_BYTES = 64 * 1024 * 1024;
+export interface SyncWorkOptions {
+  readonly type: "full-sync" | "resync";
+  readonly replicator: Replicator;
+  readonly disks: readonly ReplicatedDisk[];
+  readonly geometries: readonly ClusterGeometry[];
+  readonly windowBytes: number;
+}
+
+/** A stretch of dirty clusters that is read, and sent, as one. */
+interface Piece {
+  readonly disk: number;
+  readonly offset: number;
+  readonly length: number;
+  readonly isHole: boolean;
+}
 
 /**
  * Sends the clusters that the secondary may lack, with their present content, until none is left. The job belongs to
  * one session: when that is lost, the job ends, and the next session starts another with what is left.
+ *
+ * A step reads several pieces side by side, so that a disk has more than one request to work on. Only so much of what it
+ * sent may be under way: guests' writes share the window, and wait behind it.
  */
 export class SyncWork implements JobWork {
   readonly disk = null;
   readonly cancellable = false;
-  readonly type: "full-sync" | "resync";
-  readonly #replicator: Replicator;
+  readonly #options: SyncWorkOptions;
   readonly #session: SourceSession;
-  readonly #disks: readonly ReplicatedDisk[];
-  readonly #geometries: readonly ClusterGeometry[];
+  /** What was sent and is not known to have arrived, oldest first. */
+  readonly #underWay: { readonly sequence: number; readonly bytes: number }[] = [];
+  #underWayBytes = 0;
+  #requestsSeen: number;
 
-  constructor(
-    type: "full-sync" | "resync",
-    replicator: Replicator,
-    disks: readonly ReplicatedDisk[],
-    geometries: readonly ClusterGeometry[],
-  ) {
-    this.type = type;
-    this.#replicator = replicator;
-    this.#session = replicator.session;
-    this.#disks = disks;
-    this.#geometries = geometries;
+  constructor(options: SyncWorkOptions) {
+    this.#options = options;
+    this.#session = options.replicator.session;
+    this.#requestsSeen = this.guestRequests();
+  }
+
+  get type(): "full-sync" | "resync" {
+    return this.#options.type;
   }
 
   progress(): { doneBytes: number; totalBytes: number } {
-    return this.#replicator.syncProgress;
+    return this.#options.replicator.syncProgress;
+  }
+
+  guestRequests(): number {
+    return this.#options.disks.reduce((sum, disk) => sum + disk.requests, 0);
   }
 
   async step(): Promise<number | undefined> {
+    const { replicator, windowBytes } = this.#options;
+    const requests = this.guestRequests();
+    const besideGuests = requests !== this.#requestsSeen;
+    this.#requestsSeen = requests;
+    await this.#untilRoom(windowBytes * (besideGuests ? SYNC_WINDOW_SHARE_BESIDE_GUESTS : SYNC_WINDOW_SHARE));
+    const pieces = this.#nextPieces(besideGuests ? JOB_CHUNK_BYTES : SYNC_STEP_BYTES);
+    if (pieces.length === 0) return replicator.tryFinishSync(this.#session) ? undefined : lost();
+    // All of them settle before a failure is reported: nothing is under way behind a job that has paused.
+    const outcomes = await Promise.allSettled(pieces.map((piece) => this.#send(piece)));
+    let bytes = 0;
+    for (const outcome of outcomes) {
+      if (outcome.status === "rejected") throw outcome.reason;
+      bytes += outcome.value;
+    }
+    return bytes;
+  }
+
+  /** Waits until less than `limitBytes` of this sync, and less than the window as a whole, are under way. */
+  async #untilRoom(limitBytes: number): Promise<void> {
+    const { replicator } = this.#options;
+    for (let oldest = this.#underWay[0]; oldest !== undefined; oldest = this.#underWay[0]) {
+      const arriving = replicator.syncedThrough(this.#session, oldest.sequence);
+      if (arriving !== undefined) {
+        if (this.#underWayBytes < limitBytes) break;
+        await arriving;
+      }
+      this.#underWay.shift();
+      this.#underWayBytes -= oldest.bytes;
+    }
     const room = this.#session.room();
     if (room !== undefined) await room;
-    const next = this.#replicator.nextDirty((disk) => this.#clusters(disk, HOLE_MAX_BYTES));
-    if (next === undefined) return this.#replicator.tryFinishSync(this.#session) ? undefined : this.#lost();
-    const { disk, run } = next;
-    const geometry = this.#geometries[disk];
-    const source = this.#disks[disk];
-    if (geometry === undefined || source === undefined) throw new RangeError(`there is no disk ${disk}`);
-    const offset = run.first * geometry.clusterBytes;
-    const length = clusterEndOffset(geometry, run.end) - offset;
-    return source.readForSync(offset, length, JOB_CHUNK_BYTES, geometry.clusterBytes, (content) => {
-      if (!this.#replicator.sendSynced(this.#session, disk, offset, content)) this.#lost();
+  }
+
+  /** The next dirty stretches, `bytesMax` together or a little more; a hole comes alone. */
+  #nextPieces(bytesMax: number): Piece[] {
+    const pieces: Piece[] = [];
+    let bytes = 0;
+    for (const [disk, geometry] of this.#options.geometries.entries()) {
+      const clustersMax = Math.max(1, Math.floor(SYNC_HOLE_BYTES / geometry.clusterBytes));
+      const chunkBytes = Math.max(1, Math.floor(JOB_CHUNK_BYTES / geometry.clusterBytes)) * geometry.clusterBytes;
+      let from = 0;
+      while (bytes < bytesMax && pieces.length < SYNC_STEP_PIECES) {
+        const run = this.#options.replicator.nextDirty(disk, from, clustersMax);
+        if (run === undefined) break;
+        const offset = run.first * geometry.clusterBytes;
+        const length = clusterEndOffset(geometry, run.end) - offset;
+        if (length > chunkBytes && this.#disk(disk).startsWithHole(offset, chunkBytes)) {
+          return pieces.length > 0 ? pieces : [{ disk, offset, length, isHole: true }];
+        }
+        const piece = { disk, offset, length: Math.min(length, chunkBytes), isHole: false };
+        pieces.push(piece);
+        bytes += piece.length;
+        from = Math.ceil((offset + piece.length) / geometry.clusterBytes);
+      }
+    }
+    return pieces;
+  }
+
+  /** Resolves with the bytes that were read. */
+  async #send({ disk, offset, length, isHole }: Piece): Promise<number> {
+    const { replicator, geometries } = this.#options;
+    const clusterBytes = geometries[disk]?.clusterBytes ?? length;
+    const covered = await this.#disk(disk).readForSync(offset, length, JOB_CHUNK_BYTES, clusterBytes, (content) => {
+      const sequence = replicator.sendSynced(this.#session, disk, offset, content);
+      if (sequence === undefined) lost();
+      const bytes = typeof content === "number" ? 0 : content.length;
+      this.#underWay.push({ sequence, bytes });
+      this.#underWayBytes += bytes;
     });
+    return isHole ? 0 : covered;
   }
 
-  #clusters(disk: number, bytes: number): number {
-    return Math.max(1, Math.floor(bytes / (this.#geometries[disk]?.clusterBytes ?? bytes)));
+  #disk(index: number): ReplicatedDisk {
+    const disk = this.#options.disks[index];
+    if (disk === undefined) throw new RangeError(`there is no disk ${index}`);
+    return disk;
   }
+}
 
-  #lost(): never {
-    throw new ColobusError(
-      "connection-lost",
-      "the session with the secondary ended before everything was sent",
-      "Nothing: the next session sends what is left.",
-    );
-  }
+function lost(): never {
+  throw new ColobusError(
+    "connection-lost",
+    "the session with the secondary ended before everything was sent",
+    "Nothing: the next session sends what is left.",
+  );
 }

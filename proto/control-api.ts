@@ -28,6 +28,10 @@ const bytes = z.int().nonnegative();
 const ms = z.number().nonnegative();
 const epoch = z.int().nonnegative();
 
+/** Bytes per second at most, 0 for no limit; or `dynamic`, which yields to guests. */
+export const jobSpeedSchema = z.union([z.number().nonnegative(), z.literal("dynamic")]);
+export type JobSpeed = z.infer<typeof jobSpeedSchema>;
+
 export const jobSchema = z.object({
   id: z.string(),
   type: z.enum(JOB_TYPES),
@@ -37,8 +41,7 @@ export const jobSchema = z.object({
   progress: z.object({ doneBytes: bytes, totalBytes: bytes }),
   bytesPerSecond: z.number().nonnegative(),
   etaMs: ms.nullable(),
-  /** Upper limit in bytes per second; 0 is none. */
-  speedLimit: z.number().nonnegative(),
+  speedLimit: jobSpeedSchema,
   startedAt: z.string(),
   endedAt: z.string().nullable(),
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
@@ -270,7 +273,7 @@ export type WaitAnswer = z.infer<typeof waitAnswerSchema>;
 
 export const JOB_VERBS = ["pause", "resume", "cancel", "complete"] as const;
 export type JobVerb = (typeof JOB_VERBS)[number];
-export const setSpeedRequestSchema = z.strictObject({ bytesPerSecond: z.number().nonnegative() });
+export const setSpeedRequestSchema = z.strictObject({ bytesPerSecond: jobSpeedSchema });
 
 export const errorAnswerSchema = z.object({
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }),
@@ -295,7 +298,7 @@ export interface AgentControl {
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
   job(id: string, verb: JobVerb): Promise<JobStatus>;
-  setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus>;
+  setJobSpeed(id: string, speed: JobSpeed): Promise<JobStatus>;
   /** Events after `afterSequence` that are still kept, oldest first. */
   events(afterSequence: number): AgentEvent[];
   /** Calls `listener` with every later event, until the returned function is called. */

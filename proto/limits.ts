@@ -131,8 +131,20 @@ export const MERGE_RESERVE_BYTES = 256 * KIB;
 export const MERGE_RESERVE_STEP_BYTES = 4 * KIB;
 
 // Jobs
-/** What a sync reads, and sends, at a time. */
+/** What a sync reads, and sends, in one piece … */
 export const JOB_CHUNK_BYTES = 1 * MIB;
+/** … and how much it reads side by side while guests are idle, … */
+export const SYNC_STEP_BYTES = 4 * MIB;
+/** … in at most so many pieces. */
+export const SYNC_STEP_PIECES = 64;
+/** Holes are sent in pieces of at most this length, so that a sync can be paused within one. */
+export const SYNC_HOLE_BYTES = 64 * MIB;
+/** The share of the send window that a sync takes: the rest is left to guests' writes … */
+export const SYNC_WINDOW_SHARE = 1 / 2;
+/** … which wait for what was sent before them, so it takes less while there are any. */
+export const SYNC_WINDOW_SHARE_BESIDE_GUESTS = 1 / 8;
+/** The share of the time that a job with speed `dynamic` is at work while guests are not idle. */
+export const JOB_YIELDING_SHARE = 1 / 4;
 /** Concluded jobs that stay listed. */
 export const JOBS_CONCLUDED_KEPT = 64;
 

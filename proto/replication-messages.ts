@@ -31,6 +31,10 @@ import { ACK_POLICIES, MODES, ROLES } from "./words.ts";
 
 const HEAD_BYTES = 4;
 
+/** What a `sync` message says of the sync. */
+export const SYNC_PHASES = ["begin", "pause", "end"] as const;
+export type SyncPhase = (typeof SYNC_PHASES)[number];
+
 /** What one operation of a `data` message does to a range of a disk. */
 export const OPERATION_KINDS = { write: 0, discard: 1, zero: 2 } as const;
 export type OperationKind = keyof typeof OPERATION_KINDS;
@@ -124,10 +128,10 @@ export const MESSAGE_SCHEMAS = {
   "ready": z.object({ type: z.literal("ready") }),
   /** The primary has recorded what `differs` named: the secondary may forget it. */
   "united": z.object({ type: z.literal("united") }),
-  /** The primary starts, or ends, sending the clusters that the secondary may lack. */
+  /** The primary starts, pauses, or ends, sending the clusters that the secondary may lack. */
   "sync": z.object({
     type: z.literal("sync"),
-    phase: z.enum(["begin", "end"]),
+    phase: z.enum(SYNC_PHASES),
     totalBytes: z.int().nonnegative(),
     /** The primary's history: heard of at the beginning, and adopted at the end. */
     lineage: text,

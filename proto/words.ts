@@ -87,6 +87,10 @@ export type AckPolicy = (typeof ACK_POLICIES)[number];
 export const PEER_LOSS_POLICIES = ["continue", "freeze"] as const;
 export type PeerLossPolicy = (typeof PEER_LOSS_POLICIES)[number];
 
+/** What a guest's write does that finds the send window full: wait, or go on without the secondary for a while. */
+export const CONGESTION_POLICIES = ["throttle", "detach"] as const;
+export type CongestionPolicy = (typeof CONGESTION_POLICIES)[number];
+
 export const DURABILITIES = ["process", "power"] as const;
 export type Durability = (typeof DURABILITIES)[number];
 
@@ -125,6 +129,7 @@ export const EVENT_TYPES = [
   "rolled-back",
   "overlay-full",
   "overlay-freed",
+  "congested",
   "disk-error",
   "failover",
   "merged",

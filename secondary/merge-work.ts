@@ -27,6 +27,10 @@ export class MergeWork implements JobWork {
     };
   }
 
+  guestRequests(): number {
+    return this.#disks.reduce((sum, disk) => sum + disk.requests, 0);
+  }
+
   async step(): Promise<number | undefined> {
     for (const disk of this.#disks) {
       const bytes = await disk.mergeNext();

@@ -33,6 +33,8 @@ export class PromotedDisk implements Child {
   readonly #unmerged: ClusterBitmap;
   readonly #totalBytes: number;
   #stack: OverlayStack | undefined;
+  /** A count that grows with every request of a guest. */
+  #requests = 0;
   readonly #journal: MergeJournal;
 
   /** `epoch` is the committed one on which the overlays lie. */
@@ -65,7 +67,12 @@ export class PromotedDisk implements Child {
     return this.#stack?.active.allocatedBytes ?? 0;
   }
 
+  get requests(): number {
+    return this.#requests;
+  }
+
   read(target: Uint8Array, offset: number): Pending {
+    this.#requests += 1;
     const stack = this.#stack;
     if (stack === undefined) return this.#base.read(target, offset);
     return this.#gate.run(() =>
@@ -74,6 +81,7 @@ export class PromotedDisk implements Child {
   }
 
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
+    this.#requests += 1;
     if (this.#stack === undefined) return this.#base.write(source, offset, flags);
     return this.#locked(offset, source.length, () =>
       this.#change(offset, source.length, flags.fua, (from, end, stack) => {
@@ -86,6 +94,7 @@ export class PromotedDisk implements Child {
   }
 
   zero(offset: number, length: number, flags: ZeroFlags): Pending {
+    this.#requests += 1;
     if (this.#stack === undefined) return this.#base.zero(offset, length, flags);
     return this.#locked(offset, length, () =>
       this.#change(offset, length, flags.fua, (from, end, stack) =>

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { DIFFERS_RUNS_MAX, HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
-import { toErrorBody, type Hello, type Message, type Notice } from "../proto/replication-messages.ts";
+import { toErrorBody, type Hello, type Message, type Notice, type SyncPhase } from "../proto/replication-messages.ts";
 import type { Durability, ReplicationState } from "../proto/words.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -44,7 +44,7 @@ export interface ReplicaSessionOptions {
   readonly ready: () => void;
   /** This side could not go on, for a reason of its own. The session is closed with it. */
   readonly failed: (reason: ColobusError) => void;
-  readonly synced: (session: ReplicaSession, phase: "begin" | "end") => void;
+  readonly synced: (session: ReplicaSession, phase: SyncPhase) => void;
   readonly committed: (epoch: number) => void;
   readonly prepared: (epoch: number) => void;
   readonly discarded: (epochs: readonly number[]) => void;
@@ -70,7 +70,7 @@ export class ReplicaSession {
   /** Requests that are not answered yet. */
   #openRequests = 0;
   #requests: Promise<unknown> = Promise.resolve();
-  #sync = { active: false, totalBytes: 0 };
+  #sync: "none" | "active" | "paused" = "none";
   #stalled: ColobusError | undefined;
   /** Called when the session ends: what waits for its turn in the stream will not have it. */
   readonly #giveUpWaiting: (() => void)[] = [];
@@ -106,8 +106,8 @@ export class ReplicaSession {
 
   get replication(): ReplicationState {
     if (this.#writer === undefined) return "Off";
-    if (this.#stalled !== undefined) return "PausedSyncT";
-    return this.#sync.active ? "SyncTarget" : "Established";
+    if (this.#stalled !== undefined || this.#sync === "paused") return "PausedSyncT";
+    return this.#sync === "active" ? "SyncTarget" : "Established";
   }
 
   /** Ends the session, and resolves when nothing of it is under way any more. */
@@ -268,16 +268,14 @@ export class ReplicaSession {
     const writer = this.#stream();
     // The end of a sync takes effect behind the data of the sync.
     writer.enqueue(async () => {
-      const { lineage, ancestors } = message;
-      const active = message.phase === "begin";
-      if (active) await this.#options.history.hear(lineage);
-      else {
+      const { lineage, ancestors, phase } = message;
+      if (phase === "end") {
         this.#source = { lineage, ancestors };
         await this.#options.history.adopt(this.#source);
-      }
-      this.#sync = { active, totalBytes: message.totalBytes };
-      writer.comparing = active;
-      this.#options.synced(this, message.phase);
+      } else await this.#options.history.hear(lineage);
+      this.#sync = SYNC_OF_PHASE[phase];
+      writer.comparing = phase === "begin";
+      this.#options.synced(this, phase);
     });
   }
 
@@ -350,3 +348,5 @@ export class ReplicaSession {
     this.#options.closed(this, reason);
   }
 }
+
+const SYNC_OF_PHASE = { begin: "active", pause: "paused", end: "none" } as const satisfies Record<SyncPhase, string>;

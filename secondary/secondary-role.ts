@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { dirname } from "node:path";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
-import type { Hello } from "../proto/replication-messages.ts";
+import type { Hello, SyncPhase } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
 import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/control-api.ts";
@@ -198,7 +198,7 @@ export class SecondaryRole {
       failed: (reason) => {
         if (reason.code === "overlay-full" || reason.code === "out-of-space") this.#space.report(reason);
       },
-      synced: (_, phase) => options.emit(phase === "begin" ? "sync-started" : "sync-finished", {}),
+      synced: (_, phase) => options.emit(EVENT_OF_SYNC_PHASE[phase], {}),
       prepared: (epoch) => options.emit("checkpoint-prepared", { epoch }),
       committed: (epoch) => {
         options.emit("checkpoint-committed", { epoch });
@@ -562,3 +562,9 @@ export class SecondaryRole {
     });
   }
 }
+
+const EVENT_OF_SYNC_PHASE = {
+  begin: "sync-started",
+  pause: "congested",
+  end: "sync-finished",
+} as const satisfies Record<SyncPhase, EventType>;

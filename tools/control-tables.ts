@@ -47,7 +47,7 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/resync giveUpCheckpoint": "On a secondary: make it Inconsistent, and free its overlays.",
   "POST /v1/rollback epoch": "The retained checkpoint that becomes the committed one.",
   "POST /v1/wait condition": "What to wait for: see [states.md](states.md#conditions-to-wait-for).",
-  "PUT /v1/jobs/ID/speed bytesPerSecond": "0 is no limit.",
+  "PUT /v1/jobs/ID/speed bytesPerSecond": "0 is no limit; `dynamic` yields to guests.",
 };
 const TIMEOUT_MEANING = "Milliseconds after which the call ends with `timed-out`.";
 
@@ -100,7 +100,7 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "jobs[].progress.totalBytes": "All of it.",
   "jobs[].bytesPerSecond": "Rate of the last seconds; 0 while it is not running.",
   "jobs[].etaMs": "null: not known.",
-  "jobs[].speedLimit": "Bytes per second; 0 is no limit.",
+  "jobs[].speedLimit": "Bytes per second; 0 is no limit; `dynamic` yields to guests.",
   "jobs[].startedAt": "ISO 8601, UTC.",
   "jobs[].endedAt": "null: not concluded.",
   "jobs[].error": "Why it paused by itself, or did not succeed.",

@@ -145,6 +145,7 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "rolled-back": "An earlier checkpoint is the committed one now; the data has both epochs.",
   "overlay-full": "The secondary has no room for another original and has stopped taking writes.",
   "overlay-freed": "The overlays have room again.",
+  "congested": "Guests write faster than the secondary takes it: they go on without it until it has caught up.",
   "disk-error": "A disk could not be read or written; the data has the disk and the reason.",
   "failover": "This agent was promoted and serves from the epoch in the data.",
   "merged": "The base disk holds the whole state again, and the overlays of the failover are gone.",

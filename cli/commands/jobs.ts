@@ -4,7 +4,7 @@ import { ColobusError } from "../../proto/errors.ts";
 import type { CallOptions, ControlClient } from "../../shared/control/api-client.ts";
 import { agentFlags, clientOf, timeoutOf } from "../agent-flags.ts";
 import { defineCommand } from "../command.ts";
-import { parseSize } from "../quantities.ts";
+import { parseJobSpeed } from "../quantities.ts";
 import { renderJob, renderJobs } from "../render-jobs.ts";
 
 const COMMAND_VERBS = [...JOB_VERBS, "set-speed"] as const;
@@ -27,7 +27,10 @@ export const jobCommand = defineCommand({
     agentFlags(yargs)
       .positional("verb", { choices: COMMAND_VERBS, demandOption: true, describe: "What to do" })
       .positional("id", { type: "string", demandOption: true, describe: "The job, as colobus jobs names it" })
-      .positional("speed", { type: "string", describe: "Bytes per second, for set-speed; 0 is no limit" })
+      .positional("speed", {
+        type: "string",
+        describe: "Bytes per second, for set-speed; 0 is no limit, dynamic yields to guests",
+      })
       .example("$0 job pause resync-1", "Stop a job for now")
       .example("$0 job set-speed resync-1 50MiB", "At most 50 MiB in a second"),
   run: async (args, host) => {
@@ -45,11 +48,11 @@ function setSpeed(id: string, speed: string | undefined): Ask {
     throw new ColobusError(
       "usage",
       "job set-speed needs a speed.",
-      "Write bytes per second, such as 50MiB; 0 is no limit.",
+      "Write bytes per second, such as 50MiB; 0 is no limit, dynamic yields to guests.",
     );
   }
-  const bytesPerSecond = parseSize(speed, "SPEED");
-  return (client, call) => client.setJobSpeed(id, bytesPerSecond, call);
+  const parsed = parseJobSpeed(speed, "SPEED");
+  return (client, call) => client.setJobSpeed(id, parsed, call);
 }
 
 function direct(verb: (typeof JOB_VERBS)[number], id: string, speed: string | undefined): Ask {

@@ -36,6 +36,7 @@ import {
   type DiscardRequest,
   type FailoverAnswer,
   type FailoverRequest,
+  type JobSpeed,
   type JobStatus,
   type JobVerb,
   type RejoinAnswer,
@@ -104,9 +105,9 @@ export class ControlClient {
     return this.#call("POST", `/v1/jobs/${encodeURIComponent(id)}/${verb}`, {}, jobSchema, options);
   }
 
-  /** `bytesPerSecond` 0 is no limit. */
-  setJobSpeed(id: string, bytesPerSecond: number, options: CallOptions = {}): Promise<JobStatus> {
-    return this.#call("PUT", `/v1/jobs/${encodeURIComponent(id)}/speed`, { bytesPerSecond }, jobSchema, options);
+  /** `speed` 0 is no limit. */
+  setJobSpeed(id: string, speed: JobSpeed, options: CallOptions = {}): Promise<JobStatus> {
+    return this.#call("PUT", `/v1/jobs/${encodeURIComponent(id)}/speed`, { bytesPerSecond: speed }, jobSchema, options);
   }
 
   checkpoint(request: CheckpointRequest, signal?: AbortSignal): Promise<CheckpointAnswer> {

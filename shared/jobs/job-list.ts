@@ -1,3 +1,4 @@
+import type { JobSpeed } from "../../proto/control-api.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import { JOBS_CONCLUDED_KEPT } from "../../proto/limits.ts";
 import type { Clock } from "../host/clock.ts";
@@ -15,13 +16,15 @@ export class JobList {
     this.#changed = changed;
   }
 
-  start(work: JobWork): Job {
+  /** Starts a job without a speed limit, unless there is one. One that is `held` waits for `resume` from its beginning. */
+  start(work: JobWork, { speed = 0, held = false }: { readonly speed?: JobSpeed; readonly held?: boolean } = {}): Job {
     this.#started += 1;
-    const job = new Job({ id: `${work.type}-${this.#started}`, clock: this.#clock, work, changed: this.#changed });
+    const id = `${work.type}-${this.#started}`;
+    const job = new Job({ id, clock: this.#clock, work, speed, changed: this.#changed });
     this.#jobs.push(job);
     const concluded = this.#jobs.filter((other) => other.state === "concluded");
     for (const old of concluded.slice(0, -JOBS_CONCLUDED_KEPT)) this.#jobs.splice(this.#jobs.indexOf(old), 1);
-    job.start();
+    job.start(held);
     return job;
   }
 

@@ -1,7 +1,8 @@
-import type { JobStatus, JobVerb } from "../../proto/control-api.ts";
+import type { JobSpeed, JobStatus, JobVerb } from "../../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../../proto/errors.ts";
 import type { JobState, JobType } from "../../proto/words.ts";
 import type { Clock, Timer } from "../host/clock.ts";
+import { Pace } from "./pace.ts";
 
 /** What a job does, a piece at a time, so that it can be paused, limited and stopped between pieces. */
 export interface JobWork {
@@ -11,14 +12,17 @@ export interface JobWork {
   /** Whether `cancel` may end it before it is done. */
   readonly cancellable: boolean;
   progress(): { readonly doneBytes: number; readonly totalBytes: number };
-  /** Does the next piece. Resolves with the bytes that it took care of, or undefined when all is done. */
+  /** Does the next piece. Resolves with the bytes that it had to move, or undefined when all is done. */
   step(): Promise<number | undefined>;
+  /** A count that grows with the requests of the guests to whom the job yields. */
+  guestRequests(): number;
 }
 
 export interface JobOptions {
   readonly id: string;
   readonly clock: Clock;
   readonly work: JobWork;
+  readonly speed: JobSpeed;
   /** Called at every change of state. */
   readonly changed: (job: Job) => void;
 }
@@ -37,7 +41,7 @@ export class Job {
   readonly #options: JobOptions;
   #state: JobState = "created";
   #error: ColobusError | undefined;
-  #speedLimit = 0;
+  readonly #pace: Pace;
   #startedWallMs: number;
   #endedWallMs: number | undefined;
   /** What was done when the job ended: its work may go on to measure something else. */
@@ -50,6 +54,7 @@ export class Job {
   constructor(options: JobOptions) {
     this.id = options.id;
     this.#options = options;
+    this.#pace = new Pace(options.speed);
     this.#startedWallMs = options.clock.wallMs();
   }
 
@@ -70,8 +75,19 @@ export class Job {
     return this.#error;
   }
 
-  start(): void {
-    this.#set("running");
+  /** What an operator has set: a job that takes this one's place goes on with it. */
+  get speed(): JobSpeed {
+    return this.#pace.speed;
+  }
+
+  /** Whether an operator has paused it, and not a fault. */
+  get isHeld(): boolean {
+    return this.#state === "paused" && this.#error === undefined;
+  }
+
+  /** Begins, or waits for `resume` where it is `held` from the beginning. */
+  start(held = false): void {
+    this.#set(held ? "paused" : "running");
     this.#finished = this.#run();
   }
 
@@ -100,8 +116,8 @@ export class Job {
     }
   }
 
-  setSpeedLimit(bytesPerSecond: number): void {
-    this.#speedLimit = bytesPerSecond;
+  setSpeed(speed: JobSpeed): void {
+    this.#pace.speed = speed;
     this.#wake?.();
   }
 
@@ -126,7 +142,7 @@ export class Job {
       progress: { doneBytes, totalBytes },
       bytesPerSecond: rate,
       etaMs: rate > 0 ? Math.round(((totalBytes - doneBytes) / rate) * 1000) : null,
-      speedLimit: this.#speedLimit,
+      speedLimit: this.#pace.speed,
       startedAt: new Date(this.#startedWallMs).toISOString(),
       endedAt: this.#endedWallMs === undefined ? null : new Date(this.#endedWallMs).toISOString(),
       error: this.#error?.toJSON() ?? null,
@@ -139,6 +155,7 @@ export class Job {
 
   async #run(): Promise<void> {
     const { clock, work } = this.#options;
+    let requests = work.guestRequests();
     for (;;) {
       while (this.#state === "paused") await this.#sleep(undefined);
       if (this.#isConcluded()) return;
@@ -151,8 +168,10 @@ export class Job {
         }
         if (this.#isConcluded()) return;
         this.#sample();
-        const dueMs = this.#speedLimit > 0 ? startedMs + (bytes / this.#speedLimit) * 1000 : startedMs;
-        if (dueMs > clock.nowMs()) await this.#sleep(dueMs - clock.nowMs());
+        const guestsActive = work.guestRequests() !== requests;
+        requests = work.guestRequests();
+        const restMs = this.#pace.restMs({ startedMs, endedMs: clock.nowMs(), bytes, guestsActive });
+        if (restMs > 0) await this.#sleep(restMs);
         else await this.#letOthersRun();
       } catch (error) {
         if (this.#isConcluded()) return;

@@ -49,10 +49,10 @@ export class DirtyMap {
     return this.#clusters.hasRange(first, endClusterOf(this.#geometry, offset, length));
   }
 
-  /** The first run of dirty clusters, at most `maxClusters` long. */
-  firstRun(maxClusters: number): ClusterRun | undefined {
-    if (this.#clusters.isEmpty) return undefined;
-    const first = this.#clusters.minimum();
+  /** The first run of dirty clusters from `from` on, at most `maxClusters` long. */
+  nextRun(from: number, maxClusters: number): ClusterRun | undefined {
+    const first = from === 0 ? this.#clusters.at(0) : this.#clusters.at(this.#clusters.rank(from - 1));
+    if (first === undefined) return undefined;
     let end = first + 1;
     const limit = Math.min(first + maxClusters, this.#geometry.clusterCount);
     // Whole-disk runs are common: try the longest one first.

@@ -58,6 +58,7 @@ export class PeerTracking {
   #losing: Promise<void> | undefined;
   #settling: Promise<void> = Promise.resolve();
   #closed = false;
+  #isSettlingSoon = false;
 
   private constructor(
     options: PeerTrackingOptions,
@@ -178,9 +179,10 @@ export class PeerTracking {
 
   /** Much has become equal: it is settled soon. */
   settleSoon(): void {
-    if (this.#timer === undefined) return; // it is being settled now
+    this.#isSettlingSoon = true;
+    if (this.#timer === undefined) return; // it is being settled now, and will be again
     this.#timer.cancel();
-    this.#schedule(SETTLE_SOON_MS);
+    this.#schedule();
   }
 
   /** For a clean stop, with nothing under way: what is left dirty is exact, and durable. */
@@ -230,8 +232,10 @@ export class PeerTracking {
     return this.#losing;
   }
 
-  #schedule(afterMs = this.#options.settleEveryMs): void {
+  #schedule(): void {
     if (this.#closed) return;
+    const afterMs = this.#isSettlingSoon ? SETTLE_SOON_MS : this.#options.settleEveryMs;
+    this.#isSettlingSoon = false;
     this.#timer = this.#options.clock.after(afterMs, () => {
       this.#timer = undefined;
       this.#settling = this.#settle()

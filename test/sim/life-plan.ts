@@ -115,6 +115,7 @@ export function drawLife(random: SeededRandom): LifePlan {
       ack,
       access,
       windowBytes: random.pick(WINDOWS),
+      onCongestion: ack === "async" && random.fork("congestion").chance(0.4) ? "detach" : "throttle",
       peerTimeoutMs: 2_000 + random.below(3_000),
       createImages: random.chance(0.25),
       checkpointEveryMs: random.chance(0.15) ? 100 + random.below(1_000) : undefined,

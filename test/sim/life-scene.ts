@@ -19,7 +19,13 @@ export class LifeScene {
   readonly pair: Pair;
   readonly model: PairModel;
   readonly calls: Calls;
-  readonly counts = { operations: 0, failovers: 0, restarts: 0, faults: {} as Partial<Record<FaultKind, number>> };
+  readonly counts = {
+    operations: 0,
+    failovers: 0,
+    restarts: 0,
+    congested: 0,
+    faults: {} as Partial<Record<FaultKind, number>>,
+  };
   /** Processes whose clients make no new requests: they are being stopped. */
   readonly paused = new Set<SimProcess>();
   readonly #print: ((line: string) => void) | undefined;
@@ -116,6 +122,7 @@ export class LifeScene {
   }
 
   #happened(member: PairMember, { type, data }: AgentEvent): void {
+    if (type === "congested") this.counts.congested += 1;
     const code = typeof data.code === "string" ? data.code : "";
     const about = data.epoch ?? data.epochs ?? data.kind ?? data.message ?? "";
     this.note(`${member.name}: ${type} ${code} ${typeof about === "string" ? about : JSON.stringify(about)}`);

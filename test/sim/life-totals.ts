@@ -1,68 +1,41 @@
-import type { FaultKind } from "./life-plan.ts";
-import type { LifeReport } from "./life.ts";
+/** What is counted in one life: what happened in it, and the pairs of states that its two sides were seen in. */
+export interface LifeCounts {
+  readonly counts: Readonly<Record<string, number>>;
+  readonly pairs: Readonly<Record<string, number>>;
+}
 
 /** What happened in many lives, added up. */
-export interface LifeTotals {
-  lives: number;
-  operations: number;
-  checkpoints: number;
-  prepared: number;
-  discarded: number;
-  restarts: number;
-  failovers: number;
-  steps: number;
-  virtualMs: number;
-  readonly faults: Map<FaultKind, number>;
-  readonly failed: number[];
-}
+export class LifeTotals {
+  lives = 0;
+  readonly failed: number[] = [];
+  readonly counts: Record<string, number> = {};
+  readonly pairs: Record<string, number> = {};
 
-export function newTotals(): LifeTotals {
-  return {
-    lives: 0,
-    operations: 0,
-    checkpoints: 0,
-    prepared: 0,
-    discarded: 0,
-    restarts: 0,
-    failovers: 0,
-    steps: 0,
-    virtualMs: 0,
-    faults: new Map(),
-    failed: [],
-  };
-}
-
-export function addReport(totals: LifeTotals, report: LifeReport): void {
-  totals.lives += 1;
-  for (const key of [
-    "operations",
-    "checkpoints",
-    "prepared",
-    "discarded",
-    "restarts",
-    "failovers",
-    "steps",
-    "virtualMs",
-  ] as const) {
-    totals[key] += report[key];
+  add(life: LifeCounts): void {
+    this.lives += 1;
+    addTo(this.counts, life.counts);
+    addTo(this.pairs, life.pairs);
   }
-  for (const [kind, count] of Object.entries(report.faults) as [FaultKind, number][]) {
-    totals.faults.set(kind, (totals.faults.get(kind) ?? 0) + count);
+
+  /** Adds what an earlier run has counted. */
+  addTotals(earlier: LifeTotals): void {
+    this.lives += earlier.lives;
+    this.failed.push(...earlier.failed);
+    addTo(this.counts, earlier.counts);
+    addTo(this.pairs, earlier.pairs);
+  }
+
+  /** One line. */
+  describe(): string {
+    const counts = Object.entries(this.counts).sort(([left], [right]) => left.localeCompare(right));
+    return [
+      `${this.lives} lives lived, ${this.failed.length} failed`,
+      ...counts.map(([name, count]) => `${name} ${Math.round(count)}`),
+      `${Object.keys(this.pairs).length} pairs of states`,
+    ].join("; ");
   }
 }
 
-/** One line. */
-export function describeTotals(totals: LifeTotals): string {
-  const faults = [...totals.faults]
-    .sort(([left], [right]) => left.localeCompare(right))
-    .map(([kind, count]) => `${kind} ${count}`);
-  return [
-    `${totals.lives} lives lived, ${totals.failed.length} failed`,
-    `${totals.operations} operations`,
-    `${totals.checkpoints} checkpoints committed, ${totals.prepared} prepared, ${totals.discarded} withdrawn`,
-    `${totals.restarts} restarts`,
-    `${totals.failovers} failovers`,
-    `${totals.steps} steps in ${(totals.virtualMs / 3_600_000).toFixed(1)} virtual hours`,
-    `faults: ${faults.join(", ")}`,
-  ].join("; ");
+function addTo(sums: Record<string, number>, more: Readonly<Record<string, number>>): void {
+  for (const [name, count] of Object.entries(more)) sums[name] = (sums[name] ?? 0) + count;
 }

@@ -3,9 +3,11 @@ import { LifeFailover } from "./life-failover.ts";
 import { LifeFaults } from "./life-faults.ts";
 import { LifeGuest } from "./life-guest.ts";
 import { LifeOperator } from "./life-operator.ts";
-import { OPERATION_KINDS, type FaultKind, type OperationKind } from "./life-plan.ts";
+import { OPERATION_KINDS, type OperationKind } from "./life-plan.ts";
 import { LifeReader } from "./life-reader.ts";
 import { LifeScene } from "./life-scene.ts";
+import type { LifeCounts } from "./life-totals.ts";
+import { PairStates } from "./pair-states.ts";
 import { imagePath, type PairMember } from "./pair.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import type { CrashKind } from "./simulated-crash.ts";
@@ -15,18 +17,12 @@ import type { CrashKind } from "./simulated-crash.ts";
  * with faults among them, and an end: quiet, with both copies compared byte by byte, or a failover with guest I/O
  * during the merge. The model is asked after every operation that ends.
  */
-export interface LifeReport {
+export interface LifeReport extends LifeCounts {
   readonly seed: number;
   readonly operations: number;
-  readonly faults: Partial<Record<FaultKind, number>>;
-  readonly restarts: number;
+  readonly faults: number;
   /** Checkpoints whose commit was answered. */
   readonly checkpoints: number;
-  readonly prepared: number;
-  readonly discarded: number;
-  readonly failovers: number;
-  readonly steps: number;
-  readonly virtualMs: number;
   readonly traceHash: string;
 }
 
@@ -57,17 +53,23 @@ export async function runLife(seed: number, print?: (line: string) => void): Pro
     );
   });
   await world.runUntil("the end of the life", () => ended, 24 * 3_600_000);
+  const faults = Object.entries(counts.faults).map(([kind, count]) => [`fault ${kind}`, count] as const);
   return {
     seed,
     operations: counts.operations,
-    faults: counts.faults,
-    restarts: counts.restarts,
+    faults: faults.reduce((sum, [, count]) => sum + count, 0),
     checkpoints: model.counts.committed,
-    prepared: model.counts.prepared,
-    discarded: model.counts.discarded,
-    failovers: counts.failovers,
-    steps: world.steps,
-    virtualMs: world.nowMs,
+    counts: {
+      ...model.counts,
+      "operations": counts.operations,
+      "restarts": counts.restarts,
+      "failovers": counts.failovers,
+      "congested": counts.congested,
+      "steps": world.steps,
+      "virtual hours": world.nowMs / 3_600_000,
+      ...Object.fromEntries(faults),
+    },
+    pairs: life.pairs,
     traceHash: world.traceHash,
   };
 }
@@ -80,6 +82,7 @@ class Life {
   readonly #operator: LifeOperator;
   readonly #faults: LifeFaults;
   readonly #failover: LifeFailover;
+  readonly #pairs = new PairStates();
   /** Starts that are under way. */
   #reviving = 0;
   /** Nothing goes wrong any more that has not gone wrong before. */
@@ -96,6 +99,10 @@ class Life {
     this.#operator = new LifeOperator(scene, random.fork("operator"));
     this.#faults = new LifeFaults(scene, random.fork("faults"));
     this.#failover = new LifeFailover(scene, random.fork("failover"), this.#guest);
+  }
+
+  get pairs(): LifeReport["pairs"] {
+    return this.#pairs.counts;
   }
 
   async live(): Promise<void> {
@@ -119,7 +126,7 @@ class Life {
   }
 
   async #operate(): Promise<void> {
-    const { plan, counts } = this.#scene;
+    const { plan, counts, pair } = this.#scene;
     const faults = [...plan.faults];
     while (counts.operations < plan.operations) {
       while (faults[0] !== undefined && faults[0].at <= counts.operations)
@@ -128,6 +135,7 @@ class Life {
       if (this.#guest.isRunning) await this.#guest.untilRoom();
       await this.#do(this.#drawOperation());
       counts.operations += 1;
+      this.#pairs.look(this.#scene.statusOf(pair.primary), this.#scene.statusOf(pair.secondary));
     }
   }
 

@@ -3,7 +3,7 @@ import type { AgentConfig } from "../../cli/agent-config.ts";
 import type { AgentEvent } from "../../proto/control-api.ts";
 import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
 import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
-import type { AckPolicy, Durability, SecondaryExport } from "../../proto/words.ts";
+import type { AckPolicy, CongestionPolicy, Durability, SecondaryExport } from "../../proto/words.ts";
 import type { BlockDevice } from "../../shared/block/block-device.ts";
 import { isZero } from "../../shared/block/zeroes.ts";
 import type { Log } from "../../shared/host/log.ts";
@@ -28,6 +28,7 @@ export interface PairOptions {
   readonly ack: AckPolicy;
   readonly access: SecondaryExport;
   readonly windowBytes: number;
+  readonly onCongestion?: CongestionPolicy;
   readonly peerTimeoutMs: number;
   /** The secondary makes its images itself; else `prepare` makes them. */
   readonly createImages: boolean;
@@ -233,6 +234,8 @@ export function makePair(
       durability: options.durability,
       peerTimeoutMs: options.peerTimeoutMs,
       onPeerLoss: "continue",
+      onCongestion: options.onCongestion ?? "throttle",
+      resyncSpeed: "dynamic",
       windowBytes: options.windowBytes,
       clusterBytes: options.clusterBytes,
       extentBytes: 2 * options.clusterBytes,

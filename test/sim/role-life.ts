@@ -2,9 +2,11 @@ import assert from "node:assert/strict";
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
 import { ReplicatedDisk } from "../../primary/replicated-disk.ts";
 import type { ColobusError, ErrorCode } from "../../proto/errors.ts";
-import type { Durability } from "../../proto/words.ts";
+import type { AckPolicy, Durability } from "../../proto/words.ts";
 import { Calls } from "./calls.ts";
 import { ModelWrite, type DiskModel } from "./disk-model.ts";
+import type { LifeCounts } from "./life-totals.ts";
+import { PairStates } from "./pair-states.ts";
 import { imagePath, makePair, urlOf, type Pair, type PairDisk, type PairMember } from "./pair.ts";
 import { RoleModel } from "./role-model.ts";
 import type { SeededRandom } from "./seeded-random.ts";
@@ -21,6 +23,9 @@ const DISKS: readonly PairDisk[] = [
   { name: "vdb", sizeBytes: 16 * 4096 },
 ];
 const ACTIONS_MIN = 60;
+const OPERATIONS_MIN = 300;
+const CHECKPOINTS_MIN = 5;
+const FAULTS_MIN = 5;
 const COMMAND_MS = 20_000;
 const QUICK_MS = 2_000;
 const CALL_SLACK_MS = 30_000;
@@ -28,6 +33,7 @@ const TOGETHER_WITHIN_MS = 600_000;
 const WRITE_MAX_BYTES = 3 * 4096;
 
 const COUNTED = [
+  "operations",
   "writes",
   "checkpoints",
   "failovers",
@@ -37,14 +43,12 @@ const COUNTED = [
   "discards",
   "alone",
   "crashes",
+  "faults",
+  "congested",
 ] as const;
-export type RoleCounts = Record<(typeof COUNTED)[number], number>;
 
-export interface RoleLifeReport {
+export interface RoleLifeReport extends LifeCounts {
   readonly seed: number;
-  readonly counts: RoleCounts;
-  readonly steps: number;
-  readonly virtualMs: number;
 }
 
 export async function runRoleLife(seed: number, print?: (line: string) => void): Promise<RoleLifeReport> {
@@ -60,12 +64,14 @@ export async function runRoleLife(seed: number, print?: (line: string) => void):
     );
   });
   await world.runUntil("the end of the life", () => ended, 24 * 3_600_000);
-  return { seed, counts: life.counts, steps: world.steps, virtualMs: world.nowMs };
+  const counts = { ...life.counts, "steps": world.steps, "virtual hours": world.nowMs / 3_600_000 };
+  return { seed, counts, pairs: life.pairs.counts };
 }
 
 class RoleLife {
   readonly world: SimWorld;
-  readonly counts = Object.fromEntries(COUNTED.map((name) => [name, 0])) as RoleCounts;
+  readonly counts = Object.fromEntries(COUNTED.map((name) => [name, 0])) as Record<(typeof COUNTED)[number], number>;
+  readonly pairs = new PairStates();
   readonly #random: SeededRandom;
   readonly #calls: Calls;
   readonly #pair: Pair;
@@ -82,15 +88,18 @@ class RoleLife {
     this.#durability = this.#random.pick<Durability>(["power", "power", "process"]);
     const contents = DISKS.map(({ sizeBytes }) => this.#bytes(sizeBytes));
     this.#model = new RoleModel(DISKS, contents, (member, event) => this.#happened(member, event));
+    const ack = this.#random.pick<AckPolicy>(["async", "async", "received", "applied"]);
+    const congestion = this.#random.fork("congestion");
     this.#pair = makePair(
       this.world,
       {
         disks: DISKS,
         clusterBytes: 4096,
         durability: this.#durability,
-        ack: this.#random.pick(["async", "async", "received", "applied"]),
+        ack,
         access: "read-only",
-        windowBytes: 1024 * 1024,
+        windowBytes: congestion.pick([1024 * 1024, 16 * 1024]),
+        onCongestion: ack === "async" ? congestion.pick(["throttle", "detach"]) : "throttle",
         peerTimeoutMs: 5_000,
         createImages: false,
         checkpointEveryMs: undefined,
@@ -117,25 +126,34 @@ class RoleLife {
     for (const member of this.#members) await this.#start(member);
     await this.#together();
     const actions = ACTIONS_MIN + this.#random.below(60);
-    for (let action = 0; action < actions; action += 1) {
+    for (let action = 0; action < actions || this.#isThin(); action += 1) {
       await this.#act();
+      const [a, b] = this.#members.map((member) => this.#statusOf(member));
+      this.pairs.look(a, b);
       await this.#sleep(this.#random.within([0, this.#random.pick([1, 30, 2_000])]));
     }
-    await this.#together();
+    do await this.#together();
+    while (this.counts.checkpoints < CHECKPOINTS_MIN);
     await this.#compare();
+  }
+
+  #isThin(): boolean {
+    return this.counts.operations < OPERATIONS_MIN || this.counts.faults < FAULTS_MIN;
   }
 
   async #act(): Promise<void> {
     const member = this.#random.pick(this.#members);
     const roll = this.#random.below(100);
     if (roll < 45)
-      for (const one of this.#members) for (let count = this.#random.below(4); count > 0; count -= 1) this.#guest(one);
+      for (const one of this.#members) for (let count = this.#random.below(12); count > 0; count -= 1) this.#guest(one);
     else if (roll < 60) for (const one of this.#members) void this.#checkpoint(one);
     else if (roll < 66) await this.#crash(member);
     else if (roll < 74) await this.#startIfDown(member);
     else if (roll < 79) this.#part(!this.#parted);
-    else if (roll < 81) this.world.network.cut("a", "b");
-    else if (roll < 87) await this.#failover(member);
+    else if (roll < 81) {
+      this.world.network.cut("a", "b");
+      this.counts.faults += 1;
+    } else if (roll < 87) await this.#failover(member);
     else if (roll < 94) await this.#resolve(member);
     else if (roll < 98) await this.#switchover(member);
     else this.#startAlone(member);
@@ -150,6 +168,7 @@ class RoleLife {
     const disk = DISKS[index] ?? missing();
     const device = member.device(disk);
     if (device === undefined) return;
+    this.counts.operations += 1;
     const roll = this.#random.below(10);
     const length = 1 + this.#random.below(WRITE_MAX_BYTES);
     const offset = this.#random.below(disk.sizeBytes - length);
@@ -376,6 +395,7 @@ class RoleLife {
     const kind = this.#random.pick<CrashKind>(this.#durability === "power" ? ["process", "power"] : ["process"]);
     this.#note(`${member.name} dies: ${kind}`);
     this.counts.crashes += 1;
+    this.counts.faults += 1;
     const { process } = member.host;
     member.host.crash(kind);
     this.#calls.died(process);
@@ -398,6 +418,7 @@ class RoleLife {
   }
 
   #part(on: boolean): void {
+    if (on) this.counts.faults += 1;
     this.#parted = on;
     this.#note(on ? "the network parts them" : "the network is whole");
     this.world.network.partition("a", "b", on);
@@ -451,6 +472,7 @@ class RoleLife {
   #happened(member: PairMember, { type, data }: AgentEvent): void {
     const code = typeof data.code === "string" ? data.code : "";
     this.#note(`${member.name}: ${type} ${code} ${typeof data.epoch === "number" ? data.epoch : ""}`);
+    if (type === "congested") this.counts.congested += 1;
     if (type === "guests-released") this.#calls.restart(member.host.process);
     if (code === "internal" || code === "protocol-error") {
       this.world.fail(`${member.name} reports ${type}`, new Error(String(data.message)));

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { runRoleLife, type RoleCounts } from "./role-life.ts";
+import { LifeTotals } from "./life-totals.ts";
+import { runRoleLife } from "./role-life.ts";
 
 /** Lives of a pair whose roles change; `COLOBUS_ROLE_LIVES` says how many. */
 const LIVES_HERE = 200;
@@ -14,17 +15,12 @@ const groups = Array.from({ length: Math.ceil(lives / GROUP) }, (_, index) => ({
 
 describe("lives of changing roles", () => {
   it.each(groups)("lose nothing that was acknowledged, in lives $from to $to", async ({ from, to }) => {
-    const totals: Partial<RoleCounts> = {};
-    for (let seed = from; seed <= to; seed += 1) {
-      const { counts } = await runRoleLife(seed);
-      for (const name of Object.keys(counts) as (keyof RoleCounts)[]) {
-        totals[name] = (totals[name] ?? 0) + counts[name];
-      }
-    }
-    process.stdout.write(`role lives ${from} to ${to}: ${JSON.stringify(totals)}\n`);
+    const totals = new LifeTotals();
+    for (let seed = from; seed <= to; seed += 1) totals.add(await runRoleLife(seed));
+    process.stdout.write(`role lives ${from} to ${to}: ${totals.describe()}\n`);
     // Each of the changes of roles has happened: a life in which nothing happens proves nothing.
     for (const name of ["failovers", "rejoins", "switchovers", "splits", "discards", "alone", "crashes"] as const) {
-      expect(totals[name], name).toBeGreaterThan(0);
+      expect(totals.counts[name], name).toBeGreaterThan(0);
     }
   });
 });

@@ -12,6 +12,7 @@ import type {
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
+  JobSpeed,
   JobStatus,
   JobVerb,
   RejoinAnswer,
@@ -156,9 +157,9 @@ export class FakeAgentControl implements AgentControl {
     return { ...this.#find(id), state: state[verb] };
   }
 
-  async setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus> {
-    await this.#called("setJobSpeed", { id, bytesPerSecond }, undefined);
-    return { ...this.#find(id), speedLimit: bytesPerSecond };
+  async setJobSpeed(id: string, speed: JobSpeed): Promise<JobStatus> {
+    await this.#called("setJobSpeed", { id, bytesPerSecond: speed }, undefined);
+    return { ...this.#find(id), speedLimit: speed };
   }
 
   events(afterSequence: number): AgentEvent[] {

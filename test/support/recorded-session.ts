@@ -45,6 +45,8 @@ export function openFuzzAgent(
       durability: "process",
       peerTimeoutMs: 60_000,
       onPeerLoss: "continue",
+      onCongestion: "throttle",
+      resyncSpeed: "dynamic",
       windowBytes: 64 * 1024 * 1024,
       clusterBytes: 4096,
       extentBytes: 16_384,

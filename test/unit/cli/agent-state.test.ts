@@ -19,6 +19,8 @@ const CONFIG: AgentConfig = {
   durability: "power",
   peerTimeoutMs: 1000,
   onPeerLoss: "continue",
+  onCongestion: "throttle",
+  resyncSpeed: "dynamic",
   windowBytes: 1_048_576,
   clusterBytes: 4096,
   extentBytes: 16_384,

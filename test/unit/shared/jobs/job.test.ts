@@ -19,6 +19,7 @@ class ManualWork implements JobWork {
   doneBytes = 0;
   totalBytes = 1000;
   steps = 0;
+  requests = 0;
   #end: PieceEnd | undefined;
 
   constructor(cancellable = true) {
@@ -27,6 +28,10 @@ class ManualWork implements JobWork {
 
   get isAtWork(): boolean {
     return this.#end !== undefined;
+  }
+
+  guestRequests(): number {
+    return this.requests;
   }
 
   progress(): { doneBytes: number; totalBytes: number } {
@@ -69,7 +74,7 @@ interface Bench {
 function bench(work = new ManualWork()): Bench {
   const clock = new ManualClock();
   const states: string[] = [];
-  const job = new Job({ id: "resync-1", clock, work, changed: (changed) => states.push(changed.state) });
+  const job = new Job({ id: "resync-1", clock, work, speed: 0, changed: (changed) => states.push(changed.state) });
   const settle = async (): Promise<void> => {
     for (let count = 0; count < 5; count += 1) {
       await turn();
@@ -106,10 +111,11 @@ describe("a job", () => {
       type: "merge",
       disk: null,
       cancellable: false,
+      guestRequests: () => 0,
       progress: () => ({ doneBytes: 0, totalBytes: 0 }),
       step: () => Promise.resolve((pieces += 1) < 10_000 ? 1 : undefined),
     };
-    const other = new Job({ id: "merge-1", clock, work: busy, changed: () => undefined });
+    const other = new Job({ id: "merge-1", clock, work: busy, speed: 0, changed: () => undefined });
     other.start();
     await turn();
     expect(pieces).toBe(1);
@@ -208,7 +214,7 @@ describe("a job", () => {
 
   it("takes its pieces no faster than its speed limit", async () => {
     const { clock, work, job, settle } = bench();
-    job.setSpeedLimit(1000);
+    job.setSpeed(1000);
     job.start();
     work.finish(500);
     await settle();
@@ -221,14 +227,14 @@ describe("a job", () => {
     expect(work.steps).toBe(2);
     work.finish(1_000_000);
     await settle();
-    job.setSpeedLimit(0); // lifted: no need to sit out the rest
+    job.setSpeed(0); // lifted: no need to sit out the rest
     await settle();
     expect(work.steps).toBe(3);
   });
 
   it("can be paused while it waits for its speed limit", async () => {
     const { clock, work, job, settle } = bench();
-    job.setSpeedLimit(1000);
+    job.setSpeed(1000);
     job.start();
     work.finish(500);
     await settle();
@@ -243,7 +249,7 @@ describe("a job", () => {
 
   it("that is ended during a piece does not wait for its speed limit behind it", async () => {
     const { clock, work, job, settle } = bench();
-    job.setSpeedLimit(1);
+    job.setSpeed(1);
     job.start();
     job.conclude(new ColobusError("shutting-down", "stop"));
     work.finish(1_000_000);
@@ -258,13 +264,84 @@ describe("a job", () => {
 
   it("that is ended while it waits for its speed limit leaves no timer behind", async () => {
     const { clock, work, job, settle } = bench();
-    job.setSpeedLimit(1);
+    job.setSpeed(1);
     job.start();
     work.finish(1_000_000);
     await settle();
     job.conclude();
     await job.finished();
     expect(clock.pendingTimers).toBe(0);
+  });
+
+  it("yields to guests: it rests for three times as long as a piece took, and not at all while they are idle", async () => {
+    const { clock, work, job, settle } = bench();
+    job.setSpeed("dynamic");
+    job.start();
+    clock.advance(10);
+    work.finish(500);
+    await settle();
+    expect(work.steps).toBe(2);
+    work.requests += 1;
+    clock.advance(10);
+    work.finish(500);
+    await settle();
+    clock.advance(29);
+    await settle();
+    expect(work.steps).toBe(2);
+    clock.advance(1);
+    await settle();
+    expect(work.steps).toBe(3);
+    clock.advance(10);
+    work.finish(500);
+    await settle();
+    expect(work.steps).toBe(4);
+    expect(job.describe().speedLimit).toBe("dynamic");
+  });
+
+  it("sees the requests that came while it rested", async () => {
+    const { clock, work, job, settle } = bench();
+    job.setSpeed("dynamic");
+    job.start();
+    for (let piece = 1; piece <= 3; piece += 1) {
+      work.requests += 1;
+      clock.advance(10);
+      work.finish(500);
+      await settle();
+      expect(work.steps).toBe(piece);
+      clock.advance(30);
+      await settle();
+      expect(work.steps).toBe(piece + 1);
+    }
+  });
+
+  it("keeps its speed although its timers fire late", async () => {
+    const { clock, work, job, settle } = bench();
+    job.setSpeed(1_000_000); // 10 ms for a piece
+    job.start();
+    for (let piece = 1; piece <= 10; piece += 1) {
+      work.finish(10_000);
+      await settle();
+      while (work.steps === piece) {
+        clock.advance(4);
+        await settle();
+      }
+    }
+    expect(clock.nowMs()).toBeLessThanOrEqual(10 * 10 + 4);
+    expect(clock.nowMs()).toBeGreaterThanOrEqual(10 * 10 - 1);
+  });
+
+  it("that is held from its beginning waits for resume", async () => {
+    const { work, job, settle, states } = bench();
+    job.start(true);
+    await settle();
+    expect([work.steps, job.isHeld]).toEqual([0, true]);
+    job.apply("resume");
+    await settle();
+    expect([work.steps, job.isHeld]).toEqual([1, false]);
+    work.fail(new Error("a fault"));
+    await settle();
+    expect(job.isHeld).toBe(false);
+    expect(states).toEqual(["paused", "running", "paused"]);
   });
 
   it("shows its rate and the time that is left", async () => {
