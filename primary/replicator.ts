@@ -275,6 +275,11 @@ export class Replicator {
     return session.acknowledged(sequence, ACK_POSITIONS[this.#options.ack] ?? "received");
   }
 
+  /** The sync is paused, or goes on. */
+  tellPaused(session: SourceSession, isPaused: boolean): void {
+    if (this.#isSyncing(session)) this.#tellSync(session, isPaused ? "pause" : "begin");
+  }
+
   /** Nothing is dirty any more: from here on the stream alone keeps the secondary equal. False when that is not so. */
   tryFinishSync(session: SourceSession): boolean {
     const { tracking } = this.#options;

@@ -7,6 +7,7 @@ import {
   SYNC_WINDOW_SHARE,
   SYNC_WINDOW_SHARE_BESIDE_GUESTS,
 } from "../proto/limits.ts";
+import type { JobState } from "../proto/words.ts";
 import { clusterEndOffset, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { JobWork } from "../shared/jobs/job.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
@@ -45,6 +46,7 @@ export class SyncWork implements JobWork {
   readonly #underWay: { readonly sequence: number; readonly bytes: number }[] = [];
   #underWayBytes = 0;
   #requestsSeen: number;
+  #wasPaused = false;
 
   constructor(options: SyncWorkOptions) {
     this.#options = options;
@@ -62,6 +64,13 @@ export class SyncWork implements JobWork {
 
   guestRequests(): number {
     return this.#options.disks.reduce((sum, disk) => sum + disk.requests, 0);
+  }
+
+  /** The secondary shows whether its sync goes on. */
+  stateChanged(state: JobState): void {
+    if (state === "paused") this.#options.replicator.tellPaused(this.#session, true);
+    else if (state === "running" && this.#wasPaused) this.#options.replicator.tellPaused(this.#session, false);
+    this.#wasPaused = state === "paused";
   }
 
   async step(): Promise<number | undefined> {

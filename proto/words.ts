@@ -118,6 +118,7 @@ export const EVENT_TYPES = [
   "peer-disconnected",
   "peer-refused",
   "sync-started",
+  "sync-paused",
   "sync-finished",
   "checkpoint-prepared",
   "checkpoint-committed",

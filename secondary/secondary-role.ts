@@ -565,6 +565,6 @@ export class SecondaryRole {
 
 const EVENT_OF_SYNC_PHASE = {
   begin: "sync-started",
-  pause: "congested",
+  pause: "sync-paused",
   end: "sync-finished",
 } as const satisfies Record<SyncPhase, EventType>;

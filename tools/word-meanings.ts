@@ -133,6 +133,7 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "peer-disconnected": "The session with the peer ended; the data has the reason.",
   "peer-refused": "A handshake was refused, by either side; the data has the reason.",
   "sync-started": "A full sync or resync has begun.",
+  "sync-paused": "The primary sends no more of what this side lacks for now: the sync is paused, or guests write too fast.",
   "sync-finished": "A full sync or resync is over, and the replica lacks nothing.",
   "checkpoint-prepared": "Everything up to an epoch's barrier is on the secondary.",
   "checkpoint-committed": "A failover now returns to this epoch.",

@@ -14,6 +14,8 @@ export interface JobWork {
   progress(): { readonly doneBytes: number; readonly totalBytes: number };
   /** Does the next piece. Resolves with the bytes that it had to move, or undefined when all is done. */
   step(): Promise<number | undefined>;
+  /** Told whenever the job begins, pauses, goes on or ends. */
+  stateChanged?(state: JobState): void;
   /** A count that grows with the requests of the guests to whom the job yields. */
   guestRequests(): number;
 }
@@ -220,6 +222,7 @@ export class Job {
 
   #set(state: JobState): void {
     this.#state = state;
+    this.#options.work.stateChanged?.(state);
     this.#options.changed(this);
   }
 }

@@ -217,7 +217,7 @@ class RoleLife {
       (outcome) => {
         model.endRead(reading);
         if (outcome.kind === "failed") this.#assertGuestError(outcome.error);
-        if (outcome.kind !== "done" || this.#model.diskOf(member, DISKS.indexOf(disk)) !== model) return;
+        if (outcome.kind !== "done" || !this.#model.isCurrent(member, model)) return;
         model.check(target, offset, `${disk.name} on ${member.name}`, reading);
       },
     );

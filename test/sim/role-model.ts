@@ -35,6 +35,11 @@ export class RoleModel implements PairObserver {
     );
   }
 
+  /** Whether that is still what the side's guest sees: a request may be answered after its role was handed over. */
+  isCurrent(member: PairMember, model: DiskModel): boolean {
+    return this.#guests.get(member)?.includes(model) === true;
+  }
+
   diskOf(member: PairMember, index: number): DiskModel {
     const model = this.#guests.get(member)?.[index];
     assert(model !== undefined, `${member.name} has served no guest`);
