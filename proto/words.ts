@@ -7,6 +7,7 @@ export type Role = (typeof ROLES)[number];
 
 /** What a handshake comes to. */
 export const VERDICT_KINDS = ["sync", "outdated", "hand-over", "split-brain", "refused"] as const;
+export type VerdictKind = (typeof VERDICT_KINDS)[number];
 
 /** The rule that a handshake was decided by. */
 export const VERDICT_RULES = [

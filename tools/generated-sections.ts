@@ -25,6 +25,8 @@ import {
   RESYNC_OUTCOME_MEANINGS,
   ROLE_MEANINGS,
   SECONDARY_EXPORT_MEANINGS,
+  VERDICT_KIND_MEANINGS,
+  VERDICT_RULE_MEANINGS,
   WAIT_CONDITION_MEANINGS,
 } from "./word-meanings.ts";
 
@@ -50,6 +52,8 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   words("secondary exports", SECONDARY_EXPORT_MEANINGS),
   words("wait conditions", WAIT_CONDITION_MEANINGS),
   words("resync outcomes", RESYNC_OUTCOME_MEANINGS),
+  words("verdicts", VERDICT_KIND_MEANINGS),
+  words("verdict rules", VERDICT_RULE_MEANINGS),
   words("event types", EVENT_TYPE_MEANINGS),
   { name: "messages", file: "docs/protocol.md", body: messageTable() },
   { name: "hello", file: "docs/protocol.md", body: helloTable() },

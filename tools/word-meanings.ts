@@ -16,6 +16,8 @@ import type {
   ResyncOutcome,
   Role,
   SecondaryExport,
+  VerdictKind,
+  VerdictRule,
   WaitCondition,
 } from "../proto/words.ts";
 
@@ -133,7 +135,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "peer-disconnected": "The session with the peer ended; the data has the reason.",
   "peer-refused": "A handshake was refused, by either side; the data has the reason.",
   "sync-started": "A full sync or resync has begun.",
-  "sync-paused": "The primary sends no more of what this side lacks for now: the sync is paused, or guests write too fast.",
+  "sync-paused":
+    "The primary sends no more of what this side lacks for now: the sync is paused, or guests write too fast.",
   "sync-finished": "A full sync or resync is over, and the replica lacks nothing.",
   "checkpoint-prepared": "Everything up to an epoch's barrier is on the secondary.",
   "checkpoint-committed": "A failover now returns to this epoch.",
@@ -152,4 +155,27 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "merged": "The base disk holds the whole state again, and the overlays of the failover are gone.",
   "job-changed": "A job has another state than before.",
   "protection-changed": "The VM became protected, or stopped being so; the data has the reason.",
+};
+
+export const VERDICT_KIND_MEANINGS: Record<VerdictKind, string> = {
+  "sync": "The primary sends: everything, the clusters that either side knows to differ, or nothing.",
+  "outdated": "A primary is behind the other side's history. It serves nothing, and waits for `rejoin`.",
+  "hand-over": "The role that one side has handed over was taken by the other: it becomes secondary.",
+  "split-brain": "Both were written to since they parted. An operator chooses the side that gives its changes up.",
+  "refused": "The two are no pair.",
+};
+
+export const VERDICT_RULE_MEANINGS: Record<VerdictRule, string> = {
+  "same-agent": "Both are the same agent: it is connected to itself, or its state directory was copied.",
+  "no-primary": "Both are secondaries: nobody has anything to send.",
+  "blank-target": "The secondary has no history yet, so it takes the primary's.",
+  "same-lineage": "Both go on with the same history.",
+  "target-behind": "The secondary's history is one that the primary's goes back to, or has superseded.",
+  "own-data-discarded": "An operator gave up what the secondary has.",
+  "source-outdated": "The primary has met a newer history before.",
+  "primary-behind": "The primary's history is one that the other side's goes back to, or has superseded.",
+  "hand-over-arrived": "The other side is the one to which the role was handed, and has taken it.",
+  "two-primaries": "Two primaries have one and the same history: a state directory, or a whole host, was copied.",
+  "diverged": "The two have a common history, and each has gone on without the other.",
+  "unrelated": "The two have no common history.",
 };

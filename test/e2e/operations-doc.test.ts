@@ -7,10 +7,12 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
+import type { JobStatus } from "../../proto/control-api.ts";
 import { AgentPair, AgentUnderTest, freePort, MIB } from "../support/agent-pair.ts";
 import { MAIN } from "../support/cli-runner.ts";
 import { expectSame, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
+import { presentResync, startSlowResync } from "../support/slow-resync.ts";
 
 const execute = promisify(execFile);
 const LIMIT_MS = 60_000;
@@ -173,6 +175,13 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("the commands of the operatio
     await untilAlone(secondary);
     await follow("The last checkpoint is a bad one", secondary, { "rollback 41": `rollback ${good}` });
     expectSame(await readDisk(secondary.uri()), content);
+  });
+
+  it("direct a resync", async () => {
+    const { primary } = await startSlowResync();
+    const { id } = await presentResync(primary);
+    await follow("A resync disturbs the guest, or takes too long", primary, { "resync-1": id });
+    expect((await primary.get<JobStatus[]>("jobs")).find((job) => job.id === id)?.speedLimit).toBe(200 * MIB);
   });
 
   it("are all run by one of these tests", () => {

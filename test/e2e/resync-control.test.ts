@@ -1,40 +1,17 @@
 /** A resync as its operator directs it, and a secondary that is slower than the guest. */
 import { describe, expect, it } from "vitest";
-import type { AgentEvent, JobStatus } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/control-api.ts";
 import { AgentPair, MIB } from "../support/agent-pair.ts";
 import { expectSame, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
-
-const WRITTEN = 48 * MIB;
-
-/** A pair that was parted while its guest wrote 48 MiB, and whose resync goes at 1 MiB/s. */
-async function resyncingSlowly(): Promise<AgentPair> {
-  const pair = await AgentPair.create({ disks: { vda: 64 * MIB }, primaryFlags: ["--resync-speed", "0"] });
-  await pair.start();
-  await pair.secondary.stop();
-  await pair.primary.stop();
-  pair.primary.setFlag("--resync-speed", "1MiB/s");
-  await pair.primary.start();
-  expect(await pair.primary.get("start-alone")).toEqual({ released: true });
-  await qemuIo(pair.primary.uri(), `write -P 7 0 ${WRITTEN}`);
-  await pair.secondary.start();
-  await pair.primary.until("resyncing", ({ peers }) => peers[0]?.replication === "SyncSource");
-  return pair;
-}
-
-async function runningResync({ primary }: AgentPair): Promise<JobStatus> {
-  const { jobs } = await primary.status();
-  const [job] = jobs.filter(({ type, state }) => type === "resync" && state !== "concluded");
-  if (job === undefined) throw new Error("no resync is under way");
-  return job;
-}
+import { presentResync, SLOW_RESYNC_BYTES, startSlowResync } from "../support/slow-resync.ts";
 
 describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a resync", () => {
   it("goes at the speed that it is given, stays paused over a lost session, and goes on when it is told", async () => {
-    const pair = await resyncingSlowly();
+    const pair = await startSlowResync();
     const { primary, secondary } = pair;
-    const first = await runningResync(pair);
-    expect(first).toMatchObject({ state: "running", speedLimit: MIB, progress: { totalBytes: WRITTEN } });
+    const first = await presentResync(primary);
+    expect(first).toMatchObject({ state: "running", speedLimit: MIB, progress: { totalBytes: SLOW_RESYNC_BYTES } });
     expect(await primary.get("job", "set-speed", first.id, "2MiB")).toMatchObject({ speedLimit: 2 * MIB });
     await primary.get("job", "pause", first.id);
     const isPaused = (replication: string) => (status: { peers: readonly { replication: string }[] }) =>
@@ -47,7 +24,7 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a resync", () => {
     await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
     await secondary.start();
     await primary.until("paused again", isPaused("PausedSyncS"));
-    const second = await runningResync(pair);
+    const second = await presentResync(primary);
     expect(second).toMatchObject({ state: "paused", speedLimit: 2 * MIB });
     expect(second.id).not.toBe(first.id);
     await secondary.until("paused again", isPaused("PausedSyncT"));
