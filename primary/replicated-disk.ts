@@ -117,13 +117,13 @@ export class ReplicatedDisk implements BlockDevice {
 
   /**
    * Reads a stretch that a replica may lack and hands it to `send` while the range is held, so that no write can come
-   * between. A leading hole is taken as far as it goes, up to `length`; of anything else at most `dataLength` bytes.
-   * `send` gets the content and returns nothing; the promise resolves with the bytes that were covered.
+   * between. A leading hole is taken as far as it goes, up to `length`; of anything else as much as `buffer` holds.
+   * `send` gets the content, a view of `buffer`, and returns nothing; the promise resolves with the bytes that were covered.
    */
   async readForSync(
     offset: number,
     length: number,
-    dataLength: number,
+    buffer: Buffer,
     clusterBytes: number,
     send: (content: SyncContent) => void,
   ): Promise<number> {
@@ -136,7 +136,7 @@ export class ReplicatedDisk implements BlockDevice {
         send(holeLength);
         return holeLength;
       }
-      const content = Buffer.allocUnsafeSlow(Math.min(dataLength, length));
+      const content = buffer.subarray(0, length);
       const reading = this.child.read(content, offset);
       if (reading !== undefined) await reading;
       send(isZero(content) ? content.length : content);

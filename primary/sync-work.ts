@@ -43,7 +43,9 @@ export class SyncWork implements JobWork {
   readonly #options: SyncWorkOptions;
   readonly #session: SourceSession;
   /** What was sent and is not known to have arrived, oldest first. */
-  readonly #underWay: { readonly sequence: number; readonly bytes: number }[] = [];
+  readonly #underWay: { readonly sequence: number; readonly buffer: Buffer | undefined; readonly bytes: number }[] = [];
+  /** Whole chunks for the next pieces: new ones for each would keep the garbage collector busy. */
+  readonly #spare: Buffer[] = [];
   #underWayBytes = 0;
   #requestsSeen: number;
   #wasPaused = false;
@@ -102,6 +104,7 @@ export class SyncWork implements JobWork {
       }
       this.#underWay.shift();
       this.#underWayBytes -= oldest.bytes;
+      if (oldest.buffer !== undefined) this.#giveBack(oldest.buffer);
     }
     const room = this.#session.room();
     if (room !== undefined) await room;
@@ -136,14 +139,28 @@ export class SyncWork implements JobWork {
   async #send({ disk, offset, length, isHole }: Piece): Promise<number> {
     const { replicator, geometries } = this.#options;
     const clusterBytes = geometries[disk]?.clusterBytes ?? length;
-    const covered = await this.#disk(disk).readForSync(offset, length, JOB_CHUNK_BYTES, clusterBytes, (content) => {
+    const buffer = this.#take(Math.min(length, JOB_CHUNK_BYTES));
+    let isInUse = false;
+    const covered = await this.#disk(disk).readForSync(offset, length, buffer, clusterBytes, (content) => {
       const sequence = replicator.sendSynced(this.#session, disk, offset, content);
       if (sequence === undefined) lost();
+      isInUse = typeof content !== "number";
       const bytes = typeof content === "number" ? 0 : content.length;
-      this.#underWay.push({ sequence, bytes });
+      this.#underWay.push({ sequence, buffer: isInUse ? buffer : undefined, bytes });
       this.#underWayBytes += bytes;
     });
+    if (!isInUse) this.#giveBack(buffer);
     return isHole ? 0 : covered;
+  }
+
+  #take(length: number): Buffer {
+    if (length < JOB_CHUNK_BYTES) return Buffer.allocUnsafe(length);
+    return this.#spare.pop() ?? Buffer.allocUnsafeSlow(JOB_CHUNK_BYTES);
+  }
+
+  /** The bytes have arrived, or were not sent: nobody reads them any more. */
+  #giveBack(buffer: Buffer): void {
+    if (buffer.length === JOB_CHUNK_BYTES) this.#spare.push(buffer);
   }
 
   #disk(index: number): ReplicatedDisk {

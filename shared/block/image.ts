@@ -23,6 +23,8 @@ const QCOW2_MAGIC = Buffer.from("QFI\xfb", "latin1");
 export class Image implements BlockDevice {
   readonly sizeBytes: number;
   readonly #file: StorageFile;
+  /** A stretch without holes: to find its end takes some file systems as long as it has pages. */
+  #data = { start: 0, end: 0 };
   /** The sync that runs. */
   #running: Promise<void> | undefined;
   /** The sync that starts when the running one has ended. */
@@ -54,6 +56,7 @@ export class Image implements BlockDevice {
   }
 
   zero(offset: number, length: number, flags: ZeroFlags): Pending {
+    if (offset < this.#data.end && offset + length > this.#data.start) this.#data = { start: 0, end: 0 };
     if (flags.mayUnmap) this.#file.zero(offset, length);
     else this.#file.zeroAllocated(offset, length);
     return flags.fua ? this.flush() : undefined;
@@ -79,15 +82,27 @@ export class Image implements BlockDevice {
     const extents: Extent[] = [];
     let at = offset;
     while (at < end && extents.length < maxExtents) {
-      const data = this.#file.nextData(at) ?? end;
+      const data = this.#isData(at) ? at : (this.#file.nextData(at) ?? end);
       const hole = data > at;
-      // A file system that contradicts itself is believed where it says data.
-      const next = hole ? data : this.#file.nextHole(at);
-      const stop = next > at ? Math.min(next, end) : end;
+      const stop = Math.min(hole ? data : this.#endOfData(at), end);
       extents.push({ length: stop - at, hole, zero: hole });
       at = stop;
     }
     return extents;
+  }
+
+  #isData(offset: number): boolean {
+    return offset >= this.#data.start && offset < this.#data.end;
+  }
+
+  /** Where the data that lies at `offset` ends. */
+  #endOfData(offset: number): number {
+    if (!this.#isData(offset)) {
+      const hole = this.#file.nextHole(offset);
+      // A file system that contradicts itself is believed where it says data.
+      this.#data = { start: offset, end: hole > offset ? hole : this.sizeBytes };
+    }
+    return this.#data.end;
   }
 
   /** Bytes of storage that the image occupies. */

@@ -12,17 +12,32 @@ const CLI = new URL("../../dist/cli/main.js", import.meta.url).pathname;
 /** A primary and a secondary agent as two processes on this machine, for measurements. */
 export class BenchPair {
   readonly directory: string;
-  readonly #agents: ChildProcess[] = [];
+  readonly #port: number;
+  readonly #durability: Durability;
+  readonly #agents = new Map<"a" | "b", ChildProcess>();
 
-  private constructor(directory: string) {
+  private constructor(directory: string, port: number, durability: Durability) {
     this.directory = directory;
+    this.#port = port;
+    this.#durability = durability;
   }
 
-  /** Starts a pair in a new directory below `parent`, with one disk of `sizeBytes`, and waits for the first checkpoint. */
+  /** A pair in a new directory below `parent`, with one empty disk of `sizeBytes`. None of its agents runs yet. */
+  static async create(parent: string, sizeBytes: number, durability: Durability): Promise<BenchPair> {
+    const pair = new BenchPair(mkdtempSync(join(parent, "colobus-bench-")), await freePort(), durability);
+    writeFileSync(pair.image, "");
+    truncateSync(pair.image, sizeBytes);
+    for (const side of ["a", "b"]) mkdirSync(join(pair.directory, side));
+    return pair;
+  }
+
+  /** Such a pair, when its first checkpoint is committed. */
   static async start(parent: string, sizeBytes: number, durability: Durability): Promise<BenchPair> {
-    const pair = new BenchPair(mkdtempSync(join(parent, "colobus-bench-")));
+    const pair = await BenchPair.create(parent, sizeBytes, durability);
     try {
-      await pair.#start(sizeBytes, durability);
+      await pair.startSecondary();
+      await pair.startPrimary();
+      await pair.#client("a").wait({ condition: "committed", timeoutMs: 60_000 });
     } catch (error) {
       await pair.stop();
       throw error;
@@ -30,13 +45,22 @@ export class BenchPair {
     return pair;
   }
 
+  /** The primary's image. */
+  get image(): string {
+    return join(this.directory, "a.img");
+  }
+
   get uri(): string {
     return `nbd+unix:///vda?socket=${join(this.directory, "a", "nbd.sock")}`;
   }
 
-  /** Resolves when the secondary has acknowledged everything as stable. */
+  /** Resolves when the secondary has everything, and has acknowledged it as stable. */
   async idle(): Promise<void> {
-    while ((await this.status()).peers[0]?.lagBytes !== 0) await this.#turn();
+    for (;;) {
+      const [peer] = (await this.status()).peers;
+      if (peer?.replication === "Established" && peer.lagBytes === 0) return;
+      await this.#turn();
+    }
   }
 
   async checkpoint(): Promise<CheckpointAnswer> {
@@ -47,40 +71,45 @@ export class BenchPair {
     return statusSchema.parse(await this.#client("a").status());
   }
 
+  /** Starts the primary, and resolves when it serves. */
+  startPrimary(): Promise<void> {
+    return this.#spawn("a", ["primary", "--peer", `ws://127.0.0.1:${this.#port}`]);
+  }
+
+  /** Starts the secondary, and resolves when it serves. */
+  startSecondary(): Promise<void> {
+    return this.#spawn("b", ["secondary", "--listen", `127.0.0.1:${this.#port}`, "--create"]);
+  }
+
+  stopSecondary(): Promise<void> {
+    return this.#end("b");
+  }
+
   async stop(): Promise<void> {
-    for (const agent of this.#agents.reverse()) {
-      if (agent.exitCode === null && agent.signalCode === null) {
-        agent.kill("SIGTERM");
-        await once(agent, "exit");
-      }
-    }
+    for (const side of ["a", "b"] as const) await this.#end(side);
     rmSync(this.directory, { recursive: true, force: true });
   }
 
-  async #start(sizeBytes: number, durability: Durability): Promise<void> {
-    const image = join(this.directory, "a.img");
-    writeFileSync(image, "");
-    truncateSync(image, sizeBytes);
-    const port = await freePort();
-    const common = ["--durability", durability, "--log-level", "error"];
-    await this.#spawn(["secondary", ...this.#directories("b"), "--listen", `127.0.0.1:${port}`, "--create", ...common]);
-    await this.#spawn(["primary", ...this.#directories("a"), "--peer", `ws://127.0.0.1:${port}`, ...common]);
-    await this.#client("a").wait({ condition: "committed", timeoutMs: 60_000 });
-  }
-
-  #directories(side: "a" | "b"): string[] {
-    const run = join(this.directory, side);
-    mkdirSync(run);
-    return ["--run", run, "--state", join(run, "state"), "--disk", `vda=${join(this.directory, `${side}.img`)}`];
+  async #end(side: "a" | "b"): Promise<void> {
+    const agent = this.#agents.get(side);
+    if (agent === undefined || agent.exitCode !== null || agent.signalCode !== null) return;
+    agent.kill("SIGTERM");
+    await once(agent, "exit");
   }
 
   /** Starts an agent and waits for its ready line. */
-  async #spawn(args: readonly string[]): Promise<void> {
-    const agent = spawn(process.execPath, [CLI, ...args], { stdio: ["ignore", "pipe", "inherit"] });
-    this.#agents.push(agent);
+  async #spawn(side: "a" | "b", [role = "", ...flags]: readonly string[]): Promise<void> {
+    const run = join(this.directory, side);
+    const disk = `vda=${join(this.directory, `${side}.img`)}`;
+    const places = ["--run", run, "--state", join(run, "state"), "--disk", disk];
+    const common = ["--durability", this.#durability, "--log-level", "error"];
+    const agent = spawn(process.execPath, [CLI, role, ...places, ...flags, ...common], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    this.#agents.set(side, agent);
     const ready = once(agent.stdout, "data");
     const ended = once(agent, "exit").then(([code]) => {
-      throw new Error(`the ${args[0] ?? ""} agent ended with ${String(code)}`);
+      throw new Error(`the ${role} agent ended with ${String(code)}`);
     });
     await Promise.race([ready, ended]);
     ended.catch(() => undefined); // from here on its end is the caller's doing
@@ -97,7 +126,7 @@ export class BenchPair {
   }
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer();
   server.listen(0, "127.0.0.1");
   await once(server, "listening");

@@ -29,3 +29,26 @@ export async function randomWrites(options: {
     { cwd: options.directory, timeout: 300_000 },
   );
 }
+
+/** Writes random data over the whole export, and flushes it. */
+export async function fill(options: {
+  readonly uri: string;
+  readonly directory: string;
+  readonly seed: number;
+}): Promise<void> {
+  await run(
+    "fio",
+    [
+      "--name=fill",
+      "--ioengine=nbd",
+      `--uri=${options.uri}`,
+      "--rw=write",
+      "--bs=1m",
+      "--iodepth=4",
+      "--refill_buffers",
+      `--randseed=${options.seed}`,
+      "--end_fsync=1",
+    ],
+    { cwd: options.directory, timeout: 300_000 },
+  );
+}

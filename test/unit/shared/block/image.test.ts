@@ -140,6 +140,22 @@ describe("extents", () => {
     void image.zero(64 * KIB, 64 * KIB, { fua: false, mayUnmap: true });
     expect(image.extents(0, 256 * KIB, 10).map((extent) => extent.hole)).toEqual([false, true, false]);
   });
+
+  it("show each hole, however much of the data around it was seen before", () => {
+    const image = openScratch();
+    void image.write(Buffer.alloc(SIZE, 1), 0, { fua: false });
+    for (const [offset, length] of [
+      [0, 64 * KIB],
+      [256 * KIB, 64 * KIB],
+      [SIZE - 64 * KIB, 64 * KIB],
+    ] as const) {
+      image.extents(0, SIZE, 10); // all of it is known
+      void image.zero(offset, length, { fua: false, mayUnmap: true });
+      expect(image.extents(offset, length, 10)).toEqual([{ length, hole: true, zero: true }]);
+      void image.write(Buffer.alloc(length, 2), offset, { fua: false });
+      expect(image.extents(0, SIZE, 10)).toEqual([{ length: SIZE, hole: false, zero: false }]);
+    }
+  });
 });
 
 describe("a flush", () => {

@@ -1,0 +1,83 @@
+import { execFile } from "node:child_process";
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import type { Durability } from "../../proto/words.ts";
+import { BenchPair, freePort } from "./bench-pair.ts";
+import { fill } from "./fio.ts";
+import { median, type Measured, type Place } from "./measuring.ts";
+
+const MIB = 1024 * 1024;
+const BYTES = 1024 * MIB;
+/** Of the rate of a plain copy over the same link. */
+const SHARE_MIN = 0.8;
+
+const run = promisify(execFile);
+
+const WAYS = ["plain copy", "first sync", "resync beside a checkpoint"] as const;
+type Way = (typeof WAYS)[number];
+
+/**
+ * How fast a sync moves 1 GiB of random data, beside nbdcopy, which writes the same data over loopback into a file that
+ * nbdkit serves. A resync keeps the originals of the checkpoint as well, so it writes everything twice.
+ */
+export async function measureResync(place: Place, durability: Durability, rounds: number): Promise<Measured> {
+  const rates = new Map<Way, number[]>(WAYS.map((way) => [way, []]));
+  const take = (way: Way, ms: number): void => void rates.get(way)?.push(BYTES / MIB / (ms / 1000));
+  for (let round = 1; round <= rounds; round += 1) {
+    const pair = await BenchPair.create(place.directory, BYTES, durability);
+    try {
+      await pair.startPrimary();
+      await fill({ uri: pair.uri, directory: pair.directory, seed: 2 * round });
+      await pair.startSecondary();
+      take("first sync", await untilSynced(pair));
+      await pair.checkpoint();
+      await pair.stopSecondary();
+      await fill({ uri: pair.uri, directory: pair.directory, seed: 2 * round + 1 });
+      take("plain copy", await plainCopy(pair.image, place.directory, durability));
+      await pair.startSecondary();
+      take("resync beside a checkpoint", await untilSynced(pair));
+    } finally {
+      await pair.stop();
+    }
+    process.stderr.write(`\rresync: ${place.name}, ${durability}: round ${round} of ${rounds}`);
+  }
+  process.stderr.write("\n");
+  const rows = WAYS.map((way) => ({ what: way, figures: { "MiB/s": median(rates.get(way) ?? []) } }));
+  const [plain, ...syncs] = rows;
+  return {
+    rows,
+    ratios: syncs.map(({ what, figures }) => ({
+      what: `${what}, beside a plain copy`,
+      ratio: figures["MiB/s"] / (plain?.figures["MiB/s"] ?? 1),
+      atMost: undefined,
+      atLeast: what === "first sync" ? SHARE_MIN : undefined,
+    })),
+  };
+}
+
+/** Milliseconds from the beginning of the sync until everything is stable on the secondary. */
+async function untilSynced(pair: BenchPair): Promise<number> {
+  await pair.idle();
+  const endMs = Date.now();
+  const [job] = (await pair.status()).jobs.slice(-1);
+  if (job === undefined) throw new Error("there was no sync");
+  return endMs - Date.parse(job.startedAt);
+}
+
+/** Milliseconds of nbdcopy into a new file; with durability `power` until that is fsynced. */
+async function plainCopy(image: string, parent: string, durability: Durability): Promise<number> {
+  const directory = mkdtempSync(join(parent, "colobus-bench-copy-"));
+  try {
+    const copy = join(directory, "copy.img");
+    writeFileSync(copy, "");
+    truncateSync(copy, BYTES);
+    const flush = durability === "power" ? "--flush" : "";
+    const command = `nbdcopy ${flush} '${image}' "$uri"`;
+    const startedMs = performance.now();
+    await run("nbdkit", ["-i", "127.0.0.1", "-p", String(await freePort()), "file", copy, "--run", command]);
+    return performance.now() - startedMs;
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+}
