@@ -78,6 +78,7 @@ class RoleLife {
   readonly #model: RoleModel;
   readonly #durability: Durability;
   readonly #print: ((line: string) => void) | undefined;
+  readonly #events = new Map<PairMember, number>();
   #parted = false;
 
   constructor(seed: number, print?: (line: string) => void) {
@@ -196,13 +197,24 @@ class RoleLife {
   ): void {
     this.#note(`guest on ${member.name} ${what} [${write.offset}, +${write.length})`);
     model.begin(write);
+    const outOfStream = this.#outOfStream(member);
     void this.#calls.make(member, "write", CALL_SLACK_MS, call, (outcome) => {
       if (outcome.kind === "done") {
         this.counts.writes += 1;
         write.settled = true;
-        if (this.#statusOf(member)?.peers[0]?.connection !== "Connected") this.#model.acknowledgedAlone(member);
+        const isConnected = this.#statusOf(member)?.peers[0]?.connection === "Connected";
+        const isOutOfStream = outOfStream !== undefined && outOfStream === this.#outOfStream(member);
+        if (!isConnected || isOutOfStream) this.#model.acknowledgedAlone(member);
       } else if (outcome.kind === "failed") this.#assertGuestError(outcome.error);
     });
+  }
+
+  /** While writes bypass a session that is open: the number of the member's last event, so that an end of it is noticed. */
+  #outOfStream(member: PairMember): number | undefined {
+    const peer = this.#statusOf(member)?.peers[0];
+    return peer?.connection === "Connected" && peer.replication === "PausedSyncS"
+      ? this.#events.get(member)
+      : undefined;
   }
 
   #read(member: PairMember, disk: PairDisk, model: DiskModel, offset: number, length: number): void {
@@ -470,6 +482,7 @@ class RoleLife {
   // Small things
 
   #happened(member: PairMember, { type, data }: AgentEvent): void {
+    this.#events.set(member, (this.#events.get(member) ?? 0) + 1);
     const code = typeof data.code === "string" ? data.code : "";
     this.#note(`${member.name}: ${type} ${code} ${typeof data.epoch === "number" ? data.epoch : ""}`);
     if (type === "congested") this.counts.congested += 1;
