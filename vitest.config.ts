@@ -2,7 +2,8 @@ import { defineConfig } from "vitest/config";
 
 /**
  * One project for each kind of test, so that each can be run alone (`vitest run --project unit`). Projects of one
- * `groupOrder` run side by side, the groups one after the other: what starts real processes has the machine to itself.
+ * `groupOrder` run side by side, the groups one after the other: what starts real processes shares the machine with its like
+ * alone. No test of them depends on how fast anything is.
  */
 const project = (name: string, groupOrder: number, testTimeoutMs: number, parallel: boolean) => ({
   test: {
@@ -26,7 +27,7 @@ export default defineConfig({
       project("scenarios", 0, 20_000, true),
       project("sim", 1, 300_000, true),
       project("interop", 2, 120_000, false),
-      project("e2e", 3, 180_000, false),
+      project("e2e", 3, 180_000, true),
     ],
     coverage: {
       provider: "v8",

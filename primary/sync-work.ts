@@ -75,13 +75,13 @@ export class SyncWork implements JobWork {
     this.#wasPaused = state === "paused";
   }
 
-  async step(): Promise<number | undefined> {
+  async step(bytesMax: number): Promise<number | undefined> {
     const { replicator, windowBytes } = this.#options;
     const requests = this.guestRequests();
     const besideGuests = requests !== this.#requestsSeen;
     this.#requestsSeen = requests;
     await this.#untilRoom(windowBytes * (besideGuests ? SYNC_WINDOW_SHARE_BESIDE_GUESTS : SYNC_WINDOW_SHARE));
-    const pieces = this.#nextPieces(besideGuests ? JOB_CHUNK_BYTES : SYNC_STEP_BYTES);
+    const pieces = this.#nextPieces(Math.min(bytesMax, besideGuests ? JOB_CHUNK_BYTES : SYNC_STEP_BYTES));
     if (pieces.length === 0) return replicator.tryFinishSync(this.#session) ? undefined : lost();
     // All of them settle before a failure is reported: nothing is under way behind a job that has paused.
     const outcomes = await Promise.allSettled(pieces.map((piece) => this.#send(piece)));
@@ -116,7 +116,8 @@ export class SyncWork implements JobWork {
     let bytes = 0;
     for (const [disk, geometry] of this.#options.geometries.entries()) {
       const clustersMax = Math.max(1, Math.floor(SYNC_HOLE_BYTES / geometry.clusterBytes));
-      const chunkBytes = Math.max(1, Math.floor(JOB_CHUNK_BYTES / geometry.clusterBytes)) * geometry.clusterBytes;
+      const chunkMax = Math.min(JOB_CHUNK_BYTES, bytesMax);
+      const chunkBytes = Math.max(1, Math.floor(chunkMax / geometry.clusterBytes)) * geometry.clusterBytes;
       let from = 0;
       while (bytes < bytesMax && pieces.length < SYNC_STEP_PIECES) {
         const run = this.#options.replicator.nextDirty(disk, from, clustersMax);

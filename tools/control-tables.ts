@@ -72,7 +72,7 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "peers[].connection": "See [states.md](states.md#connection-states).",
   "peers[].replication": "See [states.md](states.md#replication-states).",
   "peers[].lagBytes":
-    "Primary: handed over and not yet stable, or dirty while there is no session. Secondary: applied since the committed checkpoint.",
+    "Primary: what the secondary lacks: handed over and not yet stable, and dirty. Secondary: applied since the committed checkpoint.",
   "peers[].agentId": "The peer's, once there was a session.",
   "peers[].agentVersion": "The peer's release, once there was a session.",
   "peers[].lastContactMs": "Time since anything came from the peer; null: never.",

@@ -12,8 +12,11 @@ export interface JobWork {
   /** Whether `cancel` may end it before it is done. */
   readonly cancellable: boolean;
   progress(): { readonly doneBytes: number; readonly totalBytes: number };
-  /** Does the next piece. Resolves with the bytes that it had to move, or undefined when all is done. */
-  step(): Promise<number | undefined>;
+  /**
+   * Does the next piece, of about `bytesMax` if it can be that small. Resolves with the bytes that it had to move, or
+   * undefined when all is done.
+   */
+  step(bytesMax: number): Promise<number | undefined>;
   /** Told whenever the job begins, pauses, goes on or ends. */
   stateChanged?(state: JobState): void;
   /** A count that grows with the requests of the guests to whom the job yields. */
@@ -163,7 +166,7 @@ export class Job {
       if (this.#isConcluded()) return;
       const startedMs = clock.nowMs();
       try {
-        const bytes = await work.step();
+        const bytes = await work.step(this.#pace.pieceBytes);
         if (bytes === undefined) {
           this.conclude();
           return;

@@ -5,6 +5,8 @@ import { JOB_YIELDING_SHARE } from "../../proto/limits.ts";
 const LATENESS_MAX_MS = 20;
 /** Shorter rests than a timer can keep are saved up. */
 const REST_MIN_MS = 1;
+/** A piece lasts about this long at a fixed speed, so that a slow job does not go by fits and starts. */
+const PIECE_MS = 100;
 
 export interface Piece {
   readonly startedMs: number;
@@ -37,6 +39,11 @@ export class Pace {
   set speed(speed: JobSpeed) {
     this.#speed = speed;
     this.#dueMs = -Infinity;
+  }
+
+  /** What the next piece should move at most. */
+  get pieceBytes(): number {
+    return this.#speed === "dynamic" || this.#speed === 0 ? Infinity : (this.#speed * PIECE_MS) / 1000;
   }
 
   /** How long to rest after a piece, in ms. */
