@@ -1,5 +1,5 @@
 import { ColobusError } from "../proto/errors.ts";
-import { JOB_CHUNK_BYTES } from "../proto/limits.ts";
+import { DISK_RETRY_MS, JOB_CHUNK_BYTES } from "../proto/limits.ts";
 import { clusterEndOffset, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { JobWork } from "../shared/jobs/job.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
@@ -16,6 +16,7 @@ const HOLE_MAX_BYTES = 64 * 1024 * 1024;
 export class SyncWork implements JobWork {
   readonly disk = null;
   readonly cancellable = false;
+  readonly retryMs = DISK_RETRY_MS;
   readonly type: "full-sync" | "resync";
   readonly #replicator: Replicator;
   readonly #session: SourceSession;

@@ -10,6 +10,8 @@ export interface JobWork {
   readonly disk: string | null;
   /** Whether `cancel` may end it before it is done. */
   readonly cancellable: boolean;
+  /** How long after an error the piece is tried again by itself; undefined: only when the job is resumed. */
+  readonly retryMs?: number;
   progress(): { readonly doneBytes: number; readonly totalBytes: number };
   /** Does the next piece. Resolves with the bytes that it took care of, or undefined when all is done. */
   step(): Promise<number | undefined>;
@@ -27,7 +29,7 @@ const RATE_WINDOW_MS = 5_000;
 
 /**
  * One long-running task with a state, progress, rate and speed limit. A piece that fails pauses the job with the
- * error; `resume` tries that piece again.
+ * error; `resume` tries that piece again, and so does the job itself where its work says so.
  *
  *     created ──> running <──> paused
  *                    └───────────┴──> concluded
@@ -84,8 +86,7 @@ export class Job {
   apply(verb: JobVerb): void {
     if (verb === "pause" && this.#state === "running") this.#set("paused");
     else if (verb === "resume" && this.#state === "paused") {
-      this.#error = undefined;
-      this.#set("running");
+      this.#goOn();
       this.#wake?.();
     } else if (verb === "cancel" && this.#options.work.cancellable && this.#state !== "concluded") {
       this.conclude(new ColobusError("job-state", "the job was cancelled"));
@@ -133,6 +134,11 @@ export class Job {
     };
   }
 
+  #goOn(): void {
+    this.#error = undefined;
+    this.#set("running");
+  }
+
   #isConcluded(): boolean {
     return this.#state === "concluded";
   }
@@ -140,7 +146,11 @@ export class Job {
   async #run(): Promise<void> {
     const { clock, work } = this.#options;
     for (;;) {
-      while (this.#state === "paused") await this.#sleep(undefined);
+      while (this.#state === "paused") {
+        const isRetried = this.#error !== undefined && work.retryMs !== undefined;
+        await this.#sleep(isRetried ? work.retryMs : undefined);
+        if (isRetried) break;
+      }
       if (this.#isConcluded()) return;
       const startedMs = clock.nowMs();
       try {
@@ -150,14 +160,16 @@ export class Job {
           return;
         }
         if (this.#isConcluded()) return;
+        if (this.#state === "paused" && this.#error !== undefined) this.#goOn();
         this.#sample();
         const dueMs = this.#speedLimit > 0 ? startedMs + (bytes / this.#speedLimit) * 1000 : startedMs;
         if (dueMs > clock.nowMs()) await this.#sleep(dueMs - clock.nowMs());
         else await this.#letOthersRun();
       } catch (error) {
         if (this.#isConcluded()) return;
+        const isNews = this.#state !== "paused" || this.#error === undefined;
         this.#error = asColobusError(error);
-        this.#set("paused");
+        if (isNews) this.#set("paused");
       }
     }
   }

@@ -1,4 +1,4 @@
-import { asColobusError } from "../../proto/errors.ts";
+import { asColobusError, type ColobusError } from "../../proto/errors.ts";
 import { SETTLE_SOON_MS } from "../../proto/limits.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Pending } from "../block/block-device.ts";
@@ -140,8 +140,13 @@ export class PeerTracking {
   mark(disk: number, offset: number, length: number): Pending {
     const tracker = this.#trackers?.[disk];
     if (tracker === undefined) return this.#losing;
-    const pending = tracker.mark(offset, length);
-    return pending === undefined ? undefined : pending.catch((error: unknown) => this.#giveUp(error));
+    let pending: Pending;
+    try {
+      pending = tracker.mark(offset, length);
+    } catch (error) {
+      return this.#giveUp(error);
+    }
+    return pending?.catch((error: unknown) => this.#giveUp(error));
   }
 
   /**
@@ -183,16 +188,25 @@ export class PeerTracking {
     this.#schedule(SETTLE_SOON_MS);
   }
 
-  /** For a clean stop, with nothing under way: what is left dirty is exact, and durable. */
+  /**
+   * For a clean stop, with nothing under way: what is left dirty is exact, and durable. Errors: those of the image and of
+   * the storage; the files are closed, and whoever reads them finds more dirty than need be.
+   */
   async close(): Promise<void> {
     this.#closed = true;
     this.#timer?.cancel();
     await this.#settling;
     const source = this.#source;
+    let fault: ColobusError | undefined;
     for (const [disk, tracker] of (this.#trackers ?? []).entries()) {
-      if (source !== undefined) await tracker.settleAll(settleSource(source, disk));
+      try {
+        if (source !== undefined) await tracker.settleAll(settleSource(source, disk));
+      } catch (error) {
+        fault ??= asColobusError(error);
+      }
       tracker.close();
     }
+    if (fault !== undefined) throw fault;
   }
 
   /** New bitmaps over everything, and in memory what the sets hold at the moment at which they take their place. */
