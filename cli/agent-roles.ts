@@ -340,7 +340,7 @@ export class AgentRoles {
 
   /** The disks whose sizes are known: a secondary's may still be to be made. */
   #trackingOptions(): PeerTrackingOptions {
-    const { agent, state } = this.#options;
+    const { agent, state, emit } = this.#options;
     const { storage, clock, random, log } = agent.host;
     const disks = state.record.disks.flatMap(({ name, sizeBytes }) =>
       sizeBytes === null
@@ -351,7 +351,7 @@ export class AgentRoles {
           },
     );
     const { extentBytes, settleEveryMs } = agent.config;
-    return { storage, clock, random, log, state, disks, extentBytes, settleEveryMs };
+    return { storage, clock, random, log, state, disks, extentBytes, settleEveryMs, emit };
   }
 
   /** The primary hands its role to this side. */

@@ -1,14 +1,13 @@
 import { asColobusError, type ColobusError } from "../proto/errors.ts";
 import { DISK_RETRY_MS } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
-import type { Child } from "../shared/block/block-device.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { ReplicatedDisk } from "./replicated-disk.ts";
 
 export interface DiskHealthOptions {
   readonly clock: Clock;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
-  /** The local image of each disk, by the disk's name. */
-  readonly children: readonly { readonly name: string; readonly child: Child }[];
+  readonly disks: () => readonly ReplicatedDisk[];
 }
 
 /** What was tried when a disk failed, and where. */
@@ -29,8 +28,8 @@ interface Failure {
 
 /**
  * Owns which local images of a primary have failed. A guest is told of each failure by itself; this is for status, events,
- * and for knowing when it is over: the ranges that failed are read again every so often, and a disk is sound when all of
- * them can be, and the image can be flushed. After a failed flush it never is, as long as the image is open (`Image`).
+ * and for knowing when it is over: what failed is tried again every so often, and a disk is sound when all of it succeeds,
+ * and the image can be flushed. After a failed flush it never is, as long as the image is open (`Image`).
  *
  * A full file system is not a failure of the disk: the guest waits for space, and the disk is sound.
  */
@@ -89,29 +88,30 @@ export class DiskHealth {
   }
 
   async #retry(): Promise<void> {
-    for (const { name, child } of this.#options.children) {
-      const failure = this.#failures.get(name);
+    for (const disk of this.#options.disks()) {
+      const failure = this.#failures.get(disk.name);
       if (failure === undefined) continue;
-      const error = await tryAgain(child, failure.ranges);
+      const error = await tryAgain(disk, failure.ranges);
       if (this.#stopped) return;
       if (error !== undefined) failure.error = error;
-      else if (this.#failures.delete(name)) this.#options.emit("disk-mended", { disk: name });
+      else if (this.#failures.delete(disk.name)) this.#options.emit("disk-mended", { disk: disk.name });
     }
     this.#timer = undefined;
     if (this.#failures.size > 0) this.#retryLater();
   }
 }
 
-/** Reads the ranges and flushes; what has become sound is taken out. Returns why not everything is. */
-async function tryAgain(child: Child, ranges: FailedAccess[]): Promise<ColobusError | undefined> {
+/** Tries the ranges and a flush; what has become sound is taken out. Returns why not everything is. */
+async function tryAgain(disk: ReplicatedDisk, ranges: FailedAccess[]): Promise<ColobusError | undefined> {
   try {
     for (let access = ranges[0]; access !== undefined; access = ranges[0]) {
-      for (let done = 0; done < access.length; done += PROBE_MAX_BYTES) {
-        await child.read(Buffer.allocUnsafe(Math.min(PROBE_MAX_BYTES, access.length - done)), access.offset + done);
+      const { during, offset, length } = access;
+      for (let done = 0; done < length; done += PROBE_MAX_BYTES) {
+        await disk.tryAgain(offset + done, Math.min(PROBE_MAX_BYTES, length - done), during === "write");
       }
       ranges.shift();
     }
-    await child.flush();
+    await disk.child.flush();
     return undefined;
   } catch (error) {
     return asColobusError(error);

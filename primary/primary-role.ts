@@ -103,7 +103,7 @@ export class PrimaryRole {
     this.#options = options;
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
-    this.#health = new DiskHealth(options);
+    this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#epochs = new EpochCounter(options.state);
     this.#known = {
       committed: record.committed.epoch,

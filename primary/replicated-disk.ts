@@ -85,6 +85,21 @@ export class ReplicatedDisk implements BlockDevice {
     return both(this.flushChild(), this.#forwarding.flush());
   }
 
+  /**
+   * Tries whether a range of the local child that was refused can be read now, and written where `isWritten`: with what it
+   * holds, which is unknown since then, and dirty. Errors: the child's.
+   */
+  async tryAgain(offset: number, length: number, isWritten: boolean): Promise<void> {
+    const hold = await this.#lock.acquire(offset, length);
+    try {
+      const content = Buffer.allocUnsafeSlow(length);
+      await this.child.read(content, offset);
+      if (isWritten) await this.child.write(content, offset, { fua: false });
+    } finally {
+      this.#lock.release(hold);
+    }
+  }
+
   /** Makes everything written to the local child so far durable, whether guests may go on or not. */
   flushChild(): Pending {
     return this.child.flush()?.catch((error: unknown) => {

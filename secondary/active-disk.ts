@@ -130,7 +130,9 @@ export class ActiveDisk {
   flush(): Promise<void> {
     if (this.#failed !== undefined) return this.#failed;
     const flushing = this.#flush();
-    flushing.catch(() => (this.#failed ??= flushing)); // the caller has the error
+    flushing.catch(() => {
+      this.#failed ??= flushing; // the caller has the error
+    });
     return flushing;
   }
 

@@ -36,6 +36,7 @@ export class OverlaySpace {
   readonly #options: OverlaySpaceOptions;
   #reason: ColobusError | undefined;
   #full: ColobusError | undefined;
+  #notBeforeMs = 0;
   #timer: Timer | undefined;
   #ending = false;
 
@@ -68,6 +69,8 @@ export class OverlaySpace {
   report(reason: ColobusError): void {
     const isNews = this.#full === undefined;
     this.#reason = reason;
+    // Where there seems to be room (a quota of the file system's, its last inode), trying at once would fail at once.
+    this.#notBeforeMs = this.#hasRoom() ? this.#options.clock.nowMs() + OVERLAY_RETRY_MS : 0;
     this.#full = this.#withFigures(reason);
     if (isNews) this.#options.emit("overlay-full", this.#full.toJSON());
     void this.#makeRoom();
@@ -76,7 +79,7 @@ export class OverlaySpace {
 
   /** Looks again; when there is room, the stall is over. */
   retry(): void {
-    if (this.#reason === undefined) return;
+    if (this.#reason === undefined || this.#options.clock.nowMs() < this.#notBeforeMs) return;
     if (!this.#hasRoom()) {
       this.#full = this.#withFigures(this.#reason);
       return;

@@ -147,8 +147,9 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "overlay-freed": "The overlays have room again.",
   "disk-error": "A disk could not be read or written; the data has the disk and the reason.",
   "disk-mended": "A disk that had failed is read and written again.",
-  "state-error": "The state record could not be written; the data has the reason. It is tried again.",
-  "state-mended": "The state record can be written again.",
+  "state-error":
+    "The state record, or the dirty bitmap, could not be written; the data has the reason. It is tried again.",
+  "state-mended": "What could not be written in the state directory is written now.",
   "failover": "This agent was promoted and serves from the epoch in the data.",
   "merged": "The base disk holds the whole state again, and the overlays of the failover are gone.",
   "job-changed": "A job has another state than before.",

@@ -27,6 +27,8 @@ export interface PeerTrackingOptions {
   readonly disks: readonly TrackedDisk[];
   readonly extentBytes: number;
   readonly settleEveryMs: number;
+  /** Tells that the bitmaps cannot be made durable, and later that they are again. */
+  readonly emit: (type: "state-error" | "state-mended", data: Record<string, unknown>) => void;
 }
 
 /** What the write path and the sync need to know of the work that is under way. */
@@ -225,9 +227,11 @@ export class PeerTracking {
 
   /** The bitmaps cannot be made durable: no later process may believe them. */
   #giveUp(thrown: unknown): Promise<void> {
-    const { state, log } = this.#options;
+    const { state, log, emit } = this.#options;
     this.#losing ??= (async () => {
-      log.warn({ reason: asColobusError(thrown) }, "the dirty bitmap cannot be written: it is kept in memory only");
+      const reason = asColobusError(thrown);
+      log.warn({ reason }, "the dirty bitmap cannot be written: it is kept in memory only");
+      emit("state-error", reason.toJSON());
       try {
         await state.update((record: StateRecord) => ({ ...record, tracks: null }));
       } finally {
@@ -265,6 +269,7 @@ export class PeerTracking {
       const peer = this.#peer;
       await this.#makeDurable();
       await this.#options.state.update((record) => ({ ...record, tracks: peer }));
+      this.#options.emit("state-mended", {});
       return;
     }
     for (const [disk, tracker] of this.#trackers.entries()) {
