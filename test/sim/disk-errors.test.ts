@@ -14,7 +14,8 @@ import type { FaultRule } from "./storage-faults.ts";
  * equal; nothing is lost when the secondary's power is, right after that.
  */
 const CLUSTER = 4096;
-const SEED = 7;
+/** A failed fsync leaves on the medium what chance will have. */
+const SEEDS = [1, 2, 3, 4];
 const SETTLED_MS = 10_000;
 /** More than an epoch reservation of the primary holds. */
 const CHECKPOINTS_MAX = 80;
@@ -219,7 +220,7 @@ async function live(id: DiskErrorId, seed: number): Promise<ScriptedPair> {
   const { pair } = scripted;
   await scripted.start();
   await scripted.fillOverlays();
-  const { prepare, act, after } = scenario;
+  const { prepare, act } = scenario;
   if (prepare !== undefined) await scripted.do("what comes before", () => prepare(scripted));
 
   const failing = pair[scenario.side];
@@ -266,13 +267,35 @@ async function heal(id: DiskErrorId, scripted: ScriptedPair): Promise<void> {
   for (const member of [pair.primary, pair.secondary]) {
     for (const { state } of statusOf(member).disks) expect(state, member.name).toBe("UpToDate");
   }
-  await scripted.do("a write", () => overwrite(scripted));
-  await scripted.checkRecovery();
-  await scripted.checkEnd();
-  // What the fault may have kept from the medium would be missing now.
+  // What the fault may have kept from the medium would be missing now: of the checkpoint, or of the copy.
   pair.secondary.host.crash("power");
   await scripted.restartSecondary();
   await scripted.checkRecovery();
+  await scripted.do("a write", () => overwrite(scripted));
+  await scripted.checkRecovery();
+  await scripted.checkEnd();
+}
+
+/** The secondary has what the failed flush may have lost: it takes over, and gives it back. */
+async function healBySwitchover(scripted: ScriptedPair): Promise<void> {
+  const { primary, secondary } = scripted.pair;
+  const again = await scripted.do("a flush", () => scripted.guestFlush(0));
+  expect(clientOf(again), "a flush that is only tried again").toBe("EIO");
+  expect(statusOf(primary).disks[0]).toMatchObject({ state: "Failed", children: [{ state: "broken" }] });
+  const { agent } = primary;
+  const written = scripted.disks.map((disk) => primary.host.disk.readFile(imagePath(disk)));
+  await scripted.switchOver();
+  expect(primary.agent, "the agent is not restarted").toBe(agent);
+  expect(statusOf(secondary).role).toBe("Primary");
+  await scripted.until("merged", () => statusOf(secondary).jobs.every(({ state }) => state === "concluded"));
+  await scripted.until("a checkpoint", () => statusOf(primary).disks.every(({ state }) => state === "UpToDate"));
+  primary.host.crash("power");
+  for (const [index, disk] of scripted.disks.entries()) {
+    for (const { host } of [secondary, primary]) {
+      const image = host.disk.readFile(imagePath(disk));
+      expect(image?.equals(written[index] ?? Buffer.alloc(0)), `${disk.name} on ${host.name}`).toBe(true);
+    }
+  }
 }
 
 const bySwitchover = Object.keys(DISK_ERRORS).filter(
@@ -282,39 +305,17 @@ const others = (Object.keys(DISK_ERRORS) as DiskErrorId[]).filter((id) => !bySwi
 
 describe("an error of a file below an agent", () => {
   it.each(others)("has the documented outcome, and heals without a restart: %s", async (id) => {
-    for (const seed of [SEED, SEED + 1]) await heal(id, await live(id, seed));
+    for (const seed of SEEDS) await heal(id, await live(id, seed));
   });
 
   it.each(bySwitchover)("has the documented outcome, and heals by a switchover: %s", async (id) => {
-    const scripted = await live(id, SEED);
-    const { primary, secondary } = scripted.pair;
-    expect(clientOf(await scripted.do("a flush", () => scripted.guestFlush(0))), "a flush that is tried again").toBe(
-      "EIO",
-    );
-    expect(statusOf(primary).disks[0]).toMatchObject({ state: "Failed", children: [{ state: "broken" }] });
-    const { agent } = primary;
-    const [vda] = scripted.disks;
-    assert(vda !== undefined);
-    const content = primary.host.disk.readFile(imagePath(vda));
-    await scripted.switchOver();
-    expect(primary.agent, "the agent is not restarted").toBe(agent);
-    expect(statusOf(secondary).role).toBe("Primary");
-    await scripted.until("in sync", () => statusOf(secondary).peers[0]?.replication === "Established");
-    await scripted.until("merged", () => statusOf(secondary).jobs.every(({ state }) => state === "concluded"));
-    // What the failed flush has lost was sent again: it is on the medium.
-    await scripted.until("a checkpoint", () => statusOf(primary).disks.every(({ state }) => state === "UpToDate"));
-    primary.host.crash("power");
-    for (const disk of scripted.disks) {
-      const [there, here] = [secondary, primary].map(({ host }) => host.disk.readFile(imagePath(disk)));
-      expect(here?.equals(there ?? Buffer.alloc(0)), disk.name).toBe(true);
-    }
-    expect(secondary.host.disk.readFile(imagePath(vda))?.equals(content ?? Buffer.alloc(0))).toBe(true);
+    for (const seed of SEEDS) await healBySwitchover(await live(id, seed));
   });
 });
 
 describe("the events of a disk that fails again and again", () => {
   it("are told once in a while, so that they do not push the others out", async () => {
-    const scripted = new ScriptedPair(SEED, "power");
+    const scripted = new ScriptedPair(1, "power");
     await scripted.start();
     const { primary } = scripted.pair;
     primary.host.disk.faults.inject({ op: READS, kind: "image", error: "io-error", times: Number.POSITIVE_INFINITY });
