@@ -267,6 +267,7 @@ async function heal(id: DiskErrorId, scripted: ScriptedPair): Promise<void> {
   for (const member of [pair.primary, pair.secondary]) {
     for (const { state } of statusOf(member).disks) expect(state, member.name).toBe("UpToDate");
   }
+  await scripted.until("all is stable", () => statusOf(pair.primary).peers[0]?.lagBytes === 0);
   // What the fault may have kept from the medium would be missing now: of the checkpoint, or of the copy.
   pair.secondary.host.crash("power");
   await scripted.restartSecondary();
