@@ -2,9 +2,9 @@ import { readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { AgentPair, makeImage, MIB, type AgentUnderTest, type PairOptions } from "../support/agent-pair.ts";
-import { expectSame, qemuIo, readDisk, runTool } from "../support/nbd-tools.ts";
+import { expectSame, NbdClient, qemuIo, readDisk, runTool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
-import { canMount, scratchFileSystem } from "../support/scratch.ts";
+import { canMakeBlockDevices, canMount, scratchBlockDevice, scratchFileSystem } from "../support/scratch.ts";
 
 /**
  * File systems that run full below real agents: that of the primary's image, of the secondary's base, and of the
@@ -32,7 +32,7 @@ async function start(images: { primary?: string; secondary?: string }, options: 
     [pair.secondary, images.secondary],
   ] as const) {
     if (path === undefined) continue;
-    makeImage(path, DISK);
+    if (!path.startsWith("/dev/")) makeImage(path, DISK);
     agent.command[agent.command.findIndex((word) => word.startsWith("vda="))] = `vda=${path}`;
   }
   await pair.start();
@@ -117,3 +117,50 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy") && canMount())("a file system 
     expectSame(pair.image("b"), pair.image("a"));
   });
 });
+
+describe.runIf(requirePeers("qemu-io", "nbdcopy", "python3:nbd") && canMount() && canMakeBlockDevices())(
+  "a block device whose fsync fails, for want of space below it",
+  () => {
+    it("on the primary: every later flush fails too, and a switchover loses nothing", async () => {
+      const space = scratchFileSystem(SPACE);
+      const device = scratchBlockDevice(DISK, space);
+      const pair = await start({ primary: device });
+      const guest = await NbdClient.connect(pair.primary.uri());
+      const free = fill(space);
+      await guest.write({ offset: 8 * MIB, length: 2 * MIB }, 0x22);
+      await expect(guest.flush()).rejects.toThrow(/EIO|ENOSPC/);
+      free();
+      await expect(guest.flush(), "a flush that is only tried again").rejects.toThrow(/EIO|ENOSPC/);
+      const { disks, protection } = await pair.primary.status();
+      expect([disks[0]?.state, protection.reason]).toEqual(["Failed", "disk-failed"]);
+      await guest.close();
+      const { pid } = pair.primary;
+      await pair.primary.get("switchover");
+      await pair.secondary.get("wait", "merged");
+      await pair.primary.until("whole again", (status) => status.disks[0]?.state === "UpToDate");
+      expect(pair.primary.pid).toBe(pid);
+      const expected = Buffer.alloc(DISK).fill(0x22, 8 * MIB, 10 * MIB);
+      expectSame(await readDisk(pair.secondary.uri()), expected);
+      expectSame(readFileSync(join(space, "backing")), expected);
+    });
+
+    it("on the secondary: what it may have lost is sent and written again", async () => {
+      const space = scratchFileSystem(SPACE);
+      const device = scratchBlockDevice(DISK, space);
+      const pair = await start({ secondary: device });
+      const free = fill(space);
+      await qemuIo(pair.primary.uri(), "write -P 0x22 8M 4M", "flush", "read -P 0x22 8M 4M");
+      for (const agent of [pair.primary, pair.secondary]) {
+        await agent.until("not protected", ({ protection }) =>
+          ["disk-failed", "overlay-full"].includes(protection.reason ?? ""),
+        );
+      }
+      free();
+      await pair.untilProtected();
+      await pair.checkpoint();
+      expectSame(await readDisk(pair.secondary.uri()), pair.image("a"));
+      // Not what the page cache of the device shows, but what is below it.
+      expectSame(readFileSync(join(space, "backing")), pair.image("a"));
+    });
+  },
+);
