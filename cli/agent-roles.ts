@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { STATE_RETRY_MS } from "../proto/limits.ts";
+import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
 import { MergeWork } from "../secondary/merge-work.ts";
@@ -125,8 +127,9 @@ export class AgentRoles {
   }
 
   /**
-   * The primary becomes Secondary, with what its images hold now as its checkpoint. Its clients are sent away.
-   * Errors: `merge-unfinished`; `io-error`, after which it serves nobody until it is started again.
+   * The primary becomes Secondary, with what its images hold now as its checkpoint; without any where an image cannot be
+   * flushed. Its clients are sent away. While the record cannot be written it serves nobody, and tries again.
+   * Errors: `merge-unfinished`; those of opening the images, after which it serves nobody until it is started again.
    */
   demote(request: { readonly discardsOwn: boolean }): Promise<void> {
     return this.#change(async () => {
@@ -144,12 +147,15 @@ export class AgentRoles {
       active.primary.refuseGuests(new ColobusError("handed-over", "this side is not Primary any more"));
       exports.withdrawAll();
       agent.dropClients();
-      const epoch = active.primary.openEpoch;
-      await active.primary.stop(0);
+      const { openEpoch } = active.primary;
+      const fault = await active.primary.stop(0);
       for (const child of active.children) child.close();
       this.#promoted = [];
-      await state.update((record) => demoted(record, { epoch, atMs: agent.host.clock.wallMs() }, request.discardsOwn));
-      this.#active = this.#openSecondary();
+      if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
+      const checkpoint =
+        fault === undefined ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() } : { epoch: 0, atMs: 0 };
+      await this.#record((record) => demoted(record, checkpoint, request.discardsOwn));
+      this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });
       if (!this.#stopping) this.#dial();
       this.#options.changed();
@@ -168,7 +174,11 @@ export class AgentRoles {
     await this.#changing;
     const active = this.#active;
     if (active.role === "Secondary") return active.secondary.close();
-    await active.primary.stop(drainMs);
+    const fault = await active.primary.stop(drainMs);
+    if (fault !== undefined) {
+      for (const child of active.children) child.close();
+      throw fault;
+    }
     const marks = active.children.map((child) => child.changeMark());
     await this.#options.state.update((record) => ({
       ...record,
@@ -207,7 +217,23 @@ export class AgentRoles {
     connector.start();
   }
 
-  #openSecondary(): ActiveSecondary {
+  /** Changes the record, as soon as it can be written. Errors: why not, when the agent is stopped meanwhile. */
+  async #record(change: (record: StateRecord) => StateRecord): Promise<void> {
+    const { state, agent } = this.#options;
+    for (;;) {
+      try {
+        await state.update(change);
+        return;
+      } catch (error) {
+        if (this.#stopping) throw error;
+      }
+      await new Promise<void>((resolve) => {
+        agent.host.clock.after(STATE_RETRY_MS, resolve);
+      });
+    }
+  }
+
+  #openSecondary(options = { mayHaveLostWrites: false }): ActiveSecondary {
     const { agent, state, emit } = this.#options;
     const { host, config, token } = agent;
     const tracking = PeerTracking.open(this.#trackingOptions());
@@ -231,6 +257,7 @@ export class AgentRoles {
       bootId: host.bootId,
       retain: config.retain,
       overlayLimitBytes: config.overlayLimitBytes,
+      mayHaveLostWrites: options.mayHaveLostWrites,
       disksCreated: () => this.#exportViews(secondary),
     });
     this.#exportViews(secondary);
@@ -315,7 +342,7 @@ export class AgentRoles {
 
   /** The disks whose sizes are known: a secondary's may still be to be made. */
   #trackingOptions(): PeerTrackingOptions {
-    const { agent, state } = this.#options;
+    const { agent, state, emit } = this.#options;
     const { storage, clock, random, log } = agent.host;
     const disks = state.record.disks.flatMap(({ name, sizeBytes }) =>
       sizeBytes === null
@@ -326,7 +353,7 @@ export class AgentRoles {
           },
     );
     const { extentBytes, settleEveryMs } = agent.config;
-    return { storage, clock, random, log, state, disks, extentBytes, settleEveryMs };
+    return { storage, clock, random, log, state, disks, extentBytes, settleEveryMs, emit };
   }
 
   /** The primary hands its role to this side. */

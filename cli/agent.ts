@@ -49,6 +49,7 @@ import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import type { FencedPeer } from "./fence-peer.ts";
 import { RoleCommands } from "./role-commands.ts";
+import { StateWatch } from "./state-watch.ts";
 
 /** What an agent is given by the machine that it runs on, or by the simulator. */
 export interface AgentHost {
@@ -89,11 +90,13 @@ export class Agent implements AgentControl {
   #stopping = false;
   #failingOver: Promise<FailoverAnswer> | undefined;
   readonly #changes: CheckpointChanges;
+  readonly #stateWatch: StateWatch;
 
   private constructor(options: AgentOptions, state: StateFile) {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
+    this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#changes = new CheckpointChanges({
       clock: options.host.clock,
       secondary: (command) => this.#secondary(command),
@@ -159,6 +162,7 @@ export class Agent implements AgentControl {
     await this.#failingOver?.catch(() => undefined); // who asked for the failover has its error; the role is settled now
     await this.#changes.settled();
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
+    this.#stateWatch.stop();
     await this.#roles.stop(drainMs);
     await this.#state.close();
   }
@@ -181,6 +185,7 @@ export class Agent implements AgentControl {
       ack: config.ack,
       clusterBytes: record.clusterBytes,
       ...view,
+      protection: this.#stateWatch.describeProtection() ?? view.protection,
       jobs: this.jobs(),
       exports: this.exports.list().map((diskExport) => ({
         name: diskExport.name,
@@ -307,8 +312,8 @@ export class Agent implements AgentControl {
     const roles = this.#roles as AgentRoles | undefined; // events come while the constructor is still opening the role
     if (roles === undefined || this.#stopping) return;
     const { active } = roles;
-    const protection =
-      active.role === "Primary" ? active.primary.describeProtection() : active.secondary.describeProtection();
+    const role = active.role === "Primary" ? active.primary : active.secondary;
+    const protection = this.#stateWatch.describeProtection() ?? role.describeProtection();
     const line = `${protection.state} ${protection.reason ?? ""}`;
     if (line === this.#lastProtection) return;
     this.#lastProtection = line;

@@ -1,5 +1,5 @@
 import { notProtected, type Status } from "../proto/control-api.ts";
-import type { ColobusError } from "../proto/errors.ts";
+import { isForWantOfSpace, type ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
@@ -34,7 +34,11 @@ export function describePrimaryProtection(facts: PrimaryFacts): Status["protecti
   if (!replicator.isConnected) {
     return notProtected("connecting", replicator.describe().lastError?.action ?? "Start the secondary agent.");
   }
-  if (replicator.pausedBy !== undefined) return notProtected("overlay-full", replicator.pausedBy.action);
+  const { pausedBy } = replicator;
+  if (pausedBy !== undefined) {
+    if (isForWantOfSpace(pausedBy)) return notProtected("overlay-full", pausedBy.action);
+    return notProtected("disk-failed", `on the secondary, ${pausedBy.message}: ${pausedBy.action}`);
+  }
   if (!replicator.isEstablished) {
     const reason = committed === 0 ? "initial-sync" : "resync";
     return notProtected(reason, "Wait: `colobus wait synced`; `colobus jobs` shows how far it is.");

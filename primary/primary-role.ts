@@ -28,8 +28,11 @@ import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
+import { describePrimaryDisks } from "./describe-disks.ts";
+import { DiskHealth } from "./disk-health.ts";
 import { EpochCounter } from "./epoch-counter.ts";
 import { GuestPolicy } from "./guest-policy.ts";
+import { handOver } from "./hand-over.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
 import { describePrimaryProtection } from "./primary-protection.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
@@ -93,7 +96,7 @@ export class PrimaryRole {
   readonly #automatic: AutomaticCheckpoints;
   /** The secondary has given up what it had of epochs up to this one. An answer about one may be read after that. */
   #voidThrough = 0;
-  #failedDisks = new Map<string, ColobusError>();
+  readonly #health: DiskHealth;
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
 
   constructor(options: PrimaryOptions) {
@@ -109,6 +112,7 @@ export class PrimaryRole {
       take: () =>
         this.checkpoint({ prepare: false, timeoutMs: options.peerTimeoutMs * 4 }, new AbortController().signal),
     });
+    this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#epochs = new EpochCounter(options.state);
     this.#known = {
       committed: record.committed.epoch,
@@ -121,11 +125,11 @@ export class PrimaryRole {
   }
 
   start(): void {
-    const { tracking, children } = this.#options;
+    const { tracking } = this.#options;
     tracking.start({
       inFlight: (disk) => this.#replicator.inFlight(disk),
       isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
-      flush: async (disk) => children[disk]?.child.flush(),
+      flush: async (disk) => this.disks[disk]?.flushChild(),
     });
     this.#automatic.start();
   }
@@ -155,30 +159,22 @@ export class PrimaryRole {
    * became of it. Errors: `no-peer`, the secondary's refusal: guests go on then; `timed-out`.
    */
   async handOver(lineage: string, timeoutMs: number, signal: AbortSignal): Promise<void> {
-    const { state } = this.#options;
+    const { state, tracking } = this.#options;
     const session = this.#connectedSession();
-    const wasOpen = this.#guests.gate.state === "open";
-    this.#guests.gate.hold();
-    let isAsked = false;
     const deadline = this.#deadline(timeoutMs, signal);
     try {
-      for (const disk of this.disks) await deadline.race(disk.settled(), "guests' writes are not done yet");
-      await this.checkpoint({ prepare: false, timeoutMs }, signal);
-      const peer = session.peer?.agentId;
-      if (!this.isEstablished || peer === undefined || !this.#options.tracking.isClean) throw lostPeer();
-      await state.update((record) => ({ ...record, handOver: peer }));
-      isAsked = true;
-      await deadline.race(
-        session.request((id) => ({ type: "takeover", id, lineage })),
-        "the secondary was asked to take the role, and has not answered yet",
-      );
-    } catch (error) {
-      // The promotion ends the session, perhaps before its answer: the next handshake tells.
-      if (isAsked && error instanceof ColobusError && error.code === "outcome-unknown") return;
-      const isRefused = isAsked && error instanceof ColobusError && error.code !== "timed-out";
-      if (isRefused) await state.update((record) => ({ ...record, handOver: null }));
-      if (wasOpen && (!isAsked || isRefused)) this.#guests.release();
-      throw error;
+      const context = {
+        state,
+        session,
+        guests: this.#guests,
+        disks: this.disks,
+        deadline,
+        checkpoint: () => this.checkpoint({ prepare: false, timeoutMs }, signal),
+        assertInSync: () => {
+          if (!this.isEstablished || session.peer === undefined || !tracking.isClean) throw lostPeer();
+        },
+      };
+      await handOver(context, lineage);
     } finally {
       deadline.end();
     }
@@ -308,21 +304,10 @@ export class PrimaryRole {
   }
 
   describeDisks(): DiskStatus[] {
-    return this.#options.state.record.disks.map(({ name, image }, index) => {
-      const failed = this.#failedDisks.has(name);
-      return {
-        name,
-        sizeBytes: this.disks[index]?.sizeBytes ?? null,
-        state: failed ? "Failed" : this.#options.state.record.outdated ? "Outdated" : "UpToDate",
-        dirtyBytes: this.describePeers().length === 0 ? 0 : this.#replicator.dirtyBytes(index),
-        hiddenBytes: 0,
-        activeBytes: 0,
-        bufferBytes: 0,
-        image,
-        generations: [],
-        children: [{ name: "local", kind: "image", path: image, state: failed ? "broken" : "sound" }],
-      };
-    });
+    const hasPeer = this.describePeers().length > 0;
+    return describePrimaryDisks(this.#options.state.record, this.disks, this.#health, (disk) =>
+      hasPeer ? this.#replicator.dirtyBytes(disk) : 0,
+    );
   }
 
   describeProtection(): Status["protection"] {
@@ -330,7 +315,7 @@ export class PrimaryRole {
     const nowMs = clock.wallMs();
     return describePrimaryProtection({
       record: state.record,
-      failed: [...this.#failedDisks.values()][0],
+      failed: this.#health.first,
       verdict: this.#lastVerdict?.verdict,
       guests: this.#guests,
       hasPeer: this.describePeers().length > 0,
@@ -368,9 +353,13 @@ export class PrimaryRole {
     });
   }
 
-  /** Stops checkpoints and sessions, drains what it can, and flushes the children. The children stay open. */
-  async stop(drainMs: number): Promise<void> {
+  /**
+   * Stops checkpoints and sessions, drains what it can, and flushes the children. The children stay open. Resolves with
+   * the reason where something could not be made durable: then nothing may be relied on but what a crash would leave.
+   */
+  async stop(drainMs: number): Promise<ColobusError | undefined> {
     this.#automatic.stop();
+    this.#health.stop();
     let timer: Timer | undefined;
     const timeout = new Promise<void>((resolve) => {
       timer = this.#options.clock.after(drainMs, resolve);
@@ -380,13 +369,23 @@ export class PrimaryRole {
     await this.#replicator.stop(timeout, reason);
     timer?.cancel();
     this.#syncs.end(reason);
-    for (const { child } of this.#options.children) await child.flush();
-    await this.#options.tracking.close();
-    await this.#options.state.update((record) => ({
-      ...record,
-      committed: { epoch: this.#known.committed, atMs: this.#known.committedAtMs ?? 0 },
-      epochReserved: this.#epochs.open - 1,
-    }));
+    try {
+      for (const { child } of this.#options.children) await child.flush();
+    } catch (error) {
+      await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
+      return asColobusError(error);
+    }
+    try {
+      await this.#options.tracking.close();
+      await this.#options.state.update((record) => ({
+        ...record,
+        committed: { epoch: this.#known.committed, atMs: this.#known.committedAtMs ?? 0 },
+        epochReserved: this.#epochs.open - 1,
+      }));
+      return undefined;
+    } catch (error) {
+      return asColobusError(error);
+    }
   }
 
   #newReplicator(): Replicator {
@@ -446,13 +445,11 @@ export class PrimaryRole {
       },
       room: () => this.#replicator.room(),
       flush: () => this.#replicator.flush(),
-      failed: (offset, length, thrown) => {
-        const error = asColobusError(thrown);
+      failed: (offset, length, error) => {
         this.#replicator.writeFailed(index, offset, length);
-        this.#options.emit("disk-error", { disk: name, offset, length, ...error.toJSON() });
-        // A full file system is the guest's to wait for; the disk itself is sound.
-        if (error.code !== "out-of-space") this.#failedDisks.set(name, error);
+        this.#health.failed(name, { during: "write", offset, length }, error);
       },
+      refused: (during, offset, length, error) => this.#health.failed(name, { during, offset, length }, error),
     });
   }
 
@@ -509,7 +506,6 @@ export class PrimaryRole {
 
   /** The secondary has everything. If it has no checkpoint yet, it gets one now: only then is the VM protected. */
   #inSync(): void {
-    this.#failedDisks.clear();
     this.#syncs.done();
     this.#notify();
     if (this.#known.committed === 0) this.#automatic.want();
@@ -549,7 +545,12 @@ export class PrimaryRole {
   async #commit(session: SourceSession, epoch: number): Promise<number> {
     const { clock, emit } = this.#options;
     const startedMs = clock.nowMs();
-    await session.request((id) => ({ type: "commit", id, epoch }));
+    try {
+      await session.request((id) => ({ type: "commit", id, epoch }));
+    } catch (error) {
+      emit("checkpoint-failed", { epoch, ...asColobusError(error).toJSON() });
+      throw error;
+    }
     if (epoch > this.#voidThrough) {
       this.#known.committed = Math.max(this.#known.committed, epoch);
       this.#known.committedAtMs = clock.wallMs();

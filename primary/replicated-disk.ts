@@ -26,8 +26,10 @@ export interface Forwarding {
   /** Done when the stream can take another operation. */
   room(): Pending;
   flush(): Pending;
-  /** The local child failed: its content in this range is unknown. */
+  /** The local child failed to change: its content in this range is unknown. */
   failed(offset: number, length: number, error: unknown): void;
+  /** The local child could not be read, or flushed. */
+  refused(during: "read" | "flush", offset: number, length: number, error: unknown): void;
 }
 
 /** What lies in a stretch of the disk: bytes, or that many zeroes. */
@@ -62,8 +64,8 @@ export class ReplicatedDisk implements BlockDevice {
   read(target: Uint8Array, offset: number): Pending {
     this.#requests += 1;
     const admitted = this.#gate.admitRead();
-    if (admitted !== undefined) return admitted.then(() => this.child.read(target, offset));
-    return this.child.read(target, offset);
+    if (admitted !== undefined) return admitted.then(() => this.#readChild(target, offset));
+    return this.#readChild(target, offset);
   }
 
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
@@ -87,7 +89,30 @@ export class ReplicatedDisk implements BlockDevice {
   flush(): Pending {
     const admitted = this.#gate.admitChange();
     if (admitted !== undefined) return admitted.then(() => this.flush());
-    return both(this.child.flush(), this.#forwarding.flush());
+    return both(this.flushChild(), this.#forwarding.flush());
+  }
+
+  /**
+   * Tries whether a range of the local child that was refused can be read now, and written where `isWritten`: with what it
+   * holds, which is unknown since then, and dirty. Errors: the child's.
+   */
+  async tryAgain(offset: number, length: number, isWritten: boolean): Promise<void> {
+    const hold = await this.#lock.acquire(offset, length);
+    try {
+      const content = Buffer.allocUnsafeSlow(length);
+      await this.child.read(content, offset);
+      if (isWritten) await this.child.write(content, offset, { fua: false });
+    } finally {
+      this.#lock.release(hold);
+    }
+  }
+
+  /** Makes everything written to the local child so far durable, whether guests may go on or not. */
+  flushChild(): Pending {
+    return this.child.flush()?.catch((error: unknown) => {
+      this.#forwarding.refused("flush", 0, 0, error);
+      throw error;
+    });
   }
 
   prefetch(offset: number, length: number): void {
@@ -137,13 +162,27 @@ export class ReplicatedDisk implements BlockDevice {
         return holeLength;
       }
       const content = buffer.subarray(0, length);
-      const reading = this.child.read(content, offset);
+      const reading = this.#readChild(content, offset);
       if (reading !== undefined) await reading;
       send(isZero(content) ? content.length : content);
       return content.length;
     } finally {
       this.#lock.release(hold);
     }
+  }
+
+  #readChild(target: Uint8Array, offset: number): Pending {
+    let pending: Pending;
+    try {
+      pending = this.child.read(target, offset);
+    } catch (error) {
+      this.#forwarding.refused("read", offset, target.length, error);
+      throw error;
+    }
+    return pending?.catch((error: unknown) => {
+      this.#forwarding.refused("read", offset, target.length, error);
+      throw error;
+    });
   }
 
   /** The range, locked and marked, once the guest may go on. */

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { asColobusError, ColobusError, isForWantOfSpace } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX, WRITE_PIECE_MAX_BYTES } from "../proto/limits.ts";
 import type { PeerStatus } from "../proto/control-api.ts";
 import type { Hello, Notice, OperationKind, SyncPhase } from "../proto/replication-messages.ts";
@@ -480,14 +480,17 @@ export class Replicator {
     } else if (reason !== undefined && this.isConnected) {
       this.#pause(session, reason);
     } else if (reason === undefined && this.#phase.name === "paused") {
-      this.#options.emit("overlay-freed", { peer: this.#peerName });
+      if (isForWantOfSpace(this.#phase.reason)) this.#options.emit("overlay-freed", { peer: this.#peerName });
       this.#beginSync(session, "resync");
     }
   }
 
   #pause(session: SourceSession, reason: ColobusError): void {
     this.#phase = { name: "paused", session, reason };
-    this.#options.emit("overlay-full", { peer: this.#peerName, ...reason.toJSON() });
+    this.#options.emit(isForWantOfSpace(reason) ? "overlay-full" : "disk-error", {
+      peer: this.#peerName,
+      ...reason.toJSON(),
+    });
     this.#options.log.warn({ reason }, "the secondary takes no writes; they are remembered as dirty");
   }
 

@@ -1,5 +1,6 @@
 import { ColobusError } from "../proto/errors.ts";
 import {
+  DISK_RETRY_MS,
   JOB_CHUNK_BYTES,
   SYNC_HOLE_BYTES,
   SYNC_STEP_BYTES,
@@ -40,6 +41,7 @@ interface Piece {
 export class SyncWork implements JobWork {
   readonly disk = null;
   readonly cancellable = false;
+  readonly retryMs = DISK_RETRY_MS;
   readonly #options: SyncWorkOptions;
   readonly #session: SourceSession;
   /** What was sent and is not known to have arrived, oldest first. */

@@ -257,6 +257,11 @@ export function isErrorCode(value: unknown): value is ErrorCode {
   return typeof value === "string" && Object.hasOwn(ERRORS, value);
 }
 
+/** Whether the overlays, or a file system, have no room: the disk itself is sound then. */
+export function isForWantOfSpace({ code }: ColobusError): boolean {
+  return code === "overlay-full" || code === "out-of-space";
+}
+
 /** Any thrown value as a ColobusError; what is not one already is a bug, hence `internal`. */
 export function asColobusError(thrown: unknown): ColobusError {
   if (thrown instanceof ColobusError) return thrown;

@@ -125,6 +125,10 @@ export const SYNC_BEHIND_MS = 100;
 export const OVERLAY_RESERVE_BYTES = 16 * MIB;
 /** How often that is looked at, beside each commit. */
 export const OVERLAY_RETRY_MS = 1_000;
+/** How long a side leaves a disk alone that could not be read or written, before it tries again. */
+export const DISK_RETRY_MS = 5_000;
+/** How often a state record that could not be written is tried again. */
+export const STATE_RETRY_MS = 2_000;
 /** Set aside for each disk, so that a merge can note what it has done while the overlays' file system is full … */
 export const MERGE_RESERVE_BYTES = 256 * KIB;
 /** … and taken a block at a time, so that nothing else gets it. */

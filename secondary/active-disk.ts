@@ -29,6 +29,8 @@ export class ActiveDisk {
   readonly #partBytes: number;
   /** Frames of the journal up to here are covered by a durable sync mark. */
   #coveredSequence = 0;
+  /** A flush that has failed: the kernel may have forgotten writes, and no later flush would notice. */
+  #failed: Promise<void> | undefined;
 
   constructor(context: OverlayContext, epoch: number) {
     this.#context = context;
@@ -124,7 +126,17 @@ export class ActiveDisk {
     return this.#fillThenWrite(source, offset, length, gaps, readBelow);
   }
 
-  async flush(): Promise<void> {
+  /** Makes everything written so far durable. After an error every later call fails as well, until the disk is emptied. */
+  flush(): Promise<void> {
+    if (this.#failed !== undefined) return this.#failed;
+    const flushing = this.#flush();
+    flushing.catch(() => {
+      this.#failed ??= flushing; // the caller has the error
+    });
+    return flushing;
+  }
+
+  async #flush(): Promise<void> {
     if (!this.#files.exists) return;
     const { journal } = this.#files;
     const covered = journal.sequence;

@@ -2,6 +2,7 @@ import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-
 import { applyJournalEntry, ClusterBitmap, clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
 import { isZero } from "../shared/block/zeroes.ts";
+import type { OverlayQuota } from "./overlay-quota.ts";
 import { OverlayFiles, type OverlayContext } from "./overlay-files.ts";
 
 /** Reads originals from where they are now. */
@@ -42,7 +43,7 @@ export class Generation {
         const piece = scratch.subarray(0, Math.min(scratch.length, endOffset - at));
         const reading = read(piece, at);
         if (reading !== undefined) await reading;
-        this.#write(piece, at);
+        this.#write(piece, at, this.#context.quota);
       }
     }
     if (durability === "power") await this.files.syncData();
@@ -52,11 +53,25 @@ export class Generation {
     this.#context.quota?.settle();
   }
 
+  /** Writes everything that it holds again, as readers see it. `scratch` is overwritten meanwhile. */
+  async rewrite(scratch: Buffer): Promise<void> {
+    const { geometry } = this.#context;
+    const { data } = this.files;
+    for (const { first, end } of clusterRuns(this.held)) {
+      const endOffset = clusterEndOffset(geometry, end);
+      for (let at = first * geometry.clusterBytes; at < endOffset; at += scratch.length) {
+        const piece = scratch.subarray(0, Math.min(scratch.length, endOffset - at));
+        await data.read(piece, at);
+        this.#write(piece, at, undefined);
+      }
+    }
+  }
+
   /** Writes the clusters of `piece` that are not all zeroes to the data file, adjacent ones together. */
-  #write(piece: Buffer, offset: number): void {
+  #write(piece: Buffer, offset: number, quota: OverlayQuota | undefined): void {
     const { clusterBytes } = this.#context.geometry;
     const writeRun = (from: number, end: number): void => {
-      this.#context.quota?.take(end - from);
+      quota?.take(end - from);
       this.files.data.write(piece.subarray(from, end), offset + from);
     };
     let from = -1;

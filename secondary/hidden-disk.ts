@@ -44,6 +44,8 @@ export class HiddenDisk implements HeldOriginals {
   #version = 0;
   /** Generations that an earlier process has left, and that may not have reached the disk: it may have died before its fsync. */
   #undurable: readonly Generation[] = [];
+  /** An fsync of these has failed, and may have lost what readers still see. */
+  #mustRewrite = false;
   readonly #scratch: Buffer;
 
   private constructor(context: OverlayContext, groupStart: number) {
@@ -88,10 +90,18 @@ export class HiddenDisk implements HeldOriginals {
   async makeDurable(): Promise<void> {
     for (const generation of this.#undurable) {
       if (!this.#generations.includes(generation) && !this.#kept.includes(generation)) continue;
-      await generation.files.syncData();
+      // A failed fsync is told once, and the next one succeeds without what that one has lost.
+      if (this.#mustRewrite) await generation.rewrite(this.#scratch);
+      try {
+        await generation.files.syncData();
+      } catch (error) {
+        this.#mustRewrite = true;
+        throw error;
+      }
       await generation.files.syncJournal();
     }
     this.#undurable = [];
+    this.#mustRewrite = false;
   }
 
   /** Generations that hold anything, oldest first. */

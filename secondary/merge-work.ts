@@ -1,3 +1,4 @@
+import { DISK_RETRY_MS } from "../proto/limits.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { JobWork } from "../shared/jobs/job.ts";
 import type { PromotedDisk } from "./promoted-disk.ts";
@@ -10,6 +11,7 @@ export class MergeWork implements JobWork {
   readonly type = "merge";
   readonly disk = null;
   readonly cancellable = false;
+  readonly retryMs = DISK_RETRY_MS;
   readonly #disks: readonly PromotedDisk[];
   readonly #state: StateFile;
   readonly #merged: () => void;

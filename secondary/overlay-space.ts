@@ -36,6 +36,7 @@ export class OverlaySpace {
   readonly #options: OverlaySpaceOptions;
   #reason: ColobusError | undefined;
   #full: ColobusError | undefined;
+  #notBeforeMs = 0;
   #timer: Timer | undefined;
   #ending = false;
 
@@ -68,6 +69,8 @@ export class OverlaySpace {
   report(reason: ColobusError): void {
     const isNews = this.#full === undefined;
     this.#reason = reason;
+    // Where there seems to be room (a quota of the file system's, its last inode), trying at once would fail at once.
+    this.#notBeforeMs = this.#hasRoom() ? this.#options.clock.nowMs() + OVERLAY_RETRY_MS : 0;
     this.#full = this.#withFigures(reason);
     if (isNews) this.#options.emit("overlay-full", this.#full.toJSON());
     void this.#makeRoom();
@@ -76,7 +79,7 @@ export class OverlaySpace {
 
   /** Looks again; when there is room, the stall is over. */
   retry(): void {
-    if (this.#reason === undefined) return;
+    if (this.#reason === undefined || this.#options.clock.nowMs() < this.#notBeforeMs) return;
     if (!this.#hasRoom()) {
       this.#full = this.#withFigures(this.#reason);
       return;
@@ -109,7 +112,8 @@ export class OverlaySpace {
 
   async #makeRoom(): Promise<void> {
     try {
-      while (!this.#ending && !this.#hasRoom() && (await this.#options.makeRoom()));
+      // What is kept is given up for the overlays' sake only: it makes no room on the images' file systems.
+      while (!this.#ending && !this.#hasRoomForOverlays() && (await this.#options.makeRoom()));
       this.retry();
     } catch (error) {
       this.#options.log.warn({ error }, "retained checkpoints could not be dropped to make room");
@@ -117,16 +121,18 @@ export class OverlaySpace {
   }
 
   #hasRoom(): boolean {
-    if ((this.quota?.missingBytes() ?? 0) > 0) return false;
-    const free = this.#freeBytes();
-    return free !== undefined && free >= OVERLAY_RESERVE_BYTES;
+    return this.#hasRoomForOverlays() && isEnough(this.#freeBytes());
+  }
+
+  #hasRoomForOverlays(): boolean {
+    return (this.quota?.missingBytes() ?? 0) === 0 && isEnough(this.#freeBytes({ withImages: false }));
   }
 
   /** Of the file system with the least; undefined where it cannot be told now: it is asked again. */
-  #freeBytes(): number | undefined {
+  #freeBytes({ withImages } = { withImages: true }): number | undefined {
     const { storage, stateDirectory, state } = this.#options;
     try {
-      const images = state.record.disks.map((disk) => disk.image).filter((path) => storage.exists(path));
+      const images = state.record.disks.map((disk) => disk.image).filter((path) => withImages && storage.exists(path));
       return Math.min(...[stateDirectory, ...images].map((path) => storage.freeBytes(path)));
     } catch (error) {
       if (error instanceof ColobusError) return undefined;
@@ -158,6 +164,10 @@ export class OverlaySpace {
       if (this.#reason !== undefined && !this.#ending) this.#retryLater();
     });
   }
+}
+
+function isEnough(freeBytes: number | undefined): boolean {
+  return freeBytes !== undefined && freeBytes >= OVERLAY_RESERVE_BYTES;
 }
 
 function usageOf(disks: readonly ReplicaDisk[]): OverlayUsage {

@@ -150,7 +150,7 @@ export class PromotedDisk implements Child {
 
   /** Makes what the merge has put into the base durable. */
   async syncBase(): Promise<void> {
-    await this.#base.flush();
+    await (this.#context.durability === "power" ? this.#base.syncOwn() : this.#base.flush());
   }
 
   /** The base's mark: differs when anyone has changed the image in between. */
@@ -248,7 +248,7 @@ export class PromotedDisk implements Child {
       ? this.#base.zero(offset, content.length, { fua: false, mayUnmap: true })
       : this.#base.write(content, offset, { fua: false });
     if (writing !== undefined) await writing;
-    if (durability === "power") await this.#base.flush();
+    if (durability === "power") await this.#base.syncOwn();
     this.#journal.append(first, end);
     if (durability === "power") await this.#journal.sync();
     stack.merged?.addRange(first, end);

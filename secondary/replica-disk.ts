@@ -129,6 +129,6 @@ export function describeReplicaDisk(
     bufferBytes: 0,
     image,
     generations: disk?.hidden.describeGenerations() ?? [],
-    children: [{ name: "base", kind: "image", path: image, state: "sound" }],
+    children: [{ name: "base", kind: "image", path: image, state: state === "Failed" ? "broken" : "sound" }],
   };
 }

@@ -10,6 +10,7 @@ import { refusalOf } from "../shared/replication/refusal.ts";
 import { decide, type Verdict } from "../shared/replication/verdict.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
 import type { Checkpoints } from "./checkpoints.ts";
+import type { DiskFaults } from "./disk-faults.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import type { ReplicaHistory } from "./replica-history.ts";
 import { ReplicaWriter } from "./replica-writer.ts";
@@ -42,8 +43,9 @@ export interface ReplicaSessionOptions {
   readonly fullness: () => ColobusError | undefined;
   /** The stream may begin. */
   readonly ready: () => void;
-  /** This side could not go on, for a reason of its own. The session is closed with it. */
-  readonly failed: (reason: ColobusError) => void;
+  /** This side could not go on, for a reason of its own, of `disk` if it is known. The session is closed with it. */
+  readonly failed: (reason: ColobusError, disk: string | undefined) => void;
+  readonly faults: DiskFaults;
   readonly synced: (session: ReplicaSession, phase: SyncPhase) => void;
   readonly committed: (epoch: number) => void;
   readonly prepared: (epoch: number) => void;
@@ -231,6 +233,7 @@ export class ReplicaSession {
     if (this.#ended !== undefined) return;
     await options.history.paired(peer, message);
     if (this.#ended !== undefined) return;
+    options.faults.prepare(this.#disks);
     this.#writer = new ReplicaWriter({
       disks: this.#disks,
       clock: options.clock,
@@ -241,7 +244,7 @@ export class ReplicaSession {
       makeRoom: () => options.checkpoints.makeRoom(),
       acknowledge: (received, stable) => this.#session.send({ type: "ack", received, stable }),
       applied: (operations, bytes) => options.checkpoints.countApplied(operations, bytes),
-      failed: (reason) => this.#fail(reason),
+      failed: (reason, disk) => this.#fail(reason, disk),
     });
     this.#stalled = options.fullness();
     // First, so that the primary does not begin to send what there is no room for.
@@ -274,7 +277,11 @@ export class ReplicaSession {
         await this.#options.history.adopt(this.#source);
       } else await this.#options.history.hear(lineage);
       this.#sync = SYNC_OF_PHASE[phase];
-      writer.comparing = phase === "begin";
+      writer.comparing = phase === "begin" && !this.#options.faults.mustRewrite;
+      if (phase === "end" && this.#options.faults.isPending) {
+        await writer.makeStable();
+        this.#options.faults.over();
+      }
       this.#options.synced(this, phase);
     });
   }
@@ -332,9 +339,9 @@ export class ReplicaSession {
     return this.#writer;
   }
 
-  #fail(reason: ColobusError): void {
+  #fail(reason: ColobusError, disk?: string): void {
     if (this.#ended !== undefined) return;
-    this.#options.failed(reason);
+    this.#options.failed(reason, disk);
     this.#session.close(reason);
   }
 

@@ -36,8 +36,11 @@ export interface ReplicaWriterOptions {
   readonly acknowledge: (receivedSequence: number, stableSequence: number) => void;
   /** Counts what was written, for what a failover would lose. */
   readonly applied: (operations: number, bytes: number) => void;
-  /** The stream cannot go on. Nothing of the failed batch has reached a base whose original is not saved. */
-  readonly failed: (reason: ColobusError) => void;
+  /**
+   * The stream cannot go on, because of `disk` if it is known. Nothing of the failed batch has reached a base whose
+   * original is not saved.
+   */
+  readonly failed: (reason: ColobusError, disk: string | undefined) => void;
 }
 
 type Item =
@@ -69,6 +72,8 @@ export class ReplicaWriter {
   #unsyncedBytes = 0;
   #syncing: Promise<void> | undefined;
   #syncTimer: Timer | undefined;
+  /** The disk that is, or was last, read or written: after an error, the one that failed. */
+  #touched: ReplicaDisk | undefined;
 
   constructor(options: ReplicaWriterOptions) {
     this.#options = options;
@@ -143,6 +148,7 @@ export class ReplicaWriter {
         if (item === undefined) return;
         if (item.kind === "call") {
           this.#queue.shift();
+          this.#touched = undefined;
           await item.run();
         } else {
           const applying = this.#applyBatch(this.#takeBatch());
@@ -153,7 +159,7 @@ export class ReplicaWriter {
     } catch (error) {
       this.#stopped = true;
       this.#queue.length = 0;
-      this.#options.failed(asColobusError(error));
+      this.#options.failed(asColobusError(error), this.#touched?.name);
     }
   }
 
@@ -227,14 +233,19 @@ export class ReplicaWriter {
       }
     }
     const saving: Promise<void>[] = [];
+    const savers: ReplicaDisk[] = [];
     for (const [disk, clusters] of unsaved) {
-      if (!clusters.isEmpty) saving.push(disk.hidden.save(disk.base, clusters));
+      if (clusters.isEmpty) continue;
+      savers.push(disk);
+      saving.push(disk.hidden.save(disk.base, clusters));
     }
     if (saving.length === 0) return undefined;
     // Every disk's save settles before a failure is reported: nothing may go on behind the back of a stopped stream.
     const outcomes = await Promise.allSettled(saving);
-    for (const outcome of outcomes) {
-      if (outcome.status === "rejected") return overlayFault(outcome.reason);
+    for (const [index, outcome] of outcomes.entries()) {
+      if (outcome.status === "fulfilled") continue;
+      this.#touched = savers[index];
+      return overlayFault(outcome.reason);
     }
     return undefined;
   }
@@ -273,6 +284,7 @@ export class ReplicaWriter {
   #disk(operation: Operation): ReplicaDisk {
     const disk = this.#options.disks[operation.disk];
     assert(disk !== undefined, "push has checked the disk index");
+    this.#touched = disk;
     return disk;
   }
 
@@ -294,7 +306,14 @@ export class ReplicaWriter {
     this.#syncTimer = undefined;
     this.#unsyncedBytes = 0;
     const mark = this.#appliedSequence;
-    const syncing = Promise.all(this.#options.disks.map((disk) => disk.base.flush())).then(() => {
+    let failed: ReplicaDisk | undefined;
+    const flushes = this.#options.disks.map((disk) =>
+      disk.base.flush().catch((error: unknown) => {
+        failed ??= disk;
+        throw error;
+      }),
+    );
+    const syncing = Promise.all(flushes).then(() => {
       this.#stableSequence = mark;
       this.#acknowledgeSoon();
     });
@@ -305,7 +324,7 @@ export class ReplicaWriter {
     });
     this.#syncing.catch((error: unknown) => {
       this.#stopped = true;
-      this.#options.failed(asColobusError(error));
+      this.#options.failed(asColobusError(error), failed?.name);
     });
   }
 

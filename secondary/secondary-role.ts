@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
-import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { ColobusError, isForWantOfSpace } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
 import type { Hello, SyncPhase } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
@@ -21,6 +21,8 @@ import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { Checkpoints } from "./checkpoints.ts";
 import { CheckpointOperations } from "./checkpoint-operations.ts";
+import { DiskFaults } from "./disk-faults.ts";
+import { flushDisks } from "./flush-disks.ts";
 import { overlayContext } from "./overlay-files.ts";
 import { OverlaySpace } from "./overlay-space.ts";
 import { PromotedDisk } from "./promoted-disk.ts";
@@ -59,6 +61,8 @@ export interface SecondaryOptions {
   readonly retain: number;
   /** What the overlays of all disks may take; undefined: what their file system has. */
   readonly overlayLimitBytes: number | undefined;
+  /** Writes to the images were lost, perhaps, that readers still see: what arrives is written even where it seems equal. */
+  readonly mayHaveLostWrites: boolean;
   /** Disks have come into being at the primary's size. */
   readonly disksCreated: () => void;
 }
@@ -92,6 +96,7 @@ export class SecondaryRole {
   #lastContactMs: number | undefined;
   #lastError: ColobusError | undefined;
   readonly #space: OverlaySpace;
+  readonly #faults: DiskFaults;
   /** How many reasons there are to take no sessions now. */
   #endings = 0;
   #standsAlone = false;
@@ -116,8 +121,9 @@ export class SecondaryRole {
       disks: () => this.#disks,
       makeRoom: () => this.checkpoints.makeRoom(),
       wanted: () => this.#tellWanted(),
-      freed: () => this.#current?.unstall(),
+      freed: () => this.#unstall(),
     });
+    this.#faults = new DiskFaults({ ...options, retry: () => this.#unstall() });
     try {
       for (const disk of record.disks) {
         if (disk.sizeBytes !== null) this.#disks.push(this.#openDisk(disk));
@@ -190,14 +196,16 @@ export class SecondaryRole {
       prepareDisks: (names, sizes) => this.#prepareDisks(names, sizes),
       fullness: () => {
         this.#space.retry();
-        return this.#space.full;
+        return this.#space.full ?? this.#faults.waits;
       },
       ready: () => {
         if (this.#space.quota?.isAboveMark === true) this.#tellWanted();
       },
-      failed: (reason) => {
-        if (reason.code === "overlay-full" || reason.code === "out-of-space") this.#space.report(reason);
+      failed: (reason, disk) => {
+        if (isForWantOfSpace(reason)) this.#space.report(reason);
+        else this.#faults.report(reason, disk);
       },
+      faults: this.#faults,
       synced: (_, phase) => options.emit(EVENT_OF_SYNC_PHASE[phase], {}),
       prepared: (epoch) => options.emit("checkpoint-prepared", { epoch }),
       committed: (epoch) => {
@@ -258,7 +266,7 @@ export class SecondaryRole {
       agentId: session?.peer?.agentId ?? null,
       agentVersion: session?.peer?.agentVersion ?? null,
       lastContactMs: this.#contactAgeMs(),
-      lastError: (this.#space.full ?? this.#lastError)?.toJSON() ?? null,
+      lastError: (this.#space.full ?? this.#faults.latest ?? this.#lastError)?.toJSON() ?? null,
     };
   }
 
@@ -273,13 +281,15 @@ export class SecondaryRole {
           : "Consistent";
     return this.#options.state.record.disks.map((recorded) => {
       const disk = this.#disks.find(({ name }) => name === recorded.name);
-      return describeReplicaDisk(recorded, disk, state);
+      return describeReplicaDisk(recorded, disk, this.#faults.has(recorded.name) ? "Failed" : state);
     });
   }
 
   describeProtection(): Status["protection"] {
     const { full } = this.#space;
     if (full !== undefined) return notProtected("overlay-full", full.action);
+    const failed = this.#faults.latest;
+    if (failed !== undefined) return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
     const { record } = this.#options.state;
     if (this.#standsAlone && this.#lastVerdict !== undefined) {
       const reason = this.#lastVerdict.verdict.kind === "split-brain" ? "split-brain" : "outdated";
@@ -361,12 +371,15 @@ export class SecondaryRole {
         merge: { activeEpoch },
         epochReserved: Math.max(record.epochReserved, this.checkpoints.openEpoch),
       }));
+      this.#faults.end();
       this.checkpoints.forgetKept(retained);
       this.#space.quota?.lift();
       const disks = this.#disks.map((disk) => {
         // Forced without a checkpoint: the originals lead back to nothing, and the base is what there is.
         if (epoch === 0) disk.hidden.removeAll();
         if (options.discardActive) disk.discardActive(activeEpoch);
+        // What a failed fsync of the base has lost came after the checkpoint: the overlays have what it stands on.
+        disk.base.rewritten();
         const promoted = new PromotedDisk(disk.context, disk.stack, this.gate, epoch);
         disk.view.handOver(promoted);
         return { name: disk.name, disk: promoted };
@@ -391,30 +404,15 @@ export class SecondaryRole {
   /** Ends the sessions and closes every file; for a clean stop. */
   async close(): Promise<void> {
     await this.#endSessions(new ColobusError("shutting-down", "the secondary agent is being stopped"));
+    this.#faults.end();
     await this.checkpoints.settled();
-    const marks = await this.#flushAll();
+    const marks = await flushDisks(this.#disks, this.#options.log);
     await this.#options.state.update((record) => ({
       ...record,
       disks: record.disks.map((disk) => ({ ...disk, cleanMark: marks.get(disk.name) ?? null })),
     }));
     await this.#options.tracking.close();
     for (const disk of this.#disks) disk.close();
-  }
-
-  /** The clean marks of the disks of which nothing is left to chance: what cannot be flushed ends like a crash. */
-  async #flushAll(): Promise<ReadonlyMap<string, string>> {
-    const marks = new Map<string, string>();
-    for (const disk of this.#disks) {
-      try {
-        await disk.base.flush();
-        await disk.hidden.flush();
-        await disk.active.flush();
-        marks.set(disk.name, disk.base.changeMark());
-      } catch (error) {
-        this.#options.log.warn({ disk: disk.name, reason: asColobusError(error) }, "the disk cannot be flushed");
-      }
-    }
-    return marks;
   }
 
   /** Does `work` while no session is open, and none can begin. */
@@ -436,6 +434,10 @@ export class SecondaryRole {
   #welcomeSessions(): void {
     this.#endings -= 1;
     if (this.#endings === 0) this.#space.resume();
+  }
+
+  #unstall(): void {
+    if (this.#space.full === undefined && this.#faults.waits === undefined) this.#current?.unstall();
   }
 
   #tellWanted(): void {

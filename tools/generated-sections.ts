@@ -8,6 +8,7 @@
  */
 import { ERRORS } from "../proto/errors.ts";
 import { requestTable, statusTable } from "./control-tables.ts";
+import { diskErrorTable } from "./disk-error-rows.ts";
 import { limitTables } from "./limit-tables.ts";
 import { markdownTable } from "./markdown-table.ts";
 import { helloTable, messageTable, operationTable } from "./message-tables.ts";
@@ -39,6 +40,7 @@ export interface GeneratedSection {
 
 export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   { name: "errors", file: "docs/errors.md", body: errorTable() },
+  { name: "disk errors", file: "docs/disk-errors.md", body: diskErrorTable() },
   words("roles", ROLE_MEANINGS),
   words("modes", MODE_MEANINGS),
   words("disk states", DISK_STATE_MEANINGS),

@@ -52,9 +52,9 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   "ack": { from: "secondary", meaning: "How far the operations have come; see below." },
   "stall": {
     from: "secondary",
-    meaning: "The overlays have no room, or the disk has none. Before `ready` where it is so from the beginning.",
+    meaning: "The overlays or the disk have no room, or have failed. Before `ready` where it is so from the beginning.",
   },
-  "unstall": { from: "secondary", meaning: "There is room again." },
+  "unstall": { from: "secondary", meaning: "Writes may be tried again." },
   "wanted": {
     from: "secondary",
     meaning:

@@ -67,7 +67,7 @@ export const PROTECTION_REASON_MEANINGS: Record<ProtectionReason, string> = {
   "no-checkpoint": "No checkpoint has been committed yet.",
   "checkpoint-too-old": "The last committed checkpoint is older than the configured age.",
   "overlay-full": "The secondary has no room to keep originals, so it has stopped taking writes.",
-  "disk-failed": "A disk of either side cannot be read or written.",
+  "disk-failed": "A disk or the state record of either side cannot be read or written.",
   "outdated": "The peer has a newer history than this side.",
   "split-brain": "Both sides were written to on their own, and an operator has to choose which one to discard.",
   "held": "The guest's requests are held until the peer has been heard, or `start-alone` releases them.",
@@ -82,7 +82,7 @@ export const JOB_TYPE_MEANINGS: Record<JobType, string> = {
 export const JOB_STATE_MEANINGS: Record<JobState, string> = {
   created: "The job exists and has not begun.",
   running: "The job makes progress.",
-  paused: "The job was paused by request.",
+  paused: "The job was paused by request, or by an error, which it has then.",
   ready: "The bulk is done and the job follows new writes until it is completed.",
   standby: "The job was ready when it was paused.",
   waiting: "The job's work is done and it waits for the jobs that belong with it.",
@@ -151,6 +151,10 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "overlay-freed": "The overlays have room again.",
   "congested": "Guests write faster than the secondary takes it: they go on without it until it has caught up.",
   "disk-error": "A disk could not be read or written; the data has the disk and the reason.",
+  "disk-mended": "A disk that had failed is read and written again.",
+  "state-error":
+    "The state record, or the dirty bitmap, could not be written; the data has the reason. It is tried again.",
+  "state-mended": "What could not be written in the state directory is written now.",
   "failover": "This agent was promoted and serves from the epoch in the data.",
   "merged": "The base disk holds the whole state again, and the overlays of the failover are gone.",
   "job-changed": "A job has another state than before.",

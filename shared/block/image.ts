@@ -6,7 +6,8 @@
  * wait for one more, together.
  *
  * Invariants: the image is locked against other agents from `openImage` to `close`. After a sync has failed the kernel
- * forgets which writes it lost, and a later sync would succeed without them: so every later flush fails too.
+ * forgets which writes it lost, and a later sync would succeed without them: so every later flush fails too, until the
+ * owner says that it writes again whatever no flush has covered (`rewritten`).
  *
  * Does not: check ranges (whoever takes requests from outside does), or order overlapping requests (`RangeLock` does).
  */
@@ -29,6 +30,8 @@ export class Image implements BlockDevice {
   #running: Promise<void> | undefined;
   /** The sync that starts when the running one has ended. */
   #next: Promise<void> | undefined;
+  /** The last sync of the owner's. */
+  #owners: Promise<void> | undefined;
   /** The sync that failed. */
   #failed: Promise<void> | undefined;
 
@@ -71,6 +74,30 @@ export class Image implements BlockDevice {
     };
     this.#next = this.#running.then(syncAgain, syncAgain);
     return this.#next;
+  }
+
+  /** Whether a flush has failed, so that what was written since the last good one may be lost. */
+  get hasLostWrites(): boolean {
+    return this.#failed !== undefined;
+  }
+
+  /** What no flush has covered is written again, or serves nobody: flushes may succeed again. */
+  rewritten(): void {
+    this.#failed = undefined;
+  }
+
+  /**
+   * Makes what was written just now durable, whatever a flush has lost before: for an owner that writes its own part
+   * again after a failure, while clients' flushes go on failing.
+   */
+  async syncOwn(): Promise<void> {
+    const before = this.#owners;
+    const syncing = (async () => {
+      await before?.catch(() => undefined); // a failure is told once: of two at a time one would not hear of it
+      await (this.#failed === undefined ? this.flush() : this.#file.sync());
+    })();
+    this.#owners = syncing;
+    await syncing;
   }
 
   prefetch(offset: number, length: number): void {

@@ -11,6 +11,8 @@ export interface JobWork {
   readonly disk: string | null;
   /** Whether `cancel` may end it before it is done. */
   readonly cancellable: boolean;
+  /** How long after an error the piece is tried again by itself; undefined: only when the job is resumed. */
+  readonly retryMs?: number;
   progress(): { readonly doneBytes: number; readonly totalBytes: number };
   /**
    * Does the next piece, of about `bytesMax` if it can be that small. Resolves with the bytes that it had to move, or
@@ -36,7 +38,7 @@ const RATE_WINDOW_MS = 5_000;
 
 /**
  * One long-running task with a state, progress, rate and speed limit. A piece that fails pauses the job with the
- * error; `resume` tries that piece again.
+ * error; `resume` tries that piece again, and so does the job itself where its work says so.
  *
  *     created ──> running <──> paused
  *                    └───────────┴──> concluded
@@ -105,8 +107,7 @@ export class Job {
   apply(verb: JobVerb): void {
     if (verb === "pause" && this.#state === "running") this.#set("paused");
     else if (verb === "resume" && this.#state === "paused") {
-      this.#error = undefined;
-      this.#set("running");
+      this.#goOn();
       this.#wake?.();
     } else if (verb === "cancel" && this.#options.work.cancellable && this.#state !== "concluded") {
       this.conclude(new ColobusError("job-state", "the job was cancelled"));
@@ -154,6 +155,11 @@ export class Job {
     };
   }
 
+  #goOn(): void {
+    this.#error = undefined;
+    this.#set("running");
+  }
+
   #isConcluded(): boolean {
     return this.#state === "concluded";
   }
@@ -162,7 +168,11 @@ export class Job {
     const { clock, work } = this.#options;
     let requests = work.guestRequests();
     for (;;) {
-      while (this.#state === "paused") await this.#sleep(undefined);
+      while (this.#state === "paused") {
+        const isRetried = this.#error !== undefined && work.retryMs !== undefined;
+        await this.#sleep(isRetried ? work.retryMs : undefined);
+        if (isRetried) break;
+      }
       if (this.#isConcluded()) return;
       const startedMs = clock.nowMs();
       try {
@@ -172,6 +182,7 @@ export class Job {
           return;
         }
         if (this.#isConcluded()) return;
+        if (this.#state === "paused" && this.#error !== undefined) this.#goOn();
         this.#sample();
         const guestsActive = work.guestRequests() !== requests;
         requests = work.guestRequests();
@@ -180,8 +191,9 @@ export class Job {
         else await this.#letOthersRun();
       } catch (error) {
         if (this.#isConcluded()) return;
+        const isNews = this.#state !== "paused" || this.#error === undefined;
         this.#error = asColobusError(error);
-        this.#set("paused");
+        if (isNews) this.#set("paused");
       }
     }
   }

@@ -12,6 +12,7 @@ import {
   type JournalEntry,
   type JournalHeader,
 } from "../../proto/cluster-journal-format.ts";
+import { asColobusError, ColobusError } from "../../proto/errors.ts";
 import type { Storage, StorageFile } from "../host/storage.ts";
 
 const MAX_FRAME_BYTES = JOURNAL_FRAME_HEAD_BYTES + JOURNAL_FRAME_MAX_ENTRIES * JOURNAL_ENTRY_BYTES;
@@ -22,13 +23,21 @@ const READ_BYTES = 1024 * 1024;
  *
  * Appends go to the page cache at once and survive kill -9; `sync()` makes them survive the loss of power. A failed
  * append leaves no trace: the next one overwrites its bytes.
+ *
+ * After a failed sync the kernel forgets what it could not write, and the next sync would succeed without it. So that one
+ * first writes everything again that no sync has covered; nothing counts as durable before.
  */
 export class ClusterJournal {
   readonly #file: StorageFile;
+  readonly #header: JournalHeader;
   readonly #seed: number;
   #tailBytes: number;
   #sequence: number;
   #hasSyncMark: boolean;
+  /** The medium surely has the file up to here. */
+  #syncedBytes = 0;
+  /** The latest failure of a sync, until what it may have lost is written again. */
+  #unsynced: ColobusError | undefined;
   // One buffer serves all journals: appends are synchronous.
   static readonly #scratch = Buffer.allocUnsafeSlow(MAX_FRAME_BYTES);
 
@@ -41,6 +50,7 @@ export class ClusterJournal {
   ) {
     this.#hasSyncMark = hasSyncMark;
     this.#file = file;
+    this.#header = header;
     this.#seed = journalFrameSeed(header.id);
     this.#tailBytes = tailBytes;
     this.#sequence = sequence;
@@ -129,12 +139,42 @@ export class ClusterJournal {
     this.#hasSyncMark = true;
   }
 
-  sync(): Promise<void> {
-    return this.#file.sync();
+  /** Makes everything appended so far durable. Errors: those of the file; what is durable then is what was before. */
+  async sync(): Promise<void> {
+    if (this.#unsynced !== undefined) this.#writeAgain();
+    const tailBytes = this.#tailBytes;
+    try {
+      await this.#file.sync();
+    } catch (error) {
+      this.#unsynced = asColobusError(error);
+      throw error;
+    }
+    // Another sync that ran meanwhile has failed: this one may have succeeded without what that one has lost.
+    if (this.#unsynced !== undefined) throw this.#unsynced;
+    this.#syncedBytes = Math.max(this.#syncedBytes, tailBytes);
   }
 
   close(): void {
     this.#file.close();
+  }
+
+  /** Writes again what no sync has covered, as readers see it still. */
+  #writeAgain(): void {
+    const sound = readFrames(this.#file, this.#tailBytes, this.#header, () => undefined, false);
+    if (sound.tailBytes !== this.#tailBytes) {
+      throw new ColobusError(
+        "io-error",
+        `${this.#file.path} has lost what was written to it`,
+        "Look for errors of its device in the kernel's log, and restart the agent.",
+        { cause: this.#unsynced },
+      );
+    }
+    for (let at = this.#syncedBytes; at < this.#tailBytes; at += READ_BYTES) {
+      const piece = Buffer.allocUnsafe(Math.min(READ_BYTES, this.#tailBytes - at));
+      this.#file.readNow(piece, at);
+      this.#file.write(piece, at);
+    }
+    this.#unsynced = undefined;
   }
 
   #appendFrame(frame: Parameters<typeof encodeJournalFrame>[3]): void {

@@ -1,4 +1,4 @@
-import { ColobusError } from "../../proto/errors.ts";
+import { asColobusError, ColobusError } from "../../proto/errors.ts";
 import { STATE_SLOT_BYTES } from "../../proto/limits.ts";
 import { decodeStateSlot, encodeStateSlot, type StateRecord } from "../../proto/state-record.ts";
 import type { Storage, StorageFile } from "../host/storage.ts";
@@ -17,6 +17,8 @@ export class StateFile {
   #record: StateRecord;
   #sequence: number;
   #tail: Promise<void> = Promise.resolve();
+  #fault: ColobusError | undefined;
+  #watcher: () => void = () => undefined;
 
   private constructor(file: StorageFile, record: StateRecord, sequence: number) {
     this.#file = file;
@@ -93,6 +95,16 @@ export class StateFile {
     return this.#record;
   }
 
+  /** Why the last update has failed; undefined: the record on disk is `record`. */
+  get fault(): ColobusError | undefined {
+    return this.#fault;
+  }
+
+  /** Has `watcher` called whenever `fault` has changed. There is one watcher. */
+  watch(watcher: () => void): void {
+    this.#watcher = watcher;
+  }
+
   /**
    * Replaces the record by `change(record)`, and resolves with the new one when it is durable. Changes queue up; each
    * is given the record that the one before left. Rejects with `io-error`: then the old record stands in memory.
@@ -114,10 +126,21 @@ export class StateFile {
 
   async #write(record: StateRecord): Promise<StateRecord> {
     const sequence = this.#sequence + 1;
-    this.#file.write(encodeStateSlot(sequence, record), (sequence % 2) * STATE_SLOT_BYTES);
-    await this.#file.sync();
+    const slot = encodeStateSlot(sequence, record);
+    try {
+      this.#file.write(slot, (sequence % 2) * STATE_SLOT_BYTES);
+      await this.#file.sync();
+    } catch (error) {
+      this.#fault = asColobusError(error);
+      this.#watcher();
+      throw error;
+    }
     this.#sequence = sequence;
     this.#record = record;
+    if (this.#fault !== undefined) {
+      this.#fault = undefined;
+      this.#watcher();
+    }
     return record;
   }
 }

@@ -347,8 +347,11 @@ export class DirtyTracker extends DirtyMap {
     this.#wholeBytes = journal.sizeBytes;
     // Until this is durable the old file counts; what is entered meanwhile waits for the same fsync.
     await this.#syncing?.catch(() => undefined); // who waits for that one has the error
-    await journal.sync();
-    old.close();
+    try {
+      await journal.sync();
+    } finally {
+      old.close();
+    }
     this.#options.storage.remove(pathOf(this.#options, oldNumber));
   }
 

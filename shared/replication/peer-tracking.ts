@@ -1,4 +1,4 @@
-import { asColobusError } from "../../proto/errors.ts";
+import { asColobusError, type ColobusError } from "../../proto/errors.ts";
 import { SETTLE_SOON_MS } from "../../proto/limits.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Pending } from "../block/block-device.ts";
@@ -27,6 +27,8 @@ export interface PeerTrackingOptions {
   readonly disks: readonly TrackedDisk[];
   readonly extentBytes: number;
   readonly settleEveryMs: number;
+  /** Tells that the bitmaps cannot be made durable, and later that they are again. */
+  readonly emit: (type: "state-error" | "state-mended", data: Record<string, unknown>) => void;
 }
 
 /** What the write path and the sync need to know of the work that is under way. */
@@ -141,8 +143,13 @@ export class PeerTracking {
   mark(disk: number, offset: number, length: number): Pending {
     const tracker = this.#trackers?.[disk];
     if (tracker === undefined) return this.#losing;
-    const pending = tracker.mark(offset, length);
-    return pending === undefined ? undefined : pending.catch((error: unknown) => this.#giveUp(error));
+    let pending: Pending;
+    try {
+      pending = tracker.mark(offset, length);
+    } catch (error) {
+      return this.#giveUp(error);
+    }
+    return pending?.catch((error: unknown) => this.#giveUp(error));
   }
 
   /**
@@ -185,16 +192,25 @@ export class PeerTracking {
     this.#schedule();
   }
 
-  /** For a clean stop, with nothing under way: what is left dirty is exact, and durable. */
+  /**
+   * For a clean stop, with nothing under way: what is left dirty is exact, and durable. Errors: those of the image and of
+   * the storage; the files are closed, and whoever reads them finds more dirty than need be.
+   */
   async close(): Promise<void> {
     this.#closed = true;
     this.#timer?.cancel();
     await this.#settling;
     const source = this.#source;
+    let fault: ColobusError | undefined;
     for (const [disk, tracker] of (this.#trackers ?? []).entries()) {
-      if (source !== undefined) await tracker.settleAll(settleSource(source, disk));
+      try {
+        if (source !== undefined) await tracker.settleAll(settleSource(source, disk));
+      } catch (error) {
+        fault ??= asColobusError(error);
+      }
       tracker.close();
     }
+    if (fault !== undefined) throw fault;
   }
 
   /** New bitmaps over everything, and in memory what the sets hold at the moment at which they take their place. */
@@ -213,9 +229,11 @@ export class PeerTracking {
 
   /** The bitmaps cannot be made durable: no later process may believe them. */
   #giveUp(thrown: unknown): Promise<void> {
-    const { state, log } = this.#options;
+    const { state, log, emit } = this.#options;
     this.#losing ??= (async () => {
-      log.warn({ reason: asColobusError(thrown) }, "the dirty bitmap cannot be written: it is kept in memory only");
+      const reason = asColobusError(thrown);
+      log.warn({ reason }, "the dirty bitmap cannot be written: it is kept in memory only");
+      emit("state-error", reason.toJSON());
       try {
         await state.update((record: StateRecord) => ({ ...record, tracks: null }));
       } finally {
@@ -255,6 +273,7 @@ export class PeerTracking {
       const peer = this.#peer;
       await this.#makeDurable();
       await this.#options.state.update((record) => ({ ...record, tracks: peer }));
+      this.#options.emit("state-mended", {});
       return;
     }
     for (const [disk, tracker] of this.#trackers.entries()) {

@@ -163,8 +163,9 @@ export class LifeFaults {
       { op: "sync", kind: "state" },
       { op: ["write", "zero", "zeroAllocated"], kind: ["image", "generation-data", "active-data", "journal"] },
       { op: ["tryRead", "read"], kind: ["image", "generation-data", "active-data"] },
-      // What the kernel forgets after a failed fsync is lost with the power only.
-      ...(this.#scene.plan.pair.durability === "process" ? [{ op: "sync" } as const] : []),
+      { op: "sync" },
+      { op: "sync", kind: "journal" },
+      { op: "sync", kind: "generation-data" },
     ];
     const remove = member.host.disk.faults.inject({
       ...this.#random.pick(rules),

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import type { Durability } from "../../proto/words.ts";
 import type { BlockDevice } from "../../shared/block/block-device.ts";
-import { Calls } from "./calls.ts";
+import { Calls, type Outcome } from "./calls.ts";
 import { ModelWrite, type DiskModel } from "./disk-model.ts";
 import { PairModel } from "./pair-model.ts";
 import { imagePath, makePair, type Pair, type PairDisk, type PairMember, type PairOptions } from "./pair.ts";
@@ -42,6 +42,8 @@ export class ScriptedPair {
   readonly #disks: readonly PairDisk[];
   readonly #calls: Calls;
   readonly #random: SeededRandom;
+  /** Something that `do` was given is under way: the world runs already. */
+  #isInWorld = false;
 
   constructor(seed: number, durability: Durability, options: Partial<PairOptions> = {}) {
     this.world = new SimWorld(seed);
@@ -61,12 +63,32 @@ export class ScriptedPair {
 
   /** Lets something happen in the world, and waits for its end. */
   async do<T>(what: string, work: () => Promise<T>): Promise<T> {
-    return this.world.runFor(
-      what,
-      new Promise<T>((resolve, reject) => {
-        this.world.schedule(0, () => void work().then(resolve, reject));
-      }),
-    );
+    this.#isInWorld = true;
+    try {
+      return await this.world.runFor(
+        what,
+        new Promise<T>((resolve, reject) => {
+          this.world.schedule(0, () => void work().then(resolve, reject));
+        }),
+      );
+    } finally {
+      this.#isInWorld = false;
+    }
+  }
+
+  get disks(): readonly PairDisk[] {
+    return this.#disks;
+  }
+
+  /** Lets time pass until the condition holds; fails, naming `what`, when it takes implausibly long. */
+  async until(what: string, condition: () => boolean): Promise<void> {
+    if (this.#isInWorld) {
+      while (!condition()) {
+        await new Promise<void>((resolve) => {
+          this.world.schedule(1, resolve);
+        });
+      }
+    } else await this.world.runUntil(what, condition, TIMEOUT_MS);
   }
 
   /** Starts both agents, and returns when the first checkpoint is committed. */
@@ -96,13 +118,39 @@ export class ScriptedPair {
 
   /** False when the secondary died before it was answered. */
   async checkpoint(): Promise<boolean> {
+    return (await this.checkpointOutcome()).kind === "done";
+  }
+
+  async checkpointOutcome(): Promise<Outcome<unknown>> {
     const { agent } = this.pair.primary;
-    if (agent === undefined) return false;
+    if (agent === undefined) return { kind: "lost" };
     const signal = new AbortController().signal;
-    const outcome = await this.#calls.make(this.pair.primary, "checkpoint", TIMEOUT_MS, () =>
+    return this.#calls.make(this.pair.primary, "checkpoint", TIMEOUT_MS, () =>
       agent.checkpoint({ prepare: false, ...COMMAND }, signal),
     );
-    return outcome.kind === "done";
+  }
+
+  /** The two swap their roles. What the disks hold is not followed any further. */
+  async switchOver(): Promise<void> {
+    const { agent } = this.pair.primary;
+    await this.do("the switchover", async () =>
+      agent?.switchover({ closeClients: false, ...COMMAND }, new AbortController().signal),
+    );
+  }
+
+  /** A client opens the committed checkpoint of one disk, reads all of it, and leaves. */
+  async readKept(index: number): Promise<Outcome<unknown>> {
+    const { secondary } = this.pair;
+    const exports = secondary.agent?.exports;
+    const kept = exports?.find(`${this.#disks[index]?.name}@committed`);
+    if (exports === undefined || kept === undefined) return { kind: "lost" };
+    exports.opened(kept);
+    const content = Buffer.alloc(kept.sizeBytes);
+    const outcome = await this.#calls.make(secondary, "read of a kept checkpoint", TIMEOUT_MS, () =>
+      kept.device.read(content, 0),
+    );
+    exports.closed(kept);
+    return outcome;
   }
 
   /** The epoch of a checkpoint that is prepared; undefined when the secondary died before it was answered. */
@@ -129,8 +177,29 @@ export class ScriptedPair {
     return outcome.kind === "done";
   }
 
+  /** The guest reads from one disk. */
+  async guestRead(index: number, offset: number, length: number): Promise<Outcome<unknown>> {
+    const content = Buffer.alloc(length);
+    const device = this.#device(this.pair.primary, index);
+    const outcome = await this.#calls.make(this.pair.primary, "guest's read", TIMEOUT_MS, () =>
+      device?.read(content, offset),
+    );
+    if (outcome.kind === "done") this.model.guest[index]?.check(content, offset, "the guest's read");
+    return outcome;
+  }
+
+  guestFlush(index: number): Promise<Outcome<unknown>> {
+    const device = this.#device(this.pair.primary, index);
+    return this.#calls.make(this.pair.primary, "guest's flush", TIMEOUT_MS, () => device?.flush());
+  }
+
   /** The guest writes new bytes, or zeroes, to one disk. */
-  async guestWrite(index: number, offset: number, length: number, kind: "bytes" | "zero" | "discard"): Promise<void> {
+  async guestWrite(
+    index: number,
+    offset: number,
+    length: number,
+    kind: "bytes" | "zero" | "discard",
+  ): Promise<Outcome<unknown>> {
     const device = this.#device(this.pair.primary, index);
     const write = new ModelWrite(offset, length, kind === "bytes" ? this.#bytes(length) : undefined);
     this.model.guest[index]?.begin(write);
@@ -140,13 +209,14 @@ export class ScriptedPair {
         : device?.write(write.data, offset, { fua: false }),
     );
     write.settled = outcome.kind === "done";
+    return outcome;
   }
 
   /** The secondary's VM writes new bytes to its view of one disk. */
-  async viewWrite(index: number, offset: number, length: number): Promise<void> {
+  async viewWrite(index: number, offset: number, length: number): Promise<Outcome<unknown>> {
     const device = this.#device(this.pair.secondary, index);
     const epoch = this.pair.secondary.agent?.status().epoch;
-    if (epoch === undefined) return;
+    if (epoch === undefined) return { kind: "lost" };
     const write = new ModelWrite(offset, length, this.#bytes(length));
     this.model.observeCommitted(epoch.committed);
     this.model.view[index]?.begin(write);
@@ -154,13 +224,15 @@ export class ScriptedPair {
       device?.write(write.data ?? Buffer.alloc(0), offset, { fua: false }),
     );
     write.settled = outcome.kind === "done";
+    return outcome;
   }
 
-  async flushView(index: number): Promise<void> {
+  async flushView(index: number): Promise<Outcome<unknown>> {
     const device = this.#device(this.pair.secondary, index);
     const covered = this.model.view[index]?.beginFlush();
     const outcome = await this.#calls.make(this.pair.secondary, "flush of the view", TIMEOUT_MS, () => device?.flush());
     if (outcome.kind === "done" && covered !== undefined) this.model.view[index]?.flushed(covered);
+    return outcome;
   }
 
   #device(member: PairMember, index: number): BlockDevice | undefined {
@@ -221,16 +293,13 @@ export class ScriptedPair {
     }
   }
 
-  /** The primary is dead and the secondary takes over. False when it died on the way. */
-  async failOver(): Promise<boolean> {
+  /** The primary is dead and the secondary takes over. */
+  async failOver(): Promise<Outcome<unknown>> {
     const { agent } = this.pair.secondary;
-    if (agent === undefined) return false;
+    if (agent === undefined) return { kind: "lost" };
     const signal = new AbortController().signal;
     const request = { force: true, dryRun: false, discardActive: false, ...COMMAND };
-    const outcome = await this.#calls.make(this.pair.secondary, "failover", TIMEOUT_MS, () =>
-      agent.failover(request, signal),
-    );
-    return outcome.kind === "done";
+    return this.#calls.make(this.pair.secondary, "failover", TIMEOUT_MS, () => agent.failover(request, signal));
   }
 
   /** The promoted side shows what it was promoted from, before the merge and after it. */

@@ -74,6 +74,7 @@ export function trackingOptions(storage: MemoryStorage, state: StateFile): PeerT
     state,
     extentBytes: 4 * state.record.clusterBytes,
     settleEveryMs: 5_000,
+    emit: () => undefined,
     disks: state.record.disks.map(({ name, sizeBytes }) => ({
       geometry: clusterGeometry(sizeBytes ?? 0, state.record.clusterBytes),
       directory: `${STATE_DIRECTORY}/disks/${name}`,

@@ -37,9 +37,12 @@ export function scratchOldFileSystem(sizeBytes: number): string {
   return path;
 }
 
-/** A loop device of `sizeBytes` over a sparse file, detached when the test has finished. */
-export function scratchBlockDevice(sizeBytes: number): string {
-  const backing = join(scratchDirectory(), "backing");
+/**
+ * A loop device of `sizeBytes` over a sparse file, detached when the test has finished. The file lies in `directory`: when
+ * that has no room, writes to the device are taken and its next fsync fails, as a thinly provisioned one's does.
+ */
+export function scratchBlockDevice(sizeBytes: number, directory = scratchDirectory()): string {
+  const backing = join(directory, "backing");
   const fd = openSync(backing, "w");
   ftruncateSync(fd, sizeBytes);
   closeSync(fd);

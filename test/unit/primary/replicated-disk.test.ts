@@ -46,6 +46,10 @@ class Recorder implements Forwarding {
   failed(offset: number, length: number): void {
     this.failures.push(`${offset}+${length}`);
   }
+
+  refused(during: "read" | "flush", offset: number, length: number): void {
+    this.failures.push(`${during} ${offset}+${length}`);
+  }
 }
 
 function bench(): { child: MemoryDevice; gate: GuestGate; forwarding: Recorder; disk: ReplicatedDisk } {

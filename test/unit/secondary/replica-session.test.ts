@@ -53,6 +53,7 @@ class Bench {
       bootId: "boot-1",
       retain: 0,
       overlayLimitBytes: undefined,
+      mayHaveLostWrites: false,
       disksCreated: () => this.events.push("disks-created"),
     });
   }

@@ -63,6 +63,7 @@ async function secondary(): Promise<Bench> {
     bootId: "boot-1",
     retain: 0,
     overlayLimitBytes: undefined,
+    mayHaveLostWrites: false,
     disksCreated: () => undefined,
   });
   return { storage, state, role, view };

@@ -1,0 +1,57 @@
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import type { Deadline } from "../shared/host/deadline.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import type { GuestPolicy } from "./guest-policy.ts";
+import type { ReplicatedDisk } from "./replicated-disk.ts";
+import type { SourceSession } from "./source-session.ts";
+
+export interface HandOverContext {
+  readonly state: StateFile;
+  readonly session: SourceSession;
+  readonly guests: GuestPolicy;
+  readonly disks: readonly ReplicatedDisk[];
+  readonly deadline: Deadline;
+  /** Commits what the guests have written. */
+  readonly checkpoint: () => Promise<unknown>;
+  /** Throws when the secondary lacks anything, or is not there any more. */
+  readonly assertInSync: () => void;
+}
+
+/**
+ * Hands the primary's role to the secondary of the session: holds the guests, commits what they have written, and records
+ * whom the role goes to before it asks. Resolves when the secondary was asked; the next handshake tells what became of it.
+ * Errors: those of the checkpoint, the secondary's refusal: guests go on then; `timed-out`.
+ */
+export async function handOver(context: HandOverContext, lineage: string): Promise<void> {
+  const { state, session, guests, disks, deadline, checkpoint, assertInSync } = context;
+  const wasOpen = guests.gate.state === "open";
+  guests.gate.hold();
+  let isAsked = false;
+  try {
+    for (const disk of disks) await deadline.race(disk.settled(), "guests' writes are not done yet");
+    await checkpoint();
+    assertInSync();
+    const peer = session.peer?.agentId ?? null;
+    await state.update((record) => ({ ...record, handOver: peer }));
+    isAsked = true;
+    await deadline.race(
+      session.request((id) => ({ type: "takeover", id, lineage })),
+      "the secondary was asked to take the role, and has not answered yet",
+    );
+  } catch (error) {
+    // The promotion ends the session, perhaps before its answer: the next handshake tells.
+    if (isAsked && error instanceof ColobusError && error.code === "outcome-unknown") return;
+    const isRefused = isAsked && error instanceof ColobusError && error.code !== "timed-out";
+    if (isRefused) {
+      await state
+        .update((record) => ({ ...record, handOver: null }))
+        .catch((fault: unknown) => {
+          // The next handshake undoes the hand-over, and lets the guests go on.
+          session.close(asColobusError(fault));
+          throw fault;
+        });
+    }
+    if (wasOpen && (!isAsked || isRefused)) guests.release();
+    throw error;
+  }
+}

@@ -1,0 +1,19 @@
+import { asColobusError } from "../proto/errors.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { ReplicaDisk } from "./replica-disk.ts";
+
+/** The clean marks of the disks of which nothing is left to chance: what cannot be flushed ends like a crash. */
+export async function flushDisks(disks: readonly ReplicaDisk[], log: Log): Promise<ReadonlyMap<string, string>> {
+  const marks = new Map<string, string>();
+  for (const disk of disks) {
+    try {
+      await disk.base.flush();
+      await disk.hidden.flush();
+      await disk.active.flush();
+      marks.set(disk.name, disk.base.changeMark());
+    } catch (error) {
+      log.warn({ disk: disk.name, reason: asColobusError(error) }, "the disk cannot be flushed");
+    }
+  }
+  return marks;
+}
