@@ -358,7 +358,8 @@ export class Replicator {
   }
 
   #beginSync(session: SourceSession, kind: "full-sync" | "resync"): void {
-    if (!this.#options.state.record.history.shared) {
+    // A lineage that is being minted for a write that went on alone is the one that the secondary has to hear of.
+    if (this.#minting !== undefined || !this.#options.state.record.history.shared) {
       this.#share(session, kind);
       return;
     }

@@ -6,8 +6,10 @@
 import { describe, expect, it } from "vitest";
 import type { MessageType } from "../../proto/replication-messages.ts";
 import { MIB, type PairOptions } from "../support/agent-pair.ts";
+import type { ErrorDocument } from "../support/cli-runner.ts";
 import { FaultedPair, TIMEOUT_MS, type Side } from "../support/faulted-pair.ts";
 import type { FaultAct } from "../support/message-proxy.ts";
+import { expectSame } from "../support/nbd-tools.ts";
 
 const SIZE = 8 * MIB;
 const ACTS = ["cut-before", "cut-after", "hold"] as const satisfies readonly FaultAct[];
@@ -184,26 +186,96 @@ describe("the link is lost", () => {
     for (const [type, cases] of Object.entries(CASES) as [MessageType, readonly Case[]][]) {
       for (const one of cases.filter((candidate) => candidate.group === group)) {
         for (const act of ACTS) {
-          const startedMs = Date.now();
           const name = `${act}: "${type}" of the ${one.from} ${one.about ?? ""}`;
           await loseLink(pair, type, act, one).catch((error: unknown) => {
             throw new Error(`${name}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
           });
-          process.stdout.write(`${Date.now() - startedMs} ms ${name}\n`);
         }
       }
     }
   });
 });
 
+describe("a session", () => {
+  it("ends where a message is missing in the stream, and nothing behind that is applied", async () => {
+    const pair = await FaultedPair.start(Buffer.alloc(SIZE, 0x11), PLAIN);
+    const before = pair.pair.image("b");
+    const missing = pair.arm({ type: "data", from: "primary", act: "drop" });
+    await pair.write(1);
+    await soon(missing.reached, "the message");
+    const next = pair.arm({ type: "hello", from: "primary", act: "hold" });
+    await pair.write();
+    await soon(next.reached, "the next session");
+    for (const agent of [pair.primary, pair.secondary]) {
+      const { peers, protection } = await agent.until(
+        "alone",
+        (status) => status.peers[0]?.connection === "Connecting",
+      );
+      expect(peers[0]?.lastError).toMatchObject({ code: "protocol-error" });
+      expect(peers[0]?.lastError?.message).toMatch(/the peer sent operation \d+ after \d+/);
+      expect(protection).toMatchObject({ state: "NotProtected", reason: "connecting" });
+    }
+    expectSame(pair.pair.image("b"), before);
+    next.release();
+    await pair.expectHealed();
+  });
+
+  it("is not called healthy by a secondary that has not heard yet what it lacks", async () => {
+    const pair = await FaultedPair.start(Buffer.alloc(SIZE, 0x11), PLAIN);
+    const begin = pair.arm({ type: "sync", from: "primary", act: "hold" });
+    pair.proxy.cut();
+    await pair.write();
+    await soon(begin.reached, "the message");
+    expect(await pair.secondary.status()).toMatchObject({
+      protection: { state: "NotProtected", reason: "resync" },
+      peers: [{ connection: "Connected", replication: "SyncTarget" }],
+      disks: [{ state: "Consistent" }],
+    });
+    begin.release();
+    await pair.expectHealed();
+  });
+
+  it("that is lost under an order leaves the command line with exit code 4, and status says what became of it", async () => {
+    const pair = await FaultedPair.start(Buffer.alloc(SIZE, 0x11), PLAIN);
+    const { primary, secondary } = pair;
+    const lose = async (type: MessageType, from: Side, act: Act, ...order: string[]): Promise<number> => {
+      const { epoch } = await primary.status();
+      const { connections } = pair.proxy;
+      pair.arm({ type, from, act });
+      const lost = await primary.ask<ErrorDocument>(...order);
+      expect(lost).toMatchObject({ code: 4, json: { error: { code: "outcome-unknown" } } });
+      await soon(pair.proxy.untilConnected(connections), "a new connection");
+      await pair.untilProtected();
+      return epoch.open;
+    };
+    const never = await lose("barrier", "primary", "cut-before", "checkpoint");
+    expect(await primary.ask<ErrorDocument>("commit", String(never))).toMatchObject({
+      code: 1,
+      json: { error: { code: "epoch-unknown" } },
+    });
+    const prepared = await lose("barrier", "primary", "cut-after", "checkpoint");
+    await lose("commit", "primary", "cut-before", "commit", String(prepared));
+    for (const side of [primary, secondary]) expect((await side.status()).epoch.prepared).toEqual([prepared]);
+    await lose("discard", "primary", "cut-after", "discard");
+    for (const side of [primary, secondary]) expect((await side.status()).epoch.prepared).toEqual([]);
+    const committed = await lose("commit", "primary", "cut-after", "checkpoint");
+    for (const side of [primary, secondary]) expect((await side.status()).epoch.committed).toBe(committed);
+    expect(await primary.get("commit", String(committed))).toMatchObject({ epoch: committed, state: "committed" });
+    await pair.expectHealed();
+  });
+});
+
 async function loseLink(pair: FaultedPair, type: MessageType, act: Act, one: Case): Promise<void> {
   await one.prepare?.(pair);
+  const { connections } = pair.proxy;
   const fault = pair.arm({ type, from: one.from, act, nth: one.nth ?? 1 });
   const outcome = Promise.resolve(one.provoke(pair)).then(
     () => "done",
     (error: unknown) => (error as { code?: unknown }).code ?? error,
   );
   await soon(fault.reached, "the message");
+  // The beginning of a session is provoked by one that is lost before.
+  const before = one.group === "at the beginning of a session" ? connections + 1 : connections;
   if (act === "hold") {
     if (one.isQuiet !== true) await pair.write();
     fault.cut();
@@ -213,7 +285,11 @@ async function loseLink(pair: FaultedPair, type: MessageType, act: Act, one: Cas
     await pair.expectLegalView();
     await pair.write();
   }
+  // The side that dials again has noticed the loss, so what the two say from there on is about a new session.
+  const connected = soon(pair.proxy.untilConnected(before), "a new connection");
+  if (one.group !== "as an agent stops, or roles change") await connected;
   await one.afterwards?.(pair, act);
+  await connected;
   await pair.expectHealed();
 }
 

@@ -75,7 +75,8 @@ export class MessageProxy {
   readonly port: number;
   readonly #relays = new Set<Relay>();
   #fault: Fault | undefined;
-  #isolated = false;
+  #connections = 0;
+  #connected: (() => void)[] = [];
 
   private constructor(port: number) {
     this.port = port;
@@ -91,7 +92,7 @@ export class MessageProxy {
     onTestFinished(() => {
       server.close();
       server.closeAllConnections();
-      proxy.isolate();
+      proxy.cut();
     });
     return proxy;
   }
@@ -107,14 +108,18 @@ export class MessageProxy {
     for (const relay of this.#relays) relay.cut();
   }
 
-  /** Ends every connection, and refuses new ones until `reconnect`. */
-  isolate(): void {
-    this.#isolated = true;
-    this.cut();
+  /** How many connections have been relayed so far. */
+  get connections(): number {
+    return this.#connections;
   }
 
-  reconnect(): void {
-    this.#isolated = false;
+  /** Resolves when there has been one more connection than `before`. */
+  async untilConnected(before: number): Promise<void> {
+    while (this.#connections <= before) {
+      await new Promise<void>((resolve) => {
+        this.#connected.push(resolve);
+      });
+    }
   }
 
   /** The fault that is due at this message, if one is: it is not armed any more. */
@@ -132,10 +137,6 @@ export class MessageProxy {
   /** Dials first, so that a target that is not there looks to the dialler as it does without a proxy. */
   #take(request: IncomingMessage, socket: Duplex, head: Buffer, targetPort: number): void {
     socket.on("error", () => socket.destroy());
-    if (this.#isolated) {
-      socket.destroy();
-      return;
-    }
     const outgoing = new WebSocket(`ws://127.0.0.1:${targetPort}`, protocolsOf(request), {
       perMessageDeflate: false,
       headers: endToEnd(request.headers),
@@ -151,6 +152,8 @@ export class MessageProxy {
       accepting.handleUpgrade(request, socket, head, (incoming) => {
         const relay: Relay = new Relay(this, incoming, outgoing, () => this.#relays.delete(relay));
         this.#relays.add(relay);
+        this.#connections += 1;
+        for (const connected of this.#connected.splice(0)) connected();
       });
     });
   }
