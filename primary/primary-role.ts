@@ -30,6 +30,7 @@ import type { Verdict } from "../shared/replication/verdict.ts";
 import { continueSync } from "./continue-sync.ts";
 import { EpochCounter } from "./epoch-counter.ts";
 import { GuestPolicy } from "./guest-policy.ts";
+import { learnEpochs, type KnownEpochs } from "./known-epochs.ts";
 import { describePrimaryProtection } from "./primary-protection.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
@@ -60,12 +61,6 @@ export interface PrimaryOptions {
   /** Takes a checkpoint of the disks by itself every so often; undefined: only when asked. */
   readonly checkpointEveryMs: number | undefined;
   readonly maxCheckpointAgeMs: number | undefined;
-}
-
-interface KnownEpochs {
-  committed: number;
-  committedAtMs: number | undefined;
-  prepared: number[];
 }
 
 /**
@@ -477,9 +472,8 @@ export class PrimaryRole {
     this.#epochs.skipThrough(peer.epochSeen);
     // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
     if (peer.committed < this.#known.committed) this.#volumesComplete = false;
-    // A former primary's own last state is no checkpoint of this side's.
-    this.#known.committed = peer.outdated ? 0 : peer.committed;
-    this.#known.prepared = [...peer.prepared];
+    const isNews = learnEpochs(this.#known, peer, this.#options.clock.wallMs());
+    if (isNews) this.#volumes.dropThrough(this.#known.committed);
     return this.#epochs.open;
   }
 
@@ -532,6 +526,7 @@ export class PrimaryRole {
   async #commit(session: SourceSession, epoch: number): Promise<number> {
     const { clock, emit } = this.#options;
     const startedMs = clock.nowMs();
+    this.#known.asked = { epoch, atMs: clock.wallMs() };
     await session.request((id) => ({ type: "commit", id, epoch }));
     if (epoch > this.#voidThrough) {
       this.#known.committed = Math.max(this.#known.committed, epoch);
