@@ -33,6 +33,7 @@ import { DiskHealth } from "./disk-health.ts";
 import { EpochCounter } from "./epoch-counter.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
+import { learnEpochs, type KnownEpochs } from "./known-epochs.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
 import { describePrimaryProtection } from "./primary-protection.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
@@ -66,12 +67,6 @@ export interface PrimaryOptions {
   /** Takes a checkpoint of the disks by itself every so often; undefined: only when asked. */
   readonly checkpointEveryMs: number | undefined;
   readonly maxCheckpointAgeMs: number | undefined;
-}
-
-interface KnownEpochs {
-  committed: number;
-  committedAtMs: number | undefined;
-  prepared: number[];
 }
 
 /**
@@ -487,9 +482,8 @@ export class PrimaryRole {
     this.#epochs.skipThrough(peer.epochSeen);
     // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
     if (peer.committed < this.#known.committed) this.#volumesComplete = false;
-    // A former primary's own last state is no checkpoint of this side's.
-    this.#known.committed = peer.outdated ? 0 : peer.committed;
-    this.#known.prepared = [...peer.prepared];
+    const isNews = learnEpochs(this.#known, peer, this.#options.clock.wallMs());
+    if (isNews) this.#volumes.dropThrough(this.#known.committed);
     return this.#epochs.open;
   }
 
@@ -545,6 +539,7 @@ export class PrimaryRole {
   async #commit(session: SourceSession, epoch: number): Promise<number> {
     const { clock, emit } = this.#options;
     const startedMs = clock.nowMs();
+    this.#known.asked = { epoch, atMs: clock.wallMs() };
     try {
       await session.request((id) => ({ type: "commit", id, epoch }));
     } catch (error) {

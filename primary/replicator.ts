@@ -370,8 +370,8 @@ export class Replicator {
   }
 
   #beginSync(session: SourceSession, kind: "full-sync" | "resync"): void {
-    // A lineage that is being minted is the one to be shared: its update comes first.
-    if (!this.#options.state.record.history.shared || this.#minting !== undefined) {
+    // A lineage that is being minted for a write that went on alone is the one that the secondary has to hear of.
+    if (this.#minting !== undefined || !this.#options.state.record.history.shared) {
       this.#share(session, kind);
       return;
     }

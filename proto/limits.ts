@@ -68,6 +68,8 @@ export const WRITE_PIECE_MAX_BYTES = 1 * MIB;
 export const HANDSHAKE_MESSAGE_MAX_BYTES = 64 * KIB;
 /** For the WebSocket handshake, for hello and proof, and for `begin` after them. */
 export const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** A peer that does not answer the end of a link has this long; then the connection is dropped. */
+export const LINK_CLOSE_TIMEOUT_MS = 2_000;
 /** Links accepted that have not yet proved that they belong to the peer. */
 export const UNAUTHENTICATED_LINKS_MAX = 16;
 /** Bytes sent and not yet received on the secondary, at which a writer waits (`--window`). */

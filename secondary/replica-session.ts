@@ -72,7 +72,8 @@ export class ReplicaSession {
   /** Requests that are not answered yet. */
   #openRequests = 0;
   #requests: Promise<unknown> = Promise.resolve();
-  #sync: "none" | "active" | "paused" = "none";
+  /** Active until the primary has said that everything is here: before it says anything, writes may be missing. */
+  #sync: "none" | "active" | "paused" = "active";
   #stalled: ColobusError | undefined;
   /** Called when the session ends: what waits for its turn in the stream will not have it. */
   readonly #giveUpWaiting: (() => void)[] = [];

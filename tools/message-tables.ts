@@ -43,7 +43,7 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   "takeover": {
     from: "primary",
     meaning:
-      "A switchover: the secondary, which has committed everything, becomes Primary. Answered when that has begun.",
+      "A switchover: the secondary, which has committed everything, becomes Primary, which ends the session; answered only when it refuses.",
   },
   "answer": {
     from: "secondary",

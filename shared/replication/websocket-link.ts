@@ -3,7 +3,7 @@ import { isIP } from "node:net";
 import type { Duplex } from "node:stream";
 import { WebSocket, WebSocketServer } from "ws";
 import { ColobusError, ERRORS, type ErrorCode } from "../../proto/errors.ts";
-import { HANDSHAKE_TIMEOUT_MS, MESSAGE_MAX_BYTES } from "../../proto/limits.ts";
+import { HANDSHAKE_TIMEOUT_MS, LINK_CLOSE_TIMEOUT_MS, MESSAGE_MAX_BYTES } from "../../proto/limits.ts";
 import type { Dialer, Link, LinkHandlers } from "./link.ts";
 
 /** Messages up to this size are joined into one frame: copying them costs less than the frames would. */
@@ -100,6 +100,8 @@ const SOCKET_OPTIONS = {
   perMessageDeflate: false,
   maxPayload: MESSAGE_MAX_BYTES,
   skipUTF8Validation: true,
+  /** Of a peer that cannot be reached any more: until then the socket keeps the process from ending. */
+  closeTimeout: LINK_CLOSE_TIMEOUT_MS,
 } as const;
 
 /** Opens WebSocket links to `url` (`ws://HOST:PORT`). */

@@ -20,9 +20,11 @@ export class AgentUnderTest {
   /** The whole command line after `colobus`. */
   readonly command: string[];
   readonly control: ControlClient;
+  readonly #launcher: readonly string[];
   #process: ColobusProcess | undefined;
 
-  constructor(name: string, run: string, command: string[]) {
+  constructor(name: string, run: string, command: string[], launcher: readonly string[] = []) {
+    this.#launcher = launcher;
     this.name = name;
     this.run = run;
     this.command = command;
@@ -36,7 +38,7 @@ export class AgentUnderTest {
   /** Starts the agent and resolves when it serves. */
   async start(): Promise<void> {
     if (this.isRunning) throw new Error(`${this.name} runs already`);
-    this.#process = new ColobusProcess(this.command);
+    this.#process = new ColobusProcess(this.command, this.#launcher);
     await this.#process.untilPrinted("serves in");
   }
 
@@ -144,7 +146,17 @@ export interface PairOptions {
   readonly secondaryFlags?: readonly string[];
   /** Where the secondary keeps its state; default: beside its image. */
   readonly secondaryState?: string;
+  /** Where each agent runs, and how the other reaches it; default: both here, on loopback. */
+  readonly hosts?: Readonly<Record<"a" | "b", AgentHost>>;
 }
+
+export interface AgentHost {
+  readonly address: string;
+  /** What a command line has to begin with to run there. */
+  readonly launcher: readonly string[];
+}
+
+const HERE: AgentHost = { address: "127.0.0.1", launcher: [] };
 
 export const MIB = 1024 * 1024;
 
@@ -171,6 +183,7 @@ export class AgentPair {
       mkdirSync(join(root, side));
       for (const [name, content] of disks) makeImage(join(root, side, `${name}.img`), content);
     }
+    const { a, b } = options.hosts ?? { a: HERE, b: HERE };
     const flags = (side: "a" | "b", state: string): string[] => [
       "--run",
       join(root, "run", side),
@@ -181,20 +194,22 @@ export class AgentPair {
       ...disks.flatMap(([name]) => ["--disk", `${name}=${join(root, side, `${name}.img`)}`]),
       ...(options.flags ?? []),
     ];
-    const primary = new AgentUnderTest("the primary", join(root, "run", "a"), [
+    const primaryCommand = [
       "primary",
       ...flags("a", join(root, "a", "state")),
       "--peer",
-      `ws://127.0.0.1:${port}`,
+      `ws://${b.address}:${port}`,
       ...(options.primaryFlags ?? []),
-    ]);
-    const secondary = new AgentUnderTest("the secondary", join(root, "run", "b"), [
+    ];
+    const secondaryCommand = [
       "secondary",
       ...flags("b", options.secondaryState ?? join(root, "b", "state")),
       "--listen",
-      `127.0.0.1:${port}`,
+      `${b.address}:${port}`,
       ...(options.secondaryFlags ?? []),
-    ]);
+    ];
+    const primary = new AgentUnderTest("the primary", join(root, "run", "a"), primaryCommand, a.launcher);
+    const secondary = new AgentUnderTest("the secondary", join(root, "run", "b"), secondaryCommand, b.launcher);
     return new AgentPair(root, port, primary, secondary);
   }
 

@@ -15,11 +15,15 @@ export class ColobusProcess {
   stderr = "";
   #ended = false;
 
-  /** Starts `colobus ARGS`. The process is killed when the test has finished, if it still runs. */
-  constructor(args: readonly string[]) {
+  /**
+   * Starts `colobus ARGS`, behind the words of `launcher`, which replace themselves by it. The process is killed when the
+   * test has finished, if it still runs.
+   */
+  constructor(args: readonly string[], launcher: readonly string[] = []) {
     if (!existsSync(MAIN)) throw new Error(`${MAIN} is missing: run "npm run build" first.`);
     const { COLOBUS_RUN: _, ...env } = process.env;
-    this.child = spawn(process.execPath, [MAIN, ...args], { stdio: ["ignore", "pipe", "pipe"], env });
+    const [program = process.execPath, ...words] = [...launcher, process.execPath, MAIN, ...args];
+    this.child = spawn(program, words, { stdio: ["ignore", "pipe", "pipe"], env });
     this.child.stdout.setEncoding("utf8").on("data", (text: string) => (this.stdout += text));
     this.child.stderr.setEncoding("utf8").on("data", (text: string) => (this.stderr += text));
     this.ended = new Promise((resolve, reject) => {

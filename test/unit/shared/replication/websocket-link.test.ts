@@ -2,7 +2,7 @@ import { createServer, connect, type AddressInfo, type Server } from "node:net";
 import { WebSocket } from "ws";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { ColobusError, ERRORS } from "../../../../proto/errors.ts";
-import { MESSAGE_MAX_BYTES } from "../../../../proto/limits.ts";
+import { LINK_CLOSE_TIMEOUT_MS, MESSAGE_MAX_BYTES } from "../../../../proto/limits.ts";
 import type { Link } from "../../../../shared/replication/link.ts";
 import { WebSocketDialer, WebSocketListener } from "../../../../shared/replication/websocket-link.ts";
 import { turn } from "../../../support/memory-storage.ts";
@@ -125,6 +125,17 @@ describe("a WebSocket link", () => {
     expect(await far.end()).toMatchObject({ code: "size-mismatch", message: "disk vda has another size" });
     expect(far.messages).toEqual([]);
   });
+
+  it.each(["dialled", "served"] as const)(
+    "that was %s ends by itself when it is closed, and the other end does not answer",
+    async (end) => {
+      const link = (await linked())[end]; // the other end is not started: nobody reads there
+      const near = new Ear(link);
+      link.close(new ColobusError("shutting-down", "the agent is being stopped"));
+      expect(await near.end()).toMatchObject({ code: "shutting-down" });
+    },
+    5 * LINK_CLOSE_TIMEOUT_MS,
+  );
 
   it("tells why it was closed in as many whole letters as fit", async () => {
     const { dialled, served } = await linked();

@@ -1,0 +1,301 @@
+/**
+ * The link is lost at every message of the replication protocol: before it, right after it, and after it was held back
+ * for a while. Each time the pair must find together by itself, with nothing lost that was acknowledged, and the
+ * secondary must show a checkpoint that it may have, byte for byte, all the while.
+ */
+import { describe, expect, it } from "vitest";
+import type { MessageType } from "../../proto/replication-messages.ts";
+import { MIB, type PairOptions } from "../support/agent-pair.ts";
+import type { ErrorDocument } from "../support/cli-runner.ts";
+import { FaultedPair, TIMEOUT_MS, type Side } from "../support/faulted-pair.ts";
+import type { FaultAct } from "../support/message-proxy.ts";
+import { expectSame } from "../support/nbd-tools.ts";
+
+const SIZE = 8 * MIB;
+const ACTS = ["cut-before", "cut-after", "hold"] as const satisfies readonly FaultAct[];
+type Act = (typeof ACTS)[number];
+
+const PLAIN: PairOptions = { flags: ["--peer-timeout", "2s"], primaryFlags: ["--assume-in-sync"] };
+/** Of a secondary whose overlays are soon full. */
+const TIGHT: PairOptions = { ...PLAIN, secondaryFlags: ["--overlay-limit", "2MiB"] };
+
+/** Cases that share a pair. */
+const GROUPS = {
+  "at the beginning of a session": PLAIN,
+  "in the stream": PLAIN,
+  "around a checkpoint": PLAIN,
+  "as an agent stops, or roles change": PLAIN,
+  "when overlays are full": TIGHT,
+} as const satisfies Record<string, PairOptions>;
+type Group = keyof typeof GROUPS;
+
+/** What whoever gave the order is told: it was done, or the code of the error. */
+type Outcome = "done" | "outcome-unknown" | "no-peer";
+
+interface Case {
+  readonly group: Group;
+  readonly from: Side;
+  /** What the message is about, where its type has several uses. */
+  readonly about?: string;
+  /** The how many-th message of its type that `provoke` has the side send. */
+  readonly nth?: number;
+  /** Brings the pair to where `provoke` can do its part. */
+  readonly prepare?: (pair: FaultedPair) => Promise<unknown>;
+  /** Has the side send the message. */
+  readonly provoke: (pair: FaultedPair) => unknown;
+  /** Default: done. */
+  readonly outcome?: (act: Act) => Outcome;
+  /** The guest cannot write, or must not: the agents take a checkpoint by themselves. */
+  readonly isQuiet?: true;
+  /** What an operator does now, and what must have become of the order. */
+  readonly afterwards?: (pair: FaultedPair, act: Act) => Promise<unknown>;
+}
+
+const ofHandshake = (from: Side, about = "", nth = 1): Case => ({
+  group: "at the beginning of a session",
+  from,
+  about,
+  nth,
+  provoke: (pair) => pair.proxy.cut(),
+});
+
+const ofStream = (from: Side, provoke: Case["provoke"]): Case => ({ group: "in the stream", from, provoke });
+
+const unknown = (): Outcome => "outcome-unknown";
+const knownIfArrived = (act: Act): Outcome => (act === "cut-after" ? "done" : "outcome-unknown");
+
+/** `isDone` says whether the secondary has done what was asked, which the two agree on afterwards. */
+const ofOrder = (
+  order: "prepare" | "commit" | "discard",
+  isDone: (act: Act) => boolean,
+  fields: Pick<Case, "from" | "about" | "nth" | "outcome">,
+): Case => ({
+  group: "around a checkpoint",
+  ...(order === "discard" ? { prepare: (pair) => pair.checkpoint({ prepare: true }) } : {}),
+  provoke: (pair) => (order === "discard" ? discard(pair) : pair.checkpoint()),
+  afterwards: async (pair, act) => {
+    await pair.untilProtected();
+    await AFTER_ORDER[order](pair, isDone(act));
+  },
+  ...fields,
+});
+
+const ifArrived = (act: Act): boolean => act === "cut-after";
+const inAnyCase = (): boolean => true;
+
+const AFTER_ORDER = {
+  prepare: async (pair: FaultedPair, isPrepared: boolean): Promise<void> => {
+    expect(await preparedOf(pair)).toEqual(isPrepared ? [pair.asked] : []);
+    if (isPrepared) await pair.commit(pair.asked);
+    else await expect(pair.commit(pair.asked)).rejects.toMatchObject({ code: "epoch-unknown" });
+  },
+  commit: async (pair: FaultedPair, isCommitted: boolean): Promise<void> => {
+    for (const side of [pair.primary, pair.secondary]) {
+      expect((await side.status()).epoch.committed === pair.asked).toBe(isCommitted);
+    }
+    await pair.commit(pair.asked); // of a committed one it succeeds again
+  },
+  discard: async (pair: FaultedPair, isDiscarded: boolean): Promise<void> => {
+    expect(await preparedOf(pair)).toEqual(isDiscarded ? [] : [pair.asked]);
+    expect(await discard(pair)).toEqual({ discarded: isDiscarded ? [] : [pair.asked] });
+  },
+} as const;
+
+const discard = (pair: FaultedPair): Promise<unknown> => pair.primary.control.discard({ timeoutMs: TIMEOUT_MS });
+const preparedOf = async (pair: FaultedPair): Promise<number[]> => (await pair.primary.status()).epoch.prepared;
+
+const ofRoles = (fields: Omit<Case, "group" | "isQuiet">): Case => ({
+  group: "as an agent stops, or roles change",
+  isQuiet: true,
+  ...fields,
+});
+
+/** An agent says so when it is stopped. What becomes of that does not keep it from stopping. */
+const ofStop = (side: Side): Case =>
+  ofRoles({
+    from: side,
+    provoke: async (pair) => {
+      if (side === "primary") pair.disconnectGuest();
+      expect((await pair[side].stop()).code).toBe(0);
+      if (side === "secondary") await pair.write();
+    },
+    afterwards: (pair) => pair[side].start(),
+  });
+
+const ofOverlays = (fields: Omit<Case, "group" | "from">): Case => ({
+  group: "when overlays are full",
+  from: "secondary",
+  ...fields,
+});
+
+/** Overlays that a commit makes room in. */
+async function fillUp(pair: FaultedPair): Promise<void> {
+  await pair.fill(0, MIB, 0x77);
+  await pair.primary.untilDrained();
+  await pair.checkpoint({ prepare: true });
+  await pair.fill(0, 1.25 * MIB, 0x78);
+  await pair.primary.until("paused", ({ protection }) => protection.reason === "overlay-full");
+}
+
+const giveUp = (pair: FaultedPair): Promise<unknown> =>
+  pair.secondary.control.resync({ giveUpCheckpoint: true, timeoutMs: TIMEOUT_MS });
+
+const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
+  "hello": [ofHandshake("primary"), ofHandshake("secondary")],
+  "proof": [ofHandshake("primary"), ofHandshake("secondary")],
+  "begin": [ofHandshake("primary")],
+  "ready": [ofHandshake("secondary")],
+  "united": [ofHandshake("primary")],
+  "sync": [ofHandshake("primary", "its begin"), ofHandshake("primary", "its end", 2)],
+  "data": [ofStream("primary", (pair) => pair.write())],
+  "ack": [ofStream("secondary", (pair) => pair.write())],
+  "ping": [ofStream("primary", () => undefined), ofStream("secondary", () => undefined)],
+  "barrier": [ofOrder("prepare", ifArrived, { from: "primary", outcome: unknown })],
+  "commit": [ofOrder("commit", ifArrived, { from: "primary", outcome: unknown })],
+  "discard": [ofOrder("discard", ifArrived, { from: "primary", outcome: unknown })],
+  "answer": [
+    ofOrder("prepare", inAnyCase, { from: "secondary", about: "to a barrier", outcome: unknown }),
+    ofOrder("commit", inAnyCase, { from: "secondary", about: "to a commit", nth: 2, outcome: knownIfArrived }),
+    ofOrder("discard", inAnyCase, { from: "secondary", about: "to a discard", outcome: knownIfArrived }),
+  ],
+  "takeover": [
+    ofRoles({
+      from: "primary",
+      provoke: (pair) => pair.switchOver(),
+      outcome: (act) => (act === "cut-after" ? "done" : "no-peer"),
+    }),
+  ],
+  "differs": [
+    ofRoles({ from: "secondary", prepare: (pair) => pair.outdatePrimary(), provoke: (pair) => pair.rejoin() }),
+  ],
+  "refuse": [
+    ofStop("primary"),
+    ofStop("secondary"),
+    // The promotion ends the session; that is all of an answer that a takeover gets.
+    ofRoles({ from: "secondary", about: "as it takes over", provoke: (pair) => pair.switchOver() }),
+  ],
+  "wanted": [ofOverlays({ provoke: (pair) => pair.fill(0, 1.75 * MIB, 0x76) })],
+  "stall": [ofOverlays({ provoke: fillUp, afterwards: (pair) => pair.commit(pair.asked) })],
+  "unstall": [ofOverlays({ prepare: fillUp, provoke: (pair) => pair.commit(pair.asked), outcome: unknown })],
+  "given-up": [ofOverlays({ prepare: fillUp, provoke: giveUp, isQuiet: true })],
+};
+
+describe("the link is lost", () => {
+  it.each(Object.keys(GROUPS) as Group[])("at every message %s, and the pair finds together again", async (group) => {
+    const pair = await FaultedPair.start(Buffer.alloc(SIZE, 0x11), GROUPS[group]);
+    for (const [type, cases] of Object.entries(CASES) as [MessageType, readonly Case[]][]) {
+      for (const one of cases.filter((candidate) => candidate.group === group)) {
+        for (const act of ACTS) {
+          const name = `${act}: "${type}" of the ${one.from} ${one.about ?? ""}`;
+          await loseLink(pair, type, act, one).catch((error: unknown) => {
+            throw new Error(`${name}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+          });
+        }
+      }
+    }
+  });
+});
+
+describe("a session", () => {
+  it("ends where a message is missing in the stream, and nothing behind that is applied", async () => {
+    const pair = await FaultedPair.start(Buffer.alloc(SIZE, 0x11), PLAIN);
+    const before = pair.pair.image("b");
+    const missing = pair.arm({ type: "data", from: "primary", act: "drop" });
+    await pair.write(1);
+    await soon(missing.reached, "the message");
+    const next = pair.arm({ type: "hello", from: "primary", act: "hold" });
+    await pair.write();
+    await soon(next.reached, "the next session");
+    for (const agent of [pair.primary, pair.secondary]) {
+      const { peers, protection } = await agent.until(
+        "alone",
+        (status) => status.peers[0]?.connection === "Connecting",
+      );
+      expect(peers[0]?.lastError).toMatchObject({ code: "protocol-error" });
+      expect(peers[0]?.lastError?.message).toMatch(/the peer sent operation \d+ after \d+/);
+      expect(protection).toMatchObject({ state: "NotProtected", reason: "connecting" });
+    }
+    expectSame(pair.pair.image("b"), before);
+    next.release();
+    await pair.expectHealed();
+  });
+
+  it("is not called healthy by a secondary that has not heard yet what it lacks", async () => {
+    const pair = await FaultedPair.start(Buffer.alloc(SIZE, 0x11), PLAIN);
+    const begin = pair.arm({ type: "sync", from: "primary", act: "hold" });
+    pair.proxy.cut();
+    await pair.write();
+    await soon(begin.reached, "the message");
+    expect(await pair.secondary.status()).toMatchObject({
+      protection: { state: "NotProtected", reason: "resync" },
+      peers: [{ connection: "Connected", replication: "SyncTarget" }],
+      disks: [{ state: "Consistent" }],
+    });
+    begin.release();
+    await pair.expectHealed();
+  });
+
+  it("that is lost under an order leaves the command line with exit code 4, and status says what became of it", async () => {
+    const pair = await FaultedPair.start(Buffer.alloc(SIZE, 0x11), PLAIN);
+    const { primary, secondary } = pair;
+    const lose = async (type: MessageType, from: Side, act: Act, ...order: string[]): Promise<number> => {
+      const { epoch } = await primary.status();
+      const { connections } = pair.proxy;
+      pair.arm({ type, from, act });
+      const lost = await primary.ask<ErrorDocument>(...order);
+      expect(lost).toMatchObject({ code: 4, json: { error: { code: "outcome-unknown" } } });
+      await soon(pair.proxy.untilConnected(connections), "a new connection");
+      await pair.untilProtected();
+      return epoch.open;
+    };
+    const never = await lose("barrier", "primary", "cut-before", "checkpoint");
+    expect(await primary.ask<ErrorDocument>("commit", String(never))).toMatchObject({
+      code: 1,
+      json: { error: { code: "epoch-unknown" } },
+    });
+    const prepared = await lose("barrier", "primary", "cut-after", "checkpoint");
+    await lose("commit", "primary", "cut-before", "commit", String(prepared));
+    for (const side of [primary, secondary]) expect((await side.status()).epoch.prepared).toEqual([prepared]);
+    await lose("discard", "primary", "cut-after", "discard");
+    for (const side of [primary, secondary]) expect((await side.status()).epoch.prepared).toEqual([]);
+    const committed = await lose("commit", "primary", "cut-after", "checkpoint");
+    for (const side of [primary, secondary]) expect((await side.status()).epoch.committed).toBe(committed);
+    expect(await primary.get("commit", String(committed))).toMatchObject({ epoch: committed, state: "committed" });
+    await pair.expectHealed();
+  });
+});
+
+async function loseLink(pair: FaultedPair, type: MessageType, act: Act, one: Case): Promise<void> {
+  await one.prepare?.(pair);
+  const { connections } = pair.proxy;
+  const fault = pair.arm({ type, from: one.from, act, nth: one.nth ?? 1 });
+  const outcome = Promise.resolve(one.provoke(pair)).then(
+    () => "done",
+    (error: unknown) => (error as { code?: unknown }).code ?? error,
+  );
+  await soon(fault.reached, "the message");
+  // The beginning of a session is provoked by one that is lost before.
+  const before = one.group === "at the beginning of a session" ? connections + 1 : connections;
+  if (act === "hold") {
+    if (one.isQuiet !== true) await pair.write();
+    fault.cut();
+  }
+  expect(await soon(outcome, "the outcome")).toEqual(one.outcome?.(act) ?? "done");
+  if (one.isQuiet !== true) {
+    await pair.expectLegalView();
+    await pair.write();
+  }
+  // The side that dials again has noticed the loss, so what the two say from there on is about a new session.
+  const connected = soon(pair.proxy.untilConnected(before), "a new connection");
+  if (one.group !== "as an agent stops, or roles change") await connected;
+  await one.afterwards?.(pair, act);
+  await connected;
+  await pair.expectHealed();
+}
+
+function soon<T>(promise: Promise<T>, what: string): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error(`waited in vain for ${what}`)), TIMEOUT_MS);
+    promise.then(resolve, reject).finally(() => clearTimeout(timer));
+  });
+}
