@@ -323,8 +323,8 @@ export class AgentRoles {
             directory: overlayDirectory(agent.config.stateDirectory, name),
           },
     );
-    const { extentBytes, settleEveryMs } = agent.config;
-    return { storage, clock, random, log, state, disks, extentBytes, settleEveryMs };
+    const { extentBytes, settleEveryMs, dirtyFileMinBytes } = agent.config;
+    return { storage, clock, random, log, state, disks, extentBytes, settleEveryMs, dirtyFileMinBytes };
   }
 
   /** The primary hands its role to this side. */

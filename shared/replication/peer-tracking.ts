@@ -27,6 +27,8 @@ export interface PeerTrackingOptions {
   readonly disks: readonly TrackedDisk[];
   readonly extentBytes: number;
   readonly settleEveryMs: number;
+  /** From which length on a bitmap's file may be written anew; undefined: DIRTY_FILE_MIN_BYTES. */
+  readonly dirtyFileMinBytes?: number | undefined;
 }
 
 /** What the write path and the sync need to know of the work that is under way. */
@@ -260,9 +262,10 @@ export class PeerTracking {
 }
 
 function trackerOptions(options: PeerTrackingOptions, disk: TrackedDisk): DirtyTrackerOptions {
-  const { storage, random, state, extentBytes } = options;
+  const { storage, random, state, extentBytes, dirtyFileMinBytes } = options;
   const { directory, geometry } = disk;
-  return { storage, random, directory, geometry, extentBytes, durability: state.record.durability };
+  const { durability } = state.record;
+  return { storage, random, directory, geometry, extentBytes, durability, fileMinBytes: dirtyFileMinBytes };
 }
 
 function settleSource(source: TrackingSource, disk: number): SettleSource {

@@ -39,17 +39,17 @@ export class ScriptedPair {
   readonly world: SimWorld;
   readonly pair: Pair;
   readonly model: PairModel;
-  readonly #disks: readonly PairDisk[];
-  readonly #calls: Calls;
+  readonly disks: readonly PairDisk[];
+  readonly calls: Calls;
   readonly #random: SeededRandom;
 
   constructor(seed: number, durability: Durability, options: Partial<PairOptions> = {}) {
     this.world = new SimWorld(seed);
     this.#random = this.world.random;
-    this.#calls = new Calls(this.world);
-    this.#disks = options.disks ?? DISKS;
-    const contents = this.#disks.map(({ sizeBytes }) => this.#bytes(sizeBytes));
-    this.model = new PairModel(this.#disks, contents, () => undefined);
+    this.calls = new Calls(this.world);
+    this.disks = options.disks ?? DISKS;
+    const contents = this.disks.map(({ sizeBytes }) => this.#bytes(sizeBytes));
+    this.model = new PairModel(this.disks, contents, () => undefined);
     this.pair = makePair(
       this.world,
       { ...OPTIONS, ...options, durability },
@@ -91,7 +91,7 @@ export class ScriptedPair {
     secondary.host.disk.faults.clear();
     secondary.host.restart();
     assert(await this.do("the start of the secondary", () => secondary.start()));
-    return this.do("the view", () => this.#checkView());
+    return this.do("the view", () => this.lookAtView());
   }
 
   /** False when the secondary died before it was answered. */
@@ -99,7 +99,7 @@ export class ScriptedPair {
     const { agent } = this.pair.primary;
     if (agent === undefined) return false;
     const signal = new AbortController().signal;
-    const outcome = await this.#calls.make(this.pair.primary, "checkpoint", TIMEOUT_MS, () =>
+    const outcome = await this.calls.make(this.pair.primary, "checkpoint", TIMEOUT_MS, () =>
       agent.checkpoint({ prepare: false, ...COMMAND }, signal),
     );
     return outcome.kind === "done";
@@ -110,7 +110,7 @@ export class ScriptedPair {
     const { agent } = this.pair.primary;
     if (agent === undefined) return undefined;
     const signal = new AbortController().signal;
-    const outcome = await this.#calls.make(this.pair.primary, "prepare", TIMEOUT_MS, () =>
+    const outcome = await this.calls.make(this.pair.primary, "prepare", TIMEOUT_MS, () =>
       agent.checkpoint({ prepare: true, ...COMMAND }, signal),
     );
     return outcome.kind === "done" ? outcome.value.epoch : undefined;
@@ -122,24 +122,39 @@ export class ScriptedPair {
     if (agent === undefined) return false;
     const signal = new AbortController().signal;
     const request = { epoch, ...COMMAND };
-    const outcome = await this.#calls.make<unknown>(this.pair.primary, decision, TIMEOUT_MS, () =>
+    const outcome = await this.calls.make<unknown>(this.pair.primary, decision, TIMEOUT_MS, () =>
       decision === "commit" ? agent.commit(request, signal) : agent.discard(request, signal),
     );
     if (outcome.kind === "done" && decision === "discard") this.model.discardAnswered(epoch);
     return outcome.kind === "done";
   }
 
-  /** The guest writes new bytes, or zeroes, to one disk. */
-  async guestWrite(index: number, offset: number, length: number, kind: "bytes" | "zero" | "discard"): Promise<void> {
-    const device = this.#device(this.pair.primary, index);
+  /** The guest writes new bytes, or zeroes, to one disk. False when it was not told that it is done. */
+  async guestWrite(
+    index: number,
+    offset: number,
+    length: number,
+    kind: "bytes" | "zero" | "discard",
+    { by = this.pair.primary, fua = false }: { readonly by?: PairMember; readonly fua?: boolean } = {},
+  ): Promise<boolean> {
+    const device = this.#device(by, index);
     const write = new ModelWrite(offset, length, kind === "bytes" ? this.#bytes(length) : undefined);
     this.model.guest[index]?.begin(write);
-    const outcome = await this.#calls.make(this.pair.primary, `guest's ${kind}`, TIMEOUT_MS, () =>
+    const outcome = await this.calls.make(by, `guest's ${kind}`, TIMEOUT_MS, () =>
       write.data === undefined
-        ? device?.zero(offset, length, { fua: false, mayUnmap: kind === "discard" })
-        : device?.write(write.data, offset, { fua: false }),
+        ? device?.zero(offset, length, { fua, mayUnmap: kind === "discard" })
+        : device?.write(write.data, offset, { fua }),
     );
     write.settled = outcome.kind === "done";
+    if (write.settled && fua) this.model.guest[index]?.flushed(new Set([write]));
+    return write.settled;
+  }
+
+  async guestFlush(index: number, by: PairMember = this.pair.primary): Promise<void> {
+    const device = this.#device(by, index);
+    const covered = this.model.guest[index]?.beginFlush();
+    const outcome = await this.calls.make(by, "guest's flush", TIMEOUT_MS, () => device?.flush());
+    if (outcome.kind === "done" && covered !== undefined) this.model.guest[index]?.flushed(covered);
   }
 
   /** The secondary's VM writes new bytes to its view of one disk. */
@@ -150,7 +165,7 @@ export class ScriptedPair {
     const write = new ModelWrite(offset, length, this.#bytes(length));
     this.model.observeCommitted(epoch.committed);
     this.model.view[index]?.begin(write);
-    const outcome = await this.#calls.make(this.pair.secondary, "write of the view", TIMEOUT_MS, () =>
+    const outcome = await this.calls.make(this.pair.secondary, "write of the view", TIMEOUT_MS, () =>
       device?.write(write.data ?? Buffer.alloc(0), offset, { fua: false }),
     );
     write.settled = outcome.kind === "done";
@@ -159,23 +174,23 @@ export class ScriptedPair {
   async flushView(index: number): Promise<void> {
     const device = this.#device(this.pair.secondary, index);
     const covered = this.model.view[index]?.beginFlush();
-    const outcome = await this.#calls.make(this.pair.secondary, "flush of the view", TIMEOUT_MS, () => device?.flush());
+    const outcome = await this.calls.make(this.pair.secondary, "flush of the view", TIMEOUT_MS, () => device?.flush());
     if (outcome.kind === "done" && covered !== undefined) this.model.view[index]?.flushed(covered);
   }
 
   #device(member: PairMember, index: number): BlockDevice | undefined {
-    const disk = this.#disks[index];
+    const disk = this.disks[index];
     assert(disk !== undefined);
     return member.device(disk);
   }
 
-  /** Every disk shows the checkpoint that the record names. */
-  async #checkView(): Promise<number> {
+  /** Every disk of the secondary shows the checkpoint that the record names. Returns its epoch. */
+  async lookAtView(): Promise<number> {
     const { agent } = this.pair.secondary;
     const epoch = agent?.status().epoch;
     assert(epoch !== undefined, "the secondary does not run");
     this.model.observeSecondary(epoch);
-    for (const [index, disk] of this.#disks.entries()) {
+    for (const [index, disk] of this.disks.entries()) {
       if (epoch.committed === 0) break;
       const content = Buffer.alloc(disk.sizeBytes);
       await this.pair.secondary.device(disk)?.read(content, 0);
@@ -186,7 +201,7 @@ export class ScriptedPair {
 
   /** Nothing has gone wrong: the view shows what it has to, and so do the copies after the next checkpoint. */
   async checkEnd(): Promise<void> {
-    await this.do("the view", () => this.#checkView());
+    await this.do("the view", () => this.lookAtView());
     await this.checkRecovery();
   }
 
@@ -196,7 +211,7 @@ export class ScriptedPair {
       const [epoch] = this.pair.secondary.agent?.status().epoch.prepared ?? [];
       if (epoch === undefined) return;
       await this.wait("synced");
-      if (await this.decide("commit", epoch)) assert.equal(await this.#checkView(), epoch);
+      if (await this.decide("commit", epoch)) assert.equal(await this.lookAtView(), epoch);
     });
   }
 
@@ -213,7 +228,7 @@ export class ScriptedPair {
       taken = await this.checkpoint();
     }
     assert(taken, "the pair can take no checkpoint");
-    for (const disk of this.#disks) {
+    for (const disk of this.disks) {
       const [primary, secondary] = [this.pair.primary, this.pair.secondary].map(({ host }) =>
         host.disk.readFile(imagePath(disk)),
       );
@@ -227,7 +242,7 @@ export class ScriptedPair {
     if (agent === undefined) return false;
     const signal = new AbortController().signal;
     const request = { force: true, dryRun: false, discardActive: false, ...COMMAND };
-    const outcome = await this.#calls.make(this.pair.secondary, "failover", TIMEOUT_MS, () =>
+    const outcome = await this.calls.make(this.pair.secondary, "failover", TIMEOUT_MS, () =>
       agent.failover(request, signal),
     );
     return outcome.kind === "done";
@@ -237,14 +252,14 @@ export class ScriptedPair {
   async checkPromoted(): Promise<void> {
     const { secondary } = this.pair;
     await this.do("the export", async () => {
-      for (const [index, disk] of this.#disks.entries()) {
+      for (const [index, disk] of this.disks.entries()) {
         const content = Buffer.alloc(disk.sizeBytes);
         await secondary.device(disk)?.read(content, 0);
         this.model.view[index]?.check(content, 0, `${disk.name} after the promotion`);
       }
       await secondary.agent?.wait({ condition: "merged", ...COMMAND }, new AbortController().signal);
     });
-    for (const [index, disk] of this.#disks.entries()) {
+    for (const [index, disk] of this.disks.entries()) {
       const image = secondary.host.disk.readFile(imagePath(disk));
       this.model.view[index]?.check(image, 0, `the image of ${disk.name} after the merge`);
     }
@@ -263,14 +278,14 @@ export class ScriptedPair {
   /** The guest writes to both disks, and the secondary's VM to its view of both. */
   async #writeSome(): Promise<void> {
     for (let count = 0; count < WRITES; count += 1) {
-      const index = count % this.#disks.length;
+      const index = count % this.disks.length;
       await this.#write(this.pair.primary, index, this.model.guest[index]);
-      if (count < this.#disks.length) await this.#write(this.pair.secondary, index, undefined);
+      if (count < this.disks.length) await this.#write(this.pair.secondary, index, undefined);
     }
   }
 
   async #write(member: PairMember, index: number, model: DiskModel | undefined): Promise<void> {
-    const disk = this.#disks[index];
+    const disk = this.disks[index];
     const device = disk === undefined ? undefined : member.device(disk);
     if (disk === undefined || device === undefined) return;
     const length = 1 + this.#random.below(3 * 4096);
