@@ -215,9 +215,9 @@ class PrimaryScene implements CrashScene<Operation> {
   /** A guest has just been told that its write is done. */
   #acknowledged(): void {
     const { primary, secondary } = this.#scripted.pair;
-    if (primary.agent?.status().peers[0]?.connection !== "Connected") {
-      this.#aloneFrom = readRecord(secondary.host).lineage;
-    }
+    // It may have died in the very step in which the guest was told.
+    const connection = primary.agent?.status().peers[0]?.connection ?? "Connected";
+    if (connection !== "Connected") this.#aloneFrom = readRecord(secondary.host).lineage;
   }
 
   #checkLineage(record: ReturnType<typeof readRecord>): void {
@@ -225,7 +225,8 @@ class PrimaryScene implements CrashScene<Operation> {
     const { kind } = judgePromotion(record, secondary);
     if (this.#aloneFrom === undefined) {
       // A lineage may be minted, and the write that waited for it not be acknowledged yet.
-      if (record.lineage === secondary.lineage) assert.equal(kind, "outdated", "the two have diverged without a reason");
+      if (record.lineage === secondary.lineage)
+        assert.equal(kind, "outdated", "the two have diverged without a reason");
       return;
     }
     assert.notEqual(record.lineage, this.#aloneFrom, "a write was acknowledged alone, and no lineage is minted");
@@ -248,7 +249,7 @@ class PrimaryScene implements CrashScene<Operation> {
   }
 
   async #until(condition: () => boolean): Promise<void> {
-    while (!condition()) await this.#sleep(5);
+    while (!condition()) await this.#sleep(20);
   }
 
   #sleep(ms: number): Promise<void> {

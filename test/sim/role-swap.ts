@@ -12,7 +12,9 @@ import type { SimHost } from "./sim-host.ts";
 const COMMAND = { timeoutMs: 60_000 } as const;
 const CALL_MS = 70_000;
 const ATTEMPTS_MAX = 3;
-const STEP_MS = 5;
+/** What is waited for is looked for at growing intervals. */
+const STEP_MIN_MS = 2;
+const STEP_MAX_MS = 250;
 
 export class RoleSwap {
   readonly #scripted: ScriptedPair;
@@ -78,14 +80,15 @@ export class RoleSwap {
     this.#scripted.model.watch(this.#promoted);
   }
 
-  /** The promoted side shows its guest what it must; what it shows is known from then on. */
+  /** The promoted side shows its guest what it must; what it shows is known from then on. Never settles when it dies. */
   async readBack(): Promise<Buffer[]> {
     const contents: Buffer[] = [];
     for (const [index, disk] of this.#scripted.disks.entries()) {
       const content = Buffer.alloc(disk.sizeBytes);
       const device = this.#promoted.device(disk);
+      if (device === undefined) return new Promise(() => undefined); // it has died: who waits is never told
       // Past the gate: guests may have to wait, but what they will see is there.
-      await (device instanceof ReplicatedDisk ? device.child : device)?.read(content, 0);
+      await (device instanceof ReplicatedDisk ? device.child : device).read(content, 0);
       const model = this.#scripted.model.guest[index];
       model?.check(content, 0, `${disk.name} of the promoted side`);
       model?.adopt(content);
@@ -144,9 +147,9 @@ export class RoleSwap {
   }
 
   async until(condition: () => boolean): Promise<void> {
-    while (!condition()) {
+    for (let stepMs = STEP_MIN_MS; !condition(); stepMs = Math.min(STEP_MAX_MS, stepMs * 1.5)) {
       await new Promise<void>((resolve) => {
-        this.#scripted.world.schedule(STEP_MS, resolve, this.#mortal.process);
+        this.#scripted.world.schedule(stepMs, resolve, this.#mortal.process);
       });
     }
   }
