@@ -17,6 +17,7 @@ const OPERATIONS = [
   "checkpoint",
   "promote",
   "promote-bare",
+  "promote-busy",
   "rollback",
   "rejoin",
 ] as const;
@@ -29,6 +30,8 @@ const DISKS = [
 ];
 const PEER_TIMEOUT_MS = 500;
 const APPLIED_MS = 100;
+/** A merge of these disks takes about as long. */
+const IN_MERGE_ROUNDS = 4;
 
 /**
  * The secondary dies: before, in and after its promotion, in the merge, and while the former primary rejoins. It must
@@ -94,7 +97,7 @@ class FailoverScene implements CrashScene<Operation> {
       await this.#scripted.lookAtView();
       return;
     }
-    await this.#writePromoted();
+    await this.#writeInMerge();
     await this.#swap.merged();
   }
 
@@ -175,11 +178,13 @@ class FailoverScene implements CrashScene<Operation> {
         break;
       case "promote":
       case "promote-bare":
+      case "promote-busy":
         await this.#swap.part();
         if (!isPromoted) {
           this.#asked = { discardActive: operation === "promote-bare" };
           await this.#swap.promote(this.#asked.discardActive);
         }
+        if (operation === "promote-busy") await this.#writeInMerge();
         break;
       case "rollback":
         if (!isPromoted) await this.#rollBack();
@@ -199,6 +204,15 @@ class FailoverScene implements CrashScene<Operation> {
     const scripted = this.#scripted;
     await scripted.guestWrite(0, 3 * CLUSTER_BYTES - 512, 2 * CLUSTER_BYTES, "bytes", this.#by);
     await scripted.guestWrite(1, CLUSTER_BYTES + 1024, 512, "bytes", this.#by);
+  }
+
+  /** Durable writes to clusters that the merge has put into the base, while it goes on with others. */
+  async #writeInMerge(): Promise<void> {
+    const options = { ...this.#by, fua: true };
+    for (let round = 0; round < IN_MERGE_ROUNDS; round += 1) {
+      await this.#scripted.guestWrite(0, 512 * round, 512, "bytes", options);
+      await this.#scripted.guestWrite(0, 3 * CLUSTER_BYTES + 512 * round, 512, "bytes", options);
+    }
   }
 
   async #rollBack(): Promise<void> {
@@ -241,6 +255,8 @@ class FailoverScene implements CrashScene<Operation> {
     const served = await this.#swap.readBack();
     // Promoted only now: what it wrote down then is what counts.
     const found = wasPromoted ? remains : readRemains(this.world, this.host);
+    const isKnown = found.record.tracks === null || found.dirty !== undefined;
+    assert(isKnown, "the record says whose copy differs, and the list of what differs is not there");
     for (const images of peers) checkDirty(found, served, images, "after the promotion");
   }
 

@@ -40,7 +40,7 @@ export async function lookAtImages(stage: CrashStage, durability: Durability, co
   for (const [index, operations] of all.entries()) {
     const share = Math.ceil((count - totals.looked) / (all.length - index));
     const workload = new CrashWorkload(stage, operations, durability);
-    const cases = await workload.cases(random.fork(operations.join()));
+    const cases = await liveInPeace(workload, random.fork(operations.join()));
     const distinct = await workload.distinct(isExhaustive ? cases : draw(cases, share * SURPLUS, random));
     totals.choices += cases.length;
     totals.sequences += 1;
@@ -54,31 +54,45 @@ export async function lookAtImages(stage: CrashStage, durability: Durability, co
   return totals;
 }
 
-/** Looks at the one image that an error named. */
+/** Looks at the one image that an error named, or lives the workload in peace where it named no image. */
 export async function lookAtNamedImage(name: string): Promise<void> {
   const [stageName, durability, operations, changes, image, again] = name.split(" ");
   const stage = CRASH_STAGES.find((one) => one.name === stageName);
   if (stage === undefined) throw new Error(`there is no stage ${stageName}`);
   const workload = new CrashWorkload(stage, (operations ?? "").split(","), durability as Durability);
-  await look(workload, {
-    changes: Number(changes),
-    image: image === undefined || image === "-" ? undefined : parseImage(image),
-    again: again === undefined ? undefined : Number(again),
-  });
+  if (changes === undefined) await liveInPeace(workload, new SeededRandom(1));
+  else
+    await look(workload, {
+      changes: Number(changes),
+      image: image === undefined || image === "-" ? undefined : parseImage(image),
+      again: again === undefined ? undefined : Number(again),
+    });
+}
+
+/** The workload without a crash must end well too. Returns its cases. */
+async function liveInPeace(workload: CrashWorkload, random: SeededRandom): Promise<CrashCase[]> {
+  try {
+    return await workload.cases(random);
+  } catch (error) {
+    throw replayable(workload, [], error);
+  }
 }
 
 async function look(workload: CrashWorkload, found: CrashCase): Promise<void> {
   try {
     await workload.crashAt(found);
   } catch (error) {
-    const { stage, durability, operations } = workload;
     const { changes, image, again } = found;
     const left = image === undefined ? "-" : image.length === 0 ? "none" : image.join();
-    const words = [stage.name, durability, operations.join(), changes, left];
-    const name = [...words, ...(again === undefined ? [] : [again])].join(" ");
-    const message = error instanceof Error ? error.message : String(error);
-    throw new Error(`${message}\n  replay: npx tsx test/sim/run-crash-image.ts '${name}'`, { cause: error });
+    throw replayable(workload, [changes, left, ...(again === undefined ? [] : [again])], error);
   }
+}
+
+function replayable(workload: CrashWorkload, moment: readonly (string | number)[], error: unknown): Error {
+  const { stage, durability, operations } = workload;
+  const name = [stage.name, durability, operations.join(), ...moment].join(" ");
+  const message = error instanceof Error ? error.message : String(error);
+  return new Error(`${message}\n  replay: npx tsx test/sim/run-crash-image.ts '${name}'`, { cause: error });
 }
 
 function parseImage(text: string): number[] {

@@ -58,8 +58,12 @@ class RejoinScene implements CrashScene<Operation> {
     await scripted.do("a failover", async () => {
       await scripted.guestWrite(0, 512, 2 * CLUSTER_BYTES, "bytes");
       await scripted.guestWrite(1, CLUSTER_BYTES, 700, "bytes");
-      for (const disk of DISKS.keys()) await scripted.guestFlush(disk);
-      await this.#swap.part();
+      await this.#swap.part(async () => {
+        // Only this side knows of these: they are told to the guest while the session seems to be there.
+        await scripted.guestWrite(0, 4 * CLUSTER_BYTES + 512, 1024, "bytes");
+        await scripted.guestWrite(1, 3 * CLUSTER_BYTES, 512, "bytes");
+        for (const disk of DISKS.keys()) await scripted.guestFlush(disk);
+      });
       this.#last = this.#images();
       assert(await this.#swap.promote(false));
       await this.#swap.merged();

@@ -45,11 +45,15 @@ export class RoleSwap {
     return this.#scripted.pair.secondary;
   }
 
-  /** What the first primary has sent has arrived, and the network parts the two. Resolves when the secondary knows. */
-  async part(): Promise<void> {
+  /**
+   * What the first primary has sent has arrived, and the network parts the two; what `write` still writes there never
+   * arrives. Resolves when the secondary knows.
+   */
+  async part(write: () => Promise<unknown> = () => Promise.resolve()): Promise<void> {
     if (this.#isParted) return;
     await this.until(() => statusOf(this.#first)?.peers[0]?.lagBytes === 0);
     this.setParted(true);
+    await write();
     await this.until(() => statusOf(this.#promoted)?.peers[0]?.connection === "Connecting");
   }
 
