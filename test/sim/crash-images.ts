@@ -9,6 +9,8 @@ import { SeededRandom } from "./seeded-random.ts";
 
 /** Sequences of three operations that are drawn, where not all are lived. */
 const LONG_SEQUENCES = 60;
+/** For fewer images a sequence is not worth the lives that it takes to find them: fewer sequences are looked at then. */
+const IMAGES_IN_SEQUENCE_MIN = 4;
 /** Images are drawn before it is known which come to the same: so many times as many as are wanted. */
 const SURPLUS = 3;
 /** How often the side dies a second time, and within how many changes of its disk since its new start. */
@@ -28,14 +30,17 @@ export interface CrashTotals {
 }
 
 /**
- * Looks at about `count` crash images of all sequences of one and two operations, and of some of three; Infinity: at
- * every image of every sequence. An error names the image, and the command that looks at it again.
+ * Looks at about `count` crash images of all sequences of one and two operations, as far as that is enough for them, and
+ * of some of three; Infinity: at every image of every sequence. An error names the image, and the command that looks at it again.
  */
 export async function lookAtImages(stage: CrashStage, durability: Durability, count: number): Promise<CrashTotals> {
   const random = new SeededRandom(durability === "power" ? 1 : 2);
   const isExhaustive = count === Number.POSITIVE_INFINITY;
   const long = isExhaustive ? sequences(stage, 3) : draw(sequences(stage, 3), LONG_SEQUENCES, random);
-  const all = [...sequences(stage, 1), ...sequences(stage, 2), ...long];
+  const single = sequences(stage, 1);
+  const drawn = Math.ceil(count / IMAGES_IN_SEQUENCE_MIN) - single.length;
+  const longer = [...sequences(stage, 2), ...long];
+  const all = [...single, ...(drawn < longer.length ? draw(longer, drawn, random) : longer)];
   const totals = { looked: 0, again: 0, choices: 0, sequences: 0 };
   for (const [index, operations] of all.entries()) {
     const share = Math.ceil((count - totals.looked) / (all.length - index));
