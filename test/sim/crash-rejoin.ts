@@ -5,7 +5,6 @@ import { imagePath } from "./pair.ts";
 import { RoleSwap, statusOf } from "./role-swap.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
 import type { SimHost } from "./sim-host.ts";
-import type { CrashKind } from "./simulated-crash.ts";
 import type { SimWorld } from "./world.ts";
 
 const OPERATIONS = ["rejoin", "write", "trim", "checkpoint", "drop", "part"] as const;

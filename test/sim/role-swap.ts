@@ -90,7 +90,8 @@ export class RoleSwap {
     for (const [index, disk] of this.#scripted.disks.entries()) {
       const content = Buffer.alloc(disk.sizeBytes);
       const device = this.#promoted.device(disk);
-      if (device === undefined) return new Promise(() => undefined); // it has died: who waits is never told
+      // It has died: who waits is never told.
+      if (device === undefined) return new Promise<never>(ignore);
       // Past the gate: guests may have to wait, but what they will see is there.
       await (device instanceof ReplicatedDisk ? device.child : device).read(content, 0);
       const model = this.#scripted.model.guest[index];
@@ -166,4 +167,8 @@ export function statusOf(member: PairMember): Status | undefined {
 
 function never(): AbortSignal {
   return new AbortController().signal;
+}
+
+function ignore(): void {
+  // For promises that never settle.
 }
