@@ -34,6 +34,8 @@ export const agentConfigSchema = z.object({
   extentBytes: z.int().positive(),
   /** How often the dirty bitmap is told what has become equal. */
   settleEveryMs: z.number().positive(),
+  /** The dirty bitmap's file is written anew from this length on; undefined: DIRTY_FILE_MIN_BYTES. */
+  dirtyFileMinBytes: z.int().positive().optional(),
   secondaryExport: z.enum(SECONDARY_EXPORTS),
   /** Committed checkpoints that a secondary keeps beside the last one. */
   retain: z.int().nonnegative().max(RETAINED_MAX),

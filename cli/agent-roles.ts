@@ -352,8 +352,8 @@ export class AgentRoles {
             directory: overlayDirectory(agent.config.stateDirectory, name),
           },
     );
-    const { extentBytes, settleEveryMs } = agent.config;
-    return { storage, clock, random, log, state, disks, extentBytes, settleEveryMs, emit };
+    const { extentBytes, settleEveryMs, dirtyFileMinBytes } = agent.config;
+    return { storage, clock, random, log, state, disks, extentBytes, settleEveryMs, dirtyFileMinBytes, emit };
   }
 
   /** The primary hands its role to this side. */

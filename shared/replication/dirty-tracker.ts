@@ -24,6 +24,8 @@ export interface DirtyTrackerOptions {
   /** The unit in which ranges are marked. */
   readonly extentBytes: number;
   readonly durability: Durability;
+  /** From which length on the journal may be written anew; undefined: DIRTY_FILE_MIN_BYTES. */
+  readonly fileMinBytes?: number | undefined;
 }
 
 /** What `settle` asks about the disk. */
@@ -195,8 +197,8 @@ export class DirtyTracker extends DirtyMap {
       this.#subtractExtents(idle, this.#sinceFlush);
       this.#release(idle, source.inFlight());
     }
-    if (this.#journal.sizeBytes > Math.max(DIRTY_FILE_MIN_BYTES, GROWTH_MAX * this.#wholeBytes))
-      await this.#writeAnew();
+    const minBytes = this.#options.fileMinBytes ?? DIRTY_FILE_MIN_BYTES;
+    if (this.#journal.sizeBytes > Math.max(minBytes, GROWTH_MAX * this.#wholeBytes)) await this.#writeAnew();
   }
 
   /** For a clean stop, with no change under way: what is left dirty on the disk is exact then. */

@@ -29,6 +29,8 @@ export interface PeerTrackingOptions {
   readonly settleEveryMs: number;
   /** Tells that the bitmaps cannot be made durable, and later that they are again. */
   readonly emit: (type: "state-error" | "state-mended", data: Record<string, unknown>) => void;
+  /** From which length on a bitmap's file may be written anew; undefined: DIRTY_FILE_MIN_BYTES. */
+  readonly dirtyFileMinBytes?: number | undefined;
 }
 
 /** What the write path and the sync need to know of the work that is under way. */
@@ -283,9 +285,10 @@ export class PeerTracking {
 }
 
 function trackerOptions(options: PeerTrackingOptions, disk: TrackedDisk): DirtyTrackerOptions {
-  const { storage, random, state, extentBytes } = options;
+  const { storage, random, state, extentBytes, dirtyFileMinBytes } = options;
   const { directory, geometry } = disk;
-  return { storage, random, directory, geometry, extentBytes, durability: state.record.durability };
+  const { durability } = state.record;
+  return { storage, random, directory, geometry, extentBytes, durability, fileMinBytes: dirtyFileMinBytes };
 }
 
 function settleSource(source: TrackingSource, disk: number): SettleSource {

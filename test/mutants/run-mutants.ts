@@ -90,7 +90,9 @@ function runToEnd(command: string, args: readonly string[], cwd: string): string
 /** What a program of the repository prints, and its exit code. It gets no terminal, and ends in time. */
 function run(args: readonly string[], cwd: string): Promise<{ code: number | null; output: string }> {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, args, { cwd, stdio: ["ignore", "pipe", "pipe"], timeout: LIMIT_MS });
+    // So many crash images find each mutant that names them.
+    const env = { ...process.env, COLOBUS_CRASH_IMAGES: "800" };
+    const child = spawn(process.execPath, args, { cwd, env, stdio: ["ignore", "pipe", "pipe"], timeout: LIMIT_MS });
     let output = "";
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding("utf8").on("data", (text: string) => {

@@ -36,6 +36,8 @@ export class PairModel implements PairObserver {
   #mayBeVoid = false;
   /** The operator has asked the secondary to give its checkpoints up. */
   #mayBeGivenUp = false;
+  /** The operator has asked the secondary to go back to that checkpoint, and it may have done so. */
+  #mayBeRolledBackTo: number | undefined;
   /** The newest barrier that was closed when the secondary lost its checkpoints. */
   #voidThrough = 0;
   #committedAnswered = 0;
@@ -135,6 +137,7 @@ export class PairModel implements PairObserver {
       this.#mayBeGivenUp = false;
     }
     this.#mayBeVoid = false;
+    if (epoch === this.#mayBeRolledBackTo && epoch < this.committed) this.rolledBack(epoch);
     assert(
       epoch >= this.#committedAnswered,
       `the secondary has committed ${epoch}, though the commit of ${this.#committedAnswered} was answered`,
@@ -191,6 +194,20 @@ export class PairModel implements PairObserver {
   /** From now on the secondary may be found without a checkpoint, once. */
   checkpointGivenUp(): void {
     this.#mayBeGivenUp = true;
+  }
+
+  /** From now on the secondary may be found at the checkpoint `epoch`, once, and later ones are no more then. */
+  rollbackAsked(epoch: number): void {
+    this.#mayBeRolledBackTo = epoch;
+  }
+
+  rolledBack(epoch: number): void {
+    this.#mayBeRolledBackTo = undefined;
+    this.view = this.contentAt(epoch).map((content) => new DiskModel(content));
+    this.committed = epoch;
+    this.#committedAnswered = epoch;
+    this.#voidThrough = this.#lastClosed;
+    for (const asked of [this.#prepared, this.#discardsAsked, this.#commitsAsked]) asked.clear();
   }
 
   /** The disks as they were when the epoch was closed, which is, or was, committed. */

@@ -36,6 +36,8 @@ export interface PairOptions {
   readonly retain: number;
   readonly overlayLimitBytes: number | undefined;
   readonly storage?: Partial<StorageProfile>;
+  readonly settleEveryMs?: number;
+  readonly dirtyFileMinBytes?: number;
 }
 
 /** What the pair tells about itself, as it happens. */
@@ -239,7 +241,8 @@ export function makePair(
       windowBytes: options.windowBytes,
       clusterBytes: options.clusterBytes,
       extentBytes: 2 * options.clusterBytes,
-      settleEveryMs: 300,
+      settleEveryMs: options.settleEveryMs ?? 300,
+      dirtyFileMinBytes: options.dirtyFileMinBytes,
       secondaryExport: options.access,
       retain: options.retain,
       overlayLimitBytes: options.overlayLimitBytes,

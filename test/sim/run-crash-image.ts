@@ -3,7 +3,7 @@ import { lookAtNamedImage } from "./crash-images.ts";
 /**
  * Looks again at one crash image that a test has named:
  *
- *     npx tsx test/sim/run-crash-image.ts 'power write,checkpoint 12 1,0,1'
+ *     npx tsx test/sim/run-crash-image.ts 'secondary power write,checkpoint 12 1,0,1'
  */
 try {
   await lookAtNamedImage(process.argv[2] ?? "");

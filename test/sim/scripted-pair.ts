@@ -39,8 +39,8 @@ export class ScriptedPair {
   readonly world: SimWorld;
   readonly pair: Pair;
   readonly model: PairModel;
-  readonly #disks: readonly PairDisk[];
-  readonly #calls: Calls;
+  readonly disks: readonly PairDisk[];
+  readonly calls: Calls;
   readonly #random: SeededRandom;
   /** Something that `do` was given is under way: the world runs already. */
   #isInWorld = false;
@@ -48,10 +48,10 @@ export class ScriptedPair {
   constructor(seed: number, durability: Durability, options: Partial<PairOptions> = {}) {
     this.world = new SimWorld(seed);
     this.#random = this.world.random;
-    this.#calls = new Calls(this.world);
-    this.#disks = options.disks ?? DISKS;
-    const contents = this.#disks.map(({ sizeBytes }) => this.#bytes(sizeBytes));
-    this.model = new PairModel(this.#disks, contents, () => undefined);
+    this.calls = new Calls(this.world);
+    this.disks = options.disks ?? DISKS;
+    const contents = this.disks.map(({ sizeBytes }) => this.#bytes(sizeBytes));
+    this.model = new PairModel(this.disks, contents, () => undefined);
     this.pair = makePair(
       this.world,
       { ...OPTIONS, ...options, durability },
@@ -74,10 +74,6 @@ export class ScriptedPair {
     } finally {
       this.#isInWorld = false;
     }
-  }
-
-  get disks(): readonly PairDisk[] {
-    return this.#disks;
   }
 
   /** Lets time pass until the condition holds; fails, naming `what`, when it takes implausibly long. */
@@ -113,7 +109,7 @@ export class ScriptedPair {
     secondary.host.disk.faults.clear();
     secondary.host.restart();
     assert(await this.do("the start of the secondary", () => secondary.start()));
-    return this.do("the view", () => this.#checkView());
+    return this.do("the view", () => this.lookAtView());
   }
 
   /** False when the secondary died before it was answered. */
@@ -125,7 +121,7 @@ export class ScriptedPair {
     const { agent } = this.pair.primary;
     if (agent === undefined) return { kind: "lost" };
     const signal = new AbortController().signal;
-    return this.#calls.make(this.pair.primary, "checkpoint", TIMEOUT_MS, () =>
+    return this.calls.make(this.pair.primary, "checkpoint", TIMEOUT_MS, () =>
       agent.checkpoint({ prepare: false, ...COMMAND }, signal),
     );
   }
@@ -142,11 +138,11 @@ export class ScriptedPair {
   async readKept(index: number): Promise<Outcome<unknown>> {
     const { secondary } = this.pair;
     const exports = secondary.agent?.exports;
-    const kept = exports?.find(`${this.#disks[index]?.name}@committed`);
+    const kept = exports?.find(`${this.disks[index]?.name}@committed`);
     if (exports === undefined || kept === undefined) return { kind: "lost" };
     exports.opened(kept);
     const content = Buffer.alloc(kept.sizeBytes);
-    const outcome = await this.#calls.make(secondary, "read of a kept checkpoint", TIMEOUT_MS, () =>
+    const outcome = await this.calls.make(secondary, "read of a kept checkpoint", TIMEOUT_MS, () =>
       kept.device.read(content, 0),
     );
     exports.closed(kept);
@@ -158,7 +154,7 @@ export class ScriptedPair {
     const { agent } = this.pair.primary;
     if (agent === undefined) return undefined;
     const signal = new AbortController().signal;
-    const outcome = await this.#calls.make(this.pair.primary, "prepare", TIMEOUT_MS, () =>
+    const outcome = await this.calls.make(this.pair.primary, "prepare", TIMEOUT_MS, () =>
       agent.checkpoint({ prepare: true, ...COMMAND }, signal),
     );
     return outcome.kind === "done" ? outcome.value.epoch : undefined;
@@ -170,7 +166,7 @@ export class ScriptedPair {
     if (agent === undefined) return false;
     const signal = new AbortController().signal;
     const request = { epoch, ...COMMAND };
-    const outcome = await this.#calls.make<unknown>(this.pair.primary, decision, TIMEOUT_MS, () =>
+    const outcome = await this.calls.make<unknown>(this.pair.primary, decision, TIMEOUT_MS, () =>
       decision === "commit" ? agent.commit(request, signal) : agent.discard(request, signal),
     );
     if (outcome.kind === "done" && decision === "discard") this.model.discardAnswered(epoch);
@@ -181,16 +177,11 @@ export class ScriptedPair {
   async guestRead(index: number, offset: number, length: number): Promise<Outcome<unknown>> {
     const content = Buffer.alloc(length);
     const device = this.#device(this.pair.primary, index);
-    const outcome = await this.#calls.make(this.pair.primary, "guest's read", TIMEOUT_MS, () =>
+    const outcome = await this.calls.make(this.pair.primary, "guest's read", TIMEOUT_MS, () =>
       device?.read(content, offset),
     );
     if (outcome.kind === "done") this.model.guest[index]?.check(content, offset, "the guest's read");
     return outcome;
-  }
-
-  guestFlush(index: number): Promise<Outcome<unknown>> {
-    const device = this.#device(this.pair.primary, index);
-    return this.#calls.make(this.pair.primary, "guest's flush", TIMEOUT_MS, () => device?.flush());
   }
 
   /** The guest writes new bytes, or zeroes, to one disk. */
@@ -199,16 +190,26 @@ export class ScriptedPair {
     offset: number,
     length: number,
     kind: "bytes" | "zero" | "discard",
+    { by = this.pair.primary, fua = false }: { readonly by?: PairMember; readonly fua?: boolean } = {},
   ): Promise<Outcome<unknown>> {
-    const device = this.#device(this.pair.primary, index);
+    const device = this.#device(by, index);
     const write = new ModelWrite(offset, length, kind === "bytes" ? this.#bytes(length) : undefined);
     this.model.guest[index]?.begin(write);
-    const outcome = await this.#calls.make(this.pair.primary, `guest's ${kind}`, TIMEOUT_MS, () =>
+    const outcome = await this.calls.make(by, `guest's ${kind}`, TIMEOUT_MS, () =>
       write.data === undefined
-        ? device?.zero(offset, length, { fua: false, mayUnmap: kind === "discard" })
-        : device?.write(write.data, offset, { fua: false }),
+        ? device?.zero(offset, length, { fua, mayUnmap: kind === "discard" })
+        : device?.write(write.data, offset, { fua }),
     );
     write.settled = outcome.kind === "done";
+    if (write.settled && fua) this.model.guest[index]?.flushed(new Set([write]));
+    return outcome;
+  }
+
+  async guestFlush(index: number, by: PairMember = this.pair.primary): Promise<Outcome<unknown>> {
+    const device = this.#device(by, index);
+    const covered = this.model.guest[index]?.beginFlush();
+    const outcome = await this.calls.make(by, "guest's flush", TIMEOUT_MS, () => device?.flush());
+    if (outcome.kind === "done" && covered !== undefined) this.model.guest[index]?.flushed(covered);
     return outcome;
   }
 
@@ -220,7 +221,7 @@ export class ScriptedPair {
     const write = new ModelWrite(offset, length, this.#bytes(length));
     this.model.observeCommitted(epoch.committed);
     this.model.view[index]?.begin(write);
-    const outcome = await this.#calls.make(this.pair.secondary, "write of the view", TIMEOUT_MS, () =>
+    const outcome = await this.calls.make(this.pair.secondary, "write of the view", TIMEOUT_MS, () =>
       device?.write(write.data ?? Buffer.alloc(0), offset, { fua: false }),
     );
     write.settled = outcome.kind === "done";
@@ -230,24 +231,24 @@ export class ScriptedPair {
   async flushView(index: number): Promise<Outcome<unknown>> {
     const device = this.#device(this.pair.secondary, index);
     const covered = this.model.view[index]?.beginFlush();
-    const outcome = await this.#calls.make(this.pair.secondary, "flush of the view", TIMEOUT_MS, () => device?.flush());
+    const outcome = await this.calls.make(this.pair.secondary, "flush of the view", TIMEOUT_MS, () => device?.flush());
     if (outcome.kind === "done" && covered !== undefined) this.model.view[index]?.flushed(covered);
     return outcome;
   }
 
   #device(member: PairMember, index: number): BlockDevice | undefined {
-    const disk = this.#disks[index];
+    const disk = this.disks[index];
     assert(disk !== undefined);
     return member.device(disk);
   }
 
-  /** Every disk shows the checkpoint that the record names. */
-  async #checkView(): Promise<number> {
+  /** Every disk of the secondary shows the checkpoint that the record names. Returns its epoch. */
+  async lookAtView(): Promise<number> {
     const { agent } = this.pair.secondary;
     const epoch = agent?.status().epoch;
     assert(epoch !== undefined, "the secondary does not run");
     this.model.observeSecondary(epoch);
-    for (const [index, disk] of this.#disks.entries()) {
+    for (const [index, disk] of this.disks.entries()) {
       if (epoch.committed === 0) break;
       const content = Buffer.alloc(disk.sizeBytes);
       await this.pair.secondary.device(disk)?.read(content, 0);
@@ -258,7 +259,7 @@ export class ScriptedPair {
 
   /** Nothing has gone wrong: the view shows what it has to, and so do the copies after the next checkpoint. */
   async checkEnd(): Promise<void> {
-    await this.do("the view", () => this.#checkView());
+    await this.do("the view", () => this.lookAtView());
     await this.checkRecovery();
   }
 
@@ -268,7 +269,7 @@ export class ScriptedPair {
       const [epoch] = this.pair.secondary.agent?.status().epoch.prepared ?? [];
       if (epoch === undefined) return;
       await this.wait("synced");
-      if (await this.decide("commit", epoch)) assert.equal(await this.#checkView(), epoch);
+      if (await this.decide("commit", epoch)) assert.equal(await this.lookAtView(), epoch);
     });
   }
 
@@ -285,7 +286,7 @@ export class ScriptedPair {
       taken = await this.checkpoint();
     }
     assert(taken, "the pair can take no checkpoint");
-    for (const disk of this.#disks) {
+    for (const disk of this.disks) {
       const [primary, secondary] = [this.pair.primary, this.pair.secondary].map(({ host }) =>
         host.disk.readFile(imagePath(disk)),
       );
@@ -299,21 +300,21 @@ export class ScriptedPair {
     if (agent === undefined) return { kind: "lost" };
     const signal = new AbortController().signal;
     const request = { force: true, dryRun: false, discardActive: false, ...COMMAND };
-    return this.#calls.make(this.pair.secondary, "failover", TIMEOUT_MS, () => agent.failover(request, signal));
+    return this.calls.make(this.pair.secondary, "failover", TIMEOUT_MS, () => agent.failover(request, signal));
   }
 
   /** The promoted side shows what it was promoted from, before the merge and after it. */
   async checkPromoted(): Promise<void> {
     const { secondary } = this.pair;
     await this.do("the export", async () => {
-      for (const [index, disk] of this.#disks.entries()) {
+      for (const [index, disk] of this.disks.entries()) {
         const content = Buffer.alloc(disk.sizeBytes);
         await secondary.device(disk)?.read(content, 0);
         this.model.view[index]?.check(content, 0, `${disk.name} after the promotion`);
       }
       await secondary.agent?.wait({ condition: "merged", ...COMMAND }, new AbortController().signal);
     });
-    for (const [index, disk] of this.#disks.entries()) {
+    for (const [index, disk] of this.disks.entries()) {
       const image = secondary.host.disk.readFile(imagePath(disk));
       this.model.view[index]?.check(image, 0, `the image of ${disk.name} after the merge`);
     }
@@ -332,14 +333,14 @@ export class ScriptedPair {
   /** The guest writes to both disks, and the secondary's VM to its view of both. */
   async #writeSome(): Promise<void> {
     for (let count = 0; count < WRITES; count += 1) {
-      const index = count % this.#disks.length;
+      const index = count % this.disks.length;
       await this.#write(this.pair.primary, index, this.model.guest[index]);
-      if (count < this.#disks.length) await this.#write(this.pair.secondary, index, undefined);
+      if (count < this.disks.length) await this.#write(this.pair.secondary, index, undefined);
     }
   }
 
   async #write(member: PairMember, index: number, model: DiskModel | undefined): Promise<void> {
-    const disk = this.#disks[index];
+    const disk = this.disks[index];
     const device = disk === undefined ? undefined : member.device(disk);
     if (disk === undefined || device === undefined) return;
     const length = 1 + this.#random.below(3 * 4096);
