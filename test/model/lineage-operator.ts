@@ -248,6 +248,8 @@ function operatorEvents(index: SideIndex): Event[] {
         self.record = { ...self.record, committed: { epoch: 0, atMs: 0 }, prepared: [] };
         self.view = null;
         self.prepared = null;
+        // Without a history that it has adopted, there is nothing left that it could be the copy of.
+        if (self.record.lineage === null) self.truth.whole = false;
       },
     ),
     eventOf(
