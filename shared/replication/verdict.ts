@@ -98,11 +98,12 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
 
 /**
  * Nothing was ever committed there. Or it was, in a sync that did not come to its end: then the secondary has not adopted
- * the history that its checkpoint belongs to, and may be the only copy, for everybody but the primary that it has heard.
+ * the history that its checkpoint belongs to, and may be the only copy, for everybody but the primary that it comes from.
  */
 function isBlankFor(primary: HistoryFacts, secondary: HistoryFacts): boolean {
   if (secondary.lineage !== null) return false;
-  return secondary.committed === 0 || areRelated(primary, secondary);
+  const isItsPrimary = secondary.pairing?.peer === primary.agentId || areRelated(primary, secondary);
+  return secondary.committed === 0 || isItsPrimary;
 }
 
 function sync(source: HistoryFacts, target: HistoryFacts, rule: VerdictRule): Verdict {
