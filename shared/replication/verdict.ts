@@ -84,7 +84,7 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   if (primary.outdated) {
     return { kind: "outdated", rule: "source-outdated", agent: primary.agentId, newer: secondary.agentId };
   }
-  if (secondary.lineage === null) return sync(primary, secondary, "blank-target");
+  if (isBlankFor(primary, secondary)) return sync(primary, secondary, "blank-target");
   if (secondary.discardsOwn) return sync(primary, secondary, "own-data-discarded");
   if (primary.lineage === secondary.lineage) return sync(primary, secondary, "same-lineage");
   const behind = findBehind(primary, secondary);
@@ -94,6 +94,16 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   }
   if (areRelated(primary, secondary)) return { kind: "split-brain", rule: "diverged" };
   return { kind: "refused", rule: "unrelated" };
+}
+
+/**
+ * Nothing was ever committed there. Or it was, in a sync that did not come to its end: then the secondary has not adopted
+ * the history that its checkpoint belongs to, and may be the only copy, for everybody but the primary that it comes from.
+ */
+function isBlankFor(primary: HistoryFacts, secondary: HistoryFacts): boolean {
+  if (secondary.lineage !== null) return false;
+  const isItsPrimary = secondary.pairing?.peer === primary.agentId || areRelated(primary, secondary);
+  return secondary.committed === 0 || isItsPrimary;
 }
 
 function sync(source: HistoryFacts, target: HistoryFacts, rule: VerdictRule): Verdict {

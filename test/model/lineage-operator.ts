@@ -1,0 +1,301 @@
+import assert from "node:assert/strict";
+import type { Verdict } from "../../shared/replication/verdict.ts";
+import { changed, crash, demote, endSession, promote } from "./lineage-roles.ts";
+import { commitEarly, isStreaming, sendCluster } from "./lineage-session.ts";
+import {
+  clusterIndexes,
+  copySide,
+  factsOf,
+  hasCheckpoint,
+  isServing,
+  newSide,
+  nextId,
+  nextNumber,
+  other,
+  type Event,
+  type Rules,
+  type Side,
+  type SideIndex,
+  type World,
+} from "./lineage-world.ts";
+
+/** What befalls the two: their guests' writes, the end and the start of processes, and the operator's commands. */
+
+type Change = (world: World, self: Side, peer: Side, rules: Rules) => void;
+
+function eventOf(
+  what: string,
+  index: SideIndex,
+  can: (world: World, self: Side, peer: Side, rules: Rules) => boolean,
+  change: Change,
+): Event {
+  return {
+    name: `${what} ${index === 0 ? "a" : "b"}`,
+    apply: (before, rules) => {
+      const [self, peer] = [before.sides[index], before.sides[other(index)]];
+      if (!can(before, self, peer, rules)) return undefined;
+      return changed(before, (world) => change(world, world.sides[index], world.sides[other(index)], rules));
+    },
+  };
+}
+
+/** A guest's write, which is acknowledged. */
+function write(cluster: number, index: SideIndex): Event {
+  return eventOf(
+    `write ${cluster}`,
+    index,
+    (_, self) => isServing(self),
+    (world, self, peer, rules) => {
+      const { session } = world;
+      self.image[cluster] = nextNumber(world);
+      if (session?.source === index && isStreaming(session)) {
+        // What is dirty and not sent yet goes with the sync, which reads it later.
+        if (self.dirty[cluster] !== true || session.sent[cluster] !== null) {
+          sendCluster(session, self, peer, cluster, rules);
+        }
+        return;
+      }
+      if (self.record.tracks !== null) self.dirty[cluster] = true;
+      if (self.record.history.shared) self.record = rules.goneAlone(self.record, nextId(world, "L"));
+      self.truth.alone = true;
+    },
+  );
+}
+
+/** A write has reached the image when the process dies, before anybody was told. */
+function tear(cluster: number, index: SideIndex): Event {
+  return eventOf(
+    `crash in write ${cluster}`,
+    index,
+    (_, self) => isServing(self) && self.record.tracks !== null,
+    (world, self) => {
+      self.image[cluster] = nextNumber(world);
+      self.dirty[cluster] = true;
+      crash(world, index);
+    },
+  );
+}
+
+function processEvents(index: SideIndex): Event[] {
+  return [
+    eventOf(
+      "crash",
+      index,
+      (_, self) => self.up,
+      (world) => crash(world, index),
+    ),
+    // A side that was down is put back to what a backup of record and images holds.
+    eventOf(
+      "back up",
+      index,
+      (world, self) => !self.up && world.restores > 0 && world.backup === null,
+      (world, self) => {
+        world.backup = { of: index, side: copySide(self) };
+      },
+    ),
+    eventOf(
+      "restore",
+      index,
+      (world, self) => !self.up && world.restores > 0 && world.backup?.of === index,
+      (world, _, peer) => {
+        if (world.backup !== null) world.sides[index] = copySide(world.backup.side);
+        world.backup = null;
+        world.restores -= 1;
+        world.forced = true;
+        peer.truth.superseded = false;
+      },
+    ),
+    ...(["primary", "secondary"] as const).map((role) =>
+      eventOf(
+        `blank ${role} in the place of`,
+        index,
+        (world) => world.replacements > 0,
+        (world, _, peer) => {
+          endSession(world);
+          const lineage = role === "primary" ? nextId(world, "L") : null;
+          const side = newSide(nextId(world, "r"), lineage, 0);
+          side.truth.blank = true;
+          world.sides[index] = side;
+          world.replacements -= 1;
+          world.forced = true;
+          peer.truth.superseded = false;
+        },
+      ),
+    ),
+  ];
+}
+
+/** A process that has ended is started again, by whatever watches over it. */
+function start(index: SideIndex): Event {
+  return eventOf(
+    "start",
+    index,
+    (_, self) => !self.up,
+    (_, self, __, rules) => {
+      self.up = true;
+      self.record = rules.restarted(self.record);
+      self.held = rules.mustHold(self.record);
+      assert(!isServing(self) || !self.truth.superseded, "a side serves whose peer was promoted while it was away");
+      assertKept(self);
+    },
+  );
+}
+
+export const STARTS: readonly Event[] = [start(0), start(1)];
+
+/** What a side has been told, or has promised, it keeps to. */
+function assertKept(self: Side): void {
+  if (!isServing(self)) return;
+  assert(!self.truth.behind, "a side serves that was told that it is behind");
+  assert(!self.truth.gaveAway, "a side serves that has handed its role over");
+}
+
+/** What a handshake would come to now; a command speaks to the peer first. */
+function verdictNow(world: World, rules: Rules): Verdict | undefined {
+  if (world.session !== null || !world.sides.every(({ up }) => up)) return undefined;
+  if (lastJudged?.world !== world || lastJudged.rules !== rules) {
+    lastJudged = { world, rules, verdict: rules.decide(factsOf(world.sides[0]), factsOf(world.sides[1])) };
+  }
+  return lastJudged.verdict;
+}
+
+/** Several events ask about the same world, one after the other. */
+let lastJudged: { readonly world: World; readonly rules: Rules; readonly verdict: Verdict } | undefined;
+
+function startAlone(index: SideIndex): Event {
+  return eventOf(
+    "start-alone",
+    index,
+    (_, self) => self.up && self.held && !self.record.outdated && self.record.handOver === null,
+    (_, self) => {
+      self.held = false;
+      assertKept(self);
+    },
+  );
+}
+
+export function failover(index: SideIndex): Event {
+  return eventOf(
+    "failover",
+    index,
+    (world, self) => self.up && self.record.role === "Secondary" && world.session === null && hasCheckpoint(self),
+    (world, self, _, rules) => {
+      assert(!self.truth.ownState, "a former primary's own state is promoted, and nobody has forced it");
+      promote(world, index, rules);
+    },
+  );
+}
+
+export function forcedFailover(index: SideIndex): Event {
+  return eventOf(
+    "failover --force",
+    index,
+    (world, self) =>
+      self.up &&
+      self.record.role === "Secondary" &&
+      (world.session !== null || !hasCheckpoint(self)) &&
+      self.record.pairing !== null,
+    (world, _, __, rules) => promote(world, index, rules),
+  );
+}
+
+/** Speaks to the peer first, and becomes its secondary where it is behind. */
+export function rejoin(index: SideIndex): Event {
+  return eventOf(
+    "rejoin",
+    index,
+    (world, self, _, rules) => {
+      if (self.record.role !== "Primary") return false;
+      const verdict = verdictNow(world, rules);
+      return verdict?.kind === "outdated" && verdict.agent === self.record.agentId;
+    },
+    (world, _, __, rules) => demote(world, index, false, rules),
+  );
+}
+
+/** `connect --discard-my-data`. */
+export function discard(index: SideIndex): Event {
+  return eventOf(
+    "discard",
+    index,
+    (world, self, _, rules) => {
+      const verdict = verdictNow(world, rules);
+      if (verdict === undefined || verdict.kind === "sync" || self.record.discardsOwn) return false;
+      return verdict.kind !== "refused" || verdict.rule === "unrelated";
+    },
+    (world, self, _, rules) => {
+      world.greeting = null;
+      if (self.record.role === "Primary") demote(world, index, true, rules);
+      else self.record = { ...self.record, discardsOwn: true };
+      self.truth.givenUp = true;
+    },
+  );
+}
+
+function operatorEvents(index: SideIndex): Event[] {
+  return [
+    startAlone(index),
+    failover(index),
+    forcedFailover(index),
+    rejoin(index),
+    discard(index),
+    eventOf(
+      "give up the checkpoint of",
+      index,
+      (_, self) => self.up && self.record.role === "Secondary" && self.record.committed.epoch > 0,
+      (world, self) => {
+        endSession(world);
+        self.record = { ...self.record, committed: { epoch: 0, atMs: 0 }, prepared: [] };
+        self.view = null;
+        self.prepared = null;
+        // Without a history that it has adopted, there is nothing left that it could be the copy of.
+        if (self.record.lineage === null) self.truth.whole = false;
+      },
+    ),
+    eventOf(
+      "hand over",
+      index,
+      (world, self, peer) =>
+        world.session?.source === index &&
+        world.session.phase === "established" &&
+        isServing(self) &&
+        hasCheckpoint(peer) &&
+        world.session.sent.every((version) => version === null) &&
+        self.told === peer.record.committed.epoch &&
+        clusterIndexes.every((cluster) => self.image[cluster] === peer.view?.[cluster]),
+      (_, self, peer) => {
+        self.record = { ...self.record, handOver: peer.record.agentId };
+        self.truth.gaveAway = true;
+      },
+    ),
+    eventOf(
+      "take over",
+      index,
+      (world, self, peer) =>
+        world.session !== null &&
+        world.session.source === other(index) &&
+        world.session.phase === "established" &&
+        peer.record.handOver === self.record.agentId,
+      (world, _, __, rules) => promote(world, index, rules),
+    ),
+  ];
+}
+
+const disconnect: Event = {
+  name: "disconnect",
+  apply: (before) => {
+    if (before.session === null && before.greeting === null) return undefined;
+    return changed(before, endSession);
+  },
+};
+
+/** Everything that happens to the two from outside. */
+export const INTERVENTIONS: readonly Event[] = [
+  commitEarly,
+  disconnect,
+  ...([0, 1] as const).flatMap((index) => [
+    ...clusterIndexes.flatMap((cluster) => [write(cluster, index), tear(cluster, index)]),
+    ...processEvents(index),
+    ...operatorEvents(index),
+  ]),
+];
