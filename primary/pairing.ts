@@ -4,6 +4,7 @@ import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/clu
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import { confirmed } from "../shared/replication/lineage.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { SourceSession } from "./source-session.ts";
 
@@ -24,6 +25,8 @@ export class Pairing {
   readonly #options: PairingOptions;
   /** What the secondary of the opening session knows to differ, by disk. */
   #differing: readonly ClusterBitmap[] = [];
+  /** The id of the session that was begun last. */
+  #session: string | undefined;
   /** Sessions begin one after the other. */
   #beginning: Promise<void> = Promise.resolve();
 
@@ -51,16 +54,22 @@ export class Pairing {
     }
   }
 
-  /** Makes what the secondary knows to differ durable here, so that it may forget it there. undefined: it knows nothing. */
-  unite(): Promise<void> | undefined {
+  /**
+   * The secondary has recorded the session: makes durable here what it knows to differ, so that it may forget it there,
+   * and forgets earlier sessions, so that a copy of it from before this one is not taken for it. Errors: `io-error` …
+   */
+  unite(): Promise<void> {
     const differing = this.#differing;
+    const session = this.#session;
     this.#differing = [];
-    if (differing.every((clusters) => clusters.isEmpty)) return undefined;
-    return (async () => {
+    const united = this.#beginning.then(async () => {
       for (const [disk, clusters] of differing.entries()) {
-        await this.#options.tracking.add(disk, [...clusterRuns(clusters)]);
+        if (!clusters.isEmpty) await this.#options.tracking.add(disk, [...clusterRuns(clusters)]);
       }
-    })();
+      await this.#options.state.update((record) => (session === undefined ? record : confirmed(record, session)));
+    });
+    this.#beginning = united.catch(() => undefined); // the caller has the error
+    return united;
   }
 
   /** Resolves when nothing is being recorded any more. */
@@ -79,6 +88,7 @@ export class Pairing {
       ...record,
       pairing: { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] },
     }));
+    this.#session = id;
     const openEpoch = await opened(peer);
     if (session.isClosed) return;
     const diskSizes = hello.disks.map((disk) => disk.sizeBytes ?? 0);

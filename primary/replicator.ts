@@ -348,13 +348,10 @@ export class Replicator {
     if (this.#phase.name !== "opening" || this.#phase.session !== session) {
       throw new ColobusError("protocol-error", `the peer sent "ready" twice`);
     }
-    const uniting = this.#pairing.unite();
-    if (uniting === undefined) this.#start(session);
-    else
-      uniting.then(
-        () => this.#start(session),
-        (error: unknown) => session.close(asColobusError(error)),
-      );
+    this.#pairing.unite().then(
+      () => this.#start(session),
+      (error: unknown) => session.close(asColobusError(error)),
+    );
   }
 
   #start(session: SourceSession): void {

@@ -154,7 +154,8 @@ export class Checkpoints {
         await state.update((record) => ({
           ...(source === undefined ? record : adopted(record, source)),
           outdated: false,
-          discardsOwn: false,
+          // Until the source's history is adopted, only this tells that the two have not diverged.
+          discardsOwn: source === undefined && record.discardsOwn,
           retained: this.kept.retainedAfterCommit(record, epoch),
           committed: { epoch, atMs: prepared.atMs },
           prepared: record.prepared.filter((candidate) => candidate.epoch > epoch),

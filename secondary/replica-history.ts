@@ -25,13 +25,15 @@ export class ReplicaHistory {
     this.#options = options;
   }
 
-  /** Both sides know of the session before data flows: at the next handshake neither can be taken for an older copy. */
+  /**
+   * Both sides know of the session before data flows, and then of no earlier one: at the next handshake neither can be
+   * taken for an older copy.
+   */
   async paired(peer: Hello, begin: BeginMessage): Promise<void> {
-    await this.#options.state.update((record) => {
-      const before = record.pairing?.peer === peer.agentId ? record.pairing.sessions[0] : undefined;
-      const sessions = before === undefined ? [begin.session] : [begin.session, before];
-      return { ...record, pairing: { peer: peer.agentId, sessions } };
-    });
+    await this.#options.state.update((record) => ({
+      ...record,
+      pairing: { peer: peer.agentId, sessions: [begin.session] },
+    }));
     // A source that sends everything needs no list of what differs.
     if (begin.extent !== "delta") await this.forgetOwnChanges();
   }

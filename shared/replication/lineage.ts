@@ -42,6 +42,12 @@ export function shared(record: StateRecord): StateRecord {
   return { ...record, history: { ...record.history, shared: true } };
 }
 
+/** The peer has recorded the session as well: from now on none before it proves anything. */
+export function confirmed(record: StateRecord, session: string): StateRecord {
+  if (record.pairing?.sessions[0] !== session) return record;
+  return { ...record, pairing: { peer: record.pairing.peer, sessions: [session] } };
+}
+
 /** A source of another lineage begins to send. */
 export function heard(record: StateRecord, lineage: string): StateRecord {
   if (record.lineage === lineage || record.history.heard.includes(lineage)) return record;

@@ -246,7 +246,8 @@ describe.runIf(requirePeers("nbdcopy", "python3:nbd"))("the first sync", () => {
     await isHeld;
     const { jobs } = await pair.primary.until(
       "aware of what is stable on the secondary",
-      ({ jobs, peers }) => (jobs[0]?.progress.doneBytes ?? 0) > (peers[0]?.lagBytes ?? 0),
+      ({ jobs, peers, disks }) =>
+        (jobs[0]?.progress.doneBytes ?? 0) > (peers[0]?.lagBytes ?? 0) - (disks[0]?.dirtyBytes ?? 0),
     );
     expect(jobs).toMatchObject([{ type: "full-sync", state: "running", progress: { totalBytes: SIZE } }]);
     return { pair, proxy };

@@ -169,6 +169,13 @@ export const BUGS: readonly Bug[] = [
     interventions: 4,
   },
   {
+    name: "a session before the last one counts as well",
+    broken: { confirmed: (record) => record },
+    begin: (rules) => protectedWorld(rules, { restores: 1 }),
+    promise: DIFFER,
+    interventions: 3,
+  },
+  {
     name: "the secondary sends where the lineage is the same",
     broken: {
       decide: decideUnless((verdict, primary, secondary) =>

@@ -84,20 +84,22 @@ function processEvents(index: SideIndex): Event[] {
       (_, self) => self.up,
       (world) => crash(world, index),
     ),
-    // A side that was down is put back to what a backup of record and images holds.
+    // A side is stopped, and its record and images are copied; later it is put back to that.
     eventOf(
       "back up",
       index,
-      (world, self) => !self.up && world.restores > 0 && world.backup === null,
+      (world) => world.restores > 0 && world.backup === null,
       (world, self) => {
+        crash(world, index);
         world.backup = { of: index, side: copySide(self) };
       },
     ),
     eventOf(
       "restore",
       index,
-      (world, self) => !self.up && world.restores > 0 && world.backup?.of === index,
+      (world) => world.restores > 0 && world.backup?.of === index,
       (world, _, peer) => {
+        endSession(world);
         if (world.backup !== null) world.sides[index] = copySide(world.backup.side);
         world.backup = null;
         world.restores -= 1;

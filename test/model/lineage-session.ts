@@ -138,7 +138,7 @@ function takeStep(world: World, session: Session, from: Side, to: Side, rules: R
       return true;
     case "answering": {
       const id = from.record.pairing?.sessions[0] ?? "";
-      to.record = { ...to.record, pairing: pairingOf(from.record.agentId, id, sessionWith(to, from)) };
+      to.record = { ...to.record, pairing: pairingOf(from.record.agentId, id, undefined) };
       if (isDelta && to.record.tracks !== null) session.differing = [...to.dirty];
       session.phase = isDelta && rules.forgetsLast ? "uniting" : "forgetting";
       return true;
@@ -146,15 +146,19 @@ function takeStep(world: World, session: Session, from: Side, to: Side, rules: R
     case "forgetting":
       // A source that sends everything needs no list of what differs.
       forget(to);
-      session.phase = isDelta ? "uniting" : "announcing";
+      session.phase = isDelta ? "uniting" : "confirming";
       return true;
     case "uniting": {
       const { differing } = session;
       if (rules.unites) from.dirty = from.dirty.map((dirty, cluster) => dirty || differing?.[cluster] === true);
       session.differing = null;
-      session.phase = "united";
+      session.phase = "confirming";
       return true;
     }
+    case "confirming":
+      from.record = rules.confirmed(from.record, from.record.pairing?.sessions[0] ?? "");
+      session.phase = isDelta ? "united" : "announcing";
+      return true;
     case "united":
       forget(to);
       session.phase = "announcing";
@@ -281,11 +285,16 @@ function commit(to: Side, prepared: number[], from: Side, hasArrived: boolean, r
   const checkpoint = to.record.prepared[0];
   assert(checkpoint !== undefined);
   const record = hasArrived ? rules.adopted(to.record, sourceOf(from)) : to.record;
-  to.record = { ...rules.committed(record), committed: checkpoint, prepared: [] };
+  to.record = { ...rules.committed(record, hasArrived), committed: checkpoint, prepared: [] };
   to.view = prepared;
   to.prepared = null;
   // What a blank primary was told to commit of a lost one is the operator's to lose.
-  to.truth = { ...to.truth, ownState: false, whole: to.truth.whole || !from.truth.blank, givenUp: false };
+  to.truth = {
+    ...to.truth,
+    ownState: false,
+    whole: to.truth.whole || !from.truth.blank,
+    givenUp: !hasArrived && to.truth.givenUp,
+  };
 }
 
 /** A checkpoint that was prepared in an earlier session is committed before the sync of this one has ended. */

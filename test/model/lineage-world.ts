@@ -1,6 +1,7 @@
 import type { StateRecord } from "../../proto/state-record.ts";
 import {
   adopted,
+  confirmed,
   demoted,
   goneAlone,
   heard,
@@ -67,6 +68,7 @@ export interface Session {
     | "pairing"
     | "opening"
     | "answering"
+    | "confirming"
     | "forgetting"
     | "uniting"
     | "united"
@@ -108,11 +110,12 @@ export interface Rules {
   readonly adopted: typeof adopted;
   readonly shared: typeof shared;
   readonly heard: typeof heard;
+  readonly confirmed: typeof confirmed;
   readonly mustHold: typeof mustHold;
   /** What a start finds of the record. */
   readonly restarted: (record: StateRecord) => StateRecord;
   /** What a commit makes of the record beside the checkpoint and the lineage. */
-  readonly committed: (record: StateRecord) => StateRecord;
+  readonly committed: (record: StateRecord, isAdopted: boolean) => StateRecord;
   /** What the target knows to differ is taken over by the source. */
   readonly unites: boolean;
   /** The target forgets that only when the source has it durable. */
@@ -139,9 +142,10 @@ export const RULES: Rules = {
   adopted,
   shared,
   heard,
+  confirmed,
   mustHold,
   restarted: (record) => record,
-  committed: (record) => ({ ...record, outdated: false, discardsOwn: false }),
+  committed: (record, isAdopted) => ({ ...record, outdated: false, discardsOwn: !isAdopted && record.discardsOwn }),
   unites: true,
   forgetsLast: true,
   marksRolledBack: true,
