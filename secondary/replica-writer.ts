@@ -13,6 +13,7 @@ import type { DataMessage, Operation } from "../proto/replication-messages.ts";
 import type { Durability } from "../proto/words.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
+import { isZero } from "../shared/block/zeroes.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 
@@ -269,6 +270,9 @@ export class ReplicaWriter {
   async #isEqual(operation: Operation): Promise<boolean> {
     const disk = this.#disk(operation);
     if (operation.kind === "write") {
+      // What is a hole here needs no read: the disk would have to make up its zeroes first.
+      const [extent] = disk.base.extents(operation.offset, operation.length, 1);
+      if (extent?.zero === true && extent.length >= operation.length) return isZero(operation.payload);
       const present = Buffer.allocUnsafe(operation.length);
       const reading = disk.base.read(present, operation.offset);
       if (reading !== undefined) await reading;
