@@ -1,4 +1,5 @@
 import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { READY_TIMEOUT_MS } from "../proto/limits.ts";
 import {
   fromErrorBody,
   type Hello,
@@ -57,6 +58,9 @@ export class SourceSession {
   #closed = false;
   #lastProgressMs: number;
   #progressTimer: Timer;
+  #readyTimer: Timer | undefined;
+  /** Messages with what the secondary knows to differ. */
+  #differs = 0;
 
   constructor(options: SourceSessionOptions) {
     this.#options = options;
@@ -135,6 +139,15 @@ export class SourceSession {
   /** Asks the secondary to make itself ready. */
   begin(message: Omit<Extract<Message, { type: "begin" }>, "type">): void {
     this.#session.send({ type: "begin", ...message });
+    this.#readyTimer = this.#options.clock.after(READY_TIMEOUT_MS, () => {
+      this.close(
+        new ColobusError(
+          "peer-timeout",
+          `the secondary has not made itself ready in ${READY_TIMEOUT_MS / 1000} s`,
+          "Check the load, the disk and the log of the secondary's host; the session is tried again by itself.",
+        ),
+      );
+    });
   }
 
   /** Puts a message behind everything sent so far. */
@@ -174,10 +187,11 @@ export class SourceSession {
   #receive(message: SessionMessage): void {
     switch (message.type) {
       case "differs":
+        this.#differs += 1;
         this.#options.differs(message.disk, runsOf(message.runs));
         break;
       case "ready":
-        this.#options.ready();
+        this.#receiveReady(message.differs);
         break;
       case "ack":
         if (this.#window.acknowledge(message.received, message.stable)) {
@@ -209,6 +223,17 @@ export class SourceSession {
     }
   }
 
+  #receiveReady(differs: number): void {
+    this.#readyTimer?.cancel();
+    if (differs !== this.#differs) {
+      throw new ColobusError(
+        "protocol-error",
+        `the peer sent ${differs} "differs", of which ${this.#differs} have come`,
+      );
+    }
+    this.#options.ready();
+  }
+
   #receiveAnswer(message: Extract<Message, { type: "answer" }>): void {
     const request = this.#requests.get(message.id);
     if (request === undefined) throw new ColobusError("protocol-error", "the peer answered what was not asked");
@@ -221,6 +246,7 @@ export class SourceSession {
   #end(reason: ColobusError): void {
     this.#closed = true;
     this.#progressTimer?.cancel();
+    this.#readyTimer?.cancel();
     this.#batch?.discard();
     this.#options.closed(asColobusError(reason), this.#window.abandon());
     for (const request of this.#requests.values()) request.reject(outcomeUnknown());

@@ -68,6 +68,8 @@ export const WRITE_PIECE_MAX_BYTES = 1 * MIB;
 export const HANDSHAKE_MESSAGE_MAX_BYTES = 64 * KIB;
 /** For the WebSocket handshake, for hello and proof, and for `begin` after them. */
 export const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** From `begin` until `ready`: the secondary ends what an older session has under way first. */
+export const READY_TIMEOUT_MS = 60_000;
 /** A peer that does not answer the end of a link has this long; then the connection is dropped. */
 export const LINK_CLOSE_TIMEOUT_MS = 2_000;
 /** Links accepted that have not yet proved that they belong to the peer. */

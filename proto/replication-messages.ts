@@ -125,7 +125,7 @@ export const MESSAGE_SCHEMAS = {
     disk: z.int().nonnegative(),
     runs: z.array(z.int().nonnegative()).max(2 * DIFFERS_RUNS_MAX),
   }),
-  "ready": z.object({ type: z.literal("ready") }),
+  "ready": z.object({ type: z.literal("ready"), differs: z.int().nonnegative() }),
   /** The primary has recorded what `differs` named: the secondary may forget it. */
   "united": z.object({ type: z.literal("united") }),
   /** The primary starts, pauses, or ends, sending the clusters that the secondary may lack. */

@@ -250,22 +250,28 @@ export class ReplicaSession {
     this.#stalled = options.fullness();
     // First, so that the primary does not begin to send what there is no room for.
     if (this.#stalled !== undefined) this.#session.send({ type: "stall", error: toErrorBody(this.#stalled) });
-    if (message.extent === "delta") this.#tellOwnChanges();
-    this.#session.send({ type: "ready" });
+    this.#session.send({ type: "ready", differs: message.extent === "delta" ? this.#tellOwnChanges() : 0 });
     options.ready();
   }
 
-  #tellOwnChanges(): void {
+  /** Returns the number of messages that it took. */
+  #tellOwnChanges(): number {
+    let messages = 0;
+    const tell = (disk: number, runs: number[]): void => {
+      this.#session.send({ type: "differs", disk, runs });
+      messages += 1;
+    };
     for (const [disk, clusters] of (this.#options.history.ownChanges(this.#peer) ?? []).entries()) {
       let runs: number[] = [];
       for (const { first, end } of clusterRuns(clusters)) {
         runs.push(first, end - first);
         if (runs.length < 2 * DIFFERS_RUNS_MAX) continue;
-        this.#session.send({ type: "differs", disk, runs });
+        tell(disk, runs);
         runs = [];
       }
-      if (runs.length > 0) this.#session.send({ type: "differs", disk, runs });
+      if (runs.length > 0) tell(disk, runs);
     }
+    return messages;
   }
 
   #receiveSync(message: Extract<Message, { type: "sync" }>): void {
@@ -301,6 +307,8 @@ export class ReplicaSession {
     const writer = this.#stream();
     this.#countRequest();
     writer.enqueue(async () => {
+      if (this.#sync !== "none")
+        throw new ColobusError("protocol-error", "the peer sent a barrier in the middle of a sync");
       await writer.makeStable();
       await this.#request(id, async () => {
         await this.#options.checkpoints.prepare(epoch);

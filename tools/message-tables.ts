@@ -24,7 +24,11 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
     meaning:
       "Clusters that it has changed by itself as a primary, as pairs of a first index and a count. In a `delta` only.",
   },
-  "ready": { from: "secondary", meaning: "Nothing of an older session is under way, and the disks are open." },
+  "ready": {
+    from: "secondary",
+    meaning:
+      "Nothing of an older session is under way, and the disks are open. It names how many `differs` came before it.",
+  },
   "united": { from: "primary", meaning: "What `differs` named is durable here: the secondary forgets it." },
   "data": {
     from: "primary",

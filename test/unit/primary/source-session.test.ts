@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { SourceSession } from "../../../primary/source-session.ts";
 import type { SentRange } from "../../../primary/send-window.ts";
 import { ColobusError } from "../../../proto/errors.ts";
+import { READY_TIMEOUT_MS } from "../../../proto/limits.ts";
 import { decodeMessage, encodeMessage, type Hello, type Message } from "../../../proto/replication-messages.ts";
 import { primaryHello, secondaryHello } from "../../support/hellos.ts";
 import { MemoryLink } from "../../support/link-pair.ts";
@@ -76,8 +77,25 @@ describe("the primary's end of a session", () => {
     bench.session.begin({ session: "s", extent: "delta", lineage: "1", openEpoch: 4, diskSizes: [1_048_576] });
     expect(bench.sent().map(({ type }) => type)).toEqual(["hello", "proof", "begin"]);
     bench.receive({ type: "differs", disk: 0, runs: [3, 2, 9, 1] });
-    bench.receive({ type: "ready" });
+    bench.receive({ type: "ready", differs: 1 });
     expect(bench.calls).toEqual(["opened", 'differs 0 [{"first":3,"end":5},{"first":9,"end":10}]', "ready"]);
+  });
+
+  it("is ended where what the secondary knows to differ has not all arrived", () => {
+    const bench = new Bench().open();
+    bench.receive({ type: "differs", disk: 0, runs: [3, 2] });
+    bench.receive({ type: "ready", differs: 2 });
+    expect(bench.calls).not.toContain("ready");
+    expect(bench.endings[0]?.reason.code).toBe("protocol-error");
+  });
+
+  it("gives up a secondary that answers heartbeats and does not make itself ready", () => {
+    const bench = new Bench().open();
+    bench.session.begin({ session: "s", extent: "delta", lineage: "1", openEpoch: 4, diskSizes: [1_048_576] });
+    bench.pass(READY_TIMEOUT_MS - 100);
+    expect(bench.endings).toEqual([]);
+    bench.pass(100);
+    expect(bench.endings[0]?.reason.code).toBe("peer-timeout");
   });
 
   it("is ended by the reason for which the two form no pair", () => {

@@ -32,7 +32,7 @@ const EXAMPLES: { readonly [Type in Exclude<MessageType, "data">]: Extract<Messa
     diskSizes: [1_048_576, 2 ** 44],
   },
   "differs": { type: "differs", disk: 1, runs: [0, 1, 70_000, 4096] },
-  "ready": { type: "ready" },
+  "ready": { type: "ready", differs: 0 },
   "united": { type: "united" },
   "sync": { type: "sync", phase: "begin", totalBytes: 2 ** 40, lineage: "1".repeat(32), ancestors: ["0".repeat(32)] },
   "barrier": { type: "barrier", id: 1, epoch: 5 },

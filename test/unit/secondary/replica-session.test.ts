@@ -161,7 +161,7 @@ describe("the secondary's end of a session", () => {
     ["an acknowledgement", (primary) => primary.send({ type: "ack", received: 0, stable: 0 })],
     ["an answer", (primary) => primary.send({ type: "answer", id: 1, error: null })],
     ["a stall", (primary) => primary.send({ type: "stall", error: { code: "overlay-full", message: "", action: "" } })],
-    ["ready", (primary) => primary.send({ type: "ready" })],
+    ["ready", (primary) => primary.send({ type: "ready", differs: 0 })],
     ["data out of turn", (primary) => primary.write(2, 0, 0, Buffer.from("x"))],
     ["data beyond the disk", (primary) => primary.write(1, 0, SIZE, Buffer.from("x"))],
     ["data for no disk", (primary) => primary.write(1, 9, 0, Buffer.from("x"))],
@@ -207,9 +207,20 @@ describe("the secondary's end of a session", () => {
     expect(bench.events).toContain("disks-created");
   });
 
+  it("takes no barrier in the middle of a sync: the end of that was lost", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    primary.send({ type: "sync", phase: "begin", totalBytes: 0, ...HISTORY });
+    primary.send({ type: "barrier", id: 1, epoch: 1 });
+    await bench.settle();
+    expect(primary.refusal).toBe("protocol-error");
+    expect(bench.state.record.prepared).toEqual([]);
+  });
+
   it("refuses an epoch that was used before, and tells the primary from where they are free", async () => {
     const bench = await Bench.open();
     const first = await bench.begin(70);
+    first.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
     first.send({ type: "barrier", id: 1, epoch: 70 });
     await bench.settle();
     first.link.end(new ColobusError("connection-lost", "gone"));
@@ -252,6 +263,7 @@ describe("a secondary with several links", () => {
   it("is not ready before what the session that it follows had begun is done", async () => {
     const bench = await Bench.open({}, "power");
     const old = await bench.begin();
+    old.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
     old.send({ type: "barrier", id: 1, epoch: 1 });
     await bench.settle();
     old.send({ type: "commit", id: 2, epoch: 1 });
@@ -375,6 +387,7 @@ describe("a secondary whose overlays are full", () => {
     const bench = await Bench.open();
     const primary = await bench.begin();
     primary.write(1, 0, 0, pattern(SIZE, 1));
+    primary.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
     primary.send({ type: "barrier", id: 1, epoch: 1 });
     await bench.settle();
     primary.send({ type: "commit", id: 2, epoch: 1 });

@@ -176,7 +176,7 @@ describe("a session", () => {
 
     const later = openPair();
     later.secondary.throwing = new ColobusError("protocol-error", "not now");
-    later.primary.session.send({ type: "ready" });
+    later.primary.session.send({ type: "ready", differs: 0 });
     later.links.deliver();
     expect(later.secondary.reason.code).toBe("protocol-error");
     expect(later.primary.reason.message).toBe("not now");
@@ -193,11 +193,11 @@ describe("a session", () => {
 
   it("is silent once it is closed, on both sides", () => {
     const { links, clock, primary, secondary } = openPair();
-    primary.session.send({ type: "ready" });
+    primary.session.send({ type: "ready", differs: 0 });
     primary.session.close(new ColobusError("shutting-down", "bye"));
     primary.session.close(new ColobusError("internal", "again"));
-    primary.session.send({ type: "ready" });
-    secondary.session.send({ type: "ready" });
+    primary.session.send({ type: "ready", differs: 0 });
+    secondary.session.send({ type: "ready", differs: 0 });
     links.deliver();
     expect(primary.messages).toEqual([]);
     expect(primary.reason.code).toBe("shutting-down");
