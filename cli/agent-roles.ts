@@ -20,7 +20,7 @@ import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent.ts";
-import { newId } from "./agent-state.ts";
+import { mayHaveLostSyncs, newId } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 
@@ -67,7 +67,11 @@ export class AgentRoles {
   /** Takes up the recorded role. Errors: those of opening the images. */
   constructor(options: AgentRolesOptions) {
     this.#options = options;
-    this.#active = options.state.record.role === "Primary" ? this.#openPrimary() : this.#openSecondary();
+    const { record } = options.state;
+    this.#active =
+      record.role === "Primary"
+        ? this.#openPrimary()
+        : this.#openSecondary({ mayHaveLostWrites: mayHaveLostSyncs(record, options.agent.host.bootId) });
   }
 
   get active(): ActivePrimary | ActiveSecondary {
@@ -233,7 +237,7 @@ export class AgentRoles {
     }
   }
 
-  #openSecondary(options = { mayHaveLostWrites: false }): ActiveSecondary {
+  #openSecondary(options: { readonly mayHaveLostWrites: boolean }): ActiveSecondary {
     const { agent, state, emit } = this.#options;
     const { host, config, token } = agent;
     const tracking = PeerTracking.open(this.#trackingOptions());

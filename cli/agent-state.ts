@@ -66,6 +66,19 @@ function mayHaveLostData(record: StateRecord, bootId: string): boolean {
 }
 
 /**
+ * Whether the last process has died, and its host has not: an fsync that failed in it may have lost what the page cache
+ * still shows, and later ones would succeed without it.
+ */
+export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
+  return (
+    record.durability === "power" &&
+    record.bootId === bootId &&
+    record.pairing !== null &&
+    record.disks.some(({ cleanMark }) => cleanMark === null)
+  );
+}
+
+/**
  * A secondary is Inconsistent then; under its new id no primary's record of what it lacks means anything. What a primary
  * knew of its secondary's copy is void as well.
  */

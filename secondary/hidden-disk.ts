@@ -66,6 +66,8 @@ export class HiddenDisk implements HeldOriginals {
       readonly committed: number;
       readonly newestBarrier: number;
       readonly open: number;
+      /** An fsync may have failed in the process that left them. */
+      readonly mayHaveLostWrites?: boolean;
     },
   ): HiddenDisk {
     const disk = new HiddenDisk(context, epochs.newestBarrier);
@@ -78,7 +80,10 @@ export class HiddenDisk implements HeldOriginals {
         else disk.#generations.push(generation);
       }
     }
-    if (context.durability === "power") disk.#undurable = [...disk.#kept, ...disk.#generations];
+    if (context.durability === "power") {
+      disk.#undurable = [...disk.#kept, ...disk.#generations];
+      disk.#mustRewrite = epochs.mayHaveLostWrites ?? false;
+    }
     disk.openEpoch(Math.max(epochs.open, disk.#generations.at(-1)?.epoch ?? 0));
     return disk;
   }
@@ -91,7 +96,10 @@ export class HiddenDisk implements HeldOriginals {
     for (const generation of this.#undurable) {
       if (!this.#generations.includes(generation) && !this.#kept.includes(generation)) continue;
       // A failed fsync is told once, and the next one succeeds without what that one has lost.
-      if (this.#mustRewrite) await generation.rewrite(this.#scratch);
+      if (this.#mustRewrite) {
+        await generation.rewrite(this.#scratch);
+        generation.files.journal.distrust();
+      }
       try {
         await generation.files.syncData();
       } catch (error) {

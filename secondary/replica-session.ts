@@ -284,7 +284,7 @@ export class ReplicaSession {
         await this.#options.history.adopt(this.#source);
       } else await this.#options.history.hear(lineage);
       this.#sync = SYNC_OF_PHASE[phase];
-      writer.comparing = phase === "begin" && !this.#options.faults.mustRewrite;
+      writer.compare({ comparing: phase === "begin", rewriting: this.#options.faults.mustRewrite });
       if (phase === "end" && this.#options.faults.isPending) {
         await writer.makeStable();
         this.#options.faults.over();

@@ -70,6 +70,7 @@ export class ReplicaWriter {
   #acknowledged = { received: 0, stable: 0 };
   #ackDeferred = false;
   #comparing = false;
+  #rewriting = false;
   #unsyncedBytes = 0;
   #syncing: Promise<void> | undefined;
   #syncTimer: Timer | undefined;
@@ -80,9 +81,13 @@ export class ReplicaWriter {
     this.#options = options;
   }
 
-  /** While the primary sends clusters that may be equal already, each is compared first: what is equal is not written. */
-  set comparing(comparing: boolean) {
+  /**
+   * While the primary sends clusters that may be equal already, each is compared first: what is equal needs no original,
+   * and is not written, unless the base may show what its medium lacks (`rewriting`).
+   */
+  compare({ comparing, rewriting }: { readonly comparing: boolean; readonly rewriting: boolean }): void {
     this.#comparing = comparing;
+    this.#rewriting = rewriting;
   }
 
   /** Queues a data message. Errors: `protocol-error` when it does not continue the stream, leaves a disk, or is too much. */
@@ -188,8 +193,9 @@ export class ReplicaWriter {
   }
 
   async #applyBatch(batch: readonly Operation[]): Promise<void> {
-    const changes = this.#comparing ? await this.#differing(batch) : batch;
-    if (this.#options.savesOriginals()) await this.#saveOriginals(changes);
+    const differing = this.#comparing ? await this.#differing(batch) : batch;
+    if (this.#options.savesOriginals()) await this.#saveOriginals(differing);
+    const changes = this.#rewriting ? batch : differing;
     let bytes = 0;
     for (const operation of changes) {
       const { base } = this.#disk(operation);

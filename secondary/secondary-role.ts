@@ -506,7 +506,7 @@ export class SecondaryRole {
   }
 
   #openDisk(disk: StateRecord["disks"][number]): ReplicaDisk {
-    const { storage, random, state, stateDirectory, access, bootId } = this.#options;
+    const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites } = this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;
     const { quota } = this.#space;
     const base = openRecordedImage(storage, disk);
@@ -517,6 +517,7 @@ export class SecondaryRole {
         newestBarrier: prepared.at(-1)?.epoch ?? committed.epoch,
         open: epochReserved + 1,
         afterPowerLoss: state.record.bootId !== bootId,
+        mayHaveLostWrites,
       };
       const context = overlayContext(
         { storage, random, stateDirectory, quota },

@@ -154,6 +154,12 @@ export class ClusterJournal {
     this.#syncedBytes = Math.max(this.#syncedBytes, tailBytes);
   }
 
+  /** An earlier process may have lost any of it, and seen it nevertheless: the next sync writes everything again. */
+  distrust(): void {
+    this.#syncedBytes = 0;
+    this.#unsynced ??= new ColobusError("io-error", `what ${this.#file.path} holds may be in the page cache alone`);
+  }
+
   close(): void {
     this.#file.close();
   }

@@ -184,7 +184,7 @@ class Life {
   /** A session: the primary sends everything, as a full sync would, and from then on its writes. */
   async #startSession(): Promise<void> {
     await this.#bench.begin(this.#epoch);
-    this.#bench.writer.comparing = true;
+    this.#bench.writer.compare({ comparing: true, rewriting: false });
     for (const [disk, content] of this.#model.current.entries()) {
       for (let offset = 0; offset < content.length; offset += 2 * CLUSTER_BYTES) {
         const payload = content.subarray(offset, offset + 2 * CLUSTER_BYTES);
@@ -192,7 +192,7 @@ class Life {
       }
     }
     this.#bench.writer.enqueue(() => {
-      this.#bench.writer.comparing = false;
+      this.#bench.writer.compare({ comparing: false, rewriting: false });
       return Promise.resolve();
     });
   }

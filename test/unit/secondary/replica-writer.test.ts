@@ -1,4 +1,5 @@
-import { describe, expect, it } from "vitest";
+import assert from "node:assert/strict";
+import { describe, expect, it, vi } from "vitest";
 import { BATCH_MAX_OPERATIONS, NBD_MAX_IN_FLIGHT_BYTES, UNSTABLE_WINDOWS } from "../../../proto/limits.ts";
 import type { Operation } from "../../../proto/replication-messages.ts";
 import type { Durability } from "../../../proto/words.ts";
@@ -82,7 +83,7 @@ describe("the replica writer", () => {
       syncs += 1;
       return syncs === 1 ? held : undefined;
     };
-    made.writer.comparing = true;
+    made.writer.compare({ comparing: true, rewriting: false });
     made.push([write(0, Buffer.from("x"))]);
     await expect.poll(() => syncs).toBe(1);
     made.push([write(0, Buffer.from("x"))]);
@@ -116,7 +117,7 @@ describe("the replica writer", () => {
     made.push([write(0, content)]);
     await made.barrier(2);
     await made.commit(2);
-    made.writer.comparing = true;
+    made.writer.compare({ comparing: true, rewriting: false });
     made.push([write(0, content), wipe("discard", 2 * CLUSTER_BYTES, CLUSTER_BYTES)]);
     await made.drained();
     expect(made.disks[0]?.hidden.isEmpty).toBe(true);
@@ -126,6 +127,22 @@ describe("the replica writer", () => {
     expect(image(storage).subarray(0, content.length)).toEqual(content);
     expect(await made.readView(0, 0, content.length)).toEqual(content);
     await expect.poll(() => made.stable).toBe(5);
+  });
+
+  it("while rewriting writes what is equal already, and saves no original of it", async () => {
+    const { bench: made } = await committed();
+    const content = pattern(2 * CLUSTER_BYTES, 1);
+    made.push([write(0, content)]);
+    await made.barrier(2);
+    await made.commit(2);
+    made.writer.compare({ comparing: true, rewriting: true });
+    const base = made.disks[0]?.base;
+    assert(base !== undefined);
+    const writes = vi.spyOn(base, "write");
+    made.push([write(0, content)]);
+    await made.drained();
+    expect(writes).toHaveBeenCalledOnce();
+    expect(made.disks[0]?.hidden.isEmpty).toBe(true);
   });
 
   it.each<readonly [string, Operation]>([
@@ -237,7 +254,7 @@ describe("the replica writer", () => {
 
   it("takes a very long queue of operations without payload in small pieces", async () => {
     const { bench: made } = await committed();
-    made.writer.comparing = true;
+    made.writer.compare({ comparing: true, rewriting: false });
     const message = Array.from({ length: BATCH_MAX_OPERATIONS }, (_, index) => wipe("discard", index % SIZE, 1));
     for (let count = 0; count < 64; count += 1) made.push(message);
     let turns = 0;
