@@ -5,7 +5,13 @@ import { defineConfig } from "vitest/config";
  * `groupOrder` run side by side, the groups one after the other: what starts real processes shares the machine with its like
  * alone. No test of them depends on how fast anything is.
  */
-const project = (name: string, groupOrder: number, testTimeoutMs: number, parallel: boolean) => ({
+const project = (
+  name: string,
+  groupOrder: number,
+  testTimeoutMs: number,
+  parallel: boolean,
+  workers: { readonly maxWorkers?: number } = {},
+) => ({
   test: {
     name,
     include: [`test/${name}/**/*.test.ts`],
@@ -15,6 +21,7 @@ const project = (name: string, groupOrder: number, testTimeoutMs: number, parall
     hookTimeout: testTimeoutMs,
     fileParallelism: parallel,
     sequence: { groupOrder },
+    ...workers,
   },
 });
 
@@ -27,7 +34,7 @@ export default defineConfig({
       project("scenarios", 0, 20_000, true),
       project("sim", 1, 300_000, true),
       project("interop", 2, 120_000, false),
-      project("e2e", 3, 180_000, true),
+      project("e2e", 3, 180_000, true, { maxWorkers: 3 }),
     ],
     coverage: {
       provider: "v8",

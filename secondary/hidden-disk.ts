@@ -46,6 +46,7 @@ export class HiddenDisk implements HeldOriginals {
   #undurable: readonly Generation[] = [];
   /** An fsync of these has failed, and may have lost what readers still see. */
   #mustRewrite = false;
+  #makingDurable: Promise<void> | undefined;
   readonly #scratch: Buffer;
 
   private constructor(context: OverlayContext, groupStart: number) {
@@ -92,7 +93,15 @@ export class HiddenDisk implements HeldOriginals {
    * Makes what was recovered durable, under `power`: the base may be overwritten where an original is held, and until
    * now it may be held in the page cache alone. To be awaited before the first write. Errors: `io-error`.
    */
-  async makeDurable(): Promise<void> {
+  makeDurable(): Promise<void> {
+    // A session that was replaced meanwhile may have begun it: one at a time.
+    this.#makingDurable ??= this.#makeDurable().finally(() => {
+      this.#makingDurable = undefined;
+    });
+    return this.#makingDurable;
+  }
+
+  async #makeDurable(): Promise<void> {
     for (const generation of this.#undurable) {
       if (!this.#generations.includes(generation) && !this.#kept.includes(generation)) continue;
       // A failed fsync is told once, and the next one succeeds without what that one has lost.

@@ -22,6 +22,9 @@ import {
   type RecordedSession,
 } from "../support/recorded-session.ts";
 
+/** A session takes longer than what other fuzz tests play. */
+const RUNS = FUZZ_RUNS / 2;
+
 const TOKEN = Buffer.from("a token that both agents hold");
 const LOST = new ColobusError("connection-lost", "the test ended the link");
 const SOCKETS_AT_ONCE = 64;
@@ -45,10 +48,10 @@ describe("a secondary that is sent damaged sessions", () => {
   afterAll(() => agent.stop(1000));
 
   it(
-    `changes nothing for a peer without the token, message by message (${FUZZ_RUNS} sessions)`,
+    `changes nothing for a peer without the token, message by message (${RUNS} sessions)`,
     () => {
       const random = seededRandom(FUZZ_SEED);
-      for (let run = 0; run < FUZZ_RUNS; run += 1) {
+      for (let run = 0; run < RUNS; run += 1) {
         const link = new MemoryLink("fuzz");
         agent.accept(link);
         const damagedAt = Math.floor(random() * 3);
@@ -65,13 +68,13 @@ describe("a secondary that is sent damaged sessions", () => {
   );
 
   it(
-    `changes nothing for damaged bytes on its WebSocket (${FUZZ_RUNS} mutations)`,
+    `changes nothing for damaged bytes on its WebSocket (${RUNS} mutations)`,
     async () => {
       const random = seededRandom(FUZZ_SEED + 1);
       const listener = new WebSocketListener((link) => agent.accept(link));
       const port = await listener.listen("127.0.0.1", 0);
       const stream = Buffer.concat([upgradeRequest(), ...recorded.toSecondary.slice(0, 6).map(frame)]);
-      let left = FUZZ_RUNS;
+      let left = RUNS;
       const worker = async (): Promise<void> => {
         while (left > 0) {
           let bytes: Buffer = stream;
@@ -108,7 +111,7 @@ describe("a secondary whose primary sends damaged messages in an open session", 
       const begin = decodeMessage(opening[2] ?? Buffer.alloc(0));
       expect(begin.type).toBe("begin");
       const epoch = agent.status().epoch.open;
-      const runs = Math.ceil(FUZZ_RUNS / 10);
+      const runs = Math.ceil(RUNS / 10);
       let reached = 0;
       for (let run = 0; run < runs; run += 1) {
         const link = new MemoryLink("fuzz");
@@ -138,13 +141,13 @@ describe("a secondary whose primary sends damaged messages in an open session", 
 
 describe("a primary whose secondary sends damaged messages", () => {
   it(
-    `ends the session once, or goes on, and nothing is thrown (${FUZZ_RUNS} sessions)`,
+    `ends the session once, or goes on, and nothing is thrown (${RUNS} sessions)`,
     async () => {
       const { agent, recorded } = await secondaryWithHistory(undefined);
       await agent.stop(1000);
       const random = seededRandom(FUZZ_SEED + 3);
       const clock = new ManualClock();
-      for (let run = 0; run < FUZZ_RUNS; run += 1) {
+      for (let run = 0; run < RUNS; run += 1) {
         const link = new MemoryLink("fuzz");
         let closings = 0;
         const session = new SourceSession({
