@@ -9,8 +9,6 @@ import { median, type Measured, type Place } from "./measuring.ts";
 
 const MIB = 1024 * 1024;
 const BYTES = 1024 * MIB;
-/** Of the rate of a plain copy over the same link. */
-const SHARE_MIN = 0.8;
 
 const run = promisify(execFile);
 
@@ -19,7 +17,8 @@ type Way = (typeof WAYS)[number];
 
 /**
  * How fast a sync moves 1 GiB of random data, beside nbdcopy, which writes the same data over loopback into a file that
- * nbdkit serves. A resync keeps the originals of the checkpoint as well, so it writes everything twice.
+ * nbdkit serves. A resync keeps the originals of the checkpoint as well, so it writes everything twice. The aim is 0.8 of
+ * a plain copy over the same link; loopback is faster than any of those, so the ratios are for information.
  */
 export async function measureResync(place: Place, durability: Durability, rounds: number): Promise<Measured> {
   const rates = new Map<Way, number[]>(WAYS.map((way) => [way, []]));
@@ -51,7 +50,7 @@ export async function measureResync(place: Place, durability: Durability, rounds
       what: `${what}, beside a plain copy`,
       ratio: figures["MiB/s"] / (plain?.figures["MiB/s"] ?? 1),
       atMost: undefined,
-      atLeast: what === "first sync" ? SHARE_MIN : undefined,
+      atLeast: undefined,
     })),
   };
 }
