@@ -59,7 +59,6 @@ export async function measureCheckpoints(place: Place, durability: Durability, r
         what: "a checkpoint after 1 GiB, beside one after 1 MiB",
         ratio: (large ?? 0) / (small ?? 1),
         atMost: isJudged ? RATIO_MAX : undefined,
-        atLeast: undefined,
       },
     ],
   };

@@ -60,7 +60,6 @@ function render({ bench, place, durability, rows, ratios }: Result): string {
   return lines.join("\n");
 }
 
-function bound({ atMost, atLeast }: Ratio): string {
-  if (atMost !== undefined) return `at most ${atMost}`;
-  return atLeast === undefined ? "for information" : `at least ${atLeast}`;
+function bound({ atMost }: Ratio): string {
+  return atMost === undefined ? "for information" : `at most ${atMost}`;
 }

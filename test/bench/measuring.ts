@@ -14,9 +14,8 @@ export interface Row {
 export interface Ratio {
   readonly what: string;
   readonly ratio: number;
-  /** What the ratio has to keep; undefined: it is for information. */
+  /** What the ratio has to keep below; undefined: it is for information. */
   readonly atMost: number | undefined;
-  readonly atLeast: number | undefined;
 }
 
 export interface Measured {
@@ -24,8 +23,8 @@ export interface Measured {
   readonly ratios: readonly Ratio[];
 }
 
-export function isKept({ ratio, atMost = Infinity, atLeast = -Infinity }: Ratio): boolean {
-  return ratio <= atMost && ratio >= atLeast;
+export function isKept({ ratio, atMost = Infinity }: Ratio): boolean {
+  return ratio <= atMost;
 }
 
 export function median(numbers: readonly number[]): number {

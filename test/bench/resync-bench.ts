@@ -50,7 +50,6 @@ export async function measureResync(place: Place, durability: Durability, rounds
       what: `${what}, beside a plain copy`,
       ratio: figures["MiB/s"] / (plain?.figures["MiB/s"] ?? 1),
       atMost: undefined,
-      atLeast: undefined,
     })),
   };
 }
