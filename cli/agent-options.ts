@@ -267,7 +267,11 @@ function refuseContradictions(options: Options): void {
   ];
   for (const [flag, value, required] of contradictions) {
     if (value === undefined || value === required) continue;
-    throw invalid("--on-congestion", "detach", `It lets writes go on that ${flag} ${value} has wait: leave one out.`);
+    throw new ColobusError(
+      "usage",
+      `--on-congestion detach and ${flag} ${value} contradict each other`,
+      `Detaching lets writes go on that ${flag} ${value} has wait: leave one out.`,
+    );
   }
 }
 

@@ -126,7 +126,7 @@ Try in another terminal:
   qemu-io -f raw -c "read -P 0x42 0 1M" "${secondary}"
   ${colobus} wait merged --run ${b}
 
-A guest: qemu-system-x86_64 -drive file.driver=nbd,file.server.type=unix,file.server.path=${a}/nbd.sock,file.export=vda,file.reconnect-delay=30,format=raw
+A guest: qemu-system-x86_64 -drive file.driver=nbd,file.server.type=unix,file.server.path=${a}/nbd.sock,file.export=vda,file.reconnect-delay=60,format=raw
 
 Ctrl-C ends both agents${scratch ? " and removes the scratch disks" : ""}.`;
 }

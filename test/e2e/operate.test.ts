@@ -486,7 +486,7 @@ describe.runIf(PEERS)("restarts", () => {
     private constructor(agent: AgentUnderTest) {
       const image = [
         "driver=raw,file.driver=nbd,file.server.type=unix",
-        `file.server.path=${join(agent.run, "nbd.sock")},file.export=vda,file.reconnect-delay=10`,
+        `file.server.path=${join(agent.run, "nbd.sock")},file.export=vda,file.reconnect-delay=100`,
       ].join(",");
       this.#child = spawn("qemu-io", ["--image-opts", image], { stdio: ["pipe", "pipe", "pipe"] });
       onTestFinished(() => void this.#child.kill("SIGKILL"));

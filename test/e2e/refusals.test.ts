@@ -466,8 +466,11 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "nbdcopy"))("an agent that ca
       [[...primary, "--mode", "mirror"], /--mode mirror is not available/],
       [[...primary, "--on-peer-loss", "stop"], /--on-peer-loss "stop"/],
       [[...primary, "--fence-timeout", "5s"], /--fence-timeout "5s"/],
-      [[...primary, "--on-congestion", "detach", "--ack", "applied"], /--on-congestion "detach" is not possible/],
-      [[...primary, "--on-congestion", "detach", "--on-peer-loss", "freeze"], /--on-peer-loss freeze has wait/],
+      [[...primary, "--on-congestion", "detach", "--ack", "applied"], /detach and --ack applied contradict/],
+      [
+        [...primary, "--on-congestion", "detach", "--on-peer-loss", "freeze"],
+        /detach and --on-peer-loss freeze contradict/,
+      ],
       [[...primary, "--resync-speed", "fast"], /--resync-speed "fast"/],
       [[...primary, "--resync-speed", "1MiB/m"], /--resync-speed "1MiB\/m"/],
       [[...primary, "--overlay-limit", "1KiB"], /--overlay-limit "1KiB"/],
