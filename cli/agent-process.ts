@@ -4,6 +4,7 @@ import { ColobusError } from "../proto/errors.ts";
 import { SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
+import { spareFullCollections } from "../shared/host/heap.ts";
 import type { Log } from "../shared/host/log.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import { NodeRandom } from "../shared/host/node-random.ts";
@@ -56,6 +57,7 @@ export class AgentProcess {
   /** Starts an agent and resolves when it serves. On an error nothing is left running. */
   static async start(config: ProcessConfig, log: Log): Promise<AgentProcess> {
     assertAddressesAllowed(config);
+    spareFullCollections();
     const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile);
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
     const { fence } = config;

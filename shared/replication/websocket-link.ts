@@ -5,9 +5,8 @@ import { WebSocket, WebSocketServer } from "ws";
 import { ColobusError, ERRORS, type ErrorCode } from "../../proto/errors.ts";
 import { HANDSHAKE_TIMEOUT_MS, LINK_CLOSE_TIMEOUT_MS, MESSAGE_MAX_BYTES } from "../../proto/limits.ts";
 import type { Dialer, Link, LinkHandlers } from "./link.ts";
+import { OutgoingMessages } from "./outgoing-messages.ts";
 
-/** Messages up to this size are joined into one frame: copying them costs less than the frames would. */
-const JOIN_MAX_BYTES = 64 * 1024;
 /** RFC 6455, 5.5: a close frame has room for this many bytes of reason. */
 const CLOSE_REASON_MAX_BYTES = 123;
 const NORMAL_CLOSURE = 1000;
@@ -20,6 +19,7 @@ const CODE_OF_CLOSE = new Map<number, ErrorCode>(
 class WebSocketLink implements Link {
   readonly peerAddress: string;
   readonly #socket: WebSocket;
+  readonly #outgoing = new OutgoingMessages();
   #handlers: LinkHandlers | undefined;
   #fault: ColobusError | undefined;
 
@@ -67,14 +67,8 @@ class WebSocketLink implements Link {
       this.#socket.send(only, { binary: true });
       return;
     }
-    let length = 0;
-    for (const part of parts) length += part.length;
-    if (length <= JOIN_MAX_BYTES) {
-      this.#socket.send(Buffer.concat(parts, length), { binary: true });
-      return;
-    }
-    const last = parts.length - 1;
-    parts.forEach((part, index) => this.#socket.send(part, { binary: true, fin: index === last }));
+    const joined = this.#outgoing.join(parts);
+    this.#socket.send(joined.message, { binary: true }, joined.sent);
   }
 
   close(reason: ColobusError): void {
