@@ -5,20 +5,25 @@ export interface KnownEpochs {
   committed: number;
   committedAtMs: number | undefined;
   prepared: number[];
-  /** The commit that was asked for last: where its answer is lost, the next handshake tells of it. */
-  asked?: { readonly epoch: number; readonly atMs: number };
+  /** Commits without an answer, and when they were asked for: the next handshake tells what became of them. */
+  readonly asked: Map<number, number>;
 }
 
-/** Takes over what a secondary says as it opens a session. Returns whether it tells of a commit that is news. */
-export function learnEpochs(known: KnownEpochs, peer: Hello, nowMs: number): boolean {
+/**
+ * Takes over what a secondary says as it opens a session. Returns whether it tells of a commit that is news: one that
+ * this agent had asked for, or one that it finds.
+ */
+export function learnEpochs(known: KnownEpochs, peer: Hello, nowMs: number): "asked" | "found" | undefined {
   // A former primary's own last state is no checkpoint of this side's.
   const committed = peer.outdated ? 0 : peer.committed;
   const isNews = committed > known.committed;
-  if (isNews) {
-    // When a commit was that an earlier process had asked for is not known: the time before it stands.
-    known.committedAtMs = known.asked?.epoch === committed ? known.asked.atMs : (known.committedAtMs ?? nowMs);
-  }
+  const askedAtMs = known.asked.get(committed);
+  // When a commit was that an earlier process had asked for is not known: the time before it stands.
+  if (isNews) known.committedAtMs = askedAtMs ?? known.committedAtMs ?? nowMs;
   known.committed = committed;
   known.prepared = [...peer.prepared];
-  return isNews;
+  // A later one may still be on its way in a session that has not ended on the other side.
+  for (const epoch of known.asked.keys()) if (epoch <= committed) known.asked.delete(epoch);
+  if (!isNews) return undefined;
+  return askedAtMs === undefined ? "found" : "asked";
 }

@@ -113,6 +113,7 @@ export class PrimaryRole {
       committed: record.committed.epoch,
       committedAtMs: record.committed.epoch > 0 ? record.committed.atMs : undefined,
       prepared: [],
+      asked: new Map(),
     };
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
@@ -482,8 +483,10 @@ export class PrimaryRole {
     this.#epochs.skipThrough(peer.epochSeen);
     // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
     if (peer.committed < this.#known.committed) this.#volumesComplete = false;
-    const isNews = learnEpochs(this.#known, peer, this.#options.clock.wallMs());
-    if (isNews) this.#volumes.dropThrough(this.#known.committed);
+    const news = learnEpochs(this.#known, peer, this.#options.clock.wallMs());
+    if (news !== undefined) this.#volumes.dropThrough(this.#known.committed);
+    // What an earlier process had asked for is no event of this one.
+    if (news === "asked") this.#committed(this.#known.committed);
     return this.#epochs.open;
   }
 
@@ -539,22 +542,30 @@ export class PrimaryRole {
   async #commit(session: SourceSession, epoch: number): Promise<number> {
     const { clock, emit } = this.#options;
     const startedMs = clock.nowMs();
-    this.#known.asked = { epoch, atMs: clock.wallMs() };
+    this.#known.asked.set(epoch, clock.wallMs());
     try {
       await session.request((id) => ({ type: "commit", id, epoch }));
     } catch (error) {
-      emit("checkpoint-failed", { epoch, ...asColobusError(error).toJSON() });
+      const reason = asColobusError(error);
+      if (reason.code !== "outcome-unknown") this.#known.asked.delete(epoch);
+      emit("checkpoint-failed", { epoch, ...reason.toJSON() });
       throw error;
     }
+    this.#known.asked.delete(epoch);
     if (epoch > this.#voidThrough) {
       this.#known.committed = Math.max(this.#known.committed, epoch);
       this.#known.committedAtMs = clock.wallMs();
     }
     this.#volumes.dropThrough(epoch);
-    this.#volumesComplete = true;
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
-    emit("checkpoint-committed", { epoch });
+    this.#committed(epoch);
     return clock.nowMs() - startedMs;
+  }
+
+  /** The secondary has told that it has done a commit that this agent had asked for. */
+  #committed(epoch: number): void {
+    this.#volumesComplete = true;
+    this.#options.emit("checkpoint-committed", { epoch });
   }
 
   /** The session with the secondary. Errors: `no-peer`. */

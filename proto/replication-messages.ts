@@ -6,14 +6,18 @@
  * | offset | size | field |
  * |---|---|---|
  * | 0 | 4 | header length H, big-endian |
- * | 4 | H | header: one msgpack map whose `type` names the message |
- * | 4+H | … | payload: in `data` only, the bytes of its write operations one after the other |
+ * | 4 | 4 | number of the message: how many its sender has sent before it in this session, modulo 2^32, big-endian |
+ * | 8 | H | header: one msgpack map whose `type` names the message |
+ * | 8+H | … | payload: in `data` only, the bytes of its write operations one after the other |
+ *
+ * The encoding functions leave the number 0, and the decoding function passes it over: the session knows it.
  *
  * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `differs` as often
  * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `barrier`, `commit`, `discard`
  * and `takeover`; the secondary sends `ack`, `answer`, `stall`, `unstall`, `wanted` and
  * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes.
  */
+import assert from "node:assert/strict";
 import { Packr } from "msgpackr";
 import { z } from "zod";
 import { ColobusError, isErrorCode } from "./errors.ts";
@@ -29,7 +33,8 @@ import {
 import { REPLICATION_PROTOCOL_VERSION } from "./versions.ts";
 import { ACK_POLICIES, MODES, ROLES } from "./words.ts";
 
-const HEAD_BYTES = 4;
+const NUMBER_OFFSET = 4;
+const HEAD_BYTES = 8;
 
 /** What a `sync` message says of the sync. */
 export const SYNC_PHASES = ["begin", "pause", "end"] as const;
@@ -198,8 +203,21 @@ function encodeHeader(header: object): Buffer {
   const body = packr.pack(header);
   const head = Buffer.allocUnsafe(HEAD_BYTES + body.length);
   head.writeUInt32BE(body.length, 0);
+  head.writeUInt32BE(0, NUMBER_OFFSET);
   body.copy(head, HEAD_BYTES);
   return head;
+}
+
+/** Writes the number of an encoded message into its first part. */
+export function numberMessage(parts: readonly Buffer[], number: number): void {
+  const [head] = parts;
+  assert(head !== undefined, "an encoded message has a head");
+  head.writeUInt32BE(number, NUMBER_OFFSET);
+}
+
+/** The number of a message that was decoded without an error. */
+export function numberOf(bytes: Buffer): number {
+  return bytes.readUInt32BE(NUMBER_OFFSET);
 }
 
 /**

@@ -13,6 +13,7 @@ import {
 import type { Clock, Timer } from "../host/clock.ts";
 import { findMismatch } from "./mismatch.ts";
 import type { Link } from "./link.ts";
+import { MessageNumbers } from "./message-numbers.ts";
 
 type Handshake =
   | { readonly step: "hello" }
@@ -46,10 +47,14 @@ export interface SessionOptions {
  *
  * The proof is an HMAC over both hellos with both nonces, so the token never crosses the link, and no part of a hello
  * can be altered under way. Nothing but hello and proof is accepted before the session is open.
+ *
+ * Every message goes out through `#transmit`, which numbers it, and comes in through `#receive`, which takes none but the
+ * next one: what happens behind it sees each message of the peer once and in order, or the session ends.
  */
 export class Session {
   readonly #options: SessionOptions;
   readonly #digest: Buffer;
+  readonly #numbers = new MessageNumbers();
   #handshake: Handshake = { step: "hello" };
   #lastReceivedMs: number;
   #lastSentMs: number;
@@ -64,7 +69,7 @@ export class Session {
       this.close(new ColobusError("peer-timeout", "the peer did not finish the handshake", "Check the peer's log."));
     });
     const parts = encodeMessage({ type: "hello", ...hello });
-    this.#digest = digestOf(Buffer.concat(parts));
+    this.#digest = digestOf(Buffer.concat(parts)); // number 0, as it is encoded
     let constructed = false;
     link.start({
       message: (data) => this.#receive(data),
@@ -74,7 +79,7 @@ export class Session {
         else clock.defer(() => this.#end(reason));
       },
     });
-    link.send(parts);
+    this.#transmit(parts);
     constructed = true;
   }
 
@@ -92,18 +97,23 @@ export class Session {
   }
 
   /** Sends an encoded message. The link owns the parts from now on. */
-  sendParts(parts: readonly Uint8Array[]): void {
+  sendParts(parts: readonly Buffer[]): void {
     if (this.#handshake.step === "closed") return;
     this.#lastSentMs = this.#options.clock.nowMs();
-    this.#options.link.send(parts);
+    this.#transmit(parts);
   }
 
   /** Ends the session, telling the peer why. */
   close(reason: ColobusError): void {
     if (this.#handshake.step === "closed") return;
-    this.#options.link.send(encodeMessage({ type: "refuse", error: toErrorBody(reason) }));
+    this.#transmit(encodeMessage({ type: "refuse", error: toErrorBody(reason) }));
     this.#options.link.close(reason);
     this.#end(reason);
+  }
+
+  #transmit(parts: readonly Buffer[]): void {
+    this.#numbers.stamp(parts);
+    this.#options.link.send(parts);
   }
 
   #end(reason: ColobusError): void {
@@ -120,7 +130,10 @@ export class Session {
       if (this.#handshake.step !== "open" && data.length > HANDSHAKE_MESSAGE_MAX_BYTES) {
         throw new ColobusError("protocol-error", "the peer sent a large message before the handshake was done");
       }
-      this.#handle(decodeMessage(data), data);
+      // Decoded first: what is no message of this protocol at all, or of another version of it, is told as that.
+      const message = decodeMessage(data);
+      this.#numbers.check(data);
+      this.#handle(message, data);
     } catch (error) {
       if (error instanceof ColobusError) this.close(error);
       else throw error;

@@ -1,18 +1,19 @@
 /**
  * The link is lost at every message of the replication protocol: before it, right after it, and after it was held back
- * for a while. Each time the pair must find together by itself, with nothing lost that was acknowledged, and the
- * secondary must show a checkpoint that it may have, byte for byte, all the while.
+ * for a while; or the message alone is lost, which the pair has to notice. Each time the two must find together by
+ * themselves, with nothing lost that was acknowledged, and the secondary must show a checkpoint that it may have, byte for
+ * byte, all the while.
  */
 import { describe, expect, it } from "vitest";
 import type { MessageType } from "../../proto/replication-messages.ts";
-import { MIB, type PairOptions } from "../support/agent-pair.ts";
+import { MIB, type AgentUnderTest, type PairOptions } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { FaultedPair, TIMEOUT_MS, type Side } from "../support/faulted-pair.ts";
 import type { FaultAct } from "../support/message-proxy.ts";
 import { expectSame } from "../support/nbd-tools.ts";
 
 const SIZE = 8 * MIB;
-const ACTS = ["cut-before", "cut-after", "hold"] as const satisfies readonly FaultAct[];
+const ACTS = ["cut-before", "cut-after", "hold", "drop"] as const satisfies readonly FaultAct[];
 type Act = (typeof ACTS)[number];
 
 const PLAIN: PairOptions = { flags: ["--peer-timeout", "2s"], primaryFlags: ["--assume-in-sync"] };
@@ -180,7 +181,7 @@ const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
   "given-up": [ofOverlays({ prepare: fillUp, provoke: giveUp, isQuiet: true })],
 };
 
-describe("the link is lost", () => {
+describe("the link, or one message, is lost", () => {
   it.each(Object.keys(GROUPS) as Group[])("at every message %s, and the pair finds together again", async (group) => {
     const pair = await FaultedPair.start(Buffer.alloc(SIZE, 0x11), GROUPS[group]);
     for (const [type, cases] of Object.entries(CASES) as [MessageType, readonly Case[]][]) {
@@ -212,7 +213,7 @@ describe("a session", () => {
         (status) => status.peers[0]?.connection === "Connecting",
       );
       expect(peers[0]?.lastError).toMatchObject({ code: "protocol-error" });
-      expect(peers[0]?.lastError?.message).toMatch(/the peer sent operation \d+ after \d+/);
+      expect(peers[0]?.lastError?.message).toMatch(/message \d+ of the peer came where \d+ was expected/);
       expect(protection).toMatchObject({ state: "NotProtected", reason: "connecting" });
     }
     expectSame(pair.pair.image("b"), before);
@@ -268,6 +269,7 @@ describe("a session", () => {
 async function loseLink(pair: FaultedPair, type: MessageType, act: Act, one: Case): Promise<void> {
   await one.prepare?.(pair);
   const { connections } = pair.proxy;
+  const told = await Promise.all(agentsOf(pair).map(async ({ control }) => (await control.events(0)).at(-1)?.sequence));
   const fault = pair.arm({ type, from: one.from, act, nth: one.nth ?? 1 });
   const outcome = Promise.resolve(one.provoke(pair)).then(
     () => "done",
@@ -291,6 +293,20 @@ async function loseLink(pair: FaultedPair, type: MessageType, act: Act, one: Cas
   await one.afterwards?.(pair, act);
   await connected;
   await pair.expectHealed();
+  // Where the last word is lost, the end of the connection says the same.
+  if (act === "drop" && type !== "refuse") await expectNoticed(pair, told);
+}
+
+function agentsOf({ pair }: FaultedPair): AgentUnderTest[] {
+  return [pair.primary, pair.secondary];
+}
+
+/** A side has told, behind its event of that number, that a message was missing. */
+async function expectNoticed(pair: FaultedPair, told: readonly (number | undefined)[]): Promise<void> {
+  const later = await Promise.all(agentsOf(pair).map(({ control }, index) => control.events(told[index] ?? 0)));
+  expect(later.flat().map(({ data }) => data.message)).toContainEqual(
+    expect.stringMatching(/^message \d+ of the peer came where \d+ was expected/),
+  );
 }
 
 function soon<T>(promise: Promise<T>, what: string): Promise<T> {

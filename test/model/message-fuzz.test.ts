@@ -81,13 +81,13 @@ function randomValue(random: SeededRandom, depth: number): unknown {
   }
 }
 
-/** The bytes of a header's length, which come before it. */
-const LENGTH_BYTES = 4;
+/** A header's length and the message's number, which come before it. */
+const HEAD_BYTES = 8;
 
 /** The headers of real messages, as msgpack has them. */
 const HEADERS = [...goldenBytes("replication-protocol-1.txt", new Map()).values()].map((bytes) => {
-  const end = LENGTH_BYTES + bytes.readUInt32BE(0);
-  return unpack(bytes.subarray(LENGTH_BYTES, end)) as Record<string, unknown>;
+  const end = HEAD_BYTES + bytes.readUInt32BE(0);
+  return unpack(bytes.subarray(HEAD_BYTES, end)) as Record<string, unknown>;
 });
 const FIELDS = [...new Set(HEADERS.flatMap((header) => Object.keys(header)))];
 
@@ -124,9 +124,9 @@ describe("the decoder of replication messages", () => {
     let taken = 0;
     for (let run = 0; run < FUZZ_RUNS; run += 1) {
       const body = packr.pack(random.chance(0.9) ? damagedHeader(random) : randomValue(random, 0));
-      const bytes = Buffer.alloc(4 + body.length + random.below(10));
+      const bytes = Buffer.alloc(HEAD_BYTES + body.length + random.below(10));
       bytes.writeUInt32BE(random.chance(0.95) ? body.length : random.next(), 0);
-      body.copy(bytes, 4);
+      body.copy(bytes, HEAD_BYTES);
       const message = tryDecode(bytes);
       if (message === undefined) continue;
       assertSound(message, bytes);
@@ -138,11 +138,11 @@ describe("the decoder of replication messages", () => {
   it(`refuses random bytes, and throws nothing else (${FUZZ_RUNS} messages)`, () => {
     const random = new SeededRandom(FUZZ_SEED);
     for (let run = 0; run < FUZZ_RUNS; run += 1) {
-      const bytes = Buffer.alloc(4 + random.below(64));
+      const bytes = Buffer.alloc(HEAD_BYTES + random.below(64));
       random.fill(bytes);
       bytes.writeUInt32BE(random.below(bytes.length), 0);
       // msgpack's containers, so that nesting and lengths beyond the end are met often.
-      for (let at = 4; at < bytes.length; at += 1)
+      for (let at = HEAD_BYTES; at < bytes.length; at += 1)
         if (random.chance(0.3))
           bytes[at] = random.pick([0x81, 0x91, 0x9f, 0xdc, 0xdd, 0xde, 0xdf, 0xc7, 0xc9, 0xd4, 0x72]);
       tryDecode(bytes);

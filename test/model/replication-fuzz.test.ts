@@ -2,7 +2,7 @@ import { connect, type Socket } from "node:net";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Agent } from "../../cli/agent.ts";
 import { ColobusError } from "../../proto/errors.ts";
-import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
+import { decodeMessage, numberMessage, type Message } from "../../proto/replication-messages.ts";
 import { SourceSession } from "../../primary/source-session.ts";
 import { WebSocketListener } from "../../shared/replication/websocket-link.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
@@ -121,10 +121,14 @@ describe("a secondary whose primary sends damaged messages in an open session", 
         while (link.closedWith === undefined && !link.sent.some((message) => typeOf(message) === "ready")) await turn();
         if (link.closedWith === undefined) reached += 1;
         const damagedAt = Math.floor(random() * stream.length);
+        let number = opening.length;
         for (const [index, message] of stream.entries()) {
-          const bytes = index === damagedAt ? mutate(message, random) : Buffer.from(message);
+          const next = numbered(message, number);
+          const bytes = index === damagedAt ? mutate(next, random) : next;
           // A damaged request that is a request all the same may rightly move the checkpoint.
-          if (!isRequest(bytes)) link.receive(bytes);
+          if (isRequest(bytes)) continue;
+          link.receive(bytes);
+          number += 1;
           if (link.closedWith !== undefined) break;
         }
         await turn();
@@ -225,6 +229,13 @@ function typeOf(message: Buffer): Message["type"] | undefined {
 function isRequest(message: Buffer): boolean {
   const type = typeOf(message);
   return type === "barrier" || type === "commit" || type === "discard";
+}
+
+/** A copy of a recorded message that follows others than it did. */
+function numbered(message: Buffer, number: number): Buffer {
+  const copy = Buffer.from(message);
+  numberMessage([copy], number);
+  return copy;
 }
 
 /** A `begin` that names another epoch: the recorded one is closed. */

@@ -3,7 +3,7 @@ import type { LifeScene } from "./life-scene.ts";
 import type { PairMember } from "./pair.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import type { FaultRule } from "./storage-faults.ts";
-import type { CutHeardBy, NetworkProfile } from "./sim-network.ts";
+import type { CutHeardBy, MessageFate, NetworkProfile } from "./sim-network.ts";
 
 const DRAIN_MS = 3_000;
 const STOP_LIMIT_MS = 30_000;
@@ -17,11 +17,13 @@ export class LifeFaults {
   readonly #scene: LifeScene;
   readonly #random: SeededRandom;
   readonly #profile: NetworkProfile;
+  readonly #messages: SeededRandom;
   readonly #active = new Set<Promise<void>>();
 
   constructor(scene: LifeScene, random: SeededRandom) {
     this.#scene = scene;
     this.#random = random;
+    this.#messages = random.fork("messages");
     this.#profile = scene.world.network.profile;
   }
 
@@ -110,12 +112,34 @@ export class LifeFaults {
         network.profile = this.#profile;
         break;
       }
+      case "message-lost":
+        await this.#spoilMessage("lose");
+        break;
+      case "message-repeated":
+        await this.#spoilMessage("repeat");
+        break;
     }
   }
 
   /** Shorter or longer than it takes to be noticed. */
   #whileOn(): Promise<void> {
     return this.#scene.sleep(this.#random.within([1, this.#random.pick([20, 1_000, 8_000])]));
+  }
+
+  /** One message of the next few, of whichever side; none, when a later fault of this kind begins first. */
+  async #spoilMessage(fate: MessageFate): Promise<void> {
+    const { network } = this.#scene.world;
+    let before = this.#messages.below(30);
+    const intercept = (): MessageFate => {
+      before -= 1;
+      if (before >= 0) return "deliver";
+      network.intercept = undefined;
+      this.#scene.messagesSpoiled += 1;
+      return fate;
+    };
+    network.intercept = intercept;
+    await this.#scene.sleep(this.#messages.within([1, 2_000]));
+    if (network.intercept === intercept) network.intercept = undefined;
   }
 
   async #freeze(member: PairMember): Promise<void> {

@@ -5,7 +5,7 @@ import { STORAGE_PROFILE } from "./sim-disk.ts";
 import { NETWORK_PROFILE, type NetworkProfile } from "./sim-network.ts";
 
 /** Everything that may go wrong in a life. Each is over by itself, or by a restart, after a while. */
-export const FAULT_KINDS = [
+const FAULT_KINDS = [
   "secondary-killed",
   "secondary-killed-in-call",
   "secondary-loses-power",
@@ -24,7 +24,9 @@ export const FAULT_KINDS = [
   "one-way-partition",
   "slow-network",
 ] as const;
-export type FaultKind = (typeof FAULT_KINDS)[number];
+/** What a broken relay between the two does to one message. */
+const MESSAGE_FAULT_KINDS = ["message-lost", "message-repeated"] as const;
+export type FaultKind = (typeof FAULT_KINDS)[number] | (typeof MESSAGE_FAULT_KINDS)[number];
 
 /** What the two guests and the operator do. */
 export const OPERATION_KINDS = [
@@ -106,7 +108,11 @@ export function drawLife(random: SeededRandom): LifePlan {
   const ack = random.pick<AckPolicy>(["async", "async", "received", "applied"]);
   const disks = drawDisks(random);
   const operations = OPERATIONS_MIN + random.below(100);
-  const faults = drawFaults(random, operations);
+  // Message faults have a stream of their own, so that the rest of a life is as it was.
+  const faults = [
+    ...drawFaults(random, operations),
+    ...drawMessageFaults(random.fork("message faults"), operations),
+  ].sort((left, right) => left.at - right.at);
   return {
     pair: {
       disks,
@@ -178,7 +184,13 @@ function drawFaults(random: SeededRandom, operations: number): LifePlan["faults"
   const on = FAULT_KINDS.filter(() => random.chance(0.4));
   if (on.length === 0) on.push(random.pick(FAULT_KINDS));
   const count = FAULTS_MIN + random.below(random.pick([1, 4, 10]));
-  return Array.from({ length: count }, () => ({ at: random.below(operations), kind: random.pick(on) })).sort(
-    (left, right) => left.at - right.at,
-  );
+  return Array.from({ length: count }, () => ({ at: random.below(operations), kind: random.pick(on) }));
+}
+
+function drawMessageFaults(random: SeededRandom, operations: number): LifePlan["faults"] {
+  const count = random.chance(0.3) ? 1 + random.below(6) : 0;
+  return Array.from({ length: count }, () => ({
+    at: random.below(operations),
+    kind: random.pick(MESSAGE_FAULT_KINDS),
+  }));
 }

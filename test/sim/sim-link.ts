@@ -244,8 +244,14 @@ export class SimLink implements Link {
     const data = Buffer.concat(item.parts, item.bytes);
     world.trace(this.#line("receives"), item.bytes);
     world.traceBytes(data);
-    if (this.#network.intercept?.(this, data) === "cut") this.#network.cutLink(this);
-    else this.#handlers?.message(data);
+    const fate = this.#network.intercept?.(this, data) ?? "deliver";
+    if (fate !== "deliver") world.trace(`${this.#line("is spoiled")} ${fate}`);
+    if (fate === "cut") this.#network.cutLink(this);
+    else if (fate !== "lose") {
+      const again = fate === "repeat" ? Buffer.from(data) : undefined;
+      this.#handlers?.message(data);
+      if (again !== undefined) this.#handlers?.message(again);
+    }
   }
 
   /** Something came for a connection that this host no longer has: its kernel, if it is on, says so. */

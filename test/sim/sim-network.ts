@@ -33,6 +33,9 @@ export const NETWORK_PROFILE: NetworkProfile = {
   dialTimeoutMs: 10_000,
 };
 
+/** `cut` ends the link instead; the other two are what a broken relay between the hosts does to one message. */
+export type MessageFate = "deliver" | "cut" | "lose" | "repeat";
+
 /** Which ends of a link that is cut hear of it. */
 export type CutHeardBy = "both" | "dialler" | "acceptor" | "nobody";
 
@@ -41,8 +44,8 @@ export class SimNetwork {
   readonly random: SeededRandom;
   /** May be changed at any time; holds for what is sent from then on. */
   profile: NetworkProfile = NETWORK_PROFILE;
-  /** Asked about every message before its receiver gets it, while set: `cut` ends the link instead. */
-  intercept: ((receiver: SimLink, data: Buffer) => "deliver" | "cut") | undefined;
+  /** Asked about every message before its receiver gets it, while set. */
+  intercept: ((receiver: SimLink, data: Buffer) => MessageFate) | undefined;
   /** Both ends of every link that has not ended. The end that dialled comes first. */
   readonly #ends = new Set<SimLink>();
   /** Blocked ways, as "FROM TO". */

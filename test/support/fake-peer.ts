@@ -1,7 +1,9 @@
 /**
  * The other end of a replication link, spoken from the documented format and not from the agents' code: what another
- * release, or anybody else, may send. A message is a 4-byte header length and a msgpack map.
+ * release, or anybody else, may send. A message is a header length and the number of the message, 4 bytes each, and a
+ * msgpack map.
  */
+import assert from "node:assert/strict";
 import { once } from "node:events";
 import { Packr } from "msgpackr";
 import { onTestFinished } from "vitest";
@@ -16,13 +18,17 @@ export class FakePeer {
   readonly #received: Fields[] = [];
   #wake: (() => void) | undefined;
   #isClosed = false;
+  #sent = 0;
+  #taken = 0;
   /** The close code of the connection, once it has ended. */
   readonly closed: Promise<number>;
 
   private constructor(socket: WebSocket) {
     this.#socket = socket;
     socket.on("message", (data: Buffer) => {
-      this.#received.push(packr.unpack(data.subarray(4, 4 + data.readUInt32BE(0))) as Fields);
+      assert.equal(data.readUInt32BE(4), this.#taken, "the number of an agent's message");
+      this.#taken += 1;
+      this.#received.push(packr.unpack(data.subarray(8, 8 + data.readUInt32BE(0))) as Fields);
       this.#wake?.();
     });
     this.closed = once(socket, "close").then(([code]) => {
@@ -56,8 +62,10 @@ export class FakePeer {
 
   send(fields: Fields): void {
     const body = packr.pack(fields);
-    const head = Buffer.alloc(4);
-    head.writeUInt32BE(body.length);
+    const head = Buffer.alloc(8);
+    head.writeUInt32BE(body.length, 0);
+    head.writeUInt32BE(this.#sent, 4);
+    this.#sent += 1;
     this.#socket.send(Buffer.concat([head, body]));
   }
 

@@ -2,6 +2,7 @@ import {
   decodeMessage,
   encodeData,
   encodeMessage,
+  numberMessage,
   type Hello,
   type Message,
 } from "../../proto/replication-messages.ts";
@@ -14,6 +15,7 @@ type Plain = Exclude<Message, { type: "data" }>;
 export class ScriptedPrimary {
   readonly link: MemoryLink;
   readonly hello: Hello;
+  #said = 0;
 
   constructor(changes: Partial<Hello> = {}, name = "primary") {
     this.link = new MemoryLink(name);
@@ -26,11 +28,17 @@ export class ScriptedPrimary {
   }
 
   send(message: Plain): void {
-    this.link.receive(Buffer.concat(encodeMessage(message)));
+    this.#say(encodeMessage(message));
   }
 
   write(sequence: number, disk: number, offset: number, payload: Buffer): void {
-    this.link.receive(Buffer.concat(encodeData(sequence, [0, disk, offset, payload.length], [payload])));
+    this.#say(encodeData(sequence, [0, disk, offset, payload.length], [payload]));
+  }
+
+  #say(parts: readonly Buffer[]): void {
+    numberMessage(parts, this.#said);
+    this.#said += 1;
+    this.link.receive(Buffer.concat(parts));
   }
 
   /** Says hello and proves itself, without a token. */

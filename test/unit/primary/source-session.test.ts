@@ -3,7 +3,13 @@ import { SourceSession } from "../../../primary/source-session.ts";
 import type { SentRange } from "../../../primary/send-window.ts";
 import { ColobusError } from "../../../proto/errors.ts";
 import { READY_TIMEOUT_MS } from "../../../proto/limits.ts";
-import { decodeMessage, encodeMessage, type Hello, type Message } from "../../../proto/replication-messages.ts";
+import {
+  decodeMessage,
+  encodeMessage,
+  numberMessage,
+  type Hello,
+  type Message,
+} from "../../../proto/replication-messages.ts";
 import { primaryHello, secondaryHello } from "../../support/hellos.ts";
 import { MemoryLink } from "../../support/link-pair.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
@@ -18,6 +24,7 @@ class Bench {
   readonly calls: string[] = [];
   readonly endings: { reason: ColobusError; missing: readonly SentRange[] }[] = [];
   readonly session: SourceSession;
+  #received = 0;
 
   constructor(hello: Partial<Hello> = {}) {
     this.session = new SourceSession({
@@ -40,7 +47,10 @@ class Bench {
   }
 
   receive(message: Exclude<Message, { type: "data" }>): void {
-    this.link.receive(Buffer.concat(encodeMessage(message)));
+    const parts = encodeMessage(message);
+    numberMessage(parts, this.#received);
+    this.#received += 1;
+    this.link.receive(Buffer.concat(parts));
   }
 
   /** Ends the turn, and takes what has been sent. */

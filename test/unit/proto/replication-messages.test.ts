@@ -8,6 +8,8 @@ import {
   encodeData,
   encodeMessage,
   fromErrorBody,
+  numberMessage,
+  numberOf,
   OPERATION_KINDS,
   toErrorBody,
   type DataMessage,
@@ -80,8 +82,8 @@ function encoded(message: Message): Buffer {
 /** Any header, and payload, as a message. */
 function raw(header: unknown, payload: Buffer = Buffer.alloc(0)): Buffer {
   const body = new Packr({ useRecords: false }).pack(header);
-  const head = Buffer.alloc(4);
-  head.writeUInt32BE(body.length);
+  const head = Buffer.alloc(8);
+  head.writeUInt32BE(body.length, 0);
   return Buffer.concat([head, body, payload]);
 }
 
@@ -99,6 +101,16 @@ describe("the replication messages", () => {
     );
     expect([...golden.keys()].sort()).toEqual(ALL.map(({ type }) => type).sort());
     for (const message of ALL) expect(decodeMessage(golden.get(message.type) ?? Buffer.alloc(0))).toEqual(message);
+  });
+
+  it.each(ALL)("take their number without another change: $type", (message) => {
+    const parts = [encoded(message)];
+    expect(numberOf(parts[0] ?? Buffer.alloc(0))).toBe(0);
+    numberMessage(parts, 0xffff_fffe);
+    const [bytes = Buffer.alloc(0)] = parts;
+    expect(numberOf(bytes)).toBe(0xffff_fffe);
+    expect(bytes.toString("hex", 4, 8)).toBe("fffffffe");
+    expect(decodeMessage(bytes)).toEqual(message);
   });
 
   it("are cut payload by payload, without a copy", () => {
@@ -130,7 +142,7 @@ describe("a message that is not of the protocol", () => {
     ["a type that is no text", raw({ type: ["ping"] })],
     ["no map", raw([1, 2])],
     ["nothing", raw(null)],
-    ["a header longer than itself", Buffer.from([0, 0, 1, 0, 0x80])],
+    ["a header longer than itself", Buffer.from([0, 0, 1, 0, 0, 0, 0, 0, 0x80])],
     ["a payload where none belongs", raw({ type: "ping" }, Buffer.from("x"))],
     ["a field that is missing", raw({ type: "ack", received: 1 })],
     ["a negative number", raw({ type: "ack", received: -1, stable: 0 })],
@@ -155,7 +167,7 @@ describe("a message that is not of the protocol", () => {
       raw({ ...EXAMPLES.hello, disks: Array.from({ length: 65 }, () => ({ name: "x", sizeBytes: 1 })) }),
     ],
     ["a MAC that is too long", raw({ type: "proof", mac: Buffer.alloc(33) })],
-    ["nesting without end", Buffer.concat([Buffer.from([0, 0, 0xea, 0x60]), Buffer.alloc(60_000, 0x91)])],
+    ["nesting without end", Buffer.concat([Buffer.from([0, 0, 0xea, 0x60, 0, 0, 0, 0]), Buffer.alloc(60_000, 0x91)])],
   ])("is refused with an error of the table: %s", (_, bytes) => {
     expect(() => decodeMessage(bytes)).toThrow(ColobusError);
   });

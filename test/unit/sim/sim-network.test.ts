@@ -256,6 +256,16 @@ describe("SimNetwork", () => {
     expect([dialled.closed, second.closed]).toEqual([["connection-lost"], []]);
   });
 
+  it("loses or repeats the very message that a test names, and goes on", async () => {
+    const { world, dialled, accepted } = await connect(1);
+    world.network.intercept = (_, data) =>
+      data.toString() === "3" ? "lose" : data.toString() === "5" ? "repeat" : "deliver";
+    sendNumbers(dialled.link, 7);
+    await world.run({ forMs: 1_000 });
+    expect(accepted.messages).toEqual(["0", "1", "2", "4", "5", "5", "6"]);
+    expect(accepted.closed).toEqual([]);
+  });
+
   it("cuts a link at the very message that a test names", async () => {
     const { world, dialled, accepted } = await connect(1);
     world.network.intercept = (_, data) => (data.toString() === "3" ? "cut" : "deliver");

@@ -2,7 +2,13 @@ import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../../proto/errors.ts";
 import { HANDSHAKE_MESSAGE_MAX_BYTES, HANDSHAKE_TIMEOUT_MS } from "../../../../proto/limits.ts";
-import { encodeData, encodeMessage, type Hello, type Message } from "../../../../proto/replication-messages.ts";
+import {
+  encodeData,
+  encodeMessage,
+  numberMessage,
+  type Hello,
+  type Message,
+} from "../../../../proto/replication-messages.ts";
 import { Session, type SessionHandlers } from "../../../../shared/replication/session.ts";
 import { primaryHello, secondaryHello } from "../../../support/hellos.ts";
 import { LinkPair, type MemoryLink } from "../../../support/link-pair.ts";
@@ -86,8 +92,15 @@ function openPair(options: PairOptions = {}): Pair {
   return made;
 }
 
-function bytesOf(message: Parameters<typeof encodeMessage>[0]): Buffer {
-  return Buffer.concat(encodeMessage(message));
+function bytesOf(message: Parameters<typeof encodeMessage>[0], number = 0): Buffer {
+  return numbered(Buffer.concat(encodeMessage(message)), number);
+}
+
+/** A copy of an encoded message with another number. */
+function numbered(message: Buffer, number: number): Buffer {
+  const copy = Buffer.from(message);
+  numberMessage([copy], number);
+  return copy;
 }
 
 describe("a session", () => {
@@ -221,6 +234,7 @@ describe("a session", () => {
 });
 
 describe("a session that is not open", () => {
+  const NOT_NOW = expect.stringMatching(/where the handshake does not allow it/) as string;
   const EARLY: readonly (readonly [string, Buffer])[] = [
     ["data", Buffer.concat(encodeData(1, [0, 0, 0, 3], [Buffer.from("abc")]))],
     ["begin", bytesOf({ type: "begin", session: "s", extent: "full", lineage: "l", openEpoch: 1, diskSizes: [1] })],
@@ -241,8 +255,8 @@ describe("a session that is not open", () => {
   it.each(EARLY.slice(0, 4))("refuses %s after the hello", (_, bytes) => {
     const { links, secondary } = pair();
     links.left.deliverOne();
-    links.right.receive(bytes);
-    expect(secondary.reason.code).toBe("protocol-error");
+    links.right.receive(numbered(bytes, 1));
+    expect(secondary.reason).toMatchObject({ code: "protocol-error", message: NOT_NOW });
     expect(secondary.peer).toBeUndefined();
   });
 
@@ -250,11 +264,11 @@ describe("a session that is not open", () => {
     const hello = bytesOf({ type: "hello", ...primaryHello() });
     const early = pair();
     early.links.right.receive(hello);
-    early.links.right.receive(hello);
-    expect(early.secondary.reason.code).toBe("protocol-error");
+    early.links.right.receive(numbered(hello, 1));
+    expect(early.secondary.reason).toMatchObject({ code: "protocol-error", message: NOT_NOW });
     const late = openPair();
-    late.links.right.receive(hello);
-    expect(late.secondary.reason.code).toBe("protocol-error");
+    late.links.right.receive(numbered(hello, 2));
+    expect(late.secondary.reason).toMatchObject({ code: "protocol-error", message: NOT_NOW });
   });
 
   it("refuses a message that is larger than a handshake needs, unread", () => {
@@ -278,6 +292,94 @@ describe("a session that is not open", () => {
     expect(secondary.endings).toEqual([]);
     clock.advance(1);
     expect(secondary.reason.code).toBe("peer-timeout");
+  });
+});
+
+describe("a session between whose ends", () => {
+  const told = ["begin", "ping", "united", "sync", "barrier"] as const;
+
+  /** An open pair, and what its primary has said since, not delivered yet. */
+  function saying(): Pair & { readonly said: Buffer[] } {
+    const open = openPair();
+    const { session } = open.primary;
+    const history = { lineage: "l", ancestors: [] };
+    session.send({ type: "begin", session: "s", extent: "full", openEpoch: 1, diskSizes: [1], lineage: "l" });
+    session.send({ type: "ping" });
+    session.send({ type: "united" });
+    session.send({ type: "sync", phase: "end", totalBytes: 0, ...history });
+    session.send({ type: "barrier", id: 1, epoch: 1 });
+    return { ...open, said: open.links.left.sent.splice(0) };
+  }
+
+  function expectEnded({ links, primary, secondary }: Pair, number: number, expected: number): void {
+    const words = `message ${number} of the peer came where ${expected} was expected`;
+    expect(secondary.reason.code).toBe("protocol-error");
+    expect(secondary.reason.message).toContain(words);
+    expect(secondary.reason.action).toMatch(/proxies/);
+    links.deliver();
+    expect(primary.reason).toMatchObject({ code: "protocol-error", message: secondary.reason.message });
+  }
+
+  const at = told.map((type, index) => ({ type, index }));
+
+  it.each(at.slice(0, -1))("a message is lost ends at the next one: $type", ({ index }) => {
+    const { said, ...open } = saying();
+    said.splice(index, 1);
+    for (const message of said) open.links.right.receive(message);
+    expect(open.secondary.messages).toEqual(told.slice(0, index).filter((type) => type !== "ping"));
+    expectEnded(open, 3 + index, 2 + index);
+  });
+
+  it("the last message is lost ends at the next heartbeat", () => {
+    const { said, ...open } = saying();
+    for (const message of said.slice(0, -1)) open.links.right.receive(message);
+    expect(open.secondary.endings).toEqual([]);
+    open.clock.advance(PEER_TIMEOUT_MS / 4);
+    open.links.deliver();
+    expectEnded(open, 7, 6);
+  });
+
+  it.each(at)("a message is repeated ends there: $type", ({ index }) => {
+    const { said, ...open } = saying();
+    for (const message of said.slice(0, index + 1)) open.links.right.receive(message);
+    open.links.right.receive(present(said[index]));
+    expect(open.secondary.messages).toEqual(told.slice(0, index + 1).filter((type) => type !== "ping"));
+    expectEnded(open, 2 + index, 3 + index);
+  });
+
+  it.each(at.slice(0, -1))("two messages are swapped ends before either: $type", ({ index }) => {
+    const { said, ...open } = saying();
+    said.splice(index, 2, present(said[index + 1]), present(said[index]));
+    for (const message of said) open.links.right.receive(message);
+    expect(open.secondary.messages).toEqual(told.slice(0, index).filter((type) => type !== "ping"));
+    expectEnded(open, 3 + index, 2 + index);
+  });
+
+  it("a message of the handshake is lost does not open there", () => {
+    const hello = pair();
+    hello.links.left.sent.shift();
+    hello.links.deliver();
+    expect(hello.secondary.peer).toBeUndefined();
+    expectEnded(hello, 1, 0);
+    const proof = pair();
+    proof.links.left.deliverOne();
+    proof.links.right.deliverOne();
+    proof.links.left.sent.shift();
+    proof.links.deliver();
+    proof.clock.advance(PEER_TIMEOUT_MS / 4); // the primary's session is open, and says so
+    proof.links.deliver();
+    expect(proof.secondary.peer).toBeUndefined();
+    expectEnded(proof, 2, 1);
+  });
+
+  it("data that comes twice is handed over once", () => {
+    const open = openPair();
+    open.primary.session.sendParts(encodeData(1, [0, 0, 0, 3], [Buffer.from("abc")]));
+    const [data] = open.links.left.sent.splice(0);
+    open.links.right.receive(present(data));
+    open.links.right.receive(present(data));
+    expect(open.secondary.messages).toEqual(["data"]);
+    expectEnded(open, 2, 3);
   });
 });
 
