@@ -9,9 +9,13 @@ export interface SentRange {
   readonly endCluster: number;
 }
 
-interface Sent extends SentRange {
-  readonly cost: number;
-}
+// A row of the table of what was sent.
+const DISK = 0;
+const FIRST_CLUSTER = 1;
+const END_CLUSTER = 2;
+const COST = 3;
+const ROW_FIELDS = 4;
+const INITIAL_ROWS = 16;
 
 interface Waiter {
   readonly sequence: number;
@@ -27,8 +31,8 @@ interface Waiter {
  */
 export class SendWindow {
   #windowBytes: number;
-  /** Operations after `#stable`, oldest first; a ring would save the shifts, but a batch of acknowledgements is one splice. */
-  #sent: Sent[] = [];
+  /** Operations after `#stable`: the one of number N at row N modulo the number of rows. */
+  #sent = new Float64Array(INITIAL_ROWS * ROW_FIELDS);
   #sequence = 0;
   #received = 0;
   #stable = 0;
@@ -57,8 +61,18 @@ export class SendWindow {
   }
 
   /** What was sent and is not known to be stable on the secondary, oldest first. */
-  unstable(): readonly SentRange[] {
-    return this.#sent;
+  unstable(): SentRange[] {
+    const sent = this.#sent;
+    const ranges: SentRange[] = [];
+    for (let sequence = this.#stable + 1; sequence <= this.#sequence; sequence += 1) {
+      const row = this.#rowOf(sequence);
+      ranges.push({
+        disk: sent[row + DISK] as number,
+        firstCluster: sent[row + FIRST_CLUSTER] as number,
+        endCluster: sent[row + END_CLUSTER] as number,
+      });
+    }
+    return ranges;
   }
 
   /** Whether another operation has to wait. */
@@ -67,14 +81,19 @@ export class SendWindow {
   }
 
   get isEmpty(): boolean {
-    return this.#sent.length === 0;
+    return this.#stable === this.#sequence;
   }
 
   /** Notes an operation that is being sent and returns its number. */
   add(range: SentRange, payloadBytes: number): number {
     const cost = payloadBytes + OPERATION_COST_BYTES;
-    this.#sent.push({ ...range, cost });
+    if ((this.#sequence - this.#stable) * ROW_FIELDS === this.#sent.length) this.#grow();
     this.#sequence += 1;
+    const row = this.#rowOf(this.#sequence);
+    this.#sent[row + DISK] = range.disk;
+    this.#sent[row + FIRST_CLUSTER] = range.firstCluster;
+    this.#sent[row + END_CLUSTER] = range.endCluster;
+    this.#sent[row + COST] = cost;
     this.#unreceivedBytes += cost;
     this.#unstableBytes += cost;
     return this.#sequence;
@@ -105,10 +124,8 @@ export class SendWindow {
       );
     }
     const isNews = received > this.#received || stable > this.#stable;
-    for (let index = this.#received - this.#stable; index < received - this.#stable; index += 1) {
-      this.#unreceivedBytes -= this.#sent[index]?.cost ?? 0;
-    }
-    for (const sent of this.#sent.splice(0, stable - this.#stable)) this.#unstableBytes -= sent.cost;
+    this.#unreceivedBytes -= this.#costBetween(this.#received, received);
+    this.#unstableBytes -= this.#costBetween(this.#stable, stable);
     this.#received = received;
     this.#stable = stable;
     if (this.#spaceWaiters.length > 0 && !this.isFull) wakeAll(this.#spaceWaiters.splice(0));
@@ -118,15 +135,39 @@ export class SendWindow {
   }
 
   /** The session is lost: lets everybody go, and returns the ranges that may be missing on the secondary. */
-  abandon(): readonly SentRange[] {
-    const missing = this.#sent;
-    this.#sent = [];
+  abandon(): SentRange[] {
+    const missing = this.unstable();
+    this.#received = this.#sequence;
+    this.#stable = this.#sequence;
     this.#unreceivedBytes = 0;
     this.#unstableBytes = 0;
     wakeAll(this.#spaceWaiters.splice(0));
     this.#receivedWaiters = wakeThrough(this.#receivedWaiters, Infinity);
     this.#stableWaiters = wakeThrough(this.#stableWaiters, Infinity);
     return missing;
+  }
+
+  #rowOf(sequence: number): number {
+    return (sequence * ROW_FIELDS) % this.#sent.length;
+  }
+
+  /** What the operations after number `from`, up to `to`, cost together. */
+  #costBetween(from: number, to: number): number {
+    let cost = 0;
+    for (let sequence = from + 1; sequence <= to; sequence += 1) {
+      cost += this.#sent[this.#rowOf(sequence) + COST] as number;
+    }
+    return cost;
+  }
+
+  #grow(): void {
+    const old = this.#sent;
+    const grown = new Float64Array(2 * old.length);
+    for (let sequence = this.#stable + 1; sequence <= this.#sequence; sequence += 1) {
+      const row = this.#rowOf(sequence);
+      grown.set(old.subarray(row, row + ROW_FIELDS), (sequence * ROW_FIELDS) % grown.length);
+    }
+    this.#sent = grown;
   }
 }
 

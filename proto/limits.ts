@@ -78,6 +78,9 @@ export const UNAUTHENTICATED_LINKS_MAX = 16;
 export const WINDOW_DEFAULT_BYTES = 64 * MIB;
 /** Bytes handed to the secondary but not yet stable there, as a multiple of the window. */
 export const UNSTABLE_WINDOWS = 4;
+/** An acknowledgement that no guest waits for comes at the latest after this time, or this part of the window. */
+export const ACK_DELAY_MS = 2;
+export const ACK_WINDOW_SHARE = 1 / 32;
 /** What an operation costs the window beside its payload, so that operations without payload are bounded as well. */
 export const OPERATION_COST_BYTES = 128;
 /** Barriers, commits and discards of one session that may wait for their answers. */

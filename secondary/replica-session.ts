@@ -239,8 +239,8 @@ export class ReplicaSession {
       disks: this.#disks,
       clock: options.clock,
       durability: options.durability,
-      windowBytes: options.windowBytes,
-      syncEagerly: peer.ack === "applied",
+      windowBytes: Math.min(options.windowBytes, peer.windowBytes),
+      ack: peer.ack,
       savesOriginals: () => options.checkpoints.newestBarrier > 0,
       makeRoom: () => options.checkpoints.makeRoom(),
       acknowledge: (received, stable) => this.#session.send({ type: "ack", received, stable }),
@@ -334,6 +334,7 @@ export class ReplicaSession {
   async #request(id: number, work: () => Promise<void>): Promise<void> {
     try {
       await work();
+      this.#writer?.acknowledge();
       this.#session.send({ type: "answer", id, error: null });
     } catch (error) {
       this.#session.send({ type: "answer", id, error: toErrorBody(asColobusError(error)) });

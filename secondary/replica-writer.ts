@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import {
+  ACK_DELAY_MS,
+  ACK_WINDOW_SHARE,
   APPLY_BATCH_BYTES,
   APPLY_BATCH_OPERATIONS,
   NBD_MAX_IN_FLIGHT_BYTES,
@@ -10,7 +12,7 @@ import {
   UNSTABLE_WINDOWS,
 } from "../proto/limits.ts";
 import type { DataMessage, Operation } from "../proto/replication-messages.ts";
-import type { Durability } from "../proto/words.ts";
+import type { AckPolicy, Durability } from "../proto/words.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
 import { isZero } from "../shared/block/zeroes.ts";
@@ -27,8 +29,8 @@ export interface ReplicaWriterOptions {
   readonly durability: Durability;
   /** The session's window: a primary that sends far beyond it is cut off. */
   readonly windowBytes: number;
-  /** Fsync right behind each batch, because the primary's guest waits for it. */
-  readonly syncEagerly: boolean;
+  /** How far the primary's guests wait for a write: `applied` has each batch fsynced at once, `async` acknowledged at leisure. */
+  readonly ack: AckPolicy;
   /** Whether originals must be saved: not before there is a checkpoint to return to. */
   readonly savesOriginals: () => boolean;
   /** Frees what can be spared of the overlays, which are full. False: there was nothing. */
@@ -69,6 +71,9 @@ export class ReplicaWriter {
   #stableSequence = 0;
   #acknowledged = { received: 0, stable: 0 };
   #ackDeferred = false;
+  #ackTimer: Timer | undefined;
+  /** What has come since the last acknowledgement, as the window counts it. */
+  #unacknowledgedBytes = 0;
   #comparing = false;
   #rewriting = false;
   #unsyncedBytes = 0;
@@ -111,6 +116,7 @@ export class ReplicaWriter {
       throw new ColobusError("protocol-error", "the peer sent much more than its window allows");
     }
     this.#queuedBytes += bytes;
+    this.#unacknowledgedBytes += bytes;
     this.#receivedSequence += message.operations.length;
     this.#queue.push({ kind: "data", message, bytes });
     this.#acknowledgeSoon();
@@ -128,6 +134,7 @@ export class ReplicaWriter {
     this.#stopped = true;
     this.#queue.length = 0;
     this.#syncTimer?.cancel();
+    this.#ackTimer?.cancel();
     await this.#draining;
     await this.#syncing?.catch(() => undefined); // nothing more is called stable, so its outcome means nothing any more
   }
@@ -302,7 +309,7 @@ export class ReplicaWriter {
   #syncBehind(bytes: number): void {
     this.#unsyncedBytes += bytes;
     if (this.#syncing !== undefined) return;
-    if (this.#options.syncEagerly || this.#unsyncedBytes >= SYNC_BEHIND_BYTES) this.#startSync();
+    if (this.#options.ack === "applied" || this.#unsyncedBytes >= SYNC_BEHIND_BYTES) this.#startSync();
     else {
       this.#syncTimer ??= this.#options.clock.after(SYNC_BEHIND_MS, () => {
         this.#syncTimer = undefined;
@@ -338,17 +345,31 @@ export class ReplicaWriter {
     });
   }
 
+  /** Tells the primary how far the stream has come: nobody there waits for it, so once for many batches. */
   #acknowledgeSoon(): void {
     if (this.#ackDeferred) return;
-    this.#ackDeferred = true;
-    this.#options.clock.defer(() => {
-      this.#ackDeferred = false;
-      const received = this.#receivedSequence;
-      const stable = this.#stableSequence;
-      if (this.#stopped || (received === this.#acknowledged.received && stable === this.#acknowledged.stable)) return;
-      this.#acknowledged = { received, stable };
-      this.#options.acknowledge(received, stable);
-    });
+    const { clock, ack, windowBytes } = this.#options;
+    if (ack !== "async" || this.#unacknowledgedBytes >= windowBytes * ACK_WINDOW_SHARE) {
+      this.#ackDeferred = true;
+      clock.defer(() => {
+        this.#ackDeferred = false;
+        this.acknowledge();
+      });
+    } else {
+      this.#ackTimer ??= clock.after(ACK_DELAY_MS, () => this.acknowledge());
+    }
+  }
+
+  /** Tells the primary how far the stream has come, if it does not know yet. */
+  acknowledge(): void {
+    this.#ackTimer?.cancel();
+    this.#ackTimer = undefined;
+    this.#unacknowledgedBytes = 0;
+    const received = this.#receivedSequence;
+    const stable = this.#stableSequence;
+    if (this.#stopped || (received === this.#acknowledged.received && stable === this.#acknowledged.stable)) return;
+    this.#acknowledged = { received, stable };
+    this.#options.acknowledge(received, stable);
   }
 }
 

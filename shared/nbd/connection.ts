@@ -34,6 +34,9 @@ export interface NbdTransport {
   destroy(): void;
 }
 
+/** What Node reads from a socket at a time. */
+const FULL_CHUNK_BYTES = 64 * 1024;
+
 export interface NbdConnectionOptions {
   readonly transport: NbdTransport;
   readonly directory: NbdExportDirectory;
@@ -92,6 +95,8 @@ export class NbdConnection implements ByteBudgetOwner {
     assert(this.#rest === undefined, "the transport is paused");
     this.#rest = chunk;
     this.#advance();
+    // Nothing more is behind a chunk that is not full: its replies go before whatever else this turn has to do.
+    if (chunk.length < FULL_CHUNK_BYTES) this.#writer.flush();
   }
 
   /** The client has closed its sending side; it may still take replies. */

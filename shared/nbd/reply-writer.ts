@@ -170,6 +170,11 @@ export class ReplyWriter {
     this.commit(reservation, 0);
   }
 
+  /** Sends what is committed now, and not at the end of the turn, unless the socket has not taken the last write. */
+  flush(): void {
+    if (!this.#closed && this.#queuedBytes > 0 && this.#sendingBytes === 0) this.#flush();
+  }
+
   /** The socket has taken everything that was transmitted. */
   sent(): void {
     if (this.#closed) return;
@@ -225,7 +230,7 @@ export class ReplyWriter {
 
   #flushAtEndOfTurn(): void {
     this.#flushScheduled = false;
-    if (!this.#closed && this.#queuedBytes > 0 && this.#sendingBytes === 0) this.#flush();
+    this.flush();
   }
 
   #flush(): void {

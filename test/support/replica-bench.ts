@@ -223,7 +223,7 @@ export class ReplicaBench {
       clock: this.#clock,
       durability: this.state.record.durability,
       windowBytes: BENCH_WINDOW_BYTES,
-      syncEagerly: false,
+      ack: "async",
       savesOriginals: () => this.checkpoints.newestBarrier > 0,
       makeRoom: () => this.checkpoints.makeRoom(),
       acknowledge: (_, stable) => {

@@ -1,7 +1,13 @@
 import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../proto/errors.ts";
-import { HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX, UNAUTHENTICATED_LINKS_MAX } from "../../../proto/limits.ts";
+import {
+  ACK_DELAY_MS,
+  ACK_WINDOW_SHARE,
+  HANDSHAKE_TIMEOUT_MS,
+  REQUESTS_MAX,
+  UNAUTHENTICATED_LINKS_MAX,
+} from "../../../proto/limits.ts";
 import type { Hello, Message } from "../../../proto/replication-messages.ts";
 import type { Durability } from "../../../proto/words.ts";
 import { SecondaryRole } from "../../../secondary/secondary-role.ts";
@@ -81,8 +87,8 @@ class Bench {
   }
 
   /** A primary whose session is ready for data. */
-  async begin(openEpoch = 1): Promise<ScriptedPrimary> {
-    const primary = await this.connect();
+  async begin(openEpoch = 1, changes: Partial<Hello> = {}): Promise<ScriptedPrimary> {
+    const primary = await this.connect(changes);
     primary.take();
     primary.begin(openEpoch);
     await this.settle();
@@ -120,6 +126,8 @@ describe("the secondary's end of a session", () => {
     primary.write(1, 0, 100, Buffer.from("hello"));
     primary.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
     await bench.settle();
+    expect(primary.take()).toEqual([]);
+    bench.clock.advance(ACK_DELAY_MS);
     expect(primary.take()).toEqual([{ type: "ack", received: 1, stable: 1 }]);
     expect(bench.image().toString("latin1", 100, 105)).toBe("hello");
     primary.send({ type: "barrier", id: 1, epoch: 1 });
@@ -307,7 +315,28 @@ describe("a secondary with several links", () => {
     expect(bench.role.describeProtection().reason).not.toBe("overlay-full");
     primary.write(1, 0, 0, Buffer.from("x"));
     await bench.settle();
+    bench.clock.advance(ACK_DELAY_MS);
     expect(types(primary.take())).toEqual(["ack"]);
+  });
+
+  it("acknowledges at once where guests wait for it, after a part of the window, and before it answers", async () => {
+    const waiting = await Bench.open();
+    const primary = await waiting.begin(1, { ack: "received" });
+    primary.write(1, 0, 0, Buffer.from("x"));
+    await waiting.settle();
+    expect(types(primary.take())).toContain("ack");
+
+    const bench = await Bench.open();
+    const windowBytes = 64 * 1024;
+    const other = await bench.begin(1, { windowBytes });
+    other.write(1, 0, 0, Buffer.alloc(windowBytes * ACK_WINDOW_SHARE));
+    await bench.settle();
+    expect(types(other.take())).toContain("ack");
+    other.write(2, 0, 0, Buffer.from("x"));
+    other.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
+    other.send({ type: "barrier", id: 1, epoch: 1 });
+    await bench.settle();
+    expect(types(other.take())).toEqual(["ack", "answer"]);
   });
 
   it("takes no more of them than it can afford, until some have gone", async () => {
