@@ -1,65 +1,109 @@
 /**
- * `npm run bench`: figures of a pair on this machine, in memory and on its disk, with either durability. What is compared
- * is measured in turns in one run, so that drift of the machine hits both alike; only the ratios mean anything.
+ * `npm run bench`: figures of a pair on this machine, in memory and on its disk, beside other projects' servers. What is
+ * compared is measured in turns in one run, so that drift of the machine hits all alike; only the ratios mean anything.
  *
- * Arguments: `checkpoint`, `resync`; all of them where none is named. Options: `--rounds N` (20), `--dir DIR` (a directory
- * on the disk; the system's temporary one), `--json`. The exit code is 1 when a ratio is not what it has to be.
+ * Arguments: the benches to run; those that do not take long where none is named. Options:
+ * `--rounds N` instead of each bench's own number, `--seconds N` (2) for each load in a round, `--dir DIR` (a directory on
+ * the disk; the system's temporary one), `--place memory|disk` for only one of them, `--json`, `--write-docs` (tables and
+ * plots of docs/benchmarks.md). The exit code is 1 when a figure does not keep its bound.
  */
-import { existsSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
+import { dirname } from "node:path";
+import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { DURABILITIES, type Durability } from "../../proto/words.ts";
+import { withSection } from "../../tools/generated-sections.ts";
 import { measureCheckpoints } from "./checkpoint-bench.ts";
-import { isKept, type Measured, type Place, type Ratio } from "./measuring.ts";
+import { measureFailover } from "./failover-bench.ts";
+import { measureGrowth } from "./growth-bench.ts";
+import { assertPeers, thisMachine } from "./machine.ts";
+import { isKept, type Measured, type Place, type Setting } from "./measuring.ts";
+import { measurePeers } from "./peers-bench.ts";
+import { drawPlot } from "./plot.ts";
+import { benchSection, BENCHMARKS_DOC, plotPath, renderText, type Result } from "./report.ts";
 import { measureResync } from "./resync-bench.ts";
 
-const MEMORY_DIRECTORY = "/dev/shm";
-const BENCHES = { checkpoint: measureCheckpoints, resync: measureResync };
-
-interface Result extends Measured {
-  readonly bench: string;
-  readonly place: Place["name"];
-  readonly durability: Durability;
+interface Bench {
+  readonly measure: (setting: Setting) => Promise<Measured>;
+  readonly rounds: number;
+  /** Runs only when it is named. */
+  readonly isLong?: boolean;
+  /** Default: both. */
+  readonly places?: readonly Place["name"][];
 }
+
+const BENCHES: Readonly<Record<string, Bench>> = {
+  peers: { measure: measurePeers, rounds: 3 },
+  checkpoint: { measure: measureCheckpoints, rounds: 5 },
+  failover: { measure: measureFailover, rounds: 3 },
+  resync: { measure: measureResync, rounds: 3 },
+  growth: { measure: measureGrowth, rounds: 3, isLong: true, places: ["memory"] },
+};
+const MEMORY_DIRECTORY = "/dev/shm";
+const ROOT = new URL("../../", import.meta.url);
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
-    rounds: { type: "string", default: "20" },
-    dir: { type: "string", default: tmpdir() },
-    json: { type: "boolean", default: false },
+    "rounds": { type: "string" },
+    "seconds": { type: "string", default: "2" },
+    "dir": { type: "string", default: tmpdir() },
+    "place": { type: "string" },
+    "json": { type: "boolean", default: false },
+    "write-docs": { type: "boolean", default: false },
   },
 });
 
 const unknown = positionals.find((name) => !Object.hasOwn(BENCHES, name));
 if (unknown !== undefined) throw new Error(`"${unknown}" is none of ${Object.keys(BENCHES).join(", ")}`);
+const seconds = positiveNumber("--seconds", values.seconds);
+const givenRounds = values.rounds === undefined ? undefined : positiveNumber("--rounds", values.rounds);
+assertPeers();
 
 const places: Place[] = [{ name: "disk", directory: values.dir }];
 if (existsSync(MEMORY_DIRECTORY)) places.unshift({ name: "memory", directory: MEMORY_DIRECTORY });
+if (values.place !== undefined && !places.some(({ name }) => name === values.place)) {
+  throw new Error(`--place ${values.place} is none of ${places.map(({ name }) => name).join(", ")}`);
+}
 
 const results: Result[] = [];
-for (const [bench, measure] of Object.entries(BENCHES)) {
-  if (positionals.length > 0 && !positionals.includes(bench)) continue;
+for (const [bench, { measure, rounds, isLong, places: benchPlaces }] of Object.entries(BENCHES)) {
+  if (positionals.length > 0 ? !positionals.includes(bench) : isLong) continue;
   for (const place of places) {
-    for (const durability of DURABILITIES) {
-      const measured = await measure(place, durability, Number(values.rounds));
-      results.push({ bench, place: place.name, durability, ...measured });
+    if (values.place !== undefined && values.place !== place.name) continue;
+    if (benchPlaces !== undefined && !benchPlaces.includes(place.name)) continue;
+    const setting = { place, rounds: givenRounds ?? rounds, seconds };
+    results.push({ bench, place: place.name, rounds: setting.rounds, ...(await measure(setting)) });
+  }
+}
+
+const machine = thisMachine();
+process.stdout.write(
+  values.json ? `${JSON.stringify({ machine, results })}\n` : `${results.map(renderText).join("\n")}\n`,
+);
+if (values["write-docs"]) writeDocs();
+if (results.some(({ targets }) => !targets.every(isKept))) process.exitCode = 1;
+
+/** Replaces the sections of the benches that ran, and draws their plots. */
+function writeDocs(): void {
+  const document = new URL(BENCHMARKS_DOC, ROOT);
+  let text = readFileSync(document, "utf8");
+  for (const bench of new Set(results.map((result) => result.bench))) {
+    const ofBench = results.filter((result) => result.bench === bench);
+    text = withSection(text, benchSection(bench, ofBench, machine));
+    for (const result of ofBench) {
+      for (const plot of result.plots) {
+        const file = fileURLToPath(new URL(plotPath(result, plot), ROOT));
+        mkdirSync(dirname(file), { recursive: true });
+        writeFileSync(file, drawPlot(plot));
+      }
     }
   }
-}
-process.stdout.write(values.json ? `${JSON.stringify(results)}\n` : `${results.map(render).join("\n")}\n`);
-if (results.some(({ ratios }) => !ratios.every(isKept))) process.exitCode = 1;
-
-function render({ bench, place, durability, rows, ratios }: Result): string {
-  const lines = [`${bench}, ${place}, durability ${durability}; medians`];
-  for (const { what, figures } of rows) {
-    const columns = Object.entries(figures).map(([name, value]) => `${value.toFixed(2).padStart(10)} ${name}`);
-    lines.push(`  ${what.padEnd(28)}${columns.join("")}`);
-  }
-  for (const ratio of ratios) lines.push(`  ${ratio.what}: ${ratio.ratio.toFixed(2)} times as much (${bound(ratio)})`);
-  return lines.join("\n");
+  writeFileSync(document, text);
 }
 
-function bound({ atMost }: Ratio): string {
-  return atMost === undefined ? "for information" : `at most ${atMost}`;
+function positiveNumber(flag: string, text: string): number {
+  const value = Number(text);
+  if (Number.isInteger(value) && value > 0) return value;
+  throw new Error(`${flag} ${text} is not a number above 0`);
 }
