@@ -10,11 +10,14 @@ import { join } from "node:path";
 const running = new Set<ChildProcess>();
 const directories = new Set<string>();
 
-process.on("exit", () => {
-  for (const child of running) child.kill("SIGKILL");
-  for (const directory of directories) removeDirectory(directory);
-});
-for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(1));
+/** From here on this process takes all that it has left along. */
+export function clearAtExit(): void {
+  process.on("exit", () => {
+    for (const child of running) child.kill("SIGKILL");
+    for (const directory of directories) removeDirectory(directory);
+  });
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(1));
+}
 
 /** A new directory below `parent`. */
 export function makeDirectory(parent: string): string {

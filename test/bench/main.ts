@@ -13,32 +13,13 @@ import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { withSection } from "../../tools/generated-sections.ts";
-import { measureCheckpoints } from "./checkpoint-bench.ts";
-import { measureFailover } from "./failover-bench.ts";
-import { measureGrowth } from "./growth-bench.ts";
+import { BENCHES } from "./benches.ts";
+import { clearAtExit } from "./leftovers.ts";
 import { assertPeers, thisMachine } from "./machine.ts";
-import { isKept, type Measured, type Place, type Setting } from "./measuring.ts";
-import { measurePeers } from "./peers-bench.ts";
+import { isKept, type Place } from "./measuring.ts";
 import { drawPlot } from "./plot.ts";
 import { benchSection, BENCHMARKS_DOC, plotPath, renderText, type Result } from "./report.ts";
-import { measureResync } from "./resync-bench.ts";
 
-interface Bench {
-  readonly measure: (setting: Setting) => Promise<Measured>;
-  readonly rounds: number;
-  /** Runs only when it is named. */
-  readonly isLong?: boolean;
-  /** Default: both. */
-  readonly places?: readonly Place["name"][];
-}
-
-const BENCHES: Readonly<Record<string, Bench>> = {
-  peers: { measure: measurePeers, rounds: 3 },
-  checkpoint: { measure: measureCheckpoints, rounds: 5 },
-  failover: { measure: measureFailover, rounds: 3 },
-  resync: { measure: measureResync, rounds: 3 },
-  growth: { measure: measureGrowth, rounds: 3, isLong: true, places: ["memory"] },
-};
 const MEMORY_DIRECTORY = "/dev/shm";
 const ROOT = new URL("../../", import.meta.url);
 
@@ -59,6 +40,7 @@ if (unknown !== undefined) throw new Error(`"${unknown}" is none of ${Object.key
 const seconds = positiveNumber("--seconds", values.seconds);
 const givenRounds = values.rounds === undefined ? undefined : positiveNumber("--rounds", values.rounds);
 assertPeers();
+clearAtExit();
 
 const places: Place[] = [{ name: "disk", directory: values.dir }];
 if (existsSync(MEMORY_DIRECTORY)) places.unshift({ name: "memory", directory: MEMORY_DIRECTORY });

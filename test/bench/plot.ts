@@ -21,6 +21,7 @@ export interface Plot {
 const WIDTH = 760;
 const HEIGHT = 400;
 const AREA = { left: 72, top: 40, right: 570, bottom: 346 };
+/** About as many marks on an axis. */
 const TICKS = 5;
 
 /** Colours that also the colour-blind tell apart (Okabe and Ito), lighter where the background is dark. */
@@ -35,6 +36,7 @@ export function drawPlot(plot: Plot): string {
     points: points.filter(([x, y]) => isDrawable(x, plot.x) && isDrawable(y, plot.y)),
   }));
   const points = series.flatMap((one) => one.points);
+  if (points.length === 0) points.push([1, 1]); // for the axes
   const x = scaleOf(
     plot.x,
     points.map(([value]) => value),
@@ -91,23 +93,28 @@ interface Scale {
 }
 
 function scaleOf({ scale }: Axis, values: readonly number[], [from, to]: readonly [number, number]): Scale {
-  const [low, high, ticks] = scale === "log" ? decades(values) : fromZero(values);
+  const [low, high, ticks] = scale === "log" ? logarithmic(values) : fromZero(values);
   const inner = scale === "log" ? Math.log10 : (value: number): number => value;
   const share = (value: number): number => (inner(value) - inner(low)) / (inner(high) - inner(low));
   return { ticks, at: (value) => Math.round((from + share(value) * (to - from)) * 10) / 10 };
 }
 
-/** Whole powers of ten around the values. */
-function decades(values: readonly number[]): [low: number, high: number, ticks: number[]] {
+/** From 1, 2 or 5 times a power of ten to another, around the values; marked at each of them, or only at the powers. */
+function logarithmic(values: readonly number[]): [low: number, high: number, ticks: number[]] {
   const first = Math.floor(Math.log10(Math.min(...values)));
-  const last = Math.max(first + 1, Math.ceil(Math.log10(Math.max(...values))));
-  const ticks = Array.from({ length: last - first + 1 }, (_, index) => 10 ** (first + index));
-  return [10 ** first, 10 ** last, ticks];
+  const last = Math.floor(Math.log10(Math.max(...values))) + 1;
+  const marks = [];
+  for (let power = first; power <= last; power += 1) for (const factor of [1, 2, 5]) marks.push(factor * 10 ** power);
+  const low = marks.findLast((mark) => mark <= Math.min(...values)) ?? 1;
+  const high = marks.find((mark) => mark > low && mark >= Math.max(...values)) ?? 10;
+  const within = marks.filter((mark) => mark >= low && mark <= high);
+  const powers = within.filter((mark) => Number.isInteger(Math.log10(mark)));
+  return [low, high, powers.length < TICKS ? within : powers];
 }
 
 /** From 0 to above the values, in steps of 1, 2 or 5 times a power of ten. */
 function fromZero(values: readonly number[]): [low: number, high: number, ticks: number[]] {
-  const greatest = Math.max(...values, Number.MIN_VALUE);
+  const greatest = Math.max(...values) || 1;
   const rough = greatest / TICKS;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * ([1, 2, 5].find((factor) => factor * power >= rough) ?? 10);

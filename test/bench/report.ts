@@ -34,7 +34,7 @@ export function renderText({ bench, place, rounds, tables, targets }: Result): s
 /** What `docs/benchmarks.md` says about one bench, in all places that it ran in. */
 export function benchSection(bench: string, results: readonly Result[], machine: Machine): GeneratedSection {
   const parts = results.flatMap((result) => [
-    `### ${bench}, in ${result.place === "memory" ? "memory" : "files on a disk"}\n`,
+    `### ${result.place === "memory" ? "In memory" : "On a disk"}\n`,
     targetTable(result.targets),
     ...result.tables.flatMap((table) => [`**${table.title}**\n`, figureTable(table)]),
     ...result.plots.map((plot) => `![${plot.title}](${plotPath(result, plot).replace("docs/", "")})\n`),
