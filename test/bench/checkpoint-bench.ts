@@ -42,7 +42,8 @@ export async function measureCheckpoints({ place, rounds }: Setting): Promise<Me
   try {
     for (const start of STARTS) pairs.push(await start(place.directory));
     for (const { name } of pairs) samples.set(name, new Map(DIRTY_MIB.map((mib) => [mib, []])));
-    for (let round = 1; round <= rounds; round += 1) {
+    // Round 0 is not counted: it warms the processes up.
+    for (let round = 0; round <= rounds; round += 1) {
       for (const [index, mib] of DIRTY_MIB.entries()) {
         for (const pair of rotated(pairs, round)) {
           await randomWrites({
@@ -51,16 +52,14 @@ export async function measureCheckpoints({ place, rounds }: Setting): Promise<Me
             bytes: mib * MIB,
             blockBytes: mib === 1 ? 4096 : 65_536,
             depth: 16,
-            seed: round * DIRTY_MIB.length + index,
+            seed: round * DIRTY_MIB.length + index + 1,
           });
           await pair.idle();
-          samples
-            .get(pair.name)
-            ?.get(mib)
-            ?.push(await pair.checkpoint());
+          const times = await pair.checkpoint();
+          if (round > 0) samples.get(pair.name)?.get(mib)?.push(times);
         }
       }
-      progress("checkpoint", place, round, rounds);
+      if (round > 0) progress("checkpoint", place, round, rounds);
     }
   } finally {
     await stopAll(pairs);

@@ -16,15 +16,14 @@ export interface Machine {
   readonly versions: Readonly<Record<string, string>>;
 }
 
-/** Throws, and says what to do, when a program is missing that the benchmarks need. */
-export function assertPeers(): void {
+/** What the benchmarks need and is not installed. */
+export function missingPrograms(): string[] {
   const missing = missingPeers(...ALL_PROGRAMS);
   if (missing.length === 0 && spawnSync("fio", ["--enghelp=nbd"]).status !== 0) missing.push("fio's NBD engine");
-  if (missing.length === 0) return;
-  throw new Error(`Not installed: ${missing.join(", ")}. Install the peers with "npm run setup:peers".`);
+  return missing;
 }
 
-/** This machine. Needs what `assertPeers` asserts. */
+/** This machine. Nothing must be missing. */
 export function thisMachine(): Machine {
   const versions: Record<string, string> = { Node: process.versions.node };
   for (const [program, name] of Object.entries(PROGRAMS)) versions[name] = versionOf(program);

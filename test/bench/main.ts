@@ -5,7 +5,8 @@
  * Arguments: the benches to run; those that do not take long where none is named. Options:
  * `--rounds N` instead of each bench's own number, `--seconds N` (2) for each load in a round, `--dir DIR` (a directory on
  * the disk; the system's temporary one), `--place memory|disk` for only one of them, `--json`, `--write-docs` (tables and
- * plots of docs/benchmarks.md). The exit code is 1 when a figure does not keep its bound.
+ * plots of docs/benchmarks.md). The exit code is 1 when a figure does not keep its bound, and 2 when nothing could be
+ * measured.
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -15,7 +16,7 @@ import { parseArgs } from "node:util";
 import { withSection } from "../../tools/generated-sections.ts";
 import { BENCHES } from "./benches.ts";
 import { clearAtExit } from "./leftovers.ts";
-import { assertPeers, thisMachine } from "./machine.ts";
+import { missingPrograms, thisMachine } from "./machine.ts";
 import { isKept, type Place } from "./measuring.ts";
 import { drawPlot } from "./plot.ts";
 import { benchSection, BENCHMARKS_DOC, plotPath, renderText, type Result } from "./report.ts";
@@ -36,16 +37,17 @@ const { values, positionals } = parseArgs({
 });
 
 const unknown = positionals.find((name) => !Object.hasOwn(BENCHES, name));
-if (unknown !== undefined) throw new Error(`"${unknown}" is none of ${Object.keys(BENCHES).join(", ")}`);
+if (unknown !== undefined) refuse(`"${unknown}" is none of ${Object.keys(BENCHES).join(", ")}.`);
 const seconds = positiveNumber("--seconds", values.seconds);
 const givenRounds = values.rounds === undefined ? undefined : positiveNumber("--rounds", values.rounds);
-assertPeers();
+const missing = missingPrograms();
+if (missing.length > 0) refuse(`Not installed: ${missing.join(", ")}. Install the peers with "npm run setup:peers".`);
 clearAtExit();
 
 const places: Place[] = [{ name: "disk", directory: values.dir }];
 if (existsSync(MEMORY_DIRECTORY)) places.unshift({ name: "memory", directory: MEMORY_DIRECTORY });
 if (values.place !== undefined && !places.some(({ name }) => name === values.place)) {
-  throw new Error(`--place ${values.place} is none of ${places.map(({ name }) => name).join(", ")}`);
+  refuse(`--place ${values.place} is none of ${places.map(({ name }) => name).join(", ")}.`);
 }
 
 const results: Result[] = [];
@@ -87,5 +89,10 @@ function writeDocs(): void {
 function positiveNumber(flag: string, text: string): number {
   const value = Number(text);
   if (Number.isInteger(value) && value > 0) return value;
-  throw new Error(`${flag} ${text} is not a number above 0`);
+  return refuse(`${flag} ${text} is not a number above 0.`);
+}
+
+function refuse(sentence: string): never {
+  process.stderr.write(`bench: ${sentence}\n`);
+  process.exit(2);
 }
