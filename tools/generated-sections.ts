@@ -36,6 +36,8 @@ export interface GeneratedSection {
   /** Path from the repository's root. */
   readonly file: string;
   readonly body: string;
+  /** What writes it, where that is not `npm run docs`. */
+  readonly command?: string;
 }
 
 export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
@@ -67,7 +69,7 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
 
 /** `text` with `section` between its markers. Throws when the markers are not there exactly once, in order. */
 export function withSection(text: string, section: GeneratedSection): string {
-  const begin = `<!-- generated: ${section.name} (npm run docs) -->\n`;
+  const begin = `<!-- generated: ${section.name} (${section.command ?? "npm run docs"}) -->\n`;
   const end = `<!-- end generated: ${section.name} -->`;
   const [before, rest, ...more] = text.split(begin);
   const [, after, ...again] = rest?.split(end) ?? [];

@@ -1,65 +1,98 @@
 /**
- * `npm run bench`: figures of a pair on this machine, in memory and on its disk, with either durability. What is compared
- * is measured in turns in one run, so that drift of the machine hits both alike; only the ratios mean anything.
+ * `npm run bench`: figures of a pair on this machine, in memory and on its disk, beside other projects' servers. What is
+ * compared is measured in turns in one run, so that drift of the machine hits all alike; only the ratios mean anything.
  *
- * Arguments: `checkpoint`, `resync`; all of them where none is named. Options: `--rounds N` (20), `--dir DIR` (a directory
- * on the disk; the system's temporary one), `--json`. The exit code is 1 when a ratio is not what it has to be.
+ * Arguments: the benches to run; those that do not take long where none is named. Options:
+ * `--rounds N` instead of each bench's own number, `--seconds N` (2) for each load in a round, `--dir DIR` (a directory on
+ * the disk; the system's temporary one), `--place memory|disk` for only one of them, `--json`, `--write-docs` (tables and
+ * plots of docs/benchmarks.md). The exit code is 1 when a figure does not keep its bound, and 2 when nothing could be
+ * measured.
  */
-import { existsSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
+import { dirname } from "node:path";
+import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { DURABILITIES, type Durability } from "../../proto/words.ts";
-import { measureCheckpoints } from "./checkpoint-bench.ts";
-import { isKept, type Measured, type Place, type Ratio } from "./measuring.ts";
-import { measureResync } from "./resync-bench.ts";
+import { withSection } from "../../tools/generated-sections.ts";
+import { BENCHES } from "./benches.ts";
+import { clearAtExit } from "./leftovers.ts";
+import { missingPrograms, thisMachine } from "./machine.ts";
+import { isKept, type Place } from "./measuring.ts";
+import { drawPlot } from "./plot.ts";
+import { benchSection, BENCHMARKS_DOC, plotPath, renderText, type Result } from "./report.ts";
 
 const MEMORY_DIRECTORY = "/dev/shm";
-const BENCHES = { checkpoint: measureCheckpoints, resync: measureResync };
-
-interface Result extends Measured {
-  readonly bench: string;
-  readonly place: Place["name"];
-  readonly durability: Durability;
-}
+const ROOT = new URL("../../", import.meta.url);
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
-    rounds: { type: "string", default: "20" },
-    dir: { type: "string", default: tmpdir() },
-    json: { type: "boolean", default: false },
+    "rounds": { type: "string" },
+    "seconds": { type: "string", default: "2" },
+    "dir": { type: "string", default: tmpdir() },
+    "place": { type: "string" },
+    "json": { type: "boolean", default: false },
+    "write-docs": { type: "boolean", default: false },
   },
 });
 
 const unknown = positionals.find((name) => !Object.hasOwn(BENCHES, name));
-if (unknown !== undefined) throw new Error(`"${unknown}" is none of ${Object.keys(BENCHES).join(", ")}`);
+if (unknown !== undefined) refuse(`"${unknown}" is none of ${Object.keys(BENCHES).join(", ")}.`);
+const seconds = positiveNumber("--seconds", values.seconds);
+const givenRounds = values.rounds === undefined ? undefined : positiveNumber("--rounds", values.rounds);
+const missing = missingPrograms();
+if (missing.length > 0) refuse(`Not installed: ${missing.join(", ")}. Install the peers with "npm run setup:peers".`);
+clearAtExit();
 
 const places: Place[] = [{ name: "disk", directory: values.dir }];
 if (existsSync(MEMORY_DIRECTORY)) places.unshift({ name: "memory", directory: MEMORY_DIRECTORY });
+if (values.place !== undefined && !places.some(({ name }) => name === values.place)) {
+  refuse(`--place ${values.place} is none of ${places.map(({ name }) => name).join(", ")}.`);
+}
 
 const results: Result[] = [];
-for (const [bench, measure] of Object.entries(BENCHES)) {
-  if (positionals.length > 0 && !positionals.includes(bench)) continue;
+for (const [bench, { measure, rounds, isLong, places: benchPlaces }] of Object.entries(BENCHES)) {
+  if (positionals.length > 0 ? !positionals.includes(bench) : isLong) continue;
   for (const place of places) {
-    for (const durability of DURABILITIES) {
-      const measured = await measure(place, durability, Number(values.rounds));
-      results.push({ bench, place: place.name, durability, ...measured });
+    if (values.place !== undefined && values.place !== place.name) continue;
+    if (benchPlaces !== undefined && !benchPlaces.includes(place.name)) continue;
+    const setting = { place, rounds: givenRounds ?? rounds, seconds };
+    results.push({ bench, place: place.name, rounds: setting.rounds, ...(await measure(setting)) });
+  }
+}
+
+const machine = thisMachine();
+process.stdout.write(
+  values.json ? `${JSON.stringify({ machine, results })}\n` : `${results.map(renderText).join("\n")}\n`,
+);
+if (values["write-docs"]) writeDocs();
+if (results.some(({ targets }) => !targets.every(isKept))) process.exitCode = 1;
+
+/** Replaces the sections of the benches that ran, and draws their plots. */
+function writeDocs(): void {
+  const document = new URL(BENCHMARKS_DOC, ROOT);
+  let text = readFileSync(document, "utf8");
+  for (const bench of new Set(results.map((result) => result.bench))) {
+    const ofBench = results.filter((result) => result.bench === bench);
+    text = withSection(text, benchSection(bench, ofBench, machine));
+    for (const result of ofBench) {
+      for (const plot of result.plots) {
+        const file = fileURLToPath(new URL(plotPath(result, plot), ROOT));
+        mkdirSync(dirname(file), { recursive: true });
+        writeFileSync(file, drawPlot(plot));
+      }
     }
   }
-}
-process.stdout.write(values.json ? `${JSON.stringify(results)}\n` : `${results.map(render).join("\n")}\n`);
-if (results.some(({ ratios }) => !ratios.every(isKept))) process.exitCode = 1;
-
-function render({ bench, place, durability, rows, ratios }: Result): string {
-  const lines = [`${bench}, ${place}, durability ${durability}; medians`];
-  for (const { what, figures } of rows) {
-    const columns = Object.entries(figures).map(([name, value]) => `${value.toFixed(2).padStart(10)} ${name}`);
-    lines.push(`  ${what.padEnd(28)}${columns.join("")}`);
-  }
-  for (const ratio of ratios) lines.push(`  ${ratio.what}: ${ratio.ratio.toFixed(2)} times as much (${bound(ratio)})`);
-  return lines.join("\n");
+  writeFileSync(document, text);
 }
 
-function bound({ atMost }: Ratio): string {
-  return atMost === undefined ? "for information" : `at most ${atMost}`;
+function positiveNumber(flag: string, text: string): number {
+  const value = Number(text);
+  if (Number.isInteger(value) && value > 0) return value;
+  return refuse(`${flag} ${text} is not a number above 0.`);
+}
+
+function refuse(sentence: string): never {
+  process.stderr.write(`bench: ${sentence}\n`);
+  process.exit(2);
 }

@@ -1,30 +1,53 @@
+import { execFile } from "node:child_process";
+import { promisify } from "node:util";
+import type { Plot } from "./plot.ts";
+
+const run = promisify(execFile);
+
 /** A directory that the measured disks lie in. */
 export interface Place {
   readonly name: "memory" | "disk";
   readonly directory: string;
 }
 
-export interface Row {
-  readonly what: string;
-  /** By name and unit. */
-  readonly figures: Readonly<Record<string, number>>;
+/** What every bench is told. */
+export interface Setting {
+  readonly place: Place;
+  readonly rounds: number;
+  /** How long one contestant is measured in one round, after a second of the same load. */
+  readonly seconds: number;
 }
 
-/** Two figures of one run, compared: the only thing that means anything on another day. */
-export interface Ratio {
+export interface Row {
   readonly what: string;
-  readonly ratio: number;
-  /** What the ratio has to keep below; undefined: it is for information. */
-  readonly atMost: number | undefined;
+  /** By name and unit; the same ones in each row of a table. null: it is not known. */
+  readonly figures: Readonly<Record<string, number | null>>;
+}
+
+export interface Table {
+  readonly title: string;
+  readonly rows: readonly Row[];
+}
+
+/** A figure that has to keep within bounds on any machine; most are two figures of one run, compared. */
+export interface Target {
+  readonly what: string;
+  readonly value: number;
+  /** `times` where two figures are compared. */
+  readonly unit: "times" | "ms" | "MiB";
+  /** Neither bound: it is for information. */
+  readonly atLeast?: number | undefined;
+  readonly atMost?: number | undefined;
 }
 
 export interface Measured {
-  readonly rows: readonly Row[];
-  readonly ratios: readonly Ratio[];
+  readonly tables: readonly Table[];
+  readonly targets: readonly Target[];
+  readonly plots: readonly Plot[];
 }
 
-export function isKept({ ratio, atMost = Infinity }: Ratio): boolean {
-  return ratio <= atMost;
+export function isKept({ value, atLeast = -Infinity, atMost = Infinity }: Target): boolean {
+  return value >= atLeast && value <= atMost;
 }
 
 export function median(numbers: readonly number[]): number {
@@ -32,4 +55,25 @@ export function median(numbers: readonly number[]): number {
   const middle = Math.floor(sorted.length / 2);
   const high = sorted[middle] ?? 0;
   return sorted.length % 2 === 1 ? high : (high + (sorted[middle - 1] ?? 0)) / 2;
+}
+
+/** The smallest of the numbers that `share` of them do not exceed. */
+export function percentile(numbers: readonly number[], share: number): number {
+  const sorted = [...numbers].sort((left, right) => left - right);
+  return sorted[Math.max(0, Math.ceil(sorted.length * share) - 1)] ?? 0;
+}
+
+/** The members in another order for each round, so that none is always the first. */
+export function rotated<T>(members: readonly T[], round: number): T[] {
+  const start = round % members.length;
+  return [...members.slice(start), ...members.slice(0, start)];
+}
+
+/** Resolves when what was written before is on the device, and does not compete with what is measured next. */
+export async function settle(place: Place): Promise<void> {
+  if (place.name === "disk") await run("sync", ["--file-system", place.directory]);
+}
+
+export function progress(bench: string, place: Place, round: number, rounds: number): void {
+  process.stderr.write(`${bench}: ${place.name}: round ${round} of ${rounds}\n`);
 }

@@ -13,12 +13,17 @@ const INSTALL = "npm run setup:peers";
  * PATH, or `python3:MODULE` for a module of the system's Python. Throws in CI when one is missing.
  */
 export function requirePeers(...programs: string[]): boolean {
-  const missing = programs.filter((program) => !hasPeer(program));
+  const missing = missingPeers(...programs);
   if (missing.length === 0) return true;
   const message = `Not installed: ${missing.join(", ")}. Install the peers with "${INSTALL}".`;
   if (process.env["CI"] === "true") throw new Error(message);
   warnOnce(message);
   return false;
+}
+
+/** Those of `programs` that cannot be run. */
+export function missingPeers(...programs: string[]): string[] {
+  return programs.filter((program) => !hasPeer(program));
 }
 
 const known = new Map<string, boolean>();

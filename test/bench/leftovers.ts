@@ -1,0 +1,54 @@
+/**
+ * The processes and directories of a run. However it ends, by a signal or an error nobody caught, the processes are killed
+ * and the directories removed: they hold gigabytes, some of them in memory.
+ */
+import { spawn, type ChildProcess, type SpawnOptions } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, rmSync } from "node:fs";
+import { join } from "node:path";
+
+const running = new Set<ChildProcess>();
+const directories = new Set<string>();
+
+/** From here on this process takes all that it has left along. */
+export function clearAtExit(): void {
+  process.on("exit", () => {
+    for (const child of running) child.kill("SIGKILL");
+    for (const directory of directories) removeDirectory(directory);
+  });
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(1));
+}
+
+/** A new directory below `parent`. */
+export function makeDirectory(parent: string): string {
+  const directory = mkdtempSync(join(parent, "colobus-bench-"));
+  directories.add(directory);
+  return directory;
+}
+
+export function removeDirectory(directory: string): void {
+  rmSync(directory, { recursive: true, force: true, maxRetries: 10 });
+  directories.delete(directory);
+}
+
+/** A child process that does not outlive this one. */
+export function startProcess(program: string, args: readonly string[], options: SpawnOptions): ChildProcess {
+  const child = spawn(program, args, options);
+  running.add(child);
+  child.on("exit", () => running.delete(child));
+  return child;
+}
+
+/** Sends the signal, and resolves when the process has ended; at once where it ended before. */
+export async function endProcess(child: ChildProcess, signal: NodeJS.Signals): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const ended = once(child, "exit");
+  child.kill(signal);
+  await ended;
+}
+
+/** Rejects when the process ends before it is asked to. The caller races it with what it waits for. */
+export async function endsEarly(child: ChildProcess, name: string): Promise<never> {
+  const [code, signal] = (await once(child, "exit")) as [number | null, string | null];
+  throw new Error(`${name} ended with ${String(code ?? signal)}`);
+}
