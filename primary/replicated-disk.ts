@@ -142,13 +142,14 @@ export class ReplicatedDisk implements BlockDevice {
 
   /**
    * Reads a stretch that a replica may lack and hands it to `send` while the range is held, so that no write can come
-   * between. A leading hole is taken as far as it goes, up to `length`; of anything else as much as `buffer` holds.
-   * `send` gets the content, a view of `buffer`, and returns nothing; the promise resolves with the bytes that were covered.
+   * between. A leading hole is taken as far as it goes, up to `length`; anything else into what `take` gives for at most
+   * that many bytes, as much as that holds. `send` gets the content, a view of it, and returns nothing; the promise
+   * resolves with the bytes that were covered.
    */
   async readForSync(
     offset: number,
     length: number,
-    buffer: Buffer,
+    take: (length: number) => Buffer,
     clusterBytes: number,
     send: (content: SyncContent) => void,
   ): Promise<number> {
@@ -161,7 +162,7 @@ export class ReplicatedDisk implements BlockDevice {
         send(holeLength);
         return holeLength;
       }
-      const content = buffer.subarray(0, length);
+      const content = take(length).subarray(0, length);
       const reading = this.#readChild(content, offset);
       if (reading !== undefined) await reading;
       send(isZero(content) ? content.length : content);

@@ -112,7 +112,7 @@ export class SyncWork implements JobWork {
     if (room !== undefined) await room;
   }
 
-  /** The next dirty stretches, `bytesMax` together or a little more; a hole comes alone. */
+  /** The next dirty stretches, `bytesMax` together or a little more, and holes between them, which take nothing of that. */
   #nextPieces(bytesMax: number): Piece[] {
     const pieces: Piece[] = [];
     let bytes = 0;
@@ -126,12 +126,10 @@ export class SyncWork implements JobWork {
         if (run === undefined) break;
         const offset = run.first * geometry.clusterBytes;
         const length = clusterEndOffset(geometry, run.end) - offset;
-        if (length > chunkBytes && this.#disk(disk).startsWithHole(offset, chunkBytes)) {
-          return pieces.length > 0 ? pieces : [{ disk, offset, length, isHole: true }];
-        }
-        const piece = { disk, offset, length: Math.min(length, chunkBytes), isHole: false };
+        const isHole = length > chunkBytes && this.#disk(disk).startsWithHole(offset, chunkBytes);
+        const piece = { disk, offset, length: isHole ? length : Math.min(length, chunkBytes), isHole };
         pieces.push(piece);
-        bytes += piece.length;
+        if (!isHole) bytes += piece.length;
         from = Math.ceil((offset + piece.length) / geometry.clusterBytes);
       }
     }
@@ -142,9 +140,10 @@ export class SyncWork implements JobWork {
   async #send({ disk, offset, length, isHole }: Piece): Promise<number> {
     const { replicator, geometries } = this.#options;
     const clusterBytes = geometries[disk]?.clusterBytes ?? length;
-    const buffer = this.#take(Math.min(length, JOB_CHUNK_BYTES));
+    let buffer: Buffer | undefined;
+    const take = (bytes: number): Buffer => (buffer = this.#take(Math.min(bytes, JOB_CHUNK_BYTES)));
     let isInUse = false;
-    const covered = await this.#disk(disk).readForSync(offset, length, buffer, clusterBytes, (content) => {
+    const covered = await this.#disk(disk).readForSync(offset, length, take, clusterBytes, (content) => {
       const sequence = replicator.sendSynced(this.#session, disk, offset, content);
       if (sequence === undefined) lost();
       isInUse = typeof content !== "number";
@@ -152,7 +151,7 @@ export class SyncWork implements JobWork {
       this.#underWay.push({ sequence, buffer: isInUse ? buffer : undefined, bytes });
       this.#underWayBytes += bytes;
     });
-    if (!isInUse) this.#giveBack(buffer);
+    if (buffer !== undefined && !isInUse) this.#giveBack(buffer);
     return isHole ? 0 : covered;
   }
 

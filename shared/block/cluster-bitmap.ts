@@ -1,5 +1,9 @@
 import roaring from "roaring";
 import type { JournalEntry } from "../../proto/cluster-journal-format.ts";
+import { DISK_MAX_CLUSTERS } from "../../proto/limits.ts";
+
+/** Up to so many clusters are walked one by one: that is faster than to look for where runs begin and end. */
+const WALKED_MAX = 1024;
 
 /** A set of cluster indexes (a compressed bitmap; `roaring` is a CommonJS package, hence this door). */
 export const ClusterBitmap = roaring.RoaringBitmap32;
@@ -11,11 +15,16 @@ export interface ClusterRun {
   readonly end: number;
 }
 
-/** The runs of adjacent clusters of a bitmap, ascending. */
-export function* clusterRuns(clusters: ClusterBitmap): Generator<ClusterRun> {
+/** The runs of adjacent clusters of a bitmap, as it is now, ascending. */
+export function clusterRuns(clusters: ClusterBitmap): Iterable<ClusterRun> {
+  return clusters.size <= WALKED_MAX ? walkedRuns(clusters) : boundedRuns(clusters);
+}
+
+/** Of a small set: cluster by cluster. */
+function* walkedRuns(clusters: ClusterBitmap): Generator<ClusterRun> {
   let first = -1;
   let end = -1;
-  for (const cluster of clusters) {
+  for (const cluster of clusters.toArray()) {
     if (cluster === end) {
       end += 1;
     } else {
@@ -25,6 +34,17 @@ export function* clusterRuns(clusters: ClusterBitmap): Generator<ClusterRun> {
     }
   }
   if (first >= 0) yield { first, end };
+}
+
+/** Of a large one, which may be a whole disk of 16 TiB: the clusters whose neighbour is missing are where runs begin and end. */
+function* boundedRuns(clusters: ClusterBitmap): Generator<ClusterRun> {
+  const behind = ClusterBitmap.addOffset(clusters, 1);
+  const ends = ClusterBitmap.andNot(behind, clusters)[Symbol.iterator]();
+  for (const first of ClusterBitmap.andNot(clusters, behind)) {
+    const end = ends.next();
+    // There is no index behind the last possible cluster.
+    yield { first, end: end.done === true ? DISK_MAX_CLUSTERS : end.value };
+  }
 }
 
 /**

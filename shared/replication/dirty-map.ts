@@ -51,13 +51,21 @@ export class DirtyMap {
 
   /** The first run of dirty clusters from `from` on, at most `maxClusters` long. */
   nextRun(from: number, maxClusters: number): ClusterRun | undefined {
-    const first = from === 0 ? this.#clusters.at(0) : this.#clusters.at(this.#clusters.rank(from - 1));
+    const clusters = this.#clusters;
+    // Not `at`: it counts the whole set first.
+    const first = clusters.select(from === 0 ? 0 : clusters.rank(from - 1));
     if (first === undefined) return undefined;
-    let end = first + 1;
     const limit = Math.min(first + maxClusters, this.#geometry.clusterCount);
     // Whole-disk runs are common: try the longest one first.
-    if (this.#clusters.hasRange(first, limit)) return { first, end: limit };
-    while (end < limit && this.#clusters.has(end)) end += 1;
+    if (clusters.hasRange(first, limit)) return { first, end: limit };
+    // The range up to `end` is dirty, and the one up to `beyond` is not.
+    let end = first + 1;
+    let beyond = limit;
+    while (beyond - end > 1) {
+      const middle = Math.floor((end + beyond) / 2);
+      if (clusters.hasRange(end, middle)) end = middle;
+      else beyond = middle;
+    }
     return { first, end };
   }
 }

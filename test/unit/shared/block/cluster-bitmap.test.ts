@@ -68,6 +68,29 @@ describe("the cluster bitmap", () => {
     ]);
   });
 
+  it("gives the same runs of large sets, up to every cluster of the largest disk", () => {
+    fc.assert(
+      fc.property(fc.array(change, { maxLength: 6 }), (changes) => {
+        const { bitmap } = build(changes);
+        const expected: { first: number; end: number }[] = [];
+        for (const at of bitmap.toArray()) {
+          const last = expected.at(-1);
+          if (last?.end === at) last.end += 1;
+          else expected.push({ first: at, end: at + 1 });
+        }
+        expect([...clusterRuns(bitmap)]).toEqual(expected);
+      }),
+    );
+    const end = 2 ** 32;
+    const whole = ClusterBitmap.fromRange(0, end);
+    expect([...clusterRuns(whole)]).toEqual([{ first: 0, end }]);
+    whole.delete(7_000_000);
+    expect([...clusterRuns(whole)]).toEqual([
+      { first: 0, end: 7_000_000 },
+      { first: 7_000_001, end },
+    ]);
+  });
+
   it("follows journal entries for whole clusters", () => {
     const entry = (operation: JournalEntry["operation"], firstCluster: number, clusterCount: number): JournalEntry => ({
       operation,
