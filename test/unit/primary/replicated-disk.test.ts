@@ -166,9 +166,15 @@ describe("a replicated disk that is read for a sync", () => {
     length: number,
   ): Promise<{ content: SyncContent | undefined; covered: number }> {
     let content: SyncContent | undefined;
-    const covered = await disk.readForSync(offset, length, () => Buffer.alloc(8192), 4096, (read) => {
-      content = read;
-    });
+    const covered = await disk.readForSync(
+      offset,
+      length,
+      () => Buffer.alloc(8192),
+      4096,
+      (read) => {
+        content = read;
+      },
+    );
     return { content, covered };
   }
 
@@ -188,7 +194,13 @@ describe("a replicated disk that is read for a sync", () => {
     const slow = deferred();
     child.gate = (operation) => (operation.kind === "read" ? slow.promise : undefined);
     const order: string[] = [];
-    const reading = disk.readForSync(0, 4096, () => Buffer.alloc(4096), 4096, () => void order.push("sent"));
+    const reading = disk.readForSync(
+      0,
+      4096,
+      () => Buffer.alloc(4096),
+      4096,
+      () => void order.push("sent"),
+    );
     await turn();
     const writing = disk.write(Buffer.from("new"), 0, NO_FLAGS);
     void writing?.then(() => order.push("written"));
