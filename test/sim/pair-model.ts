@@ -60,6 +60,8 @@ export class PairModel implements PairObserver {
   // What the primary asks for and is told
 
   requested(message: Parameters<PairObserver["requested"]>[0]): void {
+    // A primary that was overruled may not know yet.
+    if (this.#primary === undefined) return;
     switch (message.type) {
       case "barrier":
         this.#close(message.epoch);
@@ -248,5 +250,6 @@ export class PairModel implements PairObserver {
     assert(snapshot !== undefined);
     this.guest = discardActive ? snapshot.map((content) => new DiskModel(content)) : this.view;
     this.view = [];
+    this.#primary = undefined;
   }
 }
