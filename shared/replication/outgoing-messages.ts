@@ -2,8 +2,8 @@ import { BATCH_TARGET_BYTES, WRITE_PIECE_MAX_BYTES } from "../../proto/limits.ts
 
 /** Holds several of the largest batches: nearly full, and then one more piece. */
 const BUFFER_BYTES = 2 * (BATCH_TARGET_BYTES + WRITE_PIECE_MAX_BYTES);
-/** What is kept of the buffers that a slow network has made necessary. */
-const IDLE_BUFFERS_MAX = 16;
+/** Buffers that are kept when a slow network has made them necessary: more than a window of the usual size needs. */
+const IDLE_BUFFERS_MAX = 32;
 
 class OutgoingBuffer {
   readonly bytes = Buffer.allocUnsafeSlow(BUFFER_BYTES);
