@@ -14,6 +14,9 @@ interface Waiting {
   readonly reject: (error: Error) => void;
 }
 
+/** A checkpoint of much data takes less than a second. */
+const ANSWER_TIMEOUT_MS = 60_000;
+
 /** QEMU's machine protocol, on a connection that QEMU has made to us. Commands are answered in their order. */
 export class QmpConnection {
   readonly #socket: Socket;
@@ -46,11 +49,25 @@ export class QmpConnection {
     return this.#isClosed;
   }
 
-  /** What the command returns. Throws QEMU's own error. */
+  /** What the command returns. Throws QEMU's own error, and one where QEMU does not answer. */
   execute(command: string, argumentsOfIt: Readonly<Record<string, unknown>> = {}): Promise<unknown> {
     if (this.#isClosed) return Promise.reject(new Error(`QEMU ended before ${command}`));
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ command, resolve, reject });
+      const timer = setTimeout(() => {
+        reject(new Error(`QEMU has not answered ${command} in ${ANSWER_TIMEOUT_MS / 1000} s`));
+        this.#socket.destroy();
+      }, ANSWER_TIMEOUT_MS);
+      this.#waiting.push({
+        command,
+        resolve: (answer) => {
+          clearTimeout(timer);
+          resolve(answer);
+        },
+        reject: (error) => {
+          clearTimeout(timer);
+          reject(error);
+        },
+      });
       this.#socket.write(`${JSON.stringify({ execute: command, arguments: argumentsOfIt })}\n`);
     });
   }
