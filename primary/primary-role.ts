@@ -292,17 +292,15 @@ export class PrimaryRole {
   }
 
   describePeers(): PeerStatus[] {
-    const isPaired = this.#options.peerUrl !== null || this.#lastVerdict !== undefined;
-    if (!isPaired) return [];
+    if (!this.#isPaired) return [];
     const peer = this.#replicator.describe();
     const isHeld = peer.replication === "SyncSource" && this.#syncs.isHeld;
     return [isHeld ? { ...peer, replication: "PausedSyncS" } : peer];
   }
 
   describeDisks(): DiskStatus[] {
-    const hasPeer = this.describePeers().length > 0;
     return describePrimaryDisks(this.#options.state.record, this.disks, this.#health, (disk) =>
-      hasPeer ? this.#replicator.dirtyBytes(disk) : 0,
+      this.#isPaired ? this.#replicator.dirtyBytes(disk) : 0,
     );
   }
 
@@ -314,7 +312,7 @@ export class PrimaryRole {
       failed: this.#health.first,
       verdict: this.#lastVerdict?.verdict,
       guests: this.#guests,
-      hasPeer: this.describePeers().length > 0,
+      hasPeer: this.#isPaired,
       replicator: this.#replicator,
       committed: this.#known.committed,
       checkpointAgeMs: nowMs - (this.#known.committedAtMs ?? nowMs),
@@ -325,7 +323,7 @@ export class PrimaryRole {
   /** What the secondary would return to if this side died now, as far as this side knows. */
   describeRecoverable(): Status["recoverable"] {
     const { committed, committedAtMs } = this.#known;
-    if (committed === 0 || this.describePeers().length === 0) return null;
+    if (committed === 0 || !this.#isPaired) return null;
     const nowMs = this.#options.clock.wallMs();
     return {
       epoch: committed,
@@ -568,9 +566,14 @@ export class PrimaryRole {
     this.#options.emit("checkpoint-committed", { epoch });
   }
 
+  /** There is a secondary, or one is to be dialled. */
+  get #isPaired(): boolean {
+    return this.#options.peerUrl !== null || this.#lastVerdict !== undefined;
+  }
+
   /** The session with the secondary. Errors: `no-peer`. */
   #connectedSession(): SourceSession {
-    if (this.describePeers().length === 0) {
+    if (!this.#isPaired) {
       throw neverHadPeer();
     }
     return this.#replicator.session;

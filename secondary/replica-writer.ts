@@ -345,7 +345,7 @@ export class ReplicaWriter {
     });
   }
 
-  /** Tells the primary how far the stream has come: nobody there waits for it, so once for many batches. */
+  /** Tells the primary how far the stream has come: at once where guests wait for it there, else once for many batches. */
   #acknowledgeSoon(): void {
     if (this.#ackDeferred) return;
     const { clock, ack, windowBytes } = this.#options;
