@@ -32,6 +32,10 @@ export class ModelWrite {
     return at >= this.offset && at < this.offset + this.length;
   }
 
+  touches(offset: number, length: number): boolean {
+    return this.offset < offset + length && offset < this.offset + this.length;
+  }
+
   byteAt(at: number): number {
     return this.data?.[at - this.offset] ?? 0;
   }
@@ -172,7 +176,7 @@ export class DiskModel {
       for (const later of this.#flushedLater.get(write) ?? []) apply(later, flushed, write);
       this.#flushedLater.delete(write);
       for (const earlier of open) {
-        if (!overlap(earlier, write)) continue;
+        if (!earlier.touches(write.offset, write.length)) continue;
         const list = this.#flushedLater.get(earlier);
         if (list === undefined) this.#flushedLater.set(earlier, [write]);
         else list.push(write);
@@ -219,10 +223,11 @@ export class DiskModel {
     for (let from = 0; from < actual.length; from += CHECKED_AT_ONCE_BYTES) {
       const piece = actual.subarray(from, from + CHECKED_AT_ONCE_BYTES);
       if (piece.equals(this.#current.subarray(offset + from, offset + from + piece.length))) continue;
+      const writes = this.#writes.filter((write) => write.touches(offset + from, piece.length));
       for (let index = 0; index < piece.length; index += 1) {
         const at = offset + from + index;
         const byte = piece[index] ?? 0;
-        if (byte === this.#current[at] || this.#couldBe(at, byte)) continue;
+        if (byte === this.#current[at] || this.#couldBe(at, byte, writes)) continue;
         if (read !== undefined && couldShow(read, at, byte)) continue;
         wrong += 1;
         if (first < 0) first = at;
@@ -236,10 +241,11 @@ export class DiskModel {
     );
   }
 
-  #couldBe(at: number, byte: number): boolean {
+  /** `writes` are all that may cover `at`. */
+  #couldBe(at: number, byte: number, writes: readonly ModelWrite[]): boolean {
     let inDoubt = this.#powerLost;
     let known = (this.#flushed ?? this.#current)[at] === byte;
-    for (const write of this.#writes) {
+    for (const write of writes) {
       if (!write.covers(at)) continue;
       if (!write.settled) inDoubt = true;
       if (write.byteAt(at) === byte) known = true;
@@ -262,10 +268,6 @@ function couldShow(read: ModelRead, at: number, byte: number): boolean {
     if (write.byteAt(at) === byte) known = true;
   }
   return inDoubt && known;
-}
-
-function overlap(one: ModelWrite, other: ModelWrite): boolean {
-  return one.offset < other.offset + other.length && other.offset < one.offset + one.length;
 }
 
 /** Applies what of `write` lies within the range of `within`. */

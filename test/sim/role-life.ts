@@ -42,8 +42,11 @@ const COUNTED = [
   "splits",
   "discards",
   "alone",
-  "crashes",
   "faults",
+  "process crashes",
+  "power losses",
+  "partitions",
+  "cut links",
   "congested",
 ] as const;
 
@@ -153,7 +156,7 @@ class RoleLife {
     else if (roll < 79) this.#part(!this.#parted);
     else if (roll < 81) {
       this.world.network.cut("a", "b");
-      this.counts.faults += 1;
+      this.#countFault("cut links");
     } else if (roll < 87) await this.#failover(member);
     else if (roll < 94) await this.#resolve(member);
     else if (roll < 98) await this.#switchover(member);
@@ -406,8 +409,7 @@ class RoleLife {
     // What `process` promises ends with the power: the lives of one pair of roles look at what comes then.
     const kind = this.#random.pick<CrashKind>(this.#durability === "power" ? ["process", "power"] : ["process"]);
     this.#note(`${member.name} dies: ${kind}`);
-    this.counts.crashes += 1;
-    this.counts.faults += 1;
+    this.#countFault(kind === "power" ? "power losses" : "process crashes");
     const { process } = member.host;
     member.host.crash(kind);
     this.#calls.died(process);
@@ -430,10 +432,15 @@ class RoleLife {
   }
 
   #part(on: boolean): void {
-    if (on) this.counts.faults += 1;
+    if (on) this.#countFault("partitions");
     this.#parted = on;
     this.#note(on ? "the network parts them" : "the network is whole");
     this.world.network.partition("a", "b", on);
+  }
+
+  #countFault(kind: (typeof COUNTED)[number]): void {
+    this.counts.faults += 1;
+    this.counts[kind] += 1;
   }
 
   // The end
