@@ -19,7 +19,16 @@ describe("lives of changing roles", () => {
     for (let seed = from; seed <= to; seed += 1) totals.add(await runRoleLife(seed));
     process.stdout.write(`role lives ${from} to ${to}: ${totals.describe()}\n`);
     // Each of the changes of roles has happened: a life in which nothing happens proves nothing.
-    for (const name of ["failovers", "rejoins", "switchovers", "splits", "discards", "alone", "process crashes", "power losses"] as const) {
+    for (const name of [
+      "failovers",
+      "rejoins",
+      "switchovers",
+      "splits",
+      "discards",
+      "alone",
+      "process crashes",
+      "power losses",
+    ] as const) {
       expect(totals.counts[name], name).toBeGreaterThan(0);
     }
   });
