@@ -278,7 +278,7 @@ export class PrimaryRole {
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
       detachesWhenCongested: options.onCongestion === "detach",
-      hello: () => this.#hello(),
+      hello: () => this.hello(),
       assertServing: () => this.#guests.gate.assertServing(),
       frozen: () => this.#guests.frozen(),
       judged: (verdict, peer) => this.#judged(verdict, peer),
@@ -327,7 +327,8 @@ export class PrimaryRole {
     });
   }
 
-  #hello(): Hello {
+  /** What this side says of itself to a peer. */
+  hello(): Hello {
     const { state, tracking } = this.#options;
     const { record } = state;
     return {
@@ -350,6 +351,7 @@ export class PrimaryRole {
       prepared: [...this.checkpoints.prepared],
       epochSeen: this.checkpoints.openEpoch - 1,
       assumeInSync: this.#options.assumeInSync,
+      probe: false,
     };
   }
 

@@ -98,6 +98,8 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   discardsOwn: "The operator gave up what this side has.",
   handOver: "The agent to which this primary has handed its role, while it is not known whether that arrived.",
   changedBytes: "What this side's dirty bitmaps name.",
+  probe:
+    "This side only asks what the two would do (`colobus connect --dry-run`): it closes after the proofs, and nothing follows on either side.",
   assumeInSync: "`--assume-in-sync` of the primary.",
 };
 

@@ -122,6 +122,7 @@ export function fakeHello(role: "Primary" | "Secondary", sizeBytes: number, chan
     handOver: null,
     changedBytes: 0,
     assumeInSync: false,
+    probe: false,
     ...changed,
   };
 }

@@ -29,6 +29,7 @@ export function primaryHello(changes: Partial<Hello> = {}): Hello {
     handOver: null,
     changedBytes: 0,
     assumeInSync: false,
+    probe: false,
     ...changes,
   };
 }
