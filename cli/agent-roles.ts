@@ -357,6 +357,7 @@ export class AgentRoles {
       children,
       tracking,
       peerUrl: state.record.peers[0] ?? null,
+      mayHaveHadPeer: !state.isNew && (agent.acceptsPeers || state.record.peers.length + config.peers.length > 0),
       handedOver: () => this.#handedOver(),
       judged: () => this.#options.changed(),
       token,

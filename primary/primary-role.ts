@@ -38,6 +38,8 @@ export interface PrimaryOptions {
   readonly tracking: PeerTracking;
   /** Whom this side dials; null: it waits for a peer to dial. */
   readonly peerUrl: string | null;
+  /** Whether a peer may have been met that the record does not know of. */
+  readonly mayHaveHadPeer: boolean;
   readonly onPeerLoss: PeerLossPolicy;
   readonly onCongestion: CongestionPolicy;
   readonly resyncSpeed: JobSpeed;

@@ -89,6 +89,8 @@ const helloSchema = z.object({
   /** Whether this side holds a pre-shared token. */
   hasToken: z.boolean(),
   lineage: text.nullable(),
+  /** Whether a peer may know the lineage; it is durable before one can. */
+  shared: z.boolean(),
   ancestors: z.array(text).max(ANCESTORS_MAX),
   heard: z.array(text).max(ANCESTORS_MAX),
   pairing: z.object({ peer: text, sessions: z.array(text).max(2) }).nullable(),

@@ -113,6 +113,7 @@ export function fakeHello(role: "Primary" | "Secondary", sizeBytes: number, chan
     committed: 0,
     prepared: [],
     epochSeen: 0,
+    shared: true,
     ancestors: [],
     heard: [],
     pairing: null,
