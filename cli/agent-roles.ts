@@ -13,8 +13,9 @@ import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Image } from "../shared/block/image.ts";
-import { openRecordedImage } from "../shared/block/recorded-image.ts";
+import { openGuestImage } from "../shared/block/recorded-image.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
+import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
 import { demoted } from "../shared/replication/lineage.ts";
@@ -69,10 +70,12 @@ export class AgentRoles {
   /** A change of roles is under way: the next one waits for it. */
   #changing: Promise<unknown> = Promise.resolve();
   #stopping = false;
+  readonly #lostSyncs: LostSyncs;
 
   /** Takes up the recorded role. Errors: those of opening the images. */
   constructor(options: AgentRolesOptions) {
     this.#options = options;
+    this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
     const { record } = options.state;
     this.#active =
       record.role === "Primary"
@@ -205,6 +208,7 @@ export class AgentRoles {
   /** Ends the role: sessions are left, disks are flushed and closed. */
   async stop(drainMs: number): Promise<void> {
     this.#stopping = true;
+    this.#lostSyncs.stop();
     this.#connector?.stop();
     await this.#changing;
     const active = this.#active;
@@ -293,6 +297,7 @@ export class AgentRoles {
       retain: config.retain,
       overlayLimitBytes: config.overlayLimitBytes,
       mayHaveLostWrites: options.mayHaveLostWrites,
+      lostSyncs: this.#lostSyncs,
       disksCreated: () => this.#exportViews(secondary),
     });
     this.#exportViews(secondary);
@@ -316,14 +321,19 @@ export class AgentRoles {
     const { record } = state;
     const tracking = PeerTracking.open(this.#trackingOptions());
     if (record.merge !== null) {
-      const promotion = recoverPromotion({ ...host, stateDirectory: config.stateDirectory, record });
+      const promotion = recoverPromotion({
+        ...host,
+        stateDirectory: config.stateDirectory,
+        record,
+        lostSyncs: this.#lostSyncs,
+      });
       return this.#servePromotion(promotion, tracking);
     }
     const children: { name: string; child: Image }[] = [];
     try {
       for (const disk of record.disks) {
         removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        children.push({ name: disk.name, child: openRecordedImage(host.storage, disk) });
+        children.push({ name: disk.name, child: openGuestImage(host.storage, disk, this.#lostSyncs) });
       }
     } catch (error) {
       for (const { child } of children) child.close();

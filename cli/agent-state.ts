@@ -36,6 +36,8 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     await existing.update((record) => ({
       ...(isSuspect ? suspect(record, newId(host.random)) : record),
       durability: config.durability,
+      // Since the host has booted, readers see what the devices have.
+      lostSyncs: existing.record.bootId === host.bootId ? record.lostSyncs : [],
     }));
     if (isSuspect) {
       host.log.warn(
@@ -126,6 +128,7 @@ function newRecord(host: StateHost, config: AgentConfig): StateRecord {
     prepared: [],
     retained: [],
     merge: null,
+    lostSyncs: [],
     bootId: host.bootId,
   };
 }
@@ -148,7 +151,7 @@ async function adoptImages(storage: Storage, state: StateFile, config: AgentConf
     opened.close();
     return { name: disk.name, image, sizeBytes: opened.sizeBytes, cleanMark: null };
   });
-  await state.update((record) => ({ ...record, disks, tracks: null }));
+  await state.update((record) => ({ ...record, disks, tracks: null, lostSyncs: [] }));
 }
 
 /** The image's size, or null where it is to be created at the primary's size. */

@@ -1,5 +1,6 @@
 import type { StateRecord } from "../proto/state-record.ts";
-import { openRecordedImage } from "../shared/block/recorded-image.ts";
+import { openGuestImage } from "../shared/block/recorded-image.ts";
+import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { ActiveDisk } from "./active-disk.ts";
@@ -20,6 +21,7 @@ export function recoverPromotion(options: {
   readonly stateDirectory: string;
   readonly record: StateRecord;
   readonly bootId: string;
+  readonly lostSyncs: LostSyncs;
 }): PromotedDisks {
   const { record, storage } = options;
   const gate = new ViewGate();
@@ -28,7 +30,7 @@ export function recoverPromotion(options: {
   try {
     for (const recorded of record.disks) {
       const { name } = recorded;
-      const base = openRecordedImage(storage, recorded);
+      const base = openGuestImage(storage, recorded, options.lostSyncs);
       const context = overlayContext(options, record, name, base.sizeBytes);
       const hidden = HiddenDisk.recover(context, {
         committed: epoch,

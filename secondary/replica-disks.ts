@@ -6,6 +6,7 @@ import { createImage } from "../shared/block/image.ts";
 import { openRecordedImage } from "../shared/block/recorded-image.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
+import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { overlayContext } from "./overlay-files.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
@@ -22,6 +23,7 @@ export interface ReplicaDisksOptions {
   readonly mayHaveLostWrites: boolean;
   readonly gate: ViewGate;
   readonly quota: () => OverlayQuota | undefined;
+  readonly lostSyncs: LostSyncs;
   /** Disks have come into being at the primary's size. */
   readonly disksCreated: () => void;
 }
@@ -88,10 +90,13 @@ export class ReplicaDisks {
   }
 
   #openDisk(disk: StateRecord["disks"][number]): ReplicaDisk {
-    const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate } = this.#options;
+    const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate, lostSyncs } =
+      this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;
     const quota = this.#options.quota();
     const base = openRecordedImage(storage, disk);
+    // It counts once this side is promoted.
+    base.noteLossWith(() => lostSyncs.note({ disk: disk.name, active: null }));
     try {
       const epochs = {
         floor: retained[0]?.epoch ?? committed.epoch,
@@ -102,7 +107,7 @@ export class ReplicaDisks {
         mayHaveLostWrites,
       };
       const context = overlayContext(
-        { storage, random, stateDirectory, quota },
+        { storage, random, stateDirectory, quota, lostSyncs },
         state.record,
         disk.name,
         base.sizeBytes,

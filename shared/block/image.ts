@@ -34,6 +34,7 @@ export class Image implements BlockDevice {
   #owners: Promise<void> | undefined;
   /** The sync that failed. */
   #failed: Promise<void> | undefined;
+  #noteLoss: () => Promise<void> = () => Promise.resolve();
 
   /** Takes over `file`, of which the first `sizeBytes` are the disk. */
   constructor(file: StorageFile, sizeBytes: number) {
@@ -79,6 +80,17 @@ export class Image implements BlockDevice {
   /** Whether a flush has failed, so that what was written since the last good one may be lost. */
   get hasLostWrites(): boolean {
     return this.#failed !== undefined;
+  }
+
+  /** Has `note` awaited when a flush has failed, before anybody is told. */
+  noteLossWith(note: () => Promise<void>): void {
+    this.#noteLoss = note;
+  }
+
+  /** An earlier process has seen a flush fail: flushes fail from now on, as they did there. */
+  distrust(reason: ColobusError): void {
+    this.#failed = Promise.reject(reason);
+    this.#failed.catch(() => undefined); // whoever flushes is told
   }
 
   /** What no flush has covered is written again, or serves nobody: flushes may succeed again. */
@@ -153,9 +165,10 @@ export class Image implements BlockDevice {
       () => {
         if (this.#running === running) this.#running = undefined;
       },
-      (error: unknown) => {
+      async (error: unknown) => {
         this.#failed = running;
         this.#running = undefined;
+        await this.#noteLoss();
         throw error;
       },
     );

@@ -1,6 +1,7 @@
 import { ColobusError } from "../../proto/errors.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Storage } from "../host/storage.ts";
+import { lostSync, type LostSyncs } from "../journal/lost-syncs.ts";
 import { openImage, type Image } from "./image.ts";
 
 /**
@@ -29,6 +30,18 @@ export function openRecordedImage(storage: Storage, disk: StateRecord["disks"][n
     image.close();
     throw error;
   }
+}
+
+/**
+ * As `openRecordedImage`, where guests rely on the image: each failed flush is noted, and after one that an earlier process
+ * has seen, every flush fails.
+ */
+export function openGuestImage(storage: Storage, disk: StateRecord["disks"][number], lostSyncs: LostSyncs): Image {
+  const image = openRecordedImage(storage, disk);
+  const file = { disk: disk.name, active: null };
+  image.noteLossWith(() => lostSyncs.note(file));
+  if (lostSyncs.has(file)) image.distrust(lostSync(disk.image));
+  return image;
 }
 
 const ADOPT =

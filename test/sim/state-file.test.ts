@@ -26,6 +26,7 @@ const RECORD: StateRecord = {
   prepared: [],
   retained: [],
   merge: null,
+  lostSyncs: [],
   bootId: "boot",
 };
 const UPDATES = 5;
