@@ -1,5 +1,4 @@
 import assert from "node:assert/strict";
-import { dirname } from "node:path";
 import { ColobusError, isForWantOfSpace } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
 import type { Hello, SyncPhase } from "../proto/replication-messages.ts";
@@ -7,8 +6,7 @@ import type { StateRecord } from "../proto/state-record.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
 import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
-import { createImage } from "../shared/block/image.ts";
-import { openRecordedImage } from "../shared/block/recorded-image.ts";
+import type { ImageSource } from "../shared/block/disk-image.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
@@ -33,6 +31,7 @@ import { ViewGate } from "./view-gate.ts";
 
 export interface SecondaryOptions {
   readonly storage: Storage;
+  readonly images: ImageSource;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -509,7 +508,7 @@ export class SecondaryRole {
     const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites } = this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;
     const { quota } = this.#space;
-    const base = openRecordedImage(storage, disk);
+    const base = this.#options.images.open(disk);
     try {
       const epochs = {
         floor: retained[0]?.epoch ?? committed.epoch,
@@ -538,16 +537,14 @@ export class SecondaryRole {
 
   /** The disks in the primary's order; images that were to be created are, and the record then names their size. */
   async #prepareDisks(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
-    const { storage, state } = this.#options;
+    const { images, state } = this.#options;
     const created = new Map<string, number>();
     for (const [index, name] of names.entries()) {
       const recorded = state.record.disks.find((disk) => disk.name === name);
       const sizeBytes = sizes[index];
       assert(recorded !== undefined && sizeBytes !== undefined, "the handshake has compared the names");
       if (recorded.sizeBytes !== null) continue;
-      if (!storage.exists(recorded.image)) await createImage(storage, recorded.image, sizeBytes);
-      // An earlier process may have made the image, and died before its name was durable.
-      else await storage.syncDirectory(dirname(recorded.image));
+      await images.create(recorded.image, sizeBytes);
       created.set(name, sizeBytes);
       this.#disks.push(this.#openDisk({ ...recorded, sizeBytes }));
     }
