@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { ColobusError } from "../proto/errors.ts";
-import type { Image } from "../shared/block/image.ts";
+import type { DiskImage } from "../shared/block/disk-image.ts";
 import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
 import { Generation } from "./generation.ts";
@@ -179,7 +179,7 @@ export class HiddenDisk implements HeldOriginals {
    * resolves, the base may be overwritten there. `clusters` must be unsaved, and the base unchanged meanwhile.
    * Errors: `overlay-full` where the overlays' file system has no room; nothing is lost then.
    */
-  async save(base: Image, clusters: ClusterBitmap): Promise<void> {
+  async save(base: DiskImage, clusters: ClusterBitmap): Promise<void> {
     if (clusters.isEmpty) return;
     const generation = this.#generations.at(-1);
     assert(generation !== undefined && generation.epoch > this.#groupStart, "an epoch is open");
