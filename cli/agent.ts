@@ -38,6 +38,7 @@ import { FileImages } from "../shared/block/file-images.ts";
 import { EventLog } from "../shared/control/event-log.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
+import type { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -51,6 +52,7 @@ import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import type { FencedPeer } from "./fence-peer.ts";
 import { RoleCommands } from "./role-commands.ts";
+import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
 
 /** What an agent is given by the machine that it runs on, or by the simulator. */
@@ -64,6 +66,8 @@ export interface AgentHost {
   readonly bootId: string;
   readonly pid: number;
   readonly dialer: (url: string) => Dialer;
+  /** The agent starts and stops it. The simulator's processes are never late, and have none. */
+  readonly eventLoopDelay?: EventLoopDelay;
 }
 
 export interface AgentOptions {
@@ -95,12 +99,14 @@ export class Agent implements AgentControl {
   #failingOver: Promise<FailoverAnswer> | undefined;
   readonly #changes: CheckpointChanges;
   readonly #stateWatch: StateWatch;
+  readonly #stallWatch: StallWatch;
 
   private constructor(options: AgentOptions, state: StateFile, images: ImageSource) {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
+    this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#changes = new CheckpointChanges({
       clock: options.host.clock,
       secondary: (command) => this.#secondary(command),
@@ -169,6 +175,7 @@ export class Agent implements AgentControl {
     await this.#changes.settled();
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     this.#stateWatch.stop();
+    this.#stallWatch.stop();
     await this.#roles.stop(drainMs);
     await this.#state.close();
   }
@@ -199,6 +206,7 @@ export class Agent implements AgentControl {
         readOnly: diskExport.readOnly,
         clients: this.exports.clientsOf(diskExport.name),
       })),
+      eventLoopDelay: this.#stallWatch.describe(),
     };
   }
 
@@ -304,6 +312,7 @@ export class Agent implements AgentControl {
   #start(): void {
     this.#emit("agent-started", { role: this.role, version: AGENT_VERSION });
     this.#roles.start();
+    this.#stallWatch.start();
   }
 
   #emit(type: EventType, data: Record<string, unknown>): void {
