@@ -22,6 +22,7 @@ export const VERDICT_RULES = [
   "hand-over-arrived",
   "two-primaries",
   "diverged",
+  "put-back",
   "unrelated",
 ] as const;
 export type VerdictRule = (typeof VERDICT_RULES)[number];
