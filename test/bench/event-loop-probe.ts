@@ -34,15 +34,19 @@ const figuresSchema = z.object({
   maxMs: z.number(),
 });
 
-/** Measures the delay of the process's event loop from now on. */
+/** Measures the delay of the process's event loop from now on. That it has ended, `endProbe` tells. */
 export function beginProbe(child: ChildProcess): void {
-  child.send("begin");
+  child.send("begin", () => undefined);
 }
 
 /** The delay since `beginProbe`. */
 export async function endProbe(child: ChildProcess): Promise<DelayFigures> {
-  const answered = once(child, "message", { signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS) });
-  child.send("end");
+  const unsent = new AbortController();
+  const signal = AbortSignal.any([unsent.signal, AbortSignal.timeout(ANSWER_TIMEOUT_MS)]);
+  const answered = once(child, "message", { signal });
+  child.send("end", (error) => {
+    if (error !== null) unsent.abort(error);
+  });
   const [figures] = (await answered) as unknown[];
   return figuresSchema.parse(figures);
 }
