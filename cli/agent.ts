@@ -33,6 +33,8 @@ import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import { outdated } from "../primary/guest-policy.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
+import type { ImageSource } from "../shared/block/disk-image.ts";
+import { FileImages } from "../shared/block/file-images.ts";
 import { EventLog } from "../shared/control/event-log.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -56,6 +58,8 @@ import { StateWatch } from "./state-watch.ts";
 /** What an agent is given by the machine that it runs on, or by the simulator. */
 export interface AgentHost {
   readonly storage: Storage;
+  /** Opens the disks' images; undefined: files of `storage`. */
+  readonly images?: ImageSource;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -97,7 +101,7 @@ export class Agent implements AgentControl {
   readonly #stateWatch: StateWatch;
   readonly #stallWatch: StallWatch;
 
-  private constructor(options: AgentOptions, state: StateFile) {
+  private constructor(options: AgentOptions, state: StateFile, images: ImageSource) {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
@@ -114,6 +118,7 @@ export class Agent implements AgentControl {
     this.#roles = new AgentRoles({
       agent: options,
       state,
+      images,
       exports: this.exports,
       jobs: this.#jobs,
       emit: (type, data) => this.#emit(type, data),
@@ -126,10 +131,11 @@ export class Agent implements AgentControl {
   /** Opens the state and the disks, and takes up the recorded role. Errors name what is wrong and what to do. */
   static async open(options: AgentOptions): Promise<Agent> {
     const { host, config } = options;
-    const state = await openAgentState(host, config);
+    const images = host.images ?? new FileImages(host.storage);
+    const state = await openAgentState({ ...host, images }, config);
     let agent: Agent;
     try {
-      agent = new Agent(options, state);
+      agent = new Agent(options, state, images);
     } catch (error) {
       await state.close();
       throw error;
@@ -205,15 +211,15 @@ export class Agent implements AgentControl {
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
-    return this.#primary("checkpoint").checkpoint(request, signal);
+    return this.#primary("checkpoint").checkpoints.checkpoint(request, signal);
   }
 
   async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
-    return this.#primary("commit").commit(request.epoch, request.timeoutMs, signal);
+    return this.#primary("commit").checkpoints.commit(request.epoch, request.timeoutMs, signal);
   }
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
-    return this.#primary("discard").discard(request.epoch, request.timeoutMs, signal);
+    return this.#primary("discard").checkpoints.discard(request.epoch, request.timeoutMs, signal);
   }
 
   async failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
@@ -395,7 +401,7 @@ export class Agent implements AgentControl {
         : { ...disk, hiddenBytes: promoted.hiddenBytes, activeBytes: promoted.activeBytes };
     });
     return {
-      epoch: primary.epochs,
+      epoch: primary.checkpoints.describe(),
       peers: primary.describePeers(),
       disks,
       protection: primary.describeProtection(),

@@ -1,7 +1,7 @@
 import type { DiskStatus } from "../proto/control-api.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { DiskState, SecondaryExport } from "../proto/words.ts";
-import type { Image } from "../shared/block/image.ts";
+import type { DiskImage } from "../shared/block/disk-image.ts";
 import { ActiveDisk } from "./active-disk.ts";
 import { CheckpointView } from "./checkpoint-view.ts";
 import { CommittedView } from "./committed-view.ts";
@@ -27,7 +27,7 @@ export interface RecoverEpochs {
 /** One disk of the secondary: base, hidden disk and active disk, and the view that is exported of them. */
 export class ReplicaDisk {
   readonly name: string;
-  readonly base: Image;
+  readonly base: DiskImage;
   readonly stack: OverlayStack;
   readonly view: CommittedView;
   readonly context: OverlayContext;
@@ -35,7 +35,7 @@ export class ReplicaDisk {
 
   constructor(
     name: string,
-    base: Image,
+    base: DiskImage,
     context: OverlayContext,
     epochs: RecoverEpochs,
     options: { readonly gate: ViewGate; readonly hasCheckpoint: () => boolean; readonly access: SecondaryExport },
