@@ -2,11 +2,9 @@ import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-
 import { applyJournalEntry, ClusterBitmap, clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
 import { isZero } from "../shared/block/zeroes.ts";
+import { OriginalPieces, type ReadOriginal } from "./original-pieces.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
 import { OverlayFiles, type OverlayContext } from "./overlay-files.ts";
-
-/** Reads originals from where they are now. */
-export type ReadOriginal = (target: Uint8Array, offset: number) => Promise<void> | undefined;
 
 /** The originals of the clusters that one epoch overwrote first. */
 export class Generation {
@@ -36,16 +34,24 @@ export class Generation {
   async save(clusters: ClusterBitmap, read: ReadOriginal, scratch: Buffer): Promise<void> {
     const { geometry, durability } = this.#context;
     const entries: JournalEntry[] = [];
+    // As many stretches as there is scratch for are read side by side.
+    const pieces = new OriginalPieces(scratch, read);
+    const write = (piece: Buffer, offset: number): void => this.#write(piece, offset, this.#context.quota);
     for (const { first, end } of clusterRuns(clusters)) {
       entries.push({ firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" });
       const endOffset = clusterEndOffset(geometry, end);
-      for (let at = first * geometry.clusterBytes; at < endOffset; at += scratch.length) {
-        const piece = scratch.subarray(0, Math.min(scratch.length, endOffset - at));
-        const reading = read(piece, at);
-        if (reading !== undefined) await reading;
-        this.#write(piece, at, this.#context.quota);
+      for (let at = first * geometry.clusterBytes; at < endOffset;) {
+        if (!pieces.hasRoom) {
+          const reading = pieces.read();
+          if (reading !== undefined) await reading;
+          pieces.take(write);
+        }
+        at += pieces.add(at, endOffset - at);
       }
     }
+    const reading = pieces.read();
+    if (reading !== undefined) await reading;
+    pieces.take(write);
     if (durability === "power") await this.files.syncData();
     this.files.journal.append(entries);
     if (durability === "power") await this.files.syncJournal();

@@ -144,8 +144,9 @@ export class FormatServer implements StreamSource {
     const deadlineMs = performance.now() + FORMAT_SERVER_START_MS;
     for (;;) {
       try {
-        return await dialAddress({ kind: "unix", path: socketPath }, signal);
+        return await dialAddress({ kind: "unix", path: socketPath }, signal, { untilGreeted: true });
       } catch (error) {
+        // It listens before it opens the image, and has ended then if it could not.
         if (running.exit !== undefined) throw this.#explain(running);
         if (signal.aborted || performance.now() > deadlineMs) throw error;
       }

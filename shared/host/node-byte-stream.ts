@@ -35,8 +35,15 @@ export class ServerAddress implements StreamSource {
   }
 }
 
-/** Opens a stream to `address`. Rejects with `connection-lost` and the reason, or when `signal` aborts. */
-export function dialAddress(address: StreamAddress, signal: AbortSignal): Promise<ByteStream> {
+/**
+ * Opens a stream to `address`; with `untilGreeted`, of a server that speaks first, when it has begun to. Rejects with
+ * `connection-lost` and the reason, or when `signal` aborts.
+ */
+export function dialAddress(
+  address: StreamAddress,
+  signal: AbortSignal,
+  options: { readonly untilGreeted: boolean } = { untilGreeted: false },
+): Promise<ByteStream> {
   return new Promise((resolve, reject) => {
     const socket = connect(
       address.kind === "unix" ? { path: address.path } : { host: address.host, port: address.port, noDelay: true },
@@ -58,7 +65,11 @@ export function dialAddress(address: StreamAddress, signal: AbortSignal): Promis
     const timer = setTimeout(() => fail("nothing answers"), NBD_CLIENT_DIAL_TIMEOUT_MS).unref();
     signal.addEventListener("abort", abort, { once: true });
     socket.on("error", (error) => fail(error.message, error));
-    socket.once("connect", () => settle(() => resolve(new SocketStream(socket))));
+    socket.once("close", () => fail("it was closed at once"));
+    const open = (): void => settle(() => resolve(new SocketStream(socket)));
+    if (options.untilGreeted)
+      socket.once("readable", () => (socket.readableLength > 0 ? open() : fail("it was closed")));
+    else socket.once("connect", open);
     if (signal.aborted) abort();
   });
 }
