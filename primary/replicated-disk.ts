@@ -248,6 +248,12 @@ export class ReplicatedDisk implements BlockDevice {
   #openHeld(hold: RangeHold, offset: number, flags: WriteFlags): OpenWrite {
     let at = offset;
     let acknowledged: Pending;
+    /** The piece that the child has not taken yet: a waiter for room that fails must not give its range to others. */
+    let written: Pending;
+    const release = (): void => {
+      if (written === undefined) this.#lock.release(hold);
+      else void written.catch(() => undefined).then(() => this.#lock.release(hold)); // who pushed has the error
+    };
     return {
       push: (piece) => {
         const start = at;
@@ -259,14 +265,15 @@ export class ReplicatedDisk implements BlockDevice {
           () => this.#forwarding.forward("write", start, piece.length, asBuffer(piece)),
         );
         acknowledged = both(acknowledged, forwarded);
+        written = local;
         return both(local, this.#forwarding.room());
       },
       end: () => {
-        this.#lock.release(hold);
+        release();
         return both(acknowledged, flags.fua ? this.flush() : undefined);
       },
       abandon: () => {
-        this.#lock.release(hold);
+        release();
         acknowledged?.catch(() => undefined); // nobody waits for this write any more
       },
     };

@@ -3,9 +3,10 @@ import { ColobusError } from "../../proto/errors.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Storage } from "../host/storage.ts";
 import type { ImageSource } from "./disk-image.ts";
+import { parseImageLocation } from "./image-location.ts";
 import { createImage, openImage, type Image } from "./image.ts";
 
-/** Images that are files or block devices of this host: their location is the path. */
+/** Images that are files or block devices of this host: their location is the path, or raw: and the path. */
 export class FileImages implements ImageSource {
   readonly #storage: Storage;
 
@@ -13,14 +14,22 @@ export class FileImages implements ImageSource {
     this.#storage = storage;
   }
 
+  prepare(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  release(): void {
+    // Nothing is opened before it is asked for.
+  }
+
   async measure(location: string): Promise<number> {
-    const image = openImage(this.#storage, location);
+    const image = this.#open(location);
     image.close();
     return Promise.resolve(image.sizeBytes);
   }
 
   open(disk: StateRecord["disks"][number]): Image {
-    const image = openImage(this.#storage, disk.image);
+    const image = this.#open(disk.image);
     try {
       assertSizeAsRecorded(disk, image.sizeBytes);
       if (disk.cleanMark !== null && disk.cleanMark !== image.changeMark()) throw changedBehind(disk);
@@ -32,14 +41,25 @@ export class FileImages implements ImageSource {
   }
 
   canCreate(location: string): boolean {
-    return !this.#storage.exists(location);
+    return !this.#storage.exists(pathOf(location));
   }
 
   async create(location: string, sizeBytes: number): Promise<void> {
-    if (this.canCreate(location)) await createImage(this.#storage, location, sizeBytes);
+    if (this.canCreate(location)) await createImage(this.#storage, pathOf(location), sizeBytes);
     // An earlier process may have made the image, and died before its name was durable.
-    else await this.#storage.syncDirectory(dirname(location));
+    else await this.#storage.syncDirectory(dirname(pathOf(location)));
   }
+
+  #open(location: string): Image {
+    const parsed = parseImageLocation(location);
+    return openImage(this.#storage, pathOf(location), { isRaw: parsed.kind === "file" && parsed.isExplicit });
+  }
+}
+
+function pathOf(location: string): string {
+  const parsed = parseImageLocation(location);
+  if (parsed.kind === "file") return parsed.path;
+  throw new ColobusError("usage", `${location} is not a file`, "Name a raw file or a block device.");
 }
 
 /** Throws `image-changed` when the image of a recorded disk has another size than recorded. */

@@ -190,15 +190,19 @@ class ImageWrite implements OpenWrite {
 }
 
 /**
- * Opens and locks the raw image at `path`, whose size is the disk's.
+ * Opens and locks the raw image at `path`, whose size is the disk's. `isRaw`: it is, whatever its first bytes look like.
  * Throws `image-missing`, `image-busy` or `image-format`.
  */
-export function openImage(storage: Storage, path: string, options: { readonly readOnly?: boolean } = {}): Image {
+export function openImage(
+  storage: Storage,
+  path: string,
+  options: { readonly readOnly?: boolean; readonly isRaw?: boolean } = {},
+): Image {
   const file = openOrExplain(storage, path, options.readOnly === true);
   try {
     const sizeBytes = file.sizeBytes();
     // The format first: the advice about a size would spoil an image of another format, which may have any size.
-    if (sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
+    if (options.isRaw !== true && sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
     assertSize(path, sizeBytes);
     return new Image(file, sizeBytes);
   } catch (error) {
@@ -263,7 +267,7 @@ function assertRaw(path: string, file: StorageFile): void {
   if (!head.equals(QCOW2_MAGIC)) return;
   throw new ColobusError(
     "image-format",
-    `the image ${path} begins like a qcow2 image, and only raw images are opened as files`,
-    `Convert it: \`qemu-img convert -O raw ${path} RAW_IMAGE\`. Other formats (qcow2:, or any by way of qemu-nbd) are for a later release.`,
+    `the image ${path} begins like a qcow2 image, and a path alone names a raw one`,
+    `Name it as qcow2:${path}; or as raw:${path}, if it is the disk of a VM that keeps a qcow2 image on it.`,
   );
 }

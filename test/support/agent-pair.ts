@@ -144,6 +144,8 @@ export interface PairOptions {
   readonly flags?: readonly string[];
   readonly primaryFlags?: readonly string[];
   readonly secondaryFlags?: readonly string[];
+  /** What `--disk` names where a side's image lies at `path`; default: the path itself. */
+  readonly imageOf?: (path: string) => string;
   /** Where the secondary keeps its state; default: beside its image. */
   readonly secondaryState?: string;
   /** Where each agent runs, and how the other reaches it; default: both here, on loopback. */
@@ -183,6 +185,7 @@ export class AgentPair {
       mkdirSync(join(root, side));
       for (const [name, content] of disks) makeImage(join(root, side, `${name}.img`), content);
     }
+    const imageOf = options.imageOf ?? ((path: string) => path);
     const { a, b } = options.hosts ?? { a: HERE, b: HERE };
     const flags = (side: "a" | "b", state: string): string[] => [
       "--run",
@@ -191,7 +194,7 @@ export class AgentPair {
       state,
       "--vm",
       "test",
-      ...disks.flatMap(([name]) => ["--disk", `${name}=${join(root, side, `${name}.img`)}`]),
+      ...disks.flatMap(([name]) => ["--disk", `${name}=${imageOf(join(root, side, `${name}.img`))}`]),
       ...(options.flags ?? []),
     ];
     const primaryCommand = [
