@@ -260,5 +260,9 @@ function describeSync(verdict: Verdict, self: string): string {
       return `${direction}, the clusters that either side's bitmap names`;
     case "assumed":
       return `${direction}, nothing at first: the operator says that the copies are equal`;
+    case "keep":
+      return "the disk is shared, and the secondary's checkpoint stands";
+    case "rearm":
+      return "the disk is shared, and the secondary gets a new checkpoint: what it holds does not lead back to its last one";
   }
 }

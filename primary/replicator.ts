@@ -15,7 +15,8 @@ import { goneAlone, shared } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
-import { decide, type Verdict } from "../shared/replication/verdict.ts";
+import { decideBetween } from "../shared/replication/shared-verdict.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
 import { Pairing } from "./pairing.ts";
 import { SourceSession } from "./source-session.ts";
 
@@ -311,7 +312,7 @@ export class Replicator {
   /** A peer has proved itself: either the two are a pair, and its session takes the place of any other, or it is refused. */
   #open(session: SourceSession, hello: Hello, peer: Hello): void {
     const options = this.#options;
-    const verdict = decide(hello, peer);
+    const verdict = decideBetween(hello, peer);
     if (verdict.kind !== "sync" && (this.#minting !== undefined || hello.lineage !== options.state.record.lineage)) {
       // The peer was told of a history that is not this side's any more: the next handshake decides.
       throw new ColobusError(

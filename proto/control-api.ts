@@ -19,6 +19,7 @@ import {
   REPLICATION_STATES,
   RESYNC_OUTCOMES,
   ROLES,
+  SYNC_EXTENTS,
   VERDICT_KINDS,
   VERDICT_RULES,
   WAIT_CONDITIONS,
@@ -204,7 +205,7 @@ export const verdictSchema = z.object({
   peer: z.string(),
   /** The agent that sends, and what; null where nothing is sent. */
   source: z.string().nullable(),
-  extent: z.enum(["full", "delta", "assumed"]).nullable(),
+  extent: z.enum(SYNC_EXTENTS).nullable(),
   /** What is left to be sent, or would be given up. */
   changedBytes,
 });

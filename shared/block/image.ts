@@ -14,7 +14,7 @@
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
-import type { Storage, StorageFile } from "../host/storage.ts";
+import type { OpenOptions, Storage, StorageFile } from "../host/storage.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "./block-device.ts";
 
 const SECTOR_BYTES = 512;
@@ -23,7 +23,7 @@ const QCOW2_MAGIC = Buffer.from("QFI\xfb", "latin1");
 
 export class Image implements BlockDevice {
   readonly sizeBytes: number;
-  readonly #file: StorageFile;
+  #file: StorageFile;
   /** A stretch without holes: to find its end takes some file systems as long as it has pages. */
   #data = { start: 0, end: 0 };
   /** The sync that runs. */
@@ -142,6 +142,13 @@ export class Image implements BlockDevice {
     return this.#file.changeMark();
   }
 
+  /** Goes on with `image`, of the same path and size, in place of its own file. Nobody may be reading or writing. */
+  replaceBy(image: Image): void {
+    assert(image.path === this.path && image.sizeBytes === this.sizeBytes, "an image is replaced by itself");
+    this.#file.close();
+    this.#file = image.#file;
+  }
+
   /** Drops the lock. What was not flushed is in the page cache only. */
   close(): void {
     this.#file.close();
@@ -199,8 +206,20 @@ class ImageWrite implements OpenWrite {
  * Opens and locks the raw image at `path`, whose size is the disk's.
  * Throws `image-missing`, `image-busy` or `image-format`.
  */
-export function openImage(storage: Storage, path: string, options: { readonly readOnly?: boolean } = {}): Image {
-  const file = openOrExplain(storage, path, options.readOnly === true);
+export function openImage(
+  storage: Storage,
+  path: string,
+  options: Pick<OpenOptions, "readOnly" | "fresh"> = {},
+): Image {
+  return imageOf(openOrExplain(storage, path, { ...options, lock: true }), path);
+}
+
+/** Opens an image that another host writes, for reading, and without a lock. Errors as `openImage`; `not-supported`. */
+export function openForeignImage(storage: Storage, path: string): Image {
+  return imageOf(openOrExplain(storage, path, { readOnly: true, direct: true }), path);
+}
+
+function imageOf(file: StorageFile, path: string): Image {
   try {
     const sizeBytes = file.sizeBytes();
     // The format first: the advice about a size would spoil an image of another format, which may have any size.
@@ -239,9 +258,13 @@ export async function createImage(storage: Storage, path: string, sizeBytes: num
   await storage.syncDirectory(dirname(path));
 }
 
-function openOrExplain(storage: Storage, path: string, readOnly: boolean): StorageFile {
+function openOrExplain(
+  storage: Storage,
+  path: string,
+  options: Pick<OpenOptions, "readOnly" | "fresh" | "direct" | "lock">,
+): StorageFile {
   try {
-    return storage.open(path, { kind: "image", create: "never", readOnly, lock: true });
+    return storage.open(path, { kind: "image", create: "never", ...options });
   } catch (error) {
     if (!(error instanceof ColobusError) || error.code !== "image-missing") throw error;
     throw new ColobusError(

@@ -1,14 +1,31 @@
 import { ColobusError } from "../../proto/errors.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Storage } from "../host/storage.ts";
-import { openImage, type Image } from "./image.ts";
+import { openForeignImage, openImage, type Image } from "./image.ts";
 
 /**
  * Opens the image of a recorded disk, whose size is known. Errors: those of `openImage`; `image-changed` when it has
  * another size than recorded, or was changed by another program while the agent was cleanly stopped.
  */
 export function openRecordedImage(storage: Storage, disk: StateRecord["disks"][number]): Image {
-  const image = openImage(storage, disk.image);
+  return checked(openImage(storage, disk.image), disk);
+}
+
+/**
+ * The same of a disk that both hosts use, for the side that writes it or for the one that reads it. That the other has
+ * changed it meanwhile is no fault. Errors: `not-supported` where another host's writes would not be seen.
+ */
+export function openSharedImage(
+  storage: Storage,
+  disk: StateRecord["disks"][number],
+  access: "read-write" | "read-only",
+): Image {
+  const image =
+    access === "read-only" ? openForeignImage(storage, disk.image) : openImage(storage, disk.image, { fresh: true });
+  return checked(image, { ...disk, cleanMark: null });
+}
+
+function checked(image: Image, disk: StateRecord["disks"][number]): Image {
   try {
     if (disk.sizeBytes !== null && image.sizeBytes !== disk.sizeBytes) {
       throw new ColobusError(
