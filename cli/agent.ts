@@ -197,15 +197,15 @@ export class Agent implements AgentControl {
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
-    return this.#primary("checkpoint").checkpoint(request, signal);
+    return this.#primary("checkpoint").checkpoints.checkpoint(request, signal);
   }
 
   async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
-    return this.#primary("commit").commit(request.epoch, request.timeoutMs, signal);
+    return this.#primary("commit").checkpoints.commit(request.epoch, request.timeoutMs, signal);
   }
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
-    return this.#primary("discard").discard(request.epoch, request.timeoutMs, signal);
+    return this.#primary("discard").checkpoints.discard(request.epoch, request.timeoutMs, signal);
   }
 
   async failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
@@ -386,7 +386,7 @@ export class Agent implements AgentControl {
         : { ...disk, hiddenBytes: promoted.hiddenBytes, activeBytes: promoted.activeBytes };
     });
     return {
-      epoch: primary.epochs,
+      epoch: primary.checkpoints.describe(),
       peers: primary.describePeers(),
       disks,
       protection: primary.describeProtection(),
