@@ -20,7 +20,7 @@ import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent.ts";
-import { mayHaveLostSyncs, newId } from "./agent-state.ts";
+import { lostPower, mayHaveLostSyncs, newId } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 
@@ -156,8 +156,9 @@ export class AgentRoles {
       for (const child of active.children) child.close();
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
+      // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
       const checkpoint =
-        fault === undefined ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() } : { epoch: 0, atMs: 0 };
+        fault === undefined && state.record.mode !== "shared" ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() } : { epoch: 0, atMs: 0 };
       await this.#record((record) => demoted(record, checkpoint, request.discardsOwn));
       this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });
@@ -292,7 +293,7 @@ export class AgentRoles {
     try {
       for (const disk of record.disks) {
         removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        children.push({ name: disk.name, child: openRecordedImage(host.storage, disk) });
+        children.push({ name: disk.name, child: openRecordedImage(host.storage, disk, record) });
       }
     } catch (error) {
       for (const { child } of children) child.close();
@@ -336,6 +337,7 @@ export class AgentRoles {
       onCongestion: config.onCongestion,
       resyncSpeed: config.resyncSpeed,
       assumeInSync: config.assumeInSync,
+      unflushedThrough: lostPower(state.record, host.bootId) ? state.record.epochReserved : 0,
       checkpointEveryMs: config.checkpointEveryMs,
       maxCheckpointAgeMs: config.maxCheckpointAgeMs,
     });

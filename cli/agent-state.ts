@@ -2,7 +2,7 @@ import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
-import { openImage } from "../shared/block/image.ts";
+import { openForeignImage, openImage } from "../shared/block/image.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -54,6 +54,11 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     );
   }
   return existing;
+}
+
+/** Whether the host has gone down since this agent last ran, and that had not been stopped in good order. */
+export function lostPower(record: StateRecord, bootId: string): boolean {
+  return record.bootId !== bootId && record.disks.some(({ cleanMark }) => cleanMark === null);
 }
 
 /** Whether a side that never fsyncs ended with the power: what it held is anyone's guess then. */
@@ -154,7 +159,8 @@ async function adoptImages(storage: Storage, state: StateFile, config: AgentConf
 /** The image's size, or null where it is to be created at the primary's size. */
 function initialSize(storage: Storage, config: AgentConfig, image: string): number | null {
   if (!storage.exists(image) && config.createImages && config.role === "Secondary") return null;
-  const opened = openImage(storage, image);
+  const isForeign = config.mode === "shared" && config.role === "Secondary";
+  const opened = isForeign ? openForeignImage(storage, image) : openImage(storage, image);
   opened.close();
   return opened.sizeBytes;
 }

@@ -216,6 +216,7 @@ export class Agent implements AgentControl {
     }
     const { secondary } = active;
     secondary.assertPromotable(request.force);
+    this.#assertFenceable(request);
     if (request.dryRun) return this.#describeFailover(secondary, request);
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     try {
@@ -320,6 +321,16 @@ export class Agent implements AgentControl {
     this.#emit("protection-changed", { ...protection });
   }
 
+  /** Two hosts that write one disk destroy it: nobody is promoted on a shared one before the other is known to be dead. */
+  #assertFenceable({ fenced }: FailoverRequest): void {
+    if (this.#state.record.mode !== "shared" || fenced === true || this.#options.fence !== undefined) return;
+    throw new ColobusError(
+      "fence-failed",
+      "nobody has made sure that the former primary does not write the shared disk any more",
+      "Power its host off, or cut it off from the disk, and say `colobus failover --fenced`; or start this agent with --fence-peer.",
+    );
+  }
+
   async #fenceAndPromote(secondary: SecondaryRole, request: FailoverRequest): Promise<FailoverAnswer> {
     const { fence, host } = this.#options;
     if (fence !== undefined) {
@@ -329,7 +340,8 @@ export class Agent implements AgentControl {
       try {
         await fence(peer);
       } catch (error) {
-        if (!request.force) throw error;
+        const mayForce = record.mode === "shared" ? request.fenced === true : request.force;
+        if (!mayForce) throw error;
         host.log.warn({ reason: asColobusError(error) }, "the peer was not fenced; the operator forces the failover");
       }
     }

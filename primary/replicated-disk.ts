@@ -242,6 +242,17 @@ export class ReplicatedDisk implements BlockDevice {
   #openHeld(hold: RangeHold, offset: number, flags: WriteFlags): OpenWrite {
     let at = offset;
     let acknowledged: Pending;
+    // A piece may wait for the secondary: the range is held until the child has them all.
+    let writing = 0;
+    let isOver = false;
+    const release = (): void => {
+      isOver = true;
+      if (writing === 0) this.#lock.release(hold);
+    };
+    const written = (): void => {
+      writing -= 1;
+      if (isOver && writing === 0) this.#lock.release(hold);
+    };
     return {
       push: (piece) => {
         const start = at;
@@ -253,14 +264,18 @@ export class ReplicatedDisk implements BlockDevice {
           () => this.#forwarding.forward("write", start, piece.length, asBuffer(piece)),
         );
         acknowledged = both(acknowledged, forwarded);
+        if (local !== undefined) {
+          writing += 1;
+          local.then(written, written);
+        }
         return both(local, this.#forwarding.room());
       },
       end: () => {
-        this.#lock.release(hold);
+        release();
         return both(acknowledged, flags.fua ? this.flush() : undefined);
       },
       abandon: () => {
-        this.#lock.release(hold);
+        release();
         acknowledged?.catch(() => undefined); // nobody waits for this write any more
       },
     };

@@ -175,6 +175,8 @@ export const failoverRequestSchema = z.strictObject({
   force: z.boolean().default(false),
   dryRun: z.boolean().default(false),
   discardActive: z.boolean().default(false),
+  /** The operator has made sure that the peer serves no more: mode `shared` asks for that, or for the fence hook. */
+  fenced: z.boolean().optional(),
   timeoutMs,
 });
 export type FailoverRequest = z.infer<typeof failoverRequestSchema>;

@@ -28,7 +28,7 @@ export function recoverPromotion(options: {
   try {
     for (const recorded of record.disks) {
       const { name } = recorded;
-      const base = openRecordedImage(storage, recorded);
+      const base = openRecordedImage(storage, recorded, record);
       const context = overlayContext(options, record, name, base.sizeBytes);
       const hidden = HiddenDisk.recover(context, {
         committed: epoch,

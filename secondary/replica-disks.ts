@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { dirname } from "node:path";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { SecondaryExport } from "../proto/words.ts";
-import { createImage } from "../shared/block/image.ts";
-import { openRecordedImage } from "../shared/block/recorded-image.ts";
+import { createImage, type Image } from "../shared/block/image.ts";
+import { openRecordedForeignImage, openRecordedImage } from "../shared/block/recorded-image.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -83,6 +83,36 @@ export class ReplicaDisks {
     });
   }
 
+  /**
+   * Opens shared disks for writing, now that this side is to be their only user; their views go on undisturbed until
+   * `take` is called, which no request may be under way for. Errors: those of opening them, after which nothing is open
+   * that was not before.
+   */
+  openForWriting(): { readonly take: () => void; readonly giveUp: () => void } {
+    const { storage, state } = this.#options;
+    const opened: { disk: ReplicaDisk; image: Image }[] = [];
+    const giveUp = (): void => {
+      for (const { image } of opened) image.close();
+    };
+    if (state.record.mode === "shared") {
+      try {
+        for (const recorded of state.record.disks) {
+          const disk = this.#disks.find(({ name }) => name === recorded.name);
+          if (disk !== undefined) opened.push({ disk, image: openRecordedImage(storage, recorded, state.record) });
+        }
+      } catch (error) {
+        giveUp();
+        throw error;
+      }
+    }
+    return {
+      take: () => {
+        for (const { disk, image } of opened.splice(0)) disk.base.replaceBy(image);
+      },
+      giveUp,
+    };
+  }
+
   close(): void {
     for (const disk of this.#disks) disk.close();
   }
@@ -91,7 +121,10 @@ export class ReplicaDisks {
     const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate } = this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;
     const quota = this.#options.quota();
-    const base = openRecordedImage(storage, disk);
+    const base =
+      state.record.mode === "shared"
+        ? openRecordedForeignImage(storage, disk)
+        : openRecordedImage(storage, disk, state.record);
     try {
       const epochs = {
         floor: retained[0]?.epoch ?? committed.epoch,

@@ -147,6 +147,7 @@ export class Image implements BlockDevice {
     assert(image.path === this.path && image.sizeBytes === this.sizeBytes, "an image is replaced by itself");
     this.#file.close();
     this.#file = image.#file;
+    this.#data = { start: 0, end: 0 };
   }
 
   /** Drops the lock. What was not flushed is in the page cache only. */

@@ -7,22 +7,22 @@ import { openForeignImage, openImage, type Image } from "./image.ts";
  * Opens the image of a recorded disk, whose size is known. Errors: those of `openImage`; `image-changed` when it has
  * another size than recorded, or was changed by another program while the agent was cleanly stopped.
  */
-export function openRecordedImage(storage: Storage, disk: StateRecord["disks"][number]): Image {
-  return checked(openImage(storage, disk.image), disk);
+export function openRecordedImage(
+  storage: Storage,
+  disk: StateRecord["disks"][number],
+  { mode }: Pick<StateRecord, "mode">,
+): Image {
+  if (mode !== "shared") return checked(openImage(storage, disk.image), disk);
+  // That the other host has changed it meanwhile is no fault.
+  return checked(openImage(storage, disk.image, { fresh: true }), { ...disk, cleanMark: null });
 }
 
 /**
- * The same of a disk that both hosts use, for the side that writes it or for the one that reads it. That the other has
- * changed it meanwhile is no fault. Errors: `not-supported` where another host's writes would not be seen.
+ * Opens a disk that another host writes, for reading, and without a lock. Errors as `openRecordedImage`; `not-supported`
+ * where that host's writes would not be seen.
  */
-export function openSharedImage(
-  storage: Storage,
-  disk: StateRecord["disks"][number],
-  access: "read-write" | "read-only",
-): Image {
-  const image =
-    access === "read-only" ? openForeignImage(storage, disk.image) : openImage(storage, disk.image, { fresh: true });
-  return checked(image, { ...disk, cleanMark: null });
+export function openRecordedForeignImage(storage: Storage, disk: StateRecord["disks"][number]): Image {
+  return checked(openForeignImage(storage, disk.image), { ...disk, cleanMark: null });
 }
 
 function checked(image: Image, disk: StateRecord["disks"][number]): Image {
