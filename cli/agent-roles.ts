@@ -158,7 +158,9 @@ export class AgentRoles {
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
       // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
       const checkpoint =
-        fault === undefined && state.record.mode !== "shared" ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() } : { epoch: 0, atMs: 0 };
+        fault === undefined && state.record.mode !== "shared"
+          ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
+          : { epoch: 0, atMs: 0 };
       await this.#record((record) => demoted(record, checkpoint, request.discardsOwn));
       this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });

@@ -330,7 +330,10 @@ export class PrimaryRole {
     return new SharedDisks({
       state,
       guests: this.#guests,
-      disks: children.map(({ child }) => ({ child, geometry: clusterGeometry(child.sizeBytes, state.record.clusterBytes) })),
+      disks: children.map(({ child }) => ({
+        child,
+        geometry: clusterGeometry(child.sizeBytes, state.record.clusterBytes),
+      })),
       session: () => this.#replicator.establishedSession,
       overwritten: (bytes) => this.checkpoints.countWrite(bytes),
       unflushedThrough,

@@ -189,7 +189,8 @@ export class Replicator {
       notified: (notice) => options.notified(notice),
       closed: (reason, missing) => {
         if (!isProved) this.#unproved -= 1;
-        for (const { disk, firstCluster, endCluster } of missing) {
+        // An original that did not arrive is sent again: what it stands for was not overwritten.
+        for (const { disk, firstCluster, endCluster } of this.#sharesDisks ? [] : missing) {
           options.tracking.dirty(disk).addClusters(firstCluster, endCluster);
         }
         this.#lost(session, reason, wasOpen);

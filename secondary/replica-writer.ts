@@ -240,7 +240,8 @@ export class ReplicaWriter {
   async #applyOriginals(batch: readonly Operation[]): Promise<void> {
     let bytes = 0;
     for (const { length } of batch) bytes += length;
-    if (this.#options.savesOriginals()) await this.#save(() => collectReceived(batch, (operation) => this.#disk(operation)));
+    if (this.#options.savesOriginals())
+      await this.#save(() => collectReceived(batch, (operation) => this.#disk(operation)));
     this.#appliedSequence += batch.length;
     this.#options.applied(batch.length, bytes);
     this.#stableSequence = this.#appliedSequence;
