@@ -11,8 +11,7 @@ import { recoverPromotion } from "../secondary/recover-promotion.ts";
 import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/secondary-role.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
-import type { Image } from "../shared/block/image.ts";
-import { openRecordedImage } from "../shared/block/recorded-image.ts";
+import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
@@ -20,7 +19,7 @@ import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent.ts";
-import { lostPower, mayHaveLostSyncs, newId } from "./agent-state.ts";
+import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 
@@ -38,11 +37,12 @@ export interface ActiveSecondary {
 }
 
 /** A local child that this agent has opened and closes. */
-type OwnedChild = Image | PromotedDisk;
+type OwnedChild = DiskImage | PromotedDisk;
 
 export interface AgentRolesOptions {
   readonly agent: AgentOptions;
   readonly state: StateFile;
+  readonly images: ImageSource;
   readonly exports: DiskExports;
   readonly jobs: JobList;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
@@ -186,7 +186,8 @@ export class AgentRoles {
       for (const child of active.children) child.close();
       throw fault;
     }
-    const marks = active.children.map((child) => child.changeMark());
+    const marks: string[] = [];
+    for (const child of active.children) marks.push(await child.changeMark());
     await this.#options.state.update((record) => ({
       ...record,
       disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: marks[index] ?? null })),
@@ -246,6 +247,7 @@ export class AgentRoles {
     const tracking = PeerTracking.open(this.#trackingOptions());
     const secondary: SecondaryRole = new SecondaryRole({
       storage: host.storage,
+      images: this.#options.images,
       clock: host.clock,
       random: host.random,
       log: host.log,
@@ -288,14 +290,19 @@ export class AgentRoles {
     const { record } = state;
     const tracking = PeerTracking.open(this.#trackingOptions());
     if (record.merge !== null) {
-      const promotion = recoverPromotion({ ...host, stateDirectory: config.stateDirectory, record });
+      const promotion = recoverPromotion({
+        ...host,
+        images: this.#options.images,
+        stateDirectory: config.stateDirectory,
+        record,
+      });
       return this.#servePromotion(promotion, tracking);
     }
-    const children: { name: string; child: Image }[] = [];
+    const children: { name: string; child: DiskImage }[] = [];
     try {
       for (const disk of record.disks) {
         removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        children.push({ name: disk.name, child: openRecordedImage(host.storage, disk, record) });
+        children.push({ name: disk.name, child: this.#options.images.open(disk, imageUseOf(record)) });
       }
     } catch (error) {
       for (const { child } of children) child.close();
@@ -339,7 +346,7 @@ export class AgentRoles {
       onCongestion: config.onCongestion,
       resyncSpeed: config.resyncSpeed,
       assumeInSync: config.assumeInSync,
-      unflushedThrough: lostPower(state.record, host.bootId) ? state.record.epochReserved : 0,
+      unflushedThrough: unflushedThrough(state.record, host.bootId),
       checkpointEveryMs: config.checkpointEveryMs,
       maxCheckpointAgeMs: config.maxCheckpointAgeMs,
     });

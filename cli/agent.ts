@@ -33,9 +33,12 @@ import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import { outdated } from "../primary/guest-policy.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
+import type { ImageSource } from "../shared/block/disk-image.ts";
+import { FileImages } from "../shared/block/file-images.ts";
 import { EventLog } from "../shared/control/event-log.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
+import type { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -44,22 +47,27 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Dialer, Link } from "../shared/replication/link.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { AgentRoles } from "./agent-roles.ts";
-import { openAgentState } from "./agent-state.ts";
+import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import type { FencedPeer } from "./fence-peer.ts";
 import { RoleCommands } from "./role-commands.ts";
+import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
 
 /** What an agent is given by the machine that it runs on, or by the simulator. */
 export interface AgentHost {
   readonly storage: Storage;
+  /** Opens the disks' images; undefined: files of `storage`. */
+  readonly images?: ImageSource;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
   readonly bootId: string;
   readonly pid: number;
   readonly dialer: (url: string) => Dialer;
+  /** The agent starts and stops it. The simulator's processes are never late, and have none. */
+  readonly eventLoopDelay?: EventLoopDelay;
 }
 
 export interface AgentOptions {
@@ -91,12 +99,14 @@ export class Agent implements AgentControl {
   #failingOver: Promise<FailoverAnswer> | undefined;
   readonly #changes: CheckpointChanges;
   readonly #stateWatch: StateWatch;
+  readonly #stallWatch: StallWatch;
 
-  private constructor(options: AgentOptions, state: StateFile) {
+  private constructor(options: AgentOptions, state: StateFile, images: ImageSource) {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
+    this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#changes = new CheckpointChanges({
       clock: options.host.clock,
       secondary: (command) => this.#secondary(command),
@@ -108,6 +118,7 @@ export class Agent implements AgentControl {
     this.#roles = new AgentRoles({
       agent: options,
       state,
+      images,
       exports: this.exports,
       jobs: this.#jobs,
       emit: (type, data) => this.#emit(type, data),
@@ -120,10 +131,11 @@ export class Agent implements AgentControl {
   /** Opens the state and the disks, and takes up the recorded role. Errors name what is wrong and what to do. */
   static async open(options: AgentOptions): Promise<Agent> {
     const { host, config } = options;
-    const state = await openAgentState(host, config);
+    const images = host.images ?? new FileImages(host.storage);
+    const state = await openAgentState({ ...host, images }, config);
     let agent: Agent;
     try {
-      agent = new Agent(options, state);
+      agent = new Agent(options, state, images);
     } catch (error) {
       await state.close();
       throw error;
@@ -132,6 +144,7 @@ export class Agent implements AgentControl {
     await state.update((record) => ({
       ...record,
       bootId: host.bootId,
+      unflushedThrough: unflushedThrough(record, host.bootId),
       disks: record.disks.map((disk) => ({ ...disk, cleanMark: null })),
       peers: record.peers.length > 0 ? record.peers : [...config.peers],
     }));
@@ -163,6 +176,7 @@ export class Agent implements AgentControl {
     await this.#changes.settled();
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     this.#stateWatch.stop();
+    this.#stallWatch.stop();
     await this.#roles.stop(drainMs);
     await this.#state.close();
   }
@@ -193,6 +207,7 @@ export class Agent implements AgentControl {
         readOnly: diskExport.readOnly,
         clients: this.exports.clientsOf(diskExport.name),
       })),
+      eventLoopDelay: this.#stallWatch.describe(),
     };
   }
 
@@ -299,6 +314,7 @@ export class Agent implements AgentControl {
   #start(): void {
     this.#emit("agent-started", { role: this.role, version: AGENT_VERSION });
     this.#roles.start();
+    this.#stallWatch.start();
   }
 
   #emit(type: EventType, data: Record<string, unknown>): void {

@@ -90,7 +90,7 @@ export class CopyBeforeWrite implements Child {
     this.#child.prefetch(offset, length);
   }
 
-  extents(offset: number, length: number, maxExtents: number): Extent[] {
+  extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     return this.#child.extents(offset, length, maxExtents);
   }
 
@@ -178,7 +178,8 @@ export class CopyBeforeWrite implements Child {
     const end = offset + length;
     const noFua = { fua: false, mayUnmap: flags.mayUnmap };
     for (let at = offset; at < end;) {
-      const extent = this.#child.extents(at, end - at, 1)[0];
+      const extents = this.#child.extents(at, end - at, 1);
+      const [extent] = extents instanceof Promise ? await extents : extents;
       const found = Math.min(extent?.length ?? end - at, end - at);
       const from = at;
       const step = extent?.zero === true ? found : Math.min(found, ORIGINAL_MAX_BYTES);

@@ -119,7 +119,11 @@ export class ReplicatedDisk implements BlockDevice {
     this.child.prefetch(offset, length);
   }
 
-  extents(offset: number, length: number, maxExtents: number): Extent[] {
+  get asksForExtents(): boolean {
+    return this.child.asksForExtents === true;
+  }
+
+  extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     this.#gate.assertServing();
     return this.child.extents(offset, length, maxExtents);
   }
@@ -135,9 +139,10 @@ export class ReplicatedDisk implements BlockDevice {
   }
 
   /** Whether the stretch is one hole, as it seems without its lock. */
-  startsWithHole(offset: number, length: number): boolean {
-    const extent = this.child.extents(offset, length, 1)[0];
-    return extent?.zero === true && extent.length >= length;
+  startsWithHole(offset: number, length: number): boolean | Promise<boolean> {
+    const isHole = ([extent]: Extent[]): boolean => extent?.zero === true && extent.length >= length;
+    const extents = this.child.extents(offset, length, 1);
+    return extents instanceof Promise ? extents.then(isHole) : isHole(extents);
   }
 
   /**
@@ -155,7 +160,8 @@ export class ReplicatedDisk implements BlockDevice {
   ): Promise<number> {
     const hold = await this.#lock.acquire(offset, length);
     try {
-      const extent = this.child.extents(offset, length, 1)[0];
+      const extents = this.child.extents(offset, length, 1);
+      const [extent] = extents instanceof Promise ? await extents : extents;
       const holeLength =
         extent?.zero === true ? wholeClusters(Math.min(extent.length, length), length, clusterBytes) : 0;
       if (holeLength > 0) {

@@ -149,6 +149,7 @@ export const EVENT_TYPES = [
   "failover",
   "merged",
   "job-changed",
+  "stalled",
   "protection-changed",
 ] as const;
 export type EventType = (typeof EVENT_TYPES)[number];

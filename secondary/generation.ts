@@ -5,6 +5,9 @@ import { isZero } from "../shared/block/zeroes.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
 import { OverlayFiles, type OverlayContext } from "./overlay-files.ts";
 
+/** What is in the page cache is copied in pieces of this size: they stay in the processor's cache between read and write. */
+const CACHED_PIECE_BYTES = 64 * 1024;
+
 /** Reads originals from where they are now. */
 export type ReadOriginal = (target: Uint8Array, offset: number) => Promise<void> | undefined;
 
@@ -36,14 +39,20 @@ export class Generation {
   async save(clusters: ClusterBitmap, read: ReadOriginal, scratch: Buffer): Promise<void> {
     const { geometry, durability } = this.#context;
     const entries: JournalEntry[] = [];
+    let pieceBytes = Math.min(CACHED_PIECE_BYTES, scratch.length);
     for (const { first, end } of clusterRuns(clusters)) {
       entries.push({ firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" });
       const endOffset = clusterEndOffset(geometry, end);
-      for (let at = first * geometry.clusterBytes; at < endOffset; at += scratch.length) {
-        const piece = scratch.subarray(0, Math.min(scratch.length, endOffset - at));
+      let at = first * geometry.clusterBytes;
+      while (at < endOffset) {
+        const piece = scratch.subarray(0, Math.min(pieceBytes, endOffset - at));
         const reading = read(piece, at);
-        if (reading !== undefined) await reading;
+        if (reading !== undefined) {
+          await reading;
+          pieceBytes = scratch.length;
+        }
         this.#write(piece, at, this.#context.quota);
+        at += piece.length;
       }
     }
     if (durability === "power") await this.files.syncData();

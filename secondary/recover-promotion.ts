@@ -1,5 +1,5 @@
 import type { StateRecord } from "../proto/state-record.ts";
-import { openRecordedImage } from "../shared/block/recorded-image.ts";
+import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { ActiveDisk } from "./active-disk.ts";
@@ -16,19 +16,20 @@ import { ViewGate } from "./view-gate.ts";
  */
 export function recoverPromotion(options: {
   readonly storage: Storage;
+  readonly images: ImageSource;
   readonly random: Random;
   readonly stateDirectory: string;
   readonly record: StateRecord;
   readonly bootId: string;
 }): PromotedDisks {
-  const { record, storage } = options;
+  const { record, images } = options;
   const gate = new ViewGate();
   const epoch = record.committed.epoch;
   const disks: { name: string; disk: PromotedDisk }[] = [];
   try {
     for (const recorded of record.disks) {
       const { name } = recorded;
-      const base = openRecordedImage(storage, recorded, record);
+      const base = images.open(recorded, imageUseOf(record));
       const context = overlayContext(options, record, name, base.sizeBytes);
       const hidden = HiddenDisk.recover(context, {
         committed: epoch,

@@ -1,9 +1,7 @@
 import assert from "node:assert/strict";
-import { dirname } from "node:path";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { SecondaryExport } from "../proto/words.ts";
-import { createImage, type Image } from "../shared/block/image.ts";
-import { openRecordedForeignImage, openRecordedImage } from "../shared/block/recorded-image.ts";
+import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -14,6 +12,7 @@ import type { ViewGate } from "./view-gate.ts";
 
 export interface ReplicaDisksOptions {
   readonly storage: Storage;
+  readonly images: ImageSource;
   readonly random: Random;
   readonly state: StateFile;
   readonly stateDirectory: string;
@@ -56,16 +55,14 @@ export class ReplicaDisks {
 
   /** The disks in the primary's order; images that were to be created are, and the record then names their size. */
   async prepare(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
-    const { storage, state } = this.#options;
+    const { images, state } = this.#options;
     const created = new Map<string, number>();
     for (const [index, name] of names.entries()) {
       const recorded = state.record.disks.find((disk) => disk.name === name);
       const sizeBytes = sizes[index];
       assert(recorded !== undefined && sizeBytes !== undefined, "the handshake has compared the names");
       if (recorded.sizeBytes !== null) continue;
-      if (!storage.exists(recorded.image)) await createImage(storage, recorded.image, sizeBytes);
-      // An earlier process may have made the image, and died before its name was durable.
-      else await storage.syncDirectory(dirname(recorded.image));
+      await images.create(recorded.image, sizeBytes);
       created.set(name, sizeBytes);
       this.#disks.push(this.#openDisk({ ...recorded, sizeBytes }));
     }
@@ -89,8 +86,8 @@ export class ReplicaDisks {
    * that was not before.
    */
   openForWriting(): { readonly take: () => void; readonly giveUp: () => void } {
-    const { storage, state } = this.#options;
-    const opened: { disk: ReplicaDisk; image: Image }[] = [];
+    const { images, state } = this.#options;
+    const opened: { disk: ReplicaDisk; image: DiskImage }[] = [];
     const giveUp = (): void => {
       for (const { image } of opened) image.close();
     };
@@ -98,7 +95,7 @@ export class ReplicaDisks {
       try {
         for (const recorded of state.record.disks) {
           const disk = this.#disks.find(({ name }) => name === recorded.name);
-          if (disk !== undefined) opened.push({ disk, image: openRecordedImage(storage, recorded, state.record) });
+          if (disk !== undefined) opened.push({ disk, image: images.open(recorded, imageUseOf(state.record)) });
         }
       } catch (error) {
         giveUp();
@@ -107,7 +104,7 @@ export class ReplicaDisks {
     }
     return {
       take: () => {
-        for (const { disk, image } of opened.splice(0)) disk.base.replaceBy(image);
+        for (const { disk, image } of opened.splice(0)) disk.replaceBase(image);
       },
       giveUp,
     };
@@ -121,10 +118,7 @@ export class ReplicaDisks {
     const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate } = this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;
     const quota = this.#options.quota();
-    const base =
-      state.record.mode === "shared"
-        ? openRecordedForeignImage(storage, disk)
-        : openRecordedImage(storage, disk, state.record);
+    const base = this.#options.images.open(disk, state.record.mode === "shared" ? "foreign" : "own");
     try {
       const epochs = {
         floor: retained[0]?.epoch ?? committed.epoch,

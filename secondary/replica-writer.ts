@@ -15,13 +15,11 @@ import type { DataMessage, Operation } from "../proto/replication-messages.ts";
 import type { AckPolicy, Durability } from "../proto/words.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
+import { dataStretches, type Stretch } from "../shared/block/data-stretches.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { collectReceived, coversWholeClusters, type Saves } from "./received-originals.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
-
-/** Extents of a base that are asked for at a time when a range is zeroed. */
-const EXTENTS_AT_A_TIME = 1024;
 
 export interface ReplicaWriterOptions {
   /** In the order of the primary's `hello`. */
@@ -253,16 +251,23 @@ export class ReplicaWriter {
     return this.#save(() => this.#collectOriginals(changes));
   }
 
-  async #save(collect: () => Saves): Promise<void> {
+  async #save(collect: () => Saves | Promise<Saves>): Promise<void> {
     for (;;) {
-      const fault = await this.#trySave(collect());
+      const fault = await this.#trySave(await collect());
       if (fault === undefined) return;
       if (fault.code !== "overlay-full" || this.#stopped || !(await this.#options.makeRoom())) throw fault;
     }
   }
 
   /** The originals that are not saved yet. */
-  #collectOriginals(changes: readonly Operation[]): Saves {
+  async #collectOriginals(changes: readonly Operation[]): Promise<Saves> {
+    // What reads as zeroes already does not change, however long the range is.
+    const zeroed = new Map<Operation, readonly Stretch[]>();
+    for (const operation of changes) {
+      if (operation.kind === "write") continue;
+      const stretches = dataStretches(this.#disk(operation).base, operation.offset, operation.length);
+      zeroed.set(operation, stretches instanceof Promise ? await stretches : stretches);
+    }
     const unsaved = new Map<ReplicaDisk, ClusterBitmap>();
     for (const operation of changes) {
       const disk = this.#disk(operation);
@@ -271,10 +276,7 @@ export class ReplicaWriter {
       if (operation.kind === "write") {
         collectUnsaved(disk, operation.offset, operation.length, clusters);
       } else {
-        // What reads as zeroes already does not change, however long the range is.
-        forEachDataExtent(disk, operation.offset, operation.length, (offset, length) =>
-          collectUnsaved(disk, offset, length, clusters),
-        );
+        for (const { offset, length } of zeroed.get(operation) ?? []) collectUnsaved(disk, offset, length, clusters);
       }
     }
     const saves: Saves = new Map();
@@ -319,18 +321,18 @@ export class ReplicaWriter {
     const disk = this.#disk(operation);
     if (operation.kind === "write") {
       // What is a hole here needs no read: the disk would have to make up its zeroes first.
-      const [extent] = disk.base.extents(operation.offset, operation.length, 1);
-      if (extent?.zero === true && extent.length >= operation.length) return isZero(operation.payload);
+      if (disk.base.asksForExtents !== true) {
+        const extents = disk.base.extents(operation.offset, operation.length, 1);
+        const [extent] = extents instanceof Promise ? await extents : extents;
+        if (extent?.zero === true && extent.length >= operation.length) return isZero(operation.payload);
+      }
       const present = Buffer.allocUnsafe(operation.length);
       const reading = disk.base.read(present, operation.offset);
       if (reading !== undefined) await reading;
       return present.equals(operation.payload);
     }
-    let hasData = false;
-    forEachDataExtent(disk, operation.offset, operation.length, () => {
-      hasData = true;
-    });
-    return !hasData;
+    const stretches = dataStretches(disk.base, operation.offset, operation.length);
+    return (stretches instanceof Promise ? await stretches : stretches).length === 0;
   }
 
   #disk(operation: Operation): ReplicaDisk {
@@ -411,24 +413,6 @@ export class ReplicaWriter {
 function collectUnsaved(disk: ReplicaDisk, offset: number, length: number, clusters: ClusterBitmap): void {
   const { geometry } = disk.context;
   disk.hidden.collectUnsaved(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length), clusters);
-}
-
-/** Visits the parts of a range of the base that may hold anything but zeroes. */
-function forEachDataExtent(
-  disk: ReplicaDisk,
-  offset: number,
-  length: number,
-  visit: (offset: number, length: number) => void,
-): void {
-  const end = offset + length;
-  let at = offset;
-  while (at < end) {
-    for (const extent of disk.base.extents(at, end - at, EXTENTS_AT_A_TIME)) {
-      const extentLength = Math.min(extent.length, end - at);
-      if (!extent.zero) visit(at, extentLength);
-      at += extentLength;
-    }
-  }
 }
 
 /** A hidden disk that cannot grow is full, whatever the file system calls it. */

@@ -2,6 +2,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
+import type { ImageSource } from "../shared/block/disk-image.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
@@ -26,6 +27,7 @@ import { ViewGate } from "./view-gate.ts";
 
 export interface SecondaryOptions {
   readonly storage: Storage;
+  readonly images: ImageSource;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;

@@ -16,12 +16,13 @@ import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
 import type { OpenOptions, Storage, StorageFile } from "../host/storage.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "./block-device.ts";
+import type { DiskImage } from "./disk-image.ts";
 
 const SECTOR_BYTES = 512;
 /** qcow2 specification, "Header": magic. */
 const QCOW2_MAGIC = Buffer.from("QFI\xfb", "latin1");
 
-export class Image implements BlockDevice {
+export class Image implements BlockDevice, DiskImage {
   readonly sizeBytes: number;
   #file: StorageFile;
   /** A stretch without holes: to find its end takes some file systems as long as it has pages. */
@@ -76,20 +77,14 @@ export class Image implements BlockDevice {
     return this.#next;
   }
 
-  /** Whether a flush has failed, so that what was written since the last good one may be lost. */
   get hasLostWrites(): boolean {
     return this.#failed !== undefined;
   }
 
-  /** What no flush has covered is written again, or serves nobody: flushes may succeed again. */
   rewritten(): void {
     this.#failed = undefined;
   }
 
-  /**
-   * Makes what was written just now durable, whatever a flush has lost before: for an owner that writes its own part
-   * again after a failure, while clients' flushes go on failing.
-   */
   async syncOwn(): Promise<void> {
     const before = this.#owners;
     const syncing = (async () => {
@@ -137,17 +132,8 @@ export class Image implements BlockDevice {
     return this.#file.allocatedBytes();
   }
 
-  /** Differs from an earlier answer when anyone has changed the image in between; empty where that cannot be told. */
   changeMark(): string {
     return this.#file.changeMark();
-  }
-
-  /** Goes on with `image`, of the same path and size, in place of its own file. Nobody may be reading or writing. */
-  replaceBy(image: Image): void {
-    assert(image.path === this.path && image.sizeBytes === this.sizeBytes, "an image is replaced by itself");
-    this.#file.close();
-    this.#file = image.#file;
-    this.#data = { start: 0, end: 0 };
   }
 
   /** Drops the lock. What was not flushed is in the page cache only. */

@@ -39,12 +39,17 @@ export function startProcess(program: string, args: readonly string[], options: 
   return child;
 }
 
-/** Sends the signal, and resolves when the process has ended; at once where it ended before. */
+/** Longer than an agent takes to leave its session. */
+const END_TIMEOUT_MS = 30_000;
+
+/** Sends the signal, and resolves when the process has ended; at once where it ended before. One that hangs is killed. */
 export async function endProcess(child: ChildProcess, signal: NodeJS.Signals): Promise<void> {
   if (child.exitCode !== null || child.signalCode !== null) return;
   const ended = once(child, "exit");
   child.kill(signal);
+  const timer = setTimeout(() => child.kill("SIGKILL"), END_TIMEOUT_MS);
   await ended;
+  clearTimeout(timer);
 }
 
 /** Rejects when the process ends before it is asked to. The caller races it with what it waits for. */

@@ -7,6 +7,7 @@ import { BenchPair, freePort } from "./bench-pair.ts";
 import { fill } from "./fio.ts";
 import { makeDirectory, removeDirectory } from "./leftovers.ts";
 import { median, progress, type Measured, type Place, type Row, type Setting, type Target } from "./measuring.ts";
+import { attempt, namedWithLoss } from "./seat.ts";
 
 const MIB = 1024 * 1024;
 const BYTES = 1024 * MIB;
@@ -30,13 +31,20 @@ export async function measureResync({ place, rounds }: Setting): Promise<Measure
     rates: new Map<Way, number[]>(WAYS.map((way) => [way, []])),
   }));
   for (let round = 1; round <= rounds; round += 1) {
-    for (const { durability, rates } of byDurability) await measureOnce(place, durability, round, rates);
+    for (const { durability, rates } of byDurability) {
+      await attempt(`a sync, durability ${durability}, round ${round}`, () =>
+        measureOnce(place, durability, round, rates),
+      );
+    }
     progress("resync", place, round, rounds);
   }
   return {
     tables: byDurability.map(({ durability, rates }) => ({
       title: `1 GiB, durability ${durability}`,
-      rows: WAYS.map((way): Row => ({ what: way, figures: { "MiB/s": median(rates.get(way) ?? []) } })),
+      rows: WAYS.map((way): Row => {
+        const taken = rates.get(way) ?? [];
+        return { what: namedWithLoss(way, taken.length, rounds), figures: { "MiB/s": median(taken) } };
+      }),
     })),
     targets: byDurability.flatMap(({ durability, rates }) => {
       const [plain, ...syncs] = WAYS;

@@ -11,6 +11,7 @@ import {
 import type { Hello, Message } from "../../../proto/replication-messages.ts";
 import type { Durability } from "../../../proto/words.ts";
 import { SecondaryRole } from "../../../secondary/secondary-role.ts";
+import { FileImages } from "../../../shared/block/file-images.ts";
 import { PeerTracking } from "../../../shared/replication/peer-tracking.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { SeededRandom } from "../../sim/seeded-random.ts";
@@ -41,6 +42,7 @@ class Bench {
     this.state = state;
     this.role = new SecondaryRole({
       storage,
+      images: new FileImages(storage),
       clock: this.clock,
       random: new SimRandom(new SeededRandom(1)),
       log: new SilentLog(),
