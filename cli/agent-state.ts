@@ -97,6 +97,8 @@ export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
  * knew of its secondary's copy is void as well.
  */
 function suspect(record: StateRecord, agentId: string): StateRecord {
+  // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
+  if (record.mode === "shared" && record.role === "Primary") return record;
   const untracked = { ...record, tracks: null, pairing: null };
   if (record.role === "Primary") return untracked;
   return { ...untracked, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [] };

@@ -68,7 +68,7 @@ export class SharedDisks {
 
   /** Everything written so far is on the shared disk, where the other host can read it. Errors: `io-error`. */
   async flush(): Promise<void> {
-    await Promise.all(this.children.map((child) => child.flush()));
+    await Promise.all(this.children.map(async (child) => child.flush()));
   }
 
   /**
