@@ -27,10 +27,13 @@ import type { SourceSession } from "./source-session.ts";
 
 const NO_FLAGS: WriteFlags = { fua: false };
 
+/** What of a session is needed to send originals, and to hear that they are stable. */
+export type OriginalsSession = Pick<SourceSession, "send" | "acknowledged" | "isFull" | "room">;
+
 /** Where originals go, and what to do where there is nobody to take them. */
 export interface OriginalsStream {
   /** The session that takes originals now; undefined: there is none. */
-  session(): SourceSession | undefined;
+  session(): OriginalsSession | undefined;
   /** Whether no secondary can hold originals of these disks, so that they may be overwritten without. */
   isUnwatched(): boolean;
   /** Done when it may be looked again. Errors: why guests are refused. */
@@ -47,7 +50,7 @@ export class CopyBeforeWrite implements Child {
   readonly #stream: OriginalsStream;
   /** What the secondary of `#session` has stable, of the open epoch. */
   readonly #copied = new ClusterBitmap();
-  #session: SourceSession | undefined;
+  #session: OriginalsSession | undefined;
   /** Clusters whose originals are being read, sent, or waited for. */
   readonly #underWay = new Map<number, Promise<void>>();
   /** Changes with each barrier and each session: what was begun before counts no more. */
@@ -138,7 +141,7 @@ export class CopyBeforeWrite implements Child {
     return this.#copied.rangeCardinality(first, end) === end - first;
   }
 
-  #currentSession(): SourceSession | undefined {
+  #currentSession(): OriginalsSession | undefined {
     const session = this.#stream.session();
     if (session !== this.#session) {
       this.#session = session;
@@ -207,7 +210,7 @@ export class CopyBeforeWrite implements Child {
   }
 
   /** Begins to copy what of [first, end) is not copied, and returns what there is to wait for. */
-  #copyMissing(session: SourceSession, first: number, end: number): Promise<void>[] {
+  #copyMissing(session: OriginalsSession, first: number, end: number): Promise<void>[] {
     const runMax = Math.max(1, ORIGINAL_MAX_BYTES / this.#geometry.clusterBytes);
     const copies: Promise<void>[] = [];
     for (let cluster = first; cluster < end;) {
@@ -240,7 +243,7 @@ export class CopyBeforeWrite implements Child {
   }
 
   /** Reads and sends the originals of [first, end), and resolves when they are stable, or count no more. Errors: the child's. */
-  async #copyRun(session: SourceSession, first: number, end: number): Promise<void> {
+  async #copyRun(session: OriginalsSession, first: number, end: number): Promise<void> {
     const era = this.#era;
     const offset = first * this.#geometry.clusterBytes;
     const length = clusterEndOffset(this.#geometry, end) - offset;

@@ -24,7 +24,7 @@ export interface PrimaryCheckpointsOptions {
   /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
   readonly untilEstablished: () => Promise<void>;
   /** In mode `shared`: what a barrier has to do with the disks. */
-  readonly sharedDisks: Pick<SharedDisks, "atBarrier" | "flush"> | undefined;
+  readonly sharedDisks: Pick<SharedDisks, "atBarrier" | "flush" | "noteUnflushed"> | undefined;
 }
 
 /** A barrier that has its place in the stream of `session`; `prepared` resolves when the secondary has prepared its checkpoint. */
@@ -180,6 +180,11 @@ export class PrimaryCheckpoints {
     return this.#epochs.open;
   }
 
+  /** The secondary takes part again, and has prepared these, which are no checkpoints: it is told before anything else. */
+  disown(epochs: readonly number[]): void {
+    if (epochs.length > 0) void this.#withdraw(this.#options.session(), epochs);
+  }
+
   /** The secondary has given up everything that it had of epochs up to `throughEpoch`. */
   givenUp(throughEpoch: number): void {
     this.#voidThrough = throughEpoch;
@@ -228,13 +233,41 @@ export class PrimaryCheckpoints {
   async #barrier(session: SourceSession, epoch: number): Promise<void> {
     try {
       const closing = session.request((id) => ({ type: "barrier", id, epoch }));
-      await Promise.all([closing, this.#options.sharedDisks?.flush()]);
+      const { sharedDisks } = this.#options;
+      await (sharedDisks === undefined ? closing : this.#flushed(sharedDisks, closing, session, epoch));
     } catch (error) {
       this.#options.emit("checkpoint-failed", { epoch, ...asColobusError(error).toJSON() });
       throw error;
     }
     if (epoch > this.#voidThrough) this.#known.prepared.push(epoch);
     this.#options.emit("checkpoint-prepared", { epoch });
+  }
+
+  /** A checkpoint of shared disks is what the other host can read of them: the secondary's answer alone makes none. */
+  async #flushed(
+    disks: Pick<SharedDisks, "flush" | "noteUnflushed">,
+    closing: Promise<void>,
+    session: SourceSession,
+    epoch: number,
+  ): Promise<void> {
+    const [closed, flushed] = await Promise.allSettled([closing, disks.flush()]);
+    if (flushed.status === "rejected") {
+      await disks.noteUnflushed(epoch);
+      if (closed.status === "fulfilled") await this.#withdraw(session, [epoch]);
+      throw flushed.reason;
+    }
+    if (closed.status === "rejected") throw closed.reason;
+  }
+
+  /** Has the secondary forget what are no checkpoints. Where it cannot be told, the next session's hello names them again. */
+  async #withdraw(session: SourceSession, epochs: readonly number[]): Promise<void> {
+    try {
+      await session.request((id) => ({ type: "discard", id, epochs: [...epochs] }));
+    } catch (error) {
+      this.#options.emit("checkpoint-failed", { epoch: epochs[0], ...asColobusError(error).toJSON() });
+      return;
+    }
+    this.#options.emit("checkpoint-discarded", { epochs });
   }
 
   async #commit(session: SourceSession, epoch: number): Promise<number> {

@@ -80,6 +80,8 @@ export class PrimaryRole {
   readonly #status: PrimaryStatus;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
+  /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
+  #unflushed: number[] = [];
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
 
   constructor(options: PrimaryOptions) {
@@ -421,7 +423,9 @@ export class PrimaryRole {
   async #openedShared(shared: SharedDisks, peer: Hello): Promise<number> {
     await shared.flush();
     const verdict = this.#lastVerdict?.verdict;
-    return this.checkpoints.learn(shared.countedOf(peer, verdict?.kind === "sync" && verdict.extent === "keep"));
+    const isKept = verdict?.kind === "sync" && verdict.extent === "keep";
+    this.#unflushed = isKept ? shared.unflushedOf(peer.prepared) : [];
+    return this.checkpoints.learn(shared.countedOf(peer, isKept));
   }
 
   #startSync(kind: "full-sync" | "resync"): void {
@@ -438,7 +442,10 @@ export class PrimaryRole {
   /** The secondary has everything. If it has no checkpoint yet, it gets one now: only then is the VM protected. */
   #inSync(): void {
     this.#syncs.done();
-    if (this.#shared !== undefined) this.#guests.release();
+    if (this.#shared !== undefined) {
+      this.checkpoints.disown(this.#unflushed.splice(0));
+      this.#guests.release();
+    }
     this.#notify();
     if (this.checkpoints.committed === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
@@ -446,6 +453,7 @@ export class PrimaryRole {
 
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
   #paused(): void {
+    this.checkpoints.disown(this.#unflushed.splice(0));
     this.#notify();
     if (this.#shared !== undefined && this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
   }

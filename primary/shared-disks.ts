@@ -71,13 +71,25 @@ export class SharedDisks {
     await Promise.all(this.children.map(async (child) => child.flush()));
   }
 
-  /**
-   * What a secondary's hello says of its checkpoints, as far as it counts: nothing where it is to give them up, and no
-   * prepared one that was not flushed when the power went.
-   */
+  /** What a secondary's hello says of its checkpoints, as far as it counts: nothing where it is to give them up. */
   countedOf(peer: Hello, isKept: boolean): Hello {
     if (!isKept) return { ...peer, committed: 0, prepared: [] };
-    return { ...peer, prepared: peer.prepared.filter((epoch) => epoch > this.#options.unflushedThrough) };
+    const unflushed = this.unflushedOf(peer.prepared);
+    return { ...peer, prepared: peer.prepared.filter((epoch) => !unflushed.includes(epoch)) };
+  }
+
+  /** The prepared epochs of which the disks may lack what was written before the barrier: they are no checkpoints. */
+  unflushedOf(prepared: readonly number[]): number[] {
+    const through = Math.max(this.#options.unflushedThrough, this.#options.state.record.unflushedThrough);
+    return prepared.filter((epoch) => epoch <= through);
+  }
+
+  /** The disks could not be flushed for the barrier of `epoch`: no later process may take it for a checkpoint. */
+  async noteUnflushed(epoch: number): Promise<void> {
+    await this.#options.state.update((record) => ({
+      ...record,
+      unflushedThrough: Math.max(record.unflushedThrough, epoch),
+    }));
   }
 
   /** Guests' changes are frozen until there is a secondary again. Errors: why guests are refused. */
