@@ -185,13 +185,14 @@ export async function readProcessConfig(
       stateDirectory: resolve(options.state),
       disks,
       peers,
-      ack: options.ack ?? "async",
+      // Originals are acknowledged as soon as they are stable.
+      ack: options.ack ?? (options.mode === "shared" ? "applied" : "async"),
       durability: options.durability ?? "power",
       peerTimeoutMs: positive(
         parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"),
         "--peer-timeout",
       ),
-      onPeerLoss: options["on-peer-loss"] ?? "continue",
+      onPeerLoss: options["on-peer-loss"] ?? (options.mode === "shared" ? "freeze" : "continue"),
       onCongestion: options["on-congestion"] ?? "throttle",
       resyncSpeed: parseJobSpeed(options["resync-speed"] ?? "dynamic", "--resync-speed"),
       windowBytes: parseWindow(options.window),
@@ -251,17 +252,19 @@ function givenFlags(args: AgentArguments): Options {
 }
 
 function refuseUnavailable(options: Options): void {
-  const refused: [string, string | undefined, string][] = [
-    ["--mode", options.mode, "colo"],
-    ["--control-listen", options["control-listen"], "off"],
+  const refused: [string, string | undefined, readonly string[]][] = [
+    ["--mode", options.mode, ["colo", "shared"]],
+    ["--control-listen", options["control-listen"], ["off"]],
   ];
   for (const [flag, value, available] of refused) {
-    if (value === undefined || value === available) continue;
-    throw new ColobusError("usage", `${flag} ${value} is not available in this release`, `Use ${flag} ${available}.`);
+    if (value === undefined || available.includes(value)) continue;
+    const instead = `Use ${available.map((one) => `${flag} ${one}`).join(" or ")}.`;
+    throw new ColobusError("usage", `${flag} ${value} is not available in this release`, instead);
   }
 }
 
 function refuseContradictions(options: Options): void {
+  if (options.mode === "shared") refuseOnShared(options);
   if (options["on-congestion"] !== "detach") return;
   const contradictions: [string, string | undefined, string][] = [
     ["--ack", options.ack, "async"],
@@ -274,6 +277,25 @@ function refuseContradictions(options: Options): void {
       `--on-congestion detach and ${flag} ${value} contradict each other`,
       `Detaching lets writes go on that ${flag} ${value} has wait: leave one out.`,
     );
+  }
+}
+
+/** What is about copies of a disk means nothing where there is one disk. */
+function refuseOnShared(options: Options): void {
+  const refused: [string, boolean, string][] = [
+    ["--ack", options.ack !== undefined, "A write waits until the secondary has the original, and for nothing else."],
+    [
+      "--on-peer-loss continue",
+      options["on-peer-loss"] === "continue",
+      "What is overwritten without the secondary is overwritten for both sides: writes wait for it (freeze).",
+    ],
+    ["--on-congestion detach", options["on-congestion"] === "detach", "Writes wait for the secondary."],
+    ["--create", options.create === true, "The shared disk is there already."],
+    ["--assume-in-sync", options["assume-in-sync"] === true, "There is nothing to sync."],
+    ["--adopt-image", options["adopt-image"] === true, "Start both agents with empty state directories instead."],
+  ];
+  for (const [flag, isGiven, why] of refused) {
+    if (isGiven) throw new ColobusError("usage", `--mode shared and ${flag} contradict each other`, why);
   }
 }
 

@@ -12,7 +12,7 @@ import { recoverPromotion } from "../secondary/recover-promotion.ts";
 import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/secondary-role.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
-import type { DiskImage, ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
@@ -22,7 +22,7 @@ import { probePeer } from "../shared/replication/peer-probe.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { AgentOptions } from "./agent.ts";
-import { mayHaveLostSyncs, newId } from "./agent-state.ts";
+import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 
@@ -187,8 +187,11 @@ export class AgentRoles {
       for (const child of active.children) child.close();
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
+      // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
       const checkpoint =
-        fault === undefined ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() } : { epoch: 0, atMs: 0 };
+        fault === undefined && state.record.mode !== "shared"
+          ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
+          : { epoch: 0, atMs: 0 };
       await this.#record((record) => demoted(record, checkpoint, request.discardsOwn));
       this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });
@@ -330,7 +333,7 @@ export class AgentRoles {
     try {
       for (const disk of record.disks) {
         removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        children.push({ name: disk.name, child: this.#options.images.open(disk) });
+        children.push({ name: disk.name, child: this.#options.images.open(disk, imageUseOf(record)) });
       }
     } catch (error) {
       for (const { child } of children) child.close();
@@ -375,6 +378,7 @@ export class AgentRoles {
       onCongestion: config.onCongestion,
       resyncSpeed: config.resyncSpeed,
       assumeInSync: config.assumeInSync,
+      unflushedThrough: unflushedThrough(state.record, host.bootId),
       checkpointEveryMs: config.checkpointEveryMs,
       maxCheckpointAgeMs: config.maxCheckpointAgeMs,
     });

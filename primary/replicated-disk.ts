@@ -248,11 +248,16 @@ export class ReplicatedDisk implements BlockDevice {
   #openHeld(hold: RangeHold, offset: number, flags: WriteFlags): OpenWrite {
     let at = offset;
     let acknowledged: Pending;
-    /** The piece that the child has not taken yet: a waiter for room that fails must not give its range to others. */
-    let written: Pending;
+    // A piece may wait for the secondary: the range is held until the child has them all.
+    let writing = 0;
+    let isOver = false;
     const release = (): void => {
-      if (written === undefined) this.#lock.release(hold);
-      else void written.catch(() => undefined).then(() => this.#lock.release(hold)); // who pushed has the error
+      isOver = true;
+      if (writing === 0) this.#lock.release(hold);
+    };
+    const written = (): void => {
+      writing -= 1;
+      if (isOver && writing === 0) this.#lock.release(hold);
     };
     return {
       push: (piece) => {
@@ -265,7 +270,10 @@ export class ReplicatedDisk implements BlockDevice {
           () => this.#forwarding.forward("write", start, piece.length, asBuffer(piece)),
         );
         acknowledged = both(acknowledged, forwarded);
-        written = local;
+        if (local !== undefined) {
+          writing += 1;
+          local.then(written, written);
+        }
         return both(local, this.#forwarding.room());
       },
       end: () => {

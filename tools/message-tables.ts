@@ -126,9 +126,12 @@ export function helloTable(): string {
 
 export function operationTable(): string {
   const meanings: Record<keyof typeof OPERATION_KINDS, string> = {
-    write: "The next `length` bytes of the payload.",
-    discard: "The range reads as zeroes, and its space is freed. Zeroes of a sync travel so too.",
-    zero: "The range reads as zeroes, and keeps its space.",
+    "write": "The next `length` bytes of the payload.",
+    "discard": "The range reads as zeroes, and its space is freed. Zeroes of a sync travel so too.",
+    "zero": "The range reads as zeroes, and keeps its space.",
+    "original":
+      "Mode `shared`, and there the only ones: the next `length` bytes of the payload are what these whole clusters hold, which are about to be overwritten.",
+    "zero-original": "The same, where they hold zeroes.",
   };
   const rows = Object.entries(OPERATION_KINDS).map(([kind, number]) => [
     String(number),
