@@ -1,7 +1,6 @@
 /** The flags of `colobus primary` and `colobus secondary`, the same keys in the configuration file, and their defaults. */
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
-import { parse as parseYaml } from "yaml";
 import type { Argv } from "yargs";
 import { z } from "zod";
 import { ColobusError } from "../proto/errors.ts";
@@ -20,13 +19,14 @@ import {
   ACK_POLICIES,
   CONGESTION_POLICIES,
   DURABILITIES,
+  LOG_LEVELS,
   MODES,
   PEER_LOSS_POLICIES,
   SECONDARY_EXPORTS,
+  type LogLevel,
   type Role,
 } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
-import { LOG_LEVELS, type LogLevel } from "../shared/host/log.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { FenceHook } from "./fence-peer.ts";
@@ -152,12 +152,12 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
 }
 
 /** The configuration that flags and file give together, checked. Errors: `usage`, naming the flag. */
-export function readProcessConfig(
+export async function readProcessConfig(
   args: AgentArguments,
   role: Role,
   env: Readonly<Record<string, string | undefined>>,
-): ProcessConfig & { readonly logLevel: LogLevel } {
-  const options: Options = { ...readConfigFile(givenOnce("--config", args.config)), ...givenFlags(args) };
+): Promise<ProcessConfig & { readonly logLevel: LogLevel }> {
+  const options: Options = { ...(await readConfigFile(givenOnce("--config", args.config))), ...givenFlags(args) };
   refuseUnavailable(options);
   refuseContradictions(options);
   const vm = options.vm ?? "vm";
@@ -216,11 +216,12 @@ export function readProcessConfig(
   };
 }
 
-function readConfigFile(path: string | undefined): Options {
+async function readConfigFile(path: string | undefined): Promise<Options> {
   if (path === undefined) return {};
+  const yaml = await import("yaml");
   let parsed: unknown;
   try {
-    parsed = parseYaml(readFileSync(path, "utf8"));
+    parsed = yaml.parse(readFileSync(path, "utf8"));
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     throw new ColobusError("usage", `the configuration file cannot be read: ${why}`, "Check --config.", {

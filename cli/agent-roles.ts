@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { STATE_RETRY_MS } from "../proto/limits.ts";
+import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
@@ -17,7 +18,9 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
 import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
+import { probePeer } from "../shared/replication/peer-probe.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
 import type { AgentOptions } from "./agent.ts";
 import { mayHaveLostSyncs, newId } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
@@ -35,6 +38,9 @@ export interface ActiveSecondary {
   readonly secondary: SecondaryRole;
   readonly tracking: PeerTracking;
 }
+
+/** What a handshake came to, and with whom. */
+export type Judged = { readonly verdict: Verdict; readonly peer: Hello };
 
 /** A local child that this agent has opened and closes. */
 type OwnedChild = DiskImage | PromotedDisk;
@@ -103,6 +109,31 @@ export class AgentRoles {
     if (url !== undefined) await state.update((record) => ({ ...record, peers: [url] }));
     this.#connector?.stop();
     this.#dial();
+  }
+
+  /**
+   * Asks the recorded peer what the two would do; nothing follows from the answer on either side. There is a peer to
+   * dial. Errors: as `probePeer`.
+   */
+  async probe(url: string, signal: AbortSignal): Promise<Judged> {
+    const { host, config, token } = this.#options.agent;
+    const role = (): PrimaryRole | SecondaryRole =>
+      this.#active.role === "Primary" ? this.#active.primary : this.#active.secondary;
+    for (;;) {
+      const hello = role().hello();
+      const { peerTimeoutMs } = config;
+      const judged = await probePeer({
+        dialer: host.dialer(url),
+        clock: host.clock,
+        hello,
+        token,
+        peerTimeoutMs,
+        signal,
+      });
+      // What was said of a history that is not this side's any more explains nothing.
+      const now = role().hello();
+      if (now.role === hello.role && now.lineage === hello.lineage) return judged;
+    }
   }
 
   /**
@@ -333,6 +364,7 @@ export class AgentRoles {
       children,
       tracking,
       peerUrl: state.record.peers[0] ?? null,
+      mayHaveHadPeer: !state.isNew && (agent.acceptsPeers || state.record.peers.length + config.peers.length > 0),
       handedOver: () => this.#handedOver(),
       judged: () => this.#options.changed(),
       token,

@@ -74,6 +74,8 @@ export interface AgentOptions {
   readonly host: AgentHost;
   readonly config: AgentConfig;
   readonly token: Buffer | undefined;
+  /** Whether a peer may dial this agent. */
+  readonly acceptsPeers: boolean;
   /** The URI under which clients reach an export. */
   readonly exportUri: (name: string) => string;
   /** Sends the exports' clients away, once what they have under way is answered. */

@@ -38,6 +38,8 @@ export interface PrimaryOptions {
   readonly tracking: PeerTracking;
   /** Whom this side dials; null: it waits for a peer to dial. */
   readonly peerUrl: string | null;
+  /** Whether a peer may have been met that the record does not know of. */
+  readonly mayHaveHadPeer: boolean;
   readonly onPeerLoss: PeerLossPolicy;
   readonly onCongestion: CongestionPolicy;
   readonly resyncSpeed: JobSpeed;
@@ -278,7 +280,7 @@ export class PrimaryRole {
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
       detachesWhenCongested: options.onCongestion === "detach",
-      hello: () => this.#hello(),
+      hello: () => this.hello(),
       assertServing: () => this.#guests.gate.assertServing(),
       frozen: () => this.#guests.frozen(),
       judged: (verdict, peer) => this.#judged(verdict, peer),
@@ -327,7 +329,8 @@ export class PrimaryRole {
     });
   }
 
-  #hello(): Hello {
+  /** What this side says of itself to a peer. */
+  hello(): Hello {
     const { state, tracking } = this.#options;
     const { record } = state;
     return {
@@ -350,6 +353,7 @@ export class PrimaryRole {
       prepared: [...this.checkpoints.prepared],
       epochSeen: this.checkpoints.openEpoch - 1,
       assumeInSync: this.#options.assumeInSync,
+      probe: false,
     };
   }
 

@@ -493,6 +493,7 @@ export class Replicator {
 
   #lost(session: SourceSession, reason: ColobusError, wasOpen: boolean): void {
     const { emit, log, clock, lost } = this.#options;
+    if (session.isProbe && reason.code !== "auth-failed") return;
     const wasCurrent = this.#phase.name !== "connecting" && this.#phase.session === session;
     // An older session that was replaced, or a stranger's: the current one goes on.
     if (!wasCurrent && (this.#phase.name !== "connecting" || reason.code === "replaced")) return;

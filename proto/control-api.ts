@@ -207,7 +207,7 @@ export type FailoverAnswer = z.infer<typeof failoverAnswerSchema>;
 /** What a side would give up: bytes of clusters that it has changed and the other has not. */
 const changedBytes = z.object({ here: bytes, there: bytes });
 
-/** What the last handshake with the peer came to. */
+/** What a handshake with the peer came to, or would come to. */
 export const verdictSchema = z.object({
   kind: z.enum(VERDICT_KINDS),
   /** The rule that decided. */

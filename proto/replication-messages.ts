@@ -15,7 +15,8 @@
  * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `differs` as often
  * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `barrier`, `commit`, `discard`
  * and `takeover`; the secondary sends `ack`, `answer`, `stall`, `unstall`, `wanted` and
- * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes.
+ * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes. A side whose `hello` says `probe` closes
+ * after the proofs.
  */
 import assert from "node:assert/strict";
 import { Packr } from "msgpackr";
@@ -88,6 +89,8 @@ const helloSchema = z.object({
   /** Whether this side holds a pre-shared token. */
   hasToken: z.boolean(),
   lineage: text.nullable(),
+  /** Whether a peer may know the lineage; it is durable before one can. */
+  shared: z.boolean(),
   ancestors: z.array(text).max(ANCESTORS_MAX),
   heard: z.array(text).max(ANCESTORS_MAX),
   pairing: z.object({ peer: text, sessions: z.array(text).max(2) }).nullable(),
@@ -104,6 +107,8 @@ const helloSchema = z.object({
   epochSeen: epoch,
   /** On a primary: the operator says that the copies are identical (`--assume-in-sync`). */
   assumeInSync: z.boolean(),
+  /** This side only asks what the two would do: it closes once both have proved themselves, and nothing follows. */
+  probe: z.boolean(),
 });
 export type Hello = Omit<z.infer<typeof helloSchema>, "type">;
 

@@ -22,6 +22,7 @@ export const VERDICT_RULES = [
   "hand-over-arrived",
   "two-primaries",
   "diverged",
+  "put-back",
   "unrelated",
 ] as const;
 export type VerdictRule = (typeof VERDICT_RULES)[number];
@@ -97,6 +98,9 @@ export type Durability = (typeof DURABILITIES)[number];
 
 export const SECONDARY_EXPORTS = ["off", "read-only", "read-write"] as const;
 export type SecondaryExport = (typeof SECONDARY_EXPORTS)[number];
+
+export const LOG_LEVELS = ["error", "warn", "info", "debug"] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
 
 export const WAIT_CONDITIONS = ["connected", "synced", "merged", "committed"] as const;
 export type WaitCondition = (typeof WAIT_CONDITIONS)[number];

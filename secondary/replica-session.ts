@@ -99,6 +99,11 @@ export class ReplicaSession {
     return this.#peer;
   }
 
+  /** Whether the peer says that it only asks what the two would do: the end of the session is no news then. */
+  get isProbe(): boolean {
+    return this.#session.isProbe;
+  }
+
   get peerAddress(): string {
     return this.#session.peerAddress;
   }

@@ -162,6 +162,11 @@ export class SecondaryRole {
     return this.#sessions.lastVerdict;
   }
 
+  /** What this side says of itself to a peer. */
+  hello(): Hello {
+    return this.#sessions.hello();
+  }
+
   /** A dial failed. */
   dialFailed(reason: ColobusError): void {
     this.#sessions.dialFailed(reason);

@@ -90,6 +90,7 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   committed: "The committed epoch, or 0. A primary repeats what it was told last.",
   prepared: "Epochs that a commit can still name.",
   epochSeen: "The highest epoch number that this side has seen used.",
+  shared: "Whether a peer may know that lineage; durable before one can.",
   ancestors: "The histories that this one goes back to, newest first.",
   heard: "Histories that a source has begun to send here, and that are not adopted yet.",
   pairing: "The peer of the last session, and the ids of the last two sessions with it.",
@@ -98,6 +99,8 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   discardsOwn: "The operator gave up what this side has.",
   handOver: "The agent to which this primary has handed its role, while it is not known whether that arrived.",
   changedBytes: "What this side's dirty bitmaps name.",
+  probe:
+    "This side only asks what the two would do (`colobus connect --dry-run`): it closes after the proofs, and nothing follows on either side.",
   assumeInSync: "`--assume-in-sync` of the primary.",
 };
 

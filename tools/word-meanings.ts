@@ -182,6 +182,8 @@ export const VERDICT_RULE_MEANINGS: Record<VerdictRule, string> = {
   "primary-behind": "The primary's history is one that the other side's goes back to, or has superseded.",
   "hand-over-arrived": "The other side is the one to which the role was handed, and has taken it.",
   "two-primaries": "Two primaries have one and the same history: a state directory, or a whole host, was copied.",
+  "put-back":
+    "The Primary is behind by a history that no peer can know by its own record: it was put back to a backup, and what it has acknowledged since may be nowhere else.",
   "diverged": "The two have a common history, and each has gone on without the other.",
   "unrelated": "The two have no common history.",
 };

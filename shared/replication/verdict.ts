@@ -8,6 +8,8 @@ import type { Role, VerdictRule } from "../../proto/words.ts";
  * A *lineage* is the id of a history. A new one begins at a promotion, and when a primary goes on without the peer that
  * has adopted its lineage. A side whose lineage is among the ancestors of the other's is *behind*: everything that it
  * holds, the other has known. Two sides with a common ancestor of which neither is behind have *diverged*.
+ * So has a primary that is behind, and whose lineage no peer can know by its own record: it was put back to a backup, and
+ * may have acknowledged writes under that lineage since.
  */
 export interface HistoryFacts {
   readonly agentId: string;
@@ -16,6 +18,8 @@ export interface HistoryFacts {
   readonly lineage: string | null;
   /** The histories that this one goes back to, newest first. */
   readonly ancestors: readonly string[];
+  /** A peer may know the lineage: recorded before one can. */
+  readonly shared: boolean;
   /** Histories that a source has begun to send, and that are not adopted yet. */
   readonly heard: readonly string[];
   /** What both sides recorded of their last sessions: the same ids on both, or one side was replaced or restored. */
@@ -69,6 +73,7 @@ function decidePrimaries(one: HistoryFacts, other: HistoryFacts): Verdict {
   const behind = findBehind(one, other);
   if (behind !== undefined) {
     const newer = behind === one ? other : one;
+    if (!behind.shared) return { kind: "split-brain", rule: "put-back" };
     if (behind.handOver === newer.agentId) {
       return { kind: "hand-over", rule: "hand-over-arrived", from: behind.agentId, to: newer.agentId };
     }
@@ -90,6 +95,7 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   const behind = findBehind(primary, secondary);
   if (behind === secondary) return sync(primary, secondary, "target-behind");
   if (behind === primary) {
+    if (!primary.shared) return { kind: "split-brain", rule: "put-back" };
     return { kind: "outdated", rule: "primary-behind", agent: primary.agentId, newer: secondary.agentId };
   }
   if (areRelated(primary, secondary)) return { kind: "split-brain", rule: "diverged" };

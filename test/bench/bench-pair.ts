@@ -11,6 +11,7 @@ import type { DelayFigures } from "../../shared/host/event-loop-delay.ts";
 import { writeFilledImage, type CheckpointTimes, type FailoverContestant, type SecondaryExport } from "./contestant.ts";
 import { beginProbe, endProbe, PROBE_FLAGS } from "./event-loop-probe.ts";
 import { endProcess, endsEarly, makeDirectory, removeDirectory, startProcess } from "./leftovers.ts";
+import { LOOPBACK, type NetworkLink } from "./links.ts";
 
 const CLI = new URL("../../dist/cli/main.js", import.meta.url).pathname;
 const COMMAND_TIMEOUT_MS = 300_000;
@@ -26,6 +27,8 @@ export interface PairOptions {
   readonly isFilled?: boolean;
   /** Default `read-only`. */
   readonly secondaryExport?: "read-only" | "read-write";
+  /** What both agents are joined by. Default: loopback. */
+  readonly link?: NetworkLink;
   /** Whether the delay of the agents' event loops can be asked for. Default false. */
   readonly isProbed?: boolean;
 }
@@ -207,7 +210,9 @@ export class BenchPair implements FailoverContestant {
     const common = ["--durability", this.#options.durability, "--log-level", "error"];
     const { isProbed = false } = this.#options;
     const nodeFlags = isProbed ? PROBE_FLAGS : [];
-    const agent = startProcess(process.execPath, [...nodeFlags, CLI, role, ...places, ...flags, ...common], {
+    const { launcher } = this.#options.link ?? LOOPBACK;
+    const command = [...launcher, process.execPath, ...nodeFlags, CLI, role, ...places, ...flags, ...common];
+    const agent = startProcess(command[0] ?? "", command.slice(1), {
       stdio: ["ignore", "pipe", "inherit", ...(isProbed ? ["ipc" as const] : [])],
     });
     this.#agents.set(side, agent);

@@ -110,6 +110,7 @@ export class PairMember {
       host: this.#agentHost(process),
       config: this.#config,
       token: undefined,
+      acceptsPeers: true,
       exportUri: (name) => `sim://${this.name}/${name}`,
       dropClients: () => undefined,
       fence: undefined,

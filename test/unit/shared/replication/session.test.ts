@@ -166,6 +166,37 @@ describe("a session", () => {
     expect(secondary.reason.code).toBe("auth-failed");
   });
 
+  it("is not opened to a peer that only asks, which has its proved hello all the same", () => {
+    const { links, primary, secondary } = pair({ tokens: [TOKEN, TOKEN], primary: { probe: true } });
+    links.deliver();
+    expect(primary.peer).toMatchObject({ role: "Secondary" });
+    expect(secondary.peer).toBeUndefined();
+    expect([secondary.session.isProbe, primary.session.isProbe]).toEqual([true, false]);
+    primary.session.send({ type: "ready", differs: 0 });
+    links.deliver();
+    expect(secondary.messages).toEqual([]);
+    expect(secondary.reason.code).toBe("protocol-error");
+  });
+
+  it("is ended by the timer of the handshake when a peer that only asked stays", () => {
+    const { links, clock, secondary } = pair({ primary: { probe: true } });
+    links.deliver();
+    clock.advance(HANDSHAKE_TIMEOUT_MS - 1);
+    expect(secondary.endings).toEqual([]);
+    clock.advance(1);
+    expect(secondary.reason.code).toBe("peer-timeout");
+  });
+
+  it("does not show its hello as proved to who asks without the token", () => {
+    const { links, primary, secondary } = pair({
+      tokens: [Buffer.from("wrong"), TOKEN],
+      primary: { probe: true },
+    });
+    links.deliver();
+    expect([primary.peer, secondary.peer]).toEqual([undefined, undefined]);
+    expect(secondary.reason.code).toBe("auth-failed");
+  });
+
   it("tells both sides of a mismatch, with what differs", () => {
     const { links, primary, secondary } = pair({ secondary: { vm: "other" } });
     links.deliver();
