@@ -27,11 +27,11 @@ export interface PrimaryCheckpointsOptions {
   readonly sharedDisks: Pick<SharedDisks, "atBarrier" | "flush" | "noteUnflushed"> | undefined;
 }
 
-/** A barrier that has its place in the stream of `session`; `prepared` resolves when the secondary has prepared its checkpoint. */
+/** A barrier that has its place in the stream of `session`; `done` resolves when the secondary has done what it asks for. */
 interface Placed {
   readonly session: SourceSession;
   readonly epoch: number;
-  readonly prepared: Promise<void>;
+  readonly done: Promise<void>;
 }
 
 /**
@@ -96,7 +96,8 @@ export class PrimaryCheckpoints {
 
   /**
    * Closes the open epoch on all disks, waits until the secondary has prepared the checkpoint and, unless only that is
-   * asked for, commits it. While the secondary is being synced, waits for the end of that first.
+   * asked for, commits it: with the same record, where the disks are not shared. While the secondary is being synced,
+   * waits for the end of that first.
    * Errors: `no-peer` at once without a connected secondary; `timed-out`; `outcome-unknown` when the session is lost
    * during the commit; the secondary's own refusals.
    */
@@ -115,13 +116,14 @@ export class PrimaryCheckpoints {
         );
       }
       const startedMs = clock.nowMs();
-      const { session, epoch, prepared } =
-        this.#options.sharedDisks === undefined
-          ? this.#place()
-          : await this.#placeOnShared(this.#options.sharedDisks, deadline);
-      await deadline.race(prepared, `checkpoint ${epoch} was asked for and its outcome is not known yet`);
+      const { sharedDisks } = this.#options;
+      const isOneRecord = !request.prepare && sharedDisks === undefined;
+      const { session, epoch, done } =
+        sharedDisks === undefined ? this.#place(isOneRecord) : await this.#placeOnShared(sharedDisks, deadline);
+      await deadline.race(done, `checkpoint ${epoch} was asked for and its outcome is not known yet`);
       const prepareMs = clock.nowMs() - startedMs;
       if (request.prepare) return { epoch, state: "prepared", prepareMs, commitMs: null };
+      if (isOneRecord) return { epoch, state: "committed", prepareMs, commitMs: 0 };
       const commitMs = await deadline.race(
         this.#commit(session, epoch),
         `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
@@ -195,19 +197,19 @@ export class PrimaryCheckpoints {
   }
 
   /** Closes the open epoch, which is reserved, and puts its barrier into the stream. Errors: `no-peer`. */
-  #place(): Placed {
+  #place(commits: boolean): Placed {
     // The sync may have begun anew, or the session been lost, while the number was reserved.
     if (!this.#options.isEstablished()) throw lostPeer();
     const session = this.#options.session();
     const epoch = this.#epochs.close();
-    const prepared = this.#barrier(session, epoch);
-    prepared.catch(() => undefined); // whoever asked for the checkpoint has the error, unless the deadline came first
-    return { session, epoch, prepared };
+    const done = commits ? this.#barrierAndCommit(session, epoch) : this.#barrier(session, epoch);
+    done.catch(() => undefined); // whoever asked for the checkpoint has the error, unless the deadline came first
+    return { session, epoch, done };
   }
 
   async #placeOnShared(disks: Pick<SharedDisks, "atBarrier">, deadline: Deadline): Promise<Placed> {
     for (;;) {
-      const placing = disks.atBarrier(() => (this.#epochs.isReserved ? this.#place() : undefined));
+      const placing = disks.atBarrier(() => (this.#epochs.isReserved ? this.#place(false) : undefined));
       const placed = await deadline.race(placing, "guests' writes are not done yet");
       if (placed !== undefined) return placed;
       await this.#untilReserved(deadline);
@@ -232,7 +234,7 @@ export class PrimaryCheckpoints {
 
   async #barrier(session: SourceSession, epoch: number): Promise<void> {
     try {
-      const closing = session.request((id) => ({ type: "barrier", id, epoch }));
+      const closing = session.request((id) => ({ type: "barrier", id, epoch, commit: false }));
       const { sharedDisks } = this.#options;
       await (sharedDisks === undefined ? closing : this.#flushed(sharedDisks, closing, session, epoch));
     } catch (error) {
@@ -270,12 +272,27 @@ export class PrimaryCheckpoints {
     this.#options.emit("checkpoint-discarded", { epochs });
   }
 
+  #barrierAndCommit(session: SourceSession, epoch: number): Promise<void> {
+    return this.#committing(epoch, async () => {
+      await session.request((id) => ({ type: "barrier", id, epoch, commit: true }));
+      this.#options.emit("checkpoint-prepared", { epoch });
+    });
+  }
+
+  /** Resolves with the milliseconds that it took. */
   async #commit(session: SourceSession, epoch: number): Promise<number> {
-    const { clock, emit } = this.#options;
+    const { clock } = this.#options;
     const startedMs = clock.nowMs();
+    await this.#committing(epoch, () => session.request((id) => ({ type: "commit", id, epoch })));
+    return clock.nowMs() - startedMs;
+  }
+
+  /** Has the secondary asked to commit `epoch`, and takes note of its answer. */
+  async #committing(epoch: number, ask: () => Promise<void>): Promise<void> {
+    const { clock, emit } = this.#options;
     this.#known.asked.set(epoch, clock.wallMs());
     try {
-      await session.request((id) => ({ type: "commit", id, epoch }));
+      await ask();
     } catch (error) {
       const reason = asColobusError(error);
       if (reason.code !== "outcome-unknown") this.#known.asked.delete(epoch);
@@ -290,7 +307,6 @@ export class PrimaryCheckpoints {
     this.#volumes.dropThrough(epoch);
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
     this.#committed(epoch);
-    return clock.nowMs() - startedMs;
   }
 
   /** The secondary has told that it has done a commit that this agent had asked for. */

@@ -160,7 +160,13 @@ export const MESSAGE_SCHEMAS = {
     lineage: text,
     ancestors: z.array(text).max(ANCESTORS_MAX),
   }),
-  "barrier": z.object({ type: z.literal("barrier"), id: z.int().positive(), epoch: z.int().positive() }),
+  "barrier": z.object({
+    type: z.literal("barrier"),
+    id: z.int().positive(),
+    epoch: z.int().positive(),
+    /** Whether the epoch is committed with the same record that closes it. */
+    commit: z.boolean(),
+  }),
   "commit": z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: z.int().positive() }),
   "discard": z.object({
     type: z.literal("discard"),

@@ -187,7 +187,7 @@ export class ReplicaSession {
         this.#receiveSync(message);
         break;
       case "barrier":
-        this.#receiveBarrier(message.id, message.epoch);
+        this.#receiveBarrier(message);
         break;
       case "commit":
         this.#answer(message.id, async () => {
@@ -323,7 +323,7 @@ export class ReplicaSession {
     });
   }
 
-  #receiveBarrier(id: number, epoch: number): void {
+  #receiveBarrier({ id, epoch, commit }: Extract<Message, { type: "barrier" }>): void {
     const writer = this.#stream();
     this.#countRequest();
     writer.enqueue(async () => {
@@ -331,8 +331,10 @@ export class ReplicaSession {
         throw new ColobusError("protocol-error", "the peer sent a barrier in the middle of a sync");
       await writer.makeStable();
       await this.#request(id, async () => {
-        await this.#options.checkpoints.prepare(epoch);
-        this.#options.prepared(epoch);
+        const { checkpoints, prepared, committed } = this.#options;
+        await (commit ? checkpoints.prepareAndCommit(epoch, this.#source) : checkpoints.prepare(epoch));
+        prepared(epoch);
+        if (commit) committed(epoch);
       });
     });
   }

@@ -37,7 +37,7 @@ const EXAMPLES: { readonly [Type in Exclude<MessageType, "data">]: Extract<Messa
   "ready": { type: "ready", differs: 0 },
   "united": { type: "united" },
   "sync": { type: "sync", phase: "begin", totalBytes: 2 ** 40, lineage: "1".repeat(32), ancestors: ["0".repeat(32)] },
-  "barrier": { type: "barrier", id: 1, epoch: 5 },
+  "barrier": { type: "barrier", id: 1, epoch: 5, commit: false },
   "commit": { type: "commit", id: 2, epoch: 5 },
   "discard": { type: "discard", id: 3, epochs: [6, 7] },
   "takeover": { type: "takeover", id: 4, lineage: "2".repeat(32) },
