@@ -27,6 +27,7 @@ import {
   type Role,
 } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { formatImageLocation, parseImageLocation } from "../shared/block/image-location.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { FenceHook } from "./fence-peer.ts";
@@ -91,7 +92,7 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("vm", text("Name of the VM (vm)"))
     .option("run", text("Directory for control.sock and nbd.sock (COLOBUS_RUN)"))
     .option("state", text("Directory for the agent's records and overlays"))
-    .option("disk", many("A disk as NAME=IMAGE; repeat it for each disk of the VM"))
+    .option("disk", many("A disk as NAME=IMAGE: a path, FORMAT:PATH (qcow2: …) or nbd:// URI; repeat it for each"))
     .option("mode", word(MODES, "What is forwarded, and where it lands (colo)"))
     .option("durability", word(DURABILITIES, "What a stable write survives (power)"))
     .option(
@@ -309,14 +310,8 @@ function parseDisks(texts: readonly string[]): { name: string; image: string }[]
     if (at < 0 || !DISK_NAME.test(name) || image === "") {
       throw invalid("--disk", text, "Write NAME=IMAGE, such as vda=/var/lib/images/web.img.");
     }
-    if (/^[a-z0-9]+:/.test(image)) {
-      throw invalid(
-        "--disk",
-        text,
-        "This release opens raw image files and block devices only; write the image's path.",
-      );
-    }
-    return { name, image: resolve(image) };
+    const location = parseImageLocation(image);
+    return { name, image: formatImageLocation(location.kind === "nbd" ? location : absolute(location)) };
   });
   for (const key of ["name", "image"] as const) {
     const values = disks.map((disk) => disk[key]);
@@ -324,6 +319,11 @@ function parseDisks(texts: readonly string[]): { name: string; image: string }[]
     if (twice !== undefined) throw invalid("--disk", twice, `Two disks have the same ${key}.`);
   }
   return disks;
+}
+
+/** A path is recorded as it is from anywhere. */
+function absolute<T extends { readonly path: string }>(location: T): T {
+  return { ...location, path: resolve(location.path) };
 }
 
 function parsePeer(text: string): string {

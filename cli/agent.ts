@@ -134,11 +134,19 @@ export class Agent implements AgentControl {
   static async open(options: AgentOptions): Promise<Agent> {
     const { host, config } = options;
     const images = host.images ?? new FileImages(host.storage);
-    const state = await openAgentState({ ...host, images }, config);
+    let state: StateFile;
+    try {
+      state = await openAgentState({ ...host, images }, config);
+    } catch (error) {
+      images.release();
+      throw error;
+    }
     let agent: Agent;
     try {
+      await images.prepare(state.record.disks);
       agent = new Agent(options, state, images);
     } catch (error) {
+      images.release();
       await state.close();
       throw error;
     }

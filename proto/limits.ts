@@ -45,6 +45,38 @@ export const NBD_CLOSE_TIMEOUT_MS = 5_000;
 export const NBD_LINGER_FLUSHED_MS = 500;
 export const NBD_LINGER_MS = 5_000;
 
+// NBD client: images that a server exports
+/** A connection to a server is made, and the handshake done, within this time each. */
+export const NBD_CLIENT_DIAL_TIMEOUT_MS = 10_000;
+export const NBD_CLIENT_HANDSHAKE_TIMEOUT_MS = 10_000;
+/** Data of one option reply, and replies to one option; beyond, the connection ends. */
+export const NBD_CLIENT_OPTION_REPLY_BYTES_MAX = 64 * KIB;
+export const NBD_CLIENT_OPTION_REPLIES_MAX = 1024;
+/** Requests of one connection that are under way; others wait. */
+export const NBD_CLIENT_IN_FLIGHT_MAX = 256;
+/** A longer read or write is cut, unless the server takes even less. */
+export const NBD_CLIENT_PAYLOAD_BYTES_MAX = 8 * MIB;
+/** A longer write of zeroes is cut, so that no request takes very long. */
+export const NBD_CLIENT_ZERO_BYTES_MAX = 64 * MIB;
+/** Chunks of one reply; beyond, the connection ends. */
+export const NBD_CLIENT_CHUNKS_PER_REPLY_MAX = 65_536;
+/** An error chunk with its message. */
+export const NBD_CLIENT_ERROR_BYTES_MAX = 8 * KIB;
+/** A server that does not answer a request for this long is disconnected, and asked again. */
+export const NBD_CLIENT_REQUEST_TIMEOUT_MS = 30_000;
+/** Requests wait this long for a server that is gone; then they fail, until it is back. */
+export const NBD_CLIENT_GIVE_UP_MS = 30_000;
+/** What no flush has covered is kept, to be written again should the server die: at this size a flush begins … */
+export const NBD_CLIENT_UNFLUSHED_TARGET_BYTES = 32 * MIB;
+/** … and at this one, or that many changes, further ones wait for its end. */
+export const NBD_CLIENT_UNFLUSHED_MAX_BYTES = 64 * MIB;
+export const NBD_CLIENT_UNFLUSHED_MAX_CHANGES = 65_536;
+/** What a change costs that limit beside its bytes. */
+export const NBD_CLIENT_CHANGE_COST_BYTES = 256;
+/** A format server that was started must listen by then, and end by then when it is stopped. */
+export const FORMAT_SERVER_START_MS = 10_000;
+export const FORMAT_SERVER_STOP_MS = 10_000;
+
 // Disks
 /** The unit of copy-before-write, a power of two. */
 export const CLUSTER_MIN_BYTES = 4 * KIB;

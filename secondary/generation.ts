@@ -2,14 +2,9 @@ import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-
 import { applyJournalEntry, ClusterBitmap, clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
 import { isZero } from "../shared/block/zeroes.ts";
+import { OriginalPieces, type ReadOriginal } from "./original-pieces.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
 import { OverlayFiles, type OverlayContext } from "./overlay-files.ts";
-
-/** What is in the page cache is copied in pieces of this size: they stay in the processor's cache between read and write. */
-const CACHED_PIECE_BYTES = 64 * 1024;
-
-/** Reads originals from where they are now. */
-export type ReadOriginal = (target: Uint8Array, offset: number) => Promise<void> | undefined;
 
 /** The originals of the clusters that one epoch overwrote first. */
 export class Generation {
@@ -39,21 +34,18 @@ export class Generation {
   async save(clusters: ClusterBitmap, read: ReadOriginal, scratch: Buffer): Promise<void> {
     const { geometry, durability } = this.#context;
     const entries: JournalEntry[] = [];
-    let pieceBytes = Math.min(CACHED_PIECE_BYTES, scratch.length);
-    for (const { first, end } of clusterRuns(clusters)) {
-      entries.push({ firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" });
-      const endOffset = clusterEndOffset(geometry, end);
-      let at = first * geometry.clusterBytes;
-      while (at < endOffset) {
-        const piece = scratch.subarray(0, Math.min(pieceBytes, endOffset - at));
-        const reading = read(piece, at);
-        if (reading !== undefined) {
-          await reading;
-          pieceBytes = scratch.length;
-        }
-        this.#write(piece, at, this.#context.quota);
-        at += piece.length;
+    const pieces = new OriginalPieces(scratch, read, (bytes, at) => this.#write(bytes, at, this.#context.quota));
+    try {
+      for (const { first, end } of clusterRuns(clusters)) {
+        entries.push({ firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" });
+        const copying = pieces.copy(first * geometry.clusterBytes, clusterEndOffset(geometry, end));
+        if (copying !== undefined) await copying;
       }
+      const finishing = pieces.finish();
+      if (finishing !== undefined) await finishing;
+    } catch (error) {
+      await pieces.abandon();
+      throw error;
     }
     if (durability === "power") await this.files.syncData();
     this.files.journal.append(entries);

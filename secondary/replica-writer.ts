@@ -13,6 +13,8 @@ import {
 } from "../proto/limits.ts";
 import type { DataMessage, Operation } from "../proto/replication-messages.ts";
 import type { AckPolicy, Durability } from "../proto/words.ts";
+import type { Pending } from "../shared/block/block-device.ts";
+import { ChangesUnderWay } from "../shared/block/changes-under-way.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
 import { dataStretches, type Stretch } from "../shared/block/data-stretches.ts";
@@ -217,14 +219,21 @@ export class ReplicaWriter {
     if (this.#options.savesOriginals()) await this.#saveOriginals(differing);
     const changes = this.#rewriting ? batch : differing;
     let bytes = 0;
-    for (const operation of changes) {
-      const { base } = this.#disk(operation);
-      const pending =
-        operation.kind === "write"
-          ? base.write(operation.payload, operation.offset, { fua: false })
-          : base.zero(operation.offset, operation.length, { fua: false, mayUnmap: operation.kind === "discard" });
-      if (pending !== undefined) await pending;
-      bytes += operation.length;
+    const underWay = new ChangesUnderWay<ReplicaDisk>();
+    try {
+      for (const operation of changes) {
+        const disk = this.#disk(operation);
+        const before = underWay.before(disk, operation.offset, operation.length);
+        if (before !== undefined) await before;
+        underWay.add(disk, operation.offset, operation.length, applyToBase(disk, operation));
+        bytes += operation.length;
+      }
+      const last = underWay.all();
+      if (last !== undefined) await last;
+    } catch (error) {
+      await underWay.all()?.catch(() => undefined); // the first error is told
+      this.#touched = underWay.failed ?? this.#touched;
+      throw error;
     }
     this.#appliedSequence += batch.length;
     this.#options.applied(changes.length, bytes);
@@ -413,6 +422,12 @@ export class ReplicaWriter {
 function collectUnsaved(disk: ReplicaDisk, offset: number, length: number, clusters: ClusterBitmap): void {
   const { geometry } = disk.context;
   disk.hidden.collectUnsaved(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length), clusters);
+}
+
+function applyToBase({ base }: ReplicaDisk, operation: Operation): Pending {
+  return operation.kind === "write"
+    ? base.write(operation.payload, operation.offset, { fua: false })
+    : base.zero(operation.offset, operation.length, { fua: false, mayUnmap: operation.kind === "discard" });
 }
 
 /** A hidden disk that cannot grow is full, whatever the file system calls it. */

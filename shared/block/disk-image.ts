@@ -54,8 +54,15 @@ export interface ImageSource {
    */
   measure(location: string, use?: ImageUse): Promise<number>;
   /**
-   * Opens the image of a recorded disk, whose size is known. Where that takes waiting the first requests wait; what is
-   * wrong then (`image-changed` …), they are told.
+   * Opens what takes waiting of the images of recorded disks, so that what is wrong with them is told at the start.
+   * Errors: those of opening them; what was opened is kept for `open`.
+   */
+  prepare(disks: StateRecord["disks"]): Promise<void>;
+  /** Gives back what was opened and not taken over. */
+  release(): void;
+  /**
+   * Opens the image of a recorded disk, whose size is known. Where that takes waiting, and `prepare` was not asked, the
+   * first requests wait; what is wrong then (`image-changed` …), they are told.
    * Errors: those of opening a file; `image-changed` when it has another size than recorded, or was changed by another
    * program while the agent was cleanly stopped, where this host alone uses it; `not-supported` where it cannot be used so.
    */

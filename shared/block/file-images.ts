@@ -3,14 +3,23 @@ import { ColobusError } from "../../proto/errors.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Storage } from "../host/storage.ts";
 import type { ImageSource, ImageUse } from "./disk-image.ts";
+import { parseImageLocation } from "./image-location.ts";
 import { createImage, openForeignImage, openImage, type Image } from "./image.ts";
 
-/** Images that are files or block devices of this host: their location is the path. */
+/** Images that are files or block devices of this host: their location is the path, or raw: and the path. */
 export class FileImages implements ImageSource {
   readonly #storage: Storage;
 
   constructor(storage: Storage) {
     this.#storage = storage;
+  }
+
+  prepare(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  release(): void {
+    // Nothing is opened before it is asked for.
   }
 
   async measure(location: string, use: ImageUse = "own"): Promise<number> {
@@ -32,20 +41,28 @@ export class FileImages implements ImageSource {
     }
   }
 
-  #open(location: string, use: ImageUse): Image {
-    if (use === "foreign") return openForeignImage(this.#storage, location);
-    return openImage(this.#storage, location, { fresh: use === "shared" });
-  }
-
   canCreate(location: string): boolean {
-    return !this.#storage.exists(location);
+    return !this.#storage.exists(pathOf(location));
   }
 
   async create(location: string, sizeBytes: number): Promise<void> {
-    if (this.canCreate(location)) await createImage(this.#storage, location, sizeBytes);
+    if (this.canCreate(location)) await createImage(this.#storage, pathOf(location), sizeBytes);
     // An earlier process may have made the image, and died before its name was durable.
-    else await this.#storage.syncDirectory(dirname(location));
+    else await this.#storage.syncDirectory(dirname(pathOf(location)));
   }
+
+  #open(location: string, use: ImageUse): Image {
+    const parsed = parseImageLocation(location);
+    const options = { isRaw: parsed.kind === "file" && parsed.isExplicit };
+    if (use === "foreign") return openForeignImage(this.#storage, pathOf(location), options);
+    return openImage(this.#storage, pathOf(location), { ...options, fresh: use === "shared" });
+  }
+}
+
+function pathOf(location: string): string {
+  const parsed = parseImageLocation(location);
+  if (parsed.kind === "file") return parsed.path;
+  throw new ColobusError("usage", `${location} is not a file`, "Name a raw file or a block device.");
 }
 
 /** Throws `image-changed` when the image of a recorded disk has another size than recorded. */

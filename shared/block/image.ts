@@ -189,6 +189,11 @@ class ImageWrite implements OpenWrite {
   }
 }
 
+interface RawOption {
+  /** It is a raw image, whatever its first bytes look like. */
+  readonly isRaw?: boolean;
+}
+
 /**
  * Opens and locks the raw image at `path`, whose size is the disk's.
  * Throws `image-missing`, `image-busy` or `image-format`.
@@ -196,21 +201,21 @@ class ImageWrite implements OpenWrite {
 export function openImage(
   storage: Storage,
   path: string,
-  options: Pick<OpenOptions, "readOnly" | "fresh"> = {},
+  { isRaw, ...options }: Pick<OpenOptions, "readOnly" | "fresh"> & RawOption = {},
 ): Image {
-  return imageOf(openOrExplain(storage, path, { ...options, lock: true }), path);
+  return imageOf(openOrExplain(storage, path, { ...options, lock: true }), path, isRaw);
 }
 
 /** Opens an image that another host writes, for reading, and without a lock. Errors as `openImage`; `not-supported`. */
-export function openForeignImage(storage: Storage, path: string): Image {
-  return imageOf(openOrExplain(storage, path, { readOnly: true, direct: true }), path);
+export function openForeignImage(storage: Storage, path: string, { isRaw }: RawOption = {}): Image {
+  return imageOf(openOrExplain(storage, path, { readOnly: true, direct: true }), path, isRaw);
 }
 
-function imageOf(file: StorageFile, path: string): Image {
+function imageOf(file: StorageFile, path: string, isRaw = false): Image {
   try {
     const sizeBytes = file.sizeBytes();
     // The format first: the advice about a size would spoil an image of another format, which may have any size.
-    if (sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
+    if (!isRaw && sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
     assertSize(path, sizeBytes);
     return new Image(file, sizeBytes);
   } catch (error) {
@@ -279,7 +284,7 @@ function assertRaw(path: string, file: StorageFile): void {
   if (!head.equals(QCOW2_MAGIC)) return;
   throw new ColobusError(
     "image-format",
-    `the image ${path} begins like a qcow2 image, and only raw images are opened as files`,
-    `Convert it: \`qemu-img convert -O raw ${path} RAW_IMAGE\`. Other formats (qcow2:, or any by way of qemu-nbd) are for a later release.`,
+    `the image ${path} begins like a qcow2 image, and a path alone names a raw one`,
+    `Name it as qcow2:${path}; or as raw:${path}, if it is the disk of a VM that keeps a qcow2 image on it.`,
   );
 }

@@ -144,6 +144,8 @@ export interface PairOptions {
   readonly flags?: readonly string[];
   readonly primaryFlags?: readonly string[];
   readonly secondaryFlags?: readonly string[];
+  /** What `--disk` names where a side's image lies at `path`; default: the path itself. */
+  readonly imageOf?: (path: string) => string;
   /** Both sides use the images of side `a`, in mode `shared`, or what `pathOf` says they see of them. */
   readonly shared?: { readonly pathOf?: (side: "a" | "b", image: string) => string };
   /** Where the secondary keeps its state; default: beside its image. */
@@ -187,9 +189,8 @@ export class AgentPair {
       for (const [name, content] of disks) makeImage(join(root, side, `${name}.img`), content);
     }
     const imageOf = (side: "a" | "b", name: string): string => {
-      if (options.shared === undefined) return join(root, side, `${name}.img`);
-      const image = join(root, "a", `${name}.img`);
-      return options.shared.pathOf?.(side, image) ?? image;
+      const image = join(root, options.shared === undefined ? side : "a", `${name}.img`);
+      return options.shared?.pathOf?.(side, image) ?? options.imageOf?.(image) ?? image;
     };
     const { a, b } = options.hosts ?? { a: HERE, b: HERE };
     const flags = (side: "a" | "b", state: string): string[] => [
