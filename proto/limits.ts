@@ -123,7 +123,7 @@ export const PEER_TIMEOUT_DEFAULT_MS = 5_000;
 export const RECONNECT_MIN_MS = 100;
 export const RECONNECT_MAX_MS = 5_000;
 
-// Mode `shared`
+// Shared disks
 /** Originals travel in operations of at most this length … */
 export const ORIGINAL_MAX_BYTES = 1 * MIB;
 /** … and so much of them is read from one disk at a time, beside what the send window holds. */

@@ -155,7 +155,7 @@ describe("a message that is not of the protocol", () => {
     ["a payload that is too long", write([0, 0, 0, 2])],
     ["an operation of no bytes", write([0, 0, 0, 0, 0, 0, 0, 3])],
     ["a sequence of zero", write([0, 0, 0, 3], 0)],
-    ["an unknown operation", write([3, 0, 0, 3])],
+    ["an unknown operation", write([9, 0, 0, 3])],
     ["an operation named by text", write(["0", 0, 0, 3])],
     ["an operation named by a property of lists", write(["length", 0, 0, 3, 0, 0, 0, 3])],
     ["an operation that cannot be made a text", write([noString, 0, 0, 3])],

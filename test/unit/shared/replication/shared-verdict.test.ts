@@ -29,7 +29,10 @@ function facts(agentId: string, peer: string, changes: Partial<HistoryFacts>): H
     handOver: null,
     assumeInSync: false,
     ...changes,
-    pairing: pairing == null ? null : { ...pairing, peer: pairing.peer === "other" ? peer : pairing.peer },
+    pairing:
+      pairing === undefined || pairing === null
+        ? null
+        : { ...pairing, peer: pairing.peer === "other" ? peer : pairing.peer },
   };
 }
 
