@@ -2,8 +2,10 @@ import { chmodSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import { SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
+import { parseImageLocation } from "../shared/block/image-location.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
+import { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import { spareFullCollections } from "../shared/host/heap.ts";
 import type { Log } from "../shared/host/log.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
@@ -12,6 +14,7 @@ import { NodeStorage } from "../shared/host/node-storage.ts";
 import { NbdServer } from "../shared/nbd/server.ts";
 import { WebSocketDialer, WebSocketListener } from "../shared/replication/websocket-link.ts";
 import { Agent } from "./agent.ts";
+import { AgentImages } from "./agent-images.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { fencePeer, type FenceHook } from "./fence-peer.ts";
 
@@ -62,15 +65,16 @@ export class AgentProcess {
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
     const { fence } = config;
     const running: { process?: AgentProcess } = {};
+    const { runDirectory } = config;
+    const machine = { storage: new NodeStorage(), clock: new NodeClock(), random: new NodeRandom(), log };
     const agent = await Agent.open({
       host: {
-        storage: new NodeStorage(),
-        clock: new NodeClock(),
-        random: new NodeRandom(),
-        log,
+        ...machine,
+        images: new AgentImages({ ...machine, runDirectory }),
         bootId: readBootId(),
         pid: process.pid,
         dialer: (url) => new WebSocketDialer(url),
+        eventLoopDelay: new EventLoopDelay(new NodeClock()),
       },
       config: config.agent,
       token,
@@ -135,6 +139,15 @@ function assertAddressesAllowed(config: ProcessConfig): void {
       "usage",
       `${plain} is not encrypted and leaves this machine`,
       "Keep the link within a protected network and say --insecure, together with --token-file.",
+    );
+  }
+  for (const { image } of config.agent.disks) {
+    const location = parseImageLocation(image);
+    if (location.kind !== "nbd" || location.address.kind === "unix" || isLoopback(location.address.host)) continue;
+    throw new ColobusError(
+      "usage",
+      `${image} is not encrypted and leaves this machine`,
+      "Keep the way to the server within a protected network and say --insecure.",
     );
   }
   for (const [flag, address] of [

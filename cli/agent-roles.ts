@@ -12,8 +12,8 @@ import { recoverPromotion } from "../secondary/recover-promotion.ts";
 import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/secondary-role.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
-import type { Image } from "../shared/block/image.ts";
-import { openGuestImage } from "../shared/block/recorded-image.ts";
+import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
+import { keepLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -24,7 +24,7 @@ import { probePeer } from "../shared/replication/peer-probe.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { AgentOptions } from "./agent.ts";
-import { mayHaveLostSyncs, newId } from "./agent-state.ts";
+import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 
@@ -45,11 +45,12 @@ export interface ActiveSecondary {
 export type Judged = { readonly verdict: Verdict; readonly peer: Hello };
 
 /** A local child that this agent has opened and closes. */
-type OwnedChild = Image | PromotedDisk;
+type OwnedChild = DiskImage | PromotedDisk;
 
 export interface AgentRolesOptions {
   readonly agent: AgentOptions;
   readonly state: StateFile;
+  readonly images: ImageSource;
   readonly exports: DiskExports;
   readonly jobs: JobList;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
@@ -190,8 +191,11 @@ export class AgentRoles {
       for (const child of active.children) child.close();
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
+      // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
       const checkpoint =
-        fault === undefined ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() } : { epoch: 0, atMs: 0 };
+        fault === undefined && state.record.mode !== "shared"
+          ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
+          : { epoch: 0, atMs: 0 };
       await this.#record((record) => demoted(record, checkpoint, request.discardsOwn));
       this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });
@@ -218,7 +222,8 @@ export class AgentRoles {
       for (const child of active.children) child.close();
       throw fault;
     }
-    const marks = active.children.map((child) => child.changeMark());
+    const marks: string[] = [];
+    for (const child of active.children) marks.push(await child.changeMark());
     await this.#options.state.update((record) => ({
       ...record,
       disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: marks[index] ?? null })),
@@ -278,6 +283,7 @@ export class AgentRoles {
     const tracking = PeerTracking.open(this.#trackingOptions());
     const secondary: SecondaryRole = new SecondaryRole({
       storage: host.storage,
+      images: this.#options.images,
       clock: host.clock,
       random: host.random,
       log: host.log,
@@ -323,17 +329,20 @@ export class AgentRoles {
     if (record.merge !== null) {
       const promotion = recoverPromotion({
         ...host,
+        images: this.#options.images,
         stateDirectory: config.stateDirectory,
         record,
         lostSyncs: this.#lostSyncs,
       });
       return this.#servePromotion(promotion, tracking);
     }
-    const children: { name: string; child: Image }[] = [];
+    const children: { name: string; child: DiskImage }[] = [];
     try {
       for (const disk of record.disks) {
         removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        children.push({ name: disk.name, child: openGuestImage(host.storage, disk, this.#lostSyncs) });
+        const child = this.#options.images.open(disk, imageUseOf(record));
+        keepLosses(child, disk, this.#lostSyncs);
+        children.push({ name: disk.name, child });
       }
     } catch (error) {
       for (const { child } of children) child.close();
@@ -378,6 +387,7 @@ export class AgentRoles {
       onCongestion: config.onCongestion,
       resyncSpeed: config.resyncSpeed,
       assumeInSync: config.assumeInSync,
+      unflushedThrough: unflushedThrough(state.record, host.bootId),
       checkpointEveryMs: config.checkpointEveryMs,
       maxCheckpointAgeMs: config.maxCheckpointAgeMs,
     });

@@ -2,7 +2,7 @@ import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
-import { openImage } from "../shared/block/image.ts";
+import type { ImageSource } from "../shared/block/disk-image.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -11,6 +11,7 @@ import type { AgentConfig } from "./agent-config.ts";
 
 export interface StateHost {
   readonly storage: Storage;
+  readonly images: ImageSource;
   readonly random: Random;
   readonly bootId: string;
   readonly log: Log;
@@ -25,10 +26,14 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
   await makeDirectories(host.storage, config);
   const existing = StateFile.open(host.storage, config.stateDirectory);
   if (existing === undefined) {
-    return StateFile.create(host.storage, config.stateDirectory, newRecord(host, config));
+    return StateFile.create(
+      host.storage,
+      config.stateDirectory,
+      newRecord(host, config, await initialSizes(host.images, config)),
+    );
   }
   try {
-    if (config.adoptImages) await adoptImages(host.storage, existing, config);
+    if (config.adoptImages) await adoptImages(host.images, existing, config);
     assertSame(existing.record, config);
     const isSuspect = mayHaveLostData(existing.record, host.bootId);
     // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
@@ -58,6 +63,15 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
   return existing;
 }
 
+/**
+ * The barriers that a primary of shared disks may have placed without having them flushed: those before a loss of power,
+ * unless the agent was stopped in good order.
+ */
+export function unflushedThrough(record: StateRecord, bootId: string): number {
+  const lostPower = record.bootId !== bootId && record.disks.some(({ cleanMark }) => cleanMark === null);
+  return lostPower ? record.epochReserved : record.unflushedThrough;
+}
+
 /** Whether a side that never fsyncs ended with the power: what it held is anyone's guess then. */
 function mayHaveLostData(record: StateRecord, bootId: string): boolean {
   return (
@@ -85,6 +99,8 @@ export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
  * knew of its secondary's copy is void as well.
  */
 function suspect(record: StateRecord, agentId: string): StateRecord {
+  // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
+  if (record.mode === "shared" && record.role === "Primary") return record;
   const untracked = { ...record, tracks: null, pairing: null };
   if (record.role === "Primary") return untracked;
   return { ...untracked, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [] };
@@ -101,7 +117,7 @@ async function makeDirectories(storage: Storage, config: AgentConfig): Promise<v
   }
 }
 
-function newRecord(host: StateHost, config: AgentConfig): StateRecord {
+function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number | null)[]): StateRecord {
   return {
     agentId: newId(host.random),
     vm: config.vm,
@@ -117,13 +133,14 @@ function newRecord(host: StateHost, config: AgentConfig): StateRecord {
     clusterBytes: config.clusterBytes,
     lineage: config.role === "Primary" ? newId(host.random) : null,
     peers: [...config.peers],
-    disks: config.disks.map(({ name, image }) => ({
+    disks: config.disks.map(({ name, image }, index) => ({
       name,
       image,
-      sizeBytes: initialSize(host.storage, config, image),
+      sizeBytes: sizes[index] ?? null,
       cleanMark: null,
     })),
     epochReserved: 0,
+    unflushedThrough: 0,
     committed: { epoch: 0, atMs: 0 },
     prepared: [],
     retained: [],
@@ -137,7 +154,7 @@ function newRecord(host: StateHost, config: AgentConfig): StateRecord {
  * Takes the images as they are and where the command line says: nothing is known any more of what a secondary has.
  * Errors: `usage` on a secondary, whose overlays belong to the recorded images, and while a merge is unfinished.
  */
-async function adoptImages(storage: Storage, state: StateFile, config: AgentConfig): Promise<void> {
+async function adoptImages(images: ImageSource, state: StateFile, config: AgentConfig): Promise<void> {
   if (state.record.role !== "Primary" || state.record.merge !== null) {
     throw new ColobusError(
       "usage",
@@ -145,21 +162,23 @@ async function adoptImages(storage: Storage, state: StateFile, config: AgentConf
       "Start a secondary with an empty state directory for a full sync.",
     );
   }
-  const disks = state.record.disks.map((disk) => {
+  const disks: StateRecord["disks"] = [];
+  for (const disk of state.record.disks) {
     const image = config.disks.find(({ name }) => name === disk.name)?.image ?? disk.image;
-    const opened = openImage(storage, image);
-    opened.close();
-    return { name: disk.name, image, sizeBytes: opened.sizeBytes, cleanMark: null };
-  });
+    disks.push({ name: disk.name, image, sizeBytes: await images.measure(image), cleanMark: null });
+  }
   await state.update((record) => ({ ...record, disks, tracks: null, lostSyncs: [] }));
 }
 
-/** The image's size, or null where it is to be created at the primary's size. */
-function initialSize(storage: Storage, config: AgentConfig, image: string): number | null {
-  if (!storage.exists(image) && config.createImages && config.role === "Secondary") return null;
-  const opened = openImage(storage, image);
-  opened.close();
-  return opened.sizeBytes;
+/** The images' sizes; null where one is to be created at the primary's size. */
+async function initialSizes(images: ImageSource, config: AgentConfig): Promise<(number | null)[]> {
+  const mayCreate = config.createImages && config.role === "Secondary";
+  const use = config.mode === "shared" && config.role === "Secondary" ? "foreign" : "own";
+  const sizes: (number | null)[] = [];
+  for (const { image } of config.disks) {
+    sizes.push(mayCreate && images.canCreate(image) ? null : await images.measure(image, use));
+  }
+  return sizes;
 }
 
 function assertSame(record: StateRecord, config: AgentConfig): void {

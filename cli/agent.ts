@@ -33,9 +33,12 @@ import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import { outdated } from "../primary/guest-policy.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
+import type { ImageSource } from "../shared/block/disk-image.ts";
+import { FileImages } from "../shared/block/file-images.ts";
 import { EventLog } from "../shared/control/event-log.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
+import type { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -44,22 +47,27 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Dialer, Link } from "../shared/replication/link.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { AgentRoles } from "./agent-roles.ts";
-import { openAgentState } from "./agent-state.ts";
+import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import type { FencedPeer } from "./fence-peer.ts";
 import { RoleCommands } from "./role-commands.ts";
+import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
 
 /** What an agent is given by the machine that it runs on, or by the simulator. */
 export interface AgentHost {
   readonly storage: Storage;
+  /** Opens the disks' images; undefined: files of `storage`. */
+  readonly images?: ImageSource;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
   readonly bootId: string;
   readonly pid: number;
   readonly dialer: (url: string) => Dialer;
+  /** The agent starts and stops it. The simulator's processes are never late, and have none. */
+  readonly eventLoopDelay?: EventLoopDelay;
 }
 
 export interface AgentOptions {
@@ -93,12 +101,14 @@ export class Agent implements AgentControl {
   #failingOver: Promise<FailoverAnswer> | undefined;
   readonly #changes: CheckpointChanges;
   readonly #stateWatch: StateWatch;
+  readonly #stallWatch: StallWatch;
 
-  private constructor(options: AgentOptions, state: StateFile) {
+  private constructor(options: AgentOptions, state: StateFile, images: ImageSource) {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
+    this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#changes = new CheckpointChanges({
       clock: options.host.clock,
       secondary: (command) => this.#secondary(command),
@@ -110,6 +120,7 @@ export class Agent implements AgentControl {
     this.#roles = new AgentRoles({
       agent: options,
       state,
+      images,
       exports: this.exports,
       jobs: this.#jobs,
       emit: (type, data) => this.#emit(type, data),
@@ -122,11 +133,20 @@ export class Agent implements AgentControl {
   /** Opens the state and the disks, and takes up the recorded role. Errors name what is wrong and what to do. */
   static async open(options: AgentOptions): Promise<Agent> {
     const { host, config } = options;
-    const state = await openAgentState(host, config);
+    const images = host.images ?? new FileImages(host.storage);
+    let state: StateFile;
+    try {
+      state = await openAgentState({ ...host, images }, config);
+    } catch (error) {
+      images.release();
+      throw error;
+    }
     let agent: Agent;
     try {
-      agent = new Agent(options, state);
+      await images.prepare(state.record.disks);
+      agent = new Agent(options, state, images);
     } catch (error) {
+      images.release();
       await state.close();
       throw error;
     }
@@ -134,6 +154,7 @@ export class Agent implements AgentControl {
     await state.update((record) => ({
       ...record,
       bootId: host.bootId,
+      unflushedThrough: unflushedThrough(record, host.bootId),
       disks: record.disks.map((disk) => ({ ...disk, cleanMark: null })),
       peers: record.peers.length > 0 ? record.peers : [...config.peers],
     }));
@@ -165,6 +186,7 @@ export class Agent implements AgentControl {
     await this.#changes.settled();
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     this.#stateWatch.stop();
+    this.#stallWatch.stop();
     await this.#roles.stop(drainMs);
     await this.#state.close();
   }
@@ -195,6 +217,7 @@ export class Agent implements AgentControl {
         readOnly: diskExport.readOnly,
         clients: this.exports.clientsOf(diskExport.name),
       })),
+      eventLoopDelay: this.#stallWatch.describe(),
     };
   }
 
@@ -218,6 +241,7 @@ export class Agent implements AgentControl {
     }
     const { secondary } = active;
     secondary.assertPromotable(request.force);
+    this.#assertFenceable(request);
     if (request.dryRun) return this.#describeFailover(secondary, request);
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     try {
@@ -300,6 +324,7 @@ export class Agent implements AgentControl {
   #start(): void {
     this.#emit("agent-started", { role: this.role, version: AGENT_VERSION });
     this.#roles.start();
+    this.#stallWatch.start();
   }
 
   #emit(type: EventType, data: Record<string, unknown>): void {
@@ -322,6 +347,16 @@ export class Agent implements AgentControl {
     this.#emit("protection-changed", { ...protection });
   }
 
+  /** Two hosts that write one disk destroy it: nobody is promoted on a shared one before the other is known to be dead. */
+  #assertFenceable({ fenced }: FailoverRequest): void {
+    if (this.#state.record.mode !== "shared" || fenced === true || this.#options.fence !== undefined) return;
+    throw new ColobusError(
+      "fence-failed",
+      "nobody has made sure that the former primary does not write the shared disk any more",
+      "Power its host off, or cut it off from the disk, and say `colobus failover --fenced`; or start this agent with --fence-peer.",
+    );
+  }
+
   async #fenceAndPromote(secondary: SecondaryRole, request: FailoverRequest): Promise<FailoverAnswer> {
     const { fence, host } = this.#options;
     if (fence !== undefined) {
@@ -331,7 +366,8 @@ export class Agent implements AgentControl {
       try {
         await fence(peer);
       } catch (error) {
-        if (!request.force) throw error;
+        const mayForce = record.mode === "shared" ? request.fenced === true : request.force;
+        if (!mayForce) throw error;
         host.log.warn({ reason: asColobusError(error) }, "the peer was not fenced; the operator forces the failover");
       }
     }

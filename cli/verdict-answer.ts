@@ -60,5 +60,9 @@ function describeSync(verdict: Extract<Verdict, { kind: "sync" }>, context: Verd
       return `${direction}, the clusters that either side's bitmap names: ${here + there} bytes at most${givenUp}`;
     case "assumed":
       return `${direction}, nothing at first: the operator says that the copies are equal`;
+    case "keep":
+      return "the disk is shared, and the secondary's checkpoint stands";
+    case "rearm":
+      return "the disk is shared, and the secondary gets a new checkpoint: what it holds does not lead back to its last one";
   }
 }

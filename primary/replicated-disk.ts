@@ -119,7 +119,11 @@ export class ReplicatedDisk implements BlockDevice {
     this.child.prefetch(offset, length);
   }
 
-  extents(offset: number, length: number, maxExtents: number): Extent[] {
+  get asksForExtents(): boolean {
+    return this.child.asksForExtents === true;
+  }
+
+  extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     this.#gate.assertServing();
     return this.child.extents(offset, length, maxExtents);
   }
@@ -135,9 +139,10 @@ export class ReplicatedDisk implements BlockDevice {
   }
 
   /** Whether the stretch is one hole, as it seems without its lock. */
-  startsWithHole(offset: number, length: number): boolean {
-    const extent = this.child.extents(offset, length, 1)[0];
-    return extent?.zero === true && extent.length >= length;
+  startsWithHole(offset: number, length: number): boolean | Promise<boolean> {
+    const isHole = ([extent]: Extent[]): boolean => extent?.zero === true && extent.length >= length;
+    const extents = this.child.extents(offset, length, 1);
+    return extents instanceof Promise ? extents.then(isHole) : isHole(extents);
   }
 
   /**
@@ -155,7 +160,8 @@ export class ReplicatedDisk implements BlockDevice {
   ): Promise<number> {
     const hold = await this.#lock.acquire(offset, length);
     try {
-      const extent = this.child.extents(offset, length, 1)[0];
+      const extents = this.child.extents(offset, length, 1);
+      const [extent] = extents instanceof Promise ? await extents : extents;
       const holeLength =
         extent?.zero === true ? wholeClusters(Math.min(extent.length, length), length, clusterBytes) : 0;
       if (holeLength > 0) {
@@ -197,6 +203,9 @@ export class ReplicatedDisk implements BlockDevice {
   }
 
   #mark(hold: RangeHold, offset: number, length: number): RangeHold | Promise<RangeHold> {
+    // It keeps its place, so that overlapping changes are made in the order in which they came.
+    const { thawed } = this.#gate;
+    if (thawed !== undefined) return thawed.then(() => this.#mark(hold, offset, length));
     if (this.#gate.state !== "open") {
       // It was shut while the range was waited for.
       this.#lock.release(hold);
@@ -242,6 +251,17 @@ export class ReplicatedDisk implements BlockDevice {
   #openHeld(hold: RangeHold, offset: number, flags: WriteFlags): OpenWrite {
     let at = offset;
     let acknowledged: Pending;
+    // A piece may wait for the secondary: the range is held until the child has them all.
+    let writing = 0;
+    let isOver = false;
+    const release = (): void => {
+      isOver = true;
+      if (writing === 0) this.#lock.release(hold);
+    };
+    const written = (): void => {
+      writing -= 1;
+      if (isOver && writing === 0) this.#lock.release(hold);
+    };
     return {
       push: (piece) => {
         const start = at;
@@ -253,14 +273,18 @@ export class ReplicatedDisk implements BlockDevice {
           () => this.#forwarding.forward("write", start, piece.length, asBuffer(piece)),
         );
         acknowledged = both(acknowledged, forwarded);
+        if (local !== undefined) {
+          writing += 1;
+          local.then(written, written);
+        }
         return both(local, this.#forwarding.room());
       },
       end: () => {
-        this.#lock.release(hold);
+        release();
         return both(acknowledged, flags.fua ? this.flush() : undefined);
       },
       abandon: () => {
-        this.#lock.release(hold);
+        release();
         acknowledged?.catch(() => undefined); // nobody waits for this write any more
       },
     };

@@ -83,7 +83,7 @@ export class SyncWork implements JobWork {
     const besideGuests = requests !== this.#requestsSeen;
     this.#requestsSeen = requests;
     await this.#untilRoom(windowBytes * (besideGuests ? SYNC_WINDOW_SHARE_BESIDE_GUESTS : SYNC_WINDOW_SHARE));
-    const pieces = this.#nextPieces(Math.min(bytesMax, besideGuests ? JOB_CHUNK_BYTES : SYNC_STEP_BYTES));
+    const pieces = await this.#nextPieces(Math.min(bytesMax, besideGuests ? JOB_CHUNK_BYTES : SYNC_STEP_BYTES));
     if (pieces.length === 0) return replicator.tryFinishSync(this.#session) ? undefined : lost();
     // All of them settle before a failure is reported: nothing is under way behind a job that has paused.
     const outcomes = await Promise.allSettled(pieces.map((piece) => this.#send(piece)));
@@ -113,7 +113,7 @@ export class SyncWork implements JobWork {
   }
 
   /** The next dirty stretches, `bytesMax` together or a little more, and holes between them, which take nothing of that. */
-  #nextPieces(bytesMax: number): Piece[] {
+  async #nextPieces(bytesMax: number): Promise<Piece[]> {
     const pieces: Piece[] = [];
     let bytes = 0;
     for (const [disk, geometry] of this.#options.geometries.entries()) {
@@ -126,7 +126,8 @@ export class SyncWork implements JobWork {
         if (run === undefined) break;
         const offset = run.first * geometry.clusterBytes;
         const length = clusterEndOffset(geometry, run.end) - offset;
-        const isHole = length > chunkBytes && this.#disk(disk).startsWithHole(offset, chunkBytes);
+        const startsWithHole = length > chunkBytes && this.#disk(disk).startsWithHole(offset, chunkBytes);
+        const isHole = startsWithHole instanceof Promise ? await startsWithHole : startsWithHole;
         const piece = { disk, offset, length: isHole ? length : Math.min(length, chunkBytes), isHole };
         pieces.push(piece);
         if (!isHole) bytes += piece.length;

@@ -19,6 +19,7 @@ import {
   REPLICATION_STATES,
   RESYNC_OUTCOMES,
   ROLES,
+  SYNC_EXTENTS,
   VERDICT_KINDS,
   VERDICT_RULES,
   WAIT_CONDITIONS,
@@ -88,6 +89,17 @@ export const peerSchema = z.object({
 });
 export type PeerStatus = z.infer<typeof peerSchema>;
 
+/** How late the agent came to what was due, in the last minute or so. */
+const eventLoopDelaySchema = z.object({
+  overMs: ms,
+  p50Ms: ms,
+  p99Ms: ms,
+  p999Ms: ms,
+  maxMs: ms,
+  /** Delays of a second or longer since the agent has started. */
+  stalls: z.int().nonnegative(),
+});
+
 export const statusSchema = z.object({
   role: z.enum(ROLES),
   vm: z.string(),
@@ -124,6 +136,8 @@ export const statusSchema = z.object({
       wouldLose: z.object({ writes: z.int().nonnegative(), bytes, atLeast: z.boolean() }),
     })
     .nullable(),
+  /** null where it is not measured. */
+  eventLoopDelay: eventLoopDelaySchema.nullable().default(null),
 });
 export type Status = z.infer<typeof statusSchema>;
 
@@ -174,6 +188,8 @@ export const failoverRequestSchema = z.strictObject({
   force: z.boolean().default(false),
   dryRun: z.boolean().default(false),
   discardActive: z.boolean().default(false),
+  /** The operator has made sure that the peer serves no more: mode `shared` asks for that, or for the fence hook. */
+  fenced: z.boolean().optional(),
   timeoutMs,
 });
 export type FailoverRequest = z.infer<typeof failoverRequestSchema>;
@@ -204,7 +220,7 @@ export const verdictSchema = z.object({
   peer: z.string(),
   /** The agent that sends, and what; null where nothing is sent. */
   source: z.string().nullable(),
-  extent: z.enum(["full", "delta", "assumed"]).nullable(),
+  extent: z.enum(SYNC_EXTENTS).nullable(),
   /** What is left to be sent, or would be given up. */
   changedBytes,
 });

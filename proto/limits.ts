@@ -45,6 +45,38 @@ export const NBD_CLOSE_TIMEOUT_MS = 5_000;
 export const NBD_LINGER_FLUSHED_MS = 500;
 export const NBD_LINGER_MS = 5_000;
 
+// NBD client: images that a server exports
+/** A connection to a server is made, and the handshake done, within this time each. */
+export const NBD_CLIENT_DIAL_TIMEOUT_MS = 10_000;
+export const NBD_CLIENT_HANDSHAKE_TIMEOUT_MS = 10_000;
+/** Data of one option reply, and replies to one option; beyond, the connection ends. */
+export const NBD_CLIENT_OPTION_REPLY_BYTES_MAX = 64 * KIB;
+export const NBD_CLIENT_OPTION_REPLIES_MAX = 1024;
+/** Requests of one connection that are under way; others wait. */
+export const NBD_CLIENT_IN_FLIGHT_MAX = 256;
+/** A longer read or write is cut, unless the server takes even less. */
+export const NBD_CLIENT_PAYLOAD_BYTES_MAX = 8 * MIB;
+/** A longer write of zeroes is cut, so that no request takes very long. */
+export const NBD_CLIENT_ZERO_BYTES_MAX = 64 * MIB;
+/** Chunks of one reply; beyond, the connection ends. */
+export const NBD_CLIENT_CHUNKS_PER_REPLY_MAX = 65_536;
+/** An error chunk with its message. */
+export const NBD_CLIENT_ERROR_BYTES_MAX = 8 * KIB;
+/** A server that does not answer a request for this long is disconnected, and asked again. */
+export const NBD_CLIENT_REQUEST_TIMEOUT_MS = 30_000;
+/** Requests wait this long for a server that is gone; then they fail, until it is back. */
+export const NBD_CLIENT_GIVE_UP_MS = 30_000;
+/** What no flush has covered is kept, to be written again should the server die: at this size a flush begins … */
+export const NBD_CLIENT_UNFLUSHED_TARGET_BYTES = 32 * MIB;
+/** … and at this one, or that many changes, further ones wait for its end. */
+export const NBD_CLIENT_UNFLUSHED_MAX_BYTES = 64 * MIB;
+export const NBD_CLIENT_UNFLUSHED_MAX_CHANGES = 65_536;
+/** What a change costs that limit beside its bytes. */
+export const NBD_CLIENT_CHANGE_COST_BYTES = 256;
+/** A format server that was started must listen by then, and end by then when it is stopped. */
+export const FORMAT_SERVER_START_MS = 10_000;
+export const FORMAT_SERVER_STOP_MS = 10_000;
+
 // Disks
 /** The unit of copy-before-write, a power of two. */
 export const CLUSTER_MIN_BYTES = 4 * KIB;
@@ -90,6 +122,12 @@ export const PEER_TIMEOUT_DEFAULT_MS = 5_000;
 /** The pause before the first new dial; each failure doubles it, and it is drawn from half to one and a half of that. */
 export const RECONNECT_MIN_MS = 100;
 export const RECONNECT_MAX_MS = 5_000;
+
+// Shared disks
+/** Originals travel in operations of at most this length … */
+export const ORIGINAL_MAX_BYTES = 1 * MIB;
+/** … and so much of them is read from one disk at a time, beside what the send window holds. */
+export const ORIGINALS_READ_MAX_BYTES = 16 * MIB;
 
 /** Lineages that a side goes back to, or has heard of, and that it still tells apart from strange ones. */
 export const ANCESTORS_MAX = 32;
@@ -184,6 +222,18 @@ export const COMMAND_TIMEOUT_DEFAULT_MS = 60_000;
 export const COMMAND_TIMEOUT_MAX_MS = 24 * 3600 * 1000;
 /** What the fence hook may take (`--fence-timeout`). */
 export const FENCE_TIMEOUT_DEFAULT_MS = 30_000;
+/** How often the event loop is asked whether it comes late. */
+export const EVENT_LOOP_SAMPLE_MS = 20;
+/** The figures of its delay go back for so many slices … */
+export const EVENT_LOOP_SLICES = 6;
+/** … of this length. */
+export const EVENT_LOOP_SLICE_MS = 10_000;
+/** A delay from which on `colobus status` names it. */
+export const DELAY_SHOWN_MIN_MS = 250;
+/** A delay that is a stall: it is counted, and told. */
+export const STALL_MIN_MS = 1_000;
+/** Stalls that follow one are told together, this long after it was. */
+export const STALL_TELL_EVERY_MS = 10_000;
 /** SIGTERM ends the agent within this time. */
 export const SHUTDOWN_TIMEOUT_MS = 15_000;
 

@@ -155,13 +155,7 @@ export function decodeRequest(source: Buffer, position: number, into: RequestHea
 /** Encodes a request. `offset` is below 2^53. */
 export function encodeRequest(request: Readonly<RequestHeader>): Buffer {
   const buffer = Buffer.alloc(REQUEST_BYTES);
-  buffer.writeUInt32BE(REQUEST_MAGIC, 0);
-  buffer.writeUInt16BE(request.flags, 4);
-  buffer.writeUInt16BE(request.type, 6);
-  buffer.writeUInt32BE(request.cookieHigh, 8);
-  buffer.writeUInt32BE(request.cookieLow, 12);
-  writeUint64(buffer, 16, request.offset);
-  buffer.writeUInt32BE(request.length, 24);
+  putRequest(buffer, 0, request);
   return buffer;
 }
 
@@ -291,4 +285,46 @@ export function encodeMetaContext(contextId: number, name: string): Buffer {
   buffer.writeUInt32BE(contextId, 0);
   buffer.set(nameBytes, 4);
   return buffer;
+}
+
+/** Data of INFO and GO: u32 name length, name, u16 count, count times u16. */
+export function encodeInfoRequest(name: string, infoTypes: readonly number[]): Buffer {
+  const nameBytes = Buffer.from(name, "utf8");
+  const buffer = Buffer.alloc(4 + nameBytes.length + 2 + 2 * infoTypes.length);
+  buffer.writeUInt32BE(nameBytes.length, 0);
+  buffer.set(nameBytes, 4);
+  let position = 4 + nameBytes.length;
+  position = buffer.writeUInt16BE(infoTypes.length, position);
+  for (const type of infoTypes) position = buffer.writeUInt16BE(type, position);
+  return buffer;
+}
+
+/** Data of LIST_META_CONTEXT and SET_META_CONTEXT: u32 name length, name, u32 count, count times u32 length and query. */
+export function encodeMetaContextRequest(name: string, queries: readonly string[]): Buffer {
+  const texts = [name, ...queries].map((text) => Buffer.from(text, "utf8"));
+  const buffer = Buffer.alloc(4 + texts.reduce((sum, text) => sum + 4 + text.length, 0));
+  let position = 0;
+  for (const [index, text] of texts.entries()) {
+    position = buffer.writeUInt32BE(text.length, position);
+    buffer.set(text, position);
+    position += text.length;
+    if (index === 0) position = buffer.writeUInt32BE(queries.length, position);
+  }
+  return buffer;
+}
+
+/** Whether the type of an option reply says that the option was refused. */
+export function isOptionError(type: number): boolean {
+  return type >= OPTION_ERROR_BIT;
+}
+
+/** Writes REQUEST_BYTES at `position`. `offset` is below 2^53. */
+export function putRequest(target: Buffer, position: number, request: Readonly<RequestHeader>): void {
+  target.writeUInt32BE(REQUEST_MAGIC, position);
+  target.writeUInt16BE(request.flags, position + 4);
+  target.writeUInt16BE(request.type, position + 6);
+  target.writeUInt32BE(request.cookieHigh, position + 8);
+  target.writeUInt32BE(request.cookieLow, position + 12);
+  writeUint64(target, position + 16, request.offset);
+  target.writeUInt32BE(request.length, position + 24);
 }

@@ -5,7 +5,7 @@ import type { CheckpointHold } from "./kept-checkpoints.ts";
 import type { HeldOriginals } from "./hidden-disk.ts";
 import { OverlayStack } from "./overlay-stack.ts";
 import type { OverlayContext } from "./overlay-files.ts";
-import type { Image } from "../shared/block/image.ts";
+import type { DiskImage } from "../shared/block/disk-image.ts";
 import type { ViewGate } from "./view-gate.ts";
 
 /**
@@ -18,7 +18,13 @@ export class CheckpointView implements BlockDevice {
   readonly #gate: ViewGate;
   readonly #stack: OverlayStack<HeldOriginals>;
 
-  constructor(context: OverlayContext, base: Image, originals: HeldOriginals, gate: ViewGate, hold: CheckpointHold) {
+  constructor(
+    context: OverlayContext,
+    base: DiskImage,
+    originals: HeldOriginals,
+    gate: ViewGate,
+    hold: CheckpointHold,
+  ) {
     this.sizeBytes = base.sizeBytes;
     this.#hold = hold;
     this.#gate = gate;
@@ -53,7 +59,11 @@ export class CheckpointView implements BlockDevice {
     this.#stack.base.prefetch(offset, length);
   }
 
-  extents(offset: number, length: number, maxExtents: number): Extent[] {
+  get asksForExtents(): boolean {
+    return this.#stack.base.asksForExtents === true;
+  }
+
+  extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     this.#assertKept();
     return this.#stack.extents(offset, length, maxExtents);
   }

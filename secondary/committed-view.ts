@@ -87,7 +87,11 @@ export class CommittedView implements BlockDevice {
     this.#stack.base.prefetch(offset, length);
   }
 
-  extents(offset: number, length: number, maxExtents: number): Extent[] {
+  get asksForExtents(): boolean {
+    return this.#stack.base.asksForExtents === true;
+  }
+
+  extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     if (this.#successor !== undefined) return this.#successor.extents(offset, length, maxExtents);
     this.#assertCheckpoint();
     return this.#stack.extents(offset, length, maxExtents);

@@ -10,7 +10,7 @@ export async function flushDisks(disks: readonly ReplicaDisk[], log: Log): Promi
       await disk.base.flush();
       await disk.hidden.flush();
       await disk.active.flush();
-      marks.set(disk.name, disk.base.changeMark());
+      marks.set(disk.name, await disk.base.changeMark());
     } catch (error) {
       log.warn({ disk: disk.name, reason: asColobusError(error) }, "the disk cannot be flushed");
     }

@@ -2,11 +2,9 @@ import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-
 import { applyJournalEntry, ClusterBitmap, clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
 import { isZero } from "../shared/block/zeroes.ts";
+import { OriginalPieces, type ReadOriginal } from "./original-pieces.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
 import { OverlayFiles, type OverlayContext } from "./overlay-files.ts";
-
-/** Reads originals from where they are now. */
-export type ReadOriginal = (target: Uint8Array, offset: number) => Promise<void> | undefined;
 
 /** The originals of the clusters that one epoch overwrote first. */
 export class Generation {
@@ -36,15 +34,18 @@ export class Generation {
   async save(clusters: ClusterBitmap, read: ReadOriginal, scratch: Buffer): Promise<void> {
     const { geometry, durability } = this.#context;
     const entries: JournalEntry[] = [];
-    for (const { first, end } of clusterRuns(clusters)) {
-      entries.push({ firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" });
-      const endOffset = clusterEndOffset(geometry, end);
-      for (let at = first * geometry.clusterBytes; at < endOffset; at += scratch.length) {
-        const piece = scratch.subarray(0, Math.min(scratch.length, endOffset - at));
-        const reading = read(piece, at);
-        if (reading !== undefined) await reading;
-        this.#write(piece, at, this.#context.quota);
+    const pieces = new OriginalPieces(scratch, read, (bytes, at) => this.#write(bytes, at, this.#context.quota));
+    try {
+      for (const { first, end } of clusterRuns(clusters)) {
+        entries.push({ firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" });
+        const copying = pieces.copy(first * geometry.clusterBytes, clusterEndOffset(geometry, end));
+        if (copying !== undefined) await copying;
       }
+      const finishing = pieces.finish();
+      if (finishing !== undefined) await finishing;
+    } catch (error) {
+      await pieces.abandon();
+      throw error;
     }
     if (durability === "power") await this.files.syncData();
     this.files.journal.append(entries);

@@ -1,12 +1,13 @@
 import assert from "node:assert/strict";
 import { ColobusError } from "../proto/errors.ts";
-import type { Image } from "../shared/block/image.ts";
+import type { DiskImage } from "../shared/block/disk-image.ts";
 import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
 import { Generation } from "./generation.ts";
+import type { ReadOriginal } from "./original-pieces.ts";
 import { listOverlayEpochs, type OverlayContext } from "./overlay-files.ts";
 
-/** Originals are read and saved in pieces of at most this many bytes. */
+/** Originals that the device must be waited for are read and saved in pieces of at most this many bytes. */
 const SAVE_PIECE_BYTES = 1024 * 1024;
 
 /** The originals that decide one view of a disk, beside its base. */
@@ -179,11 +180,16 @@ export class HiddenDisk implements HeldOriginals {
    * resolves, the base may be overwritten there. `clusters` must be unsaved, and the base unchanged meanwhile.
    * Errors: `overlay-full` where the overlays' file system has no room; nothing is lost then.
    */
-  async save(base: Image, clusters: ClusterBitmap): Promise<void> {
+  save(base: DiskImage, clusters: ClusterBitmap): Promise<void> {
+    return this.saveFrom((target, offset) => base.read(target, offset), clusters);
+  }
+
+  /** As `save`, with the originals from elsewhere. */
+  async saveFrom(read: ReadOriginal, clusters: ClusterBitmap): Promise<void> {
     if (clusters.isEmpty) return;
     const generation = this.#generations.at(-1);
     assert(generation !== undefined && generation.epoch > this.#groupStart, "an epoch is open");
-    await generation.save(clusters, (target, offset) => base.read(target, offset), this.#scratch);
+    await generation.save(clusters, read, this.#scratch);
     this.#version += 1;
   }
 

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import type { Extent, Pending } from "../shared/block/block-device.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import {
@@ -6,7 +7,7 @@ import {
   firstClusterOf,
   type ClusterGeometry,
 } from "../shared/block/cluster-geometry.ts";
-import type { Image } from "../shared/block/image.ts";
+import type { DiskImage } from "../shared/block/disk-image.ts";
 import type { ActiveDisk } from "./active-disk.ts";
 import type { Generation } from "./generation.ts";
 import type { HeldOriginals, HiddenDisk } from "./hidden-disk.ts";
@@ -22,13 +23,13 @@ type Source = "base" | "active" | Generation;
  */
 export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
   readonly geometry: ClusterGeometry;
-  readonly base: Image;
+  base: DiskImage;
   readonly hidden: Hidden;
   /** After a promotion: clusters whose overlays have been merged into the base, and say nothing about them any more. */
   merged: ClusterBitmap | undefined;
   active: ActiveDisk;
 
-  constructor(geometry: ClusterGeometry, base: Image, hidden: Hidden, active: ActiveDisk) {
+  constructor(geometry: ClusterGeometry, base: DiskImage, hidden: Hidden, active: ActiveDisk) {
     this.geometry = geometry;
     this.base = base;
     this.hidden = hidden;
@@ -66,7 +67,44 @@ export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
     return this.#readPieces(target, offset, false);
   }
 
-  extents(offset: number, length: number, maxExtents: number): Extent[] {
+  extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
+    if (this.base.asksForExtents === true) return this.#askForExtents(offset, length, maxExtents);
+    return this.#joinExtents(offset, length, maxExtents, (at, bytes, max) => {
+      const extents = this.base.extents(at, bytes, max);
+      assert(!(extents instanceof Promise), "an image that need not ask answers at once");
+      return extents;
+    });
+  }
+
+  /**
+   * Asks for the base's extents first. What is overwritten in the base meanwhile was zero, or not, in another state of the
+   * disk than the answer: nothing is said of it then.
+   */
+  async #askForExtents(offset: number, length: number, maxExtents: number): Promise<Extent[]> {
+    const { version } = this.hidden;
+    const merged = this.merged?.size;
+    const asked = await this.base.extents(offset, length, maxExtents);
+    const covered = asked.reduce((sum, extent) => sum + extent.length, 0);
+    if (this.hidden.version !== version || this.merged?.size !== merged) {
+      return [{ length: Math.min(covered, length), hole: false, zero: false }];
+    }
+    let base = 0;
+    let baseStart = offset;
+    // The ranges that are asked for ascend, so each extent is passed once.
+    return this.#joinExtents(offset, Math.min(covered, length), maxExtents, (at, bytes) => {
+      while (baseStart + (asked[base]?.length ?? bytes) <= at) baseStart += asked[base++]?.length ?? bytes;
+      const extent = asked[base];
+      assert(extent !== undefined, "what was asked for covers the range");
+      return [{ ...extent, length: Math.min(bytes, baseStart + extent.length - at) }];
+    });
+  }
+
+  #joinExtents(
+    offset: number,
+    length: number,
+    maxExtents: number,
+    extentsOfBase: (offset: number, length: number, maxExtents: number) => readonly Extent[],
+  ): Extent[] {
     const extents: Extent[] = [];
     const end = offset + length;
     let at = offset;
@@ -78,7 +116,7 @@ export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
       }
       const found = covered
         ? [{ length: runEnd - at, hole: false, zero: false }]
-        : this.base.extents(at, runEnd - at, maxExtents - extents.length);
+        : extentsOfBase(at, runEnd - at, maxExtents - extents.length);
       for (const extent of found) {
         at += extent.length;
         const last = extents.at(-1);

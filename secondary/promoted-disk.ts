@@ -115,7 +115,11 @@ export class PromotedDisk implements Child {
     this.#base.prefetch(offset, length);
   }
 
-  extents(offset: number, length: number, maxExtents: number): Extent[] {
+  get asksForExtents(): boolean {
+    return this.#base.asksForExtents === true;
+  }
+
+  extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     return (this.#stack ?? this.#base).extents(offset, length, maxExtents);
   }
 
@@ -154,7 +158,7 @@ export class PromotedDisk implements Child {
   }
 
   /** The base's mark: differs when anyone has changed the image in between. */
-  changeMark(): string {
+  changeMark(): string | Promise<string> {
     return this.#base.changeMark();
   }
 

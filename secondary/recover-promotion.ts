@@ -1,5 +1,6 @@
 import type { StateRecord } from "../proto/state-record.ts";
-import { openGuestImage } from "../shared/block/recorded-image.ts";
+import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
+import { keepLosses } from "../shared/block/lost-writes.ts";
 import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -17,20 +18,22 @@ import { ViewGate } from "./view-gate.ts";
  */
 export function recoverPromotion(options: {
   readonly storage: Storage;
+  readonly images: ImageSource;
   readonly random: Random;
   readonly stateDirectory: string;
   readonly record: StateRecord;
   readonly bootId: string;
   readonly lostSyncs: LostSyncs;
 }): PromotedDisks {
-  const { record, storage } = options;
+  const { record, images } = options;
   const gate = new ViewGate();
   const epoch = record.committed.epoch;
   const disks: { name: string; disk: PromotedDisk }[] = [];
   try {
     for (const recorded of record.disks) {
       const { name } = recorded;
-      const base = openGuestImage(storage, recorded, options.lostSyncs);
+      const base = images.open(recorded, imageUseOf(record));
+      keepLosses(base, recorded, options.lostSyncs);
       const context = overlayContext(options, record, name, base.sizeBytes);
       const hidden = HiddenDisk.recover(context, {
         committed: epoch,

@@ -1,7 +1,7 @@
 import type { DiskStatus } from "../proto/control-api.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { DiskState, SecondaryExport } from "../proto/words.ts";
-import type { Image } from "../shared/block/image.ts";
+import type { DiskImage } from "../shared/block/disk-image.ts";
 import { ActiveDisk } from "./active-disk.ts";
 import { CheckpointView } from "./checkpoint-view.ts";
 import { CommittedView } from "./committed-view.ts";
@@ -27,7 +27,6 @@ export interface RecoverEpochs {
 /** One disk of the secondary: base, hidden disk and active disk, and the view that is exported of them. */
 export class ReplicaDisk {
   readonly name: string;
-  readonly base: Image;
   readonly stack: OverlayStack;
   readonly view: CommittedView;
   readonly context: OverlayContext;
@@ -35,13 +34,12 @@ export class ReplicaDisk {
 
   constructor(
     name: string,
-    base: Image,
+    base: DiskImage,
     context: OverlayContext,
     epochs: RecoverEpochs,
     options: { readonly gate: ViewGate; readonly hasCheckpoint: () => boolean; readonly access: SecondaryExport },
   ) {
     this.name = name;
-    this.base = base;
     this.context = context;
     this.#gate = options.gate;
     const hidden = HiddenDisk.recover(context, epochs);
@@ -49,6 +47,16 @@ export class ReplicaDisk {
     const active = ActiveDisk.recover(context, epochs.committed, epochs.afterPowerLoss);
     this.stack = new OverlayStack(context.geometry, base, hidden, active);
     this.view = new CommittedView(this.stack, options.gate, options.hasCheckpoint, options.access);
+  }
+
+  get base(): DiskImage {
+    return this.stack.base;
+  }
+
+  /** Goes on with `base`, which holds the same, and closes the present one. No request may be under way. */
+  replaceBase(base: DiskImage): void {
+    this.stack.base.close();
+    this.stack.base = base;
   }
 
   get hidden(): HiddenDisk {

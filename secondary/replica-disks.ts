@@ -1,9 +1,8 @@
 import assert from "node:assert/strict";
-import { dirname } from "node:path";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { SecondaryExport } from "../proto/words.ts";
-import { createImage } from "../shared/block/image.ts";
-import { openRecordedImage } from "../shared/block/recorded-image.ts";
+import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
+import { noteLosses } from "../shared/block/lost-writes.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
@@ -15,6 +14,7 @@ import type { ViewGate } from "./view-gate.ts";
 
 export interface ReplicaDisksOptions {
   readonly storage: Storage;
+  readonly images: ImageSource;
   readonly random: Random;
   readonly state: StateFile;
   readonly stateDirectory: string;
@@ -58,16 +58,14 @@ export class ReplicaDisks {
 
   /** The disks in the primary's order; images that were to be created are, and the record then names their size. */
   async prepare(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
-    const { storage, state } = this.#options;
+    const { images, state } = this.#options;
     const created = new Map<string, number>();
     for (const [index, name] of names.entries()) {
       const recorded = state.record.disks.find((disk) => disk.name === name);
       const sizeBytes = sizes[index];
       assert(recorded !== undefined && sizeBytes !== undefined, "the handshake has compared the names");
       if (recorded.sizeBytes !== null) continue;
-      if (!storage.exists(recorded.image)) await createImage(storage, recorded.image, sizeBytes);
-      // An earlier process may have made the image, and died before its name was durable.
-      else await storage.syncDirectory(dirname(recorded.image));
+      await images.create(recorded.image, sizeBytes);
       created.set(name, sizeBytes);
       this.#disks.push(this.#openDisk({ ...recorded, sizeBytes }));
     }
@@ -85,6 +83,36 @@ export class ReplicaDisks {
     });
   }
 
+  /**
+   * Opens shared disks for writing, now that this side is to be their only user; their views go on undisturbed until
+   * `take` is called, which no request may be under way for. Errors: those of opening them, after which nothing is open
+   * that was not before.
+   */
+  openForWriting(): { readonly take: () => void; readonly giveUp: () => void } {
+    const { images, state } = this.#options;
+    const opened: { disk: ReplicaDisk; image: DiskImage }[] = [];
+    const giveUp = (): void => {
+      for (const { image } of opened) image.close();
+    };
+    if (state.record.mode === "shared") {
+      try {
+        for (const recorded of state.record.disks) {
+          const disk = this.#disks.find(({ name }) => name === recorded.name);
+          if (disk !== undefined) opened.push({ disk, image: images.open(recorded, imageUseOf(state.record)) });
+        }
+      } catch (error) {
+        giveUp();
+        throw error;
+      }
+    }
+    return {
+      take: () => {
+        for (const { disk, image } of opened.splice(0)) disk.replaceBase(image);
+      },
+      giveUp,
+    };
+  }
+
   close(): void {
     for (const disk of this.#disks) disk.close();
   }
@@ -94,9 +122,9 @@ export class ReplicaDisks {
       this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;
     const quota = this.#options.quota();
-    const base = openRecordedImage(storage, disk);
+    const base = this.#options.images.open(disk, state.record.mode === "shared" ? "foreign" : "own");
     // It counts once this side is promoted.
-    base.noteLossWith(() => lostSyncs.note({ disk: disk.name, active: null }));
+    noteLosses(base, disk, lostSyncs);
     try {
       const epochs = {
         floor: retained[0]?.epoch ?? committed.epoch,

@@ -13,20 +13,23 @@ import {
 } from "../proto/limits.ts";
 import type { DataMessage, Operation } from "../proto/replication-messages.ts";
 import type { AckPolicy, Durability } from "../proto/words.ts";
+import type { Pending } from "../shared/block/block-device.ts";
+import { ChangesUnderWay } from "../shared/block/changes-under-way.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
+import { dataStretches, type Stretch } from "../shared/block/data-stretches.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
+import { collectReceived, coversWholeClusters, type Saves } from "./received-originals.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
-
-/** Extents of a base that are asked for at a time when a range is zeroed. */
-const EXTENTS_AT_A_TIME = 1024;
 
 export interface ReplicaWriterOptions {
   /** In the order of the primary's `hello`. */
   readonly disks: readonly ReplicaDisk[];
   readonly clock: Clock;
   readonly durability: Durability;
+  /** The bases are the primary's own disks: what is sent are originals, and only the hidden disks are written. */
+  readonly sharesDisks: boolean;
   /** The session's window: a primary that sends far beyond it is cut off. */
   readonly windowBytes: number;
   /** How far the primary's guests wait for a write: `applied` has each batch fsynced at once, `async` acknowledged at leisure. */
@@ -57,7 +60,8 @@ type Item =
  * when they run.
  *
  * A write is *stable* when it is in the base (durability `process`), or when the base was fsynced after it (`power`):
- * that happens behind the stream, and at each barrier.
+ * that happens behind the stream, and at each barrier. In mode `shared` the stream brings the originals themselves, and
+ * one is stable when it is saved.
  */
 export class ReplicaWriter {
   readonly #options: ReplicaWriterOptions;
@@ -109,6 +113,7 @@ export class ReplicaWriter {
       if (disk === undefined || operation.offset + operation.length > disk.base.sizeBytes) {
         throw new ColobusError("protocol-error", "the peer sent an operation outside of its disks");
       }
+      this.#assertOfMode(operation, disk);
       bytes += operation.payload.length;
     }
     // A primary looks at its window between requests, so each of its guests' may go beyond it.
@@ -199,19 +204,36 @@ export class ReplicaWriter {
     return operations;
   }
 
+  #assertOfMode(operation: Operation, disk: ReplicaDisk): void {
+    const isOriginal = operation.kind === "original" || operation.kind === "zero-original";
+    if (isOriginal === this.#options.sharesDisks) {
+      if (!isOriginal || coversWholeClusters(disk.context.geometry, operation)) return;
+      throw new ColobusError("protocol-error", "the peer sent an original that is not of whole clusters");
+    }
+    throw new ColobusError("protocol-error", `the peer sent an operation "${operation.kind}", which its mode has not`);
+  }
+
   async #applyBatch(batch: readonly Operation[]): Promise<void> {
+    if (this.#options.sharesDisks) return this.#applyOriginals(batch);
     const differing = this.#comparing ? await this.#differing(batch) : batch;
     if (this.#options.savesOriginals()) await this.#saveOriginals(differing);
     const changes = this.#rewriting ? batch : differing;
     let bytes = 0;
-    for (const operation of changes) {
-      const { base } = this.#disk(operation);
-      const pending =
-        operation.kind === "write"
-          ? base.write(operation.payload, operation.offset, { fua: false })
-          : base.zero(operation.offset, operation.length, { fua: false, mayUnmap: operation.kind === "discard" });
-      if (pending !== undefined) await pending;
-      bytes += operation.length;
+    const underWay = new ChangesUnderWay<ReplicaDisk>();
+    try {
+      for (const operation of changes) {
+        const disk = this.#disk(operation);
+        const before = underWay.before(disk, operation.offset, operation.length);
+        if (before !== undefined) await before;
+        underWay.add(disk, operation.offset, operation.length, applyToBase(disk, operation));
+        bytes += operation.length;
+      }
+      const last = underWay.all();
+      if (last !== undefined) await last;
+    } catch (error) {
+      await underWay.all()?.catch(() => undefined); // the first error is told
+      this.#touched = underWay.failed ?? this.#touched;
+      throw error;
     }
     this.#appliedSequence += batch.length;
     this.#options.applied(changes.length, bytes);
@@ -221,17 +243,40 @@ export class ReplicaWriter {
     } else this.#syncBehind(bytes);
   }
 
+  /** Keeps the originals that the primary has sent, of clusters whose own are not held yet: those are older. */
+  async #applyOriginals(batch: readonly Operation[]): Promise<void> {
+    let bytes = 0;
+    for (const { length } of batch) bytes += length;
+    if (this.#options.savesOriginals())
+      await this.#save(() => collectReceived(batch, (operation) => this.#disk(operation)));
+    this.#appliedSequence += batch.length;
+    this.#options.applied(batch.length, bytes);
+    this.#stableSequence = this.#appliedSequence;
+    this.#acknowledgeSoon();
+  }
+
   /** Saves the originals of all clusters that `changes` overwrites for the first time in this epoch. */
-  async #saveOriginals(changes: readonly Operation[]): Promise<void> {
+  #saveOriginals(changes: readonly Operation[]): Promise<void> {
+    return this.#save(() => this.#collectOriginals(changes));
+  }
+
+  async #save(collect: () => Saves | Promise<Saves>): Promise<void> {
     for (;;) {
-      const fault = await this.#trySaveOriginals(changes);
+      const fault = await this.#trySave(await collect());
       if (fault === undefined) return;
       if (fault.code !== "overlay-full" || this.#stopped || !(await this.#options.makeRoom())) throw fault;
     }
   }
 
-  /** Saves the originals that are not saved yet; returns why that was not possible. */
-  async #trySaveOriginals(changes: readonly Operation[]): Promise<ColobusError | undefined> {
+  /** The originals that are not saved yet. */
+  async #collectOriginals(changes: readonly Operation[]): Promise<Saves> {
+    // What reads as zeroes already does not change, however long the range is.
+    const zeroed = new Map<Operation, readonly Stretch[]>();
+    for (const operation of changes) {
+      if (operation.kind === "write") continue;
+      const stretches = dataStretches(this.#disk(operation).base, operation.offset, operation.length);
+      zeroed.set(operation, stretches instanceof Promise ? await stretches : stretches);
+    }
     const unsaved = new Map<ReplicaDisk, ClusterBitmap>();
     for (const operation of changes) {
       const disk = this.#disk(operation);
@@ -240,20 +285,21 @@ export class ReplicaWriter {
       if (operation.kind === "write") {
         collectUnsaved(disk, operation.offset, operation.length, clusters);
       } else {
-        // What reads as zeroes already does not change, however long the range is.
-        forEachDataExtent(disk, operation.offset, operation.length, (offset, length) =>
-          collectUnsaved(disk, offset, length, clusters),
-        );
+        for (const { offset, length } of zeroed.get(operation) ?? []) collectUnsaved(disk, offset, length, clusters);
       }
     }
-    const saving: Promise<void>[] = [];
-    const savers: ReplicaDisk[] = [];
+    const saves: Saves = new Map();
     for (const [disk, clusters] of unsaved) {
-      if (clusters.isEmpty) continue;
-      savers.push(disk);
-      saving.push(disk.hidden.save(disk.base, clusters));
+      if (!clusters.isEmpty) saves.set(disk, () => disk.hidden.save(disk.base, clusters));
     }
-    if (saving.length === 0) return undefined;
+    return saves;
+  }
+
+  /** Saves originals; returns why that was not possible. */
+  async #trySave(saves: Saves): Promise<ColobusError | undefined> {
+    if (saves.size === 0) return undefined;
+    const savers = [...saves.keys()];
+    const saving = [...saves.values()].map((save) => save());
     // Every disk's save settles before a failure is reported: nothing may go on behind the back of a stopped stream.
     const outcomes = await Promise.allSettled(saving);
     for (const [index, outcome] of outcomes.entries()) {
@@ -284,18 +330,18 @@ export class ReplicaWriter {
     const disk = this.#disk(operation);
     if (operation.kind === "write") {
       // What is a hole here needs no read: the disk would have to make up its zeroes first.
-      const [extent] = disk.base.extents(operation.offset, operation.length, 1);
-      if (extent?.zero === true && extent.length >= operation.length) return isZero(operation.payload);
+      if (disk.base.asksForExtents !== true) {
+        const extents = disk.base.extents(operation.offset, operation.length, 1);
+        const [extent] = extents instanceof Promise ? await extents : extents;
+        if (extent?.zero === true && extent.length >= operation.length) return isZero(operation.payload);
+      }
       const present = Buffer.allocUnsafe(operation.length);
       const reading = disk.base.read(present, operation.offset);
       if (reading !== undefined) await reading;
       return present.equals(operation.payload);
     }
-    let hasData = false;
-    forEachDataExtent(disk, operation.offset, operation.length, () => {
-      hasData = true;
-    });
-    return !hasData;
+    const stretches = dataStretches(disk.base, operation.offset, operation.length);
+    return (stretches instanceof Promise ? await stretches : stretches).length === 0;
   }
 
   #disk(operation: Operation): ReplicaDisk {
@@ -378,22 +424,10 @@ function collectUnsaved(disk: ReplicaDisk, offset: number, length: number, clust
   disk.hidden.collectUnsaved(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length), clusters);
 }
 
-/** Visits the parts of a range of the base that may hold anything but zeroes. */
-function forEachDataExtent(
-  disk: ReplicaDisk,
-  offset: number,
-  length: number,
-  visit: (offset: number, length: number) => void,
-): void {
-  const end = offset + length;
-  let at = offset;
-  while (at < end) {
-    for (const extent of disk.base.extents(at, end - at, EXTENTS_AT_A_TIME)) {
-      const extentLength = Math.min(extent.length, end - at);
-      if (!extent.zero) visit(at, extentLength);
-      at += extentLength;
-    }
-  }
+function applyToBase({ base }: ReplicaDisk, operation: Operation): Pending {
+  return operation.kind === "write"
+    ? base.write(operation.payload, operation.offset, { fua: false })
+    : base.zero(operation.offset, operation.length, { fua: false, mayUnmap: operation.kind === "discard" });
 }
 
 /** A hidden disk that cannot grow is full, whatever the file system calls it. */

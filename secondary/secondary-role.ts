@@ -2,6 +2,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
+import type { ImageSource } from "../shared/block/disk-image.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
@@ -27,6 +28,7 @@ import { ViewGate } from "./view-gate.ts";
 
 export interface SecondaryOptions {
   readonly storage: Storage;
+  readonly images: ImageSource;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -231,7 +233,9 @@ export class SecondaryRole {
     const { retained } = this.checkpoints.kept;
     const activeEpoch = options.discardActive ? this.checkpoints.openEpoch : epoch;
     await this.gate.close();
+    let forWriting: ReturnType<ReplicaDisks["openForWriting"]> | undefined;
     try {
+      forWriting = this.#disks.openForWriting();
       const tracking = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({
         ...promoted(record, options.lineage, epoch > 0 && !record.outdated),
@@ -241,6 +245,7 @@ export class SecondaryRole {
         merge: { activeEpoch },
         epochReserved: Math.max(record.epochReserved, this.checkpoints.openEpoch),
       }));
+      forWriting.take();
       this.#faults.end();
       this.checkpoints.forgetKept(retained);
       this.#space.quota?.lift();
@@ -256,6 +261,7 @@ export class SecondaryRole {
       });
       return { epoch, disks, tracking };
     } catch (error) {
+      forWriting?.giveUp();
       this.#sessions.welcome(); // still Secondary
       throw error;
     } finally {

@@ -40,6 +40,8 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/failover force": "Also while the primary is connected, and without a committed checkpoint.",
   "POST /v1/failover dryRun": "Only say what would be served and lost.",
   "POST /v1/failover discardActive": "Leave out what the secondary's own VM has written.",
+  "POST /v1/failover fenced":
+    "The peer surely serves no more. Mode `shared` refuses a failover without it, unless a fence hook says so.",
   "POST /v1/switchover closeClients": "Also while clients that may write are connected: they are sent away.",
   "POST /v1/rejoin peer": "URL of the agent that was promoted.",
   "POST /v1/connect dryRun": "Only explain what the two would do.",
@@ -118,6 +120,14 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "recoverable.wouldLose.writes": "Writes after that checkpoint that are known here.",
   "recoverable.wouldLose.bytes": "Their bytes.",
   "recoverable.wouldLose.atLeast": "Whether there may be more: writes that this agent did not see.",
+  "eventLoopDelay":
+    "How late the agent got to what was due, looked at every 20 ms that it is not held up; null where it is not measured.",
+  "eventLoopDelay.overMs": "How far back this goes: about a minute.",
+  "eventLoopDelay.p50Ms": "Median.",
+  "eventLoopDelay.p99Ms": "One look in 100 found a longer delay.",
+  "eventLoopDelay.p999Ms": "One look in 1000 found a longer delay.",
+  "eventLoopDelay.maxMs": "The longest: for so long no request was answered, and no peer heard.",
+  "eventLoopDelay.stalls": "Delays of a second or longer since the agent has started.",
 };
 
 export function requestTable(): string {

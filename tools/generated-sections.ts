@@ -89,6 +89,7 @@ function limits(): GeneratedSection[] {
   const files: Readonly<Record<string, string>> = {
     NBD: "docs/protocol.md",
     Replication: "docs/protocol.md",
+    Shared: "docs/shared-disk.md",
     Epochs: "docs/protocol.md",
     Disks: "docs/formats.md",
     Secondary: "docs/formats.md",

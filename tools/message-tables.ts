@@ -37,7 +37,8 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   "sync": { from: "primary", meaning: "The clusters that the secondary may lack follow, or have all been sent." },
   "barrier": {
     from: "primary",
-    meaning: "Closes the epoch. Answered when everything before it is stable and the record is durable.",
+    meaning:
+      "Closes the epoch, and commits it if `commit` says so. Answered when everything before it is stable and the record is durable.",
   },
   "commit": {
     from: "primary",
@@ -126,9 +127,12 @@ export function helloTable(): string {
 
 export function operationTable(): string {
   const meanings: Record<keyof typeof OPERATION_KINDS, string> = {
-    write: "The next `length` bytes of the payload.",
-    discard: "The range reads as zeroes, and its space is freed. Zeroes of a sync travel so too.",
-    zero: "The range reads as zeroes, and keeps its space.",
+    "write": "The next `length` bytes of the payload.",
+    "discard": "The range reads as zeroes, and its space is freed. Zeroes of a sync travel so too.",
+    "zero": "The range reads as zeroes, and keeps its space.",
+    "original":
+      "Mode `shared`, and there the only ones: the next `length` bytes of the payload are what these whole clusters hold, which are about to be overwritten.",
+    "zero-original": "The same, where they hold zeroes.",
   };
   const rows = Object.entries(OPERATION_KINDS).map(([kind, number]) => [
     String(number),

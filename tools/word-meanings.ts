@@ -158,6 +158,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "failover": "This agent was promoted and serves from the epoch in the data.",
   "merged": "The base disk holds the whole state again, and the overlays of the failover are gone.",
   "job-changed": "A job has another state than before.",
+  "stalled":
+    "The agent was held up for a second or longer, by itself or by its host, and answered nobody; the data has how often, and the longest.",
   "protection-changed": "The VM became protected, or stopped being so; the data has the reason.",
 };
 
@@ -176,6 +178,10 @@ export const VERDICT_RULE_MEANINGS: Record<VerdictRule, string> = {
   "same-lineage": "Both go on with the same history.",
   "target-behind": "The secondary's history is one that the primary's goes back to, or has superseded.",
   "own-data-discarded": "An operator gave up what the secondary has.",
+  "checkpoint-stands":
+    "The disk is shared, and every overwrite since the secondary's checkpoint has waited for its original to be there.",
+  "checkpoint-void":
+    "The disk is shared, and was or may have been overwritten without the secondary: it gives its checkpoint up, and gets a new one.",
   "source-outdated": "The primary has met a newer history before.",
   "primary-behind": "The primary's history is one that the other side's goes back to, or has superseded.",
   "hand-over-arrived": "The other side is the one to which the role was handed, and has taken it.",

@@ -49,8 +49,13 @@ export interface BlockDevice {
   flush(): Pending;
   /** Asks for the range to be cached. A hint. */
   prefetch(offset: number, length: number): void;
-  /** Allocation of the range, adjacent extents differing; at most `maxExtents`, which may then cover less than `length`, but at least one byte. */
-  extents(offset: number, length: number, maxExtents: number): Extent[];
+  /**
+   * Allocation of the range, adjacent extents differing; at most `maxExtents`, which may then cover less than `length`,
+   * but at least one byte. True of some moment between the call and its answer.
+   */
+  extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]>;
+  /** Another process has to be asked for `extents`: that is no way to save the copying of zeroes. Default: false. */
+  readonly asksForExtents?: boolean;
 }
 
 /** One copy that the writes of a disk go to: pieces of a request are whole writes to it. */

@@ -14,16 +14,17 @@
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
-import type { Storage, StorageFile } from "../host/storage.ts";
+import type { OpenOptions, Storage, StorageFile } from "../host/storage.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "./block-device.ts";
+import type { DiskImage } from "./disk-image.ts";
 
 const SECTOR_BYTES = 512;
 /** qcow2 specification, "Header": magic. */
 const QCOW2_MAGIC = Buffer.from("QFI\xfb", "latin1");
 
-export class Image implements BlockDevice {
+export class Image implements BlockDevice, DiskImage {
   readonly sizeBytes: number;
-  readonly #file: StorageFile;
+  #file: StorageFile;
   /** A stretch without holes: to find its end takes some file systems as long as it has pages. */
   #data = { start: 0, end: 0 };
   /** The sync that runs. */
@@ -77,31 +78,23 @@ export class Image implements BlockDevice {
     return this.#next;
   }
 
-  /** Whether a flush has failed, so that what was written since the last good one may be lost. */
   get hasLostWrites(): boolean {
     return this.#failed !== undefined;
   }
 
-  /** Has `note` awaited when a flush has failed, before anybody is told. */
   noteLossWith(note: () => Promise<void>): void {
     this.#noteLoss = note;
   }
 
-  /** An earlier process has seen a flush fail: flushes fail from now on, as they did there. */
   distrust(reason: ColobusError): void {
     this.#failed = Promise.reject(reason);
     this.#failed.catch(() => undefined); // whoever flushes is told
   }
 
-  /** What no flush has covered is written again, or serves nobody: flushes may succeed again. */
   rewritten(): void {
     this.#failed = undefined;
   }
 
-  /**
-   * Makes what was written just now durable, whatever a flush has lost before: for an owner that writes its own part
-   * again after a failure, while clients' flushes go on failing.
-   */
   async syncOwn(): Promise<void> {
     const before = this.#owners;
     const syncing = (async () => {
@@ -149,7 +142,6 @@ export class Image implements BlockDevice {
     return this.#file.allocatedBytes();
   }
 
-  /** Differs from an earlier answer when anyone has changed the image in between; empty where that cannot be told. */
   changeMark(): string {
     return this.#file.changeMark();
   }
@@ -208,16 +200,33 @@ class ImageWrite implements OpenWrite {
   }
 }
 
+interface RawOption {
+  /** It is a raw image, whatever its first bytes look like. */
+  readonly isRaw?: boolean;
+}
+
 /**
  * Opens and locks the raw image at `path`, whose size is the disk's.
  * Throws `image-missing`, `image-busy` or `image-format`.
  */
-export function openImage(storage: Storage, path: string, options: { readonly readOnly?: boolean } = {}): Image {
-  const file = openOrExplain(storage, path, options.readOnly === true);
+export function openImage(
+  storage: Storage,
+  path: string,
+  { isRaw, ...options }: Pick<OpenOptions, "readOnly" | "fresh"> & RawOption = {},
+): Image {
+  return imageOf(openOrExplain(storage, path, { ...options, lock: true }), path, isRaw);
+}
+
+/** Opens an image that another host writes, for reading, and without a lock. Errors as `openImage`; `not-supported`. */
+export function openForeignImage(storage: Storage, path: string, { isRaw }: RawOption = {}): Image {
+  return imageOf(openOrExplain(storage, path, { readOnly: true, direct: true }), path, isRaw);
+}
+
+function imageOf(file: StorageFile, path: string, isRaw = false): Image {
   try {
     const sizeBytes = file.sizeBytes();
     // The format first: the advice about a size would spoil an image of another format, which may have any size.
-    if (sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
+    if (!isRaw && sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
     assertSize(path, sizeBytes);
     return new Image(file, sizeBytes);
   } catch (error) {
@@ -252,9 +261,13 @@ export async function createImage(storage: Storage, path: string, sizeBytes: num
   await storage.syncDirectory(dirname(path));
 }
 
-function openOrExplain(storage: Storage, path: string, readOnly: boolean): StorageFile {
+function openOrExplain(
+  storage: Storage,
+  path: string,
+  options: Pick<OpenOptions, "readOnly" | "fresh" | "direct" | "lock">,
+): StorageFile {
   try {
-    return storage.open(path, { kind: "image", create: "never", readOnly, lock: true });
+    return storage.open(path, { kind: "image", create: "never", ...options });
   } catch (error) {
     if (!(error instanceof ColobusError) || error.code !== "image-missing") throw error;
     throw new ColobusError(
@@ -282,7 +295,7 @@ function assertRaw(path: string, file: StorageFile): void {
   if (!head.equals(QCOW2_MAGIC)) return;
   throw new ColobusError(
     "image-format",
-    `the image ${path} begins like a qcow2 image, and only raw images are opened as files`,
-    `Convert it: \`qemu-img convert -O raw ${path} RAW_IMAGE\`. Other formats (qcow2:, or any by way of qemu-nbd) are for a later release.`,
+    `the image ${path} begins like a qcow2 image, and a path alone names a raw one`,
+    `Name it as qcow2:${path}; or as raw:${path}, if it is the disk of a VM that keeps a qcow2 image on it.`,
   );
 }

@@ -9,23 +9,26 @@ import {
   putChunkHeader,
 } from "../../proto/nbd-protocol.ts";
 import type { RequestHeader } from "../../proto/nbd-protocol.ts";
-import type { BlockDevice } from "../block/block-device.ts";
+import type { Extent } from "../block/block-device.ts";
 import { ALLOCATION_CONTEXT_ID } from "./handshake.ts";
 
 const CONTEXT_ID_BYTES = 4;
 /** u32 length, u32 state. */
 const EXTENT_BYTES = 8;
 
+/** How many extents a BLOCK_STATUS takes. */
+export function extentsWanted({ flags }: Readonly<RequestHeader>): number {
+  return (flags & COMMAND_FLAG.REQ_ONE) === 0 ? NBD_MAX_EXTENTS_PER_REPLY : 1;
+}
+
 /**
  * The whole reply to a BLOCK_STATUS of base:allocation: one chunk, whose extents lie within the requested range
- * (and hence within the export), and with REQ_ONE a single one. Throws what the device throws.
+ * (and hence within the export), and with REQ_ONE a single one.
  */
-export function blockStatusReply(device: BlockDevice, request: Readonly<RequestHeader>): Buffer {
-  const { offset, length, flags, cookieHigh, cookieLow } = request;
-  const maxExtents = (flags & COMMAND_FLAG.REQ_ONE) === 0 ? NBD_MAX_EXTENTS_PER_REPLY : 1;
-  const extents = device.extents(offset, length, maxExtents);
+export function blockStatusReply(extents: readonly Extent[], request: Readonly<RequestHeader>): Buffer {
+  const { length, cookieHigh, cookieLow } = request;
   assert(
-    extents.length > 0 && extents.length <= maxExtents,
+    extents.length > 0 && extents.length <= extentsWanted(request),
     "a device reports between one extent and what was asked for",
   );
   const payloadLength = CONTEXT_ID_BYTES + extents.length * EXTENT_BYTES;

@@ -3,6 +3,7 @@
  * extents travel as OFFSET_HOLE, the rest as OFFSET_DATA). A whole reply is laid out and read before anything of it is
  * sent, so that a failing read can still be answered by an error alone.
  */
+import assert from "node:assert/strict";
 import { NBD_SPARSE_READ_MIN_BYTES } from "../../proto/limits.ts";
 import {
   CHUNK,
@@ -60,7 +61,10 @@ export interface ReadPiece {
 
 /** The pieces of a read, in order and covering all of it; undefined when there is no zero extent worth a hole. */
 export function planSparseRead(device: BlockDevice, offset: number, length: number): ReadPiece[] | undefined {
-  return cutIntoPieces(device.extents(offset, length, EXTENTS_MAX), offset, length);
+  if (device.asksForExtents === true) return undefined;
+  const extents = device.extents(offset, length, EXTENTS_MAX);
+  assert(!(extents instanceof Promise), "a device that need not ask answers at once");
+  return cutIntoPieces(extents, offset, length);
 }
 
 /** As `planSparseRead`, for extents that may cover less than the range; what they do not cover is data. */

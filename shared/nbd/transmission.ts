@@ -19,11 +19,11 @@ import { COMMAND, COMMAND_FLAG, emptyRequestHeader } from "../../proto/nbd-proto
 import type { RequestHeader } from "../../proto/nbd-protocol.ts";
 import { asColobusError } from "../../proto/errors.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
-import type { BlockDevice, OpenWrite, Pending, WriteFlags } from "../block/block-device.ts";
+import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags } from "../block/block-device.ts";
 import type { Log } from "../host/log.ts";
 import type { BudgetHolder } from "./byte-budget.ts";
 import type { NegotiatedExport } from "./handshake.ts";
-import { blockStatusReply } from "./block-status.ts";
+import { blockStatusReply, extentsWanted } from "./block-status.ts";
 import { fillReadReply, fillSparseReply, planSparseRead, readReplyBytes, sparseReplyBytes } from "./read-reply.ts";
 import type { ReadPiece } from "./read-reply.ts";
 import type { ReplyWriter, Reservation } from "./reply-writer.ts";
@@ -355,9 +355,9 @@ export class Transmission implements RequestHandler {
     try {
       const { device } = this.#negotiated.nbdExport;
       if (request.type === COMMAND.BLOCK_STATUS) {
-        const reply = blockStatusReply(device, request);
-        this.#budget.charge(reply.length);
-        this.#writer.append(reply, reply.length);
+        const extents = device.extents(request.offset, request.length, extentsWanted(request));
+        if (extents instanceof Promise) this.#trackExtents(extents, { ...request });
+        else this.#replyExtents(extents, request);
         return;
       }
       pending = startPlain(device, request);
@@ -367,6 +367,28 @@ export class Transmission implements RequestHandler {
     }
     if (pending === undefined) this.#writer.simpleReply(0, request.cookieHigh, request.cookieLow);
     else this.#track(pending, request, 0);
+  }
+
+  #replyExtents(extents: readonly Extent[], request: Readonly<RequestHeader>): void {
+    const reply = blockStatusReply(extents, request);
+    this.#budget.charge(reply.length);
+    this.#writer.append(reply, reply.length);
+  }
+
+  #trackExtents(pending: Promise<Extent[]>, request: Readonly<RequestHeader>): void {
+    this.#requestsInFlight += 1;
+    pending.then(
+      (extents) => {
+        this.#requestsInFlight -= 1;
+        this.#replyExtents(extents, request);
+        this.#progressed();
+      },
+      (thrown: unknown) => {
+        this.#requestsInFlight -= 1;
+        this.#fail(request, thrown);
+        this.#progressed();
+      },
+    );
   }
 
   /** A request without data in its reply, which is answered when `pending` is done. */

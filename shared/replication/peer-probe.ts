@@ -3,7 +3,8 @@ import type { Hello } from "../../proto/replication-messages.ts";
 import type { Clock } from "../host/clock.ts";
 import type { Dialer } from "./link.ts";
 import { Session } from "./session.ts";
-import { decide, type Verdict } from "./verdict.ts";
+import { decideBetween } from "./shared-verdict.ts";
+import type { Verdict } from "./verdict.ts";
 
 export interface PeerProbeOptions {
   readonly dialer: Dialer;
@@ -34,7 +35,7 @@ export async function probePeer(
       hello,
       handlers: {
         opened: (peer) => {
-          resolve({ verdict: decide(hello, peer), peer });
+          resolve({ verdict: decideBetween(hello, peer), peer });
           session.close(new ColobusError("replaced", "the agent only asked what the two would do"));
         },
         message: ({ type }) => {

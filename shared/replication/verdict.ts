@@ -1,4 +1,4 @@
-import type { Role, VerdictRule } from "../../proto/words.ts";
+import type { Role, SyncExtent, VerdictRule } from "../../proto/words.ts";
 
 /**
  * The handshake's decision: from what both sides know of their disks' history, who is the source, what has to be sent,
@@ -45,13 +45,13 @@ export interface Pairing {
 }
 
 export type Verdict =
-  /** `source` sends: everything, the clusters that either side's bitmap names, or nothing. */
+  /** `source` sends: everything, the clusters that either side's bitmap names, or nothing (`assumed`, `keep`, `rearm`). */
   | {
       readonly kind: "sync";
       readonly rule: VerdictRule;
       readonly source: string;
       readonly target: string;
-      readonly extent: "full" | "delta" | "assumed";
+      readonly extent: SyncExtent;
     }
   /** `agent` is behind `newer`, and is Primary: it must not serve. */
   | { readonly kind: "outdated"; readonly rule: VerdictRule; readonly agent: string; readonly newer: string }
@@ -69,7 +69,7 @@ export function decide(one: HistoryFacts, other: HistoryFacts): Verdict {
   return { kind: "refused", rule: "no-primary" };
 }
 
-function decidePrimaries(one: HistoryFacts, other: HistoryFacts): Verdict {
+export function decidePrimaries(one: HistoryFacts, other: HistoryFacts): Verdict {
   const behind = findBehind(one, other);
   if (behind !== undefined) {
     const newer = behind === one ? other : one;
@@ -131,21 +131,21 @@ function isDifferenceKnown(source: HistoryFacts, target: HistoryFacts): boolean 
 }
 
 /** Whether the last session of each was with the other, and both remember the same one. */
-function haveMetLast(one: HistoryFacts, other: HistoryFacts): boolean {
+export function haveMetLast(one: HistoryFacts, other: HistoryFacts): boolean {
   if (one.pairing?.peer !== other.agentId || other.pairing?.peer !== one.agentId) return false;
   const { sessions } = other.pairing;
   return one.pairing.sessions.some((session) => sessions.includes(session));
 }
 
 /** The side whose history the other's goes back to; undefined when neither, or both, are. */
-function findBehind(one: HistoryFacts, other: HistoryFacts): HistoryFacts | undefined {
+export function findBehind(one: HistoryFacts, other: HistoryFacts): HistoryFacts | undefined {
   const oneIsBehind = one.lineage !== null && other.ancestors.includes(one.lineage);
   const otherIsBehind = other.lineage !== null && one.ancestors.includes(other.lineage);
   if (oneIsBehind === otherIsBehind) return undefined;
   return oneIsBehind ? one : other;
 }
 
-function areRelated(one: HistoryFacts, other: HistoryFacts): boolean {
+export function areRelated(one: HistoryFacts, other: HistoryFacts): boolean {
   const known = historiesOf(other);
   return historiesOf(one).some((lineage) => known.includes(lineage));
 }

@@ -8,6 +8,7 @@ import { recoverPromotion } from "../../secondary/recover-promotion.ts";
 import { StateFile } from "../../shared/journal/state-file.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
 import { SimRandom } from "../sim/sim-random.ts";
+import { FileImages } from "../../shared/block/file-images.ts";
 import type { MemoryStorage } from "../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../support/overlay-bench.ts";
 import { imagePath, lostSyncsOf, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../support/replica-bench.ts";
@@ -179,6 +180,7 @@ class Life {
     const random = new SimRandom(new SeededRandom(this.#seed + this.#steps));
     const { disks } = recoverPromotion({
       storage: this.#storage,
+      images: new FileImages(this.#storage),
       random,
       stateDirectory: STATE_DIRECTORY,
       record: state.record,

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { AgentConfig } from "../../../cli/agent-config.ts";
 import { openAgentState } from "../../../cli/agent-state.ts";
+import { FileImages } from "../../../shared/block/file-images.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { SeededRandom } from "../../sim/seeded-random.ts";
 import { SimRandom } from "../../sim/sim-random.ts";
@@ -44,7 +45,8 @@ function storageWithImage(): MemoryStorage {
 
 function open(storage: MemoryStorage, changes: Partial<AgentConfig> = {}): Promise<StateFile> {
   const random = new SimRandom(new SeededRandom(1));
-  return openAgentState({ storage, random, bootId: "boot-1", log: new SilentLog() }, { ...CONFIG, ...changes });
+  const host = { storage, images: new FileImages(storage), random, bootId: "boot-1", log: new SilentLog() };
+  return openAgentState(host, { ...CONFIG, ...changes });
 }
 
 describe("the agent's state", () => {
@@ -62,9 +64,13 @@ describe("the agent's state", () => {
 
   it("of a primary has a lineage from the beginning; each agent has an id of its own", async () => {
     const random = new SimRandom(new SeededRandom(1));
-    const host = { random, bootId: "boot-1", log: new SilentLog() };
-    const one = await openAgentState({ ...host, storage: storageWithImage() }, { ...CONFIG, role: "Primary" });
-    const two = await openAgentState({ ...host, storage: storageWithImage() }, { ...CONFIG, role: "Primary" });
+    const begin = (): Promise<StateFile> => {
+      const storage = storageWithImage();
+      const host = { storage, images: new FileImages(storage), random, bootId: "boot-1", log: new SilentLog() };
+      return openAgentState(host, { ...CONFIG, role: "Primary" });
+    };
+    const one = await begin();
+    const two = await begin();
     expect(one.record.lineage).toMatch(/^[0-9a-f]{32}$/);
     expect(one.record.agentId).not.toBe(two.record.agentId);
     expect(one.record.lineage).not.toBe(two.record.lineage);
@@ -109,7 +115,8 @@ describe("the agent's state", () => {
     const first = await open(storage, { role: "Primary" });
     await first.update((record) => ({ ...record, lostSyncs: [{ disk: "vda", active: null }] }));
     await first.close();
-    const host = { storage, random: new SimRandom(new SeededRandom(2)), bootId, log: new SilentLog() };
+    const images = new FileImages(storage);
+    const host = { storage, images, random: new SimRandom(new SeededRandom(2)), bootId, log: new SilentLog() };
     const { record } = await openAgentState(host, { ...CONFIG, role: "Primary", adoptImages });
     expect(record.lostSyncs).toHaveLength(count);
   });

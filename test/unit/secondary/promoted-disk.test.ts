@@ -112,7 +112,7 @@ describe("a promoted disk", () => {
   it("says where holes are, and never calls what an overlay holds a hole", async () => {
     const { disk } = await promoted();
     await disk.zero(CLUSTER_BYTES, CLUSTER_BYTES, NO_FLAGS);
-    const extents = disk.extents(0, SIZE, 10);
+    const extents = await disk.extents(0, SIZE, 10);
     expect(extents.reduce((sum, extent) => sum + extent.length, 0)).toBe(SIZE);
     expect(extents[0]).toEqual({ length: CLUSTER_BYTES, hole: false, zero: false });
     expect(extents[1]).toEqual({ length: CLUSTER_BYTES, hole: true, zero: true });

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { MergeWork } from "../../../secondary/merge-work.ts";
 import { SecondaryRole } from "../../../secondary/secondary-role.ts";
+import { FileImages } from "../../../shared/block/file-images.ts";
 import { PeerTracking } from "../../../shared/replication/peer-tracking.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { SeededRandom } from "../../sim/seeded-random.ts";
@@ -46,6 +47,7 @@ async function secondary(): Promise<Bench> {
   const state = present(StateFile.open(storage, STATE_DIRECTORY));
   const role = new SecondaryRole({
     storage,
+    images: new FileImages(storage),
     clock: new ManualClock(),
     random: new SimRandom(new SeededRandom(1)),
     log: new SilentLog(),

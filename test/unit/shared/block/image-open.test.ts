@@ -53,7 +53,7 @@ describe("opening an image", () => {
     expect(() => openImage(storage, path)).toThrow(
       expect.objectContaining({
         code: "image-format",
-        action: expect.stringMatching(/qemu-img convert -O raw.*qcow2:/),
+        action: expect.stringMatching(/qcow2:.*raw:/),
       }),
     );
     expect(readFileSync(path).equals(content)).toBe(true);

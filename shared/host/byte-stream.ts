@@ -1,0 +1,36 @@
+import type { ColobusError } from "../../proto/errors.ts";
+
+/**
+ * A connection that carries bytes both ways, in order, or ends. In production it is a socket (`node-byte-stream.ts`); in
+ * the simulator, and in tests, whatever they need.
+ */
+export interface ByteStream {
+  /** Sends the concatenation of `parts`. The stream owns the parts until it has ended. No-op once closed. */
+  send(parts: readonly Uint8Array[]): void;
+  /** Starts delivery. `closed` is called exactly once, and nothing after it. */
+  start(handlers: ByteStreamHandlers): void;
+  /** Ends the connection when what was sent is on its way. `closed` still follows. */
+  close(): void;
+}
+
+export interface ByteStreamHandlers {
+  /** The next bytes, which belong to the receiver. */
+  data(chunk: Buffer): void;
+  /** The connection ended: by this side's `close`, by the other side, or by a fault. */
+  closed(reason: ColobusError): void;
+}
+
+/** A server that streams are opened to, and the way to come by it. */
+export interface StreamSource {
+  /** What to call the server in messages. */
+  readonly name: string;
+  /**
+   * Opens a stream; the one before has ended. Rejects with `connection-lost` and the reason, with what else keeps the
+   * server from being reached (`image-missing`, `image-busy`, `image-format` …), or when `signal` aborts.
+   */
+  dial(signal: AbortSignal): Promise<ByteStream>;
+  /** Ends whatever was started to have a server. Resolves when nothing of it is left; `dial` may start it again. */
+  stop(): Promise<void>;
+  /** As that of an image: tells a change of what the server serves, while no server runs; empty where that cannot be told. */
+  changeMark(): string;
+}

@@ -1,0 +1,213 @@
+/**
+ * Owns: the `qemu-nbd` that serves one image of a format, while the agent uses it.
+ *
+ * How: each `dial` starts a server on a socket of its own, for one client, and connects to it. The server ends with its
+ * client: that is how it is told to write what it still holds. It must also end when the agent dies before it has
+ * connected, or without a word; so a shell stands beside it that reads from the agent, and sends it SIGTERM when there is
+ * nobody left to read from.
+ *
+ * Invariants: there is one server at a time, since it locks the image; the next one is started when the last has ended.
+ * The server has a session of its own: what interrupts the agent from its terminal does not end the server before it.
+ */
+import { spawn, type ChildProcess } from "node:child_process";
+import { rmSync, statSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { ColobusError } from "../../proto/errors.ts";
+import { FORMAT_SERVER_START_MS, FORMAT_SERVER_STOP_MS } from "../../proto/limits.ts";
+import type { ByteStream, StreamSource } from "./byte-stream.ts";
+import type { Log } from "./log.ts";
+import { dialAddress } from "./node-byte-stream.ts";
+import { errnoOf, fsError } from "./os-error.ts";
+import { assertUnixSocketPath } from "./unix-socket.ts";
+
+export interface FormatServerOptions {
+  /** As qemu-nbd calls it. */
+  readonly format: string;
+  /** Absolute. */
+  readonly path: string;
+  /** Where the server listens; in a directory of the agent's own. */
+  readonly socketPath: string;
+  readonly log: Log;
+}
+
+/** `$@` is the server. It is told to end when the agent's end of our standard input closes, however that comes about. */
+const GUARD = `exec 3<&0
+"$@" 3<&- </dev/null &
+server=$!
+(read -r _ <&3; kill -TERM "$server") >/dev/null 2>&1 &
+guard=$!
+wait "$server"
+code=$?
+kill "$guard" 2>/dev/null
+exit "$code"`;
+
+const POLL_MS = 10;
+const STDERR_LINES_KEPT = 20;
+/** What the shell says of a program that it does not find. */
+const COMMAND_NOT_FOUND = 127;
+
+interface Running {
+  readonly child: ChildProcess;
+  readonly ended: Promise<void>;
+  readonly lines: string[];
+  exit: string | undefined;
+  isMissing: boolean;
+}
+
+export class FormatServer implements StreamSource {
+  readonly name: string;
+  readonly #options: FormatServerOptions;
+  #running: Running | undefined;
+
+  constructor(options: FormatServerOptions) {
+    assertUnixSocketPath(options.socketPath);
+    this.#options = options;
+    this.name = `${options.format}:${options.path}`;
+  }
+
+  async dial(signal: AbortSignal): Promise<ByteStream> {
+    await this.stop();
+    if (signal.aborted) throw new ColobusError("connection-lost", "it was given up");
+    const running = this.#start();
+    try {
+      return await this.#connect(running, signal);
+    } catch (error) {
+      await this.stop();
+      throw error;
+    }
+  }
+
+  async stop(): Promise<void> {
+    const running = this.#running;
+    if (running === undefined) return;
+    // A client that has gone is what it waits for; without one, the guard tells it.
+    running.child.stdin?.destroy();
+    const timer = setTimeout(() => {
+      this.#options.log.warn({ image: this.name }, "the format server does not end, and is killed");
+      killGroup(running.child);
+    }, FORMAT_SERVER_STOP_MS);
+    await running.ended;
+    clearTimeout(timer);
+    if (this.#running === running) this.#running = undefined;
+  }
+
+  changeMark(): string {
+    const { path } = this.#options;
+    try {
+      const { dev, ino, size, mtimeNs } = statSync(path, { bigint: true });
+      return `${dev}.${ino}.${size}.${mtimeNs}`;
+    } catch (error) {
+      if (errnoOf(error) === undefined) throw error;
+      throw fsError(`cannot find the time stamps of ${path}`, path, error);
+    }
+  }
+
+  #start(): Running {
+    const { format, path, socketPath, log } = this.#options;
+    rmSync(socketPath, { force: true });
+    const server = ["qemu-nbd", `--format=${format}`, `--socket=${socketPath}`, "--shared=1", "--discard=unmap", path];
+    const child = spawn("/bin/sh", ["-c", GUARD, "sh", ...server], {
+      stdio: ["pipe", "ignore", "pipe"],
+      detached: true,
+    });
+    child.stdin.on("error", () => undefined); // it is only ever closed
+    const lines: string[] = [];
+    createInterface({ input: child.stderr }).on("line", (line) => {
+      if (lines.push(line) > STDERR_LINES_KEPT) lines.shift();
+      log.warn({ image: this.name, line }, "format server");
+    });
+    const running: Running = {
+      child,
+      lines,
+      exit: undefined,
+      isMissing: false,
+      ended: new Promise((resolve) => {
+        child.once("error", (error) => {
+          running.exit ??= error.message;
+          resolve();
+        });
+        child.once("close", (code, killedBy) => {
+          running.exit ??= killedBy === null ? `exit code ${code ?? "unknown"}` : killedBy;
+          running.isMissing = code === COMMAND_NOT_FOUND;
+          log.info({ image: this.name, exit: running.exit }, "the format server has ended");
+          resolve();
+        });
+      }),
+    };
+    this.#running = running;
+    return running;
+  }
+
+  /** Connects as soon as the server listens. */
+  async #connect(running: Running, signal: AbortSignal): Promise<ByteStream> {
+    const { socketPath } = this.#options;
+    const deadlineMs = performance.now() + FORMAT_SERVER_START_MS;
+    for (;;) {
+      try {
+        return await dialAddress({ kind: "unix", path: socketPath }, signal, { untilGreeted: true });
+      } catch (error) {
+        // It listens before it opens the image, and has ended then if it could not.
+        if (running.exit !== undefined) throw this.#explain(running);
+        if (signal.aborted || performance.now() > deadlineMs) throw error;
+      }
+      await new Promise((resolve) => {
+        setTimeout(resolve, POLL_MS);
+      });
+    }
+  }
+
+  /** Why the server did not come up, from what it said. */
+  #explain({ isMissing, exit, lines }: Running): ColobusError {
+    const { format, path } = this.#options;
+    const said = lines.join(" ").trim();
+    if (isMissing) {
+      return new ColobusError(
+        "not-found",
+        `${this.name} needs qemu-nbd, which is not installed`,
+        "Install it (Debian: qemu-utils), or serve the image yourself and name it as nbd:// or nbd+unix://.",
+      );
+    }
+    if (/Failed to get .* lock/i.test(said)) {
+      return new ColobusError(
+        "image-busy",
+        `${path} is in use by another process: ${said}`,
+        "Stop the other process, such as a VM or another agent that uses the image.",
+      );
+    }
+    if (/No such file or directory/i.test(said)) {
+      return new ColobusError(
+        "image-missing",
+        `the image ${path} does not exist`,
+        `Check the path, or make an image of the disk's size: \`qemu-img create -f ${format} ${path} SIZE\`.`,
+      );
+    }
+    if (/Permission denied/i.test(said)) {
+      return new ColobusError(
+        "permission-denied",
+        `qemu-nbd may not open ${path}: ${said}`,
+        `Give the user that runs the agent access to ${path}.`,
+      );
+    }
+    if (/not in \S+ format|invalid|corrupt|unsupported|Unknown/i.test(said)) {
+      return new ColobusError(
+        "image-format",
+        `qemu-nbd does not open ${path} as ${format}: ${said}`,
+        `Look at it with \`qemu-img info ${path}\` and \`qemu-img check ${path}\`.`,
+      );
+    }
+    return new ColobusError(
+      "io-error",
+      `qemu-nbd did not serve ${path}: ${said === "" ? (exit ?? "no reason given") : said}`,
+      `Try it by hand: \`qemu-img info ${path}\`.`,
+    );
+  }
+}
+
+function killGroup(child: ChildProcess): void {
+  if (child.pid === undefined) return;
+  try {
+    process.kill(-child.pid, "SIGKILL");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}

@@ -1,0 +1,366 @@
+/**
+ * Owns: an image that an NBD server exports, for as long as it is open.
+ *
+ * How: each request becomes one or more requests to the server (`NbdClient`), which outlive its connections. A server that
+ * dies may have lost what it had answered and no flush had covered: such changes are kept, and written again to the next
+ * one before anything else reaches it. There is so much of them at most; then changes wait for a flush.
+ *
+ * Invariants: what was answered here is there, or the image fails: with a server that has lost something and does not take
+ * it back, every request fails. A failed flush means a server that has lost something.
+ *
+ * Does not: check ranges, or order overlapping requests (see `DiskImage`). Nothing locks the export against others: that
+ * is for the server.
+ */
+import assert from "node:assert/strict";
+import { ColobusError, NBD_ERRNO } from "../../proto/errors.ts";
+import { NBD_CLIENT_PAYLOAD_BYTES_MAX, NBD_CLIENT_ZERO_BYTES_MAX } from "../../proto/limits.ts";
+import { COMMAND, COMMAND_FLAG, TRANSMISSION_FLAG } from "../../proto/nbd-protocol.ts";
+import type { Extent, WriteFlags, ZeroFlags } from "../block/block-device.ts";
+import type { DiskImage } from "../block/disk-image.ts";
+import { RangeLock } from "../block/range-lock.ts";
+import type { StreamSource } from "../host/byte-stream.ts";
+import type { Clock } from "../host/clock.ts";
+import type { Log } from "../host/log.ts";
+import type { Random } from "../host/random.ts";
+import type { ServerExport } from "./client-handshake.ts";
+import { NbdClient } from "./nbd-client.ts";
+import { OpenRequest, type RequestOptions } from "./open-request.ts";
+import { UnflushedChanges } from "./unflushed-changes.ts";
+
+const SECTOR_BYTES = 512;
+/** A block status has a length of 32 bits; whole mebibytes, so that any alignment is kept. */
+const STATUS_BYTES_MAX = 2 ** 31;
+const FLUSH: RequestOptions = { type: COMMAND.FLUSH, flags: 0, offset: 0, length: 0 };
+const ZEROES = Buffer.alloc(1024 * 1024);
+/** What an export has to keep to, once requests rely on it. */
+const RELIED_ON =
+  TRANSMISSION_FLAG.SEND_FLUSH |
+  TRANSMISSION_FLAG.SEND_FUA |
+  TRANSMISSION_FLAG.SEND_WRITE_ZEROES |
+  TRANSMISSION_FLAG.SEND_CACHE;
+
+export interface NbdImageOptions {
+  readonly source: StreamSource;
+  readonly exportName: string;
+  /** The size that the export must have; undefined: whatever it has. */
+  readonly sizeBytes: number | undefined;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+}
+
+export class NbdImage implements DiskImage {
+  readonly asksForExtents = true;
+  readonly hasLostWrites = false;
+  readonly #source: StreamSource;
+  readonly #client: NbdClient;
+  readonly #unflushed = new UnflushedChanges();
+  #sizeBytes: number | undefined;
+  #exported: ServerExport | undefined;
+  /** The longest read or write; 0: there was no connection yet. */
+  #maxPayload = 0;
+  /** The flush that is under way. */
+  #running: Promise<void> | undefined;
+  /** The flush that starts when that one has ended. */
+  #next: Promise<void> | undefined;
+
+  /** Begins to connect; requests wait for that. `failsFast`: a first try that fails is told at once. */
+  constructor(options: NbdImageOptions, { failsFast } = { failsFast: false }) {
+    this.#source = options.source;
+    this.#sizeBytes = options.sizeBytes;
+    this.#client = new NbdClient({
+      ...options,
+      failsFast,
+      accept: (exported) => this.#accept(exported),
+      restore: (send) => this.#restore(send),
+    });
+  }
+
+  /** Resolves with the image when it is connected. Errors: why it cannot be; nothing is left open then. */
+  static async connect(options: NbdImageOptions): Promise<NbdImage> {
+    const image = new NbdImage(options, { failsFast: true });
+    try {
+      await image.#client.untilOpen();
+      return image;
+    } catch (error) {
+      image.close();
+      throw error;
+    }
+  }
+
+  get sizeBytes(): number {
+    assert(this.#sizeBytes !== undefined, "the image's size is given, or it is connected");
+    return this.#sizeBytes;
+  }
+
+  read(target: Uint8Array, offset: number): Promise<void> {
+    const most = this.#maxPayload;
+    if (most === 0) return this.#connected().then(() => this.read(target, offset));
+    if (target.length <= most) return this.#readPiece(target, offset);
+    const pieces: Promise<void>[] = [];
+    for (let at = 0; at < target.length; at += most) {
+      pieces.push(this.#readPiece(target.subarray(at, Math.min(at + most, target.length)), offset + at));
+    }
+    return allSettled(pieces);
+  }
+
+  write(source: Uint8Array, offset: number, flags: WriteFlags): Promise<void> {
+    const most = this.#maxPayload;
+    if (most === 0) return this.#connected().then(() => this.write(source, offset, flags));
+    if (this.#unflushed.isFull) return this.flush().then(() => this.write(source, offset, flags));
+    const isOne = source.length <= most;
+    if (isOne && (!flags.fua || this.#has(TRANSMISSION_FLAG.SEND_FUA))) {
+      return this.#change(COMMAND.WRITE, flags.fua ? COMMAND_FLAG.FUA : 0, offset, source.length, source);
+    }
+    const pieces: Promise<void>[] = [];
+    for (let at = 0; at < source.length; at += most) {
+      const piece = source.subarray(at, Math.min(at + most, source.length));
+      pieces.push(this.#change(COMMAND.WRITE, 0, offset + at, piece.length, piece));
+    }
+    return this.#end(pieces, flags);
+  }
+
+  zero(offset: number, length: number, flags: ZeroFlags): Promise<void> {
+    if (this.#maxPayload === 0) return this.#connected().then(() => this.zero(offset, length, flags));
+    if (this.#unflushed.isFull) return this.flush().then(() => this.zero(offset, length, flags));
+    const canZero = this.#has(TRANSMISSION_FLAG.SEND_WRITE_ZEROES);
+    const most = canZero ? NBD_CLIENT_ZERO_BYTES_MAX : Math.min(ZEROES.length, this.#maxPayload);
+    const noHole = flags.mayUnmap ? 0 : COMMAND_FLAG.NO_HOLE;
+    const pieces: Promise<void>[] = [];
+    for (let at = 0; at < length; at += most) {
+      const bytes = Math.min(most, length - at);
+      pieces.push(
+        canZero
+          ? this.#change(COMMAND.WRITE_ZEROES, noHole, offset + at, bytes, undefined)
+          : this.#change(COMMAND.WRITE, 0, offset + at, bytes, ZEROES.subarray(0, bytes)),
+      );
+    }
+    return this.#end(pieces, flags);
+  }
+
+  flush(): Promise<void> {
+    if (this.#next !== undefined) return this.#next;
+    if (this.#running === undefined) return this.#flushNow();
+    const flushAgain = (): Promise<void> => {
+      this.#next = undefined;
+      return this.#flushNow();
+    };
+    this.#next = this.#running.then(flushAgain, flushAgain);
+    return this.#next;
+  }
+
+  prefetch(offset: number, length: number): void {
+    if (length > this.#maxPayload || !this.#client.isOpen || !this.#has(TRANSMISSION_FLAG.SEND_CACHE)) return;
+    this.#request({ type: COMMAND.CACHE, flags: 0, offset, length }).catch(() => undefined); // it was a hint
+  }
+
+  async extents(offset: number, length: number, maxExtents: number): Promise<Extent[]> {
+    if (this.#maxPayload === 0) await this.#connected();
+    if (this.#exported?.allocationContextId === undefined) return [{ length, hole: false, zero: false }];
+    const { extents } = await this.#request({
+      type: COMMAND.BLOCK_STATUS,
+      flags: maxExtents === 1 ? COMMAND_FLAG.REQ_ONE : 0,
+      offset,
+      length: Math.min(length, STATUS_BYTES_MAX),
+      maxExtents,
+    });
+    return extents;
+  }
+
+  rewritten(): void {
+    // Nothing is ever lost here: what no flush has covered is kept, and written again.
+  }
+
+  syncOwn(): Promise<void> {
+    return this.flush();
+  }
+
+  /** The connection is made anew: a server that keeps what it knows of an image reads it again then. */
+  invalidate(): Promise<void> {
+    return this.#client.reopen();
+  }
+
+  async changeMark(): Promise<string> {
+    this.#client.close();
+    await this.#source.stop();
+    return this.#source.changeMark();
+  }
+
+  close(): void {
+    this.#client.close();
+    void this.#source.stop();
+  }
+
+  #connected(): Promise<void> {
+    return this.#client.untilOpen();
+  }
+
+  #has(flag: number): boolean {
+    return ((this.#exported?.flags ?? 0) & flag) !== 0;
+  }
+
+  async #readPiece(target: Uint8Array, offset: number): Promise<void> {
+    await this.#request({ type: COMMAND.READ, flags: 0, offset, length: target.length, target });
+  }
+
+  /** The changes that a request consists of, and a flush where it is to be durable. */
+  async #end(pieces: readonly Promise<void>[], { fua }: WriteFlags): Promise<void> {
+    await allSettled(pieces);
+    if (fua) await this.flush();
+  }
+
+  /** Sends a change, and keeps it until a flush has covered it. */
+  #change(type: number, flags: number, offset: number, length: number, payload: Uint8Array | undefined): Promise<void> {
+    const options: RequestOptions = { type, flags, offset, length, payload };
+    const change = this.#unflushed.add(options);
+    if (this.#unflushed.isDue && this.#running === undefined) {
+      this.flush().catch(() => undefined); // the server is not relied on any more then, and is told everything again
+    }
+    return new Promise((resolve, reject) => {
+      this.#client.submit(
+        new OpenRequest(options, (failure, request) => {
+          if (failure === undefined && request.errno === 0) {
+            this.#unflushed.answered(change);
+            resolve();
+          } else {
+            this.#unflushed.failed(change);
+            reject(failure ?? this.#refused(request));
+          }
+        }),
+      );
+    });
+  }
+
+  #flushNow(): Promise<void> {
+    const running = this.#flushOnce().finally(() => {
+      if (this.#running === running) this.#running = undefined;
+    });
+    this.#running = running;
+    return running;
+  }
+
+  #flushOnce(): Promise<void> {
+    const flush = this.#unflushed.flushBegins();
+    return new Promise((resolve, reject) => {
+      this.#client.submit(
+        new OpenRequest(FLUSH, (failure, request) => {
+          if (failure === undefined && request.errno === 0) {
+            this.#unflushed.flushed(flush);
+            resolve();
+            return;
+          }
+          const reason = failure ?? this.#refused(request);
+          if (failure === undefined) this.#client.distrust(reason);
+          reject(reason);
+        }),
+      );
+    });
+  }
+
+  #request(options: RequestOptions): Promise<OpenRequest> {
+    return new Promise((resolve, reject) => {
+      this.#client.submit(
+        new OpenRequest(options, (failure, request) => {
+          if (failure === undefined && request.errno === 0) resolve(request);
+          else reject(failure ?? this.#refused(request));
+        }),
+      );
+    });
+  }
+
+  #refused({ type, offset, length, errno, message }: OpenRequest): ColobusError {
+    const known = Object.entries(NBD_ERRNO).find(([, value]) => value === errno)?.[0] ?? `error ${errno}`;
+    const said = message === "" ? known : `${message} (${known})`;
+    const range = type === COMMAND.FLUSH ? "" : ` ${length} bytes at ${offset} of`;
+    return new ColobusError(
+      errno === NBD_ERRNO.ENOSPC ? "out-of-space" : errno === NBD_ERRNO.EPERM ? "permission-denied" : "io-error",
+      `cannot ${WHAT[type] ?? "use"}${range} ${this.#source.name}: its server says ${said}`,
+      errno === NBD_ERRNO.ENOSPC
+        ? `Make room where the server keeps ${this.#source.name}.`
+        : "Look at the server's log, and at the device under its image.",
+    );
+  }
+
+  #accept(exported: ServerExport): void {
+    const { name } = this.#source;
+    const { sizeBytes, flags, blockBytes } = exported;
+    if (this.#sizeBytes !== undefined && sizeBytes !== this.#sizeBytes) {
+      throw new ColobusError(
+        "image-changed",
+        `${name} has ${sizeBytes} bytes, and the disk has ${this.#sizeBytes}`,
+        "Serve the image that this agent has used before.",
+      );
+    }
+    if (sizeBytes === 0 || sizeBytes % SECTOR_BYTES !== 0) {
+      throw new ColobusError(
+        "image-format",
+        `${name} has ${sizeBytes} bytes, and a disk has at least one sector and whole ones of ${SECTOR_BYTES} bytes`,
+        "Serve an image of the disk's size.",
+      );
+    }
+    if ((flags & TRANSMISSION_FLAG.READ_ONLY) !== 0) {
+      throw new ColobusError("read-only", `${name} is served read-only`, "Serve it writable.");
+    }
+    if ((flags & TRANSMISSION_FLAG.SEND_FLUSH) === 0) {
+      throw new ColobusError(
+        "not-supported",
+        `the server of ${name} cannot flush, so nothing would ever be known to be durable`,
+        "Use a server that can (nbd-server: `flush = true`).",
+      );
+    }
+    if (blockBytes > 1) {
+      throw new ColobusError(
+        "not-supported",
+        `the server of ${name} takes only requests that are aligned to ${blockBytes} bytes`,
+        "Let it take any (qemu-nbd: not with --cache=none; nbdkit: --filter=blocksize).",
+      );
+    }
+    const lacking = (this.#exported?.flags ?? 0) & RELIED_ON & ~flags;
+    if (lacking !== 0) {
+      throw new ColobusError(
+        "image-changed",
+        `the server of ${name} can do less than the one before it`,
+        "Serve the image as before, or start this agent again.",
+      );
+    }
+    this.#sizeBytes = sizeBytes;
+    this.#exported = exported;
+    this.#maxPayload = Math.min(exported.maxPayloadBytes, NBD_CLIENT_PAYLOAD_BYTES_MAX);
+  }
+
+  /** Writes again what the server may have lost: overlapping changes in their order, others side by side. */
+  async #restore(send: (request: OpenRequest) => void): Promise<void> {
+    const lock = new RangeLock();
+    const rewriting: Promise<void>[] = [];
+    const rewrite = async (options: RequestOptions): Promise<void> => {
+      const hold = await lock.acquire(options.offset, options.length);
+      try {
+        await new Promise<void>((resolve, reject) => {
+          send(
+            new OpenRequest(options, (failure, request) => {
+              if (failure === undefined && request.errno === 0) resolve();
+              else reject(failure ?? this.#refused(request));
+            }),
+          );
+        });
+      } finally {
+        lock.release(hold);
+      }
+    };
+    for (const { request } of this.#unflushed.answeredChanges()) rewriting.push(rewrite(request));
+    await allSettled(rewriting);
+  }
+}
+
+const WHAT: Readonly<Record<number, string>> = {
+  [COMMAND.READ]: "read",
+  [COMMAND.WRITE]: "write",
+  [COMMAND.WRITE_ZEROES]: "zero",
+  [COMMAND.FLUSH]: "flush",
+  [COMMAND.BLOCK_STATUS]: "find the allocation of",
+};
+
+/** Done when all are, or failed with the first failure when all have settled: nothing is under way behind an error. */
+async function allSettled(work: readonly Promise<unknown>[]): Promise<void> {
+  for (const outcome of await Promise.allSettled(work)) if (outcome.status === "rejected") throw outcome.reason;
+}

@@ -1,0 +1,157 @@
+/** Disks of other formats: agents with qemu-nbd behind them, which is killed, and dies with them. */
+import { readFileSync } from "node:fs";
+import { describe, expect, it } from "vitest";
+import { AgentPair, MIB, type AgentUnderTest, type PairOptions } from "../support/agent-pair.ts";
+import { askColobus, type ErrorDocument } from "../support/cli-runner.ts";
+import { formatServersOf, untilNoFormatServer } from "../support/format-servers.ts";
+import { expectSame, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";
+import { ToolProcess } from "../support/tool-process.ts";
+import { requirePeers } from "../support/peers.ts";
+import { present } from "../support/present.ts";
+
+const SIZE = 64 * MIB;
+
+async function qcow2Pair(options: PairOptions = {}): Promise<AgentPair> {
+  const pair = await AgentPair.create({ imageOf: (path) => `qcow2:${path}`, ...options });
+  for (const side of ["a", "b"] as const) {
+    await tool("qemu-img", "create", "-q", "-f", "qcow2", pair.imagePath(side), String(SIZE));
+  }
+  return pair;
+}
+
+async function fio(uri: string, ...args: string[]): Promise<void> {
+  await tool(
+    "fio",
+    "--name=guest",
+    "--ioengine=nbd",
+    `--uri=${uri}`,
+    "--bs=4k-64k",
+    "--rw=randwrite",
+    "--iodepth=16",
+    "--randseed=7",
+    ...args,
+  );
+}
+
+/** Kills the one server that the agent has, and resolves when another one has taken its place. */
+async function killFormatServer(agent: AgentUnderTest): Promise<void> {
+  const pid = present(formatServersOf(agent.run)[0]);
+  process.kill(pid, "SIGKILL");
+  while (!formatServersOf(agent.run).some((other) => other !== pid)) {
+    await new Promise((resolve) => {
+      setTimeout(resolve, 20);
+    });
+  }
+}
+
+describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio"))("a pair on qcow2 images", () => {
+  it.each(["process", "power"])("fails over to what the checkpoint held (durability %s)", async (durability) => {
+    const pair = await qcow2Pair({ flags: ["--durability", durability] });
+    const { primary, secondary } = pair;
+    await pair.start();
+    await fio(primary.uri(), "--size=48M", "--io_size=24M", "--verify=crc32c", "--do_verify=1");
+    await qemuIo(primary.uri(), "write -z -u 8M 8M", "discard 20M 4M", "flush");
+    await pair.checkpoint();
+    const expected = await readDisk(primary.uri());
+    await qemuIo(primary.uri(), "write -P 0x55 0 16M");
+    await primary.untilDrained();
+
+    await primary.crash();
+    await untilNoFormatServer(primary.run);
+    await secondary.until("alone", ({ peers }) => peers[0]?.connection === "Connecting");
+    await secondary.get("failover");
+    expectSame(await readDisk(secondary.uri()), expected);
+    await secondary.get("wait", "merged");
+    expectSame(await readDisk(secondary.uri()), expected);
+    expect((await secondary.stop()).code).toBe(0);
+    await untilNoFormatServer(secondary.run);
+    await tool("qemu-img", "check", "-q", pair.imagePath("a"));
+    await tool("qemu-img", "check", "-q", pair.imagePath("b"));
+    await tool("qemu-img", "convert", "-O", "raw", pair.imagePath("b"), `${pair.root}/b.raw`);
+    expectSame(readFileSync(`${pair.root}/b.raw`), expected);
+  });
+
+  it("goes on when qemu-nbd of either side is killed under load, and loses nothing", async () => {
+    const pair = await qcow2Pair();
+    const { primary, secondary } = pair;
+    await pair.start();
+    const load = fio(primary.uri(), "--size=48M", "--io_size=96M", "--rate_iops=2500", "--verify=crc32c");
+    const killing = (async () => {
+      for (let round = 0; round < 3; round += 1) {
+        await killFormatServer(primary);
+        await killFormatServer(secondary);
+      }
+    })();
+    await Promise.all([load, killing]);
+    await pair.checkpoint();
+    const expected = await readDisk(primary.uri());
+    await primary.stop();
+    await secondary.stop();
+    const compared = await tool(
+      "qemu-img",
+      "compare",
+      "-f",
+      "qcow2",
+      "-F",
+      "qcow2",
+      pair.imagePath("a"),
+      pair.imagePath("b"),
+    );
+    expect(compared.toString()).toContain("identical");
+    await Promise.all([primary.start(), secondary.start()]);
+    expectSame(await readDisk(primary.uri()), expected);
+  });
+
+  it("goes on after a clean restart of both sides without sending everything again", async () => {
+    const pair = await qcow2Pair();
+    const { primary, secondary } = pair;
+    await pair.start();
+    await qemuIo(primary.uri(), "write -P 0x11 0 32M");
+    await pair.checkpoint();
+    for (const agent of [secondary, primary]) expect((await agent.stop()).code).toBe(0);
+    for (const agent of [secondary, primary]) await agent.start();
+    await pair.untilProtected();
+    expect((await primary.status()).jobs.filter(({ type }) => type === "full-sync")).toEqual([]);
+    await qemuIo(secondary.uri(), "read -P 0x11 0 32M");
+  });
+
+  it("does not start on an image that was changed behind it, is in use, is missing, or of another format", async () => {
+    const pair = await qcow2Pair();
+    const { primary, secondary } = pair;
+    const image = pair.imagePath("a");
+    const refusal = async (): Promise<ErrorDocument["error"]> => {
+      const { code, json } = await askColobus<ErrorDocument>(...primary.command);
+      expect(code).toBe(1);
+      return json.error;
+    };
+    await pair.start();
+    expect((await primary.stop()).code).toBe(0);
+
+    await tool("qemu-io", "-f", "qcow2", "-c", "write -P 0x77 0 4k", image);
+    expect(await refusal()).toMatchObject({ code: "image-changed" });
+    primary.command.push("--adopt-image");
+    const other = new ToolProcess("qemu-nbd", ["--format=qcow2", `--socket=${pair.root}/other.sock`, "-t", image]);
+    await other.untilListening(`${pair.root}/other.sock`);
+    expect(await refusal()).toMatchObject({ code: "image-busy" });
+    await other.end();
+    await tool("mv", image, `${image}.away`);
+    expect(await refusal()).toMatchObject({ code: "image-missing" });
+    await tool("truncate", "-s", String(SIZE), image);
+    expect(await refusal()).toMatchObject({ code: "image-format" });
+    await tool("mv", `${image}.away`, image);
+    await primary.start();
+    await pair.untilProtected();
+    await pair.checkpoint();
+    await qemuIo(secondary.uri(), "read -P 0x77 0 4k");
+  });
+
+  it("makes a missing image of the secondary at the primary's size", async () => {
+    const pair = await qcow2Pair({ secondaryFlags: ["--create"] });
+    const { secondary } = pair;
+    await tool("rm", pair.imagePath("b"));
+    await pair.start();
+    expect((await secondary.status()).disks[0]?.sizeBytes).toBe(SIZE);
+    const info = await tool("qemu-img", "info", "-U", "--output=json", pair.imagePath("b"));
+    expect(JSON.parse(info.toString())).toMatchObject({ "format": "qcow2", "virtual-size": SIZE });
+  });
+});
