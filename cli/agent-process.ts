@@ -5,6 +5,7 @@ import { SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
+import { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import { spareFullCollections } from "../shared/host/heap.ts";
 import type { Log } from "../shared/host/log.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
@@ -73,6 +74,7 @@ export class AgentProcess {
         bootId: readBootId(),
         pid: process.pid,
         dialer: (url) => new WebSocketDialer(url),
+        eventLoopDelay: new EventLoopDelay(new NodeClock()),
       },
       config: config.agent,
       token,

@@ -151,7 +151,7 @@ export class AgentRoles {
       active.primary.refuseGuests(new ColobusError("handed-over", "this side is not Primary any more"));
       exports.withdrawAll();
       agent.dropClients();
-      const { openEpoch } = active.primary;
+      const { openEpoch } = active.primary.checkpoints;
       const fault = await active.primary.stop(0);
       for (const child of active.children) child.close();
       this.#promoted = [];

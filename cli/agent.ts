@@ -38,6 +38,7 @@ import { FileImages } from "../shared/block/file-images.ts";
 import { EventLog } from "../shared/control/event-log.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
+import type { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -51,6 +52,7 @@ import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import type { FencedPeer } from "./fence-peer.ts";
 import { RoleCommands } from "./role-commands.ts";
+import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
 
 /** What an agent is given by the machine that it runs on, or by the simulator. */
@@ -64,6 +66,8 @@ export interface AgentHost {
   readonly bootId: string;
   readonly pid: number;
   readonly dialer: (url: string) => Dialer;
+  /** The agent starts and stops it. The simulator's processes are never late, and have none. */
+  readonly eventLoopDelay?: EventLoopDelay;
 }
 
 export interface AgentOptions {
@@ -95,12 +99,14 @@ export class Agent implements AgentControl {
   #failingOver: Promise<FailoverAnswer> | undefined;
   readonly #changes: CheckpointChanges;
   readonly #stateWatch: StateWatch;
+  readonly #stallWatch: StallWatch;
 
   private constructor(options: AgentOptions, state: StateFile, images: ImageSource) {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
+    this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#changes = new CheckpointChanges({
       clock: options.host.clock,
       secondary: (command) => this.#secondary(command),
@@ -177,6 +183,7 @@ export class Agent implements AgentControl {
     await this.#changes.settled();
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     this.#stateWatch.stop();
+    this.#stallWatch.stop();
     await this.#roles.stop(drainMs);
     await this.#state.close();
   }
@@ -207,19 +214,20 @@ export class Agent implements AgentControl {
         readOnly: diskExport.readOnly,
         clients: this.exports.clientsOf(diskExport.name),
       })),
+      eventLoopDelay: this.#stallWatch.describe(),
     };
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
-    return this.#primary("checkpoint").checkpoint(request, signal);
+    return this.#primary("checkpoint").checkpoints.checkpoint(request, signal);
   }
 
   async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
-    return this.#primary("commit").commit(request.epoch, request.timeoutMs, signal);
+    return this.#primary("commit").checkpoints.commit(request.epoch, request.timeoutMs, signal);
   }
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
-    return this.#primary("discard").discard(request.epoch, request.timeoutMs, signal);
+    return this.#primary("discard").checkpoints.discard(request.epoch, request.timeoutMs, signal);
   }
 
   async failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
@@ -312,6 +320,7 @@ export class Agent implements AgentControl {
   #start(): void {
     this.#emit("agent-started", { role: this.role, version: AGENT_VERSION });
     this.#roles.start();
+    this.#stallWatch.start();
   }
 
   #emit(type: EventType, data: Record<string, unknown>): void {
@@ -400,7 +409,7 @@ export class Agent implements AgentControl {
         : { ...disk, hiddenBytes: promoted.hiddenBytes, activeBytes: promoted.activeBytes };
     });
     return {
-      epoch: primary.epochs,
+      epoch: primary.checkpoints.describe(),
       peers: primary.describePeers(),
       disks,
       protection: primary.describeProtection(),

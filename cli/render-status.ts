@@ -3,6 +3,7 @@
  * the peers, disks, jobs and exports. It says nothing that `status --json` does not say.
  */
 import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
+import { DELAY_SHOWN_MIN_MS, STALL_MIN_MS } from "../proto/limits.ts";
 import type { DiskState } from "../proto/words.ts";
 import type { Paint } from "./output.ts";
 import { formatBytes, formatDuration } from "./quantities.ts";
@@ -71,7 +72,15 @@ function renderHeadline(status: Status, paint: Paint): string[] {
       ),
     ),
   );
+  if (status.eventLoopDelay !== null) lines.push(...renderDelay(status.eventLoopDelay, paint));
   return lines;
+}
+
+/** Nothing while the agent comes in time. */
+function renderDelay({ maxMs, overMs }: NonNullable<Status["eventLoopDelay"]>, paint: Paint): string[] {
+  if (maxMs < DELAY_SHOWN_MIN_MS) return [];
+  const text = `for ${formatDuration(maxMs)} in the last ${formatDuration(overMs)}: requests had to wait`;
+  return [field("held up", paint(maxMs < STALL_MIN_MS ? "warn" : "bad", text))];
 }
 
 function field(name: string, text: string): string {

@@ -1,16 +1,5 @@
-import type {
-  CheckpointAnswer,
-  CheckpointRequest,
-  CommitAnswer,
-  DiscardAnswer,
-  DiskStatus,
-  JobSpeed,
-  PeerStatus,
-  ResyncAnswer,
-  Status,
-} from "../proto/control-api.ts";
+import type { DiskStatus, JobSpeed, PeerStatus, ResyncAnswer, Status } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
 import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
@@ -22,20 +11,17 @@ import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import { historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
-import { describePrimaryDisks } from "./describe-disks.ts";
 import { DiskHealth } from "./disk-health.ts";
-import { EpochCounter } from "./epoch-counter.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
-import { learnEpochs, type KnownEpochs } from "./known-epochs.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
-import { describePrimaryProtection } from "./primary-protection.ts";
+import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
+import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
 import type { SourceSession } from "./source-session.ts";
@@ -70,28 +56,22 @@ export interface PrimaryOptions {
 }
 
 /**
- * The primary's role: serves the disks, keeps the secondary equal, and closes epochs. What is prepared and committed is
- * the secondary's to know; the primary repeats what it was told last.
+ * The primary's role: serves the disks and keeps the secondary equal. It puts the parts together that own the guests, the
+ * session, the epochs and the sync, and tells each what the others have come to.
  */
 export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
+  readonly checkpoints: PrimaryCheckpoints;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
   readonly #replicator: Replicator;
-  readonly #epochs: EpochCounter;
   readonly #syncs: SyncJobs;
-  readonly #known: KnownEpochs;
-  /** The guest's writes since this agent started, by epoch. */
-  readonly #volumes = new EpochVolumes();
-  /** Whether the committed epoch was closed under this agent's eyes, so that no later write is uncounted. */
-  #volumesComplete = false;
   /** Called at every change of the replication state. */
   readonly #watchers = new Set<() => void>();
   readonly #automatic: AutomaticCheckpoints;
-  /** The secondary has given up what it had of epochs up to this one. An answer about one may be read after that. */
-  #voidThrough = 0;
   readonly #health: DiskHealth;
+  readonly #status: PrimaryStatus;
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
 
   constructor(options: PrimaryOptions) {
@@ -105,19 +85,36 @@ export class PrimaryRole {
       everyMs: options.checkpointEveryMs,
       isReady: () => this.isEstablished,
       take: () =>
-        this.checkpoint({ prepare: false, timeoutMs: options.peerTimeoutMs * 4 }, new AbortController().signal),
+        this.checkpoints.checkpoint(
+          { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
+          new AbortController().signal,
+        ),
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
-    this.#epochs = new EpochCounter(options.state);
-    this.#known = {
-      committed: record.committed.epoch,
-      committedAtMs: record.committed.epoch > 0 ? record.committed.atMs : undefined,
-      prepared: [],
-      asked: new Map(),
-    };
+    this.checkpoints = new PrimaryCheckpoints({
+      clock: options.clock,
+      state: options.state,
+      emit: options.emit,
+      session: () => this.#connectedSession(),
+      isEstablished: () => this.isEstablished,
+      untilEstablished: () => this.#untilEstablished(),
+    });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
+    this.#status = new PrimaryStatus({
+      state: options.state,
+      clock: options.clock,
+      maxCheckpointAgeMs: options.maxCheckpointAgeMs,
+      disks: this.disks,
+      health: this.#health,
+      guests: this.#guests,
+      replicator: this.#replicator,
+      syncs: this.#syncs,
+      checkpoints: this.checkpoints,
+      isPaired: () => this.#isPaired,
+      verdict: () => this.#lastVerdict?.verdict,
+    });
   }
 
   start(): void {
@@ -157,7 +154,7 @@ export class PrimaryRole {
   async handOver(lineage: string, timeoutMs: number, signal: AbortSignal): Promise<void> {
     const { state, tracking } = this.#options;
     const session = this.#connectedSession();
-    const deadline = this.#deadline(timeoutMs, signal);
+    const deadline = new Deadline(this.#options.clock, timeoutMs, signal);
     try {
       const context = {
         state,
@@ -165,7 +162,7 @@ export class PrimaryRole {
         guests: this.#guests,
         disks: this.disks,
         deadline,
-        checkpoint: () => this.checkpoint({ prepare: false, timeoutMs }, signal),
+        checkpoint: () => this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal),
         assertInSync: () => {
           if (!this.isEstablished || session.peer === undefined || !tracking.isClean) throw lostPeer();
         },
@@ -186,103 +183,12 @@ export class PrimaryRole {
     this.#guests.gate.refuse(reason);
   }
 
-  get openEpoch(): number {
-    return this.#epochs.open;
-  }
-
-  get epochs(): Status["epoch"] {
-    return {
-      open: this.#epochs.open,
-      prepared: [...this.#known.prepared],
-      committed: this.#known.committed,
-      retained: [],
-    };
-  }
-
   get isConnected(): boolean {
     return this.#replicator.isConnected;
   }
 
   get isEstablished(): boolean {
     return this.#replicator.isEstablished;
-  }
-
-  /**
-   * Closes the open epoch on all disks, waits until the secondary has prepared the checkpoint and, unless only that is
-   * asked for, commits it. While the secondary is being synced, waits for the end of that first.
-   * Errors: `no-peer` at once without a connected secondary; `timed-out`; `outcome-unknown` when the session is lost
-   * during the commit; the secondary's own refusals.
-   */
-  async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
-    const deadline = this.#deadline(request.timeoutMs, signal);
-    try {
-      this.#connectedSession();
-      await deadline.race(this.#untilEstablished(), "the secondary is still being synced");
-      // Another checkpoint may have closed the reserved epoch before this one goes on.
-      do await deadline.race(this.#epochs.reserve(), "an epoch number could not be reserved");
-      while (!this.#epochs.isReserved);
-      if (this.#known.prepared.length >= PREPARED_EPOCHS_MAX) {
-        throw new ColobusError(
-          "too-many-prepared",
-          `${PREPARED_EPOCHS_MAX} checkpoints are prepared already`,
-          "Commit or discard some of them first.",
-        );
-      }
-      // The sync may have begun anew, or the session been lost, while the number was reserved.
-      if (!this.isEstablished) throw lostPeer();
-      const session = this.#connectedSession();
-      const startedMs = this.#options.clock.nowMs();
-      const epoch = this.#epochs.close();
-      await deadline.race(
-        this.#barrier(session, epoch),
-        `checkpoint ${epoch} was asked for and its outcome is not known yet`,
-      );
-      const prepareMs = this.#options.clock.nowMs() - startedMs;
-      if (request.prepare) return { epoch, state: "prepared", prepareMs, commitMs: null };
-      const commitMs = await deadline.race(
-        this.#commit(session, epoch),
-        `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
-      );
-      return { epoch, state: "committed", prepareMs, commitMs };
-    } finally {
-      deadline.end();
-    }
-  }
-
-  /** Commits a prepared checkpoint, and every earlier one. Succeeds again for what is committed. */
-  async commit(epoch: number, timeoutMs: number, signal: AbortSignal): Promise<CommitAnswer> {
-    const deadline = this.#deadline(timeoutMs, signal);
-    try {
-      if (epoch <= this.#known.committed) return { epoch, state: "committed", commitMs: 0 };
-      const session = this.#connectedSession();
-      const commitMs = await deadline.race(
-        this.#commit(session, epoch),
-        `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
-      );
-      return { epoch, state: "committed", commitMs };
-    } finally {
-      deadline.end();
-    }
-  }
-
-  /** Withdraws one prepared checkpoint, or all of them. */
-  async discard(epoch: number | undefined, timeoutMs: number, signal: AbortSignal): Promise<DiscardAnswer> {
-    const deadline = this.#deadline(timeoutMs, signal);
-    try {
-      const session = this.#connectedSession();
-      const epochs = epoch === undefined ? [...this.#known.prepared] : [epoch];
-      if (epochs.length === 0) return { discarded: [] };
-      await deadline.race(
-        session.request((id) => ({ type: "discard", id, epochs })),
-        "the discard was asked for and its outcome is not known yet",
-      );
-      const discarded = this.#known.prepared.filter((prepared) => epochs.includes(prepared));
-      this.#known.prepared = this.#known.prepared.filter((prepared) => !epochs.includes(prepared));
-      if (discarded.length > 0) this.#options.emit("checkpoint-discarded", { epochs: discarded });
-      return { discarded };
-    } finally {
-      deadline.end();
-    }
   }
 
   /** Lets a paused sync go on. Errors: `no-peer`; why the secondary takes no writes. */
@@ -292,45 +198,19 @@ export class PrimaryRole {
   }
 
   describePeers(): PeerStatus[] {
-    if (!this.#isPaired) return [];
-    const peer = this.#replicator.describe();
-    const isHeld = peer.replication === "SyncSource" && this.#syncs.isHeld;
-    return [isHeld ? { ...peer, replication: "PausedSyncS" } : peer];
+    return this.#status.describePeers();
   }
 
   describeDisks(): DiskStatus[] {
-    return describePrimaryDisks(this.#options.state.record, this.disks, this.#health, (disk) =>
-      this.#isPaired ? this.#replicator.dirtyBytes(disk) : 0,
-    );
+    return this.#status.describeDisks();
   }
 
   describeProtection(): Status["protection"] {
-    const { state, clock, maxCheckpointAgeMs } = this.#options;
-    const nowMs = clock.wallMs();
-    return describePrimaryProtection({
-      record: state.record,
-      failed: this.#health.first,
-      verdict: this.#lastVerdict?.verdict,
-      guests: this.#guests,
-      hasPeer: this.#isPaired,
-      replicator: this.#replicator,
-      committed: this.#known.committed,
-      checkpointAgeMs: nowMs - (this.#known.committedAtMs ?? nowMs),
-      maxCheckpointAgeMs,
-    });
+    return this.#status.describeProtection();
   }
 
-  /** What the secondary would return to if this side died now, as far as this side knows. */
   describeRecoverable(): Status["recoverable"] {
-    const { committed, committedAtMs } = this.#known;
-    if (committed === 0 || !this.#isPaired) return null;
-    const nowMs = this.#options.clock.wallMs();
-    return {
-      epoch: committed,
-      ageMs: Math.max(0, nowMs - (committedAtMs ?? nowMs)),
-      lastContactMs: this.#replicator.describe().lastContactMs,
-      wouldLose: { ...this.#volumes.total(), atLeast: !this.#volumesComplete },
-    };
+    return this.#status.describeRecoverable();
   }
 
   /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
@@ -373,8 +253,8 @@ export class PrimaryRole {
       await this.#options.tracking.close();
       await this.#options.state.update((record) => ({
         ...record,
-        committed: { epoch: this.#known.committed, atMs: this.#known.committedAtMs ?? 0 },
-        epochReserved: this.#epochs.open - 1,
+        committed: { epoch: this.checkpoints.committed, atMs: this.checkpoints.committedAtMs ?? 0 },
+        epochReserved: this.checkpoints.openEpoch - 1,
       }));
       return undefined;
     } catch (error) {
@@ -434,7 +314,7 @@ export class PrimaryRole {
     return new ReplicatedDisk(name, child, this.#guests.gate, {
       mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
-        this.#volumes.add(this.#epochs.open, 1, length);
+        this.checkpoints.countWrite(length);
         return this.#replicator.forward(kind, index, offset, length, payload);
       },
       room: () => this.#replicator.room(),
@@ -466,9 +346,9 @@ export class PrimaryRole {
       disks: this.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
       nonce: this.#options.random.bytes(16),
       hasToken: this.#options.token !== undefined,
-      committed: this.#known.committed,
-      prepared: [...this.#known.prepared],
-      epochSeen: this.#epochs.open - 1,
+      committed: this.checkpoints.committed,
+      prepared: [...this.checkpoints.prepared],
+      epochSeen: this.checkpoints.openEpoch - 1,
       assumeInSync: this.#options.assumeInSync,
     };
   }
@@ -478,14 +358,7 @@ export class PrimaryRole {
     const { state } = this.#options;
     if (state.record.handOver !== null) await state.update((record) => ({ ...record, handOver: null }));
     this.#guests.release();
-    this.#epochs.skipThrough(peer.epochSeen);
-    // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
-    if (peer.committed < this.#known.committed) this.#volumesComplete = false;
-    const news = learnEpochs(this.#known, peer, this.#options.clock.wallMs());
-    if (news !== undefined) this.#volumes.dropThrough(this.#known.committed);
-    // What an earlier process had asked for is no event of this one.
-    if (news === "asked") this.#committed(this.#known.committed);
-    return this.#epochs.open;
+    return this.checkpoints.learn(peer);
   }
 
   #startSync(kind: "full-sync" | "resync"): void {
@@ -503,7 +376,7 @@ export class PrimaryRole {
   #inSync(): void {
     this.#syncs.done();
     this.#notify();
-    if (this.#known.committed === 0) this.#automatic.want();
+    if (this.checkpoints.committed === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
   }
 
@@ -514,56 +387,12 @@ export class PrimaryRole {
       if (this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
       return;
     }
-    this.#voidThrough = notice.throughEpoch;
-    this.#options.emit("checkpoint-given-up", { epoch: this.#known.committed });
-    this.#known.committed = 0;
-    this.#known.committedAtMs = undefined;
-    this.#known.prepared = [];
+    this.checkpoints.givenUp(notice.throughEpoch);
     if (this.isEstablished) this.#automatic.want();
   }
 
   #notify(): void {
     for (const watcher of this.#watchers) watcher();
-  }
-
-  async #barrier(session: SourceSession, epoch: number): Promise<void> {
-    try {
-      await session.request((id) => ({ type: "barrier", id, epoch }));
-    } catch (error) {
-      this.#options.emit("checkpoint-failed", { epoch, ...asColobusError(error).toJSON() });
-      throw error;
-    }
-    if (epoch > this.#voidThrough) this.#known.prepared.push(epoch);
-    this.#options.emit("checkpoint-prepared", { epoch });
-  }
-
-  async #commit(session: SourceSession, epoch: number): Promise<number> {
-    const { clock, emit } = this.#options;
-    const startedMs = clock.nowMs();
-    this.#known.asked.set(epoch, clock.wallMs());
-    try {
-      await session.request((id) => ({ type: "commit", id, epoch }));
-    } catch (error) {
-      const reason = asColobusError(error);
-      if (reason.code !== "outcome-unknown") this.#known.asked.delete(epoch);
-      emit("checkpoint-failed", { epoch, ...reason.toJSON() });
-      throw error;
-    }
-    this.#known.asked.delete(epoch);
-    if (epoch > this.#voidThrough) {
-      this.#known.committed = Math.max(this.#known.committed, epoch);
-      this.#known.committedAtMs = clock.wallMs();
-    }
-    this.#volumes.dropThrough(epoch);
-    this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
-    this.#committed(epoch);
-    return clock.nowMs() - startedMs;
-  }
-
-  /** The secondary has told that it has done a commit that this agent had asked for. */
-  #committed(epoch: number): void {
-    this.#volumesComplete = true;
-    this.#options.emit("checkpoint-committed", { epoch });
   }
 
   /** There is a secondary, or one is to be dialled. */
@@ -577,9 +406,5 @@ export class PrimaryRole {
       throw neverHadPeer();
     }
     return this.#replicator.session;
-  }
-
-  #deadline(timeoutMs: number, signal: AbortSignal): Deadline {
-    return new Deadline(this.#options.clock, timeoutMs, signal);
   }
 }

@@ -88,6 +88,17 @@ export const peerSchema = z.object({
 });
 export type PeerStatus = z.infer<typeof peerSchema>;
 
+/** How late the agent came to what was due, in the last minute or so. */
+const eventLoopDelaySchema = z.object({
+  overMs: ms,
+  p50Ms: ms,
+  p99Ms: ms,
+  p999Ms: ms,
+  maxMs: ms,
+  /** Delays of a second or longer since the agent has started. */
+  stalls: z.int().nonnegative(),
+});
+
 export const statusSchema = z.object({
   role: z.enum(ROLES),
   vm: z.string(),
@@ -124,6 +135,8 @@ export const statusSchema = z.object({
       wouldLose: z.object({ writes: z.int().nonnegative(), bytes, atLeast: z.boolean() }),
     })
     .nullable(),
+  /** null where it is not measured. */
+  eventLoopDelay: eventLoopDelaySchema.nullable().default(null),
 });
 export type Status = z.infer<typeof statusSchema>;
 

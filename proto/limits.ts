@@ -216,6 +216,18 @@ export const COMMAND_TIMEOUT_DEFAULT_MS = 60_000;
 export const COMMAND_TIMEOUT_MAX_MS = 24 * 3600 * 1000;
 /** What the fence hook may take (`--fence-timeout`). */
 export const FENCE_TIMEOUT_DEFAULT_MS = 30_000;
+/** How often the event loop is asked whether it comes late. */
+export const EVENT_LOOP_SAMPLE_MS = 20;
+/** The figures of its delay go back for so many slices … */
+export const EVENT_LOOP_SLICES = 6;
+/** … of this length. */
+export const EVENT_LOOP_SLICE_MS = 10_000;
+/** A delay from which on `colobus status` names it. */
+export const DELAY_SHOWN_MIN_MS = 250;
+/** A delay that is a stall: it is counted, and told. */
+export const STALL_MIN_MS = 1_000;
+/** Stalls that follow one are told together, this long after it was. */
+export const STALL_TELL_EVERY_MS = 10_000;
 /** SIGTERM ends the agent within this time. */
 export const SHUTDOWN_TIMEOUT_MS = 15_000;
 

@@ -139,6 +139,7 @@ export const EVENT_TYPES = [
   "failover",
   "merged",
   "job-changed",
+  "stalled",
   "protection-changed",
 ] as const;
 export type EventType = (typeof EVENT_TYPES)[number];

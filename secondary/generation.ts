@@ -2,7 +2,7 @@ import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-
 import { applyJournalEntry, ClusterBitmap, clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
 import { isZero } from "../shared/block/zeroes.ts";
-import { OriginalPieces, type ReadOriginal } from "./original-pieces.ts";
+import { OriginalCopy, type ReadOriginal } from "./original-copy.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
 import { OverlayFiles, type OverlayContext } from "./overlay-files.ts";
 
@@ -34,24 +34,17 @@ export class Generation {
   async save(clusters: ClusterBitmap, read: ReadOriginal, scratch: Buffer): Promise<void> {
     const { geometry, durability } = this.#context;
     const entries: JournalEntry[] = [];
-    // As many stretches as there is scratch for are read side by side.
-    const pieces = new OriginalPieces(scratch, read);
-    const write = (piece: Buffer, offset: number): void => this.#write(piece, offset, this.#context.quota);
+    const copy = new OriginalCopy(scratch, read, (bytes, offset) => this.#write(bytes, offset, this.#context.quota));
     for (const { first, end } of clusterRuns(clusters)) {
       entries.push({ firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" });
       const endOffset = clusterEndOffset(geometry, end);
       for (let at = first * geometry.clusterBytes; at < endOffset;) {
-        if (!pieces.hasRoom) {
-          const reading = pieces.read();
-          if (reading !== undefined) await reading;
-          pieces.take(write);
-        }
-        at += pieces.add(at, endOffset - at);
+        if (copy.isFull) await copy.finish();
+        at += copy.begin(at, endOffset - at);
       }
     }
-    const reading = pieces.read();
+    const reading = copy.finish();
     if (reading !== undefined) await reading;
-    pieces.take(write);
     if (durability === "power") await this.files.syncData();
     this.files.journal.append(entries);
     if (durability === "power") await this.files.syncJournal();

@@ -6,7 +6,7 @@ import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
 import { Generation } from "./generation.ts";
 import { listOverlayEpochs, type OverlayContext } from "./overlay-files.ts";
 
-/** Originals are read and saved in pieces of at most this many bytes. */
+/** Originals that the device must be waited for are read and saved in pieces of at most this many bytes. */
 const SAVE_PIECE_BYTES = 1024 * 1024;
 
 /** The originals that decide one view of a disk, beside its base. */

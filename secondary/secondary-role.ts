@@ -1,10 +1,6 @@
-import assert from "node:assert/strict";
-import { ColobusError, isForWantOfSpace } from "../proto/errors.ts";
-import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
-import type { Hello, SyncPhase } from "../proto/replication-messages.ts";
-import type { StateRecord } from "../proto/state-record.ts";
-import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
-import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/control-api.ts";
+import { ColobusError } from "../proto/errors.ts";
+import type { Hello } from "../proto/replication-messages.ts";
+import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
 import type { ImageSource } from "../shared/block/disk-image.ts";
 import type { Clock } from "../shared/host/clock.ts";
@@ -12,21 +8,21 @@ import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { historyFieldsOf, promoted } from "../shared/replication/lineage.ts";
+import { promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking, PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
-import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { Checkpoints } from "./checkpoints.ts";
 import { CheckpointOperations } from "./checkpoint-operations.ts";
 import { DiskFaults } from "./disk-faults.ts";
 import { flushDisks } from "./flush-disks.ts";
-import { overlayContext } from "./overlay-files.ts";
 import { OverlaySpace } from "./overlay-space.ts";
 import { PromotedDisk } from "./promoted-disk.ts";
-import { describeReplicaDisk, ReplicaDisk } from "./replica-disk.ts";
+import type { ReplicaDisk } from "./replica-disk.ts";
+import { ReplicaDisks } from "./replica-disks.ts";
 import { ReplicaHistory } from "./replica-history.ts";
-import { ReplicaSession } from "./replica-session.ts";
+import { ReplicaSessions } from "./replica-sessions.ts";
+import { SecondaryStatus } from "./secondary-status.ts";
 import { ViewGate } from "./view-gate.ts";
 
 export interface SecondaryOptions {
@@ -78,8 +74,8 @@ export interface PromotedDisks {
 }
 
 /**
- * The secondary's role: takes a primary's stream, keeps the committed checkpoint, exports it, and can be promoted.
- * At most one session is served; a new one ends the old one first.
+ * The secondary's role: takes a primary's stream, keeps the committed checkpoint, exports it, and can be promoted. It
+ * puts the parts together that own the disks, the sessions and the checkpoints.
  */
 export class SecondaryRole {
   readonly checkpoints: Checkpoints;
@@ -87,19 +83,11 @@ export class SecondaryRole {
   readonly gate = new ViewGate();
   readonly #options: SecondaryOptions;
   readonly #history: ReplicaHistory;
-  #disks: ReplicaDisk[] = [];
-  readonly #sessions = new Set<ReplicaSession>();
-  /** Sessions that have ended, and still apply what they had begun: nobody else may touch the disks before they are done. */
-  readonly #leaving = new Set<Promise<void>>();
-  #current: ReplicaSession | undefined;
-  #lastContactMs: number | undefined;
-  #lastError: ColobusError | undefined;
+  readonly #disks: ReplicaDisks;
   readonly #space: OverlaySpace;
   readonly #faults: DiskFaults;
-  /** How many reasons there are to take no sessions now. */
-  #endings = 0;
-  #standsAlone = false;
-  #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
+  readonly #sessions: ReplicaSessions;
+  readonly #status: SecondaryStatus;
 
   /**
    * Recovers the overlays of all disks. Errors: those of opening the images (`image-missing` …), `state-corrupt`.
@@ -108,7 +96,7 @@ export class SecondaryRole {
   constructor(options: SecondaryOptions) {
     this.#options = options;
     this.#history = new ReplicaHistory(options);
-    const { record } = options.state;
+    this.#disks = new ReplicaDisks({ ...options, gate: this.gate, quota: () => this.#space.quota });
     this.#space = new OverlaySpace({
       storage: options.storage,
       clock: options.clock,
@@ -117,23 +105,24 @@ export class SecondaryRole {
       state: options.state,
       stateDirectory: options.stateDirectory,
       limitBytes: options.overlayLimitBytes,
-      disks: () => this.#disks,
+      disks: () => this.disks,
       makeRoom: () => this.checkpoints.makeRoom(),
-      wanted: () => this.#tellWanted(),
-      freed: () => this.#unstall(),
+      wanted: () => this.#sessions.tellWanted(),
+      freed: () => this.#sessions.unstall(),
     });
-    this.#faults = new DiskFaults({ ...options, retry: () => this.#unstall() });
-    try {
-      for (const disk of record.disks) {
-        if (disk.sizeBytes !== null) this.#disks.push(this.#openDisk(disk));
-      }
-    } catch (error) {
-      for (const disk of this.#disks) disk.close();
-      throw error;
-    }
+    this.#faults = new DiskFaults({ ...options, retry: () => this.#sessions.unstall() });
+    this.#sessions = new ReplicaSessions({
+      ...options,
+      history: this.#history,
+      disks: this.#disks,
+      space: this.#space,
+      faults: this.#faults,
+      checkpoints: () => this.checkpoints,
+    });
+    this.#disks.open();
     this.checkpoints = new Checkpoints({
       state: options.state,
-      disks: () => this.#disks,
+      disks: () => this.disks,
       gate: this.gate,
       clock: options.clock,
       log: options.log,
@@ -141,194 +130,71 @@ export class SecondaryRole {
       retainedDropped: (epochs, reason) => options.emit("retained-dropped", { epochs, reason }),
       freed: () => this.#space.measure(),
     });
-    for (const disk of this.#disks) disk.hidden.setNewestBarrier(this.checkpoints.newestBarrier);
+    for (const disk of this.disks) disk.hidden.setNewestBarrier(this.checkpoints.newestBarrier);
     this.operations = new CheckpointOperations({
       ...options,
       checkpoints: this.checkpoints,
-      disks: () => this.#disks,
-      session: () => this.#current,
-      withoutSessions: (why, work) => this.#withoutSessions(why, work),
+      disks: () => this.disks,
+      session: () => this.#sessions.current,
+      withoutSessions: (why, work) => this.#sessions.without(why, work),
       freed: () => this.#space.retry(),
+    });
+    this.#status = new SecondaryStatus({
+      ...options,
+      checkpoints: this.checkpoints,
+      disks: this.#disks,
+      sessions: this.#sessions,
+      space: this.#space,
+      faults: this.#faults,
     });
   }
 
   get disks(): readonly ReplicaDisk[] {
-    return this.#disks;
+    return this.#disks.all;
   }
 
   get isConnected(): boolean {
-    return this.#current !== undefined;
+    return this.#sessions.current !== undefined;
   }
 
   /** What the last handshake with a proved peer came to. */
   get lastVerdict(): { readonly verdict: Verdict; readonly peer: Hello } | undefined {
-    return this.#lastVerdict;
+    return this.#sessions.lastVerdict;
   }
 
   /** A dial failed. */
   dialFailed(reason: ColobusError): void {
-    if (this.#current === undefined && !this.#standsAlone) this.#lastError = reason;
+    this.#sessions.dialFailed(reason);
   }
 
   /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasOpen` tells that it had been a session. */
-  accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined): void {
-    const unproved = [...this.#sessions].filter((session) => session !== this.#current);
-    if (this.#endings > 0 || unproved.length >= UNAUTHENTICATED_LINKS_MAX) {
-      link.start({ message: () => undefined, closed: () => ended(false) });
-      link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
-      return;
-    }
-    const options = this.#options;
-    const session = new ReplicaSession({
-      link,
-      clock: options.clock,
-      hello: this.#hello(),
-      token: options.token,
-      peerTimeoutMs: options.peerTimeoutMs,
-      windowBytes: options.windowBytes,
-      durability: options.state.record.durability,
-      checkpoints: this.checkpoints,
-      judged: (verdict, peer) => this.#judged(verdict, peer),
-      history: this.#history,
-      takeOver: (lineage) => this.#takeOver(session, lineage),
-      opened: (opened) => this.#opened(opened),
-      prepareDisks: (names, sizes) => this.#prepareDisks(names, sizes),
-      fullness: () => {
-        this.#space.retry();
-        return this.#space.full ?? this.#faults.waits;
-      },
-      ready: () => {
-        if (this.#space.quota?.isAboveMark === true) this.#tellWanted();
-      },
-      failed: (reason, disk) => {
-        if (isForWantOfSpace(reason)) this.#space.report(reason);
-        else this.#faults.report(reason, disk);
-      },
-      faults: this.#faults,
-      synced: (_, phase) => options.emit(EVENT_OF_SYNC_PHASE[phase], {}),
-      prepared: (epoch) => options.emit("checkpoint-prepared", { epoch }),
-      committed: (epoch) => {
-        options.emit("checkpoint-committed", { epoch });
-        this.#space.retry();
-      },
-      discarded: (epochs) => {
-        if (epochs.length > 0) options.emit("checkpoint-discarded", { epochs });
-      },
-      closed: (closed, reason) => {
-        this.#closed(closed, reason);
-        ended(closed.peer !== undefined);
-      },
-    });
-    this.#sessions.add(session);
-  }
-
-  #judged(verdict: Verdict, peer: Hello): void {
-    const { emit, state, tracking } = this.#options;
-    const isNews = this.#lastVerdict?.verdict.kind !== verdict.kind;
-    this.#lastVerdict = { verdict, peer };
-    this.#standsAlone = verdict.kind === "split-brain" || verdict.kind === "outdated";
-    if (verdict.kind === "split-brain" && isNews) {
-      emit("split-brain", {
-        peer: peer.agentId,
-        wouldLoseBytes: { here: tracking.bytes, there: peer.changedBytes },
-      });
-    }
-    if (verdict.kind === "outdated" && isNews) emit("outdated", { peer: state.record.agentId, lineage: peer.lineage });
-    this.#options.judged();
-  }
-
-  #takeOver(session: ReplicaSession, lineage: string): Promise<void> {
-    const { writes } = this.checkpoints.volumeSinceCommit();
-    const isCommitted = this.checkpoints.committed.epoch > 0 && !this.#options.state.record.outdated;
-    if (session !== this.#current || session.replication !== "Established" || !isCommitted || writes > 0) {
-      return Promise.reject(
-        new ColobusError(
-          "no-checkpoint",
-          "this secondary has not committed everything that the primary has sent",
-          "Try again: a switchover commits what there is.",
-        ),
-      );
-    }
-    this.#options.takeOver(lineage);
-    return Promise.resolve();
+  accept(link: Link, ended?: (wasOpen: boolean) => void): void {
+    this.#sessions.accept(link, ended);
   }
 
   describePeer(): PeerStatus {
-    const session = this.#current;
-    const volume = this.checkpoints.volumeSinceCommit();
-    return {
-      url: this.#options.peerUrl,
-      address: session?.peerAddress ?? this.#options.peerUrl,
-      connection: session !== undefined ? "Connected" : this.#standsAlone ? "StandAlone" : "Connecting",
-      replication: session?.replication ?? "Off",
-      lagBytes: volume.bytes,
-      agentId: session?.peer?.agentId ?? null,
-      agentVersion: session?.peer?.agentVersion ?? null,
-      lastContactMs: this.#contactAgeMs(),
-      lastError: (this.#space.full ?? this.#faults.latest ?? this.#lastError)?.toJSON() ?? null,
-    };
+    return this.#status.describePeer();
   }
 
   describeDisks(): DiskStatus[] {
-    const committed = this.checkpoints.committed.epoch > 0;
-    const state = !committed
-      ? "Inconsistent"
-      : this.#options.state.record.outdated
-        ? "Outdated"
-        : this.#current?.replication === "Established"
-          ? "UpToDate"
-          : "Consistent";
-    return this.#options.state.record.disks.map((recorded) => {
-      const disk = this.#disks.find(({ name }) => name === recorded.name);
-      return describeReplicaDisk(recorded, disk, this.#faults.has(recorded.name) ? "Failed" : state);
-    });
+    return this.#status.describeDisks();
   }
 
   describeProtection(): Status["protection"] {
-    const { full } = this.#space;
-    if (full !== undefined) return notProtected("overlay-full", full.action);
-    const failed = this.#faults.latest;
-    if (failed !== undefined) return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
-    const { record } = this.#options.state;
-    if (this.#standsAlone && this.#lastVerdict !== undefined) {
-      const reason = this.#lastVerdict.verdict.kind === "split-brain" ? "split-brain" : "outdated";
-      return notProtected(reason, refusalOf(this.#lastVerdict.verdict, record.agentId)?.action ?? "");
-    }
-    if (this.#current === undefined) {
-      return notProtected(
-        "connecting",
-        "Check the primary agent: its `--peer` must name this agent's `--listen` address.",
-      );
-    }
-    if (this.#current.replication !== "Established") {
-      const initial = this.checkpoints.committed.epoch === 0;
-      return notProtected(initial ? "initial-sync" : "resync", "Wait: `colobus wait synced`.");
-    }
-    if (record.outdated) return notProtected("outdated", "Take a checkpoint on the primary.");
-    if (this.checkpoints.committed.epoch === 0)
-      return notProtected("no-checkpoint", "Take a checkpoint on the primary.");
-    return { state: "Protected", reason: null, nextAction: "" };
+    return this.#status.describeProtection();
   }
 
   describeRecoverable(): Status["recoverable"] {
-    const { epoch, atMs } = this.checkpoints.committed;
-    if (epoch === 0) return null;
-    const { writes, bytes, complete } = this.checkpoints.volumeSinceCommit();
-    return {
-      epoch,
-      ageMs: Math.max(0, this.#options.clock.wallMs() - atMs),
-      lastContactMs: this.#contactAgeMs(),
-      // What the primary wrote after the last contact is not known here.
-      wouldLose: { writes, bytes, atLeast: !complete || this.#current === undefined },
-    };
+    return this.#status.describeRecoverable();
   }
 
   /** What a promotion would do. Errors: `peer-connected`, `no-checkpoint`, unless forced. */
   assertPromotable(force: boolean): void {
-    if (this.#current !== undefined && !force) {
+    const { current } = this.#sessions;
+    if (current !== undefined && !force) {
       throw new ColobusError(
         "peer-connected",
-        `the primary at ${this.#current.peerAddress} is connected`,
+        `the primary at ${current.peerAddress} is connected`,
         "Stop the primary agent first, or say --force when you are sure that its VM is dead.",
       );
     }
@@ -353,7 +219,7 @@ export class SecondaryRole {
    * so. The role is over when the promise resolves; the disks are served from their committed views.
    */
   async promote(options: { readonly discardActive: boolean; readonly lineage: string }): Promise<Promotion> {
-    await this.#endSessions(new ColobusError("replaced", "this side was promoted: it is Primary now"));
+    await this.#sessions.end(new ColobusError("replaced", "this side was promoted: it is Primary now"));
     await this.checkpoints.settled();
     const { state } = this.#options;
     const { epoch } = this.checkpoints.committed;
@@ -361,7 +227,7 @@ export class SecondaryRole {
     const activeEpoch = options.discardActive ? this.checkpoints.openEpoch : epoch;
     await this.gate.close();
     try {
-      const tracking = await this.#history.trackPeer(this.#disks);
+      const tracking = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({
         ...promoted(record, options.lineage, epoch > 0 && !record.outdated),
         tracks: tracking?.peer ?? null,
@@ -373,7 +239,7 @@ export class SecondaryRole {
       this.#faults.end();
       this.checkpoints.forgetKept(retained);
       this.#space.quota?.lift();
-      const disks = this.#disks.map((disk) => {
+      const disks = this.disks.map((disk) => {
         // Forced without a checkpoint: the originals lead back to nothing, and the base is what there is.
         if (epoch === 0) disk.hidden.removeAll();
         if (options.discardActive) disk.discardActive(activeEpoch);
@@ -385,7 +251,7 @@ export class SecondaryRole {
       });
       return { epoch, disks, tracking };
     } catch (error) {
-      this.#welcomeSessions(); // still Secondary
+      this.#sessions.welcome(); // still Secondary
       throw error;
     } finally {
       this.gate.open();
@@ -394,7 +260,7 @@ export class SecondaryRole {
 
   /** Storage of what a promotion would have to merge, in bytes. */
   get mergeBytes(): number {
-    return this.#disks.reduce(
+    return this.disks.reduce(
       (sum, { hidden, active }) => sum + hidden.allocatedBytes - hidden.keptBytes + active.allocatedBytes,
       0,
     );
@@ -402,169 +268,15 @@ export class SecondaryRole {
 
   /** Ends the sessions and closes every file; for a clean stop. */
   async close(): Promise<void> {
-    await this.#endSessions(new ColobusError("shutting-down", "the secondary agent is being stopped"));
+    await this.#sessions.end(new ColobusError("shutting-down", "the secondary agent is being stopped"));
     this.#faults.end();
     await this.checkpoints.settled();
-    const marks = await flushDisks(this.#disks, this.#options.log);
+    const marks = await flushDisks(this.disks, this.#options.log);
     await this.#options.state.update((record) => ({
       ...record,
       disks: record.disks.map((disk) => ({ ...disk, cleanMark: marks.get(disk.name) ?? null })),
     }));
     await this.#options.tracking.close();
-    for (const disk of this.#disks) disk.close();
-  }
-
-  /** Does `work` while no session is open, and none can begin. */
-  async #withoutSessions<T>(why: string, work: () => Promise<T>): Promise<T> {
-    await this.#endSessions(new ColobusError("replaced", `this side takes no stream while ${why}`));
-    try {
-      return await work();
-    } finally {
-      this.#welcomeSessions();
-    }
-  }
-
-  async #endSessions(reason: ColobusError): Promise<void> {
-    this.#endings += 1;
-    this.#space.end();
-    await Promise.all([...[...this.#sessions].map((session) => session.end(reason)), ...this.#leaving]);
-  }
-
-  #welcomeSessions(): void {
-    this.#endings -= 1;
-    if (this.#endings === 0) this.#space.resume();
-  }
-
-  #unstall(): void {
-    if (this.#space.full === undefined && this.#faults.waits === undefined) this.#current?.unstall();
-  }
-
-  #tellWanted(): void {
-    this.#current?.notify({ type: "wanted", ...this.#space.describeWanted() });
-  }
-
-  #hello(): Hello {
-    const { state, tracking } = this.#options;
-    const { record } = state;
-    return {
-      ...historyFieldsOf(record),
-      tracks: tracking.peer,
-      // Own changes of which the list is lost: no bitmap proves anything then.
-      pairing: record.tracks !== null && tracking.peer === null ? null : record.pairing,
-      changedBytes: tracking.bytes,
-      protocol: REPLICATION_PROTOCOL_VERSION,
-      agentVersion: AGENT_VERSION,
-      vm: record.vm,
-      mode: record.mode,
-      role: "Secondary",
-      ack: "async",
-      clusterBytes: record.clusterBytes,
-      windowBytes: this.#options.windowBytes,
-      disks: record.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
-      nonce: this.#options.random.bytes(16),
-      hasToken: this.#options.token !== undefined,
-      committed: record.committed.epoch,
-      prepared: record.prepared.map(({ epoch }) => epoch),
-      epochSeen: this.checkpoints.epochSeen,
-      assumeInSync: false,
-    };
-  }
-
-  async #opened(session: ReplicaSession): Promise<void> {
-    const older = [...this.#sessions].filter((other) => other !== session && other.peer !== undefined);
-    const reason = new ColobusError("replaced", "a newer session of the primary takes the place of this one");
-    await Promise.all([...older.map((other) => other.end(reason)), ...this.#leaving]);
-    if (!this.#sessions.has(session)) return;
-    this.#current = session;
-    this.#lastError = undefined;
-    this.#options.emit("peer-connected", { address: session.peerAddress, agentId: session.peer?.agentId ?? null });
-    this.#options.log.info({ peer: session.peerAddress }, "the primary is connected");
-  }
-
-  #closed(session: ReplicaSession, reason: ColobusError): void {
-    this.#sessions.delete(session);
-    const left = session.end(reason).finally(() => this.#leaving.delete(left));
-    this.#leaving.add(left);
-    if (session === this.#current) {
-      this.#current = undefined;
-      this.#lastContactMs = this.#options.clock.nowMs() - session.silenceMs;
-      this.#lastError = reason;
-      this.#options.emit("peer-disconnected", { address: session.peerAddress, ...reason.toJSON() });
-      this.#options.log.warn({ peer: session.peerAddress, reason }, "the session with the primary ended");
-    } else if (this.#endings === 0 && reason.code !== "replaced" && reason.message !== this.#lastError?.message) {
-      // A refused primary tries again for ever: each reason is reported once.
-      this.#lastError = reason;
-      this.#options.emit("peer-refused", { address: session.peerAddress, ...reason.toJSON() });
-      this.#options.log.warn({ peer: session.peerAddress, reason }, "a session was refused, or did not begin");
-    }
-  }
-
-  #contactAgeMs(): number | null {
-    if (this.#current !== undefined) return this.#current.silenceMs;
-    return this.#lastContactMs === undefined ? null : this.#options.clock.nowMs() - this.#lastContactMs;
-  }
-
-  #openDisk(disk: StateRecord["disks"][number]): ReplicaDisk {
-    const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites } = this.#options;
-    const { committed, prepared, retained, epochReserved } = state.record;
-    const { quota } = this.#space;
-    const base = this.#options.images.open(disk);
-    try {
-      const epochs = {
-        floor: retained[0]?.epoch ?? committed.epoch,
-        committed: committed.epoch,
-        newestBarrier: prepared.at(-1)?.epoch ?? committed.epoch,
-        open: epochReserved + 1,
-        afterPowerLoss: state.record.bootId !== bootId,
-        mayHaveLostWrites,
-      };
-      const context = overlayContext(
-        { storage, random, stateDirectory, quota },
-        state.record,
-        disk.name,
-        base.sizeBytes,
-      );
-      return new ReplicaDisk(disk.name, base, context, epochs, {
-        gate: this.gate,
-        hasCheckpoint: () => this.checkpoints.committed.epoch > 0,
-        access,
-      });
-    } catch (error) {
-      base.close();
-      throw error;
-    }
-  }
-
-  /** The disks in the primary's order; images that were to be created are, and the record then names their size. */
-  async #prepareDisks(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
-    const { images, state } = this.#options;
-    const created = new Map<string, number>();
-    for (const [index, name] of names.entries()) {
-      const recorded = state.record.disks.find((disk) => disk.name === name);
-      const sizeBytes = sizes[index];
-      assert(recorded !== undefined && sizeBytes !== undefined, "the handshake has compared the names");
-      if (recorded.sizeBytes !== null) continue;
-      await images.create(recorded.image, sizeBytes);
-      created.set(name, sizeBytes);
-      this.#disks.push(this.#openDisk({ ...recorded, sizeBytes }));
-    }
-    if (created.size > 0) {
-      await state.update((record) => ({
-        ...record,
-        disks: record.disks.map((disk) => ({ ...disk, sizeBytes: created.get(disk.name) ?? disk.sizeBytes })),
-      }));
-      this.#options.disksCreated();
-    }
-    return names.map((name) => {
-      const disk = this.#disks.find((candidate) => candidate.name === name);
-      assert(disk !== undefined);
-      return disk;
-    });
+    this.#disks.close();
   }
 }
-
-const EVENT_OF_SYNC_PHASE = {
-  begin: "sync-started",
-  pause: "sync-paused",
-  end: "sync-finished",
-} as const satisfies Record<SyncPhase, EventType>;

@@ -118,6 +118,14 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "recoverable.wouldLose.writes": "Writes after that checkpoint that are known here.",
   "recoverable.wouldLose.bytes": "Their bytes.",
   "recoverable.wouldLose.atLeast": "Whether there may be more: writes that this agent did not see.",
+  "eventLoopDelay":
+    "How late the agent got to what was due, looked at every 20 ms that it is not held up; null where it is not measured.",
+  "eventLoopDelay.overMs": "How far back this goes: about a minute.",
+  "eventLoopDelay.p50Ms": "Median.",
+  "eventLoopDelay.p99Ms": "One look in 100 found a longer delay.",
+  "eventLoopDelay.p999Ms": "One look in 1000 found a longer delay.",
+  "eventLoopDelay.maxMs": "The longest: for so long no request was answered, and no peer heard.",
+  "eventLoopDelay.stalls": "Delays of a second or longer since the agent has started.",
 };
 
 export function requestTable(): string {

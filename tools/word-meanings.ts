@@ -158,6 +158,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "failover": "This agent was promoted and serves from the epoch in the data.",
   "merged": "The base disk holds the whole state again, and the overlays of the failover are gone.",
   "job-changed": "A job has another state than before.",
+  "stalled":
+    "The agent was held up for a second or longer, by itself or by its host, and answered nobody; the data has how often, and the longest.",
   "protection-changed": "The VM became protected, or stopped being so; the data has the reason.",
 };
 

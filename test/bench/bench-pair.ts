@@ -7,8 +7,11 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { statusSchema, type Status } from "../../proto/control-api.ts";
 import type { Durability, WaitCondition } from "../../proto/words.ts";
 import { ControlClient } from "../../shared/control/api-client.ts";
+import type { DelayFigures } from "../../shared/host/event-loop-delay.ts";
 import { writeFilledImage, type CheckpointTimes, type FailoverContestant, type SecondaryExport } from "./contestant.ts";
+import { beginProbe, endProbe, PROBE_FLAGS } from "./event-loop-probe.ts";
 import { endProcess, endsEarly, makeDirectory, removeDirectory, startProcess } from "./leftovers.ts";
+import { LOOPBACK, type NetworkLink } from "./links.ts";
 
 const CLI = new URL("../../dist/cli/main.js", import.meta.url).pathname;
 const COMMAND_TIMEOUT_MS = 300_000;
@@ -24,9 +27,18 @@ export interface PairOptions {
   readonly isFilled?: boolean;
   /** Default `read-only`. */
   readonly secondaryExport?: "read-only" | "read-write";
+  /** What both agents are joined by. Default: loopback. */
+  readonly link?: NetworkLink;
+  /** Whether the delay of the agents' event loops can be asked for. Default false. */
+  readonly isProbed?: boolean;
 }
 
 type Side = "a" | "b";
+
+/** What a pair is called in tables. */
+export function pairName(durability: Durability): string {
+  return durability === "power" ? "Colobus, power" : "Colobus";
+}
 
 /** A primary and a secondary agent as two processes on this machine, for measurements. */
 export class BenchPair implements FailoverContestant {
@@ -38,7 +50,7 @@ export class BenchPair implements FailoverContestant {
   readonly #agents = new Map<Side, ChildProcess>();
 
   private constructor(options: PairOptions, port: number) {
-    this.name = options.durability === "power" ? "Colobus, power" : "Colobus";
+    this.name = pairName(options.durability);
     this.directory = makeDirectory(options.parent);
     this.#options = options;
     this.#port = port;
@@ -94,17 +106,12 @@ export class BenchPair implements FailoverContestant {
   }
 
   get processes(): ReadonlyMap<string, number> {
-    const names = { a: "primary", b: "secondary" } as const;
-    return new Map([...this.#agents].map(([side, agent]) => [names[side], agent.pid ?? 0]));
+    return new Map([...this.#running()].map(([name, agent]) => [name, agent.pid ?? 0]));
   }
 
   /** Resolves when the secondary has everything, and has acknowledged it as stable. */
-  async idle(): Promise<void> {
-    for (;;) {
-      const [peer] = (await this.status()).peers;
-      if (peer?.replication === "Established" && peer.lagBytes === 0) return;
-      await sleep(5);
-    }
+  idle(): Promise<void> {
+    return this.#until("a", "idle", ({ peers: [peer] }) => peer?.replication === "Established" && peer.lagBytes === 0);
   }
 
   /** Measured in the agent. */
@@ -115,6 +122,18 @@ export class BenchPair implements FailoverContestant {
 
   async status(side: Side = "a"): Promise<Status> {
     return statusSchema.parse(await this.#client(side).status());
+  }
+
+  /** Measures the delay of the agents' event loops from now on. */
+  beginDelays(): void {
+    for (const agent of this.#running().values()) beginProbe(agent);
+  }
+
+  /** The delays since then, by what each agent was started as. */
+  async endDelays(): Promise<ReadonlyMap<string, DelayFigures>> {
+    const figures = new Map<string, DelayFigures>();
+    for (const [name, agent] of this.#running()) figures.set(name, await endProbe(agent));
+    return figures;
   }
 
   /** Starts the primary, and resolves when it serves. */
@@ -134,12 +153,27 @@ export class BenchPair implements FailoverContestant {
 
   async killPrimary(): Promise<void> {
     await this.#end("a", "SIGKILL");
-    while ((await this.status("b")).peers.some(({ connection }) => connection === "Connected")) await sleep(5);
+    await this.#until("b", "alone", ({ peers }) => peers.every(({ connection }) => connection !== "Connected"));
   }
 
   async failover(): Promise<void> {
     const asked = { force: false, dryRun: false, discardActive: false, timeoutMs: COMMAND_TIMEOUT_MS };
     await this.#client("b").failover(asked);
+  }
+
+  /** Resolves with the id of the job that runs on this side, once it is paused. */
+  async pauseJob(side: Side): Promise<string> {
+    let id: string | undefined;
+    await this.#until(side, "at work on a job", ({ jobs }) => {
+      id = jobs.find(({ state }) => state === "running")?.id;
+      return id !== undefined;
+    });
+    const job = await this.#client(side).job(id ?? "", "pause");
+    return job.id;
+  }
+
+  async resumeJob(side: Side, id: string): Promise<void> {
+    await this.#client(side).job(id, "resume");
   }
 
   merged(): Promise<void> {
@@ -149,6 +183,14 @@ export class BenchPair implements FailoverContestant {
   async stop(): Promise<void> {
     for (const side of ["a", "b"] as const) await this.#end(side, "SIGTERM");
     removeDirectory(this.directory);
+  }
+
+  async #until(side: Side, what: string, isReached: (status: Status) => boolean): Promise<void> {
+    const deadlineMs = performance.now() + COMMAND_TIMEOUT_MS;
+    while (!isReached(await this.status(side))) {
+      if (performance.now() > deadlineMs) throw new Error(`${this.name} has not become ${what} in time`);
+      await sleep(5);
+    }
   }
 
   async #wait(side: Side, condition: WaitCondition): Promise<void> {
@@ -166,13 +208,26 @@ export class BenchPair implements FailoverContestant {
     const disks = this.#disks.flatMap((disk) => ["--disk", `${disk}=${this.#imageOf(side, disk)}`]);
     const places = ["--run", run, "--state", join(run, "state"), ...disks];
     const common = ["--durability", this.#options.durability, "--log-level", "error"];
-    const agent = startProcess(process.execPath, [CLI, role, ...places, ...flags, ...common], {
-      stdio: ["ignore", "pipe", "inherit"],
+    const { isProbed = false } = this.#options;
+    const nodeFlags = isProbed ? PROBE_FLAGS : [];
+    const { launcher } = this.#options.link ?? LOOPBACK;
+    const command = [...launcher, process.execPath, ...nodeFlags, CLI, role, ...places, ...flags, ...common];
+    const agent = startProcess(command[0] ?? "", command.slice(1), {
+      stdio: ["ignore", "pipe", "inherit", ...(isProbed ? ["ipc" as const] : [])],
     });
     this.#agents.set(side, agent);
     const ended = endsEarly(agent, `the ${role} agent`);
     ended.catch(() => undefined); // once it serves, its end is the caller's doing
     if (agent.stdout !== null) await Promise.race([once(agent.stdout, "data"), ended]);
+  }
+
+  /** The agents that have not ended, by what each was started as. */
+  #running(): ReadonlyMap<string, ChildProcess> {
+    const names = { a: "primary", b: "secondary" } as const;
+    const running = [...this.#agents].filter(
+      ([, { exitCode, signalCode }]) => exitCode === null && signalCode === null,
+    );
+    return new Map(running.map(([side, agent]) => [names[side], agent]));
   }
 
   #client(side: Side): ControlClient {

@@ -4,6 +4,7 @@ import { measureGrowth } from "./growth-bench.ts";
 import type { Measured, Place, Setting } from "./measuring.ts";
 import { measurePeers } from "./peers-bench.ts";
 import { measureResync } from "./resync-bench.ts";
+import { measureStalls } from "./stall-bench.ts";
 
 /** One part of `npm run bench`, which can be run alone. */
 export interface Bench {
@@ -21,5 +22,6 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
   checkpoint: { measure: measureCheckpoints, rounds: 5 },
   failover: { measure: measureFailover, rounds: 3 },
   resync: { measure: measureResync, rounds: 3 },
+  stall: { measure: measureStalls, rounds: 3 },
   growth: { measure: measureGrowth, rounds: 3, isLong: true, places: ["memory"] },
 };

@@ -87,9 +87,3 @@ export async function untilServing(path: string): Promise<void> {
     }
   }
 }
-
-/** Stops them all, also when one of them fails to; then throws what that one threw. */
-export async function stopAll(contestants: readonly Contestant[]): Promise<void> {
-  const stopped = await Promise.allSettled(contestants.map((contestant) => contestant.stop()));
-  for (const outcome of stopped) if (outcome.status === "rejected") throw outcome.reason;
-}

@@ -1,11 +1,13 @@
-import { execFile, type PromiseWithChild } from "node:child_process";
+import { execFile, type ChildProcess, type ExecFileException } from "node:child_process";
 import { promisify } from "node:util";
 import { z } from "zod";
 import type { Guest } from "./contestant.ts";
 
 const run = promisify(execFile);
 
-const TIMEOUT_MS = 300_000;
+const TIMEOUT_MS = 180_000;
+/** For what a load takes longer than it was told to. */
+const LOAD_GRACE_MS = 60_000;
 const OUTPUT_MAX_BYTES = 64 * 1024 * 1024;
 
 /** Writes `bytes` at random offsets of the export, in blocks of `blockBytes`, `depth` at a time, each block once. */
@@ -27,7 +29,7 @@ export async function randomWrites(options: {
     `--io_size=${options.bytes}`,
     `--randseed=${options.seed}`,
     "--norandommap=0",
-  ]);
+  ]).stdout;
 }
 
 /** Writes random data over the whole export, and flushes it. */
@@ -46,7 +48,7 @@ export async function fill(options: {
     "--refill_buffers",
     `--randseed=${options.seed}`,
     "--end_fsync=1",
-  ]);
+  ]).stdout;
 }
 
 /** Requests that follow each other, `depth` at a time on each disk. */
@@ -64,6 +66,7 @@ export interface Load {
   readonly p50Us: number;
   readonly p99Us: number;
   readonly p999Us: number;
+  readonly maxUs: number;
   /** How many requests took how many microseconds, ascending. */
   readonly latencies: readonly (readonly [us: number, count: number])[];
 }
@@ -73,6 +76,7 @@ const sideSchema = z.object({
   bw_bytes: z.number(),
   lat_ns: z.object({
     mean: z.number(),
+    max: z.number(),
     percentile: z.record(z.string(), z.number()).optional(),
     bins: z.record(z.string(), z.number()).optional(),
   }),
@@ -84,17 +88,25 @@ export interface RunningLoad extends Guest {
   readonly finished: Promise<Load>;
 }
 
-/** Measures `seconds` of the load, after as many seconds of the same as `rampSeconds` says, on all disks together. */
-export function startLoad(options: {
+export interface LoadOptions {
   readonly uris: readonly string[];
   readonly directory: string;
   readonly workload: Workload;
   readonly seconds: number;
   readonly rampSeconds: number;
   readonly seed: number;
-}): RunningLoad {
+}
+
+/**
+ * Measures `seconds` of the load, after as many seconds of the same as `rampSeconds` says, on all disks together.
+ * `meanwhile` runs beside it; when that fails, the load is ended.
+ */
+export async function runLoad(
+  options: LoadOptions,
+  meanwhile?: (running: RunningLoad) => Promise<unknown>,
+): Promise<Load> {
   const { pattern, blockBytes, depth } = options.workload;
-  const running = fio(options.directory, [
+  const flags = [
     "--ioengine=nbd",
     "--thread",
     `--rw=${pattern}`,
@@ -111,12 +123,22 @@ export function startLoad(options: {
     "--percentile_list=50:99:99.9",
     "--output-format=json+",
     ...options.uris.flatMap((uri, index) => [`--name=disk${index}`, `--uri=${uri}`]),
-  ]);
-  return {
-    finished: running.then(({ stdout }) => parseLoad(stdout, pattern)),
-    pause: () => void running.child.kill("SIGSTOP"),
-    resume: () => void running.child.kill("SIGCONT"),
+  ];
+  const timeoutMs = (options.rampSeconds + options.seconds) * 1000 + LOAD_GRACE_MS;
+  const { child, stdout } = fio(options.directory, flags, timeoutMs);
+  const running = {
+    finished: stdout.then((output) => parseLoad(output, pattern)),
+    pause: () => void child.kill("SIGSTOP"),
+    resume: () => void child.kill("SIGCONT"),
   };
+  try {
+    const [load] = await Promise.all([running.finished, meanwhile?.(running)]);
+    return load;
+  } catch (error) {
+    child.kill("SIGKILL");
+    await stdout.catch(() => undefined); // it was killed, or is why this failed
+    throw error;
+  }
 }
 
 function parseLoad(output: string, pattern: Workload["pattern"]): Load {
@@ -124,7 +146,7 @@ function parseLoad(output: string, pattern: Workload["pattern"]): Load {
   const [job] = reportSchema.parse(JSON.parse(output.slice(output.indexOf("{")))).jobs;
   const side = job?.[pattern === "randread" ? "read" : "write"];
   if (side === undefined || side.iops === 0) throw new Error(`fio measured no request`);
-  const { mean, percentile = {}, bins = {} } = side.lat_ns;
+  const { mean, max, percentile = {}, bins = {} } = side.lat_ns;
   const percentileUs = (key: string): number => (percentile[key] ?? 0) / 1000;
   return {
     requestsPerSecond: side.iops,
@@ -133,12 +155,28 @@ function parseLoad(output: string, pattern: Workload["pattern"]): Load {
     p50Us: percentileUs("50.000000"),
     p99Us: percentileUs("99.000000"),
     p999Us: percentileUs("99.900000"),
+    maxUs: max / 1000,
     latencies: Object.entries(bins)
       .map(([ns, count]) => [Number(ns) / 1000, count] as const)
       .sort(([left], [right]) => left - right),
   };
 }
 
-function fio(directory: string, flags: readonly string[]): PromiseWithChild<{ readonly stdout: string }> {
-  return run("fio", [...flags], { cwd: directory, timeout: TIMEOUT_MS, maxBuffer: OUTPUT_MAX_BYTES });
+interface Fio {
+  readonly child: ChildProcess;
+  readonly stdout: Promise<string>;
+}
+
+function fio(directory: string, flags: readonly string[], timeoutMs = TIMEOUT_MS): Fio {
+  // Asked to end, it waits for its requests, which a server that hangs never answers.
+  const limits = { timeout: timeoutMs, killSignal: "SIGKILL", maxBuffer: OUTPUT_MAX_BYTES } as const;
+  const ended = run("fio", [...flags], { cwd: directory, ...limits });
+  const stdout = ended.then(
+    (output) => output.stdout,
+    (error: ExecFileException) => {
+      if (error.killed !== true) throw error;
+      throw new Error(`fio has not ended in ${timeoutMs / 1000} s`, { cause: error });
+    },
+  );
+  return { child: ended.child, stdout };
 }

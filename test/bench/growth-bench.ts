@@ -2,11 +2,12 @@
  * How the cost of replication grows: with the number of disks, with the size of a disk, and with the depth of the queue.
  * All disks are empty files, so that large ones fit; the loads are random writes of 4 KiB.
  */
-import { BenchPair } from "./bench-pair.ts";
-import { isReplicated, stopAll, type Contestant } from "./contestant.ts";
-import { startLoad } from "./fio.ts";
+import { BenchPair, pairName, type PairOptions } from "./bench-pair.ts";
+import { isReplicated, type Contestant } from "./contestant.ts";
+import { runLoad } from "./fio.ts";
 import {
   median,
+  percentile,
   progress,
   rotated,
   type Measured,
@@ -16,8 +17,9 @@ import {
   type Target,
 } from "./measuring.ts";
 import { PlainServer } from "./plain-servers.ts";
-import { peakBytes } from "./process-figures.ts";
-import { QemuPair } from "./qemu-pair.ts";
+import { AGENT_MEMORY_MAX_MIB, peakBytes } from "./process-figures.ts";
+import { QEMU_PAIR, QemuPair } from "./qemu-pair.ts";
+import { attempt, namedWithLoss, Seat, stopAll } from "./seat.ts";
 
 const MIB = 1024 * 1024;
 const GIB = 1024 * MIB;
@@ -26,8 +28,6 @@ const SIZES_GIB = [1, 64, 1024, 16_384] as const;
 const DEPTHS = [1, 2, 4, 8, 16, 32, 64, 128] as const;
 const DEPTH_DEFAULT = 32;
 const RAMP_SECONDS = 1;
-/** 256 MiB and the default window. */
-const AGENT_MEMORY_MAX_MIB = 256 + 64;
 
 export async function measureGrowth(setting: Setting): Promise<Measured> {
   const parts = [await measureDisks(setting), await measureSizes(setting), await measureDepths(setting)];
@@ -44,18 +44,13 @@ async function measureDisks({ place, rounds, seconds }: Setting): Promise<Measur
   const memory = new Map<number, MemoryPeaks>();
   for (let round = 1; round <= rounds; round += 1) {
     for (const disks of rotated(DISKS, round)) {
-      const pair = await BenchPair.start({
-        parent: place.directory,
-        sizeBytes: GIB / disks,
-        durability: "process",
-        disks,
-      });
-      try {
-        rates.get(disks)?.push(await writeRate(pair, place, { depth: DEPTH_DEFAULT / disks, seconds, round }));
-        memory.set(disks, memoryPeaks(pair));
-      } finally {
-        await pair.stop();
-      }
+      const options = { parent: place.directory, sizeBytes: GIB / disks, durability: "process", disks } as const;
+      await attempt(`${disks} disks, round ${round}`, () =>
+        withPair(options, async (pair) => {
+          rates.get(disks)?.push(await writeRate(pair, place, { depth: DEPTH_DEFAULT / disks, seconds, round }));
+          memory.set(disks, memoryPeaks(pair));
+        }),
+      );
     }
     progress("growth, disks", place, round, rounds);
   }
@@ -65,8 +60,8 @@ async function measureDisks({ place, rounds, seconds }: Setting): Promise<Measur
       {
         title: `disks of one VM, ${DEPTH_DEFAULT} requests in flight in all`,
         rows: DISKS.map((count): Row => ({
-          what: `${count}`,
-          figures: { "IOPS of all": rateOf(count), ...memory.get(count) },
+          what: namedWithLoss(`${count}`, rates.get(count)?.length ?? 0, rounds),
+          figures: { "IOPS of all": rateOf(count), ...(memory.get(count) ?? UNKNOWN_PEAKS) },
         })),
       },
     ],
@@ -85,27 +80,30 @@ async function measureSizes({ place, rounds, seconds }: Setting): Promise<Measur
   }));
   for (let round = 1; round <= rounds; round += 1) {
     for (const { sizeGib, startMs, rates, memory } of rotated(samples, round)) {
-      const startedMs = performance.now();
       const options = { parent: place.directory, sizeBytes: sizeGib * GIB, durability: "process" } as const;
-      const pair = await BenchPair.start(options);
-      try {
-        startMs.push(performance.now() - startedMs);
-        rates.push(await writeRate(pair, place, { depth: DEPTH_DEFAULT, seconds, round }));
-        memory.push(memoryPeaks(pair));
-      } finally {
-        await pair.stop();
-      }
+      const startedMs = performance.now();
+      await attempt(`a disk of ${sizeGib} GiB, round ${round}`, () =>
+        withPair(options, async (pair) => {
+          const startTookMs = performance.now() - startedMs;
+          rates.push(await writeRate(pair, place, { depth: DEPTH_DEFAULT, seconds, round }));
+          startMs.push(startTookMs);
+          memory.push(memoryPeaks(pair));
+        }),
+      );
     }
     progress("growth, size", place, round, rounds);
   }
   const peak = (memory: readonly MemoryPeaks[], side: keyof MemoryPeaks) =>
-    Math.max(...memory.map((peaks) => peaks[side]));
+    percentile(
+      memory.map((peaks) => peaks[side]),
+      1,
+    );
   return {
     tables: [
       {
         title: "size of a sparse disk",
         rows: samples.map(({ sizeGib, startMs, rates, memory }): Row => ({
-          what: `${sizeGib} GiB`,
+          what: namedWithLoss(`${sizeGib} GiB`, memory.length, rounds),
           figures: {
             "start to first checkpoint ms": median(startMs),
             "IOPS": median(rates),
@@ -139,33 +137,35 @@ async function measureSizes({ place, rounds, seconds }: Setting): Promise<Measur
 }
 
 async function measureDepths({ place, rounds, seconds }: Setting): Promise<Measured> {
-  const contestants: Contestant[] = [];
-  const rates = new Map<string, Map<number, number[]>>();
+  const parent = place.directory;
+  const options = { parent, sizeBytes: GIB, durability: "process", isFilled: true } as const;
+  const seats: readonly Seat<Contestant>[] = [
+    new Seat<Contestant>(pairName("process"), () => BenchPair.start(options)),
+    new Seat<Contestant>(QEMU_PAIR, () => QemuPair.start(parent, GIB)),
+    new Seat<Contestant>("qemu-nbd", () => PlainServer.start("qemu-nbd", parent, GIB)),
+  ];
+  const rates = new Map(seats.map(({ name }) => [name, new Map(DEPTHS.map((depth) => [depth, [] as number[]]))]));
   try {
-    contestants.push(
-      await BenchPair.start({ parent: place.directory, sizeBytes: GIB, durability: "process", isFilled: true }),
-    );
-    contestants.push(await QemuPair.start(place.directory, GIB));
-    contestants.push(await PlainServer.start("qemu-nbd", place.directory, GIB));
-    for (const { name } of contestants) rates.set(name, new Map(DEPTHS.map((depth) => [depth, []])));
     for (let round = 1; round <= rounds; round += 1) {
       for (const depth of DEPTHS) {
-        for (const contestant of rotated(contestants, round)) {
-          const rate = await writeRate(contestant, place, { depth, seconds, round });
-          rates.get(contestant.name)?.get(depth)?.push(rate);
+        for (const seat of rotated(seats, round)) {
+          const rate = await seat.measure(`qd${depth}, round ${round}`, (contestant) =>
+            writeRate(contestant, place, { depth, seconds, round }),
+          );
+          if (rate !== undefined) rates.get(seat.name)?.get(depth)?.push(rate);
         }
       }
       progress("growth, depth", place, round, rounds);
     }
   } finally {
-    await stopAll(contestants);
+    await stopAll(seats);
   }
   return {
     tables: [
       {
         title: "IOPS by the depth of the queue",
         rows: [...rates].map(([name, byDepth]): Row => ({
-          what: name,
+          what: namedWithLoss(name, takenIn(byDepth), rounds * DEPTHS.length, "loads"),
           figures: Object.fromEntries([...byDepth].map(([depth, taken]) => [`qd${depth}`, median(taken)])),
         })),
       },
@@ -186,6 +186,19 @@ async function measureDepths({ place, rounds, seconds }: Setting): Promise<Measu
   };
 }
 
+async function withPair(options: PairOptions, use: (pair: BenchPair) => Promise<void>): Promise<void> {
+  const pair = await BenchPair.start(options);
+  try {
+    await use(pair);
+  } finally {
+    await pair.stop();
+  }
+}
+
+function takenIn(byDepth: ReadonlyMap<number, readonly number[]>): number {
+  return [...byDepth.values()].reduce((sum, taken) => sum + taken.length, 0);
+}
+
 /** Requests per second; the overlays are emptied afterwards. */
 async function writeRate(
   contestant: Contestant,
@@ -194,13 +207,14 @@ async function writeRate(
 ): Promise<number> {
   const workload = { pattern: "randwrite", blockBytes: 4096, depth } as const;
   const common = { uris: contestant.uris, directory, workload, seed: round };
-  const { requestsPerSecond } = await startLoad({ ...common, seconds, rampSeconds: RAMP_SECONDS }).finished;
+  const { requestsPerSecond } = await runLoad({ ...common, seconds, rampSeconds: RAMP_SECONDS });
   await contestant.idle();
   if (isReplicated(contestant)) await contestant.checkpoint();
   return requestsPerSecond;
 }
 
 type MemoryPeaks = Readonly<Record<"primary MiB" | "secondary MiB", number>>;
+const UNKNOWN_PEAKS: MemoryPeaks = { "primary MiB": NaN, "secondary MiB": NaN };
 
 function memoryPeaks({ processes }: BenchPair): MemoryPeaks {
   const of = (side: string): number => peakBytes(processes.get(side) ?? 0) / MIB;

@@ -50,17 +50,19 @@ export function isKept({ value, atLeast = -Infinity, atMost = Infinity }: Target
   return value >= atLeast && value <= atMost;
 }
 
+/** NaN of nothing. */
 export function median(numbers: readonly number[]): number {
+  if (numbers.length === 0) return NaN;
   const sorted = [...numbers].sort((left, right) => left - right);
   const middle = Math.floor(sorted.length / 2);
   const high = sorted[middle] ?? 0;
   return sorted.length % 2 === 1 ? high : (high + (sorted[middle - 1] ?? 0)) / 2;
 }
 
-/** The smallest of the numbers that `share` of them do not exceed. */
+/** The smallest of the numbers that `share` of them do not exceed. NaN of nothing. */
 export function percentile(numbers: readonly number[], share: number): number {
   const sorted = [...numbers].sort((left, right) => left - right);
-  return sorted[Math.max(0, Math.ceil(sorted.length * share) - 1)] ?? 0;
+  return sorted[Math.max(0, Math.ceil(sorted.length * share) - 1)] ?? NaN;
 }
 
 /** The members in another order for each round, so that none is always the first. */

@@ -5,14 +5,17 @@
  * Both pairs take a checkpoint after each load, so that each begins with empty overlays, and in the last load also every
  * 100 ms. A comparison is the median over the rounds of the two figures' ratio within a round.
  */
-import { BenchPair } from "./bench-pair.ts";
-import { isReplicated, stopAll, type Contestant, type ReplicatedContestant } from "./contestant.ts";
-import { startLoad, type Load, type RunningLoad, type Workload } from "./fio.ts";
+import { DURABILITIES, type Durability } from "../../proto/words.ts";
+import { BenchPair, pairName } from "./bench-pair.ts";
+import { checkpointEvery } from "./checkpoint-every.ts";
+import { isReplicated, type Contestant, type ReplicatedContestant } from "./contestant.ts";
+import { runLoad, type Load, type Workload } from "./fio.ts";
+import { latencyPlot } from "./latency-plot.ts";
 import { median, progress, rotated, settle, type Measured, type Row, type Setting, type Target } from "./measuring.ts";
 import { PLAIN_SERVERS, PlainServer } from "./plain-servers.ts";
-import type { Plot } from "./plot.ts";
-import { cpuSeconds, peakBytes } from "./process-figures.ts";
-import { QemuPair } from "./qemu-pair.ts";
+import { AGENT_MEMORY_MAX_MIB, cpuSeconds, peakBytes } from "./process-figures.ts";
+import { QEMU_PAIR, QemuPair } from "./qemu-pair.ts";
+import { namedWithLoss, Seat, stopAll } from "./seat.ts";
 
 const MIB = 1024 * 1024;
 const DISK_BYTES = 1024 * MIB;
@@ -38,15 +41,15 @@ const WORKLOADS = [
     checkpointEveryMs: 100,
   },
 ] as const satisfies readonly NamedWorkload[];
-/** Before the first round, unmeasured: a server that runs for months is not judged by its first seconds. */
+/** Before a contestant's first round, unmeasured: a server that runs for months is not judged by its first seconds. */
 const WARM_UP = WORKLOADS[1];
 type WorkloadName = (typeof WORKLOADS)[number]["name"];
 
-const OURS = "Colobus";
-const OURS_POWER = "Colobus, power";
+const OURS = pairName("process");
+const OURS_POWER = pairName("power");
 const COMPARISONS: readonly {
   readonly workload: WorkloadName;
-  readonly ours: typeof OURS | typeof OURS_POWER;
+  readonly ours: string;
   readonly other: string;
   readonly atLeast?: number;
 }[] = [
@@ -65,155 +68,169 @@ const COMPARISONS: readonly {
 interface Sample extends Load {
   /** CPU of all processes that serve, for each GiB that was moved. */
   readonly cpuSecondsPerGib: number;
+  /** That of each process, by what it is, for each request. */
+  readonly cpuUsPerRequest: Readonly<Record<string, number>>;
+  /** The most memory that each ever had. */
+  readonly peakMib: Readonly<Record<string, number>>;
 }
 
-/** A sample of each round, by workload and contestant. */
-type Samples = Map<string, Sample[]>;
+/** Samples by their round, by workload and contestant. */
+type Samples = ReadonlyMap<string, Map<number, Sample>>;
+
+/** How one contestant is measured in one round. */
+interface Turn {
+  readonly directory: string;
+  readonly seconds: number;
+  readonly round: number;
+}
 
 export async function measurePeers({ place, rounds, seconds }: Setting): Promise<Measured> {
-  const contestants: Contestant[] = [];
-  const samples: Samples = new Map();
+  const { pairs, servers } = seatsIn(place.directory, seconds);
+  const seats = [...pairs, ...servers];
+  const samples: Samples = new Map(
+    WORKLOADS.flatMap((workload) => seats.map((seat) => [sampleKey(workload.name, seat.name), new Map()])),
+  );
   try {
-    for (const start of STARTS) contestants.push(await start(place.directory));
-    for (const contestant of contestants) {
-      await measure(contestant, WARM_UP, { directory: place.directory, seconds, round: 0 });
-    }
+    for (const seat of seats) await seat.measure("start", () => Promise.resolve());
     for (let round = 1; round <= rounds; round += 1) {
       for (const workload of WORKLOADS) {
-        for (const contestant of rotated(contestants, round)) {
-          if ("checkpointEveryMs" in workload && !isReplicated(contestant)) continue;
+        for (const seat of rotated("checkpointEveryMs" in workload ? pairs : seats, round)) {
           await settle(place);
-          const sample = await measure(contestant, workload, { directory: place.directory, seconds, round });
-          const key = sampleKey(workload.name, contestant.name);
-          samples.set(key, [...(samples.get(key) ?? []), sample]);
+          const sample = await seat.measure(`${workload.name}, round ${round}`, (contestant) =>
+            measure(contestant, workload, { directory: place.directory, seconds, round }),
+          );
+          if (sample !== undefined) samples.get(sampleKey(workload.name, seat.name))?.set(round, sample);
         }
       }
       progress("peers", place, round, rounds);
     }
-    return {
-      tables: [
-        ...WORKLOADS.map(({ name }) => ({ title: name, rows: rowsOf(name, contestants, samples) })),
-        { title: "memory", rows: contestants.flatMap(memoryRows) },
-      ],
-      targets: COMPARISONS.map(({ workload, ours, other, atLeast }): Target => {
-        const rate = (name: string) => rates(samples.get(sampleKey(workload, name)) ?? []);
-        const others = rate(other);
-        const ratios = rate(ours).map((ourRate, index) => ourRate / (others[index] ?? 0));
-        return { what: `${workload}: ${ours} beside ${other}`, value: median(ratios), unit: "times", atLeast };
-      }),
-      plots: WORKLOADS.map(({ name }) => latencyPlot(name, contestants, samples)),
-    };
   } finally {
-    await stopAll(contestants);
+    await stopAll(seats);
   }
+  const names = (workload: NamedWorkload): string[] =>
+    (workload.checkpointEveryMs === undefined ? seats : pairs).map(({ name }) => name);
+  const memory = memoryPeaks(samples, seats);
+  return {
+    tables: [
+      ...WORKLOADS.map((workload) => ({
+        title: workload.name,
+        rows: names(workload).map((name) => rowOf(name, samples.get(sampleKey(workload.name, name)), rounds)),
+      })),
+      { title: "memory", rows: memory.map(({ what, mib }) => ({ what, figures: { "peak MiB": mib } })) },
+    ],
+    targets: [
+      ...COMPARISONS.map((comparison) => targetOf(comparison, samples)),
+      ...memory.flatMap(({ what, mib, isOurs }): Target[] =>
+        isOurs ? [{ what: `memory of ${what}`, value: mib, unit: "MiB", atMost: AGENT_MEMORY_MAX_MIB }] : [],
+      ),
+    ],
+    plots: WORKLOADS.map((workload) =>
+      latencyPlot(
+        workload.name,
+        names(workload).map((name) => ({ name, loads: taken(samples.get(sampleKey(workload.name, name))) })),
+      ),
+    ),
+  };
 }
 
-const STARTS: readonly ((directory: string) => Promise<Contestant>)[] = [
-  (parent) => BenchPair.start({ parent, sizeBytes: DISK_BYTES, durability: "process", isFilled: true }),
-  (parent) => BenchPair.start({ parent, sizeBytes: DISK_BYTES, durability: "power", isFilled: true }),
-  (parent) => QemuPair.start(parent, DISK_BYTES),
-  ...PLAIN_SERVERS.map((name) => (parent: string) => PlainServer.start(name, parent, DISK_BYTES)),
-];
+function seatsIn(
+  parent: string,
+  seconds: number,
+): { readonly pairs: readonly Seat<ReplicatedContestant>[]; readonly servers: readonly Seat<Contestant>[] } {
+  const seat = <T extends Contestant>(name: string, start: () => Promise<T>): Seat<T> =>
+    new Seat(name, async () => {
+      const contestant = await start();
+      await measure(contestant, WARM_UP, { directory: parent, seconds, round: 0 });
+      return contestant;
+    });
+  const ours = (durability: Durability) =>
+    seat(pairName(durability), () => BenchPair.start({ parent, sizeBytes: DISK_BYTES, durability, isFilled: true }));
+  return {
+    pairs: [...DURABILITIES.map(ours), seat<ReplicatedContestant>(QEMU_PAIR, () => QemuPair.start(parent, DISK_BYTES))],
+    servers: PLAIN_SERVERS.map((name) => seat(name, () => PlainServer.start(name, parent, DISK_BYTES))),
+  };
+}
 
 async function measure(
   contestant: Contestant,
   workload: NamedWorkload,
-  { directory, seconds, round }: { readonly directory: string; readonly seconds: number; readonly round: number },
+  { directory, seconds, round }: Turn,
 ): Promise<Sample> {
-  const pids = [...contestant.processes.values()];
-  const cpuBefore = cpuSeconds(pids);
-  const common = { uris: contestant.uris, directory, workload, seed: round };
-  const running = startLoad({ ...common, seconds, rampSeconds: RAMP_SECONDS });
-  if (workload.checkpointEveryMs !== undefined && isReplicated(contestant)) {
-    await checkpointEvery(contestant, workload.checkpointEveryMs, running);
-  }
-  const measured = await running.finished;
+  const processes = [...contestant.processes];
+  const cpuOf = (): number[] => processes.map(([, pid]) => cpuSeconds([pid]));
+  const cpuBefore = cpuOf();
+  const options = { uris: contestant.uris, directory, workload, seconds, rampSeconds: RAMP_SECONDS, seed: round };
+  const { checkpointEveryMs } = workload;
+  const measured =
+    checkpointEveryMs !== undefined && isReplicated(contestant)
+      ? await runLoad(options, (running) => checkpointEvery(contestant, checkpointEveryMs, running))
+      : await runLoad(options);
   await contestant.idle();
+  const cpu = cpuOf().map((after, index) => after - (cpuBefore[index] ?? 0));
   // fio does not tell what it moved in the first seconds: as much as in the others.
+  const requests = measured.requestsPerSecond * (seconds + RAMP_SECONDS);
   const gib = (measured.bytesPerSecond * (seconds + RAMP_SECONDS)) / (1024 * MIB);
-  const cpuSecondsPerGib = (cpuSeconds(pids) - cpuBefore) / gib;
   if (isReplicated(contestant)) await contestant.checkpoint();
-  return { ...measured, cpuSecondsPerGib };
-}
-
-/** Takes a checkpoint every `everyMs` until the load has finished; one that takes longer delays the next. */
-async function checkpointEvery(contestant: ReplicatedContestant, everyMs: number, running: RunningLoad): Promise<void> {
-  const ended = running.finished.then(
-    () => true,
-    () => true, // the caller awaits it too
-  );
-  for (;;) {
-    const nextMs = performance.now() + everyMs;
-    await contestant.checkpoint(running);
-    if (await Promise.race([ended, sleepUntil(nextMs)])) return;
-  }
-}
-
-function sleepUntil(ms: number): Promise<false> {
-  return new Promise((resolve) => {
-    setTimeout(() => resolve(false), Math.max(0, ms - performance.now()));
-  });
-}
-
-function rowsOf(workload: WorkloadName, contestants: readonly Contestant[], samples: Samples): Row[] {
-  return contestants.flatMap(({ name }) => {
-    const taken = samples.get(sampleKey(workload, name));
-    if (taken === undefined) return [];
-    const of = (figure: Exclude<keyof Sample, "latencies">): number => median(taken.map((sample) => sample[figure]));
-    return {
-      what: name,
-      figures: {
-        "IOPS": of("requestsPerSecond"),
-        "MB/s": of("bytesPerSecond") / 1e6,
-        "mean µs": of("meanUs"),
-        "p50 µs": of("p50Us"),
-        "p99 µs": of("p99Us"),
-        "p99.9 µs": of("p999Us"),
-        "CPU s/GiB": of("cpuSecondsPerGib"),
-      },
-    };
-  });
-}
-
-function memoryRows({ name, processes }: Contestant): Row[] {
-  return [...processes].map(([process, pid]) => ({
-    what: `${name}: ${process}`,
-    figures: { "peak MiB": peakBytes(pid) / MIB },
-  }));
-}
-
-/** The share of requests that took longer than each latency, all rounds together. */
-function latencyPlot(workload: WorkloadName, contestants: readonly Contestant[], samples: Samples): Plot {
   return {
-    name: `latency ${workload}`,
-    title: `${workload}: share of requests that took longer`,
-    x: { label: "latency, µs", scale: "log" },
-    y: { label: "share of requests", scale: "log" },
-    series: contestants.flatMap(({ name }) => {
-      const taken = samples.get(sampleKey(workload, name));
-      return taken === undefined ? [] : { name, points: slowerThan(taken.flatMap(({ latencies }) => latencies)) };
-    }),
+    ...measured,
+    cpuSecondsPerGib: cpu.reduce((sum, used) => sum + used, 0) / gib,
+    cpuUsPerRequest: Object.fromEntries(
+      processes.map(([process], index) => [process, ((cpu[index] ?? 0) * 1e6) / requests]),
+    ),
+    peakMib: Object.fromEntries(processes.map(([process, pid]) => [process, peakBytes(pid) / MIB])),
   };
 }
 
-const SHARE_MIN = 0.0001;
-
-function slowerThan(latencies: readonly (readonly [us: number, count: number])[]): [number, number][] {
-  const counts = new Map<number, number>();
-  for (const [us, count] of latencies) counts.set(us, (counts.get(us) ?? 0) + count);
-  const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
-  let slower = total;
-  return [...counts]
-    .sort(([left], [right]) => left - right)
-    .map(([us, count]): [number, number] => {
-      slower -= count;
-      return [us, slower / total];
-    })
-    .filter(([, share]) => share >= SHARE_MIN);
+/** The CPU of a server without replication stands where that of a primary does. */
+function rowOf(name: string, byRound: ReadonlyMap<number, Sample> | undefined, rounds: number): Row {
+  const samples = taken(byRound);
+  const of = (figure: (sample: Sample) => number | undefined): number | null => {
+    const figures = samples.map(figure).filter((value) => value !== undefined);
+    return figures.length === 0 ? null : median(figures);
+  };
+  return {
+    what: namedWithLoss(name, samples.length, rounds),
+    figures: {
+      "IOPS": of((sample) => sample.requestsPerSecond),
+      "MB/s": of((sample) => sample.bytesPerSecond / 1e6),
+      "mean µs": of((sample) => sample.meanUs),
+      "p50 µs": of((sample) => sample.p50Us),
+      "p99 µs": of((sample) => sample.p99Us),
+      "p99.9 µs": of((sample) => sample.p999Us),
+      "primary's CPU µs": of(({ cpuUsPerRequest: { primary, server } }) => primary ?? server),
+      "secondary's CPU µs": of(({ cpuUsPerRequest: { secondary } }) => secondary),
+      "CPU s/GiB": of((sample) => sample.cpuSecondsPerGib),
+    },
+  };
 }
 
-function rates(samples: readonly Sample[]): number[] {
-  return samples.map(({ requestsPerSecond }) => requestsPerSecond);
+/** The median of the ratios within a round; of those rounds in which neither failed. */
+function targetOf({ workload, ours, other, atLeast }: (typeof COMPARISONS)[number], samples: Samples): Target {
+  const others = samples.get(sampleKey(workload, other));
+  const ratios = [...(samples.get(sampleKey(workload, ours)) ?? [])].flatMap(([round, { requestsPerSecond }]) => {
+    const beside = others?.get(round);
+    return beside === undefined ? [] : [requestsPerSecond / beside.requestsPerSecond];
+  });
+  return { what: `${workload}: ${ours} beside ${other}`, value: median(ratios), unit: "times", atLeast };
+}
+
+/** Of each process, over all rounds. */
+function memoryPeaks(
+  samples: Samples,
+  seats: readonly Seat<Contestant>[],
+): { readonly what: string; readonly mib: number; readonly isOurs: boolean }[] {
+  return seats.flatMap(({ name }) => {
+    const peaks = new Map<string, number>();
+    for (const { peakMib } of WORKLOADS.flatMap((workload) => taken(samples.get(sampleKey(workload.name, name))))) {
+      for (const [process, mib] of Object.entries(peakMib)) peaks.set(process, Math.max(mib, peaks.get(process) ?? 0));
+    }
+    const isOurs = name === OURS || name === OURS_POWER;
+    return [...peaks].map(([process, mib]) => ({ what: `${name}: ${process}`, mib, isOurs }));
+  });
+}
+
+function taken(byRound: ReadonlyMap<number, Sample> | undefined): Sample[] {
+  return [...(byRound?.values() ?? [])];
 }
 
 function sampleKey(workload: string, contestant: string): string {

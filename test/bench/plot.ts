@@ -18,9 +18,11 @@ export interface Plot {
   readonly series: readonly { readonly name: string; readonly points: readonly (readonly [x: number, y: number])[] }[];
 }
 
-const WIDTH = 760;
+const WIDTH = 800;
 const HEIGHT = 400;
 const AREA = { left: 72, top: 40, right: 570, bottom: 346 };
+/** So few points are marked each, so that one sees what was measured and what only joins it. */
+const MARKED_MAX = 16;
 /** About as many marks on an axis. */
 const TICKS = 5;
 
@@ -65,6 +67,7 @@ export function drawPlot(plot: Plot): string {
     `<g transform="translate(16 ${(AREA.top + AREA.bottom) / 2}) rotate(-90)">${text(0, 0, "middle", plot.y.label)}</g>`,
     ...series.flatMap(({ name, points }, index) => [
       `<polyline class="s${index}" points="${path(points.map(([px, py]) => [x.at(px), y.at(py)]))}"/>`,
+      ...(points.length > MARKED_MAX ? [] : points.map(([px, py]) => mark(index, x.at(px), y.at(py)))),
       `<line class="s${index}" x1="${AREA.right + 14}" x2="${AREA.right + 40}" y1="${legendY(index)}" y2="${legendY(index)}"/>`,
       text(AREA.right + 46, legendY(index) + 4, "start", name),
     ]),
@@ -77,6 +80,7 @@ const STYLE = [
   "text{font:12px sans-serif;fill:#222}.title{font-weight:bold}.back{fill:#fff}.grid{stroke:#ddd}",
   "polyline,line{fill:none;stroke-width:1}",
   ...LIGHT.map((colour, index) => `.s${index}{stroke:${colour};stroke-width:2;stroke-dasharray:${dash(index)}}`),
+  ".dot{stroke-width:3;stroke-dasharray:none}",
   "@media(prefers-color-scheme:dark){text{fill:#ddd}.back{fill:#161b22}.grid{stroke:#333}",
   ...DARK.map((colour, index) => `.s${index}{stroke:${colour}}`),
   "}",
@@ -136,6 +140,10 @@ function path(points: readonly (readonly [x: number, y: number])[]): string {
 
 function legendY(index: number): number {
   return AREA.top + 12 + index * 22;
+}
+
+function mark(index: number, x: number, y: number): string {
+  return `<circle class="s${index} dot" cx="${x}" cy="${y}" r="1.5"/>`;
 }
 
 function line(x1: number, y1: number, x2: number, y2: number): string {

@@ -1,8 +1,13 @@
 import { readFileSync } from "node:fs";
+import { WINDOW_DEFAULT_BYTES } from "../../proto/limits.ts";
 
 /** The unit of /proc's times, the same on every Linux of today (`getconf CLK_TCK`). */
 const TICKS_PER_SECOND = 100;
 const KIB = 1024;
+const MIB = 1024 * KIB;
+
+/** What an agent may take for disks of any size: so much, and its windows. */
+export const AGENT_MEMORY_MAX_MIB = 256 + WINDOW_DEFAULT_BYTES / MIB;
 
 /** Seconds of CPU that these processes have used so far, in user mode and in the kernel. */
 export function cpuSeconds(pids: Iterable<number>): number {

@@ -26,6 +26,7 @@ const IMAGE = { "driver": "raw", "file.driver": "file", "discard": "unmap" };
 /** Milliseconds without a write that pass as quiet; a request takes a tenth of one. */
 const QUIET_TURNS = 3;
 const EXPORT = "disk0";
+export const QEMU_PAIR = "QEMU COLO";
 const QUORUM = { "if": "none", "driver": "quorum", "read-pattern": "fifo", "vote-threshold": "1" };
 
 /**
@@ -35,7 +36,7 @@ const QUORUM = { "if": "none", "driver": "quorum", "read-pattern": "fifo", "vote
  * costs less than the TCP connection that our agents use.
  */
 export class QemuPair implements FailoverContestant {
-  readonly name = "QEMU COLO";
+  readonly name = QEMU_PAIR;
   readonly uris: readonly string[];
   readonly #directory: string;
   #primary: QemuProcess | undefined;
@@ -133,8 +134,7 @@ export class QemuPair implements FailoverContestant {
   }
 
   async stop(): Promise<void> {
-    await this.#primary?.quit();
-    await this.#secondary?.quit();
+    await Promise.all([this.#primary?.quit(), this.#secondary?.quit()]);
     removeDirectory(this.#directory);
   }
 

@@ -51,10 +51,15 @@ export class QemuProcess {
     await this.execute("block-export-add", { "type": "nbd", "id": name, "node-name": node, name, "writable": true });
   }
 
+  /** Ends QEMU as it asks to be ended; one that takes no commands any more is killed. */
   async quit(): Promise<void> {
-    if (this.#qmp.isClosed) return;
+    if (this.#qmp.isClosed) return this.kill();
     const ended = once(this.#process, "exit");
-    await this.execute("quit");
+    try {
+      await this.execute("quit");
+    } catch {
+      return this.kill(); // it hangs, or has ended before it could answer
+    }
     await ended;
   }
 

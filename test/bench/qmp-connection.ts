@@ -12,6 +12,8 @@ interface Waiting {
   readonly command: string;
   readonly resolve: (answer: unknown) => void;
   readonly reject: (error: Error) => void;
+  /** Ends the connection when it fires. */
+  readonly timer: NodeJS.Timeout;
 }
 
 /** A checkpoint of much data takes less than a second. */
@@ -32,7 +34,10 @@ export class QmpConnection {
     socket.on("error", () => undefined);
     socket.on("close", () => {
       this.#isClosed = true;
-      for (const { command, reject } of this.#waiting.splice(0)) reject(new Error(`QEMU ended during ${command}`));
+      for (const { command, reject, timer } of this.#waiting.splice(0)) {
+        clearTimeout(timer);
+        reject(new Error(`QEMU ended during ${command}`));
+      }
     });
   }
 
@@ -57,17 +62,7 @@ export class QmpConnection {
         reject(new Error(`QEMU has not answered ${command} in ${ANSWER_TIMEOUT_MS / 1000} s`));
         this.#socket.destroy();
       }, ANSWER_TIMEOUT_MS);
-      this.#waiting.push({
-        command,
-        resolve: (answer) => {
-          clearTimeout(timer);
-          resolve(answer);
-        },
-        reject: (error) => {
-          clearTimeout(timer);
-          reject(error);
-        },
-      });
+      this.#waiting.push({ command, resolve, reject, timer });
       this.#socket.write(`${JSON.stringify({ execute: command, arguments: argumentsOfIt })}\n`);
     });
   }
@@ -77,6 +72,7 @@ export class QmpConnection {
     if (!success) return; // the greeting, or an event
     const waiting = this.#waiting.shift();
     if (waiting === undefined) return;
+    clearTimeout(waiting.timer);
     if ("error" in answer) waiting.reject(new Error(`${waiting.command}: ${answer.error.desc}`));
     else waiting.resolve(answer.return);
   }

@@ -618,5 +618,11 @@ describe.runIf(PEERS)("an agent", () => {
     expectSame(pair.image("b"), pair.image("a"));
     const syncs = (await primary.status()).jobs.map(({ type }) => type);
     expect(syncs.filter((type) => type === "full-sync").length).toBe(1);
+    // The secondary itself says that it was held up.
+    const { eventLoopDelay } = await secondary.status();
+    expect(eventLoopDelay?.stalls).toBeGreaterThanOrEqual(1);
+    expect(eventLoopDelay?.maxMs).toBeGreaterThan(1000);
+    expect((await secondary.cli("events")).stdout).toMatch(/ stalled .* longestMs=\d/);
+    expect((await secondary.cli("status")).stdout).toContain("held up");
   });
 });

@@ -30,6 +30,15 @@ describe("a plot", () => {
     expect(linesOf(PLOT)).toEqual(["72,346 321,193 570,40", "72,40 570,40"]);
   });
 
+  it("marks the points of a line that has few of them", () => {
+    const circles = (plot: Plot) => drawPlot(plot).match(/<circle class="s0 dot"/g)?.length ?? 0;
+    const withPoints = (count: number): Plot => ({
+      ...PLOT,
+      series: [{ name: "one", points: Array.from({ length: count }, (_, index): [number, number] => [index + 1, 1]) }],
+    });
+    expect([circles(withPoints(16)), circles(withPoints(17))]).toEqual([16, 0]);
+  });
+
   it("leaves out what a logarithmic axis cannot show", () => {
     const [series] = PLOT.series;
     expect(linesOf({ ...PLOT, series: [{ name: "one", points: [[0, 3], ...(series?.points ?? [])] }] })[0]).toBe(

@@ -44,6 +44,20 @@ describe("the status screen", () => {
     expect(renderStatus(unprotected, paint)).toContain("<bad>NotProtected: no-peer</>");
   });
 
+  it("says that the agent was held up, but nothing of the delays that any process has", () => {
+    const delayed = (maxMs: number) =>
+      renderStatus(
+        {
+          ...protectedPrimary(),
+          eventLoopDelay: { overMs: 55_000, p50Ms: 0.2, p99Ms: 1, p999Ms: maxMs, maxMs, stalls: 0 },
+        },
+        (tone, text) => `<${tone}>${text}</>`,
+      );
+    expect(delayed(249)).not.toContain("held up");
+    expect(delayed(250)).toContain("held up   <warn>for 250 ms in the last 55 s: requests had to wait</>");
+    expect(delayed(1000)).toContain("<bad>for 1 s in the last 55 s");
+  });
+
   it("leaves out what there is none of", () => {
     const bare = { ...protectedPrimary(), peers: [], disks: [], jobs: [], exports: [], recoverable: null };
     const text = renderStatus(bare, paintNothing);

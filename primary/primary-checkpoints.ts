@@ -1,0 +1,229 @@
+import type { CheckpointAnswer, CheckpointRequest, CommitAnswer, DiscardAnswer, Status } from "../proto/control-api.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
+import type { Hello } from "../proto/replication-messages.ts";
+import type { EventType } from "../proto/words.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import { Deadline } from "../shared/host/deadline.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
+import { EpochCounter } from "./epoch-counter.ts";
+import { learnEpochs, type KnownEpochs } from "./known-epochs.ts";
+import { lostPeer } from "./no-peer.ts";
+import type { SourceSession } from "./source-session.ts";
+
+export interface PrimaryCheckpointsOptions {
+  readonly clock: Clock;
+  readonly state: StateFile;
+  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
+  /** The open session with the secondary. Errors: `no-peer`. */
+  readonly session: () => SourceSession;
+  /** Whether the secondary has everything, so that a barrier may be placed. */
+  readonly isEstablished: () => boolean;
+  /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
+  readonly untilEstablished: () => Promise<void>;
+}
+
+/**
+ * Owns the primary's epochs: which one is open, how much was written in each, and what this side was told last of the
+ * secondary's checkpoints. Closes epochs, and asks for commits and discards; what is prepared and committed is the
+ * secondary's to know.
+ */
+export class PrimaryCheckpoints {
+  readonly #options: PrimaryCheckpointsOptions;
+  readonly #epochs: EpochCounter;
+  readonly #known: KnownEpochs;
+  /** The guest's writes since this agent started, by epoch. */
+  readonly #volumes = new EpochVolumes();
+  /** Whether the committed epoch was closed under this agent's eyes, so that no later write is uncounted. */
+  #volumesComplete = false;
+  /** The secondary has given up what it had of epochs up to this one. An answer about one may be read after that. */
+  #voidThrough = 0;
+
+  constructor(options: PrimaryCheckpointsOptions) {
+    this.#options = options;
+    const { record } = options.state;
+    this.#epochs = new EpochCounter(options.state);
+    this.#known = {
+      committed: record.committed.epoch,
+      committedAtMs: record.committed.epoch > 0 ? record.committed.atMs : undefined,
+      prepared: [],
+      asked: new Map(),
+    };
+  }
+
+  get openEpoch(): number {
+    return this.#epochs.open;
+  }
+
+  /** The epoch that the secondary has committed, as it said last; 0: none. */
+  get committed(): number {
+    return this.#known.committed;
+  }
+
+  /** When that was, where it is known. */
+  get committedAtMs(): number | undefined {
+    return this.#known.committedAtMs;
+  }
+
+  get prepared(): readonly number[] {
+    return this.#known.prepared;
+  }
+
+  /** What the guest has written since the committed checkpoint, as far as this process has seen it. */
+  volumeSinceCommit(): { readonly writes: number; readonly bytes: number; readonly complete: boolean } {
+    return { ...this.#volumes.total(), complete: this.#volumesComplete };
+  }
+
+  describe(): Status["epoch"] {
+    return { open: this.openEpoch, prepared: [...this.prepared], committed: this.committed, retained: [] };
+  }
+
+  /** A guest has written to the open epoch. */
+  countWrite(bytes: number): void {
+    this.#volumes.add(this.#epochs.open, 1, bytes);
+  }
+
+  /**
+   * Closes the open epoch on all disks, waits until the secondary has prepared the checkpoint and, unless only that is
+   * asked for, commits it. While the secondary is being synced, waits for the end of that first.
+   * Errors: `no-peer` at once without a connected secondary; `timed-out`; `outcome-unknown` when the session is lost
+   * during the commit; the secondary's own refusals.
+   */
+  async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
+    const { clock, session: connectedSession, isEstablished, untilEstablished } = this.#options;
+    const deadline = this.#deadline(request.timeoutMs, signal);
+    try {
+      connectedSession();
+      await deadline.race(untilEstablished(), "the secondary is still being synced");
+      // Another checkpoint may have closed the reserved epoch before this one goes on.
+      do await deadline.race(this.#epochs.reserve(), "an epoch number could not be reserved");
+      while (!this.#epochs.isReserved);
+      if (this.#known.prepared.length >= PREPARED_EPOCHS_MAX) {
+        throw new ColobusError(
+          "too-many-prepared",
+          `${PREPARED_EPOCHS_MAX} checkpoints are prepared already`,
+          "Commit or discard some of them first.",
+        );
+      }
+      // The sync may have begun anew, or the session been lost, while the number was reserved.
+      if (!isEstablished()) throw lostPeer();
+      const session = connectedSession();
+      const startedMs = clock.nowMs();
+      const epoch = this.#epochs.close();
+      await deadline.race(
+        this.#barrier(session, epoch),
+        `checkpoint ${epoch} was asked for and its outcome is not known yet`,
+      );
+      const prepareMs = clock.nowMs() - startedMs;
+      if (request.prepare) return { epoch, state: "prepared", prepareMs, commitMs: null };
+      const commitMs = await deadline.race(
+        this.#commit(session, epoch),
+        `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
+      );
+      return { epoch, state: "committed", prepareMs, commitMs };
+    } finally {
+      deadline.end();
+    }
+  }
+
+  /** Commits a prepared checkpoint, and every earlier one. Succeeds again for what is committed. */
+  async commit(epoch: number, timeoutMs: number, signal: AbortSignal): Promise<CommitAnswer> {
+    const deadline = this.#deadline(timeoutMs, signal);
+    try {
+      if (epoch <= this.#known.committed) return { epoch, state: "committed", commitMs: 0 };
+      const commitMs = await deadline.race(
+        this.#commit(this.#options.session(), epoch),
+        `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
+      );
+      return { epoch, state: "committed", commitMs };
+    } finally {
+      deadline.end();
+    }
+  }
+
+  /** Withdraws one prepared checkpoint, or all of them. */
+  async discard(epoch: number | undefined, timeoutMs: number, signal: AbortSignal): Promise<DiscardAnswer> {
+    const deadline = this.#deadline(timeoutMs, signal);
+    try {
+      const session = this.#options.session();
+      const epochs = epoch === undefined ? [...this.#known.prepared] : [epoch];
+      if (epochs.length === 0) return { discarded: [] };
+      await deadline.race(
+        session.request((id) => ({ type: "discard", id, epochs })),
+        "the discard was asked for and its outcome is not known yet",
+      );
+      const discarded = this.#known.prepared.filter((prepared) => epochs.includes(prepared));
+      this.#known.prepared = this.#known.prepared.filter((prepared) => !epochs.includes(prepared));
+      if (discarded.length > 0) this.#options.emit("checkpoint-discarded", { epochs: discarded });
+      return { discarded };
+    } finally {
+      deadline.end();
+    }
+  }
+
+  /** A secondary opens a session, and says what it has. Returns the epoch that is open from here on. */
+  learn(peer: Hello): number {
+    this.#epochs.skipThrough(peer.epochSeen);
+    // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
+    if (peer.committed < this.#known.committed) this.#volumesComplete = false;
+    const news = learnEpochs(this.#known, peer, this.#options.clock.wallMs());
+    if (news !== undefined) this.#volumes.dropThrough(this.#known.committed);
+    // What an earlier process had asked for is no event of this one.
+    if (news === "asked") this.#committed(this.#known.committed);
+    return this.#epochs.open;
+  }
+
+  /** The secondary has given up everything that it had of epochs up to `throughEpoch`. */
+  givenUp(throughEpoch: number): void {
+    this.#voidThrough = throughEpoch;
+    this.#options.emit("checkpoint-given-up", { epoch: this.#known.committed });
+    this.#known.committed = 0;
+    this.#known.committedAtMs = undefined;
+    this.#known.prepared = [];
+  }
+
+  async #barrier(session: SourceSession, epoch: number): Promise<void> {
+    try {
+      await session.request((id) => ({ type: "barrier", id, epoch }));
+    } catch (error) {
+      this.#options.emit("checkpoint-failed", { epoch, ...asColobusError(error).toJSON() });
+      throw error;
+    }
+    if (epoch > this.#voidThrough) this.#known.prepared.push(epoch);
+    this.#options.emit("checkpoint-prepared", { epoch });
+  }
+
+  async #commit(session: SourceSession, epoch: number): Promise<number> {
+    const { clock, emit } = this.#options;
+    const startedMs = clock.nowMs();
+    this.#known.asked.set(epoch, clock.wallMs());
+    try {
+      await session.request((id) => ({ type: "commit", id, epoch }));
+    } catch (error) {
+      const reason = asColobusError(error);
+      if (reason.code !== "outcome-unknown") this.#known.asked.delete(epoch);
+      emit("checkpoint-failed", { epoch, ...reason.toJSON() });
+      throw error;
+    }
+    this.#known.asked.delete(epoch);
+    if (epoch > this.#voidThrough) {
+      this.#known.committed = Math.max(this.#known.committed, epoch);
+      this.#known.committedAtMs = clock.wallMs();
+    }
+    this.#volumes.dropThrough(epoch);
+    this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
+    this.#committed(epoch);
+    return clock.nowMs() - startedMs;
+  }
+
+  /** The secondary has told that it has done a commit that this agent had asked for. */
+  #committed(epoch: number): void {
+    this.#volumesComplete = true;
+    this.#options.emit("checkpoint-committed", { epoch });
+  }
+
+  #deadline(timeoutMs: number, signal: AbortSignal): Deadline {
+    return new Deadline(this.#options.clock, timeoutMs, signal);
+  }
+}

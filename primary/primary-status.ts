@@ -1,0 +1,80 @@
+import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { describePrimaryDisks } from "./describe-disks.ts";
+import type { DiskHealth } from "./disk-health.ts";
+import type { GuestPolicy } from "./guest-policy.ts";
+import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
+import { describePrimaryProtection } from "./primary-protection.ts";
+import type { ReplicatedDisk } from "./replicated-disk.ts";
+import type { Replicator } from "./replicator.ts";
+import type { SyncJobs } from "./sync-jobs.ts";
+
+export interface PrimaryStatusOptions {
+  readonly state: Pick<StateFile, "record">;
+  readonly clock: Pick<Clock, "wallMs">;
+  readonly maxCheckpointAgeMs: number | undefined;
+  readonly disks: readonly ReplicatedDisk[];
+  readonly health: DiskHealth;
+  readonly guests: GuestPolicy;
+  readonly replicator: Replicator;
+  readonly syncs: Pick<SyncJobs, "isHeld">;
+  readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAtMs" | "volumeSinceCommit">;
+  /** Whether there is a secondary, or one is to be dialled. */
+  readonly isPaired: () => boolean;
+  readonly verdict: () => Verdict | undefined;
+}
+
+/** What status says of a primary. It reads the role's parts, and changes none. */
+export class PrimaryStatus {
+  readonly #parts: PrimaryStatusOptions;
+
+  constructor(parts: PrimaryStatusOptions) {
+    this.#parts = parts;
+  }
+
+  describePeers(): PeerStatus[] {
+    const { isPaired, replicator, syncs } = this.#parts;
+    if (!isPaired()) return [];
+    const peer = replicator.describe();
+    const isHeld = peer.replication === "SyncSource" && syncs.isHeld;
+    return [isHeld ? { ...peer, replication: "PausedSyncS" } : peer];
+  }
+
+  describeDisks(): DiskStatus[] {
+    const { state, disks, health, isPaired, replicator } = this.#parts;
+    return describePrimaryDisks(state.record, disks, health, (disk) => (isPaired() ? replicator.dirtyBytes(disk) : 0));
+  }
+
+  describeProtection(): Status["protection"] {
+    const { state, clock, health, verdict, guests, isPaired, replicator, checkpoints } = this.#parts;
+    const nowMs = clock.wallMs();
+    return describePrimaryProtection({
+      record: state.record,
+      failed: health.first,
+      verdict: verdict(),
+      guests,
+      hasPeer: isPaired(),
+      replicator,
+      committed: checkpoints.committed,
+      checkpointAgeMs: nowMs - (checkpoints.committedAtMs ?? nowMs),
+      maxCheckpointAgeMs: this.#parts.maxCheckpointAgeMs,
+    });
+  }
+
+  /** What the secondary would return to if this side died now, as far as this side knows. */
+  describeRecoverable(): Status["recoverable"] {
+    const { isPaired, clock, replicator, checkpoints } = this.#parts;
+    const { committed, committedAtMs } = checkpoints;
+    if (committed === 0 || !isPaired()) return null;
+    const nowMs = clock.wallMs();
+    const { writes, bytes, complete } = checkpoints.volumeSinceCommit();
+    return {
+      epoch: committed,
+      ageMs: Math.max(0, nowMs - (committedAtMs ?? nowMs)),
+      lastContactMs: replicator.describe().lastContactMs,
+      wouldLose: { writes, bytes, atLeast: !complete },
+    };
+  }
+}

@@ -1,0 +1,117 @@
+import assert from "node:assert/strict";
+import type { StateRecord } from "../proto/state-record.ts";
+import type { SecondaryExport } from "../proto/words.ts";
+import type { ImageSource } from "../shared/block/disk-image.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { Storage } from "../shared/host/storage.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { overlayContext } from "./overlay-files.ts";
+import type { OverlayQuota } from "./overlay-quota.ts";
+import { ReplicaDisk } from "./replica-disk.ts";
+import type { ViewGate } from "./view-gate.ts";
+
+export interface ReplicaDisksOptions {
+  readonly storage: Storage;
+  readonly images: ImageSource;
+  readonly random: Random;
+  readonly state: StateFile;
+  readonly stateDirectory: string;
+  readonly access: SecondaryExport;
+  readonly bootId: string;
+  readonly mayHaveLostWrites: boolean;
+  readonly gate: ViewGate;
+  readonly quota: () => OverlayQuota | undefined;
+  /** Disks have come into being at the primary's size. */
+  readonly disksCreated: () => void;
+}
+
+/** Owns the secondary's disks: opens those whose size is recorded, and makes the others when a primary tells their size. */
+export class ReplicaDisks {
+  readonly #options: ReplicaDisksOptions;
+  #disks: ReplicaDisk[] = [];
+
+  constructor(options: ReplicaDisksOptions) {
+    this.#options = options;
+  }
+
+  get all(): readonly ReplicaDisk[] {
+    return this.#disks;
+  }
+
+  /**
+   * Recovers the overlays of all disks. Errors: those of opening the images (`image-missing` …), `state-corrupt`.
+   * On an error every file is closed again.
+   */
+  open(): void {
+    try {
+      for (const disk of this.#options.state.record.disks) {
+        if (disk.sizeBytes !== null) this.#disks.push(this.#openDisk(disk));
+      }
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+  }
+
+  /** The disks in the primary's order; images that were to be created are, and the record then names their size. */
+  async prepare(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
+    const { images, state } = this.#options;
+    const created = new Map<string, number>();
+    for (const [index, name] of names.entries()) {
+      const recorded = state.record.disks.find((disk) => disk.name === name);
+      const sizeBytes = sizes[index];
+      assert(recorded !== undefined && sizeBytes !== undefined, "the handshake has compared the names");
+      if (recorded.sizeBytes !== null) continue;
+      await images.create(recorded.image, sizeBytes);
+      created.set(name, sizeBytes);
+      this.#disks.push(this.#openDisk({ ...recorded, sizeBytes }));
+    }
+    if (created.size > 0) {
+      await state.update((record) => ({
+        ...record,
+        disks: record.disks.map((disk) => ({ ...disk, sizeBytes: created.get(disk.name) ?? disk.sizeBytes })),
+      }));
+      this.#options.disksCreated();
+    }
+    return names.map((name) => {
+      const disk = this.#disks.find((candidate) => candidate.name === name);
+      assert(disk !== undefined);
+      return disk;
+    });
+  }
+
+  close(): void {
+    for (const disk of this.#disks) disk.close();
+  }
+
+  #openDisk(disk: StateRecord["disks"][number]): ReplicaDisk {
+    const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate } = this.#options;
+    const { committed, prepared, retained, epochReserved } = state.record;
+    const quota = this.#options.quota();
+    const base = this.#options.images.open(disk);
+    try {
+      const epochs = {
+        floor: retained[0]?.epoch ?? committed.epoch,
+        committed: committed.epoch,
+        newestBarrier: prepared.at(-1)?.epoch ?? committed.epoch,
+        open: epochReserved + 1,
+        afterPowerLoss: state.record.bootId !== bootId,
+        mayHaveLostWrites,
+      };
+      const context = overlayContext(
+        { storage, random, stateDirectory, quota },
+        state.record,
+        disk.name,
+        base.sizeBytes,
+      );
+      return new ReplicaDisk(disk.name, base, context, epochs, {
+        gate,
+        hasCheckpoint: () => state.record.committed.epoch > 0,
+        access,
+      });
+    } catch (error) {
+      base.close();
+      throw error;
+    }
+  }
+}

@@ -1,0 +1,273 @@
+import { ColobusError, isForWantOfSpace } from "../proto/errors.ts";
+import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
+import type { Hello, SyncPhase } from "../proto/replication-messages.ts";
+import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
+import type { EventType } from "../proto/words.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { historyFieldsOf } from "../shared/replication/lineage.ts";
+import type { Link } from "../shared/replication/link.ts";
+import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
+import type { Checkpoints } from "./checkpoints.ts";
+import type { DiskFaults } from "./disk-faults.ts";
+import type { OverlaySpace } from "./overlay-space.ts";
+import type { ReplicaDisks } from "./replica-disks.ts";
+import type { ReplicaHistory } from "./replica-history.ts";
+import { ReplicaSession } from "./replica-session.ts";
+
+export interface ReplicaSessionsOptions {
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
+  readonly state: StateFile;
+  readonly tracking: PeerTracking;
+  readonly token: Buffer | undefined;
+  readonly peerTimeoutMs: number;
+  readonly windowBytes: number;
+  /** The primary hands its role to this side, under that lineage. */
+  readonly takeOver: (lineage: string) => void;
+  /** A handshake has come to a verdict. */
+  readonly judged: () => void;
+  readonly history: ReplicaHistory;
+  readonly disks: ReplicaDisks;
+  readonly space: OverlaySpace;
+  readonly faults: DiskFaults;
+  readonly checkpoints: () => Checkpoints;
+}
+
+/**
+ * Owns the sessions with primaries: takes their links, says what this side is, and serves at most one of them; a new one
+ * ends the old one first. Nobody else may touch the disks before a session that has ended is done with what it applies.
+ */
+export class ReplicaSessions {
+  readonly #options: ReplicaSessionsOptions;
+  readonly #sessions = new Set<ReplicaSession>();
+  /** Sessions that have ended, and still apply what they had begun: nobody else may touch the disks before they are done. */
+  readonly #leaving = new Set<Promise<void>>();
+  #current: ReplicaSession | undefined;
+  #lastContactMs: number | undefined;
+  #lastError: ColobusError | undefined;
+  /** How many reasons there are to take no sessions now. */
+  #endings = 0;
+  #standsAlone = false;
+  #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
+
+  constructor(options: ReplicaSessionsOptions) {
+    this.#options = options;
+  }
+
+  /** The session that is open. */
+  get current(): ReplicaSession | undefined {
+    return this.#current;
+  }
+
+  /** Whether the last handshake found that the two are no pair any more. */
+  get standsAlone(): boolean {
+    return this.#standsAlone;
+  }
+
+  /** Why there is no session. */
+  get lastError(): ColobusError | undefined {
+    return this.#lastError;
+  }
+
+  /** What the last handshake with a proved peer came to. */
+  get lastVerdict(): { readonly verdict: Verdict; readonly peer: Hello } | undefined {
+    return this.#lastVerdict;
+  }
+
+  /** How long ago the primary was heard; null: never by this process. */
+  get contactAgeMs(): number | null {
+    if (this.#current !== undefined) return this.#current.silenceMs;
+    return this.#lastContactMs === undefined ? null : this.#options.clock.nowMs() - this.#lastContactMs;
+  }
+
+  /** A dial failed. */
+  dialFailed(reason: ColobusError): void {
+    if (this.#current === undefined && !this.#standsAlone) this.#lastError = reason;
+  }
+
+  /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasOpen` tells that it had been a session. */
+  accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined): void {
+    const unproved = [...this.#sessions].filter((session) => session !== this.#current);
+    if (this.#endings > 0 || unproved.length >= UNAUTHENTICATED_LINKS_MAX) {
+      link.start({ message: () => undefined, closed: () => ended(false) });
+      link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
+      return;
+    }
+    const { space, faults, emit, ...options } = this.#options;
+    const session = new ReplicaSession({
+      link,
+      clock: options.clock,
+      hello: this.#hello(),
+      token: options.token,
+      peerTimeoutMs: options.peerTimeoutMs,
+      windowBytes: options.windowBytes,
+      durability: options.state.record.durability,
+      checkpoints: options.checkpoints(),
+      judged: (verdict, peer) => this.#judged(verdict, peer),
+      history: options.history,
+      takeOver: (lineage) => this.#takeOver(session, lineage),
+      opened: (opened) => this.#opened(opened),
+      prepareDisks: (names, sizes) => options.disks.prepare(names, sizes),
+      fullness: () => {
+        space.retry();
+        return space.full ?? faults.waits;
+      },
+      ready: () => {
+        if (space.quota?.isAboveMark === true) this.tellWanted();
+      },
+      failed: (reason, disk) => {
+        if (isForWantOfSpace(reason)) space.report(reason);
+        else faults.report(reason, disk);
+      },
+      faults,
+      synced: (_, phase) => emit(EVENT_OF_SYNC_PHASE[phase], {}),
+      prepared: (epoch) => emit("checkpoint-prepared", { epoch }),
+      committed: (epoch) => {
+        emit("checkpoint-committed", { epoch });
+        space.retry();
+      },
+      discarded: (epochs) => {
+        if (epochs.length > 0) emit("checkpoint-discarded", { epochs });
+      },
+      closed: (closed, reason) => {
+        this.#closed(closed, reason);
+        ended(closed.peer !== undefined);
+      },
+    });
+    this.#sessions.add(session);
+  }
+
+  /** Ends all sessions and takes no more. Resolves when nothing of them is under way. */
+  async end(reason: ColobusError): Promise<void> {
+    this.#endings += 1;
+    this.#options.space.end();
+    await Promise.all([...[...this.#sessions].map((session) => session.end(reason)), ...this.#leaving]);
+  }
+
+  /** Takes sessions again, when every `end` is made up for. */
+  welcome(): void {
+    this.#endings -= 1;
+    if (this.#endings === 0) this.#options.space.resume();
+  }
+
+  /** Does `work` while no session is open, and none can begin. */
+  async without<T>(why: string, work: () => Promise<T>): Promise<T> {
+    await this.end(new ColobusError("replaced", `this side takes no stream while ${why}`));
+    try {
+      return await work();
+    } finally {
+      this.welcome();
+    }
+  }
+
+  /** What kept writes from being taken may be over. */
+  unstall(): void {
+    const { space, faults } = this.#options;
+    if (space.full === undefined && faults.waits === undefined) this.#current?.unstall();
+  }
+
+  /** Asks the primary for a checkpoint. */
+  tellWanted(): void {
+    this.#current?.notify({ type: "wanted", ...this.#options.space.describeWanted() });
+  }
+
+  #judged(verdict: Verdict, peer: Hello): void {
+    const { emit, state, tracking } = this.#options;
+    const isNews = this.#lastVerdict?.verdict.kind !== verdict.kind;
+    this.#lastVerdict = { verdict, peer };
+    this.#standsAlone = verdict.kind === "split-brain" || verdict.kind === "outdated";
+    if (verdict.kind === "split-brain" && isNews) {
+      emit("split-brain", {
+        peer: peer.agentId,
+        wouldLoseBytes: { here: tracking.bytes, there: peer.changedBytes },
+      });
+    }
+    if (verdict.kind === "outdated" && isNews) emit("outdated", { peer: state.record.agentId, lineage: peer.lineage });
+    this.#options.judged();
+  }
+
+  #takeOver(session: ReplicaSession, lineage: string): Promise<void> {
+    const checkpoints = this.#options.checkpoints();
+    const { writes } = checkpoints.volumeSinceCommit();
+    const isCommitted = checkpoints.committed.epoch > 0 && !this.#options.state.record.outdated;
+    if (session !== this.#current || session.replication !== "Established" || !isCommitted || writes > 0) {
+      return Promise.reject(
+        new ColobusError(
+          "no-checkpoint",
+          "this secondary has not committed everything that the primary has sent",
+          "Try again: a switchover commits what there is.",
+        ),
+      );
+    }
+    this.#options.takeOver(lineage);
+    return Promise.resolve();
+  }
+
+  #hello(): Hello {
+    const { state, tracking } = this.#options;
+    const { record } = state;
+    return {
+      ...historyFieldsOf(record),
+      tracks: tracking.peer,
+      // Own changes of which the list is lost: no bitmap proves anything then.
+      pairing: record.tracks !== null && tracking.peer === null ? null : record.pairing,
+      changedBytes: tracking.bytes,
+      protocol: REPLICATION_PROTOCOL_VERSION,
+      agentVersion: AGENT_VERSION,
+      vm: record.vm,
+      mode: record.mode,
+      role: "Secondary",
+      ack: "async",
+      clusterBytes: record.clusterBytes,
+      windowBytes: this.#options.windowBytes,
+      disks: record.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
+      nonce: this.#options.random.bytes(16),
+      hasToken: this.#options.token !== undefined,
+      committed: record.committed.epoch,
+      prepared: record.prepared.map(({ epoch }) => epoch),
+      epochSeen: this.#options.checkpoints().epochSeen,
+      assumeInSync: false,
+    };
+  }
+
+  async #opened(session: ReplicaSession): Promise<void> {
+    const older = [...this.#sessions].filter((other) => other !== session && other.peer !== undefined);
+    const reason = new ColobusError("replaced", "a newer session of the primary takes the place of this one");
+    await Promise.all([...older.map((other) => other.end(reason)), ...this.#leaving]);
+    if (!this.#sessions.has(session)) return;
+    this.#current = session;
+    this.#lastError = undefined;
+    this.#options.emit("peer-connected", { address: session.peerAddress, agentId: session.peer?.agentId ?? null });
+    this.#options.log.info({ peer: session.peerAddress }, "the primary is connected");
+  }
+
+  #closed(session: ReplicaSession, reason: ColobusError): void {
+    this.#sessions.delete(session);
+    const left = session.end(reason).finally(() => this.#leaving.delete(left));
+    this.#leaving.add(left);
+    if (session === this.#current) {
+      this.#current = undefined;
+      this.#lastContactMs = this.#options.clock.nowMs() - session.silenceMs;
+      this.#lastError = reason;
+      this.#options.emit("peer-disconnected", { address: session.peerAddress, ...reason.toJSON() });
+      this.#options.log.warn({ peer: session.peerAddress, reason }, "the session with the primary ended");
+    } else if (this.#endings === 0 && reason.code !== "replaced" && reason.message !== this.#lastError?.message) {
+      // A refused primary tries again for ever: each reason is reported once.
+      this.#lastError = reason;
+      this.#options.emit("peer-refused", { address: session.peerAddress, ...reason.toJSON() });
+      this.#options.log.warn({ peer: session.peerAddress, reason }, "a session was refused, or did not begin");
+    }
+  }
+}
+
+const EVENT_OF_SYNC_PHASE = {
+  begin: "sync-started",
+  pause: "sync-paused",
+  end: "sync-finished",
+} as const satisfies Record<SyncPhase, EventType>;

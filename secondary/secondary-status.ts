@@ -1,0 +1,106 @@
+import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/control-api.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { refusalOf } from "../shared/replication/refusal.ts";
+import type { Checkpoints } from "./checkpoints.ts";
+import type { DiskFaults } from "./disk-faults.ts";
+import type { OverlaySpace } from "./overlay-space.ts";
+import { describeReplicaDisk } from "./replica-disk.ts";
+import type { ReplicaDisks } from "./replica-disks.ts";
+import type { ReplicaSessions } from "./replica-sessions.ts";
+
+export interface SecondaryStatusOptions {
+  readonly state: Pick<StateFile, "record">;
+  readonly clock: Pick<Clock, "wallMs">;
+  readonly peerUrl: string | null;
+  readonly checkpoints: Pick<Checkpoints, "committed" | "volumeSinceCommit">;
+  readonly disks: Pick<ReplicaDisks, "all">;
+  readonly sessions: Pick<ReplicaSessions, "current" | "contactAgeMs" | "lastError" | "lastVerdict" | "standsAlone">;
+  readonly space: Pick<OverlaySpace, "full">;
+  readonly faults: Pick<DiskFaults, "latest" | "has">;
+}
+
+/** What status says of a secondary. It reads the role's parts, and changes none. */
+export class SecondaryStatus {
+  readonly #parts: SecondaryStatusOptions;
+
+  constructor(parts: SecondaryStatusOptions) {
+    this.#parts = parts;
+  }
+
+  describePeer(): PeerStatus {
+    const { sessions, checkpoints, peerUrl, space, faults } = this.#parts;
+    const session = sessions.current;
+    const volume = checkpoints.volumeSinceCommit();
+    return {
+      url: peerUrl,
+      address: session?.peerAddress ?? peerUrl,
+      connection: session !== undefined ? "Connected" : sessions.standsAlone ? "StandAlone" : "Connecting",
+      replication: session?.replication ?? "Off",
+      lagBytes: volume.bytes,
+      agentId: session?.peer?.agentId ?? null,
+      agentVersion: session?.peer?.agentVersion ?? null,
+      lastContactMs: sessions.contactAgeMs,
+      lastError: (space.full ?? faults.latest ?? sessions.lastError)?.toJSON() ?? null,
+    };
+  }
+
+  describeDisks(): DiskStatus[] {
+    const { checkpoints, state, sessions, disks, faults } = this.#parts;
+    const committed = checkpoints.committed.epoch > 0;
+    const diskState = !committed
+      ? "Inconsistent"
+      : state.record.outdated
+        ? "Outdated"
+        : sessions.current?.replication === "Established"
+          ? "UpToDate"
+          : "Consistent";
+    return state.record.disks.map((recorded) => {
+      const disk = disks.all.find(({ name }) => name === recorded.name);
+      return describeReplicaDisk(recorded, disk, faults.has(recorded.name) ? "Failed" : diskState);
+    });
+  }
+
+  /** Whether a failover would find what was written up to the last checkpoint, and if not, what to do: the gravest reason comes first. */
+  describeProtection(): Status["protection"] {
+    const { space, faults, state, sessions, checkpoints } = this.#parts;
+    const { full } = space;
+    if (full !== undefined) return notProtected("overlay-full", full.action);
+    const failed = faults.latest;
+    if (failed !== undefined) return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
+    const { record } = state;
+    const { current, lastVerdict } = sessions;
+    if (sessions.standsAlone && lastVerdict !== undefined) {
+      const reason = lastVerdict.verdict.kind === "split-brain" ? "split-brain" : "outdated";
+      return notProtected(reason, refusalOf(lastVerdict.verdict, record.agentId)?.action ?? "");
+    }
+    if (current === undefined) {
+      return notProtected(
+        "connecting",
+        "Check the primary agent: its `--peer` must name this agent's `--listen` address.",
+      );
+    }
+    if (current.replication !== "Established") {
+      const initial = checkpoints.committed.epoch === 0;
+      return notProtected(initial ? "initial-sync" : "resync", "Wait: `colobus wait synced`.");
+    }
+    if (record.outdated) return notProtected("outdated", "Take a checkpoint on the primary.");
+    if (checkpoints.committed.epoch === 0) return notProtected("no-checkpoint", "Take a checkpoint on the primary.");
+    return { state: "Protected", reason: null, nextAction: "" };
+  }
+
+  /** What a failover would return to, and what it would lose; null: there is no checkpoint. */
+  describeRecoverable(): Status["recoverable"] {
+    const { checkpoints, clock, sessions } = this.#parts;
+    const { epoch, atMs } = checkpoints.committed;
+    if (epoch === 0) return null;
+    const { writes, bytes, complete } = checkpoints.volumeSinceCommit();
+    return {
+      epoch,
+      ageMs: Math.max(0, clock.wallMs() - atMs),
+      lastContactMs: sessions.contactAgeMs,
+      // What the primary wrote after the last contact is not known here.
+      wouldLose: { writes, bytes, atLeast: !complete || sessions.current === undefined },
+    };
+  }
+}
