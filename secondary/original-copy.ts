@@ -1,3 +1,4 @@
+import { asColobusError } from "../proto/errors.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 
 /** Reads originals from where they are now. */
@@ -72,7 +73,7 @@ export class OriginalCopy {
       return this.#read(bytes, offset);
     } catch (error) {
       if (this.#reads.length === 0) throw error;
-      return Promise.reject(error as Error);
+      return Promise.reject(asColobusError(error));
     }
   }
 }
