@@ -231,6 +231,7 @@ describe("a server that ends", () => {
     expect(isWaiting).toBe(true);
     clock.advance(1);
     expect(await waiting).toBe("io-error");
+    expect(image.fault?.code).toBe("io-error");
     expect(await codeOf(image.flush())).toBe("io-error");
     await expect(image.read(filled(512, 0), 0)).rejects.toMatchObject({
       message: expect.stringContaining("nobody listens"),
@@ -238,6 +239,7 @@ describe("a server that ends", () => {
     });
     server.isDown = false;
     await redial(bench);
+    expect(image.fault).toBeUndefined();
     expect((await read(image, 0, 512))[0]).toBe(5);
   });
 
