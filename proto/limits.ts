@@ -45,7 +45,7 @@ export const NBD_CLOSE_TIMEOUT_MS = 5_000;
 export const NBD_LINGER_FLUSHED_MS = 500;
 export const NBD_LINGER_MS = 5_000;
 
-// NBD client: images that a server exports
+// Images (behind NBD servers)
 /** A connection to a server is made, and the handshake done, within this time each. */
 export const NBD_CLIENT_DIAL_TIMEOUT_MS = 10_000;
 export const NBD_CLIENT_HANDSHAKE_TIMEOUT_MS = 10_000;
