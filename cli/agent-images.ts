@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import type { StateRecord } from "../proto/state-record.ts";
 import { ColobusError } from "../proto/errors.ts";
-import type { DiskImage, ImageSource } from "../shared/block/disk-image.ts";
+import type { DiskImage, ImageSource, ImageUse } from "../shared/block/disk-image.ts";
 import { assertSizeAsRecorded, changedBehind, FileImages } from "../shared/block/file-images.ts";
 import { parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import type { StreamSource } from "../shared/host/byte-stream.ts";
@@ -37,9 +37,10 @@ export class AgentImages implements ImageSource {
     this.#files = new FileImages(options.storage);
   }
 
-  async measure(location: string): Promise<number> {
+  async measure(location: string, use: ImageUse = "own"): Promise<number> {
     const parsed = parseImageLocation(location);
-    if (parsed.kind === "file") return this.#files.measure(location);
+    if (parsed.kind === "file") return this.#files.measure(location, use);
+    assertOwn(location, use);
     const image = this.#connected.get(location) ?? (await this.#connect(location, parsed));
     return image.sizeBytes;
   }
@@ -59,9 +60,10 @@ export class AgentImages implements ImageSource {
     this.#connected.clear();
   }
 
-  open(disk: StateRecord["disks"][number]): DiskImage {
+  open(disk: StateRecord["disks"][number], use: ImageUse = "own"): DiskImage {
     const parsed = parseImageLocation(disk.image);
-    if (parsed.kind === "file") return this.#files.open(disk);
+    if (parsed.kind === "file") return this.#files.open(disk, use);
+    assertOwn(disk.image, use);
     const connected = this.#connected.get(disk.image);
     if (connected === undefined) {
       const { sizeBytes } = disk;
@@ -114,3 +116,12 @@ export class AgentImages implements ImageSource {
 }
 
 type ServedLocation = Exclude<ImageLocation, { kind: "file" }>;
+
+function assertOwn(location: string, use: ImageUse): void {
+  if (use === "own") return;
+  throw new ColobusError(
+    "not-supported",
+    `${location} cannot be a shared disk: it lies behind an NBD server`,
+    "In mode `shared`, name a raw file or a block device that both hosts see.",
+  );
+}

@@ -1,7 +1,6 @@
 /** The flags of `colobus primary` and `colobus secondary`, the same keys in the configuration file, and their defaults. */
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
-import { parse as parseYaml } from "yaml";
 import type { Argv } from "yargs";
 import { z } from "zod";
 import { ColobusError } from "../proto/errors.ts";
@@ -20,14 +19,15 @@ import {
   ACK_POLICIES,
   CONGESTION_POLICIES,
   DURABILITIES,
+  LOG_LEVELS,
   MODES,
   PEER_LOSS_POLICIES,
   SECONDARY_EXPORTS,
+  type LogLevel,
   type Role,
 } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { formatImageLocation, parseImageLocation } from "../shared/block/image-location.ts";
-import { LOG_LEVELS, type LogLevel } from "../shared/host/log.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { FenceHook } from "./fence-peer.ts";
@@ -153,12 +153,12 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
 }
 
 /** The configuration that flags and file give together, checked. Errors: `usage`, naming the flag. */
-export function readProcessConfig(
+export async function readProcessConfig(
   args: AgentArguments,
   role: Role,
   env: Readonly<Record<string, string | undefined>>,
-): ProcessConfig & { readonly logLevel: LogLevel } {
-  const options: Options = { ...readConfigFile(givenOnce("--config", args.config)), ...givenFlags(args) };
+): Promise<ProcessConfig & { readonly logLevel: LogLevel }> {
+  const options: Options = { ...(await readConfigFile(givenOnce("--config", args.config))), ...givenFlags(args) };
   refuseUnavailable(options);
   refuseContradictions(options);
   const vm = options.vm ?? "vm";
@@ -185,13 +185,14 @@ export function readProcessConfig(
       stateDirectory: resolve(options.state),
       disks,
       peers,
-      ack: options.ack ?? "async",
+      // Originals are acknowledged as soon as they are stable.
+      ack: options.ack ?? (options.mode === "shared" ? "applied" : "async"),
       durability: options.durability ?? "power",
       peerTimeoutMs: positive(
         parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"),
         "--peer-timeout",
       ),
-      onPeerLoss: options["on-peer-loss"] ?? "continue",
+      onPeerLoss: options["on-peer-loss"] ?? (options.mode === "shared" ? "freeze" : "continue"),
       onCongestion: options["on-congestion"] ?? "throttle",
       resyncSpeed: parseJobSpeed(options["resync-speed"] ?? "dynamic", "--resync-speed"),
       windowBytes: parseWindow(options.window),
@@ -217,11 +218,12 @@ export function readProcessConfig(
   };
 }
 
-function readConfigFile(path: string | undefined): Options {
+async function readConfigFile(path: string | undefined): Promise<Options> {
   if (path === undefined) return {};
+  const yaml = await import("yaml");
   let parsed: unknown;
   try {
-    parsed = parseYaml(readFileSync(path, "utf8"));
+    parsed = yaml.parse(readFileSync(path, "utf8"));
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     throw new ColobusError("usage", `the configuration file cannot be read: ${why}`, "Check --config.", {
@@ -250,17 +252,19 @@ function givenFlags(args: AgentArguments): Options {
 }
 
 function refuseUnavailable(options: Options): void {
-  const refused: [string, string | undefined, string][] = [
-    ["--mode", options.mode, "colo"],
-    ["--control-listen", options["control-listen"], "off"],
+  const refused: [string, string | undefined, readonly string[]][] = [
+    ["--mode", options.mode, ["colo", "shared"]],
+    ["--control-listen", options["control-listen"], ["off"]],
   ];
   for (const [flag, value, available] of refused) {
-    if (value === undefined || value === available) continue;
-    throw new ColobusError("usage", `${flag} ${value} is not available in this release`, `Use ${flag} ${available}.`);
+    if (value === undefined || available.includes(value)) continue;
+    const instead = `Use ${available.map((one) => `${flag} ${one}`).join(" or ")}.`;
+    throw new ColobusError("usage", `${flag} ${value} is not available in this release`, instead);
   }
 }
 
 function refuseContradictions(options: Options): void {
+  if (options.mode === "shared") refuseOnShared(options);
   if (options["on-congestion"] !== "detach") return;
   const contradictions: [string, string | undefined, string][] = [
     ["--ack", options.ack, "async"],
@@ -273,6 +277,25 @@ function refuseContradictions(options: Options): void {
       `--on-congestion detach and ${flag} ${value} contradict each other`,
       `Detaching lets writes go on that ${flag} ${value} has wait: leave one out.`,
     );
+  }
+}
+
+/** What is about copies of a disk means nothing where there is one disk. */
+function refuseOnShared(options: Options): void {
+  const refused: [string, boolean, string][] = [
+    ["--ack", options.ack !== undefined, "A write waits until the secondary has the original, and for nothing else."],
+    [
+      "--on-peer-loss continue",
+      options["on-peer-loss"] === "continue",
+      "What is overwritten without the secondary is overwritten for both sides: writes wait for it (freeze).",
+    ],
+    ["--on-congestion detach", options["on-congestion"] === "detach", "Writes wait for the secondary."],
+    ["--create", options.create === true, "The shared disk is there already."],
+    ["--assume-in-sync", options["assume-in-sync"] === true, "There is nothing to sync."],
+    ["--adopt-image", options["adopt-image"] === true, "Start both agents with empty state directories instead."],
+  ];
+  for (const [flag, isGiven, why] of refused) {
+    if (isGiven) throw new ColobusError("usage", `--mode shared and ${flag} contradict each other`, why);
   }
 }
 

@@ -78,6 +78,7 @@ export class AgentProcess {
       },
       config: config.agent,
       token,
+      acceptsPeers: config.listen !== undefined,
       fence: fence === undefined ? undefined : (peer) => fencePeer(fence, peer, new NodeClock(), log),
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { STATE_RETRY_MS } from "../proto/limits.ts";
+import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
@@ -11,15 +12,17 @@ import { recoverPromotion } from "../secondary/recover-promotion.ts";
 import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/secondary-role.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
-import type { DiskImage, ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
 import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
+import { probePeer } from "../shared/replication/peer-probe.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
 import type { AgentOptions } from "./agent.ts";
-import { mayHaveLostSyncs, newId } from "./agent-state.ts";
+import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 
@@ -35,6 +38,9 @@ export interface ActiveSecondary {
   readonly secondary: SecondaryRole;
   readonly tracking: PeerTracking;
 }
+
+/** What a handshake came to, and with whom. */
+export type Judged = { readonly verdict: Verdict; readonly peer: Hello };
 
 /** A local child that this agent has opened and closes. */
 type OwnedChild = DiskImage | PromotedDisk;
@@ -106,6 +112,31 @@ export class AgentRoles {
   }
 
   /**
+   * Asks the recorded peer what the two would do; nothing follows from the answer on either side. There is a peer to
+   * dial. Errors: as `probePeer`.
+   */
+  async probe(url: string, signal: AbortSignal): Promise<Judged> {
+    const { host, config, token } = this.#options.agent;
+    const role = (): PrimaryRole | SecondaryRole =>
+      this.#active.role === "Primary" ? this.#active.primary : this.#active.secondary;
+    for (;;) {
+      const hello = role().hello();
+      const { peerTimeoutMs } = config;
+      const judged = await probePeer({
+        dialer: host.dialer(url),
+        clock: host.clock,
+        hello,
+        token,
+        peerTimeoutMs,
+        signal,
+      });
+      // What was said of a history that is not this side's any more explains nothing.
+      const now = role().hello();
+      if (now.role === hello.role && now.lineage === hello.lineage) return judged;
+    }
+  }
+
+  /**
    * The secondary becomes Primary, from its last committed checkpoint, and serves at once; the merge follows behind.
    * Errors: `io-error`; it is still Secondary then.
    */
@@ -156,8 +187,11 @@ export class AgentRoles {
       for (const child of active.children) child.close();
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
+      // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
       const checkpoint =
-        fault === undefined ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() } : { epoch: 0, atMs: 0 };
+        fault === undefined && state.record.mode !== "shared"
+          ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
+          : { epoch: 0, atMs: 0 };
       await this.#record((record) => demoted(record, checkpoint, request.discardsOwn));
       this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });
@@ -299,7 +333,7 @@ export class AgentRoles {
     try {
       for (const disk of record.disks) {
         removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        children.push({ name: disk.name, child: this.#options.images.open(disk) });
+        children.push({ name: disk.name, child: this.#options.images.open(disk, imageUseOf(record)) });
       }
     } catch (error) {
       for (const { child } of children) child.close();
@@ -333,6 +367,7 @@ export class AgentRoles {
       children,
       tracking,
       peerUrl: state.record.peers[0] ?? null,
+      mayHaveHadPeer: !state.isNew && (agent.acceptsPeers || state.record.peers.length + config.peers.length > 0),
       handedOver: () => this.#handedOver(),
       judged: () => this.#options.changed(),
       token,
@@ -343,6 +378,7 @@ export class AgentRoles {
       onCongestion: config.onCongestion,
       resyncSpeed: config.resyncSpeed,
       assumeInSync: config.assumeInSync,
+      unflushedThrough: unflushedThrough(state.record, host.bootId),
       checkpointEveryMs: config.checkpointEveryMs,
       maxCheckpointAgeMs: config.maxCheckpointAgeMs,
     });

@@ -61,6 +61,15 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
   return existing;
 }
 
+/**
+ * The barriers that a primary of shared disks may have placed without having them flushed: those before a loss of power,
+ * unless the agent was stopped in good order.
+ */
+export function unflushedThrough(record: StateRecord, bootId: string): number {
+  const lostPower = record.bootId !== bootId && record.disks.some(({ cleanMark }) => cleanMark === null);
+  return lostPower ? record.epochReserved : record.unflushedThrough;
+}
+
 /** Whether a side that never fsyncs ended with the power: what it held is anyone's guess then. */
 function mayHaveLostData(record: StateRecord, bootId: string): boolean {
   return (
@@ -88,6 +97,8 @@ export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
  * knew of its secondary's copy is void as well.
  */
 function suspect(record: StateRecord, agentId: string): StateRecord {
+  // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
+  if (record.mode === "shared" && record.role === "Primary") return record;
   const untracked = { ...record, tracks: null, pairing: null };
   if (record.role === "Primary") return untracked;
   return { ...untracked, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [] };
@@ -127,6 +138,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
       cleanMark: null,
     })),
     epochReserved: 0,
+    unflushedThrough: 0,
     committed: { epoch: 0, atMs: 0 },
     prepared: [],
     retained: [],
@@ -158,9 +170,10 @@ async function adoptImages(images: ImageSource, state: StateFile, config: AgentC
 /** The images' sizes; null where one is to be created at the primary's size. */
 async function initialSizes(images: ImageSource, config: AgentConfig): Promise<(number | null)[]> {
   const mayCreate = config.createImages && config.role === "Secondary";
+  const use = config.mode === "shared" && config.role === "Secondary" ? "foreign" : "own";
   const sizes: (number | null)[] = [];
   for (const { image } of config.disks) {
-    sizes.push(mayCreate && images.canCreate(image) ? null : await images.measure(image));
+    sizes.push(mayCreate && images.canCreate(image) ? null : await images.measure(image, use));
   }
   return sizes;
 }

@@ -47,7 +47,7 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Dialer, Link } from "../shared/replication/link.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { AgentRoles } from "./agent-roles.ts";
-import { openAgentState } from "./agent-state.ts";
+import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import type { FencedPeer } from "./fence-peer.ts";
@@ -74,6 +74,8 @@ export interface AgentOptions {
   readonly host: AgentHost;
   readonly config: AgentConfig;
   readonly token: Buffer | undefined;
+  /** Whether a peer may dial this agent. */
+  readonly acceptsPeers: boolean;
   /** The URI under which clients reach an export. */
   readonly exportUri: (name: string) => string;
   /** Sends the exports' clients away, once what they have under way is answered. */
@@ -152,6 +154,7 @@ export class Agent implements AgentControl {
     await state.update((record) => ({
       ...record,
       bootId: host.bootId,
+      unflushedThrough: unflushedThrough(record, host.bootId),
       disks: record.disks.map((disk) => ({ ...disk, cleanMark: null })),
       peers: record.peers.length > 0 ? record.peers : [...config.peers],
     }));
@@ -238,6 +241,7 @@ export class Agent implements AgentControl {
     }
     const { secondary } = active;
     secondary.assertPromotable(request.force);
+    this.#assertFenceable(request);
     if (request.dryRun) return this.#describeFailover(secondary, request);
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     try {
@@ -343,6 +347,16 @@ export class Agent implements AgentControl {
     this.#emit("protection-changed", { ...protection });
   }
 
+  /** Two hosts that write one disk destroy it: nobody is promoted on a shared one before the other is known to be dead. */
+  #assertFenceable({ fenced }: FailoverRequest): void {
+    if (this.#state.record.mode !== "shared" || fenced === true || this.#options.fence !== undefined) return;
+    throw new ColobusError(
+      "fence-failed",
+      "nobody has made sure that the former primary does not write the shared disk any more",
+      "Power its host off, or cut it off from the disk, and say `colobus failover --fenced`; or start this agent with --fence-peer.",
+    );
+  }
+
   async #fenceAndPromote(secondary: SecondaryRole, request: FailoverRequest): Promise<FailoverAnswer> {
     const { fence, host } = this.#options;
     if (fence !== undefined) {
@@ -352,7 +366,8 @@ export class Agent implements AgentControl {
       try {
         await fence(peer);
       } catch (error) {
-        if (!request.force) throw error;
+        const mayForce = record.mode === "shared" ? request.fenced === true : request.force;
+        if (!mayForce) throw error;
         host.log.warn({ reason: asColobusError(error) }, "the peer was not fenced; the operator forces the failover");
       }
     }

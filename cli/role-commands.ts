@@ -9,8 +9,7 @@ import type {
   SwitchoverRequest,
   VerdictAnswer,
 } from "../proto/control-api.ts";
-import { ColobusError } from "../proto/errors.ts";
-import type { Hello } from "../proto/replication-messages.ts";
+import { ColobusError, type ErrorCode } from "../proto/errors.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -18,12 +17,10 @@ import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
-import type { AgentRoles } from "./agent-roles.ts";
+import type { AgentRoles, Judged } from "./agent-roles.ts";
 import { newId } from "./agent-state.ts";
 import type { DiskExports } from "./disk-export.ts";
-
-/** What a handshake came to, and with whom. */
-type Judged = { readonly verdict: Verdict; readonly peer: Hello };
+import { describeVerdict } from "./verdict-answer.ts";
 
 export interface RoleCommandsOptions {
   readonly roles: AgentRoles;
@@ -69,25 +66,22 @@ export class RoleCommands {
     }
   }
 
-  /** Speaks to the peer now, explains the verdict, or gives up this side's data for the peer's. */
+  /** Speaks to the peer now, or only asks it what the two would do; or gives up this side's data for the peer's. */
   async connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer> {
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
-      let known = this.#lastVerdict();
-      // Without a verdict of its own making, this side asks.
-      if (known === undefined || (!request.dryRun && !this.#isConnected())) {
-        known = await this.#handshake(deadline);
+      let known = this.#isConnected() ? this.#lastVerdict() : undefined;
+      if (request.dryRun) {
+        known ??= await this.#ask(deadline);
+        return { dryRun: true, connected: this.#isConnected(), verdict: this.#describe(known) };
       }
-      if (request.discardMyData && !request.dryRun) {
+      known ??= await this.#handshake(deadline);
+      if (request.discardMyData) {
         await this.#discard(known.verdict);
         await this.#until(deadline, () => this.#isConnected(), "the peer has not connected again yet");
       }
-      const { verdict, peer } = this.#lastVerdict() ?? known;
-      return {
-        dryRun: request.dryRun,
-        connected: this.#isConnected(),
-        verdict: this.#describe(verdict, peer, request.discardMyData),
-      };
+      const verdict = this.#describe(this.#lastVerdict() ?? known);
+      return { dryRun: false, connected: this.#isConnected(), verdict };
     } finally {
       deadline.end();
     }
@@ -101,6 +95,13 @@ export class RoleCommands {
   async switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
     const { roles, state, exports, random } = this.#options;
     const primary = this.#primary("switchover");
+    if (state.record.mode === "shared") {
+      throw new ColobusError(
+        "not-supported",
+        "in mode shared the roles cannot be swapped while both agents run",
+        "Take a checkpoint, stop this agent, and say `colobus failover --fenced` on the other side.",
+      );
+    }
     const writers = exports.list().filter((one) => !one.readOnly && exports.clientsOf(one.name) > 0);
     if (writers.length > 0 && !request.closeClients) {
       throw new ColobusError(
@@ -147,20 +148,46 @@ export class RoleCommands {
   async #handshake(deadline: Deadline, url?: string): Promise<Judged> {
     const before = this.#lastVerdict();
     await this.#options.roles.redial(url);
+    return this.#nextVerdict(deadline, before, url ?? this.#options.state.record.peers[0]);
+  }
+
+  /** Resolves with what the first handshake after the one of `before` comes to, of this agent's own or of the peer's making. */
+  async #nextVerdict(deadline: Deadline, before: Judged | undefined, url: string | undefined): Promise<Judged> {
     let judged: Judged | undefined;
     const isJudged = (): boolean => {
       const last = this.#lastVerdict();
       if (last !== before) judged = last;
       return judged !== undefined;
     };
-    const whom = url ?? this.#options.state.record.peers[0];
-    await this.#until(
-      deadline,
-      isJudged,
-      whom === undefined ? "no peer has connected yet" : `the agent at ${whom} has not answered yet`,
-    );
+    const what = url === undefined ? "no peer has connected yet" : `the agent at ${url} has not answered yet`;
+    await this.#until(deadline, isJudged, what);
     assert(judged !== undefined);
     return judged;
+  }
+
+  /** What the two would do, as the peer's history is now. Who dials nobody waits for the peer's own next handshake. */
+  async #ask(deadline: Deadline): Promise<Judged> {
+    const { roles, state } = this.#options;
+    const before = this.#lastVerdict();
+    const [url] = state.record.peers;
+    const given = new AbortController();
+    try {
+      if (url === undefined) return await this.#nextVerdict(deadline, before, url);
+      return await deadline.race(roles.probe(url, given.signal), `the agent at ${url} has not answered yet`);
+    } catch (error) {
+      if (!(error instanceof ColobusError) || !UNANSWERED.includes(error.code)) throw error;
+      throw new ColobusError(error.code, `${error.message}; ${this.#describeBefore(before)}`, error.action);
+    } finally {
+      given.abort();
+    }
+  }
+
+  /** What is known of the peer without its answer. */
+  #describeBefore(judged: Judged | undefined): string {
+    if (judged === undefined) return "this agent has spoken to no peer since its start";
+    const { kind, rule, meaning, changedBytes } = this.#describe(judged);
+    const found = `the last handshake, with ${judged.peer.agentId}, came to "${kind}" (${rule}): ${meaning}`;
+    return `${found}${found.endsWith(".") ? "" : "."} By now ${changedBytes.here} bytes have changed here`;
   }
 
   #lastVerdict(): Judged | undefined {
@@ -173,22 +200,11 @@ export class RoleCommands {
     return active.role === "Primary" ? active.primary.isConnected : active.secondary.isConnected;
   }
 
-  #describe(verdict: Verdict, peer: Hello, discards: boolean): VerdictAnswer {
+  #describe(judged: Judged): VerdictAnswer {
     const { state, roles } = this.#options;
-    const { agentId } = state.record;
-    const here = roles.active.tracking.bytes;
-    const refusal = refusalOf(verdict, agentId);
-    const lost =
-      discards && verdict.kind !== "sync" ? ` --discard-my-data gives up what changed here: ${here} bytes.` : "";
-    return {
-      kind: verdict.kind,
-      rule: verdict.rule,
-      meaning: refusal === undefined ? describeSync(verdict, agentId) : `${refusal.message}. ${refusal.action}${lost}`,
-      peer: peer.agentId,
-      source: verdict.kind === "sync" ? verdict.source : null,
-      extent: verdict.kind === "sync" ? verdict.extent : null,
-      changedBytes: { here, there: peer.changedBytes },
-    };
+    const { agentId: self, disks } = state.record;
+    const diskBytes = disks.reduce((sum, { sizeBytes }) => sum + (sizeBytes ?? 0), 0);
+    return describeVerdict({ judged, self, changedHere: roles.active.tracking.bytes, diskBytes });
   }
 
   #primary(command: string): PrimaryRole {
@@ -250,15 +266,5 @@ function refusal(verdict: Verdict, self: string): ColobusError {
   return reason;
 }
 
-function describeSync(verdict: Verdict, self: string): string {
-  if (verdict.kind !== "sync") return "";
-  const direction = verdict.source === self ? "this side sends to the peer" : "the peer sends to this side";
-  switch (verdict.extent) {
-    case "full":
-      return `${direction}, everything: no bitmap says what differs`;
-    case "delta":
-      return `${direction}, the clusters that either side's bitmap names`;
-    case "assumed":
-      return `${direction}, nothing at first: the operator says that the copies are equal`;
-  }
-}
+/** Nobody has answered: what is known from before is told with it. */
+const UNANSWERED: readonly ErrorCode[] = ["timed-out", "connection-lost", "peer-timeout"];

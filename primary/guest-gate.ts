@@ -38,6 +38,11 @@ export class GuestGate {
     return this.#gate.opened.then(() => this.admitChange());
   }
 
+  /** Done when changes are not frozen any more, whatever they are then. undefined: they are not. */
+  get thawed(): Pending {
+    return this.#gate.state === "frozen" ? this.#gate.opened : undefined;
+  }
+
   hold(): void {
     this.#shut("held");
   }

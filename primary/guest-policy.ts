@@ -8,6 +8,8 @@ import { GuestGate } from "./guest-gate.ts";
 
 export interface GuestPolicyOptions {
   readonly state: StateFile;
+  /** As for `mustHold`. */
+  readonly mayHaveHadPeer: boolean;
   readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
 }
@@ -24,7 +26,7 @@ export class GuestPolicy {
     this.#options = options;
     const { record } = options.state;
     if (record.outdated) this.gate.refuse(outdated());
-    else if (mustHold(record)) {
+    else if (mustHold(record, options.mayHaveHadPeer)) {
       this.gate.hold();
       options.emit("guests-held", { reason: this.describeHold() });
     }
@@ -90,9 +92,13 @@ export class GuestPolicy {
   }
 
   describeHold(): string {
-    return this.#options.state.record.handOver === null
-      ? "The peer may have been promoted while this agent was away: start it, or release the guests with `colobus start-alone`."
-      : "The role was handed to the peer: start it, so that it can say whether it has taken it.";
+    const { handOver, history } = this.#options.state.record;
+    if (handOver !== null)
+      return "The role was handed to the peer: start it, so that it can say whether it has taken it.";
+    const release = "start it, or release the guests with `colobus start-alone`.";
+    return history.origin === "created" && !history.shared
+      ? `This agent has not met its peer yet, or its state directory was put back to before it had: ${release}`
+      : `The peer may have been promoted while this agent was away: ${release}`;
   }
 
   get #areWaiting(): boolean {

@@ -1,5 +1,6 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { Hello } from "../proto/replication-messages.ts";
+import type { SyncExtent } from "../proto/words.ts";
 import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Random } from "../shared/host/random.ts";
@@ -35,7 +36,7 @@ export class Pairing {
   }
 
   /** Asks the secondary to make itself ready, once what the session stands on is durable. Errors: `io-error` … */
-  begin(session: SourceSession, hello: Hello, peer: Hello, extent: "full" | "delta" | "assumed"): Promise<void> {
+  begin(session: SourceSession, hello: Hello, peer: Hello, extent: SyncExtent): Promise<void> {
     this.#differing = this.#options.geometries.map(() => new ClusterBitmap());
     const begun = this.#beginning.then(() => this.#begin(session, hello, peer, extent));
     this.#beginning = begun.catch(() => undefined); // the caller has the error
@@ -77,10 +78,10 @@ export class Pairing {
     return this.#beginning;
   }
 
-  async #begin(session: SourceSession, hello: Hello, peer: Hello, extent: "full" | "delta" | "assumed"): Promise<void> {
+  async #begin(session: SourceSession, hello: Hello, peer: Hello, extent: SyncExtent): Promise<void> {
     const { state, tracking, random, opened } = this.#options;
     if (session.isClosed) return;
-    if (extent !== "delta") await tracking.begin(peer.agentId, extent);
+    if (extent === "full" || extent === "assumed") await tracking.begin(peer.agentId, extent);
     if (session.isClosed) return;
     const id = random.bytes(16).toString("hex");
     const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;

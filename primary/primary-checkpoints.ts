@@ -10,6 +10,7 @@ import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import { EpochCounter } from "./epoch-counter.ts";
 import { learnEpochs, type KnownEpochs } from "./known-epochs.ts";
 import { lostPeer } from "./no-peer.ts";
+import type { SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
 
 export interface PrimaryCheckpointsOptions {
@@ -22,6 +23,15 @@ export interface PrimaryCheckpointsOptions {
   readonly isEstablished: () => boolean;
   /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
   readonly untilEstablished: () => Promise<void>;
+  /** In mode `shared`: what a barrier has to do with the disks. */
+  readonly sharedDisks: Pick<SharedDisks, "atBarrier" | "flush" | "noteUnflushed"> | undefined;
+}
+
+/** A barrier that has its place in the stream of `session`; `done` resolves when the secondary has done what it asks for. */
+interface Placed {
+  readonly session: SourceSession;
+  readonly epoch: number;
+  readonly done: Promise<void>;
 }
 
 /**
@@ -86,19 +96,18 @@ export class PrimaryCheckpoints {
 
   /**
    * Closes the open epoch on all disks, waits until the secondary has prepared the checkpoint and, unless only that is
-   * asked for, commits it. While the secondary is being synced, waits for the end of that first.
+   * asked for, commits it: with the same record, where the disks are not shared. While the secondary is being synced,
+   * waits for the end of that first.
    * Errors: `no-peer` at once without a connected secondary; `timed-out`; `outcome-unknown` when the session is lost
    * during the commit; the secondary's own refusals.
    */
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
-    const { clock, session: connectedSession, isEstablished, untilEstablished } = this.#options;
+    const { clock, session: connectedSession, untilEstablished } = this.#options;
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
       connectedSession();
       await deadline.race(untilEstablished(), "the secondary is still being synced");
-      // Another checkpoint may have closed the reserved epoch before this one goes on.
-      do await deadline.race(this.#epochs.reserve(), "an epoch number could not be reserved");
-      while (!this.#epochs.isReserved);
+      await this.#untilReserved(deadline);
       if (this.#known.prepared.length >= PREPARED_EPOCHS_MAX) {
         throw new ColobusError(
           "too-many-prepared",
@@ -106,17 +115,15 @@ export class PrimaryCheckpoints {
           "Commit or discard some of them first.",
         );
       }
-      // The sync may have begun anew, or the session been lost, while the number was reserved.
-      if (!isEstablished()) throw lostPeer();
-      const session = connectedSession();
       const startedMs = clock.nowMs();
-      const epoch = this.#epochs.close();
-      await deadline.race(
-        this.#barrier(session, epoch),
-        `checkpoint ${epoch} was asked for and its outcome is not known yet`,
-      );
+      const { sharedDisks } = this.#options;
+      const isOneRecord = !request.prepare && sharedDisks === undefined;
+      const { session, epoch, done } =
+        sharedDisks === undefined ? this.#place(isOneRecord) : await this.#placeOnShared(sharedDisks, deadline);
+      await deadline.race(done, `checkpoint ${epoch} was asked for and its outcome is not known yet`);
       const prepareMs = clock.nowMs() - startedMs;
       if (request.prepare) return { epoch, state: "prepared", prepareMs, commitMs: null };
+      if (isOneRecord) return { epoch, state: "committed", prepareMs, commitMs: 0 };
       const commitMs = await deadline.race(
         this.#commit(session, epoch),
         `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
@@ -132,6 +139,7 @@ export class PrimaryCheckpoints {
     const deadline = this.#deadline(timeoutMs, signal);
     try {
       if (epoch <= this.#known.committed) return { epoch, state: "committed", commitMs: 0 };
+      this.#assertOnDisk(epoch);
       const commitMs = await deadline.race(
         this.#commit(this.#options.session(), epoch),
         `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
@@ -174,6 +182,11 @@ export class PrimaryCheckpoints {
     return this.#epochs.open;
   }
 
+  /** The secondary takes part again, and has prepared these, which are no checkpoints: it is told before anything else. */
+  disown(epochs: readonly number[]): void {
+    if (epochs.length > 0) void this.#withdraw(this.#options.session(), epochs);
+  }
+
   /** The secondary has given up everything that it had of epochs up to `throughEpoch`. */
   givenUp(throughEpoch: number): void {
     this.#voidThrough = throughEpoch;
@@ -183,9 +196,47 @@ export class PrimaryCheckpoints {
     this.#known.prepared = [];
   }
 
+  /** Closes the open epoch, which is reserved, and puts its barrier into the stream. Errors: `no-peer`. */
+  #place(commits: boolean): Placed {
+    // The sync may have begun anew, or the session been lost, while the number was reserved.
+    if (!this.#options.isEstablished()) throw lostPeer();
+    const session = this.#options.session();
+    const epoch = this.#epochs.close();
+    const done = commits ? this.#barrierAndCommit(session, epoch) : this.#barrier(session, epoch);
+    done.catch(() => undefined); // whoever asked for the checkpoint has the error, unless the deadline came first
+    return { session, epoch, done };
+  }
+
+  async #placeOnShared(disks: Pick<SharedDisks, "atBarrier">, deadline: Deadline): Promise<Placed> {
+    for (;;) {
+      const placing = disks.atBarrier(() => (this.#epochs.isReserved ? this.#place(false) : undefined));
+      const placed = await deadline.race(placing, "guests' writes are not done yet");
+      if (placed !== undefined) return placed;
+      await this.#untilReserved(deadline);
+    }
+  }
+
+  async #untilReserved(deadline: Deadline): Promise<void> {
+    // Another checkpoint may have closed the reserved epoch before this one goes on.
+    do await deadline.race(this.#epochs.reserve(), "an epoch number could not be reserved");
+    while (!this.#epochs.isReserved);
+  }
+
+  /** A secondary can have prepared what the shared disk has not got yet: then it is no checkpoint. Errors: `epoch-unknown`. */
+  #assertOnDisk(epoch: number): void {
+    if (this.#options.sharedDisks === undefined || this.#known.prepared.includes(epoch)) return;
+    throw new ColobusError(
+      "epoch-unknown",
+      `checkpoint ${epoch} is not prepared, or the shared disk could not be flushed for it`,
+      "See `colobus status`, and take another one.",
+    );
+  }
+
   async #barrier(session: SourceSession, epoch: number): Promise<void> {
     try {
-      await session.request((id) => ({ type: "barrier", id, epoch }));
+      const closing = session.request((id) => ({ type: "barrier", id, epoch, commit: false }));
+      const { sharedDisks } = this.#options;
+      await (sharedDisks === undefined ? closing : this.#flushed(sharedDisks, closing, session, epoch));
     } catch (error) {
       this.#options.emit("checkpoint-failed", { epoch, ...asColobusError(error).toJSON() });
       throw error;
@@ -194,12 +245,54 @@ export class PrimaryCheckpoints {
     this.#options.emit("checkpoint-prepared", { epoch });
   }
 
+  /** A checkpoint of shared disks is what the other host can read of them: the secondary's answer alone makes none. */
+  async #flushed(
+    disks: Pick<SharedDisks, "flush" | "noteUnflushed">,
+    closing: Promise<void>,
+    session: SourceSession,
+    epoch: number,
+  ): Promise<void> {
+    const [closed, flushed] = await Promise.allSettled([closing, disks.flush()]);
+    if (flushed.status === "rejected") {
+      await disks.noteUnflushed(epoch);
+      if (closed.status === "fulfilled") await this.#withdraw(session, [epoch]);
+      throw flushed.reason;
+    }
+    if (closed.status === "rejected") throw closed.reason;
+  }
+
+  /** Has the secondary forget what are no checkpoints. Where it cannot be told, the next session's hello names them again. */
+  async #withdraw(session: SourceSession, epochs: readonly number[]): Promise<void> {
+    try {
+      await session.request((id) => ({ type: "discard", id, epochs: [...epochs] }));
+    } catch (error) {
+      this.#options.emit("checkpoint-failed", { epoch: epochs[0], ...asColobusError(error).toJSON() });
+      return;
+    }
+    this.#options.emit("checkpoint-discarded", { epochs });
+  }
+
+  #barrierAndCommit(session: SourceSession, epoch: number): Promise<void> {
+    return this.#committing(epoch, async () => {
+      await session.request((id) => ({ type: "barrier", id, epoch, commit: true }));
+      this.#options.emit("checkpoint-prepared", { epoch });
+    });
+  }
+
+  /** Resolves with the milliseconds that it took. */
   async #commit(session: SourceSession, epoch: number): Promise<number> {
-    const { clock, emit } = this.#options;
+    const { clock } = this.#options;
     const startedMs = clock.nowMs();
+    await this.#committing(epoch, () => session.request((id) => ({ type: "commit", id, epoch })));
+    return clock.nowMs() - startedMs;
+  }
+
+  /** Has the secondary asked to commit `epoch`, and takes note of its answer. */
+  async #committing(epoch: number, ask: () => Promise<void>): Promise<void> {
+    const { clock, emit } = this.#options;
     this.#known.asked.set(epoch, clock.wallMs());
     try {
-      await session.request((id) => ({ type: "commit", id, epoch }));
+      await ask();
     } catch (error) {
       const reason = asColobusError(error);
       if (reason.code !== "outcome-unknown") this.#known.asked.delete(epoch);
@@ -214,7 +307,6 @@ export class PrimaryCheckpoints {
     this.#volumes.dropThrough(epoch);
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
     this.#committed(epoch);
-    return clock.nowMs() - startedMs;
   }
 
   /** The secondary has told that it has done a commit that this agent had asked for. */

@@ -16,6 +16,7 @@ import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
+import type { CopyBeforeWrite } from "./copy-before-write.ts";
 import { DiskHealth } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
@@ -24,6 +25,7 @@ import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
+import { cannotGoAlone, SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
 
@@ -38,6 +40,8 @@ export interface PrimaryOptions {
   readonly tracking: PeerTracking;
   /** Whom this side dials; null: it waits for a peer to dial. */
   readonly peerUrl: string | null;
+  /** Whether a peer may have been met that the record does not know of. */
+  readonly mayHaveHadPeer: boolean;
   readonly onPeerLoss: PeerLossPolicy;
   readonly onCongestion: CongestionPolicy;
   readonly resyncSpeed: JobSpeed;
@@ -50,6 +54,8 @@ export interface PrimaryOptions {
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
   readonly assumeInSync: boolean;
+  /** In mode `shared`: barriers up to this one may lack what the host's loss of power took. */
+  readonly unflushedThrough: number;
   /** Takes a checkpoint of the disks by itself every so often; undefined: only when asked. */
   readonly checkpointEveryMs: number | undefined;
   readonly maxCheckpointAgeMs: number | undefined;
@@ -72,6 +78,10 @@ export class PrimaryRole {
   readonly #automatic: AutomaticCheckpoints;
   readonly #health: DiskHealth;
   readonly #status: PrimaryStatus;
+  /** In mode `shared`. */
+  readonly #shared: SharedDisks | undefined;
+  /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
+  #unflushed: number[] = [];
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
 
   constructor(options: PrimaryOptions) {
@@ -83,7 +93,7 @@ export class PrimaryRole {
       clock: options.clock,
       log: options.log,
       everyMs: options.checkpointEveryMs,
-      isReady: () => this.isEstablished,
+      isReady: () => this.#takesBarriers,
       take: () =>
         this.checkpoints.checkpoint(
           { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
@@ -91,15 +101,17 @@ export class PrimaryRole {
         ),
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
+    this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
+    this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
       state: options.state,
       emit: options.emit,
       session: () => this.#connectedSession(),
-      isEstablished: () => this.isEstablished,
+      isEstablished: () => this.#takesBarriers,
       untilEstablished: () => this.#untilEstablished(),
+      sharedDisks: this.#shared,
     });
-    this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
     this.#status = new PrimaryStatus({
@@ -143,6 +155,7 @@ export class PrimaryRole {
 
   /** Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`, `handed-over`. */
   startAlone(): boolean {
+    if (this.#shared !== undefined) throw cannotGoAlone();
     return this.#guests.startAlone();
   }
 
@@ -191,6 +204,11 @@ export class PrimaryRole {
     return this.#replicator.isEstablished;
   }
 
+  /** Whether a barrier may be placed: where the disks are shared the secondary lacks nothing, even while its overlays are full. */
+  get #takesBarriers(): boolean {
+    return this.isEstablished || (this.#shared !== undefined && this.#replicator.isConnected);
+  }
+
   /** Lets a paused sync go on. Errors: `no-peer`; why the secondary takes no writes. */
   resync(): ResyncAnswer {
     this.#connectedSession();
@@ -217,7 +235,7 @@ export class PrimaryRole {
   #untilEstablished(): Promise<void> {
     return new Promise((resolve, reject) => {
       const check = (): void => {
-        if (this.isEstablished) resolve();
+        if (this.#takesBarriers) resolve();
         else if (!this.isConnected) reject(lostPeer());
         else return;
         this.#watchers.delete(check);
@@ -278,7 +296,7 @@ export class PrimaryRole {
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
       detachesWhenCongested: options.onCongestion === "detach",
-      hello: () => this.#hello(),
+      hello: () => this.hello(),
       assertServing: () => this.#guests.gate.assertServing(),
       frozen: () => this.#guests.frozen(),
       judged: (verdict, peer) => this.#judged(verdict, peer),
@@ -287,6 +305,7 @@ export class PrimaryRole {
       inSync: () => this.#inSync(),
       syncInterrupted: (reason) => this.#syncs.end(reason),
       notified: (notice) => this.#notified(notice),
+      paused: () => this.#paused(),
       lost: (reason) => {
         this.#syncs.end(reason);
         if (options.onPeerLoss === "freeze") this.#guests.freeze();
@@ -310,7 +329,24 @@ export class PrimaryRole {
     this.#options.judged();
   }
 
+  #shareDisks(): SharedDisks {
+    const { state, children, unflushedThrough } = this.#options;
+    return new SharedDisks({
+      state,
+      guests: this.#guests,
+      disks: children.map(({ child }) => ({
+        child,
+        geometry: clusterGeometry(child.sizeBytes, state.record.clusterBytes),
+      })),
+      session: () => this.#replicator.establishedSession,
+      overwritten: (bytes) => this.checkpoints.countWrite(bytes),
+      unflushedThrough,
+    });
+  }
+
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
+    const shared = this.#shared?.children[index];
+    if (shared !== undefined) return this.#sharedDisk(name, shared);
     return new ReplicatedDisk(name, child, this.#guests.gate, {
       mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
@@ -327,7 +363,27 @@ export class PrimaryRole {
     });
   }
 
-  #hello(): Hello {
+  /** Nothing is forwarded but originals, and those by the child itself. */
+  #sharedDisk(name: string, child: CopyBeforeWrite): ReplicatedDisk {
+    const { gate } = this.#guests;
+    return new ReplicatedDisk(name, child, gate, {
+      mark: (offset, length) => {
+        child.prepare(offset, length);
+        return undefined;
+      },
+      forward: () => undefined,
+      room: () => undefined,
+      flush: () => undefined,
+      failed: (offset, length, error) => {
+        // A change that was refused while it waited for the secondary says nothing about the disk.
+        if (gate.state !== "refusing") this.#health.failed(name, { during: "write", offset, length }, error);
+      },
+      refused: (during, offset, length, error) => this.#health.failed(name, { during, offset, length }, error),
+    });
+  }
+
+  /** What this side says of itself to a peer. */
+  hello(): Hello {
     const { state, tracking } = this.#options;
     const { record } = state;
     return {
@@ -350,6 +406,7 @@ export class PrimaryRole {
       prepared: [...this.checkpoints.prepared],
       epochSeen: this.checkpoints.openEpoch - 1,
       assumeInSync: this.#options.assumeInSync,
+      probe: false,
     };
   }
 
@@ -357,8 +414,18 @@ export class PrimaryRole {
   async #opened(peer: Hello): Promise<number> {
     const { state } = this.#options;
     if (state.record.handOver !== null) await state.update((record) => ({ ...record, handOver: null }));
+    if (this.#shared !== undefined) return this.#openedShared(this.#shared, peer);
     this.#guests.release();
     return this.checkpoints.learn(peer);
+  }
+
+  /** Guests wait until the secondary takes originals. What it has prepared counts when the shared disk has it. */
+  async #openedShared(shared: SharedDisks, peer: Hello): Promise<number> {
+    await shared.flush();
+    const verdict = this.#lastVerdict?.verdict;
+    const isKept = verdict?.kind === "sync" && verdict.extent === "keep";
+    this.#unflushed = isKept ? shared.unflushedOf(peer.prepared) : [];
+    return this.checkpoints.learn(shared.countedOf(peer, isKept));
   }
 
   #startSync(kind: "full-sync" | "resync"): void {
@@ -375,9 +442,20 @@ export class PrimaryRole {
   /** The secondary has everything. If it has no checkpoint yet, it gets one now: only then is the VM protected. */
   #inSync(): void {
     this.#syncs.done();
+    if (this.#shared !== undefined) {
+      this.checkpoints.disown(this.#unflushed.splice(0));
+      this.#guests.release();
+    }
     this.#notify();
     if (this.checkpoints.committed === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
+  }
+
+  /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
+  #paused(): void {
+    this.checkpoints.disown(this.#unflushed.splice(0));
+    this.#notify();
+    if (this.#shared !== undefined && this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
   }
 
   #notified(notice: Notice): void {

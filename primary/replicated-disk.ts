@@ -206,6 +206,9 @@ export class ReplicatedDisk implements BlockDevice {
   }
 
   #mark(hold: RangeHold, offset: number, length: number): RangeHold | Promise<RangeHold> {
+    // It keeps its place, so that overlapping changes are made in the order in which they came.
+    const { thawed } = this.#gate;
+    if (thawed !== undefined) return thawed.then(() => this.#mark(hold, offset, length));
     if (this.#gate.state !== "open") {
       // It was shut while the range was waited for.
       this.#lock.release(hold);

@@ -15,7 +15,8 @@ import { goneAlone, shared } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
-import { decide, type Verdict } from "../shared/replication/verdict.ts";
+import { decideBetween } from "../shared/replication/shared-verdict.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
 import { Pairing } from "./pairing.ts";
 import { SourceSession } from "./source-session.ts";
 
@@ -55,6 +56,8 @@ export interface ReplicatorOptions {
   readonly syncInterrupted: (reason: ColobusError) => void;
   /** The secondary tells something that needs no answer. */
   readonly notified: (notice: Notice) => void;
+  /** The secondary takes no writes for now. */
+  readonly paused: () => void;
   readonly lost: (reason: ColobusError) => void;
 }
 
@@ -97,12 +100,21 @@ export class Replicator {
     this.#pairing = new Pairing(options);
   }
 
+  get #sharesDisks(): boolean {
+    return this.#options.state.record.mode === "shared";
+  }
+
   get isConnected(): boolean {
     return this.#phase.name !== "connecting" && this.#phase.name !== "opening";
   }
 
   get isEstablished(): boolean {
     return this.#phase.name === "established";
+  }
+
+  /** The session in which the secondary lacks nothing and takes everything. */
+  get establishedSession(): SourceSession | undefined {
+    return this.#phase.name === "established" ? this.#phase.session : undefined;
   }
 
   /** The open session. Errors: `no-peer` with the reason why there is none. */
@@ -177,7 +189,8 @@ export class Replicator {
       notified: (notice) => options.notified(notice),
       closed: (reason, missing) => {
         if (!isProved) this.#unproved -= 1;
-        for (const { disk, firstCluster, endCluster } of missing) {
+        // An original that did not arrive is sent again: what it stands for was not overwritten.
+        for (const { disk, firstCluster, endCluster } of this.#sharesDisks ? [] : missing) {
           options.tracking.dirty(disk).addClusters(firstCluster, endCluster);
         }
         this.#lost(session, reason, wasOpen);
@@ -247,6 +260,7 @@ export class Replicator {
 
   dirtyBytes(disk: number): number {
     const { tracking, geometries } = this.#options;
+    if (this.#sharesDisks) return 0;
     return tracking.peer === null ? (geometries[disk]?.sizeBytes ?? 0) : tracking.dirty(disk).bytes;
   }
 
@@ -311,7 +325,7 @@ export class Replicator {
   /** A peer has proved itself: either the two are a pair, and its session takes the place of any other, or it is refused. */
   #open(session: SourceSession, hello: Hello, peer: Hello): void {
     const options = this.#options;
-    const verdict = decide(hello, peer);
+    const verdict = decideBetween(hello, peer);
     if (verdict.kind !== "sync" && (this.#minting !== undefined || hello.lineage !== options.state.record.lineage)) {
       // The peer was told of a history that is not this side's any more: the next handshake decides.
       throw new ColobusError(
@@ -325,6 +339,13 @@ export class Replicator {
     options.judged(verdict, peer);
     const refusal = refusalOf(verdict, hello.agentId);
     if (refusal !== undefined) throw refusal;
+    if (this.#sharesDisks && options.state.record.merge !== null) {
+      throw new ColobusError(
+        "merge-unfinished",
+        "the overlays of the last failover are not merged into the shared disk yet",
+        "Nothing: it is tried again by itself.",
+      );
+    }
     assert(verdict.kind === "sync" && verdict.target === peer.agentId, "of a pair, the Primary is the source");
     if (this.#phase.name !== "connecting") {
       this.#phase.session.close(
@@ -362,7 +383,9 @@ export class Replicator {
     options.emit("peer-connected", { url: options.url, address: session.peerAddress, agentId: session.peer?.agentId });
     options.log.info({ peer: this.#peerName }, "the secondary is connected");
     this.#lastError = undefined;
-    if (stalledBy !== undefined) this.#pause(session, stalledBy);
+    // A secondary of shared disks is told of the history even so, which has to be recorded first.
+    const mayPause = !this.#sharesDisks || options.state.record.history.shared;
+    if (stalledBy !== undefined && mayPause) this.#pause(session, stalledBy);
     else this.#beginSync(session, session.peer?.lineage === null ? "full-sync" : "resync");
   }
 
@@ -483,16 +506,24 @@ export class Replicator {
   }
 
   #pause(session: SourceSession, reason: ColobusError): void {
+    if (this.#sharesDisks && this.#phase.name === "opening") {
+      // Nothing is missing there: a checkpoint can be taken, which makes room.
+      this.#tellSync(session, "begin");
+      this.#tellSync(session, "end");
+    }
     this.#phase = { name: "paused", session, reason };
     this.#options.emit(isForWantOfSpace(reason) ? "overlay-full" : "disk-error", {
       peer: this.#peerName,
       ...reason.toJSON(),
     });
-    this.#options.log.warn({ reason }, "the secondary takes no writes; they are remembered as dirty");
+    const meanwhile = this.#sharesDisks ? "guests wait" : "they are remembered as dirty";
+    this.#options.log.warn({ reason }, `the secondary takes no writes; ${meanwhile}`);
+    this.#options.paused();
   }
 
   #lost(session: SourceSession, reason: ColobusError, wasOpen: boolean): void {
     const { emit, log, clock, lost } = this.#options;
+    if (session.isProbe && reason.code !== "auth-failed") return;
     const wasCurrent = this.#phase.name !== "connecting" && this.#phase.session === session;
     // An older session that was replaced, or a stranger's: the current one goes on.
     if (!wasCurrent && (this.#phase.name !== "connecting" || reason.code === "replaced")) return;

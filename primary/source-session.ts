@@ -86,6 +86,11 @@ export class SourceSession {
     return this.#peer;
   }
 
+  /** Whether the peer says that it only asks what the two would do: the end of the session is no news then. */
+  get isProbe(): boolean {
+    return this.#session.isProbe;
+  }
+
   get isClosed(): boolean {
     return this.#closed;
   }

@@ -19,6 +19,7 @@ import {
   REPLICATION_STATES,
   RESYNC_OUTCOMES,
   ROLES,
+  SYNC_EXTENTS,
   VERDICT_KINDS,
   VERDICT_RULES,
   WAIT_CONDITIONS,
@@ -187,6 +188,8 @@ export const failoverRequestSchema = z.strictObject({
   force: z.boolean().default(false),
   dryRun: z.boolean().default(false),
   discardActive: z.boolean().default(false),
+  /** The operator has made sure that the peer serves no more: mode `shared` asks for that, or for the fence hook. */
+  fenced: z.boolean().optional(),
   timeoutMs,
 });
 export type FailoverRequest = z.infer<typeof failoverRequestSchema>;
@@ -207,7 +210,7 @@ export type FailoverAnswer = z.infer<typeof failoverAnswerSchema>;
 /** What a side would give up: bytes of clusters that it has changed and the other has not. */
 const changedBytes = z.object({ here: bytes, there: bytes });
 
-/** What the last handshake with the peer came to. */
+/** What a handshake with the peer came to, or would come to. */
 export const verdictSchema = z.object({
   kind: z.enum(VERDICT_KINDS),
   /** The rule that decided. */
@@ -217,7 +220,7 @@ export const verdictSchema = z.object({
   peer: z.string(),
   /** The agent that sends, and what; null where nothing is sent. */
   source: z.string().nullable(),
-  extent: z.enum(["full", "delta", "assumed"]).nullable(),
+  extent: z.enum(SYNC_EXTENTS).nullable(),
   /** What is left to be sent, or would be given up. */
   changedBytes,
 });

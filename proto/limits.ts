@@ -45,7 +45,7 @@ export const NBD_CLOSE_TIMEOUT_MS = 5_000;
 export const NBD_LINGER_FLUSHED_MS = 500;
 export const NBD_LINGER_MS = 5_000;
 
-// Images (behind NBD servers)
+// Images that NBD servers export
 /** A connection to a server is made, and the handshake done, within this time each. */
 export const NBD_CLIENT_DIAL_TIMEOUT_MS = 10_000;
 export const NBD_CLIENT_HANDSHAKE_TIMEOUT_MS = 10_000;
@@ -124,6 +124,12 @@ export const PEER_TIMEOUT_DEFAULT_MS = 5_000;
 /** The pause before the first new dial; each failure doubles it, and it is drawn from half to one and a half of that. */
 export const RECONNECT_MIN_MS = 100;
 export const RECONNECT_MAX_MS = 5_000;
+
+// Shared disks
+/** Originals travel in operations of at most this length … */
+export const ORIGINAL_MAX_BYTES = 1 * MIB;
+/** … and so much of them is read from one disk at a time, beside what the send window holds. */
+export const ORIGINALS_READ_MAX_BYTES = 16 * MIB;
 
 /** Lineages that a side goes back to, or has heard of, and that it still tells apart from strange ones. */
 export const ANCESTORS_MAX = 32;

@@ -8,14 +8,15 @@
  * | 0 | 4 | header length H, big-endian |
  * | 4 | 4 | number of the message: how many its sender has sent before it in this session, modulo 2^32, big-endian |
  * | 8 | H | header: one msgpack map whose `type` names the message |
- * | 8+H | … | payload: in `data` only, the bytes of its write operations one after the other |
+ * | 8+H | … | payload: in `data` only, the bytes of its `write` and `original` operations one after the other |
  *
  * The encoding functions leave the number 0, and the decoding function passes it over: the session knows it.
  *
  * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `differs` as often
  * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `barrier`, `commit`, `discard`
  * and `takeover`; the secondary sends `ack`, `answer`, `stall`, `unstall`, `wanted` and
- * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes.
+ * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes. A side whose `hello` says `probe` closes
+ * after the proofs.
  */
 import assert from "node:assert/strict";
 import { Packr } from "msgpackr";
@@ -31,7 +32,7 @@ import {
   PREPARED_EPOCHS_MAX,
 } from "./limits.ts";
 import { REPLICATION_PROTOCOL_VERSION } from "./versions.ts";
-import { ACK_POLICIES, MODES, ROLES } from "./words.ts";
+import { ACK_POLICIES, MODES, ROLES, SYNC_EXTENTS } from "./words.ts";
 
 const NUMBER_OFFSET = 4;
 const HEAD_BYTES = 8;
@@ -40,10 +41,20 @@ const HEAD_BYTES = 8;
 export const SYNC_PHASES = ["begin", "pause", "end"] as const;
 export type SyncPhase = (typeof SYNC_PHASES)[number];
 
-/** What one operation of a `data` message does to a range of a disk. */
-export const OPERATION_KINDS = { write: 0, discard: 1, zero: 2 } as const;
+/**
+ * What one operation of a `data` message does to a range of a disk, or, in mode `shared`, tells of it: what whole
+ * clusters hold that the primary is about to overwrite.
+ */
+export const OPERATION_KINDS = { "write": 0, "discard": 1, "zero": 2, "original": 3, "zero-original": 4 } as const;
 export type OperationKind = keyof typeof OPERATION_KINDS;
-const KIND_NAMES: readonly OperationKind[] = ["write", "discard", "zero"];
+const KIND_NAMES: readonly OperationKind[] = ["write", "discard", "zero", "original", "zero-original"];
+const HAS_PAYLOAD: Readonly<Record<OperationKind, boolean>> = {
+  "write": true,
+  "discard": false,
+  "zero": false,
+  "original": true,
+  "zero-original": false,
+};
 
 export interface Operation {
   /** `discard` and `zero` both make the range read as zeroes; `discard` frees its space. */
@@ -52,7 +63,7 @@ export interface Operation {
   readonly disk: number;
   readonly offset: number;
   readonly length: number;
-  /** The bytes of a `write`, `length` long; empty otherwise. A view of the received message. */
+  /** The bytes of a `write` or an `original`, `length` long; empty otherwise. A view of the received message. */
   readonly payload: Buffer;
 }
 
@@ -88,6 +99,8 @@ const helloSchema = z.object({
   /** Whether this side holds a pre-shared token. */
   hasToken: z.boolean(),
   lineage: text.nullable(),
+  /** Whether a peer may know the lineage; it is durable before one can. */
+  shared: z.boolean(),
   ancestors: z.array(text).max(ANCESTORS_MAX),
   heard: z.array(text).max(ANCESTORS_MAX),
   pairing: z.object({ peer: text, sessions: z.array(text).max(2) }).nullable(),
@@ -104,6 +117,8 @@ const helloSchema = z.object({
   epochSeen: epoch,
   /** On a primary: the operator says that the copies are identical (`--assume-in-sync`). */
   assumeInSync: z.boolean(),
+  /** This side only asks what the two would do: it closes once both have proved themselves, and nothing follows. */
+  probe: z.boolean(),
 });
 export type Hello = Omit<z.infer<typeof helloSchema>, "type">;
 
@@ -116,8 +131,11 @@ export const MESSAGE_SCHEMAS = {
     type: z.literal("begin"),
     /** Identifies the session; both sides record it before data flows. */
     session: text,
-    /** `delta`: the primary waits for what the secondary knows to differ. Else it knows already what it will send. */
-    extent: z.enum(["full", "delta", "assumed"]),
+    /**
+     * `delta`: the primary waits for what the secondary knows to differ. Else it knows already what it will send; with
+     * `rearm` the secondary gives its checkpoint up before it is ready.
+     */
+    extent: z.enum(SYNC_EXTENTS),
     lineage: text,
     /** The epoch that the writes to come belong to. */
     openEpoch: epoch,
@@ -142,7 +160,13 @@ export const MESSAGE_SCHEMAS = {
     lineage: text,
     ancestors: z.array(text).max(ANCESTORS_MAX),
   }),
-  "barrier": z.object({ type: z.literal("barrier"), id: z.int().positive(), epoch: z.int().positive() }),
+  "barrier": z.object({
+    type: z.literal("barrier"),
+    id: z.int().positive(),
+    epoch: z.int().positive(),
+    /** Whether the epoch is committed with the same record that closes it. */
+    commit: z.boolean(),
+  }),
   "commit": z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: z.int().positive() }),
   "discard": z.object({
     type: z.literal("discard"),
@@ -285,7 +309,7 @@ function decodeData(header: Record<string, unknown>, payload: Buffer): DataMessa
     if (kind === undefined || !isCount(disk) || !isCount(offset) || !isCount(length) || length === 0) {
       throw malformed("data: an operation's fields");
     }
-    const payloadEnd = kind === "write" ? at + length : at;
+    const payloadEnd = HAS_PAYLOAD[kind] ? at + length : at;
     if (payloadEnd > payload.length) throw malformed("data: the payload is too short");
     operations.push({ kind, disk, offset, length, payload: payload.subarray(at, payloadEnd) });
     at = payloadEnd;

@@ -75,6 +75,11 @@ export const stateRecordSchema = z.object({
   ),
   /** No epoch above this number has ever been used. */
   epochReserved: epoch,
+  /**
+   * On a primary of shared disks: its host has lost its power since it placed the barriers up to this one, which nobody
+   * has flushed the disks for.
+   */
+  unflushedThrough: epoch.default(0),
   /** The checkpoint that a failover returns to; 0 before the first. */
   committed: z.object({ epoch, atMs: z.number() }),
   /** Prepared and neither committed nor discarded, ascending. */

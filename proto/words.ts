@@ -17,14 +17,25 @@ export const VERDICT_RULES = [
   "same-lineage",
   "target-behind",
   "own-data-discarded",
+  "checkpoint-stands",
+  "checkpoint-void",
   "source-outdated",
   "primary-behind",
   "hand-over-arrived",
   "two-primaries",
   "diverged",
+  "put-back",
   "unrelated",
 ] as const;
 export type VerdictRule = (typeof VERDICT_RULES)[number];
+
+/**
+ * What a source sends when a session begins: everything, the clusters that either side's bitmap names, or nothing,
+ * because the operator vouches for the copy, or because the disk is shared: the target's checkpoint stands then
+ * (`keep`), or is void (`rearm`).
+ */
+export const SYNC_EXTENTS = ["full", "delta", "assumed", "keep", "rearm"] as const;
+export type SyncExtent = (typeof SYNC_EXTENTS)[number];
 
 /** How a lineage began on the side that records it. */
 export const LINEAGE_ORIGINS = ["created", "promotion", "alone", "adopted"] as const;
@@ -97,6 +108,9 @@ export type Durability = (typeof DURABILITIES)[number];
 
 export const SECONDARY_EXPORTS = ["off", "read-only", "read-write"] as const;
 export type SecondaryExport = (typeof SECONDARY_EXPORTS)[number];
+
+export const LOG_LEVELS = ["error", "warn", "info", "debug"] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
 
 export const WAIT_CONDITIONS = ["connected", "synced", "merged", "committed"] as const;
 export type WaitCondition = (typeof WAIT_CONDITIONS)[number];

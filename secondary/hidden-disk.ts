@@ -4,6 +4,7 @@ import type { DiskImage } from "../shared/block/disk-image.ts";
 import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
 import { Generation } from "./generation.ts";
+import type { ReadOriginal } from "./original-copy.ts";
 import { listOverlayEpochs, type OverlayContext } from "./overlay-files.ts";
 
 /** Originals that the device must be waited for are read and saved in pieces of at most this many bytes. */
@@ -179,11 +180,16 @@ export class HiddenDisk implements HeldOriginals {
    * resolves, the base may be overwritten there. `clusters` must be unsaved, and the base unchanged meanwhile.
    * Errors: `overlay-full` where the overlays' file system has no room; nothing is lost then.
    */
-  async save(base: DiskImage, clusters: ClusterBitmap): Promise<void> {
+  save(base: DiskImage, clusters: ClusterBitmap): Promise<void> {
+    return this.saveFrom((target, offset) => base.read(target, offset), clusters);
+  }
+
+  /** As `save`, with the originals from elsewhere. */
+  async saveFrom(read: ReadOriginal, clusters: ClusterBitmap): Promise<void> {
     if (clusters.isEmpty) return;
     const generation = this.#generations.at(-1);
     assert(generation !== undefined && generation.epoch > this.#groupStart, "an epoch is open");
-    await generation.save(clusters, (target, offset) => base.read(target, offset), this.#scratch);
+    await generation.save(clusters, read, this.#scratch);
     this.#version += 1;
   }
 

@@ -23,7 +23,7 @@ type Source = "base" | "active" | Generation;
  */
 export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
   readonly geometry: ClusterGeometry;
-  readonly base: DiskImage;
+  base: DiskImage;
   readonly hidden: Hidden;
   /** After a promotion: clusters whose overlays have been merged into the base, and say nothing about them any more. */
   merged: ClusterBitmap | undefined;

@@ -1,5 +1,5 @@
 import type { StateRecord } from "../proto/state-record.ts";
-import type { ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { ActiveDisk } from "./active-disk.ts";
@@ -29,7 +29,7 @@ export function recoverPromotion(options: {
   try {
     for (const recorded of record.disks) {
       const { name } = recorded;
-      const base = images.open(recorded);
+      const base = images.open(recorded, imageUseOf(record));
       const context = overlayContext(options, record, name, base.sizeBytes);
       const hidden = HiddenDisk.recover(context, {
         committed: epoch,

@@ -27,7 +27,6 @@ export interface RecoverEpochs {
 /** One disk of the secondary: base, hidden disk and active disk, and the view that is exported of them. */
 export class ReplicaDisk {
   readonly name: string;
-  readonly base: DiskImage;
   readonly stack: OverlayStack;
   readonly view: CommittedView;
   readonly context: OverlayContext;
@@ -41,7 +40,6 @@ export class ReplicaDisk {
     options: { readonly gate: ViewGate; readonly hasCheckpoint: () => boolean; readonly access: SecondaryExport },
   ) {
     this.name = name;
-    this.base = base;
     this.context = context;
     this.#gate = options.gate;
     const hidden = HiddenDisk.recover(context, epochs);
@@ -49,6 +47,16 @@ export class ReplicaDisk {
     const active = ActiveDisk.recover(context, epochs.committed, epochs.afterPowerLoss);
     this.stack = new OverlayStack(context.geometry, base, hidden, active);
     this.view = new CommittedView(this.stack, options.gate, options.hasCheckpoint, options.access);
+  }
+
+  get base(): DiskImage {
+    return this.stack.base;
+  }
+
+  /** Goes on with `base`, which holds the same, and closes the present one. No request may be under way. */
+  replaceBase(base: DiskImage): void {
+    this.stack.base.close();
+    this.stack.base = base;
   }
 
   get hidden(): HiddenDisk {

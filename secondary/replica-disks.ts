@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { SecondaryExport } from "../proto/words.ts";
-import type { ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -80,6 +80,36 @@ export class ReplicaDisks {
     });
   }
 
+  /**
+   * Opens shared disks for writing, now that this side is to be their only user; their views go on undisturbed until
+   * `take` is called, which no request may be under way for. Errors: those of opening them, after which nothing is open
+   * that was not before.
+   */
+  openForWriting(): { readonly take: () => void; readonly giveUp: () => void } {
+    const { images, state } = this.#options;
+    const opened: { disk: ReplicaDisk; image: DiskImage }[] = [];
+    const giveUp = (): void => {
+      for (const { image } of opened) image.close();
+    };
+    if (state.record.mode === "shared") {
+      try {
+        for (const recorded of state.record.disks) {
+          const disk = this.#disks.find(({ name }) => name === recorded.name);
+          if (disk !== undefined) opened.push({ disk, image: images.open(recorded, imageUseOf(state.record)) });
+        }
+      } catch (error) {
+        giveUp();
+        throw error;
+      }
+    }
+    return {
+      take: () => {
+        for (const { disk, image } of opened.splice(0)) disk.replaceBase(image);
+      },
+      giveUp,
+    };
+  }
+
   close(): void {
     for (const disk of this.#disks) disk.close();
   }
@@ -88,7 +118,7 @@ export class ReplicaDisks {
     const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate } = this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;
     const quota = this.#options.quota();
-    const base = this.#options.images.open(disk);
+    const base = this.#options.images.open(disk, state.record.mode === "shared" ? "foreign" : "own");
     try {
       const epochs = {
         floor: retained[0]?.epoch ?? committed.epoch,

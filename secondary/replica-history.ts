@@ -72,7 +72,8 @@ export class ReplicaHistory {
    */
   async trackPeer(disks: readonly ReplicaDisk[]): Promise<PeerTracking | undefined> {
     const { state, log, trackingOptions } = this.#options;
-    const { pairing, outdated, committed, tracks } = state.record;
+    const { pairing, outdated, committed, tracks, mode } = state.record;
+    if (mode === "shared") return undefined; // the peer has no copy
     if (pairing === null || outdated || committed.epoch === 0 || tracks !== null) return undefined;
     const clusters = disks.map(({ stack }) => stack.coveredClusters());
     try {

@@ -2,12 +2,13 @@ import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { DIFFERS_RUNS_MAX, HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
 import { toErrorBody, type Hello, type Message, type Notice, type SyncPhase } from "../proto/replication-messages.ts";
-import type { Durability, ReplicationState } from "../proto/words.ts";
+import type { Durability, ReplicationState, SyncExtent } from "../proto/words.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
-import { decide, type Verdict } from "../shared/replication/verdict.ts";
+import { decideBetween } from "../shared/replication/shared-verdict.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
@@ -62,6 +63,8 @@ export class ReplicaSession {
   readonly #options: ReplicaSessionOptions;
   readonly #session: Session;
   #peer: Hello | undefined;
+  /** What the handshake came to. */
+  #extent: SyncExtent | undefined;
   /** The primary's history, once everything of it has arrived. */
   #source: SourceHistory | undefined;
   #disks: readonly ReplicaDisk[] = [];
@@ -97,6 +100,11 @@ export class ReplicaSession {
   /** The primary's hello, once it has proved itself. */
   get peer(): Hello | undefined {
     return this.#peer;
+  }
+
+  /** Whether the peer says that it only asks what the two would do: the end of the session is no news then. */
+  get isProbe(): boolean {
+    return this.#session.isProbe;
   }
 
   get peerAddress(): string {
@@ -155,12 +163,13 @@ export class ReplicaSession {
 
   #opened(peer: Hello): void {
     const { hello, judged } = this.#options;
-    const verdict = decide(hello, peer);
+    const verdict = decideBetween(hello, peer);
     judged(verdict, peer);
     const refusal = refusalOf(verdict, hello.agentId);
     if (refusal !== undefined) throw refusal;
     assert(verdict.kind === "sync" && verdict.source === peer.agentId, "of a pair, the Primary is the source");
     this.#peer = peer;
+    this.#extent = verdict.extent;
     this.#beginTimer = this.#options.clock.after(HANDSHAKE_TIMEOUT_MS, () => {
       this.#session.close(new ColobusError("peer-timeout", "the peer opened a session and did not begin"));
     });
@@ -178,7 +187,7 @@ export class ReplicaSession {
         this.#receiveSync(message);
         break;
       case "barrier":
-        this.#receiveBarrier(message.id, message.epoch);
+        this.#receiveBarrier(message);
         break;
       case "commit":
         this.#answer(message.id, async () => {
@@ -224,11 +233,15 @@ export class ReplicaSession {
     if (this.#ended !== undefined) return;
     const names = peer.disks.map((disk) => disk.name);
     const isAsGreeted =
+      this.#fitsVerdict(message) &&
       message.lineage === peer.lineage &&
       message.diskSizes.length === names.length &&
       peer.disks.every((disk, index) => disk.sizeBytes === message.diskSizes[index]);
     if (!isAsGreeted) throw new ColobusError("protocol-error", `the peer's "begin" does not fit its "hello"`);
     this.#disks = await options.prepareDisks(names, message.diskSizes);
+    if (this.#ended !== undefined) return;
+    // The shared disk was overwritten without the originals: what is held leads back to nothing.
+    if (message.extent === "rearm") await options.checkpoints.giveUp();
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;
@@ -239,6 +252,7 @@ export class ReplicaSession {
       disks: this.#disks,
       clock: options.clock,
       durability: options.durability,
+      sharesDisks: options.hello.mode === "shared",
       windowBytes: Math.min(options.windowBytes, peer.windowBytes),
       ack: peer.ack,
       savesOriginals: () => options.checkpoints.newestBarrier > 0,
@@ -252,6 +266,12 @@ export class ReplicaSession {
     if (this.#stalled !== undefined) this.#session.send({ type: "stall", error: toErrorBody(this.#stalled) });
     this.#session.send({ type: "ready", differs: message.extent === "delta" ? this.#tellOwnChanges() : 0 });
     options.ready();
+  }
+
+  /** Nothing that a primary says by itself may cost the checkpoint. */
+  #fitsVerdict({ extent }: BeginMessage): boolean {
+    const isOfShared = extent === "keep" || extent === "rearm";
+    return this.#options.hello.mode === "shared" ? extent === this.#extent : !isOfShared;
   }
 
   /** Returns the number of messages that it took. */
@@ -303,7 +323,7 @@ export class ReplicaSession {
     });
   }
 
-  #receiveBarrier(id: number, epoch: number): void {
+  #receiveBarrier({ id, epoch, commit }: Extract<Message, { type: "barrier" }>): void {
     const writer = this.#stream();
     this.#countRequest();
     writer.enqueue(async () => {
@@ -311,8 +331,10 @@ export class ReplicaSession {
         throw new ColobusError("protocol-error", "the peer sent a barrier in the middle of a sync");
       await writer.makeStable();
       await this.#request(id, async () => {
-        await this.#options.checkpoints.prepare(epoch);
-        this.#options.prepared(epoch);
+        const { checkpoints, prepared, committed } = this.#options;
+        await (commit ? checkpoints.prepareAndCommit(epoch, this.#source) : checkpoints.prepare(epoch));
+        prepared(epoch);
+        if (commit) committed(epoch);
       });
     });
   }

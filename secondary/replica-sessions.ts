@@ -103,7 +103,7 @@ export class ReplicaSessions {
     const session = new ReplicaSession({
       link,
       clock: options.clock,
-      hello: this.#hello(),
+      hello: this.hello(),
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
@@ -209,7 +209,8 @@ export class ReplicaSessions {
     return Promise.resolve();
   }
 
-  #hello(): Hello {
+  /** What this side says of itself to a peer. */
+  hello(): Hello {
     const { state, tracking } = this.#options;
     const { record } = state;
     return {
@@ -233,6 +234,7 @@ export class ReplicaSessions {
       prepared: record.prepared.map(({ epoch }) => epoch),
       epochSeen: this.#options.checkpoints().epochSeen,
       assumeInSync: false,
+      probe: false,
     };
   }
 
@@ -257,6 +259,8 @@ export class ReplicaSessions {
       this.#lastError = reason;
       this.#options.emit("peer-disconnected", { address: session.peerAddress, ...reason.toJSON() });
       this.#options.log.warn({ peer: session.peerAddress, reason }, "the session with the primary ended");
+    } else if (session.isProbe && reason.code !== "auth-failed") {
+      return;
     } else if (this.#endings === 0 && reason.code !== "replaced" && reason.message !== this.#lastError?.message) {
       // A refused primary tries again for ever: each reason is reported once.
       this.#lastError = reason;

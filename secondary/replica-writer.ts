@@ -20,6 +20,7 @@ import { endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.t
 import { dataStretches, type Stretch } from "../shared/block/data-stretches.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
+import { collectReceived, coversWholeClusters, type Saves } from "./received-originals.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 
 export interface ReplicaWriterOptions {
@@ -27,6 +28,8 @@ export interface ReplicaWriterOptions {
   readonly disks: readonly ReplicaDisk[];
   readonly clock: Clock;
   readonly durability: Durability;
+  /** The bases are the primary's own disks: what is sent are originals, and only the hidden disks are written. */
+  readonly sharesDisks: boolean;
   /** The session's window: a primary that sends far beyond it is cut off. */
   readonly windowBytes: number;
   /** How far the primary's guests wait for a write: `applied` has each batch fsynced at once, `async` acknowledged at leisure. */
@@ -57,7 +60,8 @@ type Item =
  * when they run.
  *
  * A write is *stable* when it is in the base (durability `process`), or when the base was fsynced after it (`power`):
- * that happens behind the stream, and at each barrier.
+ * that happens behind the stream, and at each barrier. In mode `shared` the stream brings the originals themselves, and
+ * one is stable when it is saved.
  */
 export class ReplicaWriter {
   readonly #options: ReplicaWriterOptions;
@@ -109,6 +113,7 @@ export class ReplicaWriter {
       if (disk === undefined || operation.offset + operation.length > disk.base.sizeBytes) {
         throw new ColobusError("protocol-error", "the peer sent an operation outside of its disks");
       }
+      this.#assertOfMode(operation, disk);
       bytes += operation.payload.length;
     }
     // A primary looks at its window between requests, so each of its guests' may go beyond it.
@@ -199,7 +204,17 @@ export class ReplicaWriter {
     return operations;
   }
 
+  #assertOfMode(operation: Operation, disk: ReplicaDisk): void {
+    const isOriginal = operation.kind === "original" || operation.kind === "zero-original";
+    if (isOriginal === this.#options.sharesDisks) {
+      if (!isOriginal || coversWholeClusters(disk.context.geometry, operation)) return;
+      throw new ColobusError("protocol-error", "the peer sent an original that is not of whole clusters");
+    }
+    throw new ColobusError("protocol-error", `the peer sent an operation "${operation.kind}", which its mode has not`);
+  }
+
   async #applyBatch(batch: readonly Operation[]): Promise<void> {
+    if (this.#options.sharesDisks) return this.#applyOriginals(batch);
     const differing = this.#comparing ? await this.#differing(batch) : batch;
     if (this.#options.savesOriginals()) await this.#saveOriginals(differing);
     const changes = this.#rewriting ? batch : differing;
@@ -228,17 +243,33 @@ export class ReplicaWriter {
     } else this.#syncBehind(bytes);
   }
 
+  /** Keeps the originals that the primary has sent, of clusters whose own are not held yet: those are older. */
+  async #applyOriginals(batch: readonly Operation[]): Promise<void> {
+    let bytes = 0;
+    for (const { length } of batch) bytes += length;
+    if (this.#options.savesOriginals())
+      await this.#save(() => collectReceived(batch, (operation) => this.#disk(operation)));
+    this.#appliedSequence += batch.length;
+    this.#options.applied(batch.length, bytes);
+    this.#stableSequence = this.#appliedSequence;
+    this.#acknowledgeSoon();
+  }
+
   /** Saves the originals of all clusters that `changes` overwrites for the first time in this epoch. */
-  async #saveOriginals(changes: readonly Operation[]): Promise<void> {
+  #saveOriginals(changes: readonly Operation[]): Promise<void> {
+    return this.#save(() => this.#collectOriginals(changes));
+  }
+
+  async #save(collect: () => Saves | Promise<Saves>): Promise<void> {
     for (;;) {
-      const fault = await this.#trySaveOriginals(changes);
+      const fault = await this.#trySave(await collect());
       if (fault === undefined) return;
       if (fault.code !== "overlay-full" || this.#stopped || !(await this.#options.makeRoom())) throw fault;
     }
   }
 
-  /** Saves the originals that are not saved yet; returns why that was not possible. */
-  async #trySaveOriginals(changes: readonly Operation[]): Promise<ColobusError | undefined> {
+  /** The originals that are not saved yet. */
+  async #collectOriginals(changes: readonly Operation[]): Promise<Saves> {
     // What reads as zeroes already does not change, however long the range is.
     const zeroed = new Map<Operation, readonly Stretch[]>();
     for (const operation of changes) {
@@ -257,14 +288,18 @@ export class ReplicaWriter {
         for (const { offset, length } of zeroed.get(operation) ?? []) collectUnsaved(disk, offset, length, clusters);
       }
     }
-    const saving: Promise<void>[] = [];
-    const savers: ReplicaDisk[] = [];
+    const saves: Saves = new Map();
     for (const [disk, clusters] of unsaved) {
-      if (clusters.isEmpty) continue;
-      savers.push(disk);
-      saving.push(disk.hidden.save(disk.base, clusters));
+      if (!clusters.isEmpty) saves.set(disk, () => disk.hidden.save(disk.base, clusters));
     }
-    if (saving.length === 0) return undefined;
+    return saves;
+  }
+
+  /** Saves originals; returns why that was not possible. */
+  async #trySave(saves: Saves): Promise<ColobusError | undefined> {
+    if (saves.size === 0) return undefined;
+    const savers = [...saves.keys()];
+    const saving = [...saves.values()].map((save) => save());
     // Every disk's save settles before a failure is reported: nothing may go on behind the back of a stopped stream.
     const outcomes = await Promise.allSettled(saving);
     for (const [index, outcome] of outcomes.entries()) {

@@ -162,6 +162,11 @@ export class SecondaryRole {
     return this.#sessions.lastVerdict;
   }
 
+  /** What this side says of itself to a peer. */
+  hello(): Hello {
+    return this.#sessions.hello();
+  }
+
   /** A dial failed. */
   dialFailed(reason: ColobusError): void {
     this.#sessions.dialFailed(reason);
@@ -226,7 +231,9 @@ export class SecondaryRole {
     const { retained } = this.checkpoints.kept;
     const activeEpoch = options.discardActive ? this.checkpoints.openEpoch : epoch;
     await this.gate.close();
+    let forWriting: ReturnType<ReplicaDisks["openForWriting"]> | undefined;
     try {
+      forWriting = this.#disks.openForWriting();
       const tracking = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({
         ...promoted(record, options.lineage, epoch > 0 && !record.outdated),
@@ -236,6 +243,7 @@ export class SecondaryRole {
         merge: { activeEpoch },
         epochReserved: Math.max(record.epochReserved, this.checkpoints.openEpoch),
       }));
+      forWriting.take();
       this.#faults.end();
       this.checkpoints.forgetKept(retained);
       this.#space.quota?.lift();
@@ -251,6 +259,7 @@ export class SecondaryRole {
       });
       return { epoch, disks, tracking };
     } catch (error) {
+      forWriting?.giveUp();
       this.#sessions.welcome(); // still Secondary
       throw error;
     } finally {

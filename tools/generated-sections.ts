@@ -90,6 +90,7 @@ function limits(): GeneratedSection[] {
     NBD: "docs/protocol.md",
     Images: "docs/protocol.md",
     Replication: "docs/protocol.md",
+    Shared: "docs/shared-disk.md",
     Epochs: "docs/protocol.md",
     Disks: "docs/formats.md",
     Secondary: "docs/formats.md",

@@ -37,7 +37,8 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   "sync": { from: "primary", meaning: "The clusters that the secondary may lack follow, or have all been sent." },
   "barrier": {
     from: "primary",
-    meaning: "Closes the epoch. Answered when everything before it is stable and the record is durable.",
+    meaning:
+      "Closes the epoch, and commits it if `commit` says so. Answered when everything before it is stable and the record is durable.",
   },
   "commit": {
     from: "primary",
@@ -90,6 +91,7 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   committed: "The committed epoch, or 0. A primary repeats what it was told last.",
   prepared: "Epochs that a commit can still name.",
   epochSeen: "The highest epoch number that this side has seen used.",
+  shared: "Whether a peer may know that lineage; durable before one can.",
   ancestors: "The histories that this one goes back to, newest first.",
   heard: "Histories that a source has begun to send here, and that are not adopted yet.",
   pairing: "The peer of the last session, and the ids of the last two sessions with it.",
@@ -98,6 +100,8 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   discardsOwn: "The operator gave up what this side has.",
   handOver: "The agent to which this primary has handed its role, while it is not known whether that arrived.",
   changedBytes: "What this side's dirty bitmaps name.",
+  probe:
+    "This side only asks what the two would do (`colobus connect --dry-run`): it closes after the proofs, and nothing follows on either side.",
   assumeInSync: "`--assume-in-sync` of the primary.",
 };
 
@@ -123,9 +127,12 @@ export function helloTable(): string {
 
 export function operationTable(): string {
   const meanings: Record<keyof typeof OPERATION_KINDS, string> = {
-    write: "The next `length` bytes of the payload.",
-    discard: "The range reads as zeroes, and its space is freed. Zeroes of a sync travel so too.",
-    zero: "The range reads as zeroes, and keeps its space.",
+    "write": "The next `length` bytes of the payload.",
+    "discard": "The range reads as zeroes, and its space is freed. Zeroes of a sync travel so too.",
+    "zero": "The range reads as zeroes, and keeps its space.",
+    "original":
+      "Mode `shared`, and there the only ones: the next `length` bytes of the payload are what these whole clusters hold, which are about to be overwritten.",
+    "zero-original": "The same, where they hold zeroes.",
   };
   const rows = Object.entries(OPERATION_KINDS).map(([kind, number]) => [
     String(number),

@@ -178,10 +178,16 @@ export const VERDICT_RULE_MEANINGS: Record<VerdictRule, string> = {
   "same-lineage": "Both go on with the same history.",
   "target-behind": "The secondary's history is one that the primary's goes back to, or has superseded.",
   "own-data-discarded": "An operator gave up what the secondary has.",
+  "checkpoint-stands":
+    "The disk is shared, and every overwrite since the secondary's checkpoint has waited for its original to be there.",
+  "checkpoint-void":
+    "The disk is shared, and was or may have been overwritten without the secondary: it gives its checkpoint up, and gets a new one.",
   "source-outdated": "The primary has met a newer history before.",
   "primary-behind": "The primary's history is one that the other side's goes back to, or has superseded.",
   "hand-over-arrived": "The other side is the one to which the role was handed, and has taken it.",
   "two-primaries": "Two primaries have one and the same history: a state directory, or a whole host, was copied.",
+  "put-back":
+    "The Primary is behind by a history that no peer can know by its own record: it was put back to a backup, and what it has acknowledged since may be nowhere else.",
   "diverged": "The two have a common history, and each has gone on without the other.",
   "unrelated": "The two have no common history.",
 };

@@ -1,4 +1,3 @@
-import { createLogger } from "../../shared/host/log.ts";
 import { agentOptions, readProcessConfig, type AgentArguments } from "../agent-options.ts";
 import type { OutputFlags } from "../agent-flags.ts";
 import { defineCommand, untilAborted, type CommandHost } from "../command.ts";
@@ -6,9 +5,10 @@ import type { Role } from "../../proto/words.ts";
 
 /** Runs one agent in the foreground until SIGTERM or SIGINT. */
 async function runAgent(args: AgentArguments & OutputFlags, role: Role, host: CommandHost): Promise<void> {
-  const config = readProcessConfig(args, role, host.env);
+  const config = await readProcessConfig(args, role, host.env);
   // Loaded here, so that the commands of operators and hooks start without the engine.
   const { AgentProcess } = await import("../agent-process.ts");
+  const { createLogger } = await import("../../shared/host/log.ts");
   const log = createLogger({ level: config.logLevel, name: config.agent.vm });
   const agentProcess = await AgentProcess.start(config, log);
   const { agent } = agentProcess;

@@ -21,6 +21,11 @@ export const failoverCommand = defineCommand({
         default: false,
         describe: "Leave out what the secondary's own VM has written",
       })
+      .option("fenced", {
+        type: "boolean",
+        default: false,
+        describe: "The peer surely serves no more; mode shared wants this said, or a --fence-peer command",
+      })
       .example("$0 failover --dry-run", "Epoch, age and loss")
       .example("$0 failover", "Serve the last committed checkpoint, now"),
   run: async (args, host) => {
@@ -28,6 +33,7 @@ export const failoverCommand = defineCommand({
       force: args.force,
       dryRun: args.dryRun,
       discardActive: args.discardActive,
+      ...(args.fenced ? { fenced: true } : {}),
       timeoutMs: timeoutOf(args),
     };
     host.output.result(args.json, await clientOf(args, host).failover(request, host.interrupted), renderFailover);

@@ -35,13 +35,24 @@ export interface DiskImage extends Child {
   close(): void;
 }
 
+/**
+ * How an image is used: by this host alone; by two hosts, of which this one writes it (`shared`); or by two, of which the
+ * other one writes it, so that it is read past every cache, and not locked (`foreign`).
+ */
+export type ImageUse = "own" | "shared" | "foreign";
+
+/** How an agent uses the images that it writes. */
+export function imageUseOf({ mode }: Pick<StateRecord, "mode">): ImageUse {
+  return mode === "shared" ? "shared" : "own";
+}
+
 /** Opens the images of an agent's disks, whatever they are. */
 export interface ImageSource {
   /**
    * Finds out how large the image at `location` is, which takes waiting where it is not a file. The next `open` of the
    * same location takes over what was opened for that. Errors: those of opening it (`image-missing` …).
    */
-  measure(location: string): Promise<number>;
+  measure(location: string, use?: ImageUse): Promise<number>;
   /**
    * Opens what takes waiting of the images of recorded disks, so that what is wrong with them is told at the start.
    * Errors: those of opening them; what was opened is kept for `open`.
@@ -53,9 +64,9 @@ export interface ImageSource {
    * Opens the image of a recorded disk, whose size is known. Where that takes waiting, and `prepare` was not asked, the
    * first requests wait; what is wrong then (`image-changed` …), they are told.
    * Errors: those of opening a file; `image-changed` when it has another size than recorded, or was changed by another
-   * program while the agent was cleanly stopped.
+   * program while the agent was cleanly stopped, where this host alone uses it; `not-supported` where it cannot be used so.
    */
-  open(disk: StateRecord["disks"][number]): DiskImage;
+  open(disk: StateRecord["disks"][number], use?: ImageUse): DiskImage;
   /** Whether nothing is at `location` yet, and `create` could make an image there. */
   canCreate(location: string): boolean;
   /** Makes an image that reads as zeroes; durable when the promise resolves, also where an earlier try has made it. */

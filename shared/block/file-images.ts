@@ -2,9 +2,9 @@ import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Storage } from "../host/storage.ts";
-import type { ImageSource } from "./disk-image.ts";
+import type { ImageSource, ImageUse } from "./disk-image.ts";
 import { parseImageLocation } from "./image-location.ts";
-import { createImage, openImage, type Image } from "./image.ts";
+import { createImage, openForeignImage, openImage, type Image } from "./image.ts";
 
 /** Images that are files or block devices of this host: their location is the path, or raw: and the path. */
 export class FileImages implements ImageSource {
@@ -22,17 +22,18 @@ export class FileImages implements ImageSource {
     // Nothing is opened before it is asked for.
   }
 
-  async measure(location: string): Promise<number> {
-    const image = this.#open(location);
+  async measure(location: string, use: ImageUse = "own"): Promise<number> {
+    const image = this.#open(location, use);
     image.close();
     return Promise.resolve(image.sizeBytes);
   }
 
-  open(disk: StateRecord["disks"][number]): Image {
-    const image = this.#open(disk.image);
+  open(disk: StateRecord["disks"][number], use: ImageUse = "own"): Image {
+    const image = this.#open(disk.image, use);
     try {
       assertSizeAsRecorded(disk, image.sizeBytes);
-      if (disk.cleanMark !== null && disk.cleanMark !== image.changeMark()) throw changedBehind(disk);
+      // That another host has changed it is no fault where two use it.
+      if (use === "own" && disk.cleanMark !== null && disk.cleanMark !== image.changeMark()) throw changedBehind(disk);
       return image;
     } catch (error) {
       image.close();
@@ -50,9 +51,11 @@ export class FileImages implements ImageSource {
     else await this.#storage.syncDirectory(dirname(pathOf(location)));
   }
 
-  #open(location: string): Image {
+  #open(location: string, use: ImageUse): Image {
     const parsed = parseImageLocation(location);
-    return openImage(this.#storage, pathOf(location), { isRaw: parsed.kind === "file" && parsed.isExplicit });
+    const options = { isRaw: parsed.kind === "file" && parsed.isExplicit };
+    if (use === "foreign") return openForeignImage(this.#storage, pathOf(location), options);
+    return openImage(this.#storage, pathOf(location), { ...options, fresh: use === "shared" });
   }
 }
 

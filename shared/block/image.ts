@@ -14,7 +14,7 @@
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
-import type { Storage, StorageFile } from "../host/storage.ts";
+import type { OpenOptions, Storage, StorageFile } from "../host/storage.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "./block-device.ts";
 import type { DiskImage } from "./disk-image.ts";
 
@@ -24,7 +24,7 @@ const QCOW2_MAGIC = Buffer.from("QFI\xfb", "latin1");
 
 export class Image implements BlockDevice, DiskImage {
   readonly sizeBytes: number;
-  readonly #file: StorageFile;
+  #file: StorageFile;
   /** A stretch without holes: to find its end takes some file systems as long as it has pages. */
   #data = { start: 0, end: 0 };
   /** The sync that runs. */
@@ -189,20 +189,33 @@ class ImageWrite implements OpenWrite {
   }
 }
 
+interface RawOption {
+  /** It is a raw image, whatever its first bytes look like. */
+  readonly isRaw?: boolean;
+}
+
 /**
- * Opens and locks the raw image at `path`, whose size is the disk's. `isRaw`: it is, whatever its first bytes look like.
+ * Opens and locks the raw image at `path`, whose size is the disk's.
  * Throws `image-missing`, `image-busy` or `image-format`.
  */
 export function openImage(
   storage: Storage,
   path: string,
-  options: { readonly readOnly?: boolean; readonly isRaw?: boolean } = {},
+  { isRaw, ...options }: Pick<OpenOptions, "readOnly" | "fresh"> & RawOption = {},
 ): Image {
-  const file = openOrExplain(storage, path, options.readOnly === true);
+  return imageOf(openOrExplain(storage, path, { ...options, lock: true }), path, isRaw);
+}
+
+/** Opens an image that another host writes, for reading, and without a lock. Errors as `openImage`; `not-supported`. */
+export function openForeignImage(storage: Storage, path: string, { isRaw }: RawOption = {}): Image {
+  return imageOf(openOrExplain(storage, path, { readOnly: true, direct: true }), path, isRaw);
+}
+
+function imageOf(file: StorageFile, path: string, isRaw = false): Image {
   try {
     const sizeBytes = file.sizeBytes();
     // The format first: the advice about a size would spoil an image of another format, which may have any size.
-    if (options.isRaw !== true && sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
+    if (!isRaw && sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
     assertSize(path, sizeBytes);
     return new Image(file, sizeBytes);
   } catch (error) {
@@ -237,9 +250,13 @@ export async function createImage(storage: Storage, path: string, sizeBytes: num
   await storage.syncDirectory(dirname(path));
 }
 
-function openOrExplain(storage: Storage, path: string, readOnly: boolean): StorageFile {
+function openOrExplain(
+  storage: Storage,
+  path: string,
+  options: Pick<OpenOptions, "readOnly" | "fresh" | "direct" | "lock">,
+): StorageFile {
   try {
-    return storage.open(path, { kind: "image", create: "never", readOnly, lock: true });
+    return storage.open(path, { kind: "image", create: "never", ...options });
   } catch (error) {
     if (!(error instanceof ColobusError) || error.code !== "image-missing") throw error;
     throw new ColobusError(

@@ -1,10 +1,8 @@
 import pino from "pino";
+import type { LogLevel } from "../../proto/words.ts";
 
 /** What the code that logs needs of a logger: a constant phrase, and the particulars in fields. */
 export type Log = Pick<pino.Logger, "info" | "warn" | "error" | "debug">;
-
-export const LOG_LEVELS = ["error", "warn", "info", "debug"] as const;
-export type LogLevel = (typeof LOG_LEVELS)[number];
 
 const STDERR = 2;
 /** What a reader of the log that has stopped reading may leave unread. Lines beyond are lost. */

@@ -11,15 +11,17 @@
  * Invariants: a descriptor is closed only when no call on the pool uses it any more, since its number may be given to
  * another file at once. No error is lost: each becomes a ColobusError that names the path and the operation.
  *
- * Does not: take O_DIRECT, keep a cache, or order anything: calls take effect in the order in which they are made.
+ * Does not: take O_DIRECT (`direct-file.ts` does), keep a cache, or order anything: calls take effect in the order in which they are made.
  */
 import assert from "node:assert/strict";
 import fs from "node:fs";
 import { constants } from "node:os";
 import { ColobusError } from "../../proto/errors.ts";
+import { openDirectFile } from "./direct-file.ts";
 import { errnoOf, fsError, osError } from "./os-error.ts";
 import {
   adviseWillNeed,
+  dropCache,
   FALLOCATE,
   fallocate,
   type FallocateMode,
@@ -358,6 +360,7 @@ function lockOrThrow(path: string, fd: number): void {
 /** The kernel's files. It has no state of its own. */
 export class NodeStorage implements Storage {
   open(path: string, options: OpenOptions): StorageFile {
+    if (options.direct === true) return openDirectFile(path);
     const fd = openDescriptor(path, options);
     try {
       const stat = fs.fstatSync(fd);
@@ -371,6 +374,7 @@ export class NodeStorage implements Storage {
       }
       const locked = options.lock === true;
       if (locked) lockOrThrow(path, fd);
+      if (options.fresh === true) dropCache(fd);
       // A block device's node lies in devtmpfs, which says nothing about the device.
       const inMemory = !blockDevice && isInMemory(path);
       return new NodeFile(path, fd, { blockDevice, locked, inMemory });

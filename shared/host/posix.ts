@@ -51,6 +51,7 @@ const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const POSIX_FADV_WILLNEED = 3;
+const POSIX_FADV_DONTNEED = 4;
 const LOCK_EX_NB = 2 | 4;
 const LOCK_UN = 8;
 const FALLOC_FL_KEEP_SIZE = 0x1;
@@ -150,6 +151,18 @@ export function fallocate(fd: number, mode: FallocateMode, offset: number, lengt
 export function adviseWillNeed(fd: number, offset: number, length: number): number {
   // Unlike the others it returns the error number itself.
   return -callFadvise(fd, offset, length, POSIX_FADV_WILLNEED);
+}
+
+/** Drops what the page cache holds of a file, apart from what is not written back yet. */
+export function dropCache(fd: number): number {
+  return -callFadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+/** A buffer whose memory begins at a multiple of `alignment`, as O_DIRECT asks for. */
+export function alignedBuffer(length: number, alignment: number): Buffer {
+  const memory = Buffer.allocUnsafeSlow(length + alignment);
+  const start = (alignment - Number(koffi.address(memory) % BigInt(alignment))) % alignment;
+  return memory.subarray(start, start + length);
 }
 
 /** Takes the exclusive lock of the open file, or -EAGAIN (EWOULDBLOCK) at once if another open file holds it. */

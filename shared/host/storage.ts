@@ -18,6 +18,13 @@ export interface OpenOptions {
   /** `never`: the file must exist (else `image-missing`, or `not-found` where it is no image). `new`: it must not exist. `if-missing`: either. */
   readonly create: "never" | "new" | "if-missing";
   readonly readOnly?: boolean;
+  /**
+   * Another host writes the file: each read asks the device, past every cache of this host. For reading only; nothing is
+   * said of holes, since what the file system keeps of them may be old. `not-supported` where the file system cannot.
+   */
+  readonly direct?: boolean;
+  /** Another host may have written the file while this one had it not open: what its caches hold of it is dropped. */
+  readonly fresh?: boolean;
   /** Take an exclusive lock for as long as the file is open; `image-busy` if another process, or open file, has it. */
   readonly lock?: boolean;
 }

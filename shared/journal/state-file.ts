@@ -13,6 +13,8 @@ import type { Storage, StorageFile } from "../host/storage.ts";
  * old record names before its update has resolved.
  */
 export class StateFile {
+  /** Whether this process has created the state directory's record. */
+  readonly isNew: boolean;
   readonly #file: StorageFile;
   #record: StateRecord;
   #sequence: number;
@@ -20,7 +22,8 @@ export class StateFile {
   #fault: ColobusError | undefined;
   #watcher: () => void = () => undefined;
 
-  private constructor(file: StorageFile, record: StateRecord, sequence: number) {
+  private constructor(file: StorageFile, record: StateRecord, sequence: number, isNew: boolean) {
+    this.isNew = isNew;
     this.#file = file;
     this.#record = record;
     this.#sequence = sequence;
@@ -56,7 +59,7 @@ export class StateFile {
         }
         if (slot.kind === "valid" && slot.sequence > (newest?.sequence ?? 0)) newest = slot;
       }
-      if (newest !== undefined) return new StateFile(file, newest.record, newest.sequence);
+      if (newest !== undefined) return new StateFile(file, newest.record, newest.sequence, false);
       // A crash during the very first write leaves one torn slot and one empty one: nothing was ever promised.
       if (slots[0]?.kind === "empty") {
         file.close();
@@ -80,7 +83,7 @@ export class StateFile {
       file.allocate(0, 2 * STATE_SLOT_BYTES);
       file.write(Buffer.alloc(2 * STATE_SLOT_BYTES), 0);
       await file.sync();
-      const state = new StateFile(file, record, 0);
+      const state = new StateFile(file, record, 0, true);
       await state.update(() => record);
       await storage.syncDirectory(directory);
       return state;

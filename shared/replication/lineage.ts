@@ -10,7 +10,16 @@ import type { StateRecord } from "../../proto/state-record.ts";
 /** What a side says of its history in its hello. */
 export type HistoryFields = Pick<
   Hello,
-  "agentId" | "lineage" | "ancestors" | "heard" | "pairing" | "tracks" | "outdated" | "discardsOwn" | "handOver"
+  | "agentId"
+  | "lineage"
+  | "shared"
+  | "ancestors"
+  | "heard"
+  | "pairing"
+  | "tracks"
+  | "outdated"
+  | "discardsOwn"
+  | "handOver"
 >;
 
 export function historyFieldsOf(record: StateRecord): HistoryFields {
@@ -18,6 +27,7 @@ export function historyFieldsOf(record: StateRecord): HistoryFields {
   return {
     agentId,
     lineage,
+    shared: history.shared,
     ancestors: history.ancestors,
     heard: history.heard,
     pairing,
@@ -101,10 +111,15 @@ export function demoted(record: StateRecord, checkpoint: StateRecord["committed"
   };
 }
 
-/** Whether a primary that starts must not serve before it knows that its peer was not promoted meanwhile. */
-export function mustHold({ role, history, outdated, handOver }: StateRecord): boolean {
+/**
+ * Whether a primary that starts must not serve before it knows that its peer was not promoted meanwhile. One that was
+ * promoted itself, and whose lineage no peer has heard of, need not. Nor need one that never had a peer, unless it `may
+ * have had` one all the same: then its record was put back to before their first session.
+ */
+export function mustHold({ role, history, outdated, handOver }: StateRecord, mayHaveHadPeer: boolean): boolean {
   if (role !== "Primary") return false;
-  return outdated || handOver !== null || history.shared || history.origin === "alone";
+  const { origin, shared: isShared } = history;
+  return outdated || handOver !== null || isShared || origin === "alone" || (origin === "created" && mayHaveHadPeer);
 }
 
 function behind({ lineage, history }: StateRecord): string[] {

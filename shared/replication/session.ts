@@ -19,6 +19,7 @@ type Handshake =
   | { readonly step: "hello" }
   | { readonly step: "proof"; readonly peer: Hello; readonly peerDigest: Buffer }
   | { readonly step: "open"; readonly peer: Hello }
+  | { readonly step: "asked" }
   | { readonly step: "closed" };
 
 export interface SessionHandlers {
@@ -44,6 +45,8 @@ export interface SessionOptions {
  * heartbeats. It is the same on both sides; what the messages mean is the roles' business.
  *
  *     hello ──> proof ──> open ──> closed
+ *                 │                  ^
+ *                 └───> asked ───────┘  (the peer only asks what the two would do, and knows it now)
  *
  * The proof is an HMAC over both hellos with both nonces, so the token never crosses the link, and no part of a hello
  * can be altered under way. Nothing but hello and proof is accepted before the session is open.
@@ -59,6 +62,7 @@ export class Session {
   #lastReceivedMs: number;
   #lastSentMs: number;
   #timer: Timer;
+  #isProbe = false;
 
   constructor(options: SessionOptions) {
     const { link, clock, hello } = options;
@@ -86,6 +90,11 @@ export class Session {
   /** Milliseconds since anything came from the peer. */
   get silenceMs(): number {
     return this.#options.clock.nowMs() - this.#lastReceivedMs;
+  }
+
+  /** Whether the peer says that it only asks. Such a session is never `opened`, and its end is no news. */
+  get isProbe(): boolean {
+    return this.#isProbe;
   }
 
   get peerAddress(): string {
@@ -159,6 +168,7 @@ export class Session {
 
   #receiveHello(peer: Hello, data: Buffer): void {
     const { hello, token } = this.#options;
+    this.#isProbe = peer.probe;
     // Before any proof: who reflects our own words must not get one to reflect.
     if (peer.agentId === hello.agentId) {
       throw new ColobusError(
@@ -191,6 +201,11 @@ export class Session {
         "the peer does not hold the same pre-shared token",
         "Put the same token into the --token-file of both agents.",
       );
+    }
+    if (peer.probe) {
+      // It has this side's hello, and compares the two itself. The timer of the handshake ends it if it stays.
+      this.#handshake = { step: "asked" };
+      return;
     }
     const mismatch = findMismatch(hello, peer);
     if (mismatch !== undefined) throw mismatch;

@@ -1,4 +1,4 @@
-import type { Role, VerdictRule } from "../../proto/words.ts";
+import type { Role, SyncExtent, VerdictRule } from "../../proto/words.ts";
 
 /**
  * The handshake's decision: from what both sides know of their disks' history, who is the source, what has to be sent,
@@ -8,6 +8,8 @@ import type { Role, VerdictRule } from "../../proto/words.ts";
  * A *lineage* is the id of a history. A new one begins at a promotion, and when a primary goes on without the peer that
  * has adopted its lineage. A side whose lineage is among the ancestors of the other's is *behind*: everything that it
  * holds, the other has known. Two sides with a common ancestor of which neither is behind have *diverged*.
+ * So has a primary that is behind, and whose lineage no peer can know by its own record: it was put back to a backup, and
+ * may have acknowledged writes under that lineage since.
  */
 export interface HistoryFacts {
   readonly agentId: string;
@@ -16,6 +18,8 @@ export interface HistoryFacts {
   readonly lineage: string | null;
   /** The histories that this one goes back to, newest first. */
   readonly ancestors: readonly string[];
+  /** A peer may know the lineage: recorded before one can. */
+  readonly shared: boolean;
   /** Histories that a source has begun to send, and that are not adopted yet. */
   readonly heard: readonly string[];
   /** What both sides recorded of their last sessions: the same ids on both, or one side was replaced or restored. */
@@ -41,13 +45,13 @@ export interface Pairing {
 }
 
 export type Verdict =
-  /** `source` sends: everything, the clusters that either side's bitmap names, or nothing. */
+  /** `source` sends: everything, the clusters that either side's bitmap names, or nothing (`assumed`, `keep`, `rearm`). */
   | {
       readonly kind: "sync";
       readonly rule: VerdictRule;
       readonly source: string;
       readonly target: string;
-      readonly extent: "full" | "delta" | "assumed";
+      readonly extent: SyncExtent;
     }
   /** `agent` is behind `newer`, and is Primary: it must not serve. */
   | { readonly kind: "outdated"; readonly rule: VerdictRule; readonly agent: string; readonly newer: string }
@@ -65,10 +69,11 @@ export function decide(one: HistoryFacts, other: HistoryFacts): Verdict {
   return { kind: "refused", rule: "no-primary" };
 }
 
-function decidePrimaries(one: HistoryFacts, other: HistoryFacts): Verdict {
+export function decidePrimaries(one: HistoryFacts, other: HistoryFacts): Verdict {
   const behind = findBehind(one, other);
   if (behind !== undefined) {
     const newer = behind === one ? other : one;
+    if (!behind.shared) return { kind: "split-brain", rule: "put-back" };
     if (behind.handOver === newer.agentId) {
       return { kind: "hand-over", rule: "hand-over-arrived", from: behind.agentId, to: newer.agentId };
     }
@@ -90,6 +95,7 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   const behind = findBehind(primary, secondary);
   if (behind === secondary) return sync(primary, secondary, "target-behind");
   if (behind === primary) {
+    if (!primary.shared) return { kind: "split-brain", rule: "put-back" };
     return { kind: "outdated", rule: "primary-behind", agent: primary.agentId, newer: secondary.agentId };
   }
   if (areRelated(primary, secondary)) return { kind: "split-brain", rule: "diverged" };
@@ -125,21 +131,21 @@ function isDifferenceKnown(source: HistoryFacts, target: HistoryFacts): boolean 
 }
 
 /** Whether the last session of each was with the other, and both remember the same one. */
-function haveMetLast(one: HistoryFacts, other: HistoryFacts): boolean {
+export function haveMetLast(one: HistoryFacts, other: HistoryFacts): boolean {
   if (one.pairing?.peer !== other.agentId || other.pairing?.peer !== one.agentId) return false;
   const { sessions } = other.pairing;
   return one.pairing.sessions.some((session) => sessions.includes(session));
 }
 
 /** The side whose history the other's goes back to; undefined when neither, or both, are. */
-function findBehind(one: HistoryFacts, other: HistoryFacts): HistoryFacts | undefined {
+export function findBehind(one: HistoryFacts, other: HistoryFacts): HistoryFacts | undefined {
   const oneIsBehind = one.lineage !== null && other.ancestors.includes(one.lineage);
   const otherIsBehind = other.lineage !== null && one.ancestors.includes(other.lineage);
   if (oneIsBehind === otherIsBehind) return undefined;
   return oneIsBehind ? one : other;
 }
 
-function areRelated(one: HistoryFacts, other: HistoryFacts): boolean {
+export function areRelated(one: HistoryFacts, other: HistoryFacts): boolean {
   const known = historiesOf(other);
   return historiesOf(one).some((lineage) => known.includes(lineage));
 }

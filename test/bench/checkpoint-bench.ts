@@ -68,7 +68,7 @@ export async function measureCheckpoints({ place, rounds }: Setting): Promise<Me
   }
   return {
     tables: DIRTY_MIB.map((mib) => ({
-      title: `checkpoint after ${mib} MiB`,
+      title: `checkpoint after ${mib} MiB, ${rounds * PER_ROUND[mib]} of them`,
       rows: [...samples].map(([name, bySize]): Row => {
         const taken = bySize.get(mib) ?? [];
         return {
@@ -112,7 +112,6 @@ async function checkpointAfter(
 
 function figuresOf(taken: readonly CheckpointTimes[]): Row["figures"] {
   return {
-    "checkpoints": taken.length,
     "prepare ms": median(taken.map(({ prepareMs }) => prepareMs)),
     "commit ms": median(taken.map(({ commitMs }) => commitMs)),
     "total ms": median(totals(taken)),

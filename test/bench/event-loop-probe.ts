@@ -34,15 +34,27 @@ const figuresSchema = z.object({
   maxMs: z.number(),
 });
 
-/** Measures the delay of the process's event loop from now on. */
+/** Measures the delay of the process's event loop from now on. That the process has ended, `endProbe` tells. */
 export function beginProbe(child: ChildProcess): void {
-  child.send("begin");
+  child.send("begin", () => undefined);
 }
 
-/** The delay since `beginProbe`. */
+/** The delay since `beginProbe`. Throws where the process has ended, or hangs. */
 export async function endProbe(child: ChildProcess): Promise<DelayFigures> {
-  const answered = once(child, "message", { signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS) });
-  child.send("end");
-  const [figures] = (await answered) as unknown[];
-  return figuresSchema.parse(figures);
+  if (!child.connected) throw new Error("the probed process has ended");
+  const gone = new AbortController();
+  const abort = (): void => gone.abort();
+  const timer = setTimeout(abort, ANSWER_TIMEOUT_MS);
+  child.once("disconnect", abort);
+  try {
+    const answered = once(child, "message", { signal: gone.signal });
+    child.send("end", () => undefined); // where it fails, the process is gone
+    const [figures] = (await answered) as unknown[];
+    return figuresSchema.parse(figures);
+  } catch (error) {
+    throw new Error("the probed process does not answer", { cause: error });
+  } finally {
+    clearTimeout(timer);
+    child.off("disconnect", abort);
+  }
 }

@@ -13,6 +13,7 @@ import { latencyPlot } from "./latency-plot.ts";
 import {
   median,
   progress,
+  rotated,
   settle,
   type Measured,
   type Place,
@@ -58,7 +59,7 @@ export async function measureStalls({ place, rounds, seconds }: Setting): Promis
   const seats = new Map(DURABILITIES.map((durability) => [durability, seatFor(place, durability, seconds)]));
   try {
     for (let round = 1; round <= rounds; round += 1) {
-      for (const condition of CONDITIONS) {
+      for (const condition of rotated(CONDITIONS, round)) {
         for (const depth of DEPTHS) {
           for (const [durability, seat] of seats) {
             const turn: Turn = { place, depth, seconds, seed: 2 * round };

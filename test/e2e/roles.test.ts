@@ -95,6 +95,21 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "fio", "python3:nbd"))("roles
     expect(explained.verdict).toMatchObject({ kind: "split-brain", rule: "diverged" });
     expect(explained.verdict.changedBytes.here).toBeGreaterThanOrEqual(2 * MIB);
     expect(explained.verdict.changedBytes.there).toBeGreaterThanOrEqual(MIB);
+    // The peer is asked each time: what it has written since is in the next answer, and in its own.
+    await qemuIo(secondary.uri(), "write -P 4 8M 2M");
+    for (const [agent, there] of [
+      [primary, 3 * MIB],
+      [secondary, 2 * MIB],
+    ] as const) {
+      const { connected, verdict } = await agent.get<ConnectAnswer>("connect", "--dry-run");
+      expect(connected).toBe(false);
+      expect(verdict.changedBytes.there).toBeGreaterThanOrEqual(there);
+    }
+    secondary.freeze();
+    const silent = await primary.ask<ErrorDocument>("connect", "--dry-run", "--timeout", "500ms");
+    expect(silent).toMatchObject({ code: 4, json: { error: { code: "timed-out" } } });
+    expect(silent.json.error.message).toContain('came to "split-brain" (diverged)');
+    secondary.thaw();
     const view = await readDisk(secondary.uri());
     await primary.get("connect", "--discard-my-data");
     await untilProtected([primary, secondary]);

@@ -18,6 +18,7 @@ describe("all sequences of events of two sides", () => {
     ["a protected pair", protectedWorld(RULES), 4],
     ["a protected pair of which one side is replaced", protectedWorld(RULES, { replacements: 1 }), 3],
     ["a protected pair of which one side may be put back to a backup", protectedWorld(RULES, { restores: 1 }), 3],
+    ["a new pair of which one side may be put back to a backup", newWorld({ restores: 1 }), 3],
     ["a new pair of which one side may be replaced", newWorld({ replacements: 1 }), 3],
   ] as const)(
     "keep every promise: %s",

@@ -136,7 +136,7 @@ function start(index: SideIndex): Event {
     (_, self, __, rules) => {
       self.up = true;
       self.record = rules.restarted(self.record);
-      self.held = rules.mustHold(self.record);
+      self.held = rules.mustHold(self.record, true);
       assert(!isServing(self) || !self.truth.superseded, "a side serves whose peer was promoted while it was away");
       assertKept(self);
     },

@@ -3,6 +3,7 @@ import type { Verdict } from "../../shared/replication/verdict.ts";
 import { demote } from "./lineage-roles.ts";
 import {
   clusterIndexes,
+  copySide,
   copyWorld,
   factsOf,
   hasCheckpoint,
@@ -176,6 +177,7 @@ function takeStep(world: World, session: Session, from: Side, to: Side, rules: R
       if (arrive(session, from, to) || send(session, from, to, rules)) return true;
       if (hasCheckpoint(to)) to.record = rules.adopted(to.record, sourceOf(from));
       from.truth.alone = false;
+      if (world.backup?.of === session.source) world.backup = { ...world.backup, side: notAlone(world.backup.side) };
       from.truth.blank = false;
       to.truth.blank = false;
       world.forced = false;
@@ -185,6 +187,13 @@ function takeStep(world: World, session: Session, from: Side, to: Side, rules: R
     case "established":
       return arrive(session, from, to) || takeCheckpoint(world, session, from, to, rules);
   }
+}
+
+/** What a side had acknowledged by its backup has reached the peer since, with everything else. */
+function notAlone(side: Side): Side {
+  const copy = copySide(side);
+  copy.truth.alone = false;
+  return copy;
 }
 
 function pairingOf(peer: string, id: string, before: string | undefined): Side["record"]["pairing"] {

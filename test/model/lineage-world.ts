@@ -1,4 +1,5 @@
 import type { StateRecord } from "../../proto/state-record.ts";
+import type { SyncExtent } from "../../proto/words.ts";
 import {
   adopted,
   confirmed,
@@ -62,7 +63,7 @@ export interface Side {
 
 export interface Session {
   readonly source: SideIndex;
-  readonly extent: "full" | "delta" | "assumed";
+  readonly extent: SyncExtent;
   phase:
     | "beginning"
     | "pairing"

@@ -85,6 +85,7 @@ function factsOf(record: StateRecord): HistoryFacts {
   const { history, committed } = record;
   return {
     ...record,
+    shared: history.shared,
     ancestors: history.ancestors,
     heard: history.heard,
     committed: committed.epoch,

@@ -83,7 +83,8 @@ export class LifeFailover {
     const { primary } = pair;
     this.#gone.add(primary);
     this.#scene.disturb(true);
-    const how = this.#random.pick(["killed", "loses power", "cut off", ...(force ? ["overruled"] : [])]);
+    const isShared = plan.pair.mode === "shared";
+    const how = this.#random.pick(["killed", "loses power", "cut off", ...(force && !isShared ? ["overruled"] : [])]);
     this.#scene.note(`the primary is ${how}`);
     if (how === "killed") primary.host.crash("process");
     else if (how === "loses power") primary.host.crash("power");
@@ -102,13 +103,21 @@ export class LifeFailover {
     // Its guest is dead, or cut off too: nobody waits for it.
     if (primary.host.alive && how !== "overruled") primary.host.crash("process");
     calls.died(primary.host.process);
+    // Who is promoted on a shared disk has had the other fenced.
+    if (isShared) primary.host.crash("power");
   }
 
   async #promote(force: boolean): Promise<void> {
     const { pair, calls } = this.#scene;
     const { agent } = pair.secondary;
     if (agent === undefined) return;
-    const request = { force, dryRun: false, discardActive: this.#discardActive, timeoutMs: FAILOVER_WITHIN_MS };
+    const request = {
+      force,
+      dryRun: false,
+      discardActive: this.#discardActive,
+      fenced: true,
+      timeoutMs: FAILOVER_WITHIN_MS,
+    };
     const signal = new AbortController().signal;
     if (this.#random.chance(0.5)) {
       const rehearsal = await calls.make(pair.secondary, "failover", FAILOVER_WITHIN_MS, () =>

@@ -102,6 +102,23 @@ const SECTOR_BYTES = 512;
 const OPERATIONS_MIN = 300;
 const FAULTS_MIN = 5;
 
+/** A life of a pair that shares its disks: drawn like any other, but for what means nothing there. */
+export function drawSharedLife(random: SeededRandom): LifePlan {
+  const plan = drawLife(random);
+  return {
+    ...plan,
+    pair: {
+      ...plan.pair,
+      mode: "shared",
+      ack: "applied",
+      onCongestion: "throttle",
+      createImages: false,
+      // A guest that waits for room waits for a checkpoint, which the operator takes when the guest goes on.
+      overlayLimitBytes: undefined,
+    },
+  };
+}
+
 export function drawLife(random: SeededRandom): LifePlan {
   const durability = random.pick<Durability>(["power", "power", "power", "process"]);
   const access = random.pick<SecondaryExport>(["read-write", "read-write", "read-only", "read-only", "off"]);

@@ -1,7 +1,7 @@
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import { Calls } from "./calls.ts";
-import { drawLife, type FaultKind, type LifePlan } from "./life-plan.ts";
+import type { FaultKind, LifePlan } from "./life-plan.ts";
 import { PairModel } from "./pair-model.ts";
 import { makePair, type Pair, type PairDisk, type PairMember } from "./pair.ts";
 import { SeededRandom } from "./seeded-random.ts";
@@ -37,12 +37,16 @@ export class LifeScene {
 
   constructor(
     seed: number,
-    options: { readonly replay: string; readonly print?: ((line: string) => void) | undefined },
+    options: {
+      readonly replay: string;
+      readonly print?: ((line: string) => void) | undefined;
+      readonly draw: (random: SeededRandom) => LifePlan;
+    },
   ) {
     this.world = new SimWorld(seed, { replay: options.replay });
     this.#print = options.print;
     const { random } = this.world;
-    this.plan = drawLife(random.fork("plan"));
+    this.plan = options.draw(random.fork("plan"));
     this.calls = new Calls(this.world);
     const contents = random.fork("contents");
     const drawContent = ({ sizeBytes }: PairDisk): Buffer => {
@@ -61,7 +65,11 @@ export class LifeScene {
     this.model.watch(this.pair.primary);
     this.calls.isExcused = (process) => {
       const member = [this.pair.primary, this.pair.secondary].find(({ host }) => host.process === process);
-      return member !== undefined && this.statusOf(member)?.protection.reason === "held";
+      if (member === undefined) return false;
+      const status = this.statusOf(member);
+      // On shared disks every change waits for the secondary.
+      const waits = status?.mode === "shared" && status.peers[0]?.replication !== "Established";
+      return waits || status?.protection.reason === "held";
     };
     this.world.network.profile = { ...this.world.network.profile, ...this.plan.network };
   }

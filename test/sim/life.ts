@@ -3,7 +3,7 @@ import { LifeFailover } from "./life-failover.ts";
 import { LifeFaults } from "./life-faults.ts";
 import { LifeGuest } from "./life-guest.ts";
 import { LifeOperator } from "./life-operator.ts";
-import { OPERATION_KINDS, type OperationKind } from "./life-plan.ts";
+import { drawLife, drawSharedLife, OPERATION_KINDS, type OperationKind } from "./life-plan.ts";
 import { LifeReader } from "./life-reader.ts";
 import { LifeScene } from "./life-scene.ts";
 import type { LifeCounts } from "./life-totals.ts";
@@ -38,9 +38,18 @@ export function replayCommand(seed: number): string {
   return `npx tsx test/sim/run-lives.ts --seed ${seed}`;
 }
 
+/** One life of a pair that shares its disks, as `runLife`. */
+export function runSharedLife(seed: number, print?: (line: string) => void): Promise<LifeReport> {
+  const replay = `npx tsx test/sim/run-shared-lives.ts --seed ${seed}`;
+  return live(seed, new LifeScene(seed, { replay, print, draw: drawSharedLife }));
+}
+
 /** Lives one life. Rejects with SimFailure, which names the seed, when an invariant is broken. */
-export async function runLife(seed: number, print?: (line: string) => void): Promise<LifeReport> {
-  const scene = new LifeScene(seed, { replay: replayCommand(seed), print });
+export function runLife(seed: number, print?: (line: string) => void): Promise<LifeReport> {
+  return live(seed, new LifeScene(seed, { replay: replayCommand(seed), print, draw: drawLife }));
+}
+
+async function live(seed: number, scene: LifeScene): Promise<LifeReport> {
   const life = new Life(scene);
   const { world, model, counts } = scene;
   let ended = false;

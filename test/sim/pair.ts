@@ -9,7 +9,7 @@ import type { BlockDevice } from "../../shared/block/block-device.ts";
 import { isZero } from "../../shared/block/zeroes.ts";
 import type { Log } from "../../shared/host/log.ts";
 import type { Dialer, Link } from "../../shared/replication/link.ts";
-import type { StorageProfile } from "./sim-disk.ts";
+import type { SimDisk, StorageProfile } from "./sim-disk.ts";
 import type { SimHost, SimProcess } from "./sim-host.ts";
 import { SeededRandom } from "./seeded-random.ts";
 import { ServedImages } from "./served-images.ts";
@@ -25,6 +25,8 @@ export interface PairDisk {
 }
 
 export interface PairOptions {
+  /** `colo` unless it is said. In mode `shared` both hosts reach the images of host `a`. */
+  readonly mode?: "colo" | "shared";
   readonly disks: readonly PairDisk[];
   readonly clusterBytes: number;
   readonly durability: Durability;
@@ -123,6 +125,7 @@ export class PairMember {
       host: this.#agentHost(process),
       config: this.#config,
       token: undefined,
+      acceptsPeers: true,
       exportUri: (name) => `sim://${this.name}/${name}`,
       dropClients: () => undefined,
       fence: undefined,
@@ -229,11 +232,18 @@ export function makePair(
   contents: { readonly primary: readonly Buffer[]; readonly secondary: readonly Buffer[] },
   observer: PairObserver,
 ): Pair {
+  const isShared = options.mode === "shared";
+  let shared: SimDisk | undefined;
   const member = (name: "a" | "b"): PairMember => {
     const host = world.host(name, { storage: options.storage ?? {} });
     const isPrimary = name === "a";
+    shared ??= host.disk;
     host.disk.addDirectory("/images");
     for (const [index, disk] of options.disks.entries()) {
+      if (!isPrimary && isShared) {
+        host.disk.addShared(imagePath(disk), shared);
+        continue;
+      }
       if (!isPrimary && options.createImages) continue;
       host.disk.addFile(imagePath(disk), disk.sizeBytes);
       const content = (isPrimary ? contents.primary : contents.secondary)[index];
@@ -242,14 +252,14 @@ export function makePair(
     const config: AgentConfig = {
       role: isPrimary ? "Primary" : "Secondary",
       vm: VM,
-      mode: "colo",
+      mode: options.mode ?? "colo",
       stateDirectory: STATE_DIRECTORY,
       disks: options.disks.map((disk) => ({ name: disk.name, image: imagePath(disk) })),
       peers: isPrimary ? [urlOf("b")] : [],
       ack: options.ack,
       durability: options.durability,
       peerTimeoutMs: options.peerTimeoutMs,
-      onPeerLoss: "continue",
+      onPeerLoss: isShared ? "freeze" : "continue",
       onCongestion: options.onCongestion ?? "throttle",
       resyncSpeed: "dynamic",
       windowBytes: options.windowBytes,

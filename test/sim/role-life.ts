@@ -48,6 +48,7 @@ const COUNTED = [
   "partitions",
   "cut links",
   "congested",
+  "dry runs",
 ] as const;
 
 export interface RoleLifeReport extends LifeCounts {
@@ -83,6 +84,8 @@ class RoleLife {
   readonly #print: ((line: string) => void) | undefined;
   readonly #events = new Map<PairMember, number>();
   #parted = false;
+  /** When an operator only asks what the two would do. */
+  readonly #asking: SeededRandom;
 
   constructor(seed: number, print?: (line: string) => void) {
     this.world = new SimWorld(seed, { replay: `npx tsx test/sim/run-role-lives.ts --seed ${seed}` });
@@ -114,6 +117,7 @@ class RoleLife {
       this.#model,
     );
     this.#model.begin(this.#pair.primary);
+    this.#asking = this.#random.fork("asking");
     this.#calls.isExcused = (process) => {
       const member = this.#members.find(({ host }) => host.process === process);
       const reason = member === undefined ? null : this.#statusOf(member)?.protection.reason;
@@ -132,6 +136,7 @@ class RoleLife {
     const actions = ACTIONS_MIN + this.#random.below(60);
     for (let action = 0; action < actions || this.#isThin(); action += 1) {
       await this.#act();
+      if (this.#asking.chance(0.1)) void this.#ask(this.#asking.pick(this.#members));
       const [a, b] = this.#members.map((member) => this.#statusOf(member));
       this.pairs.look(a, b);
       await this.#sleep(this.#random.within([0, this.#random.pick([1, 30, 2_000])]));
@@ -365,6 +370,25 @@ class RoleLife {
         );
       }
       if (this.#statusOf(member)?.role === "Secondary") this.counts.discards += 1;
+    }
+  }
+
+  /** Nothing may follow from the question: the model goes on as if it had not been asked. */
+  async #ask(member: PairMember): Promise<void> {
+    const { agent } = member;
+    if (agent === undefined) return;
+    const timeoutMs = this.#asking.pick([100, QUICK_MS, COMMAND_MS]);
+    this.#note(`connect --dry-run on ${member.name}`);
+    const outcome = await this.#calls.make(member, "dry run", timeoutMs + 10, () =>
+      agent.connect({ dryRun: true, discardMyData: false, timeoutMs }, new AbortController().signal),
+    );
+    if (outcome.kind === "done") this.counts["dry runs"] += 1;
+    if (outcome.kind === "failed") {
+      const legal: readonly ErrorCode[] = ["timed-out", "connection-lost", "peer-timeout", "shutting-down"];
+      assert(
+        legal.includes(outcome.error.code),
+        `a dry run failed with ${outcome.error.code}: ${outcome.error.message}`,
+      );
     }
   }
 

@@ -270,7 +270,9 @@ export class SimDisk {
       directory.losePower(survival.keptNames(directory));
       for (const node of directory.names.values()) {
         if (node instanceof SimDirectory) visit(node);
-        else {
+        else if (node.shared !== undefined && node.shared.writer !== this) {
+          node.shared.caches.delete(this); // what is unsynced is in another host's cache
+        } else {
           survival.losePower(node);
           node.references = 1;
           this.#usedPages += node.content.pageCount;
@@ -292,6 +294,16 @@ export class SimDisk {
     });
     inode.makeDurable(inode.position);
     const parent = this.directory(posix.dirname(path), "addFile");
+    parent.makeDurable(parent.position);
+  }
+
+  /** Puts a file of `owner` into this file system too: a disk that both hosts can reach. `owner` writes it for now. */
+  addShared(path: string, owner: SimDisk): void {
+    const inode = owner.file(path);
+    inode.shared = { writer: owner, caches: new Map() };
+    inode.references += 1;
+    const parent = this.directory(posix.dirname(path), "addShared");
+    parent.change({ set: { name: posix.basename(path), node: inode } });
     parent.makeDurable(parent.position);
   }
 

@@ -44,7 +44,17 @@ type Unsynced =
   | { readonly kind: "allocate"; readonly offset: number; readonly length: number; readonly sizeBefore: number }
   | { readonly kind: "truncate"; readonly sizeBytes: number; readonly sizeBefore: number };
 
+/** What a file is that two hosts can reach: which of them has it in its cache, and what else hosts remember of it. */
+export interface SharedMedium {
+  /** The host whose cache holds what is unsynced: the one that has opened the file for writing last. */
+  writer: object;
+  /** What other hosts have read through their page cache: it stays there, whatever the writer does. */
+  readonly caches: Map<object, Map<number, Uint8Array>>;
+}
+
 export class SimInode {
+  /** Set for a file that two hosts can reach. */
+  shared: SharedMedium | undefined;
   /** What readers see. */
   #current: PageTable;
   /** What the medium holds. */
@@ -142,6 +152,19 @@ export class SimInode {
   losePowerKeeping(fateOf: (operation: number) => Fate): void {
     keepSome(this.#durable, this.#take(this.position), fateOf);
     this.#restart();
+  }
+
+  /**
+   * Fills `target` as a host does that is not the writer: sector by sector with what the medium has, or with what the
+   * writer's kernel may have written back by itself.
+   */
+  readMedium(target: Uint8Array, offset: number, random: SeededRandom): void {
+    for (let done = 0; done < target.length;) {
+      const length = Math.min(target.length - done, SECTOR_BYTES - ((offset + done) % SECTOR_BYTES));
+      const table = random.chance(0.5) ? this.#durable : this.#current;
+      table.read(target.subarray(done, done + length), offset + done);
+      done += length;
+    }
   }
 
   /** Changes a byte on the medium and in the cache, behind everybody's back. */

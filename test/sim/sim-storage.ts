@@ -5,7 +5,7 @@ import type { FileKind, OpenOptions, Storage, StorageFile } from "../../shared/h
 import { PAGE_BYTES } from "./page-table.ts";
 import { diskError, SimDirectory, type SimDisk } from "./sim-disk.ts";
 import type { SimProcess } from "./sim-host.ts";
-import { SECTOR_BYTES, SimInode } from "./sim-inode.ts";
+import { SECTOR_BYTES, SimInode, type SharedMedium } from "./sim-inode.ts";
 import { SimulatedCrash } from "./simulated-crash.ts";
 import type { StorageOp } from "./storage-faults.ts";
 import type { SimWorld } from "./world.ts";
@@ -50,6 +50,7 @@ export class SimStorage implements Storage {
       }
       inode.references++;
       if (lock) inode.locked = true;
+      if (inode.shared !== undefined) openShared(inode, inode.shared, this.#disk, options);
       const file = new SimFile(this.#world, this.#disk, this.#process, inode, path, options, (closed) => {
         this.#files.delete(closed);
         if (lock) inode.locked = false;
@@ -136,6 +137,8 @@ class SimFile implements StorageFile {
   readonly #inode: SimInode;
   readonly #kind: FileKind;
   readonly #readOnly: boolean;
+  /** Read past this host's caches. */
+  readonly #direct: boolean;
   readonly #released: (file: SimFile) => void;
   #open = true;
 
@@ -155,6 +158,7 @@ class SimFile implements StorageFile {
     this.#inode = inode;
     this.#kind = options.kind;
     this.#readOnly = options.readOnly === true;
+    this.#direct = options.direct === true;
     this.#released = released;
   }
 
@@ -165,11 +169,12 @@ class SimFile implements StorageFile {
   tryRead(target: Uint8Array, offset: number): boolean {
     return this.#call("tryRead", offset, target.length, () => {
       const { content } = this.#inode;
+      if (this.#direct) return false;
       if (offset + target.length > content.sizeBytes || this.#disk.random.chance(this.#disk.profile.coldProbability)) {
         spoil(target);
         return false;
       }
-      content.read(target, offset);
+      this.#load(target, offset);
       return true;
     });
   }
@@ -179,7 +184,7 @@ class SimFile implements StorageFile {
     const { random } = this.#disk;
     const start = Math.min(target.length, Math.max(0, this.#inode.content.sizeBytes - offset));
     const early = random.chance(0.5);
-    if (early) this.#inode.content.read(target.subarray(0, start), offset);
+    if (early) this.#load(target.subarray(0, start), offset);
     else spoil(target);
     return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.readMs, () => {
       if (error !== undefined) throw error;
@@ -187,7 +192,7 @@ class SimFile implements StorageFile {
       for (let done = 0; done < target.length;) {
         const length = Math.min(target.length - done, PAGE_BYTES - ((offset + done) % PAGE_BYTES));
         const late = !early || done + length > start || random.chance(0.5);
-        if (late) this.#inode.content.read(target.subarray(done, done + length), offset + done);
+        if (late) this.#load(target.subarray(done, done + length), offset + done);
         done += length;
       }
     });
@@ -196,7 +201,7 @@ class SimFile implements StorageFile {
   readNow(target: Uint8Array, offset: number): void {
     this.#call("readNow", offset, target.length, () => {
       this.#assertWithinFile(target, offset);
-      this.#inode.content.read(target, offset);
+      this.#load(target, offset);
     });
   }
 
@@ -241,7 +246,8 @@ class SimFile implements StorageFile {
 
   sync(): Promise<void> {
     const error = this.#admit("sync", 0, 0);
-    const { position } = this.#inode;
+    // Who only reads has nothing to sync; what another host has written is in that host's cache.
+    const position = this.#direct ? 0 : this.#inode.position;
     return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.syncMs, () => {
       if (error === undefined) this.#disk.makeDurable(this.#inode, position);
       else {
@@ -252,12 +258,14 @@ class SimFile implements StorageFile {
   }
 
   nextData(offset: number): number | undefined {
+    if (this.#direct) return this.#call("nextData", offset, 0, () => (offset < this.sizeBytes() ? offset : undefined));
     return this.#call("nextData", offset, 0, () =>
       this.#inode.content.nextData(offset, this.#disk.profile.unwrittenIsData),
     );
   }
 
   nextHole(offset: number): number {
+    if (this.#direct) return this.#call("nextHole", offset, 0, () => Math.max(offset, this.sizeBytes()));
     return this.#call("nextHole", offset, 0, () =>
       this.#inode.content.nextHole(offset, this.#disk.profile.unwrittenIsData),
     );
@@ -282,6 +290,14 @@ class SimFile implements StorageFile {
   release(): void {
     this.#open = false;
     this.#released(this);
+  }
+
+  /** Fills `target` with what this host finds: in its cache, or on a medium that another host writes. */
+  #load(target: Uint8Array, offset: number): void {
+    const { shared, content } = this.#inode;
+    if (shared === undefined || shared.writer === this.#disk) content.read(target, offset);
+    else if (this.#direct) this.#inode.readMedium(target, offset, this.#disk.random);
+    else readThroughCache(this.#inode, shared, this.#disk, target, offset);
   }
 
   #assertWritable(): void {
@@ -330,6 +346,40 @@ class SimFile implements StorageFile {
     if (this.#process.alive) assert(this.#open, `${op} on ${this.path}, which is closed`);
     assert(offset >= 0 && length >= 0 && Number.isSafeInteger(offset + length), `${op} at ${offset} of ${length}`);
     return admit(this.#world, this.#disk, this.#process, op, this.path, this.#kind, offset, length, effect);
+  }
+}
+
+/** Who opens a shared file for writing has it in its cache from then on. */
+function openShared(inode: SimInode, shared: SharedMedium, disk: SimDisk, options: OpenOptions): void {
+  if (options.fresh === true) shared.caches.delete(disk);
+  if (options.readOnly === true || options.direct === true || shared.writer === disk) return;
+  assert(inode.unsyncedCount === 0, "the other host's cache still holds writes: it was not fenced");
+  assert(!shared.caches.has(disk), "what this host's cache holds of the shared file is old");
+  shared.writer = disk;
+}
+
+/** A page cache: what was read once is not looked for on the medium again. */
+function readThroughCache(
+  inode: SimInode,
+  shared: SharedMedium,
+  disk: SimDisk,
+  target: Uint8Array,
+  offset: number,
+): void {
+  let pages = shared.caches.get(disk);
+  if (pages === undefined) shared.caches.set(disk, (pages = new Map()));
+  for (let done = 0; done < target.length;) {
+    const index = Math.floor((offset + done) / PAGE_BYTES);
+    const start = offset + done - index * PAGE_BYTES;
+    const length = Math.min(target.length - done, PAGE_BYTES - start);
+    let page = pages.get(index);
+    if (page === undefined) {
+      page = new Uint8Array(Math.min(PAGE_BYTES, inode.content.sizeBytes - index * PAGE_BYTES));
+      inode.readMedium(page, index * PAGE_BYTES, disk.random);
+      pages.set(index, page);
+    }
+    target.set(page.subarray(start, start + length), done);
+    done += length;
   }
 }
 

@@ -22,6 +22,7 @@ const RECORD: StateRecord = {
   peers: [],
   disks: [{ name: "vda", image: "/vda.img", sizeBytes: null, cleanMark: null }],
   epochReserved: 0,
+  unflushedThrough: 0,
   committed: { epoch: 0, atMs: 0 },
   prepared: [],
   retained: [],

@@ -146,6 +146,8 @@ export interface PairOptions {
   readonly secondaryFlags?: readonly string[];
   /** What `--disk` names where a side's image lies at `path`; default: the path itself. */
   readonly imageOf?: (path: string) => string;
+  /** Both sides use the images of side `a`, in mode `shared`, or what `pathOf` says they see of them. */
+  readonly shared?: { readonly pathOf?: (side: "a" | "b", image: string) => string };
   /** Where the secondary keeps its state; default: beside its image. */
   readonly secondaryState?: string;
   /** Where each agent runs, and how the other reaches it; default: both here, on loopback. */
@@ -183,9 +185,13 @@ export class AgentPair {
     for (const side of ["a", "b"]) {
       mkdirSync(join(root, "run", side), { recursive: true });
       mkdirSync(join(root, side));
+      if (side === "b" && options.shared !== undefined) continue;
       for (const [name, content] of disks) makeImage(join(root, side, `${name}.img`), content);
     }
-    const imageOf = options.imageOf ?? ((path: string) => path);
+    const imageOf = (side: "a" | "b", name: string): string => {
+      const image = join(root, options.shared === undefined ? side : "a", `${name}.img`);
+      return options.shared?.pathOf?.(side, image) ?? options.imageOf?.(image) ?? image;
+    };
     const { a, b } = options.hosts ?? { a: HERE, b: HERE };
     const flags = (side: "a" | "b", state: string): string[] => [
       "--run",
@@ -194,7 +200,8 @@ export class AgentPair {
       state,
       "--vm",
       "test",
-      ...disks.flatMap(([name]) => ["--disk", `${name}=${imageOf(join(root, side, `${name}.img`))}`]),
+      ...disks.flatMap(([name]) => ["--disk", `${name}=${imageOf(side, name)}`]),
+      ...(options.shared === undefined ? [] : ["--mode", "shared"]),
       ...(options.flags ?? []),
     ];
     const primaryCommand = [

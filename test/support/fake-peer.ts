@@ -113,6 +113,7 @@ export function fakeHello(role: "Primary" | "Secondary", sizeBytes: number, chan
     committed: 0,
     prepared: [],
     epochSeen: 0,
+    shared: true,
     ancestors: [],
     heard: [],
     pairing: null,
@@ -122,6 +123,7 @@ export function fakeHello(role: "Primary" | "Secondary", sizeBytes: number, chan
     handOver: null,
     changedBytes: 0,
     assumeInSync: false,
+    probe: false,
     ...changed,
   };
 }

@@ -20,6 +20,7 @@ export function primaryHello(changes: Partial<Hello> = {}): Hello {
     committed: 0,
     prepared: [],
     epochSeen: 0,
+    shared: true,
     ancestors: [],
     heard: [],
     pairing: null,
@@ -29,6 +30,7 @@ export function primaryHello(changes: Partial<Hello> = {}): Hello {
     handOver: null,
     changedBytes: 0,
     assumeInSync: false,
+    probe: false,
     ...changes,
   };
 }

@@ -31,6 +31,7 @@ export function openFuzzAgent(
       dialer: (url) => ({ url, dial }),
     },
     token,
+    acceptsPeers: true,
     exportUri: (name) => name,
     dropClients: () => undefined,
     fence: undefined,

@@ -222,6 +222,7 @@ export class ReplicaBench {
       disks: this.disks,
       clock: this.#clock,
       durability: this.state.record.durability,
+      sharesDisks: this.state.record.mode === "shared",
       windowBytes: BENCH_WINDOW_BYTES,
       ack: "async",
       savesOriginals: () => this.checkpoints.newestBarrier > 0,

@@ -19,6 +19,7 @@ export function stateRecord(changes: Partial<StateRecord> = {}): StateRecord {
     peers: [],
     disks: [],
     epochReserved: 0,
+    unflushedThrough: 0,
     committed: { epoch: 0, atMs: 0 },
     prepared: [],
     retained: [],

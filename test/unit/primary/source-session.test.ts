@@ -76,7 +76,7 @@ class Bench {
 }
 
 function barrier(id: number): Extract<Message, { type: "barrier" }> {
-  return { type: "barrier", id, epoch: 4 };
+  return { type: "barrier", id, epoch: 4, commit: false };
 }
 
 describe("the primary's end of a session", () => {

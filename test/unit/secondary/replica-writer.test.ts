@@ -269,3 +269,90 @@ describe("the replica writer", () => {
     expect(turns).toBeGreaterThan(8);
   });
 });
+
+function original(cluster: number, payload: Buffer, disk = 0): Operation {
+  return { kind: "original", disk, offset: cluster * CLUSTER_BYTES, length: payload.length, payload };
+}
+
+describe("the replica writer of a shared disk", () => {
+  const content = Buffer.alloc(SIZE, 1);
+
+  async function shared(durability: Durability = "process"): Promise<{ storage: MemoryStorage; bench: ReplicaBench }> {
+    const storage = seededStorage(1);
+    await makeSecondary(storage, [{ name: "vda", content }], durability, { mode: "shared" });
+    const made = ReplicaBench.open(storage);
+    await made.begin(1);
+    await made.barrier(1);
+    await made.commit(1);
+    return { storage, bench: made };
+  }
+
+  async function view(made: ReplicaBench): Promise<Buffer> {
+    const target = Buffer.alloc(SIZE);
+    await made.disks[0]?.view.read(target, 0);
+    return target;
+  }
+
+  it("keeps originals, and leaves the disk alone", async () => {
+    const { storage, bench: made } = await shared();
+    made.push([original(1, Buffer.alloc(2 * CLUSTER_BYTES, 7)), wipeOriginal(5)]);
+    await made.drained();
+    expect(image(storage)).toEqual(content);
+    const expected = Buffer.from(content);
+    expected.fill(7, CLUSTER_BYTES, 3 * CLUSTER_BYTES).fill(0, 5 * CLUSTER_BYTES, 6 * CLUSTER_BYTES);
+    expect(await view(made)).toEqual(expected);
+  });
+
+  it("keeps the first original of a cluster, in one batch and in the next", async () => {
+    const { bench: made } = await shared();
+    made.push([original(3, Buffer.alloc(CLUSTER_BYTES, 7)), original(2, Buffer.alloc(3 * CLUSTER_BYTES, 8))]);
+    made.push([original(2, Buffer.alloc(2 * CLUSTER_BYTES, 9))]);
+    await made.drained();
+    const expected = Buffer.from(content);
+    expected.fill(8, 2 * CLUSTER_BYTES, 5 * CLUSTER_BYTES).fill(7, 3 * CLUSTER_BYTES, 4 * CLUSTER_BYTES);
+    expect(await view(made)).toEqual(expected);
+  });
+
+  it("calls an original stable when it is saved, durably where losses of power are to be survived", async () => {
+    const { storage, bench: made } = await shared("power");
+    made.push([original(0, Buffer.alloc(CLUSTER_BYTES, 7))]);
+    await expect.poll(() => made.stable).toBe(1);
+    storage.crash("power");
+    const again = ReplicaBench.open(storage);
+    const target = Buffer.alloc(CLUSTER_BYTES);
+    await again.disks[0]?.view.read(target, 0);
+    expect(target).toEqual(Buffer.alloc(CLUSTER_BYTES, 7));
+  });
+
+  it("keeps nothing before there is a checkpoint to lead back to", async () => {
+    const storage = seededStorage(1);
+    await makeSecondary(storage, [{ name: "vda", content }], "process", { mode: "shared" });
+    const made = ReplicaBench.open(storage);
+    await made.begin(1);
+    made.push([original(0, Buffer.alloc(CLUSTER_BYTES, 7))]);
+    await expect.poll(() => made.stable).toBe(1);
+    expect(made.disks[0]?.hidden.isEmpty).toBe(true);
+  });
+
+  it.each<readonly [string, Operation]>([
+    ["a write", write(0, Buffer.alloc(CLUSTER_BYTES))],
+    ["a trim", wipe("discard", 0, CLUSTER_BYTES)],
+    ["half an original", original(0, Buffer.alloc(CLUSTER_BYTES / 2))],
+    ["a shifted original", { ...original(0, Buffer.alloc(CLUSTER_BYTES)), offset: 512 }],
+  ])("takes %s for an error of the primary", async (_, operation) => {
+    const { bench: made } = await shared();
+    expect(() => made.push([operation])).toThrow(expect.objectContaining({ code: "protocol-error" }));
+  });
+
+  it("takes an original for an error of a primary that sends its writes", async () => {
+    const { bench: made } = await committed();
+    expect(() => made.push([original(0, Buffer.alloc(CLUSTER_BYTES))])).toThrow(
+      expect.objectContaining({ code: "protocol-error" }),
+    );
+  });
+});
+
+function wipeOriginal(cluster: number): Operation {
+  const empty = Buffer.alloc(0);
+  return { kind: "zero-original", disk: 0, offset: cluster * CLUSTER_BYTES, length: CLUSTER_BYTES, payload: empty };
+}

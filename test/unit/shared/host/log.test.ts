@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../../proto/errors.ts";
-import { createLogger, type LogLevel } from "../../../../shared/host/log.ts";
+import type { LogLevel } from "../../../../proto/words.ts";
+import { createLogger } from "../../../../shared/host/log.ts";
 
 function collect(level: LogLevel): { lines: Record<string, unknown>[]; log: ReturnType<typeof createLogger> } {
   const lines: Record<string, unknown>[] = [];

@@ -97,6 +97,12 @@ describe("a side's history", () => {
     ["one that has handed its role over", true, record({ shared: false }, { handOver: "peer" })],
     ["a secondary", false, record({}, { role: "Secondary" })],
   ])("tells whether a primary that starts must hold its guests: %s", (_, holds, present) => {
-    expect(mustHold(present)).toBe(holds);
+    expect(mustHold(present, false)).toBe(holds);
+  });
+
+  it("makes a primary hold that may have been put back to before its first session, and no promoted one", () => {
+    expect(mustHold(record({ shared: false }), true)).toBe(true);
+    expect(mustHold(promoted(record(), "L2", true), true)).toBe(false);
+    expect(mustHold(record({ shared: false }, { role: "Secondary" }), true)).toBe(false);
   });
 });

@@ -166,6 +166,37 @@ describe("a session", () => {
     expect(secondary.reason.code).toBe("auth-failed");
   });
 
+  it("is not opened to a peer that only asks, which has its proved hello all the same", () => {
+    const { links, primary, secondary } = pair({ tokens: [TOKEN, TOKEN], primary: { probe: true } });
+    links.deliver();
+    expect(primary.peer).toMatchObject({ role: "Secondary" });
+    expect(secondary.peer).toBeUndefined();
+    expect([secondary.session.isProbe, primary.session.isProbe]).toEqual([true, false]);
+    primary.session.send({ type: "ready", differs: 0 });
+    links.deliver();
+    expect(secondary.messages).toEqual([]);
+    expect(secondary.reason.code).toBe("protocol-error");
+  });
+
+  it("is ended by the timer of the handshake when a peer that only asked stays", () => {
+    const { links, clock, secondary } = pair({ primary: { probe: true } });
+    links.deliver();
+    clock.advance(HANDSHAKE_TIMEOUT_MS - 1);
+    expect(secondary.endings).toEqual([]);
+    clock.advance(1);
+    expect(secondary.reason.code).toBe("peer-timeout");
+  });
+
+  it("does not show its hello as proved to who asks without the token", () => {
+    const { links, primary, secondary } = pair({
+      tokens: [Buffer.from("wrong"), TOKEN],
+      primary: { probe: true },
+    });
+    links.deliver();
+    expect([primary.peer, secondary.peer]).toEqual([undefined, undefined]);
+    expect(secondary.reason.code).toBe("auth-failed");
+  });
+
   it("tells both sides of a mismatch, with what differs", () => {
     const { links, primary, secondary } = pair({ secondary: { vm: "other" } });
     links.deliver();
@@ -199,7 +230,7 @@ describe("a session", () => {
     const { links, primary, secondary } = openPair();
     primary.session.send({ type: "sync", phase: "begin", totalBytes: 0, lineage: "l", ancestors: [] });
     primary.session.send({ type: "ping" });
-    primary.session.send({ type: "barrier", id: 1, epoch: 1 });
+    primary.session.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     links.deliver();
     expect(secondary.messages).toEqual(["sync", "barrier"]);
   });
@@ -238,7 +269,7 @@ describe("a session that is not open", () => {
   const EARLY: readonly (readonly [string, Buffer])[] = [
     ["data", Buffer.concat(encodeData(1, [0, 0, 0, 3], [Buffer.from("abc")]))],
     ["begin", bytesOf({ type: "begin", session: "s", extent: "full", lineage: "l", openEpoch: 1, diskSizes: [1] })],
-    ["a barrier", bytesOf({ type: "barrier", id: 1, epoch: 1 })],
+    ["a barrier", bytesOf({ type: "barrier", id: 1, epoch: 1, commit: false })],
     ["a ping", bytesOf({ type: "ping" })],
     ["a proof before the hello", bytesOf({ type: "proof", mac: Buffer.alloc(0) })],
     ["rubbish", Buffer.from("GET / HTTP/1.1\r\n\r\n")],
@@ -307,7 +338,7 @@ describe("a session between whose ends", () => {
     session.send({ type: "ping" });
     session.send({ type: "united" });
     session.send({ type: "sync", phase: "end", totalBytes: 0, ...history });
-    session.send({ type: "barrier", id: 1, epoch: 1 });
+    session.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     return { ...open, said: open.links.left.sent.splice(0) };
   }
 

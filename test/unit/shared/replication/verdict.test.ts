@@ -10,6 +10,7 @@ function primary(changes: Partial<HistoryFacts> = {}): HistoryFacts {
     agentId: "a",
     role: "Primary",
     lineage: "L1",
+    shared: true,
     ancestors: [],
     heard: [],
     pairing: PAIR_A,
@@ -105,6 +106,18 @@ describe("the verdict of a handshake", () => {
       primary(),
       secondary({ lineage: "L2", ancestors: ["L1"] }),
       { kind: "outdated", agent: "a", newer: "b" },
+    ],
+    [
+      "a secondary that is ahead of a primary which has told nobody of its history",
+      primary({ shared: false }),
+      secondary({ lineage: "L2", ancestors: ["L1"] }),
+      { kind: "split-brain", rule: "put-back" },
+    ],
+    [
+      "a promoted side that is ahead of a primary which has told nobody of its history",
+      primary({ shared: false }),
+      secondary({ role: "Primary", lineage: "L2", ancestors: ["L1"] }),
+      { kind: "split-brain", rule: "put-back" },
     ],
     [
       "a primary that knows that it is outdated",

@@ -1,0 +1,198 @@
+/**
+ * The thirteen cases of QEMU's own test of block replication, as in `qemu-replication-cases.test.ts`, where both agents
+ * use one disk. There is one image then: what the primary writes is in it at once, and the secondary's export shows the
+ * last checkpoint all the same.
+ */
+import { describe, expect, it } from "vitest";
+import { AgentPair, MIB, type PairOptions } from "../support/agent-pair.ts";
+import type { ErrorDocument } from "../support/cli-runner.ts";
+import { expectSame, NbdClient, qemuIo, readDisk } from "../support/nbd-tools.ts";
+import { requirePeers } from "../support/peers.ts";
+
+const SIZE = 16 * MIB;
+const HALF = SIZE / 2;
+const INITIAL = Buffer.alloc(SIZE, 0x11);
+
+/** A disk whose halves are filled with a byte each. */
+function halves(first: number, second: number): Buffer {
+  return Buffer.alloc(SIZE, first).fill(second, HALF);
+}
+
+describe.runIf(requirePeers("qemu-io", "nbdcopy", "python3:nbd"))("QEMU's replication cases on a shared disk", () => {
+  describe.each(["process", "power"])("with durability %s", (durability) => {
+    const options: PairOptions = {
+      disks: { vda: INITIAL },
+      shared: {},
+      flags: ["--durability", durability],
+      secondaryFlags: ["--secondary-export", "read-write"],
+    };
+
+    /** The primary is dead, and its host cut off from the disk. */
+    async function failOver(pair: AgentPair): Promise<void> {
+      await pair.primary.crash();
+      await pair.secondary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+      await pair.secondary.get("failover", "--fenced");
+    }
+
+    it("primary/read: a primary that never had a secondary serves the disk", async () => {
+      const { primary } = await AgentPair.create(options);
+      await primary.start();
+      expectSame(await readDisk(primary.uri()), INITIAL);
+    });
+
+    it("primary/write: what is written before there is a secondary is in its first checkpoint", async () => {
+      const pair = await AgentPair.create(options);
+      const { primary, secondary } = pair;
+      await primary.start();
+      await qemuIo(primary.uri(), `write -P 0 0 ${SIZE}`);
+      await secondary.start();
+      await pair.untilProtected();
+      expectSame(await readDisk(secondary.uri()), Buffer.alloc(SIZE));
+    });
+
+    it("primary/start: what is written is on the disk, and shown by the secondary from the next checkpoint on", async () => {
+      const pair = await AgentPair.protected(options);
+      await qemuIo(pair.primary.uri(), `write -P 0x22 0 ${SIZE}`);
+      expectSame(pair.image("a"), Buffer.alloc(SIZE, 0x22));
+      expectSame(await readDisk(pair.secondary.uri()), INITIAL);
+      await pair.checkpoint();
+      expectSame(await readDisk(pair.secondary.uri()), Buffer.alloc(SIZE, 0x22));
+    });
+
+    it("primary/stop: a primary whose secondary was promoted serves no more", async () => {
+      const pair = await AgentPair.protected(options);
+      const { primary, secondary } = pair;
+      await qemuIo(primary.uri(), `write -P 0x22 0 ${HALF}`);
+      await failOver(pair);
+      await secondary.get("wait", "merged");
+      await secondary.stop(); // one file, and one lock, on one host: else the former primary could not even start
+      await primary.start();
+      await secondary.start().catch(() => undefined);
+      const { protection } = await primary.status();
+      expect(protection.state).toBe("NotProtected");
+      expect(["held", "outdated"]).toContain(protection.reason);
+      expectSame(pair.image("a"), INITIAL);
+    });
+
+    it("primary/do_checkpoint: a checkpoint without a write between changes nothing", async () => {
+      const pair = await AgentPair.protected(options);
+      const first = await pair.checkpoint();
+      expect(await pair.checkpoint()).toBe(first + 1);
+      expectSame(await readDisk(pair.secondary.uri()), INITIAL);
+    });
+
+    it("get_error_all: a running pair reports no error", async () => {
+      const { primary, secondary } = await AgentPair.protected(options);
+      for (const { protection, peers, disks } of [await primary.status(), await secondary.status()]) {
+        expect(protection).toEqual({ state: "Protected", reason: null, nextAction: "" });
+        expect(peers).toMatchObject([{ connection: "Connected", replication: "Established", lastError: null }]);
+        expect(disks).toMatchObject([{ state: "UpToDate", dirtyBytes: 0, children: [{ state: "sound" }] }]);
+      }
+    });
+
+    it("secondary/read and write: before the first checkpoint there is nothing to read, or to write to", async () => {
+      const pair = await AgentPair.create(options);
+      await pair.secondary.start();
+      const client = await NbdClient.connect(pair.secondary.uri());
+      await expect(client.read(0, MIB)).rejects.toThrow("EIO");
+      await expect(client.write({ offset: 0, length: MIB }, 0)).rejects.toThrow("EIO");
+      await expect(client.zero({ offset: 0, length: MIB })).rejects.toThrow("EIO");
+      expectSame(pair.image("a"), INITIAL);
+    });
+
+    /** Cases 9 to 12 begin alike: the PVM has written the second half, and the SVM the first. */
+    async function writtenOnBothSides(): Promise<AgentPair> {
+      const pair = await AgentPair.protected(options);
+      const { primary, secondary } = pair;
+      await qemuIo(primary.uri(), `write -P 0x22 ${HALF} ${HALF}`);
+      expectSame(await readDisk(secondary.uri()), INITIAL);
+      await qemuIo(secondary.uri(), `write -P 0x33 0 ${HALF}`);
+      expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
+      return pair;
+    }
+
+    it("secondary/start: neither side's writes are seen by the other", async () => {
+      const pair = await writtenOnBothSides();
+      expectSame(pair.image("a"), halves(0x11, 0x22));
+      expectSame(await readDisk(pair.primary.uri()), halves(0x11, 0x22));
+    });
+
+    it("secondary/stop: a failover gives the last checkpoint with the SVM's writes, and merges them into the disk", async () => {
+      const pair = await writtenOnBothSides();
+      const { secondary } = pair;
+      await failOver(pair);
+      expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
+      await secondary.get("wait", "merged");
+      expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
+      expectSame(pair.image("a"), halves(0x33, 0x11));
+    });
+
+    it("secondary/continuous_replication: what is asked of a promoted side again changes nothing", async () => {
+      const pair = await writtenOnBothSides();
+      const { secondary } = pair;
+      await failOver(pair);
+      await secondary.get("wait", "merged");
+      await secondary.stop();
+      await secondary.start();
+      expect(await secondary.status()).toMatchObject({ role: "Primary", disks: [{ state: "UpToDate" }] });
+      const refused = await secondary.ask<ErrorDocument>("checkpoint");
+      expect(refused).toMatchObject({ code: 1, json: { error: { code: "no-peer" } } });
+      expect(await secondary.ask("failover")).toMatchObject({ code: 0, json: { already: true } });
+      expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
+    });
+
+    it("secondary/do_checkpoint: a checkpoint shows the PVM's writes and drops the SVM's", async () => {
+      const pair = await writtenOnBothSides();
+      await pair.checkpoint();
+      expectSame(await readDisk(pair.secondary.uri()), halves(0x11, 0x22));
+    });
+  });
+});
+
+describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that shares its disk", () => {
+  const options: PairOptions = { disks: { vda: INITIAL }, shared: {} };
+
+  it("keeps the checkpoint when the secondary is killed, and guests wait until it is back", async () => {
+    const pair = await AgentPair.protected(options);
+    const { primary, secondary } = pair;
+    await qemuIo(primary.uri(), `write -P 0x22 0 ${MIB}`);
+    await secondary.crash();
+    await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    const writing = qemuIo(primary.uri(), `write -P 0x44 ${MIB} ${MIB}`);
+    await primary.until("frozen", ({ protection }) => protection.state === "NotProtected");
+    expectSame(pair.image("a").subarray(MIB), INITIAL.subarray(MIB));
+    await secondary.start();
+    await writing;
+    await pair.untilProtected();
+    expectSame(await readDisk(secondary.uri()), INITIAL);
+    expectSame(pair.image("a").subarray(0, 2 * MIB), Buffer.alloc(2 * MIB, 0x22).fill(0x44, MIB));
+  });
+
+  it("keeps the checkpoint when the primary is killed, and goes on when it is back", async () => {
+    const pair = await AgentPair.protected(options);
+    const { primary, secondary } = pair;
+    await qemuIo(primary.uri(), `write -P 0x22 0 ${MIB}`);
+    await primary.crash();
+    expectSame(await readDisk(secondary.uri()), INITIAL);
+    await primary.start();
+    await pair.untilProtected();
+    await qemuIo(primary.uri(), `write -P 0x44 0 ${2 * MIB}`);
+    expectSame(await readDisk(secondary.uri()), INITIAL);
+  });
+
+  it("refuses a failover before the primary is fenced, and a swap of the roles", async () => {
+    const { primary, secondary } = await AgentPair.protected(options);
+    expect(await secondary.ask<ErrorDocument>("failover", "--force")).toMatchObject({
+      code: 1,
+      json: { error: { code: "fence-failed" } },
+    });
+    expect(await primary.ask<ErrorDocument>("switchover")).toMatchObject({
+      code: 1,
+      json: { error: { code: "not-supported" } },
+    });
+    expect(await primary.ask<ErrorDocument>("start-alone")).toMatchObject({
+      code: 1,
+      json: { error: { code: "not-supported" } },
+    });
+  });
+});
