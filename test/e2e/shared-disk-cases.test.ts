@@ -3,11 +3,13 @@
  * use one disk. There is one image then: what the primary writes is in it at once, and the secondary's export shows the
  * last checkpoint all the same.
  */
-import { describe, expect, it } from "vitest";
+import { execFileSync } from "node:child_process";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { AgentPair, MIB, type PairOptions } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { expectSame, NbdClient, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
+import { canMakeBlockDevices } from "../support/scratch.ts";
 
 const SIZE = 16 * MIB;
 const HALF = SIZE / 2;
@@ -180,6 +182,23 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that shares its disk"
     expectSame(await readDisk(secondary.uri()), INITIAL);
   });
 
+  it("shows its checkpoint to whoever reads it while the guest overwrites everything, round after round", async () => {
+    const pair = await AgentPair.protected({ ...options, flags: ["--durability", "process"] });
+    const { primary, secondary } = pair;
+    let shown = INITIAL;
+    for (const byte of [0x21, 0x22, 0x23, 0x24]) {
+      let isWritten = false;
+      const writing = qemuIo(primary.uri(), `write -P ${byte} 0 ${SIZE}`).then(() => (isWritten = true));
+      do expectSame(await readDisk(secondary.uri()), shown);
+      while (!isWritten);
+      await writing;
+      expectSame(await readDisk(secondary.uri()), shown);
+      await pair.checkpoint();
+      shown = Buffer.alloc(SIZE, byte);
+      expectSame(await readDisk(secondary.uri()), shown);
+    }
+  });
+
   it("refuses a failover before the primary is fenced, and a swap of the roles", async () => {
     const { primary, secondary } = await AgentPair.protected(options);
     expect(await secondary.ask<ErrorDocument>("failover", "--force")).toMatchObject({
@@ -196,3 +215,40 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that shares its disk"
     });
   });
 });
+
+/** What two hosts have of one LUN: a device each, with a page cache of its own. */
+function deviceOver(image: string): string {
+  const device = execFileSync("losetup", ["--find", "--show", image], { encoding: "utf8" }).trim();
+  onTestFinished(() => void execFileSync("losetup", ["--detach", device]));
+  return device;
+}
+
+describe.runIf(requirePeers("qemu-io", "nbdcopy") && canMakeBlockDevices())(
+  "a pair with a device each for one disk",
+  () => {
+    it("shows each checkpoint, whatever the secondary has read before, and merges into the disk", async () => {
+      const pair = await AgentPair.protected({
+        disks: { vda: INITIAL },
+        shared: { pathOf: (_, image) => deviceOver(image) },
+      });
+      const { primary, secondary } = pair;
+      let shown = INITIAL;
+      for (const byte of [0x21, 0x22]) {
+        expectSame(await readDisk(secondary.uri()), shown);
+        await qemuIo(primary.uri(), `write -P ${byte} 0 ${SIZE}`);
+        expectSame(await readDisk(secondary.uri()), shown);
+        await pair.checkpoint();
+        shown = Buffer.alloc(SIZE, byte);
+        expectSame(await readDisk(secondary.uri()), shown);
+      }
+      await qemuIo(primary.uri(), `write -P 0x33 0 ${MIB}`, "flush");
+      await primary.crash();
+      await secondary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+      await secondary.get("failover", "--fenced");
+      await secondary.get("wait", "merged");
+      expectSame(await readDisk(secondary.uri()), shown);
+      await secondary.stop();
+      expectSame(pair.image("a"), shown);
+    });
+  },
+);
