@@ -4,12 +4,13 @@
  * last checkpoint all the same.
  */
 import { execFileSync } from "node:child_process";
+import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { AgentPair, MIB, type PairOptions } from "../support/agent-pair.ts";
-import type { ErrorDocument } from "../support/cli-runner.ts";
+import { runColobus, type ErrorDocument } from "../support/cli-runner.ts";
 import { expectSame, NbdClient, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
-import { canMakeBlockDevices } from "../support/scratch.ts";
+import { canMakeBlockDevices, scratchDirectory } from "../support/scratch.ts";
 
 const SIZE = 16 * MIB;
 const HALF = SIZE / 2;
@@ -213,6 +214,56 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that shares its disk"
       code: 1,
       json: { error: { code: "not-supported" } },
     });
+  });
+});
+
+describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair with a mark beside its shared disk", () => {
+  async function marked(): Promise<{ pair: AgentPair; mark: string }> {
+    const mark = join(scratchDirectory(), "mark");
+    const pair = await AgentPair.protected({
+      disks: { vda: INITIAL },
+      shared: {},
+      flags: ["--shared-mark", mark],
+      primaryFlags: ["--on-peer-loss", "continue"],
+    });
+    return { pair, mark };
+  }
+
+  const inspected = async (mark: string): Promise<string> => (await runColobus("inspect", mark)).stdout;
+
+  it("goes on without the secondary, whose checkpoint is void until the two have met again", async () => {
+    const { pair, mark } = await marked();
+    const { primary, secondary } = pair;
+    expect(await inspected(mark)).toContain(": protected, by agent");
+    await secondary.crash();
+    await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    await qemuIo(primary.uri(), `write -P 0x22 0 ${MIB}`);
+    expect(await inspected(mark)).toContain(": unprotected, by agent");
+    await primary.crash();
+    await secondary.start();
+    await expect(readDisk(secondary.uri())).rejects.toThrow("Input/output error");
+    const refused = await secondary.ask<ErrorDocument>("failover", "--fenced");
+    expect(refused).toMatchObject({ code: 1, json: { error: { code: "unprotected" } } });
+    await primary.start();
+    await pair.untilProtected();
+    const now = Buffer.from(INITIAL).fill(0x22, 0, MIB);
+    expectSame(await readDisk(secondary.uri()), now);
+    await qemuIo(primary.uri(), `write -P 0x33 0 ${SIZE}`);
+    expectSame(await readDisk(secondary.uri()), now);
+  });
+
+  it("takes an unprotected disk as it is where the operator forces that", async () => {
+    const { pair, mark } = await marked();
+    const { primary, secondary } = pair;
+    await secondary.crash();
+    await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    await qemuIo(primary.uri(), `write -P 0x22 0 ${MIB}`);
+    await primary.crash();
+    await secondary.start();
+    await secondary.get("failover", "--fenced", "--force");
+    await secondary.get("wait", "merged");
+    expectSame(await readDisk(secondary.uri()), Buffer.from(INITIAL).fill(0x22, 0, MIB));
+    expect(await inspected(mark)).toMatch(/: (merging|unprotected), by agent/);
   });
 });
 
