@@ -11,7 +11,7 @@ export function describePrimaryDisks(
   dirtyBytes: (disk: number) => number,
 ): DiskStatus[] {
   return record.disks.map(({ name, image }, index) => {
-    const failed = health.has(name);
+    const failed = health.has(name) || disks[index]?.child.fault !== undefined;
     return {
       name,
       sizeBytes: disks[index]?.sizeBytes ?? null,

@@ -30,11 +30,14 @@ export interface PrimaryCheckpointsOptions {
   readonly committed: () => Pending;
 }
 
-/** A barrier that has its place in the stream of `session`; `prepared` resolves when the secondary has prepared its checkpoint. */
+/**
+ * A barrier that has its place in the stream of `session`. `done` resolves when the secondary has done what it asks for,
+ * with the milliseconds of that which the commit took, 0 where none is asked for.
+ */
 interface Placed {
   readonly session: SourceSession;
   readonly epoch: number;
-  readonly prepared: Promise<void>;
+  readonly done: Promise<number>;
 }
 
 /**
@@ -99,7 +102,8 @@ export class PrimaryCheckpoints {
 
   /**
    * Closes the open epoch on all disks, waits until the secondary has prepared the checkpoint and, unless only that is
-   * asked for, commits it. While the secondary is being synced, waits for the end of that first.
+   * asked for, commits it: with the same record, where the disks are not shared. While the secondary is being synced,
+   * waits for the end of that first.
    * Errors: `no-peer` at once without a connected secondary; `timed-out`; `outcome-unknown` when the session is lost
    * during the commit; the secondary's own refusals.
    */
@@ -118,13 +122,14 @@ export class PrimaryCheckpoints {
         );
       }
       const startedMs = clock.nowMs();
-      const { session, epoch, prepared } =
-        this.#options.sharedDisks === undefined
-          ? this.#place()
-          : await this.#placeOnShared(this.#options.sharedDisks, deadline);
-      await deadline.race(prepared, `checkpoint ${epoch} was asked for and its outcome is not known yet`);
-      const prepareMs = clock.nowMs() - startedMs;
+      const { sharedDisks } = this.#options;
+      const isOneRecord = !request.prepare && sharedDisks === undefined;
+      const { session, epoch, done } =
+        sharedDisks === undefined ? this.#place(isOneRecord) : await this.#placeOnShared(sharedDisks, deadline);
+      const atOnceMs = await deadline.race(done, `checkpoint ${epoch} was asked for and its outcome is not known yet`);
+      const prepareMs = Math.max(0, clock.nowMs() - startedMs - atOnceMs);
       if (request.prepare) return { epoch, state: "prepared", prepareMs, commitMs: null };
+      if (isOneRecord) return { epoch, state: "committed", prepareMs, commitMs: atOnceMs };
       const commitMs = await deadline.race(
         this.#commit(session, epoch),
         `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
@@ -198,19 +203,19 @@ export class PrimaryCheckpoints {
   }
 
   /** Closes the open epoch, which is reserved, and puts its barrier into the stream. Errors: `no-peer`. */
-  #place(): Placed {
+  #place(commits: boolean): Placed {
     // The sync may have begun anew, or the session been lost, while the number was reserved.
     if (!this.#options.isEstablished()) throw lostPeer();
     const session = this.#options.session();
     const epoch = this.#epochs.close();
-    const prepared = this.#barrier(session, epoch);
-    prepared.catch(() => undefined); // whoever asked for the checkpoint has the error, unless the deadline came first
-    return { session, epoch, prepared };
+    const done = commits ? this.#barrierAndCommit(session, epoch) : this.#barrier(session, epoch);
+    done.catch(() => undefined); // whoever asked for the checkpoint has the error, unless the deadline came first
+    return { session, epoch, done };
   }
 
   async #placeOnShared(disks: Pick<SharedDisks, "atBarrier">, deadline: Deadline): Promise<Placed> {
     for (;;) {
-      const placing = disks.atBarrier(() => (this.#epochs.isReserved ? this.#place() : undefined));
+      const placing = disks.atBarrier(() => (this.#epochs.isReserved ? this.#place(false) : undefined));
       const placed = await deadline.race(placing, "guests' writes are not done yet");
       if (placed !== undefined) return placed;
       await this.#untilReserved(deadline);
@@ -233,9 +238,9 @@ export class PrimaryCheckpoints {
     );
   }
 
-  async #barrier(session: SourceSession, epoch: number): Promise<void> {
+  async #barrier(session: SourceSession, epoch: number): Promise<number> {
     try {
-      const closing = session.request((id) => ({ type: "barrier", id, epoch }));
+      const closing = session.request((id) => ({ type: "barrier", id, epoch, commit: false }));
       const { sharedDisks } = this.#options;
       await (sharedDisks === undefined ? closing : this.#flushed(sharedDisks, closing, session, epoch));
     } catch (error) {
@@ -244,12 +249,13 @@ export class PrimaryCheckpoints {
     }
     if (epoch > this.#voidThrough) this.#known.prepared.push(epoch);
     this.#options.emit("checkpoint-prepared", { epoch });
+    return 0;
   }
 
   /** A checkpoint of shared disks is what the other host can read of them: the secondary's answer alone makes none. */
   async #flushed(
     disks: Pick<SharedDisks, "flush" | "noteUnflushed">,
-    closing: Promise<void>,
+    closing: Promise<number>,
     session: SourceSession,
     epoch: number,
   ): Promise<void> {
@@ -273,12 +279,29 @@ export class PrimaryCheckpoints {
     this.#options.emit("checkpoint-discarded", { epochs });
   }
 
+  #barrierAndCommit(session: SourceSession, epoch: number): Promise<number> {
+    return this.#committing(epoch, async () => {
+      const tookMs = await session.request((id) => ({ type: "barrier", id, epoch, commit: true }));
+      this.#options.emit("checkpoint-prepared", { epoch });
+      return tookMs;
+    });
+  }
+
+  /** Resolves with the milliseconds that it took. */
   async #commit(session: SourceSession, epoch: number): Promise<number> {
-    const { clock, emit } = this.#options;
+    const { clock } = this.#options;
     const startedMs = clock.nowMs();
+    await this.#committing(epoch, () => session.request((id) => ({ type: "commit", id, epoch })));
+    return clock.nowMs() - startedMs;
+  }
+
+  /** Has the secondary asked to commit `epoch`, and takes note of its answer: how long it took there. */
+  async #committing(epoch: number, ask: () => Promise<number>): Promise<number> {
+    const { clock, emit } = this.#options;
     this.#known.asked.set(epoch, clock.wallMs());
+    let tookMs: number;
     try {
-      await session.request((id) => ({ type: "commit", id, epoch }));
+      tookMs = await ask();
     } catch (error) {
       const reason = asColobusError(error);
       if (reason.code !== "outcome-unknown") this.#known.asked.delete(epoch);
@@ -295,7 +318,7 @@ export class PrimaryCheckpoints {
     this.#committed(epoch);
     const marking = this.#options.committed();
     if (marking !== undefined) await marking;
-    return clock.nowMs() - startedMs;
+    return tookMs;
   }
 
   /** The secondary has told that it has done a commit that this agent had asked for. */

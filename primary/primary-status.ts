@@ -48,11 +48,11 @@ export class PrimaryStatus {
   }
 
   describeProtection(): Status["protection"] {
-    const { state, clock, health, verdict, guests, isPaired, replicator, checkpoints } = this.#parts;
+    const { state, clock, health, disks, verdict, guests, isPaired, replicator, checkpoints } = this.#parts;
     const nowMs = clock.wallMs();
     return describePrimaryProtection({
       record: state.record,
-      failed: health.first,
+      failed: health.first ?? disks.find(({ child }) => child.fault !== undefined)?.child.fault,
       verdict: verdict(),
       guests,
       hasPeer: isPaired(),

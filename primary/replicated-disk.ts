@@ -9,6 +9,7 @@ import type {
 } from "../shared/block/block-device.ts";
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { isZero } from "../shared/block/zeroes.ts";
+import { WRITE_AHEAD_BYTES } from "../proto/limits.ts";
 import type { GuestGate } from "./guest-gate.ts";
 
 /** Where the writes of one disk go beside its local child. */
@@ -48,6 +49,8 @@ export class ReplicatedDisk implements BlockDevice {
   readonly #forwarding: Forwarding;
   /** A count that grows with every request of a guest. */
   #requests = 0;
+  /** Pieces of writes that the child has not taken yet, and their requests go on without. */
+  #aheadBytes = 0;
 
   constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
     this.name = name;
@@ -251,16 +254,11 @@ export class ReplicatedDisk implements BlockDevice {
   #openHeld(hold: RangeHold, offset: number, flags: WriteFlags): OpenWrite {
     let at = offset;
     let acknowledged: Pending;
-    // A piece may wait for the secondary: the range is held until the child has them all.
-    let writing = 0;
-    let isOver = false;
+    /** What the child has not taken yet: the range is held for that long, whatever becomes of the request. */
+    let written: Pending;
     const release = (): void => {
-      isOver = true;
-      if (writing === 0) this.#lock.release(hold);
-    };
-    const written = (): void => {
-      writing -= 1;
-      if (isOver && writing === 0) this.#lock.release(hold);
+      if (written === undefined) this.#lock.release(hold);
+      else void written.catch(() => undefined).then(() => this.#lock.release(hold)); // `end` has told of the error
     };
     return {
       push: (piece) => {
@@ -273,21 +271,32 @@ export class ReplicatedDisk implements BlockDevice {
           () => this.#forwarding.forward("write", start, piece.length, asBuffer(piece)),
         );
         acknowledged = both(acknowledged, forwarded);
-        if (local !== undefined) {
-          writing += 1;
-          local.then(written, written);
-        }
-        return both(local, this.#forwarding.room());
+        if (local === undefined) return this.#forwarding.room();
+        written = bothSettled(written, this.#countAhead(local, piece.length));
+        written.catch(() => undefined); // `end` tells of the error
+        return both(this.#aheadBytes > WRITE_AHEAD_BYTES ? written : undefined, this.#forwarding.room());
       },
       end: () => {
         release();
-        return both(acknowledged, flags.fua ? this.flush() : undefined);
+        const done = both(written, acknowledged);
+        if (!flags.fua) return done;
+        return done === undefined ? this.flush() : done.then(() => this.flush());
       },
       abandon: () => {
         release();
         acknowledged?.catch(() => undefined); // nobody waits for this write any more
       },
     };
+  }
+
+  /** A piece that the child takes its time for: several may be under way, so that a long write is not one wait after another. */
+  async #countAhead(local: Promise<void>, bytes: number): Promise<void> {
+    this.#aheadBytes += bytes;
+    try {
+      await local;
+    } finally {
+      this.#aheadBytes -= bytes;
+    }
   }
 
   /** Gives a whole operation to the child and to the stream, and the hold back when the child is done. */
@@ -346,6 +355,11 @@ function both(one: Pending, other: Pending): Pending {
   if (one === undefined) return other;
   if (other === undefined) return one;
   return Promise.all([one, other]).then(() => undefined);
+}
+
+/** As `both`, but nothing is under way any more when it fails. */
+async function bothSettled(one: Pending, other: Promise<void>): Promise<void> {
+  for (const outcome of await Promise.allSettled([one, other])) if (outcome.status === "rejected") throw outcome.reason;
 }
 
 function asBuffer(bytes: Uint8Array): Buffer {

@@ -189,7 +189,14 @@ export const ERRORS = {
   // Disks, overlays, files
   "image-missing": row("EIO", 4050, 409, EXIT.failed, false, "The image file does not exist."),
   "image-busy": row("EIO", 4051, 409, EXIT.failed, true, "Another process holds the image."),
-  "image-format": row("EIO", 4052, 409, EXIT.failed, false, "The image is not a raw image of an acceptable size."),
+  "image-format": row(
+    "EIO",
+    4052,
+    409,
+    EXIT.failed,
+    false,
+    "The image is not of the format that it is named as, or of no acceptable size.",
+  ),
   "image-changed": row(
     "EIO",
     4053,

@@ -45,7 +45,7 @@ export const NBD_CLOSE_TIMEOUT_MS = 5_000;
 export const NBD_LINGER_FLUSHED_MS = 500;
 export const NBD_LINGER_MS = 5_000;
 
-// NBD client: images that a server exports
+// Images that NBD servers export
 /** A connection to a server is made, and the handshake done, within this time each. */
 export const NBD_CLIENT_DIAL_TIMEOUT_MS = 10_000;
 export const NBD_CLIENT_HANDSHAKE_TIMEOUT_MS = 10_000;
@@ -56,6 +56,8 @@ export const NBD_CLIENT_OPTION_REPLIES_MAX = 1024;
 export const NBD_CLIENT_IN_FLIGHT_MAX = 256;
 /** A longer read or write is cut, unless the server takes even less. */
 export const NBD_CLIENT_PAYLOAD_BYTES_MAX = 8 * MIB;
+/** Pieces of long writes to one disk that may be under way before the next one is taken. */
+export const WRITE_AHEAD_BYTES = 8 * MIB;
 /** A longer write of zeroes is cut, so that no request takes very long. */
 export const NBD_CLIENT_ZERO_BYTES_MAX = 64 * MIB;
 /** Chunks of one reply; beyond, the connection ends. */

@@ -106,10 +106,6 @@ export class Checkpoints {
    */
   prepare(epoch: number): Promise<void> {
     return this.#serialize(async () => {
-      const { state, clock, disks } = this.#options;
-      if (epoch < this.#openEpoch) {
-        throw new ColobusError("protocol-error", `the peer closes epoch ${epoch}, which is closed already`);
-      }
       if (this.prepared.length >= PREPARED_EPOCHS_MAX) {
         throw new ColobusError(
           "too-many-prepared",
@@ -117,22 +113,18 @@ export class Checkpoints {
           "Commit or discard some of them first.",
         );
       }
-      try {
-        await state.update((record) => ({
-          ...record,
-          epochReserved: Math.max(record.epochReserved, epoch),
-          prepared: [...record.prepared, { epoch, atMs: clock.wallMs() }],
-        }));
-      } finally {
-        // After an error the record may be on the disk all the same: then a later process finds the epoch prepared, and
-        // what is overwritten from here on must be kept apart from it.
-        this.#openEpoch = epoch + 1;
-        for (const disk of disks()) {
-          disk.hidden.setNewestBarrier(epoch);
-          disk.hidden.openEpoch(epoch + 1);
-        }
-      }
+      await this.#close(epoch, (closed) => closed);
     });
+  }
+
+  /**
+   * Does what `prepare` and `commit` do, with one record: nobody asks for a decision in between. Errors: `protocol-error`,
+   * `io-error` (the old checkpoint stands then).
+   */
+  prepareAndCommit(epoch: number, source: SourceHistory | undefined): Promise<void> {
+    return this.#serialize(() =>
+      this.#switchTo(epoch, () => this.#close(epoch, (closed) => this.#committing(closed, epoch, source))),
+    );
   }
 
   /**
@@ -143,34 +135,11 @@ export class Checkpoints {
    */
   commit(epoch: number, source: SourceHistory | undefined): Promise<void> {
     return this.#serialize(async () => {
-      const { state, gate, disks } = this.#options;
       if (epoch <= this.committed.epoch) return;
-      const prepared = this.#record.prepared.find((candidate) => candidate.epoch === epoch);
-      if (prepared === undefined) throw unknownEpoch(epoch);
-      // Readers finish against the old view; from here on new ones wait for the decision.
-      await gate.close();
-      const freeing: (() => Promise<void>)[] = [];
-      try {
-        await state.update((record) => ({
-          ...(source === undefined ? record : adopted(record, source)),
-          outdated: false,
-          // Until the source's history is adopted, only this tells that the two have not diverged.
-          discardsOwn: source === undefined && record.discardsOwn,
-          retained: this.kept.retainedAfterCommit(record, epoch),
-          committed: { epoch, atMs: prepared.atMs },
-          prepared: record.prepared.filter((candidate) => candidate.epoch > epoch),
-        }));
-        for (const disk of disks()) {
-          freeing.push(disk.switchView(epoch, this.kept.floor));
-          disk.hidden.setNewestBarrier(this.newestBarrier);
-        }
-        this.#volumes.dropThrough(epoch);
-        if (disks().every((disk) => disk.hidden.isEmpty)) this.#volumesComplete = true;
-      } finally {
-        gate.open();
-      }
-      this.#free(freeing);
-      this.#joinBehind();
+      if (!this.prepared.includes(epoch)) throw unknownEpoch(epoch);
+      await this.#switchTo(epoch, () =>
+        this.#options.state.update((record) => this.#committing(record, epoch, source)),
+      );
     });
   }
 
@@ -302,6 +271,67 @@ export class Checkpoints {
   async settled(): Promise<void> {
     await this.#tail;
     await this.#freeing;
+  }
+
+  /** Records that `epoch` is closed, and what `andThen` makes of that; the next epoch is open then. */
+  async #close(epoch: number, andThen: (closed: StateRecord) => StateRecord): Promise<void> {
+    const { state, clock, disks } = this.#options;
+    if (epoch < this.#openEpoch) {
+      throw new ColobusError("protocol-error", `the peer closes epoch ${epoch}, which is closed already`);
+    }
+    try {
+      await state.update((record) =>
+        andThen({
+          ...record,
+          epochReserved: Math.max(record.epochReserved, epoch),
+          prepared: [...record.prepared, { epoch, atMs: clock.wallMs() }],
+        }),
+      );
+    } finally {
+      // After an error the record may be on the disk all the same: then a later process finds the epoch prepared, and
+      // what is overwritten from here on must be kept apart from it.
+      this.#openEpoch = epoch + 1;
+      for (const disk of disks()) {
+        disk.hidden.setNewestBarrier(epoch);
+        disk.hidden.openEpoch(epoch + 1);
+      }
+    }
+  }
+
+  /** The record in which the prepared checkpoint `epoch` is committed. */
+  #committing(record: StateRecord, epoch: number, source: SourceHistory | undefined): StateRecord {
+    const committed = record.prepared.find((candidate) => candidate.epoch === epoch);
+    if (committed === undefined) throw unknownEpoch(epoch);
+    return {
+      ...(source === undefined ? record : adopted(record, source)),
+      outdated: false,
+      // Until the source's history is adopted, only this tells that the two have not diverged.
+      discardsOwn: source === undefined && record.discardsOwn,
+      retained: this.kept.retainedAfterCommit(record, epoch),
+      committed,
+      prepared: record.prepared.filter((candidate) => candidate.epoch > epoch),
+    };
+  }
+
+  /** Has `decide` record that `epoch` is committed, and all disks show it then. */
+  async #switchTo(epoch: number, decide: () => Promise<unknown>): Promise<void> {
+    const { gate, disks } = this.#options;
+    // Readers finish against the old view; from here on new ones wait for the decision.
+    await gate.close();
+    const freeing: (() => Promise<void>)[] = [];
+    try {
+      await decide();
+      for (const disk of disks()) {
+        freeing.push(disk.switchView(epoch, this.kept.floor));
+        disk.hidden.setNewestBarrier(this.newestBarrier);
+      }
+      this.#volumes.dropThrough(epoch);
+      if (disks().every((disk) => disk.hidden.isEmpty)) this.#volumesComplete = true;
+    } finally {
+      gate.open();
+    }
+    this.#free(freeing);
+    this.#joinBehind();
   }
 
   /** Drops the generations that serve no checkpoint any more, in memory, and frees their storage behind the path. */

@@ -2,7 +2,7 @@ import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-
 import { applyJournalEntry, ClusterBitmap, clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
 import { isZero } from "../shared/block/zeroes.ts";
-import { OriginalPieces, type ReadOriginal } from "./original-pieces.ts";
+import { OriginalCopy, type ReadOriginal } from "./original-copy.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
 import { OverlayFiles, type OverlayContext } from "./overlay-files.ts";
 
@@ -34,19 +34,17 @@ export class Generation {
   async save(clusters: ClusterBitmap, read: ReadOriginal, scratch: Buffer): Promise<void> {
     const { geometry, durability } = this.#context;
     const entries: JournalEntry[] = [];
-    const pieces = new OriginalPieces(scratch, read, (bytes, at) => this.#write(bytes, at, this.#context.quota));
-    try {
-      for (const { first, end } of clusterRuns(clusters)) {
-        entries.push({ firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" });
-        const copying = pieces.copy(first * geometry.clusterBytes, clusterEndOffset(geometry, end));
-        if (copying !== undefined) await copying;
+    const copy = new OriginalCopy(scratch, read, (bytes, offset) => this.#write(bytes, offset, this.#context.quota));
+    for (const { first, end } of clusterRuns(clusters)) {
+      entries.push({ firstCluster: first, clusterCount: end - first, mask: WHOLE_CLUSTER_MASK, operation: "held" });
+      const endOffset = clusterEndOffset(geometry, end);
+      for (let at = first * geometry.clusterBytes; at < endOffset;) {
+        if (copy.isFull) await copy.finish();
+        at += copy.begin(at, endOffset - at);
       }
-      const finishing = pieces.finish();
-      if (finishing !== undefined) await finishing;
-    } catch (error) {
-      await pieces.abandon();
-      throw error;
     }
+    const reading = copy.finish();
+    if (reading !== undefined) await reading;
     if (durability === "power") await this.files.syncData();
     this.files.journal.append(entries);
     if (durability === "power") await this.files.syncJournal();

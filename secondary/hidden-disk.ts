@@ -4,7 +4,7 @@ import type { DiskImage } from "../shared/block/disk-image.ts";
 import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
 import { Generation } from "./generation.ts";
-import type { ReadOriginal } from "./original-pieces.ts";
+import type { ReadOriginal } from "./original-copy.ts";
 import { listOverlayEpochs, type OverlayContext } from "./overlay-files.ts";
 
 /** Originals that the device must be waited for are read and saved in pieces of at most this many bytes. */

@@ -115,6 +115,10 @@ export class PromotedDisk implements Child {
     this.#base.prefetch(offset, length);
   }
 
+  get fault(): ColobusError | undefined {
+    return this.#base.fault;
+  }
+
   get asksForExtents(): boolean {
     return this.#base.asksForExtents === true;
   }

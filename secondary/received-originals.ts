@@ -6,7 +6,7 @@ import {
   firstClusterOf,
   type ClusterGeometry,
 } from "../shared/block/cluster-geometry.ts";
-import type { ReadOriginal } from "./original-pieces.ts";
+import type { ReadOriginal } from "./original-copy.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 
 /** A stretch of whole clusters, and what they held: bytes, or zeroes. */

@@ -1,7 +1,14 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { DIFFERS_RUNS_MAX, HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
-import { toErrorBody, type Hello, type Message, type Notice, type SyncPhase } from "../proto/replication-messages.ts";
+import {
+  toErrorBody,
+  type ErrorBody,
+  type Hello,
+  type Message,
+  type Notice,
+  type SyncPhase,
+} from "../proto/replication-messages.ts";
 import type { Durability, ReplicationState, SyncExtent } from "../proto/words.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -189,7 +196,7 @@ export class ReplicaSession {
         this.#receiveSync(message);
         break;
       case "barrier":
-        this.#receiveBarrier(message.id, message.epoch);
+        this.#receiveBarrier(message);
         break;
       case "commit":
         this.#answer(message.id, async () => {
@@ -326,7 +333,7 @@ export class ReplicaSession {
     });
   }
 
-  #receiveBarrier(id: number, epoch: number): void {
+  #receiveBarrier({ id, epoch, commit }: Extract<Message, { type: "barrier" }>): void {
     const writer = this.#stream();
     this.#countRequest();
     writer.enqueue(async () => {
@@ -334,8 +341,10 @@ export class ReplicaSession {
         throw new ColobusError("protocol-error", "the peer sent a barrier in the middle of a sync");
       await writer.makeStable();
       await this.#request(id, async () => {
-        await this.#options.checkpoints.prepare(epoch);
-        this.#options.prepared(epoch);
+        const { checkpoints, prepared, committed } = this.#options;
+        await (commit ? checkpoints.prepareAndCommit(epoch, this.#source) : checkpoints.prepare(epoch));
+        prepared(epoch);
+        if (commit) committed(epoch);
       });
     });
   }
@@ -355,12 +364,16 @@ export class ReplicaSession {
 
   /** Does what the primary asked for, and tells it the outcome. A refusal does not end the session. */
   async #request(id: number, work: () => Promise<void>): Promise<void> {
+    const { clock } = this.#options;
+    const startedMs = clock.nowMs();
+    const answer = (error: ErrorBody | null): void =>
+      this.#session.send({ type: "answer", id, error, tookMs: clock.nowMs() - startedMs });
     try {
       await work();
       this.#writer?.acknowledge();
-      this.#session.send({ type: "answer", id, error: null });
+      answer(null);
     } catch (error) {
-      this.#session.send({ type: "answer", id, error: toErrorBody(asColobusError(error)) });
+      answer(toErrorBody(asColobusError(error)));
     } finally {
       this.#openRequests -= 1;
     }

@@ -57,16 +57,17 @@ export class SecondaryStatus {
           : "Consistent";
     return state.record.disks.map((recorded) => {
       const disk = disks.all.find(({ name }) => name === recorded.name);
-      return describeReplicaDisk(recorded, disk, faults.has(recorded.name) ? "Failed" : diskState);
+      const failed = faults.has(recorded.name) || disk?.base.fault !== undefined;
+      return describeReplicaDisk(recorded, disk, failed ? "Failed" : diskState);
     });
   }
 
   /** Whether a failover would find what was written up to the last checkpoint, and if not, what to do: the gravest reason comes first. */
   describeProtection(): Status["protection"] {
-    const { space, faults, state, sessions, checkpoints } = this.#parts;
+    const { space, faults, state, sessions, checkpoints, disks } = this.#parts;
     const { full } = space;
     if (full !== undefined) return notProtected("overlay-full", full.action);
-    const failed = faults.latest;
+    const failed = faults.latest ?? disks.all.find(({ base }) => base.fault !== undefined)?.base.fault;
     if (failed !== undefined) return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
     const { record } = state;
     const { current, lastVerdict } = sessions;

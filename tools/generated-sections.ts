@@ -88,6 +88,7 @@ function words(name: string, meanings: Record<string, string>): GeneratedSection
 function limits(): GeneratedSection[] {
   const files: Readonly<Record<string, string>> = {
     NBD: "docs/protocol.md",
+    Images: "docs/protocol.md",
     Replication: "docs/protocol.md",
     Shared: "docs/shared-disk.md",
     Epochs: "docs/protocol.md",

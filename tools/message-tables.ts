@@ -37,7 +37,8 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   "sync": { from: "primary", meaning: "The clusters that the secondary may lack follow, or have all been sent." },
   "barrier": {
     from: "primary",
-    meaning: "Closes the epoch. Answered when everything before it is stable and the record is durable.",
+    meaning:
+      "Closes the epoch, and commits it if `commit` says so. Answered when everything before it is stable and the record is durable.",
   },
   "commit": {
     from: "primary",

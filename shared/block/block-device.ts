@@ -1,3 +1,5 @@
+import type { ColobusError } from "../../proto/errors.ts";
+
 /**
  * The one shape of everything that can be read and written by byte ranges: images, overlays' views, the primary's
  * replicated disk. Ranges are always within the device; whoever takes requests from outside checks that first.
@@ -54,6 +56,8 @@ export interface BlockDevice {
    * but at least one byte. True of some moment between the call and its answer.
    */
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]>;
+  /** Why requests fail now, where that is known without trying one. */
+  readonly fault?: ColobusError | undefined;
   /** Another process has to be asked for `extents`: that is no way to save the copying of zeroes. Default: false. */
   readonly asksForExtents?: boolean;
 }

@@ -74,6 +74,11 @@ export class NbdClient {
     return this.#isOpen;
   }
 
+  /** Why requests fail now; undefined: they do not, or wait. */
+  get failure(): ColobusError | undefined {
+    return this.#failure;
+  }
+
   /** Resolves when a connection is open; rejects when that has failed for the moment. */
   untilOpen(): Promise<void> {
     if (this.#isOpen) return Promise.resolve();

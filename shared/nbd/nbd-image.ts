@@ -93,6 +93,10 @@ export class NbdImage implements DiskImage {
     return this.#sizeBytes;
   }
 
+  get fault(): ColobusError | undefined {
+    return this.#client.failure;
+  }
+
   read(target: Uint8Array, offset: number): Promise<void> {
     const most = this.#maxPayload;
     if (most === 0) return this.#connected().then(() => this.read(target, offset));
@@ -312,7 +316,7 @@ export class NbdImage implements DiskImage {
       throw new ColobusError(
         "not-supported",
         `the server of ${name} takes only requests that are aligned to ${blockBytes} bytes`,
-        "Let it take any (qemu-nbd: not with --cache=none; nbdkit: --filter=blocksize).",
+        "Let it take any (nbdkit: --filter=blocksize), or put qemu-nbd in between.",
       );
     }
     const lacking = (this.#exported?.flags ?? 0) & RELIED_ON & ~flags;

@@ -67,16 +67,16 @@ const knownIfArrived = (act: Act): Outcome => (act === "cut-after" ? "done" : "o
 
 /** `isDone` says whether the secondary has done what was asked, which the two agree on afterwards. */
 const ofOrder = (
-  order: "prepare" | "commit" | "discard",
+  order: keyof typeof ORDERS,
   isDone: (act: Act) => boolean,
   fields: Pick<Case, "from" | "about" | "nth" | "outcome">,
 ): Case => ({
   group: "around a checkpoint",
-  ...(order === "discard" ? { prepare: (pair) => pair.checkpoint({ prepare: true }) } : {}),
-  provoke: (pair) => (order === "discard" ? discard(pair) : pair.checkpoint()),
+  ...(ORDERS[order].isOfPrepared ? { prepare: (pair) => pair.checkpoint({ prepare: true }) } : {}),
+  provoke: ORDERS[order].give,
   afterwards: async (pair, act) => {
     await pair.untilProtected();
-    await AFTER_ORDER[order](pair, isDone(act));
+    await ORDERS[order].check(pair, isDone(act));
   },
   ...fields,
 });
@@ -84,23 +84,60 @@ const ofOrder = (
 const ifArrived = (act: Act): boolean => act === "cut-after";
 const inAnyCase = (): boolean => true;
 
-const AFTER_ORDER = {
-  prepare: async (pair: FaultedPair, isPrepared: boolean): Promise<void> => {
-    expect(await preparedOf(pair)).toEqual(isPrepared ? [pair.asked] : []);
-    if (isPrepared) await pair.commit(pair.asked);
-    else await expect(pair.commit(pair.asked)).rejects.toMatchObject({ code: "epoch-unknown" });
+interface Order {
+  /** A checkpoint is prepared before. */
+  readonly isOfPrepared: boolean;
+  readonly give: (pair: FaultedPair) => Promise<unknown>;
+  /** What has become of it, and that it can be given again. */
+  readonly check: (pair: FaultedPair, isDone: boolean) => Promise<void>;
+}
+
+const ORDERS = {
+  prepare: {
+    isOfPrepared: false,
+    give: (pair) => pair.checkpoint({ prepare: true }),
+    check: async (pair, isPrepared) => {
+      expect(await preparedOf(pair)).toEqual(isPrepared ? [pair.asked] : []);
+      if (isPrepared) await pair.commit(pair.asked);
+      else await expectUnknown(pair);
+    },
   },
-  commit: async (pair: FaultedPair, isCommitted: boolean): Promise<void> => {
-    for (const side of [pair.primary, pair.secondary]) {
-      expect((await side.status()).epoch.committed === pair.asked).toBe(isCommitted);
-    }
-    await pair.commit(pair.asked); // of a committed one it succeeds again
+  checkpoint: {
+    isOfPrepared: false,
+    give: (pair) => pair.checkpoint(),
+    check: async (pair, isCommitted) => {
+      expect(await preparedOf(pair)).toEqual([]);
+      await expectCommitted(pair, isCommitted);
+      if (isCommitted) await pair.commit(pair.asked);
+      else await expectUnknown(pair);
+    },
   },
-  discard: async (pair: FaultedPair, isDiscarded: boolean): Promise<void> => {
-    expect(await preparedOf(pair)).toEqual(isDiscarded ? [] : [pair.asked]);
-    expect(await discard(pair)).toEqual({ discarded: isDiscarded ? [] : [pair.asked] });
+  commit: {
+    isOfPrepared: true,
+    give: (pair) => pair.commit(pair.asked),
+    check: async (pair, isCommitted) => {
+      await expectCommitted(pair, isCommitted);
+      await pair.commit(pair.asked); // of a committed one it succeeds again
+    },
   },
-} as const;
+  discard: {
+    isOfPrepared: true,
+    give: (pair) => discard(pair),
+    check: async (pair, isDiscarded) => {
+      expect(await preparedOf(pair)).toEqual(isDiscarded ? [] : [pair.asked]);
+      expect(await discard(pair)).toEqual({ discarded: isDiscarded ? [] : [pair.asked] });
+    },
+  },
+} as const satisfies Record<string, Order>;
+
+const expectUnknown = (pair: FaultedPair): Promise<void> =>
+  expect(pair.commit(pair.asked)).rejects.toMatchObject({ code: "epoch-unknown" });
+
+async function expectCommitted(pair: FaultedPair, isCommitted: boolean): Promise<void> {
+  for (const side of [pair.primary, pair.secondary]) {
+    expect((await side.status()).epoch.committed === pair.asked).toBe(isCommitted);
+  }
+}
 
 const discard = (pair: FaultedPair): Promise<unknown> => pair.primary.control.discard({ timeoutMs: TIMEOUT_MS });
 const preparedOf = async (pair: FaultedPair): Promise<number[]> => (await pair.primary.status()).epoch.prepared;
@@ -151,12 +188,16 @@ const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
   "data": [ofStream("primary", (pair) => pair.write())],
   "ack": [ofStream("secondary", (pair) => pair.write())],
   "ping": [ofStream("primary", () => undefined), ofStream("secondary", () => undefined)],
-  "barrier": [ofOrder("prepare", ifArrived, { from: "primary", outcome: unknown })],
+  "barrier": [
+    ofOrder("prepare", ifArrived, { from: "primary", about: "that prepares", outcome: unknown }),
+    ofOrder("checkpoint", ifArrived, { from: "primary", about: "that commits", outcome: unknown }),
+  ],
   "commit": [ofOrder("commit", ifArrived, { from: "primary", outcome: unknown })],
   "discard": [ofOrder("discard", ifArrived, { from: "primary", outcome: unknown })],
   "answer": [
-    ofOrder("prepare", inAnyCase, { from: "secondary", about: "to a barrier", outcome: unknown }),
-    ofOrder("commit", inAnyCase, { from: "secondary", about: "to a commit", nth: 2, outcome: knownIfArrived }),
+    ofOrder("prepare", inAnyCase, { from: "secondary", about: "to a barrier", outcome: knownIfArrived }),
+    ofOrder("checkpoint", inAnyCase, { from: "secondary", about: "to one that commits", outcome: knownIfArrived }),
+    ofOrder("commit", inAnyCase, { from: "secondary", about: "to a commit", outcome: knownIfArrived }),
     ofOrder("discard", inAnyCase, { from: "secondary", about: "to a discard", outcome: knownIfArrived }),
   ],
   "takeover": [
@@ -254,12 +295,12 @@ describe("a session", () => {
       code: 1,
       json: { error: { code: "epoch-unknown" } },
     });
-    const prepared = await lose("barrier", "primary", "cut-after", "checkpoint");
+    const prepared = await lose("barrier", "primary", "cut-after", "checkpoint", "--prepare");
     await lose("commit", "primary", "cut-before", "commit", String(prepared));
     for (const side of [primary, secondary]) expect((await side.status()).epoch.prepared).toEqual([prepared]);
     await lose("discard", "primary", "cut-after", "discard");
     for (const side of [primary, secondary]) expect((await side.status()).epoch.prepared).toEqual([]);
-    const committed = await lose("commit", "primary", "cut-after", "checkpoint");
+    const committed = await lose("barrier", "primary", "cut-after", "checkpoint");
     for (const side of [primary, secondary]) expect((await side.status()).epoch.committed).toBe(committed);
     expect(await primary.get("commit", String(committed))).toMatchObject({ epoch: committed, state: "committed" });
     await pair.expectHealed();

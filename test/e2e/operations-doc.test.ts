@@ -12,6 +12,7 @@ import { AgentPair, AgentUnderTest, freePort, MIB } from "../support/agent-pair.
 import { MAIN } from "../support/cli-runner.ts";
 import { expectSame, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
+import { ToolProcess } from "../support/tool-process.ts";
 import { presentResync, startSlowResync } from "../support/slow-resync.ts";
 
 const execute = promisify(execFile);
@@ -109,6 +110,36 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("the commands of the operatio
     await follow("Maintenance of a host", secondary);
     expect((await secondary.status()).role).toBe("Secondary");
     await pair.untilProtected();
+  });
+
+  it.runIf(requirePeers("qemu-nbd"))("see a pair through the death of an image's server", async () => {
+    const socketOf = (image: string): string => `${image}.sock`;
+    const pair = await AgentPair.create({ imageOf: (path) => `nbd+unix:///?socket=${socketOf(path)}` });
+    const serve = async (side: "a" | "b"): Promise<ToolProcess> => {
+      const image = pair.imagePath(side);
+      const server = new ToolProcess("qemu-nbd", [
+        "-f",
+        "raw",
+        "--persistent",
+        "-e",
+        "4",
+        "-k",
+        socketOf(image),
+        image,
+      ]);
+      await server.untilListening(socketOf(image));
+      return server;
+    };
+    await serve("b");
+    const server = await serve("a");
+    await pair.start();
+    await server.end("SIGKILL");
+    const writing = qemuIo(pair.primary.uri(), "write -P 1 0 1M");
+    await serve("a");
+    await follow("The server of an image is gone", pair.primary);
+    await writing;
+    await pair.checkpoint();
+    await qemuIo(pair.secondary.uri(), "read -P 1 0 1M");
   });
 
   it("bring together what has parted, once an operator has chosen", async () => {

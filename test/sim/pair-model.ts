@@ -65,6 +65,7 @@ export class PairModel implements PairObserver {
     switch (message.type) {
       case "barrier":
         this.#close(message.epoch);
+        if (message.commit) this.#commitsAsked.add(message.epoch);
         break;
       case "commit":
         this.#commitsAsked.add(message.epoch);

@@ -190,6 +190,17 @@ export class ReplicaBench {
     });
   }
 
+  /** Behind everything pushed so far, as a barrier that commits is. */
+  prepareAndCommit(epoch: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.writer.enqueue(async () => {
+        await this.writer.makeStable();
+        const source = { lineage: LINEAGE, ancestors: [] };
+        await this.checkpoints.prepareAndCommit(epoch, source).then(resolve, reject);
+      });
+    });
+  }
+
   /** Resolves when everything pushed so far is applied. */
   drained(): Promise<void> {
     return new Promise((resolve) => {

@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { GuestGate } from "../../../primary/guest-gate.ts";
 import { ReplicatedDisk, type Forwarding, type SyncContent } from "../../../primary/replicated-disk.ts";
 import type { Pending } from "../../../shared/block/block-device.ts";
+import { WRITE_AHEAD_BYTES } from "../../../proto/limits.ts";
 import { MemoryDevice } from "../../support/memory-device.ts";
 import { turn } from "../../support/memory-storage.ts";
 
@@ -156,6 +157,66 @@ describe("a replicated disk", () => {
     await open.end();
     expect(forwarding.forwarded).toEqual(["flush", "write 0+1 x", "flush"]);
     expect(child.operations.filter(({ kind }) => kind === "flush")).toHaveLength(2);
+  });
+});
+
+describe("a long write to a child that takes its time", () => {
+  async function opened() {
+    const made = bench();
+    const pieces = [deferred(), deferred()];
+    let writes = 0;
+    made.child.gate = ({ kind }) => (kind === "write" ? pieces[writes++]?.promise : undefined);
+    const open = await made.disk.openWrite(0, 2, { fua: true });
+    return { ...made, open, pieces };
+  }
+
+  it("has several pieces under way, and is done, flushed and released when all of them are written", async () => {
+    const { child, disk, open, pieces } = await opened();
+    child.operations = [];
+    expect(open.push(Buffer.from("a"))).toBeUndefined();
+    expect(open.push(Buffer.from("b"))).toBeUndefined();
+    const ended = open.end();
+    pieces[1]?.resolve();
+    expect(await isDone(ended)).toBe(false);
+    expect(disk.isBusy(0, 2)).toBe(true);
+    expect(child.operations.some(({ kind }) => kind === "flush")).toBe(false);
+    pieces[0]?.resolve();
+    await ended;
+    expect(disk.isBusy(0, 2)).toBe(false);
+    expect(child.operations.at(-1)?.kind).toBe("flush");
+  });
+
+  it.each(["end", "abandon"] as const)(
+    "keeps its range after a failure, and %s, while a piece is under way",
+    async (how) => {
+      const { disk, open, pieces, forwarding } = await opened();
+      void open.push(Buffer.from("a"));
+      void open.push(Buffer.from("b"));
+      const ended = how === "end" ? open.end() : undefined;
+      if (how === "abandon") open.abandon();
+      ended?.catch(() => undefined); // awaited below
+      pieces[0]?.reject(new Error("broken"));
+      await turn();
+      expect(disk.isBusy(0, 2)).toBe(true);
+      pieces[1]?.resolve();
+      if (how === "end") await expect(ended).rejects.toThrow("broken");
+      await turn();
+      expect(disk.isBusy(0, 2)).toBe(false);
+      expect(forwarding.failures).toEqual(["0+1"]);
+    },
+  );
+
+  it("takes no further piece while too much is under way", async () => {
+    const child = new MemoryDevice(2 * WRITE_AHEAD_BYTES);
+    const slow = deferred();
+    child.gate = ({ kind }) => (kind === "write" ? slow.promise : undefined);
+    const disk = new ReplicatedDisk("vda", child, new GuestGate(), new Recorder());
+    const open = await disk.openWrite(0, 2 * WRITE_AHEAD_BYTES, NO_FLAGS);
+    expect(open.push(Buffer.alloc(WRITE_AHEAD_BYTES))).toBeUndefined();
+    const pushed = open.push(Buffer.alloc(1));
+    expect(await isDone(pushed)).toBe(false);
+    slow.resolve();
+    expect(await isDone(pushed)).toBe(true);
   });
 });
 

@@ -133,7 +133,7 @@ describe("the secondary's end of a session", () => {
     bench.clock.advance(ACK_DELAY_MS);
     expect(primary.take()).toEqual([{ type: "ack", received: 1, stable: 1 }]);
     expect(bench.image().toString("latin1", 100, 105)).toBe("hello");
-    primary.send({ type: "barrier", id: 1, epoch: 1 });
+    primary.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     primary.send({ type: "commit", id: 2, epoch: 1 });
     await bench.settle();
     // The commit did not wait for the barrier, as a primary would have.
@@ -142,8 +142,9 @@ describe("the secondary's end of a session", () => {
         type: "answer",
         id: 2,
         error: expect.objectContaining({ code: "epoch-unknown" }) as unknown,
+        tookMs: 0,
       }),
-      { type: "answer", id: 1, error: null },
+      { type: "answer", id: 1, error: null, tookMs: 0 },
     ]);
     primary.send({ type: "commit", id: 3, epoch: 1 });
     primary.send({ type: "discard", id: 4, epochs: [1] });
@@ -152,6 +153,18 @@ describe("the secondary's end of a session", () => {
       { id: 3, error: null },
       { id: 4, error: { code: "epoch-committed" } },
     ]);
+    expect(bench.state.record).toMatchObject({ lineage: "1".repeat(32), committed: { epoch: 1 }, prepared: [] });
+    expect(bench.events).toEqual(["peer-connected", "sync-finished", "checkpoint-prepared", "checkpoint-committed"]);
+  });
+
+  it("commits with a barrier that says so, and tells both", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    primary.write(1, 0, 100, Buffer.from("hello"));
+    primary.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
+    primary.send({ type: "barrier", id: 1, epoch: 1, commit: true });
+    await bench.settle();
+    expect(primary.take().at(-1)).toEqual({ type: "answer", id: 1, error: null, tookMs: 0 });
     expect(bench.state.record).toMatchObject({ lineage: "1".repeat(32), committed: { epoch: 1 }, prepared: [] });
     expect(bench.events).toEqual(["peer-connected", "sync-finished", "checkpoint-prepared", "checkpoint-committed"]);
   });
@@ -170,7 +183,7 @@ describe("the secondary's end of a session", () => {
   it.each<readonly [string, (primary: ScriptedPrimary) => void]>([
     ["a second begin", (primary) => primary.begin(1)],
     ["an acknowledgement", (primary) => primary.send({ type: "ack", received: 0, stable: 0 })],
-    ["an answer", (primary) => primary.send({ type: "answer", id: 1, error: null })],
+    ["an answer", (primary) => primary.send({ type: "answer", id: 1, error: null, tookMs: 0 })],
     ["a stall", (primary) => primary.send({ type: "stall", error: { code: "overlay-full", message: "", action: "" } })],
     ["ready", (primary) => primary.send({ type: "ready", differs: 0 })],
     ["data out of turn", (primary) => primary.write(2, 0, 0, Buffer.from("x"))],
@@ -193,7 +206,7 @@ describe("the secondary's end of a session", () => {
 
   it.each<readonly [string, (primary: ScriptedPrimary) => void]>([
     ["data", (primary) => primary.write(1, 0, 0, Buffer.from("x"))],
-    ["a barrier", (primary) => primary.send({ type: "barrier", id: 1, epoch: 1 })],
+    ["a barrier", (primary) => primary.send({ type: "barrier", id: 1, epoch: 1, commit: false })],
     ["a commit", (primary) => primary.send({ type: "commit", id: 1, epoch: 1 })],
     ["a begin of other disks", (primary) => primary.begin(1, { diskSizes: [SIZE, SIZE] })],
     ["a begin of another size than greeted with", (primary) => primary.begin(1, { diskSizes: [2 * SIZE] })],
@@ -222,7 +235,7 @@ describe("the secondary's end of a session", () => {
     const bench = await Bench.open();
     const primary = await bench.begin();
     primary.send({ type: "sync", phase: "begin", totalBytes: 0, ...HISTORY });
-    primary.send({ type: "barrier", id: 1, epoch: 1 });
+    primary.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     await bench.settle();
     expect(primary.refusal).toBe("protocol-error");
     expect(bench.state.record.prepared).toEqual([]);
@@ -232,7 +245,7 @@ describe("the secondary's end of a session", () => {
     const bench = await Bench.open();
     const first = await bench.begin(70);
     first.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
-    first.send({ type: "barrier", id: 1, epoch: 70 });
+    first.send({ type: "barrier", id: 1, epoch: 70, commit: false });
     await bench.settle();
     first.link.end(new ColobusError("connection-lost", "gone"));
     const stale = await bench.connect();
@@ -275,7 +288,7 @@ describe("a secondary with several links", () => {
     const bench = await Bench.open({}, "power");
     const old = await bench.begin();
     old.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
-    old.send({ type: "barrier", id: 1, epoch: 1 });
+    old.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     await bench.settle();
     old.send({ type: "commit", id: 2, epoch: 1 });
     await bench.settle();
@@ -337,7 +350,7 @@ describe("a secondary with several links", () => {
     expect(types(other.take())).toContain("ack");
     other.write(2, 0, 0, Buffer.from("x"));
     other.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
-    other.send({ type: "barrier", id: 1, epoch: 1 });
+    other.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     await bench.settle();
     expect(types(other.take())).toEqual(["ack", "answer"]);
   });
@@ -390,14 +403,14 @@ describe("a primary that asks too much", () => {
     });
     bench.storage.hold = (op, path) => (op === "sync" && path === imagePath("vda") ? released : undefined);
     primary.write(1, 0, 0, Buffer.from("x"));
-    primary.send({ type: "barrier", id: 1, epoch: 1 });
+    primary.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     await bench.settle();
     return { bench, primary, release };
   }
 
   it("is cut off when it waits for no answers", async () => {
     const { bench, primary, release } = await stalled();
-    for (let id = 2; id <= REQUESTS_MAX + 2; id += 1) primary.send({ type: "barrier", id, epoch: id });
+    for (let id = 2; id <= REQUESTS_MAX + 2; id += 1) primary.send({ type: "barrier", id, epoch: id, commit: false });
     expect(primary.refusal).toBe("protocol-error");
     release();
     await bench.settle();
@@ -420,7 +433,7 @@ describe("a secondary whose overlays are full", () => {
     const primary = await bench.begin();
     primary.write(1, 0, 0, pattern(SIZE, 1));
     primary.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
-    primary.send({ type: "barrier", id: 1, epoch: 1 });
+    primary.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     await bench.settle();
     primary.send({ type: "commit", id: 2, epoch: 1 });
     await bench.settle();

@@ -230,7 +230,7 @@ describe("a session", () => {
     const { links, primary, secondary } = openPair();
     primary.session.send({ type: "sync", phase: "begin", totalBytes: 0, lineage: "l", ancestors: [] });
     primary.session.send({ type: "ping" });
-    primary.session.send({ type: "barrier", id: 1, epoch: 1 });
+    primary.session.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     links.deliver();
     expect(secondary.messages).toEqual(["sync", "barrier"]);
   });
@@ -269,7 +269,7 @@ describe("a session that is not open", () => {
   const EARLY: readonly (readonly [string, Buffer])[] = [
     ["data", Buffer.concat(encodeData(1, [0, 0, 0, 3], [Buffer.from("abc")]))],
     ["begin", bytesOf({ type: "begin", session: "s", extent: "full", lineage: "l", openEpoch: 1, diskSizes: [1] })],
-    ["a barrier", bytesOf({ type: "barrier", id: 1, epoch: 1 })],
+    ["a barrier", bytesOf({ type: "barrier", id: 1, epoch: 1, commit: false })],
     ["a ping", bytesOf({ type: "ping" })],
     ["a proof before the hello", bytesOf({ type: "proof", mac: Buffer.alloc(0) })],
     ["rubbish", Buffer.from("GET / HTTP/1.1\r\n\r\n")],
@@ -338,7 +338,7 @@ describe("a session between whose ends", () => {
     session.send({ type: "ping" });
     session.send({ type: "united" });
     session.send({ type: "sync", phase: "end", totalBytes: 0, ...history });
-    session.send({ type: "barrier", id: 1, epoch: 1 });
+    session.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     return { ...open, said: open.links.left.sent.splice(0) };
   }
 
