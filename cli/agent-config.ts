@@ -43,6 +43,8 @@ export const agentConfigSchema = z.object({
   overlayLimitBytes: z.int().min(OVERLAY_LIMIT_MIN_BYTES).optional(),
   /** On a secondary: make missing images at the primary's size. */
   createImages: z.boolean(),
+  /** Mode `shared`: a file beside the shared disk that both hosts can reach, where the mark lies. */
+  sharedMark: z.string().optional(),
   assumeInSync: z.boolean(),
   /** On a primary: take images that are not the recorded ones, or were changed meanwhile, as they are. */
   adoptImages: z.boolean(),

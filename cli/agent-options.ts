@@ -70,6 +70,7 @@ const optionsSchema = z.strictObject({
   "adopt-image": z.boolean().optional(),
   "fence-peer": scalar.optional(),
   "fence-timeout": scalar.optional(),
+  "shared-mark": scalar.optional(),
   "overlay-limit": scalar.optional(),
   "retain": scalar.optional(),
   "control-listen": scalar.optional(),
@@ -110,6 +111,10 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("checkpoint-every", text("Take a checkpoint of the disks by itself this often (off)"))
     .option("max-checkpoint-age", text("Older checkpoints count as no protection (off)"))
     .option("on-peer-loss", word(PEER_LOSS_POLICIES, "What guests' writes do without the secondary (continue)"))
+    .option(
+      "shared-mark",
+      text("Mode shared: a file beside the shared disk, on both hosts, that says whether the checkpoint stands"),
+    )
     .option("fence-peer", text("Command that runs before a failover here, and makes sure that the peer serves no more"))
     .option("fence-timeout", text(`How long that command may take (${formatDuration(FENCE_TIMEOUT_DEFAULT_MS)})`))
     .option(
@@ -202,6 +207,7 @@ export async function readProcessConfig(
       secondaryExport: options["secondary-export"] ?? "read-only",
       retain: parseRetain(options.retain),
       overlayLimitBytes: parseOverlayLimit(options["overlay-limit"]),
+      ...(options["shared-mark"] === undefined ? {} : { sharedMark: resolve(options["shared-mark"]) }),
       createImages: options.create ?? false,
       assumeInSync: options["assume-in-sync"] ?? false,
       adoptImages: options["adopt-image"] ?? false,
@@ -265,6 +271,9 @@ function refuseUnavailable(options: Options): void {
 
 function refuseContradictions(options: Options): void {
   if (options.mode === "shared") refuseOnShared(options);
+  else if (options["shared-mark"] !== undefined) {
+    throw invalid("--shared-mark", options["shared-mark"], "It is for --mode shared.");
+  }
   if (options["on-congestion"] !== "detach") return;
   const contradictions: [string, string | undefined, string][] = [
     ["--ack", options.ack, "async"],
@@ -285,9 +294,9 @@ function refuseOnShared(options: Options): void {
   const refused: [string, boolean, string][] = [
     ["--ack", options.ack !== undefined, "A write waits until the secondary has the original, and for nothing else."],
     [
-      "--on-peer-loss continue",
-      options["on-peer-loss"] === "continue",
-      "What is overwritten without the secondary is overwritten for both sides: writes wait for it (freeze).",
+      "--on-peer-loss continue without --shared-mark",
+      options["on-peer-loss"] === "continue" && options["shared-mark"] === undefined,
+      "What is overwritten without the secondary voids its checkpoint, and the mark has to say so: give both agents a --shared-mark.",
     ],
     ["--on-congestion detach", options["on-congestion"] === "detach", "Writes wait for the secondary."],
     ["--create", options.create === true, "The shared disk is there already."],

@@ -16,6 +16,7 @@ import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/di
 import { keepLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import { LostSyncs } from "../shared/journal/lost-syncs.ts";
+import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
 import { demoted } from "../shared/replication/lineage.ts";
@@ -51,6 +52,8 @@ export interface AgentRolesOptions {
   readonly agent: AgentOptions;
   readonly state: StateFile;
   readonly images: ImageSource;
+  /** The mark beside shared disks, where there is a place for it. */
+  readonly sharedMark: SharedMark | undefined;
   readonly exports: DiskExports;
   readonly jobs: JobList;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
@@ -284,6 +287,7 @@ export class AgentRoles {
     const secondary: SecondaryRole = new SecondaryRole({
       storage: host.storage,
       images: this.#options.images,
+      sharedMark: this.#options.sharedMark,
       clock: host.clock,
       random: host.random,
       log: host.log,
@@ -387,6 +391,7 @@ export class AgentRoles {
       onCongestion: config.onCongestion,
       resyncSpeed: config.resyncSpeed,
       assumeInSync: config.assumeInSync,
+      sharedMark: this.#options.sharedMark,
       unflushedThrough: unflushedThrough(state.record, host.bootId),
       checkpointEveryMs: config.checkpointEveryMs,
       maxCheckpointAgeMs: config.maxCheckpointAgeMs,
@@ -428,7 +433,15 @@ export class AgentRoles {
 
   #startMerge(): void {
     const { jobs, state, emit, agent } = this.#options;
-    const work = new MergeWork(this.#promoted, state, () => emit("merged", { epoch: this.#promotedEpoch }));
+    const work = new MergeWork(this.#promoted, state, () => {
+      emit("merged", { epoch: this.#promotedEpoch });
+      // Until it is written other agents keep off the disk, and the next overwrite, or checkpoint, writes it as well.
+      this.#options.sharedMark
+        ?.write("unprotected")
+        .catch((error: unknown) =>
+          agent.host.log.warn({ reason: asColobusError(error) }, "the mark of the shared disk is not written"),
+        );
+    });
     jobs.start(work, { speed: agent.config.resyncSpeed, held: false });
   }
 }

@@ -43,6 +43,7 @@ import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { JobList } from "../shared/jobs/job-list.ts";
+import { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Dialer, Link } from "../shared/replication/link.ts";
 import type { AgentConfig } from "./agent-config.ts";
@@ -103,7 +104,12 @@ export class Agent implements AgentControl {
   readonly #stateWatch: StateWatch;
   readonly #stallWatch: StallWatch;
 
-  private constructor(options: AgentOptions, state: StateFile, images: ImageSource) {
+  private constructor(
+    options: AgentOptions,
+    state: StateFile,
+    images: ImageSource,
+    sharedMark: SharedMark | undefined,
+  ) {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
@@ -121,6 +127,7 @@ export class Agent implements AgentControl {
       agent: options,
       state,
       images,
+      sharedMark,
       exports: this.exports,
       jobs: this.#jobs,
       emit: (type, data) => this.#emit(type, data),
@@ -143,8 +150,10 @@ export class Agent implements AgentControl {
     }
     let agent: Agent;
     try {
+      const sharedMark = openSharedMark(options, state);
+      await sharedMark?.assertNobodyMerges(host.log);
       await images.prepare(state.record.disks);
-      agent = new Agent(options, state, images);
+      agent = new Agent(options, state, images, sharedMark);
     } catch (error) {
       images.release();
       await state.close();
@@ -242,7 +251,10 @@ export class Agent implements AgentControl {
     const { secondary } = active;
     secondary.assertPromotable(request.force);
     this.#assertFenceable(request);
-    if (request.dryRun) return this.#describeFailover(secondary, request);
+    if (request.dryRun) {
+      if (!request.force) await secondary.assertProtected(false);
+      return this.#describeFailover(secondary, request);
+    }
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     try {
       await deadline.race(this.#changes.settled(), "the failover waits for another command to end");
@@ -373,6 +385,7 @@ export class Agent implements AgentControl {
     }
     // The primary may have come back meanwhile.
     secondary.assertPromotable(request.force);
+    await secondary.assertProtected(request.force);
     return this.#promote(secondary, request);
   }
 
@@ -465,6 +478,12 @@ export class Agent implements AgentControl {
       "Run it against the primary's --run directory.",
     );
   }
+}
+
+/** The mark beside shared disks, where the configuration has a place for it. */
+function openSharedMark({ host, config }: AgentOptions, state: StateFile): SharedMark | undefined {
+  if (config.sharedMark === undefined) return undefined;
+  return new SharedMark(host.storage, config.sharedMark, () => state.record.agentId);
 }
 
 type RoleStatus = Pick<Status, "epoch" | "peers" | "disks" | "protection" | "recoverable">;

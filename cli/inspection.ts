@@ -2,6 +2,7 @@ import { basename } from "node:path";
 import type { JournalEntry } from "../proto/cluster-journal-format.ts";
 import { ColobusError } from "../proto/errors.ts";
 import { STATE_SLOT_BYTES } from "../proto/limits.ts";
+import { decodeSharedMark, SHARED_MARK_BYTES, type DecodedSharedMark } from "../proto/shared-mark-format.ts";
 import { decodeStateSlot, type StateSlot } from "../proto/state-record.ts";
 import { applyJournalEntry, ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
@@ -11,6 +12,7 @@ import { formatBytes } from "./quantities.ts";
 
 /** What a file of a state directory holds. */
 type Inspection =
+  | { readonly kind: "mark"; readonly path: string; readonly found: DecodedSharedMark }
   | { readonly kind: "state"; readonly path: string; readonly slots: readonly StateSlot[] }
   | {
       readonly kind: "journal";
@@ -30,10 +32,20 @@ type Inspection =
 export function inspectFile(path: string): Inspection {
   const file = new NodeStorage().open(path, { kind: "other", create: "never", readOnly: true });
   try {
+    if (file.sizeBytes() === SHARED_MARK_BYTES) return inspectMark(path, file);
     return path.endsWith(".journal") ? inspectJournal(path, file) : inspectState(path, file);
   } finally {
     file.close();
   }
+}
+
+function inspectMark(path: string, file: StorageFile): Inspection {
+  const bytes = Buffer.alloc(SHARED_MARK_BYTES);
+  file.readNow(bytes, 0);
+  const found = decodeSharedMark(bytes);
+  return found.kind === "unreadable" && path.endsWith(".journal")
+    ? inspectJournal(path, file)
+    : { kind: "mark", path, found };
 }
 
 function inspectState(path: string, file: StorageFile): Inspection {
@@ -83,6 +95,11 @@ export function renderInspection(inspection: Inspection): string {
       `  records  ${entries} in ${frames} frames`,
       torn === 0 ? "  tail     sound" : `  tail     ${torn} bytes are torn and will be cut`,
     ].join("\n");
+  }
+  if (inspection.kind === "mark") {
+    const { found } = inspection;
+    const says = found.kind === "mark" ? `${found.mark.state}, by agent ${found.mark.agentId}` : found.kind;
+    return `${basename(inspection.path)}: mark of a shared disk: ${says}`;
   }
   const lines = [`${basename(inspection.path)}: state record`];
   inspection.slots.forEach((slot, index) => {

@@ -3,6 +3,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { EventType } from "../proto/words.ts";
+import type { Pending } from "../shared/block/block-device.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -25,6 +26,8 @@ export interface PrimaryCheckpointsOptions {
   readonly untilEstablished: () => Promise<void>;
   /** In mode `shared`: what a barrier has to do with the disks. */
   readonly sharedDisks: Pick<SharedDisks, "atBarrier" | "flush" | "noteUnflushed"> | undefined;
+  /** The secondary has committed a checkpoint, in the session that is open; done when a failover may rely on that. */
+  readonly committed: () => Pending;
 }
 
 /**
@@ -313,6 +316,8 @@ export class PrimaryCheckpoints {
     this.#volumes.dropThrough(epoch);
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
     this.#committed(epoch);
+    const marking = this.#options.committed();
+    if (marking !== undefined) await marking;
     return tookMs;
   }
 

@@ -10,6 +10,7 @@ import { Deadline } from "../shared/host/deadline.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
+import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
@@ -25,7 +26,7 @@ import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
-import { cannotGoAlone, SharedDisks } from "./shared-disks.ts";
+import { SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
 
@@ -56,6 +57,8 @@ export interface PrimaryOptions {
   readonly assumeInSync: boolean;
   /** In mode `shared`: barriers up to this one may lack what the host's loss of power took. */
   readonly unflushedThrough: number;
+  /** The mark beside shared disks. */
+  readonly sharedMark: SharedMark | undefined;
   /** Takes a checkpoint of the disks by itself every so often; undefined: only when asked. */
   readonly checkpointEveryMs: number | undefined;
   readonly maxCheckpointAgeMs: number | undefined;
@@ -111,6 +114,7 @@ export class PrimaryRole {
       isEstablished: () => this.#takesBarriers,
       untilEstablished: () => this.#untilEstablished(),
       sharedDisks: this.#shared,
+      committed: () => this.#shared?.protect(),
     });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
@@ -160,7 +164,8 @@ export class PrimaryRole {
 
   /** Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`, `handed-over`. */
   startAlone(): boolean {
-    if (this.#shared !== undefined) throw cannotGoAlone();
+    // Without the mark nobody could tell that the secondary's checkpoint is void.
+    this.#shared?.goAlone();
     return this.#guests.startAlone();
   }
 
@@ -344,8 +349,14 @@ export class PrimaryRole {
         geometry: clusterGeometry(child.sizeBytes, state.record.clusterBytes),
       })),
       session: () => this.#replicator.establishedSession,
+      endSession: (reason) => this.#replicator.endSession(reason),
       overwritten: (bytes) => this.checkpoints.countWrite(bytes),
       unflushedThrough,
+      mark: this.#options.sharedMark,
+      goesAlone: this.#options.onPeerLoss === "continue",
+      random: this.#options.random,
+      log: this.#options.log,
+      emit: this.#options.emit,
     });
   }
 
@@ -449,6 +460,7 @@ export class PrimaryRole {
     this.#syncs.done();
     if (this.#shared !== undefined) {
       this.checkpoints.disown(this.#unflushed.splice(0));
+      this.#shared.watched();
       this.#guests.release();
     }
     this.#notify();

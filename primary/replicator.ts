@@ -158,6 +158,11 @@ export class Replicator {
     return clusters;
   }
 
+  /** Ends the session that is open, or opening: what was agreed on in its handshake holds no more. */
+  endSession(reason: ColobusError): void {
+    if (this.#phase.name !== "connecting") this.#phase.session.close(reason);
+  }
+
   /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasOpen` tells that it had been a session. */
   accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined): void {
     if (this.#stopping || this.#unproved >= UNAUTHENTICATED_LINKS_MAX) {
@@ -326,7 +331,8 @@ export class Replicator {
   #open(session: SourceSession, hello: Hello, peer: Hello): void {
     const options = this.#options;
     const verdict = decideBetween(hello, peer);
-    if (verdict.kind !== "sync" && (this.#minting !== undefined || hello.lineage !== options.state.record.lineage)) {
+    const isOld = this.#minting !== undefined || hello.lineage !== options.state.record.lineage;
+    if (isOld && (verdict.kind !== "sync" || this.#sharesDisks)) {
       // The peer was told of a history that is not this side's any more: the next handshake decides.
       throw new ColobusError(
         "replaced",

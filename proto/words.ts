@@ -43,6 +43,10 @@ export const LINEAGE_ORIGINS = ["created", "promotion", "alone", "adopted"] as c
 export const MODES = ["colo", "mc", "shared", "mirror"] as const;
 export type Mode = (typeof MODES)[number];
 
+/** What the mark beside a shared disk says of it. */
+export const SHARED_MARK_STATES = ["protected", "unprotected", "merging"] as const;
+export type SharedMarkState = (typeof SHARED_MARK_STATES)[number];
+
 export const DISK_STATES = ["UpToDate", "Consistent", "Inconsistent", "Outdated", "Failed"] as const;
 export type DiskState = (typeof DISK_STATES)[number];
 

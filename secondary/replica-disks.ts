@@ -6,15 +6,19 @@ import { noteLosses } from "../shared/block/lost-writes.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
+import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { overlayContext } from "./overlay-files.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
 import { ReplicaDisk } from "./replica-disk.ts";
 import type { ViewGate } from "./view-gate.ts";
+import { WatchedImage } from "./watched-image.ts";
 
 export interface ReplicaDisksOptions {
   readonly storage: Storage;
   readonly images: ImageSource;
+  /** The mark beside shared disks, where there is a place for it. */
+  readonly sharedMark: SharedMark | undefined;
   readonly random: Random;
   readonly state: StateFile;
   readonly stateDirectory: string;
@@ -117,14 +121,25 @@ export class ReplicaDisks {
     for (const disk of this.#disks) disk.close();
   }
 
+  #openBase(disk: StateRecord["disks"][number]): DiskImage {
+    const { images, state, sharedMark, lostSyncs } = this.#options;
+    if (state.record.mode !== "shared") {
+      const own = images.open(disk);
+      // It counts once this side is promoted.
+      noteLosses(own, disk, lostSyncs);
+      return own;
+    }
+    const base = images.open(disk, "foreign");
+    // Before the first mark is written nothing was overwritten alone.
+    return sharedMark === undefined ? base : new WatchedImage(base, () => sharedMark.assertProtected(false));
+  }
+
   #openDisk(disk: StateRecord["disks"][number]): ReplicaDisk {
     const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate, lostSyncs } =
       this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;
     const quota = this.#options.quota();
-    const base = this.#options.images.open(disk, state.record.mode === "shared" ? "foreign" : "own");
-    // It counts once this side is promoted.
-    noteLosses(base, disk, lostSyncs);
+    const base = this.#openBase(disk);
     try {
       const epochs = {
         floor: retained[0]?.epoch ?? committed.epoch,

@@ -58,6 +58,8 @@ export interface ReplicaSessionOptions {
   readonly committed: (epoch: number) => void;
   readonly prepared: (epoch: number) => void;
   readonly discarded: (epochs: readonly number[]) => void;
+  /** What was overwritten on the shared disk meanwhile has voided the checkpoint `epoch`. */
+  readonly givenUp: (epoch: number) => void;
   readonly closed: (session: ReplicaSession, reason: ColobusError) => void;
 }
 
@@ -248,7 +250,8 @@ export class ReplicaSession {
     this.#disks = await options.prepareDisks(names, message.diskSizes);
     if (this.#ended !== undefined) return;
     // The shared disk was overwritten without the originals: what is held leads back to nothing.
-    if (message.extent === "rearm") await options.checkpoints.giveUp();
+    const givenUp = message.extent === "rearm" ? await options.checkpoints.giveUp() : 0;
+    if (givenUp > 0) options.givenUp(givenUp);
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;

@@ -135,6 +135,10 @@ export class ReplicaSessions {
       discarded: (epochs) => {
         if (epochs.length > 0) emit("checkpoint-discarded", { epochs });
       },
+      givenUp: (epoch) => {
+        emit("checkpoint-given-up", { epoch });
+        options.log.warn({ epoch }, "the shared disk was overwritten without this side: its checkpoint is void");
+      },
       closed: (closed, reason) => {
         this.#closed(closed, reason);
         ended(closed.peer !== undefined);

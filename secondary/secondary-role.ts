@@ -1,4 +1,4 @@
-import { ColobusError } from "../proto/errors.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
@@ -8,6 +8,7 @@ import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
+import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
@@ -29,6 +30,8 @@ import { ViewGate } from "./view-gate.ts";
 export interface SecondaryOptions {
   readonly storage: Storage;
   readonly images: ImageSource;
+  /** The mark beside shared disks, where there is a place for it. */
+  readonly sharedMark: SharedMark | undefined;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -222,6 +225,20 @@ export class SecondaryRole {
   }
 
   /**
+   * Makes sure that the originals lead from a shared disk back to the checkpoint. With `force` a checkpoint that they do
+   * not lead back to is given up instead: the disk is taken as it is. Errors: `unprotected`; `image-busy`, forced or not.
+   */
+  async assertProtected(force: boolean): Promise<void> {
+    try {
+      await this.#options.sharedMark?.assertProtected(this.checkpoints.committed.epoch > 0);
+    } catch (error) {
+      if (!force || asColobusError(error).code === "image-busy") throw error;
+      this.#options.log.warn({ reason: asColobusError(error) }, "the operator has the shared disk taken as it is");
+      await this.operations.giveUp();
+    }
+  }
+
+  /**
    * Makes this side Primary, from the last committed checkpoint: ends the session, then writes the one record that says
    * so. The role is over when the promise resolves; the disks are served from their committed views.
    */
@@ -236,6 +253,7 @@ export class SecondaryRole {
     let forWriting: ReturnType<ReplicaDisks["openForWriting"]> | undefined;
     try {
       forWriting = this.#disks.openForWriting();
+      await this.#options.sharedMark?.write("merging");
       const tracking = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({
         ...promoted(record, options.lineage, epoch > 0 && !record.outdated),

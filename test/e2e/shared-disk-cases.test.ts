@@ -3,11 +3,14 @@
  * use one disk. There is one image then: what the primary writes is in it at once, and the secondary's export shows the
  * last checkpoint all the same.
  */
-import { describe, expect, it } from "vitest";
+import { execFileSync } from "node:child_process";
+import { join } from "node:path";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { AgentPair, MIB, type PairOptions } from "../support/agent-pair.ts";
-import type { ErrorDocument } from "../support/cli-runner.ts";
+import { runColobus, type ErrorDocument } from "../support/cli-runner.ts";
 import { expectSame, NbdClient, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
+import { canMakeBlockDevices, scratchDirectory } from "../support/scratch.ts";
 
 const SIZE = 16 * MIB;
 const HALF = SIZE / 2;
@@ -180,6 +183,23 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that shares its disk"
     expectSame(await readDisk(secondary.uri()), INITIAL);
   });
 
+  it("shows its checkpoint to whoever reads it while the guest overwrites everything, round after round", async () => {
+    const pair = await AgentPair.protected({ ...options, flags: ["--durability", "process"] });
+    const { primary, secondary } = pair;
+    let shown = INITIAL;
+    for (const byte of [0x21, 0x22, 0x23, 0x24]) {
+      let isWritten = false;
+      const writing = qemuIo(primary.uri(), `write -P ${byte} 0 ${SIZE}`).then(() => (isWritten = true));
+      do expectSame(await readDisk(secondary.uri()), shown);
+      while (!isWritten);
+      await writing;
+      expectSame(await readDisk(secondary.uri()), shown);
+      await pair.checkpoint();
+      shown = Buffer.alloc(SIZE, byte);
+      expectSame(await readDisk(secondary.uri()), shown);
+    }
+  });
+
   it("refuses a failover before the primary is fenced, and a swap of the roles", async () => {
     const { primary, secondary } = await AgentPair.protected(options);
     expect(await secondary.ask<ErrorDocument>("failover", "--force")).toMatchObject({
@@ -196,3 +216,90 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that shares its disk"
     });
   });
 });
+
+describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair with a mark beside its shared disk", () => {
+  async function marked(): Promise<{ pair: AgentPair; mark: string }> {
+    const mark = join(scratchDirectory(), "mark");
+    const pair = await AgentPair.protected({
+      disks: { vda: INITIAL },
+      shared: {},
+      flags: ["--shared-mark", mark],
+      primaryFlags: ["--on-peer-loss", "continue"],
+    });
+    return { pair, mark };
+  }
+
+  const inspected = async (mark: string): Promise<string> => (await runColobus("inspect", mark)).stdout;
+
+  it("goes on without the secondary, whose checkpoint is void until the two have met again", async () => {
+    const { pair, mark } = await marked();
+    const { primary, secondary } = pair;
+    expect(await inspected(mark)).toContain(": protected, by agent");
+    await secondary.crash();
+    await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    await qemuIo(primary.uri(), `write -P 0x22 0 ${MIB}`);
+    expect(await inspected(mark)).toContain(": unprotected, by agent");
+    await primary.crash();
+    await secondary.start();
+    await expect(readDisk(secondary.uri())).rejects.toThrow("Input/output error");
+    const refused = await secondary.ask<ErrorDocument>("failover", "--fenced");
+    expect(refused).toMatchObject({ code: 1, json: { error: { code: "unprotected" } } });
+    await primary.start();
+    await pair.untilProtected();
+    const now = Buffer.from(INITIAL).fill(0x22, 0, MIB);
+    expectSame(await readDisk(secondary.uri()), now);
+    await qemuIo(primary.uri(), `write -P 0x33 0 ${SIZE}`);
+    expectSame(await readDisk(secondary.uri()), now);
+  });
+
+  it("takes an unprotected disk as it is where the operator forces that", async () => {
+    const { pair, mark } = await marked();
+    const { primary, secondary } = pair;
+    await secondary.crash();
+    await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    await qemuIo(primary.uri(), `write -P 0x22 0 ${MIB}`);
+    await primary.crash();
+    await secondary.start();
+    await secondary.get("failover", "--fenced", "--force");
+    await secondary.get("wait", "merged");
+    expectSame(await readDisk(secondary.uri()), Buffer.from(INITIAL).fill(0x22, 0, MIB));
+    expect(await inspected(mark)).toMatch(/: (merging|unprotected), by agent/);
+  });
+});
+
+/** What two hosts have of one LUN: a device each, with a page cache of its own. */
+function deviceOver(image: string): string {
+  const device = execFileSync("losetup", ["--find", "--show", image], { encoding: "utf8" }).trim();
+  onTestFinished(() => void execFileSync("losetup", ["--detach", device]));
+  return device;
+}
+
+describe.runIf(requirePeers("qemu-io", "nbdcopy") && canMakeBlockDevices())(
+  "a pair with a device each for one disk",
+  () => {
+    it("shows each checkpoint, whatever the secondary has read before, and merges into the disk", async () => {
+      const pair = await AgentPair.protected({
+        disks: { vda: INITIAL },
+        shared: { pathOf: (_, image) => deviceOver(image) },
+      });
+      const { primary, secondary } = pair;
+      let shown = INITIAL;
+      for (const byte of [0x21, 0x22]) {
+        expectSame(await readDisk(secondary.uri()), shown);
+        await qemuIo(primary.uri(), `write -P ${byte} 0 ${SIZE}`);
+        expectSame(await readDisk(secondary.uri()), shown);
+        await pair.checkpoint();
+        shown = Buffer.alloc(SIZE, byte);
+        expectSame(await readDisk(secondary.uri()), shown);
+      }
+      await qemuIo(primary.uri(), `write -P 0x33 0 ${MIB}`, "flush");
+      await primary.crash();
+      await secondary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+      await secondary.get("failover", "--fenced");
+      await secondary.get("wait", "merged");
+      expectSame(await readDisk(secondary.uri()), shown);
+      await secondary.stop();
+      expectSame(pair.image("a"), shown);
+    });
+  },
+);

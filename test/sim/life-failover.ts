@@ -84,7 +84,14 @@ export class LifeFailover {
     this.#gone.add(primary);
     this.#scene.disturb(true);
     const isShared = plan.pair.mode === "shared";
-    const how = this.#random.pick(["killed", "loses power", "cut off", ...(force && !isShared ? ["overruled"] : [])]);
+    // A primary that goes on alone when it is cut off leaves no checkpoint to return to.
+    const isLeftAlone = plan.pair.onPeerLoss === "continue" && isShared;
+    const how = this.#random.pick([
+      "killed",
+      "loses power",
+      ...(isLeftAlone ? [] : ["cut off"]),
+      ...(force && !isShared ? ["overruled"] : []),
+    ]);
     this.#scene.note(`the primary is ${how}`);
     if (how === "killed") primary.host.crash("process");
     else if (how === "loses power") primary.host.crash("power");

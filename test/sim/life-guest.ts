@@ -94,7 +94,8 @@ export class LifeGuest {
     const data = this.#scene.bytes(this.#random, length);
     const write = new ModelWrite(offset, length, data);
     const cuts = [0, this.#random.below(length), this.#random.below(length), length].sort((one, other) => one - other);
-    const givenUp = this.#random.chance(0.2);
+    // On shared disks a piece may wait for the secondary, and be written after its request was given up.
+    const givenUp = this.#random.chance(0.2) && this.#scene.plan.pair.mode !== "shared";
     const pausesMs = cuts.map(() => (this.#random.chance(0.5) ? 0 : this.#random.fraction()));
     const { process } = this.member.host;
     // A promoted side has the truth in its overlays.

@@ -105,11 +105,18 @@ const FAULTS_MIN = 5;
 /** A life of a pair that shares its disks: drawn like any other, but for what means nothing there. */
 export function drawSharedLife(random: SeededRandom): LifePlan {
   const plan = drawLife(random);
+  const marks = random.fork("mark");
+  const isMarked = marks.chance(0.6);
+  const onPeerLoss = isMarked && marks.chance(0.6) ? "continue" : "freeze";
   return {
     ...plan,
+    // Who has just gone on alone leaves no checkpoint to fail over to.
+    ending: onPeerLoss === "continue" && plan.ending === "failover" ? "failover-of-synced" : plan.ending,
     pair: {
       ...plan.pair,
       mode: "shared",
+      isMarked,
+      onPeerLoss,
       ack: "applied",
       onCongestion: "throttle",
       createImages: false,

@@ -173,7 +173,8 @@ export class LifeReader {
   }
 
   #assertLegal({ code, message }: ColobusError, also: readonly ErrorCode[] = []): void {
-    assert([...FULL_CODES, ...also, ...this.#scene.deviceCodes].includes(code), `${code}: ${message}`);
+    const legal = [...FULL_CODES, ...also, ...this.#scene.deviceCodes, ...this.#scene.voidCodes];
+    assert(legal.includes(code), `${code}: ${message}`);
   }
 
   #modelOf(disk: PairDisk): DiskModel | undefined {
@@ -202,7 +203,7 @@ export class LifeReader {
         if (!this.#scene.observeCommitted()) return;
         const now = this.#modelOf(disk);
         if (outcome.kind === "failed") {
-          if (this.#scene.deviceCodes.includes(outcome.error.code)) return;
+          if ([...this.#scene.deviceCodes, ...this.#scene.voidCodes].includes(outcome.error.code)) return;
           assert.equal(outcome.error.code, "no-checkpoint", outcome.error.message);
           assert(before === undefined || now === undefined, "the view is refused, though there is a checkpoint");
           return;

@@ -101,6 +101,12 @@ export class LifeScene {
     return this.plan.ioErrors ? ["io-error"] : [];
   }
 
+  /** What a reader of the secondary may be told where the primary of a shared disk may go on alone. */
+  get voidCodes(): readonly ErrorCode[] {
+    const { mode, onPeerLoss } = this.plan.pair;
+    return mode === "shared" && onPeerLoss === "continue" ? ["unprotected", "no-checkpoint"] : [];
+  }
+
   disturb(on: boolean): void {
     this.#disturbances += on ? 1 : -1;
     this.#quietSinceMs = this.world.nowMs;
@@ -136,6 +142,9 @@ export class LifeScene {
     const code = typeof data.code === "string" ? data.code : "";
     const about = data.epoch ?? data.epochs ?? data.kind ?? data.message ?? "";
     this.note(`${member.name}: ${type} ${code} ${typeof about === "string" ? about : JSON.stringify(about)}`);
+    if (type === "checkpoint-given-up" && member === this.pair.secondary) this.observeCommitted();
+    // From here on the disk is overwritten without the secondary, which hears of it from the mark, or when it is back.
+    if (type === "lineage-changed" && this.plan.pair.mode === "shared") this.model.checkpointGivenUp();
     if (type === "guests-released") this.calls.restart(member.host.process);
     const isOfSpoiled = this.messagesSpoiled > 0 && /^message \d+ of the peer came/.test(String(data.message));
     if (code === "internal" || (code === "protocol-error" && !isOfSpoiled)) {

@@ -3,7 +3,7 @@ import type { AgentConfig } from "../../cli/agent-config.ts";
 import type { AgentEvent } from "../../proto/control-api.ts";
 import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
 import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
-import type { AckPolicy, CongestionPolicy, Durability, SecondaryExport } from "../../proto/words.ts";
+import type { AckPolicy, CongestionPolicy, Durability, PeerLossPolicy, SecondaryExport } from "../../proto/words.ts";
 import type { ImageSource } from "../../shared/block/disk-image.ts";
 import type { BlockDevice } from "../../shared/block/block-device.ts";
 import { isZero } from "../../shared/block/zeroes.ts";
@@ -27,6 +27,9 @@ export interface PairDisk {
 export interface PairOptions {
   /** `colo` unless it is said. In mode `shared` both hosts reach the images of host `a`. */
   readonly mode?: "colo" | "shared";
+  /** Mode `shared`: there is a place for the mark. */
+  readonly isMarked?: boolean;
+  readonly onPeerLoss?: PeerLossPolicy;
   readonly disks: readonly PairDisk[];
   readonly clusterBytes: number;
   readonly durability: Durability;
@@ -56,6 +59,7 @@ export interface PairObserver {
 
 const VM = "vm";
 const STATE_DIRECTORY = "/state";
+const MARK_PATH = "/images/mark";
 /** Where the agent on a host accepts its peer. */
 export function urlOf(host: "a" | "b"): string {
   return `ws://${host}`;
@@ -239,6 +243,10 @@ export function makePair(
     const isPrimary = name === "a";
     shared ??= host.disk;
     host.disk.addDirectory("/images");
+    if (options.isMarked === true) {
+      if (isPrimary) host.disk.addFile(MARK_PATH, 0);
+      else host.disk.addShared(MARK_PATH, shared);
+    }
     for (const [index, disk] of options.disks.entries()) {
       if (!isPrimary && isShared) {
         host.disk.addShared(imagePath(disk), shared);
@@ -259,7 +267,8 @@ export function makePair(
       ack: options.ack,
       durability: options.durability,
       peerTimeoutMs: options.peerTimeoutMs,
-      onPeerLoss: isShared ? "freeze" : "continue",
+      onPeerLoss: options.onPeerLoss ?? (isShared ? "freeze" : "continue"),
+      ...(options.isMarked === true ? { sharedMark: MARK_PATH } : {}),
       onCongestion: options.onCongestion ?? "throttle",
       resyncSpeed: "dynamic",
       windowBytes: options.windowBytes,

@@ -49,6 +49,7 @@ class Bench {
     this.role = new SecondaryRole({
       storage,
       images: new FileImages(storage),
+      sharedMark: undefined,
       clock: this.clock,
       random: new SimRandom(new SeededRandom(1)),
       log: new SilentLog(),

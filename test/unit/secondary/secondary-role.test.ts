@@ -48,6 +48,7 @@ async function secondary(): Promise<Bench> {
   const role = new SecondaryRole({
     storage,
     images: new FileImages(storage),
+    sharedMark: undefined,
     clock: new ManualClock(),
     random: new SimRandom(new SeededRandom(1)),
     log: new SilentLog(),
