@@ -27,11 +27,14 @@ export interface PrimaryCheckpointsOptions {
   readonly sharedDisks: Pick<SharedDisks, "atBarrier" | "flush" | "noteUnflushed"> | undefined;
 }
 
-/** A barrier that has its place in the stream of `session`; `done` resolves when the secondary has done what it asks for. */
+/**
+ * A barrier that has its place in the stream of `session`. `done` resolves when the secondary has done what it asks for,
+ * with the milliseconds of that which the commit took, 0 where none is asked for.
+ */
 interface Placed {
   readonly session: SourceSession;
   readonly epoch: number;
-  readonly done: Promise<void>;
+  readonly done: Promise<number>;
 }
 
 /**
@@ -120,10 +123,10 @@ export class PrimaryCheckpoints {
       const isOneRecord = !request.prepare && sharedDisks === undefined;
       const { session, epoch, done } =
         sharedDisks === undefined ? this.#place(isOneRecord) : await this.#placeOnShared(sharedDisks, deadline);
-      await deadline.race(done, `checkpoint ${epoch} was asked for and its outcome is not known yet`);
-      const prepareMs = clock.nowMs() - startedMs;
+      const atOnceMs = await deadline.race(done, `checkpoint ${epoch} was asked for and its outcome is not known yet`);
+      const prepareMs = Math.max(0, clock.nowMs() - startedMs - atOnceMs);
       if (request.prepare) return { epoch, state: "prepared", prepareMs, commitMs: null };
-      if (isOneRecord) return { epoch, state: "committed", prepareMs, commitMs: 0 };
+      if (isOneRecord) return { epoch, state: "committed", prepareMs, commitMs: atOnceMs };
       const commitMs = await deadline.race(
         this.#commit(session, epoch),
         `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
@@ -232,7 +235,7 @@ export class PrimaryCheckpoints {
     );
   }
 
-  async #barrier(session: SourceSession, epoch: number): Promise<void> {
+  async #barrier(session: SourceSession, epoch: number): Promise<number> {
     try {
       const closing = session.request((id) => ({ type: "barrier", id, epoch, commit: false }));
       const { sharedDisks } = this.#options;
@@ -243,12 +246,13 @@ export class PrimaryCheckpoints {
     }
     if (epoch > this.#voidThrough) this.#known.prepared.push(epoch);
     this.#options.emit("checkpoint-prepared", { epoch });
+    return 0;
   }
 
   /** A checkpoint of shared disks is what the other host can read of them: the secondary's answer alone makes none. */
   async #flushed(
     disks: Pick<SharedDisks, "flush" | "noteUnflushed">,
-    closing: Promise<void>,
+    closing: Promise<number>,
     session: SourceSession,
     epoch: number,
   ): Promise<void> {
@@ -272,10 +276,11 @@ export class PrimaryCheckpoints {
     this.#options.emit("checkpoint-discarded", { epochs });
   }
 
-  #barrierAndCommit(session: SourceSession, epoch: number): Promise<void> {
+  #barrierAndCommit(session: SourceSession, epoch: number): Promise<number> {
     return this.#committing(epoch, async () => {
-      await session.request((id) => ({ type: "barrier", id, epoch, commit: true }));
+      const tookMs = await session.request((id) => ({ type: "barrier", id, epoch, commit: true }));
       this.#options.emit("checkpoint-prepared", { epoch });
+      return tookMs;
     });
   }
 
@@ -287,12 +292,13 @@ export class PrimaryCheckpoints {
     return clock.nowMs() - startedMs;
   }
 
-  /** Has the secondary asked to commit `epoch`, and takes note of its answer. */
-  async #committing(epoch: number, ask: () => Promise<void>): Promise<void> {
+  /** Has the secondary asked to commit `epoch`, and takes note of its answer: how long it took there. */
+  async #committing(epoch: number, ask: () => Promise<number>): Promise<number> {
     const { clock, emit } = this.#options;
     this.#known.asked.set(epoch, clock.wallMs());
+    let tookMs: number;
     try {
-      await ask();
+      tookMs = await ask();
     } catch (error) {
       const reason = asColobusError(error);
       if (reason.code !== "outcome-unknown") this.#known.asked.delete(epoch);
@@ -307,6 +313,7 @@ export class PrimaryCheckpoints {
     this.#volumes.dropThrough(epoch);
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
     this.#committed(epoch);
+    return tookMs;
   }
 
   /** The secondary has told that it has done a commit that this agent had asked for. */

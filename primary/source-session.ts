@@ -18,7 +18,7 @@ import { SendWindow, type SentRange } from "./send-window.ts";
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
 
 interface Request {
-  readonly resolve: () => void;
+  readonly resolve: (tookMs: number) => void;
   readonly reject: (reason: ColobusError) => void;
 }
 
@@ -162,12 +162,13 @@ export class SourceSession {
   }
 
   /**
-   * Puts a request behind everything sent so far, and resolves when the secondary has done it. Errors: the secondary's
-   * own; `outcome-unknown` when the session is lost before the answer.
+   * Puts a request behind everything sent so far, and resolves when the secondary has done it, with the milliseconds that
+   * it took there once everything before was stable. Errors: the secondary's own; `outcome-unknown` when the session is lost
+   * before the answer.
    */
   request(
     make: (id: number) => Extract<Message, { type: "barrier" | "commit" | "discard" | "takeover" }>,
-  ): Promise<void> {
+  ): Promise<number> {
     if (this.#closed) return Promise.reject(outcomeUnknown());
     if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
     this.#requestsMade += 1;
@@ -244,7 +245,7 @@ export class SourceSession {
     if (request === undefined) throw new ColobusError("protocol-error", "the peer answered what was not asked");
     this.#requests.delete(message.id);
     this.#lastProgressMs = this.#options.clock.nowMs();
-    if (message.error === null) request.resolve();
+    if (message.error === null) request.resolve(message.tookMs);
     else request.reject(fromErrorBody(message.error));
   }
 

@@ -176,7 +176,13 @@ export const MESSAGE_SCHEMAS = {
   /** The primary has stopped serving, and asks the secondary, which has everything, to take its role under `lineage`. */
   "takeover": z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: text }),
   /** Ends the request `id` (`barrier`, `commit`, `discard`, `takeover`): done, or failed for a reason. */
-  "answer": z.object({ type: z.literal("answer"), id: z.int().positive(), error: errorBody.nullable() }),
+  "answer": z.object({
+    type: z.literal("answer"),
+    id: z.int().positive(),
+    error: errorBody.nullable(),
+    /** How long the secondary was at it, from when everything before it was stable. */
+    tookMs: z.number().nonnegative(),
+  }),
   /** Operations up to `received` have arrived; those up to `stable` survive what the secondary's durability names. */
   "ack": z.object({ type: z.literal("ack"), received: epoch, stable: epoch }),
   /** The secondary cannot take writes now, and says why; `unstall` when it can again. */
@@ -265,7 +271,9 @@ export function decodeMessage(bytes: Buffer): Message {
 }
 
 /** A fault in the form in which messages carry it; sentences that are too long for that are cut. */
-export function toErrorBody({ code, message, action }: ColobusError): z.infer<typeof errorBody> {
+export type ErrorBody = z.infer<typeof errorBody>;
+
+export function toErrorBody({ code, message, action }: ColobusError): ErrorBody {
   return { code, message: message.slice(0, ERROR_TEXT_MAX), action: action.slice(0, ERROR_TEXT_MAX) };
 }
 
@@ -273,7 +281,7 @@ export function toErrorBody({ code, message, action }: ColobusError): z.infer<ty
  * The fault that a message carries; a code that this release does not know becomes `protocol-error`. Its sentences are
  * made to be one line each: they come from outside, and end on an operator's terminal.
  */
-export function fromErrorBody(body: z.infer<typeof errorBody>): ColobusError {
+export function fromErrorBody(body: ErrorBody): ColobusError {
   const code = isErrorCode(body.code) ? body.code : "protocol-error";
   return new ColobusError(code, oneLine(body.message), oneLine(body.action));
 }

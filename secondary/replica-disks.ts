@@ -2,8 +2,10 @@ import assert from "node:assert/strict";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { SecondaryExport } from "../proto/words.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
+import { noteLosses } from "../shared/block/lost-writes.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
+import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { overlayContext } from "./overlay-files.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
@@ -21,6 +23,7 @@ export interface ReplicaDisksOptions {
   readonly mayHaveLostWrites: boolean;
   readonly gate: ViewGate;
   readonly quota: () => OverlayQuota | undefined;
+  readonly lostSyncs: LostSyncs;
   /** Disks have come into being at the primary's size. */
   readonly disksCreated: () => void;
 }
@@ -115,10 +118,13 @@ export class ReplicaDisks {
   }
 
   #openDisk(disk: StateRecord["disks"][number]): ReplicaDisk {
-    const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate } = this.#options;
+    const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate, lostSyncs } =
+      this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;
     const quota = this.#options.quota();
     const base = this.#options.images.open(disk, state.record.mode === "shared" ? "foreign" : "own");
+    // It counts once this side is promoted.
+    noteLosses(base, disk, lostSyncs);
     try {
       const epochs = {
         floor: retained[0]?.epoch ?? committed.epoch,
@@ -129,7 +135,7 @@ export class ReplicaDisks {
         mayHaveLostWrites,
       };
       const context = overlayContext(
-        { storage, random, stateDirectory, quota },
+        { storage, random, stateDirectory, quota, lostSyncs },
         state.record,
         disk.name,
         base.sizeBytes,

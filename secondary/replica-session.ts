@@ -1,7 +1,14 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { DIFFERS_RUNS_MAX, HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
-import { toErrorBody, type Hello, type Message, type Notice, type SyncPhase } from "../proto/replication-messages.ts";
+import {
+  toErrorBody,
+  type ErrorBody,
+  type Hello,
+  type Message,
+  type Notice,
+  type SyncPhase,
+} from "../proto/replication-messages.ts";
 import type { Durability, ReplicationState, SyncExtent } from "../proto/words.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -354,12 +361,16 @@ export class ReplicaSession {
 
   /** Does what the primary asked for, and tells it the outcome. A refusal does not end the session. */
   async #request(id: number, work: () => Promise<void>): Promise<void> {
+    const { clock } = this.#options;
+    const startedMs = clock.nowMs();
+    const answer = (error: ErrorBody | null): void =>
+      this.#session.send({ type: "answer", id, error, tookMs: clock.nowMs() - startedMs });
     try {
       await work();
       this.#writer?.acknowledge();
-      this.#session.send({ type: "answer", id, error: null });
+      answer(null);
     } catch (error) {
-      this.#session.send({ type: "answer", id, error: toErrorBody(asColobusError(error)) });
+      answer(toErrorBody(asColobusError(error)));
     } finally {
       this.#openRequests -= 1;
     }

@@ -47,6 +47,7 @@ describe("generated documentation", () => {
       "error.code: string",
       "error.message: string",
       "error.action: string",
+      "tookMs: number",
     ]);
     expect(schemaFields(MESSAGE_SCHEMAS.proof).at(-1)).toMatchObject({ path: "mac", type: "bytes", required: true });
   });

@@ -121,15 +121,20 @@ describe("the primary's end of a session", () => {
     bench.session.send("zero", RANGE, 3 * 4096, 1, undefined);
     bench.session.tell({ type: "sync", phase: "end", totalBytes: 0, lineage: "1", ancestors: [] });
     expect(bench.sent().map(({ type }) => type)).toEqual(["data", "barrier", "data", "sync"]);
-    bench.receive({ type: "answer", id: 1, error: null });
+    bench.receive({ type: "answer", id: 1, error: null, tookMs: 0 });
     await request;
   });
 
   it("hands the secondary's refusal to the one who asked", async () => {
     const bench = new Bench().open();
     const requests = [bench.session.request(barrier), bench.session.request(barrier)];
-    bench.receive({ type: "answer", id: 2, error: { code: "too-many-prepared", message: "m", action: "a" } });
-    bench.receive({ type: "answer", id: 1, error: null });
+    bench.receive({
+      type: "answer",
+      id: 2,
+      error: { code: "too-many-prepared", message: "m", action: "a" },
+      tookMs: 0,
+    });
+    bench.receive({ type: "answer", id: 1, error: null, tookMs: 0 });
     await requests[0];
     await expect(requests[1]).rejects.toMatchObject({ code: "too-many-prepared", message: "m", action: "a" });
   });
@@ -175,7 +180,7 @@ describe("the primary's end of a session", () => {
     ["begin", { type: "begin", session: "s", extent: "full", lineage: "1", openEpoch: 1, diskSizes: [1] }],
     ["a sync", { type: "sync", phase: "end", totalBytes: 0, lineage: "1", ancestors: [] }],
     ["a barrier", barrier(1)],
-    ["an answer to nothing", { type: "answer", id: 1, error: null }],
+    ["an answer to nothing", { type: "answer", id: 1, error: null, tookMs: 0 }],
     ["an acknowledgement of nothing", { type: "ack", received: 1, stable: 1 }],
     ["a second hello", { type: "hello", ...secondaryHello() }],
   ])("is ended by %s", (_, message) => {

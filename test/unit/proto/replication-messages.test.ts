@@ -41,7 +41,7 @@ const EXAMPLES: { readonly [Type in Exclude<MessageType, "data">]: Extract<Messa
   "commit": { type: "commit", id: 2, epoch: 5 },
   "discard": { type: "discard", id: 3, epochs: [6, 7] },
   "takeover": { type: "takeover", id: 4, lineage: "2".repeat(32) },
-  "answer": { type: "answer", id: 3, error },
+  "answer": { type: "answer", id: 3, error, tookMs: 0.5 },
   "ack": { type: "ack", received: 900, stable: 800 },
   "stall": { type: "stall", error },
   "unstall": { type: "unstall" },

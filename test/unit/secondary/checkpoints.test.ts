@@ -72,6 +72,43 @@ describe("the secondary's checkpoints", () => {
     expect(await seen(bench)).toEqual([4, 4]);
   });
 
+  it("are prepared and committed with one record, with every earlier one", async () => {
+    const { storage, bench } = await committedOnce();
+    fill(bench, 2);
+    await bench.barrier(2);
+    fill(bench, 3);
+    await bench.drained();
+    storage.disk.faults.inject({ op: "sync", kind: "state", error: "io-error", skip: 1 }); // a second record would fail
+    await bench.prepareAndCommit(3);
+    storage.disk.faults.clear();
+    expect(bench.checkpoints.committed.epoch).toBe(3);
+    expect(bench.checkpoints.prepared).toEqual([]);
+    fill(bench, 4);
+    await bench.drained();
+    expect(await seen(bench)).toEqual([3, 3]);
+    const after = await bench.restart("power");
+    expect(after.checkpoints.committed.epoch).toBe(3);
+    expect(await seen(after)).toEqual([3, 3]);
+  });
+
+  it("stand as they were when the one record fails, and are what it says where it reached the disk all the same", async () => {
+    const { storage, bench } = await committedOnce();
+    fill(bench, 2);
+    await bench.drained();
+    storage.disk.faults.inject({ op: "sync", kind: "state", error: "io-error" });
+    await expect(bench.prepareAndCommit(2)).rejects.toMatchObject({ code: "io-error" });
+    fill(bench, 3);
+    fill(bench, 3, 1);
+    await bench.drained();
+    expect(bench.checkpoints.committed.epoch).toBe(1);
+    expect(await seen(bench)).toEqual([1, 1]);
+    // The process dies; the next one reads the record, which was in the page cache.
+    const after = await bench.restart("process");
+    expect(after.checkpoints.committed.epoch).toBe(2);
+    expect(await seen(after)).toEqual([2, 2]);
+    expect(await seen(after, 1)).toEqual([0, 0]);
+  });
+
   it("that are withdrawn leave what was written to the next one", async () => {
     const { bench } = await committedOnce();
     for (const epoch of [2, 3, 4]) {

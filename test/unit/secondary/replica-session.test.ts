@@ -19,7 +19,13 @@ import { SimRandom } from "../../sim/sim-random.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
-import { imagePath, makeSecondary, trackingOptions, STATE_DIRECTORY } from "../../support/replica-bench.ts";
+import {
+  imagePath,
+  lostSyncsOf,
+  makeSecondary,
+  trackingOptions,
+  STATE_DIRECTORY,
+} from "../../support/replica-bench.ts";
 import { ScriptedPrimary } from "../../support/scripted-primary.ts";
 import { SilentLog } from "../../support/silent-log.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
@@ -62,6 +68,7 @@ class Bench {
       retain: 0,
       overlayLimitBytes: undefined,
       mayHaveLostWrites: false,
+      lostSyncs: lostSyncsOf(state),
       disksCreated: () => this.events.push("disks-created"),
     });
   }
@@ -141,8 +148,9 @@ describe("the secondary's end of a session", () => {
         type: "answer",
         id: 2,
         error: expect.objectContaining({ code: "epoch-unknown" }) as unknown,
+        tookMs: 0,
       }),
-      { type: "answer", id: 1, error: null },
+      { type: "answer", id: 1, error: null, tookMs: 0 },
     ]);
     primary.send({ type: "commit", id: 3, epoch: 1 });
     primary.send({ type: "discard", id: 4, epochs: [1] });
@@ -151,6 +159,18 @@ describe("the secondary's end of a session", () => {
       { id: 3, error: null },
       { id: 4, error: { code: "epoch-committed" } },
     ]);
+    expect(bench.state.record).toMatchObject({ lineage: "1".repeat(32), committed: { epoch: 1 }, prepared: [] });
+    expect(bench.events).toEqual(["peer-connected", "sync-finished", "checkpoint-prepared", "checkpoint-committed"]);
+  });
+
+  it("commits with a barrier that says so, and tells both", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    primary.write(1, 0, 100, Buffer.from("hello"));
+    primary.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
+    primary.send({ type: "barrier", id: 1, epoch: 1, commit: true });
+    await bench.settle();
+    expect(primary.take().at(-1)).toEqual({ type: "answer", id: 1, error: null, tookMs: 0 });
     expect(bench.state.record).toMatchObject({ lineage: "1".repeat(32), committed: { epoch: 1 }, prepared: [] });
     expect(bench.events).toEqual(["peer-connected", "sync-finished", "checkpoint-prepared", "checkpoint-committed"]);
   });
@@ -169,7 +189,7 @@ describe("the secondary's end of a session", () => {
   it.each<readonly [string, (primary: ScriptedPrimary) => void]>([
     ["a second begin", (primary) => primary.begin(1)],
     ["an acknowledgement", (primary) => primary.send({ type: "ack", received: 0, stable: 0 })],
-    ["an answer", (primary) => primary.send({ type: "answer", id: 1, error: null })],
+    ["an answer", (primary) => primary.send({ type: "answer", id: 1, error: null, tookMs: 0 })],
     ["a stall", (primary) => primary.send({ type: "stall", error: { code: "overlay-full", message: "", action: "" } })],
     ["ready", (primary) => primary.send({ type: "ready", differs: 0 })],
     ["data out of turn", (primary) => primary.write(2, 0, 0, Buffer.from("x"))],
