@@ -45,6 +45,15 @@ export class AgentImages implements ImageSource {
     return image.sizeBytes;
   }
 
+  async haveLostWrites(disks: StateRecord["disks"]): Promise<boolean> {
+    let isAnyKilled = false;
+    for (const disk of disks) {
+      const parsed = parseImageLocation(disk.image);
+      if (parsed.kind !== "file" && (await this.#source(disk.image, parsed).wasKilled())) isAnyKilled = true;
+    }
+    return isAnyKilled;
+  }
+
   async prepare(disks: StateRecord["disks"]): Promise<void> {
     for (const disk of disks) {
       const parsed = parseImageLocation(disk.image);

@@ -35,7 +35,7 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
   try {
     if (config.adoptImages) await adoptImages(host.images, existing, config);
     assertSame(existing.record, config);
-    const isSuspect = mayHaveLostData(existing.record, host.bootId);
+    const isSuspect = await mayHaveLostData(existing.record, host);
     // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
     // overlays by it, so it has to stand first.
     await existing.update((record) => ({
@@ -47,7 +47,7 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     if (isSuspect) {
       host.log.warn(
         { durability: "process" },
-        "the host has booted since this agent last ran, and it never fsyncs: everything is sent or compared again",
+        "the host, or a server of an image, has died since this agent last ran, and it never fsyncs: everything is sent or compared again",
       );
     }
   } catch (error) {
@@ -72,13 +72,11 @@ export function unflushedThrough(record: StateRecord, bootId: string): number {
   return lostPower ? record.epochReserved : record.unflushedThrough;
 }
 
-/** Whether a side that never fsyncs ended with the power: what it held is anyone's guess then. */
-function mayHaveLostData(record: StateRecord, bootId: string): boolean {
-  return (
-    record.durability === "process" &&
-    record.bootId !== bootId &&
-    record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null)
-  );
+/** Whether a side that never fsyncs ended with the power, or with a server of an image: what it held is anyone's guess then. */
+async function mayHaveLostData(record: StateRecord, { bootId, images }: StateHost): Promise<boolean> {
+  const isUnclean = record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null);
+  if (record.durability !== "process" || !isUnclean) return false;
+  return record.bootId !== bootId || images.haveLostWrites(record.disks);
 }
 
 /**

@@ -59,6 +59,11 @@ export interface ImageSource {
    */
   measure(location: string, use?: ImageUse): Promise<number>;
   /**
+   * Whether an image lay behind a server of an earlier process of this agent that was killed: what it had answered, and no
+   * flush had covered, is lost. To be asked before anything is opened.
+   */
+  haveLostWrites(disks: StateRecord["disks"]): Promise<boolean>;
+  /**
    * Opens what takes waiting of the images of recorded disks, so that what is wrong with them is told at the start.
    * Errors: those of opening them; what was opened is kept for `open`.
    */

@@ -14,6 +14,10 @@ export class FileImages implements ImageSource {
     this.#storage = storage;
   }
 
+  haveLostWrites(): Promise<boolean> {
+    return Promise.resolve(false);
+  }
+
   prepare(): Promise<void> {
     return Promise.resolve();
   }

@@ -29,6 +29,11 @@ export interface StreamSource {
    * server from being reached (`image-missing`, `image-busy`, `image-format` …), or when `signal` aborts.
    */
   dial(signal: AbortSignal): Promise<ByteStream>;
+  /**
+   * Waits until a server that an earlier process of this agent has started is gone. Resolves with true when it was killed:
+   * what it had answered, and no flush had covered, is lost then.
+   */
+  wasKilled(): Promise<boolean>;
   /** Ends whatever was started to have a server. Resolves when nothing of it is left; `dial` may start it again. */
   stop(): Promise<void>;
   /** As that of an image: tells a change of what the server serves, while no server runs; empty where that cannot be told. */

@@ -10,7 +10,7 @@
  * The server has a session of its own: what interrupts the agent from its terminal does not end the server before it.
  */
 import { spawn, type ChildProcess } from "node:child_process";
-import { rmSync, statSync } from "node:fs";
+import { existsSync, rmSync, statSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { ColobusError } from "../../proto/errors.ts";
 import { FORMAT_SERVER_START_MS, FORMAT_SERVER_STOP_MS } from "../../proto/limits.ts";
@@ -18,7 +18,7 @@ import type { ByteStream, StreamSource } from "./byte-stream.ts";
 import type { Log } from "./log.ts";
 import { dialAddress } from "./node-byte-stream.ts";
 import { errnoOf, fsError } from "./os-error.ts";
-import { assertUnixSocketPath } from "./unix-socket.ts";
+import { answersAt, assertUnixSocketPath } from "./unix-socket.ts";
 
 export interface FormatServerOptions {
   /** As qemu-nbd calls it. */
@@ -42,6 +42,7 @@ kill "$guard" 2>/dev/null
 exit "$code"`;
 
 const POLL_MS = 10;
+const RETRY_MS = 50;
 const STDERR_LINES_KEPT = 20;
 /** What the shell says of a program that it does not find. */
 const COMMAND_NOT_FOUND = 127;
@@ -58,6 +59,9 @@ export class FormatServer implements StreamSource {
   readonly name: string;
   readonly #options: FormatServerOptions;
   #running: Running | undefined;
+  /** An earlier process of the agent has left a server, which may still have the image. */
+  #isInherited = false;
+  #earlier: Promise<boolean> | undefined;
 
   constructor(options: FormatServerOptions) {
     assertUnixSocketPath(options.socketPath);
@@ -67,14 +71,39 @@ export class FormatServer implements StreamSource {
 
   async dial(signal: AbortSignal): Promise<ByteStream> {
     await this.stop();
-    if (signal.aborted) throw new ColobusError("connection-lost", "it was given up");
-    const running = this.#start();
-    try {
-      return await this.#connect(running, signal);
-    } catch (error) {
-      await this.stop();
-      throw error;
+    await this.wasKilled();
+    // The server of an earlier process gives its socket up before the image.
+    const busyUntilMs = this.#isInherited ? performance.now() + FORMAT_SERVER_STOP_MS : 0;
+    for (;;) {
+      if (signal.aborted) throw new ColobusError("connection-lost", "it was given up");
+      try {
+        const stream = await this.#connect(this.#start(), signal);
+        this.#isInherited = false;
+        return stream;
+      } catch (error) {
+        await this.stop();
+        const isBusy = error instanceof ColobusError && error.code === "image-busy";
+        if (!isBusy || performance.now() >= busyUntilMs) throw error;
+      }
+      await pause(RETRY_MS);
     }
+  }
+
+  wasKilled(): Promise<boolean> {
+    this.#earlier ??= this.#untilEarlierIsGone();
+    return this.#earlier;
+  }
+
+  /** A server unlinks its socket as it ends: one that is left, and refuses connections, was killed. */
+  async #untilEarlierIsGone(): Promise<boolean> {
+    const { socketPath } = this.#options;
+    const deadlineMs = performance.now() + FORMAT_SERVER_STOP_MS;
+    while (existsSync(socketPath) && performance.now() < deadlineMs) {
+      this.#isInherited = true;
+      if (!(await answersAt(socketPath))) return existsSync(socketPath);
+      await pause(RETRY_MS);
+    }
+    return false;
   }
 
   async stop(): Promise<void> {
@@ -150,9 +179,7 @@ export class FormatServer implements StreamSource {
         if (running.exit !== undefined) throw this.#explain(running);
         if (signal.aborted || performance.now() > deadlineMs) throw error;
       }
-      await new Promise((resolve) => {
-        setTimeout(resolve, POLL_MS);
-      });
+      await pause(POLL_MS);
     }
   }
 
@@ -201,6 +228,12 @@ export class FormatServer implements StreamSource {
       `Try it by hand: \`qemu-img info ${path}\`.`,
     );
   }
+}
+
+function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, ms);
+  });
 }
 
 function killGroup(child: ChildProcess): void {

@@ -26,6 +26,10 @@ export class ServerAddress implements StreamSource {
     return dialAddress(this.#address, signal);
   }
 
+  wasKilled(): Promise<boolean> {
+    return Promise.resolve(false); // nobody here knows
+  }
+
   stop(): Promise<void> {
     return Promise.resolve();
   }

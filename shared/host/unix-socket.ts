@@ -58,7 +58,7 @@ async function removeDeadSocket(path: string): Promise<void> {
       "Remove the file, or use another run directory.",
     );
   }
-  if (await answers(path)) {
+  if (await answersAt(path)) {
     throw new ColobusError(
       "address-in-use",
       `Another process answers at ${path}.`,
@@ -75,7 +75,7 @@ async function removeDeadSocket(path: string): Promise<void> {
 }
 
 /** Whether a process listens at `path`. Errors other than "nobody does" are thrown. */
-function answers(path: string): Promise<boolean> {
+export function answersAt(path: string): Promise<boolean> {
   return new Promise((resolve, reject) => {
     const probe = connect({ path });
     probe.once("connect", () => {

@@ -169,6 +169,38 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     expectSame(await readDisk(secondary.uri()), await readDisk(primary.uri()));
   });
 
+  it("starts again at once after kill -9, with what it had answered", async () => {
+    const pair = await qcow2Pair({ flags: ["--durability", "process"] });
+    const { primary, secondary } = pair;
+    await pair.start();
+    for (let round = 1; round <= 3; round += 1) {
+      await qemuIo(primary.uri(), `write -P ${round} 0 8M`);
+      await primary.untilDrained();
+      for (const agent of [primary, secondary]) await agent.crash();
+      for (const agent of [primary, secondary]) await agent.start();
+      await pair.untilProtected();
+      await qemuIo(primary.uri(), `read -P ${round} 0 8M`);
+      expect(primary.log).not.toContain("never fsyncs");
+    }
+  });
+
+  it("takes what it has lost for lost when agent and qemu-nbd are killed at once", async () => {
+    const pair = await qcow2Pair({ flags: ["--durability", "process"] });
+    const { primary, secondary } = pair;
+    await pair.start();
+    await qemuIo(primary.uri(), "write -P 0x11 0 8M");
+    await primary.untilDrained();
+    primary.freeze();
+    for (const pid of formatServersOf(primary.run)) process.kill(pid, "SIGKILL");
+    await primary.crash();
+    await untilNoFormatServer(primary.run);
+    await primary.start();
+    expect(primary.log).toContain("never fsyncs");
+    await pair.untilProtected();
+    await pair.checkpoint();
+    expectSame(await readDisk(secondary.uri()), await readDisk(primary.uri()));
+  });
+
   it("makes a missing image of the secondary at the primary's size", async () => {
     const pair = await qcow2Pair({ secondaryFlags: ["--create"] });
     const { secondary } = pair;

@@ -52,6 +52,10 @@ export class ServedImages implements ImageSource {
     return this.#files.measure(location);
   }
 
+  haveLostWrites(): Promise<boolean> {
+    return Promise.resolve(false);
+  }
+
   prepare(): Promise<void> {
     return Promise.resolve();
   }
@@ -99,6 +103,10 @@ class ServedFile implements StreamSource {
     const session = new ServerSession(this.#options, openImage(process.storage, this.name));
     this.#session = session;
     return session;
+  }
+
+  wasKilled(): Promise<boolean> {
+    return Promise.resolve(false);
   }
 
   async stop(): Promise<void> {

@@ -83,6 +83,10 @@ export class FakeNbdServer implements StreamSource {
     return Promise.resolve(connection);
   }
 
+  wasKilled(): Promise<boolean> {
+    return Promise.resolve(false);
+  }
+
   stop(): Promise<void> {
     this.stops += 1;
     return Promise.resolve();
