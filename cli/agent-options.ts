@@ -27,7 +27,7 @@ import {
   type Role,
 } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
-import { formatImageLocation, parseImageLocation } from "../shared/block/image-location.ts";
+import { formatImageLocation, parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { FenceHook } from "./fence-peer.ts";
@@ -319,7 +319,7 @@ function parseDisks(texts: readonly string[]): { name: string; image: string }[]
     if (at < 0 || !DISK_NAME.test(name) || image === "") {
       throw invalid("--disk", text, "Write NAME=IMAGE, such as vda=/var/lib/images/web.img.");
     }
-    const location = parseImageLocation(image);
+    const location = parseImage(text, image);
     return { name, image: formatImageLocation(location.kind === "nbd" ? location : absolute(location)) };
   });
   for (const key of ["name", "image"] as const) {
@@ -328,6 +328,14 @@ function parseDisks(texts: readonly string[]): { name: string; image: string }[]
     if (twice !== undefined) throw invalid("--disk", twice, `Two disks have the same ${key}.`);
   }
   return disks;
+}
+
+function parseImage(text: string, image: string): ImageLocation {
+  try {
+    return parseImageLocation(image);
+  } catch (error) {
+    throw error instanceof ColobusError ? invalid("--disk", text, error.action) : error;
+  }
 }
 
 /** A path is recorded as it is from anywhere. */

@@ -13,7 +13,9 @@ import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
+import { keepLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
+import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
@@ -72,10 +74,12 @@ export class AgentRoles {
   /** A change of roles is under way: the next one waits for it. */
   #changing: Promise<unknown> = Promise.resolve();
   #stopping = false;
+  readonly #lostSyncs: LostSyncs;
 
   /** Takes up the recorded role. Errors: those of opening the images. */
   constructor(options: AgentRolesOptions) {
     this.#options = options;
+    this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
     const { record } = options.state;
     this.#active =
       record.role === "Primary"
@@ -211,6 +215,7 @@ export class AgentRoles {
   /** Ends the role: sessions are left, disks are flushed and closed. */
   async stop(drainMs: number): Promise<void> {
     this.#stopping = true;
+    this.#lostSyncs.stop();
     this.#connector?.stop();
     await this.#changing;
     const active = this.#active;
@@ -302,6 +307,7 @@ export class AgentRoles {
       retain: config.retain,
       overlayLimitBytes: config.overlayLimitBytes,
       mayHaveLostWrites: options.mayHaveLostWrites,
+      lostSyncs: this.#lostSyncs,
       disksCreated: () => this.#exportViews(secondary),
     });
     this.#exportViews(secondary);
@@ -330,6 +336,7 @@ export class AgentRoles {
         images: this.#options.images,
         stateDirectory: config.stateDirectory,
         record,
+        lostSyncs: this.#lostSyncs,
       });
       return this.#servePromotion(promotion, tracking);
     }
@@ -337,7 +344,9 @@ export class AgentRoles {
     try {
       for (const disk of record.disks) {
         removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        children.push({ name: disk.name, child: this.#options.images.open(disk, imageUseOf(record)) });
+        const child = this.#options.images.open(disk, imageUseOf(record));
+        keepLosses(child, disk, this.#lostSyncs);
+        children.push({ name: disk.name, child });
       }
     } catch (error) {
       for (const { child } of children) child.close();

@@ -41,6 +41,8 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     await existing.update((record) => ({
       ...(isSuspect ? suspect(record, newId(host.random)) : record),
       durability: config.durability,
+      // Since the host has booted, readers see what the devices have.
+      lostSyncs: existing.record.bootId === host.bootId ? record.lostSyncs : [],
     }));
     if (isSuspect) {
       host.log.warn(
@@ -143,6 +145,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
     prepared: [],
     retained: [],
     merge: null,
+    lostSyncs: [],
     bootId: host.bootId,
   };
 }
@@ -164,7 +167,7 @@ async function adoptImages(images: ImageSource, state: StateFile, config: AgentC
     const image = config.disks.find(({ name }) => name === disk.name)?.image ?? disk.image;
     disks.push({ name: disk.name, image, sizeBytes: await images.measure(image), cleanMark: null });
   }
-  await state.update((record) => ({ ...record, disks, tracks: null }));
+  await state.update((record) => ({ ...record, disks, tracks: null, lostSyncs: [] }));
 }
 
 /** The images' sizes; null where one is to be created at the primary's size. */

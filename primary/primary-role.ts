@@ -141,6 +141,11 @@ export class PrimaryRole {
       flush: async (disk) => this.disks[disk]?.flushChild(),
     });
     this.#automatic.start();
+    // What an earlier process has lost is to be seen before a guest flushes.
+    const lost = this.#options.state.record.lostSyncs.filter(({ active }) => active === null);
+    for (const disk of this.disks) {
+      if (lost.some(({ disk: name }) => name === disk.name)) void disk.flushChild()?.catch(() => undefined); // status has it
+    }
   }
 
   /** Takes a link to a peer, whoever has dialled. */

@@ -88,6 +88,11 @@ export const stateRecordSchema = z.object({
   retained: z.array(z.object({ epoch, atMs: z.number() })).default([]),
   /** Set by a promotion until every overlay has been merged into its base; `activeEpoch` names the active disks. */
   merge: z.object({ activeEpoch: epoch }).nullable(),
+  /**
+   * Files of which an fsync has failed since the host has booted: a disk's image where `active` is null, else the active
+   * disk whose journal has that id. No flush of them is to succeed.
+   */
+  lostSyncs: z.array(z.object({ disk: z.string(), active: z.string().nullable() })).default([]),
   /** The kernel's boot id when this record was written. */
   bootId: z.string(),
 });

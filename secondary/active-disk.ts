@@ -1,6 +1,7 @@
 import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-format.ts";
 import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
+import { lostSync } from "../shared/journal/lost-syncs.ts";
 import { listOverlayEpochs, OverlayFiles, type OverlayContext } from "./overlay-files.ts";
 
 /** A cluster is tracked in 32 parts, so that a small write needs no copy of the rest of its cluster. */
@@ -47,7 +48,11 @@ export class ActiveDisk {
       if (other !== epoch) new OverlayFiles(context, "active", other).removeFiles();
     }
     const active = new ActiveDisk(context, epoch);
-    active.#files.recover((entry) => active.#apply(entry), { onlySynced: afterPowerLoss });
+    const isThere = active.#files.recover((entry) => active.#apply(entry), { onlySynced: afterPowerLoss });
+    if (isThere && !afterPowerLoss && context.lost?.has(active.#files.journal.id) === true) {
+      active.#failed = Promise.reject(lostSync(`the active disk in ${context.directory}`));
+      active.#failed.catch(() => undefined); // whoever flushes is told
+    }
     return active;
   }
 
@@ -129,9 +134,10 @@ export class ActiveDisk {
   /** Makes everything written so far durable. After an error every later call fails as well, until the disk is emptied. */
   flush(): Promise<void> {
     if (this.#failed !== undefined) return this.#failed;
-    const flushing = this.#flush();
-    flushing.catch(() => {
-      this.#failed ??= flushing; // the caller has the error
+    const flushing: Promise<void> = this.#flush().catch(async (error: unknown) => {
+      this.#failed ??= flushing;
+      await this.#context.lost?.note(this.#files.journal.id);
+      throw error;
     });
     return flushing;
   }

@@ -5,6 +5,7 @@ import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-g
 import type { Random } from "../shared/host/random.ts";
 import type { FileKind, Storage, StorageFile } from "../shared/host/storage.ts";
 import { ClusterJournal } from "../shared/journal/cluster-journal.ts";
+import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
 
 /** What every overlay of one disk is made with. */
@@ -17,6 +18,8 @@ export interface OverlayContext {
   readonly durability: Durability;
   /** Is asked before storage is taken; undefined: the file system alone is the limit. */
   readonly quota?: OverlayQuota | undefined;
+  /** Of the active disk's fsyncs that have failed; undefined: nobody keeps a note of them. */
+  readonly lost?: { readonly has: (active: string) => boolean; readonly note: (active: string) => Promise<void> };
 }
 
 /** The context of the overlays of disk `name`, whose directory exists. */
@@ -26,6 +29,7 @@ export function overlayContext(
     readonly random: Random;
     readonly stateDirectory: string;
     readonly quota?: OverlayQuota | undefined;
+    readonly lostSyncs: LostSyncs;
   },
   record: StateRecord,
   name: string,
@@ -38,6 +42,10 @@ export function overlayContext(
     geometry: clusterGeometry(sizeBytes, record.clusterBytes),
     durability: record.durability,
     quota: host.quota,
+    lost: {
+      has: (active) => host.lostSyncs.has({ disk: name, active }),
+      note: (active) => host.lostSyncs.note({ disk: name, active }),
+    },
   };
 }
 

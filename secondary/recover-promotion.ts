@@ -1,5 +1,7 @@
 import type { StateRecord } from "../proto/state-record.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
+import { keepLosses } from "../shared/block/lost-writes.ts";
+import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { ActiveDisk } from "./active-disk.ts";
@@ -21,6 +23,7 @@ export function recoverPromotion(options: {
   readonly stateDirectory: string;
   readonly record: StateRecord;
   readonly bootId: string;
+  readonly lostSyncs: LostSyncs;
 }): PromotedDisks {
   const { record, images } = options;
   const gate = new ViewGate();
@@ -30,6 +33,7 @@ export function recoverPromotion(options: {
     for (const recorded of record.disks) {
       const { name } = recorded;
       const base = images.open(recorded, imageUseOf(record));
+      keepLosses(base, recorded, options.lostSyncs);
       const context = overlayContext(options, record, name, base.sizeBytes);
       const hidden = HiddenDisk.recover(context, {
         committed: epoch,

@@ -2,8 +2,10 @@ import assert from "node:assert/strict";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { SecondaryExport } from "../proto/words.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
+import { noteLosses } from "../shared/block/lost-writes.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
+import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { overlayContext } from "./overlay-files.ts";
@@ -25,6 +27,7 @@ export interface ReplicaDisksOptions {
   readonly mayHaveLostWrites: boolean;
   readonly gate: ViewGate;
   readonly quota: () => OverlayQuota | undefined;
+  readonly lostSyncs: LostSyncs;
   /** Disks have come into being at the primary's size. */
   readonly disksCreated: () => void;
 }
@@ -119,15 +122,21 @@ export class ReplicaDisks {
   }
 
   #openBase(disk: StateRecord["disks"][number]): DiskImage {
-    const { images, state, sharedMark } = this.#options;
-    if (state.record.mode !== "shared") return images.open(disk);
+    const { images, state, sharedMark, lostSyncs } = this.#options;
+    if (state.record.mode !== "shared") {
+      const own = images.open(disk);
+      // It counts once this side is promoted.
+      noteLosses(own, disk, lostSyncs);
+      return own;
+    }
     const base = images.open(disk, "foreign");
     // Before the first mark is written nothing was overwritten alone.
     return sharedMark === undefined ? base : new WatchedImage(base, () => sharedMark.assertProtected(false));
   }
 
   #openDisk(disk: StateRecord["disks"][number]): ReplicaDisk {
-    const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate } = this.#options;
+    const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate, lostSyncs } =
+      this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;
     const quota = this.#options.quota();
     const base = this.#openBase(disk);
@@ -141,7 +150,7 @@ export class ReplicaDisks {
         mayHaveLostWrites,
       };
       const context = overlayContext(
-        { storage, random, stateDirectory, quota },
+        { storage, random, stateDirectory, quota, lostSyncs },
         state.record,
         disk.name,
         base.sizeBytes,

@@ -7,6 +7,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
+import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { promoted } from "../shared/replication/lineage.ts";
@@ -61,6 +62,7 @@ export interface SecondaryOptions {
   readonly overlayLimitBytes: number | undefined;
   /** Writes to the images were lost, perhaps, that readers still see: what arrives is written even where it seems equal. */
   readonly mayHaveLostWrites: boolean;
+  readonly lostSyncs: LostSyncs;
   /** Disks have come into being at the primary's size. */
   readonly disksCreated: () => void;
 }

@@ -78,7 +78,7 @@ export const DISK_ERRORS = {
     [FAILED, null],
     "disk-error",
     "by a switchover",
-    "Every later flush fails too, also one that is only tried again: the kernel has forgotten which writes it lost. The secondary has them.",
+    "Every later flush fails too, also one that is only tried again, and also after a restart of the agent: the kernel has forgotten which writes it lost. The secondary has them.",
   ),
   "primary-record": row(
     "primary's state record, for a checkpoint",
@@ -242,7 +242,7 @@ export const DISK_ERRORS = {
     [null, null],
     null,
     "with the next commit",
-    "Every later flush fails too, until a commit empties the active disk, or, after a failover, the merge.",
+    "Every later flush fails too, also after a restart of the agent, until a commit empties the active disk, or, after a failover, the merge.",
   ),
   "secondary-record-prepare": row(
     "secondary's state record, at prepare",

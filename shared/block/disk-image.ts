@@ -1,3 +1,4 @@
+import type { ColobusError } from "../../proto/errors.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Child } from "./block-device.ts";
 
@@ -13,6 +14,10 @@ export interface DiskImage extends Child {
   flush(): Promise<void>;
   /** Whether a flush has failed, so that what was written since the last good one may be lost. Every flush fails then. */
   readonly hasLostWrites: boolean;
+  /** Has `note` awaited when a flush has failed, before anybody is told. Absent where failures are the server's to keep. */
+  noteLossWith?(note: () => Promise<void>): void;
+  /** An earlier process has seen a flush fail: flushes fail from now on, as they did there. Absent as `noteLossWith`. */
+  distrust?(reason: ColobusError): void;
   /** What no flush has covered is written again, or serves nobody: flushes may succeed again. */
   rewritten(): void;
   /**

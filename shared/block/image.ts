@@ -35,6 +35,7 @@ export class Image implements BlockDevice, DiskImage {
   #owners: Promise<void> | undefined;
   /** The sync that failed. */
   #failed: Promise<void> | undefined;
+  #noteLoss: () => Promise<void> = () => Promise.resolve();
 
   /** Takes over `file`, of which the first `sizeBytes` are the disk. */
   constructor(file: StorageFile, sizeBytes: number) {
@@ -79,6 +80,15 @@ export class Image implements BlockDevice, DiskImage {
 
   get hasLostWrites(): boolean {
     return this.#failed !== undefined;
+  }
+
+  noteLossWith(note: () => Promise<void>): void {
+    this.#noteLoss = note;
+  }
+
+  distrust(reason: ColobusError): void {
+    this.#failed = Promise.reject(reason);
+    this.#failed.catch(() => undefined); // whoever flushes is told
   }
 
   rewritten(): void {
@@ -147,9 +157,10 @@ export class Image implements BlockDevice, DiskImage {
       () => {
         if (this.#running === running) this.#running = undefined;
       },
-      (error: unknown) => {
+      async (error: unknown) => {
         this.#failed = running;
         this.#running = undefined;
+        await this.#noteLoss();
         throw error;
       },
     );

@@ -110,6 +110,11 @@ export class ClusterJournal {
     }
   }
 
+  /** What no other journal has, not even an earlier one of the same path. */
+  get id(): string {
+    return this.#header.id.toString("hex");
+  }
+
   get sizeBytes(): number {
     return this.#tailBytes;
   }

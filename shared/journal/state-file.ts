@@ -8,7 +8,8 @@ import type { Storage, StorageFile } from "../host/storage.ts";
  * is what keeps two agents out of one state directory.
  *
  * Invariants: `record` is what the newest durable slot holds; updates happen one after the other, each seeing the
- * outcome of the one before; the slot of the newest durable record is never written to. After a failed update the
+ * outcome of the one before; the slot of the newest durable record is never written to. What an earlier process has left
+ * is written again in its place first, for it may not be durable. After a failed update the
  * outcome on disk is unknown until the next one succeeds, and both outcomes are legal: a caller frees nothing that the
  * old record names before its update has resolved.
  */
@@ -18,12 +19,15 @@ export class StateFile {
   readonly #file: StorageFile;
   #record: StateRecord;
   #sequence: number;
+  /** The record was read, and may be in the page cache alone: the other slot is not written to before it surely stands. */
+  #isUnproved: boolean;
   #tail: Promise<void> = Promise.resolve();
   #fault: ColobusError | undefined;
   #watcher: () => void = () => undefined;
 
   private constructor(file: StorageFile, record: StateRecord, sequence: number, isNew: boolean) {
     this.isNew = isNew;
+    this.#isUnproved = !isNew;
     this.#file = file;
     this.#record = record;
     this.#sequence = sequence;
@@ -129,10 +133,13 @@ export class StateFile {
 
   async #write(record: StateRecord): Promise<StateRecord> {
     const sequence = this.#sequence + 1;
-    const slot = encodeStateSlot(sequence, record);
     try {
-      this.#file.write(slot, (sequence % 2) * STATE_SLOT_BYTES);
-      await this.#file.sync();
+      if (this.#isUnproved) {
+        // The process that left it may have died before its fsync, or that may have failed: a plain one would not help.
+        await this.#writeSlot(this.#sequence, this.#record);
+        this.#isUnproved = false;
+      }
+      await this.#writeSlot(sequence, record);
     } catch (error) {
       this.#fault = asColobusError(error);
       this.#watcher();
@@ -145,6 +152,11 @@ export class StateFile {
       this.#watcher();
     }
     return record;
+  }
+
+  async #writeSlot(sequence: number, record: StateRecord): Promise<void> {
+    this.#file.write(encodeStateSlot(sequence, record), (sequence % 2) * STATE_SLOT_BYTES);
+    await this.#file.sync();
   }
 }
 

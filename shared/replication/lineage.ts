@@ -106,6 +106,8 @@ export function demoted(record: StateRecord, checkpoint: StateRecord["committed"
     outdated: true,
     discardsOwn,
     handOver: null,
+    // What the images may have lost is sent and written again.
+    lostSyncs: record.lostSyncs.filter(({ active }) => active !== null),
     // Where nothing is known of what it wrote, no bitmap of the peer proves anything.
     pairing: record.tracks === null ? null : record.pairing,
   };

@@ -1,7 +1,7 @@
 /** Disks of other formats: agents with qemu-nbd behind them, which is killed, and dies with them. */
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { AgentPair, MIB, type AgentUnderTest, type PairOptions } from "../support/agent-pair.ts";
+import { AgentPair, freePort, MIB, type AgentUnderTest, type PairOptions } from "../support/agent-pair.ts";
 import { askColobus, type ErrorDocument } from "../support/cli-runner.ts";
 import { formatServersOf, untilNoFormatServer } from "../support/format-servers.ts";
 import { expectSame, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";
@@ -143,6 +143,30 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     await pair.untilProtected();
     await pair.checkpoint();
     await qemuIo(secondary.uri(), "read -P 0x77 0 4k");
+  });
+
+  it("changes roles, and takes the old primary back, in the same processes", async () => {
+    const port = await freePort();
+    const pair = await qcow2Pair({ primaryFlags: ["--listen", `127.0.0.1:${port}`] });
+    const { primary, secondary } = pair;
+    await pair.start();
+    await qemuIo(primary.uri(), "write -P 0x11 0 8M");
+    await primary.get("switchover");
+    await secondary.get("wait", "merged");
+    await pair.untilProtected();
+    await qemuIo(secondary.uri(), "read -P 0x11 0 8M", "write -P 0x22 4M 8M");
+    await secondary.get("checkpoint");
+    await qemuIo(primary.uri(), "read -P 0x11 0 4M", "read -P 0x22 4M 8M");
+    await secondary.crash();
+    await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    await primary.get("failover");
+    await qemuIo(primary.uri(), "write -P 0x33 16M 1M");
+    await secondary.start();
+    await secondary.until("outdated", ({ protection }) => protection.reason === "outdated");
+    await secondary.get("rejoin", "--peer", `ws://127.0.0.1:${port}`);
+    await pair.untilProtected();
+    await primary.get("checkpoint");
+    expectSame(await readDisk(secondary.uri()), await readDisk(primary.uri()));
   });
 
   it("makes a missing image of the secondary at the primary's size", async () => {

@@ -11,7 +11,7 @@ import { SimRandom } from "../sim/sim-random.ts";
 import { FileImages } from "../../shared/block/file-images.ts";
 import type { MemoryStorage } from "../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../support/overlay-bench.ts";
-import { imagePath, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../support/replica-bench.ts";
+import { imagePath, lostSyncsOf, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../support/replica-bench.ts";
 import { firstDifference, VolatileModel } from "../support/volatile-model.ts";
 import { present } from "../support/present.ts";
 
@@ -185,6 +185,7 @@ class Life {
       stateDirectory: STATE_DIRECTORY,
       record: state.record,
       bootId,
+      lostSyncs: lostSyncsOf(state),
     });
     await state.update((record) => ({ ...record, bootId }));
     this.#state = state;

@@ -158,13 +158,10 @@ const SCENARIOS: Record<DiskErrorId, Scenario> = {
   },
   "secondary-record-commit": {
     side: "secondary",
-    fault: { op: "sync", kind: "state", skip: 1 },
-    act: (pair) => pair.checkpointOutcome(),
-    after: async (pair) => {
-      const [epoch] = statusOf(pair.pair.secondary).epoch.prepared;
-      assert(epoch !== undefined, "the checkpoint is not prepared any more");
-      assert(await pair.decide("commit", epoch));
-    },
+    fault: { op: "sync", kind: "state" },
+    prepare: async (pair) => void (await pair.prepare()),
+    act: (pair) => pair.decisionOutcome("commit", preparedOf(pair)),
+    after: async (pair) => assert(await pair.decide("commit", preparedOf(pair))),
   },
   "secondary-record-promotion": {
     side: "secondary",
@@ -194,6 +191,12 @@ const SCENARIOS: Record<DiskErrorId, Scenario> = {
 async function viewAgain(pair: ScriptedPair): Promise<void> {
   expect((await viewWrite(pair)).kind).toBe("done");
   expect((await pair.flushView(1)).kind).toBe("done");
+}
+
+function preparedOf({ pair }: ScriptedPair): number {
+  const [epoch] = statusOf(pair.secondary).epoch.prepared;
+  assert(epoch !== undefined, "no checkpoint is prepared");
+  return epoch;
 }
 
 function statusOf(member: PairMember): Status {

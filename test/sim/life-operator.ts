@@ -129,26 +129,31 @@ export class LifeOperator {
 
   /** Gives the checkpoint up whenever the secondary says that its overlays are full, until it is over. */
   async relieve(isOver: () => boolean): Promise<void> {
-    const { calls, model, pair } = this.#scene;
     for (;;) {
       await this.#scene.sleep(LOOK_MS);
-      const { agent } = pair.secondary;
       if (isOver()) return;
-      if (agent === undefined || this.#scene.statusOf(pair.secondary)?.protection.reason !== "overlay-full") continue;
-      this.#scene.note("the operator gives the checkpoint up");
-      model.checkpointGivenUp();
-      await calls.make(
-        pair.secondary,
-        "resync --give-up-checkpoint",
-        GIVE_UP_WITHIN_MS + SLACK_MS,
-        () => agent.resync({ giveUpCheckpoint: true, timeoutMs: GIVE_UP_WITHIN_MS }, new AbortController().signal),
-        (ended) => {
-          this.#tell("give-up", ended);
-          if (ended.kind === "failed") this.#assertLegal("give-up", ended, []);
-          this.#scene.observeCommitted();
-        },
-      );
+      if (this.#scene.statusOf(this.#scene.pair.secondary)?.protection.reason === "overlay-full") await this.giveUp();
     }
+  }
+
+  /** The overlays have no room for what is left to be sent: the checkpoint goes. */
+  async giveUp(): Promise<void> {
+    const { calls, model, pair } = this.#scene;
+    const { agent } = pair.secondary;
+    if (agent === undefined) return;
+    this.#scene.note("the operator gives the checkpoint up");
+    model.checkpointGivenUp();
+    await calls.make(
+      pair.secondary,
+      "resync --give-up-checkpoint",
+      GIVE_UP_WITHIN_MS + SLACK_MS,
+      () => agent.resync({ giveUpCheckpoint: true, timeoutMs: GIVE_UP_WITHIN_MS }, new AbortController().signal),
+      (ended) => {
+        this.#tell("give-up", ended);
+        if (ended.kind === "failed") this.#assertLegal("give-up", ended, []);
+        this.#scene.observeCommitted();
+      },
+    );
   }
 
   /** Compares what both agents say with what can be. */

@@ -6,13 +6,13 @@ import { ScriptedPair } from "./scripted-pair.ts";
 
 const LATER_MS = 60_000;
 
-/** The link ends in place of the answer to the next commit; the answer before it is the barrier's. */
+/** The link ends in place of the answer to the next barrier, which commits as well. */
 function loseCommitAnswer({ world }: ScriptedPair): void {
-  let answers = 0;
+  let isLost = false;
   world.network.intercept = (_, data) => {
-    if (decodeMessage(data).type !== "answer") return "deliver";
-    answers += 1;
-    return answers === 2 ? "cut" : "deliver";
+    if (isLost || decodeMessage(data).type !== "answer") return "deliver";
+    isLost = true;
+    return "cut";
   };
 }
 

@@ -4,12 +4,15 @@ import type { AgentEvent } from "../../proto/control-api.ts";
 import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
 import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
 import type { AckPolicy, CongestionPolicy, Durability, PeerLossPolicy, SecondaryExport } from "../../proto/words.ts";
+import type { ImageSource } from "../../shared/block/disk-image.ts";
 import type { BlockDevice } from "../../shared/block/block-device.ts";
 import { isZero } from "../../shared/block/zeroes.ts";
 import type { Log } from "../../shared/host/log.ts";
 import type { Dialer, Link } from "../../shared/replication/link.ts";
 import type { SimDisk, StorageProfile } from "./sim-disk.ts";
 import type { SimHost, SimProcess } from "./sim-host.ts";
+import { SeededRandom } from "./seeded-random.ts";
+import { ServedImages } from "./served-images.ts";
 import type { SimWorld } from "./world.ts";
 
 /**
@@ -43,6 +46,8 @@ export interface PairOptions {
   readonly storage?: Partial<StorageProfile>;
   readonly settleEveryMs?: number;
   readonly dirtyFileMinBytes?: number;
+  /** Images lie behind NBD servers, which die. */
+  readonly servesImages?: boolean;
 }
 
 /** What the pair tells about itself, as it happens. */
@@ -70,10 +75,18 @@ export class PairMember {
   readonly #world: SimWorld;
   readonly #config: AgentConfig;
   readonly #observer: PairObserver;
+  readonly #servers: ((process: SimProcess) => ImageSource) | undefined;
   #running: { readonly process: SimProcess; readonly agent: Agent } | undefined;
   #stopping: SimProcess | undefined;
 
-  constructor(world: SimWorld, host: SimHost, config: AgentConfig, observer: PairObserver) {
+  constructor(
+    world: SimWorld,
+    host: SimHost,
+    config: AgentConfig,
+    observer: PairObserver,
+    servers?: (process: SimProcess) => ImageSource,
+  ) {
+    this.#servers = servers;
     this.#world = world;
     this.host = host;
     this.#config = config;
@@ -149,6 +162,7 @@ export class PairMember {
       bootId: this.host.bootId,
       pid: 1,
       dialer: (url) => this.#observedDialer(process.dialer(new URL(url).host)),
+      ...(this.#servers === undefined ? {} : { images: this.#servers(process) }),
     };
   }
 
@@ -270,7 +284,16 @@ export function makePair(
       adoptImages: false,
       ...(isPrimary && options.checkpointEveryMs !== undefined ? { checkpointEveryMs: options.checkpointEveryMs } : {}),
     };
-    return new PairMember(world, host, config, observer);
+    if (options.servesImages !== true) return new PairMember(world, host, config, observer);
+    const random = new SeededRandom(world.seed).fork(`servers of ${name}`);
+    const losesWrites = options.durability === "power";
+    return new PairMember(
+      world,
+      host,
+      config,
+      observer,
+      (process) => new ServedImages({ world, process, random, losesWrites }),
+    );
   };
   return { primary: member("a"), secondary: member("b") };
 }

@@ -162,15 +162,21 @@ export class ScriptedPair {
 
   /** Commits or withdraws a prepared checkpoint. False when the secondary died before it was answered. */
   async decide(decision: "commit" | "discard", epoch: number): Promise<boolean> {
+    const outcome = await this.decisionOutcome(decision, epoch);
+    return outcome.kind === "done";
+  }
+
+  /** What becomes of a commit or discard. */
+  async decisionOutcome(decision: "commit" | "discard", epoch: number): Promise<Outcome<unknown>> {
     const { agent } = this.pair.primary;
-    if (agent === undefined) return false;
+    if (agent === undefined) return { kind: "lost" };
     const signal = new AbortController().signal;
     const request = { epoch, ...COMMAND };
     const outcome = await this.calls.make<unknown>(this.pair.primary, decision, TIMEOUT_MS, () =>
       decision === "commit" ? agent.commit(request, signal) : agent.discard(request, signal),
     );
     if (outcome.kind === "done" && decision === "discard") this.model.discardAnswered(epoch);
-    return outcome.kind === "done";
+    return outcome;
   }
 
   /** The guest reads from one disk. */

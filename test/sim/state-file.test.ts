@@ -27,6 +27,7 @@ const RECORD: StateRecord = {
   prepared: [],
   retained: [],
   merge: null,
+  lostSyncs: [],
   bootId: "boot",
 };
 const UPDATES = 5;
@@ -71,5 +72,61 @@ describe("the state record, killed at every call", () => {
       for (let call = 1; await liveAndDie(seed, call, kind); call++) lives++;
     }
     expect(lives).toBeGreaterThan(20 * 2 * UPDATES);
+  });
+});
+
+/**
+ * Three lives: the first dies, or an fsync of it fails, so that its last record may be in the page cache alone; the second
+ * believes what it reads, and loses power at one of its calls; the third must have what the first was promised.
+ */
+async function liveThrice(seed: number, ending: "dies" | "fails", dyingCall: number): Promise<boolean> {
+  const world = new SimWorld(seed);
+  const host = world.host("b");
+  host.disk.addDirectory("/state");
+  let promised = 0;
+  const write = async (state: StateFile, epoch: number): Promise<void> => {
+    // Long enough to be torn.
+    const prepared = Array.from({ length: PREPARED_EPOCHS_MAX }, () => ({ epoch, atMs: 0 }));
+    await state.update((record) => ({ ...record, epochReserved: epoch, prepared }));
+    promised = epoch;
+  };
+  let firstIsOver = false;
+  const first = async (): Promise<void> => {
+    const state = await StateFile.create(host.storage, "/state", RECORD);
+    for (let epoch = 1; epoch <= UPDATES; epoch++) await write(state, epoch);
+    host.disk.faults.inject(
+      ending === "fails" ? { op: "sync", kind: "state", error: "io-error" } : { op: "sync", crash: "process" },
+    );
+    await write(state, UPDATES + 1).catch(() => undefined);
+    firstIsOver = true;
+  };
+  world.schedule(0, () => void first());
+  await world.run({ until: () => firstIsOver || !host.alive });
+  if (host.alive) host.crash("process");
+  host.disk.faults.clear();
+  host.restart();
+  host.disk.faults.crashAt(dyingCall, "power");
+  let secondIsOver = false;
+  const second = async (): Promise<void> => {
+    const state = StateFile.open(host.storage, "/state");
+    for (let epoch = UPDATES + 2; state !== undefined && epoch < UPDATES + 5; epoch++) await write(state, epoch);
+    secondIsOver = true;
+  };
+  world.schedule(0, () => void second());
+  await world.run({ until: () => secondIsOver || !host.alive });
+  const survived = host.alive;
+  if (survived) host.crash("power");
+  host.disk.faults.clear();
+  host.restart();
+  const left = StateFile.open(host.storage, "/state")?.record.epochReserved ?? -1;
+  expect(left, `seed ${seed}, call ${dyingCall}`).toBeGreaterThanOrEqual(promised);
+  return !survived;
+}
+
+describe("the state record that was read from the page cache alone", () => {
+  it.each(["dies", "fails"] as const)("costs no earlier one that is durable: the first process %s", async (ending) => {
+    for (let seed = 0; seed < 30; seed++) {
+      for (let call = 1; await liveThrice(seed, ending, call); call++);
+    }
   });
 });

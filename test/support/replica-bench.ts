@@ -2,6 +2,7 @@ import { NodeClock } from "../../shared/host/node-clock.ts";
 import { openImage } from "../../shared/block/image.ts";
 import { clusterGeometry } from "../../shared/block/cluster-geometry.ts";
 import type { PeerTrackingOptions } from "../../shared/replication/peer-tracking.ts";
+import { LostSyncs } from "../../shared/journal/lost-syncs.ts";
 import { StateFile } from "../../shared/journal/state-file.ts";
 import type { DataMessage, Operation } from "../../proto/replication-messages.ts";
 import type { ColobusError } from "../../proto/errors.ts";
@@ -15,6 +16,7 @@ import { ReplicaWriter } from "../../secondary/replica-writer.ts";
 import { ViewGate } from "../../secondary/view-gate.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
 import { SimRandom } from "../sim/sim-random.ts";
+import { ManualClock } from "./manual-clock.ts";
 import type { MemoryStorage } from "./memory-storage.ts";
 import { SilentLog } from "./silent-log.ts";
 import { stateRecord } from "./state-records.ts";
@@ -87,6 +89,11 @@ export function imagePath(name: string): string {
 }
 
 /** A secondary's disks, checkpoints and writer as its role puts them together, without sessions. */
+/** Fsyncs that have failed, as a state record names them. */
+export function lostSyncsOf(state: StateFile): LostSyncs {
+  return new LostSyncs({ state, clock: new ManualClock(), log: new SilentLog() });
+}
+
 export class ReplicaBench {
   readonly state: StateFile;
   readonly gate = new ViewGate();
@@ -128,7 +135,7 @@ export class ReplicaBench {
     };
     this.disks = state.record.disks.map(({ name, image, sizeBytes }) => {
       const context = overlayContext(
-        { storage, random, stateDirectory: STATE_DIRECTORY, quota: this.quota },
+        { storage, random, stateDirectory: STATE_DIRECTORY, quota: this.quota, lostSyncs: lostSyncsOf(state) },
         state.record,
         name,
         sizeBytes ?? 0,

@@ -24,6 +24,7 @@ export function stateRecord(changes: Partial<StateRecord> = {}): StateRecord {
     prepared: [],
     retained: [],
     merge: null,
+    lostSyncs: [],
     bootId: "boot-1",
     ...changes,
   };

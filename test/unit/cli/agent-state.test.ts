@@ -106,6 +106,21 @@ describe("the agent's state", () => {
     }
   });
 
+  it.each<readonly [string, string, boolean, number]>([
+    ["of the same boot", "boot-1", false, 1],
+    ["of another boot", "boot-2", false, 0],
+    ["of the same boot, when the images are adopted", "boot-1", true, 0],
+  ])("knows of a failed fsync %s", async (_, bootId, adoptImages, count) => {
+    const storage = storageWithImage();
+    const first = await open(storage, { role: "Primary" });
+    await first.update((record) => ({ ...record, lostSyncs: [{ disk: "vda", active: null }] }));
+    await first.close();
+    const images = new FileImages(storage);
+    const host = { storage, images, random: new SimRandom(new SeededRandom(2)), bootId, log: new SilentLog() };
+    const { record } = await openAgentState(host, { ...CONFIG, role: "Primary", adoptImages });
+    expect(record.lostSyncs).toHaveLength(count);
+  });
+
   it("keeps its role and peers, whatever the command line says, and takes its durability", async () => {
     const storage = storageWithImage();
     const first = await open(storage);

@@ -19,7 +19,13 @@ import { SimRandom } from "../../sim/sim-random.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
-import { imagePath, makeSecondary, trackingOptions, STATE_DIRECTORY } from "../../support/replica-bench.ts";
+import {
+  imagePath,
+  lostSyncsOf,
+  makeSecondary,
+  trackingOptions,
+  STATE_DIRECTORY,
+} from "../../support/replica-bench.ts";
 import { ScriptedPrimary } from "../../support/scripted-primary.ts";
 import { SilentLog } from "../../support/silent-log.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
@@ -63,6 +69,7 @@ class Bench {
       retain: 0,
       overlayLimitBytes: undefined,
       mayHaveLostWrites: false,
+      lostSyncs: lostSyncsOf(state),
       disksCreated: () => this.events.push("disks-created"),
     });
   }

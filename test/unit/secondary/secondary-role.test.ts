@@ -11,6 +11,7 @@ import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
 import {
   imagePath,
+  lostSyncsOf,
   makeSecondary,
   trackingOptions,
   ReplicaBench,
@@ -67,6 +68,7 @@ async function secondary(): Promise<Bench> {
     retain: 0,
     overlayLimitBytes: undefined,
     mayHaveLostWrites: false,
+    lostSyncs: lostSyncsOf(state),
     disksCreated: () => undefined,
   });
   return { storage, state, role, view };

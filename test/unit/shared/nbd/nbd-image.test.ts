@@ -215,6 +215,26 @@ describe("a server that ends", () => {
     ]);
   });
 
+  it("is told again what was answered while a flush was under way", async () => {
+    const bench = await connected();
+    const { image, server } = bench;
+    let release: (() => void) | undefined;
+    server.schedule = (callback) => {
+      if (server.requests.at(-1)?.type === COMMAND.FLUSH && release === undefined) release = callback;
+      else setImmediate(callback);
+    };
+    const flushing = image.flush();
+    await settle();
+    await image.write(filled(4096, 2), 8192, PLAIN);
+    release?.();
+    await flushing;
+    server.requests.length = 0;
+    server.crash();
+    await redial(bench);
+    await read(image, 0, 512);
+    expect(server.requests.map(({ type }) => type)).toEqual([COMMAND.WRITE, COMMAND.READ]);
+  });
+
   it("fails requests after a while, at once from then on, and serves again when it is back", async () => {
     const bench = await connected();
     const { image, server, clock } = bench;

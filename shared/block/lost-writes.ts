@@ -1,0 +1,17 @@
+import type { StateRecord } from "../../proto/state-record.ts";
+import { lostSync, type LostSyncs } from "../journal/lost-syncs.ts";
+import type { DiskImage } from "./disk-image.ts";
+
+/**
+ * For an image that guests rely on: each flush of it that fails is noted before anybody is told, and after one that an
+ * earlier process has seen, every flush fails.
+ */
+export function keepLosses(image: DiskImage, disk: StateRecord["disks"][number], lostSyncs: LostSyncs): void {
+  noteLosses(image, disk, lostSyncs);
+  if (lostSyncs.has({ disk: disk.name, active: null })) image.distrust?.(lostSync(disk.image));
+}
+
+/** Has each flush of the image that fails noted, before anybody is told. */
+export function noteLosses(image: DiskImage, disk: StateRecord["disks"][number], lostSyncs: LostSyncs): void {
+  image.noteLossWith?.(() => lostSyncs.note({ disk: disk.name, active: null }));
+}
