@@ -22,8 +22,8 @@ import { parseArgs } from "node:util";
  *     npm run test:mutants -- record journal  those whose name contains one of the words
  *
  * The lines before the diff say what the runner needs to know: `Bug:` one sentence; `Lives:` the budget of seeds, where
- * it is not the usual one, 0 for none; `Roles:` the budget of lives of changing roles, none where it is not named; `Test:`
- * a test file that has to fail.
+ * it is not the usual one, 0 for none; `Roles:` and `Shared:` the budgets of lives of changing roles and of shared disks,
+ * none where they are not named; `Test:` a test file that has to fail.
  */
 const LIVES = 300;
 /** One mutant takes no longer: a pair that hangs itself is stopped by the simulator long before. */
@@ -35,6 +35,7 @@ interface Mutant {
   readonly bug: string;
   readonly lives: number;
   readonly roles: number;
+  readonly shared: number;
   readonly test: string | undefined;
 }
 
@@ -62,6 +63,7 @@ function readMutants(words: readonly string[]): Mutant[] {
       bug,
       lives: Number(line("Lives") ?? LIVES),
       roles: Number(line("Roles") ?? 0),
+      shared: Number(line("Shared") ?? 0),
       test: line("Test"),
     });
   }
@@ -128,13 +130,14 @@ async function failTest(copy: string, file: string): Promise<Verdict> {
   return { found: Number(failed) > 0, by: file, seeds: 0 };
 }
 
-async function tryMutant({ patch, lives, roles, test }: Mutant): Promise<Verdict[]> {
+async function tryMutant({ patch, lives, roles, shared, test }: Mutant): Promise<Verdict[]> {
   const copy = copySources();
   try {
     if (patch !== undefined) runToEnd("git", ["apply", "-C1", patch], copy);
     const verdicts: Verdict[] = [];
     if (lives > 0) verdicts.push(await liveLives(copy, lives));
     if (roles > 0) verdicts.push(await liveLives(copy, roles, "test/sim/run-role-lives.ts"));
+    if (shared > 0) verdicts.push(await liveLives(copy, shared, "test/sim/run-shared-lives.ts"));
     if (test !== undefined) verdicts.push(await failTest(copy, test));
     return verdicts;
   } finally {
@@ -155,6 +158,7 @@ const mutants = readMutants(positionals);
 let failures = mutants.length === 0 ? 1 : 0;
 const budget = Math.max(0, ...mutants.map(({ lives }) => lives));
 const rolesBudget = Math.max(0, ...mutants.map(({ roles }) => roles));
+const sharedBudget = Math.max(0, ...mutants.map(({ shared }) => shared));
 const tests = new Set(mutants.map(({ test }) => test));
 
 printRow("mutant", "seeds", "found by");
@@ -165,7 +169,9 @@ for (const test of tests) {
     patch: undefined,
     bug: "",
     test,
-    ...(test === undefined ? { lives: budget, roles: rolesBudget } : { lives: 0, roles: 0 }),
+    ...(test === undefined
+      ? { lives: budget, roles: rolesBudget, shared: sharedBudget }
+      : { lives: 0, roles: 0, shared: 0 }),
   };
   for (const { found, by, seeds } of await tryMutant(none)) {
     printRow(none.name, seeds === 0 ? "" : String(seeds), found ? `FAILS WITHOUT A BUG: ${by}` : `nothing ${by}`);

@@ -483,3 +483,58 @@ describe("a secondary that is stopped", () => {
     expect(late.refusal).toBe("shutting-down");
   });
 });
+
+describe("the secondary's end of a session on a shared disk", () => {
+  const SHARED: Partial<Hello> = { mode: "shared", shared: true };
+  const STANDS: Partial<StateRecord> = {
+    mode: "shared",
+    lineage: HISTORY.lineage,
+    committed: { epoch: 4, atMs: 1 },
+    epochReserved: 4,
+  };
+
+  async function opened(changes: Partial<StateRecord>, extent: "keep" | "rearm" | "full"): Promise<Bench> {
+    const bench = await Bench.open(changes);
+    const primary = await bench.connect({ ...SHARED, committed: 4 });
+    primary.take();
+    primary.begin(9, { extent });
+    await bench.settle();
+    return bench;
+  }
+
+  it("keeps its checkpoint where both remember the same last session", async () => {
+    const bench = await Bench.open({ ...STANDS });
+    const { hello } = new ScriptedPrimary({ disks: DISKS });
+    const pairing = { peer: hello.agentId, sessions: ["s1"] };
+    await bench.state.update((record) => ({ ...record, pairing }));
+    const { agentId } = bench.state.record;
+    const primary = await bench.connect({ ...SHARED, committed: 4, pairing: { peer: agentId, sessions: ["s1"] } });
+    primary.take();
+    primary.begin(9, { extent: "keep" });
+    await bench.settle();
+    expect(types(primary.take())).toEqual(["ready"]);
+    expect(bench.role.checkpoints.committed.epoch).toBe(4);
+  });
+
+  it("gives its checkpoint up where the two have not met last, before it is ready", async () => {
+    const bench = await opened(STANDS, "rearm");
+    expect(bench.role.checkpoints.committed.epoch).toBe(0);
+    expect(bench.events).toContain("checkpoint-given-up");
+  });
+
+  it.each(["keep", "full"] as const)("gives nothing up for a primary that begins with %s instead", async (extent) => {
+    const bench = await opened(STANDS, extent);
+    expect(bench.role.checkpoints.committed.epoch).toBe(4);
+    expect(bench.role.isConnected).toBe(false);
+  });
+
+  it("gives nothing up for a primary that sends its writes", async () => {
+    const bench = await Bench.open({ ...STANDS, mode: "colo" });
+    const primary = await bench.connect({ committed: 4 });
+    primary.take();
+    primary.begin(9, { extent: "rearm" });
+    await bench.settle();
+    expect(primary.refusal).toBe("protocol-error");
+    expect(bench.role.checkpoints.committed.epoch).toBe(4);
+  });
+});
