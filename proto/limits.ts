@@ -125,12 +125,6 @@ export const PEER_TIMEOUT_DEFAULT_MS = 5_000;
 export const RECONNECT_MIN_MS = 100;
 export const RECONNECT_MAX_MS = 5_000;
 
-// Shared disks
-/** Originals travel in operations of at most this length … */
-export const ORIGINAL_MAX_BYTES = 1 * MIB;
-/** … and so much of them is read from one disk at a time, beside what the send window holds. */
-export const ORIGINALS_READ_MAX_BYTES = 16 * MIB;
-
 /** Lineages that a side goes back to, or has heard of, and that it still tells apart from strange ones. */
 export const ANCESTORS_MAX = 32;
 /** Runs of dirty clusters in one `differs` message. */
@@ -144,6 +138,12 @@ export const DIRTY_FILE_MIN_BYTES = 1 * MIB;
 export const SETTLE_EVERY_MS = 5_000;
 /** The same after a sync. */
 export const SETTLE_SOON_MS = 500;
+
+// Shared disks
+/** Originals travel in operations of at most this length … */
+export const ORIGINAL_MAX_BYTES = 1 * MIB;
+/** … and so much of them is read from one disk at a time, beside what the send window holds. */
+export const ORIGINALS_READ_MAX_BYTES = 16 * MIB;
 
 // Epochs
 /** Checkpoints that may be prepared and neither committed nor discarded. */
