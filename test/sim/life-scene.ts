@@ -31,6 +31,7 @@ export class LifeScene {
   readonly #print: ((line: string) => void) | undefined;
   /** Faults that are on now. */
   #disturbances = 0;
+  #primaryLineage: string | undefined;
   /** Messages that did not come once and in order. The agents have to notice each, unless its session ends first. */
   messagesSpoiled = 0;
   #quietSinceMs = 0;
@@ -129,6 +130,18 @@ export class LifeScene {
     }
   }
 
+  /**
+   * Looks whether the primary of a shared disk has gone on alone, which it may have died over without a word. From there
+   * on the disk is overwritten without the secondary, which hears of it from the mark, or when it is back.
+   */
+  lookAtLineage(): void {
+    if (this.plan.pair.mode !== "shared") return;
+    const lineage = this.statusOf(this.pair.primary)?.lineage ?? undefined;
+    if (lineage === undefined || lineage === this.#primaryLineage) return;
+    if (this.#primaryLineage !== undefined) this.model.checkpointGivenUp();
+    this.#primaryLineage = lineage;
+  }
+
   /** Notes the secondary's committed epoch as it is now. False when it is no secondary any more, or cannot be asked. */
   observeCommitted(): boolean {
     const status = this.statusOf(this.pair.secondary);
@@ -143,8 +156,7 @@ export class LifeScene {
     const about = data.epoch ?? data.epochs ?? data.kind ?? data.message ?? "";
     this.note(`${member.name}: ${type} ${code} ${typeof about === "string" ? about : JSON.stringify(about)}`);
     if (type === "checkpoint-given-up" && member === this.pair.secondary) this.observeCommitted();
-    // From here on the disk is overwritten without the secondary, which hears of it from the mark, or when it is back.
-    if (type === "lineage-changed" && this.plan.pair.mode === "shared") this.model.checkpointGivenUp();
+    if (member === this.pair.primary) this.lookAtLineage();
     if (type === "guests-released") this.calls.restart(member.host.process);
     const isOfSpoiled = this.messagesSpoiled > 0 && /^message \d+ of the peer came/.test(String(data.message));
     if (code === "internal" || (code === "protocol-error" && !isOfSpoiled)) {

@@ -309,6 +309,7 @@ class Life {
       if (!(await member.start(tolerated))) return;
       this.#scene.disturbed();
       if (member === this.#scene.pair.secondary) await this.#recoverSecondary(member);
+      else this.#scene.lookAtLineage();
     } finally {
       this.#reviving -= 1;
     }

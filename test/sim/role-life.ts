@@ -384,7 +384,8 @@ class RoleLife {
     );
     if (outcome.kind === "done") this.counts["dry runs"] += 1;
     if (outcome.kind === "failed") {
-      const legal: readonly ErrorCode[] = ["timed-out", "connection-lost", "peer-timeout", "shutting-down"];
+      // A promotion, while it is asked, ends it as it ends a session.
+      const legal: readonly ErrorCode[] = ["timed-out", "connection-lost", "peer-timeout", "shutting-down", "replaced"];
       assert(
         legal.includes(outcome.error.code),
         `a dry run failed with ${outcome.error.code}: ${outcome.error.message}`,
