@@ -345,7 +345,7 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "nbdcopy"))("an agent that ca
     expect(json.error.code).toBe("image-format");
     expect(json.error.message).toMatch(says);
     expect(json.error.message).toContain(image);
-    expect(json.error.action).toContain(kind === "qcow2" ? "qemu-img convert" : `truncate -s SIZE ${image}`);
+    expect(json.error.action).toContain(kind === "qcow2" ? `qcow2:${image}` : `truncate -s SIZE ${image}`);
     expect(readFileSync(image).equals(before)).toBe(true);
   });
 
