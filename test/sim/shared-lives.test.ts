@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { LifeTotals } from "./life-totals.ts";
 import { runSharedLife } from "./life.ts";
 
-const LIVES_IN_CI = 500;
+const LIVES_IN_CI = 250;
 const LIVES_HERE = 60;
 /** Lives are lived in groups, so that each test ends in good time. */
 const GROUP = 20;
