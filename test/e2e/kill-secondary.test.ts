@@ -16,7 +16,7 @@ const STAMPED_BYTES = 2 * MIB;
 const NOISE_BLOCKS = 256;
 const NOISE_BLOCK_BYTES = 4096;
 const SIZE = STAMPED_BYTES + NOISE_BLOCKS * NOISE_BLOCK_BYTES;
-const KILLS = 15;
+const KILLS = 10;
 
 /** What the two disks hold at a barrier. */
 interface Snapshot {
