@@ -8,7 +8,7 @@ import { expectSame, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
 
 const GIB = 1024 * MIB;
-const SIZE = Number(process.env.COLOBUS_DELTA_GIB ?? 2) * GIB;
+const SIZE = Number(process.env.COLOBUS_DELTA_GIB ?? 4) * GIB;
 const REWRITTEN = Math.floor(SIZE / 100 / MIB) * MIB;
 /** Bytes on the wire for each byte of a dirty cluster, at most. */
 const OVERHEAD_MAX = 1.1;
