@@ -8,7 +8,7 @@ import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import { adopted } from "../shared/replication/lineage.ts";
 import { KeptCheckpoints } from "./kept-checkpoints.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
-import type { SourceHistory } from "./replica-session.ts";
+import type { SourceHistory } from "./replica-history.ts";
 import { rolledBackRecord } from "./rolled-back-record.ts";
 import type { ViewGate } from "./view-gate.ts";
 

@@ -1,12 +1,16 @@
 import { ColobusError } from "../proto/errors.ts";
-import type { Hello } from "../proto/replication-messages.ts";
+import type { Hello, Message } from "../proto/replication-messages.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { adopted, heard } from "../shared/replication/lineage.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
-import type { BeginMessage, SourceHistory } from "./replica-session.ts";
+
+export type BeginMessage = Extract<Message, { type: "begin" }>;
+
+/** The history that a source's disks belong to. */
+export type SourceHistory = Pick<Extract<Message, { type: "sync" }>, "lineage" | "ancestors">;
 
 export interface ReplicaHistoryOptions {
   readonly state: StateFile;

@@ -20,14 +20,10 @@ import { Session, type SessionHandlers } from "../shared/replication/session.ts"
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
-import type { ReplicaHistory } from "./replica-history.ts";
+import type { BeginMessage, ReplicaHistory, SourceHistory } from "./replica-history.ts";
 import { ReplicaWriter } from "./replica-writer.ts";
 
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
-export type BeginMessage = Extract<Message, { type: "begin" }>;
-
-/** The history that a source's disks belong to. */
-export type SourceHistory = Pick<Extract<Message, { type: "sync" }>, "lineage" | "ancestors">;
 
 export interface ReplicaSessionOptions {
   readonly link: Link;
