@@ -1,7 +1,6 @@
 import type { DiskStatus, JobSpeed, PeerStatus, ResyncAnswer, Status } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
-import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
 import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
@@ -12,7 +11,7 @@ import type { Random } from "../shared/host/random.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { historyFieldsOf } from "../shared/replication/lineage.ts";
+import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
@@ -400,29 +399,15 @@ export class PrimaryRole {
 
   /** What this side says of itself to a peer. */
   hello(): Hello {
-    const { state, tracking } = this.#options;
-    const { record } = state;
     return {
-      ...historyFieldsOf(record),
-      // A bitmap that could not be read or written proves nothing, whatever the record says.
-      tracks: tracking.peer,
-      changedBytes: tracking.bytes,
-      protocol: REPLICATION_PROTOCOL_VERSION,
-      agentVersion: AGENT_VERSION,
-      vm: record.vm,
-      mode: record.mode,
+      ...ownHello(this.#options.state.record, this.#options),
       role: "Primary",
       ack: this.#options.ack,
-      clusterBytes: record.clusterBytes,
-      windowBytes: this.#options.windowBytes,
       disks: this.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
-      nonce: this.#options.random.bytes(16),
-      hasToken: this.#options.token !== undefined,
       committed: this.checkpoints.committed,
       prepared: [...this.checkpoints.prepared],
       epochSeen: this.checkpoints.openEpoch - 1,
       assumeInSync: this.#options.assumeInSync,
-      probe: false,
     };
   }
 

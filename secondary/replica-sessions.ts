@@ -1,13 +1,12 @@
 import { ColobusError, isForWantOfSpace } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
 import type { Hello, SyncPhase } from "../proto/replication-messages.ts";
-import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../proto/versions.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { historyFieldsOf } from "../shared/replication/lineage.ts";
+import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
@@ -218,27 +217,16 @@ export class ReplicaSessions {
     const { state, tracking } = this.#options;
     const { record } = state;
     return {
-      ...historyFieldsOf(record),
-      tracks: tracking.peer,
+      ...ownHello(record, this.#options),
       // Own changes of which the list is lost: no bitmap proves anything then.
       pairing: record.tracks !== null && tracking.peer === null ? null : record.pairing,
-      changedBytes: tracking.bytes,
-      protocol: REPLICATION_PROTOCOL_VERSION,
-      agentVersion: AGENT_VERSION,
-      vm: record.vm,
-      mode: record.mode,
       role: "Secondary",
       ack: "async",
-      clusterBytes: record.clusterBytes,
-      windowBytes: this.#options.windowBytes,
       disks: record.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
-      nonce: this.#options.random.bytes(16),
-      hasToken: this.#options.token !== undefined,
       committed: record.committed.epoch,
       prepared: record.prepared.map(({ epoch }) => epoch),
       epochSeen: this.#options.checkpoints().epochSeen,
       assumeInSync: false,
-      probe: false,
     };
   }
 
