@@ -9,18 +9,9 @@
 import { describe, expect, it } from "vitest";
 import { AgentPair, MIB, type PairOptions } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
+import { HALF, halves, INITIAL, SIZE } from "../support/halved-disk.ts";
 import { expectSame, NbdClient, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
-
-const SIZE = 16 * MIB;
-const HALF = SIZE / 2;
-/** What each side's image holds before a case begins. */
-const INITIAL = Buffer.alloc(SIZE, 0x11);
-
-/** A disk whose halves are filled with a byte each. */
-function halves(first: number, second: number): Buffer {
-  return Buffer.alloc(SIZE, first).fill(second, HALF);
-}
 
 describe.runIf(requirePeers("qemu-io", "nbdcopy", "python3:nbd"))("QEMU's replication cases", () => {
   describe.each(["process", "power"])("with durability %s", (durability) => {

@@ -1,21 +1,13 @@
 import { describe, expect, it } from "vitest";
+import { lifeGroups, livesToLive } from "./life-groups.ts";
 import { LifeTotals } from "./life-totals.ts";
 import { replayCommand, runLife } from "./life.ts";
 
-const LIVES_IN_CI = 800;
-const LIVES_HERE = 150;
 const OPERATIONS_MIN = 300;
 const FAULTS_MIN = 5;
 const CHECKPOINTS_MIN = 5;
 
-/** Lives are lived in groups, so that each test ends in good time. */
-const GROUP = 50;
-
-const lives = Number(process.env.COLOBUS_LIVES ?? (process.env.CI === "true" ? LIVES_IN_CI : LIVES_HERE));
-const groups = Array.from({ length: Math.ceil(lives / GROUP) }, (_, index) => ({
-  from: 1 + index * GROUP,
-  to: Math.min(lives, (index + 1) * GROUP),
-}));
+const groups = lifeGroups(livesToLive("COLOBUS_LIVES", { inCi: 800, here: 150 }), 50);
 
 describe("whole lives of a pair", () => {
   it.each(groups)("keeps every promise in lives $from to $to", async ({ from, to }) => {

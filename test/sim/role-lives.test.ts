@@ -1,17 +1,10 @@
 import { describe, expect, it } from "vitest";
+import { lifeGroups, livesToLive } from "./life-groups.ts";
 import { LifeTotals } from "./life-totals.ts";
 import { runRoleLife } from "./role-life.ts";
 
 /** Lives of a pair whose roles change; `COLOBUS_ROLE_LIVES` says how many. */
-const LIVES_HERE = 200;
-const LIVES_IN_CI = 1_000;
-const GROUP = 50;
-
-const lives = Number(process.env.COLOBUS_ROLE_LIVES ?? (process.env.CI === "true" ? LIVES_IN_CI : LIVES_HERE));
-const groups = Array.from({ length: Math.ceil(lives / GROUP) }, (_, index) => ({
-  from: 1 + index * GROUP,
-  to: Math.min(lives, (index + 1) * GROUP),
-}));
+const groups = lifeGroups(livesToLive("COLOBUS_ROLE_LIVES", { inCi: 1_000, here: 200 }), 50);
 
 describe("lives of changing roles", () => {
   it.each(groups)("lose nothing that was acknowledged, in lives $from to $to", async ({ from, to }) => {

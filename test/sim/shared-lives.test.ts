@@ -1,17 +1,9 @@
 import { describe, expect, it } from "vitest";
+import { lifeGroups, livesToLive } from "./life-groups.ts";
 import { LifeTotals } from "./life-totals.ts";
 import { runSharedLife } from "./life.ts";
 
-const LIVES_IN_CI = 250;
-const LIVES_HERE = 60;
-/** Lives are lived in groups, so that each test ends in good time. */
-const GROUP = 20;
-
-const lives = Number(process.env.COLOBUS_SHARED_LIVES ?? (process.env.CI === "true" ? LIVES_IN_CI : LIVES_HERE));
-const groups = Array.from({ length: Math.ceil(lives / GROUP) }, (_, index) => ({
-  from: 1 + index * GROUP,
-  to: Math.min(lives, (index + 1) * GROUP),
-}));
+const groups = lifeGroups(livesToLive("COLOBUS_SHARED_LIVES", { inCi: 250, here: 60 }), 20);
 
 describe("whole lives of a pair that shares its disks", () => {
   it.each(groups)("keeps every promise in lives $from to $to", async ({ from, to }) => {
