@@ -38,12 +38,12 @@ export async function lookAtImages(stage: CrashStage, durability: Durability, co
   const isExhaustive = count === Number.POSITIVE_INFINITY;
   const long = isExhaustive ? sequences(stage, 3) : draw(sequences(stage, 3), LONG_SEQUENCES, random);
   const single = sequences(stage, 1);
-  const drawn = Math.ceil(count / IMAGES_IN_SEQUENCE_MIN) - single.length;
   const longer = [...sequences(stage, 2), ...long];
-  const all = [...single, ...(drawn < longer.length ? draw(longer, drawn, random) : longer)];
+  const all = [...single, ...(isExhaustive ? longer : draw(longer, longer.length, random))];
   const totals = { looked: 0, again: 0, choices: 0, sequences: 0 };
   for (const [index, operations] of all.entries()) {
-    const share = Math.ceil((count - totals.looked) / (all.length - index));
+    if (totals.looked >= count) break;
+    const share = Math.max(IMAGES_IN_SEQUENCE_MIN, Math.ceil((count - totals.looked) / (all.length - index)));
     const workload = new CrashWorkload(stage, operations, durability);
     const cases = await liveInPeace(workload, random.fork(operations.join()));
     const distinct = await workload.distinct(isExhaustive ? cases : draw(cases, share * SURPLUS, random));
