@@ -3,6 +3,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
 import type { ImageSource } from "../shared/block/disk-image.ts";
+import { parseImageLocation } from "../shared/block/image-location.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -41,8 +42,8 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     await existing.update((record) => ({
       ...(isSuspect ? suspect(record, newId(host.random)) : record),
       durability: config.durability,
-      // Since the host has booted, readers see what the devices have.
-      lostSyncs: existing.record.bootId === host.bootId ? record.lostSyncs : [],
+      lostSyncs: stillLost(record, host.bootId),
+      replaysOwed: [],
     }));
     if (isSuspect) {
       host.log.warn(
@@ -76,7 +77,17 @@ export function unflushedThrough(record: StateRecord, bootId: string): number {
 async function mayHaveLostData(record: StateRecord, { bootId, images }: StateHost): Promise<boolean> {
   const isUnclean = record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null);
   if (record.durability !== "process" || !isUnclean) return false;
-  return record.bootId !== bootId || images.haveLostWrites(record.disks);
+  return record.bootId !== bootId || record.replaysOwed.length > 0 || images.haveLostWrites(record.disks);
+}
+
+/** Since the host has booted, readers see what its devices have; nobody knows when another host has. */
+function stillLost({ bootId, lostSyncs, disks }: StateRecord, newBootId: string): StateRecord["lostSyncs"] {
+  if (bootId === newBootId) return lostSyncs;
+  const isElsewhere = (name: string): boolean => {
+    const location = parseImageLocation(disks.find((disk) => disk.name === name)?.image ?? "");
+    return location.kind === "nbd" && location.address.kind === "tcp";
+  };
+  return lostSyncs.filter(({ disk, active }) => active === null && isElsewhere(disk));
 }
 
 /**
@@ -144,6 +155,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
     retained: [],
     merge: null,
     lostSyncs: [],
+    replaysOwed: [],
     bootId: host.bootId,
   };
 }

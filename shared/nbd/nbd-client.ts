@@ -30,6 +30,8 @@ export interface NbdClientOptions {
   readonly log: Log;
   /** Requests fail when the first dial has, and not after a while. */
   readonly failsFast: boolean;
+  /** Awaited before a server takes the place of one that requests were sent to. */
+  readonly replacing: () => Promise<void>;
   /** Throws a ColobusError when the export is not what it has to be. */
   readonly accept: (exported: ServerExport) => void;
   /** Brings a server that was connected anew up to date, by requests that it gives to `send`. Rejects when that fails. */
@@ -132,9 +134,10 @@ export class NbdClient {
 
   async #dial(): Promise<void> {
     this.#isStale = false;
-    const { source, exportName, clock, accept, restore } = this.#options;
+    const { source, exportName, clock, replacing, accept, restore } = this.#options;
     let connection: ClientConnection | undefined;
     try {
+      if (this.#wasEverOpen) await replacing();
       const stream = await source.dial(this.#abort.signal);
       const negotiated = await negotiate(stream, exportName, clock);
       if (this.#abort.signal.aborted) {
