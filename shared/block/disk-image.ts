@@ -18,6 +18,11 @@ export interface DiskImage extends Child {
   noteWith?(notes: ImageNotes): void;
   /** An earlier process has seen a flush fail: flushes fail from now on, as they did there. Absent as `noteWith`. */
   distrust?(reason: ColobusError): void;
+  /**
+   * Has `watcher` told why the image's server cannot be used, whenever it is lost or another try has failed, and undefined
+   * when it can be used again. There is one watcher. Absent where there is no server.
+   */
+  watchServer?(watcher: (reason: ColobusError | undefined) => void): void;
   /** What no flush has covered is written again, or serves nobody: flushes may succeed again. */
   rewritten(): void;
   /**

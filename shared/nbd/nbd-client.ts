@@ -30,6 +30,8 @@ export interface NbdClientOptions {
   readonly log: Log;
   /** Requests fail when the first dial has, and not after a while. */
   readonly failsFast: boolean;
+  /** The server is there, or is lost: then `reason` says why, also for each later try that has failed. */
+  readonly changed: (reason: ColobusError | undefined) => void;
   /** Awaited before a server takes the place of one that requests were sent to. */
   readonly replacing: () => Promise<void>;
   /** Throws a ColobusError when the export is not what it has to be. */
@@ -176,6 +178,7 @@ export class NbdClient {
     this.#pauseMs = RECONNECT_MIN_MS;
     this.#giveUp?.cancel();
     this.#giveUp = undefined;
+    this.#options.changed(undefined);
     if (this.#isStale) {
       this.#leaveToReturn();
       return;
@@ -195,6 +198,7 @@ export class NbdClient {
     // A server that is not there may come back before anybody has to know; one that is wrong stays wrong.
     if (!reason.row.retry || (this.#options.failsFast && !this.#wasEverOpen)) this.#fail(this.#explain(reason));
     this.#lastReason = reason;
+    this.#options.changed(this.#explain(reason));
     this.#dialLater();
   }
 
@@ -211,8 +215,10 @@ export class NbdClient {
     this.#waiting = [...unanswered, ...this.#waiting];
     if (this.#abort.signal.aborted) return;
     const { log, source } = this.#options;
-    if (!this.#isReturning)
+    if (!this.#isReturning) {
       log.warn({ image: source.name, reason }, "the connection to the server of an image is lost");
+      this.#options.changed(this.#explain(reason));
+    }
     this.#lastReason = reason;
     this.#startGivingUp();
     this.#dialLater();

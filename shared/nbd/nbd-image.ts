@@ -64,6 +64,9 @@ export class NbdImage implements DiskImage {
   /** The flush that starts when that one has ended. */
   #next: Promise<void> | undefined;
 
+  /** Why the server cannot be used. */
+  #away: ColobusError | undefined;
+  #watcher: ((reason: ColobusError | undefined) => void) | undefined;
   #notes: ImageNotes | undefined;
   /** A flush has succeeded: nothing of an earlier process is unflushed. */
   #hasFlushed = false;
@@ -81,6 +84,10 @@ export class NbdImage implements DiskImage {
     this.#client = new NbdClient({
       ...options,
       failsFast,
+      changed: (reason) => {
+        this.#away = reason;
+        this.#watcher?.(reason);
+      },
       replacing: () => this.#replacing(),
       accept: (exported) => this.#accept(exported),
       restore: (send) => this.#restore(send),
@@ -188,6 +195,11 @@ export class NbdImage implements DiskImage {
 
   get hasLostWrites(): boolean {
     return this.#lost !== undefined;
+  }
+
+  watchServer(watcher: (reason: ColobusError | undefined) => void): void {
+    this.#watcher = watcher;
+    if (this.#away !== undefined) watcher(this.#away);
   }
 
   noteWith(notes: ImageNotes): void {

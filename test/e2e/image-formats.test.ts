@@ -57,7 +57,7 @@ class HeldServers {
 
   constructor() {
     const here = this.#directory;
-    const held = `if [ -e ${here}/hold ]; then touch ${here}/held; exec sleep 600; fi`;
+    const held = `while [ -e ${here}/hold ]; do touch ${here}/held; sleep 0.05; done`;
     const path = process.env.PATH ?? "";
     writeFileSync(join(here, "qemu-nbd"), `#!/bin/sh\n${held}\nPATH='${path}' exec qemu-nbd "$@"\n`, { mode: 0o755 });
   }
@@ -263,6 +263,33 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
       expectSame(await readDisk(secondary.uri()), await readDisk(primary.uri()));
     },
   );
+
+  it("says on either side that qemu-nbd is away, what to do, and when it is back", async () => {
+    const servers = new HeldServers();
+    const host = { address: "127.0.0.1", launcher: servers.launcher };
+    const pair = await qcow2Pair({ hosts: { a: host, b: host } });
+    await pair.start();
+    for (const agent of [pair.primary, pair.secondary]) {
+      servers.hold();
+      process.kill(present(formatServersOf(agent.run)[0]), "SIGKILL");
+      const { protection, peers } = await agent.until("without its image", ({ protection: { reason } }) => {
+        return reason === "image-away";
+      });
+      expect(protection.nextAction).toContain("Start the server");
+      expect(peers[0]?.lastError).toMatchObject({
+        code: "io-error",
+        message: expect.stringContaining("qcow2:"),
+        action: expect.stringContaining("Start the server"),
+      });
+      servers.release();
+      await pair.untilProtected();
+      const events = (await agent.control.events(0)).filter(({ type }) => type.startsWith("image-"));
+      expect(events.map(({ type, data }) => [type, data.disk])).toEqual([
+        ["image-away", "vda"],
+        ["image-back", "vda"],
+      ]);
+    }
+  });
 
   it("makes a missing image of the secondary at the primary's size", async () => {
     const pair = await qcow2Pair({ secondaryFlags: ["--create"] });
