@@ -12,14 +12,16 @@ import { recoverPromotion } from "../secondary/recover-promotion.ts";
 import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/secondary-role.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
-import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type DiskImage, type ImageSource, type ImageUse } from "../shared/block/disk-image.ts";
+import { parseImageLocation } from "../shared/block/image-location.ts";
+import { LateImage } from "../shared/block/late-image.ts";
 import { keepLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
-import { demoted } from "../shared/replication/lineage.ts";
+import { demoted, mustHold } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { probePeer } from "../shared/replication/peer-probe.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
@@ -54,6 +56,8 @@ export interface AgentRolesOptions {
   readonly images: ImageSource;
   /** The mark beside shared disks, where there is a place for it. */
   readonly sharedMark: SharedMark | undefined;
+  /** At the start this agent was the last one to write the mark. */
+  readonly isMarkOwn: boolean;
   readonly exports: DiskExports;
   readonly jobs: JobList;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
@@ -74,6 +78,7 @@ export class AgentRoles {
   /** A change of roles is under way: the next one waits for it. */
   #changing: Promise<unknown> = Promise.resolve();
   #stopping = false;
+  #isStarting = true;
   readonly #lostSyncs: LostSyncs;
 
   /** Takes up the recorded role. Errors: those of opening the images. */
@@ -85,6 +90,7 @@ export class AgentRoles {
       record.role === "Primary"
         ? this.#openPrimary()
         : this.#openSecondary({ mayHaveLostWrites: mayHaveLostSyncs(record, options.agent.host.bootId) });
+    this.#isStarting = false;
   }
 
   get active(): ActivePrimary | ActiveSecondary {
@@ -344,15 +350,41 @@ export class AgentRoles {
     try {
       for (const disk of record.disks) {
         removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        const child = this.#options.images.open(disk, imageUseOf(record));
-        keepLosses(child, disk, this.#lostSyncs);
-        children.push({ name: disk.name, child });
+        children.push({ name: disk.name, child: this.#openOwn(disk) });
       }
     } catch (error) {
       for (const { child } of children) child.close();
       throw error;
     }
     return this.#primaryOver(children, tracking);
+  }
+
+  get #mayHaveHadPeer(): boolean {
+    const { agent, state } = this.#options;
+    return !state.isNew && (agent.acceptsPeers || state.record.peers.length + agent.config.peers.length > 0);
+  }
+
+  /**
+   * Whether the peer may have been promoted by force on the disks that the two share, while this side was away: where they
+   * have a disk each that is found out when they meet, and here two would write one disk by then.
+   */
+  get #mayBeSuperseded(): boolean {
+    const { state, isMarkOwn } = this.#options;
+    return this.#isStarting && state.record.mode === "shared" && !isMarkOwn && this.#mayHaveHadPeer;
+  }
+
+  #openOwn(disk: StateRecord["disks"][number]): DiskImage {
+    const { images, state } = this.#options;
+    const { record } = state;
+    const open = (use: ImageUse): DiskImage => {
+      const image = images.open(disk, use);
+      keepLosses(image, disk, this.#lostSyncs);
+      return image;
+    };
+    const mayBeForeign = record.mode === "shared" && (mustHold(record, !state.isNew) || this.#mayBeSuperseded);
+    // One server would have to end before the other began.
+    if (!mayBeForeign || parseImageLocation(disk.image).kind !== "file") return open(imageUseOf(record));
+    return new LateImage(open("foreign"), () => open("shared"));
   }
 
   #servePromotion(promotion: PromotedDisks, tracking: PeerTracking): ActivePrimary {
@@ -380,7 +412,8 @@ export class AgentRoles {
       children,
       tracking,
       peerUrl: state.record.peers[0] ?? null,
-      mayHaveHadPeer: !state.isNew && (agent.acceptsPeers || state.record.peers.length + config.peers.length > 0),
+      mayHaveHadPeer: this.#mayHaveHadPeer,
+      mayBeSuperseded: this.#mayBeSuperseded,
       handedOver: () => this.#handedOver(),
       judged: () => this.#options.changed(),
       token,

@@ -48,7 +48,7 @@ import { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Dialer, Link } from "../shared/replication/link.ts";
 import type { AgentConfig } from "./agent-config.ts";
-import { AgentRoles } from "./agent-roles.ts";
+import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
@@ -110,7 +110,7 @@ export class Agent implements AgentControl {
     options: AgentOptions,
     state: StateFile,
     images: ImageSource,
-    sharedMark: SharedMark | undefined,
+    { sharedMark, isMarkOwn }: Pick<AgentRolesOptions, "sharedMark" | "isMarkOwn">,
   ) {
     this.#options = options;
     this.#state = state;
@@ -131,6 +131,7 @@ export class Agent implements AgentControl {
       state,
       images: this.#imageServers.watching(images),
       sharedMark,
+      isMarkOwn,
       exports: this.exports,
       jobs: this.#jobs,
       emit: (type, data) => this.#emit(type, data),
@@ -155,8 +156,10 @@ export class Agent implements AgentControl {
     try {
       const sharedMark = openSharedMark(options, state);
       await sharedMark?.assertNobodyMerges(host.log);
+      if (state.record.role === "Primary" && state.record.merge === null) await sharedMark?.endMerge(host.log);
+      const isMarkOwn = (await sharedMark?.isOwn(host.log)) ?? false;
       await images.prepare(state.record.disks);
-      agent = new Agent(options, state, images, sharedMark);
+      agent = new Agent(options, state, images, { sharedMark, isMarkOwn });
     } catch (error) {
       images.release();
       await state.close();
