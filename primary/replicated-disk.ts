@@ -128,6 +128,11 @@ export class ReplicatedDisk implements BlockDevice {
 
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     this.#gate.assertServing();
+    if (this.asksForExtents) {
+      // Who asks another process may make it open the image: that is for requests that may go on.
+      const admitted = this.#gate.admitRead();
+      if (admitted !== undefined) return admitted.then(() => this.child.extents(offset, length, maxExtents));
+    }
     return this.child.extents(offset, length, maxExtents);
   }
 

@@ -63,4 +63,10 @@ export interface BlockDevice {
 }
 
 /** One copy that the writes of a disk go to: pieces of a request are whole writes to it. */
-export type Child = Omit<BlockDevice, "openWrite">;
+export interface Child extends Omit<BlockDevice, "openWrite"> {
+  /**
+   * The content is placed in units of this length, a power of two: to change a part of one may move all of it, so that
+   * whoever has looked up where it lay finds something else there. undefined: everything stays where it is.
+   */
+  readonly placementBytes?: number | undefined;
+}
