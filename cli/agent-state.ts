@@ -176,7 +176,12 @@ async function adoptImages(images: ImageSource, state: StateFile, config: AgentC
   const disks: StateRecord["disks"] = [];
   for (const disk of state.record.disks) {
     const image = config.disks.find(({ name }) => name === disk.name)?.image ?? disk.image;
-    disks.push({ name: disk.name, image, sizeBytes: await images.measure(image, imageUseOf(state.record)), cleanMark: null });
+    disks.push({
+      name: disk.name,
+      image,
+      sizeBytes: await images.measure(image, imageUseOf(state.record)),
+      cleanMark: null,
+    });
   }
   await state.update((record) => ({ ...record, disks, tracks: null, lostSyncs: [] }));
 }

@@ -200,7 +200,7 @@ export class CopyBeforeWrite implements Child {
       const found = Math.min(extent?.length ?? end - at, end - at);
       const from = at;
       const unchanged = extent?.zero === true ? this.#unmoved(at, found, extent.hole) : 0;
-      const step = unchanged > 0 ? unchanged : Math.min(found, ORIGINAL_MAX_BYTES - (at % ORIGINAL_MAX_BYTES));
+      const step = unchanged > 0 ? unchanged : Math.min(found, this.#copyStep(at));
       const zero = (): Pending => this.#zero(from, step, noFua);
       const pending = unchanged > 0 ? zero() : this.#copyFirst(from, step, zero);
       if (pending !== undefined) await pending;
@@ -218,6 +218,12 @@ export class CopyBeforeWrite implements Child {
     const unitBytes = Math.max(this.placementBytes ?? 0, this.#geometry.clusterBytes);
     if (!isHole || offset % unitBytes > 0) return 0;
     return Math.floor(length / unitBytes) * unitBytes;
+  }
+
+  /** How much from `offset` on is copied to be zeroed at a time: up to where the next step may find a whole unit. */
+  #copyStep(offset: number): number {
+    const alignment = Math.min(this.placementBytes ?? ORIGINAL_MAX_BYTES, ORIGINAL_MAX_BYTES);
+    return offset % alignment > 0 ? alignment - (offset % alignment) : ORIGINAL_MAX_BYTES;
   }
 
   async #copyFirst(offset: number, length: number, change: () => Pending): Promise<void> {

@@ -20,11 +20,9 @@ export function readFormatFacts(image: FormatImage): Promise<FormatFacts> {
   return new Promise((resolve, reject) => {
     execFile("qemu-img", args, { timeout: FORMAT_SERVER_START_MS }, (error, stdout, stderr) => {
       if (error === null) {
-        try {
-          resolve(parseFacts(image, stdout));
-        } catch (fault) {
-          reject(fault);
-        }
+        const facts = tryParseFacts(stdout);
+        if (facts === undefined) reject(unknownUnits(image));
+        else resolve(facts);
       } else if (error.code === "ENOENT") {
         reject(
           new ColobusError(
@@ -44,14 +42,18 @@ export function readFormatFacts(image: FormatImage): Promise<FormatFacts> {
   });
 }
 
-function parseFacts({ format, path }: FormatImage, json: string): FormatFacts {
+function tryParseFacts(json: string): FormatFacts | undefined {
   const found = JSON.parse(json) as { "virtual-size"?: unknown; "cluster-size"?: unknown };
   const sizeBytes = found["virtual-size"];
   const unitBytes = found["cluster-size"];
   if (typeof sizeBytes === "number" && typeof unitBytes === "number" && isPowerOfTwo(unitBytes)) {
     return { sizeBytes, unitBytes };
   }
-  throw new ColobusError(
+  return undefined;
+}
+
+function unknownUnits({ format, path }: FormatImage): ColobusError {
+  return new ColobusError(
     "not-supported",
     `qemu-img does not say in what units ${format} places the content of ${path}, and two hosts that use it have to know`,
     "Use a qcow2 image, a raw file or a block device.",
