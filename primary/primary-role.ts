@@ -185,6 +185,9 @@ export class PrimaryRole {
         disks: this.disks,
         deadline,
         checkpoint: () => this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal),
+        letGo: async () => {
+          if (this.#shared !== undefined) for (const { child } of this.#options.children) await child.letGo?.();
+        },
         assertInSync: () => {
           if (!this.isEstablished || session.peer === undefined || !tracking.isClean) throw lostPeer();
         },

@@ -128,11 +128,8 @@ export class ReplicatedDisk implements BlockDevice {
 
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     this.#gate.assertServing();
-    if (this.asksForExtents) {
-      // Who asks another process may make it open the image: that is for requests that may go on.
-      const admitted = this.#gate.admitRead();
-      if (admitted !== undefined) return admitted.then(() => this.child.extents(offset, length, maxExtents));
-    }
+    // While reads wait the image may be another host's, and is left alone.
+    if (this.#gate.state === "held") return [{ length, hole: false, zero: false }];
     return this.child.extents(offset, length, maxExtents);
   }
 

@@ -170,6 +170,11 @@ export class PromotedDisk implements Child {
     return this.#base.changeMark();
   }
 
+  /** Everything is merged, or the base stays this side's. */
+  async letGo(): Promise<void> {
+    if (this.#stack === undefined) await this.#base.letGo?.();
+  }
+
   /** Closes it without writing anything more to the base. */
   abandon(): void {
     this.#closeOverlays();

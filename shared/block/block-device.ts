@@ -69,4 +69,10 @@ export interface Child extends Omit<BlockDevice, "openWrite"> {
    * whoever has looked up where it lay finds something else there. undefined: everything stays where it is.
    */
   readonly placementBytes?: number | undefined;
+  /**
+   * Makes everything durable, and gives the image back until the next request, which opens it again: meanwhile another
+   * host may take it over. Nothing may be under way. Errors: `io-error`; it is not given back then. Absent where the image
+   * is this host's alone.
+   */
+  letGo?(): Promise<void>;
 }

@@ -202,6 +202,13 @@ export class NbdImage implements DiskImage {
     return this.#client.untilOpen();
   }
 
+  /** The server is left, and one of this agent's has ended, having written what it held. */
+  async letGo(): Promise<void> {
+    await this.flush();
+    this.#client.leave();
+    await this.#source.stop();
+  }
+
   abandon(): void {
     this.#source.abandon?.();
     this.close();

@@ -120,7 +120,7 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy"))("a pa
     expectSame(await contentOf(pair), Buffer.alloc(SIZE, 0x44));
   });
 
-  it("fails over once the primary is fenced, and takes it back as the secondary", async () => {
+  it("fails over once the primary is fenced, takes it back as the secondary, and gives it its role again", async () => {
     const port = await freePort();
     const pair = await protectedPair({
       primaryFlags: ["--listen", `127.0.0.1:${port}`],
@@ -142,8 +142,14 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy"))("a pa
     await pair.untilProtected();
     await qemuIo(secondary.uri(), `write -P 0x44 ${HALF} ${MIB}`);
     expectSame(await readDisk(primary.uri()), now);
-    await secondary.get("checkpoint");
-    expectSame(await readDisk(primary.uri()), await readDisk(secondary.uri()));
+    await secondary.get("switchover");
+    await primary.get("wait", "merged");
+    await pair.untilProtected();
+    now.fill(0x44, HALF, HALF + MIB);
+    expectSame(await readDisk(primary.uri()), now);
+    expectSame(await readDisk(secondary.uri()), now);
+    for (const agent of [primary, secondary]) await agent.stop();
+    expectSame(await contentOf(pair), now);
   });
 });
 
