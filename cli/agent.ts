@@ -33,7 +33,7 @@ import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import { outdated } from "../primary/guest-policy.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
-import type { ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { FileImages } from "../shared/block/file-images.ts";
 import { EventLog } from "../shared/control/event-log.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -117,7 +117,7 @@ export class Agent implements AgentControl {
     try {
       const sharedMark = openSharedMark(options, state);
       await sharedMark?.assertNobodyMerges(host.log);
-      await images.prepare(state.record.disks);
+      await images.prepare(state.record.disks, imageUseOf(state.record));
       agent = new Agent(options, state, images, sharedMark);
     } catch (error) {
       images.release();
