@@ -259,7 +259,7 @@ function givenFlags(args: AgentArguments): Options {
 
 function refuseUnavailable(options: Options): void {
   const refused: [string, string | undefined, readonly string[]][] = [
-    ["--mode", options.mode, ["colo", "shared"]],
+    ["--mode", options.mode, ["colo", "mc", "shared"]],
     ["--control-listen", options["control-listen"], ["off"]],
   ];
   for (const [flag, value, available] of refused) {

@@ -1,0 +1,58 @@
+import { BUFFER_CHUNK_BYTES, BUFFER_FRAGMENTS_HIGH_WATER } from "../proto/limits.ts";
+
+/**
+ * Owns what the block buffers of all disks of one agent take of memory: chunks that hold what is in their logs as well,
+ * and a count of indexed fragments. Chunks are used again, since fresh memory costs more than the copy into it.
+ */
+export class BufferMemory {
+  readonly #chunksMax: number;
+  readonly #fragmentsMax: number;
+  readonly #reachedMark: () => void;
+  readonly #spare: Buffer[] = [];
+  #chunks = 0;
+  #fragments = 0;
+  #uncommittedFragments = 0;
+  #aboveMark = false;
+
+  /** `reachedMark` is called when a commit has become worth its while, and again only after it was not. */
+  constructor(limits: { readonly bytes: number; readonly fragments: number }, reachedMark: () => void) {
+    this.#chunksMax = Math.floor(limits.bytes / BUFFER_CHUNK_BYTES);
+    this.#fragmentsMax = limits.fragments;
+    this.#reachedMark = reachedMark;
+  }
+
+  /** Whether more is held in memory than is to stay there: what the log has can go. */
+  get isOver(): boolean {
+    return this.#chunks > this.#chunksMax;
+  }
+
+  /** Whether no more fragments may be added. */
+  get isIndexFull(): boolean {
+    return this.#fragments >= this.#fragmentsMax;
+  }
+
+  /** Whether a commit would free much of the index. */
+  get isAboveMark(): boolean {
+    return this.#aboveMark;
+  }
+
+  takeChunk(): Buffer {
+    this.#chunks += 1;
+    return this.#spare.pop() ?? Buffer.allocUnsafeSlow(BUFFER_CHUNK_BYTES);
+  }
+
+  giveChunk(chunk: Buffer): void {
+    this.#chunks -= 1;
+    if (this.#chunks + this.#spare.length < this.#chunksMax) this.#spare.push(chunk);
+  }
+
+  /** There are so many more fragments, and so many more of epochs that are not committed. */
+  countFragments(more: number, moreUncommitted: number): void {
+    this.#fragments += more;
+    this.#uncommittedFragments += moreUncommitted;
+    const isAbove = this.#uncommittedFragments >= this.#fragmentsMax * BUFFER_FRAGMENTS_HIGH_WATER;
+    const isNews = isAbove && !this.#aboveMark;
+    this.#aboveMark = isAbove;
+    if (isNews) this.#reachedMark();
+  }
+}
