@@ -174,10 +174,11 @@ export const OVERLAY_RESERVE_BYTES = 16 * MIB;
 export const OVERLAY_RETRY_MS = 1_000;
 /** How long a side leaves a disk alone that could not be read or written, before it tries again. */
 export const DISK_RETRY_MS = 5_000;
-/** What the block buffers of all disks hold in memory of what is in their logs (mode `mc`); the rest is read back … */
-export const BUFFER_MEMORY_BYTES = 64 * MIB;
-/** … in pieces of this size. Each disk has one more that is being filled. */
-export const BUFFER_CHUNK_BYTES = 256 * KIB;
+/** What the block buffers of all disks hold in memory of what is in their logs (`--buffer-memory`) … */
+export const BUFFER_MEMORY_DEFAULT_BYTES = 64 * MIB;
+/** … in pieces of this size, or of the smaller one where that is little. Each log has one more that is being filled. */
+export const BUFFER_CHUNK_MAX_BYTES = 256 * KIB;
+export const BUFFER_CHUNK_MIN_BYTES = 64 * KIB;
 /**
  * Parts of clusters that the block buffers of all disks index; beyond, writes wait until something is applied. A 4 KiB
  * write is one, a longer one has one for each cluster; whole clusters of zeroes are not counted.

@@ -22,7 +22,7 @@ import {
   type BufferRecord,
 } from "../proto/buffer-log-format.ts";
 import { ColobusError } from "../proto/errors.ts";
-import { BUFFER_CHUNK_BYTES } from "../proto/limits.ts";
+import { BUFFER_CHUNK_MIN_BYTES } from "../proto/limits.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import type { Storage, StorageFile } from "../shared/host/storage.ts";
 import type { BufferMemory } from "./buffer-memory.ts";
@@ -42,6 +42,7 @@ export class BufferLog {
   readonly #seed: number;
   /** undefined: nothing is held in memory, and nothing will be appended. */
   readonly #memory: BufferMemory | undefined;
+  readonly #chunkBytes: number;
   readonly #chunks: (Buffer | undefined)[] = [];
   #tailBytes: number;
   /** What has been put together, and not written yet, ends here. */
@@ -60,6 +61,7 @@ export class BufferLog {
     this.#file = file;
     this.#seed = bufferRecordSeed(header.id);
     this.#memory = memory;
+    this.#chunkBytes = memory?.chunkBytes ?? BUFFER_CHUNK_MIN_BYTES;
     this.#tailBytes = end.tailBytes;
     this.#stagedBytes = end.tailBytes;
     this.#sequence = end.sequence;
@@ -167,11 +169,11 @@ export class BufferLog {
   read(target: Uint8Array, position: number): Pending {
     const end = position + target.length;
     for (let at = position; at < end;) {
-      const index = Math.floor(at / BUFFER_CHUNK_BYTES);
+      const index = Math.floor(at / this.#chunkBytes);
       const chunk = this.#chunks[index];
       if (chunk === undefined) return this.#readFile(target.subarray(at - position), at);
-      const from = at - index * BUFFER_CHUNK_BYTES;
-      const length = Math.min(BUFFER_CHUNK_BYTES - from, end - at);
+      const from = at - index * this.#chunkBytes;
+      const length = Math.min(this.#chunkBytes - from, end - at);
       chunk.copy(target, at - position, from, from + length);
       at += length;
     }
@@ -238,10 +240,10 @@ export class BufferLog {
   /** Puts bytes behind what is staged. */
   #stage(bytes: Uint8Array): void {
     for (let from = 0; from < bytes.length;) {
-      const index = Math.floor(this.#stagedBytes / BUFFER_CHUNK_BYTES);
+      const index = Math.floor(this.#stagedBytes / this.#chunkBytes);
       const chunk = this.#chunkAt(index);
-      const at = this.#stagedBytes - index * BUFFER_CHUNK_BYTES;
-      const length = Math.min(BUFFER_CHUNK_BYTES - at, bytes.length - from);
+      const at = this.#stagedBytes - index * this.#chunkBytes;
+      const length = Math.min(this.#chunkBytes - at, bytes.length - from);
       chunk.set(from === 0 && length === bytes.length ? bytes : bytes.subarray(from, from + length), at);
       this.#stagedBytes += length;
       from += length;
@@ -255,21 +257,21 @@ export class BufferLog {
     const chunk = this.#memory.takeChunk();
     this.#chunks[index] = chunk;
     // After a cut the file has the chunk's beginning.
-    const has = this.#tailBytes - index * BUFFER_CHUNK_BYTES;
-    if (has > 0) this.#file.readNow(chunk.subarray(0, has), index * BUFFER_CHUNK_BYTES);
+    const has = this.#tailBytes - index * this.#chunkBytes;
+    if (has > 0) this.#file.readNow(chunk.subarray(0, has), index * this.#chunkBytes);
     return chunk;
   }
 
   #writeStaged(): void {
     while (this.#tailBytes < this.#stagedBytes) {
-      const index = Math.floor(this.#tailBytes / BUFFER_CHUNK_BYTES);
-      const start = index * BUFFER_CHUNK_BYTES;
-      const end = Math.min(this.#stagedBytes, start + BUFFER_CHUNK_BYTES);
+      const index = Math.floor(this.#tailBytes / this.#chunkBytes);
+      const start = index * this.#chunkBytes;
+      const end = Math.min(this.#stagedBytes, start + this.#chunkBytes);
       const chunk = this.#chunks[index];
       assert(chunk !== undefined, "what is staged is in memory");
       this.#file.write(chunk.subarray(this.#tailBytes - start, end - start), this.#tailBytes);
       this.#tailBytes = end;
-      if (end < start + BUFFER_CHUNK_BYTES || this.#memory?.isOver !== true) continue;
+      if (end < start + this.#chunkBytes || this.#memory?.isOver !== true) continue;
       this.#chunks[index] = undefined;
       this.#memory.giveChunk(chunk);
     }

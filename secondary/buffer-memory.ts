@@ -1,10 +1,15 @@
-import { BUFFER_CHUNK_BYTES, BUFFER_FRAGMENTS_HIGH_WATER } from "../proto/limits.ts";
+import { BUFFER_CHUNK_MAX_BYTES, BUFFER_CHUNK_MIN_BYTES, BUFFER_FRAGMENTS_HIGH_WATER } from "../proto/limits.ts";
+
+/** With room for so many chunks they are large ones. */
+const CHUNKS_AMPLE = 64;
 
 /**
  * Owns what the block buffers of all disks of one agent take of memory: chunks that hold what is in their logs as well,
  * and a count of indexed fragments. Chunks are used again, since fresh memory costs more than the copy into it.
  */
 export class BufferMemory {
+  /** Small enough that each of many disks can have one. */
+  readonly chunkBytes: number;
   readonly #chunksMax: number;
   readonly #fragmentsMax: number;
   readonly #reachedMark: () => void;
@@ -16,7 +21,9 @@ export class BufferMemory {
 
   /** `reachedMark` is called when a commit has become worth its while, and again only after it was not. */
   constructor(limits: { readonly bytes: number; readonly fragments: number }, reachedMark: () => void) {
-    this.#chunksMax = Math.floor(limits.bytes / BUFFER_CHUNK_BYTES);
+    const isAmple = limits.bytes >= CHUNKS_AMPLE * BUFFER_CHUNK_MAX_BYTES;
+    this.chunkBytes = isAmple ? BUFFER_CHUNK_MAX_BYTES : BUFFER_CHUNK_MIN_BYTES;
+    this.#chunksMax = Math.floor(limits.bytes / this.chunkBytes);
     this.#fragmentsMax = limits.fragments;
     this.#reachedMark = reachedMark;
   }
@@ -38,7 +45,7 @@ export class BufferMemory {
 
   takeChunk(): Buffer {
     this.#chunks += 1;
-    return this.#spare.pop() ?? Buffer.allocUnsafeSlow(BUFFER_CHUNK_BYTES);
+    return this.#spare.pop() ?? Buffer.allocUnsafeSlow(this.chunkBytes);
   }
 
   giveChunk(chunk: Buffer): void {

@@ -1,5 +1,5 @@
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { BUFFER_FRAGMENTS_MAX, BUFFER_MEMORY_BYTES } from "../proto/limits.ts";
+import { BUFFER_FRAGMENTS_MAX } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
@@ -62,6 +62,8 @@ export interface SecondaryOptions {
   readonly retain: number;
   /** What the overlays of all disks may take; undefined: what their file system has. */
   readonly overlayLimitBytes: number | undefined;
+  /** What block buffers hold in memory of their logs, for all disks together (mode `mc`). */
+  readonly bufferMemoryBytes: number;
   /** Writes to the images were lost, perhaps, that readers still see: what arrives is written even where it seems equal. */
   readonly mayHaveLostWrites: boolean;
   readonly lostSyncs: LostSyncs;
@@ -103,7 +105,7 @@ export class SecondaryRole {
   constructor(options: SecondaryOptions) {
     this.#options = options;
     this.#history = new ReplicaHistory(options);
-    const bufferMemory = new BufferMemory({ bytes: BUFFER_MEMORY_BYTES, fragments: BUFFER_FRAGMENTS_MAX }, () =>
+    const bufferMemory = new BufferMemory({ bytes: options.bufferMemoryBytes, fragments: BUFFER_FRAGMENTS_MAX }, () =>
       this.#space.want(),
     );
     this.#disks = new ReplicaDisks({
