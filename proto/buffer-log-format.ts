@@ -35,6 +35,7 @@ import { BUFFER_LOG_VERSION } from "./versions.ts";
 const MAGIC = Buffer.from("COLOBUFL", "latin1");
 export const BUFFER_LOG_HEADER_BYTES = 64;
 export const BUFFER_RECORD_HEAD_BYTES = 32;
+const CHECKSUM_BYTES = 4;
 const TWO_TO_THE_32 = 2 ** 32;
 
 export const BUFFER_RECORD_KINDS = { write: 1, zero: 2, discard: 3 } as const;
@@ -86,14 +87,8 @@ export function bufferRecordSeed(id: Buffer): number {
   return crc32(id);
 }
 
-/** Writes the head of a record to the start of `target`. `payload` are the bytes of a write, empty for the other kinds. */
-export function encodeBufferRecordHead(
-  target: Buffer,
-  seed: number,
-  sequence: number,
-  record: BufferRecord,
-  payload: Uint8Array,
-): void {
+/** Writes the head of a record to the start of `target`, but for its checksum. */
+export function encodeBufferRecordHead(target: Buffer, sequence: number, record: BufferRecord): void {
   target.writeUInt32BE(sequence, 4);
   target.writeUInt32BE(Math.floor(record.offset / TWO_TO_THE_32), 8);
   target.writeUInt32BE(record.offset % TWO_TO_THE_32, 12);
@@ -101,8 +96,15 @@ export function encodeBufferRecordHead(
   target.writeUInt32BE(record.length % TWO_TO_THE_32, 20);
   target.writeUInt32BE(BUFFER_RECORD_KINDS[record.kind], 24);
   target.writeUInt32BE(0, 28);
-  const ofHead = crc32(target.subarray(4, BUFFER_RECORD_HEAD_BYTES), seed);
-  target.writeUInt32BE(payload.length === 0 ? ofHead : crc32(payload, ofHead), 0);
+}
+
+/** Writes the checksum of the record that `pieces` are, one behind the other; the first one begins with its head. */
+export function sealBufferRecord(pieces: readonly Buffer[], seed: number): void {
+  const [first] = pieces;
+  assert(first !== undefined);
+  let checksum = crc32(first.subarray(CHECKSUM_BYTES), seed);
+  for (let index = 1; index < pieces.length; index += 1) checksum = crc32(pieces[index] ?? first, checksum);
+  first.writeUInt32BE(checksum, 0);
 }
 
 /** A head as it was read, whose checksum still has to be compared. */

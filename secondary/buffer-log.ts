@@ -18,6 +18,7 @@ import {
   decodeBufferRecordHead,
   encodeBufferLogHeader,
   encodeBufferRecordHead,
+  sealBufferRecord,
   type BufferLogHeader,
   type BufferRecord,
 } from "../proto/buffer-log-format.ts";
@@ -141,14 +142,10 @@ export class BufferLog {
   append(changes: readonly BufferedChange[], visit: VisitRecord): void {
     const sequence = this.#sequence;
     const tailBytes = this.#tailBytes;
-    const head = BufferLog.#head;
     try {
       for (const change of changes) {
-        const payload = change.kind === "write" ? change.payload : NO_PAYLOAD;
         this.#sequence += 1;
-        encodeBufferRecordHead(head, this.#seed, this.#sequence, change, payload);
-        this.#stage(head);
-        this.#stage(payload);
+        this.#stageRecord(change);
       }
       this.#writeStaged();
     } catch (error) {
@@ -237,6 +234,27 @@ export class BufferLog {
     return this.#file.tryRead(target, position) ? undefined : this.#file.read(target, position);
   }
 
+  /** Puts a record behind what is staged: in one chunk, where it fits, so that it is summed up in one go. */
+  #stageRecord(change: BufferedChange): void {
+    const payload = change.kind === "write" ? change.payload : NO_PAYLOAD;
+    const index = Math.floor(this.#stagedBytes / this.#chunkBytes);
+    const at = this.#stagedBytes - index * this.#chunkBytes;
+    const length = BUFFER_RECORD_HEAD_BYTES + payload.length;
+    if (at + length > this.#chunkBytes) {
+      const head = BufferLog.#head;
+      encodeBufferRecordHead(head, this.#sequence, change);
+      sealBufferRecord([head, asBuffer(payload)], this.#seed);
+      this.#stage(head);
+      this.#stage(payload);
+      return;
+    }
+    const record = this.#chunkAt(index).subarray(at, at + length);
+    encodeBufferRecordHead(record, this.#sequence, change);
+    record.set(payload, BUFFER_RECORD_HEAD_BYTES);
+    sealBufferRecord([record], this.#seed);
+    this.#stagedBytes += length;
+  }
+
   /** Puts bytes behind what is staged. */
   #stage(bytes: Uint8Array): void {
     for (let from = 0; from < bytes.length;) {
@@ -283,7 +301,11 @@ export class BufferLog {
   }
 }
 
-const NO_PAYLOAD = new Uint8Array(0);
+const NO_PAYLOAD = Buffer.alloc(0);
+
+function asBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
 
 /** Calls `visit` for each sound record of a log. Returns its header and where it ends; undefined: it is no such log. */
 export function scanBufferLog(

@@ -21,6 +21,8 @@ export interface PairOptions {
   readonly parent: string;
   readonly sizeBytes: number;
   readonly durability: Durability;
+  /** Default `colo`. */
+  readonly mode?: PairMode;
   /** How many disks. Default 1. */
   readonly disks?: number;
   /** Images without holes. Default false: they are empty. */
@@ -35,9 +37,12 @@ export interface PairOptions {
 
 type Side = "a" | "b";
 
+/** Modes that are measured. */
+export type PairMode = "colo" | "mc";
+
 /** What a pair is called in tables. */
-export function pairName(durability: Durability): string {
-  return durability === "power" ? "Colobus, power" : "Colobus";
+export function pairName(durability: Durability, mode: PairMode = "colo"): string {
+  return `Colobus${mode === "mc" ? " mc" : ""}${durability === "power" ? ", power" : ""}`;
 }
 
 /** A primary and a secondary agent as two processes on this machine, for measurements. */
@@ -50,7 +55,7 @@ export class BenchPair implements FailoverContestant {
   readonly #agents = new Map<Side, ChildProcess>();
 
   private constructor(options: PairOptions, port: number) {
-    this.name = pairName(options.durability);
+    this.name = pairName(options.durability, options.mode);
     this.directory = makeDirectory(options.parent);
     this.#options = options;
     this.#port = port;
@@ -207,7 +212,8 @@ export class BenchPair implements FailoverContestant {
     const run = join(this.directory, side);
     const disks = this.#disks.flatMap((disk) => ["--disk", `${disk}=${this.#imageOf(side, disk)}`]);
     const places = ["--run", run, "--state", join(run, "state"), ...disks];
-    const common = ["--durability", this.#options.durability, "--log-level", "error"];
+    const { durability, mode = "colo" } = this.#options;
+    const common = ["--durability", durability, "--mode", mode, "--log-level", "error"];
     const { isProbed = false } = this.#options;
     const nodeFlags = isProbed ? PROBE_FLAGS : [];
     const { launcher } = this.#options.link ?? LOOPBACK;
