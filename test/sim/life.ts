@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { bufferedBytes } from "./buffered-bytes.ts";
 import { LifeFailover } from "./life-failover.ts";
 import { LifeFaults } from "./life-faults.ts";
 import { LifeGuest } from "./life-guest.ts";
@@ -235,9 +236,7 @@ class Life {
     const { pair, plan } = this.#scene;
     for (let kept = 0; kept <= plan.pair.retain; kept += 1) await this.#takeLastCheckpoint();
     const deadlineMs = this.#scene.world.nowMs + CHECKPOINT_WITHIN_MS;
-    const buffered = (): number =>
-      this.#scene.statusOf(pair.secondary)?.disks.reduce((sum, { bufferBytes }) => sum + bufferBytes, 0) ?? 1;
-    while (buffered() > 0) {
+    while (bufferedBytes(pair.secondary) > 0) {
       assert(this.#scene.world.nowMs < deadlineMs, "what is committed is not put into the base");
       await this.#scene.sleep(10);
     }

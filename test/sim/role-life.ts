@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { bufferedBytes } from "./buffered-bytes.ts";
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
 import { ReplicatedDisk } from "../../primary/replicated-disk.ts";
 import type { ColobusError, ErrorCode } from "../../proto/errors.ts";
@@ -529,9 +530,7 @@ class RoleLife {
   async #untilApplied(primary: PairMember): Promise<void> {
     for (let kept = 0; kept < RETAIN_MAX; kept += 1) await this.#checkpoint(primary, COMMAND_MS, false);
     const deadlineMs = this.world.nowMs + COMMAND_MS;
-    const buffered = (member: PairMember): number =>
-      this.#statusOf(member)?.disks.reduce((sum, { bufferBytes }) => sum + bufferBytes, 0) ?? 1;
-    while (this.#members.some((member) => buffered(member) > 0)) {
+    while (this.#members.some((member) => bufferedBytes(member) > 0)) {
       assert(this.world.nowMs < deadlineMs, "what is committed is not put into the base");
       await this.#sleep(10);
     }
