@@ -1,4 +1,5 @@
-import { Agent, type AgentHost } from "../../cli/agent.ts";
+import type { AgentHost } from "../../cli/agent-host.ts";
+import { Agent } from "../../cli/agent.ts";
 import type { AgentConfig } from "../../cli/agent-config.ts";
 import type { AgentEvent } from "../../proto/control-api.ts";
 import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
