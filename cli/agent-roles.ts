@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { STATE_RETRY_MS } from "../proto/limits.ts";
+import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
@@ -316,6 +316,7 @@ export class AgentRoles {
       bootId: host.bootId,
       retain: config.retain,
       overlayLimitBytes: config.overlayLimitBytes,
+      bufferMemoryBytes: config.bufferMemoryBytes ?? BUFFER_MEMORY_DEFAULT_BYTES,
       mayHaveLostWrites: options.mayHaveLostWrites,
       lostSyncs: this.#lostSyncs,
       disksCreated: () => this.#exportViews(secondary),

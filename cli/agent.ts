@@ -410,9 +410,7 @@ export class Agent implements AgentControl {
   #describePrimary(primary: PrimaryRole): RoleStatus {
     const disks = primary.describeDisks().map((disk, index) => {
       const promoted = this.#roles.promoted[index];
-      return promoted === undefined
-        ? disk
-        : { ...disk, hiddenBytes: promoted.hiddenBytes, activeBytes: promoted.activeBytes };
+      return promoted === undefined ? disk : { ...disk, ...promoted.storage };
     });
     return {
       epoch: primary.checkpoints.describe(),
