@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { STATE_RETRY_MS } from "../proto/limits.ts";
-import type { Hello } from "../proto/replication-messages.ts";
+import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
@@ -12,24 +11,22 @@ import { recoverPromotion } from "../secondary/recover-promotion.ts";
 import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/secondary-role.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
-import { imageUseOf, type DiskImage, type ImageSource, type ImageUse } from "../shared/block/disk-image.ts";
-import { parseImageLocation } from "../shared/block/image-location.ts";
-import { LateImage } from "../shared/block/late-image.ts";
+import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import { keepLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
-import { demoted, mustHold } from "../shared/replication/lineage.ts";
+import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { probePeer } from "../shared/replication/peer-probe.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
-import type { Verdict } from "../shared/replication/verdict.ts";
-import type { AgentOptions } from "./agent.ts";
+import type { AgentOptions } from "./agent-host.ts";
 import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
+import type { Judged } from "./verdict-answer.ts";
 
 export interface ActivePrimary {
   readonly role: "Primary";
@@ -43,9 +40,6 @@ export interface ActiveSecondary {
   readonly secondary: SecondaryRole;
   readonly tracking: PeerTracking;
 }
-
-/** What a handshake came to, and with whom. */
-export type Judged = { readonly verdict: Verdict; readonly peer: Hello };
 
 /** A local child that this agent has opened and closes. */
 type OwnedChild = DiskImage | PromotedDisk;
@@ -197,7 +191,7 @@ export class AgentRoles {
       agent.dropClients();
       const { openEpoch } = active.primary.checkpoints;
       const fault = await active.primary.stop(0);
-      for (const child of active.children) child.close();
+      this.#closeChildren(active);
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
       // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
@@ -227,9 +221,10 @@ export class AgentRoles {
     const active = this.#active;
     if (active.role === "Secondary") return active.secondary.close();
     const fault = await active.primary.stop(drainMs);
-    if (fault !== undefined) {
-      for (const child of active.children) child.close();
-      throw fault;
+    if (fault !== undefined || this.#isDiskOfPeer) {
+      this.#closeChildren(active);
+      if (fault !== undefined) throw fault;
+      return;
     }
     const marks: string[] = [];
     for (const child of active.children) marks.push(await child.changeMark());
@@ -238,6 +233,19 @@ export class AgentRoles {
       disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: marks[index] ?? null })),
     }));
     for (const child of active.children) child.close();
+  }
+
+  /** The peer was promoted on the shared disk: nothing that this side holds back may be written to it any more. */
+  get #isDiskOfPeer(): boolean {
+    const { mode, outdated } = this.#options.state.record;
+    return mode === "shared" && outdated;
+  }
+
+  #closeChildren({ children }: ActivePrimary): void {
+    for (const child of children) {
+      if (this.#isDiskOfPeer && child.abandon !== undefined) child.abandon();
+      else child.close();
+    }
   }
 
   #change<T>(change: () => Promise<T>): Promise<T> {
@@ -312,6 +320,7 @@ export class AgentRoles {
       bootId: host.bootId,
       retain: config.retain,
       overlayLimitBytes: config.overlayLimitBytes,
+      bufferMemoryBytes: config.bufferMemoryBytes ?? BUFFER_MEMORY_DEFAULT_BYTES,
       mayHaveLostWrites: options.mayHaveLostWrites,
       lostSyncs: this.#lostSyncs,
       disksCreated: () => this.#exportViews(secondary),
@@ -350,7 +359,9 @@ export class AgentRoles {
     try {
       for (const disk of record.disks) {
         removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        children.push({ name: disk.name, child: this.#openOwn(disk) });
+        const child = this.#options.images.open(disk, imageUseOf(record));
+        keepLosses(child, disk, this.#lostSyncs);
+        children.push({ name: disk.name, child });
       }
     } catch (error) {
       for (const { child } of children) child.close();
@@ -371,20 +382,6 @@ export class AgentRoles {
   get #mayBeSuperseded(): boolean {
     const { state, isMarkOwn } = this.#options;
     return this.#isStarting && state.record.mode === "shared" && !isMarkOwn && this.#mayHaveHadPeer;
-  }
-
-  #openOwn(disk: StateRecord["disks"][number]): DiskImage {
-    const { images, state } = this.#options;
-    const { record } = state;
-    const open = (use: ImageUse): DiskImage => {
-      const image = images.open(disk, use);
-      keepLosses(image, disk, this.#lostSyncs);
-      return image;
-    };
-    const mayBeForeign = record.mode === "shared" && (mustHold(record, !state.isNew) || this.#mayBeSuperseded);
-    // One server would have to end before the other began.
-    if (!mayBeForeign || parseImageLocation(disk.image).kind !== "file") return open(imageUseOf(record));
-    return new LateImage(open("foreign"), () => open("shared"));
   }
 
   #servePromotion(promotion: PromotedDisks, tracking: PeerTracking): ActivePrimary {

@@ -33,58 +33,23 @@ import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import { outdated } from "../primary/guest-policy.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
-import type { ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { FileImages } from "../shared/block/file-images.ts";
 import { ImageServers } from "../shared/block/image-servers.ts";
 import { EventLog } from "../shared/control/event-log.ts";
-import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
-import type { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
-import type { Log } from "../shared/host/log.ts";
-import type { Random } from "../shared/host/random.ts";
-import type { Storage } from "../shared/host/storage.ts";
 import { JobList } from "../shared/jobs/job-list.ts";
 import { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import type { Dialer, Link } from "../shared/replication/link.ts";
-import type { AgentConfig } from "./agent-config.ts";
+import type { Link } from "../shared/replication/link.ts";
+import type { AgentOptions } from "./agent-host.ts";
 import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
-import type { FencedPeer } from "./fence-peer.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
-
-/** What an agent is given by the machine that it runs on, or by the simulator. */
-export interface AgentHost {
-  readonly storage: Storage;
-  /** Opens the disks' images; undefined: files of `storage`. */
-  readonly images?: ImageSource;
-  readonly clock: Clock;
-  readonly random: Random;
-  readonly log: Log;
-  readonly bootId: string;
-  readonly pid: number;
-  readonly dialer: (url: string) => Dialer;
-  /** The agent starts and stops it. The simulator's processes are never late, and have none. */
-  readonly eventLoopDelay?: EventLoopDelay;
-}
-
-export interface AgentOptions {
-  readonly host: AgentHost;
-  readonly config: AgentConfig;
-  readonly token: Buffer | undefined;
-  /** Whether a peer may dial this agent. */
-  readonly acceptsPeers: boolean;
-  /** The URI under which clients reach an export. */
-  readonly exportUri: (name: string) => string;
-  /** Sends the exports' clients away, once what they have under way is answered. */
-  readonly dropClients: () => void;
-  /** Makes sure that the peer serves no more, before a failover. Errors: `fence-failed`. undefined: the operator has. */
-  readonly fence: ((peer: FencedPeer) => Promise<string>) | undefined;
-}
 
 /**
  * One agent: the disks of one VM in one role at a time, its exports, its jobs and its events. It is written against
@@ -158,7 +123,7 @@ export class Agent implements AgentControl {
       await sharedMark?.assertNobodyMerges(host.log);
       if (state.record.role === "Primary" && state.record.merge === null) await sharedMark?.endMerge(host.log);
       const isMarkOwn = (await sharedMark?.isOwn(host.log)) ?? false;
-      await images.prepare(state.record.disks);
+      await images.prepare(state.record.disks, imageUseOf(state.record));
       agent = new Agent(options, state, images, { sharedMark, isMarkOwn });
     } catch (error) {
       images.release();
@@ -448,9 +413,7 @@ export class Agent implements AgentControl {
   #describePrimary(primary: PrimaryRole): RoleStatus {
     const disks = primary.describeDisks().map((disk, index) => {
       const promoted = this.#roles.promoted[index];
-      return promoted === undefined
-        ? disk
-        : { ...disk, hiddenBytes: promoted.hiddenBytes, activeBytes: promoted.activeBytes };
+      return promoted === undefined ? disk : { ...disk, ...promoted.storage };
     });
     return {
       epoch: primary.checkpoints.describe(),

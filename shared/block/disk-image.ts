@@ -38,9 +38,19 @@ export interface DiskImage extends Child {
   /**
    * Drops everything that is known here, or cached on the way, of the content: whatever another host had made durable
    * before the call is read from then on. Absent where nothing is cached that another host could have changed.
-   * Requests that are under way, or come meanwhile, wait, and are answered afterwards. Errors: `io-error`.
+   * Requests that are under way, or come meanwhile, wait, and are answered afterwards.
    */
-  invalidate?(): Promise<void>;
+  invalidate?(): void;
+  /**
+   * Resolves when requests would reach the image. Errors: why they cannot (`image-busy`, `read-only` …). Absent where
+   * opening takes no waiting.
+   */
+  ready?(): Promise<void>;
+  /**
+   * Gives the image back without writing anything more of what was not flushed: another host writes it now. Absent where
+   * nobody but the kernel holds anything back.
+   */
+  abandon?(): void;
   /** Gives the image back. What was not flushed is wherever the last holder of it keeps it. */
   close(): void;
 }
@@ -72,19 +82,19 @@ export function imageUseOf({ mode }: Pick<StateRecord, "mode">): ImageUse {
 export interface ImageSource {
   /**
    * Finds out how large the image at `location` is, which takes waiting where it is not a file. The next `open` of the
-   * same location takes over what was opened for that. Errors: those of opening it (`image-missing` …).
+   * same location takes over what was opened for that; what two hosts use is only looked at. Errors: those of opening it (`image-missing` …).
    */
   measure(location: string, use?: ImageUse): Promise<number>;
   /**
    * Whether an image lay behind a server of an earlier process of this agent that was killed: what it had answered, and no
-   * flush had covered, is lost. To be asked before anything is opened.
+   * flush had covered, is lost. To be asked before anything is opened, by who writes them, as `use` says.
    */
-  haveLostWrites(disks: StateRecord["disks"]): Promise<boolean>;
+  haveLostWrites(disks: StateRecord["disks"], use: ImageUse): Promise<boolean>;
   /**
-   * Opens what takes waiting of the images of recorded disks, so that what is wrong with them is told at the start.
-   * Errors: those of opening them; what was opened is kept for `open`.
+   * Opens what takes waiting of the images of recorded disks, so that what is wrong with them is told at the start;
+   * what two hosts use is only looked at. Errors: those of opening them; what was opened is kept for `open`.
    */
-  prepare(disks: StateRecord["disks"]): Promise<void>;
+  prepare(disks: StateRecord["disks"], use?: ImageUse): Promise<void>;
   /** Gives back what was opened and not taken over. */
   release(): void;
   /**

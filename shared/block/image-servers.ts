@@ -46,8 +46,8 @@ export class ImageServers {
   watching(images: ImageSource): ImageSource {
     return {
       measure: (location, use) => images.measure(location, use),
-      haveLostWrites: (disks) => images.haveLostWrites(disks),
-      prepare: (disks) => images.prepare(disks),
+      haveLostWrites: (disks, use) => images.haveLostWrites(disks, use),
+      prepare: (disks, use) => images.prepare(disks, use),
       release: () => images.release(),
       canCreate: (location) => images.canCreate(location),
       create: (location, sizeBytes) => images.create(location, sizeBytes),

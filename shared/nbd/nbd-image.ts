@@ -45,6 +45,12 @@ export interface NbdImageOptions {
   readonly exportName: string;
   /** The size that the export must have; undefined: whatever it has. */
   readonly sizeBytes: number | undefined;
+  /** The server is connected when there is something to ask it. Default: at once. */
+  readonly onDemand?: boolean;
+  /** Nothing is ever changed, so the export may be a read-only one. Default: false. */
+  readonly isReadOnly?: boolean;
+  /** See `Child`. */
+  readonly placementBytes?: number | undefined;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -52,6 +58,8 @@ export interface NbdImageOptions {
 
 export class NbdImage implements DiskImage {
   readonly asksForExtents = true;
+  readonly placementBytes: number | undefined;
+  readonly #isReadOnly: boolean;
   readonly #source: StreamSource;
   readonly #client: NbdClient;
   readonly #unflushed = new UnflushedChanges();
@@ -81,9 +89,12 @@ export class NbdImage implements DiskImage {
   constructor(options: NbdImageOptions, { failsFast } = { failsFast: false }) {
     this.#source = options.source;
     this.#sizeBytes = options.sizeBytes;
+    this.placementBytes = options.placementBytes;
+    this.#isReadOnly = options.isReadOnly === true;
     this.#client = new NbdClient({
       ...options,
       failsFast,
+      onDemand: options.onDemand === true,
       changed: (reason) => {
         this.#away = reason;
         this.#watcher?.(reason);
@@ -165,6 +176,8 @@ export class NbdImage implements DiskImage {
   }
 
   syncOwn(): Promise<void> {
+    // A server that was never asked, or has been taken leave of, holds nothing back.
+    if (this.#client.isResting && this.#unflushed.isEmpty) return Promise.resolve();
     if (this.#next !== undefined) return this.#next;
     if (this.#running === undefined) return this.#flushNow();
     const flushAgain = (): Promise<void> => {
@@ -214,9 +227,26 @@ export class NbdImage implements DiskImage {
     this.#lost = undefined;
   }
 
-  /** The connection is made anew: a server that keeps what it knows of an image reads it again then. */
-  invalidate(): Promise<void> {
-    return this.#client.reopen();
+  /** The connection is made anew when the next request comes: a server that keeps what it knows of an image reads it again then. */
+  invalidate(): void {
+    this.#client.leave();
+  }
+
+  /** Resolves when the server is connected, and serves what it has to. Errors: why it cannot be reached, or does not. */
+  ready(): Promise<void> {
+    return this.#client.untilOpen();
+  }
+
+  /** The server is left, and one of this agent's has ended, having written what it held. */
+  async letGo(): Promise<void> {
+    await this.flush();
+    this.#client.leave();
+    await this.#source.stop();
+  }
+
+  abandon(): void {
+    this.#source.abandon?.();
+    this.close();
   }
 
   async changeMark(): Promise<string> {
@@ -361,10 +391,10 @@ export class NbdImage implements DiskImage {
         "Serve an image of the disk's size.",
       );
     }
-    if ((flags & TRANSMISSION_FLAG.READ_ONLY) !== 0) {
+    if (!this.#isReadOnly && (flags & TRANSMISSION_FLAG.READ_ONLY) !== 0) {
       throw new ColobusError("read-only", `${name} is served read-only`, "Serve it writable.");
     }
-    if ((flags & TRANSMISSION_FLAG.SEND_FLUSH) === 0) {
+    if (!this.#isReadOnly && (flags & TRANSMISSION_FLAG.SEND_FLUSH) === 0) {
       throw new ColobusError(
         "not-supported",
         `the server of ${name} cannot flush, so nothing would ever be known to be durable`,
