@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { STATE_RETRY_MS } from "../proto/limits.ts";
-import type { Hello } from "../proto/replication-messages.ts";
+import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
@@ -23,11 +22,11 @@ import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { probePeer } from "../shared/replication/peer-probe.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
-import type { Verdict } from "../shared/replication/verdict.ts";
-import type { AgentOptions } from "./agent.ts";
+import type { AgentOptions } from "./agent-host.ts";
 import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
+import type { Judged } from "./verdict-answer.ts";
 
 export interface ActivePrimary {
   readonly role: "Primary";
@@ -41,9 +40,6 @@ export interface ActiveSecondary {
   readonly secondary: SecondaryRole;
   readonly tracking: PeerTracking;
 }
-
-/** What a handshake came to, and with whom. */
-export type Judged = { readonly verdict: Verdict; readonly peer: Hello };
 
 /** A local child that this agent has opened and closes. */
 type OwnedChild = DiskImage | PromotedDisk;
@@ -320,6 +316,7 @@ export class AgentRoles {
       bootId: host.bootId,
       retain: config.retain,
       overlayLimitBytes: config.overlayLimitBytes,
+      bufferMemoryBytes: config.bufferMemoryBytes ?? BUFFER_MEMORY_DEFAULT_BYTES,
       mayHaveLostWrites: options.mayHaveLostWrites,
       lostSyncs: this.#lostSyncs,
       disksCreated: () => this.#exportViews(secondary),

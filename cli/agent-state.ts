@@ -3,6 +3,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
+import { parseImageLocation } from "../shared/block/image-location.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -43,8 +44,8 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
       ...(isSuspect ? suspect(record, newId(host.random)) : record),
       durability: config.durability,
       unflushedThrough: lostBarriers ? record.epochReserved : record.unflushedThrough,
-      // Since the host has booted, readers see what the devices have.
-      lostSyncs: existing.record.bootId === host.bootId ? record.lostSyncs : [],
+      lostSyncs: stillLost(record, host.bootId),
+      replaysOwed: [],
     }));
     if (isSuspect) {
       host.log.warn(
@@ -79,7 +80,7 @@ async function mayHaveLostData(record: StateRecord, { bootId, images }: StateHos
   const isUnclean = record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null);
   if (record.durability !== "process" || !isUnclean) return false;
   if (record.bootId !== bootId) return true;
-  return record.mode !== "shared" && images.haveLostWrites(record.disks, "own");
+  return record.mode !== "shared" && (record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "own"));
 }
 
 /**
@@ -89,7 +90,17 @@ async function mayHaveLostData(record: StateRecord, { bootId, images }: StateHos
 async function hasLostBarriers(record: StateRecord, { images }: StateHost): Promise<boolean> {
   const isUnclean = record.disks.some(({ cleanMark }) => cleanMark === null);
   if (record.mode !== "shared" || record.role !== "Primary" || !isUnclean) return false;
-  return images.haveLostWrites(record.disks, "shared");
+  return record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "shared");
+}
+
+/** Since the host has booted, readers see what its devices have; nobody knows when another host has. */
+function stillLost({ bootId, lostSyncs, disks }: StateRecord, newBootId: string): StateRecord["lostSyncs"] {
+  if (bootId === newBootId) return lostSyncs;
+  const isElsewhere = (name: string): boolean => {
+    const location = parseImageLocation(disks.find((disk) => disk.name === name)?.image ?? "");
+    return location.kind === "nbd" && location.address.kind === "tcp";
+  };
+  return lostSyncs.filter(({ disk, active }) => active === null && isElsewhere(disk));
 }
 
 /**
@@ -157,6 +168,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
     retained: [],
     merge: null,
     lostSyncs: [],
+    replaysOwed: [],
     bootId: host.bootId,
   };
 }

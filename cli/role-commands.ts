@@ -17,10 +17,10 @@ import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
-import type { AgentRoles, Judged } from "./agent-roles.ts";
+import type { AgentRoles } from "./agent-roles.ts";
 import { newId } from "./agent-state.ts";
 import type { DiskExports } from "./disk-export.ts";
-import { describeVerdict } from "./verdict-answer.ts";
+import { describeVerdict, type Judged } from "./verdict-answer.ts";
 
 export interface RoleCommandsOptions {
   readonly roles: AgentRoles;

@@ -14,10 +14,15 @@ export interface DiskImage extends Child {
   flush(): Promise<void>;
   /** Whether a flush has failed, so that what was written since the last good one may be lost. Every flush fails then. */
   readonly hasLostWrites: boolean;
-  /** Has `note` awaited when a flush has failed, before anybody is told. Absent where failures are the server's to keep. */
-  noteLossWith?(note: () => Promise<void>): void;
-  /** An earlier process has seen a flush fail: flushes fail from now on, as they did there. Absent as `noteLossWith`. */
+  /** Has what must outlive this process written down from now on. Absent where that is not asked for. */
+  noteWith?(notes: ImageNotes): void;
+  /** An earlier process has seen a flush fail: flushes fail from now on, as they did there. Absent as `noteWith`. */
   distrust?(reason: ColobusError): void;
+  /**
+   * Has `watcher` told why the image's server cannot be used, whenever it is lost or another try has failed, and undefined
+   * when it can be used again. There is one watcher. Absent where there is no server.
+   */
+  watchServer?(watcher: (reason: ColobusError | undefined) => void): void;
   /** What no flush has covered is written again, or serves nobody: flushes may succeed again. */
   rewritten(): void;
   /**
@@ -48,6 +53,18 @@ export interface DiskImage extends Child {
   abandon?(): void;
   /** Gives the image back. What was not flushed is wherever the last holder of it keeps it. */
   close(): void;
+}
+
+/** How an image has written down what a later process has to know of it. None of the promises rejects. */
+export interface ImageNotes {
+  /** A flush has failed. Awaited before anybody is told. */
+  lost(): Promise<void>;
+  /** What that flush covered was written again, and a flush of it has succeeded. */
+  mended(): Promise<void>;
+  /** A server has died, and may have lost what it had answered. Awaited before another one can hide that. */
+  replayOwed(): Promise<void>;
+  /** All of that was written again. */
+  replayed(): Promise<void>;
 }
 
 /**

@@ -17,7 +17,7 @@ import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
 import type { OpenOptions, Storage, StorageFile } from "../host/storage.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "./block-device.ts";
-import type { DiskImage } from "./disk-image.ts";
+import type { DiskImage, ImageNotes } from "./disk-image.ts";
 
 const SECTOR_BYTES = 512;
 /** qcow2 specification, "Header": magic. */
@@ -39,7 +39,7 @@ export class Image implements BlockDevice, DiskImage {
   #owners: Promise<void> | undefined;
   /** The sync that failed. */
   #failed: Promise<void> | undefined;
-  #noteLoss: () => Promise<void> = () => Promise.resolve();
+  #notes: Pick<ImageNotes, "lost"> | undefined;
 
   /** Takes over `file`, of which the first `sizeBytes` are the disk. With `use` it is opened again by the first request. */
   constructor(file: StorageFile, sizeBytes: number, use?: SharedUse) {
@@ -106,8 +106,8 @@ export class Image implements BlockDevice, DiskImage {
     return this.#failed !== undefined;
   }
 
-  noteLossWith(note: () => Promise<void>): void {
-    this.#noteLoss = note;
+  noteWith(notes: Pick<ImageNotes, "lost">): void {
+    this.#notes = notes;
   }
 
   distrust(reason: ColobusError): void {
@@ -197,7 +197,7 @@ export class Image implements BlockDevice, DiskImage {
       async (error: unknown) => {
         this.#failed = running;
         this.#running = undefined;
-        await this.#noteLoss();
+        await this.#notes?.lost();
         throw error;
       },
     );

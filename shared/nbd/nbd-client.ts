@@ -32,6 +32,10 @@ export interface NbdClientOptions {
   readonly failsFast: boolean;
   /** The server is left alone until there is something to ask it. */
   readonly onDemand: boolean;
+  /** The server is there, or is lost: then `reason` says why, also for each later try that has failed. */
+  readonly changed: (reason: ColobusError | undefined) => void;
+  /** Awaited before a server takes the place of one that requests were sent to. */
+  readonly replacing: () => Promise<void>;
   /** Throws a ColobusError when the export is not what it has to be. */
   readonly accept: (exported: ServerExport) => void;
   /** Brings a server that was connected anew up to date, by requests that it gives to `send`. Rejects when that fails. */
@@ -148,9 +152,10 @@ export class NbdClient {
 
   async #dial(): Promise<void> {
     this.#isStale = false;
-    const { source, exportName, clock, accept, restore } = this.#options;
+    const { source, exportName, clock, replacing, accept, restore } = this.#options;
     let connection: ClientConnection | undefined;
     try {
+      if (this.#wasEverOpen) await replacing();
       const stream = await source.dial(this.#abort.signal);
       const negotiated = await negotiate(stream, exportName, clock);
       if (this.#abort.signal.aborted) {
@@ -189,6 +194,7 @@ export class NbdClient {
     this.#pauseMs = RECONNECT_MIN_MS;
     this.#giveUp?.cancel();
     this.#giveUp = undefined;
+    this.#options.changed(undefined);
     if (this.#isStale) {
       this.#leaveToReturn();
       return;
@@ -208,6 +214,7 @@ export class NbdClient {
     // A server that is not there may come back before anybody has to know; one that is wrong stays wrong.
     if (!reason.row.retry || (this.#options.failsFast && !this.#wasEverOpen)) this.#fail(this.#explain(reason));
     this.#lastReason = reason;
+    this.#options.changed(this.#explain(reason));
     this.#dialLater();
   }
 
@@ -224,8 +231,10 @@ export class NbdClient {
     this.#waiting = [...unanswered, ...this.#waiting];
     if (this.#abort.signal.aborted) return;
     const { log, source } = this.#options;
-    if (!this.#isReturning)
+    if (!this.#isReturning) {
       log.warn({ image: source.name, reason }, "the connection to the server of an image is lost");
+      this.#options.changed(this.#explain(reason));
+    }
     if (this.#isReturning && this.#waiting.length === 0 && this.#openWaiters.length === 0) {
       this.#isResting = true;
       return;

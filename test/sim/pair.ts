@@ -1,4 +1,5 @@
-import { Agent, type AgentHost } from "../../cli/agent.ts";
+import type { AgentHost } from "../../cli/agent-host.ts";
+import { Agent } from "../../cli/agent.ts";
 import type { AgentConfig } from "../../cli/agent-config.ts";
 import type { AgentEvent } from "../../proto/control-api.ts";
 import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
@@ -25,8 +26,10 @@ export interface PairDisk {
 }
 
 export interface PairOptions {
+  /** In mode `mc`; the default where it is not said. */
+  readonly bufferMemoryBytes?: number;
   /** `colo` unless it is said. In mode `shared` both hosts reach the images of host `a`. */
-  readonly mode?: "colo" | "shared";
+  readonly mode?: "colo" | "mc" | "shared";
   /** Mode `shared`: there is a place for the mark. */
   readonly isMarked?: boolean;
   readonly onPeerLoss?: PeerLossPolicy;
@@ -279,6 +282,7 @@ export function makePair(
       secondaryExport: options.access,
       retain: options.retain,
       overlayLimitBytes: options.overlayLimitBytes,
+      bufferMemoryBytes: options.bufferMemoryBytes,
       createImages: !isPrimary && options.createImages,
       assumeInSync: false,
       adoptImages: false,
@@ -286,13 +290,13 @@ export function makePair(
     };
     if (options.servesImages !== true) return new PairMember(world, host, config, observer);
     const random = new SeededRandom(world.seed).fork(`servers of ${name}`);
-    const losesWrites = options.durability === "power";
+    const killed = new Set<string>();
     return new PairMember(
       world,
       host,
       config,
       observer,
-      (process) => new ServedImages({ world, process, random, losesWrites }),
+      (process) => new ServedImages({ world, process, random, killed }),
     );
   };
   return { primary: member("a"), secondary: member("b") };
