@@ -187,7 +187,7 @@ export class AgentRoles {
       agent.dropClients();
       const { openEpoch } = active.primary.checkpoints;
       const fault = await active.primary.stop(0);
-      for (const child of active.children) child.close();
+      this.#closeChildren(active);
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
       // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
@@ -217,9 +217,10 @@ export class AgentRoles {
     const active = this.#active;
     if (active.role === "Secondary") return active.secondary.close();
     const fault = await active.primary.stop(drainMs);
-    if (fault !== undefined) {
-      for (const child of active.children) child.close();
-      throw fault;
+    if (fault !== undefined || this.#isDiskOfPeer) {
+      this.#closeChildren(active);
+      if (fault !== undefined) throw fault;
+      return;
     }
     const marks: string[] = [];
     for (const child of active.children) marks.push(await child.changeMark());
@@ -228,6 +229,19 @@ export class AgentRoles {
       disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: marks[index] ?? null })),
     }));
     for (const child of active.children) child.close();
+  }
+
+  /** The peer was promoted on the shared disk: nothing that this side holds back may be written to it any more. */
+  get #isDiskOfPeer(): boolean {
+    const { mode, outdated } = this.#options.state.record;
+    return mode === "shared" && outdated;
+  }
+
+  #closeChildren({ children }: ActivePrimary): void {
+    for (const child of children) {
+      if (this.#isDiskOfPeer && child.abandon !== undefined) child.abandon();
+      else child.close();
+    }
   }
 
   #change<T>(change: () => Promise<T>): Promise<T> {

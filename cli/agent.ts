@@ -33,8 +33,9 @@ import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import { outdated } from "../primary/guest-policy.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
-import type { ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { FileImages } from "../shared/block/file-images.ts";
+import { ImageServers } from "../shared/block/image-servers.ts";
 import { EventLog } from "../shared/control/event-log.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import { JobList } from "../shared/jobs/job-list.ts";
@@ -68,6 +69,7 @@ export class Agent implements AgentControl {
   readonly #changes: CheckpointChanges;
   readonly #stateWatch: StateWatch;
   readonly #stallWatch: StallWatch;
+  readonly #imageServers: ImageServers;
 
   private constructor(
     options: AgentOptions,
@@ -80,6 +82,7 @@ export class Agent implements AgentControl {
     this.#events = new EventLog(options.host.clock);
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
+    this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#changes = new CheckpointChanges({
       clock: options.host.clock,
       secondary: (command) => this.#secondary(command),
@@ -91,7 +94,7 @@ export class Agent implements AgentControl {
     this.#roles = new AgentRoles({
       agent: options,
       state,
-      images,
+      images: this.#imageServers.watching(images),
       sharedMark,
       exports: this.exports,
       jobs: this.#jobs,
@@ -117,7 +120,7 @@ export class Agent implements AgentControl {
     try {
       const sharedMark = openSharedMark(options, state);
       await sharedMark?.assertNobodyMerges(host.log);
-      await images.prepare(state.record.disks);
+      await images.prepare(state.record.disks, imageUseOf(state.record));
       agent = new Agent(options, state, images, sharedMark);
     } catch (error) {
       images.release();
@@ -161,6 +164,7 @@ export class Agent implements AgentControl {
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     this.#stateWatch.stop();
     this.#stallWatch.stop();
+    this.#imageServers.stop();
     await this.#roles.stop(drainMs);
     await this.#state.close();
   }
@@ -183,7 +187,11 @@ export class Agent implements AgentControl {
       ack: config.ack,
       clusterBytes: record.clusterBytes,
       ...view,
-      protection: this.#stateWatch.describeProtection() ?? view.protection,
+      peers: view.peers.map((peer) => ({
+        ...peer,
+        lastError: peer.lastError ?? this.#imageServers.fault?.toJSON() ?? null,
+      })),
+      protection: this.#ownFaults() ?? view.protection,
       jobs: this.jobs(),
       exports: this.exports.list().map((diskExport) => ({
         name: diskExport.name,
@@ -311,13 +319,18 @@ export class Agent implements AgentControl {
     if (type !== "protection-changed") this.#watchProtection();
   }
 
+  /** Why the VM is not protected, where that is in this agent, whatever its role. */
+  #ownFaults(): Status["protection"] | undefined {
+    return this.#stateWatch.describeProtection() ?? this.#imageServers.describeProtection();
+  }
+
   /** Emits an event when the protection has changed since the last event. */
   #watchProtection(): void {
     const roles = this.#roles as AgentRoles | undefined; // events come while the constructor is still opening the role
     if (roles === undefined || this.#stopping) return;
     const { active } = roles;
     const role = active.role === "Primary" ? active.primary : active.secondary;
-    const protection = this.#stateWatch.describeProtection() ?? role.describeProtection();
+    const protection = this.#ownFaults() ?? role.describeProtection();
     const line = `${protection.state} ${protection.reason ?? ""}`;
     if (line === this.#lastProtection) return;
     this.#lastProtection = line;

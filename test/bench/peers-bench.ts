@@ -5,8 +5,8 @@
  * Both pairs take a checkpoint after each load, so that each begins with empty overlays, and in the last load also every
  * 100 ms. A comparison is the median over the rounds of the two figures' ratio within a round.
  */
-import { DURABILITIES, type Durability } from "../../proto/words.ts";
-import { BenchPair, pairName, type PairMode } from "./bench-pair.ts";
+import { DURABILITIES, type Durability, type Mode } from "../../proto/words.ts";
+import { BenchPair, pairName } from "./bench-pair.ts";
 import { checkpointEvery } from "./checkpoint-every.ts";
 import { isReplicated, type Contestant, type ReplicatedContestant } from "./contestant.ts";
 import { runLoad, type Load, type Workload } from "./fio.ts";
@@ -149,7 +149,7 @@ function seatsIn(
       await measure(contestant, WARM_UP, { directory: parent, seconds, round: 0 });
       return contestant;
     });
-  const ours = (durability: Durability, mode: PairMode) =>
+  const ours = (durability: Durability, mode: Mode) =>
     seat<ReplicatedContestant>(pairName(durability, mode), () =>
       BenchPair.start({ parent, sizeBytes: DISK_BYTES, durability, mode, isFilled: true }),
     );

@@ -290,13 +290,13 @@ export function makePair(
     };
     if (options.servesImages !== true) return new PairMember(world, host, config, observer);
     const random = new SeededRandom(world.seed).fork(`servers of ${name}`);
-    const losesWrites = options.durability === "power";
+    const killed = new Set<string>();
     return new PairMember(
       world,
       host,
       config,
       observer,
-      (process) => new ServedImages({ world, process, random, losesWrites }),
+      (process) => new ServedImages({ world, process, random, killed }),
     );
   };
   return { primary: member("a"), secondary: member("b") };
