@@ -27,7 +27,7 @@ class Scene {
   applied = 0;
   wanted = 0;
 
-  constructor({ fragments = 1000, durability = "process" as Durability } = {}) {
+  constructor({ fragments = 1000, durability = "process" }: { fragments?: number; durability?: Durability } = {}) {
     const context = overlaysOn(this.storage, SIZE, durability);
     this.storage.disk.addDirectory("/images");
     this.storage.disk.addFile(IMAGE, SIZE);
