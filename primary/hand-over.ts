@@ -11,6 +11,10 @@ export interface HandOverContext {
   readonly guests: GuestPolicy;
   readonly disks: readonly ReplicatedDisk[];
   readonly deadline: Deadline;
+  /** Has an arbiter know that the peer is to serve, where there is one, and takes that back. */
+  readonly arbiter:
+    | { readonly standDown: (peer: string, lineage: string) => Promise<void>; readonly resume: () => void }
+    | undefined;
   /** Commits what the guests have written. */
   readonly checkpoint: () => Promise<unknown>;
   /** Throws when the secondary lacks anything, or is not there any more. */
@@ -23,7 +27,7 @@ export interface HandOverContext {
  * Errors: those of the checkpoint, the secondary's refusal: guests go on then; `timed-out`.
  */
 export async function handOver(context: HandOverContext, lineage: string): Promise<void> {
-  const { state, session, guests, disks, deadline, checkpoint, assertInSync } = context;
+  const { state, session, guests, disks, deadline, arbiter, checkpoint, assertInSync } = context;
   const wasOpen = guests.gate.state === "open";
   guests.gate.hold();
   let isAsked = false;
@@ -34,6 +38,7 @@ export async function handOver(context: HandOverContext, lineage: string): Promi
     const peer = session.peer?.agentId ?? null;
     await state.update((record) => ({ ...record, handOver: peer }));
     isAsked = true;
+    if (peer !== null) await arbiter?.standDown(peer, lineage);
     await deadline.race(
       session.request((id) => ({ type: "takeover", id, lineage })),
       "the secondary was asked to take the role, and has not answered yet",
@@ -50,6 +55,7 @@ export async function handOver(context: HandOverContext, lineage: string): Promi
           session.close(asColobusError(fault));
           throw fault;
         });
+      arbiter?.resume();
     }
     if (wasOpen && (!isAsked || isRefused)) guests.release();
     throw error;

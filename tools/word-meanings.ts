@@ -160,6 +160,13 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "job-changed": "A job has another state than before.",
   "stalled":
     "The agent was held up for a second or longer, by itself or by its host, and answered nobody; the data has how often, and the longest.",
+  "lease-acquired": "This side has claimed the arbiter's lease.",
+  "lease-lost": "The arbiter does not give this side the lease any more.",
+  "lease-refused": "By the arbiter's record another side serves: this side serves nothing.",
+  "arbiter-unreachable": "The arbiter does not answer, or not as it should.",
+  "arbiter-reachable": "The arbiter answers again.",
+  "takeover-started": "This side has not heard the primary for long enough, and takes over by itself.",
+  "takeover-failed": "This side does not take over by itself, or could not; the data has the reason.",
   "protection-changed": "The VM became protected, or stopped being so; the data has the reason.",
 };
 
