@@ -24,6 +24,9 @@ export interface PermitKeeperOptions {
   readonly committed: () => number;
 }
 
+/** A turn that comes this much before the next renewal is due renews as well. */
+const RENEWED_EARLY = 1 / 2;
+
 /**
  * Keeps this primary's permit to serve: claims the lease where the arbiter's record allows it, renews it, and keeps the
  * record true. What has to be known to the arbiter first is waited for: that the secondary lacks what guests are told.
@@ -43,6 +46,7 @@ export class PermitKeeper {
   #judgements = 0;
   #recorded = -1;
   #hasTakenUp = false;
+  #renewalDueMs = 0;
   /** The operator says that nobody else serves. */
   #insists = false;
   #marking: { readonly done: Promise<void>; readonly settle: (reason?: ColobusError) => void } | undefined;
@@ -126,9 +130,11 @@ export class PermitKeeper {
   /** The secondary has committed a checkpoint. */
   committed(): void {
     if (!this.#options.isEstablished()) return;
+    const wasBehind = this.#isPeerBehind;
     this.#judgePeer(false);
+    // What lets the secondary take over again is told at once; the number goes with the next renewal.
     this.#isStale = true;
-    this.#look();
+    if (wasBehind) this.#look();
   }
 
   /** Why this side may not serve, where waiting does not help. */
@@ -212,15 +218,18 @@ export class PermitKeeper {
   }
 
   async #keep(): Promise<void> {
-    const { lease, state } = this.#options;
+    const { lease, state, clock } = this.#options;
     try {
       do {
         // While the role is being handed over, the record is the peer's to change.
         if (state.record.handOver !== null || this.#stopped) return;
         if (lease.isInForce && lease.known !== undefined && !this.#hasTakenUp) this.#takeUp(lease.known);
         if (!lease.isOwn || !lease.isInForce || this.#insists) await this.#claim();
-        else if (this.#isStale) await this.#amend();
-        else await lease.renew();
+        else {
+          // The lease first: amending does not extend it.
+          if (clock.nowMs() >= this.#renewalDueMs) await this.#renew();
+          if (this.#isStale && lease.isOwn) await this.#amend();
+        }
         this.permit.changed();
       } while (this.#isStale && lease.isInForce && lease.isOwn);
     } catch (error) {
@@ -247,6 +256,13 @@ export class PermitKeeper {
     if (!(await this.#sent((entry) => lease.claim(seen, entry, this.#insists)))) return;
     this.#insists = false;
     this.permit.allow();
+  }
+
+  async #renew(): Promise<void> {
+    const { lease, clock } = this.#options;
+    const sentMs = clock.nowMs();
+    await lease.renew();
+    this.#renewalDueMs = sentMs + (lease.ttlMs / LEASE_RENEWALS) * RENEWED_EARLY;
   }
 
   async #amend(): Promise<void> {
