@@ -14,15 +14,17 @@ const DISK: PairDisk = { name: "vda", sizeBytes: 64 * 4096 };
 const TTL_MS = 4_000;
 const PEER_TIMEOUT_MS = 1_500;
 const GUEST_EVERY_MS = [1, 60] as const;
-const GUESTS_PER_HOST = 4;
+/** Each guest does one kind of request, so that those who read go on where those who write have to wait. */
+const GUESTS = ["read", "read", "write", "flush"] as const;
 const FAULTS = [4, 12] as const;
 const FAULT_EVERY_MS = [200, 6_000] as const;
 /** Longer than everything that anybody waits for after the last fault. */
 const SETTLE_MS = 10 * TTL_MS;
 const STARTED_WITHIN_MS = 120_000;
 /** A guest whose pair is connected does not wait longer for what an arbiter may have a say in. */
-const QUIET_REQUEST_MS = 500;
+const QUIET_REQUEST_MS = 1_500;
 
+type GuestKind = (typeof GUESTS)[number];
 type Fault =
   | "isolate"
   | "freeze-primary"
@@ -121,7 +123,7 @@ class ArbiterLife {
       );
     });
     for (const member of this.#members) {
-      for (let guest = 0; guest < GUESTS_PER_HOST; guest += 1) this.#nextRequest(member);
+      for (const kind of GUESTS) this.#nextRequest(member, kind);
     }
     const { random } = this.#world;
     const faults = random.within(FAULTS);
@@ -147,7 +149,7 @@ class ArbiterLife {
     await this.#pass(2_000);
     this.#ending = true;
     const isHeld = newest[0]?.agent?.status().protection.reason === "held";
-    if (!isHeld) assert(this.#served > before, "the primary serves");
+    if (!isHeld) assert(this.#served > before, "the primary serves, as its status says");
     this.#count("lives ended serving", isHeld ? 0 : 1);
     // The guests' last requests end.
     await this.#pass(2_000);
@@ -183,6 +185,7 @@ class ArbiterLife {
         if (!member.host.alive) return;
         member.host.freeze(false);
         member.host.crash("process");
+        this.#calls.died(member.host.process);
         this.#world.schedule(lengthMs, () => {
           if (member.host.alive) return;
           member.host.restart();
@@ -212,22 +215,21 @@ class ArbiterLife {
   }
 
   /** One guest of the host tries a request, and another one when that has ended. */
-  #nextRequest(member: PairMember): void {
+  #nextRequest(member: PairMember, kind: GuestKind): void {
     const { random } = this.#world;
     this.#world.schedule(random.within(GUEST_EVERY_MS), () => {
-      if (!this.#ending) this.#request(member).finally(() => this.#nextRequest(member));
-      else this.#nextRequest(member);
+      if (!this.#ending) void this.#request(member, kind).finally(() => this.#nextRequest(member, kind));
+      else this.#nextRequest(member, kind);
     });
   }
 
-  async #request(member: PairMember): Promise<void> {
+  async #request(member: PairMember, kind: GuestKind): Promise<void> {
     const { random } = this.#world;
     const { agent } = member;
     const device = member.device(DISK);
     if (agent?.role !== "Primary" || device === undefined || member.host.process.frozen) return;
     const offset = 4096 * random.below(DISK.sizeBytes / 4096);
     const reign = this.#reigns.get(member.name) ?? 0;
-    const kind = random.pick(["read", "write", "flush"]);
     const beganMs = this.#world.nowMs;
     await this.#calls.make(
       member,
