@@ -366,7 +366,10 @@ export class Agent implements AgentControl {
 
   /** An arbiter is told first: nobody is fenced, nor promoted, whom it does not let. */
   async #fenceAndPromote(secondary: SecondaryRole, request: FailoverRequest): Promise<FailoverAnswer> {
-    const claim = await this.#arbitration?.takeover.claim(secondary, request.force);
+    const claim = await this.#arbitration?.takeover.claim(secondary, {
+      force: request.force,
+      waits: request !== BY_ITSELF,
+    });
     try {
       await this.#fence(secondary, request);
       // The primary may have come back meanwhile.
@@ -374,7 +377,7 @@ export class Agent implements AgentControl {
       await secondary.assertProtected(request.force);
       return await this.#promote(secondary, request, claim);
     } catch (error) {
-      if (this.#roles.active.role === "Secondary") await claim?.giveUp();
+      if (this.#state.record.role === "Secondary") await claim?.giveUp();
       throw error;
     }
   }

@@ -27,6 +27,13 @@ export interface TakeoverOptions {
   readonly failOver: () => Promise<unknown>;
 }
 
+export interface ClaimRequest {
+  /** An operator overrides what the arbiter says. */
+  readonly force: boolean;
+  /** Whether somebody waits for the end of the promise, and of another's lease. */
+  readonly waits: boolean;
+}
+
 /** The right to promote, under one lineage, until the promotion is recorded or given up. */
 export interface TakeoverClaim {
   readonly lineage: string;
@@ -51,6 +58,8 @@ export class Takeover {
   #timer: Timer | undefined;
   #stopped = false;
   #lastFailure: string | undefined;
+  /** What has failed is not tried again at once: a fence hook may have a say in it. */
+  #notBeforeMs = 0;
 
   constructor(options: TakeoverOptions) {
     this.#options = options;
@@ -67,10 +76,10 @@ export class Takeover {
   }
 
   /**
-   * Claims the VM for this side; with `force` whatever the arbiter says, and even where it says nothing. An operator's call
-   * waits for the end of the promise and of another's lease. Errors: `lease-refused`, `arbiter-unreachable`, `lease-held`.
+   * Claims the VM for this side; with `force` whatever the arbiter says, and even where it says nothing.
+   * Errors: `lease-refused`, `arbiter-unreachable`, `lease-held`.
    */
-  async claim(secondary: SecondaryRole, force: boolean): Promise<TakeoverClaim> {
+  async claim(secondary: SecondaryRole, { force, waits }: ClaimRequest): Promise<TakeoverClaim> {
     const { lease, state, clock, random, log } = this.#options;
     const lineage = newId(random);
     for (let waitedMs = 0; ;) {
@@ -91,7 +100,8 @@ export class Takeover {
           if (await lease.claim(seen, entry, force)) return this.#claimed(lineage, seen.record, force);
           continue;
         }
-        if (waitedMs > 2 * Math.max(lease.ttlMs, seen.record?.ttlMs ?? 0) || this.#stopped) throw held(decision.why);
+        const patienceMs = waits ? 2 * Math.max(lease.ttlMs, seen.record?.ttlMs ?? 0) : 0;
+        if (waitedMs >= patienceMs || this.#stopped) throw held(decision.why);
       } catch (error) {
         if (!force || this.#stopped) throw error;
         log.warn({ reason: asColobusError(error) }, "the arbiter is not told; the operator forces the failover");
@@ -142,8 +152,9 @@ export class Takeover {
 
   /** Takes over when nothing speaks against it. What does is told once. */
   async #look(): Promise<void> {
-    const { lease, log, emit } = this.#options;
+    const { clock, lease, log, emit } = this.#options;
     try {
+      if (clock.nowMs() < this.#notBeforeMs) return;
       if (this.#lonely() === undefined) return;
       const seen = await lease.read();
       const secondary = this.#lonely();
@@ -153,6 +164,7 @@ export class Takeover {
       if (decision.kind === "refused") throw refused(decision.why);
       log.warn({}, "the primary is not heard by this side, and has no lease: this side takes over");
       emit("takeover-started", { holder: seen.record?.holder ?? null });
+      this.#notBeforeMs = clock.nowMs() + lease.ttlMs;
       await this.#options.failOver();
       this.#lastFailure = undefined;
     } catch (error) {

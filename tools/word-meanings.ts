@@ -4,10 +4,12 @@
  */
 import type {
   AckPolicy,
+  ArbiterStateWord,
   ConnectionState,
   DiskState,
   Durability,
   EventType,
+  FailoverKind,
   JobState,
   JobType,
   Mode,
@@ -70,7 +72,8 @@ export const PROTECTION_REASON_MEANINGS: Record<ProtectionReason, string> = {
   "disk-failed": "A disk or the state record of either side cannot be read or written.",
   "outdated": "The peer has a newer history than this side.",
   "split-brain": "Both sides were written to on their own, and an operator has to choose which one to discard.",
-  "held": "The guest's requests are held until the peer has been heard, or `start-alone` releases them.",
+  "held":
+    "The guest's requests are held until the peer has been heard, or `start-alone` releases them; or until the arbiter lets this side serve.",
 };
 
 export const JOB_TYPE_MEANINGS: Record<JobType, string> = {
@@ -120,6 +123,19 @@ export const RESYNC_OUTCOME_MEANINGS: Record<ResyncOutcome, string> = {
   "running": "A resync is under way already.",
   "resumed": "A paused resync goes on.",
   "given-up": "The secondary is Inconsistent until the next commit, and its overlays are freed.",
+};
+
+export const FAILOVER_KIND_MEANINGS: Record<FailoverKind, string> = {
+  manual: "A failover is an operator's command.",
+  automatic: "While it is Secondary this side takes over by itself, when the arbiter lets it.",
+};
+
+export const ARBITER_STATE_MEANINGS: Record<ArbiterStateWord, string> = {
+  unknown: "The arbiter has not been asked yet.",
+  free: "Nobody has the lease.",
+  own: "This side has the lease.",
+  other: "Another agent has the lease.",
+  unreachable: "The arbiter does not answer, or not as it should.",
 };
 
 export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
