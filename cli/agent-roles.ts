@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { STATE_RETRY_MS } from "../proto/limits.ts";
+import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
@@ -195,7 +195,7 @@ export class AgentRoles {
       agent.dropClients();
       const { openEpoch } = active.primary.checkpoints;
       const fault = await active.primary.stop(0);
-      for (const child of active.children) child.close();
+      this.#closeChildren(active);
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
       // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
@@ -225,9 +225,10 @@ export class AgentRoles {
     const active = this.#active;
     if (active.role === "Secondary") return active.secondary.close();
     const fault = await active.primary.stop(drainMs);
-    if (fault !== undefined) {
-      for (const child of active.children) child.close();
-      throw fault;
+    if (fault !== undefined || this.#isDiskOfPeer) {
+      this.#closeChildren(active);
+      if (fault !== undefined) throw fault;
+      return;
     }
     const marks: string[] = [];
     for (const child of active.children) marks.push(await child.changeMark());
@@ -236,6 +237,19 @@ export class AgentRoles {
       disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: marks[index] ?? null })),
     }));
     for (const child of active.children) child.close();
+  }
+
+  /** The peer was promoted on the shared disk: nothing that this side holds back may be written to it any more. */
+  get #isDiskOfPeer(): boolean {
+    const { mode, outdated } = this.#options.state.record;
+    return mode === "shared" && outdated;
+  }
+
+  #closeChildren({ children }: ActivePrimary): void {
+    for (const child of children) {
+      if (this.#isDiskOfPeer && child.abandon !== undefined) child.abandon();
+      else child.close();
+    }
   }
 
   #change<T>(change: () => Promise<T>): Promise<T> {
@@ -311,6 +325,7 @@ export class AgentRoles {
       bootId: host.bootId,
       retain: config.retain,
       overlayLimitBytes: config.overlayLimitBytes,
+      bufferMemoryBytes: config.bufferMemoryBytes ?? BUFFER_MEMORY_DEFAULT_BYTES,
       mayHaveLostWrites: options.mayHaveLostWrites,
       lostSyncs: this.#lostSyncs,
       disksCreated: () => this.#exportViews(secondary),

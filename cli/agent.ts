@@ -34,8 +34,9 @@ import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import { outdated } from "../primary/guest-policy.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
-import type { ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { FileImages } from "../shared/block/file-images.ts";
+import { ImageServers } from "../shared/block/image-servers.ts";
 import { EventLog } from "../shared/control/event-log.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import { JobList } from "../shared/jobs/job-list.ts";
@@ -72,6 +73,7 @@ export class Agent implements AgentControl {
   readonly #changes: CheckpointChanges;
   readonly #stateWatch: StateWatch;
   readonly #stallWatch: StallWatch;
+  readonly #imageServers: ImageServers;
 
   private constructor(
     options: AgentOptions,
@@ -84,6 +86,7 @@ export class Agent implements AgentControl {
     this.#events = new EventLog(options.host.clock);
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
+    this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#changes = new CheckpointChanges({
       clock: options.host.clock,
       secondary: (command) => this.#secondary(command),
@@ -103,7 +106,7 @@ export class Agent implements AgentControl {
     this.#roles = new AgentRoles({
       agent: options,
       state,
-      images,
+      images: this.#imageServers.watching(images),
       sharedMark,
       exports: this.exports,
       jobs: this.#jobs,
@@ -131,7 +134,7 @@ export class Agent implements AgentControl {
     try {
       const sharedMark = openSharedMark(options, state);
       await sharedMark?.assertNobodyMerges(host.log);
-      await images.prepare(state.record.disks);
+      await images.prepare(state.record.disks, imageUseOf(state.record));
       agent = new Agent(options, state, images, sharedMark);
     } catch (error) {
       images.release();
@@ -176,6 +179,7 @@ export class Agent implements AgentControl {
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     this.#stateWatch.stop();
     this.#stallWatch.stop();
+    this.#imageServers.stop();
     await this.#roles.stop(drainMs);
     await this.#state.close();
   }
@@ -199,7 +203,11 @@ export class Agent implements AgentControl {
       clusterBytes: record.clusterBytes,
       ...view,
       failover: describeFailoverKind(this.#options, this.#arbitration),
-      protection: this.#stateWatch.describeProtection() ?? view.protection,
+      peers: view.peers.map((peer) => ({
+        ...peer,
+        lastError: peer.lastError ?? this.#imageServers.fault?.toJSON() ?? null,
+      })),
+      protection: this.#ownFaults() ?? view.protection,
       jobs: this.jobs(),
       exports: this.exports.list().map((diskExport) => ({
         name: diskExport.name,
@@ -341,13 +349,18 @@ export class Agent implements AgentControl {
     if (type !== "protection-changed") this.#watchProtection();
   }
 
+  /** Why the VM is not protected, where that is in this agent, whatever its role. */
+  #ownFaults(): Status["protection"] | undefined {
+    return this.#stateWatch.describeProtection() ?? this.#imageServers.describeProtection();
+  }
+
   /** Emits an event when the protection has changed since the last event. */
   #watchProtection(): void {
     const roles = this.#roles as AgentRoles | undefined; // events come while the constructor is still opening the role
     if (roles === undefined || this.#stopping) return;
     const { active } = roles;
     const role = active.role === "Primary" ? active.primary : active.secondary;
-    const protection = this.#stateWatch.describeProtection() ?? role.describeProtection();
+    const protection = this.#ownFaults() ?? role.describeProtection();
     const line = `${protection.state} ${protection.reason ?? ""}`;
     if (line === this.#lastProtection) return;
     this.#lastProtection = line;
@@ -446,9 +459,7 @@ export class Agent implements AgentControl {
   #describePrimary(primary: PrimaryRole): RoleStatus {
     const disks = primary.describeDisks().map((disk, index) => {
       const promoted = this.#roles.promoted[index];
-      return promoted === undefined
-        ? disk
-        : { ...disk, hiddenBytes: promoted.hiddenBytes, activeBytes: promoted.activeBytes };
+      return promoted === undefined ? disk : { ...disk, ...promoted.storage };
     });
     return {
       epoch: primary.checkpoints.describe(),

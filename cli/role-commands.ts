@@ -95,13 +95,6 @@ export class RoleCommands {
   async switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
     const { roles, state, exports, random } = this.#options;
     const primary = this.#primary("switchover");
-    if (state.record.mode === "shared") {
-      throw new ColobusError(
-        "not-supported",
-        "in mode shared the roles cannot be swapped while both agents run",
-        "Take a checkpoint, stop this agent, and say `colobus failover --fenced` on the other side.",
-      );
-    }
     const writers = exports.list().filter((one) => !one.readOnly && exports.clientsOf(one.name) > 0);
     if (writers.length > 0 && !request.closeClients) {
       throw new ColobusError(

@@ -6,6 +6,7 @@ import type { Log } from "../shared/host/log.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { OverlayQuota, type OverlayUsage } from "./overlay-quota.ts";
+import type { BufferMemory } from "./buffer-memory.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 
 export interface OverlaySpaceOptions {
@@ -18,6 +19,7 @@ export interface OverlaySpaceOptions {
   /** undefined: the file system alone is the limit. */
   readonly limitBytes: number | undefined;
   readonly disks: () => readonly ReplicaDisk[];
+  readonly bufferMemory: Pick<BufferMemory, "isIndexFull" | "isAboveMark">;
   /** Drops the oldest kept checkpoint; false when there is none. */
   readonly makeRoom: () => Promise<boolean>;
   /** A commit would free much of the limit. */
@@ -47,11 +49,19 @@ export class OverlaySpace {
     this.quota = new OverlayQuota(
       limitBytes,
       () => usageOf(options.disks()),
-      () => {
-        options.emit("checkpoint-wanted", { ...this.describeWanted() });
-        options.wanted();
-      },
+      () => this.want(),
     );
+  }
+
+  /** A checkpoint has become worth its while: asks for one. */
+  want(): void {
+    this.#options.emit("checkpoint-wanted", { ...this.describeWanted() });
+    this.#options.wanted();
+  }
+
+  /** Whether a checkpoint is worth its while. */
+  get isWanting(): boolean {
+    return this.quota?.isAboveMark === true || this.#options.bufferMemory.isAboveMark;
   }
 
   /** Why the overlays cannot take writes now, with the figures, if they cannot. */
@@ -125,6 +135,7 @@ export class OverlaySpace {
   }
 
   #hasRoomForOverlays(): boolean {
+    if (this.#options.bufferMemory.isIndexFull) return false;
     return (this.quota?.missingBytes() ?? 0) === 0 && isEnough(this.#freeBytes({ withImages: false }));
   }
 
@@ -173,9 +184,9 @@ function isEnough(freeBytes: number | undefined): boolean {
 function usageOf(disks: readonly ReplicaDisk[]): OverlayUsage {
   let totalBytes = 0;
   let keptBytes = 0;
-  for (const { hidden, active } of disks) {
-    totalBytes += hidden.allocatedBytes + active.allocatedBytes;
-    keptBytes += hidden.keptBytes;
+  for (const { epochs, active } of disks) {
+    totalBytes += epochs.allocatedBytes + active.allocatedBytes;
+    keptBytes += epochs.keptBytes;
   }
   return { totalBytes, freeableBytes: totalBytes - keptBytes };
 }

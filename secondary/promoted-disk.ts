@@ -59,12 +59,11 @@ export class PromotedDisk implements Child {
     return this.#totalBytes - clustersToBytes(this.#context.geometry, this.#unmerged.size);
   }
 
-  get hiddenBytes(): number {
-    return this.#stack?.hidden.allocatedBytes ?? 0;
-  }
-
-  get activeBytes(): number {
-    return this.#stack?.active.allocatedBytes ?? 0;
+  /** Storage of the overlays, as status names it. */
+  get storage(): { readonly hiddenBytes: number; readonly bufferBytes: number; readonly activeBytes: number } {
+    const stack = this.#stack;
+    if (stack === undefined) return { hiddenBytes: 0, bufferBytes: 0, activeBytes: 0 };
+    return { ...stack.hidden.storage, activeBytes: stack.active.allocatedBytes };
   }
 
   get requests(): number {
@@ -119,6 +118,10 @@ export class PromotedDisk implements Child {
     return this.#base.fault;
   }
 
+  get placementBytes(): number | undefined {
+    return this.#base.placementBytes;
+  }
+
   get asksForExtents(): boolean {
     return this.#base.asksForExtents === true;
   }
@@ -150,7 +153,7 @@ export class PromotedDisk implements Child {
     await this.#gate.close();
     this.#stack = undefined;
     this.#gate.open();
-    for (const generation of stack.hidden.dropAll()) await generation.files.removeBehind();
+    await stack.hidden.removeBehind();
     await stack.active.removeBehind();
     this.#journal.close();
     removeOverlayFiles(this.#context.storage, this.#context.directory);
@@ -166,11 +169,27 @@ export class PromotedDisk implements Child {
     return this.#base.changeMark();
   }
 
+  /** Everything is merged, or the base stays this side's. */
+  async letGo(): Promise<void> {
+    if (this.#stack === undefined) await this.#base.letGo?.();
+  }
+
+  /** Closes it without writing anything more to the base. */
+  abandon(): void {
+    this.#closeOverlays();
+    if (this.#base.abandon === undefined) this.#base.close();
+    else this.#base.abandon();
+  }
+
   close(): void {
+    this.#closeOverlays();
+    this.#base.close();
+  }
+
+  #closeOverlays(): void {
     this.#stack?.hidden.close();
     this.#stack?.active.close();
     this.#journal.close();
-    this.#base.close();
   }
 
   #locked(offset: number, length: number, work: () => Pending): Pending {

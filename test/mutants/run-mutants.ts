@@ -22,8 +22,8 @@ import { parseArgs } from "node:util";
  *     npm run test:mutants -- record journal  those whose name contains one of the words
  *
  * The lines before the diff say what the runner needs to know: `Bug:` one sentence; `Lives:` the budget of seeds, where
- * it is not the usual one, 0 for none; `Roles:` and `Shared:` the budgets of lives of changing roles and of shared disks,
- * none where they are not named; `Test:` a test file that has to fail.
+ * it is not the usual one, 0 for none; `Roles:`, `Shared:`, `Buffered:` and `Buffered-roles:` the budgets of lives of
+ * changing roles, of shared disks, and of both kinds in mode `mc`, none where they are not named; `Test:` a test file that has to fail.
  */
 const LIVES = 300;
 /** One mutant takes no longer: a pair that hangs itself is stopped by the simulator long before. */
@@ -36,6 +36,8 @@ interface Mutant {
   readonly lives: number;
   readonly roles: number;
   readonly shared: number;
+  readonly buffered: number;
+  readonly bufferedRoles: number;
   readonly test: string | undefined;
 }
 
@@ -64,6 +66,8 @@ function readMutants(words: readonly string[]): Mutant[] {
       lives: Number(line("Lives") ?? LIVES),
       roles: Number(line("Roles") ?? 0),
       shared: Number(line("Shared") ?? 0),
+      buffered: Number(line("Buffered") ?? 0),
+      bufferedRoles: Number(line("Buffered-roles") ?? 0),
       test: line("Test"),
     });
   }
@@ -130,7 +134,7 @@ async function failTest(copy: string, file: string): Promise<Verdict> {
   return { found: Number(failed) > 0, by: file, seeds: 0 };
 }
 
-async function tryMutant({ patch, lives, roles, shared, test }: Mutant): Promise<Verdict[]> {
+async function tryMutant({ patch, lives, roles, shared, buffered, bufferedRoles, test }: Mutant): Promise<Verdict[]> {
   const copy = copySources();
   try {
     if (patch !== undefined) runToEnd("git", ["apply", "-C1", patch], copy);
@@ -138,6 +142,8 @@ async function tryMutant({ patch, lives, roles, shared, test }: Mutant): Promise
     if (lives > 0) verdicts.push(await liveLives(copy, lives));
     if (roles > 0) verdicts.push(await liveLives(copy, roles, "test/sim/run-role-lives.ts"));
     if (shared > 0) verdicts.push(await liveLives(copy, shared, "test/sim/run-shared-lives.ts"));
+    if (buffered > 0) verdicts.push(await liveLives(copy, buffered, "test/sim/run-buffered-lives.ts"));
+    if (bufferedRoles > 0) verdicts.push(await liveLives(copy, bufferedRoles, "test/sim/run-buffered-role-lives.ts"));
     if (test !== undefined) verdicts.push(await failTest(copy, test));
     return verdicts;
   } finally {
@@ -159,6 +165,8 @@ let failures = mutants.length === 0 ? 1 : 0;
 const budget = Math.max(0, ...mutants.map(({ lives }) => lives));
 const rolesBudget = Math.max(0, ...mutants.map(({ roles }) => roles));
 const sharedBudget = Math.max(0, ...mutants.map(({ shared }) => shared));
+const bufferedBudget = Math.max(0, ...mutants.map(({ buffered }) => buffered));
+const bufferedRolesBudget = Math.max(0, ...mutants.map(({ bufferedRoles }) => bufferedRoles));
 const tests = new Set(mutants.map(({ test }) => test));
 
 printRow("mutant", "seeds", "found by");
@@ -170,8 +178,14 @@ for (const test of tests) {
     bug: "",
     test,
     ...(test === undefined
-      ? { lives: budget, roles: rolesBudget, shared: sharedBudget }
-      : { lives: 0, roles: 0, shared: 0 }),
+      ? {
+          lives: budget,
+          roles: rolesBudget,
+          shared: sharedBudget,
+          buffered: bufferedBudget,
+          bufferedRoles: bufferedRolesBudget,
+        }
+      : { lives: 0, roles: 0, shared: 0, buffered: 0, bufferedRoles: 0 }),
   };
   for (const { found, by, seeds } of await tryMutant(none)) {
     printRow(none.name, seeds === 0 ? "" : String(seeds), found ? `FAILS WITHOUT A BUG: ${by}` : `nothing ${by}`);

@@ -27,8 +27,10 @@ export interface PairDisk {
 }
 
 export interface PairOptions {
+  /** In mode `mc`; the default where it is not said. */
+  readonly bufferMemoryBytes?: number;
   /** `colo` unless it is said. In mode `shared` both hosts reach the images of host `a`. */
-  readonly mode?: "colo" | "shared";
+  readonly mode?: "colo" | "mc" | "shared";
   /** Mode `shared`: there is a place for the mark. */
   readonly isMarked?: boolean;
   readonly onPeerLoss?: PeerLossPolicy;
@@ -288,6 +290,7 @@ export function makePair(
       secondaryExport: options.access,
       retain: options.retain,
       overlayLimitBytes: options.overlayLimitBytes,
+      bufferMemoryBytes: options.bufferMemoryBytes,
       createImages: !isPrimary && options.createImages,
       assumeInSync: false,
       adoptImages: false,
@@ -297,13 +300,13 @@ export function makePair(
     const arbiter = options.arbiter?.service;
     if (options.servesImages !== true) return new PairMember(world, host, config, observer, undefined, arbiter);
     const random = new SeededRandom(world.seed).fork(`servers of ${name}`);
-    const losesWrites = options.durability === "power";
+    const killed = new Set<string>();
     return new PairMember(
       world,
       host,
       config,
       observer,
-      (process) => new ServedImages({ world, process, random, losesWrites }),
+      (process) => new ServedImages({ world, process, random, killed }),
       arbiter,
     );
   };
