@@ -150,6 +150,8 @@ export class PermitKeeper {
 
   /** The role is not being handed over any more. */
   resume(): void {
+    // The record may name the peer, whatever was heard of that.
+    this.#isStale = true;
     this.permit.changed();
     this.#look();
   }

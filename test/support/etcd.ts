@@ -17,10 +17,16 @@ export class Etcd {
     const url = `http://127.0.0.1:${await freePort()}`;
     const peerUrl = `http://127.0.0.1:${await freePort()}`;
     const process = new ToolProcess("etcd", [
-      ...["--name", "test", "--data-dir", scratchDirectory(), "--logger", "zap", "--log-outputs", "/dev/null"],
-      ...["--listen-client-urls", url, "--advertise-client-urls", url],
-      ...["--listen-peer-urls", peerUrl, "--initial-advertise-peer-urls", peerUrl],
-      ...["--initial-cluster", `test=${peerUrl}`, "--unsafe-no-fsync"],
+      `--data-dir=${scratchDirectory()}`,
+      "--logger=zap",
+      "--log-outputs=/dev/null",
+      "--unsafe-no-fsync",
+      "--name=test",
+      `--initial-cluster=test=${peerUrl}`,
+      `--initial-advertise-peer-urls=${peerUrl}`,
+      `--listen-peer-urls=${peerUrl}`,
+      `--listen-client-urls=${url}`,
+      `--advertise-client-urls=${url}`,
     ]);
     while (!(await answers(url))) {
       await new Promise((resolve) => {
