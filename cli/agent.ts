@@ -44,7 +44,7 @@ import { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { AgentOptions } from "./agent-host.ts";
-import { AgentRoles } from "./agent-roles.ts";
+import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
@@ -79,7 +79,7 @@ export class Agent implements AgentControl {
     options: AgentOptions,
     state: StateFile,
     images: ImageSource,
-    sharedMark: SharedMark | undefined,
+    { sharedMark, isMarkOwn }: Pick<AgentRolesOptions, "sharedMark" | "isMarkOwn">,
   ) {
     this.#options = options;
     this.#state = state;
@@ -108,6 +108,7 @@ export class Agent implements AgentControl {
       state,
       images: this.#imageServers.watching(images),
       sharedMark,
+      isMarkOwn,
       exports: this.exports,
       jobs: this.#jobs,
       lease: this.#arbitration?.lease,
@@ -134,8 +135,10 @@ export class Agent implements AgentControl {
     try {
       const sharedMark = openSharedMark(options, state);
       await sharedMark?.assertNobodyMerges(host.log);
+      if (state.record.role === "Primary" && state.record.merge === null) await sharedMark?.endMerge(host.log);
+      const isMarkOwn = (await sharedMark?.isOwn(host.log)) ?? false;
       await images.prepare(state.record.disks, imageUseOf(state.record));
-      agent = new Agent(options, state, images, sharedMark);
+      agent = new Agent(options, state, images, { sharedMark, isMarkOwn });
     } catch (error) {
       images.release();
       await state.close();

@@ -174,6 +174,10 @@ export const SYNC_BEHIND_MS = 100;
 export const OVERLAY_RESERVE_BYTES = 16 * MIB;
 /** How often that is looked at, beside each commit. */
 export const OVERLAY_RETRY_MS = 1_000;
+/** Overlays that are full again so soon after they were freed are left alone for a while: twice as long each time … */
+export const OVERLAY_SETTLED_MS = 60_000;
+/** … and so long at most. */
+export const OVERLAY_BACKOFF_MAX_MS = 30_000;
 /** How long a side leaves a disk alone that could not be read or written, before it tries again. */
 export const DISK_RETRY_MS = 5_000;
 /** What the block buffers of all disks hold in memory of what is in their logs (`--buffer-memory`) … */

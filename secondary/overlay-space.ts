@@ -1,5 +1,10 @@
 import { ColobusError } from "../proto/errors.ts";
-import { OVERLAY_RESERVE_BYTES, OVERLAY_RETRY_MS } from "../proto/limits.ts";
+import {
+  OVERLAY_BACKOFF_MAX_MS,
+  OVERLAY_RESERVE_BYTES,
+  OVERLAY_RETRY_MS,
+  OVERLAY_SETTLED_MS,
+} from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
@@ -30,7 +35,8 @@ export interface OverlaySpaceOptions {
 
 /**
  * Owns whether the secondary's overlays can take writes: the operator's limit, the file systems' free space, and the
- * stall while there is too little of either. It is looked at every so often, and after each commit.
+ * stall while there is too little of either. It is looked at every so often, and after each commit. Where what comes
+ * fills them again at once, they are left alone for longer each time, so that the pair does not go to and fro.
  */
 export class OverlaySpace {
   /** undefined: no limit was set. */
@@ -39,6 +45,10 @@ export class OverlaySpace {
   #reason: ColobusError | undefined;
   #full: ColobusError | undefined;
   #notBeforeMs = 0;
+  /** When there was room last after a stall. */
+  #freedMs = -Infinity;
+  #backoffMs = 0;
+  #backoffUntilMs = 0;
   #timer: Timer | undefined;
   #ending = false;
 
@@ -78,6 +88,7 @@ export class OverlaySpace {
   /** The stream has found no room: what can be spared goes, and until that suffices, writes are not taken. */
   report(reason: ColobusError): void {
     const isNews = this.#full === undefined;
+    if (isNews) this.#backOff();
     this.#reason = reason;
     // Where there seems to be room (a quota of the file system's, its last inode), trying at once would fail at once.
     this.#notBeforeMs = this.#hasRoom() ? this.#options.clock.nowMs() + OVERLAY_RETRY_MS : 0;
@@ -90,10 +101,11 @@ export class OverlaySpace {
   /** Looks again; when there is room, the stall is over. */
   retry(): void {
     if (this.#reason === undefined || this.#options.clock.nowMs() < this.#notBeforeMs) return;
-    if (!this.#hasRoom()) {
+    if (this.#isBackingOff() || !this.#hasRoom()) {
       this.#full = this.#withFigures(this.#reason);
       return;
     }
+    this.#freedMs = this.#options.clock.nowMs();
     this.#reason = undefined;
     this.#full = undefined;
     this.quota?.forgetDenied();
@@ -118,6 +130,20 @@ export class OverlaySpace {
   resume(): void {
     this.#ending = false;
     if (this.#reason !== undefined) this.#retryLater();
+  }
+
+  /** The overlays are full: are they so again at once? On a shared disk guests wait for room, and nothing is put off. */
+  #backOff(): void {
+    const { clock, state } = this.#options;
+    const isAgain = clock.nowMs() < this.#freedMs + OVERLAY_SETTLED_MS && state.record.mode !== "shared";
+    this.#backoffMs = isAgain ? Math.min(Math.max(2 * this.#backoffMs, OVERLAY_RETRY_MS), OVERLAY_BACKOFF_MAX_MS) : 0;
+    this.#backoffUntilMs = clock.nowMs() + this.#backoffMs;
+  }
+
+  /** Where the checkpoint was given up, nothing is kept any more that could fill them. */
+  #isBackingOff(): boolean {
+    const { clock, state } = this.#options;
+    return clock.nowMs() < this.#backoffUntilMs && state.record.committed.epoch > 0;
   }
 
   async #makeRoom(): Promise<void> {
@@ -155,8 +181,9 @@ export class OverlaySpace {
   #withFigures(reason: ColobusError): ColobusError {
     const missing = this.quota?.missingBytes() ?? 0;
     const free = this.#freeBytes();
-    const figures =
-      missing > 0
+    const figures = this.#isBackingOff()
+      ? `they were full again soon after there was room, and are left alone for ${Math.round(this.#backoffMs / 1000)} s`
+      : missing > 0
         ? `at least ${missing} bytes of the overlays must be freed to go on`
         : `at least ${OVERLAY_RESERVE_BYTES} bytes must be free to go on, and ${free ?? "an unknown number"} are`;
     const more = missing > 0 ? "start the secondary with a higher --overlay-limit" : "free space on the secondary";

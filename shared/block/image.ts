@@ -210,7 +210,7 @@ export class Image implements BlockDevice, DiskImage {
 interface SharedUse {
   /** For requests: locked, and nothing of it cached from before. */
   readonly take: () => StorageFile;
-  /** Neither: what this host has written can be flushed. */
+  /** Neither, and as a secondary has it: another host may write it. What this host has written can be flushed. */
   readonly look: () => StorageFile;
 }
 
@@ -268,7 +268,7 @@ export function openImage(
  * requests have those of the lock.
  */
 export function openSharedImage(storage: Storage, path: string, { isRaw }: RawOption = {}): Image {
-  const look = (): StorageFile => openOrExplain(storage, path, {});
+  const look = (): StorageFile => openOrExplain(storage, path, { readOnly: true, direct: true });
   const take = (): StorageFile => openOrExplain(storage, path, { fresh: true, lock: true });
   return imageOf(look(), path, isRaw, { take, look });
 }
