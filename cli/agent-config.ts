@@ -5,6 +5,7 @@ import {
   ACK_POLICIES,
   CONGESTION_POLICIES,
   DURABILITIES,
+  FAILOVER_KINDS,
   MODES,
   PEER_LOSS_POLICIES,
   ROLES,
@@ -52,5 +53,9 @@ export const agentConfigSchema = z.object({
   adoptImages: z.boolean(),
   checkpointEveryMs: z.number().positive().optional(),
   maxCheckpointAgeMs: z.number().positive().optional(),
+  /** Whether a secondary takes over by itself; it needs an arbiter for that. */
+  failover: z.enum(FAILOVER_KINDS).optional(),
+  /** How long a lease, or a promise, lasts that is not renewed; undefined: LEASE_TTL_DEFAULT_MS. */
+  arbiterTtlMs: z.number().positive().optional(),
 });
 export type AgentConfig = z.infer<typeof agentConfigSchema>;

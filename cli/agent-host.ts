@@ -1,3 +1,4 @@
+import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import type { ImageSource } from "../shared/block/disk-image.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
@@ -33,6 +34,8 @@ export interface AgentOptions {
   readonly exportUri: (name: string) => string;
   /** Sends the exports' clients away, once what they have under way is answered. */
   readonly dropClients: () => void;
+  /** Who decides which of the two may serve; undefined: nobody, and a failover is an operator's business. */
+  readonly arbiter?: ((agentId: string) => Arbiter) | undefined;
   /** Makes sure that the peer serves no more, before a failover. Errors: `fence-failed`. undefined: the operator has. */
   readonly fence: ((peer: FencedPeer) => Promise<string>) | undefined;
 }

@@ -9,6 +9,7 @@ import {
   DISKS_MAX,
   EXTENT_BYTES,
   FENCE_TIMEOUT_DEFAULT_MS,
+  LEASE_TTL_DEFAULT_MS,
   OVERLAY_LIMIT_MIN_BYTES,
   PEER_TIMEOUT_DEFAULT_MS,
   RETAINED_MAX,
@@ -19,6 +20,7 @@ import {
   ACK_POLICIES,
   CONGESTION_POLICIES,
   DURABILITIES,
+  FAILOVER_KINDS,
   LOG_LEVELS,
   MODES,
   PEER_LOSS_POLICIES,
@@ -31,6 +33,7 @@ import { formatImageLocation, parseImageLocation, type ImageLocation } from "../
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { FenceHook } from "./fence-peer.ts";
+import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
 /** Names of disks become names of directories and exports. */
@@ -71,6 +74,9 @@ const optionsSchema = z.strictObject({
   "fence-peer": scalar.optional(),
   "fence-timeout": scalar.optional(),
   "shared-mark": scalar.optional(),
+  "arbiter": list.optional(),
+  "arbiter-ttl": scalar.optional(),
+  "failover": z.enum(FAILOVER_KINDS).optional(),
   "overlay-limit": scalar.optional(),
   "buffer-memory": scalar.optional(),
   "retain": scalar.optional(),
@@ -118,6 +124,14 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     )
     .option("fence-peer", text("Command that runs before a failover here, and makes sure that the peer serves no more"))
     .option("fence-timeout", text(`How long that command may take (${formatDuration(FENCE_TIMEOUT_DEFAULT_MS)})`))
+    .option("arbiter", many("URL of an etcd member that decides which agent serves; repeat it for each"))
+    .option(
+      "arbiter-ttl",
+      text(
+        `How long a lease lasts that is not renewed (${formatDuration(LEASE_TTL_DEFAULT_MS)}); the same on both sides`,
+      ),
+    )
+    .option("failover", word(FAILOVER_KINDS, "Whether a secondary takes over by itself, with --arbiter (manual)"))
     .option(
       "on-congestion",
       word(CONGESTION_POLICIES, "What guests' writes do when the secondary is too slow (throttle)"),
@@ -221,7 +235,10 @@ export async function readProcessConfig(
       adoptImages: options["adopt-image"] ?? false,
       checkpointEveryMs: optionalDuration(options["checkpoint-every"], "--checkpoint-every"),
       maxCheckpointAgeMs: optionalDuration(options["max-checkpoint-age"], "--max-checkpoint-age"),
+      failover: options.failover ?? "manual",
+      arbiterTtlMs: parseArbiterTtl(options["arbiter-ttl"]),
     },
+    arbiters: parseArbiters(options),
     runDirectory: resolve(run),
     listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
@@ -303,6 +320,7 @@ function refuseOnShared(options: Options): void {
     ["--on-congestion detach", options["on-congestion"] === "detach", "Writes wait for the secondary."],
     ["--create", options.create === true, "The shared disk is there already."],
     ["--assume-in-sync", options["assume-in-sync"] === true, "There is nothing to sync."],
+    ["--arbiter", options.arbiter !== undefined, "Nobody takes a shared disk over by itself in this release."],
     ["--adopt-image", options["adopt-image"] === true, "Start both agents with empty state directories instead."],
   ];
   for (const [flag, isGiven, why] of refused) {

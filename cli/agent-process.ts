@@ -1,7 +1,9 @@
 import { chmodSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
-import { SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
+import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
+import type { Arbiter } from "../shared/arbiter/arbiter.ts";
+import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
@@ -32,6 +34,8 @@ export interface ProcessConfig {
   /** Where the exports are served over TCP beside the unix socket. */
   readonly nbdListen: HostPort | undefined;
   readonly tokenFile: string | undefined;
+  /** URLs of the members of one etcd cluster; none: there is no arbiter. */
+  readonly arbiters: readonly string[];
   /** Run before a failover; undefined: none. */
   readonly fence: FenceHook | undefined;
   /** Plain WebSocket and NBD over addresses other than loopback. */
@@ -79,6 +83,7 @@ export class AgentProcess {
       config: config.agent,
       token,
       acceptsPeers: config.listen !== undefined,
+      arbiter: arbiterOf(config),
       fence: fence === undefined ? undefined : (peer) => fencePeer(fence, peer, new NodeClock(), log),
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
@@ -130,9 +135,24 @@ export class AgentProcess {
   }
 }
 
+/** What makes the arbiter of an agent; undefined where none is configured. */
+function arbiterOf({ arbiters, agent }: ProcessConfig): ((agentId: string) => Arbiter) | undefined {
+  if (arbiters.length === 0) return undefined;
+  const { vm, arbiterTtlMs: ttlMs = LEASE_TTL_DEFAULT_MS } = agent;
+  return (agentId) => new EtcdArbiter({ endpoints: arbiters, vm, agentId, ttlMs, clock: new NodeClock() });
+}
+
 /** Only `--insecure` lets anything unencrypted cross a network. */
 function assertAddressesAllowed(config: ProcessConfig): void {
   if (config.insecure) return;
+  const arbiter = config.arbiters.find((url) => url.startsWith("http:") && !isLoopback(new URL(url).hostname));
+  if (arbiter !== undefined) {
+    throw new ColobusError(
+      "usage",
+      `${arbiter} is not encrypted and leaves this machine`,
+      "Use https://; or keep the way to the arbiter within a protected network and say --insecure.",
+    );
+  }
   const plain = config.agent.peers.find((url) => url.startsWith("ws:") && !isLoopback(new URL(url).hostname));
   if (plain !== undefined) {
     throw new ColobusError(

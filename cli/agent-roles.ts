@@ -9,6 +9,7 @@ import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files
 import type { PromotedDisk } from "../secondary/promoted-disk.ts";
 import { recoverPromotion } from "../secondary/recover-promotion.ts";
 import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/secondary-role.ts";
+import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
@@ -21,6 +22,7 @@ import { Connector } from "../shared/replication/connector.ts";
 import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { probePeer } from "../shared/replication/peer-probe.ts";
+import type { Pulse } from "../shared/replication/pulse.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent-host.ts";
 import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
@@ -54,6 +56,9 @@ export interface AgentRolesOptions {
   readonly isMarkOwn: boolean;
   readonly exports: DiskExports;
   readonly jobs: JobList;
+  /** With an arbiter: this agent's lease, and what its pings as a secondary promise. */
+  readonly lease: OwnLease | undefined;
+  readonly promises: Pulse | undefined;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
   /** A handshake has come to a verdict, or a role has changed: who waits for that looks again. */
   readonly changed: () => void;
@@ -147,13 +152,16 @@ export class AgentRoles {
    * The secondary becomes Primary, from its last committed checkpoint, and serves at once; the merge follows behind.
    * Errors: `io-error`; it is still Secondary then.
    */
-  promote(request: { readonly discardActive: boolean }, lineage?: string): Promise<Promotion> {
+  promote(
+    request: { readonly discardActive: boolean; readonly assertStill?: (() => void) | undefined },
+    lineage?: string,
+  ): Promise<Promotion> {
     return this.#change(async () => {
       const active = this.#active;
       assert(active.role === "Secondary", "only a secondary is promoted");
       const { host } = this.#options.agent;
       const promotion = await active.secondary.promote({
-        discardActive: request.discardActive,
+        ...request,
         lineage: lineage ?? newId(host.random),
       });
       await active.tracking.close();
@@ -317,6 +325,7 @@ export class AgentRoles {
       token,
       peerTimeoutMs: config.peerTimeoutMs,
       windowBytes: config.windowBytes,
+      pulse: this.#options.promises,
       bootId: host.bootId,
       retain: config.retain,
       overlayLimitBytes: config.overlayLimitBytes,
@@ -425,9 +434,10 @@ export class AgentRoles {
       unflushedThrough: unflushedThrough(state.record, host.bootId),
       checkpointEveryMs: config.checkpointEveryMs,
       maxCheckpointAgeMs: config.maxCheckpointAgeMs,
+      lease: this.#options.lease,
     });
     exports.serveCheckpoints(undefined);
-    for (const disk of primary.disks) exports.put(disk.name, state.record.vm, disk, false);
+    for (const disk of primary.disks) exports.put(disk.name, state.record.vm, primary.exported(disk), false);
     return { role: "Primary", primary, tracking, children: children.map(({ child }) => child) };
   }
 

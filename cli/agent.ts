@@ -28,6 +28,7 @@ import type {
   WaitRequest,
 } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { COMMAND_TIMEOUT_DEFAULT_MS } from "../proto/limits.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import { outdated } from "../primary/guest-policy.ts";
@@ -45,11 +46,13 @@ import type { Link } from "../shared/replication/link.ts";
 import type { AgentOptions } from "./agent-host.ts";
 import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
+import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
+import type { TakeoverClaim } from "./takeover.ts";
 
 /**
  * One agent: the disks of one VM in one role at a time, its exports, its jobs and its events. It is written against
@@ -63,6 +66,7 @@ export class Agent implements AgentControl {
   readonly #jobs: JobList;
   readonly #roles: AgentRoles;
   readonly #roleCommands: RoleCommands;
+  readonly #arbitration: Arbitration | undefined;
   #lastProtection = "";
   #stopping = false;
   #failingOver: Promise<FailoverAnswer> | undefined;
@@ -91,6 +95,14 @@ export class Agent implements AgentControl {
     this.#jobs = new JobList(options.host.clock, (job) =>
       this.#emit("job-changed", { id: job.id, type: job.type, state: job.state, error: job.error?.toJSON() ?? null }),
     );
+    const emit = (type: EventType, data: Record<string, unknown>): void => this.#emit(type, data);
+    this.#arbitration = openArbitration(options, state, emit, {
+      candidate: () => this.#candidate(),
+      failOver: async () => {
+        await this.#changes.settled();
+        await this.#failOver(BY_ITSELF);
+      },
+    });
     this.#roles = new AgentRoles({
       agent: options,
       state,
@@ -99,7 +111,9 @@ export class Agent implements AgentControl {
       isMarkOwn,
       exports: this.exports,
       jobs: this.#jobs,
-      emit: (type, data) => this.#emit(type, data),
+      lease: this.#arbitration?.lease,
+      promises: this.#arbitration?.takeover.promise.pulse,
+      emit,
       changed: () => this.#roleCommands.changed(),
     });
     const { clock, random } = options.host;
@@ -162,6 +176,7 @@ export class Agent implements AgentControl {
     this.#stopping = true;
     this.#emit("agent-stopping", {});
     this.exports.withdrawAll();
+    this.#arbitration?.takeover.stop();
     await this.#failingOver?.catch(() => undefined); // who asked for the failover has its error; the role is settled now
     await this.#changes.settled();
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
@@ -190,6 +205,7 @@ export class Agent implements AgentControl {
       ack: config.ack,
       clusterBytes: record.clusterBytes,
       ...view,
+      failover: describeFailoverKind(this.#options, this.#arbitration),
       peers: view.peers.map((peer) => ({
         ...peer,
         lastError: peer.lastError ?? this.#imageServers.fault?.toJSON() ?? null,
@@ -234,10 +250,7 @@ export class Agent implements AgentControl {
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     try {
       await deadline.race(this.#changes.settled(), "the failover waits for another command to end");
-      this.#failingOver ??= this.#fenceAndPromote(secondary, request).finally(() => {
-        this.#failingOver = undefined;
-      });
-      return await deadline.race(this.#failingOver, "the failover has begun and goes on");
+      return await deadline.race(this.#failOver(request), "the failover has begun and goes on");
     } finally {
       deadline.end();
     }
@@ -313,6 +326,23 @@ export class Agent implements AgentControl {
     this.#emit("agent-started", { role: this.role, version: AGENT_VERSION });
     this.#roles.start();
     this.#stallWatch.start();
+    this.#arbitration?.takeover.start();
+  }
+
+  /** The secondary that may be promoted now, as far as this agent is concerned. */
+  #candidate(): SecondaryRole | undefined {
+    const { active } = this.#roles;
+    return active.role === "Secondary" && this.#failingOver === undefined && !this.#stopping
+      ? active.secondary
+      : undefined;
+  }
+
+  /** Promotes the secondary, once at a time. */
+  #failOver(request: FailoverRequest): Promise<FailoverAnswer> {
+    this.#failingOver ??= this.#fenceAndPromote(this.#secondary("failover"), request).finally(() => {
+      this.#failingOver = undefined;
+    });
+    return this.#failingOver;
   }
 
   #emit(type: EventType, data: Record<string, unknown>): void {
@@ -350,29 +380,48 @@ export class Agent implements AgentControl {
     );
   }
 
+  /** An arbiter is told first: nobody is fenced, nor promoted, whom it does not let. */
   async #fenceAndPromote(secondary: SecondaryRole, request: FailoverRequest): Promise<FailoverAnswer> {
-    const { fence, host } = this.#options;
-    if (fence !== undefined) {
-      const { record } = this.#state;
-      const { address } = secondary.describePeer();
-      const peer = { vm: record.vm, agentId: record.pairing?.peer ?? null, address };
-      try {
-        await fence(peer);
-      } catch (error) {
-        const mayForce = record.mode === "shared" ? request.fenced === true : request.force;
-        if (!mayForce) throw error;
-        host.log.warn({ reason: asColobusError(error) }, "the peer was not fenced; the operator forces the failover");
-      }
+    const claim = await this.#arbitration?.takeover.claim(secondary, {
+      force: request.force,
+      waits: request !== BY_ITSELF,
+    });
+    try {
+      await this.#fence(secondary, request);
+      // The primary may have come back meanwhile.
+      secondary.assertPromotable(request.force);
+      await secondary.assertProtected(request.force);
+      return await this.#promote(secondary, request, claim);
+    } catch (error) {
+      if (this.#state.record.role === "Secondary") await claim?.giveUp();
+      throw error;
     }
-    // The primary may have come back meanwhile.
-    secondary.assertPromotable(request.force);
-    await secondary.assertProtected(request.force);
-    return this.#promote(secondary, request);
   }
 
-  async #promote(secondary: SecondaryRole, request: FailoverRequest): Promise<FailoverAnswer> {
+  async #fence(secondary: SecondaryRole, request: FailoverRequest): Promise<void> {
+    const { fence, host } = this.#options;
+    if (fence === undefined) return;
+    const { record } = this.#state;
+    const { address } = secondary.describePeer();
+    const peer = { vm: record.vm, agentId: record.pairing?.peer ?? null, address };
+    try {
+      await fence(peer);
+    } catch (error) {
+      const mayForce = record.mode === "shared" ? request.fenced === true : request.force;
+      if (!mayForce) throw error;
+      host.log.warn({ reason: asColobusError(error) }, "the peer was not fenced; the operator forces the failover");
+    }
+  }
+
+  async #promote(
+    secondary: SecondaryRole,
+    request: FailoverRequest,
+    claim: TakeoverClaim | undefined,
+  ): Promise<FailoverAnswer> {
     const described = this.#describeFailover(secondary, request);
-    const promotion = await this.#roles.promote({ discardActive: request.discardActive });
+    const { discardActive } = request;
+    const promotion = await this.#roles.promote({ discardActive, assertStill: claim?.assertStill }, claim?.lineage);
+    if (claim?.isUntold === true) this.#primary("failover").insist();
     // A commit that was under way when the session ended has come before the promotion.
     const { epoch } = promotion;
     const { ageMs, wouldLose } = secondary.describeRecoverable() ?? described;
@@ -458,6 +507,14 @@ export class Agent implements AgentControl {
     );
   }
 }
+
+/** What a secondary that takes over by itself asks of itself; nobody waits for it. */
+const BY_ITSELF: FailoverRequest = {
+  force: false,
+  dryRun: false,
+  discardActive: false,
+  timeoutMs: COMMAND_TIMEOUT_DEFAULT_MS,
+};
 
 /** The mark beside shared disks, where the configuration has a place for it. */
 function openSharedMark({ host, config }: AgentOptions, state: StateFile): SharedMark | undefined {

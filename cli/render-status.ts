@@ -68,12 +68,31 @@ function renderHeadline(status: Status, paint: Paint): string[] {
       "agent",
       paint(
         "quiet",
-        `${status.agentVersion}, pid ${status.pid}, ack ${status.ack}, durability ${status.durability}, clusters of ${formatBytes(status.clusterBytes)}`,
+        `${status.agentVersion}, pid ${status.pid}, ack ${status.ack}, durability ${status.durability}, failover ${status.failover.kind}, clusters of ${formatBytes(status.clusterBytes)}`,
       ),
     ),
   );
+  if (status.failover.arbiter !== null) lines.push(field("arbiter", renderArbiter(status.failover.arbiter, paint)));
   if (status.eventLoopDelay !== null) lines.push(...renderDelay(status.eventLoopDelay, paint));
   return lines;
+}
+
+function renderArbiter(
+  { state, holder, leaseMsLeft, lastError }: NonNullable<Status["failover"]["arbiter"]>,
+  paint: Paint,
+): string {
+  switch (state) {
+    case "own":
+      return paint("good", `this side has the lease, for ${formatDuration(leaseMsLeft)}`);
+    case "other":
+      return `agent ${holder ?? "unknown"} has the lease`;
+    case "free":
+      return paint("warn", "nobody has the lease");
+    case "unknown":
+      return paint("warn", "not asked yet");
+    case "unreachable":
+      return paint("bad", lastError?.message ?? "unreachable");
+  }
 }
 
 /** Nothing while the agent comes in time. */

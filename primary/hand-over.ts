@@ -11,6 +11,10 @@ export interface HandOverContext {
   readonly guests: GuestPolicy;
   readonly disks: readonly ReplicatedDisk[];
   readonly deadline: Deadline;
+  /** Has an arbiter know that the peer is to serve, where there is one, and takes that back. */
+  readonly arbiter:
+    | { readonly standDown: (peer: string, lineage: string) => Promise<void>; readonly resume: () => void }
+    | undefined;
   /** Commits what the guests have written. */
   readonly checkpoint: () => Promise<unknown>;
   /** Gives shared images back, durable, until the next request. */
@@ -25,7 +29,7 @@ export interface HandOverContext {
  * Errors: those of the checkpoint, the secondary's refusal: guests go on then; `timed-out`.
  */
 export async function handOver(context: HandOverContext, lineage: string): Promise<void> {
-  const { state, session, guests, disks, deadline, checkpoint, letGo, assertInSync } = context;
+  const { state, session, guests, disks, deadline, arbiter, checkpoint, letGo, assertInSync } = context;
   const wasOpen = guests.gate.state === "open";
   guests.gate.hold();
   let isAsked = false;
@@ -37,6 +41,7 @@ export async function handOver(context: HandOverContext, lineage: string): Promi
     const peer = session.peer?.agentId ?? null;
     await state.update((record) => ({ ...record, handOver: peer }));
     isAsked = true;
+    if (peer !== null) await arbiter?.standDown(peer, lineage);
     await deadline.race(
       session.request((id) => ({ type: "takeover", id, lineage })),
       "the secondary was asked to take the role, and has not answered yet",
@@ -53,6 +58,7 @@ export async function handOver(context: HandOverContext, lineage: string): Promi
           session.close(asColobusError(fault));
           throw fault;
         });
+      arbiter?.resume();
     }
     if (wasOpen && (!isAsked || isRefused)) guests.release();
     throw error;

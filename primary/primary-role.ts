@@ -1,8 +1,16 @@
-import type { DiskStatus, JobSpeed, PeerStatus, ResyncAnswer, Status } from "../proto/control-api.ts";
+import {
+  notProtected,
+  type DiskStatus,
+  type JobSpeed,
+  type PeerStatus,
+  type ResyncAnswer,
+  type Status,
+} from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
-import type { Child } from "../shared/block/block-device.ts";
+import type { OwnLease } from "../shared/arbiter/own-lease.ts";
+import type { BlockDevice, Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -21,6 +29,8 @@ import { DiskHealth } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
+import { PermitKeeper } from "./permit-keeper.ts";
+import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
@@ -63,6 +73,8 @@ export interface PrimaryOptions {
   /** Takes a checkpoint of the disks by itself every so often; undefined: only when asked. */
   readonly checkpointEveryMs: number | undefined;
   readonly maxCheckpointAgeMs: number | undefined;
+  /** With an arbiter: this agent's lease. */
+  readonly lease: OwnLease | undefined;
 }
 
 /**
@@ -82,6 +94,8 @@ export class PrimaryRole {
   readonly #automatic: AutomaticCheckpoints;
   readonly #health: DiskHealth;
   readonly #status: PrimaryStatus;
+  /** With an arbiter. */
+  readonly #keeper: PermitKeeper | undefined;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
   /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
@@ -107,6 +121,7 @@ export class PrimaryRole {
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
+    this.#keeper = this.#newKeeper();
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
       state: options.state,
@@ -115,7 +130,10 @@ export class PrimaryRole {
       isEstablished: () => this.#takesBarriers,
       untilEstablished: () => this.#untilEstablished(),
       sharedDisks: this.#shared,
-      committed: () => this.#shared?.protect(),
+      committed: () => {
+        this.#keeper?.committed();
+        return this.#shared?.protect();
+      },
     });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
@@ -142,6 +160,7 @@ export class PrimaryRole {
       flush: async (disk) => this.disks[disk]?.flushChild(),
     });
     this.#automatic.start();
+    this.#keeper?.start();
     // What an earlier process has lost is to be seen before a guest flushes.
     const lost = this.#options.state.record.lostSyncs.filter(({ active }) => active === null);
     for (const disk of this.disks) {
@@ -167,7 +186,15 @@ export class PrimaryRole {
   startAlone(): boolean {
     // Without the mark nobody could tell that the secondary's checkpoint is void.
     this.#shared?.goAlone();
-    return this.#guests.startAlone();
+    const waited = this.#guests.startAlone();
+    if (this.#keeper?.refusal === undefined) return waited;
+    this.#keeper.insist();
+    return true;
+  }
+
+  /** An operator has forced this side's promotion: whatever an arbiter's record says is overwritten. */
+  insist(): void {
+    this.#keeper?.insist();
   }
 
   /**
@@ -186,6 +213,7 @@ export class PrimaryRole {
         guests: this.#guests,
         disks: this.disks,
         deadline,
+        arbiter: this.#keeper,
         checkpoint: () => this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal),
         letGo: async () => {
           if (this.#shared !== undefined) for (const { child } of this.#options.children) await child.letGo?.();
@@ -203,6 +231,12 @@ export class PrimaryRole {
   /** The agent is about to stop: nobody waits for the peer any more. */
   leave(): void {
     this.#guests.leave();
+    this.#keeper?.leave();
+  }
+
+  /** A disk as clients are to see it. */
+  exported(disk: ReplicatedDisk): BlockDevice {
+    return this.#keeper === undefined ? disk : new PermittedDisk(disk, this.#keeper.permit);
   }
 
   /** Ends all guests' requests: those that wait, and all later ones. */
@@ -238,7 +272,10 @@ export class PrimaryRole {
   }
 
   describeProtection(): Status["protection"] {
-    return this.#status.describeProtection();
+    const isPermitted = this.#keeper?.permit.isValid ?? true;
+    return isPermitted || this.#guests.isHeld || this.#options.state.record.outdated
+      ? this.#status.describeProtection()
+      : notProtected("held", this.#keeper?.describe() ?? "");
   }
 
   describeRecoverable(): Status["recoverable"] {
@@ -274,6 +311,7 @@ export class PrimaryRole {
     this.#guests.gate.refuse(reason);
     await this.#replicator.stop(timeout, reason);
     timer?.cancel();
+    await this.#keeper?.stop(reason);
     this.#syncs.end(reason);
     const { record } = this.#options.state;
     try {
@@ -298,6 +336,18 @@ export class PrimaryRole {
     }
   }
 
+  #newKeeper(): PermitKeeper | undefined {
+    const { lease } = this.#options;
+    if (lease === undefined) return undefined;
+    return new PermitKeeper({
+      ...this.#options,
+      lease,
+      isConnected: () => this.isConnected,
+      isEstablished: () => this.isEstablished,
+      committed: () => this.checkpoints.committed,
+    });
+  }
+
   #newReplicator(): Replicator {
     const options = this.#options;
     return new Replicator({
@@ -317,6 +367,8 @@ export class PrimaryRole {
       hello: () => this.hello(),
       assertServing: () => this.#guests.gate.assertServing(),
       frozen: () => this.#guests.frozen(),
+      mayGoAlone: () => this.#keeper?.mayGoAlone(),
+      pulse: this.#keeper?.pulse,
       judged: (verdict, peer) => this.#judged(verdict, peer),
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),
@@ -423,7 +475,10 @@ export class PrimaryRole {
   /** The two are a pair, and the peer was not promoted meanwhile: guests may go on. */
   async #opened(peer: Hello): Promise<number> {
     const { state } = this.#options;
-    if (state.record.handOver !== null) await state.update((record) => ({ ...record, handOver: null }));
+    if (state.record.handOver !== null) {
+      await state.update((record) => ({ ...record, handOver: null }));
+      this.#keeper?.resume();
+    }
     if (this.#shared !== undefined) return this.#openedShared(this.#shared, peer);
     this.#guests.release();
     return this.checkpoints.learn(peer);
@@ -482,6 +537,7 @@ export class PrimaryRole {
 
   #notify(): void {
     for (const watcher of this.#watchers) watcher();
+    this.#keeper?.connectionChanged();
   }
 
   /** There is a secondary, or one is to be dialled. */

@@ -14,6 +14,7 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import { goneAlone, shared } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import type { Pulse } from "../shared/replication/pulse.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
@@ -44,6 +45,10 @@ export interface ReplicatorOptions {
   readonly assertServing: () => void;
   /** Done when the policy lets writes go on without the secondary, or it is back. */
   readonly frozen: () => Pending;
+  /** Done when an arbiter knows that writes go on without the secondary, where there is one, or it is back. */
+  readonly mayGoAlone: () => Pending;
+  /** What pings carry, where an arbiter decides who serves. */
+  readonly pulse?: Pulse | undefined;
   /** A peer has proved itself, and this is what the two are to do. */
   readonly judged: (verdict: Verdict, peer: Hello) => void;
   /** The two are a pair: resolves with the epoch that is open from here on. */
@@ -182,6 +187,7 @@ export class Replicator {
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
+      pulse: options.pulse,
       opened: (peer) => {
         this.#unproved -= 1;
         isProved = true;
@@ -475,9 +481,9 @@ export class Replicator {
 
   /** Done when a write may be acknowledged that the secondary does not have. Errors: `io-error`. */
   #alone(): Pending {
-    const { state, random, emit, log, assertServing, frozen } = this.#options;
+    const { state, random, emit, log, assertServing, frozen, mayGoAlone } = this.#options;
     assertServing();
-    const waiting = frozen();
+    const waiting = frozen() ?? mayGoAlone();
     if (waiting !== undefined) return waiting.then(() => (this.isConnected ? undefined : this.#alone()));
     if (this.#minting !== undefined) return this.#minting;
     if (!state.record.history.shared) return undefined;

@@ -11,6 +11,7 @@ import type { Pending } from "../shared/block/block-device.ts";
 import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Link } from "../shared/replication/link.ts";
+import type { Pulse } from "../shared/replication/pulse.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
 import { OutgoingBatch } from "./outgoing-batch.ts";
 import { SendWindow, type SentRange } from "./send-window.ts";
@@ -29,6 +30,8 @@ export interface SourceSessionOptions {
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
+  /** What pings carry, where an arbiter decides who serves. */
+  readonly pulse?: Pulse | undefined;
   /** The peer has proved itself. May throw the reason for which the two form no pair; else `begin` is to follow. */
   readonly opened: (peer: Hello) => void;
   /** What the secondary knows to differ, before it is ready. */
@@ -72,6 +75,7 @@ export class SourceSession {
       hello: options.hello,
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
+      pulse: options.pulse,
       handlers: {
         opened: (peer) => this.#opened(peer),
         message: (message) => this.#receive(message),

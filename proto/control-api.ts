@@ -8,10 +8,12 @@ import { z } from "zod";
 import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_MAX_MS } from "./limits.ts";
 import {
   ACK_POLICIES,
+  ARBITER_STATES,
   CONNECTION_STATES,
   DISK_STATES,
   DURABILITIES,
   EVENT_TYPES,
+  FAILOVER_KINDS,
   JOB_STATES,
   JOB_TYPES,
   MODES,
@@ -136,6 +138,22 @@ export const statusSchema = z.object({
       wouldLose: z.object({ writes: z.int().nonnegative(), bytes, atLeast: z.boolean() }),
     })
     .nullable(),
+  failover: z
+    .object({
+      kind: z.enum(FAILOVER_KINDS),
+      /** null where none is configured: nobody takes over by itself then. */
+      arbiter: z
+        .object({
+          state: z.enum(ARBITER_STATES),
+          /** The agent that had the lease when the arbiter was last heard. */
+          holder: z.string().nullable(),
+          /** For how long this side may rely on its own lease. */
+          leaseMsLeft: ms,
+          lastError: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
+        })
+        .nullable(),
+    })
+    .default({ kind: "manual", arbiter: null }),
   /** null where it is not measured. */
   eventLoopDelay: eventLoopDelaySchema.nullable().default(null),
 });

@@ -240,6 +240,18 @@ export const ERRORS = {
     "The checkpoint that the client reads is not kept any more.",
   ),
 
+  // Arbiter
+  "arbiter-unreachable": row("EIO", 4080, 503, EXIT.failed, true, "The arbiter does not answer, or not as it should."),
+  "lease-held": row(
+    "EIO",
+    4081,
+    409,
+    EXIT.failed,
+    true,
+    "The peer may serve by the arbiter, or by this side's promise.",
+  ),
+  "lease-refused": row("EIO", 4082, 409, EXIT.failed, false, "By the arbiter's record this side may not serve."),
+
   "internal": row("EIO", 4099, 500, EXIT.failed, false, "A bug: the agent's log has the details."),
 } as const satisfies Record<string, ErrorRow>;
 

@@ -246,6 +246,22 @@ export const COMMAND_TIMEOUT_DEFAULT_MS = 60_000;
 export const COMMAND_TIMEOUT_MAX_MS = 24 * 3600 * 1000;
 /** What the fence hook may take (`--fence-timeout`). */
 export const FENCE_TIMEOUT_DEFAULT_MS = 30_000;
+/** How long a lease lasts that is not renewed, and the promise of a secondary not to take over (`--arbiter-ttl`). */
+export const LEASE_TTL_DEFAULT_MS = 10_000;
+/** … and at least: etcd's own lower bound is near. */
+export const LEASE_TTL_MIN_MS = 3_000;
+/** The part of a lease, or promise, that its holder does not rely on: for clocks that differ, and for being late. */
+export const LEASE_MARGIN_SHARE = 1 / 10;
+/** … and at least. */
+export const LEASE_MARGIN_MIN_MS = 250;
+/** A lease is renewed, and the arbiter asked, so often in its time … */
+export const LEASE_RENEWALS = 4;
+/** A secondary looks so often in that time whether it is to take over … */
+export const TAKEOVER_LOOKS = 8;
+/** … and a call to the arbiter, or to one of its endpoints, is given up after this part of that time. */
+export const ARBITER_CALL_SHARE = 1 / 5;
+/** An answer of the arbiter is no longer than this. */
+export const ARBITER_ANSWER_MAX_BYTES = 256 * KIB;
 /** How often the event loop is asked whether it comes late. */
 export const EVENT_LOOP_SAMPLE_MS = 20;
 /** The figures of its delay go back for so many slices … */

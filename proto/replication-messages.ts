@@ -196,7 +196,16 @@ export const MESSAGE_SCHEMAS = {
   }),
   /** An operator has given the committed checkpoint up: none of an epoch up to this one is committed or prepared now. */
   "given-up": z.object({ type: z.literal("given-up"), throughEpoch: epoch }),
-  "ping": z.object({ type: z.literal("ping") }),
+  /**
+   * Says that its sender lives. With an arbiter the primary's has its clock in `at`, and the secondary answers each of
+   * those at once: `heard` is that clock, and it will not take over by itself for `promiseMs` from when it has heard it.
+   */
+  "ping": z.object({
+    type: z.literal("ping"),
+    at: z.number().optional(),
+    heard: z.number().optional(),
+    promiseMs: z.number().nonnegative().optional(),
+  }),
   "refuse": z.object({ type: z.literal("refuse"), error: errorBody }),
 } as const;
 

@@ -104,6 +104,14 @@ export type AckPolicy = (typeof ACK_POLICIES)[number];
 export const PEER_LOSS_POLICIES = ["continue", "freeze"] as const;
 export type PeerLossPolicy = (typeof PEER_LOSS_POLICIES)[number];
 
+/** Whether a secondary takes over by itself. */
+export const FAILOVER_KINDS = ["manual", "automatic"] as const;
+export type FailoverKind = (typeof FAILOVER_KINDS)[number];
+
+/** Whose lease the arbiter had when it was last heard, or that it is not heard. */
+export const ARBITER_STATES = ["unknown", "free", "own", "other", "unreachable"] as const;
+export type ArbiterStateWord = (typeof ARBITER_STATES)[number];
+
 /** What a guest's write does that finds the send window full: wait, or go on without the secondary for a while. */
 export const CONGESTION_POLICIES = ["throttle", "detach"] as const;
 export type CongestionPolicy = (typeof CONGESTION_POLICIES)[number];
@@ -161,6 +169,13 @@ export const EVENT_TYPES = [
   "merged",
   "job-changed",
   "stalled",
+  "lease-acquired",
+  "lease-lost",
+  "lease-refused",
+  "arbiter-unreachable",
+  "arbiter-reachable",
+  "takeover-started",
+  "takeover-failed",
   "protection-changed",
 ] as const;
 export type EventType = (typeof EVENT_TYPES)[number];

@@ -16,6 +16,7 @@ import type { Link } from "../shared/replication/link.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
+import type { Pulse } from "../shared/replication/pulse.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
@@ -32,6 +33,8 @@ export interface ReplicaSessionOptions {
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
+  /** What pings carry, where an arbiter decides who serves. */
+  readonly pulse?: Pulse | undefined;
   readonly durability: Durability;
   readonly checkpoints: Checkpoints;
   /** The peer has proved itself, and this is what the two are to do. */
@@ -94,6 +97,7 @@ export class ReplicaSession {
       hello: options.hello,
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
+      pulse: options.pulse,
       handlers: {
         opened: (peer) => this.#opened(peer),
         message: (message) => this.#receive(message),

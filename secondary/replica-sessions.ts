@@ -6,6 +6,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import type { Pulse } from "../shared/replication/pulse.ts";
 import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
@@ -27,6 +28,8 @@ export interface ReplicaSessionsOptions {
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
+  /** What pings carry, where an arbiter decides who serves. */
+  readonly pulse?: Pulse | undefined;
   /** The primary hands its role to this side, under that lineage. */
   readonly takeOver: (lineage: string) => void;
   /** A handshake has come to a verdict. */
@@ -106,6 +109,7 @@ export class ReplicaSessions {
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
+      pulse: options.pulse,
       durability: options.state.record.durability,
       checkpoints: options.checkpoints(),
       judged: (verdict, peer) => this.#judged(verdict, peer),

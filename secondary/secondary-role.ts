@@ -13,6 +13,7 @@ import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
+import type { Pulse } from "../shared/replication/pulse.ts";
 import type { PeerTracking, PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { BufferMemory } from "./buffer-memory.ts";
@@ -56,6 +57,8 @@ export interface SecondaryOptions {
   readonly peerTimeoutMs: number;
   /** Bounds what a primary may have sent that is not applied yet. */
   readonly windowBytes: number;
+  /** What pings carry, where an arbiter decides who serves. */
+  readonly pulse?: Pulse | undefined;
   /** The kernel's boot id: another one than recorded means that unsynced data may be lost. */
   readonly bootId: string;
   /** Committed checkpoints to keep beside the last one. */
@@ -265,10 +268,21 @@ export class SecondaryRole {
 
   /**
    * Makes this side Primary, from the last committed checkpoint: ends the session, then writes the one record that says
-   * so. The role is over when the promise resolves; the disks are served from their committed views.
+   * so. The role is over when the promise resolves; the disks are served from their committed views. `assertStill` is
+   * called when no primary can be heard any more, and may throw why it must not be done.
    */
-  async promote(options: { readonly discardActive: boolean; readonly lineage: string }): Promise<Promotion> {
+  async promote(options: {
+    readonly discardActive: boolean;
+    readonly lineage: string;
+    readonly assertStill?: (() => void) | undefined;
+  }): Promise<Promotion> {
     await this.#sessions.end(new ColobusError("replaced", "this side was promoted: it is Primary now"));
+    try {
+      options.assertStill?.();
+    } catch (error) {
+      this.#sessions.welcome(); // still Secondary
+      throw error;
+    }
     await Promise.all(this.disks.map(({ epochs }) => epochs.end()));
     await this.checkpoints.settled();
     const { state } = this.#options;

@@ -120,6 +120,12 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "recoverable.wouldLose.writes": "Writes after that checkpoint that are known here.",
   "recoverable.wouldLose.bytes": "Their bytes.",
   "recoverable.wouldLose.atLeast": "Whether there may be more: writes that this agent did not see.",
+  "failover.kind": "`manual`, or `automatic` with an arbiter.",
+  "failover.arbiter": "null where none is configured.",
+  "failover.arbiter.state": "Whose lease it is, as the arbiter was last heard, or that it is not heard.",
+  "failover.arbiter.holder": "The agent that has the lease; null: none.",
+  "failover.arbiter.leaseMsLeft": "For how long this side may rely on its own lease.",
+  "failover.arbiter.lastError": "Why the arbiter is not heard.",
   "eventLoopDelay":
     "How late the agent got to what was due, looked at every 20 ms that it is not held up; null where it is not measured.",
   "eventLoopDelay.overMs": "How far back this goes: about a minute.",

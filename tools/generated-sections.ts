@@ -14,10 +14,12 @@ import { markdownTable } from "./markdown-table.ts";
 import { helloTable, messageTable, operationTable } from "./message-tables.ts";
 import {
   ACK_POLICY_MEANINGS,
+  ARBITER_STATE_MEANINGS,
   CONNECTION_STATE_MEANINGS,
   DISK_STATE_MEANINGS,
   DURABILITY_MEANINGS,
   EVENT_TYPE_MEANINGS,
+  FAILOVER_KIND_MEANINGS,
   JOB_STATE_MEANINGS,
   JOB_TYPE_MEANINGS,
   MODE_MEANINGS,
@@ -56,6 +58,8 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   words("secondary exports", SECONDARY_EXPORT_MEANINGS),
   words("wait conditions", WAIT_CONDITION_MEANINGS),
   words("resync outcomes", RESYNC_OUTCOME_MEANINGS),
+  words("failover kinds", FAILOVER_KIND_MEANINGS),
+  words("arbiter states", ARBITER_STATE_MEANINGS),
   words("verdicts", VERDICT_KIND_MEANINGS),
   words("verdict rules", VERDICT_RULE_MEANINGS),
   words("event types", EVENT_TYPE_MEANINGS),

@@ -4,10 +4,12 @@
  */
 import type {
   AckPolicy,
+  ArbiterStateWord,
   ConnectionState,
   DiskState,
   Durability,
   EventType,
+  FailoverKind,
   JobState,
   JobType,
   Mode,
@@ -72,7 +74,8 @@ export const PROTECTION_REASON_MEANINGS: Record<ProtectionReason, string> = {
     "The NBD server of an image on this side, or the qemu-nbd that the agent has started for it, cannot be used: requests wait, and fail after 30 s.",
   "outdated": "The peer has a newer history than this side.",
   "split-brain": "Both sides were written to on their own, and an operator has to choose which one to discard.",
-  "held": "The guest's requests are held until the peer has been heard, or `start-alone` releases them.",
+  "held":
+    "The guest's requests are held until the peer has been heard, or `start-alone` releases them; or until the arbiter lets this side serve.",
 };
 
 export const JOB_TYPE_MEANINGS: Record<JobType, string> = {
@@ -124,6 +127,19 @@ export const RESYNC_OUTCOME_MEANINGS: Record<ResyncOutcome, string> = {
   "given-up": "The secondary is Inconsistent until the next commit, and its overlays are freed.",
 };
 
+export const FAILOVER_KIND_MEANINGS: Record<FailoverKind, string> = {
+  manual: "A failover is an operator's command.",
+  automatic: "While it is Secondary this side takes over by itself, when the arbiter lets it.",
+};
+
+export const ARBITER_STATE_MEANINGS: Record<ArbiterStateWord, string> = {
+  unknown: "The arbiter has not been asked yet.",
+  free: "Nobody has the lease.",
+  own: "This side has the lease.",
+  other: "Another agent has the lease.",
+  unreachable: "The arbiter does not answer, or not as it should.",
+};
+
 export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "agent-started": "The agent has read its state and serves.",
   "agent-stopping": "The agent was asked to stop and drains its window.",
@@ -165,6 +181,13 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "job-changed": "A job has another state than before.",
   "stalled":
     "The agent was held up for a second or longer, by itself or by its host, and answered nobody; the data has how often, and the longest.",
+  "lease-acquired": "This side has claimed the arbiter's lease.",
+  "lease-lost": "The arbiter does not give this side the lease any more.",
+  "lease-refused": "By the arbiter's record another side serves: this side serves nothing.",
+  "arbiter-unreachable": "The arbiter does not answer, or not as it should.",
+  "arbiter-reachable": "The arbiter answers again.",
+  "takeover-started": "This side has not heard the primary for long enough, and takes over by itself.",
+  "takeover-failed": "This side does not take over by itself, or could not; the data has the reason.",
   "protection-changed": "The VM became protected, or stopped being so; the data has the reason.",
 };
 

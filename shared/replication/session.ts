@@ -14,6 +14,7 @@ import type { Clock, Timer } from "../host/clock.ts";
 import { findMismatch } from "./mismatch.ts";
 import type { Link } from "./link.ts";
 import { MessageNumbers } from "./message-numbers.ts";
+import type { Pulse } from "./pulse.ts";
 
 type Handshake =
   | { readonly step: "hello" }
@@ -38,6 +39,8 @@ export interface SessionOptions {
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
   readonly handlers: SessionHandlers;
+  /** What pings carry, where an arbiter decides who serves. */
+  readonly pulse?: Pulse | undefined;
 }
 
 /**
@@ -160,7 +163,8 @@ export class Session {
     } else if (this.#handshake.step === "proof" && message.type === "proof") {
       this.#receiveProof(message.mac, this.#handshake);
     } else if (this.#handshake.step === "open" && message.type !== "hello" && message.type !== "proof") {
-      if (message.type !== "ping") this.#options.handlers.message(message);
+      if (message.type === "ping") this.#receivePing(message);
+      else this.#options.handlers.message(message);
     } else {
       throw new ColobusError("protocol-error", `the peer sent "${message.type}" where the handshake does not allow it`);
     }
@@ -213,12 +217,31 @@ export class Session {
     this.#timer.cancel();
     this.#scheduleHeartbeat();
     this.#options.handlers.opened(peer);
+    this.#beat();
+  }
+
+  /** Sends a ping that carries what an arbiter's pair needs; false where there is nothing to carry. */
+  #beat(): boolean {
+    const { pulse } = this.#options;
+    if (pulse?.of !== "Primary") return false;
+    this.send({ type: "ping", at: pulse.beat() });
+    return true;
+  }
+
+  #receivePing({ at, heard, promiseMs }: Extract<Message, { type: "ping" }>): void {
+    const { pulse } = this.#options;
+    if (pulse === undefined) return;
+    if (pulse.of === "Primary") {
+      if (heard !== undefined && promiseMs !== undefined) pulse.heard(heard, promiseMs);
+    } else if (at !== undefined) {
+      this.send({ type: "ping", heard: at, promiseMs: pulse.promise() });
+    }
   }
 
   /** Pings a peer that has heard nothing for a while, and gives up one that has said nothing for the peer timeout. */
   #scheduleHeartbeat(): void {
-    const { clock, peerTimeoutMs } = this.#options;
-    const everyMs = peerTimeoutMs / 4;
+    const { clock, peerTimeoutMs, pulse } = this.#options;
+    const everyMs = Math.min(peerTimeoutMs / 4, pulse?.of === "Primary" ? pulse.everyMs : peerTimeoutMs);
     const dueMs = clock.nowMs() + everyMs;
     this.#timer = clock.after(everyMs, () => {
       // A timer that fires late was itself stopped (SIGSTOP, a suspended host): the peer's words may be waiting unread.
@@ -233,7 +256,7 @@ export class Session {
         );
         return;
       }
-      if (clock.nowMs() - this.#lastSentMs >= everyMs / 2) this.send({ type: "ping" });
+      if (!this.#beat() && clock.nowMs() - this.#lastSentMs >= everyMs / 2) this.send({ type: "ping" });
       this.#scheduleHeartbeat();
     });
   }

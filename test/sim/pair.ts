@@ -12,6 +12,7 @@ import type { Log } from "../../shared/host/log.ts";
 import type { Dialer, Link } from "../../shared/replication/link.ts";
 import type { SimDisk, StorageProfile } from "./sim-disk.ts";
 import type { SimHost, SimProcess } from "./sim-host.ts";
+import type { SimArbiter } from "./sim-arbiter.ts";
 import { SeededRandom } from "./seeded-random.ts";
 import { ServedImages } from "./served-images.ts";
 import type { SimWorld } from "./world.ts";
@@ -51,6 +52,8 @@ export interface PairOptions {
   readonly dirtyFileMinBytes?: number;
   /** Images lie behind NBD servers, which die. */
   readonly servesImages?: boolean;
+  /** Who decides which side serves; the secondary takes over by itself then. */
+  readonly arbiter?: { readonly service: SimArbiter; readonly ttlMs: number };
 }
 
 /** What the pair tells about itself, as it happens. */
@@ -79,6 +82,7 @@ export class PairMember {
   readonly #config: AgentConfig;
   readonly #observer: PairObserver;
   readonly #servers: ((process: SimProcess) => ImageSource) | undefined;
+  readonly #arbiter: SimArbiter | undefined;
   #running: { readonly process: SimProcess; readonly agent: Agent } | undefined;
   #stopping: SimProcess | undefined;
 
@@ -88,8 +92,10 @@ export class PairMember {
     config: AgentConfig,
     observer: PairObserver,
     servers?: (process: SimProcess) => ImageSource,
+    arbiter?: SimArbiter,
   ) {
     this.#servers = servers;
+    this.#arbiter = arbiter;
     this.#world = world;
     this.host = host;
     this.#config = config;
@@ -128,6 +134,7 @@ export class PairMember {
     const died = new Promise<false>((resolve) => {
       this.host.onDeath(() => resolve(false));
     });
+    const arbiter = this.#arbiter;
     const opened = Agent.open({
       host: this.#agentHost(process),
       config: this.#config,
@@ -136,6 +143,7 @@ export class PairMember {
       exportUri: (name) => `sim://${this.name}/${name}`,
       dropClients: () => undefined,
       fence: undefined,
+      arbiter: arbiter === undefined ? undefined : (agentId) => arbiter.clientOf(process, agentId),
     }).then(
       (agent) => {
         if (!process.alive) return false;
@@ -286,9 +294,11 @@ export function makePair(
       createImages: !isPrimary && options.createImages,
       assumeInSync: false,
       adoptImages: false,
+      ...(options.arbiter === undefined ? {} : { failover: "automatic", arbiterTtlMs: options.arbiter.ttlMs }),
       ...(isPrimary && options.checkpointEveryMs !== undefined ? { checkpointEveryMs: options.checkpointEveryMs } : {}),
     };
-    if (options.servesImages !== true) return new PairMember(world, host, config, observer);
+    const arbiter = options.arbiter?.service;
+    if (options.servesImages !== true) return new PairMember(world, host, config, observer, undefined, arbiter);
     const random = new SeededRandom(world.seed).fork(`servers of ${name}`);
     const killed = new Set<string>();
     return new PairMember(
@@ -297,6 +307,7 @@ export function makePair(
       config,
       observer,
       (process) => new ServedImages({ world, process, random, killed }),
+      arbiter,
     );
   };
   return { primary: member("a"), secondary: member("b") };

@@ -73,6 +73,7 @@ export function protectedPrimary(): Status {
     jobs: [concludedSync()],
     exports: [{ name: "vda", uri: "nbd+unix:///vda?socket=/run/colobus/web/nbd.sock", readOnly: false, clients: 1 }],
     protection: { state: "Protected", reason: null, nextAction: "" },
+    failover: { kind: "manual", arbiter: null },
     recoverable: {
       epoch: 42,
       ageMs: 1234,

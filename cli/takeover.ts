@@ -1,0 +1,203 @@
+import type { ArbiterRecord } from "../proto/arbiter-record.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { TAKEOVER_LOOKS } from "../proto/limits.ts";
+import type { EventType } from "../proto/words.ts";
+import { decideTakeover, type ClaimDecision } from "../shared/arbiter/claim-rules.ts";
+import type { OwnLease } from "../shared/arbiter/own-lease.ts";
+import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import type { SecondaryRole } from "../secondary/secondary-role.ts";
+import { TakeoverPromise } from "../secondary/takeover-promise.ts";
+import { newId } from "./agent-state.ts";
+
+export interface TakeoverOptions {
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
+  readonly state: StateFile;
+  readonly lease: OwnLease;
+  /** Whether this side takes over by itself. */
+  readonly isAutomatic: boolean;
+  /** The secondary that could be promoted now; undefined: there is none, or it is being promoted. */
+  readonly candidate: () => SecondaryRole | undefined;
+  /** Promotes it: `claim` is called on the way. */
+  readonly failOver: () => Promise<unknown>;
+}
+
+export interface ClaimRequest {
+  /** An operator overrides what the arbiter says. */
+  readonly force: boolean;
+  /** Whether somebody waits for the end of the promise, and of another's lease. */
+  readonly waits: boolean;
+}
+
+/** The right to promote, under one lineage, until the promotion is recorded or given up. */
+export interface TakeoverClaim {
+  readonly lineage: string;
+  /** The arbiter could not be told, and is to be told by whoever serves. */
+  readonly isUntold: boolean;
+  /** Throws where the primary may rely on a promise of this side again. */
+  readonly assertStill: () => void;
+  /** The promotion has failed: the arbiter is told what stood there before. */
+  readonly giveUp: () => Promise<void>;
+}
+
+/**
+ * Takes the VM over from a primary that the arbiter does not hear any more: looks whether it may, claims the lease and the
+ * record in one step, and has this side promoted under exactly the lineage that it has claimed. An operator's failover
+ * goes the same way, but for the watching.
+ *
+ * Invariant: nothing is claimed, and nobody is promoted, while a promise to the primary binds.
+ */
+export class Takeover {
+  readonly promise: TakeoverPromise;
+  readonly #options: TakeoverOptions;
+  #timer: Timer | undefined;
+  #stopped = false;
+  #lastFailure: string | undefined;
+  /** What has failed is not tried again at once: a fence hook may have a say in it. */
+  #notBeforeMs = 0;
+
+  constructor(options: TakeoverOptions) {
+    this.#options = options;
+    this.promise = new TakeoverPromise(options.clock, options.lease.ttlMs);
+  }
+
+  start(): void {
+    if (this.#options.isAutomatic) this.#schedule();
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    this.#timer?.cancel();
+  }
+
+  /**
+   * Claims the VM for this side; with `force` whatever the arbiter says, and even where it says nothing.
+   * Errors: `lease-refused`, `arbiter-unreachable`, `lease-held`.
+   */
+  async claim(secondary: SecondaryRole, { force, waits }: ClaimRequest): Promise<TakeoverClaim> {
+    const { lease, state, clock, random, log } = this.#options;
+    const lineage = newId(random);
+    for (let waitedMs = 0; ;) {
+      try {
+        const seen = await lease.read();
+        const leftMs = this.promise.leftMs(seen.record?.ttlMs ?? 0);
+        const decision: ClaimDecision = force
+          ? { kind: "claim" }
+          : leftMs > 0
+            ? { kind: "wait", why: "this side has promised the primary not to take over yet" }
+            : this.#decide(secondary, seen);
+        if (decision.kind === "refused") throw refused(decision.why);
+        if (decision.kind === "claim") {
+          const { record } = state;
+          const outdated = record.pairing === null ? [] : [record.pairing.peer];
+          const committed = secondary.checkpoints.committed.epoch;
+          const entry = { vm: record.vm, lineage, holder: record.agentId, committed, outdated, ttlMs: lease.ttlMs };
+          if (await lease.claim(seen, entry, force)) return this.#claimed(lineage, seen.record, force);
+          continue;
+        }
+        const patienceMs = waits ? 2 * Math.max(lease.ttlMs, seen.record?.ttlMs ?? 0) : 0;
+        if (waitedMs >= patienceMs || this.#stopped) throw held(decision.why);
+      } catch (error) {
+        if (!force || this.#stopped) throw error;
+        log.warn({ reason: asColobusError(error) }, "the arbiter is not told; the operator forces the failover");
+        return { lineage, isUntold: true, assertStill: () => undefined, giveUp: () => Promise.resolve() };
+      }
+      const pauseMs = lease.ttlMs / TAKEOVER_LOOKS;
+      waitedMs += pauseMs;
+      await new Promise<void>((resolve) => {
+        clock.after(pauseMs, resolve);
+      });
+    }
+  }
+
+  #claimed(lineage: string, before: ArbiterRecord | undefined, force: boolean): TakeoverClaim {
+    const { lease } = this.#options;
+    return {
+      lineage,
+      isUntold: false,
+      assertStill: () => {
+        if (!force && this.promise.leftMs(before?.ttlMs ?? 0) > 0) throw held("the primary was heard again");
+      },
+      giveUp: async () => {
+        lease.forgo();
+        try {
+          if (before !== undefined) await lease.amend(before);
+        } catch (error) {
+          // The record names this side then, which may claim again; or the primary does when the two are connected.
+          this.#options.log.warn({ reason: asColobusError(error) }, "the arbiter's record is not put back");
+        }
+        await lease.release();
+      },
+    };
+  }
+
+  #decide(secondary: SecondaryRole, seen: Awaited<ReturnType<OwnLease["read"]>>): ClaimDecision {
+    const { agentId, lineage } = this.#options.state.record;
+    const committed = secondary.checkpoints.committed.epoch;
+    return decideTakeover({ state: seen, agentId, lineage, committed });
+  }
+
+  #schedule(): void {
+    if (this.#stopped) return;
+    const { clock, lease } = this.#options;
+    this.#timer = clock.after(lease.ttlMs / TAKEOVER_LOOKS, () => {
+      void this.#look().finally(() => this.#schedule());
+    });
+  }
+
+  /** Takes over when nothing speaks against it. What does is told once. */
+  async #look(): Promise<void> {
+    const { clock, lease, log, emit } = this.#options;
+    try {
+      if (clock.nowMs() < this.#notBeforeMs) return;
+      if (this.#lonely() === undefined) return;
+      const seen = await lease.read();
+      const secondary = this.#lonely();
+      if (secondary === undefined || this.promise.leftMs(seen.record?.ttlMs ?? 0) > 0) return;
+      const decision = this.#decide(secondary, seen);
+      if (decision.kind === "wait") return;
+      if (decision.kind === "refused") throw refused(decision.why);
+      log.warn({}, "the primary is not heard by this side, and has no lease: this side takes over");
+      emit("takeover-started", { holder: seen.record?.holder ?? null });
+      this.#notBeforeMs = clock.nowMs() + lease.ttlMs;
+      await this.#options.failOver();
+      this.#lastFailure = undefined;
+    } catch (error) {
+      const reason = asColobusError(error);
+      if (reason.message === this.#lastFailure || reason.code === "arbiter-unreachable") return;
+      this.#lastFailure = reason.message;
+      emit("takeover-failed", reason.toJSON());
+      log.warn({ reason }, "this side does not take over by itself");
+    }
+  }
+
+  /** The secondary, when it hears no primary, and has something to return to. */
+  #lonely(): SecondaryRole | undefined {
+    const { candidate, state } = this.#options;
+    const secondary = this.#stopped ? undefined : candidate();
+    if (secondary === undefined || secondary.isConnected || state.record.outdated) return undefined;
+    if (secondary.checkpoints.committed.epoch === 0 || this.promise.leftMs(0) > 0) return undefined;
+    return secondary;
+  }
+}
+
+function refused(why: string): ColobusError {
+  return new ColobusError(
+    "lease-refused",
+    `this side may not take over: ${why}`,
+    "Fail over by hand when you are sure that the other side serves nobody: `colobus failover --force`.",
+  );
+}
+
+function held(why: string): ColobusError {
+  return new ColobusError(
+    "lease-held",
+    `this side may not take over yet: ${why}`,
+    "Stop the primary's agent or its host, and try again; --force takes the lease away from it.",
+  );
+}

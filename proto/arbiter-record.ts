@@ -1,0 +1,48 @@
+/**
+ * What an arbiter keeps for one VM: the record, in JSON under `colobus/VM/record`, and the lease of the agent that may
+ * serve, whose id stands under `colobus/VM/lease` for as long as it renews it.
+ */
+import { z } from "zod";
+import { ColobusError } from "./errors.ts";
+
+const ARBITER_RECORD_VERSION = 1;
+const OUTDATED_MAX = 16;
+
+export const arbiterRecordSchema = z.object({
+  version: z.literal(ARBITER_RECORD_VERSION),
+  vm: z.string(),
+  /** The history that the holder serves. */
+  lineage: z.string(),
+  /** The agent that serves, or has served last. */
+  holder: z.string(),
+  /** The checkpoint that the holder's secondary is known to have committed; 0: none. */
+  committed: z.int().nonnegative(),
+  /** Agents that lack what the holder has acknowledged without them: none of them takes over. */
+  outdated: z.array(z.string()).max(OUTDATED_MAX),
+  /** The holder's lease, in milliseconds: nobody takes over before it has not heard the holder for that long. */
+  ttlMs: z.number().positive(),
+});
+export type ArbiterRecord = z.infer<typeof arbiterRecordSchema>;
+/** What a holder decides about its record; the rest is always the same. */
+export type ArbiterEntry = Omit<ArbiterRecord, "version">;
+
+export function encodeArbiterRecord(entry: ArbiterEntry): string {
+  return JSON.stringify({ version: ARBITER_RECORD_VERSION, ...entry });
+}
+
+/** Errors: `state-mismatch` where the text is no record of this release. */
+export function parseArbiterRecord(text: string): ArbiterRecord {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    value = undefined; // it is no record, which is told below
+  }
+  const parsed = arbiterRecordSchema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  throw new ColobusError(
+    "state-mismatch",
+    "the arbiter's record of this VM is not one that this release knows",
+    "Run the same release on both hosts; check what else writes under colobus/ in the arbiter.",
+  );
+}

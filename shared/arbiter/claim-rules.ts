@@ -1,0 +1,57 @@
+import type { ArbiterState } from "./arbiter.ts";
+
+/** What an agent may do by what the arbiter says: claim the lease now, wait for it, or leave it to another. */
+export type ClaimDecision = { readonly kind: "claim" } | { readonly kind: "wait" | "refused"; readonly why: string };
+
+export interface ServingClaim {
+  readonly state: ArbiterState;
+  readonly agentId: string;
+  readonly lineage: string;
+  /** A secondary of this side's is connected, and has promised not to take over for now. */
+  readonly hasSecondary: boolean;
+}
+
+/** Whether a primary may serve: nobody may have taken over from it. */
+export function decideServing({ state, agentId, lineage, hasSecondary }: ServingClaim): ClaimDecision {
+  const { record, leaseHolder } = state;
+  const isMine =
+    record === undefined ||
+    record.holder === agentId ||
+    (record.lineage === lineage && !record.outdated.includes(agentId)) ||
+    hasSecondary;
+  if (!isMine) {
+    return { kind: "refused", why: `by the arbiter's record agent ${record.holder} serves, under a later history` };
+  }
+  return leaseHolder === null || leaseHolder === agentId ? { kind: "claim" } : heldByOther(leaseHolder);
+}
+
+export interface TakeoverClaim {
+  readonly state: ArbiterState;
+  readonly agentId: string;
+  readonly lineage: string | null;
+  /** The checkpoint that a promotion would return to. */
+  readonly committed: number;
+}
+
+/**
+ * Whether a secondary may take over: it has the history that the record names and everything that counts of it, or its
+ * own takeover was cut off.
+ */
+export function decideTakeover({ state, agentId, lineage, committed }: TakeoverClaim): ClaimDecision {
+  const { record, leaseHolder } = state;
+  if (record === undefined) return { kind: "refused", why: "no primary has ever served under the arbiter" };
+  if (record.holder !== agentId) {
+    if (record.outdated.includes(agentId)) {
+      return { kind: "refused", why: "the primary has acknowledged writes without this side" };
+    }
+    if (record.lineage !== lineage) return { kind: "refused", why: "the arbiter's record names another history" };
+    if (record.committed > committed) {
+      return { kind: "refused", why: `checkpoint ${record.committed} was committed, and this side has ${committed}` };
+    }
+  }
+  return leaseHolder === null || leaseHolder === agentId ? { kind: "claim" } : heldByOther(leaseHolder);
+}
+
+function heldByOther(holder: string): ClaimDecision {
+  return { kind: "wait", why: `agent ${holder} has the lease` };
+}

@@ -1,0 +1,123 @@
+/** A pair that a real etcd decides over. */
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { COMMAND } from "../../proto/nbd-protocol.ts";
+import type { Status } from "../../proto/control-api.ts";
+import { AgentPair, MIB } from "../support/agent-pair.ts";
+import type { ErrorDocument } from "../support/cli-runner.ts";
+import { Etcd } from "../support/etcd.ts";
+import { NbdGuest } from "../support/nbd-guest.ts";
+import { NbdTestSocket, request } from "../support/nbd-client.ts";
+import { requirePeers } from "../support/peers.ts";
+import { SteadyGuest } from "../support/steady-guest.ts";
+
+const SIZE = 4 * MIB;
+const OUTSTANDING = 16;
+const BLOCK = 4096;
+
+async function pairUnder(etcd: Etcd, ...flags: string[]): Promise<AgentPair> {
+  return AgentPair.protected({
+    disks: { vda: Buffer.alloc(SIZE, 0x11) },
+    flags: ["--peer-timeout", "1s", "--arbiter", etcd.url, "--arbiter-ttl", "3s", "--durability", "process", ...flags],
+    primaryFlags: ["--assume-in-sync"],
+  });
+}
+
+const isPrimary = ({ role }: Status): boolean => role === "Primary";
+const isServing = ({ role, failover }: Status): boolean => role === "Primary" && failover.arbiter?.state === "own";
+
+/** A write whose first half is in the agent's hands. */
+async function beginWrite(path: string, index: number): Promise<{ socket: NbdTestSocket; rest: Buffer }> {
+  const socket = await NbdTestSocket.connect({ path });
+  await socket.open("vda");
+  const whole = request({
+    type: COMMAND.WRITE,
+    cookie: index + 1,
+    offset: index * BLOCK,
+    payload: Buffer.alloc(BLOCK, 0xee),
+  });
+  const half = whole.length - BLOCK / 2;
+  socket.write(whole.subarray(0, half));
+  return { socket, rest: whole.subarray(half) };
+}
+
+describe.runIf(requirePeers("etcd"))("a pair with an arbiter", () => {
+  it("fails over by itself when the primary is killed, and refuses the old one", async () => {
+    const etcd = await Etcd.start();
+    const pair = await pairUnder(etcd, "--failover", "automatic");
+    const { primary, secondary } = pair;
+    const guest = await NbdGuest.connect(join(primary.run, "nbd.sock"));
+    await guest.write(0, Buffer.alloc(BLOCK, 0x22));
+    await pair.checkpoint();
+    expect((await primary.status()).failover).toMatchObject({ kind: "automatic", arbiter: { state: "own" } });
+    await primary.crash();
+    await secondary.until("promoted", isServing);
+    const survivor = await NbdGuest.connect(join(secondary.run, "nbd.sock"));
+    expect(await survivor.read(0, BLOCK)).toEqual(Buffer.alloc(BLOCK, 0x22));
+    await survivor.write(BLOCK, Buffer.alloc(BLOCK, 0x33));
+    // The old primary is back: the record says that another one serves.
+    await primary.start();
+    const held = await primary.until("refused", ({ protection }) => protection.state === "NotProtected");
+    expect(held).toMatchObject({ role: "Primary", failover: { arbiter: { leaseMsLeft: 0 } } });
+    expect(["held", "outdated"]).toContain(held.protection.reason);
+    guest.close();
+    survivor.close();
+  });
+
+  it("lets no write succeed that was outstanding while the primary was stopped for longer than its lease", async () => {
+    const etcd = await Etcd.start();
+    const { primary, secondary } = await pairUnder(etcd, "--failover", "automatic");
+    const path = join(primary.run, "nbd.sock");
+    const writes = await Promise.all(Array.from({ length: OUTSTANDING }, (_, index) => beginWrite(path, index)));
+    const reader = await NbdGuest.connect(path);
+    await reader.read(0, BLOCK); // what came before is in the agent's hands
+    primary.freeze();
+    const late = reader.read(0, BLOCK).then(
+      () => "succeeded",
+      () => "failed",
+    );
+    await secondary.until("promoted", isServing);
+    const survivor = await NbdGuest.connect(join(secondary.run, "nbd.sock"));
+    expect(await survivor.read(0, BLOCK)).toEqual(Buffer.alloc(BLOCK, 0x11));
+    for (const { socket, rest } of writes) socket.write(rest);
+    primary.thaw();
+    const replies = await Promise.all(writes.map(({ socket }) => socket.readSimpleReply()));
+    expect(replies.filter(({ error }) => error === 0)).toEqual([]);
+    expect(await late).toBe("failed");
+    expect(await survivor.read(0, OUTSTANDING * BLOCK)).toEqual(Buffer.alloc(OUTSTANDING * BLOCK, 0x11));
+    for (const { socket } of writes) socket.destroy();
+    reader.close();
+    survivor.close();
+  });
+
+  it("goes on when only the arbiter is lost", async () => {
+    const etcd = await Etcd.start();
+    const pair = await pairUnder(etcd, "--failover", "automatic");
+    const { primary, secondary } = pair;
+    const guest = await SteadyGuest.start(primary, Buffer.alloc(SIZE, 0x11));
+    await etcd.kill();
+    await primary.until("without its lease", ({ failover }) => failover.arbiter?.leaseMsLeft === 0);
+    await guest.writesMore(200);
+    await pair.checkpoint();
+    await guest.stop();
+    expect((await secondary.status()).role).toBe("Secondary");
+    const { failover, protection } = await primary.status();
+    expect(failover.arbiter).toMatchObject({ state: "unreachable", lastError: { code: "arbiter-unreachable" } });
+    expect(protection.state).toBe("Protected");
+  });
+
+  it("is failed over by hand where that is said, and hands the role over with the lease", async () => {
+    const etcd = await Etcd.start();
+    const { primary, secondary } = await pairUnder(etcd);
+    await primary.get("switchover");
+    await secondary.until("serving", isServing);
+    await primary.until("secondary", ({ role }) => role === "Secondary");
+    await primary.until("protecting", ({ protection }) => protection.state === "Protected");
+    await secondary.get("checkpoint");
+    await secondary.crash();
+    await primary.get("failover");
+    const { failover } = await primary.until("serving", isPrimary);
+    expect(failover).toMatchObject({ kind: "manual", arbiter: { state: "own" } });
+    expect(await secondary.ask<ErrorDocument>("status")).toMatchObject({ code: 3 });
+  });
+});

@@ -1,0 +1,120 @@
+/** The arbiter in a real etcd. */
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { describe, expect, it, onTestFinished } from "vitest";
+import type { ArbiterEntry } from "../../proto/arbiter-record.ts";
+import { EtcdArbiter } from "../../shared/arbiter/etcd-arbiter.ts";
+import { NodeClock } from "../../shared/host/node-clock.ts";
+import { Etcd } from "../support/etcd.ts";
+import { requirePeers } from "../support/peers.ts";
+
+const TTL_MS = 3_000;
+const NOBODY = "http://127.0.0.1:1";
+
+function entryOf(vm: string, holder: string, more: Partial<ArbiterEntry> = {}): ArbiterEntry {
+  return { vm, lineage: "first", holder, committed: 0, outdated: [], ttlMs: TTL_MS, ...more };
+}
+
+describe.runIf(requirePeers("etcd"))("an arbiter in etcd", () => {
+  let vms = 0;
+
+  /** Two agents of a VM that etcd has not heard of. */
+  async function agents(endpoints: readonly string[] = []): Promise<{ vm: string; a: EtcdArbiter; b: EtcdArbiter }> {
+    const { url } = await Etcd.start();
+    vms += 1;
+    const vm = `vm${vms}`;
+    const clock = new NodeClock();
+    const agent = (agentId: string): EtcdArbiter =>
+      new EtcdArbiter({ endpoints: [...endpoints, url], vm, agentId, ttlMs: TTL_MS, clock });
+    return { vm, a: agent("a"), b: agent("b") };
+  }
+
+  it("gives the lease to one of two agents, with the record", async () => {
+    const { vm, a, b } = await agents();
+    const nothing = await a.read();
+    expect(nothing).toEqual({ record: undefined, revision: "0", leaseHolder: null });
+    const claimed = await a.claim("0", entryOf(vm, "a"), false);
+    expect(claimed).toMatchObject({ leaseHolder: "a", record: { holder: "a", lineage: "first" } });
+    expect(await b.read()).toEqual(claimed);
+    expect(await b.claim(claimed?.revision ?? "", entryOf(vm, "b"), false)).toBeUndefined();
+    expect(await b.amend(claimed?.revision ?? "", entryOf(vm, "b"))).toBeUndefined();
+    expect(await a.renew()).toEqual(claimed);
+    await a.release();
+    expect(await b.claim(claimed?.revision ?? "", entryOf(vm, "b"), false)).toMatchObject({ leaseHolder: "b" });
+  });
+
+  it("changes the record once for each revision, and for the holder of the lease only", async () => {
+    const { vm, a, b } = await agents();
+    const claimed = await a.claim("0", entryOf(vm, "a"), false);
+    const revision = claimed?.revision ?? "";
+    const amended = await a.amend(revision, entryOf(vm, "a", { outdated: ["b"] }));
+    expect(amended?.record?.outdated).toEqual(["b"]);
+    expect(await a.amend(revision, entryOf(vm, "a"))).toBeUndefined();
+    expect(await b.read()).toEqual(amended);
+    await a.release();
+    expect(await a.amend(amended?.revision ?? "", entryOf(vm, "a"))).toBeUndefined();
+    expect(await b.claim(revision, entryOf(vm, "b"), false)).toBeUndefined();
+  });
+
+  it("lets the lease of an agent end that does not renew it", async () => {
+    const { vm, a, b } = await agents();
+    await a.claim("0", entryOf(vm, "a"), false);
+    let state = await b.read();
+    while (state.leaseHolder !== null) state = await b.read();
+    expect(state.record).toMatchObject({ holder: "a" });
+    expect((await a.renew()).leaseHolder).toBeNull();
+    expect(await b.claim(state.revision, entryOf(vm, "b"), false)).toMatchObject({ leaseHolder: "b" });
+    expect((await a.renew()).leaseHolder).toBe("b");
+  });
+
+  it("takes the lease from its holder by force, who learns it at the next renewal", async () => {
+    const { vm, a, b } = await agents();
+    await a.claim("0", entryOf(vm, "a"), false);
+    expect(await b.claim("0", entryOf(vm, "b"), true)).toMatchObject({ leaseHolder: "b" });
+    expect((await a.renew()).leaseHolder).toBe("b");
+    expect(await a.amend((await a.read()).revision, entryOf(vm, "a"))).toBeUndefined();
+  });
+
+  it("is found behind an endpoint that does not answer", async () => {
+    const { vm, a } = await agents([NOBODY]);
+    expect(await a.claim("0", entryOf(vm, "a"), false)).toMatchObject({ leaseHolder: "a" });
+  });
+});
+
+describe("what is no etcd", () => {
+  it.each([
+    ["refuses", (): [number, string] => [503, "no leader"]],
+    ["answers nonsense", (): [number, string] => [200, "<html>"]],
+    ["answers another form", (): [number, string] => [200, `{"succeeded":"yes"}`]],
+    ["answers without end", (): [number, string] => [200, " ".repeat(1024 * 1024)]],
+  ])("is told as unreachable when it %s", async (_, answer) => {
+    const server = createServer((request, response) => {
+      request.resume();
+      const [status, body] = answer();
+      response.writeHead(status).end(body);
+    });
+    await new Promise<void>((resolve) => {
+      server.listen(0, "127.0.0.1", resolve);
+    });
+    onTestFinished(() => void server.close());
+    const { port } = server.address() as AddressInfo;
+    const endpoints = [`http://127.0.0.1:${port}`];
+    const arbiter = new EtcdArbiter({ endpoints, vm: "vm", agentId: "a", ttlMs: TTL_MS, clock: new NodeClock() });
+    await expect(arbiter.read()).rejects.toMatchObject({ code: "arbiter-unreachable" });
+  });
+
+  it("is given up when it does not answer", async () => {
+    const server = createServer(() => undefined);
+    await new Promise<void>((resolve) => {
+      server.listen(0, "127.0.0.1", resolve);
+    });
+    onTestFinished(() => {
+      server.closeAllConnections();
+      server.close();
+    });
+    const { port } = server.address() as AddressInfo;
+    const endpoints = [`http://127.0.0.1:${port}`];
+    const arbiter = new EtcdArbiter({ endpoints, vm: "vm", agentId: "a", ttlMs: TTL_MS, clock: new NodeClock() });
+    await expect(arbiter.read()).rejects.toThrow(/has not answered in time/);
+  });
+});

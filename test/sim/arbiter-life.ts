@@ -1,0 +1,270 @@
+import assert from "node:assert/strict";
+import { Calls } from "./calls.ts";
+import type { LifeCounts } from "./life-totals.ts";
+import { makePair, type Pair, type PairDisk, type PairMember } from "./pair.ts";
+import { SimArbiter } from "./sim-arbiter.ts";
+import { SimWorld } from "./world.ts";
+
+/**
+ * One life of a pair that an arbiter decides over, with guests on both hosts that try all the time. Whatever is cut off,
+ * frozen or killed: once a side has served under a later promotion, no guest of the other side gets a success, reads
+ * included. In quiet lives only the arbiter fails: then no guest waits, and nobody is promoted.
+ */
+const DISK: PairDisk = { name: "vda", sizeBytes: 64 * 4096 };
+const TTL_MS = 4_000;
+const PEER_TIMEOUT_MS = 1_500;
+const GUEST_EVERY_MS = [1, 60] as const;
+/** Each guest does one kind of request, so that those who read go on where those who write have to wait. */
+const GUESTS = ["read", "read", "write", "flush"] as const;
+const FAULTS = [4, 12] as const;
+const FAULT_EVERY_MS = [200, 6_000] as const;
+/** Longer than everything that anybody waits for after the last fault. */
+const SETTLE_MS = 10 * TTL_MS;
+const STARTED_WITHIN_MS = 120_000;
+/** A guest whose pair is connected does not wait longer for what an arbiter may have a say in. */
+const QUIET_REQUEST_MS = 1_500;
+
+type GuestKind = (typeof GUESTS)[number];
+type Fault =
+  | "isolate"
+  | "freeze-primary"
+  | "freeze"
+  | "kill"
+  | "partition"
+  | "cut-link"
+  | "arbiter-cut"
+  | "arbiter-down"
+  | "wall-clock";
+const FAULTS_OF_LIFE: readonly Fault[] = [
+  "isolate",
+  "isolate",
+  "freeze-primary",
+  "freeze-primary",
+  "freeze",
+  "kill",
+  "partition",
+  "partition",
+  "cut-link",
+  "arbiter-cut",
+  "arbiter-down",
+  "wall-clock",
+];
+const QUIET_FAULTS: readonly Fault[] = ["arbiter-cut", "arbiter-down"];
+
+export async function runArbiterLife(seed: number): Promise<LifeCounts> {
+  const replay = `npx tsx test/sim/run-arbiter-lives.ts --seed ${seed}`;
+  return new ArbiterLife(new SimWorld(seed, { replay })).live();
+}
+
+class ArbiterLife {
+  readonly #world: SimWorld;
+  readonly #arbiter: SimArbiter;
+  readonly #pair: Pair;
+  readonly #calls: Calls;
+  readonly #counts: Record<string, number> = {};
+  readonly #isQuiet: boolean;
+  /** Which promotion each host serves under; 0: the first primary's reign. */
+  readonly #reigns = new Map<string, number>([["a", 0]]);
+  readonly #servedReigns = new Set<number>([0]);
+  #promotions = 0;
+  #served = 0;
+  #ending = false;
+
+  constructor(world: SimWorld) {
+    this.#world = world;
+    this.#calls = new Calls(world);
+    this.#isQuiet = world.random.chance(0.25);
+    this.#arbiter = new SimArbiter(world, world.random.fork("arbiter"), TTL_MS);
+    if (!this.#isQuiet && world.random.chance(0.6)) this.#arbiter.slow(world.random.pick(["a", "b"]));
+    const contents = Buffer.alloc(DISK.sizeBytes, 1);
+    this.#pair = makePair(
+      world,
+      {
+        disks: [DISK],
+        clusterBytes: 4096,
+        durability: "process",
+        // Requests that are under way when a side stops.
+        storage: { syncMs: [5, 60] },
+        ack: world.random.pick(["async", "received", "applied"]),
+        onPeerLoss: world.random.chance(0.7) ? "continue" : "freeze",
+        access: "read-only",
+        windowBytes: 1024 * 1024,
+        peerTimeoutMs: PEER_TIMEOUT_MS,
+        createImages: false,
+        checkpointEveryMs: 500,
+        retain: 0,
+        overlayLimitBytes: undefined,
+        arbiter: { service: this.#arbiter, ttlMs: TTL_MS },
+      },
+      { primary: [contents], secondary: [Buffer.alloc(DISK.sizeBytes)] },
+      {
+        requested: () => undefined,
+        happened: (member, { type, data }) => {
+          this.#count(type);
+          if (type !== "role-changed" || (data as { role?: string }).role !== "Primary") return;
+          this.#promotions += 1;
+          this.#reigns.set(member.name, this.#promotions);
+        },
+      },
+    );
+  }
+
+  get #members(): readonly PairMember[] {
+    return [this.#pair.primary, this.#pair.secondary];
+  }
+
+  async live(): Promise<LifeCounts> {
+    await this.#in("the start", async () => {
+      await this.#pair.secondary.start();
+      await this.#pair.primary.start();
+      await this.#pair.primary.agent?.wait(
+        { condition: "committed", timeoutMs: STARTED_WITHIN_MS },
+        new AbortController().signal,
+      );
+    });
+    for (const member of this.#members) {
+      for (const kind of GUESTS) this.#nextRequest(member, kind);
+    }
+    const { random } = this.#world;
+    const faults = random.within(FAULTS);
+    for (let count = 0; count < faults; count += 1) {
+      this.#fault(random.pick(this.#isQuiet ? QUIET_FAULTS : FAULTS_OF_LIFE));
+      await this.#pass(random.within(FAULT_EVERY_MS));
+    }
+    await this.#pass(SETTLE_MS);
+    this.#ending = true;
+    await this.#checkEnd();
+    return { counts: this.#counts, pairs: {} };
+  }
+
+  /** Everything has been whole for a while. */
+  async #checkEnd(): Promise<void> {
+    const primaries = this.#members.filter(({ agent }) => agent?.role === "Primary");
+    if (this.#isQuiet) assert.equal(this.#promotions, 0, "the loss of the arbiter alone has promoted somebody");
+    // A side that was promoted serves; the other one is refused, whatever it calls itself.
+    const newest = primaries.filter(({ name }) => this.#isNewest(name));
+    assert.equal(newest.length, 1, "somebody is Primary, under the last promotion");
+    const before = this.#served;
+    this.#ending = false;
+    await this.#pass(2_000);
+    this.#ending = true;
+    const isHeld = newest[0]?.agent?.status().protection.reason === "held";
+    if (!isHeld) assert(this.#served > before, "the primary serves, as its status says");
+    this.#count("lives ended serving", isHeld ? 0 : 1);
+    // The guests' last requests end.
+    await this.#pass(2_000);
+  }
+
+  #isNewest(host: string): boolean {
+    return this.#reigns.get(host) === this.#promotions;
+  }
+
+  #fault(fault: Fault): void {
+    const { random, network } = this.#world;
+    const serving = this.#members.find(({ name, agent }) => agent?.role === "Primary" && this.#isNewest(name));
+    const isOfServing = fault === "isolate" || fault === "freeze-primary";
+    const member = (isOfServing ? serving : undefined) ?? random.pick(this.#members);
+    const lengthMs = random.within([50, 3 * TTL_MS]);
+    this.#count(`fault ${fault}`);
+    switch (fault) {
+      case "isolate":
+        // First it has nothing but its secondary's promise, then not that either.
+        this.#arbiter.cut(member.name, true);
+        this.#world.schedule(random.within([0, 2 * TTL_MS]), () => network.partition("a", "b", true));
+        this.#world.schedule(2 * TTL_MS + lengthMs, () => {
+          this.#arbiter.cut(member.name, false);
+          network.partition("a", "b", false);
+        });
+        break;
+      case "freeze-primary":
+      case "freeze":
+        member.host.freeze(true);
+        this.#world.schedule(lengthMs, () => member.host.freeze(false));
+        break;
+      case "kill":
+        if (!member.host.alive) return;
+        member.host.freeze(false);
+        member.host.crash("process");
+        this.#calls.died(member.host.process);
+        this.#world.schedule(lengthMs, () => {
+          if (member.host.alive) return;
+          member.host.restart();
+          void member.start();
+        });
+        break;
+      case "partition":
+        network.partition("a", "b", true);
+        this.#world.schedule(lengthMs, () => network.partition("a", "b", false));
+        break;
+      case "cut-link":
+        network.cut("a", "b");
+        break;
+      case "arbiter-cut":
+        this.#arbiter.cut(member.name, true);
+        this.#world.schedule(lengthMs, () => this.#arbiter.cut(member.name, false));
+        break;
+      case "arbiter-down":
+        this.#arbiter.stop(true);
+        this.#world.schedule(lengthMs, () => this.#arbiter.stop(false));
+        break;
+      case "wall-clock":
+        // Backwards, so that the monotonic clock alone has to do.
+        member.host.wallOffsetMs -= lengthMs;
+        break;
+    }
+  }
+
+  /** One guest of the host tries a request, and another one when that has ended. */
+  #nextRequest(member: PairMember, kind: GuestKind): void {
+    const { random } = this.#world;
+    this.#world.schedule(random.within(GUEST_EVERY_MS), () => {
+      if (!this.#ending) void this.#request(member, kind).finally(() => this.#nextRequest(member, kind));
+      else this.#nextRequest(member, kind);
+    });
+  }
+
+  async #request(member: PairMember, kind: GuestKind): Promise<void> {
+    const { random } = this.#world;
+    const { agent } = member;
+    const device = member.device(DISK);
+    if (agent?.role !== "Primary" || device === undefined || member.host.process.frozen) return;
+    const offset = 4096 * random.below(DISK.sizeBytes / 4096);
+    const reign = this.#reigns.get(member.name) ?? 0;
+    const beganMs = this.#world.nowMs;
+    await this.#calls.make(
+      member,
+      `guest's ${kind}`,
+      Number.POSITIVE_INFINITY,
+      () => {
+        if (kind === "read") return device.read(Buffer.alloc(4096), offset);
+        return kind === "flush" ? device.flush() : device.write(Buffer.alloc(4096, reign + 1), offset, { fua: false });
+      },
+      (outcome) => {
+        if (outcome.kind !== "done") return;
+        this.#served += 1;
+        this.#count(`${kind}s served`);
+        const newest = Math.max(...this.#servedReigns);
+        assert(reign >= newest, `${member.name} served under reign ${reign} after reign ${newest} had served`);
+        this.#servedReigns.add(reign);
+        if (this.#isQuiet) assert(this.#world.nowMs - beganMs <= QUIET_REQUEST_MS, "a connected pair has stopped");
+      },
+    );
+  }
+
+  #count(what: string, by = 1): void {
+    this.#counts[what] = (this.#counts[what] ?? 0) + by;
+  }
+
+  async #pass(ms: number): Promise<void> {
+    await this.#world.run({ forMs: ms });
+  }
+
+  async #in(what: string, work: () => Promise<void>): Promise<void> {
+    await this.#world.runFor(
+      what,
+      new Promise<void>((resolve, reject) => {
+        this.#world.schedule(0, () => void work().then(resolve, reject));
+      }),
+    );
+  }
+}
