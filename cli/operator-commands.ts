@@ -9,6 +9,7 @@ import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
 import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
 import { statusCommand } from "./commands/status.ts";
+import { vmstateCommand } from "./commands/vmstate.ts";
 import { waitCommand } from "./commands/wait.ts";
 
 /** In the order in which help lists them. */
@@ -21,6 +22,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   checkpointCommand,
   commitCommand,
   discardCommand,
+  vmstateCommand,
   failoverCommand,
   switchoverCommand,
   rejoinCommand,

@@ -28,6 +28,7 @@ import { Replicator } from "./replicator.ts";
 import { SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
+import { VmStates } from "./vm-states.ts";
 
 export interface PrimaryOptions {
   readonly clock: Clock;
@@ -70,6 +71,7 @@ export interface PrimaryOptions {
 export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly checkpoints: PrimaryCheckpoints;
+  readonly vmStates: VmStates;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
@@ -115,6 +117,7 @@ export class PrimaryRole {
       sharedDisks: this.#shared,
       committed: () => this.#shared?.protect(),
     });
+    this.vmStates = new VmStates({ ...options, checkpoints: this.checkpoints });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
     this.#status = new PrimaryStatus({

@@ -240,6 +240,20 @@ export const ERRORS = {
     "The checkpoint that the client reads is not kept any more.",
   ),
 
+  // VM states
+  "vmstate-awaited": row("EIO", 4071, 409, EXIT.failed, true, "The checkpoint has not got its VM state yet."),
+  "vmstate-busy": row("EIO", 4072, 409, EXIT.failed, true, "Another VM state is being received."),
+  "vmstate-interrupted": row("EIO", 4073, 409, EXIT.failed, true, "The VM state ended before it was complete."),
+  "vmstate-missing": row("EIO", 4074, 404, EXIT.failed, false, "No VM state is stored with that checkpoint."),
+  "vmstate-stale": row(
+    "EIO",
+    4075,
+    409,
+    EXIT.failed,
+    false,
+    "The disks may have been written since they were as the stored VM state knows them.",
+  ),
+
   "internal": row("EIO", 4099, 500, EXIT.failed, false, "A bug: the agent's log has the details."),
 } as const satisfies Record<string, ErrorRow>;
 

@@ -16,6 +16,7 @@ import type { OverlaySpace } from "./overlay-space.ts";
 import type { ReplicaDisks } from "./replica-disks.ts";
 import type { ReplicaHistory } from "./replica-history.ts";
 import { ReplicaSession } from "./replica-session.ts";
+import type { VmStateStore } from "./vm-state-store.ts";
 
 export interface ReplicaSessionsOptions {
   readonly clock: Clock;
@@ -36,6 +37,7 @@ export interface ReplicaSessionsOptions {
   readonly space: OverlaySpace;
   readonly faults: DiskFaults;
   readonly checkpoints: () => Checkpoints;
+  readonly vmStates: VmStateStore;
 }
 
 /**
@@ -108,6 +110,7 @@ export class ReplicaSessions {
       windowBytes: options.windowBytes,
       durability: options.state.record.durability,
       checkpoints: options.checkpoints(),
+      vmStates: options.vmStates,
       judged: (verdict, peer) => this.#judged(verdict, peer),
       history: options.history,
       takeOver: (lineage) => this.#takeOver(session, lineage),
@@ -224,7 +227,8 @@ export class ReplicaSessions {
       ack: "async",
       disks: record.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
       committed: record.committed.epoch,
-      prepared: record.prepared.map(({ epoch }) => epoch),
+      // What awaits its VM state ends with the session in which that was to come.
+      prepared: [...this.#options.checkpoints().prepared],
       epochSeen: this.#options.checkpoints().epochSeen,
       assumeInSync: false,
     };

@@ -92,6 +92,7 @@ function limits(): GeneratedSection[] {
     Replication: "docs/protocol.md",
     Shared: "docs/shared-disk.md",
     Epochs: "docs/protocol.md",
+    VM: "docs/formats.md",
     Disks: "docs/formats.md",
     Secondary: "docs/formats.md",
     State: "docs/formats.md",
