@@ -23,6 +23,8 @@ const DISCARD_TIMEOUT_MS = 10_000;
  */
 export class VmStates {
   readonly #options: VmStatesOptions;
+  /** Sizes of the states that are stored with prepared checkpoints. */
+  readonly #stored = new Map<number, number>();
   #receiving: { readonly epoch: number; readonly done: Promise<VmStateMark> } | undefined;
 
   constructor(options: VmStatesOptions) {
@@ -76,6 +78,7 @@ export class VmStates {
     this.#receiving = { epoch, done };
     try {
       const mark = await deadline.race(done, `the VM state of checkpoint ${epoch} is not complete yet`);
+      this.#stored.set(epoch, mark.bytes);
       return { epoch, bytes: mark.bytes };
     } catch (error) {
       stream.fail(asColobusError(error));
@@ -101,7 +104,10 @@ export class VmStates {
         deadline.end();
       }
     }
-    return checkpoints.commit(epoch, Math.max(1, timeoutMs - (clock.nowMs() - startedMs)), signal);
+    const answer = await checkpoints.commit(epoch, Math.max(1, timeoutMs - (clock.nowMs() - startedMs)), signal);
+    const vmstateBytes = this.#stored.get(epoch);
+    for (const earlier of this.#stored.keys()) if (earlier < epoch) this.#stored.delete(earlier);
+    return vmstateBytes === undefined ? answer : { ...answer, vmstateBytes };
   }
 
   #assertIdle(): void {

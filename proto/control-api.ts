@@ -213,7 +213,12 @@ export interface StoredVmState extends VmStateAnswer {
 
 export const commitRequestSchema = z.strictObject({ epoch: epochNumber, timeoutMs });
 export type CommitRequest = z.infer<typeof commitRequestSchema>;
-export const commitAnswerSchema = z.object({ epoch: epochNumber, state: z.literal("committed"), commitMs: ms });
+export const commitAnswerSchema = z.object({
+  epoch: epochNumber,
+  state: z.literal("committed"),
+  commitMs: ms,
+  vmstateBytes: bytes.optional(),
+});
 export type CommitAnswer = z.infer<typeof commitAnswerSchema>;
 
 /** Without an epoch: every prepared one. */

@@ -254,6 +254,10 @@ export const ERRORS = {
     "The disks may have been written since they were as the stored VM state knows them.",
   ),
 
+  // The VM that is protected
+  "vm-unreachable": row("EIO", 4080, 503, EXIT.failed, true, "The hypervisor or the guest agent does not answer."),
+  "vm-refused": row("EIO", 4081, 409, EXIT.failed, true, "The hypervisor or the guest agent refused a command."),
+
   "internal": row("EIO", 4099, 500, EXIT.failed, false, "A bug: the agent's log has the details."),
 } as const satisfies Record<string, ErrorRow>;
 

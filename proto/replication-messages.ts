@@ -262,7 +262,7 @@ export function encodeData(firstSequence: number, ranges: readonly number[], pay
 
 /** A `vmstate` message as buffers to be sent one after the other; the payload is not copied. */
 export function encodeVmState({ payload, ...header }: VmStateMessage): Buffer[] {
-  return [encodeHeader(header), payload];
+  return [encodeHeader({ ...header, length: payload.length }), payload];
 }
 
 function encodeHeader(header: object): Buffer {
@@ -363,9 +363,11 @@ function decodeData(header: Record<string, unknown>, payload: Buffer): DataMessa
   return { type: "data", firstSequence, operations };
 }
 
-function decodeVmState({ epoch, index, crc }: Record<string, unknown>, payload: Buffer): VmStateMessage {
+function decodeVmState(header: Record<string, unknown>, payload: Buffer): VmStateMessage {
+  const { epoch, index, crc, length } = header;
   if (!isCount(epoch) || epoch === 0 || !isCount(index) || !isCount(crc)) throw malformed("vmstate: its fields");
-  if (payload.length === 0 || payload.length > VMSTATE_CHUNK_BYTES) throw malformed("vmstate: its payload's length");
+  if (payload.length !== length || length === 0 || length > VMSTATE_CHUNK_BYTES)
+    throw malformed("vmstate: its payload's length");
   return { type: "vmstate", epoch, index, crc, payload };
 }
 

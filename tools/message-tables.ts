@@ -160,7 +160,7 @@ export function operationTable(): string {
 /** What has a payload has no schema: it is checked field by field. */
 function fieldsOf(type: MessageType): string {
   if (type === "hello") return "";
-  if (type === "vmstate") return "`epoch`, `index`, `crc`";
+  if (type === "vmstate") return "`epoch`, `index`, `crc`, `length`";
   if (type === "data") return "`firstSequence`, `ranges`";
   const paths = schemaFields(MESSAGE_SCHEMAS[type]).map(({ path }) => path);
   return paths

@@ -92,6 +92,8 @@ export class ControlClient {
   readonly address: ControlAddress;
   /** A connection for each request: the next one finds out anew whether the agent lives. */
   readonly #agent = new Agent({ keepAlive: false });
+  /** A connection that the server does not close with its answer: it may come before the whole body was sent. */
+  readonly #uploadAgent = new Agent({ keepAlive: true });
 
   constructor(address: ControlAddress) {
     if (address.kind === "socket") assertUnixSocketPath(address.path);
@@ -327,7 +329,7 @@ export class ControlClient {
       headers["content-length"] = String(Buffer.byteLength(text));
     }
     if (content !== undefined) headers["content-type"] = VMSTATE_TYPE;
-    const shared = { method, headers, agent: this.#agent };
+    const shared = { method, headers, agent: content === undefined ? this.#agent : this.#uploadAgent };
     const request =
       this.address.kind === "socket"
         ? httpRequest({ ...shared, socketPath: this.address.path, path, host: "localhost" })

@@ -2,10 +2,26 @@ import { createReadStream, createWriteStream } from "node:fs";
 import { rm } from "node:fs/promises";
 import type { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
+import { connect } from "node:net";
 
 /** The bytes of a file that an operator names for a command to read; `-` is stdin. Errors come with the stream. */
 export function openContent(path: string): Readable {
   return path === "-" ? process.stdin : createReadStream(path);
+}
+
+/** Sends `content` to whoever listens on the unix socket at `path`, and resolves with the number of bytes. */
+export async function sendContent(content: Readable, path: string): Promise<number> {
+  let sent = 0;
+  content.on("data", (chunk: Buffer) => {
+    sent += chunk.length;
+  });
+  await pipeline(content, connect({ path }));
+  return sent;
+}
+
+/** Removes the name of a socket that its listener has left. */
+export function removeSocket(path: string): Promise<void> {
+  return rm(path, { force: true });
 }
 
 /**

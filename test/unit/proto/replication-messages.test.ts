@@ -16,6 +16,7 @@ import {
   type DataMessage,
   type Message,
   type MessageType,
+  type VmStateMessage,
 } from "../../../proto/replication-messages.ts";
 import { goldenBytes } from "../../support/golden.ts";
 import { primaryHello } from "../../support/hellos.ts";
@@ -91,7 +92,9 @@ function raw(header: unknown, payload: Buffer = Buffer.alloc(0)): Buffer {
   return Buffer.concat([head, body, payload]);
 }
 
-const ALL: readonly Message[] = [...Object.values(EXAMPLES), DATA];
+const VMSTATE: VmStateMessage = { type: "vmstate", epoch: 5, index: 0, crc: 891_568_578, payload: Buffer.from("abc") };
+
+const ALL: readonly Message[] = [...Object.values(EXAMPLES), DATA, VMSTATE];
 
 describe("the replication messages", () => {
   it.each(ALL)("bring $type back as it was", (message) => {
