@@ -1,18 +1,24 @@
+import assert from "node:assert/strict";
 import { join } from "node:path";
 import type { StateRecord } from "../proto/state-record.ts";
 import { ColobusError } from "../proto/errors.ts";
 import type { DiskImage, ImageSource, ImageUse } from "../shared/block/disk-image.ts";
 import { assertSizeAsRecorded, changedBehind, FileImages } from "../shared/block/file-images.ts";
-import { parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
+import { parseImageLocation, type ImageFormat, type ImageLocation } from "../shared/block/image-location.ts";
 import type { StreamSource } from "../shared/host/byte-stream.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { createFormatImage } from "../shared/host/create-format-image.ts";
+import { readFormatFacts, type FormatFacts } from "../shared/host/format-facts.ts";
 import { FormatServer } from "../shared/host/format-server.ts";
 import type { Log } from "../shared/host/log.ts";
 import { ServerAddress } from "../shared/host/node-byte-stream.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
+import { ForeignNbdImage } from "../shared/nbd/foreign-nbd-image.ts";
 import { NbdImage } from "../shared/nbd/nbd-image.ts";
+
+/** Formats that can be read while another host writes them, as long as it moves nothing that is read. */
+const SHARED_FORMATS: readonly ImageFormat[] = ["qcow2", "qcow", "qed", "vmdk", "vdi", "vpc"];
 
 export interface AgentImagesOptions {
   readonly storage: Storage;
@@ -29,6 +35,10 @@ export class AgentImages implements ImageSource {
   readonly #files: FileImages;
   /** By location. One for each, so that a server is not started while the last one still has the image. */
   readonly #sources = new Map<string, StreamSource>();
+  /** The servers that read what another host writes, by location. */
+  readonly #readers = new Map<string, StreamSource>();
+  /** What is known of images that two hosts use, by location. */
+  readonly #facts = new Map<string, FormatFacts>();
   /** Images that were connected before their disks are opened, by location. */
   readonly #connected = new Map<string, NbdImage>();
 
@@ -40,27 +50,26 @@ export class AgentImages implements ImageSource {
   async measure(location: string, use: ImageUse = "own"): Promise<number> {
     const parsed = parseImageLocation(location);
     if (parsed.kind === "file") return this.#files.measure(location, use);
-    assertOwn(location, use);
+    if (use !== "own") return (await this.#look(location, parsed)).sizeBytes;
     const image = this.#connected.get(location) ?? (await this.#connect(location, parsed));
     return image.sizeBytes;
   }
 
-  async haveLostWrites(disks: StateRecord["disks"]): Promise<boolean> {
+  async haveLostWrites(disks: StateRecord["disks"], use: ImageUse): Promise<boolean> {
     let isAnyKilled = false;
     for (const disk of disks) {
       const parsed = parseImageLocation(disk.image);
-      if (parsed.kind !== "file" && (await this.#source(disk.image, parsed).wasKilled())) isAnyKilled = true;
+      if (parsed.kind !== "file" && (await this.#source(disk.image, parsed, use).wasKilled())) isAnyKilled = true;
     }
     return isAnyKilled;
   }
 
-  async prepare(disks: StateRecord["disks"]): Promise<void> {
+  async prepare(disks: StateRecord["disks"], use: ImageUse = "own"): Promise<void> {
     for (const disk of disks) {
       const parsed = parseImageLocation(disk.image);
-      if (parsed.kind === "file" || disk.sizeBytes === null || this.#connected.has(disk.image)) continue;
-      const mark = this.#source(disk.image, parsed).changeMark();
-      if (disk.cleanMark !== null && disk.cleanMark !== mark) throw changedBehind(disk);
-      await this.#connect(disk.image, parsed);
+      if (parsed.kind === "file" || disk.sizeBytes === null) continue;
+      if (use === "own") await this.#prepareOwn(disk, parsed);
+      else assertSizeAsRecorded(disk, (await this.#look(disk.image, parsed)).sizeBytes);
     }
   }
 
@@ -72,7 +81,7 @@ export class AgentImages implements ImageSource {
   open(disk: StateRecord["disks"][number], use: ImageUse = "own"): DiskImage {
     const parsed = parseImageLocation(disk.image);
     if (parsed.kind === "file") return this.#files.open(disk, use);
-    assertOwn(disk.image, use);
+    if (use !== "own") return this.#openShared(disk.image, parsed, use);
     const connected = this.#connected.get(disk.image);
     if (connected === undefined) {
       const { sizeBytes } = disk;
@@ -99,38 +108,73 @@ export class AgentImages implements ImageSource {
     await createFormatImage(this.#options.storage, parsed.format, parsed.path, sizeBytes);
   }
 
+  async #prepareOwn(disk: StateRecord["disks"][number], parsed: ServedLocation): Promise<void> {
+    if (this.#connected.has(disk.image)) return;
+    const mark = this.#source(disk.image, parsed).changeMark();
+    if (disk.cleanMark !== null && disk.cleanMark !== mark) throw changedBehind(disk);
+    await this.#connect(disk.image, parsed);
+  }
+
+  /**
+   * A server that writes an image is not started before it has something to do: until a primary has spoken to its peer,
+   * another host may be the one that writes it, and to open a format for writing may be to write it.
+   */
+  #openShared(location: string, parsed: ServedLocation, use: "shared" | "foreign"): DiskImage {
+    const facts = this.#facts.get(location);
+    assert(facts !== undefined, "a shared image was looked at before it is opened");
+    const { sizeBytes, unitBytes } = facts;
+    const options = { ...this.#imageOptions(location, parsed, use), sizeBytes };
+    if (use === "foreign") return new ForeignNbdImage(options);
+    return new NbdImage({ ...options, onDemand: true, placementBytes: unitBytes });
+  }
+
+  /** Looks at an image that two hosts use. Errors: `not-supported`, those of opening it. */
+  async #look(location: string, parsed: ServedLocation): Promise<FormatFacts> {
+    if (parsed.kind === "nbd") {
+      throw new ColobusError(
+        "not-supported",
+        `${location} cannot be a shared disk: what its server caches, and what it keeps there, cannot be known from here`,
+        "In mode `shared`, name a raw file or a block device that both hosts see, or an image as qcow2:PATH.",
+      );
+    }
+    if (!SHARED_FORMATS.includes(parsed.format)) {
+      throw new ColobusError(
+        "not-supported",
+        `${location} cannot be a shared disk: ${parsed.format} is not known to be readable while another host writes it`,
+        `Formats that are: ${SHARED_FORMATS.join(", ")}; or name a raw file or a block device.`,
+      );
+    }
+    const facts = await readFormatFacts(parsed);
+    this.#facts.set(location, facts);
+    return facts;
+  }
+
   async #connect(location: string, parsed: ServedLocation): Promise<NbdImage> {
     const image = await NbdImage.connect({ ...this.#imageOptions(location, parsed), sizeBytes: undefined });
     this.#connected.set(location, image);
     return image;
   }
 
-  #imageOptions(location: string, parsed: ServedLocation) {
+  #imageOptions(location: string, parsed: ServedLocation, use: ImageUse = "own") {
     const { clock, random, log } = this.#options;
     const exportName = parsed.kind === "nbd" ? parsed.exportName : "";
-    return { source: this.#source(location, parsed), exportName, clock, random, log };
+    return { source: this.#source(location, parsed, use), exportName, clock, random, log };
   }
 
-  #source(location: string, parsed: ServedLocation): StreamSource {
-    const known = this.#sources.get(location);
+  /** Who writes an image, alone or not, does so through the same server, and the same socket in every process. */
+  #source(location: string, parsed: ServedLocation, use: ImageUse = "own"): StreamSource {
+    const sources = use === "foreign" ? this.#readers : this.#sources;
+    const known = sources.get(location);
     if (known !== undefined) return known;
     const { runDirectory, log } = this.#options;
+    const socket = `image-${sources.size}${use === "foreign" ? "-reader" : ""}.sock`;
     const source =
       parsed.kind === "nbd"
         ? new ServerAddress(location, parsed.address)
-        : new FormatServer({ ...parsed, socketPath: join(runDirectory, `image-${this.#sources.size}.sock`), log });
-    this.#sources.set(location, source);
+        : new FormatServer({ ...parsed, use, socketPath: join(runDirectory, socket), log });
+    sources.set(location, source);
     return source;
   }
 }
 
 type ServedLocation = Exclude<ImageLocation, { kind: "file" }>;
-
-function assertOwn(location: string, use: ImageUse): void {
-  if (use === "own") return;
-  throw new ColobusError(
-    "not-supported",
-    `${location} cannot be a shared disk: it lies behind an NBD server`,
-    "In mode `shared`, name a raw file or a block device that both hosts see.",
-  );
-}

@@ -1,5 +1,4 @@
 /** The flags of `colobus primary` and `colobus secondary`, the same keys in the configuration file, and their defaults. */
-import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import type { Argv } from "yargs";
 import { z } from "zod";
@@ -226,17 +225,8 @@ export async function readProcessConfig(
 
 async function readConfigFile(path: string | undefined): Promise<Options> {
   if (path === undefined) return {};
-  const yaml = await import("yaml");
-  let parsed: unknown;
-  try {
-    parsed = yaml.parse(readFileSync(path, "utf8"));
-  } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
-    throw new ColobusError("usage", `the configuration file cannot be read: ${why}`, "Check --config.", {
-      cause: error,
-    });
-  }
-  const checked = optionsSchema.safeParse(parsed ?? {});
+  const { parseConfigFile } = await import("./config-file.ts"); // most starts have no file, and need no parser
+  const checked = optionsSchema.safeParse(parseConfigFile(path));
   if (checked.success) return checked.data;
   throw new ColobusError(
     "usage",

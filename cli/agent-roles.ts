@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { STATE_RETRY_MS } from "../proto/limits.ts";
-import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
@@ -24,11 +23,11 @@ import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { probePeer } from "../shared/replication/peer-probe.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
-import type { Verdict } from "../shared/replication/verdict.ts";
-import type { AgentOptions } from "./agent.ts";
+import type { AgentOptions } from "./agent-host.ts";
 import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
+import type { Judged } from "./verdict-answer.ts";
 
 export interface ActivePrimary {
   readonly role: "Primary";
@@ -42,9 +41,6 @@ export interface ActiveSecondary {
   readonly secondary: SecondaryRole;
   readonly tracking: PeerTracking;
 }
-
-/** What a handshake came to, and with whom. */
-export type Judged = { readonly verdict: Verdict; readonly peer: Hello };
 
 /** A local child that this agent has opened and closes. */
 type OwnedChild = DiskImage | PromotedDisk;
@@ -207,7 +203,7 @@ export class AgentRoles {
       agent.dropClients();
       const { openEpoch } = active.primary.checkpoints;
       const fault = await active.primary.stop(0);
-      for (const child of active.children) child.close();
+      this.#closeChildren(active);
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
       // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
@@ -239,9 +235,10 @@ export class AgentRoles {
     const active = this.#active;
     if (active.role === "Secondary") return active.secondary.close();
     const fault = await active.primary.stop(drainMs);
-    if (fault !== undefined) {
-      for (const child of active.children) child.close();
-      throw fault;
+    if (fault !== undefined || this.#isDiskOfPeer) {
+      this.#closeChildren(active);
+      if (fault !== undefined) throw fault;
+      return;
     }
     const marks: string[] = [];
     for (const child of active.children) marks.push(await child.changeMark());
@@ -250,6 +247,19 @@ export class AgentRoles {
       disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: marks[index] ?? null })),
     }));
     for (const child of active.children) child.close();
+  }
+
+  /** The peer was promoted on the shared disk: nothing that this side holds back may be written to it any more. */
+  get #isDiskOfPeer(): boolean {
+    const { mode, outdated } = this.#options.state.record;
+    return mode === "shared" && outdated;
+  }
+
+  #closeChildren({ children }: ActivePrimary): void {
+    for (const child of children) {
+      if (this.#isDiskOfPeer && child.abandon !== undefined) child.abandon();
+      else child.close();
+    }
   }
 
   #change<T>(change: () => Promise<T>): Promise<T> {

@@ -2,7 +2,8 @@ import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
-import type { ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
+import { parseImageLocation } from "../shared/block/image-location.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -36,13 +37,15 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     if (config.adoptImages) await adoptImages(host.images, existing, config);
     assertSame(existing.record, config);
     const isSuspect = await mayHaveLostData(existing.record, host);
+    const lostBarriers = await hasLostBarriers(existing.record, host);
     // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
     // overlays by it, so it has to stand first.
     await existing.update((record) => ({
       ...(isSuspect ? suspect(record, newId(host.random)) : record),
       durability: config.durability,
-      // Since the host has booted, readers see what the devices have.
-      lostSyncs: existing.record.bootId === host.bootId ? record.lostSyncs : [],
+      unflushedThrough: lostBarriers ? record.epochReserved : record.unflushedThrough,
+      lostSyncs: stillLost(record, host.bootId),
+      replaysOwed: [],
     }));
     if (isSuspect) {
       host.log.warn(
@@ -76,7 +79,28 @@ export function unflushedThrough(record: StateRecord, bootId: string): number {
 async function mayHaveLostData(record: StateRecord, { bootId, images }: StateHost): Promise<boolean> {
   const isUnclean = record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null);
   if (record.durability !== "process" || !isUnclean) return false;
-  return record.bootId !== bootId || images.haveLostWrites(record.disks);
+  if (record.bootId !== bootId) return true;
+  return record.mode !== "shared" && (record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "own"));
+}
+
+/**
+ * Whether a server that wrote a shared disk for a primary was killed: what it held of barriers whose flush was not done is
+ * gone then, as after a loss of power. Waits until a server that still writes has ended.
+ */
+async function hasLostBarriers(record: StateRecord, { images }: StateHost): Promise<boolean> {
+  const isUnclean = record.disks.some(({ cleanMark }) => cleanMark === null);
+  if (record.mode !== "shared" || record.role !== "Primary" || !isUnclean) return false;
+  return record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "shared");
+}
+
+/** Since the host has booted, readers see what its devices have; nobody knows when another host has. */
+function stillLost({ bootId, lostSyncs, disks }: StateRecord, newBootId: string): StateRecord["lostSyncs"] {
+  if (bootId === newBootId) return lostSyncs;
+  const isElsewhere = (name: string): boolean => {
+    const location = parseImageLocation(disks.find((disk) => disk.name === name)?.image ?? "");
+    return location.kind === "nbd" && location.address.kind === "tcp";
+  };
+  return lostSyncs.filter(({ disk, active }) => active === null && isElsewhere(disk));
 }
 
 /**
@@ -144,6 +168,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
     retained: [],
     merge: null,
     lostSyncs: [],
+    replaysOwed: [],
     bootId: host.bootId,
   };
 }
@@ -163,7 +188,12 @@ async function adoptImages(images: ImageSource, state: StateFile, config: AgentC
   const disks: StateRecord["disks"] = [];
   for (const disk of state.record.disks) {
     const image = config.disks.find(({ name }) => name === disk.name)?.image ?? disk.image;
-    disks.push({ name: disk.name, image, sizeBytes: await images.measure(image), cleanMark: null });
+    disks.push({
+      name: disk.name,
+      image,
+      sizeBytes: await images.measure(image, imageUseOf(state.record)),
+      cleanMark: null,
+    });
   }
   await state.update((record) => ({ ...record, disks, tracks: null, lostSyncs: [] }));
 }
@@ -171,7 +201,7 @@ async function adoptImages(images: ImageSource, state: StateFile, config: AgentC
 /** The images' sizes; null where one is to be created at the primary's size. */
 async function initialSizes(images: ImageSource, config: AgentConfig): Promise<(number | null)[]> {
   const mayCreate = config.createImages && config.role === "Secondary";
-  const use = config.mode === "shared" && config.role === "Secondary" ? "foreign" : "own";
+  const use = config.mode === "shared" && config.role === "Secondary" ? "foreign" : imageUseOf(config);
   const sizes: (number | null)[] = [];
   for (const { image } of config.disks) {
     sizes.push(mayCreate && images.canCreate(image) ? null : await images.measure(image, use));

@@ -37,58 +37,24 @@ import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import { outdated } from "../primary/guest-policy.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
-import type { ImageSource } from "../shared/block/disk-image.ts";
+import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { FileImages } from "../shared/block/file-images.ts";
+import { ImageServers } from "../shared/block/image-servers.ts";
 import { EventLog } from "../shared/control/event-log.ts";
-import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
-import type { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
-import type { Log } from "../shared/host/log.ts";
-import type { Random } from "../shared/host/random.ts";
-import type { Storage } from "../shared/host/storage.ts";
 import { JobList } from "../shared/jobs/job-list.ts";
 import { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import type { Dialer, Link } from "../shared/replication/link.ts";
-import type { AgentConfig } from "./agent-config.ts";
+import type { Link } from "../shared/replication/link.ts";
+import type { AgentOptions } from "./agent-host.ts";
 import { AgentRoles } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
-import type { FencedPeer } from "./fence-peer.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
 import { StoredVmStates } from "./stored-vm-states.ts";
-
-/** What an agent is given by the machine that it runs on, or by the simulator. */
-export interface AgentHost {
-  readonly storage: Storage;
-  /** Opens the disks' images; undefined: files of `storage`. */
-  readonly images?: ImageSource;
-  readonly clock: Clock;
-  readonly random: Random;
-  readonly log: Log;
-  readonly bootId: string;
-  readonly pid: number;
-  readonly dialer: (url: string) => Dialer;
-  /** The agent starts and stops it. The simulator's processes are never late, and have none. */
-  readonly eventLoopDelay?: EventLoopDelay;
-}
-
-export interface AgentOptions {
-  readonly host: AgentHost;
-  readonly config: AgentConfig;
-  readonly token: Buffer | undefined;
-  /** Whether a peer may dial this agent. */
-  readonly acceptsPeers: boolean;
-  /** The URI under which clients reach an export. */
-  readonly exportUri: (name: string) => string;
-  /** Sends the exports' clients away, once what they have under way is answered. */
-  readonly dropClients: () => void;
-  /** Makes sure that the peer serves no more, before a failover. Errors: `fence-failed`. undefined: the operator has. */
-  readonly fence: ((peer: FencedPeer) => Promise<string>) | undefined;
-}
 
 /**
  * One agent: the disks of one VM in one role at a time, its exports, its jobs and its events. It is written against
@@ -109,6 +75,7 @@ export class Agent implements AgentControl {
   readonly #stateWatch: StateWatch;
   readonly #stallWatch: StallWatch;
   readonly #vmStates: StoredVmStates;
+  readonly #imageServers: ImageServers;
 
   private constructor(
     options: AgentOptions,
@@ -121,6 +88,7 @@ export class Agent implements AgentControl {
     this.#events = new EventLog(options.host.clock);
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
+    this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#changes = new CheckpointChanges({
       clock: options.host.clock,
       secondary: (command) => this.#secondary(command),
@@ -132,7 +100,7 @@ export class Agent implements AgentControl {
     this.#roles = new AgentRoles({
       agent: options,
       state,
-      images,
+      images: this.#imageServers.watching(images),
       sharedMark,
       exports: this.exports,
       jobs: this.#jobs,
@@ -163,7 +131,7 @@ export class Agent implements AgentControl {
     try {
       const sharedMark = openSharedMark(options, state);
       await sharedMark?.assertNobodyMerges(host.log);
-      await images.prepare(state.record.disks);
+      await images.prepare(state.record.disks, imageUseOf(state.record));
       agent = new Agent(options, state, images, sharedMark);
     } catch (error) {
       images.release();
@@ -207,6 +175,7 @@ export class Agent implements AgentControl {
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     this.#stateWatch.stop();
     this.#stallWatch.stop();
+    this.#imageServers.stop();
     await this.#roles.stop(drainMs);
     await this.#state.close();
   }
@@ -229,7 +198,11 @@ export class Agent implements AgentControl {
       ack: config.ack,
       clusterBytes: record.clusterBytes,
       ...view,
-      protection: this.#stateWatch.describeProtection() ?? view.protection,
+      peers: view.peers.map((peer) => ({
+        ...peer,
+        lastError: peer.lastError ?? this.#imageServers.fault?.toJSON() ?? null,
+      })),
+      protection: this.#ownFaults() ?? view.protection,
       jobs: this.jobs(),
       exports: this.exports.list().map((diskExport) => ({
         name: diskExport.name,
@@ -385,13 +358,18 @@ export class Agent implements AgentControl {
     if (type !== "protection-changed") this.#watchProtection();
   }
 
+  /** Why the VM is not protected, where that is in this agent, whatever its role. */
+  #ownFaults(): Status["protection"] | undefined {
+    return this.#stateWatch.describeProtection() ?? this.#imageServers.describeProtection();
+  }
+
   /** Emits an event when the protection has changed since the last event. */
   #watchProtection(): void {
     const roles = this.#roles as AgentRoles | undefined; // events come while the constructor is still opening the role
     if (roles === undefined || this.#stopping) return;
     const { active } = roles;
     const role = active.role === "Primary" ? active.primary : active.secondary;
-    const protection = this.#stateWatch.describeProtection() ?? role.describeProtection();
+    const protection = this.#ownFaults() ?? role.describeProtection();
     const line = `${protection.state} ${protection.reason ?? ""}`;
     if (line === this.#lastProtection) return;
     this.#lastProtection = line;

@@ -17,10 +17,10 @@ import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
-import type { AgentRoles, Judged } from "./agent-roles.ts";
+import type { AgentRoles } from "./agent-roles.ts";
 import { newId } from "./agent-state.ts";
 import type { DiskExports } from "./disk-export.ts";
-import { describeVerdict } from "./verdict-answer.ts";
+import { describeVerdict, type Judged } from "./verdict-answer.ts";
 
 export interface RoleCommandsOptions {
   readonly roles: AgentRoles;
@@ -95,13 +95,6 @@ export class RoleCommands {
   async switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
     const { roles, state, exports, random } = this.#options;
     const primary = this.#primary("switchover");
-    if (state.record.mode === "shared") {
-      throw new ColobusError(
-        "not-supported",
-        "in mode shared the roles cannot be swapped while both agents run",
-        "Take a checkpoint, stop this agent, and say `colobus failover --fenced` on the other side.",
-      );
-    }
     const writers = exports.list().filter((one) => !one.readOnly && exports.clientsOf(one.name) > 0);
     if (writers.length > 0 && !request.closeClients) {
       throw new ColobusError(

@@ -1,7 +1,10 @@
 import type { VerdictAnswer } from "../proto/control-api.ts";
+import type { Hello } from "../proto/replication-messages.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
-import type { Judged } from "./agent-roles.ts";
+
+/** What a handshake came to, and with whom. */
+export type Judged = { readonly verdict: Verdict; readonly peer: Hello };
 
 export interface VerdictContext {
   readonly judged: Judged;

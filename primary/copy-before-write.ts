@@ -5,6 +5,9 @@
  * secondary has that stable. Originals of one event-loop turn travel in one message, and come back with one
  * acknowledgement, so what a change waits for is a round trip for each batch. Later changes of the cluster in the same
  * epoch, on the same session, cost a look into a bitmap. What is a hole is not copied to be zeroed: it does not change.
+ * Where the image moves content in units larger than a cluster (a format behind its server), originals are copied in whole
+ * units: what the secondary reads of the disk itself lies in units that nothing was changed in since the last checkpoint,
+ * so that it lies where the secondary knows it to lie.
  *
  * Invariants: from the look that finds a cluster copied to the change itself nothing else runs. A copy counts for the
  * epoch and for the session that it was sent in, and for no other. While the original of a cluster is under way every
@@ -13,6 +16,7 @@
  * Does not: order overlapping requests (`ReplicatedDisk` holds their ranges), or decide what happens without a secondary
  * (`SharedDisks`).
  */
+import assert from "node:assert/strict";
 import { ORIGINAL_MAX_BYTES, ORIGINALS_READ_MAX_BYTES } from "../proto/limits.ts";
 import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
@@ -48,6 +52,8 @@ export class CopyBeforeWrite implements Child {
   readonly #disk: number;
   readonly #geometry: ClusterGeometry;
   readonly #stream: OriginalsStream;
+  /** Originals are copied in whole units of so many clusters. */
+  readonly #unitClusters: number;
   /** What the secondary of `#session` has stable, of the open epoch. */
   readonly #copied = new ClusterBitmap();
   #session: OriginalsSession | undefined;
@@ -69,6 +75,16 @@ export class CopyBeforeWrite implements Child {
     this.#child = child;
     this.#geometry = geometry;
     this.#stream = stream;
+    this.#unitClusters = Math.max(1, (child.placementBytes ?? 0) / geometry.clusterBytes);
+    assert(Number.isInteger(this.#unitClusters), "both are powers of two");
+  }
+
+  get placementBytes(): number | undefined {
+    return this.#child.placementBytes;
+  }
+
+  get asksForExtents(): boolean {
+    return this.#child.asksForExtents === true;
   }
 
   read(target: Uint8Array, offset: number): Pending {
@@ -102,8 +118,7 @@ export class CopyBeforeWrite implements Child {
     if (this.#mayChange(offset, length)) return;
     const session = this.#currentSession();
     if (session === undefined || this.#barrier !== undefined) return;
-    const first = firstClusterOf(this.#geometry, offset);
-    const end = endClusterOf(this.#geometry, offset, Math.min(length, ORIGINAL_MAX_BYTES));
+    const { first, end } = this.#unitsOf(offset, Math.min(length, ORIGINAL_MAX_BYTES));
     for (const copy of this.#copyMissing(session, first, end)) copy.catch(() => undefined); // the change has the error
   }
 
@@ -135,8 +150,7 @@ export class CopyBeforeWrite implements Child {
   #mayChange(offset: number, length: number): boolean {
     if (this.#barrier !== undefined) return false;
     if (this.#currentSession() === undefined) return this.#stream.isUnwatched();
-    const first = firstClusterOf(this.#geometry, offset);
-    const end = endClusterOf(this.#geometry, offset, length);
+    const { first, end } = this.#unitsOf(offset, length);
     if (end - first === 1) return this.#copied.has(first);
     return this.#copied.rangeCardinality(first, end) === end - first;
   }
@@ -185,13 +199,31 @@ export class CopyBeforeWrite implements Child {
       const [extent] = extents instanceof Promise ? await extents : extents;
       const found = Math.min(extent?.length ?? end - at, end - at);
       const from = at;
-      const step = extent?.zero === true ? found : Math.min(found, ORIGINAL_MAX_BYTES);
+      const unchanged = extent?.zero === true ? this.#unmoved(at, found, extent.hole) : 0;
+      const step = unchanged > 0 ? unchanged : Math.min(found, this.#copyStep(at));
       const zero = (): Pending => this.#zero(from, step, noFua);
-      const pending = extent?.zero === true ? zero() : this.#copyFirst(from, step, zero);
+      const pending = unchanged > 0 ? zero() : this.#copyFirst(from, step, zero);
       if (pending !== undefined) await pending;
       at += step;
     }
     if (flags.fua) await this.#child.flush();
+  }
+
+  /**
+   * How much of a stretch of zeroes at `offset` may be zeroed and leaves everything where it is: where content has units,
+   * whole ones that nothing is stored for, since to zero a part of one may free all of it.
+   */
+  #unmoved(offset: number, length: number, isHole: boolean): number {
+    if (this.#unitClusters === 1 && this.placementBytes === undefined) return length;
+    const unitBytes = Math.max(this.placementBytes ?? 0, this.#geometry.clusterBytes);
+    if (!isHole || offset % unitBytes > 0) return 0;
+    return Math.floor(length / unitBytes) * unitBytes;
+  }
+
+  /** How much from `offset` on is copied to be zeroed at a time: up to where the next step may find a whole unit. */
+  #copyStep(offset: number): number {
+    const alignment = Math.min(this.placementBytes ?? ORIGINAL_MAX_BYTES, ORIGINAL_MAX_BYTES);
+    return offset % alignment > 0 ? alignment - (offset % alignment) : ORIGINAL_MAX_BYTES;
   }
 
   async #copyFirst(offset: number, length: number, change: () => Pending): Promise<void> {
@@ -205,8 +237,20 @@ export class CopyBeforeWrite implements Child {
     if (this.#barrier !== undefined) return this.#barrier.over;
     const session = this.#currentSession();
     if (session === undefined) return this.#stream.wait();
+    const { first, end } = this.#unitsOf(offset, length);
+    await Promise.all(this.#copyMissing(session, first, end));
+  }
+
+  /** The clusters of the units that a change of the range touches. */
+  #unitsOf(offset: number, length: number): { readonly first: number; readonly end: number } {
     const first = firstClusterOf(this.#geometry, offset);
-    await Promise.all(this.#copyMissing(session, first, endClusterOf(this.#geometry, offset, length)));
+    const end = endClusterOf(this.#geometry, offset, length);
+    const unit = this.#unitClusters;
+    if (unit === 1) return { first, end };
+    return {
+      first: Math.floor(first / unit) * unit,
+      end: Math.min(Math.ceil(end / unit) * unit, this.#geometry.clusterCount),
+    };
   }
 
   /** Begins to copy what of [first, end) is not copied, and returns what there is to wait for. */

@@ -13,23 +13,26 @@ export interface HandOverContext {
   readonly deadline: Deadline;
   /** Commits what the guests have written. */
   readonly checkpoint: () => Promise<unknown>;
+  /** Gives shared images back, durable, until the next request. */
+  readonly letGo: () => Promise<void>;
   /** Throws when the secondary lacks anything, or is not there any more. */
   readonly assertInSync: () => void;
 }
 
 /**
- * Hands the primary's role to the secondary of the session: holds the guests, commits what they have written, and records
- * whom the role goes to before it asks. Resolves when the secondary was asked; the next handshake tells what became of it.
+ * Hands the primary's role to the secondary of the session: holds the guests, commits what they have written, gives back
+ * what both hosts use, and records whom the role goes to before it asks. Resolves when the secondary was asked; the next handshake tells what became of it.
  * Errors: those of the checkpoint, the secondary's refusal: guests go on then; `timed-out`.
  */
 export async function handOver(context: HandOverContext, lineage: string): Promise<void> {
-  const { state, session, guests, disks, deadline, checkpoint, assertInSync } = context;
+  const { state, session, guests, disks, deadline, checkpoint, letGo, assertInSync } = context;
   const wasOpen = guests.gate.state === "open";
   guests.gate.hold();
   let isAsked = false;
   try {
     for (const disk of disks) await deadline.race(disk.settled(), "guests' writes are not done yet");
     await checkpoint();
+    await deadline.race(letGo(), "the shared disks are not flushed yet");
     assertInSync();
     const peer = session.peer?.agentId ?? null;
     await state.update((record) => ({ ...record, handOver: peer }));

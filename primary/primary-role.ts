@@ -188,6 +188,9 @@ export class PrimaryRole {
         disks: this.disks,
         deadline,
         checkpoint: () => this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal),
+        letGo: async () => {
+          if (this.#shared !== undefined) for (const { child } of this.#options.children) await child.letGo?.();
+        },
         assertInSync: () => {
           if (!this.isEstablished || session.peer === undefined || !tracking.isClean) throw lostPeer();
         },
@@ -273,8 +276,12 @@ export class PrimaryRole {
     await this.#replicator.stop(timeout, reason);
     timer?.cancel();
     this.#syncs.end(reason);
+    const { record } = this.#options.state;
     try {
-      for (const { child } of this.#options.children) await child.flush();
+      // What this side holds back of a disk that another host writes by now must never get there.
+      if (record.mode !== "shared" || !record.outdated) {
+        for (const { child } of this.#options.children) await child.flush();
+      }
     } catch (error) {
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
       return asColobusError(error);

@@ -128,6 +128,8 @@ export class ReplicatedDisk implements BlockDevice {
 
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     this.#gate.assertServing();
+    // While reads wait the image may be another host's, and is left alone.
+    if (this.#gate.state === "held") return [{ length, hole: false, zero: false }];
     return this.child.extents(offset, length, maxExtents);
   }
 

@@ -178,8 +178,10 @@ export const OVERLAY_LIMIT_MIN_BYTES = 1 * MIB;
 export const OVERLAY_HIGH_WATER = 3 / 4;
 /** The replica writer saves originals for, and then applies, at most this many bytes at a time. */
 export const APPLY_BATCH_BYTES = 8 * MIB;
-/** … and at most about this many operations: some have no payload. */
+/** … and at most about this many operations: some have no payload. The more there are, the more an fsync carries … */
 export const APPLY_BATCH_OPERATIONS = 4096;
+/** … and where nothing is fsynced, few are enough: all that the event loop does meanwhile waits for them. */
+export const APPLY_UNSYNCED_BATCH_OPERATIONS = 512;
 /** Bytes written to the base since the last fsync that start the next one behind the stream. */
 export const SYNC_BEHIND_BYTES = 16 * MIB;
 /** … or this long after the first of them. */

@@ -107,6 +107,8 @@ export const stateRecordSchema = z.object({
    * disk whose journal has that id. No flush of them is to succeed.
    */
   lostSyncs: z.array(z.object({ disk: z.string(), active: z.string().nullable() })).default([]),
+  /** Disks whose image lies behind a server that has died, and whose next one has not been told again what it may have lost. */
+  replaysOwed: z.array(z.string()).default([]),
   /** The kernel's boot id when this record was written. */
   bootId: z.string(),
 });

@@ -364,6 +364,8 @@ export class Checkpoints {
       await decide();
       for (const disk of disks()) {
         freeing.push(disk.switchView(epoch, this.kept.floor));
+        // What the overlays have told so far is read from the base now, as its other user has flushed it.
+        disk.base.invalidate?.();
         disk.hidden.setNewestBarrier(this.newestBarrier);
       }
       this.#tellStatesNeeded();

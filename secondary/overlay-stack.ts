@@ -181,11 +181,20 @@ export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
     const { version } = this.hidden;
     const pending = this.base.read(target, offset);
     if (pending === undefined) return undefined;
-    return pending.then(() => {
-      if (this.hidden.version === version) return undefined;
-      const first = firstClusterOf(this.geometry, offset);
-      const end = endClusterOf(this.geometry, offset, target.length);
-      return this.hidden.intersects(first, end) ? this.readBelow(target, offset) : undefined;
-    });
+    return pending.then(
+      () => (this.#isSavedSince(version, target, offset) ? this.readBelow(target, offset) : undefined),
+      // What a format had there may be something else by now, and no content at all.
+      (error: unknown) => {
+        if (!this.#isSavedSince(version, target, offset)) throw error;
+        return this.readBelow(target, offset);
+      },
+    );
+  }
+
+  /** Whether originals of the range were saved since the hidden disk was at `version`. */
+  #isSavedSince(version: number, target: Uint8Array, offset: number): boolean {
+    if (this.hidden.version === version) return false;
+    const first = firstClusterOf(this.geometry, offset);
+    return this.hidden.intersects(first, endClusterOf(this.geometry, offset, target.length));
   }
 }

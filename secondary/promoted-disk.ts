@@ -119,6 +119,10 @@ export class PromotedDisk implements Child {
     return this.#base.fault;
   }
 
+  get placementBytes(): number | undefined {
+    return this.#base.placementBytes;
+  }
+
   get asksForExtents(): boolean {
     return this.#base.asksForExtents === true;
   }
@@ -166,11 +170,27 @@ export class PromotedDisk implements Child {
     return this.#base.changeMark();
   }
 
+  /** Everything is merged, or the base stays this side's. */
+  async letGo(): Promise<void> {
+    if (this.#stack === undefined) await this.#base.letGo?.();
+  }
+
+  /** Closes it without writing anything more to the base. */
+  abandon(): void {
+    this.#closeOverlays();
+    if (this.#base.abandon === undefined) this.#base.close();
+    else this.#base.abandon();
+  }
+
   close(): void {
+    this.#closeOverlays();
+    this.#base.close();
+  }
+
+  #closeOverlays(): void {
     this.#stack?.hidden.close();
     this.#stack?.active.close();
     this.#journal.close();
-    this.#base.close();
   }
 
   #locked(offset: number, length: number, work: () => Pending): Pending {

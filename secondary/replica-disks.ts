@@ -92,7 +92,7 @@ export class ReplicaDisks {
    * `take` is called, which no request may be under way for. Errors: those of opening them, after which nothing is open
    * that was not before.
    */
-  openForWriting(): { readonly take: () => void; readonly giveUp: () => void } {
+  async openForWriting(): Promise<{ readonly take: () => void; readonly giveUp: () => void }> {
     const { images, state } = this.#options;
     const opened: { disk: ReplicaDisk; image: DiskImage }[] = [];
     const giveUp = (): void => {
@@ -104,6 +104,7 @@ export class ReplicaDisks {
           const disk = this.#disks.find(({ name }) => name === recorded.name);
           if (disk !== undefined) opened.push({ disk, image: images.open(recorded, imageUseOf(state.record)) });
         }
+        for (const { image } of opened) await image.ready?.();
       } catch (error) {
         giveUp();
         throw error;

@@ -5,6 +5,7 @@ import {
   ACK_WINDOW_SHARE,
   APPLY_BATCH_BYTES,
   APPLY_BATCH_OPERATIONS,
+  APPLY_UNSYNCED_BATCH_OPERATIONS,
   NBD_MAX_IN_FLIGHT_BYTES,
   OPERATION_COST_BYTES,
   SYNC_BEHIND_BYTES,
@@ -189,11 +190,12 @@ export class ReplicaWriter {
   }
 
   #takeBatch(): Operation[] {
+    const most = this.#options.durability === "power" ? APPLY_BATCH_OPERATIONS : APPLY_UNSYNCED_BATCH_OPERATIONS;
     const operations: Operation[] = [];
     let bytes = 0;
     let taken = 0;
     for (const item of this.#queue) {
-      if (item.kind !== "data" || operations.length >= APPLY_BATCH_OPERATIONS) break;
+      if (item.kind !== "data" || operations.length >= most) break;
       if (taken > 0 && bytes + item.bytes > APPLY_BATCH_BYTES) break;
       operations.push(...item.message.operations);
       bytes += item.bytes;

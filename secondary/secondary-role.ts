@@ -255,9 +255,9 @@ export class SecondaryRole {
     const discardsActive = options.discardActive || this.checkpoints.committed.vmstate !== undefined;
     const activeEpoch = discardsActive ? this.checkpoints.openEpoch : epoch;
     await this.gate.close();
-    let forWriting: ReturnType<ReplicaDisks["openForWriting"]> | undefined;
+    let forWriting: Awaited<ReturnType<ReplicaDisks["openForWriting"]>> | undefined;
     try {
-      forWriting = this.#disks.openForWriting();
+      forWriting = await this.#disks.openForWriting();
       await this.#options.sharedMark?.write("merging");
       const tracking = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({

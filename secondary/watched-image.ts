@@ -54,6 +54,10 @@ export class WatchedImage implements DiskImage {
     this.#image.rewritten();
   }
 
+  invalidate(): void {
+    this.#image.invalidate?.();
+  }
+
   changeMark(): string | Promise<string> {
     return this.#image.changeMark();
   }

@@ -68,6 +68,8 @@ export const PROTECTION_REASON_MEANINGS: Record<ProtectionReason, string> = {
   "checkpoint-too-old": "The last committed checkpoint is older than the configured age.",
   "overlay-full": "The secondary has no room to keep originals, so it has stopped taking writes.",
   "disk-failed": "A disk or the state record of either side cannot be read or written.",
+  "image-away":
+    "The NBD server of an image on this side, or the qemu-nbd that the agent has started for it, cannot be used: requests wait, and fail after 30 s.",
   "outdated": "The peer has a newer history than this side.",
   "split-brain": "Both sides were written to on their own, and an operator has to choose which one to discard.",
   "held": "The guest's requests are held until the peer has been heard, or `start-alone` releases them.",
@@ -152,6 +154,9 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "congested": "Guests write faster than the secondary takes it: they go on without it until it has caught up.",
   "disk-error": "A disk could not be read or written; the data has the disk and the reason.",
   "disk-mended": "A disk that had failed is read and written again.",
+  "image-away":
+    "The server of an image cannot be used; the data has the disk and the reason. Told once in 5 s at most.",
+  "image-back": "The server of an image can be used again, and has all that an earlier one had answered.",
   "state-error":
     "The state record, or the dirty bitmap, could not be written; the data has the reason. It is tried again.",
   "state-mended": "What could not be written in the state directory is written now.",

@@ -63,4 +63,16 @@ export interface BlockDevice {
 }
 
 /** One copy that the writes of a disk go to: pieces of a request are whole writes to it. */
-export type Child = Omit<BlockDevice, "openWrite">;
+export interface Child extends Omit<BlockDevice, "openWrite"> {
+  /**
+   * The content is placed in units of this length, a power of two: to change a part of one may move all of it, so that
+   * whoever has looked up where it lay finds something else there. undefined: everything stays where it is.
+   */
+  readonly placementBytes?: number | undefined;
+  /**
+   * Makes everything durable, and gives the image back until the next request, which opens it again: meanwhile another
+   * host may take it over. Nothing may be under way. Errors: `io-error`; it is not given back then. Absent where the image
+   * is this host's alone.
+   */
+  letGo?(): Promise<void>;
+}

@@ -14,10 +14,15 @@ export interface DiskImage extends Child {
   flush(): Promise<void>;
   /** Whether a flush has failed, so that what was written since the last good one may be lost. Every flush fails then. */
   readonly hasLostWrites: boolean;
-  /** Has `note` awaited when a flush has failed, before anybody is told. Absent where failures are the server's to keep. */
-  noteLossWith?(note: () => Promise<void>): void;
-  /** An earlier process has seen a flush fail: flushes fail from now on, as they did there. Absent as `noteLossWith`. */
+  /** Has what must outlive this process written down from now on. Absent where that is not asked for. */
+  noteWith?(notes: ImageNotes): void;
+  /** An earlier process has seen a flush fail: flushes fail from now on, as they did there. Absent as `noteWith`. */
   distrust?(reason: ColobusError): void;
+  /**
+   * Has `watcher` told why the image's server cannot be used, whenever it is lost or another try has failed, and undefined
+   * when it can be used again. There is one watcher. Absent where there is no server.
+   */
+  watchServer?(watcher: (reason: ColobusError | undefined) => void): void;
   /** What no flush has covered is written again, or serves nobody: flushes may succeed again. */
   rewritten(): void;
   /**
@@ -33,11 +38,33 @@ export interface DiskImage extends Child {
   /**
    * Drops everything that is known here, or cached on the way, of the content: whatever another host had made durable
    * before the call is read from then on. Absent where nothing is cached that another host could have changed.
-   * Requests that are under way, or come meanwhile, wait, and are answered afterwards. Errors: `io-error`.
+   * Requests that are under way, or come meanwhile, wait, and are answered afterwards.
    */
-  invalidate?(): Promise<void>;
+  invalidate?(): void;
+  /**
+   * Resolves when requests would reach the image. Errors: why they cannot (`image-busy`, `read-only` …). Absent where
+   * opening takes no waiting.
+   */
+  ready?(): Promise<void>;
+  /**
+   * Gives the image back without writing anything more of what was not flushed: another host writes it now. Absent where
+   * nobody but the kernel holds anything back.
+   */
+  abandon?(): void;
   /** Gives the image back. What was not flushed is wherever the last holder of it keeps it. */
   close(): void;
+}
+
+/** How an image has written down what a later process has to know of it. None of the promises rejects. */
+export interface ImageNotes {
+  /** A flush has failed. Awaited before anybody is told. */
+  lost(): Promise<void>;
+  /** What that flush covered was written again, and a flush of it has succeeded. */
+  mended(): Promise<void>;
+  /** A server has died, and may have lost what it had answered. Awaited before another one can hide that. */
+  replayOwed(): Promise<void>;
+  /** All of that was written again. */
+  replayed(): Promise<void>;
 }
 
 /**
@@ -55,19 +82,19 @@ export function imageUseOf({ mode }: Pick<StateRecord, "mode">): ImageUse {
 export interface ImageSource {
   /**
    * Finds out how large the image at `location` is, which takes waiting where it is not a file. The next `open` of the
-   * same location takes over what was opened for that. Errors: those of opening it (`image-missing` …).
+   * same location takes over what was opened for that; what two hosts use is only looked at. Errors: those of opening it (`image-missing` …).
    */
   measure(location: string, use?: ImageUse): Promise<number>;
   /**
    * Whether an image lay behind a server of an earlier process of this agent that was killed: what it had answered, and no
-   * flush had covered, is lost. To be asked before anything is opened.
+   * flush had covered, is lost. To be asked before anything is opened, by who writes them, as `use` says.
    */
-  haveLostWrites(disks: StateRecord["disks"]): Promise<boolean>;
+  haveLostWrites(disks: StateRecord["disks"], use: ImageUse): Promise<boolean>;
   /**
-   * Opens what takes waiting of the images of recorded disks, so that what is wrong with them is told at the start.
-   * Errors: those of opening them; what was opened is kept for `open`.
+   * Opens what takes waiting of the images of recorded disks, so that what is wrong with them is told at the start;
+   * what two hosts use is only looked at. Errors: those of opening them; what was opened is kept for `open`.
    */
-  prepare(disks: StateRecord["disks"]): Promise<void>;
+  prepare(disks: StateRecord["disks"], use?: ImageUse): Promise<void>;
   /** Gives back what was opened and not taken over. */
   release(): void;
   /**

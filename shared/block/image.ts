@@ -16,7 +16,7 @@ import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
 import type { OpenOptions, Storage, StorageFile } from "../host/storage.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "./block-device.ts";
-import type { DiskImage } from "./disk-image.ts";
+import type { DiskImage, ImageNotes } from "./disk-image.ts";
 
 const SECTOR_BYTES = 512;
 /** qcow2 specification, "Header": magic. */
@@ -24,7 +24,10 @@ const QCOW2_MAGIC = Buffer.from("QFI\xfb", "latin1");
 
 export class Image implements BlockDevice, DiskImage {
   readonly sizeBytes: number;
-  #file: StorageFile;
+  /** undefined: given back, until the next request. */
+  #opened: StorageFile | undefined;
+  readonly #reopen: (() => StorageFile) | undefined;
+  #isClosed = false;
   /** A stretch without holes: to find its end takes some file systems as long as it has pages. */
   #data = { start: 0, end: 0 };
   /** The sync that runs. */
@@ -35,12 +38,21 @@ export class Image implements BlockDevice, DiskImage {
   #owners: Promise<void> | undefined;
   /** The sync that failed. */
   #failed: Promise<void> | undefined;
-  #noteLoss: () => Promise<void> = () => Promise.resolve();
+  #notes: Pick<ImageNotes, "lost"> | undefined;
 
-  /** Takes over `file`, of which the first `sizeBytes` are the disk. */
-  constructor(file: StorageFile, sizeBytes: number) {
-    this.#file = file;
+  /** Takes over `file`, of which the first `sizeBytes` are the disk. `reopen` opens it again once it was let go. */
+  constructor(file: StorageFile, sizeBytes: number, reopen?: () => StorageFile) {
+    this.#opened = file;
+    this.#reopen = reopen;
     this.sizeBytes = sizeBytes;
+  }
+
+  get #file(): StorageFile {
+    if (this.#opened !== undefined) return this.#opened;
+    assert(this.#reopen !== undefined && !this.#isClosed, "the image is open, or can be opened again");
+    this.#data = { start: 0, end: 0 };
+    this.#opened = this.#reopen();
+    return this.#opened;
   }
 
   get path(): string {
@@ -68,6 +80,7 @@ export class Image implements BlockDevice, DiskImage {
   }
 
   flush(): Promise<void> {
+    if (this.#opened === undefined && this.#failed === undefined) return Promise.resolve();
     if (this.#next !== undefined) return this.#next;
     if (this.#running === undefined) return this.#sync();
     const syncAgain = (): Promise<void> => {
@@ -82,8 +95,8 @@ export class Image implements BlockDevice, DiskImage {
     return this.#failed !== undefined;
   }
 
-  noteLossWith(note: () => Promise<void>): void {
-    this.#noteLoss = note;
+  noteWith(notes: Pick<ImageNotes, "lost">): void {
+    this.#notes = notes;
   }
 
   distrust(reason: ColobusError): void {
@@ -106,7 +119,7 @@ export class Image implements BlockDevice, DiskImage {
   }
 
   prefetch(offset: number, length: number): void {
-    this.#file.prefetch(offset, length);
+    this.#opened?.prefetch(offset, length);
   }
 
   extents(offset: number, length: number, maxExtents: number): Extent[] {
@@ -143,12 +156,22 @@ export class Image implements BlockDevice, DiskImage {
   }
 
   changeMark(): string {
-    return this.#file.changeMark();
+    return this.#opened?.changeMark() ?? "";
+  }
+
+  async letGo(): Promise<void> {
+    await this.flush();
+    if (this.#reopen === undefined) return;
+    this.#opened?.close();
+    this.#opened = undefined;
   }
 
   /** Drops the lock. What was not flushed is in the page cache only. */
   close(): void {
-    this.#file.close();
+    assert(!this.#isClosed, "an image is closed once");
+    this.#isClosed = true;
+    this.#opened?.close();
+    this.#opened = undefined;
   }
 
   #sync(): Promise<void> {
@@ -160,7 +183,7 @@ export class Image implements BlockDevice, DiskImage {
       async (error: unknown) => {
         this.#failed = running;
         this.#running = undefined;
-        await this.#noteLoss();
+        await this.#notes?.lost();
         throw error;
       },
     );
@@ -214,7 +237,9 @@ export function openImage(
   path: string,
   { isRaw, ...options }: Pick<OpenOptions, "readOnly" | "fresh"> & RawOption = {},
 ): Image {
-  return imageOf(openOrExplain(storage, path, { ...options, lock: true }), path, isRaw);
+  const open = (): StorageFile => openOrExplain(storage, path, { ...options, lock: true });
+  const file = open();
+  return imageOf(file, path, isRaw, options.fresh === true ? open : undefined);
 }
 
 /** Opens an image that another host writes, for reading, and without a lock. Errors as `openImage`; `not-supported`. */
@@ -222,13 +247,13 @@ export function openForeignImage(storage: Storage, path: string, { isRaw }: RawO
   return imageOf(openOrExplain(storage, path, { readOnly: true, direct: true }), path, isRaw);
 }
 
-function imageOf(file: StorageFile, path: string, isRaw = false): Image {
+function imageOf(file: StorageFile, path: string, isRaw = false, reopen?: () => StorageFile): Image {
   try {
     const sizeBytes = file.sizeBytes();
     // The format first: the advice about a size would spoil an image of another format, which may have any size.
     if (!isRaw && sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
     assertSize(path, sizeBytes);
-    return new Image(file, sizeBytes);
+    return new Image(file, sizeBytes, reopen);
   } catch (error) {
     file.close();
     throw error;

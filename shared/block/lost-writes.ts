@@ -11,7 +11,13 @@ export function keepLosses(image: DiskImage, disk: StateRecord["disks"][number],
   if (lostSyncs.has({ disk: disk.name, active: null })) image.distrust?.(lostSync(disk.image));
 }
 
-/** Has each flush of the image that fails noted, before anybody is told. */
-export function noteLosses(image: DiskImage, disk: StateRecord["disks"][number], lostSyncs: LostSyncs): void {
-  image.noteLossWith?.(() => lostSyncs.note({ disk: disk.name, active: null }));
+/** Has each flush of the image that fails noted, before anybody is told, and what the death of its server leaves to do. */
+export function noteLosses(image: DiskImage, { name }: StateRecord["disks"][number], lostSyncs: LostSyncs): void {
+  const file = { disk: name, active: null };
+  image.noteWith?.({
+    lost: () => lostSyncs.note(file),
+    mended: () => lostSyncs.mended(file),
+    replayOwed: () => lostSyncs.replayOwed(name),
+    replayed: () => lostSyncs.replayed(name),
+  });
 }

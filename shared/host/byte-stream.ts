@@ -36,6 +36,10 @@ export interface StreamSource {
   wasKilled(): Promise<boolean>;
   /** Ends whatever was started to have a server. Resolves when nothing of it is left; `dial` may start it again. */
   stop(): Promise<void>;
+  /**
+   * Ends a server that was started at once: it writes nothing more of what it holds. Absent where it is somebody else's.
+   */
+  abandon?(): void;
   /** As that of an image: tells a change of what the server serves, while no server runs; empty where that cannot be told. */
   changeMark(): string;
 }

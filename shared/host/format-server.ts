@@ -7,6 +7,7 @@
  * nobody left to read from.
  *
  * Invariants: there is one server at a time, since it locks the image; the next one is started when the last has ended.
+ * One for an image that another host writes takes no lock, and each reads the format's metadata anew.
  * The server has a session of its own: what interrupts the agent from its terminal does not end the server before it.
  */
 import { spawn, type ChildProcess } from "node:child_process";
@@ -15,16 +16,18 @@ import { createInterface } from "node:readline";
 import { ColobusError } from "../../proto/errors.ts";
 import { FORMAT_SERVER_START_MS, FORMAT_SERVER_STOP_MS } from "../../proto/limits.ts";
 import type { ByteStream, StreamSource } from "./byte-stream.ts";
+import { foreignImageOptions, formatFault, type FormatImage } from "./format-fault.ts";
 import type { Log } from "./log.ts";
 import { dialAddress } from "./node-byte-stream.ts";
 import { errnoOf, fsError } from "./os-error.ts";
 import { answersAt, assertUnixSocketPath } from "./unix-socket.ts";
 
-export interface FormatServerOptions {
-  /** As qemu-nbd calls it. */
-  readonly format: string;
-  /** Absolute. */
-  readonly path: string;
+export interface FormatServerOptions extends FormatImage {
+  /**
+   * `own`: this host alone uses the image. `shared`: another one reads it, and this one writes it past the page cache.
+   * `foreign`: another one writes it, and this one reads it so, and takes no lock.
+   */
+  readonly use: "own" | "shared" | "foreign";
   /** Where the server listens; in a directory of the agent's own. */
   readonly socketPath: string;
   readonly log: Log;
@@ -120,6 +123,12 @@ export class FormatServer implements StreamSource {
     if (this.#running === running) this.#running = undefined;
   }
 
+  abandon(): void {
+    if (this.#running === undefined) return;
+    killGroup(this.#running.child);
+    rmSync(this.#options.socketPath, { force: true }); // nobody is to take it for one that was killed from outside
+  }
+
   changeMark(): string {
     const { path } = this.#options;
     try {
@@ -132,9 +141,9 @@ export class FormatServer implements StreamSource {
   }
 
   #start(): Running {
-    const { format, path, socketPath, log } = this.#options;
+    const { socketPath, log } = this.#options;
     rmSync(socketPath, { force: true });
-    const server = ["qemu-nbd", `--format=${format}`, `--socket=${socketPath}`, "--shared=1", "--discard=unmap", path];
+    const server = ["qemu-nbd", `--socket=${socketPath}`, "--shared=1", ...imageArguments(this.#options)];
     const child = spawn("/bin/sh", ["-c", GUARD, "sh", ...server], {
       stdio: ["pipe", "ignore", "pipe"],
       detached: true,
@@ -185,7 +194,7 @@ export class FormatServer implements StreamSource {
 
   /** Why the server did not come up, from what it said. */
   #explain({ isMissing, exit, lines }: Running): ColobusError {
-    const { format, path } = this.#options;
+    const { path } = this.#options;
     const said = lines.join(" ").trim();
     if (isMissing) {
       return new ColobusError(
@@ -194,40 +203,20 @@ export class FormatServer implements StreamSource {
         "Install it (Debian: qemu-utils), or serve the image yourself and name it as nbd:// or nbd+unix://.",
       );
     }
-    if (/Failed to get .* lock/i.test(said)) {
-      return new ColobusError(
-        "image-busy",
-        `${path} is in use by another process: ${said}`,
-        "Stop the other process, such as a VM or another agent that uses the image.",
-      );
-    }
-    if (/No such file or directory/i.test(said)) {
-      return new ColobusError(
-        "image-missing",
-        `the image ${path} does not exist`,
-        `Check the path, or make an image of the disk's size: \`qemu-img create -f ${format} ${path} SIZE\`.`,
-      );
-    }
-    if (/Permission denied/i.test(said)) {
-      return new ColobusError(
-        "permission-denied",
-        `qemu-nbd may not open ${path}: ${said}`,
-        `Give the user that runs the agent access to ${path}.`,
-      );
-    }
-    if (/not in \S+ format|invalid|corrupt|unsupported|Unknown/i.test(said)) {
-      return new ColobusError(
-        "image-format",
-        `qemu-nbd does not open ${path} as ${format}: ${said}`,
-        `Look at it with \`qemu-img info ${path}\` and \`qemu-img check ${path}\`.`,
-      );
-    }
+    const fault = formatFault(this.#options, said);
+    if (fault !== undefined) return fault;
     return new ColobusError(
       "io-error",
       `qemu-nbd did not serve ${path}: ${said === "" ? (exit ?? "no reason given") : said}`,
       `Try it by hand: \`qemu-img info ${path}\`.`,
     );
   }
+}
+
+function imageArguments({ use, format, path }: FormatServerOptions): string[] {
+  if (use === "foreign") return ["--read-only", "--cache=none", foreignImageOptions({ format, path })];
+  const cache = use === "shared" ? ["--cache=none"] : [];
+  return [`--format=${format}`, "--discard=unmap", ...cache, path];
 }
 
 function pause(ms: number): Promise<void> {

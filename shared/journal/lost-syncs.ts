@@ -14,17 +14,26 @@ export interface LostSyncsOptions {
   readonly log: Log;
 }
 
+type Change = (record: StateRecord) => StateRecord;
+
 /**
  * Owns the durable note of fsyncs that have failed. The kernel tells of a failure once, and has forgotten then which
  * writes it lost; readers still see them in the page cache, and the next fsync succeeds. In the process that was told,
  * every later flush of the file fails as well. The note makes it so in later processes, until the host boots anew: from
- * then on readers see what the device has.
+ * then on readers see what the device has. An image behind a server writes again what the failed flush covered, and ends
+ * the note with the next flush that succeeds.
  *
  * Only what a client relies on is noted: the active disk, and the image of a primary. What a primary's stream has brought
  * a secondary is sent and written again after any end that was not clean.
+ *
+ * It also owns the note of images whose server has died, and may have lost what it had answered, while nobody has told
+ * the next one. A process that ends meanwhile leaves an image that nobody can rely on who never flushes: with durability
+ * `power`, what no flush has covered is known to be dirty anyway.
  */
 export class LostSyncs {
   readonly #options: LostSyncsOptions;
+  /** What is not in the record yet, by what it is about. */
+  readonly #due = new Map<string, Change>();
   #stopped = false;
 
   constructor(options: LostSyncsOptions) {
@@ -40,22 +49,59 @@ export class LostSyncs {
    * An fsync of the file has just failed. Resolves when that is noted, or cannot be for now: then it is tried again until
    * it can. Whoever is told of the failure is told after that.
    */
-  async note(file: LostSync): Promise<void> {
-    const { state, log } = this.#options;
-    try {
-      await state.update((record) => withLost(record, file));
-    } catch (error) {
-      log.warn({ ...file, reason: asColobusError(error) }, "it cannot be noted yet that an fsync has failed");
-      this.#options.clock.after(STATE_RETRY_MS, () => {
-        if (!this.#stopped) void this.note(file);
-      });
-    }
+  note(file: LostSync): Promise<void> {
+    return this.#put(syncKey(file), (record) => withLost(record, file));
+  }
+
+  /** Nothing is lost of that file any more. Resolves, as the others, when that is noted, or cannot be for now. */
+  mended(file: LostSync): Promise<void> {
+    return this.#put(syncKey(file), (record) => ({
+      ...record,
+      lostSyncs: record.lostSyncs.filter((noted) => !isSame(noted, file)),
+    }));
+  }
+
+  /** The server of the disk's image may have lost what it had answered. */
+  replayOwed(disk: string): Promise<void> {
+    return this.#putReplay(disk, true);
+  }
+
+  /** Its next server has all of that. */
+  replayed(disk: string): Promise<void> {
+    return this.#putReplay(disk, false);
   }
 
   /** The agent is about to stop: nothing is tried again. */
   stop(): void {
     this.#stopped = true;
   }
+
+  async #putReplay(disk: string, isOwed: boolean): Promise<void> {
+    if (this.#options.state.record.durability === "power") return;
+    await this.#put(`replay ${disk}`, (record) => {
+      const others = record.replaysOwed.filter((owed) => owed !== disk);
+      return { ...record, replaysOwed: isOwed ? [...others, disk] : others };
+    });
+  }
+
+  async #put(what: string, change: Change): Promise<void> {
+    const { state, log, clock } = this.#options;
+    this.#due.set(what, change);
+    const isDue = (): boolean => this.#due.get(what) === change;
+    try {
+      await state.update(change);
+      if (isDue()) this.#due.delete(what);
+    } catch (error) {
+      log.warn({ what, reason: asColobusError(error) }, "what an image has lost cannot be noted yet");
+      clock.after(STATE_RETRY_MS, () => {
+        if (!this.#stopped && isDue()) void this.#put(what, change);
+      });
+    }
+  }
+}
+
+function syncKey({ disk, active }: LostSync): string {
+  return `sync ${disk} ${active ?? ""}`;
 }
 
 /** What a flush of a file fails with whose fsync has failed in an earlier process. */

@@ -30,6 +30,12 @@ export interface NbdClientOptions {
   readonly log: Log;
   /** Requests fail when the first dial has, and not after a while. */
   readonly failsFast: boolean;
+  /** The server is left alone until there is something to ask it. */
+  readonly onDemand: boolean;
+  /** The server is there, or is lost: then `reason` says why, also for each later try that has failed. */
+  readonly changed: (reason: ColobusError | undefined) => void;
+  /** Awaited before a server takes the place of one that requests were sent to. */
+  readonly replacing: () => Promise<void>;
   /** Throws a ColobusError when the export is not what it has to be. */
   readonly accept: (exported: ServerExport) => void;
   /** Brings a server that was connected anew up to date, by requests that it gives to `send`. Rejects when that fails. */
@@ -63,11 +69,12 @@ export class NbdClient {
   #isStale = false;
   /** The connection was ended to be made anew. */
   #isReturning = false;
+  /** There is no connection, and none is made, until there is something to ask. */
+  #isResting = true;
 
   constructor(options: NbdClientOptions) {
     this.#options = options;
-    this.#startGivingUp();
-    void this.#dial();
+    if (!options.onDemand) this.#wake();
   }
 
   get isOpen(): boolean {
@@ -79,8 +86,14 @@ export class NbdClient {
     return this.#failure;
   }
 
+  /** The server was never asked for anything since it was left last, or ever. */
+  get isResting(): boolean {
+    return this.#isResting;
+  }
+
   /** Resolves when a connection is open; rejects when that has failed for the moment. */
   untilOpen(): Promise<void> {
+    this.#wake();
     if (this.#isOpen) return Promise.resolve();
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     return new Promise((resolve, reject) => {
@@ -94,6 +107,7 @@ export class NbdClient {
       request.settle(this.#failure);
       return;
     }
+    this.#wake();
     request.number = this.#made;
     this.#made += 1;
     const connection = this.#connection;
@@ -106,11 +120,10 @@ export class NbdClient {
     this.#connection?.end(reason);
   }
 
-  /** Makes the connection anew, and resolves when it is open. Rejects when that has failed for the moment. */
-  reopen(): Promise<void> {
+  /** Leaves the server; whatever is asked from now on, or is not answered yet, is asked on a connection that is made anew. */
+  leave(): void {
     if (this.#isOpen) this.#leaveToReturn();
-    else this.#isStale = true;
-    return this.untilOpen();
+    else if (!this.#isResting) this.#isStale = true;
   }
 
   /** Fails what waits, and leaves the server. */
@@ -130,11 +143,19 @@ export class NbdClient {
     this.#connection?.disconnect(new ColobusError("connection-lost", "the connection is made anew"));
   }
 
+  #wake(): void {
+    if (!this.#isResting || this.#abort.signal.aborted) return;
+    this.#isResting = false;
+    this.#startGivingUp();
+    void this.#dial();
+  }
+
   async #dial(): Promise<void> {
     this.#isStale = false;
-    const { source, exportName, clock, accept, restore } = this.#options;
+    const { source, exportName, clock, replacing, accept, restore } = this.#options;
     let connection: ClientConnection | undefined;
     try {
+      if (this.#wasEverOpen) await replacing();
       const stream = await source.dial(this.#abort.signal);
       const negotiated = await negotiate(stream, exportName, clock);
       if (this.#abort.signal.aborted) {
@@ -173,6 +194,7 @@ export class NbdClient {
     this.#pauseMs = RECONNECT_MIN_MS;
     this.#giveUp?.cancel();
     this.#giveUp = undefined;
+    this.#options.changed(undefined);
     if (this.#isStale) {
       this.#leaveToReturn();
       return;
@@ -192,6 +214,7 @@ export class NbdClient {
     // A server that is not there may come back before anybody has to know; one that is wrong stays wrong.
     if (!reason.row.retry || (this.#options.failsFast && !this.#wasEverOpen)) this.#fail(this.#explain(reason));
     this.#lastReason = reason;
+    this.#options.changed(this.#explain(reason));
     this.#dialLater();
   }
 
@@ -208,8 +231,14 @@ export class NbdClient {
     this.#waiting = [...unanswered, ...this.#waiting];
     if (this.#abort.signal.aborted) return;
     const { log, source } = this.#options;
-    if (!this.#isReturning)
+    if (!this.#isReturning) {
       log.warn({ image: source.name, reason }, "the connection to the server of an image is lost");
+      this.#options.changed(this.#explain(reason));
+    }
+    if (this.#isReturning && this.#waiting.length === 0 && this.#openWaiters.length === 0) {
+      this.#isResting = true;
+      return;
+    }
     this.#lastReason = reason;
     this.#startGivingUp();
     this.#dialLater();

@@ -6,7 +6,8 @@
  * one before anything else reaches it. There is so much of them at most; then changes wait for a flush.
  *
  * Invariants: what was answered here is there, or the image fails: with a server that has lost something and does not take
- * it back, every request fails. A failed flush means a server that has lost something.
+ * it back, every request fails. A failed flush means a server that has lost something: no flush succeeds before that was
+ * written again; none at all, where it may have been answered to an earlier process.
  *
  * Does not: check ranges, or order overlapping requests (see `DiskImage`). Nothing locks the export against others: that
  * is for the server.
@@ -16,7 +17,7 @@ import { ColobusError, NBD_ERRNO } from "../../proto/errors.ts";
 import { NBD_CLIENT_PAYLOAD_BYTES_MAX, NBD_CLIENT_ZERO_BYTES_MAX } from "../../proto/limits.ts";
 import { COMMAND, COMMAND_FLAG, TRANSMISSION_FLAG } from "../../proto/nbd-protocol.ts";
 import type { Extent, WriteFlags, ZeroFlags } from "../block/block-device.ts";
-import type { DiskImage } from "../block/disk-image.ts";
+import type { DiskImage, ImageNotes } from "../block/disk-image.ts";
 import { RangeLock } from "../block/range-lock.ts";
 import type { StreamSource } from "../host/byte-stream.ts";
 import type { Clock } from "../host/clock.ts";
@@ -44,6 +45,12 @@ export interface NbdImageOptions {
   readonly exportName: string;
   /** The size that the export must have; undefined: whatever it has. */
   readonly sizeBytes: number | undefined;
+  /** The server is connected when there is something to ask it. Default: at once. */
+  readonly onDemand?: boolean;
+  /** Nothing is ever changed, so the export may be a read-only one. Default: false. */
+  readonly isReadOnly?: boolean;
+  /** See `Child`. */
+  readonly placementBytes?: number | undefined;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -51,7 +58,8 @@ export interface NbdImageOptions {
 
 export class NbdImage implements DiskImage {
   readonly asksForExtents = true;
-  readonly hasLostWrites = false;
+  readonly placementBytes: number | undefined;
+  readonly #isReadOnly: boolean;
   readonly #source: StreamSource;
   readonly #client: NbdClient;
   readonly #unflushed = new UnflushedChanges();
@@ -64,13 +72,34 @@ export class NbdImage implements DiskImage {
   /** The flush that starts when that one has ended. */
   #next: Promise<void> | undefined;
 
+  /** Why the server cannot be used. */
+  #away: ColobusError | undefined;
+  #watcher: ((reason: ColobusError | undefined) => void) | undefined;
+  #notes: ImageNotes | undefined;
+  /** A flush has succeeded: nothing of an earlier process is unflushed. */
+  #hasFlushed = false;
+  /** It is noted that a flush has failed. */
+  #isLossNoted = false;
+  /** Why every flush fails. */
+  #lost: ColobusError | undefined;
+  /** A server has died, and no other one has all that it had answered. */
+  #owesReplay = false;
+
   /** Begins to connect; requests wait for that. `failsFast`: a first try that fails is told at once. */
   constructor(options: NbdImageOptions, { failsFast } = { failsFast: false }) {
     this.#source = options.source;
     this.#sizeBytes = options.sizeBytes;
+    this.placementBytes = options.placementBytes;
+    this.#isReadOnly = options.isReadOnly === true;
     this.#client = new NbdClient({
       ...options,
       failsFast,
+      onDemand: options.onDemand === true,
+      changed: (reason) => {
+        this.#away = reason;
+        this.#watcher?.(reason);
+      },
+      replacing: () => this.#replacing(),
       accept: (exported) => this.#accept(exported),
       restore: (send) => this.#restore(send),
     });
@@ -111,7 +140,7 @@ export class NbdImage implements DiskImage {
   write(source: Uint8Array, offset: number, flags: WriteFlags): Promise<void> {
     const most = this.#maxPayload;
     if (most === 0) return this.#connected().then(() => this.write(source, offset, flags));
-    if (this.#unflushed.isFull) return this.flush().then(() => this.write(source, offset, flags));
+    if (this.#unflushed.isFull) return this.syncOwn().then(() => this.write(source, offset, flags));
     const isOne = source.length <= most;
     if (isOne && (!flags.fua || this.#has(TRANSMISSION_FLAG.SEND_FUA))) {
       return this.#change(COMMAND.WRITE, flags.fua ? COMMAND_FLAG.FUA : 0, offset, source.length, source);
@@ -126,7 +155,7 @@ export class NbdImage implements DiskImage {
 
   zero(offset: number, length: number, flags: ZeroFlags): Promise<void> {
     if (this.#maxPayload === 0) return this.#connected().then(() => this.zero(offset, length, flags));
-    if (this.#unflushed.isFull) return this.flush().then(() => this.zero(offset, length, flags));
+    if (this.#unflushed.isFull) return this.syncOwn().then(() => this.zero(offset, length, flags));
     const canZero = this.#has(TRANSMISSION_FLAG.SEND_WRITE_ZEROES);
     const most = canZero ? NBD_CLIENT_ZERO_BYTES_MAX : Math.min(ZEROES.length, this.#maxPayload);
     const noHole = flags.mayUnmap ? 0 : COMMAND_FLAG.NO_HOLE;
@@ -143,6 +172,12 @@ export class NbdImage implements DiskImage {
   }
 
   flush(): Promise<void> {
+    return this.#lost === undefined ? this.syncOwn() : Promise.reject(this.#lost);
+  }
+
+  syncOwn(): Promise<void> {
+    // A server that was never asked, or has been taken leave of, holds nothing back.
+    if (this.#client.isResting && this.#unflushed.isEmpty) return Promise.resolve();
     if (this.#next !== undefined) return this.#next;
     if (this.#running === undefined) return this.#flushNow();
     const flushAgain = (): Promise<void> => {
@@ -171,17 +206,47 @@ export class NbdImage implements DiskImage {
     return extents;
   }
 
+  get hasLostWrites(): boolean {
+    return this.#lost !== undefined;
+  }
+
+  watchServer(watcher: (reason: ColobusError | undefined) => void): void {
+    this.#watcher = watcher;
+    if (this.#away !== undefined) watcher(this.#away);
+  }
+
+  noteWith(notes: ImageNotes): void {
+    this.#notes = notes;
+  }
+
+  distrust(reason: ColobusError): void {
+    this.#lost = reason;
+  }
+
   rewritten(): void {
-    // Nothing is ever lost here: what no flush has covered is kept, and written again.
+    this.#lost = undefined;
   }
 
-  syncOwn(): Promise<void> {
-    return this.flush();
+  /** The connection is made anew when the next request comes: a server that keeps what it knows of an image reads it again then. */
+  invalidate(): void {
+    this.#client.leave();
   }
 
-  /** The connection is made anew: a server that keeps what it knows of an image reads it again then. */
-  invalidate(): Promise<void> {
-    return this.#client.reopen();
+  /** Resolves when the server is connected, and serves what it has to. Errors: why it cannot be reached, or does not. */
+  ready(): Promise<void> {
+    return this.#client.untilOpen();
+  }
+
+  /** The server is left, and one of this agent's has ended, having written what it held. */
+  async letGo(): Promise<void> {
+    await this.flush();
+    this.#client.leave();
+    await this.#source.stop();
+  }
+
+  abandon(): void {
+    this.#source.abandon?.();
+    this.close();
   }
 
   async changeMark(): Promise<string> {
@@ -218,7 +283,7 @@ export class NbdImage implements DiskImage {
     const options: RequestOptions = { type, flags, offset, length, payload };
     const change = this.#unflushed.add(options);
     if (this.#unflushed.isDue && this.#running === undefined) {
-      this.flush().catch(() => undefined); // the server is not relied on any more then, and is told everything again
+      this.syncOwn().catch(() => undefined); // the server is not relied on any more then, and is told everything again
     }
     return new Promise((resolve, reject) => {
       this.#client.submit(
@@ -250,15 +315,39 @@ export class NbdImage implements DiskImage {
         new OpenRequest(FLUSH, (failure, request) => {
           if (failure === undefined && request.errno === 0) {
             this.#unflushed.flushed(flush);
+            this.#hasFlushed = true;
+            this.#noteMended();
             resolve();
             return;
           }
           const reason = failure ?? this.#refused(request);
           if (failure === undefined) this.#client.distrust(reason);
-          reject(reason);
+          void this.#flushFailed(reason, failure === undefined).then(() => reject(reason));
         }),
       );
     });
+  }
+
+  /** `isRefused`: a server has answered so. Resolves when that is noted. */
+  async #flushFailed(reason: ColobusError, isRefused: boolean): Promise<void> {
+    // What an earlier process was answered is not here to be written again.
+    if (isRefused && !this.#hasFlushed && this.#notes !== undefined) this.#lost ??= reason;
+    const isLossPossible = isRefused || this.#unflushed.answeredChanges().length > 0;
+    if (!isLossPossible || reason.code === "shutting-down") return;
+    this.#isLossNoted = true;
+    await this.#notes?.lost();
+  }
+
+  #noteMended(): void {
+    if (!this.#isLossNoted || this.#lost !== undefined) return;
+    this.#isLossNoted = false;
+    void this.#notes?.mended();
+  }
+
+  async #replacing(): Promise<void> {
+    if (this.#unflushed.answeredChanges().length === 0) return;
+    this.#owesReplay = true;
+    await this.#notes?.replayOwed();
   }
 
   #request(options: RequestOptions): Promise<OpenRequest> {
@@ -302,10 +391,10 @@ export class NbdImage implements DiskImage {
         "Serve an image of the disk's size.",
       );
     }
-    if ((flags & TRANSMISSION_FLAG.READ_ONLY) !== 0) {
+    if (!this.#isReadOnly && (flags & TRANSMISSION_FLAG.READ_ONLY) !== 0) {
       throw new ColobusError("read-only", `${name} is served read-only`, "Serve it writable.");
     }
-    if ((flags & TRANSMISSION_FLAG.SEND_FLUSH) === 0) {
+    if (!this.#isReadOnly && (flags & TRANSMISSION_FLAG.SEND_FLUSH) === 0) {
       throw new ColobusError(
         "not-supported",
         `the server of ${name} cannot flush, so nothing would ever be known to be durable`,
@@ -353,6 +442,9 @@ export class NbdImage implements DiskImage {
     };
     for (const { request } of this.#unflushed.answeredChanges()) rewriting.push(rewrite(request));
     await allSettled(rewriting);
+    if (!this.#owesReplay) return;
+    this.#owesReplay = false;
+    void this.#notes?.replayed();
   }
 }
 

@@ -23,6 +23,10 @@ export class UnflushedChanges {
   #bytes = 0;
   #flushes = 0;
 
+  get isEmpty(): boolean {
+    return this.#changes.length === 0;
+  }
+
   /** Enough is kept to be worth a flush. */
   get isDue(): boolean {
     return this.#bytes >= NBD_CLIENT_UNFLUSHED_TARGET_BYTES || this.#isNearlyMany;

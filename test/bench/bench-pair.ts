@@ -5,7 +5,7 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { statusSchema, type Status } from "../../proto/control-api.ts";
-import type { Durability, WaitCondition } from "../../proto/words.ts";
+import type { Durability, Mode, WaitCondition } from "../../proto/words.ts";
 import { ControlClient } from "../../shared/control/api-client.ts";
 import type { DelayFigures } from "../../shared/host/event-loop-delay.ts";
 import { writeFilledImage, type CheckpointTimes, type FailoverContestant, type SecondaryExport } from "./contestant.ts";
@@ -21,6 +21,8 @@ export interface PairOptions {
   readonly parent: string;
   readonly sizeBytes: number;
   readonly durability: Durability;
+  /** Default `colo`. In `shared` both sides have one image. */
+  readonly mode?: Mode;
   /** How many disks. Default 1. */
   readonly disks?: number;
   /** Images without holes. Default false: they are empty. */
@@ -36,8 +38,8 @@ export interface PairOptions {
 type Side = "a" | "b";
 
 /** What a pair is called in tables. */
-export function pairName(durability: Durability): string {
-  return durability === "power" ? "Colobus, power" : "Colobus";
+export function pairName(durability: Durability, mode: Mode = "colo"): string {
+  return ["Colobus", ...(mode === "colo" ? [] : [mode]), ...(durability === "power" ? ["power"] : [])].join(", ");
 }
 
 /** A primary and a secondary agent as two processes on this machine, for measurements. */
@@ -50,7 +52,7 @@ export class BenchPair implements FailoverContestant {
   readonly #agents = new Map<Side, ChildProcess>();
 
   private constructor(options: PairOptions, port: number) {
-    this.name = pairName(options.durability);
+    this.name = pairName(options.durability, options.mode);
     this.directory = makeDirectory(options.parent);
     this.#options = options;
     this.#port = port;
@@ -144,7 +146,8 @@ export class BenchPair implements FailoverContestant {
   /** Starts the secondary, and resolves when it serves. */
   startSecondary(): Promise<void> {
     const access = ["--secondary-export", this.#options.secondaryExport ?? "read-only"];
-    return this.#spawn("b", ["secondary", "--listen", `127.0.0.1:${this.#port}`, "--create", ...access]);
+    const create = this.#options.mode === "shared" ? [] : ["--create"];
+    return this.#spawn("b", ["secondary", "--listen", `127.0.0.1:${this.#port}`, ...create, ...access]);
   }
 
   stopSecondary(): Promise<void> {
@@ -207,8 +210,8 @@ export class BenchPair implements FailoverContestant {
     const run = join(this.directory, side);
     const disks = this.#disks.flatMap((disk) => ["--disk", `${disk}=${this.#imageOf(side, disk)}`]);
     const places = ["--run", run, "--state", join(run, "state"), ...disks];
-    const common = ["--durability", this.#options.durability, "--log-level", "error"];
-    const { isProbed = false } = this.#options;
+    const { isProbed = false, durability, mode = "colo" } = this.#options;
+    const common = ["--mode", mode, "--durability", durability, "--log-level", "error"];
     const nodeFlags = isProbed ? PROBE_FLAGS : [];
     const { launcher } = this.#options.link ?? LOOPBACK;
     const command = [...launcher, process.execPath, ...nodeFlags, CLI, role, ...places, ...flags, ...common];
@@ -235,7 +238,7 @@ export class BenchPair implements FailoverContestant {
   }
 
   #imageOf(side: Side, disk: string): string {
-    return join(this.directory, `${side}-${disk}.img`);
+    return join(this.directory, `${this.#options.mode === "shared" ? "shared" : side}-${disk}.img`);
   }
 
   #nbdSocket(side: Side): string {

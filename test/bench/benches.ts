@@ -4,6 +4,7 @@ import { measureGrowth } from "./growth-bench.ts";
 import type { Measured, Place, Setting } from "./measuring.ts";
 import { measurePeers } from "./peers-bench.ts";
 import { measureResync } from "./resync-bench.ts";
+import { measureSharedDisks } from "./shared-bench.ts";
 import { measureStalls } from "./stall-bench.ts";
 
 /** One part of `npm run bench`, which can be run alone. */
@@ -19,6 +20,7 @@ export interface Bench {
 /** By the names that select them, in the order in which they run. Each has its section in docs/benchmarks.md. */
 export const BENCHES: Readonly<Record<string, Bench>> = {
   peers: { measure: measurePeers, rounds: 3 },
+  shared: { measure: measureSharedDisks, rounds: 5, places: ["memory"] },
   checkpoint: { measure: measureCheckpoints, rounds: 5 },
   failover: { measure: measureFailover, rounds: 3 },
   resync: { measure: measureResync, rounds: 3 },

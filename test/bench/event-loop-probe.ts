@@ -1,29 +1,21 @@
-import { once } from "node:events";
 import type { ChildProcess } from "node:child_process";
+import { once } from "node:events";
+import { fileURLToPath } from "node:url";
+import { buildSync } from "esbuild";
 import { z } from "zod";
 import type { DelayFigures } from "../../shared/host/event-loop-delay.ts";
 
 /** The agents' own measure of it, in the process that is measured, over any time: theirs is of the last minute. */
-const MEASURE = new URL("../../dist/shared/host/event-loop-delay.js", import.meta.url);
-const CLOCK = new URL("../../dist/shared/host/node-clock.js", import.meta.url);
-const PROBE = `
-import { EventLoopDelay } from "${MEASURE.href}";
-import { NodeClock } from "${CLOCK.href}";
-let delay;
-process.on("message", (ask) => {
-  if (delay !== undefined && ask === "end") process.send(delay.getFigures());
-  delay?.stop();
-  delay = undefined;
-  if (ask === "begin") {
-    delay = new EventLoopDelay(new NodeClock());
-    delay.start(() => undefined);
-  }
-});
-process.channel.unref();
-`;
+const PROBE = buildSync({
+  entryPoints: [fileURLToPath(new URL("probed-process.ts", import.meta.url))],
+  bundle: true,
+  format: "esm",
+  platform: "node",
+  write: false,
+}).outputFiles[0]?.text;
 
 /** A Node process that is started with these flags, and with an IPC channel, can be asked. */
-export const PROBE_FLAGS = ["--import", `data:text/javascript,${encodeURIComponent(PROBE)}`] as const;
+export const PROBE_FLAGS = ["--import", `data:text/javascript,${encodeURIComponent(PROBE ?? "")}`] as const;
 
 const ANSWER_TIMEOUT_MS = 30_000;
 const figuresSchema = z.object({

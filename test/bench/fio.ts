@@ -8,6 +8,13 @@ const run = promisify(execFile);
 const TIMEOUT_MS = 180_000;
 /** For what a load takes longer than it was told to. */
 const LOAD_GRACE_MS = 60_000;
+/** What `parseLoad` reads. */
+const REPORT_FLAGS = [
+  "--lat_percentiles=1",
+  "--clat_percentiles=0",
+  "--percentile_list=50:99:99.9",
+  "--output-format=json+",
+];
 const OUTPUT_MAX_BYTES = 64 * 1024 * 1024;
 
 /** Writes `bytes` at random offsets of the export, in blocks of `blockBytes`, `depth` at a time, each block once. */
@@ -30,6 +37,28 @@ export async function randomWrites(options: {
     `--randseed=${options.seed}`,
     "--norandommap=0",
   ]).stdout;
+}
+
+/** Measures writes through the whole disk, once, with `skipBytes` left out after each block. */
+export async function writeOnce(options: {
+  readonly uri: string;
+  readonly directory: string;
+  readonly workload: Workload & { readonly pattern: "write"; readonly skipBytes: number };
+  readonly diskBytes: number;
+}): Promise<Load> {
+  const { pattern, blockBytes, depth, skipBytes } = options.workload;
+  const { stdout } = fio(options.directory, [
+    "--name=once",
+    "--ioengine=nbd",
+    "--thread",
+    `--uri=${options.uri}`,
+    skipBytes === 0 ? `--rw=${pattern}` : `--rw=${pattern}:${skipBytes}`,
+    `--bs=${blockBytes}`,
+    `--iodepth=${depth}`,
+    `--io_size=${(options.diskBytes * blockBytes) / (blockBytes + skipBytes)}`,
+    ...REPORT_FLAGS,
+  ]);
+  return parseLoad(await stdout, pattern);
 }
 
 /** Writes random data over the whole export, and flushes it. */
@@ -118,10 +147,7 @@ export async function runLoad(
     `--randseed=${options.seed}`,
     "--norandommap",
     "--group_reporting",
-    "--lat_percentiles=1",
-    "--clat_percentiles=0",
-    "--percentile_list=50:99:99.9",
-    "--output-format=json+",
+    ...REPORT_FLAGS,
     ...options.uris.flatMap((uri, index) => [`--name=disk${index}`, `--uri=${uri}`]),
   ];
   const timeoutMs = (options.rampSeconds + options.seconds) * 1000 + LOAD_GRACE_MS;

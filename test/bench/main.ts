@@ -2,17 +2,14 @@
  * `npm run bench`: figures of a pair on this machine, in memory and on its disk, beside other projects' servers. What is
  * compared is measured in turns in one run, so that drift of the machine hits all alike; only the ratios mean anything.
  *
- * Arguments: the benches to run; those that do not take long where none is named. Options:
- * `--rounds N` instead of each bench's own number, `--seconds N` (2) for each load in a round, `--dir DIR` (a directory on
- * the disk; the system's temporary one), `--place memory|disk` for only one of them, `--json`, `--write-docs` (tables and
- * plots of docs/benchmarks.md). The exit code is 1 when a figure does not keep its bound, and 2 when nothing could be
- * measured.
+ * The exit code is 1 when a figure does not keep its bound, and 2 when nothing could be measured.
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
-import { parseArgs } from "node:util";
+import yargs from "yargs";
+import { hideBin } from "yargs/helpers";
 import { withSection } from "../../tools/generated-sections.ts";
 import { BENCHES } from "./benches.ts";
 import { clearAtExit } from "./leftovers.ts";
@@ -24,20 +21,30 @@ import { benchSection, BENCHMARKS_DOC, plotPath, renderText, type Result } from 
 const MEMORY_DIRECTORY = "/dev/shm";
 const ROOT = new URL("../../", import.meta.url);
 
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    "rounds": { type: "string" },
-    "seconds": { type: "string", default: "2" },
-    "dir": { type: "string", default: tmpdir() },
-    "place": { type: "string" },
-    "json": { type: "boolean", default: false },
-    "write-docs": { type: "boolean", default: false },
-  },
-});
+const values = await yargs(hideBin(process.argv))
+  .scriptName("npm run bench --")
+  .usage("$0 [BENCH ...]", "Those that do not take long where none is named; not a test", (command) =>
+    command.positional("BENCH", {
+      type: "string",
+      array: true,
+      default: [] as string[],
+      choices: Object.keys(BENCHES),
+    }),
+  )
+  .options({
+    "rounds": { type: "number", describe: "Instead of each bench's own number", defaultDescription: "each its own" },
+    "seconds": { type: "number", default: 2, describe: "For each load in a round" },
+    "dir": { type: "string", default: tmpdir(), describe: "A directory on the disk" },
+    "place": { type: "string", choices: ["memory", "disk"], describe: "Only there" },
+    "json": { type: "boolean", default: false, describe: "One document instead of tables" },
+    "write-docs": { type: "boolean", default: false, describe: `Tables and plots of ${BENCHMARKS_DOC}` },
+  })
+  .version(false)
+  .strict()
+  .fail((message, error) => refuse(message || error.message))
+  .parse();
+const benches = (values["BENCH"] ?? []) as string[];
 
-const unknown = positionals.find((name) => !Object.hasOwn(BENCHES, name));
-if (unknown !== undefined) refuse(`"${unknown}" is none of ${Object.keys(BENCHES).join(", ")}.`);
 const seconds = positiveNumber("--seconds", values.seconds);
 const givenRounds = values.rounds === undefined ? undefined : positiveNumber("--rounds", values.rounds);
 const missing = missingPrograms();
@@ -47,12 +54,12 @@ clearAtExit();
 const places: Place[] = [{ name: "disk", directory: values.dir }];
 if (existsSync(MEMORY_DIRECTORY)) places.unshift({ name: "memory", directory: MEMORY_DIRECTORY });
 if (values.place !== undefined && !places.some(({ name }) => name === values.place)) {
-  refuse(`--place ${values.place} is none of ${places.map(({ name }) => name).join(", ")}.`);
+  refuse(`There is no ${MEMORY_DIRECTORY} to measure in memory.`);
 }
 
 const results: Result[] = [];
 for (const [bench, { measure, rounds, isLong, places: benchPlaces }] of Object.entries(BENCHES)) {
-  if (positionals.length > 0 ? !positionals.includes(bench) : isLong) continue;
+  if (benches.length > 0 ? !benches.includes(bench) : isLong) continue;
   for (const place of places) {
     if (values.place !== undefined && values.place !== place.name) continue;
     if (benchPlaces !== undefined && !benchPlaces.includes(place.name)) continue;
@@ -86,10 +93,9 @@ function writeDocs(): void {
   writeFileSync(document, text);
 }
 
-function positiveNumber(flag: string, text: string): number {
-  const value = Number(text);
+function positiveNumber(flag: string, value: number): number {
   if (Number.isInteger(value) && value > 0) return value;
-  return refuse(`${flag} ${text} is not a number above 0.`);
+  return refuse(`${flag} takes a whole number above 0.`);
 }
 
 function refuse(sentence: string): never {

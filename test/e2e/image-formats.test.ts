@@ -1,10 +1,13 @@
 /** Disks of other formats: agents with qemu-nbd behind them, which is killed, and dies with them. */
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { AgentPair, freePort, MIB, type AgentUnderTest, type PairOptions } from "../support/agent-pair.ts";
 import { askColobus, type ErrorDocument } from "../support/cli-runner.ts";
 import { formatServersOf, untilNoFormatServer } from "../support/format-servers.ts";
+import { NbdGuest } from "../support/nbd-guest.ts";
 import { expectSame, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";
+import { scratchDirectory } from "../support/scratch.ts";
 import { ToolProcess } from "../support/tool-process.ts";
 import { requirePeers } from "../support/peers.ts";
 import { present } from "../support/present.ts";
@@ -38,9 +41,41 @@ async function killFormatServer(agent: AgentUnderTest): Promise<void> {
   const pid = present(formatServersOf(agent.run)[0]);
   process.kill(pid, "SIGKILL");
   while (!formatServersOf(agent.run).some((other) => other !== pid)) {
-    await new Promise((resolve) => {
-      setTimeout(resolve, 20);
-    });
+    await pause();
+  }
+}
+
+function pause(): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, 20);
+  });
+}
+
+/** A qemu-nbd, for agents that are started with `launcher`, that can be made to hang before it listens. */
+class HeldServers {
+  readonly #directory = scratchDirectory();
+
+  constructor() {
+    const here = this.#directory;
+    const held = `while [ -e ${here}/hold ]; do touch ${here}/held; sleep 0.05; done`;
+    const path = process.env.PATH ?? "";
+    writeFileSync(join(here, "qemu-nbd"), `#!/bin/sh\n${held}\nPATH='${path}' exec qemu-nbd "$@"\n`, { mode: 0o755 });
+  }
+
+  get launcher(): readonly string[] {
+    return ["env", `PATH=${this.#directory}:${process.env.PATH ?? ""}`];
+  }
+
+  hold(): void {
+    writeFileSync(join(this.#directory, "hold"), "");
+  }
+
+  async untilHeld(): Promise<void> {
+    while (!existsSync(join(this.#directory, "held"))) await pause();
+  }
+
+  release(): void {
+    rmSync(join(this.#directory, "hold"));
   }
 }
 
@@ -199,6 +234,61 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     await pair.untilProtected();
     await pair.checkpoint();
     expectSame(await readDisk(secondary.uri()), await readDisk(primary.uri()));
+  });
+
+  it.each(["a", "b"] as const)(
+    "takes what it has lost for lost when qemu-nbd is killed, and side %s before the next one had it again",
+    async (side) => {
+      const servers = new HeldServers();
+      const host = { address: "127.0.0.1", launcher: servers.launcher };
+      const pair = await qcow2Pair({ flags: ["--durability", "process"], hosts: { a: host, b: host } });
+      const { primary, secondary } = pair;
+      const agent = side === "a" ? primary : secondary;
+      await pair.start();
+      // qemu-io would flush as it leaves.
+      const guest = await NbdGuest.connect(join(primary.run, "nbd.sock"));
+      await guest.write(0, Buffer.alloc(8 * MIB, 0x11));
+      guest.close();
+      await primary.untilDrained();
+      servers.hold();
+      process.kill(present(formatServersOf(agent.run)[0]), "SIGKILL");
+      await servers.untilHeld();
+      await agent.crash();
+      await untilNoFormatServer(agent.run);
+      servers.release();
+      await agent.start();
+      expect(agent.log).toContain("never fsyncs");
+      await pair.untilProtected();
+      await pair.checkpoint();
+      expectSame(await readDisk(secondary.uri()), await readDisk(primary.uri()));
+    },
+  );
+
+  it("says on either side that qemu-nbd is away, what to do, and when it is back", async () => {
+    const servers = new HeldServers();
+    const host = { address: "127.0.0.1", launcher: servers.launcher };
+    const pair = await qcow2Pair({ hosts: { a: host, b: host } });
+    await pair.start();
+    for (const agent of [pair.primary, pair.secondary]) {
+      servers.hold();
+      process.kill(present(formatServersOf(agent.run)[0]), "SIGKILL");
+      const { protection, peers } = await agent.until("without its image", ({ protection: { reason } }) => {
+        return reason === "image-away";
+      });
+      expect(protection.nextAction).toContain("Start the server");
+      expect(peers[0]?.lastError).toMatchObject({
+        code: "io-error",
+        message: expect.stringContaining("qcow2:"),
+        action: expect.stringContaining("Start the server"),
+      });
+      servers.release();
+      await pair.untilProtected();
+      const events = (await agent.control.events(0)).filter(({ type }) => type.startsWith("image-"));
+      expect(events.map(({ type, data }) => [type, data.disk])).toEqual([
+        ["image-away", "vda"],
+        ["image-back", "vda"],
+      ]);
+    }
   });
 
   it("makes a missing image of the secondary at the primary's size", async () => {

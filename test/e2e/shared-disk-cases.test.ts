@@ -189,15 +189,28 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that shares its disk"
     }
   });
 
-  it("refuses a failover before the primary is fenced, and a swap of the roles", async () => {
+  it("swaps the roles and loses nothing, and swaps them back", async () => {
+    const pair = await AgentPair.protected(options);
+    const { primary, secondary } = pair;
+    await qemuIo(primary.uri(), `write -P 0x22 0 ${MIB}`);
+    await primary.get("switchover");
+    await secondary.get("wait", "merged");
+    await pair.untilProtected();
+    await qemuIo(secondary.uri(), `read -P 0x22 0 ${MIB}`, `write -P 0x33 ${MIB} ${MIB}`);
+    const before = Buffer.from(INITIAL).fill(0x22, 0, MIB);
+    expectSame(await readDisk(primary.uri()), before);
+    await secondary.get("switchover");
+    await primary.get("wait", "merged");
+    await pair.untilProtected();
+    expectSame(await readDisk(primary.uri()), before.fill(0x33, MIB, 2 * MIB));
+    expectSame(await readDisk(secondary.uri()), before);
+  });
+
+  it("refuses a failover before the primary is fenced, and to go on alone without a mark", async () => {
     const { primary, secondary } = await AgentPair.protected(options);
     expect(await secondary.ask<ErrorDocument>("failover", "--force")).toMatchObject({
       code: 1,
       json: { error: { code: "fence-failed" } },
-    });
-    expect(await primary.ask<ErrorDocument>("switchover")).toMatchObject({
-      code: 1,
-      json: { error: { code: "not-supported" } },
     });
     expect(await primary.ask<ErrorDocument>("start-alone")).toMatchObject({
       code: 1,

@@ -12,6 +12,8 @@ const IMAGES_IN_CI = 400;
 const IMAGES_HERE = 200;
 /** Those of killed processes: there are fewer of them. */
 const PROCESS_SHARE = 0.25;
+/** Choices are drawn before it is known which come to the same image, so that fewer may be found than were asked for. */
+const FOUND_SHARE_MIN = 0.5;
 
 const wanted = process.env.COLOBUS_CRASH_IMAGES ?? String(process.env.CI === "true" ? IMAGES_IN_CI : IMAGES_HERE);
 const isExhaustive = wanted === "all";
@@ -31,6 +33,6 @@ describe("what a crash may leave", () => {
       `crash images of the ${stage.name}, durability ${durability}: ${looked} looked at, ${again} of them twice, ` +
         `of ${choices} choices in ${sequences} sequences\n`,
     );
-    expect(looked).toBeGreaterThanOrEqual(Math.min(count, 1_000));
+    expect(looked).toBeGreaterThanOrEqual(Math.min(count, 1_000) * FOUND_SHARE_MIN);
   });
 });

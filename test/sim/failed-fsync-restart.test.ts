@@ -113,6 +113,37 @@ describe("a failed fsync, and then the end of the process,", () => {
     expect(await flushGuest(scripted, primary)).toBe("done");
   });
 
+  it.each([
+    ["fail", false, "io-error"],
+    ["succeed, where what it covered was written again, and flushed, before", true, "done"],
+  ] as const)("of an image behind a server makes flushes %s", async (_, isMended, later) => {
+    const scripted = new ScriptedPair(1, "power", { servesImages: true });
+    await scripted.start();
+    const { primary } = scripted.pair;
+    const flush = (): Promise<string> => flushGuest(scripted, primary);
+    await scripted.do("a write", () => scripted.guestWrite(0, 0, CLUSTER, "bytes"));
+    expect(await flush()).toBe("done");
+    await scripted.do("a write", () => scripted.guestWrite(0, CLUSTER, CLUSTER, "bytes"));
+    primary.host.disk.faults.inject({
+      op: "sync",
+      kind: "image",
+      path: imagePath({ name: "vda", sizeBytes: 0 }),
+      error: "io-error",
+    });
+    expect(await flush()).toBe("io-error");
+    if (isMended) {
+      primary.host.disk.faults.clear();
+      expect(await flush()).toBe("done");
+    }
+    await restart(scripted, primary, "process");
+    await scripted.do("the next session", () => scripted.wait("synced"));
+    expect(await flush()).toBe(later);
+    expect(primary.agent?.status().disks.map(({ state }) => state)).toEqual([
+      isMended ? "UpToDate" : "Failed",
+      "UpToDate",
+    ]);
+  });
+
   it("during a merge makes the guest's flushes fail, and not those after a loss of power", async () => {
     for (const seed of [1, 2, 3]) {
       const scripted = await protectedPair(seed);

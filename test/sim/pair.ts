@@ -1,4 +1,5 @@
-import { Agent, type AgentHost } from "../../cli/agent.ts";
+import type { AgentHost } from "../../cli/agent-host.ts";
+import { Agent } from "../../cli/agent.ts";
 import type { AgentConfig } from "../../cli/agent-config.ts";
 import type { AgentEvent } from "../../proto/control-api.ts";
 import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
@@ -286,13 +287,13 @@ export function makePair(
     };
     if (options.servesImages !== true) return new PairMember(world, host, config, observer);
     const random = new SeededRandom(world.seed).fork(`servers of ${name}`);
-    const losesWrites = options.durability === "power";
+    const killed = new Set<string>();
     return new PairMember(
       world,
       host,
       config,
       observer,
-      (process) => new ServedImages({ world, process, random, losesWrites }),
+      (process) => new ServedImages({ world, process, random, killed }),
     );
   };
   return { primary: member("a"), secondary: member("b") };

@@ -31,13 +31,13 @@ export interface ServedImagesOptions {
   readonly world: SimWorld;
   readonly process: SimProcess;
   readonly random: SeededRandom;
-  /** A server that dies takes along what no flush has covered: the end of it, as far as it likes. */
-  readonly losesWrites: boolean;
+  /** What the servers leave that were killed, by image: it outlives the agent, until another server is started. */
+  readonly killed: Set<string>;
 }
 
 /**
  * The images of an agent in a simulated world, behind NBD servers of the shipping code: bytes take their time, and servers
- * die and come back. Each server works on the file of the disk's image, with the faults that this has.
+ * die and come back. One that dies takes along what no flush has covered: the end of it, as far as it likes. Each server works on the file of the disk's image, with the faults that this has.
  */
 export class ServedImages implements ImageSource {
   readonly #options: ServedImagesOptions;
@@ -52,8 +52,8 @@ export class ServedImages implements ImageSource {
     return this.#files.measure(location);
   }
 
-  haveLostWrites(): Promise<boolean> {
-    return Promise.resolve(false);
+  haveLostWrites(disks: StateRecord["disks"]): Promise<boolean> {
+    return Promise.resolve(disks.some(({ image }) => this.#options.killed.has(image)));
   }
 
   prepare(): Promise<void> {
@@ -99,7 +99,8 @@ class ServedFile implements StreamSource {
 
   async dial(): Promise<ByteStream> {
     await this.#session?.gone;
-    const { process } = this.#options;
+    const { process, killed } = this.#options;
+    killed.delete(this.name);
     const session = new ServerSession(this.#options, openImage(process.storage, this.name));
     this.#session = session;
     return session;
@@ -127,6 +128,7 @@ class ServedFile implements StreamSource {
 class ServerSession implements ByteStream, NbdTransport {
   readonly gone: Promise<void>;
   readonly #options: ServedImagesOptions;
+  readonly #path: string;
   readonly #device: ForgetfulDevice;
   readonly #connection: NbdConnection;
   readonly #toServer: Buffer[] = [];
@@ -138,6 +140,7 @@ class ServerSession implements ByteStream, NbdTransport {
   constructor(options: ServedImagesOptions, image: Image) {
     const { world, process, random } = options;
     this.#options = options;
+    this.#path = image.path;
     this.#device = new ForgetfulDevice(image, process.host.disk.readFile(image.path));
     let left: () => void = () => undefined;
     this.gone = new Promise((resolve) => {
@@ -223,9 +226,10 @@ class ServerSession implements ByteStream, NbdTransport {
 
   #die(): void {
     if (this.#isOver) return;
-    const { world, random, losesWrites } = this.#options;
+    const { world, random, killed } = this.#options;
     world.trace("the server of an image dies");
-    if (losesWrites) this.#device.forget(random);
+    killed.add(this.#path);
+    this.#device.forget(random);
     this.#end("the server has died");
   }
 

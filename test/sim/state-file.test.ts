@@ -28,6 +28,7 @@ const RECORD: StateRecord = {
   retained: [],
   merge: null,
   lostSyncs: [],
+  replaysOwed: [],
   bootId: "boot",
 };
 const UPDATES = 5;

@@ -66,6 +66,7 @@ export class FakeNbdServer implements StreamSource {
   stops = 0;
   isDown = false;
   mishap: ((request: ServedRequest) => Mishap | undefined) | undefined;
+  dialled: () => void = () => undefined;
   schedule: (callback: () => void) => void = setImmediate;
   readonly #connections = new Set<ServerConnection>();
 
@@ -77,6 +78,7 @@ export class FakeNbdServer implements StreamSource {
 
   dial(): Promise<ByteStream> {
     this.dials += 1;
+    this.dialled();
     if (this.isDown) return Promise.reject(new ColobusError("connection-lost", "nobody listens"));
     const connection = new ServerConnection(this);
     this.#connections.add(connection);

@@ -25,6 +25,7 @@ export function stateRecord(changes: Partial<StateRecord> = {}): StateRecord {
     retained: [],
     merge: null,
     lostSyncs: [],
+    replaysOwed: [],
     bootId: "boot-1",
     ...changes,
   };

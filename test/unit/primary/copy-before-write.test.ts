@@ -51,19 +51,22 @@ class Bench {
   unwatched = false;
   resume: () => void = () => undefined;
   overwritten = 0;
-  readonly child = new CopyBeforeWrite(0, this.device, clusterGeometry(CLUSTERS * CLUSTER, CLUSTER), {
-    session: () => this.session,
-    isUnwatched: () => this.unwatched,
-    wait: () =>
-      new Promise((resolve) => {
-        this.resume = resolve;
-      }),
-    overwritten: (length) => {
-      this.overwritten += length;
-    },
-  });
+  readonly child: CopyBeforeWrite;
 
-  constructor() {
+  /** Content is placed in units of `placementBytes`. */
+  constructor(placementBytes?: number) {
+    const child = Object.assign(this.device, { placementBytes });
+    this.child = new CopyBeforeWrite(0, child, clusterGeometry(CLUSTERS * CLUSTER, CLUSTER), {
+      session: () => this.session,
+      isUnwatched: () => this.unwatched,
+      wait: () =>
+        new Promise((resolve) => {
+          this.resume = resolve;
+        }),
+      overwritten: (length) => {
+        this.overwritten += length;
+      },
+    });
     void this.device.write(Buffer.alloc(CLUSTERS * CLUSTER, 1), 0, NO_FUA);
   }
 
@@ -246,6 +249,35 @@ describe("copy before write", () => {
     bench.session?.acknowledge();
     await trim;
     expect(bench.device.bytes.subarray(CLUSTER, 3 * CLUSTER)).toEqual(Buffer.alloc(2 * CLUSTER));
+  });
+
+  it("copies the whole of what the image moves as one", async () => {
+    const bench = new Bench(4 * CLUSTER);
+    const write = bench.write(2, 5 * CLUSTER, 512);
+    await settle();
+    expect(bench.sent).toEqual([{ kind: "original", offset: 4 * CLUSTER, content: Buffer.alloc(4 * CLUSTER, 1) }]);
+    expect(bench.device.bytes.includes(2)).toBe(false);
+    bench.session?.acknowledge();
+    await write.pending;
+    expect(bench.write(3, 7 * CLUSTER, CLUSTER).isDone).toBe(true);
+    expect(bench.write(3, 3 * CLUSTER, CLUSTER).isDone).toBe(false);
+  });
+
+  it("zeroes without a copy whole holes of what the image moves as one, and no part of one", async () => {
+    const bench = new Bench(2 * CLUSTER);
+    void bench.device.zero(CLUSTER, 6 * CLUSTER, TRIM);
+    bench.device.operations = [];
+    const zeroed = bench.child.zero(CLUSTER, 5 * CLUSTER, TRIM);
+    await settle();
+    expect(bench.sent).toMatchObject([{ offset: 0 }]);
+    expect(bench.device.operations.filter(({ kind }) => kind === "zero")).toEqual([]);
+    bench.session?.acknowledge();
+    await zeroed;
+    expect(bench.sent).toHaveLength(1);
+    expect(bench.device.operations.filter(({ kind }) => kind === "zero")).toMatchObject([
+      { offset: CLUSTER, length: CLUSTER },
+      { offset: 2 * CLUSTER, length: 4 * CLUSTER },
+    ]);
   });
 
   it("lets changes go on where no secondary can hold originals, and has them wait where one can", async () => {

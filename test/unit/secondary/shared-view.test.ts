@@ -13,11 +13,18 @@ class ForeignDisk implements DiskImage {
   readonly sizeBytes = SIZE;
   readonly hasLostWrites = false;
   readonly content = Buffer.from(OLD);
-  readonly #reads: { readonly target: Uint8Array; readonly offset: number; readonly resolve: () => void }[] = [];
+  /** Told that what is known of it does not hold any more. */
+  invalidated = 0;
+  readonly #reads: {
+    readonly target: Uint8Array;
+    readonly offset: number;
+    readonly resolve: () => void;
+    readonly reject: (reason: Error) => void;
+  }[] = [];
 
   read(target: Uint8Array, offset: number): Promise<void> {
-    return new Promise((resolve) => {
-      this.#reads.push({ target, offset, resolve });
+    return new Promise((resolve, reject) => {
+      this.#reads.push({ target, offset, resolve, reject });
     });
   }
 
@@ -28,6 +35,15 @@ class ForeignDisk implements DiskImage {
 
   answer(): void {
     for (const { resolve } of this.#reads.splice(0)) resolve();
+  }
+
+  invalidate(): void {
+    this.invalidated += 1;
+  }
+
+  /** Reads under way fail, as those of a format whose content has moved. */
+  fail(): void {
+    for (const { reject } of this.#reads.splice(0)) reject(new Error("this is no content"));
   }
 
   write(): never {
@@ -92,18 +108,24 @@ const ORIGINAL: Operation = {
   payload: OLD.subarray(CLUSTER_BYTES, 2 * CLUSTER_BYTES),
 };
 
+/** A secondary of a shared disk with its first checkpoint. */
+async function committed(): Promise<{ bench: ReplicaBench; foreign: ForeignDisk }> {
+  const storage = seededStorage(1);
+  await makeSecondary(storage, [{ name: "vda", content: OLD }], "process", { mode: "shared" });
+  const bench = ReplicaBench.open(storage);
+  const foreign = new ForeignDisk();
+  bench.disks[0]?.replaceBase(foreign);
+  await bench.begin(1);
+  await bench.barrier(1);
+  await bench.commit(1);
+  return { bench, foreign };
+}
+
 describe("a reader of the secondary, while the primary overwrites the shared disk", () => {
   it.each(interleavings(PRIMARY, READER).map((steps) => [steps.join(", "), steps] as const))(
     "sees the checkpoint: %s",
     async (_, steps) => {
-      const storage = seededStorage(1);
-      await makeSecondary(storage, [{ name: "vda", content: OLD }], "process", { mode: "shared" });
-      const bench = ReplicaBench.open(storage);
-      const foreign = new ForeignDisk();
-      bench.disks[0]?.replaceBase(foreign);
-      await bench.begin(1);
-      await bench.barrier(1);
-      await bench.commit(1);
+      const { bench, foreign } = await committed();
       const target = Buffer.alloc(2 * CLUSTER_BYTES);
       let reading: Promise<void> | undefined;
       for (const step of steps) {
@@ -128,4 +150,27 @@ describe("a reader of the secondary, while the primary overwrites the shared dis
       expect(target).toEqual(OLD.subarray(0, 2 * CLUSTER_BYTES));
     },
   );
+
+  it("has the original where the disk holds nothing readable any more, and the error where it always did", async () => {
+    const { bench, foreign } = await committed();
+    const target = Buffer.alloc(CLUSTER_BYTES);
+    const reading = bench.disks[0]?.view.read(target, CLUSTER_BYTES);
+    bench.push([ORIGINAL]);
+    await expect.poll(() => bench.stable).toBe(1);
+    foreign.fail();
+    await reading;
+    expect(target).toEqual(OLD.subarray(0, CLUSTER_BYTES));
+    const other = bench.disks[0]?.view.read(target, 0);
+    foreign.fail();
+    await expect(other).rejects.toThrow("no content");
+  });
+
+  it("has what was known of the disk forgotten with each checkpoint, and not before", async () => {
+    const { bench, foreign } = await committed();
+    expect(foreign.invalidated).toBe(1);
+    await bench.barrier(2);
+    expect(foreign.invalidated).toBe(1);
+    await bench.commit(2);
+    expect(foreign.invalidated).toBe(2);
+  });
 });

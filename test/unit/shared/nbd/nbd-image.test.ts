@@ -405,11 +405,36 @@ describe("invalidating, and closing", () => {
   it("makes the connection anew, and answers requests of the meantime from there", async () => {
     const bench = await connected();
     const { image, server } = bench;
-    const invalidating = image.invalidate();
+    image.invalidate();
+    await read(image, 0, 512);
+    expect(server.dials).toBe(2);
+  });
+
+  it("asks again, on the new connection, what was not answered on the old one", async () => {
+    const bench = await connected();
+    const { image, server } = bench;
+    server.mishap = () => "silence";
     const reading = read(image, 0, 512);
+    await settle();
+    server.mishap = () => undefined;
+    image.invalidate();
     await redial(bench);
-    await invalidating;
     await reading;
+    expect(server.dials).toBe(2);
+  });
+
+  it("leaves the server alone until there is something to ask, from the start where that is said", async () => {
+    const { server, clock, image } = await connected();
+    image.invalidate();
+    image.invalidate();
+    await image.flush();
+    clock.advance(60_000);
+    await settle();
+    expect(server.dials).toBe(1);
+    const late = new NbdImage({ ...options(server, clock, SIZE), onDemand: true });
+    await late.flush();
+    expect(server.dials).toBe(1);
+    await read(late, 0, 512);
     expect(server.dials).toBe(2);
   });
 

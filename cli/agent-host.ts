@@ -1,0 +1,38 @@
+import type { ImageSource } from "../shared/block/disk-image.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import type { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { Storage } from "../shared/host/storage.ts";
+import type { Dialer } from "../shared/replication/link.ts";
+import type { AgentConfig } from "./agent-config.ts";
+import type { FencedPeer } from "./fence-peer.ts";
+
+/** What an agent is given by the machine that it runs on, or by the simulator. */
+export interface AgentHost {
+  readonly storage: Storage;
+  /** Opens the disks' images; undefined: files of `storage`. */
+  readonly images?: ImageSource;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+  readonly bootId: string;
+  readonly pid: number;
+  readonly dialer: (url: string) => Dialer;
+  /** The agent starts and stops it. The simulator's processes are never late, and have none. */
+  readonly eventLoopDelay?: EventLoopDelay;
+}
+
+export interface AgentOptions {
+  readonly host: AgentHost;
+  readonly config: AgentConfig;
+  readonly token: Buffer | undefined;
+  /** Whether a peer may dial this agent. */
+  readonly acceptsPeers: boolean;
+  /** The URI under which clients reach an export. */
+  readonly exportUri: (name: string) => string;
+  /** Sends the exports' clients away, once what they have under way is answered. */
+  readonly dropClients: () => void;
+  /** Makes sure that the peer serves no more, before a failover. Errors: `fence-failed`. undefined: the operator has. */
+  readonly fence: ((peer: FencedPeer) => Promise<string>) | undefined;
+}
