@@ -94,6 +94,11 @@ export function clientOf(flags: AgentFlags, host: Pick<CommandHost, "env">): Con
   return new ControlClient(addressOf(flags, host));
 }
 
+/** The agent's run directory; empty for one that is named by a URL. */
+export function runDirectoryOfAgent({ address }: ControlClient): string {
+  return address.kind === "socket" ? dirname(address.path) : "";
+}
+
 /** The socket `name` beside the agent's control socket, into which a hypervisor migrates by default. Errors: `usage` for one of another host. */
 export function vmStateSocketOf({ address }: ControlClient, name = "vmstate.sock"): string {
   if (address.kind === "socket") return join(dirname(address.path), name);

@@ -8,10 +8,12 @@ import { applyJournalEntry, ClusterBitmap } from "../shared/block/cluster-bitmap
 import { NodeStorage } from "../shared/host/node-storage.ts";
 import type { StorageFile } from "../shared/host/storage.ts";
 import { scanClusterJournal } from "../shared/journal/cluster-journal.ts";
+import { renderVmState, tryInspectVmState, type VmStateInspection } from "./inspect-vm-state.ts";
 import { formatBytes } from "./quantities.ts";
 
 /** What a file of a state directory holds. */
 type Inspection =
+  | VmStateInspection
   | { readonly kind: "mark"; readonly path: string; readonly found: DecodedSharedMark }
   | { readonly kind: "state"; readonly path: string; readonly slots: readonly StateSlot[] }
   | {
@@ -33,6 +35,8 @@ export function inspectFile(path: string): Inspection {
   const file = new NodeStorage().open(path, { kind: "other", create: "never", readOnly: true });
   try {
     if (file.sizeBytes() === SHARED_MARK_BYTES) return inspectMark(path, file);
+    const vmState = path.endsWith(".state") ? tryInspectVmState(path, file) : undefined;
+    if (vmState !== undefined) return vmState;
     return path.endsWith(".journal") ? inspectJournal(path, file) : inspectState(path, file);
   } finally {
     file.close();
@@ -96,6 +100,7 @@ export function renderInspection(inspection: Inspection): string {
       torn === 0 ? "  tail     sound" : `  tail     ${torn} bytes are torn and will be cut`,
     ].join("\n");
   }
+  if (inspection.kind === "vmstate") return `${basename(inspection.path)}: ${renderVmState(inspection)}`;
   if (inspection.kind === "mark") {
     const { found } = inspection;
     const says = found.kind === "mark" ? `${found.mark.state}, by agent ${found.mark.agentId}` : found.kind;

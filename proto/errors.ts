@@ -255,6 +255,14 @@ export const ERRORS = {
   ),
 
   // The VM that is protected
+  "hook-failed": row(
+    "EIO",
+    4082,
+    500,
+    EXIT.failed,
+    false,
+    "The command that was to start the VM after a failover failed.",
+  ),
   "vm-unreachable": row("EIO", 4080, 503, EXIT.failed, true, "The hypervisor or the guest agent does not answer."),
   "vm-refused": row("EIO", 4081, 409, EXIT.failed, true, "The hypervisor or the guest agent refused a command."),
 

@@ -20,9 +20,8 @@ class ProtectProcess {
   readonly #process: ColobusProcess;
 
   constructor(vm: CountingVm, agent: AgentUnderTest) {
-    this.#process = new ColobusProcess([
-      ...["protect", "--qmp", vm.qmp, "--interval", "1s", "--json", "--run", agent.run],
-    ]);
+    const args = ["protect", "--qmp", vm.qmp, "--interval", "1s", "--json", "--run", agent.run];
+    this.#process = new ColobusProcess(args);
   }
 
   get committed(): Committed[] {

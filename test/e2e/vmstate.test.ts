@@ -9,7 +9,7 @@ import { pipeline } from "node:stream/promises";
 import { describe, expect, it } from "vitest";
 import type { CheckpointAnswer } from "../../proto/control-api.ts";
 import { AgentPair, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
-import { MAIN, type ErrorDocument } from "../support/cli-runner.ts";
+import { MAIN, runColobus, type ErrorDocument } from "../support/cli-runner.ts";
 import { NbdGuest } from "../support/nbd-guest.ts";
 
 const FAST = ["--peer-timeout", "1s"];
@@ -57,7 +57,10 @@ describe("a checkpoint with a VM state", () => {
 
     await primary.crash();
     await secondary.until("alone", ({ peers }) => peers[0]?.connection === "Connecting");
-    await secondary.get("failover");
+    const told = join(root, "told");
+    const script = `echo "$COLOBUS_VM $COLOBUS_EPOCH $COLOBUS_VMSTATE_BYTES $COLOBUS_NBD_URIS" > ${told}`;
+    await secondary.get("failover", "--exec", script);
+    expect(readFileSync(told, "utf8")).toBe(`test ${epoch} ${state.length} ${secondary.uri()}\n`);
     expect((await secondary.status()).vmstate).toEqual({ epoch, bytes: state.length });
     expect((await storedAt(secondary, root)).equals(state)).toBe(true);
     const guest = await NbdGuest.connect(join(secondary.run, "nbd.sock"));
@@ -130,7 +133,9 @@ describe("a checkpoint with a VM state", () => {
     await primary.crash();
     await expect(lost).rejects.toMatchObject({ code: "outcome-unknown" });
     await secondary.until("alone", ({ peers }) => peers[0]?.connection === "Connecting");
-    await secondary.get("failover");
+    const failed = await secondary.ask<ErrorDocument>("failover", "--exec", "exit 7");
+    expect(failed).toMatchObject({ code: 1, json: { error: { code: "hook-failed" } } });
+    expect((await secondary.status()).role).toBe("Primary");
     expect((await secondary.status()).vmstate).toEqual({ epoch, bytes: state.length });
     expect((await storedAt(secondary, root)).equals(state)).toBe(true);
     await expect.poll(() => stateFiles(pair)).toEqual([`${epoch}.state`]);
@@ -144,9 +149,11 @@ describe("a checkpoint with a VM state", () => {
     const content = createReadStream(join(root, "vm.state"));
     const { epoch } = await primary.control.checkpointWithVmState(request, content);
     const file = join(root, "b", "state", "vmstate", `${epoch}.state`);
+    expect((await runColobus("inspect", file)).stdout).toMatch(/checkpoint \d+: 1 MiB in 4 chunks, sound/);
     const bytes = readFileSync(file);
     bytes.writeUInt8(bytes.readUInt8(700_000) ^ 1, 700_000);
     writeFileSync(file, bytes);
+    expect((await runColobus("inspect", file)).stdout).toMatch(/in 2 chunks, \d+ bytes at its end are not sound/);
     const output = join(root, "damaged");
     expect(await secondary.ask<ErrorDocument>("vmstate", "--output", output)).toMatchObject({
       code: 1,
