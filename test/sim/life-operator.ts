@@ -8,6 +8,8 @@ import type { SeededRandom } from "./seeded-random.ts";
 
 /** What a checkpoint may end with beside success, when sessions come and go. */
 const LEGAL_CODES: readonly ErrorCode[] = ["no-peer", "timed-out", "outcome-unknown", "too-many-prepared"];
+/** What a commit may end with that waited for a VM state. */
+const VM_STATE_CODES: readonly ErrorCode[] = ["vmstate-awaited", "vmstate-interrupted", "out-of-space"];
 /** An answer comes at its timeout at the latest. */
 const SLACK_MS = 1;
 /** How often a patient operator looks at the secondary. */
@@ -97,7 +99,7 @@ export class LifeOperator {
       (ended) => {
         this.#tell(`commit ${epoch}`, ended);
         if (ended.kind === "failed") {
-          this.#assertLegal("commit", ended, [...LEGAL_CODES, "epoch-unknown", "vmstate-awaited"]);
+          this.#assertLegal("commit", ended, [...LEGAL_CODES, "epoch-unknown", ...VM_STATE_CODES]);
           if (
             ended.error.code === "epoch-unknown" &&
             prepared.includes(epoch) &&
