@@ -141,9 +141,13 @@ export class Checkpoints {
     });
   }
 
-  /** The session is over in which VM states were to come: what awaits one is withdrawn. Errors: `io-error`. */
-  async withdrawAwaiting(): Promise<void> {
-    if (this.awaiting.length > 0) await this.discard(this.awaiting);
+  /**
+   * A primary has been told that these are prepared: what else there is came too late for the session that it belonged to,
+   * or still awaits a VM state from there, and is withdrawn. Errors: `io-error`.
+   */
+  async withdrawUnlisted(listed: readonly number[]): Promise<void> {
+    const unlisted = this.#record.prepared.map(({ epoch }) => epoch).filter((epoch) => !listed.includes(epoch));
+    if (unlisted.length > 0) await this.discard(unlisted);
   }
 
   /**

@@ -259,7 +259,7 @@ export class ReplicaSession {
     const givenUp = message.extent === "rearm" ? await options.checkpoints.giveUp() : 0;
     if (givenUp > 0) options.givenUp(givenUp);
     if (this.#ended !== undefined) return;
-    await options.checkpoints.withdrawAwaiting();
+    await options.checkpoints.withdrawUnlisted(options.hello.prepared);
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;
