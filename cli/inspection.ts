@@ -8,12 +8,12 @@ import { applyJournalEntry, ClusterBitmap } from "../shared/block/cluster-bitmap
 import { NodeStorage } from "../shared/host/node-storage.ts";
 import type { StorageFile } from "../shared/host/storage.ts";
 import { scanClusterJournal } from "../shared/journal/cluster-journal.ts";
-import { renderVmState, tryInspectVmState, type VmStateInspection } from "./inspect-vm-state.ts";
+import { tryScanVmState, type VmStateScan } from "../shared/journal/vm-state-scan.ts";
 import { formatBytes } from "./quantities.ts";
 
 /** What a file of a state directory holds. */
 type Inspection =
-  | VmStateInspection
+  | (VmStateScan & { readonly kind: "vmstate"; readonly path: string })
   | { readonly kind: "mark"; readonly path: string; readonly found: DecodedSharedMark }
   | { readonly kind: "state"; readonly path: string; readonly slots: readonly StateSlot[] }
   | {
@@ -35,8 +35,8 @@ export function inspectFile(path: string): Inspection {
   const file = new NodeStorage().open(path, { kind: "other", create: "never", readOnly: true });
   try {
     if (file.sizeBytes() === SHARED_MARK_BYTES) return inspectMark(path, file);
-    const vmState = path.endsWith(".state") ? tryInspectVmState(path, file) : undefined;
-    if (vmState !== undefined) return vmState;
+    const vmState = path.endsWith(".state") ? tryScanVmState(file) : undefined;
+    if (vmState !== undefined) return { kind: "vmstate", path, ...vmState };
     return path.endsWith(".journal") ? inspectJournal(path, file) : inspectState(path, file);
   } finally {
     file.close();
@@ -100,7 +100,11 @@ export function renderInspection(inspection: Inspection): string {
       torn === 0 ? "  tail     sound" : `  tail     ${torn} bytes are torn and will be cut`,
     ].join("\n");
   }
-  if (inspection.kind === "vmstate") return `${basename(inspection.path)}: ${renderVmState(inspection)}`;
+  if (inspection.kind === "vmstate") {
+    const { path, epoch, chunks, bytes, tornBytes } = inspection;
+    const tail = tornBytes === 0 ? "sound" : `${tornBytes} bytes at its end are not sound`;
+    return `${basename(path)}: VM state of checkpoint ${epoch}: ${formatBytes(bytes)} in ${chunks} chunks, ${tail}`;
+  }
   if (inspection.kind === "mark") {
     const { found } = inspection;
     const says = found.kind === "mark" ? `${found.mark.state}, by agent ${found.mark.agentId}` : found.kind;

@@ -59,7 +59,7 @@ describe("the stream of a VM state", () => {
 
   it("ends with the secondary's reason, even while the sender says nothing", async () => {
     const { stream } = streamOf();
-    const silent: AsyncIterator<Uint8Array> = { next: () => new Promise(() => undefined) };
+    const silent: AsyncIterator<Uint8Array> = { next: () => new Promise<never>(() => {}) };
     const pumping = stream.pump(silent);
     await turn();
     stream.acknowledge(0, new ColobusError("out-of-space", "no room"));

@@ -4,13 +4,10 @@ import {
   tryDecodeVmStateHead,
   VMSTATE_CHUNK_HEAD_BYTES,
   VMSTATE_HEAD_BYTES,
-} from "../proto/vmstate-format.ts";
-import type { StorageFile } from "../shared/host/storage.ts";
-import { formatBytes } from "./quantities.ts";
+} from "../../proto/vmstate-format.ts";
+import type { StorageFile } from "../host/storage.ts";
 
-export interface VmStateInspection {
-  readonly kind: "vmstate";
-  readonly path: string;
+export interface VmStateScan {
   readonly epoch: number;
   readonly chunks: number;
   readonly bytes: number;
@@ -19,7 +16,7 @@ export interface VmStateInspection {
 }
 
 /** What the file of a VM state holds, all of it read and checked; undefined when it is none. */
-export function tryInspectVmState(path: string, file: StorageFile): VmStateInspection | undefined {
+export function tryScanVmState(file: StorageFile): VmStateScan | undefined {
   const fileBytes = file.sizeBytes();
   const epoch = tryDecodeVmStateHead(readAt(file, 0, VMSTATE_HEAD_BYTES));
   if (epoch === undefined) return undefined;
@@ -35,12 +32,7 @@ export function tryInspectVmState(path: string, file: StorageFile): VmStateInspe
     bytes += chunk.length;
     at = end;
   }
-  return { kind: "vmstate", path, epoch, chunks, bytes, tornBytes: fileBytes - at };
-}
-
-export function renderVmState({ epoch, chunks, bytes, tornBytes }: VmStateInspection): string {
-  const tail = tornBytes === 0 ? "sound" : `${tornBytes} bytes at its end are not sound`;
-  return `VM state of checkpoint ${epoch}: ${formatBytes(bytes)} in ${chunks} chunks, ${tail}`;
+  return { epoch, chunks, bytes, tornBytes: fileBytes - at };
 }
 
 function readAt(file: StorageFile, offset: number, length: number): Buffer {
