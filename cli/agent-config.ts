@@ -41,6 +41,8 @@ export const agentConfigSchema = z.object({
   retain: z.int().nonnegative().max(RETAINED_MAX),
   /** What a secondary's overlays may take; undefined: what their file system has. */
   overlayLimitBytes: z.int().min(OVERLAY_LIMIT_MIN_BYTES).optional(),
+  /** What a secondary's block buffers hold in memory (mode `mc`); undefined: BUFFER_MEMORY_DEFAULT_BYTES. */
+  bufferMemoryBytes: z.int().nonnegative().optional(),
   /** On a secondary: make missing images at the primary's size. */
   createImages: z.boolean(),
   /** Mode `shared`: a file beside the shared disk that both hosts can reach, where the mark lies. */

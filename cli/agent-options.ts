@@ -4,6 +4,7 @@ import type { Argv } from "yargs";
 import { z } from "zod";
 import { ColobusError } from "../proto/errors.ts";
 import {
+  BUFFER_MEMORY_DEFAULT_BYTES,
   CLUSTER_DEFAULT_BYTES,
   DISKS_MAX,
   EXTENT_BYTES,
@@ -71,6 +72,7 @@ const optionsSchema = z.strictObject({
   "fence-timeout": scalar.optional(),
   "shared-mark": scalar.optional(),
   "overlay-limit": scalar.optional(),
+  "buffer-memory": scalar.optional(),
   "retain": scalar.optional(),
   "control-listen": scalar.optional(),
   "log-level": z.enum(LOG_LEVELS).optional(),
@@ -127,6 +129,10 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option(
       "overlay-limit",
       text("Bytes that a secondary's overlays may take together (none: the file system's limit)"),
+    )
+    .option(
+      "buffer-memory",
+      text(`Mode mc: what a secondary holds in memory beside its logs (${formatBytes(BUFFER_MEMORY_DEFAULT_BYTES)})`),
     )
     .option("retain", text("Committed checkpoints that a secondary keeps beside the last one (0)"))
     .option("control-listen", text("Serve the control API on this HOST:PORT as well (off)"))
@@ -206,6 +212,9 @@ export async function readProcessConfig(
       secondaryExport: options["secondary-export"] ?? "read-only",
       retain: parseRetain(options.retain),
       overlayLimitBytes: parseOverlayLimit(options["overlay-limit"]),
+      ...(options["buffer-memory"] === undefined
+        ? {}
+        : { bufferMemoryBytes: parseSize(options["buffer-memory"], "--buffer-memory") }),
       ...(options["shared-mark"] === undefined ? {} : { sharedMark: resolve(options["shared-mark"]) }),
       createImages: options.create ?? false,
       assumeInSync: options["assume-in-sync"] ?? false,
@@ -249,7 +258,7 @@ function givenFlags(args: AgentArguments): Options {
 
 function refuseUnavailable(options: Options): void {
   const refused: [string, string | undefined, readonly string[]][] = [
-    ["--mode", options.mode, ["colo", "shared"]],
+    ["--mode", options.mode, ["colo", "mc", "shared"]],
     ["--control-listen", options["control-listen"], ["off"]],
   ];
   for (const [flag, value, available] of refused) {
@@ -263,6 +272,9 @@ function refuseContradictions(options: Options): void {
   if (options.mode === "shared") refuseOnShared(options);
   else if (options["shared-mark"] !== undefined) {
     throw invalid("--shared-mark", options["shared-mark"], "It is for --mode shared.");
+  }
+  if (options["buffer-memory"] !== undefined && options.mode !== "mc") {
+    throw invalid("--buffer-memory", options["buffer-memory"], "It is for --mode mc.");
   }
   if (options["on-congestion"] !== "detach") return;
   const contradictions: [string, string | undefined, string][] = [

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { STATE_RETRY_MS } from "../proto/limits.ts";
+import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
@@ -51,6 +51,8 @@ export interface AgentRolesOptions {
   readonly images: ImageSource;
   /** The mark beside shared disks, where there is a place for it. */
   readonly sharedMark: SharedMark | undefined;
+  /** At the start this agent was the last one to write the mark. */
+  readonly isMarkOwn: boolean;
   readonly exports: DiskExports;
   readonly jobs: JobList;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
@@ -73,6 +75,7 @@ export class AgentRoles {
   /** A change of roles is under way: the next one waits for it. */
   #changing: Promise<unknown> = Promise.resolve();
   #stopping = false;
+  #isStarting = true;
   readonly #lostSyncs: LostSyncs;
 
   /** Takes up the recorded role. Errors: those of opening the images. */
@@ -90,6 +93,7 @@ export class AgentRoles {
       record.role === "Primary"
         ? this.#openPrimary()
         : this.#openSecondary({ mayHaveLostWrites: mayHaveLostSyncs(record, options.agent.host.bootId) });
+    this.#isStarting = false;
   }
 
   get active(): ActivePrimary | ActiveSecondary {
@@ -335,6 +339,7 @@ export class AgentRoles {
       bootId: host.bootId,
       retain: config.retain,
       overlayLimitBytes: config.overlayLimitBytes,
+      bufferMemoryBytes: config.bufferMemoryBytes ?? BUFFER_MEMORY_DEFAULT_BYTES,
       mayHaveLostWrites: options.mayHaveLostWrites,
       lostSyncs: this.#lostSyncs,
       disksCreated: () => this.#exportViews(secondary),
@@ -384,6 +389,20 @@ export class AgentRoles {
     return this.#primaryOver(children, tracking);
   }
 
+  get #mayHaveHadPeer(): boolean {
+    const { agent, state } = this.#options;
+    return !state.isNew && (agent.acceptsPeers || state.record.peers.length + agent.config.peers.length > 0);
+  }
+
+  /**
+   * Whether the peer may have been promoted by force on the disks that the two share, while this side was away: where they
+   * have a disk each that is found out when they meet, and here two would write one disk by then.
+   */
+  get #mayBeSuperseded(): boolean {
+    const { state, isMarkOwn } = this.#options;
+    return this.#isStarting && state.record.mode === "shared" && !isMarkOwn && this.#mayHaveHadPeer;
+  }
+
   #servePromotion(promotion: PromotedDisks, tracking: PeerTracking): ActivePrimary {
     this.#promoted = promotion.disks.map(({ disk }) => disk);
     this.#promotedEpoch = promotion.epoch;
@@ -409,7 +428,8 @@ export class AgentRoles {
       children,
       tracking,
       peerUrl: state.record.peers[0] ?? null,
-      mayHaveHadPeer: !state.isNew && (agent.acceptsPeers || state.record.peers.length + config.peers.length > 0),
+      mayHaveHadPeer: this.#mayHaveHadPeer,
+      mayBeSuperseded: this.#mayBeSuperseded,
       handedOver: () => this.#handedOver(),
       judged: () => this.#options.changed(),
       token,

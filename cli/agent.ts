@@ -47,7 +47,7 @@ import { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { AgentOptions } from "./agent-host.ts";
-import { AgentRoles } from "./agent-roles.ts";
+import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
@@ -81,7 +81,7 @@ export class Agent implements AgentControl {
     options: AgentOptions,
     state: StateFile,
     images: ImageSource,
-    sharedMark: SharedMark | undefined,
+    { sharedMark, isMarkOwn }: Pick<AgentRolesOptions, "sharedMark" | "isMarkOwn">,
   ) {
     this.#options = options;
     this.#state = state;
@@ -102,6 +102,7 @@ export class Agent implements AgentControl {
       state,
       images: this.#imageServers.watching(images),
       sharedMark,
+      isMarkOwn,
       exports: this.exports,
       jobs: this.#jobs,
       emit: (type, data) => this.#emit(type, data),
@@ -131,8 +132,10 @@ export class Agent implements AgentControl {
     try {
       const sharedMark = openSharedMark(options, state);
       await sharedMark?.assertNobodyMerges(host.log);
+      if (state.record.role === "Primary" && state.record.merge === null) await sharedMark?.endMerge(host.log);
+      const isMarkOwn = (await sharedMark?.isOwn(host.log)) ?? false;
       await images.prepare(state.record.disks, imageUseOf(state.record));
-      agent = new Agent(options, state, images, sharedMark);
+      agent = new Agent(options, state, images, { sharedMark, isMarkOwn });
     } catch (error) {
       images.release();
       await state.close();
@@ -454,9 +457,7 @@ export class Agent implements AgentControl {
   #describePrimary(primary: PrimaryRole): RoleStatus {
     const disks = primary.describeDisks().map((disk, index) => {
       const promoted = this.#roles.promoted[index];
-      return promoted === undefined
-        ? disk
-        : { ...disk, hiddenBytes: promoted.hiddenBytes, activeBytes: promoted.activeBytes };
+      return promoted === undefined ? disk : { ...disk, ...promoted.storage };
     });
     return {
       epoch: primary.checkpoints.describe(),

@@ -9,6 +9,7 @@ import { NodeStorage } from "../shared/host/node-storage.ts";
 import type { StorageFile } from "../shared/host/storage.ts";
 import { scanClusterJournal } from "../shared/journal/cluster-journal.ts";
 import { tryScanVmState, type VmStateScan } from "../shared/journal/vm-state-scan.ts";
+import { scanBufferLog } from "../secondary/buffer-log.ts";
 import { formatBytes } from "./quantities.ts";
 
 /** What a file of a state directory holds. */
@@ -28,6 +29,18 @@ type Inspection =
       readonly heldClusters: number;
       readonly soundBytes: number;
       readonly fileBytes: number;
+    }
+  | {
+      readonly kind: "buffer-log";
+      readonly path: string;
+      readonly epoch: number;
+      readonly ordinal: number;
+      readonly diskSizeBytes: number;
+      readonly records: number;
+      readonly writtenBytes: number;
+      readonly zeroedBytes: number;
+      readonly soundBytes: number;
+      readonly fileBytes: number;
     };
 
 /** Errors: `state-corrupt` when the file is of no known format; those of opening it. */
@@ -37,6 +50,7 @@ export function inspectFile(path: string): Inspection {
     if (file.sizeBytes() === SHARED_MARK_BYTES) return inspectMark(path, file);
     const vmState = path.endsWith(".state") ? tryScanVmState(file) : undefined;
     if (vmState !== undefined) return { kind: "vmstate", path, ...vmState };
+    if (path.endsWith(".log")) return inspectBufferLog(path, file);
     return path.endsWith(".journal") ? inspectJournal(path, file) : inspectState(path, file);
   } finally {
     file.close();
@@ -87,17 +101,53 @@ function inspectJournal(path: string, file: StorageFile): Inspection {
   };
 }
 
+function inspectBufferLog(path: string, file: StorageFile): Inspection {
+  let writtenBytes = 0;
+  let zeroedBytes = 0;
+  const scanned = scanBufferLog(file, ({ kind, length }) => {
+    if (kind === "write") writtenBytes += length;
+    else zeroedBytes += length;
+  });
+  if (scanned === undefined) throw unknownFormat(path);
+  const { header, tailBytes, sequence } = scanned;
+  return {
+    kind: "buffer-log",
+    path,
+    epoch: header.epoch,
+    ordinal: header.ordinal,
+    diskSizeBytes: header.diskSizeBytes,
+    records: sequence,
+    writtenBytes,
+    zeroedBytes,
+    soundBytes: tailBytes,
+    fileBytes: file.sizeBytes(),
+  };
+}
+
+/** What is behind the sound part of a file that is only appended to. */
+function describeTail({ fileBytes, soundBytes }: { readonly fileBytes: number; readonly soundBytes: number }): string {
+  const torn = fileBytes - soundBytes;
+  return torn === 0 ? "  tail     sound" : `  tail     ${torn} bytes are torn and will be cut`;
+}
+
 export function renderInspection(inspection: Inspection): string {
+  if (inspection.kind === "buffer-log") {
+    const { epoch, ordinal, diskSizeBytes, records, writtenBytes, zeroedBytes } = inspection;
+    return [
+      `${basename(inspection.path)}: log ${ordinal} of a block buffer, epoch ${epoch}`,
+      `  disk     ${formatBytes(diskSizeBytes)}`,
+      `  records  ${records}: ${formatBytes(writtenBytes)} written, ${formatBytes(zeroedBytes)} zeroed`,
+      describeTail(inspection),
+    ].join("\n");
+  }
   if (inspection.kind === "journal") {
-    const { journal, epoch, diskSizeBytes, clusterBytes, frames, entries, heldClusters, soundBytes, fileBytes } =
-      inspection;
-    const torn = fileBytes - soundBytes;
+    const { journal, epoch, diskSizeBytes, clusterBytes, frames, entries, heldClusters } = inspection;
     return [
       `${basename(inspection.path)}: cluster journal of a ${journal}, epoch ${epoch}`,
       `  disk     ${formatBytes(diskSizeBytes)} in clusters of ${formatBytes(clusterBytes)}`,
       `  holds    ${heldClusters} clusters (${formatBytes(heldClusters * clusterBytes)})`,
       `  records  ${entries} in ${frames} frames`,
-      torn === 0 ? "  tail     sound" : `  tail     ${torn} bytes are torn and will be cut`,
+      describeTail(inspection),
     ].join("\n");
   }
   if (inspection.kind === "vmstate") {
@@ -125,7 +175,7 @@ function indent(text: string): string {
 function unknownFormat(path: string): ColobusError {
   return new ColobusError(
     "state-corrupt",
-    `${path} is neither a state record nor a cluster journal that this release knows`,
-    "Name the file `state`, or a `*.journal` file, of a state directory.",
+    `${path} is neither a state record nor a journal or log that this release knows`,
+    "Name the file `state`, or a `*.journal` or `buffer.*.log` file, of a state directory.",
   );
 }

@@ -10,6 +10,8 @@ export interface GuestPolicyOptions {
   readonly state: StateFile;
   /** As for `mustHold`. */
   readonly mayHaveHadPeer: boolean;
+  /** Whatever the record says, the peer may have been promoted on the disks that the two share. */
+  readonly mayBeSuperseded: boolean;
   readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
 }
@@ -26,7 +28,7 @@ export class GuestPolicy {
     this.#options = options;
     const { record } = options.state;
     if (record.outdated) this.gate.refuse(outdated());
-    else if (mustHold(record, options.mayHaveHadPeer)) {
+    else if (options.mayBeSuperseded || mustHold(record, options.mayHaveHadPeer)) {
       this.gate.hold();
       options.emit("guests-held", { reason: this.describeHold() });
     }

@@ -43,6 +43,8 @@ export interface PrimaryOptions {
   readonly peerUrl: string | null;
   /** Whether a peer may have been met that the record does not know of. */
   readonly mayHaveHadPeer: boolean;
+  /** As for `GuestPolicy`. */
+  readonly mayBeSuperseded: boolean;
   readonly onPeerLoss: PeerLossPolicy;
   readonly onCongestion: CongestionPolicy;
   readonly resyncSpeed: JobSpeed;

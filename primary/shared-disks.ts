@@ -120,7 +120,8 @@ export class SharedDisks {
 
   /** Lets guests' changes go on without the secondary, until there is one again. Errors: `not-supported` without a mark. */
   goAlone(): void {
-    if (this.#options.mark === undefined) throw cannotGoAlone();
+    // Where nobody knows this lineage there is no checkpoint to lose.
+    if (this.#options.mark === undefined && this.#options.state.record.history.shared) throw cannotGoAlone();
     this.#mayGoAlone = true;
   }
 
@@ -168,6 +169,7 @@ export class SharedDisks {
   async #beginAlone(mark: SharedMark): Promise<void> {
     const { guests, state, random, session, endSession, emit, log } = this.#options;
     await mark.assertNobodyMerges(log);
+    await mark.assertNotTakenBy(state.record.pairing?.peer, log);
     if (session() !== undefined) return;
     this.#isProtected = false;
     await mark.write("unprotected");

@@ -190,8 +190,28 @@ export const SYNC_BEHIND_MS = 100;
 export const OVERLAY_RESERVE_BYTES = 16 * MIB;
 /** How often that is looked at, beside each commit. */
 export const OVERLAY_RETRY_MS = 1_000;
+/** Overlays that are full again so soon after they were freed are left alone for a while: twice as long each time … */
+export const OVERLAY_SETTLED_MS = 60_000;
+/** … and so long at most. */
+export const OVERLAY_BACKOFF_MAX_MS = 30_000;
 /** How long a side leaves a disk alone that could not be read or written, before it tries again. */
 export const DISK_RETRY_MS = 5_000;
+/** What the block buffers of all disks hold in memory of what is in their logs (`--buffer-memory`) … */
+export const BUFFER_MEMORY_DEFAULT_BYTES = 64 * MIB;
+/** … in pieces of this size, or of the smaller one where that is little. Each log has one more that is being filled. */
+export const BUFFER_CHUNK_MAX_BYTES = 256 * KIB;
+export const BUFFER_CHUNK_MIN_BYTES = 64 * KIB;
+/**
+ * Parts of clusters that the block buffers of all disks index; beyond, writes wait until something is applied. A 4 KiB
+ * write is one, a longer one has one for each cluster; whole clusters of zeroes are not counted.
+ */
+export const BUFFER_FRAGMENTS_MAX = 2_000_000;
+/** A checkpoint is asked for when it would free this part of them. */
+export const BUFFER_FRAGMENTS_HIGH_WATER = 3 / 4;
+/** What is committed is written to the base in stretches of at most this length, or a cluster's … */
+export const BUFFER_APPLY_BYTES = 256 * KIB;
+/** … and at most so many at a time, before others get their turn. */
+export const BUFFER_APPLY_STRETCHES = 64;
 /** How often a state record that could not be written is tried again. */
 export const STATE_RETRY_MS = 2_000;
 /** Set aside for each disk, so that a merge can note what it has done while the overlays' file system is full … */

@@ -2,7 +2,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending } from "../shared/block/block-device.ts";
 import { ActiveDisk } from "./active-disk.ts";
 import type { CheckpointHold } from "./kept-checkpoints.ts";
-import type { HeldOriginals } from "./hidden-disk.ts";
+import type { EpochView } from "./epoch-overlay.ts";
 import { OverlayStack } from "./overlay-stack.ts";
 import type { OverlayContext } from "./overlay-files.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
@@ -16,15 +16,9 @@ export class CheckpointView implements BlockDevice {
   readonly sizeBytes: number;
   readonly #hold: CheckpointHold;
   readonly #gate: ViewGate;
-  readonly #stack: OverlayStack<HeldOriginals>;
+  readonly #stack: OverlayStack<EpochView>;
 
-  constructor(
-    context: OverlayContext,
-    base: DiskImage,
-    originals: HeldOriginals,
-    gate: ViewGate,
-    hold: CheckpointHold,
-  ) {
+  constructor(context: OverlayContext, base: DiskImage, originals: EpochView, gate: ViewGate, hold: CheckpointHold) {
     this.sizeBytes = base.sizeBytes;
     this.#hold = hold;
     this.#gate = gate;

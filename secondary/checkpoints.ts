@@ -52,7 +52,7 @@ export class Checkpoints {
       () => void this.#serialize(() => Promise.resolve(this.#dropUnneeded())),
     );
     this.#openEpoch = options.state.record.epochReserved + 1;
-    this.#volumesComplete = options.disks().every((disk) => disk.hidden.isEmpty);
+    this.#volumesComplete = options.disks().every((disk) => disk.epochs.isEmpty);
   }
 
   get committed(): StateRecord["committed"] {
@@ -74,7 +74,7 @@ export class Checkpoints {
 
   /** The highest epoch before which no primary may open one: numbers are never used twice. */
   get epochSeen(): number {
-    const open = Math.max(this.#openEpoch, ...this.#options.disks().map((disk) => disk.hidden.newestEpoch));
+    const open = Math.max(this.#openEpoch, ...this.#options.disks().map((disk) => disk.epochs.newestEpoch));
     return Math.max(this.#record.epochReserved, this.committed.epoch, open - 1);
   }
 
@@ -89,14 +89,18 @@ export class Checkpoints {
    */
   async openAt(epoch: number): Promise<void> {
     const disks = this.#options.disks();
-    // Originals that no barrier stands below belong to no checkpoint: a first sync that never came to its end left them.
-    if (this.newestBarrier === 0) for (const disk of disks) disk.hidden.removeAll();
-    if (epoch <= this.newestBarrier || disks.some((disk) => epoch < disk.hidden.newestEpoch)) {
+    if (this.newestBarrier === 0) {
+      for (const disk of disks) {
+        const beginning = disk.epochs.beginWithoutBarrier();
+        if (beginning !== undefined) await beginning;
+      }
+    }
+    if (epoch <= this.newestBarrier || disks.some((disk) => epoch < disk.epochs.newestEpoch)) {
       throw new ColobusError("protocol-error", `the peer opens epoch ${epoch}, which was open or closed before`);
     }
     this.#openEpoch = epoch;
-    for (const disk of disks) disk.hidden.openEpoch(epoch);
-    for (const disk of disks) await disk.hidden.makeDurable();
+    for (const disk of disks) disk.epochs.openEpoch(epoch);
+    for (const disk of disks) await disk.epochs.makeDurable();
   }
 
   countApplied(writes: number, bytes: number): void {
@@ -234,7 +238,7 @@ export class Checkpoints {
         this.kept.dropHolds(() => true);
         this.#tellStatesNeeded();
         this.#free(disks().map((disk) => disk.dropOverlays()));
-        for (const disk of disks()) disk.hidden.setNewestBarrier(0);
+        for (const disk of disks()) disk.epochs.setNewestBarrier(0);
       } finally {
         gate.open();
       }
@@ -306,7 +310,7 @@ export class Checkpoints {
         prepared: record.prepared.filter(({ epoch }) => !withdrawn.includes(epoch)),
       }));
       this.#tellStatesNeeded();
-      for (const disk of this.#options.disks()) disk.hidden.setNewestBarrier(this.newestBarrier);
+      for (const disk of this.#options.disks()) disk.epochs.setNewestBarrier(this.newestBarrier);
       this.#joinBehind();
       return withdrawn;
     });
@@ -337,8 +341,8 @@ export class Checkpoints {
       // what is overwritten from here on must be kept apart from it.
       this.#openEpoch = epoch + 1;
       for (const disk of disks()) {
-        disk.hidden.setNewestBarrier(epoch);
-        disk.hidden.openEpoch(epoch + 1);
+        disk.epochs.setNewestBarrier(epoch);
+        disk.epochs.openEpoch(epoch + 1);
       }
     }
   }
@@ -370,11 +374,11 @@ export class Checkpoints {
         freeing.push(disk.switchView(epoch, this.kept.floor));
         // What the overlays have told so far is read from the base now, as its other user has flushed it.
         disk.base.invalidate?.();
-        disk.hidden.setNewestBarrier(this.newestBarrier);
+        disk.epochs.setNewestBarrier(this.newestBarrier);
       }
       this.#tellStatesNeeded();
       this.#volumes.dropThrough(epoch);
-      if (disks().every((disk) => disk.hidden.isEmpty)) this.#volumesComplete = true;
+      if (disks().every((disk) => disk.epochs.isEmpty)) this.#volumesComplete = true;
     } finally {
       gate.open();
     }
@@ -384,15 +388,7 @@ export class Checkpoints {
 
   /** Drops the generations that serve no checkpoint any more, in memory, and frees their storage behind the path. */
   #dropUnneeded(): void {
-    const dropped = this.#options.disks().flatMap((disk) => disk.hidden.dropKept(this.kept.floor));
-    if (dropped.length > 0)
-      this.#free(
-        dropped.map(
-          ({ files }) =>
-            () =>
-              files.removeBehind(),
-        ),
-      );
+    this.#free(this.#options.disks().map((disk) => disk.epochs.release(this.kept.floor)));
   }
 
   /** After each record that may name fewer of them than the one before. */
@@ -418,12 +414,11 @@ export class Checkpoints {
     this.#freeing = this.#freeing.then(async () => {
       for (const disk of this.#options.disks()) {
         try {
-          for (;;) {
-            const pair = disk.hidden.findJoinable(this.kept.needed, GENERATIONS_MAX);
-            if (pair === undefined) break;
-            await disk.hidden.copyOriginals(pair);
-            if (await this.#serialize(() => this.#takeOut(disk, pair))) await pair.newer.files.removeBehind();
-          }
+          await disk.epochs.join(
+            () => this.kept.needed,
+            GENERATIONS_MAX,
+            (change) => this.#serialize(() => this.#withoutReaders(change)),
+          );
         } catch (error) {
           this.#options.log.warn({ error, disk: disk.name }, "generations that nobody tells apart could not be joined");
         }
@@ -431,11 +426,10 @@ export class Checkpoints {
     });
   }
 
-  /** Readers of the view may be in the generation that goes: they are let out first. */
-  async #takeOut(disk: ReplicaDisk, pair: Parameters<ReplicaDisk["hidden"]["tryTakeOut"]>[0]): Promise<boolean> {
+  async #withoutReaders(change: () => boolean): Promise<boolean> {
     await this.#options.gate.close();
     try {
-      return disk.hidden.tryTakeOut(pair);
+      return change();
     } finally {
       this.#options.gate.open();
     }

@@ -25,6 +25,8 @@ export class DiskFaults {
   readonly #options: DiskFaultsOptions;
   /** By the disk's name; the empty one for what is not known to be about one disk. */
   readonly #faults = new Map<string, ColobusError>();
+  /** Of what is committed and could not be put into the base, by the disk's name (mode `mc`). */
+  readonly #applyFaults = new Map<string, ColobusError>();
   #waits: ColobusError | undefined;
   #timer: Timer | undefined;
   #mustRewrite: boolean;
@@ -41,7 +43,7 @@ export class DiskFaults {
 
   /** The latest fault of any disk that is not over. */
   get latest(): ColobusError | undefined {
-    return [...this.#faults.values()].at(-1);
+    return [...this.#applyFaults.values(), ...this.#faults.values()].at(-1);
   }
 
   /** Whether what arrives must be written even where the base shows the same already. */
@@ -55,7 +57,7 @@ export class DiskFaults {
   }
 
   has(disk: string): boolean {
-    return this.#faults.has(disk);
+    return this.#faults.has(disk) || this.#applyFaults.has(disk);
   }
 
   /** The stream could not go on, because of `disk` if that is known. Faults that are not about a device are passed over. */
@@ -72,6 +74,18 @@ export class DiskFaults {
       this.#waits = undefined;
       this.#options.retry();
     });
+  }
+
+  /** What is committed could not be put into the base of `disk`. Streams go on: it is held beside the base until it can. */
+  applyFailed(reason: ColobusError, disk: string): void {
+    const isNews = !this.#applyFaults.has(disk);
+    this.#applyFaults.set(disk, reason);
+    if (isNews) this.#options.emit("disk-error", { disk, ...reason.toJSON() });
+  }
+
+  /** What is committed is in the base of `disk`. */
+  applied(disk: string): void {
+    if (this.#applyFaults.delete(disk)) this.#options.emit("disk-mended", { disk });
   }
 
   /** A stream is about to begin: it will bring what a failed fsync may have lost. */

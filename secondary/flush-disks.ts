@@ -8,7 +8,7 @@ export async function flushDisks(disks: readonly ReplicaDisk[], log: Log): Promi
   for (const disk of disks) {
     try {
       await disk.base.flush();
-      await disk.hidden.flush();
+      await disk.epochs.flush();
       await disk.active.flush();
       marks.set(disk.name, await disk.base.changeMark());
     } catch (error) {

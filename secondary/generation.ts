@@ -1,13 +1,15 @@
 import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-format.ts";
 import { applyJournalEntry, ClusterBitmap, clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
+import type { Pending } from "../shared/block/block-device.ts";
 import { isZero } from "../shared/block/zeroes.ts";
+import type { OverlaySource } from "./epoch-overlay.ts";
 import { OriginalCopy, type ReadOriginal } from "./original-copy.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
 import { OverlayFiles, type OverlayContext } from "./overlay-files.ts";
 
 /** The originals of the clusters that one epoch overwrote first. */
-export class Generation {
+export class Generation implements OverlaySource {
   readonly epoch: number;
   readonly held = new ClusterBitmap();
   readonly files: OverlayFiles;
@@ -50,6 +52,12 @@ export class Generation {
     if (durability === "power") await this.files.syncJournal();
     this.held.orInPlace(clusters);
     this.#context.quota?.settle();
+  }
+
+  /** Fills `target`, which lies within clusters that it holds whole. */
+  read(target: Uint8Array, offset: number): Pending {
+    const { data } = this.files;
+    return data.tryRead(target, offset) ? undefined : data.read(target, offset);
   }
 
   /** Writes everything that it holds again, as readers see it. `scratch` is overwritten meanwhile. */

@@ -3,24 +3,13 @@ import { ColobusError } from "../proto/errors.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
+import type { EpochOverlay, EpochView, Freeing } from "./epoch-overlay.ts";
 import { Generation } from "./generation.ts";
 import type { ReadOriginal } from "./original-copy.ts";
 import { listOverlayEpochs, type OverlayContext } from "./overlay-files.ts";
 
 /** Originals that the device must be waited for are read and saved in pieces of at most this many bytes. */
 const SAVE_PIECE_BYTES = 1024 * 1024;
-
-/** The originals that decide one view of a disk, beside its base. */
-export interface HeldOriginals {
-  /** Changes whenever a cluster is saved or a generation is dropped: a reader of the base compares it around its read. */
-  readonly version: number;
-  /** The generation that has the cluster as the view shows it; undefined: the base has. */
-  find(cluster: number): Generation | undefined;
-  /** Whether any cluster of [first, end) is held. */
-  intersects(first: number, end: number): boolean;
-  /** Every cluster that any generation holds. The caller owns the bitmap. */
-  union(): ClusterBitmap;
-}
 
 /**
  * Owns the hidden disk of one disk: the originals of what the primary overwrote in the base since the last committed
@@ -34,7 +23,7 @@ export interface HeldOriginals {
  * Order, on which recovery rests: the data file, then the journal, and only then may the base be overwritten. Under
  * `power` each step is fsynced before the next; one pair of fsyncs carries a whole batch.
  */
-export class HiddenDisk implements HeldOriginals {
+export class HiddenDisk implements EpochOverlay {
   readonly #context: OverlayContext;
   /** Of committed epochs, oldest first. */
   #kept: Generation[] = [];
@@ -149,13 +138,26 @@ export class HiddenDisk implements HeldOriginals {
   }
 
   /** The originals that decide what the disk was at the checkpoint of `epoch`, which is kept. */
-  asOf(epoch: number): HeldOriginals {
+  asOf(epoch: number): EpochView {
     return new EarlierOriginals(this, () => this.#newerThan(epoch));
+  }
+
+  /** What was overwritten since the checkpoint is what the view has from here. */
+  changedSinceCommit(): ClusterBitmap {
+    return this.union();
   }
 
   /** Storage of all generations, and of the kept ones among them, in bytes. */
   get allocatedBytes(): number {
     return allocatedBytes(this.#generations) + this.keptBytes;
+  }
+
+  get mergeBytes(): number {
+    return allocatedBytes(this.#generations);
+  }
+
+  get storage(): { readonly hiddenBytes: number; readonly bufferBytes: number } {
+    return { hiddenBytes: this.allocatedBytes, bufferBytes: 0 };
   }
 
   get keptBytes(): number {
@@ -196,6 +198,21 @@ export class HiddenDisk implements HeldOriginals {
   /** The newest epoch of which originals are held; 0 while none are. */
   get newestEpoch(): number {
     return this.#generations.findLast((generation) => !generation.held.isEmpty)?.epoch ?? 0;
+  }
+
+  /** Originals that no barrier stands below belong to no checkpoint: a first sync that never came to its end left them. */
+  beginWithoutBarrier(): undefined {
+    this.removeAll();
+  }
+
+  /** Frees the storage of the kept generations up to `floor`, which it takes out at once. */
+  release(floor: number): Freeing {
+    return freeing(this.dropKept(floor));
+  }
+
+  /** The base has everything already. */
+  giveUp(): Freeing {
+    return freeing(this.dropAll());
   }
 
   /** Removes every generation. The view of the disk is the base then. */
@@ -240,11 +257,44 @@ export class HiddenDisk implements HeldOriginals {
   }
 
   /** The kept checkpoint `epoch` is the committed one again: what was overwritten since decides its view. */
-  rollBack(epoch: number): void {
+  rollBack(epoch: number): Freeing {
     this.#generations.unshift(...this.#kept.filter((generation) => generation.epoch > epoch));
     this.#kept = this.#kept.filter((generation) => generation.epoch <= epoch);
     this.#groupStart = epoch;
     this.#version += 1;
+    return freeing([]);
+  }
+
+  async join(
+    needed: () => readonly number[],
+    atMost: number,
+    exclusively: (change: () => boolean) => Promise<boolean>,
+  ): Promise<void> {
+    for (;;) {
+      const pair = this.findJoinable(needed(), atMost);
+      if (pair === undefined) return;
+      await this.copyOriginals(pair);
+      // Readers of the view may be in the generation that goes: they are let out first.
+      if (await exclusively(() => this.tryTakeOut(pair))) await pair.newer.files.removeBehind();
+    }
+  }
+
+  /** Nothing is moved behind the path. */
+  end(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  resume(): void {
+    // As `end`.
+  }
+
+  /** What is not committed lies in the base, and the originals lead back from there. */
+  dropUncommitted(isBaseAll: boolean): void {
+    if (isBaseAll) this.removeAll();
+  }
+
+  async removeBehind(): Promise<void> {
+    await freeing(this.dropAll())();
   }
 
   /**
@@ -321,7 +371,7 @@ export class HiddenDisk implements HeldOriginals {
 }
 
 /** A view of an earlier checkpoint: the generations above it, in a list that is made anew when any has changed. */
-class EarlierOriginals implements HeldOriginals {
+class EarlierOriginals implements EpochView {
   readonly #hidden: HiddenDisk;
   readonly #select: () => Generation[];
   #generations: Generation[] = [];
@@ -356,6 +406,12 @@ class EarlierOriginals implements HeldOriginals {
     }
     return this.#generations;
   }
+}
+
+function freeing(dropped: readonly Generation[]): Freeing {
+  return async () => {
+    for (const { files } of dropped) await files.removeBehind();
+  };
 }
 
 function allocatedBytes(generations: readonly Generation[]): number {

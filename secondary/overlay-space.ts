@@ -1,11 +1,17 @@
 import { ColobusError } from "../proto/errors.ts";
-import { OVERLAY_RESERVE_BYTES, OVERLAY_RETRY_MS } from "../proto/limits.ts";
+import {
+  OVERLAY_BACKOFF_MAX_MS,
+  OVERLAY_RESERVE_BYTES,
+  OVERLAY_RETRY_MS,
+  OVERLAY_SETTLED_MS,
+} from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { OverlayQuota, type OverlayUsage } from "./overlay-quota.ts";
+import type { BufferMemory } from "./buffer-memory.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 
 export interface OverlaySpaceOptions {
@@ -18,6 +24,7 @@ export interface OverlaySpaceOptions {
   /** undefined: the file system alone is the limit. */
   readonly limitBytes: number | undefined;
   readonly disks: () => readonly ReplicaDisk[];
+  readonly bufferMemory: Pick<BufferMemory, "isIndexFull" | "isAboveMark">;
   /** Drops the oldest kept checkpoint; false when there is none. */
   readonly makeRoom: () => Promise<boolean>;
   /** A commit would free much of the limit. */
@@ -28,7 +35,8 @@ export interface OverlaySpaceOptions {
 
 /**
  * Owns whether the secondary's overlays can take writes: the operator's limit, the file systems' free space, and the
- * stall while there is too little of either. It is looked at every so often, and after each commit.
+ * stall while there is too little of either. It is looked at every so often, and after each commit. Where what comes
+ * fills them again at once, they are left alone for longer each time, so that the pair does not go to and fro.
  */
 export class OverlaySpace {
   /** undefined: no limit was set. */
@@ -37,6 +45,10 @@ export class OverlaySpace {
   #reason: ColobusError | undefined;
   #full: ColobusError | undefined;
   #notBeforeMs = 0;
+  /** When there was room last after a stall. */
+  #freedMs = -Infinity;
+  #backoffMs = 0;
+  #backoffUntilMs = 0;
   #timer: Timer | undefined;
   #ending = false;
 
@@ -47,11 +59,19 @@ export class OverlaySpace {
     this.quota = new OverlayQuota(
       limitBytes,
       () => usageOf(options.disks()),
-      () => {
-        options.emit("checkpoint-wanted", { ...this.describeWanted() });
-        options.wanted();
-      },
+      () => this.want(),
     );
+  }
+
+  /** A checkpoint has become worth its while: asks for one. */
+  want(): void {
+    this.#options.emit("checkpoint-wanted", { ...this.describeWanted() });
+    this.#options.wanted();
+  }
+
+  /** Whether a checkpoint is worth its while. */
+  get isWanting(): boolean {
+    return this.quota?.isAboveMark === true || this.#options.bufferMemory.isAboveMark;
   }
 
   /** Why the overlays cannot take writes now, with the figures, if they cannot. */
@@ -68,6 +88,7 @@ export class OverlaySpace {
   /** The stream has found no room: what can be spared goes, and until that suffices, writes are not taken. */
   report(reason: ColobusError): void {
     const isNews = this.#full === undefined;
+    if (isNews) this.#backOff();
     this.#reason = reason;
     // Where there seems to be room (a quota of the file system's, its last inode), trying at once would fail at once.
     this.#notBeforeMs = this.#hasRoom() ? this.#options.clock.nowMs() + OVERLAY_RETRY_MS : 0;
@@ -80,10 +101,11 @@ export class OverlaySpace {
   /** Looks again; when there is room, the stall is over. */
   retry(): void {
     if (this.#reason === undefined || this.#options.clock.nowMs() < this.#notBeforeMs) return;
-    if (!this.#hasRoom()) {
+    if (this.#isBackingOff() || !this.#hasRoom()) {
       this.#full = this.#withFigures(this.#reason);
       return;
     }
+    this.#freedMs = this.#options.clock.nowMs();
     this.#reason = undefined;
     this.#full = undefined;
     this.quota?.forgetDenied();
@@ -110,6 +132,20 @@ export class OverlaySpace {
     if (this.#reason !== undefined) this.#retryLater();
   }
 
+  /** The overlays are full: are they so again at once? On a shared disk guests wait for room, and nothing is put off. */
+  #backOff(): void {
+    const { clock, state } = this.#options;
+    const isAgain = clock.nowMs() < this.#freedMs + OVERLAY_SETTLED_MS && state.record.mode !== "shared";
+    this.#backoffMs = isAgain ? Math.min(Math.max(2 * this.#backoffMs, OVERLAY_RETRY_MS), OVERLAY_BACKOFF_MAX_MS) : 0;
+    this.#backoffUntilMs = clock.nowMs() + this.#backoffMs;
+  }
+
+  /** Where the checkpoint was given up, nothing is kept any more that could fill them. */
+  #isBackingOff(): boolean {
+    const { clock, state } = this.#options;
+    return clock.nowMs() < this.#backoffUntilMs && state.record.committed.epoch > 0;
+  }
+
   async #makeRoom(): Promise<void> {
     try {
       // What is kept is given up for the overlays' sake only: it makes no room on the images' file systems.
@@ -125,6 +161,7 @@ export class OverlaySpace {
   }
 
   #hasRoomForOverlays(): boolean {
+    if (this.#options.bufferMemory.isIndexFull) return false;
     return (this.quota?.missingBytes() ?? 0) === 0 && isEnough(this.#freeBytes({ withImages: false }));
   }
 
@@ -144,8 +181,9 @@ export class OverlaySpace {
   #withFigures(reason: ColobusError): ColobusError {
     const missing = this.quota?.missingBytes() ?? 0;
     const free = this.#freeBytes();
-    const figures =
-      missing > 0
+    const figures = this.#isBackingOff()
+      ? `they were full again soon after there was room, and are left alone for ${Math.round(this.#backoffMs / 1000)} s`
+      : missing > 0
         ? `at least ${missing} bytes of the overlays must be freed to go on`
         : `at least ${OVERLAY_RESERVE_BYTES} bytes must be free to go on, and ${free ?? "an unknown number"} are`;
     const more = missing > 0 ? "start the secondary with a higher --overlay-limit" : "free space on the secondary";
@@ -173,9 +211,9 @@ function isEnough(freeBytes: number | undefined): boolean {
 function usageOf(disks: readonly ReplicaDisk[]): OverlayUsage {
   let totalBytes = 0;
   let keptBytes = 0;
-  for (const { hidden, active } of disks) {
-    totalBytes += hidden.allocatedBytes + active.allocatedBytes;
-    keptBytes += hidden.keptBytes;
+  for (const { epochs, active } of disks) {
+    totalBytes += epochs.allocatedBytes + active.allocatedBytes;
+    keptBytes += epochs.keptBytes;
   }
   return { totalBytes, freeableBytes: totalBytes - keptBytes };
 }

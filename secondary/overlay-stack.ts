@@ -9,19 +9,19 @@ import {
 } from "../shared/block/cluster-geometry.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import type { ActiveDisk } from "./active-disk.ts";
-import type { Generation } from "./generation.ts";
-import type { HeldOriginals, HiddenDisk } from "./hidden-disk.ts";
+import type { EpochOverlay, EpochView, OverlaySource, ReadBelow } from "./epoch-overlay.ts";
 
-type Source = "base" | "active" | Generation;
+type Source = "base" | "active" | OverlaySource;
 
 /**
- * Reads one disk of the secondary through its overlays: active over hidden (oldest generation first) over base.
+ * Reads one disk of the secondary through its overlays: active over hidden (oldest generation first), or, in mode
+ * `mc`, over the committed part of the block buffer, over base.
  *
  * The base may be overwritten while a read of it waits for the device: only after its originals were saved, so the
  * read looks at the hidden disk again when it comes back. Generations stay readable until the view gate has let
  * every reader out.
  */
-export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
+export class OverlayStack<Hidden extends EpochView = EpochOverlay> {
   readonly geometry: ClusterGeometry;
   base: DiskImage;
   readonly hidden: Hidden;
@@ -173,9 +173,10 @@ export class OverlayStack<Hidden extends HeldOriginals = HiddenDisk> {
   #readFrom(source: Source, target: Uint8Array, offset: number): Pending {
     if (source === "base") return this.#readBase(target, offset);
     if (source === "active") return this.active.readData(target, offset);
-    const { data } = source.files;
-    return data.tryRead(target, offset) ? undefined : data.read(target, offset);
+    return source.read(target, offset, this.#readBelowSource);
   }
+
+  readonly #readBelowSource: ReadBelow = (target, offset) => this.base.read(target, offset);
 
   #readBase(target: Uint8Array, offset: number): Pending {
     const { version } = this.hidden;

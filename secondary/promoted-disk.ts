@@ -59,12 +59,11 @@ export class PromotedDisk implements Child {
     return this.#totalBytes - clustersToBytes(this.#context.geometry, this.#unmerged.size);
   }
 
-  get hiddenBytes(): number {
-    return this.#stack?.hidden.allocatedBytes ?? 0;
-  }
-
-  get activeBytes(): number {
-    return this.#stack?.active.allocatedBytes ?? 0;
+  /** Storage of the overlays, as status names it. */
+  get storage(): { readonly hiddenBytes: number; readonly bufferBytes: number; readonly activeBytes: number } {
+    const stack = this.#stack;
+    if (stack === undefined) return { hiddenBytes: 0, bufferBytes: 0, activeBytes: 0 };
+    return { ...stack.hidden.storage, activeBytes: stack.active.allocatedBytes };
   }
 
   get requests(): number {
@@ -154,7 +153,7 @@ export class PromotedDisk implements Child {
     await this.#gate.close();
     this.#stack = undefined;
     this.#gate.open();
-    for (const generation of stack.hidden.dropAll()) await generation.files.removeBehind();
+    await stack.hidden.removeBehind();
     await stack.active.removeBehind();
     this.#journal.close();
     removeOverlayFiles(this.#context.storage, this.#context.directory);

@@ -5,6 +5,8 @@ import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { ActiveDisk } from "./active-disk.ts";
+import { BlockBuffer } from "./block-buffer.ts";
+import type { EpochOverlay } from "./epoch-overlay.ts";
 import { HiddenDisk } from "./hidden-disk.ts";
 import { overlayContext } from "./overlay-files.ts";
 import { OverlayStack } from "./overlay-stack.ts";
@@ -35,14 +37,13 @@ export function recoverPromotion(options: {
       const base = images.open(recorded, imageUseOf(record));
       keepLosses(base, recorded, options.lostSyncs);
       const context = overlayContext(options, record, name, base.sizeBytes);
-      const hidden = HiddenDisk.recover(context, {
-        committed: epoch,
-        newestBarrier: epoch,
-        open: record.epochReserved + 1,
-      });
-      if (epoch === 0) hidden.removeAll(); // as the promotion, forced without a checkpoint, has done, or was about to
+      const epochs = { committed: epoch, newestBarrier: epoch, open: record.epochReserved + 1 };
+      const overlay: EpochOverlay =
+        record.mode === "mc" ? BlockBuffer.recover(context, base, epochs) : HiddenDisk.recover(context, epochs);
+      // As the promotion, perhaps forced without a checkpoint, has done, or was about to.
+      overlay.dropUncommitted(epoch === 0);
       const active = ActiveDisk.recover(context, record.merge?.activeEpoch ?? epoch, record.bootId !== options.bootId);
-      const stack = new OverlayStack(context.geometry, base, hidden, active);
+      const stack = new OverlayStack(context.geometry, base, overlay, active);
       disks.push({ name, disk: new PromotedDisk(context, stack, gate, epoch) });
     }
   } catch (error) {

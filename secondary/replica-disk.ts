@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import type { DiskStatus } from "../proto/control-api.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { DiskState, SecondaryExport } from "../proto/words.ts";
@@ -5,7 +6,8 @@ import type { DiskImage } from "../shared/block/disk-image.ts";
 import { ActiveDisk } from "./active-disk.ts";
 import { CheckpointView } from "./checkpoint-view.ts";
 import { CommittedView } from "./committed-view.ts";
-import type { Generation } from "./generation.ts";
+import { BlockBuffer, type BufferHost } from "./block-buffer.ts";
+import type { EpochOverlay, Freeing } from "./epoch-overlay.ts";
 import { HiddenDisk } from "./hidden-disk.ts";
 import type { CheckpointHold } from "./kept-checkpoints.ts";
 import { reserveMergeSpace } from "./merge-journal.ts";
@@ -24,28 +26,40 @@ export interface RecoverEpochs {
   readonly afterPowerLoss: boolean;
 }
 
-/** One disk of the secondary: base, hidden disk and active disk, and the view that is exported of them. */
+/**
+ * One disk of the secondary: base, active disk, and between them what keeps the epochs apart, a hidden disk or a block
+ * buffer; and the view that is exported of them.
+ */
 export class ReplicaDisk {
   readonly name: string;
   readonly stack: OverlayStack;
   readonly view: CommittedView;
   readonly context: OverlayContext;
   readonly #gate: ViewGate;
+  #isBaseUnsynced = false;
 
   constructor(
     name: string,
     base: DiskImage,
     context: OverlayContext,
     epochs: RecoverEpochs,
-    options: { readonly gate: ViewGate; readonly hasCheckpoint: () => boolean; readonly access: SecondaryExport },
+    options: {
+      readonly gate: ViewGate;
+      readonly hasCheckpoint: () => boolean;
+      readonly access: SecondaryExport;
+      /** In mode `mc`. */
+      readonly buffers?: BufferHost | undefined;
+    },
   ) {
     this.name = name;
     this.context = context;
     this.#gate = options.gate;
-    const hidden = HiddenDisk.recover(context, epochs);
+    const { buffers } = options;
+    const overlay =
+      buffers === undefined ? HiddenDisk.recover(context, epochs) : BlockBuffer.recover(context, base, epochs, buffers);
     reserveMergeSpace(context);
     const active = ActiveDisk.recover(context, epochs.committed, epochs.afterPowerLoss);
-    this.stack = new OverlayStack(context.geometry, base, hidden, active);
+    this.stack = new OverlayStack(context.geometry, base, overlay, active);
     this.view = new CommittedView(this.stack, options.gate, options.hasCheckpoint, options.access);
   }
 
@@ -59,8 +73,44 @@ export class ReplicaDisk {
     this.stack.base = base;
   }
 
-  get hidden(): HiddenDisk {
+  /** What keeps the epochs apart. */
+  get epochs(): EpochOverlay {
     return this.stack.hidden;
+  }
+
+  /** The hidden disk, of a mode that has one. */
+  get hidden(): HiddenDisk {
+    assert(this.epochs instanceof HiddenDisk, "originals are kept in the modes colo and shared only");
+    return this.epochs;
+  }
+
+  /** The block buffer, in mode `mc`. */
+  get buffer(): BlockBuffer | undefined {
+    return this.epochs instanceof BlockBuffer ? this.epochs : undefined;
+  }
+
+  /** The base was written without being buffered, and has to be flushed before that is durable. */
+  noteBaseWritten(): void {
+    this.#isBaseUnsynced = true;
+  }
+
+  /** Makes what the stream has brought so far durable. Errors: `io-error`. */
+  async syncStream(): Promise<void> {
+    const { buffer } = this;
+    if (buffer === undefined) {
+      await this.base.flush();
+      return;
+    }
+    if (this.#isBaseUnsynced) {
+      this.#isBaseUnsynced = false;
+      try {
+        await this.base.flush();
+      } catch (error) {
+        this.#isBaseUnsynced = true;
+        throw error;
+      }
+    }
+    await buffer.sync();
   }
 
   get active(): ActiveDisk {
@@ -72,9 +122,11 @@ export class ReplicaDisk {
    * ones, and starts an empty active disk. Returns what frees the storage; call it when no reader of the old view is
    * left.
    */
-  switchView(epoch: number, floor: number): () => Promise<void> {
-    this.hidden.keepThrough(epoch);
-    return this.#replaceActive(epoch, this.hidden.dropKept(floor));
+  switchView(epoch: number, floor: number): Freeing {
+    this.epochs.keepThrough(epoch);
+    const freeing = this.epochs.release(floor);
+    // A block buffer sees to itself: nothing waits for what is applied to the base.
+    return this.#replaceActive(epoch, this.buffer === undefined ? freeing : undefined);
   }
 
   /** Removes what an active disk of `epoch` may have left: it is about to have one again. */
@@ -83,19 +135,18 @@ export class ReplicaDisk {
   }
 
   /** Makes the kept checkpoint `epoch` the state that the view shows, as `switchView` does. */
-  rollBack(epoch: number): () => Promise<void> {
-    this.hidden.rollBack(epoch);
-    return this.#replaceActive(epoch, []);
+  rollBack(epoch: number): Freeing {
+    return this.#replaceActive(epoch, this.epochs.rollBack(epoch));
   }
 
   /** There is no checkpoint any more: drops every overlay. Returns what frees the storage, as `switchView` does. */
-  dropOverlays(): () => Promise<void> {
-    return this.#replaceActive(0, this.hidden.dropAll());
+  dropOverlays(): Freeing {
+    return this.#replaceActive(0, this.epochs.giveUp());
   }
 
   /** The disk as it was at a checkpoint that is kept while `hold` lasts. */
   viewOf(hold: CheckpointHold): CheckpointView {
-    return new CheckpointView(this.context, this.base, this.hidden.asOf(hold.epoch), this.#gate, hold);
+    return new CheckpointView(this.context, this.base, this.epochs.asOf(hold.epoch), this.#gate, hold);
   }
 
   /** Starts an empty active disk of `epoch` and removes the present one. No reader may be under way. */
@@ -105,17 +156,17 @@ export class ReplicaDisk {
     old.removeFiles();
   }
 
-  #replaceActive(epoch: number, dropped: readonly Generation[]): () => Promise<void> {
+  #replaceActive(epoch: number, freeing: Freeing | undefined): Freeing {
     const oldActive = this.active;
     this.stack.active = new ActiveDisk(this.context, epoch);
     return async () => {
-      for (const generation of dropped) await generation.files.removeBehind();
+      await freeing?.();
       await oldActive.removeBehind();
     };
   }
 
   close(): void {
-    this.hidden.close();
+    this.epochs.close();
     this.active.close();
     this.base.close();
   }
@@ -132,11 +183,10 @@ export function describeReplicaDisk(
     sizeBytes,
     state,
     dirtyBytes: 0,
-    hiddenBytes: disk?.hidden.allocatedBytes ?? 0,
+    ...(disk?.epochs.storage ?? { hiddenBytes: 0, bufferBytes: 0 }),
     activeBytes: disk?.active.allocatedBytes ?? 0,
-    bufferBytes: 0,
     image,
-    generations: disk?.hidden.describeGenerations() ?? [],
+    generations: disk?.epochs.describeGenerations() ?? [],
     children: [{ name: "base", kind: "image", path: image, state: state === "Failed" ? "broken" : "sound" }],
   };
 }

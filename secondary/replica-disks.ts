@@ -1,13 +1,17 @@
 import assert from "node:assert/strict";
 import type { StateRecord } from "../proto/state-record.ts";
+import type { ColobusError } from "../proto/errors.ts";
 import type { SecondaryExport } from "../proto/words.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import { noteLosses } from "../shared/block/lost-writes.ts";
+import type { Clock } from "../shared/host/clock.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import type { BufferHost } from "./block-buffer.ts";
+import type { BufferMemory } from "./buffer-memory.ts";
 import { overlayContext } from "./overlay-files.ts";
 import type { OverlayQuota } from "./overlay-quota.ts";
 import { ReplicaDisk } from "./replica-disk.ts";
@@ -28,6 +32,13 @@ export interface ReplicaDisksOptions {
   readonly gate: ViewGate;
   readonly quota: () => OverlayQuota | undefined;
   readonly lostSyncs: LostSyncs;
+  readonly clock: Clock;
+  /** Of all block buffers, in mode `mc`. */
+  readonly bufferMemory: BufferMemory;
+  /** What is committed could not be put into the base of `disk`; it is tried again. */
+  readonly applyFailed: (reason: ColobusError, disk: string) => void;
+  /** What is committed is in the base of `disk`. */
+  readonly applied: (disk: string) => void;
   /** Disks have come into being at the primary's size. */
   readonly disksCreated: () => void;
 }
@@ -160,10 +171,21 @@ export class ReplicaDisks {
         gate,
         hasCheckpoint: () => state.record.committed.epoch > 0,
         access,
+        buffers: state.record.mode === "mc" ? this.#bufferHost(disk.name) : undefined,
       });
     } catch (error) {
       base.close();
       throw error;
     }
+  }
+
+  #bufferHost(disk: string): BufferHost {
+    const { bufferMemory, clock, applyFailed, applied } = this.#options;
+    return {
+      memory: bufferMemory,
+      clock,
+      failed: (reason) => applyFailed(reason, disk),
+      applied: () => applied(disk),
+    };
   }
 }

@@ -79,7 +79,11 @@ export class ReplicaHistory {
     const { pairing, outdated, committed, tracks, mode } = state.record;
     if (mode === "shared") return undefined; // the peer has no copy
     if (pairing === null || outdated || committed.epoch === 0 || tracks !== null) return undefined;
-    const clusters = disks.map(({ stack }) => stack.coveredClusters());
+    const clusters = disks.map(({ epochs, active }) => {
+      const differing = epochs.changedSinceCommit();
+      differing.orInPlace(active.clusters());
+      return differing;
+    });
     try {
       return await PeerTracking.create(trackingOptions(), pairing.peer, clusters);
     } catch (error) {

@@ -121,7 +121,7 @@ export class ReplicaSessions {
         return space.full ?? faults.waits;
       },
       ready: () => {
-        if (space.quota?.isAboveMark === true) this.tellWanted();
+        if (space.isWanting) this.tellWanted();
       },
       failed: (reason, disk) => {
         if (isForWantOfSpace(reason)) space.report(reason);

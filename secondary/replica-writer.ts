@@ -21,6 +21,7 @@ import { endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.t
 import { dataStretches, type Stretch } from "../shared/block/data-stretches.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
+import { collectBuffered } from "./buffered-changes.ts";
 import { collectReceived, coversWholeClusters, type Saves } from "./received-originals.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 
@@ -61,7 +62,8 @@ type Item =
  * when they run.
  *
  * A write is *stable* when it is in the base (durability `process`), or when the base was fsynced after it (`power`):
- * that happens behind the stream, and at each barrier. In mode `shared` the stream brings the originals themselves, and
+ * that happens behind the stream, and at each barrier. In mode `mc` changes go to the block buffers instead of hidden
+ * disks and bases, and are stable, or fsynced, there. In mode `shared` the stream brings the originals themselves, and
  * one is stable when it is saved.
  */
 export class ReplicaWriter {
@@ -218,17 +220,21 @@ export class ReplicaWriter {
   async #applyBatch(batch: readonly Operation[]): Promise<void> {
     if (this.#options.sharesDisks) return this.#applyOriginals(batch);
     const differing = this.#comparing ? await this.#differing(batch) : batch;
-    if (this.#options.savesOriginals()) await this.#saveOriginals(differing);
     const changes = this.#rewriting ? batch : differing;
-    let bytes = 0;
+    if (this.#buffers()) {
+      await this.#bufferChanges(changes);
+      this.#settleBatch(batch.length, changes);
+      return;
+    }
+    if (this.#options.savesOriginals()) await this.#saveOriginals(differing);
     const underWay = new ChangesUnderWay<ReplicaDisk>();
     try {
       for (const operation of changes) {
         const disk = this.#disk(operation);
+        disk.noteBaseWritten();
         const before = underWay.before(disk, operation.offset, operation.length);
         if (before !== undefined) await before;
         underWay.add(disk, operation.offset, operation.length, applyToBase(disk, operation));
-        bytes += operation.length;
       }
       const last = underWay.all();
       if (last !== undefined) await last;
@@ -237,12 +243,32 @@ export class ReplicaWriter {
       this.#touched = underWay.failed ?? this.#touched;
       throw error;
     }
-    this.#appliedSequence += batch.length;
+    this.#settleBatch(batch.length, changes);
+  }
+
+  /** A batch of so many operations is applied, of which `changes` had to be. */
+  #settleBatch(operations: number, changes: readonly Operation[]): void {
+    let bytes = 0;
+    for (const { length } of changes) bytes += length;
+    this.#appliedSequence += operations;
     this.#options.applied(changes.length, bytes);
     if (this.#options.durability === "process") {
       this.#stableSequence = this.#appliedSequence;
       this.#acknowledgeSoon();
     } else this.#syncBehind(bytes);
+  }
+
+  /** Whether changes are held beside the bases (mode `mc`): where there is a barrier to return to, or some are held already. */
+  #buffers(): boolean {
+    const { disks, savesOriginals } = this.#options;
+    return disks.some(({ buffer }) => buffer !== undefined && (savesOriginals() || !buffer.isApplied));
+  }
+
+  async #bufferChanges(changes: readonly Operation[]): Promise<void> {
+    for (const [disk, buffered] of collectBuffered(changes, (operation) => this.#disk(operation))) {
+      this.#touched = disk;
+      await this.#makingRoom(() => disk.buffer?.append(buffered));
+    }
   }
 
   /** Keeps the originals that the primary has sent, of clusters whose own are not held yet: those are older. */
@@ -262,11 +288,23 @@ export class ReplicaWriter {
     return this.#save(() => this.#collectOriginals(changes));
   }
 
-  async #save(collect: () => Saves | Promise<Saves>): Promise<void> {
-    for (;;) {
+  #save(collect: () => Saves | Promise<Saves>): Promise<void> {
+    return this.#makingRoom(async () => {
       const fault = await this.#trySave(await collect());
-      if (fault === undefined) return;
-      if (fault.code !== "overlay-full" || this.#stopped || !(await this.#options.makeRoom())) throw fault;
+      if (fault !== undefined) throw fault;
+    });
+  }
+
+  /** Does `work`, again when it finds the overlays full and something could be spared of them. */
+  async #makingRoom(work: () => Promise<void> | undefined): Promise<void> {
+    for (;;) {
+      try {
+        await work();
+        return;
+      } catch (error) {
+        const fault = overlayFault(error);
+        if (fault.code !== "overlay-full" || this.#stopped || !(await this.#options.makeRoom())) throw fault;
+      }
     }
   }
 
@@ -330,18 +368,25 @@ export class ReplicaWriter {
 
   async #isEqual(operation: Operation): Promise<boolean> {
     const disk = this.#disk(operation);
+    const { buffer } = disk;
+    const { geometry } = disk.context;
+    const end = endClusterOf(geometry, operation.offset, operation.length);
+    const isBuffered = buffer?.holds(firstClusterOf(geometry, operation.offset), end) === true;
     if (operation.kind === "write") {
       // What is a hole here needs no read: the disk would have to make up its zeroes first.
-      if (disk.base.asksForExtents !== true) {
+      if (disk.base.asksForExtents !== true && !isBuffered) {
         const extents = disk.base.extents(operation.offset, operation.length, 1);
         const [extent] = extents instanceof Promise ? await extents : extents;
         if (extent?.zero === true && extent.length >= operation.length) return isZero(operation.payload);
       }
       const present = Buffer.allocUnsafe(operation.length);
-      const reading = disk.base.read(present, operation.offset);
+      const reading = isBuffered
+        ? buffer?.readLatest(present, operation.offset)
+        : disk.base.read(present, operation.offset);
       if (reading !== undefined) await reading;
       return present.equals(operation.payload);
     }
+    if (isBuffered) return false;
     const stretches = dataStretches(disk.base, operation.offset, operation.length);
     return (stretches instanceof Promise ? await stretches : stretches).length === 0;
   }
@@ -373,7 +418,7 @@ export class ReplicaWriter {
     const mark = this.#appliedSequence;
     let failed: ReplicaDisk | undefined;
     const flushes = this.#options.disks.map((disk) =>
-      disk.base.flush().catch((error: unknown) => {
+      disk.syncStream().catch((error: unknown) => {
         failed ??= disk;
         throw error;
       }),
@@ -432,13 +477,13 @@ function applyToBase({ base }: ReplicaDisk, operation: Operation): Pending {
     : base.zero(operation.offset, operation.length, { fua: false, mayUnmap: operation.kind === "discard" });
 }
 
-/** A hidden disk that cannot grow is full, whatever the file system calls it. */
+/** An overlay that cannot grow is full, whatever the file system calls it. */
 function overlayFault(reason: unknown): ColobusError {
   const error = asColobusError(reason);
   if (error.code !== "out-of-space") return error;
   return new ColobusError(
     "overlay-full",
-    `the hidden disk cannot take another original: ${error.message}`,
+    `the overlays cannot take more: ${error.message}`,
     "Commit or discard a checkpoint, or free space on the file system of the secondary's --state directory.",
     { cause: error },
   );

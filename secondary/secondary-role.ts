@@ -1,4 +1,5 @@
 import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { BUFFER_FRAGMENTS_MAX } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
@@ -14,6 +15,7 @@ import { promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking, PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
+import { BufferMemory } from "./buffer-memory.ts";
 import { Checkpoints } from "./checkpoints.ts";
 import { CheckpointOperations } from "./checkpoint-operations.ts";
 import { DiskFaults } from "./disk-faults.ts";
@@ -62,6 +64,8 @@ export interface SecondaryOptions {
   readonly retain: number;
   /** What the overlays of all disks may take; undefined: what their file system has. */
   readonly overlayLimitBytes: number | undefined;
+  /** What block buffers hold in memory of their logs, for all disks together (mode `mc`). */
+  readonly bufferMemoryBytes: number;
   /** Writes to the images were lost, perhaps, that readers still see: what arrives is written even where it seems equal. */
   readonly mayHaveLostWrites: boolean;
   readonly lostSyncs: LostSyncs;
@@ -103,7 +107,24 @@ export class SecondaryRole {
   constructor(options: SecondaryOptions) {
     this.#options = options;
     this.#history = new ReplicaHistory(options);
-    this.#disks = new ReplicaDisks({ ...options, gate: this.gate, quota: () => this.#space.quota });
+    const bufferMemory = new BufferMemory({ bytes: options.bufferMemoryBytes, fragments: BUFFER_FRAGMENTS_MAX }, () =>
+      this.#space.want(),
+    );
+    this.#disks = new ReplicaDisks({
+      ...options,
+      gate: this.gate,
+      quota: () => this.#space.quota,
+      bufferMemory,
+      applyFailed: (reason, disk) => {
+        options.log.warn({ reason, disk }, "what is committed could not be put into the base; it is tried again");
+        this.#faults.applyFailed(reason, disk);
+      },
+      applied: (disk) => {
+        this.#faults.applied(disk);
+        this.#space.measure();
+        this.#space.retry();
+      },
+    });
     this.#space = new OverlaySpace({
       storage: options.storage,
       clock: options.clock,
@@ -112,6 +133,7 @@ export class SecondaryRole {
       state: options.state,
       stateDirectory: options.stateDirectory,
       limitBytes: options.overlayLimitBytes,
+      bufferMemory,
       disks: () => this.disks,
       makeRoom: () => this.checkpoints.makeRoom(),
       wanted: () => this.#sessions.tellWanted(),
@@ -138,7 +160,10 @@ export class SecondaryRole {
       freed: () => this.#space.measure(),
       statesNeeded: (epochs) => options.vmStates.keepOnly(epochs),
     });
-    for (const disk of this.disks) disk.hidden.setNewestBarrier(this.checkpoints.newestBarrier);
+    for (const { epochs } of this.disks) {
+      epochs.setNewestBarrier(this.checkpoints.newestBarrier);
+      epochs.release(this.checkpoints.kept.floor);
+    }
     this.operations = new CheckpointOperations({
       ...options,
       checkpoints: this.checkpoints,
@@ -247,6 +272,7 @@ export class SecondaryRole {
    */
   async promote(options: { readonly discardActive: boolean; readonly lineage: string }): Promise<Promotion> {
     await this.#sessions.end(new ColobusError("replaced", "this side was promoted: it is Primary now"));
+    await Promise.all(this.disks.map(({ epochs }) => epochs.end()));
     await this.checkpoints.settled();
     const { state } = this.#options;
     const { epoch } = this.checkpoints.committed;
@@ -273,8 +299,8 @@ export class SecondaryRole {
       this.checkpoints.forgetKept(retained);
       this.#space.quota?.lift();
       const disks = this.disks.map((disk) => {
-        // Forced without a checkpoint: the originals lead back to nothing, and the base is what there is.
-        if (epoch === 0) disk.hidden.removeAll();
+        // Forced without a checkpoint: the overlays lead back to nothing, and the base is what there is.
+        disk.epochs.dropUncommitted(epoch === 0);
         if (discardsActive) disk.discardActive(activeEpoch);
         // What a failed fsync of the base has lost came after the checkpoint: the overlays have what it stands on.
         disk.base.rewritten();
@@ -285,6 +311,7 @@ export class SecondaryRole {
       return { epoch, disks, tracking };
     } catch (error) {
       forWriting?.giveUp();
+      for (const { epochs } of this.disks) epochs.resume();
       this.#sessions.welcome(); // still Secondary
       throw error;
     } finally {
@@ -294,16 +321,14 @@ export class SecondaryRole {
 
   /** Storage of what a promotion would have to merge, in bytes. */
   get mergeBytes(): number {
-    return this.disks.reduce(
-      (sum, { hidden, active }) => sum + hidden.allocatedBytes - hidden.keptBytes + active.allocatedBytes,
-      0,
-    );
+    return this.disks.reduce((sum, { epochs, active }) => sum + epochs.mergeBytes + active.allocatedBytes, 0);
   }
 
   /** Ends the sessions and closes every file; for a clean stop. */
   async close(): Promise<void> {
     await this.#sessions.end(new ColobusError("shutting-down", "the secondary agent is being stopped"));
     this.#faults.end();
+    await Promise.all(this.disks.map(({ epochs }) => epochs.end()));
     await this.checkpoints.settled();
     const marks = await flushDisks(this.disks, this.#options.log);
     await this.#options.state.update((record) => ({

@@ -96,7 +96,7 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "disks[].dirtyBytes": "Primary: bytes in clusters that the secondary may lack.",
   "disks[].hiddenBytes": "Storage of the generations: data files and journals.",
   "disks[].activeBytes": "Storage of the active disk.",
-  "disks[].bufferBytes": "0 in this release.",
+  "disks[].bufferBytes": "Mode `mc`: storage of the block buffer, its logs.",
   "disks[].image": "Path of the image.",
   "disks[].generations[].epoch":
     "Secondary: an epoch of which originals are held; up to the committed one they are those of kept checkpoints.",

@@ -3,12 +3,12 @@ import { defineCommand } from "../command.ts";
 
 export const inspectCommand = defineCommand({
   command: "inspect <file>",
-  describe: "Print a state record or a journal of a state directory",
+  describe: "Print a state record, a journal or a log of a state directory",
   builder: (yargs) =>
     outputFlags(yargs).positional("file", {
       type: "string",
       demandOption: true,
-      describe: "The file: `state`, or a `*.journal` of an overlay",
+      describe: "The file: `state`, or a `*.journal` or `buffer.*.log` of an overlay",
     }),
   run: async ({ file, json }, { output }) => {
     const { inspectFile, renderInspection } = await import("../inspection.ts");

@@ -4,7 +4,7 @@ import type { StateRecord } from "../../proto/state-record.ts";
 import type { Storage } from "../host/storage.ts";
 import type { ImageSource, ImageUse } from "./disk-image.ts";
 import { parseImageLocation } from "./image-location.ts";
-import { createImage, openForeignImage, openImage, type Image } from "./image.ts";
+import { createImage, openForeignImage, openImage, openSharedImage, type Image } from "./image.ts";
 
 /** Images that are files or block devices of this host: their location is the path, or raw: and the path. */
 export class FileImages implements ImageSource {
@@ -59,7 +59,8 @@ export class FileImages implements ImageSource {
     const parsed = parseImageLocation(location);
     const options = { isRaw: parsed.kind === "file" && parsed.isExplicit };
     if (use === "foreign") return openForeignImage(this.#storage, pathOf(location), options);
-    return openImage(this.#storage, pathOf(location), { ...options, fresh: use === "shared" });
+    if (use === "shared") return openSharedImage(this.#storage, pathOf(location), options);
+    return openImage(this.#storage, pathOf(location), options);
   }
 }
 

@@ -5,7 +5,8 @@
  * waited for. Flushes are shared: those that arrive while a sync runs, which may have passed by their writes already,
  * wait for one more, together.
  *
- * Invariants: the image is locked against other agents from `openImage` to `close`. After a sync has failed the kernel
+ * Invariants: the image is locked against other agents from `openImage` to `close`; one that two hosts use only while this
+ * one has requests for it (`openSharedImage`). After a sync has failed the kernel
  * forgets which writes it lost, and a later sync would succeed without them: so every later flush fails too, until the
  * owner says that it writes again whatever no flush has covered (`rewritten`).
  *
@@ -24,10 +25,10 @@ const QCOW2_MAGIC = Buffer.from("QFI\xfb", "latin1");
 
 export class Image implements BlockDevice, DiskImage {
   readonly sizeBytes: number;
-  /** undefined: given back, until the next request. */
-  #opened: StorageFile | undefined;
-  readonly #reopen: (() => StorageFile) | undefined;
-  #isClosed = false;
+  #file: StorageFile;
+  /** For an image that two hosts use: how to open it for requests, and otherwise. */
+  readonly #use: SharedUse | undefined;
+  #isTaken: boolean;
   /** A stretch without holes: to find its end takes some file systems as long as it has pages. */
   #data = { start: 0, end: 0 };
   /** The sync that runs. */
@@ -40,19 +41,29 @@ export class Image implements BlockDevice, DiskImage {
   #failed: Promise<void> | undefined;
   #notes: Pick<ImageNotes, "lost"> | undefined;
 
-  /** Takes over `file`, of which the first `sizeBytes` are the disk. `reopen` opens it again once it was let go. */
-  constructor(file: StorageFile, sizeBytes: number, reopen?: () => StorageFile) {
-    this.#opened = file;
-    this.#reopen = reopen;
+  /** Takes over `file`, of which the first `sizeBytes` are the disk. With `use` it is opened again by the first request. */
+  constructor(file: StorageFile, sizeBytes: number, use?: SharedUse) {
+    this.#file = file;
     this.sizeBytes = sizeBytes;
+    this.#use = use;
+    this.#isTaken = use === undefined;
   }
 
-  get #file(): StorageFile {
-    if (this.#opened !== undefined) return this.#opened;
-    assert(this.#reopen !== undefined && !this.#isClosed, "the image is open, or can be opened again");
+  /** The file as requests use it. Errors: `image-busy` and the others of opening it. */
+  get #taken(): StorageFile {
+    if (!this.#isTaken) this.#take();
+    return this.#file;
+  }
+
+  #take(): void {
+    if (this.#use !== undefined && !this.#isTaken) this.#replaceFile(this.#use.take());
+    this.#isTaken = true;
+  }
+
+  #replaceFile(file: StorageFile): void {
+    this.#file.close();
+    this.#file = file;
     this.#data = { start: 0, end: 0 };
-    this.#opened = this.#reopen();
-    return this.#opened;
   }
 
   get path(): string {
@@ -60,11 +71,12 @@ export class Image implements BlockDevice, DiskImage {
   }
 
   read(target: Uint8Array, offset: number): Pending {
-    return this.#file.tryRead(target, offset) ? undefined : this.#file.read(target, offset);
+    const file = this.#taken;
+    return file.tryRead(target, offset) ? undefined : file.read(target, offset);
   }
 
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
-    this.#file.write(source, offset);
+    this.#taken.write(source, offset);
     return flags.fua ? this.flush() : undefined;
   }
 
@@ -74,13 +86,12 @@ export class Image implements BlockDevice, DiskImage {
 
   zero(offset: number, length: number, flags: ZeroFlags): Pending {
     if (offset < this.#data.end && offset + length > this.#data.start) this.#data = { start: 0, end: 0 };
-    if (flags.mayUnmap) this.#file.zero(offset, length);
-    else this.#file.zeroAllocated(offset, length);
+    if (flags.mayUnmap) this.#taken.zero(offset, length);
+    else this.#taken.zeroAllocated(offset, length);
     return flags.fua ? this.flush() : undefined;
   }
 
   flush(): Promise<void> {
-    if (this.#opened === undefined && this.#failed === undefined) return Promise.resolve();
     if (this.#next !== undefined) return this.#next;
     if (this.#running === undefined) return this.#sync();
     const syncAgain = (): Promise<void> => {
@@ -119,10 +130,11 @@ export class Image implements BlockDevice, DiskImage {
   }
 
   prefetch(offset: number, length: number): void {
-    this.#opened?.prefetch(offset, length);
+    if (this.#isTaken) this.#file.prefetch(offset, length);
   }
 
   extents(offset: number, length: number, maxExtents: number): Extent[] {
+    this.#take();
     const end = offset + length;
     const extents: Extent[] = [];
     let at = offset;
@@ -156,22 +168,24 @@ export class Image implements BlockDevice, DiskImage {
   }
 
   changeMark(): string {
-    return this.#opened?.changeMark() ?? "";
+    return this.#file.changeMark();
+  }
+
+  ready(): Promise<void> {
+    this.#take();
+    return Promise.resolve();
   }
 
   async letGo(): Promise<void> {
     await this.flush();
-    if (this.#reopen === undefined) return;
-    this.#opened?.close();
-    this.#opened = undefined;
+    if (this.#use === undefined || !this.#isTaken) return;
+    this.#replaceFile(this.#use.look());
+    this.#isTaken = false;
   }
 
   /** Drops the lock. What was not flushed is in the page cache only. */
   close(): void {
-    assert(!this.#isClosed, "an image is closed once");
-    this.#isClosed = true;
-    this.#opened?.close();
-    this.#opened = undefined;
+    this.#file.close();
   }
 
   #sync(): Promise<void> {
@@ -190,6 +204,14 @@ export class Image implements BlockDevice, DiskImage {
     this.#running = running;
     return running;
   }
+}
+
+/** How an image that two hosts use is opened here. */
+interface SharedUse {
+  /** For requests: locked, and nothing of it cached from before. */
+  readonly take: () => StorageFile;
+  /** Neither, and as a secondary has it: another host may write it. What this host has written can be flushed. */
+  readonly look: () => StorageFile;
 }
 
 /** A write whose pieces go to the file as they come. */
@@ -235,11 +257,20 @@ interface RawOption {
 export function openImage(
   storage: Storage,
   path: string,
-  { isRaw, ...options }: Pick<OpenOptions, "readOnly" | "fresh"> & RawOption = {},
+  { isRaw, ...options }: Pick<OpenOptions, "readOnly"> & RawOption = {},
 ): Image {
-  const open = (): StorageFile => openOrExplain(storage, path, { ...options, lock: true });
-  const file = open();
-  return imageOf(file, path, isRaw, options.fresh === true ? open : undefined);
+  return imageOf(openOrExplain(storage, path, { ...options, lock: true }), path, isRaw);
+}
+
+/**
+ * Opens an image that this host writes and another one reads. It is locked, and this host's cache of it dropped, by the
+ * first request: until this side has spoken to its peer that may be the one that writes it. Errors as `openImage`; its
+ * requests have those of the lock.
+ */
+export function openSharedImage(storage: Storage, path: string, { isRaw }: RawOption = {}): Image {
+  const look = (): StorageFile => openOrExplain(storage, path, { readOnly: true, direct: true });
+  const take = (): StorageFile => openOrExplain(storage, path, { fresh: true, lock: true });
+  return imageOf(look(), path, isRaw, { take, look });
 }
 
 /** Opens an image that another host writes, for reading, and without a lock. Errors as `openImage`; `not-supported`. */
@@ -247,13 +278,13 @@ export function openForeignImage(storage: Storage, path: string, { isRaw }: RawO
   return imageOf(openOrExplain(storage, path, { readOnly: true, direct: true }), path, isRaw);
 }
 
-function imageOf(file: StorageFile, path: string, isRaw = false, reopen?: () => StorageFile): Image {
+function imageOf(file: StorageFile, path: string, isRaw = false, use?: SharedUse): Image {
   try {
     const sizeBytes = file.sizeBytes();
     // The format first: the advice about a size would spoil an image of another format, which may have any size.
     if (!isRaw && sizeBytes >= QCOW2_MAGIC.length) assertRaw(path, file);
     assertSize(path, sizeBytes);
-    return new Image(file, sizeBytes, reopen);
+    return new Image(file, sizeBytes, use);
   } catch (error) {
     file.close();
     throw error;

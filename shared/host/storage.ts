@@ -11,7 +11,7 @@
  */
 
 /** What a file is for, so that a test can fail, or crash, at exactly the call that it means. */
-export type FileKind = "image" | "state" | "generation-data" | "active-data" | "journal" | "other";
+export type FileKind = "image" | "state" | "generation-data" | "active-data" | "buffer-log" | "journal" | "other";
 
 export interface OpenOptions {
   readonly kind: FileKind;

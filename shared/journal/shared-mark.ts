@@ -52,13 +52,39 @@ export class SharedMark {
    * be in order. Errors: `image-busy`.
    */
   async assertNobodyMerges(log: Log): Promise<void> {
-    let mark: SharedMarkRecord | undefined;
+    const mark = await this.#tryRead(log);
+    if (mark !== undefined) assertNotMergedBy(mark, this.#agentId());
+  }
+
+  /** Ends the mark of a merge that this agent has finished, when it died before it could say so. Errors: the storage's. */
+  async endMerge(log: Log): Promise<void> {
+    const mark = await this.#tryRead(log);
+    if (mark?.state === "merging" && mark.agentId === this.#agentId()) await this.write("unprotected");
+  }
+
+  /** Whether this agent has written the mark last, so that no other one was promoted on the disk since. */
+  async isOwn(log: Log): Promise<boolean> {
+    return (await this.#tryRead(log))?.agentId === this.#agentId();
+  }
+
+  /** Throws when `peer`, which was this agent's secondary, has written the mark: only a promoted one does. Errors: `outdated`. */
+  async assertNotTakenBy(peer: string | undefined, log: Log): Promise<void> {
+    const mark = await this.#tryRead(log);
+    if (mark === undefined || mark.agentId !== peer) return;
+    throw new ColobusError(
+      "outdated",
+      `agent ${mark.agentId} was promoted on the shared disk since this side has written its mark`,
+      "Start that agent, and make this side its secondary: `colobus rejoin`.",
+    );
+  }
+
+  async #tryRead(log: Log): Promise<SharedMarkRecord | undefined> {
     try {
-      mark = await this.read();
+      return await this.read();
     } catch (error) {
       log.warn({ reason: asColobusError(error) }, "the mark of the shared disk cannot be read");
+      return undefined;
     }
-    if (mark !== undefined) assertNotMergedBy(mark, this.#agentId());
   }
 
   /**

@@ -5,7 +5,7 @@
  * Both pairs take a checkpoint after each load, so that each begins with empty overlays, and in the last load also every
  * 100 ms. A comparison is the median over the rounds of the two figures' ratio within a round.
  */
-import { DURABILITIES, type Durability } from "../../proto/words.ts";
+import { DURABILITIES, type Durability, type Mode } from "../../proto/words.ts";
 import { BenchPair, pairName } from "./bench-pair.ts";
 import { checkpointEvery } from "./checkpoint-every.ts";
 import { isReplicated, type Contestant, type ReplicatedContestant } from "./contestant.ts";
@@ -28,13 +28,14 @@ interface NamedWorkload extends Workload {
 }
 
 const KIB = 1024;
+const EVERY_100_MS = "randwrite 4k qd32, a checkpoint every 100 ms";
 const WORKLOADS = [
   { name: "randwrite 4k qd1", pattern: "randwrite", blockBytes: 4 * KIB, depth: 1 },
   { name: "randwrite 4k qd32", pattern: "randwrite", blockBytes: 4 * KIB, depth: 32 },
   { name: "write 1M qd4", pattern: "write", blockBytes: MIB, depth: 4 },
   { name: "randread 4k qd32", pattern: "randread", blockBytes: 4 * KIB, depth: 32 },
   {
-    name: "randwrite 4k qd32, a checkpoint every 100 ms",
+    name: EVERY_100_MS,
     pattern: "randwrite",
     blockBytes: 4 * KIB,
     depth: 32,
@@ -47,6 +48,8 @@ type WorkloadName = (typeof WORKLOADS)[number]["name"];
 
 const OURS = pairName("process");
 const OURS_POWER = pairName("power");
+const OURS_MC = pairName("process", "mc");
+const OURS_MC_POWER = pairName("power", "mc");
 const COMPARISONS: readonly {
   readonly workload: WorkloadName;
   readonly ours: string;
@@ -62,7 +65,10 @@ const COMPARISONS: readonly {
   { workload: "write 1M qd4", ours: OURS, other: "qemu-nbd" },
   { workload: "randread 4k qd32", ours: OURS, other: "QEMU COLO" },
   { workload: "randread 4k qd32", ours: OURS, other: "qemu-nbd", atLeast: 1 },
-  { workload: "randwrite 4k qd32, a checkpoint every 100 ms", ours: OURS, other: "QEMU COLO" },
+  { workload: EVERY_100_MS, ours: OURS, other: "QEMU COLO" },
+  { workload: "randwrite 4k qd32", ours: OURS_MC, other: OURS },
+  { workload: EVERY_100_MS, ours: OURS_MC, other: OURS, atLeast: 1.2 },
+  { workload: EVERY_100_MS, ours: OURS_MC_POWER, other: OURS_POWER },
 ];
 
 interface Sample extends Load {
@@ -143,10 +149,15 @@ function seatsIn(
       await measure(contestant, WARM_UP, { directory: parent, seconds, round: 0 });
       return contestant;
     });
-  const ours = (durability: Durability) =>
-    seat(pairName(durability), () => BenchPair.start({ parent, sizeBytes: DISK_BYTES, durability, isFilled: true }));
+  const ours = (durability: Durability, mode: Mode) =>
+    seat<ReplicatedContestant>(pairName(durability, mode), () =>
+      BenchPair.start({ parent, sizeBytes: DISK_BYTES, durability, mode, isFilled: true }),
+    );
   return {
-    pairs: [...DURABILITIES.map(ours), seat<ReplicatedContestant>(QEMU_PAIR, () => QemuPair.start(parent, DISK_BYTES))],
+    pairs: [
+      ...DURABILITIES.flatMap((durability) => [ours(durability, "colo"), ours(durability, "mc")]),
+      seat<ReplicatedContestant>(QEMU_PAIR, () => QemuPair.start(parent, DISK_BYTES)),
+    ],
     servers: PLAIN_SERVERS.map((name) => seat(name, () => PlainServer.start(name, parent, DISK_BYTES))),
   };
 }
@@ -224,7 +235,7 @@ function memoryPeaks(
     for (const { peakMib } of WORKLOADS.flatMap((workload) => taken(samples.get(sampleKey(workload.name, name))))) {
       for (const [process, mib] of Object.entries(peakMib)) peaks.set(process, Math.max(mib, peaks.get(process) ?? 0));
     }
-    const isOurs = name === OURS || name === OURS_POWER;
+    const isOurs = [OURS, OURS_POWER, OURS_MC, OURS_MC_POWER].includes(name);
     return [...peaks].map(([process, mib]) => ({ what: `${name}: ${process}`, mib, isOurs }));
   });
 }

@@ -465,7 +465,6 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "nbdcopy"))("an agent that ca
       [[...primary, "--disk", "b=nbd://192.0.2.1/I"], /nbd:\/\/192\.0\.2\.1:10809\/I is not encrypted/],
       [[...primary, "--diks", "a=I"], /--diks is not a flag/],
       [[...primary, "--mode", "x"], /--mode "x"/],
-      [[...primary, "--mode", "mc"], /--mode mc is not available in this release/],
       [[...primary, "--mode", "shared", "--ack", "applied"], /shared and --ack contradict/],
       [[...primary, "--mode", "shared", "--on-peer-loss", "continue"], /continue without --shared-mark contradict/],
       [[...primary, "--mode", "shared", "--assume-in-sync"], /shared and --assume-in-sync contradict/],

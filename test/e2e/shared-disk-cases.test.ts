@@ -6,7 +6,7 @@
 import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
-import { AgentPair, MIB, type PairOptions } from "../support/agent-pair.ts";
+import { AgentPair, freePort, MIB, type PairOptions } from "../support/agent-pair.ts";
 import { runColobus, type ErrorDocument } from "../support/cli-runner.ts";
 import { HALF, halves, INITIAL, SIZE } from "../support/halved-disk.ts";
 import { expectSame, NbdClient, qemuIo, readDisk } from "../support/nbd-tools.ts";
@@ -143,6 +143,30 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy", "python3:nbd"))("QEMU's replic
 
 describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that shares its disk", () => {
   const options: PairOptions = { disks: { vda: INITIAL }, shared: {} };
+
+  it("takes a former primary back, while the other side has the disk open, and locked", async () => {
+    const port = await freePort();
+    const pair = await AgentPair.protected({ ...options, primaryFlags: ["--listen", `127.0.0.1:${port}`] });
+    const { primary, secondary } = pair;
+    await qemuIo(primary.uri(), `write -P 0x22 0 ${MIB}`);
+    await pair.checkpoint();
+    await primary.crash();
+    await secondary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    await secondary.get("failover", "--fenced");
+    await secondary.get("wait", "merged");
+    await primary.start();
+    await primary.until("outdated", ({ protection }) => protection.reason === "outdated");
+    await primary.get("rejoin", "--peer", `ws://127.0.0.1:${pair.port}`);
+    await primary.until("protected", ({ protection }) => protection.state === "Protected");
+    const shown = await readDisk(secondary.uri());
+    await qemuIo(secondary.uri(), `write -P 0x33 0 ${2 * MIB}`);
+    expectSame(await readDisk(primary.uri()), shown);
+    // And back again.
+    await secondary.crash();
+    await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    await primary.get("failover", "--fenced");
+    expectSame(await readDisk(primary.uri()), shown);
+  });
 
   it("keeps the checkpoint when the secondary is killed, and guests wait until it is back", async () => {
     const pair = await AgentPair.protected(options);

@@ -41,7 +41,14 @@ const IN_MERGE_ROUNDS = 4;
 export const failoverStage: CrashStage<Operation> = {
   name: "failover",
   operations: OPERATIONS,
-  set: (seed, durability) => new FailoverScene(seed, durability),
+  set: (seed, durability) => new FailoverScene(seed, durability, "colo"),
+};
+
+/** The same of a secondary that buffers. */
+export const bufferFailoverStage: CrashStage<Operation> = {
+  name: "buffer-failover",
+  operations: OPERATIONS,
+  set: (seed, durability) => new FailoverScene(seed, durability, "mc"),
 };
 
 class FailoverScene implements CrashScene<Operation> {
@@ -50,8 +57,9 @@ class FailoverScene implements CrashScene<Operation> {
   /** A promotion was asked for, with or without the active disk. */
   #asked: { readonly discardActive: boolean } | undefined;
 
-  constructor(seed: number, durability: Durability) {
+  constructor(seed: number, durability: Durability, mode: "colo" | "mc") {
     this.#scripted = new ScriptedPair(seed, durability, {
+      mode,
       disks: DISKS,
       clusterBytes: CLUSTER_BYTES,
       peerTimeoutMs: PEER_TIMEOUT_MS,

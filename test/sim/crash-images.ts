@@ -1,9 +1,9 @@
 import type { Durability } from "../../proto/words.ts";
-import { failoverStage } from "./crash-failover.ts";
+import { bufferFailoverStage, failoverStage } from "./crash-failover.ts";
 import { primaryStage } from "./crash-primary.ts";
 import { rejoinStage } from "./crash-rejoin.ts";
 import type { CrashStage } from "./crash-scene.ts";
-import { secondaryStage } from "./crash-secondary.ts";
+import { bufferStage, secondaryStage } from "./crash-secondary.ts";
 import { CrashWorkload, type CrashCase } from "./crash-workload.ts";
 import { SeededRandom } from "./seeded-random.ts";
 
@@ -17,7 +17,14 @@ const SURPLUS = 3;
 const AGAIN_PROBABILITY = 0.25;
 const AGAIN_WITHIN_CHANGES = 60;
 
-export const CRASH_STAGES: readonly CrashStage[] = [secondaryStage, primaryStage, failoverStage, rejoinStage];
+export const CRASH_STAGES: readonly CrashStage[] = [
+  secondaryStage,
+  primaryStage,
+  failoverStage,
+  rejoinStage,
+  bufferStage,
+  bufferFailoverStage,
+];
 
 export interface CrashTotals {
   /** Images on which the side that died was started. */

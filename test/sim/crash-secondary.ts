@@ -29,14 +29,21 @@ const PEER_TIMEOUT_MS = 1_000;
 export const secondaryStage: CrashStage<Operation> = {
   name: "secondary",
   operations: OPERATIONS,
-  set: (seed, durability) => new SecondaryScene(seed, durability),
+  set: (seed, durability) => new SecondaryScene(seed, durability, "colo"),
+};
+
+/** The same of a secondary that buffers. */
+export const bufferStage: CrashStage<Operation> = {
+  name: "buffer",
+  operations: OPERATIONS,
+  set: (seed, durability) => new SecondaryScene(seed, durability, "mc"),
 };
 
 class SecondaryScene implements CrashScene<Operation> {
   readonly #scripted: ScriptedPair;
 
-  constructor(seed: number, durability: Durability) {
-    const options = { disks: DISKS, clusterBytes: CLUSTER_BYTES, peerTimeoutMs: PEER_TIMEOUT_MS };
+  constructor(seed: number, durability: Durability, mode: "colo" | "mc") {
+    const options = { mode, disks: DISKS, clusterBytes: CLUSTER_BYTES, peerTimeoutMs: PEER_TIMEOUT_MS };
     this.#scripted = new ScriptedPair(seed, durability, options);
   }
 

@@ -78,6 +78,8 @@ export class LifeFailover {
     if (status === undefined) return;
     if (!this.#promoted) this.#scene.model.observeCommitted(status.epoch.committed);
     this.#becomePromoted();
+    // Nothing says that the other side was not promoted meanwhile, but the operator knows.
+    if (status.protection.reason === "held") await this.#scene.pair.secondary.agent?.startAlone();
     this.#recovered = await this.#guest.readAll();
   }
 

@@ -183,14 +183,17 @@ export class LifeFaults {
 
   /** The device of the member refuses a few calls. */
   async #failCalls(member: PairMember): Promise<void> {
-    const rules: readonly Omit<FaultRule, "error">[] = [
-      { op: "sync", kind: "state" },
-      { op: ["write", "zero", "zeroAllocated"], kind: ["image", "generation-data", "active-data", "journal"] },
-      { op: ["tryRead", "read"], kind: ["image", "generation-data", "active-data"] },
-      { op: "sync" },
-      { op: "sync", kind: "journal" },
-      { op: "sync", kind: "generation-data" },
-    ];
+    const isBuffered = this.#scene.plan.pair.mode === "mc";
+    const rules: readonly Omit<FaultRule, "error">[] = isBuffered
+      ? BUFFER_RULES
+      : [
+          { op: "sync", kind: "state" },
+          { op: ["write", "zero", "zeroAllocated"], kind: ["image", "generation-data", "active-data", "journal"] },
+          { op: ["tryRead", "read"], kind: ["image", "generation-data", "active-data"] },
+          { op: "sync" },
+          { op: "sync", kind: "journal" },
+          { op: "sync", kind: "generation-data" },
+        ];
     const remove = member.host.disk.faults.inject({
       ...this.#random.pick(rules),
       error: "io-error",
@@ -203,3 +206,14 @@ export class LifeFaults {
     if (this.#random.chance(0.5)) member.host.crash("process");
   }
 }
+
+/** What a device may refuse of a secondary that buffers. */
+const BUFFER_RULES: readonly Omit<FaultRule, "error">[] = [
+  { op: "sync", kind: "state" },
+  { op: ["write", "zero", "zeroAllocated"], kind: ["image", "buffer-log", "active-data", "journal"] },
+  { op: ["tryRead", "read"], kind: ["image", "buffer-log", "active-data"] },
+  { op: "write", kind: "buffer-log" },
+  { op: "sync" },
+  { op: "sync", kind: "image" },
+  { op: "sync", kind: "buffer-log" },
+];

@@ -101,6 +101,8 @@ const CLUSTERS = [4096, 4096, 8192, 16_384, 65_536] as const;
 const WINDOWS = [16_384, 262_144, 4_194_304] as const;
 const PAGE_BYTES = 4096;
 const SECTOR_BYTES = 512;
+/** How much longer logs are, more or less, than what they leave in the end. */
+const LOG_GROWTH = 4;
 const OPERATIONS_MIN = 300;
 const FAULTS_MIN = 5;
 
@@ -124,6 +126,23 @@ export function drawSharedLife(random: SeededRandom): LifePlan {
       createImages: false,
       // A guest that waits for room waits for a checkpoint, which the operator takes when the guest goes on.
       overlayLimitBytes: undefined,
+    },
+  };
+}
+
+/** A life of a pair whose secondary buffers (mode `mc`): drawn like any other. */
+export function drawBufferedLife(random: SeededRandom): LifePlan {
+  const plan = drawLife(random);
+  const { overlayLimitBytes } = plan.pair;
+  return {
+    ...plan,
+    pair: {
+      ...plan.pair,
+      mode: "mc",
+      // None, so that most is read back from the logs; or more than anything here fills.
+      bufferMemoryBytes: random.fork("memory").pick([0, 0, 64 * 1024 * 1024]),
+      // A log grows with each write, where an original is held once: what is mostly enough is more.
+      overlayLimitBytes: overlayLimitBytes === undefined ? undefined : overlayLimitBytes * LOG_GROWTH,
     },
   };
 }

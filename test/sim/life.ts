@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
+import { bufferedBytes } from "./buffered-bytes.ts";
 import { LifeFailover } from "./life-failover.ts";
 import { LifeFaults } from "./life-faults.ts";
 import { LifeGuest } from "./life-guest.ts";
 import { LifeOperator } from "./life-operator.ts";
-import { drawLife, drawSharedLife, OPERATION_KINDS, type OperationKind } from "./life-plan.ts";
+import { drawBufferedLife, drawLife, drawSharedLife, OPERATION_KINDS, type OperationKind } from "./life-plan.ts";
 import { LifeReader } from "./life-reader.ts";
 import { LifeScene } from "./life-scene.ts";
 import type { LifeCounts } from "./life-totals.ts";
@@ -42,6 +43,12 @@ export function replayCommand(seed: number): string {
 export function runSharedLife(seed: number, print?: (line: string) => void): Promise<LifeReport> {
   const replay = `npx tsx test/sim/run-shared-lives.ts --seed ${seed}`;
   return live(seed, new LifeScene(seed, { replay, print, draw: drawSharedLife }));
+}
+
+/** One life of a pair whose secondary buffers (mode `mc`), as `runLife`. */
+export function runBufferedLife(seed: number, print?: (line: string) => void): Promise<LifeReport> {
+  const replay = `npx tsx test/sim/run-buffered-lives.ts --seed ${seed}`;
+  return live(seed, new LifeScene(seed, { replay, print, draw: drawBufferedLife }));
 }
 
 /** Lives one life. Rejects with SimFailure, which names the seed, when an invariant is broken. */
@@ -209,6 +216,7 @@ class Life {
       await this.#takeLastCheckpoint();
     } while (model.counts.committed < CHECKPOINTS_MIN);
     await this.#idle();
+    if (plan.pair.mode === "mc") await this.#untilApplied();
     // An automatic checkpoint may be under way: it would change nothing.
     for (const [index, disk] of plan.pair.disks.entries()) {
       const guest = model.guest[index];
@@ -222,6 +230,17 @@ class Life {
     await this.#operator.vmStates.check(pair.secondary);
     if (this.#reader.isRunning && plan.pair.access !== "off") {
       assert(await this.#reader.readAll(), "the view cannot be read");
+    }
+  }
+
+  /** What is committed reaches the base when no earlier checkpoint is kept that needs it as it was. */
+  async #untilApplied(): Promise<void> {
+    const { pair, plan } = this.#scene;
+    for (let kept = 0; kept <= plan.pair.retain; kept += 1) await this.#takeLastCheckpoint();
+    const deadlineMs = this.#scene.world.nowMs + CHECKPOINT_WITHIN_MS;
+    while (bufferedBytes(pair.secondary) > 0) {
+      assert(this.#scene.world.nowMs < deadlineMs, "what is committed is not put into the base");
+      await this.#scene.sleep(10);
     }
   }
 

@@ -26,8 +26,10 @@ export interface PairDisk {
 }
 
 export interface PairOptions {
+  /** In mode `mc`; the default where it is not said. */
+  readonly bufferMemoryBytes?: number;
   /** `colo` unless it is said. In mode `shared` both hosts reach the images of host `a`. */
-  readonly mode?: "colo" | "shared";
+  readonly mode?: "colo" | "mc" | "shared";
   /** Mode `shared`: there is a place for the mark. */
   readonly isMarked?: boolean;
   readonly onPeerLoss?: PeerLossPolicy;
@@ -280,6 +282,7 @@ export function makePair(
       secondaryExport: options.access,
       retain: options.retain,
       overlayLimitBytes: options.overlayLimitBytes,
+      bufferMemoryBytes: options.bufferMemoryBytes,
       createImages: !isPrimary && options.createImages,
       assumeInSync: false,
       adoptImages: false,

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { bufferedBytes } from "./buffered-bytes.ts";
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
 import { ReplicatedDisk } from "../../primary/replicated-disk.ts";
 import type { ColobusError, ErrorCode } from "../../proto/errors.ts";
@@ -30,6 +31,7 @@ const COMMAND_MS = 20_000;
 const QUICK_MS = 2_000;
 const CALL_SLACK_MS = 30_000;
 const TOGETHER_WITHIN_MS = 600_000;
+const RETAIN_MAX = 2;
 const WRITE_MAX_BYTES = 3 * 4096;
 
 const COUNTED = [
@@ -55,8 +57,16 @@ export interface RoleLifeReport extends LifeCounts {
   readonly seed: number;
 }
 
-export async function runRoleLife(seed: number, print?: (line: string) => void): Promise<RoleLifeReport> {
-  const life = new RoleLife(seed, print);
+export function runRoleLife(seed: number, print?: (line: string) => void): Promise<RoleLifeReport> {
+  return live(seed, new RoleLife(seed, "colo", print));
+}
+
+/** The same of a pair in mode `mc`. */
+export function runBufferedRoleLife(seed: number, print?: (line: string) => void): Promise<RoleLifeReport> {
+  return live(seed, new RoleLife(seed, "mc", print));
+}
+
+async function live(seed: number, life: RoleLife): Promise<RoleLifeReport> {
   const { world } = life;
   let ended = false;
   world.schedule(0, () => {
@@ -81,14 +91,17 @@ class RoleLife {
   readonly #pair: Pair;
   readonly #model: RoleModel;
   readonly #durability: Durability;
+  readonly #mode: "colo" | "mc";
   readonly #print: ((line: string) => void) | undefined;
   readonly #events = new Map<PairMember, number>();
   #parted = false;
   /** When an operator only asks what the two would do. */
   readonly #asking: SeededRandom;
 
-  constructor(seed: number, print?: (line: string) => void) {
-    this.world = new SimWorld(seed, { replay: `npx tsx test/sim/run-role-lives.ts --seed ${seed}` });
+  constructor(seed: number, mode: "colo" | "mc", print?: (line: string) => void) {
+    const program = mode === "mc" ? "run-buffered-role-lives" : "run-role-lives";
+    this.world = new SimWorld(seed, { replay: `npx tsx test/sim/${program}.ts --seed ${seed}` });
+    this.#mode = mode;
     this.#random = this.world.random;
     this.#print = print;
     this.#calls = new Calls(this.world);
@@ -100,6 +113,7 @@ class RoleLife {
     this.#pair = makePair(
       this.world,
       {
+        mode: this.#mode,
         disks: DISKS,
         clusterBytes: 4096,
         durability: this.#durability,
@@ -110,7 +124,7 @@ class RoleLife {
         peerTimeoutMs: 5_000,
         createImages: false,
         checkpointEveryMs: undefined,
-        retain: this.#random.pick([0, 0, 2]),
+        retain: this.#random.pick([0, 0, RETAIN_MAX]),
         overlayLimitBytes: undefined,
       },
       { primary: contents, secondary: contents.map((content) => Buffer.alloc(content.length)) },
@@ -503,11 +517,22 @@ class RoleLife {
         (await this.#checkpoint(primary, COMMAND_MS, false)),
       "the last checkpoint is not taken",
     );
+    if (this.#mode === "mc") await this.#untilApplied(primary);
     for (const [index, disk] of DISKS.entries()) {
       const [a, b] = this.#members.map(({ host }) => host.disk.readFile(imagePath(disk)));
       assert(a !== undefined && b !== undefined);
       this.#model.diskOf(primary, index).check(a, 0, `${disk.name} on a at the end`);
       assert(a.equals(b), `the copies of ${disk.name} differ at the end`);
+    }
+  }
+
+  /** What is committed reaches the base when no earlier checkpoint is kept that needs it as it was. */
+  async #untilApplied(primary: PairMember): Promise<void> {
+    for (let kept = 0; kept < RETAIN_MAX; kept += 1) await this.#checkpoint(primary, COMMAND_MS, false);
+    const deadlineMs = this.world.nowMs + COMMAND_MS;
+    while (this.#members.some((member) => bufferedBytes(member) > 0)) {
+      assert(this.world.nowMs < deadlineMs, "what is committed is not put into the base");
+      await this.#sleep(10);
     }
   }
 

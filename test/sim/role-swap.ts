@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { bufferedBytes, checkpointsUntilApplied } from "./buffered-bytes.ts";
 import type { Status } from "../../proto/control-api.ts";
 import { ReplicatedDisk } from "../../primary/replicated-disk.ts";
 import { imagePath, urlOf, type PairMember } from "./pair.ts";
@@ -143,6 +144,9 @@ export class RoleSwap {
       isTaken = await this.checkpoint();
     }
     assert(isTaken, "the swapped pair can take no checkpoint");
+    const { options } = this.#scripted;
+    for (let left = checkpointsUntilApplied(options); left > 0; left -= 1) await this.checkpoint();
+    if (options.mode === "mc") await this.until(() => bufferedBytes(this.#first) === 0);
     for (const [index, disk] of this.#scripted.disks.entries()) {
       const [promoted, first] = [this.#promoted, this.#first].map(({ host }) => host.disk.readFile(imagePath(disk)));
       assert(promoted !== undefined && first !== undefined);

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import type { Durability } from "../../proto/words.ts";
 import type { BlockDevice } from "../../shared/block/block-device.ts";
+import { bufferedBytes, checkpointsUntilApplied } from "./buffered-bytes.ts";
 import { Calls, type Outcome } from "./calls.ts";
 import { ModelWrite, type DiskModel } from "./disk-model.ts";
 import { PairModel } from "./pair-model.ts";
@@ -40,6 +41,7 @@ export class ScriptedPair {
   readonly pair: Pair;
   readonly model: PairModel;
   readonly disks: readonly PairDisk[];
+  readonly options: Omit<PairOptions, "durability">;
   readonly calls: Calls;
   readonly #random: SeededRandom;
   /** Something that `do` was given is under way: the world runs already. */
@@ -50,11 +52,12 @@ export class ScriptedPair {
     this.#random = this.world.random;
     this.calls = new Calls(this.world);
     this.disks = options.disks ?? DISKS;
+    this.options = { ...OPTIONS, ...options };
     const contents = this.disks.map(({ sizeBytes }) => this.#bytes(sizeBytes));
     this.model = new PairModel(this.disks, contents, () => undefined);
     this.pair = makePair(
       this.world,
-      { ...OPTIONS, ...options, durability },
+      { ...this.options, durability },
       { primary: contents, secondary: contents.map((content) => Buffer.alloc(content.length)) },
       this.model,
     );
@@ -292,6 +295,10 @@ export class ScriptedPair {
       taken = await this.checkpoint();
     }
     assert(taken, "the pair can take no checkpoint");
+    for (let left = checkpointsUntilApplied(this.options); left > 0; left -= 1) await this.checkpoint();
+    if (this.options.mode === "mc") {
+      await this.until("the base to have it", () => bufferedBytes(this.pair.secondary) === 0);
+    }
     for (const disk of this.disks) {
       const [primary, secondary] = [this.pair.primary, this.pair.secondary].map(({ host }) =>
         host.disk.readFile(imagePath(disk)),

@@ -246,8 +246,9 @@ class SimFile implements StorageFile {
 
   sync(): Promise<void> {
     const error = this.#admit("sync", 0, 0);
-    // Who only reads has nothing to sync; what another host has written is in that host's cache.
-    const position = this.#direct ? 0 : this.#inode.position;
+    // What another host has written is in that host's cache; that of this one may have what an earlier process wrote.
+    const { shared } = this.#inode;
+    const position = shared !== undefined && shared.writer !== this.#disk ? 0 : this.#inode.position;
     return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.syncMs, () => {
       if (error === undefined) this.#disk.makeDurable(this.#inode, position);
       else {

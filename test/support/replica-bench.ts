@@ -8,6 +8,8 @@ import type { DataMessage, Operation } from "../../proto/replication-messages.ts
 import type { ColobusError } from "../../proto/errors.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Durability } from "../../proto/words.ts";
+import type { BufferHost } from "../../secondary/block-buffer.ts";
+import { BufferMemory } from "../../secondary/buffer-memory.ts";
 import { Checkpoints } from "../../secondary/checkpoints.ts";
 import { overlayContext } from "../../secondary/overlay-files.ts";
 import { OverlayQuota, type OverlayUsage } from "../../secondary/overlay-quota.ts";
@@ -112,6 +114,7 @@ export class ReplicaBench {
   /** How often a checkpoint was asked for. */
   wanted = 0;
   readonly #options: BenchOptions;
+  readonly #memory = new BufferMemory({ bytes: 1_048_576, fragments: 1_000_000 }, () => (this.wanted += 1));
 
   private constructor(storage: MemoryStorage, state: StateFile, options: BenchOptions) {
     this.#storage = storage;
@@ -144,6 +147,7 @@ export class ReplicaBench {
         gate: this.gate,
         hasCheckpoint: () => this.checkpoints.committed.epoch > 0,
         access: "read-write",
+        buffers: state.record.mode === "mc" ? this.#bufferHost() : undefined,
       });
     });
     this.checkpoints = new Checkpoints({
@@ -167,9 +171,9 @@ export class ReplicaBench {
   }
 
   usage(): OverlayUsage {
-    const keptBytes = this.disks.reduce((sum, { hidden }) => sum + hidden.keptBytes, 0);
+    const keptBytes = this.disks.reduce((sum, { epochs }) => sum + epochs.keptBytes, 0);
     const totalBytes = this.disks.reduce(
-      (sum, { hidden, active }) => sum + hidden.allocatedBytes + active.allocatedBytes,
+      (sum, { epochs, active }) => sum + epochs.allocatedBytes + active.allocatedBytes,
       0,
     );
     return { totalBytes, freeableBytes: totalBytes - keptBytes };
@@ -223,6 +227,7 @@ export class ReplicaBench {
   /** The process dies, or the machine loses its power, between two calls; then the secondary starts again. */
   async restart(kind: "process" | "power"): Promise<ReplicaBench> {
     await this.writer.stop();
+    for (const { epochs } of this.disks) await epochs.end();
     await this.checkpoints.settled();
     this.#storage.crash(kind);
     return ReplicaBench.open(this.#storage, { ...this.#options, afterPowerLoss: kind === "power" });
@@ -233,6 +238,17 @@ export class ReplicaBench {
     const target = Buffer.alloc(length ?? view.sizeBytes - offset);
     await view.read(target, offset);
     return target;
+  }
+
+  #bufferHost(): BufferHost {
+    return {
+      memory: this.#memory,
+      clock: this.#clock,
+      failed: (reason) => {
+        this.failure = reason;
+      },
+      applied: () => this.quota?.measure(),
+    };
   }
 
   #newWriter(): ReplicaWriter {

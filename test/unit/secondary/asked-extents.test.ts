@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { ActiveDisk } from "../../../secondary/active-disk.ts";
 import type { Generation } from "../../../secondary/generation.ts";
-import type { HeldOriginals } from "../../../secondary/hidden-disk.ts";
+import type { EpochView } from "../../../secondary/epoch-overlay.ts";
 import { OverlayStack } from "../../../secondary/overlay-stack.ts";
 import type { Extent, Pending, WriteFlags, ZeroFlags } from "../../../shared/block/block-device.ts";
 import { ClusterBitmap, intersectsRange } from "../../../shared/block/cluster-bitmap.ts";
@@ -66,7 +66,7 @@ class AskedBase implements DiskImage {
   }
 }
 
-class Held implements HeldOriginals {
+class Held implements EpochView {
   version = 0;
   readonly clusters = new ClusterBitmap();
 

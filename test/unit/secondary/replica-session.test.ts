@@ -70,6 +70,7 @@ class Bench {
       bootId: "boot-1",
       retain: 0,
       overlayLimitBytes: undefined,
+      bufferMemoryBytes: 0,
       mayHaveLostWrites: false,
       lostSyncs: lostSyncsOf(state),
       disksCreated: () => this.events.push("disks-created"),

@@ -69,6 +69,7 @@ async function secondary(): Promise<Bench> {
     bootId: "boot-1",
     retain: 0,
     overlayLimitBytes: undefined,
+    bufferMemoryBytes: 0,
     mayHaveLostWrites: false,
     lostSyncs: lostSyncsOf(state),
     disksCreated: () => undefined,

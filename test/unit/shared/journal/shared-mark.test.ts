@@ -59,6 +59,38 @@ describe("the mark of a shared disk", () => {
     await a.assertNobodyMerges(log);
   });
 
+  it("of a merge is ended by the one who has merged, and by nobody else", async () => {
+    const { a, b } = sides();
+    const log = new SilentLog();
+    await a.endMerge(log);
+    expect(await a.read()).toBeUndefined();
+    await b.write("merging");
+    await a.endMerge(log);
+    expect(await a.read()).toMatchObject({ state: "merging" });
+    await b.endMerge(log);
+    expect(await a.read()).toMatchObject({ state: "unprotected", agentId: B });
+    await b.write("protected");
+    await b.endMerge(log);
+    expect(await a.read()).toMatchObject({ state: "protected" });
+  });
+
+  it("keeps a former primary from going on without the peer that was promoted", async () => {
+    const { storage, a, b } = sides();
+    const log = new SilentLog();
+    expect(await a.isOwn(log)).toBe(false);
+    await a.assertNotTakenBy(B, log);
+    await a.write("protected");
+    expect(await a.isOwn(log)).toBe(true);
+    await a.assertNotTakenBy(B, log);
+    await b.write("unprotected");
+    expect(await a.isOwn(log)).toBe(false);
+    await expect(a.assertNotTakenBy(B, log)).rejects.toMatchObject({ code: "outdated" });
+    await a.assertNotTakenBy("c".repeat(32), log);
+    await a.assertNotTakenBy(undefined, log);
+    for (const slot of [0, SHARED_MARK_BYTES / 2]) storage.disk.corrupt(PATH, slot + 20);
+    expect(await b.isOwn(log)).toBe(false);
+  });
+
   it("voids the checkpoint where it says unprotected, where it is damaged, and where it is needed and not there", async () => {
     const { storage, a, b } = sides();
     await b.assertProtected(false);

@@ -1,0 +1,488 @@
+/**
+ * Owns the block buffer of one disk (mode `mc`): what the primary has changed since the last committed checkpoint, and
+ * what is committed and not in the base yet, in one `EpochBuffer` or more for each epoch.
+ *
+ * The view is the committed buffers over the base. A commit moves buffers into it; then they are applied to the base
+ * behind the path, all that may be at once, and go when everything of them is there (under `power`: fsynced there). While
+ * an earlier checkpoint is kept, what came after it stays beside the base: so that checkpoint's view is the base and the
+ * buffers up to its epoch.
+ *
+ * Invariants: a change is in a log before it counts, and before the base has it. The base never has anything of an epoch
+ * that is not committed, or that came after a kept checkpoint; so applying can begin anew after any crash. A buffer that
+ * is recovered takes no more changes: a torn tail has only what its sender was never told to be stable.
+ */
+import assert from "node:assert/strict";
+import { BUFFER_RECORD_HEAD_BYTES } from "../proto/buffer-log-format.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { BUFFER_FRAGMENTS_MAX, DISK_RETRY_MS } from "../proto/limits.ts";
+import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import type { DiskImage } from "../shared/block/disk-image.ts";
+import type { Clock, Timer } from "../shared/host/clock.ts";
+import { intoBase, mergeBuffers, type MergeTarget } from "./buffer-merge.ts";
+import type { BufferMemory } from "./buffer-memory.ts";
+import type { BufferedChange } from "./buffer-log.ts";
+import { BufferView } from "./buffer-view.ts";
+import { EpochBuffer, listBufferLogs } from "./epoch-buffer.ts";
+import type { EpochOverlay, EpochView, Freeing, OverlaySource, ReadBelow } from "./epoch-overlay.ts";
+import type { OverlayContext } from "./overlay-files.ts";
+import type { Pending } from "../shared/block/block-device.ts";
+
+/** What a block buffer needs to take changes, and to apply them. */
+export interface BufferHost {
+  readonly memory: BufferMemory;
+  readonly clock: Clock;
+  /** Something could not be applied, and is tried again later. */
+  readonly failed: (reason: ColobusError) => void;
+  /** Something is applied, and its storage is free. */
+  readonly applied: () => void;
+}
+
+export interface BufferEpochs {
+  readonly committed: number;
+  readonly open: number;
+  /** An fsync may have failed in the process that left the logs. */
+  readonly mayHaveLostWrites?: boolean;
+}
+
+export class BlockBuffer implements EpochOverlay {
+  readonly #context: OverlayContext;
+  readonly #base: DiskImage;
+  /** undefined: this side is promoted, and only what is committed counts. */
+  readonly #host: BufferHost | undefined;
+  readonly #view: BufferView;
+  readonly #latest: BufferView;
+  /** Oldest first. */
+  #committed: EpochBuffer[] = [];
+  #open: EpochBuffer[] = [];
+  #openEpoch: number;
+  #version = 0;
+  /** Committed buffers up to this epoch are applied. */
+  #floor = 0;
+  #applying: Promise<void> | undefined;
+  #failure: ColobusError | undefined;
+  #retry: Timer | undefined;
+  #ended = false;
+  #mustRewrite: boolean;
+  #makingDurable: Promise<void> | undefined;
+  /** Logs of this disk are numbered, so that those of one epoch have an order. */
+  #nextOrdinal = 0;
+  /** What the memory was told of. */
+  #counted = { total: 0, uncommitted: 0 };
+
+  private constructor(context: OverlayContext, base: DiskImage, epochs: BufferEpochs, host: BufferHost | undefined) {
+    this.#context = context;
+    this.#base = base;
+    this.#host = host;
+    this.#openEpoch = epochs.open;
+    this.#mustRewrite = epochs.mayHaveLostWrites ?? false;
+    const version = (): number => this.#version;
+    this.#view = new BufferView(() => this.#committed, version);
+    this.#latest = new BufferView(() => [...this.#committed, ...this.#open], version);
+  }
+
+  /** Reads back the logs on disk. */
+  static recover(context: OverlayContext, base: DiskImage, epochs: BufferEpochs, host?: BufferHost): BlockBuffer {
+    const disk = new BlockBuffer(context, base, epochs, host);
+    for (const { epoch, ordinal } of listBufferLogs(context)) {
+      const buffer = EpochBuffer.tryRecover(context, epoch, ordinal);
+      if (buffer === undefined) continue;
+      if (epoch <= epochs.committed) disk.#committed.push(buffer);
+      else disk.#open.push(buffer);
+      disk.#nextOrdinal = Math.max(disk.#nextOrdinal, ordinal + 1);
+    }
+    disk.#recount();
+    return disk;
+  }
+
+  get version(): number {
+    return this.#version;
+  }
+
+  get isEmpty(): boolean {
+    return this.#open.every(({ index }) => index.isEmpty);
+  }
+
+  /** Whether the base has everything. */
+  get isApplied(): boolean {
+    return this.isEmpty && this.#committed.length === 0;
+  }
+
+  get newestEpoch(): number {
+    return this.#open.findLast(({ index }) => !index.isEmpty)?.epoch ?? 0;
+  }
+
+  get allocatedBytes(): number {
+    return bytesOf(this.#open) + this.keptBytes;
+  }
+
+  get keptBytes(): number {
+    return bytesOf(this.#committed);
+  }
+
+  get mergeBytes(): number {
+    return this.keptBytes;
+  }
+
+  get storage(): { readonly hiddenBytes: number; readonly bufferBytes: number } {
+    return { hiddenBytes: 0, bufferBytes: this.allocatedBytes };
+  }
+
+  find(cluster: number): OverlaySource | undefined {
+    return this.#view.find(cluster);
+  }
+
+  intersects(first: number, end: number): boolean {
+    return this.#view.intersects(first, end);
+  }
+
+  union(): ClusterBitmap {
+    return this.#view.union();
+  }
+
+  asOf(epoch: number): EpochView {
+    return new BufferView(
+      () => this.#committed.filter((buffer) => buffer.epoch <= epoch),
+      () => this.#version,
+    );
+  }
+
+  changedSinceCommit(): ClusterBitmap {
+    return ClusterBitmap.orMany(this.#open.map(({ index }) => index.held()));
+  }
+
+  /** Reads what the disk holds with everything that has come. */
+  readLatest(target: Uint8Array, offset: number): Pending {
+    return this.#latest.read(target, offset, this.#readBase);
+  }
+
+  /** Whether anything that is not in the base yet lies in clusters [first, end). */
+  holds(first: number, end: number): boolean {
+    return this.#latest.intersects(first, end);
+  }
+
+  /**
+   * Takes changes of the open epoch, in order. When the promise resolves they survive the death of this process; when a
+   * later `sync` does, they are durable. Where there is no room, it waits for what is being applied.
+   * Errors: `overlay-full`, `out-of-space`, `io-error`; nothing is taken then.
+   */
+  async append(changes: readonly BufferedChange[]): Promise<void> {
+    for (;;) {
+      const fault = this.#tryAppend(changes);
+      if (fault === undefined) return;
+      if (this.#applying === undefined) throw fault;
+      await this.#applying;
+    }
+  }
+
+  beginWithoutBarrier(): Promise<void> | undefined {
+    if (this.isApplied) return undefined;
+    return this.#mendOpen()
+      .then(() => this.giveUp()())
+      .then(() => {
+        if (this.#failure !== undefined) throw this.#failure;
+      });
+  }
+
+  makeDurable(): Promise<void> {
+    // A session that was replaced meanwhile may have begun it: one at a time.
+    this.#makingDurable ??= this.#makeDurable().finally(() => {
+      this.#makingDurable = undefined;
+    });
+    return this.#makingDurable;
+  }
+
+  /** Everything taken before the call is durable when the promise resolves. Errors: `io-error`. */
+  async sync(): Promise<void> {
+    for (const buffer of this.#open) if (!buffer.isSynced) await buffer.sync();
+  }
+
+  openEpoch(epoch: number): void {
+    assert(epoch >= this.newestEpoch, "epochs only grow");
+    this.#openEpoch = epoch;
+  }
+
+  setNewestBarrier(): void {
+    // Which buffers a commit takes follows from their epochs.
+  }
+
+  keepThrough(epoch: number): void {
+    const open = this.#open.findIndex((buffer) => buffer.epoch > epoch);
+    this.#committed.push(...this.#open.splice(0, open < 0 ? this.#open.length : open));
+    this.#version += 1;
+    this.#recount();
+  }
+
+  release(floor: number): Freeing {
+    this.#floor = Math.max(this.#floor, floor);
+    this.#apply();
+    return async () => {
+      await this.#applying;
+    };
+  }
+
+  rollBack(epoch: number): Freeing {
+    const dropped = [...this.#committed.filter((buffer) => buffer.epoch > epoch), ...this.#open.splice(0)];
+    this.#committed = this.#committed.filter((buffer) => buffer.epoch <= epoch);
+    this.#version += 1;
+    this.#recount();
+    return () => retireAll(dropped);
+  }
+
+  giveUp(): Freeing {
+    this.keepThrough(Infinity);
+    // Only now: the floor of later checkpoints is theirs.
+    const through = this.#committed.at(-1)?.epoch ?? 0;
+    return this.release(through);
+  }
+
+  async join(
+    needed: () => readonly number[],
+    atMost: number,
+    exclusively: (change: () => boolean) => Promise<boolean>,
+  ): Promise<void> {
+    for (;;) {
+      const pair = this.#findJoinable(needed(), atMost);
+      if (pair === undefined) return;
+      const joined = await this.#joinPair(pair);
+      if (joined === undefined) return;
+      const isTaken = await exclusively(() => this.#tryReplace(pair, joined));
+      await retireAll(isTaken ? pair : [joined]);
+      if (!isTaken) return;
+    }
+  }
+
+  async end(): Promise<void> {
+    this.#ended = true;
+    this.#retry?.cancel();
+    this.#retry = undefined;
+    await this.#applying;
+  }
+
+  resume(): void {
+    this.#ended = false;
+    this.#apply();
+  }
+
+  dropUncommitted(isBaseAll: boolean): void {
+    const dropped = this.#open.splice(0);
+    if (isBaseAll) dropped.push(...this.#committed.splice(0));
+    this.#version += 1;
+    // What cannot be removed now is removed with the other overlays, when the merge is done.
+    void retireAll(dropped).catch(() => undefined);
+  }
+
+  async removeBehind(): Promise<void> {
+    await retireAll([...this.#committed.splice(0), ...this.#open.splice(0)]);
+  }
+
+  describeGenerations(): { epoch: number; bytes: number }[] {
+    const byEpoch = new Map<number, number>();
+    for (const { epoch, sizeBytes } of [...this.#committed, ...this.#open]) {
+      byEpoch.set(epoch, (byEpoch.get(epoch) ?? 0) + sizeBytes);
+    }
+    return Array.from(byEpoch, ([epoch, bytes]) => ({ epoch, bytes }));
+  }
+
+  async flush(): Promise<void> {
+    for (const buffer of [...this.#committed, ...this.#open]) await buffer.sync();
+  }
+
+  close(): void {
+    this.#retry?.cancel();
+    for (const buffer of [...this.#committed, ...this.#open]) buffer.close();
+  }
+
+  /** Returns why the changes cannot be taken for want of room. Other errors are thrown. */
+  #tryAppend(changes: readonly BufferedChange[]): ColobusError | undefined {
+    assert(this.#host !== undefined, "a promoted side takes no stream");
+    const { memory } = this.#host;
+    if (memory.isIndexFull) return indexFull();
+    const { quota } = this.#context;
+    try {
+      let bytes = 0;
+      for (const { kind, length } of changes) bytes += BUFFER_RECORD_HEAD_BYTES + (kind === "write" ? length : 0);
+      quota?.take(bytes);
+      const buffer = this.#openBuffer(memory);
+      buffer.append(changes);
+      this.#recount();
+      quota?.settle();
+      return undefined;
+    } catch (error) {
+      if (error instanceof ColobusError && (error.code === "overlay-full" || error.code === "out-of-space"))
+        return error;
+      throw error;
+    }
+  }
+
+  #openBuffer(memory: BufferMemory): EpochBuffer {
+    const last = this.#open.at(-1);
+    if (last !== undefined && last.epoch === this.#openEpoch && last.isOpen) return last;
+    const buffer = this.#createBuffer(memory, this.#openEpoch);
+    this.#open.push(buffer);
+    return buffer;
+  }
+
+  #createBuffer(memory: BufferMemory, epoch: number): EpochBuffer {
+    const buffer = EpochBuffer.create(this.#context, memory, epoch, this.#nextOrdinal);
+    this.#nextOrdinal += 1;
+    return buffer;
+  }
+
+  async #makeDurable(): Promise<void> {
+    await this.#mendOpen();
+    if (this.#context.durability === "power") await this.sync();
+  }
+
+  /** What a failed sync may have lost was never called stable: it goes, and comes again. */
+  async #mendOpen(): Promise<void> {
+    const lost: EpochBuffer[] = [];
+    for (const buffer of this.#open) {
+      if (buffer.isDamaged) buffer.mend();
+      else if (this.#mustRewrite && this.#context.durability === "power") buffer.writeAgain();
+      if (buffer.index.isEmpty) lost.push(buffer);
+    }
+    this.#open = this.#open.filter((buffer) => !lost.includes(buffer));
+    this.#recount();
+    this.#mustRewrite = false;
+    await retireAll(lost);
+  }
+
+  /** The first buffers that no checkpoint tells apart, while there are more than `atMost`. What is being applied stays. */
+  #findJoinable(needed: readonly number[], atMost: number): readonly [EpochBuffer, EpochBuffer] | undefined {
+    const all = [...this.#committed, ...this.#open];
+    if (all.length <= atMost) return undefined;
+    for (const [index, newer] of all.entries()) {
+      const older = all[index - 1];
+      const next = all[index + 1];
+      // What is joined comes last in its epoch, and so must the newer one.
+      if (older === undefined || next === undefined || next.epoch === newer.epoch || older.epoch <= this.#floor)
+        continue;
+      if (!needed.some((epoch) => older.epoch <= epoch && epoch < newer.epoch)) return [older, newer];
+    }
+    return undefined;
+  }
+
+  /** Copies what two neighbours have into a new buffer of the newer one's epoch. undefined: this side is being promoted. */
+  async #joinPair(pair: readonly EpochBuffer[]): Promise<EpochBuffer | undefined> {
+    const epoch = pair.at(-1)?.epoch;
+    if (this.#host === undefined || epoch === undefined) return undefined;
+    for (const buffer of pair) buffer.enter();
+    const joined = this.#createBuffer(this.#host.memory, epoch);
+    let isComplete = false;
+    try {
+      const target = intoBuffer(joined);
+      isComplete = await mergeBuffers(pair, this.#context.geometry, target, this.#rest);
+      if (isComplete && this.#context.durability === "power") await joined.sync();
+      return isComplete ? joined : undefined;
+    } finally {
+      for (const buffer of pair) buffer.leave();
+      if (!isComplete) await joined.retire();
+    }
+  }
+
+  /** False when a commit, or the base, has taken either meanwhile. */
+  #tryReplace([older, newer]: readonly [EpochBuffer, EpochBuffer], joined: EpochBuffer): boolean {
+    if (older.epoch <= this.#floor || this.#ended) return false;
+    for (const list of [this.#committed, this.#open]) {
+      const at = list.indexOf(older);
+      if (at < 0 || list[at + 1] !== newer) continue;
+      list.splice(at, 2, joined);
+      this.#version += 1;
+      this.#recount();
+      return true;
+    }
+    return false;
+  }
+
+  /** Begins to apply what may be, unless that is under way, or has to wait after a failure. */
+  #apply(): void {
+    const host = this.#host;
+    if (host === undefined || this.#ended || this.#applying !== undefined || this.#retry !== undefined) return;
+    if (this.#applicable().length === 0) return;
+    this.#applying = this.#applyAll(host).finally(() => {
+      this.#applying = undefined;
+    });
+  }
+
+  #applicable(): readonly EpochBuffer[] {
+    return this.#committed.filter(({ epoch }) => epoch <= this.#floor);
+  }
+
+  async #applyAll(host: BufferHost): Promise<void> {
+    for (;;) {
+      const buffers = this.#applicable();
+      if (buffers.length === 0 || this.#ended) return;
+      try {
+        const target = intoBase(this.#base);
+        if (!(await mergeBuffers(buffers, this.#context.geometry, target, this.#rest))) return;
+        if (this.#context.durability === "power") await this.#base.syncOwn();
+        this.#committed = this.#committed.filter((buffer) => !buffers.includes(buffer));
+        this.#version += 1; // what was asked of the base before is not what it shows now
+        this.#recount();
+        this.#failure = undefined;
+        await retireAll(buffers);
+        host.applied();
+      } catch (error) {
+        this.#failure = asColobusError(error);
+        host.failed(this.#failure);
+        this.#retry = host.clock.after(DISK_RETRY_MS, () => {
+          this.#retry = undefined;
+          this.#apply();
+        });
+        return;
+      }
+    }
+  }
+
+  /** Lets others run. False: nothing is to be moved any more. */
+  readonly #rest = async (): Promise<boolean> => {
+    const { clock } = this.#host ?? {};
+    await new Promise<void>((resolve) => {
+      if (clock === undefined) resolve();
+      else clock.defer(resolve);
+    });
+    return !this.#ended;
+  };
+
+  readonly #readBase: ReadBelow = (target, offset) => this.#base.read(target, offset);
+
+  #recount(): void {
+    const uncommitted = countOf(this.#open);
+    const total = uncommitted + countOf(this.#committed);
+    this.#host?.memory.countFragments(total - this.#counted.total, uncommitted - this.#counted.uncommitted);
+    this.#counted = { total, uncommitted };
+  }
+}
+
+function intoBuffer(buffer: EpochBuffer): MergeTarget {
+  const append = (change: BufferedChange): undefined => {
+    buffer.append([change]);
+  };
+  return {
+    write: (payload, offset) => append({ kind: "write", offset, length: payload.length, payload }),
+    zero: (offset, length, isDiscard) =>
+      append({ kind: isDiscard ? "discard" : "zero", offset, length, payload: NO_PAYLOAD }),
+  };
+}
+
+const NO_PAYLOAD = new Uint8Array(0);
+
+function bytesOf(buffers: readonly EpochBuffer[]): number {
+  return buffers.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+}
+
+function countOf(buffers: readonly EpochBuffer[]): number {
+  return buffers.reduce((sum, { index }) => sum + index.count, 0);
+}
+
+async function retireAll(buffers: readonly EpochBuffer[]): Promise<void> {
+  for (const buffer of buffers) await buffer.retire();
+}
+
+function indexFull(): ColobusError {
+  return new ColobusError(
+    "overlay-full",
+    `the block buffers index ${BUFFER_FRAGMENTS_MAX} parts of clusters, which is their limit`,
+    "Commit a checkpoint, or take them more often.",
+  );
+}

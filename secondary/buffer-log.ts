@@ -1,0 +1,363 @@
+/**
+ * Owns one log of a block buffer (`proto/buffer-log-format.ts`), and the part of it that is held in memory.
+ *
+ * How: records are put together in chunks, each the image of its stretch of the file, and what a call has added is
+ * written from there in as few pieces as possible. A chunk that is full and written stays in memory, to be read from
+ * there, as long as the limit of all buffers allows.
+ *
+ * Invariants: an append that failed leaves no trace: the next one overwrites its bytes. After a failed sync nothing
+ * counts that no sync has covered: `cut` removes it, and its sender, who was never told that it is stable, sends it again.
+ */
+import assert from "node:assert/strict";
+import { crc32 } from "node:zlib";
+import {
+  BUFFER_LOG_HEADER_BYTES,
+  BUFFER_RECORD_HEAD_BYTES,
+  bufferRecordSeed,
+  decodeBufferLogHeader,
+  decodeBufferRecordHead,
+  encodeBufferLogHeader,
+  encodeBufferRecordHead,
+  sealBufferRecord,
+  type BufferLogHeader,
+  type BufferRecord,
+} from "../proto/buffer-log-format.ts";
+import { ColobusError } from "../proto/errors.ts";
+import { BUFFER_CHUNK_MIN_BYTES } from "../proto/limits.ts";
+import type { Pending } from "../shared/block/block-device.ts";
+import type { Storage, StorageFile } from "../shared/host/storage.ts";
+import type { BufferMemory } from "./buffer-memory.ts";
+
+const READ_BYTES = 1024 * 1024;
+
+/** Called for each record of a log, with the position of its payload. */
+export type VisitRecord = (record: BufferRecord, position: number) => void;
+
+/** What a record says, and for a write the bytes. */
+export interface BufferedChange extends BufferRecord {
+  readonly payload: Uint8Array;
+}
+
+export class BufferLog {
+  readonly #file: StorageFile;
+  readonly #seed: number;
+  /** undefined: nothing is held in memory, and nothing will be appended. */
+  readonly #memory: BufferMemory | undefined;
+  readonly #chunkBytes: number;
+  readonly #chunks: (Buffer | undefined)[] = [];
+  #tailBytes: number;
+  /** What has been put together, and not written yet, ends here. */
+  #stagedBytes: number;
+  #sequence: number;
+  #syncedBytes = 0;
+  #damaged = false;
+  static readonly #head = Buffer.alloc(BUFFER_RECORD_HEAD_BYTES);
+
+  private constructor(
+    file: StorageFile,
+    header: BufferLogHeader,
+    memory: BufferMemory | undefined,
+    end: { readonly tailBytes: number; readonly sequence: number },
+  ) {
+    this.#file = file;
+    this.#seed = bufferRecordSeed(header.id);
+    this.#memory = memory;
+    this.#chunkBytes = memory?.chunkBytes ?? BUFFER_CHUNK_MIN_BYTES;
+    this.#tailBytes = end.tailBytes;
+    this.#stagedBytes = end.tailBytes;
+    this.#sequence = end.sequence;
+  }
+
+  /** Starts an empty log at `path`, replacing what a crash may have left there. */
+  static create(storage: Storage, path: string, header: BufferLogHeader, memory: BufferMemory): BufferLog {
+    const file = storage.open(path, { kind: "buffer-log", create: "if-missing" });
+    const log = new BufferLog(file, header, memory, { tailBytes: 0, sequence: 0 });
+    try {
+      if (file.sizeBytes() > 0) file.truncate(0);
+      log.#stage(encodeBufferLogHeader(header));
+      log.#writeStaged();
+      return log;
+    } catch (error) {
+      log.close();
+      throw error;
+    }
+  }
+
+  /**
+   * Opens the log at `path`, calls `visit` for each record in order, and cuts a torn tail. It takes no more records.
+   * Returns undefined when the header is torn or belongs to another disk or epoch: such a log was never relied on.
+   */
+  static open(
+    storage: Storage,
+    path: string,
+    expected: Omit<BufferLogHeader, "id">,
+    visit: VisitRecord,
+  ): BufferLog | undefined {
+    const file = storage.open(path, { kind: "buffer-log", create: "never" });
+    try {
+      const scanned = scanBufferLog(file, visit);
+      const isExpected =
+        scanned !== undefined &&
+        scanned.header.diskSizeBytes === expected.diskSizeBytes &&
+        scanned.header.epoch === expected.epoch &&
+        scanned.header.ordinal === expected.ordinal;
+      if (!isExpected) {
+        file.close();
+        return undefined;
+      }
+      if (scanned.tailBytes < file.sizeBytes()) file.truncate(scanned.tailBytes);
+      return new BufferLog(file, scanned.header, undefined, scanned);
+    } catch (error) {
+      file.close();
+      throw error;
+    }
+  }
+
+  get path(): string {
+    return this.#file.path;
+  }
+
+  get sizeBytes(): number {
+    return this.#tailBytes;
+  }
+
+  /** Whether it takes more records. */
+  get isOpen(): boolean {
+    return this.#memory !== undefined && !this.#damaged;
+  }
+
+  /** Whether a sync has failed, and `cut` was not called since. */
+  get isDamaged(): boolean {
+    return this.#damaged;
+  }
+
+  get isSynced(): boolean {
+    return this.#syncedBytes === this.#tailBytes;
+  }
+
+  /**
+   * Appends the changes, and calls `visit` for each when all are in the file. The payloads are the caller's again then.
+   * Errors: those of the file (`out-of-space`, `io-error`); none is appended then.
+   */
+  append(changes: readonly BufferedChange[], visit: VisitRecord): void {
+    const sequence = this.#sequence;
+    const tailBytes = this.#tailBytes;
+    try {
+      for (const change of changes) {
+        this.#sequence += 1;
+        this.#stageRecord(change);
+      }
+      this.#writeStaged();
+    } catch (error) {
+      this.#sequence = sequence;
+      this.#stagedBytes = tailBytes;
+      this.#tailBytes = tailBytes;
+      throw error;
+    }
+    let position = tailBytes;
+    for (const change of changes) {
+      position += BUFFER_RECORD_HEAD_BYTES;
+      visit(change, position);
+      if (change.kind === "write") position += change.length;
+    }
+  }
+
+  /** Fills `target` from `position`. */
+  read(target: Uint8Array, position: number): Pending {
+    const end = position + target.length;
+    for (let at = position; at < end;) {
+      const index = Math.floor(at / this.#chunkBytes);
+      const chunk = this.#chunks[index];
+      if (chunk === undefined) return this.#readFile(target.subarray(at - position), at);
+      const from = at - index * this.#chunkBytes;
+      const length = Math.min(this.#chunkBytes - from, end - at);
+      chunk.copy(target, at - position, from, from + length);
+      at += length;
+    }
+    return undefined;
+  }
+
+  /** Everything appended before the call is durable when the promise resolves; the name is the caller's to make so. */
+  async sync(): Promise<void> {
+    const tailBytes = this.#tailBytes;
+    if (this.#syncedBytes === tailBytes) return;
+    try {
+      await this.#file.sync();
+    } catch (error) {
+      this.#damaged = true;
+      throw error;
+    }
+    this.#syncedBytes = Math.max(this.#syncedBytes, tailBytes);
+  }
+
+  /** A sync has failed: drops what none has covered, and calls `visit` for what is left. Errors: `io-error`. */
+  cut(visit: VisitRecord): void {
+    this.#giveChunks();
+    this.#file.truncate(this.#syncedBytes);
+    if (this.#syncedBytes > 0) {
+      const scanned = scanBufferLog(this.#file, visit);
+      assert(scanned?.tailBytes === this.#syncedBytes, "what was synced reads back");
+      this.#sequence = scanned.sequence;
+    }
+    this.#tailBytes = this.#syncedBytes;
+    this.#stagedBytes = this.#syncedBytes;
+    this.#damaged = false;
+  }
+
+  /**
+   * An earlier process may have lost any of it, and seen it nevertheless: writes everything again, for the next sync.
+   * Errors: `io-error`, also where it is not as it was.
+   */
+  writeAgain(): void {
+    if (scanBufferLog(this.#file, () => undefined)?.tailBytes !== this.#tailBytes) {
+      throw new ColobusError(
+        "io-error",
+        `${this.#file.path} has lost what was written to it`,
+        "Look for errors of its device in the kernel's log, and restart the agent.",
+      );
+    }
+    for (let at = 0; at < this.#tailBytes; at += READ_BYTES) {
+      const piece = Buffer.allocUnsafe(Math.min(READ_BYTES, this.#tailBytes - at));
+      this.#file.readNow(piece, at);
+      this.#file.write(piece, at);
+    }
+    this.#syncedBytes = 0;
+    this.#damaged = false;
+  }
+
+  close(): void {
+    this.#giveChunks();
+    this.#file.close();
+  }
+
+  #readFile(target: Uint8Array, position: number): Pending {
+    return this.#file.tryRead(target, position) ? undefined : this.#file.read(target, position);
+  }
+
+  /** Puts a record behind what is staged: in one chunk, where it fits, so that it is summed up in one go. */
+  #stageRecord(change: BufferedChange): void {
+    const payload = change.kind === "write" ? change.payload : NO_PAYLOAD;
+    const index = Math.floor(this.#stagedBytes / this.#chunkBytes);
+    const at = this.#stagedBytes - index * this.#chunkBytes;
+    const length = BUFFER_RECORD_HEAD_BYTES + payload.length;
+    if (at + length > this.#chunkBytes) {
+      const head = BufferLog.#head;
+      encodeBufferRecordHead(head, this.#sequence, change);
+      sealBufferRecord([head, asBuffer(payload)], this.#seed);
+      this.#stage(head);
+      this.#stage(payload);
+      return;
+    }
+    const record = this.#chunkAt(index).subarray(at, at + length);
+    encodeBufferRecordHead(record, this.#sequence, change);
+    record.set(payload, BUFFER_RECORD_HEAD_BYTES);
+    sealBufferRecord([record], this.#seed);
+    this.#stagedBytes += length;
+  }
+
+  /** Puts bytes behind what is staged. */
+  #stage(bytes: Uint8Array): void {
+    for (let from = 0; from < bytes.length;) {
+      const index = Math.floor(this.#stagedBytes / this.#chunkBytes);
+      const chunk = this.#chunkAt(index);
+      const at = this.#stagedBytes - index * this.#chunkBytes;
+      const length = Math.min(this.#chunkBytes - at, bytes.length - from);
+      chunk.set(from === 0 && length === bytes.length ? bytes : bytes.subarray(from, from + length), at);
+      this.#stagedBytes += length;
+      from += length;
+    }
+  }
+
+  #chunkAt(index: number): Buffer {
+    const present = this.#chunks[index];
+    if (present !== undefined) return present;
+    assert(this.#memory !== undefined, "the log is open");
+    const chunk = this.#memory.takeChunk();
+    this.#chunks[index] = chunk;
+    // After a cut the file has the chunk's beginning.
+    const has = this.#tailBytes - index * this.#chunkBytes;
+    if (has > 0) this.#file.readNow(chunk.subarray(0, has), index * this.#chunkBytes);
+    return chunk;
+  }
+
+  #writeStaged(): void {
+    while (this.#tailBytes < this.#stagedBytes) {
+      const index = Math.floor(this.#tailBytes / this.#chunkBytes);
+      const start = index * this.#chunkBytes;
+      const end = Math.min(this.#stagedBytes, start + this.#chunkBytes);
+      const chunk = this.#chunks[index];
+      assert(chunk !== undefined, "what is staged is in memory");
+      this.#file.write(chunk.subarray(this.#tailBytes - start, end - start), this.#tailBytes);
+      this.#tailBytes = end;
+      if (end < start + this.#chunkBytes || this.#memory?.isOver !== true) continue;
+      this.#chunks[index] = undefined;
+      this.#memory.giveChunk(chunk);
+    }
+  }
+
+  #giveChunks(): void {
+    for (const chunk of this.#chunks) if (chunk !== undefined) this.#memory?.giveChunk(chunk);
+    this.#chunks.length = 0;
+  }
+}
+
+const NO_PAYLOAD = Buffer.alloc(0);
+
+function asBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** Calls `visit` for each sound record of a log. Returns its header and where it ends; undefined: it is no such log. */
+export function scanBufferLog(
+  file: StorageFile,
+  visit: VisitRecord,
+): { readonly header: BufferLogHeader; readonly tailBytes: number; readonly sequence: number } | undefined {
+  const size = file.sizeBytes();
+  const headerBytes = Buffer.alloc(Math.min(size, BUFFER_LOG_HEADER_BYTES));
+  file.readNow(headerBytes, 0);
+  const header = decodeBufferLogHeader(headerBytes);
+  if (header === undefined) return undefined;
+  const seed = bufferRecordSeed(header.id);
+  const reader = new WindowReader(file, size);
+  let tailBytes = BUFFER_LOG_HEADER_BYTES;
+  let sequence = 0;
+  for (;;) {
+    if (size - tailBytes < BUFFER_RECORD_HEAD_BYTES) break;
+    const head = decodeBufferRecordHead(reader.read(tailBytes, BUFFER_RECORD_HEAD_BYTES), seed);
+    if (head === undefined || head.sequence !== sequence + 1) break;
+    const position = tailBytes + BUFFER_RECORD_HEAD_BYTES;
+    if (head.offset + head.length > header.diskSizeBytes || position + head.payloadBytes > size) break;
+    let checksum = head.headChecksum;
+    for (let at = 0; at < head.payloadBytes; at += READ_BYTES) {
+      checksum = crc32(reader.read(position + at, Math.min(READ_BYTES, head.payloadBytes - at)), checksum);
+    }
+    if (checksum !== head.checksum) break;
+    tailBytes = position + head.payloadBytes;
+    sequence += 1;
+    visit(head, position);
+  }
+  return { header, tailBytes, sequence };
+}
+
+/** Reads a file from front to back, in pieces that are larger than what is asked for. */
+class WindowReader {
+  readonly #file: StorageFile;
+  readonly #size: number;
+  #window = Buffer.alloc(0);
+  #start = 0;
+
+  constructor(file: StorageFile, size: number) {
+    this.#file = file;
+    this.#size = size;
+  }
+
+  /** At most READ_BYTES, which lie in the file. Valid until the next call. */
+  read(at: number, length: number): Buffer {
+    if (at < this.#start || at + length > this.#start + this.#window.length) {
+      this.#start = at;
+      this.#window = Buffer.allocUnsafe(Math.min(READ_BYTES, this.#size - at));
+      this.#file.readNow(this.#window, at);
+    }
+    return this.#window.subarray(at - this.#start, at - this.#start + length);
+  }
+}
