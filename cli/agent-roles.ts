@@ -256,7 +256,7 @@ export class AgentRoles {
     for (const child of active.children) marks.push(await child.changeMark());
     await this.#options.state.update((record) => ({
       ...record,
-      disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: marks[index] ?? null })),
+      disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: cleanMarkOf(record, marks[index]) })),
     }));
     for (const child of active.children) child.close();
   }
@@ -503,4 +503,9 @@ export class AgentRoles {
     });
     jobs.start(work, { speed: agent.config.resyncSpeed, held: false });
   }
+}
+
+/** A shared disk that was never opened for writing, and so says nothing, was not flushed: it was not left in good order. */
+function cleanMarkOf({ mode }: StateRecord, mark: string | undefined): string | null {
+  return mode === "shared" && mark === "" ? null : (mark ?? null);
 }

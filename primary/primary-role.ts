@@ -489,6 +489,8 @@ export class PrimaryRole {
 
   /** Guests wait until the secondary takes originals. What it has prepared counts when the shared disk has it. */
   async #openedShared(shared: SharedDisks, peer: Hello): Promise<number> {
+    // Only what is opened for writing can flush what an earlier process has left in the host's cache.
+    for (const { child } of this.#options.children) await child.ready?.();
     await shared.flush();
     const verdict = this.#lastVerdict?.verdict;
     const isKept = verdict?.kind === "sync" && verdict.extent === "keep";

@@ -169,6 +169,10 @@ export class PromotedDisk implements Child {
     return this.#base.changeMark();
   }
 
+  async ready(): Promise<void> {
+    await this.#base.ready?.();
+  }
+
   /** Everything is merged, or the base stays this side's. */
   async letGo(): Promise<void> {
     if (this.#stack === undefined) await this.#base.letGo?.();

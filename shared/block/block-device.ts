@@ -70,6 +70,11 @@ export interface Child extends Omit<BlockDevice, "openWrite"> {
    */
   readonly placementBytes?: number | undefined;
   /**
+   * Resolves when requests would reach the image. Errors: why they cannot (`image-busy`, `read-only` …). Absent where
+   * opening takes no waiting.
+   */
+  ready?(): Promise<void>;
+  /**
    * Makes everything durable, and gives the image back until the next request, which opens it again: meanwhile another
    * host may take it over. Nothing may be under way. Errors: `io-error`; it is not given back then. Absent where the image
    * is this host's alone.

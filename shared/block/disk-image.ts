@@ -42,11 +42,6 @@ export interface DiskImage extends Child {
    */
   invalidate?(): void;
   /**
-   * Resolves when requests would reach the image. Errors: why they cannot (`image-busy`, `read-only` …). Absent where
-   * opening takes no waiting.
-   */
-  ready?(): Promise<void>;
-  /**
    * Gives the image back without writing anything more of what was not flushed: another host writes it now. Absent where
    * nobody but the kernel holds anything back.
    */
