@@ -53,7 +53,11 @@ async function dieAt(side: "primary" | "secondary", dyingCall: number, durabilit
   const { world, pair } = scripted;
   await scripted.start();
   await scripted.do("writes", async () => {
-    for (const index of scripted.disks.keys()) await scripted.guestWrite(index, 4096, 3 * 4096, "bytes");
+    for (const index of scripted.disks.keys()) {
+      await scripted.guestWrite(index, 4096, 3 * 4096, "bytes");
+      // What no flush has covered may go with the power.
+      await scripted.guestFlush(index, pair.primary);
+    }
   });
   const written = await contentOf(scripted, pair.primary);
   const { host } = pair[side];
