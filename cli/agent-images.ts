@@ -18,7 +18,7 @@ import { ForeignNbdImage } from "../shared/nbd/foreign-nbd-image.ts";
 import { NbdImage } from "../shared/nbd/nbd-image.ts";
 
 /** Formats that can be read while another host writes them, as long as it moves nothing that is read. */
-export const SHARED_FORMATS: readonly ImageFormat[] = ["qcow2", "qcow", "qed", "vmdk", "vdi", "vpc"];
+export const SHARED_FORMATS: readonly ImageFormat[] = ["qcow2", "vmdk", "vdi", "vpc"];
 
 export interface AgentImagesOptions {
   readonly storage: Storage;

@@ -64,6 +64,7 @@ export class BlockBuffer implements EpochOverlay {
   #ended = false;
   #mustRewrite: boolean;
   #makingDurable: Promise<void> | undefined;
+  #dropping: Promise<void> | undefined;
   /** Logs of this disk are numbered, so that those of one epoch have an order. */
   #nextOrdinal = 0;
   /** What the memory was told of. */
@@ -268,10 +269,11 @@ export class BlockBuffer implements EpochOverlay {
     if (isBaseAll) dropped.push(...this.#committed.splice(0));
     this.#version += 1;
     // What cannot be removed now is removed with the other overlays, when the merge is done.
-    void retireAll(dropped).catch(() => undefined);
+    this.#dropping = retireAll(dropped).catch(() => undefined);
   }
 
   async removeBehind(): Promise<void> {
+    await this.#dropping;
     await retireAll([...this.#committed.splice(0), ...this.#open.splice(0)]);
   }
 

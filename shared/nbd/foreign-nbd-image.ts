@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import type { ColobusError } from "../../proto/errors.ts";
 import type { Extent } from "../block/block-device.ts";
 import type { DiskImage } from "../block/disk-image.ts";
 import { NbdImage, type NbdImageOptions } from "./nbd-image.ts";
@@ -37,6 +38,10 @@ export class ForeignNbdImage implements DiskImage {
 
   invalidate(): void {
     this.#image.invalidate();
+  }
+
+  watchServer(watcher: (reason: ColobusError | undefined) => void): void {
+    this.#image.watchServer(watcher);
   }
 
   flush(): Promise<void> {

@@ -76,7 +76,7 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img"))("an image of a format that 
     },
   );
 
-  it.each(["vhdx:/disk", "parallels:/disk", "nbd://localhost/disk"])(
+  it.each(["vhdx:/disk", "parallels:/disk", "qed:/disk", "nbd://localhost/disk"])(
     "is refused where that is not safe: %s",
     async (image) => {
       const images = imagesIn(scratchDirectory(), "a");

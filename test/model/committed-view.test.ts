@@ -110,10 +110,10 @@ class Life {
     this.#bench = bench;
   }
 
-  static async begin(seed: number, durability: Durability): Promise<Life> {
+  static async begin(seed: number, durability: Durability, mode: "colo" | "mc"): Promise<Life> {
     const storage = seededStorage(seed, 0.2);
     const disks = SIZES.map((size, index) => ({ name: `vd${index}`, content: Buffer.alloc(size) }));
-    await makeSecondary(storage, disks, durability);
+    await makeSecondary(storage, disks, durability, { mode });
     const life = new Life(seed, durability, ReplicaBench.open(storage));
     await life.#startSession();
     await life.#barrier();
@@ -173,11 +173,12 @@ class Life {
     this.#model.commit(this.#epoch - 1);
     await this.check();
     await this.#bench.checkpoints.settled();
+    await this.#bench.applied();
     for (const [index, disk] of this.#bench.disks.entries()) {
       const base = Buffer.alloc(SIZES[index] ?? 0);
       await disk.base.read(base, 0);
       assert.equal(firstDifference(base, this.#model.current[index] ?? Buffer.alloc(0)), undefined);
-      assert.deepEqual([disk.hidden.isEmpty, disk.active.isEmpty], [true, true]);
+      assert.deepEqual([disk.epochs.isEmpty, disk.active.isEmpty], [true, true]);
     }
   }
 
@@ -280,14 +281,18 @@ class Life {
   }
 }
 
-describe.each<Durability>(["process", "power"])("the committed view, with durability %s", (durability) => {
+const cases = (["colo", "mc"] as const).flatMap((mode) =>
+  (["process", "power"] as const satisfies readonly Durability[]).map((durability) => ({ mode, durability })),
+);
+
+describe.each(cases)("the committed view in mode $mode, with durability $durability", ({ mode, durability }) => {
   it("is the committed checkpoint, whatever the stream, the operator and crashes do", async () => {
     await fc.assert(
       fc.asyncProperty(
         fc.nat({ max: 1 << 30 }),
         fc.array(step, { maxLength: 40, size: "max" }),
         async (seed, steps) => {
-          const life = await Life.begin(seed, durability);
+          const life = await Life.begin(seed, durability, mode);
           for (const action of steps) await life.run(action);
           await life.end();
         },

@@ -57,12 +57,17 @@ const step: fc.Arbitrary<Step> = fc.oneof(
 interface Start {
   /** Ranges that the old primary overwrote after its last checkpoint. */
   readonly uncommitted: readonly Range[];
+  /** Mode `mc`: ranges that were committed last, and are not in the base yet; undefined: mode `colo`. */
+  readonly buffered: readonly Range[] | undefined;
   /** Ranges that the secondary VM wrote above the checkpoint. */
   readonly own: readonly Range[];
 }
 
 const ranges = fc.array(range, { maxLength: 4 });
-const start: fc.Arbitrary<Start> = fc.record({ uncommitted: ranges, own: ranges });
+const starts: Readonly<Record<"colo" | "mc", fc.Arbitrary<Start>>> = {
+  colo: fc.record({ uncommitted: ranges, own: ranges, buffered: fc.constant(undefined) }),
+  mc: fc.record({ uncommitted: ranges, own: ranges, buffered: ranges }),
+};
 
 /** A promoted disk, as its agent keeps it through crashes. */
 class Life {
@@ -82,9 +87,11 @@ class Life {
     this.#model = new VolatileModel(view);
   }
 
-  static async promote(seed: number, durability: Durability, { uncommitted, own }: Start): Promise<Life> {
+  static async promote(seed: number, durability: Durability, { uncommitted, own, buffered }: Start): Promise<Life> {
     const storage = seededStorage(seed, 0.2);
-    await makeSecondary(storage, [{ name: "vda", content: Buffer.alloc(SIZE) }], durability);
+    await makeSecondary(storage, [{ name: "vda", content: Buffer.alloc(SIZE) }], durability, {
+      mode: buffered === undefined ? "colo" : "mc",
+    });
     const bench = ReplicaBench.open(storage);
     await bench.begin(1);
     const view = pattern(SIZE, seed);
@@ -92,6 +99,15 @@ class Life {
     bench.push([{ kind: "write", disk: 0, offset: 0, length: SIZE, payload: Buffer.from(view) }]);
     await bench.barrier(1);
     await bench.commit(1);
+    const { epochs } = present(bench.disks[0]);
+    await epochs.end();
+    for (const { offset, length } of buffered ?? []) {
+      const payload = pattern(length, seed + 3);
+      payload.copy(view, offset);
+      bench.push([{ kind: "write", disk: 0, offset, length, payload }]);
+    }
+    await bench.barrier(2);
+    await bench.commit(2);
     for (const { offset, length } of uncommitted) {
       bench.push([{ kind: "write", disk: 0, offset, length, payload: pattern(length, seed + 1) }]);
     }
@@ -105,8 +121,10 @@ class Life {
     }
     await disk.view.flush();
     await bench.writer.stop();
-    await bench.state.update((record) => ({ ...record, role: "Primary", prepared: [], merge: { activeEpoch: 1 } }));
-    return new Life(storage, seed, bench.state, new PromotedDisk(disk.context, disk.stack, bench.gate, 1), view);
+    await bench.state.update((record) => ({ ...record, role: "Primary", prepared: [], merge: { activeEpoch: 2 } }));
+    epochs.dropUncommitted(false);
+    await bench.checkpoints.settled();
+    return new Life(storage, seed, bench.state, new PromotedDisk(disk.context, disk.stack, bench.gate, 2), view);
   }
 
   async run(action: Step): Promise<void> {
@@ -196,12 +214,16 @@ class Life {
   }
 }
 
-describe.each<Durability>(["process", "power"])("a promoted disk, with durability %s", (durability) => {
+const cases = (["colo", "mc"] as const).flatMap((mode) =>
+  (["process", "power"] as const satisfies readonly Durability[]).map((durability) => ({ mode, durability })),
+);
+
+describe.each(cases)("a promoted disk in mode $mode, with durability $durability", ({ mode, durability }) => {
   it("is what its guest wrote, through the merge and crashes", async () => {
     await fc.assert(
       fc.asyncProperty(
         fc.nat({ max: 1 << 30 }),
-        start,
+        starts[mode],
         fc.array(step, { maxLength: 40, size: "max" }),
         async (seed, from, steps) => {
           const life = await Life.promote(seed, durability, from);

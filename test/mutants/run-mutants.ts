@@ -21,12 +21,20 @@ import { parseArgs } from "node:util";
  *     npm run test:mutants                    all of them
  *     npm run test:mutants -- record journal  those whose name contains one of the words
  *
- * The lines before the diff say what the runner needs to know: `Bug:` one sentence; `Lives:` the budget of seeds, where
- * it is not the usual one, 0 for none; `Roles:`, `Shared:`, `Shared-roles:`, `Buffered:` and `Buffered-roles:` the budgets of
- * lives of changing roles, of shared disks, of both, and of both kinds in mode `mc`, none where they are not named; `Test:` a
- * test file that has to fail.
+ * The lines before the diff say what the runner needs to know: `Bug:` one sentence; a budget of seeds for each kind of
+ * lives (`KINDS`), where it is not the usual one; `Test:` a test file that has to fail.
  */
-const LIVES = 300;
+/** The kinds of lives: which program lives them, and how many where a patch does not say. */
+const KINDS = {
+  "Lives": { program: "run-lives.ts", usual: 300 },
+  "Roles": { program: "run-role-lives.ts", usual: 0 },
+  "Shared": { program: "run-shared-lives.ts", usual: 0 },
+  "Shared-roles": { program: "run-shared-role-lives.ts", usual: 0 },
+  "Buffered": { program: "run-buffered-lives.ts", usual: 0 },
+  "Buffered-roles": { program: "run-buffered-role-lives.ts", usual: 0 },
+} as const;
+type Kind = keyof typeof KINDS;
+const ALL_KINDS = Object.keys(KINDS) as Kind[];
 /** One mutant takes no longer: a pair that hangs itself is stopped by the simulator long before. */
 const LIMIT_MS = 15 * 60_000;
 
@@ -34,12 +42,7 @@ interface Mutant {
   readonly name: string;
   readonly patch: string | undefined;
   readonly bug: string;
-  readonly lives: number;
-  readonly roles: number;
-  readonly shared: number;
-  readonly sharedRoles: number;
-  readonly buffered: number;
-  readonly bufferedRoles: number;
+  readonly budgets: Readonly<Record<Kind, number>>;
   readonly test: string | undefined;
 }
 
@@ -65,16 +68,15 @@ function readMutants(words: readonly string[]): Mutant[] {
       name,
       patch,
       bug,
-      lives: Number(line("Lives") ?? LIVES),
-      roles: Number(line("Roles") ?? 0),
-      shared: Number(line("Shared") ?? 0),
-      sharedRoles: Number(line("Shared-roles") ?? 0),
-      buffered: Number(line("Buffered") ?? 0),
-      bufferedRoles: Number(line("Buffered-roles") ?? 0),
+      budgets: budgetsOf((kind) => Number(line(kind) ?? KINDS[kind].usual)),
       test: line("Test"),
     });
   }
   return mutants;
+}
+
+function budgetsOf(count: (kind: Kind) => number): Record<Kind, number> {
+  return Object.fromEntries(ALL_KINDS.map((kind) => [kind, count(kind)])) as Record<Kind, number>;
 }
 
 /** A copy of the sources as they are here, with the same packages. */
@@ -113,8 +115,8 @@ function run(args: readonly string[], cwd: string): Promise<{ code: number | nul
   });
 }
 
-async function liveLives(copy: string, lives: number, program = "test/sim/run-lives.ts"): Promise<Verdict> {
-  const args = [program, "--from", "1", "--count", String(lives), "--until-failure"];
+async function liveLives(copy: string, kind: Kind, lives: number): Promise<Verdict> {
+  const args = [`test/sim/${KINDS[kind].program}`, "--from", "1", "--count", String(lives), "--until-failure"];
   const { code, output } = await run(["--import", "tsx", ...args], copy);
   const [, seed, what] = /^seed (\d+): (.+)$/m.exec(output) ?? [];
   if (seed !== undefined) return { found: true, by: what ?? "", seeds: Number(seed) };
@@ -137,18 +139,12 @@ async function failTest(copy: string, file: string): Promise<Verdict> {
   return { found: Number(failed) > 0, by: file, seeds: 0 };
 }
 
-async function tryMutant(mutant: Mutant): Promise<Verdict[]> {
-  const { patch, lives, roles, shared, sharedRoles, buffered, bufferedRoles, test } = mutant;
+async function tryMutant({ patch, budgets, test }: Omit<Mutant, "bug" | "name">): Promise<Verdict[]> {
   const copy = copySources();
   try {
     if (patch !== undefined) runToEnd("git", ["apply", "-C1", patch], copy);
     const verdicts: Verdict[] = [];
-    if (lives > 0) verdicts.push(await liveLives(copy, lives));
-    if (roles > 0) verdicts.push(await liveLives(copy, roles, "test/sim/run-role-lives.ts"));
-    if (shared > 0) verdicts.push(await liveLives(copy, shared, "test/sim/run-shared-lives.ts"));
-    if (sharedRoles > 0) verdicts.push(await liveLives(copy, sharedRoles, "test/sim/run-shared-role-lives.ts"));
-    if (buffered > 0) verdicts.push(await liveLives(copy, buffered, "test/sim/run-buffered-lives.ts"));
-    if (bufferedRoles > 0) verdicts.push(await liveLives(copy, bufferedRoles, "test/sim/run-buffered-role-lives.ts"));
+    for (const kind of ALL_KINDS) if (budgets[kind] > 0) verdicts.push(await liveLives(copy, kind, budgets[kind]));
     if (test !== undefined) verdicts.push(await failTest(copy, test));
     return verdicts;
   } finally {
@@ -167,35 +163,15 @@ function printRow(name: string, seeds: string, by: string): void {
 const { positionals } = parseArgs({ allowPositionals: true });
 const mutants = readMutants(positionals);
 let failures = mutants.length === 0 ? 1 : 0;
-const budget = Math.max(0, ...mutants.map(({ lives }) => lives));
-const rolesBudget = Math.max(0, ...mutants.map(({ roles }) => roles));
-const sharedBudget = Math.max(0, ...mutants.map(({ shared }) => shared));
-const sharedRolesBudget = Math.max(0, ...mutants.map(({ sharedRoles }) => sharedRoles));
-const bufferedBudget = Math.max(0, ...mutants.map(({ buffered }) => buffered));
-const bufferedRolesBudget = Math.max(0, ...mutants.map(({ bufferedRoles }) => bufferedRoles));
+const largest = budgetsOf((kind) => Math.max(0, ...mutants.map(({ budgets }) => budgets[kind])));
 const tests = new Set(mutants.map(({ test }) => test));
 
 printRow("mutant", "seeds", "found by");
 // Without a bug nothing may be found, or what is found below says nothing.
 for (const test of tests) {
-  const none = {
-    name: "(none)",
-    patch: undefined,
-    bug: "",
-    test,
-    ...(test === undefined
-      ? {
-          lives: budget,
-          roles: rolesBudget,
-          shared: sharedBudget,
-          sharedRoles: sharedRolesBudget,
-          buffered: bufferedBudget,
-          bufferedRoles: bufferedRolesBudget,
-        }
-      : { lives: 0, roles: 0, shared: 0, sharedRoles: 0, buffered: 0, bufferedRoles: 0 }),
-  };
-  for (const { found, by, seeds } of await tryMutant(none)) {
-    printRow(none.name, seeds === 0 ? "" : String(seeds), found ? `FAILS WITHOUT A BUG: ${by}` : `nothing ${by}`);
+  const budgets = test === undefined ? largest : budgetsOf(() => 0);
+  for (const { found, by, seeds } of await tryMutant({ patch: undefined, budgets, test })) {
+    printRow("(none)", seeds === 0 ? "" : String(seeds), found ? `FAILS WITHOUT A BUG: ${by}` : `nothing ${by}`);
     if (found) failures += 1;
   }
 }

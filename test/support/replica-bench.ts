@@ -232,6 +232,11 @@ export class ReplicaBench {
     return ReplicaBench.open(this.#storage, { ...this.#options, afterPowerLoss: kind === "power" });
   }
 
+  /** Resolves when the bases have everything that is committed. */
+  async applied(): Promise<void> {
+    for (const { epochs } of this.disks) await epochs.release(this.checkpoints.kept.floor)();
+  }
+
   async readView(disk: number, offset = 0, length?: number): Promise<Buffer> {
     const { view } = this.disks[disk] ?? missing();
     const target = Buffer.alloc(length ?? view.sizeBytes - offset);

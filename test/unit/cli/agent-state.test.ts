@@ -88,6 +88,23 @@ describe("the agent's state", () => {
     }
   });
 
+  it("counts no barrier of a shared disk whose server was killed, before a flush, with the last process", async () => {
+    const storage = storageWithImage();
+    const shared = { role: "Primary", mode: "shared" } as const;
+    const random = new SimRandom(new SeededRandom(1));
+    const images = new FileImages(storage);
+    const start = (): Promise<StateFile> =>
+      openAgentState({ storage, images, random, bootId: "boot-1", log: new SilentLog() }, { ...CONFIG, ...shared });
+    const first = await start();
+    await first.update((record) => ({ ...record, epochReserved: 7 }));
+    await first.close();
+    const second = await start();
+    expect(second.record.unflushedThrough).toBe(0);
+    await second.close();
+    images.haveLostWrites = () => Promise.resolve(true);
+    expect((await start()).record.unflushedThrough).toBe(7);
+  });
+
   it("is durable before anybody acts on it, even where the last process died before its fsync", async () => {
     for (let seed = 0; seed < 20; seed += 1) {
       const storage = seededStorage(seed);

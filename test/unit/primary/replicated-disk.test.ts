@@ -285,4 +285,11 @@ describe("a replicated disk that is read for a sync", () => {
     await expect(disk.readForSync(0, 4096, () => Buffer.alloc(4096), 4096, unsendable)).rejects.toThrow("no session");
     expect(disk.write(Buffer.from("x"), 0, NO_FLAGS)).toBeUndefined();
   });
+
+  it("leaves the child alone while guests are held, and says nothing of what is allocated", () => {
+    const { gate, disk } = bench();
+    expect(disk.extents(0, SIZE, 1)).toEqual([{ length: SIZE, hole: true, zero: true }]);
+    gate.hold();
+    expect(disk.extents(0, SIZE, 1)).toEqual([{ length: SIZE, hole: false, zero: false }]);
+  });
 });

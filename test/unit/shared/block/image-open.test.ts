@@ -1,7 +1,7 @@
 import { readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { createImage, openImage } from "../../../../shared/block/image.ts";
+import { createImage, openImage, openSharedImage } from "../../../../shared/block/image.ts";
 import { NodeStorage } from "../../../../shared/host/node-storage.ts";
 import { scratchDirectory } from "../../../support/scratch.ts";
 
@@ -21,6 +21,28 @@ describe("opening an image", () => {
     expect(() => openImage(storage, path)).toThrow(expect.objectContaining({ code: "image-busy" }));
     image.close();
     openImage(storage, path, { readOnly: true }).close();
+  });
+
+  it("locks one that two hosts use with the first request, until it is let go", async () => {
+    const path = scratchPath();
+    writeFileSync(path, Buffer.alloc(4096));
+    const other = openImage(storage, path);
+    const image = openSharedImage(storage, path);
+    await image.flush();
+    expect(image.changeMark()).not.toBe("");
+    expect(() => image.write(Buffer.alloc(512, 1), 0, { fua: false })).toThrow(
+      expect.objectContaining({ code: "image-busy" }),
+    );
+    expect(() => image.ready()).toThrow(expect.objectContaining({ code: "image-busy" }));
+    other.close();
+    await image.write(Buffer.alloc(512, 1), 0, { fua: false });
+    expect(() => openImage(storage, path)).toThrow(expect.objectContaining({ code: "image-busy" }));
+    await image.letGo();
+    openImage(storage, path).close();
+    await image.read(Buffer.alloc(512), 0);
+    expect(() => openImage(storage, path)).toThrow(expect.objectContaining({ code: "image-busy" }));
+    image.close();
+    expect(readFileSync(path).subarray(0, 512)).toEqual(Buffer.alloc(512, 1));
   });
 
   it("names both ways to make an image that is missing", () => {

@@ -1,0 +1,178 @@
+import { expect, it } from "vitest";
+import { DISK_RETRY_MS } from "../../../proto/limits.ts";
+import { openImage } from "../../../shared/block/image.ts";
+import type { DiskImage } from "../../../shared/block/disk-image.ts";
+import { BlockBuffer } from "../../../secondary/block-buffer.ts";
+import type { BufferedChange } from "../../../secondary/buffer-log.ts";
+import { BufferMemory } from "../../../secondary/buffer-memory.ts";
+import { FragmentIndex, positionBehind } from "../../../secondary/fragment-index.ts";
+import { clusterGeometry } from "../../../shared/block/cluster-geometry.ts";
+import type { ColobusError } from "../../../proto/errors.ts";
+import type { Durability } from "../../../proto/words.ts";
+import { ManualClock } from "../../support/manual-clock.ts";
+import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
+import { CLUSTER_BYTES, overlaysOn, pattern, seededStorage } from "../../support/overlay-bench.ts";
+
+const SIZE = 16 * CLUSTER_BYTES;
+const IMAGE = "/images/vda.img";
+const TURNS = 50;
+
+/** A block buffer over an empty disk whose checkpoint 1 is committed. */
+class Scene {
+  readonly storage: MemoryStorage = seededStorage(1);
+  readonly clock = new ManualClock();
+  readonly failures: ColobusError[] = [];
+  readonly base: DiskImage;
+  readonly buffer: BlockBuffer;
+  applied = 0;
+  wanted = 0;
+
+  constructor({ fragments = 1000, durability = "process" }: { fragments?: number; durability?: Durability } = {}) {
+    const context = overlaysOn(this.storage, SIZE, durability);
+    this.storage.disk.addDirectory("/images");
+    this.storage.disk.addFile(IMAGE, SIZE);
+    this.base = openImage(this.storage, IMAGE);
+    const memory = new BufferMemory({ bytes: 0, fragments }, () => (this.wanted += 1));
+    const host = {
+      memory,
+      clock: this.clock,
+      failed: (reason: ColobusError) => void this.failures.push(reason),
+      applied: () => void (this.applied += 1),
+    };
+    this.buffer = BlockBuffer.recover(context, this.base, { committed: 1, open: 2 }, host);
+  }
+
+  write(offset: number, length: number, seed: number): Promise<void> {
+    const change: BufferedChange = { kind: "write", offset, length, payload: pattern(length, seed) };
+    return this.buffer.append([change]);
+  }
+
+  commit(epoch: number): void {
+    this.buffer.openEpoch(epoch + 1);
+    this.buffer.keepThrough(epoch);
+    this.buffer.release(epoch);
+  }
+
+  /** Lets what is under way go on until nothing more happens by itself. */
+  async settle(): Promise<void> {
+    for (let left = TURNS; left > 0; left -= 1) {
+      this.clock.endTurn();
+      await turn();
+    }
+  }
+
+  content(): Buffer {
+    return this.storage.disk.readFile(IMAGE);
+  }
+
+  async latest(): Promise<Buffer> {
+    const found = Buffer.alloc(SIZE);
+    await this.buffer.readLatest(found, 0);
+    return found;
+  }
+}
+
+it("asks for a checkpoint before its index is full, is full then, and takes more when something is applied", async () => {
+  const scene = new Scene({ fragments: 8 });
+  for (let piece = 0; piece < 5; piece += 1) await scene.write(piece * 1000, 10, piece);
+  expect(scene.wanted).toBe(0);
+  for (let piece = 5; piece < 8; piece += 1) await scene.write(piece * 1000, 10, piece);
+  expect(scene.wanted).toBe(1);
+  await expect(scene.write(9000, 10, 9)).rejects.toMatchObject({ code: "overlay-full" });
+  scene.commit(2);
+  const waiting = scene.write(9000, 10, 9);
+  await scene.settle();
+  await waiting;
+  expect(scene.applied).toBe(1);
+  expect((await scene.latest()).subarray(9000, 9010)).toEqual(pattern(10, 9));
+});
+
+it("tries again what could not be applied, and shows it meanwhile", async () => {
+  const scene = new Scene();
+  await scene.write(0, SIZE / 2, 1);
+  scene.storage.disk.faults.inject({ op: "write", kind: "image", error: "io-error" });
+  scene.commit(2);
+  await scene.settle();
+  expect(scene.failures).toMatchObject([{ code: "io-error" }]);
+  expect(scene.buffer.keptBytes).toBeGreaterThan(SIZE / 2);
+  expect((await scene.latest()).subarray(0, SIZE / 2)).toEqual(pattern(SIZE / 2, 1));
+  scene.storage.disk.faults.clear();
+  scene.clock.advance(DISK_RETRY_MS);
+  await scene.settle();
+  expect(scene.applied).toBe(1);
+  expect(scene.content().subarray(0, SIZE / 2)).toEqual(pattern(SIZE / 2, 1));
+  expect(scene.buffer.allocatedBytes).toBe(0);
+});
+
+it("drops what a failed fsync may have lost, keeps what was synced before, and goes on in the same log", async () => {
+  const scene = new Scene({ durability: "power" });
+  await scene.write(0, 1000, 1);
+  await scene.buffer.sync();
+  await scene.write(500, 1000, 2);
+  scene.storage.disk.faults.inject({ op: "sync", kind: "buffer-log", error: "io-error", times: 1 });
+  await expect(scene.buffer.sync()).rejects.toMatchObject({ code: "io-error" });
+  await scene.buffer.makeDurable();
+  const kept = await scene.latest();
+  expect(kept.subarray(0, 1000)).toEqual(pattern(1000, 1));
+  expect(kept.subarray(1000).every((byte) => byte === 0)).toBe(true);
+  await scene.write(500, 1000, 3);
+  await scene.buffer.sync();
+  expect((await scene.latest()).subarray(500, 1500)).toEqual(pattern(1000, 3));
+});
+
+it("stops to apply when it is ended, and goes on when that is taken back", async () => {
+  const scene = new Scene();
+  await scene.write(0, SIZE, 1);
+  await scene.buffer.end();
+  scene.commit(2);
+  await scene.settle();
+  expect(scene.content().every((byte) => byte === 0)).toBe(true);
+  scene.buffer.resume();
+  await scene.settle();
+  expect(scene.content()).toEqual(pattern(SIZE, 1));
+});
+
+it("puts everything into the base when the checkpoint is given up", async () => {
+  const scene = new Scene();
+  await scene.write(0, 5000, 1);
+  scene.buffer.openEpoch(3);
+  await scene.write(2000, 5000, 2);
+  const giving = scene.buffer.giveUp()();
+  await scene.settle();
+  await giving;
+  expect(scene.content().subarray(0, 2000)).toEqual(pattern(5000, 1).subarray(0, 2000));
+  expect(scene.content().subarray(2000, 7000)).toEqual(pattern(5000, 2));
+  expect(scene.buffer.isApplied).toBe(true);
+});
+
+it("joins what withdrawn checkpoints leave, and shows the same", async () => {
+  const scene = new Scene();
+  for (let epoch = 2; epoch < 12; epoch += 1) {
+    await scene.write(epoch * 300, 1000, epoch);
+    scene.buffer.openEpoch(epoch + 1);
+  }
+  const before = await scene.latest();
+  const joining = scene.buffer.join(
+    () => [1],
+    3,
+    (change) => Promise.resolve(change()),
+  );
+  for (let left = 10; left > 0; left -= 1) await scene.settle();
+  await joining;
+  expect(scene.buffer.describeGenerations().length).toBeLessThanOrEqual(3);
+  expect(await scene.latest()).toEqual(before);
+});
+
+it("indexes zeroes of terabytes in little, and writes over them", () => {
+  const clusterBytes = 65_536;
+  const index = new FragmentIndex(clusterGeometry(2 ** 44, clusterBytes));
+  index.add(100, 2 ** 44 - 100, -1);
+  expect(index.count).toBe(1);
+  index.add(2 ** 40 + 5, 10, 77);
+  expect(index.count).toBe(2);
+  const fragment = index.first(2 ** 40 / clusterBytes);
+  expect([index.startOf(fragment), index.lengthOf(fragment), index.positionOf(fragment)]).toEqual([5, 10, 77]);
+  expect(index.zeroesOf(2 ** 40 / clusterBytes)).toBe(-1);
+  expect(index.zeroesOf(0)).toBeUndefined();
+  expect(positionBehind(-2, 5)).toBe(-2);
+});
