@@ -1,5 +1,5 @@
 /** The flags that every operator command has, and what they mean: which agent, how long, in which form. */
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import type { Argv } from "yargs";
 import { ColobusError } from "../proto/errors.ts";
 import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_MAX_MS } from "../proto/limits.ts";
@@ -92,6 +92,17 @@ export function runDirectoryOf(flags: Pick<AgentFlags, "run">, host: Pick<Comman
 /** A client of the one agent that the flags name. Errors: `usage`, `agent-unreachable` (no control socket there). */
 export function clientOf(flags: AgentFlags, host: Pick<CommandHost, "env">): ControlClient {
   return new ControlClient(addressOf(flags, host));
+}
+
+/** The agent's run directory; empty for one that is named by a URL. */
+export function runDirectoryOfAgent({ address }: ControlClient): string {
+  return address.kind === "socket" ? dirname(address.path) : "";
+}
+
+/** The socket `name` beside the agent's control socket, into which a hypervisor migrates by default. Errors: `usage` for one of another host. */
+export function vmStateSocketOf({ address }: ControlClient, name = "vmstate.sock"): string {
+  if (address.kind === "socket") return join(dirname(address.path), name);
+  throw new ColobusError("usage", "A VM migrates into a socket of its own host.", "Name the agent with --run.");
 }
 
 function addressOf(flags: AgentFlags, host: Pick<CommandHost, "env">): ControlAddress {

@@ -6,6 +6,7 @@ import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
+import { VmStateSocket } from "../shared/control/vm-state-socket.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
 import { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import { spareFullCollections } from "../shared/host/heap.ts";
@@ -27,7 +28,7 @@ export interface HostPort {
 
 export interface ProcessConfig {
   readonly agent: AgentConfig;
-  /** Holds `control.sock` and `nbd.sock`. */
+  /** Holds `control.sock`, `nbd.sock` and `vmstate.sock`. */
   readonly runDirectory: string;
   /** Where the agent accepts its peer. */
   readonly listen: HostPort | undefined;
@@ -50,6 +51,7 @@ export class AgentProcess {
   readonly agent: Agent;
   readonly #nbd: NbdServer;
   readonly #control: ControlServer;
+  readonly #vmStates: VmStateSocket;
   readonly #listener: WebSocketListener | undefined;
   #listenPort: number | undefined;
   #stopped: Promise<void> | undefined;
@@ -58,6 +60,7 @@ export class AgentProcess {
     this.agent = agent;
     this.#nbd = new NbdServer({ directory: agent.exports, clock: new NodeClock(), log });
     this.#control = new ControlServer({ control: agent, log });
+    this.#vmStates = new VmStateSocket({ control: agent, log });
     this.#listener = accepts ? new WebSocketListener((link) => agent.accept(link)) : undefined;
   }
 
@@ -122,12 +125,14 @@ export class AgentProcess {
     await this.#nbd.listenUnix(join(config.runDirectory, "nbd.sock"));
     chmodSync(config.runDirectory, 0o700);
     if (config.nbdListen !== undefined) await this.#nbd.listenTcp(config.nbdListen.host, config.nbdListen.port);
+    await this.#vmStates.listen(join(config.runDirectory, "vmstate.sock"));
     // The control socket comes last: whoever finds it finds an agent that serves.
     await this.#control.listenUnix(join(config.runDirectory, "control.sock"));
   }
 
   async #stop(): Promise<void> {
     this.agent.leave();
+    await this.#vmStates.close();
     await this.#nbd.close();
     await this.agent.stop(SHUTDOWN_TIMEOUT_MS / 3);
     await this.#listener?.close();

@@ -10,6 +10,7 @@ import type { PromotedDisk } from "../secondary/promoted-disk.ts";
 import { recoverPromotion } from "../secondary/recover-promotion.ts";
 import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/secondary-role.ts";
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
+import { statesNeeded, VmStateStore } from "../secondary/vm-state-store.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
@@ -69,11 +70,13 @@ export interface AgentRolesOptions {
  * one role to the other. The state record decides; memory follows it.
  */
 export class AgentRoles {
+  readonly vmStates: VmStateStore;
   readonly #options: AgentRolesOptions;
   #active: ActivePrimary | ActiveSecondary;
   #connector: Connector | undefined;
   #promoted: readonly PromotedDisk[] = [];
   #promotedEpoch = 0;
+  #wasPromotedHere = false;
   /** A change of roles is under way: the next one waits for it. */
   #changing: Promise<unknown> = Promise.resolve();
   #stopping = false;
@@ -85,6 +88,12 @@ export class AgentRoles {
     this.#options = options;
     this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
     const { record } = options.state;
+    this.vmStates = new VmStateStore({
+      ...options.agent.host,
+      stateDirectory: options.agent.config.stateDirectory,
+      durability: () => options.state.record.durability,
+    });
+    this.vmStates.keepOnly(statesNeeded(record));
     this.#active =
       record.role === "Primary"
         ? this.#openPrimary()
@@ -99,6 +108,12 @@ export class AgentRoles {
   /** The disks that a promotion of this process, or one whose merge it has taken up, serves. */
   get promoted(): readonly PromotedDisk[] {
     return this.#promoted;
+  }
+
+  /** Whether the disks are surely as they were at the committed checkpoint: no guest has written to what was promoted. */
+  get isUntouched(): boolean {
+    const active = this.#active;
+    return active.role === "Secondary" || (this.#wasPromotedHere && !active.primary.checkpoints.hasCountedWrites);
   }
 
   start(): void {
@@ -167,6 +182,7 @@ export class AgentRoles {
       await active.tracking.close();
       const tracking = promotion.tracking ?? PeerTracking.open(this.#trackingOptions());
       this.#active = this.#servePromotion(promotion, tracking);
+      this.#wasPromotedHere = true;
       this.#active.primary.start();
       this.#options.emit("failover", { epoch: promotion.epoch });
       this.#options.emit("role-changed", { role: "Primary" });
@@ -208,6 +224,7 @@ export class AgentRoles {
           ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
           : { epoch: 0, atMs: 0 };
       await this.#record((record) => demoted(record, checkpoint, request.discardsOwn));
+      this.vmStates.keepOnly(statesNeeded(state.record));
       this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });
       if (!this.#stopping) this.#dial();
@@ -226,6 +243,7 @@ export class AgentRoles {
     this.#lostSyncs.stop();
     this.#connector?.stop();
     await this.#changing;
+    await this.vmStates.settled();
     const active = this.#active;
     if (active.role === "Secondary") return active.secondary.close();
     const fault = await active.primary.stop(drainMs);
@@ -315,6 +333,7 @@ export class AgentRoles {
       log: host.log,
       emit,
       state,
+      vmStates: this.vmStates,
       stateDirectory: config.stateDirectory,
       access: config.secondaryExport,
       tracking,

@@ -17,6 +17,8 @@ import type {
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
+  StoredVmState,
+  StoredVmStateRequest,
   ResyncAnswer,
   ResyncRequest,
   RollbackAnswer,
@@ -24,6 +26,8 @@ import type {
   Status,
   SwitchoverAnswer,
   SwitchoverRequest,
+  VmStateAnswer,
+  VmStateRequest,
   WaitAnswer,
   WaitRequest,
 } from "../proto/control-api.ts";
@@ -53,6 +57,7 @@ import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
 import type { TakeoverClaim } from "./takeover.ts";
+import { StoredVmStates } from "./stored-vm-states.ts";
 
 /**
  * One agent: the disks of one VM in one role at a time, its exports, its jobs and its events. It is written against
@@ -73,6 +78,7 @@ export class Agent implements AgentControl {
   readonly #changes: CheckpointChanges;
   readonly #stateWatch: StateWatch;
   readonly #stallWatch: StallWatch;
+  readonly #vmStates: StoredVmStates;
   readonly #imageServers: ImageServers;
 
   private constructor(
@@ -115,6 +121,11 @@ export class Agent implements AgentControl {
       promises: this.#arbitration?.takeover.promise.pulse,
       emit,
       changed: () => this.#roleCommands.changed(),
+    });
+    this.#vmStates = new StoredVmStates({
+      store: this.#roles.vmStates,
+      record: () => state.record,
+      isUntouched: () => this.#roles.isUntouched,
     });
     const { clock, random } = options.host;
     this.#roleCommands = new RoleCommands({ roles: this.#roles, state, exports: this.exports, clock, random });
@@ -218,16 +229,44 @@ export class Agent implements AgentControl {
         readOnly: diskExport.readOnly,
         clients: this.exports.clientsOf(diskExport.name),
       })),
+      vmstate: this.#vmStates.describe(),
       eventLoopDelay: this.#stallWatch.describe(),
     };
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
+    if (request.vmstate === true && !request.prepare) {
+      throw new ColobusError(
+        "usage",
+        "a checkpoint that awaits its VM state cannot be committed at once",
+        "Ask with `prepare`, send the state, and commit then.",
+      );
+    }
     return this.#primary("checkpoint").checkpoints.checkpoint(request, signal);
   }
 
+  async checkpointWithVmState(
+    request: VmStateRequest,
+    content: AsyncIterator<Uint8Array, unknown>,
+    signal: AbortSignal,
+  ): Promise<CheckpointAnswer> {
+    return this.#primary("checkpoint").vmStates.checkpoint(request, content, signal);
+  }
+
+  async receiveVmState(
+    request: { readonly epoch?: number; readonly timeoutMs: number },
+    content: AsyncIterator<Uint8Array, unknown>,
+    signal: AbortSignal,
+  ): Promise<VmStateAnswer> {
+    return this.#primary("checkpoint").vmStates.receive(request, content, signal);
+  }
+
+  storedVmState(request: StoredVmStateRequest): StoredVmState {
+    return this.#vmStates.open(request);
+  }
+
   async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
-    return this.#primary("commit").checkpoints.commit(request.epoch, request.timeoutMs, signal);
+    return this.#primary("commit").vmStates.commit(request, signal);
   }
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
@@ -438,10 +477,15 @@ export class Agent implements AgentControl {
       epoch: recoverable?.epoch ?? 0,
       ageMs: recoverable?.ageMs ?? null,
       wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: true },
-      discardedActiveBytes: request.discardActive ? disks.reduce((sum, disk) => sum + disk.activeBytes, 0) : 0,
+      discardedActiveBytes: this.#discardsActive(request) ? disks.reduce((sum, disk) => sum + disk.activeBytes, 0) : 0,
       mergeBytes: secondary.mergeBytes,
       jobs: [],
     };
+  }
+
+  /** A stored VM state knows nothing of what a VM on this side has written. */
+  #discardsActive({ discardActive }: FailoverRequest): boolean {
+    return discardActive || this.#state.record.committed.vmstate !== undefined;
   }
 
   #alreadyPrimary(dryRun: boolean): FailoverAnswer {

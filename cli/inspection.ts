@@ -8,11 +8,13 @@ import { applyJournalEntry, ClusterBitmap } from "../shared/block/cluster-bitmap
 import { NodeStorage } from "../shared/host/node-storage.ts";
 import type { StorageFile } from "../shared/host/storage.ts";
 import { scanClusterJournal } from "../shared/journal/cluster-journal.ts";
+import { tryScanVmState, type VmStateScan } from "../shared/journal/vm-state-scan.ts";
 import { scanBufferLog } from "../secondary/buffer-log.ts";
 import { formatBytes } from "./quantities.ts";
 
 /** What a file of a state directory holds. */
 type Inspection =
+  | (VmStateScan & { readonly kind: "vmstate"; readonly path: string })
   | { readonly kind: "mark"; readonly path: string; readonly found: DecodedSharedMark }
   | { readonly kind: "state"; readonly path: string; readonly slots: readonly StateSlot[] }
   | {
@@ -46,6 +48,8 @@ export function inspectFile(path: string): Inspection {
   const file = new NodeStorage().open(path, { kind: "other", create: "never", readOnly: true });
   try {
     if (file.sizeBytes() === SHARED_MARK_BYTES) return inspectMark(path, file);
+    const vmState = path.endsWith(".state") ? tryScanVmState(file) : undefined;
+    if (vmState !== undefined) return { kind: "vmstate", path, ...vmState };
     if (path.endsWith(".log")) return inspectBufferLog(path, file);
     return path.endsWith(".journal") ? inspectJournal(path, file) : inspectState(path, file);
   } finally {
@@ -145,6 +149,11 @@ export function renderInspection(inspection: Inspection): string {
       `  records  ${entries} in ${frames} frames`,
       describeTail(inspection),
     ].join("\n");
+  }
+  if (inspection.kind === "vmstate") {
+    const { path, epoch, chunks, bytes, tornBytes } = inspection;
+    const tail = tornBytes === 0 ? "sound" : `${tornBytes} bytes at its end are not sound`;
+    return `${basename(path)}: VM state of checkpoint ${epoch}: ${formatBytes(bytes)} in ${chunks} chunks, ${tail}`;
   }
   if (inspection.kind === "mark") {
     const { found } = inspection;

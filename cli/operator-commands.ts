@@ -8,7 +8,9 @@ import { jobCommand, jobsCommand } from "./commands/jobs.ts";
 import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
 import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
+import { protectCommand } from "./commands/protect.ts";
 import { statusCommand } from "./commands/status.ts";
+import { vmstateCommand } from "./commands/vmstate.ts";
 import { waitCommand } from "./commands/wait.ts";
 
 /** In the order in which help lists them. */
@@ -21,6 +23,8 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   checkpointCommand,
   commitCommand,
   discardCommand,
+  protectCommand,
+  vmstateCommand,
   failoverCommand,
   switchoverCommand,
   rejoinCommand,

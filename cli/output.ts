@@ -12,7 +12,7 @@ import type { ColobusError } from "../proto/errors.ts";
 export interface TextSink {
   readonly isTTY?: boolean;
   readonly columns?: number;
-  write(text: string): unknown;
+  write(text: string | Uint8Array, written?: () => void): unknown;
   on(event: "error", listener: (error: NodeJS.ErrnoException) => void): unknown;
 }
 
@@ -63,6 +63,14 @@ export class Output {
   /** One JSON document, as one line. */
   document(value: unknown): void {
     this.#write(`${JSON.stringify(value)}\n`);
+  }
+
+  /** Bytes on stdout, as they are. Resolves when there is room for more. */
+  bytes(bytes: Uint8Array): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.#readerGone.signal.aborted) resolve();
+      else this.#stdout.write(bytes, resolve);
+    });
   }
 
   text(text: string): void {

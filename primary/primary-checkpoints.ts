@@ -55,6 +55,9 @@ export class PrimaryCheckpoints {
   #volumesComplete = false;
   /** The secondary has given up what it had of epochs up to this one. An answer about one may be read after that. */
   #voidThrough = 0;
+  /** Barriers that are answered and await their VM state, and the session that this has to come in. Ascending. */
+  readonly #awaiting = new Map<number, SourceSession>();
+  #hasCountedWrites = false;
 
   constructor(options: PrimaryCheckpointsOptions) {
     this.#options = options;
@@ -91,12 +94,39 @@ export class PrimaryCheckpoints {
     return { ...this.#volumes.total(), complete: this.#volumesComplete };
   }
 
+  /** Whether a guest has written since this agent took up the role. */
+  get hasCountedWrites(): boolean {
+    return this.#hasCountedWrites;
+  }
+
+  /** The checkpoint that awaits its VM state: the newest where no epoch is named. Errors: `epoch-unknown`. */
+  awaiting(epoch: number | undefined): { readonly epoch: number; readonly session: SourceSession } {
+    const wanted = epoch ?? [...this.#awaiting.keys()].at(-1) ?? 0;
+    const session = this.#awaiting.get(wanted);
+    if (session !== undefined) return { epoch: wanted, session };
+    throw new ColobusError(
+      "epoch-unknown",
+      epoch === undefined ? "no checkpoint awaits a VM state" : `checkpoint ${epoch} awaits no VM state`,
+      "Place a barrier first: `colobus checkpoint --prepare --await-vmstate`.",
+    );
+  }
+
+  /** The VM state of `epoch` has arrived in `session` and is stored. Errors: `epoch-unknown` when it came too late. */
+  stored(epoch: number, session: SourceSession): void {
+    if (this.awaiting(epoch).session !== session) throw lostPeer();
+    this.#awaiting.delete(epoch);
+    if (epoch > this.#voidThrough)
+      this.#known.prepared = [...this.#known.prepared, epoch].sort((left, right) => left - right);
+    this.#options.emit("checkpoint-prepared", { epoch });
+  }
+
   describe(): Status["epoch"] {
     return { open: this.openEpoch, prepared: [...this.prepared], committed: this.committed, retained: [] };
   }
 
   /** A guest has written to the open epoch. */
   countWrite(bytes: number): void {
+    this.#hasCountedWrites = true;
     this.#volumes.add(this.#epochs.open, 1, bytes);
   }
 
@@ -114,7 +144,7 @@ export class PrimaryCheckpoints {
       connectedSession();
       await deadline.race(untilEstablished(), "the secondary is still being synced");
       await this.#untilReserved(deadline);
-      if (this.#known.prepared.length >= PREPARED_EPOCHS_MAX) {
+      if (this.#known.prepared.length + this.#awaiting.size >= PREPARED_EPOCHS_MAX) {
         throw new ColobusError(
           "too-many-prepared",
           `${PREPARED_EPOCHS_MAX} checkpoints are prepared already`,
@@ -124,8 +154,9 @@ export class PrimaryCheckpoints {
       const startedMs = clock.nowMs();
       const { sharedDisks } = this.#options;
       const isOneRecord = !request.prepare && sharedDisks === undefined;
+      const barrier = { commit: isOneRecord, vmstate: request.vmstate === true };
       const { session, epoch, done } =
-        sharedDisks === undefined ? this.#place(isOneRecord) : await this.#placeOnShared(sharedDisks, deadline);
+        sharedDisks === undefined ? this.#place(barrier) : await this.#placeOnShared(sharedDisks, barrier, deadline);
       const atOnceMs = await deadline.race(done, `checkpoint ${epoch} was asked for and its outcome is not known yet`);
       const prepareMs = Math.max(0, clock.nowMs() - startedMs - atOnceMs);
       if (request.prepare) return { epoch, state: "prepared", prepareMs, commitMs: null };
@@ -145,6 +176,7 @@ export class PrimaryCheckpoints {
     const deadline = this.#deadline(timeoutMs, signal);
     try {
       if (epoch <= this.#known.committed) return { epoch, state: "committed", commitMs: 0 };
+      if (this.#awaiting.has(epoch)) throw vmStateAwaited(epoch);
       this.#assertOnDisk(epoch);
       const commitMs = await deadline.race(
         this.#commit(this.#options.session(), epoch),
@@ -161,13 +193,15 @@ export class PrimaryCheckpoints {
     const deadline = this.#deadline(timeoutMs, signal);
     try {
       const session = this.#options.session();
-      const epochs = epoch === undefined ? [...this.#known.prepared] : [epoch];
+      const open = [...this.#known.prepared, ...this.#awaiting.keys()];
+      const epochs = epoch === undefined ? open : [epoch];
       if (epochs.length === 0) return { discarded: [] };
       await deadline.race(
         session.request((id) => ({ type: "discard", id, epochs })),
         "the discard was asked for and its outcome is not known yet",
       );
-      const discarded = this.#known.prepared.filter((prepared) => epochs.includes(prepared));
+      const discarded = open.filter((prepared) => epochs.includes(prepared));
+      for (const discardedEpoch of discarded) this.#awaiting.delete(discardedEpoch);
       this.#known.prepared = this.#known.prepared.filter((prepared) => !epochs.includes(prepared));
       if (discarded.length > 0) this.#options.emit("checkpoint-discarded", { epochs: discarded });
       return { discarded };
@@ -179,6 +213,7 @@ export class PrimaryCheckpoints {
   /** A secondary opens a session, and says what it has. Returns the epoch that is open from here on. */
   learn(peer: Hello): number {
     this.#epochs.skipThrough(peer.epochSeen);
+    this.#awaiting.clear();
     // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
     if (peer.committed < this.#known.committed) this.#volumesComplete = false;
     const news = learnEpochs(this.#known, peer, this.#options.clock.wallMs());
@@ -200,22 +235,28 @@ export class PrimaryCheckpoints {
     this.#known.committed = 0;
     this.#known.committedAtMs = undefined;
     this.#known.prepared = [];
+    this.#awaiting.clear();
   }
 
   /** Closes the open epoch, which is reserved, and puts its barrier into the stream. Errors: `no-peer`. */
-  #place(commits: boolean): Placed {
+  #place({ commit, vmstate }: { readonly commit: boolean; readonly vmstate: boolean }): Placed {
     // The sync may have begun anew, or the session been lost, while the number was reserved.
     if (!this.#options.isEstablished()) throw lostPeer();
     const session = this.#options.session();
     const epoch = this.#epochs.close();
-    const done = commits ? this.#barrierAndCommit(session, epoch) : this.#barrier(session, epoch);
+    const done = commit ? this.#barrierAndCommit(session, epoch) : this.#barrier(session, epoch, vmstate);
     done.catch(() => undefined); // whoever asked for the checkpoint has the error, unless the deadline came first
     return { session, epoch, done };
   }
 
-  async #placeOnShared(disks: Pick<SharedDisks, "atBarrier">, deadline: Deadline): Promise<Placed> {
+  async #placeOnShared(
+    disks: Pick<SharedDisks, "atBarrier">,
+    barrier: { readonly vmstate: boolean },
+    deadline: Deadline,
+  ): Promise<Placed> {
+    const ofShared = { commit: false, vmstate: barrier.vmstate };
     for (;;) {
-      const placing = disks.atBarrier(() => (this.#epochs.isReserved ? this.#place(false) : undefined));
+      const placing = disks.atBarrier(() => (this.#epochs.isReserved ? this.#place(ofShared) : undefined));
       const placed = await deadline.race(placing, "guests' writes are not done yet");
       if (placed !== undefined) return placed;
       await this.#untilReserved(deadline);
@@ -238,14 +279,24 @@ export class PrimaryCheckpoints {
     );
   }
 
-  async #barrier(session: SourceSession, epoch: number): Promise<number> {
+  async #barrier(session: SourceSession, epoch: number, vmstate: boolean): Promise<number> {
     try {
-      const closing = session.request((id) => ({ type: "barrier", id, epoch, commit: false }));
+      const closing = session.request((id) => ({
+        type: "barrier",
+        id,
+        epoch,
+        commit: false,
+        ...(vmstate ? { vmstate } : {}),
+      }));
       const { sharedDisks } = this.#options;
       await (sharedDisks === undefined ? closing : this.#flushed(sharedDisks, closing, session, epoch));
     } catch (error) {
       this.#options.emit("checkpoint-failed", { epoch, ...asColobusError(error).toJSON() });
       throw error;
+    }
+    if (vmstate) {
+      if (epoch > this.#voidThrough) this.#awaiting.set(epoch, session);
+      return 0;
     }
     if (epoch > this.#voidThrough) this.#known.prepared.push(epoch);
     this.#options.emit("checkpoint-prepared", { epoch });
@@ -315,6 +366,7 @@ export class PrimaryCheckpoints {
     }
     this.#volumes.dropThrough(epoch);
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
+    for (const awaiting of this.#awaiting.keys()) if (awaiting <= epoch) this.#awaiting.delete(awaiting);
     this.#committed(epoch);
     const marking = this.#options.committed();
     if (marking !== undefined) await marking;
@@ -330,4 +382,12 @@ export class PrimaryCheckpoints {
   #deadline(timeoutMs: number, signal: AbortSignal): Deadline {
     return new Deadline(this.#options.clock, timeoutMs, signal);
   }
+}
+
+function vmStateAwaited(epoch: number): ColobusError {
+  return new ColobusError(
+    "vmstate-awaited",
+    `the VM state of checkpoint ${epoch} has not come yet`,
+    "Send it, or withdraw the checkpoint: `colobus discard`.",
+  );
 }

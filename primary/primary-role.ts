@@ -38,6 +38,7 @@ import { Replicator } from "./replicator.ts";
 import { SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
+import { VmStates } from "./vm-states.ts";
 
 export interface PrimaryOptions {
   readonly clock: Clock;
@@ -84,6 +85,7 @@ export interface PrimaryOptions {
 export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly checkpoints: PrimaryCheckpoints;
+  readonly vmStates: VmStates;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
@@ -135,6 +137,7 @@ export class PrimaryRole {
         return this.#shared?.protect();
       },
     });
+    this.vmStates = new VmStates({ ...options, checkpoints: this.checkpoints });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
     this.#status = new PrimaryStatus({

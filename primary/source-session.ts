@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { READY_TIMEOUT_MS } from "../proto/limits.ts";
 import {
@@ -15,6 +16,7 @@ import type { Pulse } from "../shared/replication/pulse.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
 import { OutgoingBatch } from "./outgoing-batch.ts";
 import { SendWindow, type SentRange } from "./send-window.ts";
+import { VmStateStream } from "./vm-state-stream.ts";
 
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
 
@@ -64,6 +66,7 @@ export class SourceSession {
   #readyTimer: Timer | undefined;
   /** Messages with what the secondary knows to differ. */
   #differs = 0;
+  #vmState: VmStateStream | undefined;
 
   constructor(options: SourceSessionOptions) {
     this.#options = options;
@@ -171,7 +174,7 @@ export class SourceSession {
    * before the answer.
    */
   request(
-    make: (id: number) => Extract<Message, { type: "barrier" | "commit" | "discard" | "takeover" }>,
+    make: (id: number) => Extract<Message, { type: "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" }>,
   ): Promise<number> {
     if (this.#closed) return Promise.reject(outcomeUnknown());
     if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
@@ -182,6 +185,23 @@ export class SourceSession {
       this.#batch.flush();
       this.#session.send(make(id));
     });
+  }
+
+  /** The way for the VM state of the prepared checkpoint `epoch`; one at a time. It fails when the session is lost. */
+  openVmState(epoch: number): VmStateStream {
+    assert(this.#vmState === undefined, "one VM state is sent at a time");
+    const stream = new VmStateStream(epoch, (parts) => {
+      if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
+      this.#session.sendParts(parts);
+    });
+    if (this.#closed) stream.fail(interrupted());
+    else this.#vmState = stream;
+    return stream;
+  }
+
+  /** Nothing more of it is sent; what the secondary still says of it means nothing. */
+  closeVmState(stream: VmStateStream): void {
+    if (this.#vmState === stream) this.#vmState = undefined;
   }
 
   close(reason: ColobusError): void {
@@ -211,6 +231,9 @@ export class SourceSession {
       case "answer":
         this.#receiveAnswer(message);
         break;
+      case "vmstate-ack":
+        this.#receiveVmStateAck(message);
+        break;
       case "stall":
         this.#options.stalled(fromErrorBody(message.error));
         break;
@@ -221,6 +244,8 @@ export class SourceSession {
       case "given-up":
         this.#options.notified(message);
         break;
+      case "vmstate":
+      case "vmstate-end":
       case "begin":
       case "united":
       case "takeover":
@@ -253,6 +278,13 @@ export class SourceSession {
     else request.reject(fromErrorBody(message.error));
   }
 
+  #receiveVmStateAck({ epoch, chunks, error }: Extract<Message, { type: "vmstate-ack" }>): void {
+    this.#lastProgressMs = this.#options.clock.nowMs();
+    // A stream that was given up may still be answered for.
+    if (this.#vmState?.epoch !== epoch) return;
+    this.#vmState.acknowledge(chunks, error === null ? undefined : fromErrorBody(error));
+  }
+
   #end(reason: ColobusError): void {
     this.#closed = true;
     this.#progressTimer?.cancel();
@@ -261,10 +293,12 @@ export class SourceSession {
     this.#options.closed(asColobusError(reason), this.#window.abandon());
     for (const request of this.#requests.values()) request.reject(outcomeUnknown());
     this.#requests.clear();
+    this.#vmState?.fail(interrupted());
+    this.#vmState = undefined;
   }
 
   #isQuiet(): boolean {
-    return this.#window.isEmpty && this.#requests.size === 0;
+    return this.#window.isEmpty && this.#requests.size === 0 && this.#vmState?.isQuiet !== false;
   }
 
   /** Gives up a secondary that answers heartbeats but acknowledges nothing. */
@@ -295,6 +329,14 @@ function runsOf(pairs: readonly number[]): ClusterRun[] {
     runs.push({ first, end: first + (pairs[index + 1] ?? 0) });
   }
   return runs;
+}
+
+function interrupted(): ColobusError {
+  return new ColobusError(
+    "vmstate-interrupted",
+    "the session with the secondary was lost before the VM state was complete",
+    "The previous checkpoint stands; take a new one when the secondary is connected again.",
+  );
 }
 
 function outcomeUnknown(): ColobusError {

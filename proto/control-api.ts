@@ -154,6 +154,8 @@ export const statusSchema = z.object({
         .nullable(),
     })
     .default({ kind: "manual", arbiter: null }),
+  /** The VM state that a VM can be started from on this side's exports; null: none. */
+  vmstate: z.object({ epoch, bytes }).nullable().default(null),
   /** null where it is not measured. */
   eventLoopDelay: eventLoopDelaySchema.nullable().default(null),
 });
@@ -179,7 +181,12 @@ export type AgentEvent = z.infer<typeof eventSchema>;
 const timeoutMs = z.number().positive().max(COMMAND_TIMEOUT_MAX_MS).default(COMMAND_TIMEOUT_DEFAULT_MS);
 const epochNumber = z.int().positive();
 
-export const checkpointRequestSchema = z.strictObject({ prepare: z.boolean().default(false), timeoutMs });
+export const checkpointRequestSchema = z.strictObject({
+  prepare: z.boolean().default(false),
+  /** With `prepare`: a VM state follows, and is part of the checkpoint. */
+  vmstate: z.boolean().optional(),
+  timeoutMs,
+});
 export type CheckpointRequest = z.infer<typeof checkpointRequestSchema>;
 export const checkpointAnswerSchema = z.object({
   epoch: epochNumber,
@@ -188,12 +195,48 @@ export const checkpointAnswerSchema = z.object({
   prepareMs: ms,
   /** Commit sent to commit acknowledged, measured in the agent; null where nothing was committed. */
   commitMs: ms.nullable(),
+  /** Size of the VM state; left out where the checkpoint has none. */
+  vmstateBytes: bytes.optional(),
 });
 export type CheckpointAnswer = z.infer<typeof checkpointAnswerSchema>;
 
+const timeoutText = z.coerce.number().pipe(timeoutMs.unwrap()).default(COMMAND_TIMEOUT_DEFAULT_MS);
+const flagText = z
+  .enum(["true", "false"])
+  .transform((text) => text === "true")
+  .default(false);
+
+/** The query of a request whose body is a VM state, for a new checkpoint. */
+export const vmStateRequestSchema = z.strictObject({ prepare: flagText, timeoutMs: timeoutText });
+export type VmStateRequest = z.infer<typeof vmStateRequestSchema>;
+
+/** The same, for a checkpoint that awaits its state. */
+export const awaitedVmStateRequestSchema = z.strictObject({ timeoutMs: timeoutText });
+export const vmStateAnswerSchema = z.object({ epoch: epochNumber, bytes });
+export type VmStateAnswer = z.infer<typeof vmStateAnswerSchema>;
+
+/** The query of a request for a stored VM state. */
+export const storedVmStateRequestSchema = z.strictObject({
+  /** Left out: that of the committed checkpoint. */
+  epoch: z.coerce.number().pipe(epochNumber).optional(),
+  /** Also where the disks may have been written since. */
+  force: flagText,
+});
+export type StoredVmStateRequest = z.infer<typeof storedVmStateRequestSchema>;
+
+/** A VM state as it is read back; its bytes fail where their checksums do. */
+export interface StoredVmState extends VmStateAnswer {
+  readonly content: AsyncIterable<Uint8Array>;
+}
+
 export const commitRequestSchema = z.strictObject({ epoch: epochNumber, timeoutMs });
 export type CommitRequest = z.infer<typeof commitRequestSchema>;
-export const commitAnswerSchema = z.object({ epoch: epochNumber, state: z.literal("committed"), commitMs: ms });
+export const commitAnswerSchema = z.object({
+  epoch: epochNumber,
+  state: z.literal("committed"),
+  commitMs: ms,
+  vmstateBytes: bytes.optional(),
+});
 export type CommitAnswer = z.infer<typeof commitAnswerSchema>;
 
 /** Without an epoch: every prepared one. */
@@ -321,6 +364,20 @@ export interface AgentControl {
   status(): Status;
   checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer>;
   commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer>;
+  /** Takes a checkpoint with the VM state that `content` has; it is complete when that ends. */
+  checkpointWithVmState(
+    request: VmStateRequest,
+    content: AsyncIterator<Uint8Array, unknown>,
+    signal: AbortSignal,
+  ): Promise<CheckpointAnswer>;
+  /** Takes the VM state of a checkpoint that awaits one: without an epoch, of the newest. */
+  receiveVmState(
+    request: { readonly epoch?: number; readonly timeoutMs: number },
+    content: AsyncIterator<Uint8Array, unknown>,
+    signal: AbortSignal,
+  ): Promise<VmStateAnswer>;
+  /** A stored VM state. It is kept until `content` is read to its end, or left. */
+  storedVmState(request: StoredVmStateRequest): StoredVmState;
   discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer>;
   failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer>;
   rejoin(request: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer>;

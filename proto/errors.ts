@@ -251,6 +251,31 @@ export const ERRORS = {
     "The peer may serve by the arbiter, or by this side's promise.",
   ),
   "lease-refused": row("EIO", 4082, 409, EXIT.failed, false, "By the arbiter's record this side may not serve."),
+  // VM states
+  "vmstate-awaited": row("EIO", 4071, 409, EXIT.failed, true, "The checkpoint has not got its VM state yet."),
+  "vmstate-busy": row("EIO", 4072, 409, EXIT.failed, true, "Another VM state is being received."),
+  "vmstate-interrupted": row("EIO", 4073, 409, EXIT.failed, true, "The VM state ended before it was complete."),
+  "vmstate-missing": row("EIO", 4074, 404, EXIT.failed, false, "No VM state is stored with that checkpoint."),
+  "vmstate-stale": row(
+    "EIO",
+    4075,
+    409,
+    EXIT.failed,
+    false,
+    "The disks may have been written since they were as the stored VM state knows them.",
+  ),
+
+  // The VM that is protected
+  "hook-failed": row(
+    "EIO",
+    4087,
+    500,
+    EXIT.failed,
+    false,
+    "The command that was to start the VM after a failover failed.",
+  ),
+  "vm-unreachable": row("EIO", 4085, 503, EXIT.failed, true, "The hypervisor or the guest agent does not answer."),
+  "vm-refused": row("EIO", 4086, 409, EXIT.failed, true, "The hypervisor or the guest agent refused a command."),
 
   "internal": row("EIO", 4099, 500, EXIT.failed, false, "A bug: the agent's log has the details."),
 } as const satisfies Record<string, ErrorRow>;

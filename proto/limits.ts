@@ -153,6 +153,22 @@ export const GENERATIONS_MAX = 16;
 /** Epoch numbers are reserved on disk in blocks, so that opening an epoch seldom costs a write. */
 export const EPOCH_RESERVATION = 64;
 
+// VM state
+/** A VM state travels, and is stored, in chunks of this length; the last one may be shorter. */
+export const VMSTATE_CHUNK_BYTES = 256 * KIB;
+/** Chunks sent and not yet written by the secondary, at which the sender waits: guests' writes queue behind them. */
+export const VMSTATE_WINDOW_CHUNKS = 16;
+/** Bytes of a state written since the last fsync that start the next one behind the stream. */
+export const VMSTATE_SYNC_BEHIND_BYTES = 32 * MIB;
+
+// The VM that is protected
+/** How fast a paused VM writes its state at most: as fast as it can. */
+export const VM_MIGRATION_BYTES_PER_SECOND = 1024 ** 4;
+/** The VM is paused already, so its state is written in one go, however long that takes. */
+export const VM_DOWNTIME_LIMIT_MS = 2_000_000;
+/** How often a checkpoint with a VM state is taken (`colobus protect --interval`). */
+export const PROTECT_INTERVAL_DEFAULT_MS = 5_000;
+
 // Secondary
 /** Committed checkpoints kept beside the last one, at most (`--retain`). */
 export const RETAINED_MAX = 64;

@@ -8,13 +8,13 @@
  * | 0 | 4 | header length H, big-endian |
  * | 4 | 4 | number of the message: how many its sender has sent before it in this session, modulo 2^32, big-endian |
  * | 8 | H | header: one msgpack map whose `type` names the message |
- * | 8+H | … | payload: in `data` only, the bytes of its `write` and `original` operations one after the other |
+ * | 8+H | … | payload: in `data` the bytes of its `write` and `original` operations one after the other, in `vmstate` a chunk |
  *
  * The encoding functions leave the number 0, and the decoding function passes it over: the session knows it.
  *
  * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `differs` as often
- * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `barrier`, `commit`, `discard`
- * and `takeover`; the secondary sends `ack`, `answer`, `stall`, `unstall`, `wanted` and
+ * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `barrier`, `vmstate`, `vmstate-end`,
+ * `commit`, `discard` and `takeover`; the secondary sends `ack`, `answer`, `vmstate-ack`, `stall`, `unstall`, `wanted` and
  * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes. A side whose `hello` says `probe` closes
  * after the proofs.
  */
@@ -30,7 +30,9 @@ import {
   HANDSHAKE_MESSAGE_MAX_BYTES,
   MESSAGE_MAX_BYTES,
   PREPARED_EPOCHS_MAX,
+  VMSTATE_CHUNK_BYTES,
 } from "./limits.ts";
+import { vmStateMarkSchema } from "./state-record.ts";
 import { REPLICATION_PROTOCOL_VERSION } from "./versions.ts";
 import { ACK_POLICIES, MODES, ROLES, SYNC_EXTENTS } from "./words.ts";
 
@@ -122,7 +124,7 @@ const helloSchema = z.object({
 });
 export type Hello = Omit<z.infer<typeof helloSchema>, "type">;
 
-/** What each message but `data` is made of. */
+/** What each message without a payload is made of. */
 export const MESSAGE_SCHEMAS = {
   "hello": helloSchema,
   /** HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token. */
@@ -166,6 +168,22 @@ export const MESSAGE_SCHEMAS = {
     epoch: z.int().positive(),
     /** Whether the epoch is committed with the same record that closes it. */
     commit: z.boolean(),
+    /** The epoch is prepared only when its VM state has followed. */
+    vmstate: z.literal(true).optional(),
+  }),
+  /** All chunks of the VM state of `epoch` were sent: `checksum` is that of their heads. */
+  "vmstate-end": z.object({
+    type: z.literal("vmstate-end"),
+    id: z.int().positive(),
+    epoch: z.int().positive(),
+    ...vmStateMarkSchema.shape,
+  }),
+  /** So many chunks of the VM state of `epoch` are taken; or no more are, for a reason. */
+  "vmstate-ack": z.object({
+    type: z.literal("vmstate-ack"),
+    epoch: z.int().positive(),
+    chunks: z.int().nonnegative(),
+    error: errorBody.nullable(),
   }),
   "commit": z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: z.int().positive() }),
   "discard": z.object({
@@ -175,7 +193,7 @@ export const MESSAGE_SCHEMAS = {
   }),
   /** The primary has stopped serving, and asks the secondary, which has everything, to take its role under `lineage`. */
   "takeover": z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: text }),
-  /** Ends the request `id` (`barrier`, `commit`, `discard`, `takeover`): done, or failed for a reason. */
+  /** Ends the request `id` (`barrier`, `vmstate-end`, `commit`, `discard`, `takeover`): done, or failed for a reason. */
   "answer": z.object({
     type: z.literal("answer"),
     id: z.int().positive(),
@@ -216,17 +234,30 @@ export interface DataMessage {
   readonly operations: readonly Operation[];
 }
 
+/** Chunk `index`, from 0, of the VM state of the prepared checkpoint `epoch`. `payload` is a view of the received message. */
+export interface VmStateMessage {
+  readonly type: "vmstate";
+  readonly epoch: number;
+  readonly index: number;
+  /** CRC-32 of the payload. */
+  readonly crc: number;
+  readonly payload: Buffer;
+}
+
 export type Message =
   | { [Type in keyof typeof MESSAGE_SCHEMAS]: z.infer<(typeof MESSAGE_SCHEMAS)[Type]> }[keyof typeof MESSAGE_SCHEMAS]
-  | DataMessage;
+  | DataMessage
+  | VmStateMessage;
 export type MessageType = Message["type"];
+/** A message whose header is all there is of it. */
+export type HeaderMessage = Exclude<Message, DataMessage | VmStateMessage>;
 /** What a secondary tells without being asked, and without an answer. */
 export type Notice = Extract<Message, { type: "wanted" | "given-up" }>;
 
 const packr = new Packr({ useRecords: false });
 
 /** The message as buffers to be sent one after the other. */
-export function encodeMessage(message: Exclude<Message, DataMessage>): Buffer[] {
+export function encodeMessage(message: HeaderMessage): Buffer[] {
   return [encodeHeader(message)];
 }
 
@@ -236,6 +267,11 @@ export function encodeMessage(message: Exclude<Message, DataMessage>): Buffer[] 
  */
 export function encodeData(firstSequence: number, ranges: readonly number[], payloads: readonly Buffer[]): Buffer[] {
   return [encodeHeader({ type: "data", firstSequence, ranges }), ...payloads];
+}
+
+/** A `vmstate` message as buffers to be sent one after the other; the payload is not copied. */
+export function encodeVmState({ payload, ...header }: VmStateMessage): Buffer[] {
+  return [encodeHeader({ ...header, length: payload.length }), payload];
 }
 
 function encodeHeader(header: object): Buffer {
@@ -269,7 +305,8 @@ export function decodeMessage(bytes: Buffer): Message {
   if (headerEnd > bytes.length || headerEnd > MESSAGE_MAX_BYTES) throw malformed("its header reaches beyond its end");
   const header = unpackHeader(bytes.subarray(HEAD_BYTES, headerEnd));
   if (header.type === "data") return decodeData(header, bytes.subarray(headerEnd));
-  if (headerEnd !== bytes.length) throw malformed("only data messages have a payload");
+  if (header.type === "vmstate") return decodeVmState(header, bytes.subarray(headerEnd));
+  if (headerEnd !== bytes.length) throw malformed("messages of its type have no payload");
   if (bytes.length > HANDSHAKE_MESSAGE_MAX_BYTES) throw malformed("it is too long");
   if (typeof header.type !== "string" || !Object.hasOwn(MESSAGE_SCHEMAS, header.type))
     throw malformed("its type is unknown");
@@ -333,6 +370,14 @@ function decodeData(header: Record<string, unknown>, payload: Buffer): DataMessa
   }
   if (at !== payload.length) throw malformed("data: the payload is too long");
   return { type: "data", firstSequence, operations };
+}
+
+function decodeVmState(header: Record<string, unknown>, payload: Buffer): VmStateMessage {
+  const { epoch, index, crc, length } = header;
+  if (!isCount(epoch) || epoch === 0 || !isCount(index) || !isCount(crc)) throw malformed("vmstate: its fields");
+  if (payload.length !== length || length === 0 || length > VMSTATE_CHUNK_BYTES)
+    throw malformed("vmstate: its payload's length");
+  return { type: "vmstate", epoch, index, crc, payload };
 }
 
 function isCount(value: unknown): value is number {

@@ -31,6 +31,17 @@ const BLOCK_BYTES = 4096;
 
 const epoch = z.int().nonnegative();
 
+/** A VM state that is stored as a whole: `checksum` is that of its chunks' heads (`vmstate-format.ts`). */
+export const vmStateMarkSchema = z.object({
+  chunks: z.int().positive(),
+  bytes: z.int().positive(),
+  checksum: z.int().nonnegative(),
+});
+export type VmStateMark = z.infer<typeof vmStateMarkSchema>;
+
+/** `vmstate` is left out where the checkpoint is one of the disks alone. */
+const checkpointSchema = z.object({ epoch, atMs: z.number(), vmstate: vmStateMarkSchema.optional() });
+
 export const stateRecordSchema = z.object({
   agentId: z.string().length(32),
   vm: z.string(),
@@ -81,11 +92,14 @@ export const stateRecordSchema = z.object({
    */
   unflushedThrough: epoch.default(0),
   /** The checkpoint that a failover returns to; 0 before the first. */
-  committed: z.object({ epoch, atMs: z.number() }),
-  /** Prepared and neither committed nor discarded, ascending. */
-  prepared: z.array(z.object({ epoch, atMs: z.number() })),
+  committed: checkpointSchema,
+  /**
+   * Prepared and neither committed nor discarded, ascending. One that `awaitsState` cannot be committed before its VM
+   * state is stored.
+   */
+  prepared: z.array(checkpointSchema.extend({ awaitsState: z.literal(true).optional() })),
   /** Earlier checkpoints whose generations are kept, ascending: each can be exported and rolled back to (`--retain`). */
-  retained: z.array(z.object({ epoch, atMs: z.number() })).default([]),
+  retained: z.array(checkpointSchema).default([]),
   /** Set by a promotion until every overlay has been merged into its base; `activeEpoch` names the active disks. */
   merge: z.object({ activeEpoch: epoch }).nullable(),
   /**

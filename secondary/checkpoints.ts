@@ -1,6 +1,6 @@
 import { ColobusError } from "../proto/errors.ts";
 import { GENERATIONS_MAX, PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
-import type { StateRecord } from "../proto/state-record.ts";
+import type { StateRecord, VmStateMark } from "../proto/state-record.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -11,6 +11,7 @@ import type { ReplicaDisk } from "./replica-disk.ts";
 import type { SourceHistory } from "./replica-history.ts";
 import { rolledBackRecord } from "./rolled-back-record.ts";
 import type { ViewGate } from "./view-gate.ts";
+import { statesNeeded } from "./vm-state-store.ts";
 
 export interface CheckpointsOptions {
   readonly state: StateFile;
@@ -24,6 +25,8 @@ export interface CheckpointsOptions {
   readonly retainedDropped: (epochs: readonly number[], reason: "overlay-full" | "failover") => void;
   /** Overlays were dropped; their storage may still be on its way back to the file system. */
   readonly freed: () => void;
+  /** The record has come to name other VM states than before: no more than these are needed. */
+  readonly statesNeeded: (epochs: readonly number[]) => void;
 }
 
 /**
@@ -57,7 +60,12 @@ export class Checkpoints {
   }
 
   get prepared(): readonly number[] {
-    return this.#record.prepared.map(({ epoch }) => epoch);
+    return this.#record.prepared.filter(({ awaitsState }) => awaitsState !== true).map(({ epoch }) => epoch);
+  }
+
+  /** Barriers that await their VM state: no checkpoints yet. */
+  get awaiting(): readonly number[] {
+    return this.#record.prepared.filter(({ awaitsState }) => awaitsState === true).map(({ epoch }) => epoch);
   }
 
   get openEpoch(): number {
@@ -108,17 +116,42 @@ export class Checkpoints {
    * Records the barrier of `epoch`: everything of it is stable on all disks, which the caller has seen to. The next
    * epoch is open when the promise resolves. Errors: `protocol-error`, `too-many-prepared`, `io-error`.
    */
-  prepare(epoch: number): Promise<void> {
+  prepare(epoch: number, awaitsState = false): Promise<void> {
     return this.#serialize(async () => {
-      if (this.prepared.length >= PREPARED_EPOCHS_MAX) {
+      if (this.#record.prepared.length >= PREPARED_EPOCHS_MAX) {
         throw new ColobusError(
           "too-many-prepared",
           `${PREPARED_EPOCHS_MAX} checkpoints are prepared already`,
           "Commit or discard some of them first.",
         );
       }
-      await this.#close(epoch, (closed) => closed);
+      await this.#close(epoch, (closed) => closed, awaitsState);
     });
+  }
+
+  /**
+   * The VM state of `epoch` is stored, as stable as the overlays are: it is part of the checkpoint, which can be committed
+   * from now on. Errors: `epoch-unknown` when no barrier awaits it any more; `io-error`.
+   */
+  addState(epoch: number, vmstate: VmStateMark): Promise<void> {
+    return this.#serialize(async () => {
+      if (!this.awaiting.includes(epoch)) throw unknownEpoch(epoch);
+      await this.#options.state.update((record) => ({
+        ...record,
+        prepared: record.prepared.map((prepared) =>
+          prepared.epoch === epoch ? { epoch, atMs: prepared.atMs, vmstate } : prepared,
+        ),
+      }));
+    });
+  }
+
+  /**
+   * A primary has been told that these are prepared: what else there is came too late for the session that it belonged to,
+   * or still awaits a VM state from there, and is withdrawn. Errors: `io-error`.
+   */
+  async withdrawUnlisted(listed: readonly number[]): Promise<void> {
+    const unlisted = this.#record.prepared.map(({ epoch }) => epoch).filter((epoch) => !listed.includes(epoch));
+    if (unlisted.length > 0) await this.discard(unlisted);
   }
 
   /**
@@ -140,6 +173,13 @@ export class Checkpoints {
   commit(epoch: number, source: SourceHistory | undefined): Promise<void> {
     return this.#serialize(async () => {
       if (epoch <= this.committed.epoch) return;
+      if (this.awaiting.includes(epoch)) {
+        throw new ColobusError(
+          "vmstate-awaited",
+          `the VM state of checkpoint ${epoch} is not complete`,
+          "Send it, or withdraw the checkpoint: `colobus discard`.",
+        );
+      }
       if (!this.prepared.includes(epoch)) throw unknownEpoch(epoch);
       await this.#switchTo(epoch, () =>
         this.#options.state.update((record) => this.#committing(record, epoch, source)),
@@ -166,6 +206,7 @@ export class Checkpoints {
         }
         this.kept.dropHolds((epoch) => epoch <= oldest);
         this.#dropUnneeded();
+        this.#tellStatesNeeded();
       } finally {
         gate.open();
       }
@@ -195,6 +236,7 @@ export class Checkpoints {
           retained: [],
         }));
         this.kept.dropHolds(() => true);
+        this.#tellStatesNeeded();
         this.#free(disks().map((disk) => disk.dropOverlays()));
         for (const disk of disks()) disk.epochs.setNewestBarrier(0);
       } finally {
@@ -228,6 +270,7 @@ export class Checkpoints {
         for (const disk of disks()) disk.removeStaleActive(epoch);
         await state.update((record) => rolledBackRecord(record, epoch, newAgentId));
         this.kept.dropHolds((held) => held > epoch);
+        this.#tellStatesNeeded();
         this.#free(disks().map((disk) => disk.rollBack(epoch)));
         this.#volumesComplete = false;
       } finally {
@@ -239,6 +282,7 @@ export class Checkpoints {
   /** The state record names no checkpoint beside the committed one any more. The gate is closed. */
   forgetKept(retained: readonly number[]): void {
     this.kept.dropHolds(() => true);
+    this.#tellStatesNeeded();
     this.#dropUnneeded();
     if (retained.length > 0) this.#options.retainedDropped(retained, "failover");
   }
@@ -259,12 +303,13 @@ export class Checkpoints {
         }
         if (epoch >= this.#openEpoch) throw unknownEpoch(epoch);
       }
-      const withdrawn = this.prepared.filter((epoch) => epochs.includes(epoch));
+      const withdrawn = this.#record.prepared.map(({ epoch }) => epoch).filter((epoch) => epochs.includes(epoch));
       if (withdrawn.length === 0) return [];
       await this.#options.state.update((record) => ({
         ...record,
         prepared: record.prepared.filter(({ epoch }) => !withdrawn.includes(epoch)),
       }));
+      this.#tellStatesNeeded();
       for (const disk of this.#options.disks()) disk.epochs.setNewestBarrier(this.newestBarrier);
       this.#joinBehind();
       return withdrawn;
@@ -278,7 +323,7 @@ export class Checkpoints {
   }
 
   /** Records that `epoch` is closed, and what `andThen` makes of that; the next epoch is open then. */
-  async #close(epoch: number, andThen: (closed: StateRecord) => StateRecord): Promise<void> {
+  async #close(epoch: number, andThen: (closed: StateRecord) => StateRecord, awaitsState = false): Promise<void> {
     const { state, clock, disks } = this.#options;
     if (epoch < this.#openEpoch) {
       throw new ColobusError("protocol-error", `the peer closes epoch ${epoch}, which is closed already`);
@@ -288,7 +333,7 @@ export class Checkpoints {
         andThen({
           ...record,
           epochReserved: Math.max(record.epochReserved, epoch),
-          prepared: [...record.prepared, { epoch, atMs: clock.wallMs() }],
+          prepared: [...record.prepared, { epoch, atMs: clock.wallMs(), ...(awaitsState ? { awaitsState } : {}) }],
         }),
       );
     } finally {
@@ -331,6 +376,7 @@ export class Checkpoints {
         disk.base.invalidate?.();
         disk.epochs.setNewestBarrier(this.newestBarrier);
       }
+      this.#tellStatesNeeded();
       this.#volumes.dropThrough(epoch);
       if (disks().every((disk) => disk.epochs.isEmpty)) this.#volumesComplete = true;
     } finally {
@@ -343,6 +389,11 @@ export class Checkpoints {
   /** Drops the generations that serve no checkpoint any more, in memory, and frees their storage behind the path. */
   #dropUnneeded(): void {
     this.#free(this.#options.disks().map((disk) => disk.epochs.release(this.kept.floor)));
+  }
+
+  /** After each record that may name fewer of them than the one before. */
+  #tellStatesNeeded(): void {
+    this.#options.statesNeeded(statesNeeded(this.#record));
   }
 
   get #record(): StateRecord {

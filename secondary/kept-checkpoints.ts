@@ -71,7 +71,13 @@ export class KeptCheckpoints {
   retainedAfterCommit(record: StateRecord, epoch: number): StateRecord["retained"] {
     if (this.#retain === 0) return [];
     const older = record.committed.epoch > 0 ? [...record.retained, record.committed] : [];
-    return [...older, ...record.prepared.filter((prepared) => prepared.epoch < epoch)].slice(-this.#retain);
+    // A state that was still awaited does not come any more: what is kept is a checkpoint of the disks.
+    const earlier = record.prepared
+      .filter((prepared) => prepared.epoch < epoch)
+      .map(({ epoch: kept, atMs, vmstate }) =>
+        vmstate === undefined ? { epoch: kept, atMs } : { epoch: kept, atMs, vmstate },
+      );
+    return [...older, ...earlier].slice(-this.#retain);
   }
 
   /** Ends the holds of the epochs that `concerns` is true for: their readers get an error from now on. */

@@ -8,6 +8,7 @@ import {
   type Message,
   type Notice,
   type SyncPhase,
+  type VmStateMessage,
 } from "../proto/replication-messages.ts";
 import type { Durability, ReplicationState, SyncExtent } from "../proto/words.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
@@ -23,6 +24,7 @@ import type { DiskFaults } from "./disk-faults.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import type { BeginMessage, ReplicaHistory, SourceHistory } from "./replica-history.ts";
 import { ReplicaWriter } from "./replica-writer.ts";
+import type { VmStateStore } from "./vm-state-store.ts";
 
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
 
@@ -37,6 +39,7 @@ export interface ReplicaSessionOptions {
   readonly pulse?: Pulse | undefined;
   readonly durability: Durability;
   readonly checkpoints: Checkpoints;
+  readonly vmStates: VmStateStore;
   /** The peer has proved itself, and this is what the two are to do. */
   readonly judged: (verdict: Verdict, peer: Hello) => void;
   readonly history: ReplicaHistory;
@@ -198,6 +201,12 @@ export class ReplicaSession {
       case "barrier":
         this.#receiveBarrier(message);
         break;
+      case "vmstate":
+        this.#receiveVmState(message);
+        break;
+      case "vmstate-end":
+        this.#answer(message.id, () => this.#endVmState(message));
+        break;
       case "commit":
         this.#answer(message.id, async () => {
           await this.#options.checkpoints.commit(message.epoch, this.#source);
@@ -218,6 +227,7 @@ export class ReplicaSession {
       case "differs":
       case "ready":
       case "ack":
+      case "vmstate-ack":
       case "answer":
       case "stall":
       case "unstall":
@@ -252,6 +262,8 @@ export class ReplicaSession {
     // The shared disk was overwritten without the originals: what is held leads back to nothing.
     const givenUp = message.extent === "rearm" ? await options.checkpoints.giveUp() : 0;
     if (givenUp > 0) options.givenUp(givenUp);
+    if (this.#ended !== undefined) return;
+    await options.checkpoints.withdrawUnlisted(options.hello.prepared);
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;
@@ -333,7 +345,36 @@ export class ReplicaSession {
     });
   }
 
-  #receiveBarrier({ id, epoch, commit }: Extract<Message, { type: "barrier" }>): void {
+  /** A chunk of a state that nobody awaits any more is taken and forgotten: its end is refused. */
+  #receiveVmState({ epoch, index, crc, payload }: VmStateMessage): void {
+    this.#stream();
+    const { checkpoints, vmStates } = this.#options;
+    let error: ErrorBody | null = null;
+    try {
+      if (checkpoints.awaiting.includes(epoch)) vmStates.append(epoch, index, crc, payload);
+    } catch (thrown) {
+      const fault = asColobusError(thrown);
+      if (fault.code === "protocol-error") throw fault;
+      error = toErrorBody(fault);
+    }
+    this.#session.send({ type: "vmstate-ack", epoch, chunks: index + 1, error });
+  }
+
+  async #endVmState({ epoch, chunks, bytes, checksum }: Extract<Message, { type: "vmstate-end" }>): Promise<void> {
+    const { checkpoints, vmStates, prepared } = this.#options;
+    if (!checkpoints.awaiting.includes(epoch)) {
+      throw new ColobusError("epoch-unknown", `checkpoint ${epoch} awaits no VM state`, "See `colobus status`.");
+    }
+    const mark = { chunks, bytes, checksum };
+    await vmStates.seal(epoch, mark);
+    await checkpoints.addState(epoch, mark);
+    prepared(epoch);
+  }
+
+  #receiveBarrier({ id, epoch, commit, vmstate }: Extract<Message, { type: "barrier" }>): void {
+    if (commit && vmstate === true) {
+      throw new ColobusError("protocol-error", "the peer commits a checkpoint before its VM state has come");
+    }
     const writer = this.#stream();
     this.#countRequest();
     writer.enqueue(async () => {
@@ -342,8 +383,8 @@ export class ReplicaSession {
       await writer.makeStable();
       await this.#request(id, async () => {
         const { checkpoints, prepared, committed } = this.#options;
-        await (commit ? checkpoints.prepareAndCommit(epoch, this.#source) : checkpoints.prepare(epoch));
-        prepared(epoch);
+        await (commit ? checkpoints.prepareAndCommit(epoch, this.#source) : checkpoints.prepare(epoch, vmstate));
+        if (vmstate !== true) prepared(epoch);
         if (commit) committed(epoch);
       });
     });
@@ -396,6 +437,7 @@ export class ReplicaSession {
     this.#ended = (async () => {
       await this.#writer?.stop();
       await this.#requests;
+      if (this.#writer !== undefined) this.#options.vmStates.abandon();
       for (const giveUp of this.#giveUpWaiting) giveUp();
     })();
     this.#options.closed(this, reason);

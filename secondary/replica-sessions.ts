@@ -17,6 +17,7 @@ import type { OverlaySpace } from "./overlay-space.ts";
 import type { ReplicaDisks } from "./replica-disks.ts";
 import type { ReplicaHistory } from "./replica-history.ts";
 import { ReplicaSession } from "./replica-session.ts";
+import type { VmStateStore } from "./vm-state-store.ts";
 
 export interface ReplicaSessionsOptions {
   readonly clock: Clock;
@@ -39,6 +40,7 @@ export interface ReplicaSessionsOptions {
   readonly space: OverlaySpace;
   readonly faults: DiskFaults;
   readonly checkpoints: () => Checkpoints;
+  readonly vmStates: VmStateStore;
 }
 
 /**
@@ -112,6 +114,7 @@ export class ReplicaSessions {
       pulse: options.pulse,
       durability: options.state.record.durability,
       checkpoints: options.checkpoints(),
+      vmStates: options.vmStates,
       judged: (verdict, peer) => this.#judged(verdict, peer),
       history: options.history,
       takeOver: (lineage) => this.#takeOver(session, lineage),
@@ -228,7 +231,8 @@ export class ReplicaSessions {
       ack: "async",
       disks: record.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
       committed: record.committed.epoch,
-      prepared: record.prepared.map(({ epoch }) => epoch),
+      // What awaits its VM state ends with the session in which that was to come.
+      prepared: [...this.#options.checkpoints().prepared],
       epochSeen: this.#options.checkpoints().epochSeen,
       assumeInSync: false,
     };

@@ -29,6 +29,7 @@ import { ReplicaHistory } from "./replica-history.ts";
 import { ReplicaSessions } from "./replica-sessions.ts";
 import { SecondaryStatus } from "./secondary-status.ts";
 import { ViewGate } from "./view-gate.ts";
+import type { VmStateStore } from "./vm-state-store.ts";
 
 export interface SecondaryOptions {
   readonly storage: Storage;
@@ -43,6 +44,7 @@ export interface SecondaryOptions {
   /** Holds one directory of overlays for each disk, `disks/NAME`. */
   readonly stateDirectory: string;
   readonly access: SecondaryExport;
+  readonly vmStates: VmStateStore;
   /** What this side has changed by itself, as a primary, and no source has taken over yet. */
   readonly tracking: PeerTracking;
   /** Whom this side dials; null: it waits for a peer to dial. */
@@ -159,6 +161,7 @@ export class SecondaryRole {
       retain: options.retain,
       retainedDropped: (epochs, reason) => options.emit("retained-dropped", { epochs, reason }),
       freed: () => this.#space.measure(),
+      statesNeeded: (epochs) => options.vmStates.keepOnly(epochs),
     });
     for (const { epochs } of this.disks) {
       epochs.setNewestBarrier(this.checkpoints.newestBarrier);
@@ -288,7 +291,9 @@ export class SecondaryRole {
     const { state } = this.#options;
     const { epoch } = this.checkpoints.committed;
     const { retained } = this.checkpoints.kept;
-    const activeEpoch = options.discardActive ? this.checkpoints.openEpoch : epoch;
+    // The state of a VM knows nothing of what another VM has written since.
+    const discardsActive = options.discardActive || this.checkpoints.committed.vmstate !== undefined;
+    const activeEpoch = discardsActive ? this.checkpoints.openEpoch : epoch;
     await this.gate.close();
     let forWriting: Awaited<ReturnType<ReplicaDisks["openForWriting"]>> | undefined;
     try {
@@ -310,7 +315,7 @@ export class SecondaryRole {
       const disks = this.disks.map((disk) => {
         // Forced without a checkpoint: the overlays lead back to nothing, and the base is what there is.
         disk.epochs.dropUncommitted(epoch === 0);
-        if (options.discardActive) disk.discardActive(activeEpoch);
+        if (discardsActive) disk.discardActive(activeEpoch);
         // What a failed fsync of the base has lost came after the checkpoint: the overlays have what it stands on.
         disk.base.rewritten();
         const promoted = new PromotedDisk(disk.context, disk.stack, this.gate, epoch);

@@ -1,6 +1,7 @@
 /** The tables of the control API: the fields of its requests, and of the status document. */
 import type { z } from "zod";
 import {
+  awaitedVmStateRequestSchema,
   checkpointRequestSchema,
   commitRequestSchema,
   connectRequestSchema,
@@ -11,8 +12,10 @@ import {
   rollbackRequestSchema,
   setSpeedRequestSchema,
   startAloneRequestSchema,
+  storedVmStateRequestSchema,
   statusSchema,
   switchoverRequestSchema,
+  vmStateRequestSchema,
   waitRequestSchema,
 } from "../proto/control-api.ts";
 import { markdownTable } from "./markdown-table.ts";
@@ -20,6 +23,9 @@ import { schemaFields } from "./schema-fields.ts";
 
 const REQUESTS: readonly (readonly [route: string, schema: z.ZodType])[] = [
   ["POST /v1/checkpoint", checkpointRequestSchema],
+  ["PUT /v1/vmstate", vmStateRequestSchema],
+  ["PUT /v1/vmstate/EPOCH", awaitedVmStateRequestSchema],
+  ["GET /v1/vmstate", storedVmStateRequestSchema],
   ["POST /v1/commit", commitRequestSchema],
   ["POST /v1/discard", discardRequestSchema],
   ["POST /v1/failover", failoverRequestSchema],
@@ -35,6 +41,11 @@ const REQUESTS: readonly (readonly [route: string, schema: z.ZodType])[] = [
 
 const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/checkpoint prepare": "Stop before the commit.",
+  "POST /v1/checkpoint vmstate":
+    "With `prepare`: the barrier is placed, and the checkpoint is prepared only when its VM state has come.",
+  "PUT /v1/vmstate prepare": "In the query: stop before the commit.",
+  "GET /v1/vmstate epoch": "In the query: a checkpoint that is kept; left out: the committed one.",
+  "GET /v1/vmstate force": "In the query: also where the disks may have been written since the failover.",
   "POST /v1/commit epoch": "The prepared checkpoint; every earlier one is committed with it.",
   "POST /v1/discard epoch": "The prepared checkpoint; left out: all of them.",
   "POST /v1/failover force": "Also while the primary is connected, and without a committed checkpoint.",
@@ -126,6 +137,10 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "failover.arbiter.holder": "The agent that has the lease; null: none.",
   "failover.arbiter.leaseMsLeft": "For how long this side may rely on its own lease.",
   "failover.arbiter.lastError": "Why the arbiter is not heard.",
+  "vmstate": "null: there is none, or the disks do not fit it any more.",
+  "vmstate.epoch":
+    "The committed checkpoint, whose VM state a VM can be started from here: always on a secondary, and on a promoted agent until a guest has written.",
+  "vmstate.bytes": "The size of that state.",
   "eventLoopDelay":
     "How late the agent got to what was due, looked at every 20 ms that it is not held up; null where it is not measured.",
   "eventLoopDelay.overMs": "How far back this goes: about a minute.",

@@ -96,6 +96,8 @@ function limits(): GeneratedSection[] {
     Replication: "docs/protocol.md",
     Shared: "docs/shared-disk.md",
     Epochs: "docs/protocol.md",
+    VM: "docs/formats.md",
+    The: "docs/qemu.md",
     Disks: "docs/formats.md",
     Secondary: "docs/formats.md",
     State: "docs/formats.md",

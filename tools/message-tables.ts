@@ -38,7 +38,22 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   "barrier": {
     from: "primary",
     meaning:
-      "Closes the epoch, and commits it if `commit` says so. Answered when everything before it is stable and the record is durable.",
+      "Closes the epoch, and commits it if `commit` says so. Answered when everything before it is stable and the record is durable. With `vmstate` it is no checkpoint before its VM state has come, and is withdrawn with the session.",
+  },
+  "vmstate": {
+    from: "primary",
+    meaning:
+      "The next chunk of the VM state of a checkpoint whose barrier says `vmstate` and is answered: its payload.",
+  },
+  "vmstate-end": {
+    from: "primary",
+    meaning:
+      "All chunks were sent. Answered when the state is stable and the record names it: the checkpoint is prepared then. Does not queue behind data.",
+  },
+  "vmstate-ack": {
+    from: "secondary",
+    meaning:
+      "So many chunks of that state are written, or dropped where nobody awaits it any more; or why no more are.",
   },
   "commit": {
     from: "primary",
@@ -52,7 +67,7 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   },
   "answer": {
     from: "secondary",
-    meaning: "The outcome of the barrier, commit or discard of that `id`; `error` is null when it was done.",
+    meaning: "The outcome of the barrier, state, commit or discard of that `id`; `error` is null when it was done.",
   },
   "ack": { from: "secondary", meaning: "How far the operations have come; see below." },
   "stall": {
@@ -142,9 +157,10 @@ export function operationTable(): string {
   return markdownTable(["kind", "name", "meaning"], rows);
 }
 
-/** `data` has no schema: its ranges are checked number by number. */
+/** What has a payload has no schema: it is checked field by field. */
 function fieldsOf(type: MessageType): string {
   if (type === "hello") return "";
+  if (type === "vmstate") return "`epoch`, `index`, `crc`, `length`";
   if (type === "data") return "`firstSequence`, `ranges`";
   const paths = schemaFields(MESSAGE_SCHEMAS[type]).map(({ path }) => path);
   return paths

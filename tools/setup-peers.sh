@@ -9,11 +9,30 @@ if ! command -v apt-get >/dev/null; then
   exit 1
 fi
 
+# A kernel and a busybox for the guest of the end-to-end tests: unpacked, not installed.
+guest=${COLOBUS_TEST_GUEST:-/var/cache/colobus-test-guest}
+
+fetch_guest() {
+  [ -e "$guest/busybox" ] && return
+  local scratch kernel
+  scratch=$(mktemp -d)
+  kernel=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ { print $2; exit }')
+  (cd "$scratch" && apt-get download -qq "$kernel" busybox-static && for deb in *.deb; do dpkg-deb -x "$deb" root; done)
+  mkdir -p "$guest"
+  cp "$scratch"/root/boot/vmlinuz-* "$guest/vmlinuz"
+  for module in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk; do
+    find "$scratch/root/lib/modules" -name "$module.ko" -exec cp {} "$guest/" \;
+  done
+  cp "$scratch/root/bin/busybox" "$guest/" # last: it tells that all is there
+  rm -rf "$scratch"
+}
+
 missing=()
 for package in "${packages[@]}"; do
   if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then missing+=("$package"); fi
 done
 if [ ${#missing[@]} -eq 0 ]; then
+  fetch_guest
   echo "setup-peers: everything is installed: ${packages[*]}"
   exit 0
 fi
@@ -25,3 +44,4 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
+fetch_guest

@@ -1,8 +1,10 @@
 /** `colobus checkpoint`, `commit` and `discard`: the hook of a hypervisor, and of people. */
 import type { CheckpointAnswer, CommitAnswer, DiscardAnswer } from "../../proto/control-api.ts";
-import { agentFlags, clientOf, parseEpoch, timeoutOf } from "../agent-flags.ts";
+import { ColobusError } from "../../proto/errors.ts";
+import { openContent } from "../../shared/host/content-files.ts";
+import { agentFlags, clientOf, givenOnce, parseEpoch, timeoutOf } from "../agent-flags.ts";
 import { defineCommand } from "../command.ts";
-import { formatDuration } from "../quantities.ts";
+import { formatBytes, formatDuration } from "../quantities.ts";
 
 export const checkpointCommand = defineCommand({
   command: "checkpoint",
@@ -10,11 +12,39 @@ export const checkpointCommand = defineCommand({
   builder: (yargs) =>
     agentFlags(yargs)
       .option("prepare", { type: "boolean", default: false, describe: "Stop before the commit" })
+      .option("vmstate", {
+        type: "string",
+        requiresArg: true,
+        describe: "File with the VM's state, which is part of the checkpoint; -: stdin",
+      })
+      .option("await-vmstate", {
+        type: "boolean",
+        default: false,
+        describe: "With --prepare: the VM's state follows, into vmstate.sock",
+      })
       .example("$0 checkpoint", "Take and commit; succeeds only when the secondary has committed")
+      .example("$0 checkpoint --vmstate - < vm.state", "With the state of the VM, which is paused")
       .example("$0 checkpoint --prepare --json", "Take, and commit or discard the printed epoch later"),
   run: async (args, host) => {
-    const request = { prepare: args.prepare, timeoutMs: timeoutOf(args) };
-    host.output.result(args.json, await clientOf(args, host).checkpoint(request, host.interrupted), renderCheckpoint);
+    const vmstate = givenOnce("--vmstate", args.vmstate);
+    if (args.awaitVmstate && (vmstate !== undefined || !args.prepare)) {
+      throw new ColobusError(
+        "usage",
+        "--await-vmstate is for a checkpoint that is prepared, and whose state comes later.",
+        "Say it with --prepare, and without --vmstate.",
+      );
+    }
+    const request = {
+      prepare: args.prepare,
+      timeoutMs: timeoutOf(args),
+      ...(args.awaitVmstate ? { vmstate: true } : {}),
+    };
+    const client = clientOf(args, host);
+    const answer =
+      vmstate === undefined
+        ? await client.checkpoint(request, host.interrupted)
+        : await client.checkpointWithVmState(request, openContent(vmstate), host.interrupted);
+    host.output.result(args.json, answer, renderCheckpoint);
   },
 });
 
@@ -50,9 +80,10 @@ export const discardCommand = defineCommand({
   },
 });
 
-function renderCheckpoint({ epoch, state, prepareMs, commitMs }: CheckpointAnswer): string {
+function renderCheckpoint({ epoch, state, prepareMs, commitMs, vmstateBytes }: CheckpointAnswer): string {
+  const vmstate = vmstateBytes === undefined ? "" : `, VM state ${formatBytes(vmstateBytes)}`;
   const commit = commitMs === null ? "" : `, commit ${formatDuration(commitMs)}`;
-  return `checkpoint ${epoch} ${state} (prepare ${formatDuration(prepareMs)}${commit})`;
+  return `checkpoint ${epoch} ${state} (prepare ${formatDuration(prepareMs)}${commit}${vmstate})`;
 }
 
 function renderCommit({ epoch, commitMs }: CommitAnswer): string {

@@ -1,7 +1,9 @@
 /** `colobus failover`: make a secondary the primary, from its last committed checkpoint. */
 import type { FailoverAnswer } from "../../proto/control-api.ts";
-import { agentFlags, clientOf, timeoutOf } from "../agent-flags.ts";
-import { defineCommand } from "../command.ts";
+import type { ControlClient } from "../../shared/control/api-client.ts";
+import { agentFlags, clientOf, givenOnce, runDirectoryOfAgent, timeoutOf } from "../agent-flags.ts";
+import { defineCommand, type CommandHost } from "../command.ts";
+import { runFailoverHook } from "../failover-hook.ts";
 import { formatBytes, formatDuration } from "../quantities.ts";
 import { renderLoss } from "../render-status.ts";
 
@@ -26,6 +28,11 @@ export const failoverCommand = defineCommand({
         default: false,
         describe: "The peer surely serves no more; mode shared wants this said, or a --fence-peer command",
       })
+      .option("exec", {
+        type: "string",
+        requiresArg: true,
+        describe: "Command that starts the VM once this side is Primary; --timeout is for it as well",
+      })
       .example("$0 failover --dry-run", "Epoch, age and loss")
       .example("$0 failover", "Serve the last committed checkpoint, now"),
   run: async (args, host) => {
@@ -36,9 +43,30 @@ export const failoverCommand = defineCommand({
       ...(args.fenced ? { fenced: true } : {}),
       timeoutMs: timeoutOf(args),
     };
-    host.output.result(args.json, await clientOf(args, host).failover(request, host.interrupted), renderFailover);
+    const command = givenOnce("--exec", args.exec);
+    const client = clientOf(args, host);
+    const answer = await client.failover(request, host.interrupted);
+    if (command !== undefined && !answer.dryRun && !answer.already)
+      await startVm(command, client, answer, host, request);
+    host.output.result(args.json, answer, renderFailover);
   },
 });
+
+async function startVm(
+  command: string,
+  client: ControlClient,
+  { epoch }: FailoverAnswer,
+  host: CommandHost,
+  { timeoutMs }: { readonly timeoutMs: number },
+): Promise<void> {
+  const { vm, exports, vmstate } = await client.status({ timeoutMs });
+  const run = runDirectoryOfAgent(client);
+  const uris = exports.map(({ uri }) => uri);
+  await runFailoverHook(
+    { vm, run, epoch, uris, vmstateBytes: vmstate?.bytes },
+    { command, timeoutMs, clock: host.clock, output: (text) => host.output.remark(text.trimEnd()) },
+  );
+}
 
 function renderFailover(answer: FailoverAnswer): string {
   if (answer.already) return "already Primary: nothing to do";

@@ -8,6 +8,7 @@
  * Answers are checked against the schemas and returned as received, so that fields of a later agent survive.
  */
 import { Agent, request as httpRequest, type ClientRequest, type IncomingMessage } from "node:http";
+import type { Readable } from "node:stream";
 import { z } from "zod";
 import {
   checkpointAnswerSchema,
@@ -24,6 +25,7 @@ import {
   resyncAnswerSchema,
   rollbackAnswerSchema,
   statusSchema,
+  vmStateAnswerSchema,
   waitAnswerSchema,
   type AgentEvent,
   type CheckpointAnswer,
@@ -48,7 +50,10 @@ import {
   type RollbackRequest,
   type Status,
   type SwitchoverAnswer,
+  type StoredVmStateRequest,
   type SwitchoverRequest,
+  type VmStateAnswer,
+  type VmStateRequest,
   type WaitAnswer,
   type WaitRequest,
 } from "../../proto/control-api.ts";
@@ -69,10 +74,15 @@ export interface CallOptions {
   readonly signal?: AbortSignal;
 }
 
+/** Of a VM state. */
+const VMSTATE_TYPE = "application/octet-stream";
+
 interface Exchange {
   readonly method: "GET" | "POST" | "PUT";
   readonly path: string;
   readonly body?: unknown;
+  /** Sent as it is, in the place of a body. */
+  readonly content?: Readable;
   readonly accept: string;
   readonly timeoutMs: number;
   readonly signal: AbortSignal | undefined;
@@ -82,6 +92,8 @@ export class ControlClient {
   readonly address: ControlAddress;
   /** A connection for each request: the next one finds out anew whether the agent lives. */
   readonly #agent = new Agent({ keepAlive: false });
+  /** A connection that the server does not close with its answer: it may come before the whole body was sent. */
+  readonly #uploadAgent = new Agent({ keepAlive: true });
 
   constructor(address: ControlAddress) {
     if (address.kind === "socket") assertUnixSocketPath(address.path);
@@ -112,6 +124,45 @@ export class ControlClient {
 
   checkpoint(request: CheckpointRequest, signal?: AbortSignal): Promise<CheckpointAnswer> {
     return this.#wait("/v1/checkpoint", request, checkpointAnswerSchema, signal);
+  }
+
+  /**
+   * Takes a checkpoint with the VM state that `content` has. The time limit is the agent's, from when it has begun to read.
+   */
+  checkpointWithVmState(request: VmStateRequest, content: Readable, signal?: AbortSignal): Promise<CheckpointAnswer> {
+    const path = `/v1/vmstate?prepare=${request.prepare}&timeoutMs=${request.timeoutMs}`;
+    return this.#upload(path, request.timeoutMs, content, checkpointAnswerSchema, signal);
+  }
+
+  /** Sends the VM state of a checkpoint that awaits it. */
+  sendVmState(epoch: number, timeoutMs: number, content: Readable, signal?: AbortSignal): Promise<VmStateAnswer> {
+    const path = `/v1/vmstate/${epoch}?timeoutMs=${timeoutMs}`;
+    return this.#upload(path, timeoutMs, content, vmStateAnswerSchema, signal);
+  }
+
+  /**
+   * A stored VM state; the caller reads `content` to its end, or destroys it. The time limit is for its beginning. What
+   * ends before `bytes` bytes is broken.
+   */
+  async storedVmState(
+    request: StoredVmStateRequest,
+    options: CallOptions = {},
+  ): Promise<{ readonly epoch: number; readonly bytes: number; readonly content: IncomingMessage }> {
+    const { timeoutMs = COMMAND_TIMEOUT_DEFAULT_MS, signal } = options;
+    const epoch = request.epoch === undefined ? "" : `&epoch=${request.epoch}`;
+    const response = await this.#exchange({
+      method: "GET",
+      path: `/v1/vmstate?force=${request.force}${epoch}`,
+      accept: VMSTATE_TYPE,
+      timeoutMs,
+      signal,
+    });
+    if (response.statusCode !== 200) throw this.#refusal(await this.#readBody(response));
+    return {
+      epoch: Number(response.headers["colobus-epoch"]),
+      bytes: Number(response.headers["content-length"]),
+      content: response,
+    };
   }
 
   commit(request: CommitRequest, signal?: AbortSignal): Promise<CommitAnswer> {
@@ -199,6 +250,29 @@ export class ControlClient {
     return this.#call("POST", path, body, schema, signal === undefined ? { timeoutMs } : { timeoutMs, signal });
   }
 
+  async #upload<T>(
+    path: string,
+    timeoutMs: number,
+    content: Readable,
+    schema: z.ZodType<T>,
+    signal: AbortSignal | undefined,
+  ): Promise<T> {
+    const limitMs = timeoutMs + COMMAND_TIMEOUT_GRACE_MS;
+    const accept = "application/json";
+    let response: IncomingMessage | undefined;
+    try {
+      response = await this.#exchange({ method: "PUT", path, content, accept, timeoutMs: limitMs, signal });
+      // An answer before the end is a refusal: nothing more is wanted.
+      content.unpipe();
+      const text = await this.#readBody(response);
+      if (response.statusCode !== 200) throw this.#refusal(text);
+      return this.#understand(schema, text);
+    } finally {
+      response?.destroy();
+      content.destroy();
+    }
+  }
+
   async #call<T>(
     method: Exchange["method"],
     path: string,
@@ -236,7 +310,7 @@ export class ControlClient {
       signal?.addEventListener("abort", abort, { once: true });
       request.once("response", (response) => {
         received = response;
-        if (exchange.accept === "text/event-stream") clearTimeout(timer);
+        if (exchange.accept !== "application/json") clearTimeout(timer);
         resolve(response);
       });
       request.on("error", (error) => reject(this.#connectionError(error, request)));
@@ -247,19 +321,25 @@ export class ControlClient {
     });
   }
 
-  #open({ method, path, body, accept }: Exchange): ClientRequest {
+  #open({ method, path, body, content, accept }: Exchange): ClientRequest {
     const text = body === undefined ? undefined : JSON.stringify(body);
     const headers: Record<string, string> = { accept };
     if (text !== undefined) {
       headers["content-type"] = "application/json";
       headers["content-length"] = String(Buffer.byteLength(text));
     }
-    const shared = { method, headers, agent: this.#agent };
+    if (content !== undefined) headers["content-type"] = VMSTATE_TYPE;
+    const shared = { method, headers, agent: content === undefined ? this.#agent : this.#uploadAgent };
     const request =
       this.address.kind === "socket"
         ? httpRequest({ ...shared, socketPath: this.address.path, path, host: "localhost" })
         : httpRequest(new URL(path, this.address.url), shared);
-    request.end(text);
+    if (content === undefined) request.end(text);
+    else {
+      // A body that breaks off is told from a complete one: the connection ends without the last chunk.
+      content.once("error", (error) => request.destroy(this.#unreadable(error)));
+      content.pipe(request);
+    }
     return request;
   }
 
@@ -336,6 +416,15 @@ export class ControlClient {
       "agent-unreachable",
       `No agent answers at ${this.#name}: ${what}.`,
       "Check that the agent runs, and that --run (or COLOBUS_RUN) names its run directory; colobus list shows the agents there.",
+      { cause },
+    );
+  }
+
+  #unreadable(cause: Error): ColobusError {
+    return new ColobusError(
+      "vmstate-interrupted",
+      `The VM state cannot be read to its end: ${cause.message}.`,
+      "The previous checkpoint stands; take a new one.",
       { cause },
     );
   }

@@ -11,8 +11,10 @@
 import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
+import { Readable } from "node:stream";
 import { z } from "zod";
 import {
+  awaitedVmStateRequestSchema,
   checkpointRequestSchema,
   commitRequestSchema,
   discardRequestSchema,
@@ -25,6 +27,8 @@ import {
   resyncRequestSchema,
   rollbackRequestSchema,
   setSpeedRequestSchema,
+  storedVmStateRequestSchema,
+  vmStateRequestSchema,
   waitRequestSchema,
   type AgentControl,
 } from "../../proto/control-api.ts";
@@ -56,12 +60,16 @@ interface Connection {
   readonly calls: Set<AbortController>;
 }
 
+/** Of the body that is a VM state. */
+const VMSTATE_TYPE = "application/octet-stream";
+
 const METHODS = ["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"] as const;
 
 const API_REFERENCE = "See docs/control-api.md.";
 
 const jobPathSchema = z.object({ id: z.string().min(1).max(NAME_MAX_BYTES) });
 const jobVerbPathSchema = jobPathSchema.extend({ verb: z.enum(JOB_VERBS) });
+const epochPathSchema = z.object({ epoch: z.coerce.number().pipe(z.int().positive()) });
 const emptyRequestSchema = z.strictObject({});
 const eventNumberSchema = z
   .string()
@@ -86,13 +94,15 @@ export class ControlServer {
     this.#app = fastify({
       logger: false,
       bodyLimit: CONTROL_BODY_MAX_BYTES,
-      requestTimeout: CONTROL_REQUEST_TIMEOUT_MS,
+      // A VM state may take long: `#accept` watches over all other bodies.
+      requestTimeout: 0,
       exposeHeadRoutes: false,
       routerOptions: { maxParamLength: NAME_MAX_BYTES },
       clientErrorHandler: (error, socket) => this.#refuseMalformed(error, socket),
       frameworkErrors: (error, _request, reply) => this.#answerError(error, reply),
     });
     this.#app.server.maxConnections = CONTROL_CONNECTIONS_MAX;
+    this.#app.server.headersTimeout = CONTROL_REQUEST_TIMEOUT_MS;
     this.#installParser();
     this.#app.addHook("onRequest", (request, reply, done) => this.#accept(request, reply, done));
     this.#installRoutes();
@@ -141,9 +151,13 @@ export class ControlServer {
     });
   }
 
-  /** JSON only; an empty body is an empty object. */
+  /** JSON, where an empty body is an empty object; and VM states, which are read as they come. */
   #installParser(): void {
     this.#app.removeAllContentTypeParsers();
+    this.#app.addContentTypeParser(VMSTATE_TYPE, (request, _payload, done) => {
+      if (takesVmState(request)) done(null);
+      else done(new ColobusError("usage", "Only a VM state is sent so.", "Send a JSON object."));
+    });
     this.#app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => {
       if (body.length === 0) {
         done(null, {});
@@ -160,6 +174,7 @@ export class ControlServer {
 
   #installRoutes(): void {
     const control = this.#control;
+    this.#installVmStateRoutes();
     this.#route("GET", "/v1/status", () => control.status());
     this.#route("GET", "/v1/events", (request, reply) => this.#events(request, reply));
     this.#route("GET", "/v1/jobs", () => control.jobs());
@@ -208,19 +223,53 @@ export class ControlServer {
     );
   }
 
+  #installVmStateRoutes(): void {
+    const control = this.#control;
+    this.#serve("/v1/vmstate", {
+      GET: (request, reply) => {
+        const { epoch, bytes, content } = control.storedVmState(parseFields(storedVmStateRequestSchema, request.query));
+        reply.header("content-type", VMSTATE_TYPE);
+        reply.header("content-length", bytes);
+        reply.header("colobus-epoch", epoch);
+        return Readable.from(content, { objectMode: false });
+      },
+      PUT: (request, _reply, signal) =>
+        withContent(request, (content) =>
+          control.checkpointWithVmState(parseFields(vmStateRequestSchema, request.query), content, signal),
+        ),
+    });
+    this.#serve("/v1/vmstate/:epoch", {
+      PUT: (request, _reply, signal) => {
+        const awaited = {
+          ...parseFields(awaitedVmStateRequestSchema, request.query),
+          ...parseFields(epochPathSchema, request.params),
+        };
+        return withContent(request, (content) => control.receiveVmState(awaited, content, signal));
+      },
+    });
+  }
+
   /** Serves `method` at `url`; every other method there is answered with 405. */
   #route(method: Method, url: string, handle: Handler): void {
-    this.#app.route({ method, url, handler: (request, reply) => this.#call(request, reply, handle) });
+    this.#serve(url, { [method]: handle });
+  }
+
+  /** The same for several methods. */
+  #serve(url: string, handlers: Readonly<Partial<Record<Method, Handler>>>): void {
+    for (const [method, handle] of Object.entries(handlers)) {
+      this.#app.route({ method, url, handler: (request, reply) => this.#call(request, reply, handle) });
+    }
+    const served = Object.keys(handlers);
     this.#app.route({
-      method: METHODS.filter((other) => other !== method),
+      method: METHODS.filter((other) => !served.includes(other)),
       url,
       handler: (request, reply) => {
         const error = new ColobusError(
           "usage",
-          `${pathOf(request)} takes ${method}, not ${request.method}.`,
+          `${pathOf(request)} takes ${served.join(" or ")}, not ${request.method}.`,
           API_REFERENCE,
         );
-        reply.header("allow", method);
+        reply.header("allow", served.join(", "));
         this.#answerError(error, reply, 405);
       },
     });
@@ -265,6 +314,7 @@ export class ControlServer {
     }
     connection.outstanding += 1;
     this.#answering += 1;
+    if (!takesVmState(request)) destroyUnlessComplete(request);
     reply.raw.once("close", () => this.#settle(connection, Math.min(1, connection.outstanding)));
     if (this.#closing === undefined) {
       done();
@@ -344,6 +394,41 @@ function httpRefusal(thrown: unknown): { error: ColobusError; httpStatus: number
     error: new ColobusError("usage", `${thrown.message}.`, action, { cause: thrown }),
     httpStatus: thrown.statusCode,
   };
+}
+
+function takesVmState({ method, url }: FastifyRequest): boolean {
+  return method === "PUT" && url.startsWith("/v1/vmstate");
+}
+
+/**
+ * Has `use` read the bytes that the client sends. What it leaves of them is read and dropped for a while, so that the
+ * client hears the answer instead of a broken connection.
+ */
+async function withContent<T>(
+  request: FastifyRequest,
+  use: (content: AsyncIterator<Uint8Array, unknown>) => Promise<T>,
+): Promise<T> {
+  const { raw } = request;
+  if (request.headers["content-type"] !== VMSTATE_TYPE) {
+    throw new ColobusError("usage", "A VM state is sent as it is.", `Send it with content-type: ${VMSTATE_TYPE}.`);
+  }
+  const content = raw.iterator({ destroyOnReturn: false }) as AsyncIterator<Uint8Array, unknown>;
+  try {
+    return await use(content);
+  } catch (error) {
+    const timer = setTimeout(() => raw.socket.destroy(), CONTROL_CLOSE_GRACE_MS);
+    raw.once("close", () => clearTimeout(timer));
+    const drop = (): unknown => raw.resume();
+    content.return?.().then(drop, drop);
+    throw error;
+  }
+}
+
+/** A body that does not come takes its connection with it. */
+function destroyUnlessComplete({ raw }: FastifyRequest): void {
+  if (raw.complete) return;
+  const timer = setTimeout(() => raw.socket.destroy(), CONTROL_REQUEST_TIMEOUT_MS);
+  for (const end of ["end", "close"]) raw.once(end, () => clearTimeout(timer));
 }
 
 function accepts(header: string | undefined, mediaType: string): boolean {

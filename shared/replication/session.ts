@@ -6,7 +6,7 @@ import {
   encodeMessage,
   fromErrorBody,
   toErrorBody,
-  type DataMessage,
+  type HeaderMessage,
   type Hello,
   type Message,
 } from "../../proto/replication-messages.ts";
@@ -104,7 +104,7 @@ export class Session {
     return this.#options.link.peerAddress;
   }
 
-  send(message: Exclude<Message, DataMessage>): void {
+  send(message: HeaderMessage): void {
     this.sendParts(encodeMessage(message));
   }
 

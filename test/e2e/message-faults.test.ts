@@ -68,7 +68,7 @@ const knownIfArrived = (act: Act): Outcome => (act === "cut-after" ? "done" : "o
 /** `isDone` says whether the secondary has done what was asked, which the two agree on afterwards. */
 const ofOrder = (
   order: keyof typeof ORDERS,
-  isDone: (act: Act) => boolean,
+  isDone: (act: Act) => boolean | undefined,
   fields: Pick<Case, "from" | "about" | "nth" | "outcome">,
 ): Case => ({
   group: "around a checkpoint",
@@ -83,13 +83,16 @@ const ofOrder = (
 
 const ifArrived = (act: Act): boolean => act === "cut-after";
 const inAnyCase = (): boolean => true;
+const never = (): boolean => false;
+/** Either is right, as long as the two agree. */
+const perhaps = (): undefined => undefined;
 
 interface Order {
   /** A checkpoint is prepared before. */
   readonly isOfPrepared: boolean;
   readonly give: (pair: FaultedPair) => Promise<unknown>;
   /** What has become of it, and that it can be given again. */
-  readonly check: (pair: FaultedPair, isDone: boolean) => Promise<void>;
+  readonly check: (pair: FaultedPair, isDone: boolean | undefined) => Promise<void>;
 }
 
 const ORDERS = {
@@ -110,6 +113,18 @@ const ORDERS = {
       await expectCommitted(pair, isCommitted);
       if (isCommitted) await pair.commit(pair.asked);
       else await expectUnknown(pair);
+    },
+  },
+  vmstate: {
+    isOfPrepared: false,
+    give: (pair) => pair.prepareWithVmState(),
+    check: async (pair, isPrepared) => {
+      const prepared = await preparedOf(pair);
+      expect((await pair.secondary.status()).epoch.prepared).toEqual(prepared);
+      if (isPrepared !== undefined) expect(prepared).toEqual(isPrepared ? [pair.asked] : []);
+      if (prepared.length === 0) return expectUnknown(pair);
+      await pair.commit(pair.asked);
+      expect((await pair.secondary.status()).vmstate).toMatchObject({ epoch: pair.asked });
     },
   },
   commit: {
@@ -133,7 +148,7 @@ const ORDERS = {
 const expectUnknown = (pair: FaultedPair): Promise<void> =>
   expect(pair.commit(pair.asked)).rejects.toMatchObject({ code: "epoch-unknown" });
 
-async function expectCommitted(pair: FaultedPair, isCommitted: boolean): Promise<void> {
+async function expectCommitted(pair: FaultedPair, isCommitted: boolean | undefined): Promise<void> {
   for (const side of [pair.primary, pair.secondary]) {
     expect((await side.status()).epoch.committed === pair.asked).toBe(isCommitted);
   }
@@ -192,6 +207,9 @@ const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
     ofOrder("prepare", ifArrived, { from: "primary", about: "that prepares", outcome: unknown }),
     ofOrder("checkpoint", ifArrived, { from: "primary", about: "that commits", outcome: unknown }),
   ],
+  "vmstate": [ofOrder("vmstate", never, { from: "primary", outcome: unknown })],
+  "vmstate-end": [ofOrder("vmstate", ifArrived, { from: "primary", outcome: unknown })],
+  "vmstate-ack": [ofOrder("vmstate", perhaps, { from: "secondary", outcome: unknown })],
   "commit": [ofOrder("commit", ifArrived, { from: "primary", outcome: unknown })],
   "discard": [ofOrder("discard", ifArrived, { from: "primary", outcome: unknown })],
   "answer": [

@@ -3,6 +3,7 @@ import type { FailoverAnswer } from "../../proto/control-api.ts";
 import type { Outcome } from "./calls.ts";
 import type { LifeGuest } from "./life-guest.ts";
 import type { LifeScene } from "./life-scene.ts";
+import type { LifeVmStates } from "./life-vm-states.ts";
 import { imagePath, type PairMember } from "./pair.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 
@@ -20,16 +21,18 @@ export class LifeFailover {
   readonly #scene: LifeScene;
   readonly #random: SeededRandom;
   readonly #guest: LifeGuest;
+  readonly #vmStates: LifeVmStates;
   readonly #discardActive: boolean;
   readonly #gone = new Set<PairMember>();
   #promoted = false;
   /** The promoted side's disks were read back after its last start. */
   #recovered = true;
 
-  constructor(scene: LifeScene, random: SeededRandom, guest: LifeGuest) {
+  constructor(scene: LifeScene, random: SeededRandom, guest: LifeGuest, vmStates: LifeVmStates) {
     this.#scene = scene;
     this.#random = random;
     this.#guest = guest;
+    this.#vmStates = vmStates;
     this.#discardActive = random.chance(0.25);
   }
 
@@ -144,7 +147,10 @@ export class LifeFailover {
       () => agent.failover(request, signal),
       (ended) => {
         this.#checkAnswer(ended);
-        if (ended.kind === "done") this.#becomePromoted();
+        if (ended.kind !== "done") return;
+        // Nobody has written yet.
+        if (!this.#promoted) void this.#vmStates.check(pair.secondary);
+        this.#becomePromoted();
       },
     );
     if (outcome.kind !== "done") return;

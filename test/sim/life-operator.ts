@@ -3,10 +3,13 @@ import type { ErrorCode } from "../../proto/errors.ts";
 import { UNSTABLE_WINDOWS } from "../../proto/limits.ts";
 import type { Outcome } from "./calls.ts";
 import type { LifeScene } from "./life-scene.ts";
+import { LifeVmStates } from "./life-vm-states.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 
 /** What a checkpoint may end with beside success, when sessions come and go. */
 const LEGAL_CODES: readonly ErrorCode[] = ["no-peer", "timed-out", "outcome-unknown", "too-many-prepared"];
+/** What a commit may end with that waited for a VM state. */
+const VM_STATE_CODES: readonly ErrorCode[] = ["vmstate-awaited", "vmstate-interrupted", "out-of-space"];
 /** An answer comes at its timeout at the latest. */
 const SLACK_MS = 1;
 /** How often a patient operator looks at the secondary. */
@@ -18,25 +21,34 @@ const SYNC_PIECE_BYTES = 1024 * 1024;
 
 /** The operator, or the hypervisor's hook: takes checkpoints, commits and withdraws them, and looks at the status. */
 export class LifeOperator {
+  readonly vmStates: LifeVmStates;
   readonly #scene: LifeScene;
   readonly #random: SeededRandom;
 
   constructor(scene: LifeScene, random: SeededRandom) {
     this.#scene = scene;
     this.#random = random;
+    this.vmStates = new LifeVmStates(scene, random.fork("VM states"));
   }
 
   do(kind: "checkpoint" | "prepare" | "commit" | "discard"): void {
     switch (kind) {
       case "checkpoint":
-        return void this.takeCheckpoint(false, this.#timeoutMs(), this.#signal());
+        return this.#take(false);
       case "prepare":
-        return void this.takeCheckpoint(true, this.#timeoutMs(), this.#signal());
+        return this.#take(true);
       case "commit":
         return this.#commit();
       case "discard":
         return this.#discard();
     }
+  }
+
+  #take(prepare: boolean): void {
+    const timeoutMs = this.#timeoutMs();
+    const signal = this.#signal();
+    if (this.vmStates.isDue()) void this.vmStates.take(prepare, timeoutMs, signal);
+    else void this.takeCheckpoint(prepare, timeoutMs, signal);
   }
 
   /** Takes a checkpoint, and resolves with its epoch, or undefined when none was answered. */
@@ -87,7 +99,7 @@ export class LifeOperator {
       (ended) => {
         this.#tell(`commit ${epoch}`, ended);
         if (ended.kind === "failed") {
-          this.#assertLegal("commit", ended, [...LEGAL_CODES, "epoch-unknown"]);
+          this.#assertLegal("commit", ended, [...LEGAL_CODES, "epoch-unknown", ...VM_STATE_CODES]);
           if (
             ended.error.code === "epoch-unknown" &&
             prepared.includes(epoch) &&
@@ -176,7 +188,9 @@ export class LifeOperator {
 
   #observeSecondary(): void {
     const status = this.#scene.statusOf(this.#scene.pair.secondary);
-    if (status?.role === "Secondary") this.#scene.model.observeSecondary(status.epoch);
+    if (status?.role !== "Secondary") return;
+    this.#scene.model.observeSecondary(status.epoch);
+    if (this.vmStates.isDue()) void this.vmStates.check(this.#scene.pair.secondary);
   }
 
   /** Whether nothing but a commit of this very epoch was asked for since it was prepared. */

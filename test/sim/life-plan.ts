@@ -93,6 +93,8 @@ export interface LifePlan {
   readonly ioErrors: boolean;
   /** How much of the initial images is not zero. */
   readonly filled: number;
+  /** Of the checkpoints, so many come with a VM state. */
+  readonly vmStateShare: number;
 }
 
 const CLUSTERS = [4096, 4096, 8192, 16_384, 65_536] as const;
@@ -192,6 +194,7 @@ export function drawLife(random: SeededRandom): LifePlan {
     gapMs: random.pick([0.2, 2, 10]),
     ending: random.pick<Ending>(["synced", "failover", "failover", "failover-of-synced"]),
     filled: random.pick([0, 0.3, 1]),
+    vmStateShare: random.fork("VM states").pick([0, 0.3, 0.8]),
   };
 }
 

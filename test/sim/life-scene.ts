@@ -24,6 +24,7 @@ export class LifeScene {
     failovers: 0,
     restarts: 0,
     congested: 0,
+    vmStates: 0,
     faults: {} as Partial<Record<FaultKind, number>>,
   };
   /** Processes whose clients make no new requests: they are being stopped. */

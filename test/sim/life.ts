@@ -81,6 +81,7 @@ async function live(seed: number, scene: LifeScene): Promise<LifeReport> {
       "restarts": counts.restarts,
       "failovers": counts.failovers,
       "congested": counts.congested,
+      "VM states": counts.vmStates,
       "steps": world.steps,
       "virtual hours": world.nowMs / 3_600_000,
       ...Object.fromEntries(faults),
@@ -114,7 +115,7 @@ class Life {
     this.#reader = new LifeReader(scene, random.fork("reader"));
     this.#operator = new LifeOperator(scene, random.fork("operator"));
     this.#faults = new LifeFaults(scene, random.fork("faults"));
-    this.#failover = new LifeFailover(scene, random.fork("failover"), this.#guest);
+    this.#failover = new LifeFailover(scene, random.fork("failover"), this.#guest, this.#operator.vmStates);
   }
 
   get pairs(): LifeReport["pairs"] {
@@ -226,6 +227,7 @@ class Life {
       model.view[index]?.check(primary, 0, `${disk.name} at the checkpoint`);
     }
     this.#operator.look();
+    await this.#operator.vmStates.check(pair.secondary);
     if (this.#reader.isRunning && plan.pair.access !== "off") {
       assert(await this.#reader.readAll(), "the view cannot be read");
     }
@@ -335,7 +337,9 @@ class Life {
   }
 
   async #recoverSecondary(member: PairMember): Promise<void> {
-    if (member.agent?.role === "Secondary") await this.#reader.recover();
-    else if (member.agent !== undefined) await this.#failover.recover();
+    if (member.agent?.role === "Secondary") {
+      await this.#reader.recover();
+      if (member.agent?.role === "Secondary") await this.#operator.vmStates.check(member);
+    } else if (member.agent !== undefined) await this.#failover.recover();
   }
 }

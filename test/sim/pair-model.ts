@@ -2,7 +2,17 @@ import assert from "node:assert/strict";
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
 import { DiskModel } from "./disk-model.ts";
 import { imagePath, type PairDisk, type PairMember, type PairObserver } from "./pair.ts";
+import { SeededRandom } from "./seeded-random.ts";
 import type { CrashKind } from "./simulated-crash.ts";
+
+/** The VM state of an epoch: bytes that no other epoch's has, of one chunk mostly, and of several now and then. */
+export function vmStateBytesOf(epoch: number): Buffer {
+  const random = new SeededRandom(epoch).fork("VM state");
+  const bytes = Buffer.alloc(1 + random.below(random.pick([100, 20_000, 700_000])));
+  random.fill(bytes);
+  bytes.write(String(epoch));
+  return bytes;
+}
 
 /**
  * What a pair may do, as a model: the disks of the primary, what each barrier closed, and which checkpoint the
@@ -24,6 +34,8 @@ export class PairModel implements PairObserver {
   committed = 0;
   readonly counts = { barriers: 0, prepared: 0, committed: 0, discarded: 0, voided: 0 };
   readonly #disks: readonly PairDisk[];
+  /** Closed epochs that have a VM state when they are committed. */
+  readonly #withVmState = new Set<number>();
   readonly #snapshots = new Map<number, readonly Buffer[]>();
   readonly #commitsAsked = new Set<number>();
   readonly #discardsAsked = new Set<number>();
@@ -65,6 +77,7 @@ export class PairModel implements PairObserver {
     switch (message.type) {
       case "barrier":
         this.#close(message.epoch);
+        if (message.vmstate === true) this.#withVmState.add(message.epoch);
         if (message.commit) this.#commitsAsked.add(message.epoch);
         break;
       case "commit":
@@ -98,6 +111,11 @@ export class PairModel implements PairObserver {
   discardAnswered(epoch: number): void {
     this.counts.discarded += 1;
     this.#discarded.add(epoch);
+  }
+
+  /** The VM state that belongs to the checkpoint; undefined where that is one of the disks. */
+  vmStateOf(epoch: number): Buffer | undefined {
+    return this.#withVmState.has(epoch) ? vmStateBytesOf(epoch) : undefined;
   }
 
   isClosed(epoch: number): boolean {
@@ -252,7 +270,10 @@ export class PairModel implements PairObserver {
   promoted(discardActive: boolean): void {
     const snapshot = this.#snapshots.get(this.committed);
     assert(snapshot !== undefined);
-    this.guest = discardActive ? snapshot.map((content) => new DiskModel(content)) : this.view;
+    this.guest =
+      discardActive || this.#withVmState.has(this.committed)
+        ? snapshot.map((content) => new DiskModel(content))
+        : this.view;
     this.view = [];
     this.#primary = undefined;
   }

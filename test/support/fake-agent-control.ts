@@ -18,8 +18,12 @@ import type {
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
+  StoredVmState,
+  StoredVmStateRequest,
   SwitchoverAnswer,
   SwitchoverRequest,
+  VmStateAnswer,
+  VmStateRequest,
   ResyncAnswer,
   ResyncRequest,
   RollbackAnswer,
@@ -44,6 +48,10 @@ export class FakeAgentControl implements AgentControl {
   readonly log = new EventLog(this.clock);
   readonly calls: RecordedCall[] = [];
   currentStatus: Status = protectedPrimary();
+  /** The VM state that was sent last. */
+  taken = Buffer.alloc(0);
+  /** The VM state that is to be read. */
+  stored: StoredVmState | undefined;
   /** What the waiting calls do before they answer: throw, or wait. */
   before: (call: RecordedCall) => Promise<void> | void = () => {};
 
@@ -69,6 +77,33 @@ export class FakeAgentControl implements AgentControl {
       );
     }
     return { epoch: request.epoch, state: "committed", commitMs: 0.5 };
+  }
+
+  async checkpointWithVmState(
+    request: VmStateRequest,
+    content: AsyncIterator<Uint8Array, unknown>,
+    signal: AbortSignal,
+  ): Promise<CheckpointAnswer> {
+    await this.#called("checkpointWithVmState", request, signal);
+    await this.#takeContent(content);
+    const { open: epoch } = this.currentStatus.epoch;
+    return { epoch, state: "committed", prepareMs: 1, commitMs: 1, vmstateBytes: this.taken.length };
+  }
+
+  async receiveVmState(
+    request: { readonly epoch?: number; readonly timeoutMs: number },
+    content: AsyncIterator<Uint8Array, unknown>,
+    signal: AbortSignal,
+  ): Promise<VmStateAnswer> {
+    await this.#called("receiveVmState", request, signal);
+    await this.#takeContent(content);
+    return { epoch: request.epoch ?? this.currentStatus.epoch.open, bytes: this.taken.length };
+  }
+
+  storedVmState(request: StoredVmStateRequest): StoredVmState {
+    this.calls.push({ name: "storedVmState", request, signal: undefined });
+    if (this.stored === undefined) throw new ColobusError("vmstate-missing", "No VM state is stored.", "Take one.");
+    return this.stored;
   }
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
@@ -174,6 +209,12 @@ export class FakeAgentControl implements AgentControl {
     const job = this.currentStatus.jobs.find((other) => other.id === id);
     if (job === undefined) throw new ColobusError("job-unknown", `There is no job ${id}.`, "colobus jobs lists them.");
     return job;
+  }
+
+  async #takeContent(content: AsyncIterator<Uint8Array, unknown>): Promise<void> {
+    const pieces: Uint8Array[] = [];
+    for (let next = await content.next(); next.done !== true; next = await content.next()) pieces.push(next.value);
+    this.taken = Buffer.concat(pieces);
   }
 
   async #called(name: string, request: unknown, signal: AbortSignal | undefined): Promise<void> {

@@ -5,6 +5,7 @@
  * The guest writes only between checkpoints, so what an epoch's checkpoint has to show is known to the byte.
  */
 import { join } from "node:path";
+import { Readable } from "node:stream";
 import { expect } from "vitest";
 import type { Status } from "../../proto/control-api.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
@@ -107,6 +108,18 @@ export class FaultedPair {
     const { epoch } = await this.primary.control.checkpoint({ prepare, timeoutMs: TIMEOUT_MS });
     expect(epoch).toBe(open);
     if (!prepare) this.#committed(epoch);
+    return epoch;
+  }
+
+  /** The same, prepared with a VM state. */
+  async prepareWithVmState(): Promise<number> {
+    const { open } = (await this.primary.status()).epoch;
+    this.asked = open;
+    this.#contents.set(open, Buffer.from(this.#disk));
+    const content = Readable.from([Buffer.from(`the VM at epoch ${open}`)]);
+    const request = { prepare: true, timeoutMs: TIMEOUT_MS };
+    const { epoch } = await this.primary.control.checkpointWithVmState(request, content);
+    expect(epoch).toBe(open);
     return epoch;
   }
 

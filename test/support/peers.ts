@@ -3,14 +3,14 @@
  * that a green run always means "tried against the real thing"; elsewhere the file's tests are left out, loudly.
  */
 import { spawnSync } from "node:child_process";
-import { accessSync, constants } from "node:fs";
+import { accessSync, constants, existsSync } from "node:fs";
 import { delimiter, join } from "node:path";
 
 const INSTALL = "npm run setup:peers";
 
 /**
  * True when every one of `programs` can be run: for `describe.runIf(requirePeers(…))`. A name is a program on the
- * PATH, or `python3:MODULE` for a module of the system's Python. Throws in CI when one is missing.
+ * PATH, or its whole path, or `python3:MODULE` for a module of the system's Python. Throws in CI when one is missing.
  */
 export function requirePeers(...programs: string[]): boolean {
   const missing = missingPeers(...programs);
@@ -39,6 +39,7 @@ function hasPeer(program: string): boolean {
 }
 
 function isOnPath(program: string): boolean {
+  if (program.startsWith("/")) return existsSync(program);
   return (process.env["PATH"] ?? "").split(delimiter).some((directory) => {
     try {
       accessSync(join(directory, program), constants.X_OK);

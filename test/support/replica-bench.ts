@@ -159,6 +159,7 @@ export class ReplicaBench {
       retain: options.retain ?? 0,
       retainedDropped: (epochs) => this.retainedDropped.push(...epochs),
       freed: () => this.quota?.measure(),
+      statesNeeded: () => undefined,
     });
     this.writer = this.#newWriter();
   }

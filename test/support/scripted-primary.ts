@@ -4,12 +4,11 @@ import {
   encodeMessage,
   numberMessage,
   type Hello,
+  type HeaderMessage,
   type Message,
 } from "../../proto/replication-messages.ts";
 import { primaryHello } from "./hellos.ts";
 import { MemoryLink } from "./link-pair.ts";
-
-type Plain = Exclude<Message, { type: "data" }>;
 
 /** The primary's end of a link whose every message the test writes. `link` is the end to be given to the secondary. */
 export class ScriptedPrimary {
@@ -27,7 +26,7 @@ export class ScriptedPrimary {
     return this.link.sent.splice(0).map((bytes) => decodeMessage(bytes));
   }
 
-  send(message: Plain): void {
+  send(message: HeaderMessage): void {
     this.#say(encodeMessage(message));
   }
 

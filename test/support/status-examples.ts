@@ -80,6 +80,7 @@ export function protectedPrimary(): Status {
       lastContactMs: null,
       wouldLose: { writes: 3, bytes: 12_288, atLeast: false },
     },
+    vmstate: null,
     eventLoopDelay: { overMs: 55_000, p50Ms: 0.2, p99Ms: 1.5, p999Ms: 8, maxMs: 12, stalls: 0 },
   };
 }

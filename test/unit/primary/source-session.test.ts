@@ -7,6 +7,7 @@ import {
   decodeMessage,
   encodeMessage,
   numberMessage,
+  type HeaderMessage,
   type Hello,
   type Message,
 } from "../../../proto/replication-messages.ts";
@@ -46,7 +47,7 @@ class Bench {
     });
   }
 
-  receive(message: Exclude<Message, { type: "data" }>): void {
+  receive(message: HeaderMessage): void {
     const parts = encodeMessage(message);
     numberMessage(parts, this.#received);
     this.#received += 1;
@@ -176,7 +177,7 @@ describe("the primary's end of a session", () => {
     expect(small.session.room()).toBeDefined();
   });
 
-  it.each<readonly [string, Exclude<Message, { type: "data" }>]>([
+  it.each<readonly [string, HeaderMessage]>([
     ["begin", { type: "begin", session: "s", extent: "full", lineage: "1", openEpoch: 1, diskSizes: [1] }],
     ["a sync", { type: "sync", phase: "end", totalBytes: 0, lineage: "1", ancestors: [] }],
     ["a barrier", barrier(1)],

@@ -7,6 +7,7 @@ import {
   decodeMessage,
   encodeData,
   encodeMessage,
+  encodeVmState,
   fromErrorBody,
   numberMessage,
   numberOf,
@@ -15,6 +16,7 @@ import {
   type DataMessage,
   type Message,
   type MessageType,
+  type VmStateMessage,
 } from "../../../proto/replication-messages.ts";
 import { goldenBytes } from "../../support/golden.ts";
 import { primaryHello } from "../../support/hellos.ts";
@@ -22,7 +24,7 @@ import { primaryHello } from "../../support/hellos.ts";
 const error = { code: "overlay-full", message: "no room", action: "make some" };
 
 /** One message of each type; a new type does not compile until it has one. */
-const EXAMPLES: { readonly [Type in Exclude<MessageType, "data">]: Extract<Message, { type: Type }> } = {
+const EXAMPLES: { readonly [Type in Exclude<MessageType, "data" | "vmstate">]: Extract<Message, { type: Type }> } = {
   "hello": { type: "hello", ...primaryHello({ prepared: [3, 4], tracks: "b".repeat(32), hasToken: true }) },
   "proof": { type: "proof", mac: Buffer.alloc(32, 7) },
   "begin": {
@@ -38,6 +40,8 @@ const EXAMPLES: { readonly [Type in Exclude<MessageType, "data">]: Extract<Messa
   "united": { type: "united" },
   "sync": { type: "sync", phase: "begin", totalBytes: 2 ** 40, lineage: "1".repeat(32), ancestors: ["0".repeat(32)] },
   "barrier": { type: "barrier", id: 1, epoch: 5, commit: false },
+  "vmstate-end": { type: "vmstate-end", id: 5, epoch: 5, chunks: 2, bytes: 300_000, checksum: 12 },
+  "vmstate-ack": { type: "vmstate-ack", epoch: 5, chunks: 1, error },
   "commit": { type: "commit", id: 2, epoch: 5 },
   "discard": { type: "discard", id: 3, epochs: [6, 7] },
   "takeover": { type: "takeover", id: 4, lineage: "2".repeat(32) },
@@ -63,6 +67,7 @@ const DATA: DataMessage = {
 };
 
 function encoded(message: Message): Buffer {
+  if (message.type === "vmstate") return Buffer.concat(encodeVmState(message));
   if (message.type !== "data") return Buffer.concat(encodeMessage(message));
   const ranges = message.operations.flatMap((operation) => [
     OPERATION_KINDS[operation.kind],
@@ -87,7 +92,9 @@ function raw(header: unknown, payload: Buffer = Buffer.alloc(0)): Buffer {
   return Buffer.concat([head, body, payload]);
 }
 
-const ALL: readonly Message[] = [...Object.values(EXAMPLES), DATA];
+const VMSTATE: VmStateMessage = { type: "vmstate", epoch: 5, index: 0, crc: 891_568_578, payload: Buffer.from("abc") };
+
+const ALL: readonly Message[] = [...Object.values(EXAMPLES), DATA, VMSTATE];
 
 describe("the replication messages", () => {
   it.each(ALL)("bring $type back as it was", (message) => {

@@ -28,6 +28,7 @@ import {
 } from "../../support/replica-bench.ts";
 import { ScriptedPrimary } from "../../support/scripted-primary.ts";
 import { SilentLog } from "../../support/silent-log.ts";
+import { vmStatesOf } from "../../support/vm-states-of.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
 import { present } from "../../support/present.ts";
 
@@ -56,6 +57,7 @@ class Bench {
       emit: (type) => this.events.push(type),
       state,
       stateDirectory: STATE_DIRECTORY,
+      vmStates: vmStatesOf(storage),
       access: "read-only",
       token: undefined,
       tracking: PeerTracking.open(trackingOptions(storage, state)),

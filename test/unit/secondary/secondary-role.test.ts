@@ -18,6 +18,7 @@ import {
   STATE_DIRECTORY,
 } from "../../support/replica-bench.ts";
 import { SilentLog } from "../../support/silent-log.ts";
+import { vmStatesOf } from "../../support/vm-states-of.ts";
 import { present } from "../../support/present.ts";
 
 const SIZE = 4 * CLUSTER_BYTES;
@@ -55,6 +56,7 @@ async function secondary(): Promise<Bench> {
     emit: () => undefined,
     state,
     stateDirectory: STATE_DIRECTORY,
+    vmStates: vmStatesOf(storage),
     access: "read-write",
     token: undefined,
     tracking: PeerTracking.open(trackingOptions(storage, state)),

@@ -1,0 +1,123 @@
+/** `colobus protect`: checkpoints of a VM with its memory, for as long as it runs. */
+import { PROTECT_INTERVAL_DEFAULT_MS } from "../../proto/limits.ts";
+import { ColobusError } from "../../proto/errors.ts";
+import { QmpClient } from "../../shared/host/qmp-client.ts";
+import { agentFlags, clientOf, givenOnce, timeoutOf, vmStateSocketOf } from "../agent-flags.ts";
+import { defineCommand, type CommandHost } from "../command.ts";
+import { ProtectedVm } from "../protected-vm.ts";
+import { Protection, type GuestControl, type ProtectionRound } from "../protection.ts";
+import { formatBytes, formatDuration, parseDuration } from "../quantities.ts";
+
+export const protectCommand = defineCommand({
+  command: "protect",
+  describe: "Take checkpoints of a running QEMU with its memory, every so often",
+  builder: (yargs) =>
+    agentFlags(yargs)
+      .option("qmp", { type: "string", requiresArg: true, describe: "QEMU's QMP socket, for this command alone" })
+      .option("interval", {
+        type: "string",
+        requiresArg: true,
+        describe: `From the beginning of one checkpoint to the next (${formatDuration(PROTECT_INTERVAL_DEFAULT_MS)})`,
+      })
+      .option("disks-only", { type: "boolean", default: false, describe: "Leave the memory out, and the VM running" })
+      .option("qga", {
+        type: "string",
+        requiresArg: true,
+        describe: "With --disks-only: socket of the guest agent, which freezes the file systems meanwhile",
+      })
+      .example("$0 protect --qmp /run/web/qmp.sock --interval 5s", "Memory and disks, every 5 s")
+      .example("$0 protect --disks-only --qga /run/web/qga.sock --interval 30s", "Disks with sound file systems"),
+  run: async (args, host) => {
+    const qmp = givenOnce("--qmp", args.qmp);
+    const qga = givenOnce("--qga", args.qga);
+    assertSense(qmp, qga, args.disksOnly);
+    const intervalText = givenOnce("--interval", args.interval);
+    const intervalMs =
+      intervalText === undefined ? PROTECT_INTERVAL_DEFAULT_MS : parseDuration(intervalText, "--interval");
+    const timeoutMs = timeoutOf(args);
+    const run = { intervalMs, timeoutMs, json: args.json };
+    const control = clientOf(args, host);
+    const protect = async (guest: GuestControl): Promise<void> => {
+      await new Protection({
+        ...run,
+        control,
+        clock: host.clock,
+        guest,
+        tell: (round) => host.output.result(args.json, round, renderRound),
+        warn: (text) => host.output.remark(`colobus: ${text}`),
+        signal: host.interrupted,
+      }).run();
+    };
+    if (qmp === undefined) return protect(qga === undefined ? disksAlone() : freezing(qga, timeoutMs, host));
+    const socket = vmStateSocketOf(control);
+    const vm = await ProtectedVm.connect({ socket: qmp, clock: host.clock, timeoutMs });
+    try {
+      await protect(withMemory(vm, socket));
+    } finally {
+      vm.close();
+    }
+  },
+});
+
+function assertSense(qmp: string | undefined, qga: string | undefined, disksOnly: boolean): void {
+  if (disksOnly && qmp === undefined) return;
+  if (!disksOnly && qmp !== undefined && qga === undefined) return;
+  throw new ColobusError(
+    "usage",
+    disksOnly ? "--disks-only leaves the VM running, and needs no --qmp." : "protect needs the VM's QMP socket alone.",
+    "Say --qmp SOCKET, or --disks-only with or without --qga SOCKET.",
+  );
+}
+
+function withMemory(vm: ProtectedVm, socket: string): GuestControl {
+  return {
+    pause: async () => {
+      const wasRunning = await vm.pause();
+      return async () => (wasRunning ? vm.resume() : undefined);
+    },
+    saveState: () => vm.saveState(socket),
+    cancelSave: () => vm.cancelSave(),
+  };
+}
+
+function disksAlone(): GuestControl {
+  const nothing = (): Promise<void> => Promise.resolve();
+  return { pause: () => Promise.resolve(nothing), saveState: undefined, cancelSave: nothing };
+}
+
+/** The guest agent thaws whatever it has frozen, even where it could not freeze everything. */
+function freezing(socket: string, timeoutMs: number, { clock }: CommandHost): GuestControl {
+  return {
+    ...disksAlone(),
+    pause: async () => {
+      const agent = await QmpClient.connectToGuestAgent({ socket, clock, timeoutMs });
+      const thaw = async (): Promise<void> => {
+        try {
+          await agent.execute("guest-fsfreeze-thaw");
+        } finally {
+          agent.close();
+        }
+      };
+      try {
+        await agent.execute("guest-fsfreeze-freeze");
+      } catch (error) {
+        await thaw();
+        throw error;
+      }
+      return thaw;
+    },
+  };
+}
+
+function renderRound(round: ProtectionRound): string {
+  switch (round.state) {
+    case "waiting":
+      return `waiting: ${round.reason}`;
+    case "failed":
+      return `checkpoint ${round.epoch ?? ""} failed, and the one before stands: ${round.error.message}`;
+    case "committed": {
+      const state = round.vmstateBytes === null ? "" : `, VM state ${formatBytes(round.vmstateBytes)}`;
+      return `checkpoint ${round.epoch} committed in ${formatDuration(round.totalMs)}: pause ${formatDuration(round.pauseMs)}${state}`;
+    }
+  }
+}

@@ -1,0 +1,181 @@
+import { asColobusError, type ColobusError } from "../proto/errors.ts";
+import type { ControlClient } from "../shared/control/api-client.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import { untilAborted } from "./command.ts";
+
+/** One round, as it is told. */
+export type ProtectionRound =
+  | {
+      readonly epoch: number;
+      readonly state: "committed";
+      /** How long the guest did not run, or was frozen. */
+      readonly pauseMs: number;
+      /** null: a checkpoint of the disks alone. */
+      readonly vmstateBytes: number | null;
+      readonly totalMs: number;
+    }
+  | { readonly epoch: number | null; readonly state: "failed"; readonly error: ReturnType<ColobusError["toJSON"]> }
+  | { readonly epoch: null; readonly state: "waiting"; readonly reason: string };
+
+/** What happens to the guest while a checkpoint is taken. */
+export interface GuestControl {
+  /** The guest writes nothing from here on. Returns how it goes on. */
+  readonly pause: () => Promise<() => Promise<void>>;
+  /** Has the paused guest's state sent for the checkpoint that awaits it; undefined: the disks are all there is. */
+  readonly saveState: (() => Promise<void>) | undefined;
+  /** What a failed `saveState` may have left. */
+  readonly cancelSave: () => Promise<void>;
+}
+
+export interface ProtectionOptions {
+  readonly control: ControlClient;
+  readonly clock: Clock;
+  readonly guest: GuestControl;
+  readonly intervalMs: number;
+  /** What one step may take. */
+  readonly timeoutMs: number;
+  readonly tell: (round: ProtectionRound) => void;
+  readonly warn: (text: string) => void;
+  /** Ends the protection after the round that is under way. */
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Takes checkpoints of a VM every so often, or when the agent wants one. Whatever fails in a round, the guest goes on, and
+ * what was begun is withdrawn: the checkpoint before stands, and the next round is tried.
+ */
+export class Protection {
+  readonly #options: ProtectionOptions;
+  /** Called when a checkpoint is wanted before its time. */
+  #wake: () => void = () => undefined;
+  #isWanted = false;
+  #waitedFor = "";
+
+  constructor(options: ProtectionOptions) {
+    this.#options = options;
+  }
+
+  /** Resolves when `signal` has aborted and the guest runs. Errors: `vm-unreachable`; `agent-unreachable` for long. */
+  async run(): Promise<void> {
+    const { clock, intervalMs, signal, warn } = this.#options;
+    void this.#followWanted();
+    while (!signal.aborted) {
+      const startedMs = clock.nowMs();
+      if (await this.#isReady()) {
+        await this.#round();
+        const tookMs = clock.nowMs() - startedMs;
+        if (tookMs > intervalMs)
+          warn(`the interval of ${intervalMs} ms cannot be met: the last checkpoint took ${Math.round(tookMs)} ms`);
+      }
+      await this.#rest(Math.max(0, startedMs + intervalMs - clock.nowMs()));
+    }
+  }
+
+  /** A guest is not paused for a checkpoint that cannot be taken. */
+  async #isReady(): Promise<boolean> {
+    const { control, timeoutMs, tell } = this.#options;
+    let reason: string;
+    try {
+      const { role, peers } = await control.status({ timeoutMs });
+      if (role === "Primary" && peers.some(({ replication }) => replication === "Established")) {
+        this.#waitedFor = "";
+        return true;
+      }
+      reason = role === "Primary" ? "no secondary is in sync" : "the agent is Secondary";
+    } catch (error) {
+      reason = asColobusError(error).message;
+    }
+    if (reason !== this.#waitedFor) tell({ epoch: null, state: "waiting", reason });
+    this.#waitedFor = reason;
+    return false;
+  }
+
+  async #round(): Promise<void> {
+    const { control, clock, guest, timeoutMs, tell } = this.#options;
+    const startedMs = clock.nowMs();
+    let epoch: number | null = null;
+    let pauseMs = 0;
+    try {
+      const resume = await guest.pause();
+      try {
+        epoch = await this.#place();
+        await guest.saveState?.();
+      } catch (error) {
+        if (epoch !== null) await quietly(() => guest.cancelSave());
+        throw error;
+      } finally {
+        await resume();
+        pauseMs = clock.nowMs() - startedMs;
+      }
+      const { vmstateBytes = null } = await control.commit({ epoch, timeoutMs });
+      tell({ epoch, state: "committed", pauseMs, vmstateBytes, totalMs: clock.nowMs() - startedMs });
+    } catch (error) {
+      const reason = asColobusError(error);
+      await this.#withdraw(epoch);
+      tell({ epoch, state: "failed", error: reason.toJSON() });
+      if (reason.code === "vm-unreachable") throw reason;
+    }
+  }
+
+  async #place(): Promise<number> {
+    const { control, guest, timeoutMs } = this.#options;
+    const vmstate = guest.saveState === undefined ? {} : { vmstate: true };
+    const { epoch } = await control.checkpoint({ prepare: true, timeoutMs, ...vmstate });
+    return epoch;
+  }
+
+  async #withdraw(epoch: number | null): Promise<void> {
+    const { control, timeoutMs } = this.#options;
+    if (epoch !== null) await quietly(() => control.discard({ epoch, timeoutMs }));
+  }
+
+  /** Until the interval is over, a checkpoint is wanted, or the protection is to end. */
+  async #rest(ms: number): Promise<void> {
+    const { clock, signal } = this.#options;
+    if (!this.#isWanted) {
+      await new Promise<void>((resolve) => {
+        const timer = clock.after(ms, resolve);
+        const end = (): void => {
+          timer.cancel();
+          resolve();
+        };
+        this.#wake = end;
+        void untilAborted(signal).then(end);
+      });
+    }
+    this.#isWanted = false;
+  }
+
+  /** The agent's events, for as long as it tells them; a new agent is asked again with the next round. */
+  async #followWanted(): Promise<void> {
+    const { control, clock, signal, intervalMs } = this.#options;
+    while (!signal.aborted) {
+      try {
+        const last = (await control.events(0)).at(-1)?.sequence ?? 0;
+        for await (const { type } of control.follow(last, { signal })) {
+          if (type !== "checkpoint-wanted") continue;
+          this.#isWanted = true;
+          this.#wake();
+        }
+      } catch {
+        // The rounds tell that the agent is not there.
+      }
+      await new Promise<void>((resolve) => {
+        const timer = clock.after(intervalMs, resolve);
+        void untilAborted(signal).then(() => {
+          timer.cancel();
+          resolve();
+        });
+      });
+    }
+  }
+}
+
+/** What is done after a failure must not hide it. */
+async function quietly(work: () => Promise<unknown>): Promise<void> {
+  try {
+    await work();
+  } catch {
+    // The first error is told.
+  }
+}

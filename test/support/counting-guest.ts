@@ -1,0 +1,193 @@
+/**
+ * A guest that counts in its memory and on its disk at once: step n has the hash of the step before, and its record lies in
+ * block n of the disk. Before each step it looks whether the disk holds the record of the step that its memory knows, and
+ * none of a later one; else it halts. So memory and disk of different moments are found out by the guest itself.
+ *
+ * It is a kernel and a busybox, which `npm run setup:peers` puts into GUEST_DIRECTORY, in software emulation.
+ */
+import { spawn, type ChildProcess } from "node:child_process";
+import { createHash } from "node:crypto";
+import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { onTestFailed, onTestFinished } from "vitest";
+import { requirePeers } from "./peers.ts";
+
+export const GUEST_DIRECTORY = process.env["COLOBUS_TEST_GUEST"] ?? "/var/cache/colobus-test-guest";
+const MODULES = ["virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"];
+const PROGRAM = "qemu-system-x86_64";
+const BLOCK_BYTES = 512;
+const POLL_MS = 50;
+
+const INIT = `#!/busybox sh
+/busybox mount -t devtmpfs dev /dev
+for module in ${MODULES.join(" ")}; do /busybox insmod /$module.ko; done
+n=0
+hash=start
+# What the disk has, whatever the memory's cache of it says.
+record() { /busybox blockdev --flushbufs /dev/vda; /busybox dd if=/dev/vda bs=${BLOCK_BYTES} count=1 skip=$1 2>/dev/null | /busybox head -n 1 | /busybox tr -d '\\0'; }
+while :; do
+  if [ $n -gt 0 ] && [ "$(record $n)" != "$n $hash" ]; then
+    echo "MISMATCH: memory has $n $hash, the disk $(record $n)"
+    /busybox poweroff -f
+  fi
+  if [ -n "$(record $((n + 1)))" ]; then
+    echo "MISMATCH: memory is at $n, and the disk has $(record $((n + 1)))"
+    /busybox poweroff -f
+  fi
+  n=$((n + 1))
+  hash=$(echo "$n $hash" | /busybox sha256sum | /busybox cut -c 1-64)
+  echo "$n $hash" | /busybox dd of=/dev/vda bs=${BLOCK_BYTES} count=1 seek=$n conv=sync,notrunc,fsync 2>/dev/null
+  echo "STEP $n $hash"
+done
+`;
+
+/** Steps as the guest has told them on its console, checked: each follows from the one before. */
+export interface Step {
+  readonly n: number;
+  readonly hash: string;
+}
+
+export function nextHash({ n, hash }: Step): string {
+  return createHash("sha256")
+    .update(`${n + 1} ${hash}\n`)
+    .digest("hex");
+}
+
+/** Whether the guest can be run here, as `requirePeers` says it of programs. */
+export function requireCountingGuest(): boolean {
+  return requirePeers(PROGRAM, join(GUEST_DIRECTORY, "busybox"));
+}
+
+/** Writes the guest's initial file system, which is all that it has beside its disk. */
+export function writeInitramfs(path: string): void {
+  const files: CpioFile[] = [
+    { name: "dev", mode: 0o040755, data: Buffer.alloc(0) },
+    { name: "init", mode: 0o100755, data: Buffer.from(INIT) },
+    { name: "busybox", mode: 0o100755, data: readFileSync(join(GUEST_DIRECTORY, "busybox")) },
+    ...MODULES.map((name) => ({
+      name: `${name}.ko`,
+      mode: 0o100644,
+      data: readFileSync(join(GUEST_DIRECTORY, `${name}.ko`)),
+    })),
+  ];
+  writeFileSync(path, Buffer.concat([...files.flatMap(cpioEntry), ...cpioEntry(TRAILER)]));
+}
+
+export interface QemuOptions {
+  readonly directory: string;
+  readonly name: string;
+  readonly diskUri: string;
+  /** It waits for the state of another one; else it boots. */
+  readonly waits: boolean;
+}
+
+/** One QEMU with the counting guest. */
+export class CountingVm {
+  readonly qmp: string;
+  readonly #console: string;
+  readonly #process: ChildProcess;
+  readonly #ended: Promise<void>;
+  #hasEnded = false;
+
+  constructor({ directory, name, diskUri, waits }: QemuOptions) {
+    this.qmp = join(directory, `${name}.qmp`);
+    this.#console = join(directory, `${name}.console`);
+    const log = join(directory, `${name}.errors`);
+    const errors = openSync(log, "w");
+    const socket = new URL(diskUri).searchParams.get("socket");
+    const disk = `driver=nbd,node-name=vda,server.type=unix,server.path=${socket},export=vda,reconnect-delay=30`;
+    const flags = [
+      ["-M", "pc,accel=tcg", "-m", "96M", "-nodefaults", "-display", "none", "-no-reboot"],
+      ["-kernel", join(GUEST_DIRECTORY, "vmlinuz"), "-initrd", join(directory, "initramfs")],
+      ["-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off"],
+      ["-chardev", `file,id=console,path=${this.#console}`, "-serial", "chardev:console"],
+      ["-blockdev", disk, "-device", "virtio-blk-pci,drive=vda"],
+      ["-qmp", `unix:${this.qmp},server=on,wait=off`],
+      waits ? ["-incoming", "defer"] : [],
+    ].flat();
+    this.#process = spawn(PROGRAM, flags, { stdio: ["ignore", errors, errors] });
+    closeSync(errors);
+    this.#ended = new Promise((resolve) => {
+      this.#process.once("close", () => {
+        this.#hasEnded = true;
+        resolve();
+      });
+    });
+    onTestFailed(() => {
+      if (existsSync(log)) process.stderr.write(`\n--- ${name}: ${readFileSync(log, "utf8").slice(-2000)}\n`);
+      process.stderr.write(`${this.consoleText.slice(-1500)}\n`);
+    });
+    onTestFinished(() => this.kill());
+  }
+
+  get consoleText(): string {
+    return existsSync(this.#console) ? readFileSync(this.#console, "utf8") : "";
+  }
+
+  /** What has come so far. Throws where the guest has found a mismatch, or its steps do not follow from each other. */
+  steps(): Step[] {
+    const text = this.consoleText;
+    const mismatch = /MISMATCH.*/.exec(text);
+    if (mismatch !== null) throw new Error(mismatch[0]);
+    const steps = [...text.matchAll(/STEP (\d+) ([0-9a-f]{64})/g)].map(([, n, hash]) => ({
+      n: Number(n),
+      hash: hash ?? "",
+    }));
+    for (const [index, step] of steps.entries()) {
+      const before = steps[index - 1];
+      if (before === undefined) continue;
+      if (step.n !== before.n + 1 || step.hash !== nextHash(before))
+        throw new Error(`step ${step.n} after ${before.n}`);
+    }
+    return steps;
+  }
+
+  /** Resolves when the guest has told of so many steps. */
+  async untilSteps(count: number, withinMs = 120_000): Promise<Step[]> {
+    const deadline = Date.now() + withinMs;
+    for (;;) {
+      const steps = this.steps();
+      if (steps.length >= count) return steps;
+      if (this.#hasEnded) throw new Error(`the VM has ended after ${steps.length} steps`);
+      if (Date.now() > deadline) throw new Error(`the guest has made ${steps.length} steps, not ${count}`);
+      await new Promise((resolve) => {
+        setTimeout(resolve, POLL_MS);
+      });
+    }
+  }
+
+  /** Resolves when QEMU takes commands. */
+  async untilListening(): Promise<void> {
+    while (!existsSync(this.qmp)) {
+      if (this.#hasEnded) throw new Error("the VM has ended");
+      await new Promise((resolve) => {
+        setTimeout(resolve, POLL_MS);
+      });
+    }
+  }
+
+  /** kill -9. */
+  async kill(): Promise<void> {
+    if (!this.#hasEnded) this.#process.kill("SIGKILL");
+    await this.#ended;
+  }
+}
+
+interface CpioFile {
+  readonly name: string;
+  readonly mode: number;
+  readonly data: Buffer;
+}
+
+const TRAILER: CpioFile = { name: "TRAILER!!!", mode: 0, data: Buffer.alloc(0) };
+
+/** One file of an archive in cpio's "newc" format, which the kernel unpacks. */
+function cpioEntry({ name, mode, data }: CpioFile): Buffer[] {
+  const fields = [1, mode, 0, 0, 1, 0, data.length, 0, 0, 0, 0, name.length + 1, 0];
+  const head = `070701${fields.map((field) => field.toString(16).padStart(8, "0")).join("")}${name}\0`;
+  return [padded(Buffer.from(head, "latin1")), padded(data)];
+}
+
+function padded(bytes: Buffer): Buffer {
+  return Buffer.concat([bytes, Buffer.alloc((4 - (bytes.length % 4)) % 4)]);
+}
