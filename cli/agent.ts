@@ -31,11 +31,9 @@ import type {
   WaitAnswer,
   WaitRequest,
 } from "../proto/control-api.ts";
-import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { COMMAND_TIMEOUT_DEFAULT_MS } from "../proto/limits.ts";
+import { ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import type { EventType, Role, WaitCondition } from "../proto/words.ts";
-import { outdated } from "../primary/guest-policy.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
@@ -53,10 +51,10 @@ import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
+import { Failovers } from "./failovers.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
-import type { TakeoverClaim } from "./takeover.ts";
 import { StoredVmStates } from "./stored-vm-states.ts";
 
 /**
@@ -74,7 +72,7 @@ export class Agent implements AgentControl {
   readonly #arbitration: Arbitration | undefined;
   #lastProtection = "";
   #stopping = false;
-  #failingOver: Promise<FailoverAnswer> | undefined;
+  readonly #failovers: Failovers;
   readonly #changes: CheckpointChanges;
   readonly #stateWatch: StateWatch;
   readonly #stallWatch: StallWatch;
@@ -96,18 +94,24 @@ export class Agent implements AgentControl {
     this.#changes = new CheckpointChanges({
       clock: options.host.clock,
       secondary: (command) => this.#secondary(command),
-      settled: async () => this.#failingOver?.catch(() => undefined), // who asked for the failover has its error
+      settled: () => this.#failovers.ended(),
     });
     this.#jobs = new JobList(options.host.clock, (job) =>
       this.#emit("job-changed", { id: job.id, type: job.type, state: job.state, error: job.error?.toJSON() ?? null }),
     );
+    this.#failovers = new Failovers({
+      ...options.host,
+      state,
+      jobs: this.#jobs,
+      fence: options.fence,
+      roles: () => this.#roles,
+      takeover: () => this.#arbitration?.takeover,
+      settled: () => this.#changes.settled(),
+    });
     const emit = (type: EventType, data: Record<string, unknown>): void => this.#emit(type, data);
     this.#arbitration = openArbitration(options, state, emit, {
       candidate: () => this.#candidate(),
-      failOver: async () => {
-        await this.#changes.settled();
-        await this.#failOver(BY_ITSELF);
-      },
+      failOver: () => this.#failovers.takeOver(),
     });
     this.#roles = new AgentRoles({
       agent: options,
@@ -188,7 +192,7 @@ export class Agent implements AgentControl {
     this.#emit("agent-stopping", {});
     this.exports.withdrawAll();
     this.#arbitration?.takeover.stop();
-    await this.#failingOver?.catch(() => undefined); // who asked for the failover has its error; the role is settled now
+    await this.#failovers.ended(); // the role is settled now
     await this.#changes.settled();
     await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
     this.#stateWatch.stop();
@@ -273,26 +277,8 @@ export class Agent implements AgentControl {
     return this.#primary("discard").checkpoints.discard(request.epoch, request.timeoutMs, signal);
   }
 
-  async failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
-    const { active } = this.#roles;
-    if (active.role === "Primary") {
-      if (this.#state.record.outdated) throw outdated();
-      return this.#alreadyPrimary(request.dryRun);
-    }
-    const { secondary } = active;
-    secondary.assertPromotable(request.force);
-    this.#assertFenceable(request);
-    if (request.dryRun) {
-      if (!request.force) await secondary.assertProtected(false);
-      return this.#describeFailover(secondary, request);
-    }
-    const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
-    try {
-      await deadline.race(this.#changes.settled(), "the failover waits for another command to end");
-      return await deadline.race(this.#failOver(request), "the failover has begun and goes on");
-    } finally {
-      deadline.end();
-    }
+  failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
+    return this.#failovers.run(request, signal);
   }
 
   rejoin(request: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer> {
@@ -371,17 +357,7 @@ export class Agent implements AgentControl {
   /** The secondary that may be promoted now, as far as this agent is concerned. */
   #candidate(): SecondaryRole | undefined {
     const { active } = this.#roles;
-    return active.role === "Secondary" && this.#failingOver === undefined && !this.#stopping
-      ? active.secondary
-      : undefined;
-  }
-
-  /** Promotes the secondary, once at a time. */
-  #failOver(request: FailoverRequest): Promise<FailoverAnswer> {
-    this.#failingOver ??= this.#fenceAndPromote(this.#secondary("failover"), request).finally(() => {
-      this.#failingOver = undefined;
-    });
-    return this.#failingOver;
+    return active.role === "Secondary" && !this.#failovers.isRunning && !this.#stopping ? active.secondary : undefined;
   }
 
   #emit(type: EventType, data: Record<string, unknown>): void {
@@ -407,100 +383,6 @@ export class Agent implements AgentControl {
     if (line === this.#lastProtection) return;
     this.#lastProtection = line;
     this.#emit("protection-changed", { ...protection });
-  }
-
-  /** Two hosts that write one disk destroy it: nobody is promoted on a shared one before the other is known to be dead. */
-  #assertFenceable({ fenced }: FailoverRequest): void {
-    if (this.#state.record.mode !== "shared" || fenced === true || this.#options.fence !== undefined) return;
-    throw new ColobusError(
-      "fence-failed",
-      "nobody has made sure that the former primary does not write the shared disk any more",
-      "Power its host off, or cut it off from the disk, and say `colobus failover --fenced`; or start this agent with --fence-peer.",
-    );
-  }
-
-  /** An arbiter is told first: nobody is fenced, nor promoted, whom it does not let. */
-  async #fenceAndPromote(secondary: SecondaryRole, request: FailoverRequest): Promise<FailoverAnswer> {
-    const claim = await this.#arbitration?.takeover.claim(secondary, {
-      force: request.force,
-      waits: request !== BY_ITSELF,
-    });
-    try {
-      await this.#fence(secondary, request);
-      // The primary may have come back meanwhile.
-      secondary.assertPromotable(request.force);
-      await secondary.assertProtected(request.force);
-      return await this.#promote(secondary, request, claim);
-    } catch (error) {
-      if (this.#state.record.role === "Secondary") await claim?.giveUp();
-      throw error;
-    }
-  }
-
-  async #fence(secondary: SecondaryRole, request: FailoverRequest): Promise<void> {
-    const { fence, host } = this.#options;
-    if (fence === undefined) return;
-    const { record } = this.#state;
-    const { address } = secondary.describePeer();
-    const peer = { vm: record.vm, agentId: record.pairing?.peer ?? null, address };
-    try {
-      await fence(peer);
-    } catch (error) {
-      const mayForce = record.mode === "shared" ? request.fenced === true : request.force;
-      if (!mayForce) throw error;
-      host.log.warn({ reason: asColobusError(error) }, "the peer was not fenced; the operator forces the failover");
-    }
-  }
-
-  async #promote(
-    secondary: SecondaryRole,
-    request: FailoverRequest,
-    claim: TakeoverClaim | undefined,
-  ): Promise<FailoverAnswer> {
-    const described = this.#describeFailover(secondary, request);
-    const { discardActive } = request;
-    const promotion = await this.#roles.promote({ discardActive, assertStill: claim?.assertStill }, claim?.lineage);
-    if (claim?.isUntold === true) this.#primary("failover").insist();
-    // A commit that was under way when the session ended has come before the promotion.
-    const { epoch } = promotion;
-    const { ageMs, wouldLose } = secondary.describeRecoverable() ?? described;
-    const mergeBytes = this.#roles.promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes, 0);
-    return { ...described, dryRun: false, epoch, ageMs, wouldLose, mergeBytes, jobs: this.jobs().map(({ id }) => id) };
-  }
-
-  #describeFailover(secondary: SecondaryRole, request: FailoverRequest): FailoverAnswer {
-    const recoverable = secondary.describeRecoverable();
-    const disks = secondary.describeDisks();
-    return {
-      already: false,
-      dryRun: request.dryRun,
-      epoch: recoverable?.epoch ?? 0,
-      ageMs: recoverable?.ageMs ?? null,
-      wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: true },
-      discardedActiveBytes: this.#discardsActive(request) ? disks.reduce((sum, disk) => sum + disk.activeBytes, 0) : 0,
-      mergeBytes: secondary.mergeBytes,
-      jobs: [],
-    };
-  }
-
-  /** A stored VM state knows nothing of what a VM on this side has written. */
-  #discardsActive({ discardActive }: FailoverRequest): boolean {
-    return discardActive || this.#state.record.committed.vmstate !== undefined;
-  }
-
-  #alreadyPrimary(dryRun: boolean): FailoverAnswer {
-    return {
-      already: true,
-      dryRun,
-      epoch: this.#state.record.committed.epoch,
-      ageMs: null,
-      wouldLose: { writes: 0, bytes: 0, atLeast: false },
-      discardedActiveBytes: 0,
-      mergeBytes: this.#roles.promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes - disk.mergedBytes, 0),
-      jobs: this.jobs()
-        .filter(({ type }) => type === "merge")
-        .map(({ id }) => id),
-    };
   }
 
   #describePrimary(primary: PrimaryRole): RoleStatus {
@@ -551,14 +433,6 @@ export class Agent implements AgentControl {
     );
   }
 }
-
-/** What a secondary that takes over by itself asks of itself; nobody waits for it. */
-const BY_ITSELF: FailoverRequest = {
-  force: false,
-  dryRun: false,
-  discardActive: false,
-  timeoutMs: COMMAND_TIMEOUT_DEFAULT_MS,
-};
 
 /** The mark beside shared disks, where the configuration has a place for it. */
 function openSharedMark({ host, config }: AgentOptions, state: StateFile): SharedMark | undefined {

@@ -1,0 +1,194 @@
+import type { FailoverAnswer, FailoverRequest } from "../proto/control-api.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { COMMAND_TIMEOUT_DEFAULT_MS } from "../proto/limits.ts";
+import { outdated } from "../primary/guest-policy.ts";
+import type { SecondaryRole } from "../secondary/secondary-role.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import { Deadline } from "../shared/host/deadline.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { JobList } from "../shared/jobs/job-list.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import type { AgentOptions } from "./agent-host.ts";
+import type { AgentRoles } from "./agent-roles.ts";
+import type { Takeover, TakeoverClaim } from "./takeover.ts";
+
+/** What a secondary that takes over by itself asks of itself; nobody waits for it. */
+const BY_ITSELF: FailoverRequest = {
+  force: false,
+  dryRun: false,
+  discardActive: false,
+  timeoutMs: COMMAND_TIMEOUT_DEFAULT_MS,
+};
+
+export interface FailoversOptions {
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly state: StateFile;
+  readonly jobs: JobList;
+  readonly fence: AgentOptions["fence"];
+  readonly roles: () => AgentRoles;
+  /** undefined without an arbiter. */
+  readonly takeover: () => Takeover | undefined;
+  /** Resolves when no command that changes checkpoints is under way. */
+  readonly settled: () => Promise<unknown>;
+}
+
+/**
+ * Owns an agent's promotion from Secondary to Primary, by an operator's command or by itself, one at a time: the arbiter
+ * is asked, the peer is fenced, the role changes, in this order.
+ */
+export class Failovers {
+  readonly #options: FailoversOptions;
+  #running: Promise<FailoverAnswer> | undefined;
+
+  constructor(options: FailoversOptions) {
+    this.#options = options;
+  }
+
+  get isRunning(): boolean {
+    return this.#running !== undefined;
+  }
+
+  /** Resolves when none is under way, whatever has become of it: who asked for it has its error. */
+  async ended(): Promise<void> {
+    await this.#running?.catch(() => undefined);
+  }
+
+  /** Errors: what keeps this side from being promoted; `timed-out` when it has begun, and goes on. */
+  async run(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
+    const { clock, state, roles, settled } = this.#options;
+    const { active } = roles();
+    if (active.role === "Primary") {
+      if (state.record.outdated) throw outdated();
+      return this.#alreadyPrimary(request.dryRun);
+    }
+    const { secondary } = active;
+    secondary.assertPromotable(request.force);
+    this.#assertFenceable(request);
+    if (request.dryRun) {
+      if (!request.force) await secondary.assertProtected(false);
+      return this.#describe(secondary, request);
+    }
+    const deadline = new Deadline(clock, request.timeoutMs, signal);
+    try {
+      await deadline.race(settled(), "the failover waits for another command to end");
+      return await deadline.race(this.#begin(request), "the failover has begun and goes on");
+    } finally {
+      deadline.end();
+    }
+  }
+
+  /** The arbiter lets this secondary take over. Errors: what keeps it from being promoted. */
+  async takeOver(): Promise<void> {
+    await this.#options.settled();
+    await this.#begin(BY_ITSELF);
+  }
+
+  #begin(request: FailoverRequest): Promise<FailoverAnswer> {
+    this.#running ??= this.#fenceAndPromote(request).finally(() => {
+      this.#running = undefined;
+    });
+    return this.#running;
+  }
+
+  /** Two hosts that write one disk destroy it: nobody is promoted on a shared one before the other is known to be dead. */
+  #assertFenceable({ fenced }: FailoverRequest): void {
+    const { state, fence } = this.#options;
+    if (state.record.mode !== "shared" || fenced === true || fence !== undefined) return;
+    throw new ColobusError(
+      "fence-failed",
+      "nobody has made sure that the former primary does not write the shared disk any more",
+      "Power its host off, or cut it off from the disk, and say `colobus failover --fenced`; or start this agent with --fence-peer.",
+    );
+  }
+
+  /** An arbiter is told first: nobody is fenced, nor promoted, whom it does not let. */
+  async #fenceAndPromote(request: FailoverRequest): Promise<FailoverAnswer> {
+    const { roles, state, takeover } = this.#options;
+    const { active } = roles();
+    if (active.role === "Primary") return this.#alreadyPrimary(false); // a hand-over came first
+    const { secondary } = active;
+    const claim = await takeover()?.claim(secondary, { force: request.force, waits: request !== BY_ITSELF });
+    try {
+      await this.#fence(secondary, request);
+      // The primary may have come back meanwhile.
+      secondary.assertPromotable(request.force);
+      await secondary.assertProtected(request.force);
+      return await this.#promote(secondary, request, claim);
+    } catch (error) {
+      if (state.record.role === "Secondary") await claim?.giveUp();
+      throw error;
+    }
+  }
+
+  async #fence(secondary: SecondaryRole, request: FailoverRequest): Promise<void> {
+    const { fence, log, state } = this.#options;
+    if (fence === undefined) return;
+    const { record } = state;
+    const { address } = secondary.describePeer();
+    const peer = { vm: record.vm, agentId: record.pairing?.peer ?? null, address };
+    try {
+      await fence(peer);
+    } catch (error) {
+      const mayForce = record.mode === "shared" ? request.fenced === true : request.force;
+      if (!mayForce) throw error;
+      log.warn({ reason: asColobusError(error) }, "the peer was not fenced; the operator forces the failover");
+    }
+  }
+
+  async #promote(
+    secondary: SecondaryRole,
+    request: FailoverRequest,
+    claim: TakeoverClaim | undefined,
+  ): Promise<FailoverAnswer> {
+    const roles = this.#options.roles();
+    const described = this.#describe(secondary, request);
+    const { discardActive } = request;
+    const promotion = await roles.promote({ discardActive, assertStill: claim?.assertStill }, claim?.lineage);
+    if (claim?.isUntold === true && roles.active.role === "Primary") roles.active.primary.insist();
+    // A commit that was under way when the session ended has come before the promotion.
+    const { epoch } = promotion;
+    const { ageMs, wouldLose } = secondary.describeRecoverable() ?? described;
+    const mergeBytes = roles.promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes, 0);
+    const jobs = this.#options.jobs.all().map((job) => job.describe().id);
+    return { ...described, dryRun: false, epoch, ageMs, wouldLose, mergeBytes, jobs };
+  }
+
+  #describe(secondary: SecondaryRole, request: FailoverRequest): FailoverAnswer {
+    const recoverable = secondary.describeRecoverable();
+    const disks = secondary.describeDisks();
+    return {
+      already: false,
+      dryRun: request.dryRun,
+      epoch: recoverable?.epoch ?? 0,
+      ageMs: recoverable?.ageMs ?? null,
+      wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: true },
+      discardedActiveBytes: this.#discardsActive(request) ? disks.reduce((sum, disk) => sum + disk.activeBytes, 0) : 0,
+      mergeBytes: secondary.mergeBytes,
+      jobs: [],
+    };
+  }
+
+  /** A stored VM state knows nothing of what a VM on this side has written. */
+  #discardsActive({ discardActive }: FailoverRequest): boolean {
+    return discardActive || this.#options.state.record.committed.vmstate !== undefined;
+  }
+
+  #alreadyPrimary(dryRun: boolean): FailoverAnswer {
+    const { state, jobs, roles } = this.#options;
+    return {
+      already: true,
+      dryRun,
+      epoch: state.record.committed.epoch,
+      ageMs: null,
+      wouldLose: { writes: 0, bytes: 0, atLeast: false },
+      discardedActiveBytes: 0,
+      mergeBytes: roles().promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes - disk.mergedBytes, 0),
+      jobs: jobs
+        .all()
+        .map((job) => job.describe())
+        .filter(({ type }) => type === "merge")
+        .map(({ id }) => id),
+    };
+  }
+}
