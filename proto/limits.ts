@@ -161,7 +161,7 @@ export const VMSTATE_WINDOW_CHUNKS = 16;
 /** Bytes of a state written since the last fsync that start the next one behind the stream. */
 export const VMSTATE_SYNC_BEHIND_BYTES = 32 * MIB;
 
-// The VM that is protected
+// Protection of a running VM
 /** How fast a paused VM writes its state at most: as fast as it can. */
 export const VM_MIGRATION_BYTES_PER_SECOND = 1024 ** 4;
 /** The VM is paused already, so its state is written in one go, however long that takes. */
