@@ -97,7 +97,7 @@ function limits(): GeneratedSection[] {
     Shared: "docs/shared-disk.md",
     Epochs: "docs/protocol.md",
     VM: "docs/formats.md",
-    The: "docs/qemu.md",
+    Protection: "docs/qemu.md",
     Disks: "docs/formats.md",
     Secondary: "docs/formats.md",
     State: "docs/formats.md",
