@@ -1,10 +1,24 @@
 import { asColobusError } from "../proto/errors.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
+import type { VmStateStore } from "./vm-state-store.ts";
 
-/** The clean marks of the disks of which nothing is left to chance: what cannot be flushed ends like a crash. */
-export async function flushDisks(disks: readonly ReplicaDisk[], log: Log): Promise<ReadonlyMap<string, string>> {
+/**
+ * The clean marks of the disks of which nothing is left to chance, nor of the VM states that belong to their checkpoints:
+ * what cannot be flushed ends like a crash.
+ */
+export async function flushDisks(
+  disks: readonly ReplicaDisk[],
+  vmStates: VmStateStore,
+  log: Log,
+): Promise<ReadonlyMap<string, string>> {
   const marks = new Map<string, string>();
+  try {
+    await vmStates.flush();
+  } catch (error) {
+    log.warn({ reason: asColobusError(error) }, "the VM states cannot be flushed");
+    return marks;
+  }
   for (const disk of disks) {
     try {
       await disk.base.flush();

@@ -344,7 +344,7 @@ export class SecondaryRole {
     this.#faults.end();
     await Promise.all(this.disks.map(({ epochs }) => epochs.end()));
     await this.checkpoints.settled();
-    const marks = await flushDisks(this.disks, this.#options.log);
+    const marks = await flushDisks(this.disks, this.#options.vmStates, this.#options.log);
     await this.#options.state.update((record) => ({
       ...record,
       disks: record.disks.map((disk) => ({ ...disk, cleanMark: marks.get(disk.name) ?? null })),

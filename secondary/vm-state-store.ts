@@ -146,6 +146,26 @@ export class VmStateStore {
     for (const epoch of this.#files) if (!this.#needed.has(epoch) && !this.#readers.has(epoch)) this.#remove(epoch);
   }
 
+  /**
+   * Makes the states that are needed durable, whatever `durability` promises: for a clean stop, which a later loss of power
+   * must not undo. Errors: `io-error`.
+   */
+  async flush(): Promise<void> {
+    const { storage, stateDirectory, durability } = this.#options;
+    const stored = [...this.#needed].filter((epoch) => this.#files.has(epoch));
+    if (durability() === "power" || stored.length === 0) return; // each was, before the record named it
+    for (const epoch of stored) {
+      const file = storage.open(this.#pathOf(epoch), { kind: "other", create: "never" });
+      try {
+        await file.sync();
+      } finally {
+        file.close();
+      }
+    }
+    await storage.syncDirectory(this.#directory);
+    await storage.syncDirectory(stateDirectory);
+  }
+
   /** Resolves when what was dropped is removed. */
   settled(): Promise<void> {
     return this.#removing;

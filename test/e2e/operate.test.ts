@@ -435,7 +435,7 @@ describe.runIf(PEERS)("restarts", () => {
     // Only this process knew what the secondary lacks.
     await primary.crash();
     for (const agent of [primary, secondary]) {
-      expect(readdirSync(agent.run).sort()).toEqual(["control.sock", "nbd.sock"]);
+      expect(readdirSync(agent.run).sort()).toEqual(["control.sock", "nbd.sock", "vmstate.sock"]);
     }
     await pair.start();
     const { jobs } = await primary.status();

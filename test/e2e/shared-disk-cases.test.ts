@@ -11,135 +11,138 @@ import { runColobus, type ErrorDocument } from "../support/cli-runner.ts";
 import { HALF, halves, INITIAL, SIZE } from "../support/halved-disk.ts";
 import { expectSame, NbdClient, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
+import { contentOf, createSharing, failOverFenced, type SharedFormat } from "../support/shared-image.ts";
 import { canMakeBlockDevices, scratchDirectory } from "../support/scratch.ts";
 
-describe.runIf(requirePeers("qemu-io", "nbdcopy", "python3:nbd"))("QEMU's replication cases on a shared disk", () => {
-  const options: PairOptions = {
-    disks: { vda: INITIAL },
-    shared: {},
-    secondaryFlags: ["--secondary-export", "read-write"],
-  };
+const PEERS = ["qemu-io", "nbdcopy", "python3:nbd", "qemu-nbd", "qemu-img"] as const;
 
-  /** The primary is dead, and its host cut off from the disk. */
-  async function failOver(pair: AgentPair): Promise<void> {
-    await pair.primary.crash();
-    await pair.secondary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
-    await pair.secondary.get("failover", "--fenced");
-  }
+describe.runIf(requirePeers(...PEERS)).each<SharedFormat>(["raw", "qcow2"])(
+  "QEMU's replication cases on a shared %s image",
+  (format) => {
+    const create = (): Promise<AgentPair> =>
+      createSharing(format, { disks: { vda: INITIAL }, secondaryFlags: ["--secondary-export", "read-write"] });
+    const content = (pair: AgentPair): Promise<Buffer> => contentOf(pair, format);
 
-  it("primary/read: a primary that never had a secondary serves the disk", async () => {
-    const { primary } = await AgentPair.create(options);
-    await primary.start();
-    expectSame(await readDisk(primary.uri()), INITIAL);
-  });
-
-  it("primary/write: what is written before there is a secondary is in its first checkpoint", async () => {
-    const pair = await AgentPair.create(options);
-    const { primary, secondary } = pair;
-    await primary.start();
-    await qemuIo(primary.uri(), `write -P 0 0 ${SIZE}`);
-    await secondary.start();
-    await pair.untilProtected();
-    expectSame(await readDisk(secondary.uri()), Buffer.alloc(SIZE));
-  });
-
-  it("primary/start: what is written is on the disk, and shown by the secondary from the next checkpoint on", async () => {
-    const pair = await AgentPair.protected(options);
-    await qemuIo(pair.primary.uri(), `write -P 0x22 0 ${SIZE}`);
-    expectSame(pair.image("a"), Buffer.alloc(SIZE, 0x22));
-    expectSame(await readDisk(pair.secondary.uri()), INITIAL);
-    await pair.checkpoint();
-    expectSame(await readDisk(pair.secondary.uri()), Buffer.alloc(SIZE, 0x22));
-  });
-
-  it("primary/stop: a primary whose secondary was promoted serves no more", async () => {
-    const pair = await AgentPair.protected(options);
-    const { primary, secondary } = pair;
-    await qemuIo(primary.uri(), `write -P 0x22 0 ${HALF}`);
-    await failOver(pair);
-    await secondary.get("wait", "merged");
-    await secondary.stop(); // one file, and one lock, on one host: else the former primary could not even start
-    await primary.start();
-    await secondary.start().catch(() => undefined);
-    const { protection } = await primary.status();
-    expect(protection.state).toBe("NotProtected");
-    expect(["held", "outdated"]).toContain(protection.reason);
-    expectSame(pair.image("a"), INITIAL);
-  });
-
-  it("primary/do_checkpoint: a checkpoint without a write between changes nothing", async () => {
-    const pair = await AgentPair.protected(options);
-    const first = await pair.checkpoint();
-    expect(await pair.checkpoint()).toBe(first + 1);
-    expectSame(await readDisk(pair.secondary.uri()), INITIAL);
-  });
-
-  it("get_error_all: a running pair reports no error", async () => {
-    const { primary, secondary } = await AgentPair.protected(options);
-    for (const { protection, peers, disks } of [await primary.status(), await secondary.status()]) {
-      expect(protection).toEqual({ state: "Protected", reason: null, nextAction: "" });
-      expect(peers).toMatchObject([{ connection: "Connected", replication: "Established", lastError: null }]);
-      expect(disks).toMatchObject([{ state: "UpToDate", dirtyBytes: 0, children: [{ state: "sound" }] }]);
+    async function protectedPair(): Promise<AgentPair> {
+      const pair = await create();
+      await pair.start();
+      return pair;
     }
-  });
 
-  it("secondary/read and write: before the first checkpoint there is nothing to read, or to write to", async () => {
-    const pair = await AgentPair.create(options);
-    await pair.secondary.start();
-    const client = await NbdClient.connect(pair.secondary.uri());
-    await expect(client.read(0, MIB)).rejects.toThrow("EIO");
-    await expect(client.write({ offset: 0, length: MIB }, 0)).rejects.toThrow("EIO");
-    await expect(client.zero({ offset: 0, length: MIB })).rejects.toThrow("EIO");
-    expectSame(pair.image("a"), INITIAL);
-  });
+    it("primary/read: a primary that never had a secondary serves the disk", async () => {
+      const { primary } = await create();
+      await primary.start();
+      expectSame(await readDisk(primary.uri()), INITIAL);
+    });
 
-  /** Cases 9 to 12 begin alike: the PVM has written the second half, and the SVM the first. */
-  async function writtenOnBothSides(): Promise<AgentPair> {
-    const pair = await AgentPair.protected(options);
-    const { primary, secondary } = pair;
-    await qemuIo(primary.uri(), `write -P 0x22 ${HALF} ${HALF}`);
-    expectSame(await readDisk(secondary.uri()), INITIAL);
-    await qemuIo(secondary.uri(), `write -P 0x33 0 ${HALF}`);
-    expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
-    return pair;
-  }
+    it("primary/write: what is written before there is a secondary is in its first checkpoint", async () => {
+      const pair = await create();
+      const { primary, secondary } = pair;
+      await primary.start();
+      await qemuIo(primary.uri(), `write -P 0 0 ${SIZE}`);
+      await secondary.start();
+      await pair.untilProtected();
+      expectSame(await readDisk(secondary.uri()), Buffer.alloc(SIZE));
+    });
 
-  it("secondary/start: neither side's writes are seen by the other", async () => {
-    const pair = await writtenOnBothSides();
-    expectSame(pair.image("a"), halves(0x11, 0x22));
-    expectSame(await readDisk(pair.primary.uri()), halves(0x11, 0x22));
-  });
+    it("primary/start: what is written is on the disk, and shown by the secondary from the next checkpoint on", async () => {
+      const pair = await protectedPair();
+      await qemuIo(pair.primary.uri(), `write -P 0x22 0 ${SIZE}`, "flush");
+      expectSame(await content(pair), Buffer.alloc(SIZE, 0x22));
+      expectSame(await readDisk(pair.secondary.uri()), INITIAL);
+      await pair.checkpoint();
+      expectSame(await readDisk(pair.secondary.uri()), Buffer.alloc(SIZE, 0x22));
+    });
 
-  it("secondary/stop: a failover gives the last checkpoint with the SVM's writes, and merges them into the disk", async () => {
-    const pair = await writtenOnBothSides();
-    const { secondary } = pair;
-    await failOver(pair);
-    expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
-    await secondary.get("wait", "merged");
-    expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
-    expectSame(pair.image("a"), halves(0x33, 0x11));
-  });
+    it("primary/stop: a primary whose secondary was promoted serves no more", async () => {
+      const pair = await protectedPair();
+      const { primary, secondary } = pair;
+      await qemuIo(primary.uri(), `write -P 0x22 0 ${HALF}`);
+      await failOverFenced(pair);
+      await secondary.get("wait", "merged");
+      await secondary.stop(); // one file, and one lock, on one host: else the former primary could not even start
+      await primary.start();
+      await secondary.start().catch(() => undefined);
+      const { protection } = await primary.status();
+      expect(protection.state).toBe("NotProtected");
+      expect(["held", "outdated"]).toContain(protection.reason);
+      expectSame(await content(pair), INITIAL);
+    });
 
-  it("secondary/continuous_replication: what is asked of a promoted side again changes nothing", async () => {
-    const pair = await writtenOnBothSides();
-    const { secondary } = pair;
-    await failOver(pair);
-    await secondary.get("wait", "merged");
-    await secondary.stop();
-    await secondary.start();
-    expect(await secondary.status()).toMatchObject({ role: "Primary", disks: [{ state: "UpToDate" }] });
-    const refused = await secondary.ask<ErrorDocument>("checkpoint");
-    expect(refused).toMatchObject({ code: 1, json: { error: { code: "no-peer" } } });
-    expect(await secondary.ask("failover")).toMatchObject({ code: 0, json: { already: true } });
-    expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
-  });
+    it("primary/do_checkpoint: a checkpoint without a write between changes nothing", async () => {
+      const pair = await protectedPair();
+      const first = await pair.checkpoint();
+      expect(await pair.checkpoint()).toBe(first + 1);
+      expectSame(await readDisk(pair.secondary.uri()), INITIAL);
+    });
 
-  it("secondary/do_checkpoint: a checkpoint shows the PVM's writes and drops the SVM's", async () => {
-    const pair = await writtenOnBothSides();
-    await pair.checkpoint();
-    expectSame(await readDisk(pair.secondary.uri()), halves(0x11, 0x22));
-  });
-});
+    it("get_error_all: a running pair reports no error", async () => {
+      const { primary, secondary } = await protectedPair();
+      for (const { protection, peers, disks } of [await primary.status(), await secondary.status()]) {
+        expect(protection).toEqual({ state: "Protected", reason: null, nextAction: "" });
+        expect(peers).toMatchObject([{ connection: "Connected", replication: "Established", lastError: null }]);
+        expect(disks).toMatchObject([{ state: "UpToDate", dirtyBytes: 0, children: [{ state: "sound" }] }]);
+      }
+    });
+
+    it("secondary/read and write: before the first checkpoint there is nothing to read, or to write to", async () => {
+      const pair = await create();
+      await pair.secondary.start();
+      const client = await NbdClient.connect(pair.secondary.uri());
+      await expect(client.read(0, MIB)).rejects.toThrow("EIO");
+      await expect(client.write({ offset: 0, length: MIB }, 0)).rejects.toThrow("EIO");
+      await expect(client.zero({ offset: 0, length: MIB })).rejects.toThrow("EIO");
+      expectSame(await content(pair), INITIAL);
+    });
+
+    /** Cases 9 to 12 begin alike: the PVM has written the second half, and the SVM the first. */
+    async function writtenOnBothSides(): Promise<AgentPair> {
+      const pair = await protectedPair();
+      const { primary, secondary } = pair;
+      await qemuIo(primary.uri(), `write -P 0x22 ${HALF} ${HALF}`, "flush");
+      expectSame(await readDisk(secondary.uri()), INITIAL);
+      await qemuIo(secondary.uri(), `write -P 0x33 0 ${HALF}`);
+      expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
+      return pair;
+    }
+
+    it("secondary/start: neither side's writes are seen by the other", async () => {
+      const pair = await writtenOnBothSides();
+      expectSame(await content(pair), halves(0x11, 0x22));
+      expectSame(await readDisk(pair.primary.uri()), halves(0x11, 0x22));
+    });
+
+    it("secondary/stop: a failover gives the last checkpoint with the SVM's writes, and merges them into the disk", async () => {
+      const pair = await writtenOnBothSides();
+      const { secondary } = pair;
+      await failOverFenced(pair);
+      expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
+      await secondary.get("wait", "merged");
+      expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
+      expectSame(await content(pair), halves(0x33, 0x11));
+    });
+
+    it("secondary/continuous_replication: what is asked of a promoted side again changes nothing", async () => {
+      const pair = await writtenOnBothSides();
+      const { secondary } = pair;
+      await failOverFenced(pair);
+      await secondary.get("wait", "merged");
+      await secondary.stop();
+      await secondary.start();
+      expect(await secondary.status()).toMatchObject({ role: "Primary", disks: [{ state: "UpToDate" }] });
+      const refused = await secondary.ask<ErrorDocument>("checkpoint");
+      expect(refused).toMatchObject({ code: 1, json: { error: { code: "no-peer" } } });
+      expect(await secondary.ask("failover")).toMatchObject({ code: 0, json: { already: true } });
+      expectSame(await readDisk(secondary.uri()), halves(0x33, 0x11));
+    });
+
+    it("secondary/do_checkpoint: a checkpoint shows the PVM's writes and drops the SVM's", async () => {
+      const pair = await writtenOnBothSides();
+      await pair.checkpoint();
+      expectSame(await readDisk(pair.secondary.uri()), halves(0x11, 0x22));
+    });
+  },
+);
 
 describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that shares its disk", () => {
   const options: PairOptions = { disks: { vda: INITIAL }, shared: {} };

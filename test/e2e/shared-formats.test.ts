@@ -1,51 +1,21 @@
 /** One image of a format for both agents: qemu-nbd with the primary writes it, and others with the secondary read it. */
 import { randomFillSync } from "node:crypto";
-import { rmSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { AgentPair, freePort, MIB, type PairOptions } from "../support/agent-pair.ts";
+import { type AgentPair, freePort, MIB, type PairOptions } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { formatServersOf, untilNoFormatServer } from "../support/format-servers.ts";
 import { HALF, INITIAL, SIZE } from "../support/halved-disk.ts";
-import { expectSame, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";
+import { expectSame, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
+import { contentOf, createSharing, failOverFenced } from "../support/shared-image.ts";
 
 /** The format's own clusters. */
 const UNIT = 64 * 1024;
-const qcow2: PairOptions = { disks: { vda: INITIAL }, shared: {}, imageOf: (path) => `qcow2:${path}` };
-
 /** A pair whose shared disk is a qcow2 image with the initial content, made with these flags of `qemu-img convert`. */
-async function makePair(options: PairOptions = {}, ...convert: string[]): Promise<AgentPair> {
-  const pair = await AgentPair.create({ ...qcow2, ...options });
-  const image = pair.imagePath("a");
-  const raw = `${image}.raw`;
-  await tool("mv", image, raw);
-  await tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", ...convert, raw, image);
-  rmSync(raw);
-  return pair;
-}
-
 async function protectedPair(options: PairOptions = {}, ...convert: string[]): Promise<AgentPair> {
-  const pair = await makePair(options, ...convert);
+  const pair = await createSharing("qcow2", { disks: { vda: INITIAL }, ...options }, ...convert);
   await pair.start();
   return pair;
-}
-
-/** What the image holds, when no server has it open. */
-async function contentOf(pair: AgentPair): Promise<Buffer> {
-  const raw = `${pair.imagePath("a")}.content`;
-  await tool("qemu-img", "check", "-q", pair.imagePath("a"));
-  await tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", pair.imagePath("a"), raw);
-  const content = await tool("cat", raw);
-  rmSync(raw);
-  return content;
-}
-
-/** The primary is dead, and its host cut off from the disk. */
-async function failOver({ primary, secondary }: AgentPair): Promise<void> {
-  if (primary.isRunning) await primary.crash();
-  await untilNoFormatServer(primary.run);
-  await secondary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
-  await secondary.get("failover", "--fenced");
 }
 
 describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy"))("a pair that shares a qcow2 image", () => {
@@ -83,11 +53,11 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy"))("a pa
     expectSame(await readDisk(secondary.uri()), initial);
     // A reader that finds anything but what it looks for cannot decompress it, and its server leaves.
     expect(secondary.log).not.toContain("is lost");
-    await failOver(pair);
+    await failOverFenced(pair);
     expectSame(await readDisk(secondary.uri()), initial);
     await secondary.get("wait", "merged");
     await secondary.stop();
-    expectSame(await contentOf(pair), initial);
+    expectSame(await contentOf(pair, "qcow2"), initial);
   });
 
   it("keeps its checkpoint when either side is killed under load, and goes on from there", async () => {
@@ -117,7 +87,7 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy"))("a pa
     await pair.checkpoint();
     expectSame(await readDisk(secondary.uri()), Buffer.alloc(SIZE, 0x44));
     for (const agent of [primary, secondary]) await agent.stop();
-    expectSame(await contentOf(pair), Buffer.alloc(SIZE, 0x44));
+    expectSame(await contentOf(pair, "qcow2"), Buffer.alloc(SIZE, 0x44));
   });
 
   it("fails over once the primary is fenced, takes it back as the secondary, and gives it its role again", async () => {
@@ -131,7 +101,7 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy"))("a pa
     await qemuIo(secondary.uri(), `write -P 0x33 0 ${MIB}`);
     const refused = await secondary.ask<ErrorDocument>("failover", "--force");
     expect(refused).toMatchObject({ code: 1, json: { error: { code: "fence-failed" } } });
-    await failOver(pair);
+    await failOverFenced(pair);
     const now = Buffer.from(INITIAL).fill(0x33, 0, MIB);
     expectSame(await readDisk(secondary.uri()), now);
     await secondary.get("wait", "merged");
@@ -149,7 +119,7 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy"))("a pa
     expectSame(await readDisk(primary.uri()), now);
     expectSame(await readDisk(secondary.uri()), now);
     for (const agent of [primary, secondary]) await agent.stop();
-    expectSame(await contentOf(pair), now);
+    expectSame(await contentOf(pair, "qcow2"), now);
   });
 });
 

@@ -24,7 +24,7 @@ function assertSound(message: Message, bytes: Buffer): void {
   if (message.type !== "data") return;
   let payloadBytes = 0;
   for (const { kind, disk, offset, length, payload } of message.operations) {
-    if (!["write", "discard", "zero"].includes(kind)) throw new Error(`operation ${kind}`);
+    if (!["write", "discard", "zero", "original", "zero-original"].includes(kind)) throw new Error(`operation ${kind}`);
     for (const number of [disk, offset, length]) {
       if (!Number.isSafeInteger(number) || number < 0 || number > SLOTS) throw new Error(`number ${number}`);
     }
