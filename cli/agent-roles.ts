@@ -405,11 +405,11 @@ export class AgentRoles {
 
   /**
    * Whether the peer may have been promoted by force on the disks that the two share, while this side was away: where they
-   * have a disk each that is found out when they meet, and here two would write one disk by then.
+   * have a disk each that is found out when they meet, and here two would write one disk by then. Only a mark can tell.
    */
   get #mayBeSuperseded(): boolean {
-    const { state, isMarkOwn } = this.#options;
-    return this.#isStarting && state.record.mode === "shared" && !isMarkOwn && this.#mayHaveHadPeer;
+    const { sharedMark, isMarkOwn } = this.#options;
+    return this.#isStarting && sharedMark !== undefined && !isMarkOwn && this.#mayHaveHadPeer;
   }
 
   #servePromotion(promotion: PromotedDisks, tracking: PeerTracking): ActivePrimary {

@@ -37,7 +37,7 @@ export class ForeignNbdImage implements DiskImage {
   }
 
   invalidate(): void {
-    this.#image.invalidate();
+    this.#image.leave();
   }
 
   watchServer(watcher: (reason: ColobusError | undefined) => void): void {

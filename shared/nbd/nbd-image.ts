@@ -228,7 +228,7 @@ export class NbdImage implements DiskImage {
   }
 
   /** The connection is made anew when the next request comes: a server that keeps what it knows of an image reads it again then. */
-  invalidate(): void {
+  leave(): void {
     this.#client.leave();
   }
 

@@ -405,7 +405,7 @@ describe("invalidating, and closing", () => {
   it("makes the connection anew, and answers requests of the meantime from there", async () => {
     const bench = await connected();
     const { image, server } = bench;
-    image.invalidate();
+    image.leave();
     await read(image, 0, 512);
     expect(server.dials).toBe(2);
   });
@@ -417,7 +417,7 @@ describe("invalidating, and closing", () => {
     const reading = read(image, 0, 512);
     await settle();
     server.mishap = () => undefined;
-    image.invalidate();
+    image.leave();
     await redial(bench);
     await reading;
     expect(server.dials).toBe(2);
@@ -425,8 +425,8 @@ describe("invalidating, and closing", () => {
 
   it("leaves the server alone until there is something to ask, from the start where that is said", async () => {
     const { server, clock, image } = await connected();
-    image.invalidate();
-    image.invalidate();
+    image.leave();
+    image.leave();
     await image.flush();
     clock.advance(60_000);
     await settle();
