@@ -7,6 +7,7 @@ import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { Dialer } from "../shared/replication/link.ts";
 import type { AgentConfig } from "./agent-config.ts";
+import type { PromotedVm } from "./failover-hook.ts";
 import type { FencedPeer } from "./fence-peer.ts";
 
 /** What an agent is given by the machine that it runs on, or by the simulator. */
@@ -38,4 +39,6 @@ export interface AgentOptions {
   readonly arbiter?: ((agentId: string) => Arbiter) | undefined;
   /** Makes sure that the peer serves no more, before a failover. Errors: `fence-failed`. undefined: the operator has. */
   readonly fence: ((peer: FencedPeer) => Promise<string>) | undefined;
+  /** Starts the VM after a failover. Errors: `hook-failed`. undefined: whoever asked for the failover does. */
+  readonly startVm: ((vm: Omit<PromotedVm, "run">) => Promise<void>) | undefined;
 }

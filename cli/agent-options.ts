@@ -6,6 +6,7 @@ import { ColobusError } from "../proto/errors.ts";
 import {
   BUFFER_MEMORY_DEFAULT_BYTES,
   CLUSTER_DEFAULT_BYTES,
+  COMMAND_TIMEOUT_DEFAULT_MS,
   DISKS_MAX,
   EXTENT_BYTES,
   FENCE_TIMEOUT_DEFAULT_MS,
@@ -32,7 +33,7 @@ import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { formatImageLocation, parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
-import type { FenceHook } from "./fence-peer.ts";
+import type { Hook } from "./hook.ts";
 import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
@@ -73,6 +74,8 @@ const optionsSchema = z.strictObject({
   "adopt-image": z.boolean().optional(),
   "fence-peer": scalar.optional(),
   "fence-timeout": scalar.optional(),
+  "on-failover": scalar.optional(),
+  "on-failover-timeout": scalar.optional(),
   "shared-mark": scalar.optional(),
   "arbiter": list.optional(),
   "arbiter-ttl": scalar.optional(),
@@ -124,6 +127,11 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     )
     .option("fence-peer", text("Command that runs before a failover here, and makes sure that the peer serves no more"))
     .option("fence-timeout", text(`How long that command may take (${formatDuration(FENCE_TIMEOUT_DEFAULT_MS)})`))
+    .option("on-failover", text("Command that starts the VM here, once a failover has made this side Primary"))
+    .option(
+      "on-failover-timeout",
+      text(`How long that command may take (${formatDuration(COMMAND_TIMEOUT_DEFAULT_MS)})`),
+    )
     .option("arbiter", many("URL of an etcd member that decides which agent serves; repeat it for each"))
     .option(
       "arbiter-ttl",
@@ -243,7 +251,12 @@ export async function readProcessConfig(
     listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
     tokenFile: options["token-file"],
-    fence: parseFence(options["fence-peer"], options["fence-timeout"]),
+    fence: parseHook(options, { flag: "fence-peer", timeout: "fence-timeout", defaultMs: FENCE_TIMEOUT_DEFAULT_MS }),
+    onFailover: parseHook(options, {
+      flag: "on-failover",
+      timeout: "on-failover-timeout",
+      defaultMs: COMMAND_TIMEOUT_DEFAULT_MS,
+    }),
     insecure: options.insecure ?? false,
     logLevel: options["log-level"] ?? "info",
   };
@@ -404,13 +417,23 @@ function parseOverlayLimit(text: string | undefined): number | undefined {
   throw invalid("--overlay-limit", text, `It has at least ${formatBytes(OVERLAY_LIMIT_MIN_BYTES)}, or is "none".`);
 }
 
-function parseFence(command: string | undefined, timeout: string | undefined): FenceHook | undefined {
+function parseHook(
+  options: Options,
+  names: {
+    readonly flag: "fence-peer" | "on-failover";
+    readonly timeout: "fence-timeout" | "on-failover-timeout";
+    readonly defaultMs: number;
+  },
+): Hook | undefined {
+  const command = options[names.flag];
+  const timeout = options[names.timeout];
+  const flag = `--${names.timeout}`;
   if (command === undefined) {
-    if (timeout !== undefined) throw invalid("--fence-timeout", timeout, "It goes with --fence-peer.");
+    if (timeout !== undefined) throw invalid(flag, timeout, `It goes with --${names.flag}.`);
     return undefined;
   }
-  const text = timeout ?? `${FENCE_TIMEOUT_DEFAULT_MS}ms`;
-  return { command, timeoutMs: positive(parseDuration(text, "--fence-timeout"), "--fence-timeout") };
+  const timeoutMs = timeout === undefined ? names.defaultMs : positive(parseDuration(timeout, flag), flag);
+  return { command, timeoutMs };
 }
 
 function optionalDuration(text: string | undefined, flag: string): number | undefined {

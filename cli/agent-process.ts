@@ -19,7 +19,9 @@ import { WebSocketDialer, WebSocketListener } from "../shared/replication/websoc
 import { Agent } from "./agent.ts";
 import { AgentImages } from "./agent-images.ts";
 import type { AgentConfig } from "./agent-config.ts";
-import { fencePeer, type FenceHook } from "./fence-peer.ts";
+import { runFailoverHook } from "./failover-hook.ts";
+import { fencePeer } from "./fence-peer.ts";
+import type { Hook } from "./hook.ts";
 
 export interface HostPort {
   readonly host: string;
@@ -38,7 +40,8 @@ export interface ProcessConfig {
   /** URLs of the members of one etcd cluster; none: there is no arbiter. */
   readonly arbiters: readonly string[];
   /** Run before a failover; undefined: none. */
-  readonly fence: FenceHook | undefined;
+  readonly fence: Hook | undefined;
+  readonly onFailover: Hook | undefined;
   /** Plain WebSocket and NBD over addresses other than loopback. */
   readonly insecure: boolean;
 }
@@ -70,7 +73,7 @@ export class AgentProcess {
     spareFullCollections();
     const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile);
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
-    const { fence } = config;
+    const { fence, onFailover } = config;
     const running: { process?: AgentProcess } = {};
     const { runDirectory } = config;
     const machine = { storage: new NodeStorage(), clock: new NodeClock(), random: new NodeRandom(), log };
@@ -88,6 +91,14 @@ export class AgentProcess {
       acceptsPeers: config.listen !== undefined,
       arbiter: arbiterOf(config),
       fence: fence === undefined ? undefined : (peer) => fencePeer(fence, peer, new NodeClock(), log),
+      startVm:
+        onFailover === undefined
+          ? undefined
+          : (vm) => {
+              log.info({ command: onFailover.command, epoch: vm.epoch }, "the command that starts the VM runs");
+              const output = (text: string): void => log.info({ text: text.trimEnd() }, "on-failover");
+              return runFailoverHook({ ...vm, run: runDirectory }, { ...onFailover, clock: new NodeClock(), output });
+            },
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });

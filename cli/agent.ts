@@ -31,7 +31,7 @@ import type {
   WaitAnswer,
   WaitRequest,
 } from "../proto/control-api.ts";
-import { ColobusError } from "../proto/errors.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import type { EventType, Role, WaitCondition } from "../proto/words.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
@@ -106,6 +106,7 @@ export class Agent implements AgentControl {
       fence: options.fence,
       roles: () => this.#roles,
       takeover: () => this.#arbitration?.takeover,
+      promoted: (epoch) => void this.#startVm(epoch),
       settled: () => this.#changes.settled(),
     });
     const emit = (type: EventType, data: Record<string, unknown>): void => this.#emit(type, data);
@@ -358,6 +359,20 @@ export class Agent implements AgentControl {
   #candidate(): SecondaryRole | undefined {
     const { active } = this.#roles;
     return active.role === "Secondary" && !this.#failovers.isRunning && !this.#stopping ? active.secondary : undefined;
+  }
+
+  /** Has the operator's command start the VM, if there is one. The promotion stands, whatever becomes of it. */
+  async #startVm(epoch: number): Promise<void> {
+    const { startVm, exportUri } = this.#options;
+    if (startVm === undefined) return;
+    const { vm, disks } = this.#state.record;
+    const uris = disks.map(({ name }) => exportUri(name));
+    try {
+      await startVm({ vm, epoch, uris, vmstateBytes: this.#vmStates.describe()?.bytes });
+      this.#emit("vm-started", { epoch });
+    } catch (error) {
+      this.#emit("vm-start-failed", asColobusError(error).toJSON());
+    }
   }
 
   #emit(type: EventType, data: Record<string, unknown>): void {

@@ -96,6 +96,7 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
     tokenFile: undefined,
     arbiters: [],
     fence: undefined,
+    onFailover: undefined,
     insecure: false,
   };
 }

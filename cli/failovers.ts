@@ -29,6 +29,8 @@ export interface FailoversOptions {
   readonly roles: () => AgentRoles;
   /** undefined without an arbiter. */
   readonly takeover: () => Takeover | undefined;
+  /** This side serves from the checkpoint of `epoch`, and the VM may be started, unless whoever has asked does that. */
+  readonly promoted: (epoch: number) => void;
   /** Resolves when no command that changes checkpoints is under way. */
   readonly settled: () => Promise<unknown>;
 }
@@ -151,6 +153,7 @@ export class Failovers {
     const { ageMs, wouldLose } = secondary.describeRecoverable() ?? described;
     const mergeBytes = roles.promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes, 0);
     const jobs = this.#options.jobs.all().map((job) => job.describe().id);
+    if (request.startsVm !== true) this.#options.promoted(epoch);
     return { ...described, dryRun: false, epoch, ageMs, wouldLose, mergeBytes, jobs };
   }
 

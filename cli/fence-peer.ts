@@ -3,16 +3,7 @@ import { createInterface } from "node:readline";
 import { ColobusError } from "../proto/errors.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
-
-/**
- * The operator's hook that makes sure that the peer serves no more, before this side is promoted. Its exit codes are
- * those of DRBD's fence-peer handlers, so that such scripts can be used as they are.
- */
-export interface FenceHook {
-  /** Run by `/bin/sh -c`. */
-  readonly command: string;
-  readonly timeoutMs: number;
-}
+import type { Hook } from "./hook.ts";
 
 export interface FencedPeer {
   readonly vm: string;
@@ -30,10 +21,11 @@ const FENCED: Readonly<Record<number, string>> = {
 const PEER_IS_PRIMARY = 6;
 
 /**
- * Runs the hook, with its output in the log. Resolves with what it found when the promotion may go on.
+ * Runs the operator's hook that makes sure that the peer serves no more, before this side is promoted, with its output in the
+ * log. Its exit codes are those of DRBD's fence-peer handlers, so that such scripts can be used as they are. Resolves with what it found when the promotion may go on.
  * Errors: `fence-failed` when it says that the peer is Primary, says nothing that is known, or takes too long.
  */
-export async function fencePeer(hook: FenceHook, peer: FencedPeer, clock: Clock, log: Log): Promise<string> {
+export async function fencePeer(hook: Hook, peer: FencedPeer, clock: Clock, log: Log): Promise<string> {
   log.info({ command: hook.command, peer: peer.address }, "the fence hook runs");
   const child = spawn("/bin/sh", ["-c", hook.command], {
     stdio: ["ignore", "pipe", "pipe"],

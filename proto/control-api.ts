@@ -251,6 +251,8 @@ export const failoverRequestSchema = z.strictObject({
   discardActive: z.boolean().default(false),
   /** The operator has made sure that the peer serves no more: mode `shared` asks for that, or for the fence hook. */
   fenced: z.boolean().optional(),
+  /** Whoever asks starts the VM: the agent's `--on-failover` is not run. */
+  startsVm: z.boolean().optional(),
   timeoutMs,
 });
 export type FailoverRequest = z.infer<typeof failoverRequestSchema>;

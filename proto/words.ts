@@ -176,6 +176,8 @@ export const EVENT_TYPES = [
   "arbiter-reachable",
   "takeover-started",
   "takeover-failed",
+  "vm-started",
+  "vm-start-failed",
   "protection-changed",
 ] as const;
 export type EventType = (typeof EVENT_TYPES)[number];

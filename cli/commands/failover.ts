@@ -41,6 +41,7 @@ export const failoverCommand = defineCommand({
       dryRun: args.dryRun,
       discardActive: args.discardActive,
       ...(args.fenced ? { fenced: true } : {}),
+      ...(args.exec === undefined ? {} : { startsVm: true }),
       timeoutMs: timeoutOf(args),
     };
     const command = givenOnce("--exec", args.exec);

@@ -1,8 +1,8 @@
-/** The hook that fences the peer before a failover. */
-import { writeFileSync } from "node:fs";
+/** The hooks around a failover: one fences the peer before it, the other starts the VM after it. */
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { FailoverAnswer } from "../../proto/control-api.ts";
+import type { AgentEvent, FailoverAnswer } from "../../proto/control-api.ts";
 import { AgentPair } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 
@@ -38,5 +38,56 @@ describe("the fence hook", () => {
     expect((await secondary.status()).role).toBe("Secondary");
     expect(await secondary.get<FailoverAnswer>("failover", "--dry-run")).toMatchObject({ dryRun: true });
     expect(await secondary.get<FailoverAnswer>("failover", "--force")).toMatchObject({ already: false });
+  });
+});
+
+describe("the hook that starts the VM", () => {
+  const START =
+    'echo "starting"; echo "$COLOBUS_VM $COLOBUS_EPOCH $COLOBUS_NBD_URIS $COLOBUS_VMSTATE_BYTES." >"$COLOBUS_RUN/vm"';
+
+  async function promote(command: string, ...failover: string[]): Promise<AgentPair> {
+    const pair = await AgentPair.create({ flags: ["--peer-timeout", "1s"] });
+    pair.secondary.command.push("--on-failover", command, "--on-failover-timeout", "2s");
+    await pair.start();
+    await pair.primary.crash();
+    await pair.secondary.until("alone", ({ peers }) => peers[0]?.connection === "Connecting");
+    await pair.secondary.get("failover", ...failover);
+    return pair;
+  }
+
+  async function untilEvent(pair: AgentPair, type: string): Promise<AgentEvent> {
+    for (;;) {
+      const found = (await pair.secondary.control.events(0)).find((event) => event.type === type);
+      if (found !== undefined) return found;
+      await pair.secondary.until("another state", () => true);
+    }
+  }
+
+  it("is told what to start it from", async () => {
+    const pair = await promote(START);
+    const { secondary } = pair;
+    await untilEvent(pair, "vm-started");
+    const { epoch } = await secondary.status();
+    const told = readFileSync(join(secondary.run, "vm"), "utf8");
+    expect(told).toBe(`test ${epoch.committed} ${secondary.uri()} .\n`);
+    expect(secondary.log).toContain("starting");
+  });
+
+  it.each([
+    ["fails", "exit 3", "ended with 3"],
+    ["takes too long", "sleep 600", "has not ended within 2000 ms"],
+  ])("that %s leaves the promotion as it is", async (_, command, message) => {
+    const pair = await promote(command);
+    const { data } = await untilEvent(pair, "vm-start-failed");
+    expect(data).toMatchObject({ code: "hook-failed" });
+    expect(JSON.stringify(data)).toContain(message);
+    expect((await pair.secondary.status()).role).toBe("Primary");
+  });
+
+  it("is not run where the operator's command says how to start it", async () => {
+    const pair = await promote(START, "--exec", "true");
+    const types = (await pair.secondary.control.events(0)).map(({ type }) => type);
+    expect(types).toContain("failover");
+    expect(types).not.toContain("vm-started");
   });
 });

@@ -143,6 +143,7 @@ export class PairMember {
       exportUri: (name) => `sim://${this.name}/${name}`,
       dropClients: () => undefined,
       fence: undefined,
+      startVm: undefined,
       arbiter: arbiter === undefined ? undefined : (agentId) => arbiter.clientOf(process, agentId),
     }).then(
       (agent) => {

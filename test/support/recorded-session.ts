@@ -35,6 +35,7 @@ export function openFuzzAgent(
     exportUri: (name) => name,
     dropClients: () => undefined,
     fence: undefined,
+    startVm: undefined,
     config: {
       role,
       vm: "fuzz",
