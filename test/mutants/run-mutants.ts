@@ -20,6 +20,7 @@ import { parseArgs } from "node:util";
  *
  *     npm run test:mutants                    all of them
  *     npm run test:mutants -- record journal  those whose name contains one of the words
+ *     npm run test:mutants -- --no-baseline   without first running everything on the sources as they are, which has just passed
  *
  * The lines before the diff say what the runner needs to know: `Bug:` one sentence; a budget of seeds for each kind of
  * lives (`KINDS`), where it is not the usual one; `Test:` a test file that has to fail.
@@ -161,7 +162,10 @@ function printRow(name: string, seeds: string, by: string): void {
   console.log(`${name.padEnd(NAME_WIDTH)} ${seeds.padStart(SEEDS_WIDTH)}  ${by.slice(0, BY_WIDTH)}`);
 }
 
-const { positionals } = parseArgs({ allowPositionals: true });
+const { positionals, values } = parseArgs({
+  allowPositionals: true,
+  options: { "no-baseline": { type: "boolean", default: false } },
+});
 const mutants = readMutants(positionals);
 let failures = mutants.length === 0 ? 1 : 0;
 const largest = budgetsOf((kind) => Math.max(0, ...mutants.map(({ budgets }) => budgets[kind])));
@@ -169,7 +173,7 @@ const tests = new Set(mutants.map(({ test }) => test));
 
 printRow("mutant", "seeds", "found by");
 // Without a bug nothing may be found, or what is found below says nothing.
-for (const test of tests) {
+for (const test of values["no-baseline"] ? [] : tests) {
   const budgets = test === undefined ? largest : budgetsOf(() => 0);
   for (const { found, by, seeds } of await tryMutant({ patch: undefined, budgets, test })) {
     printRow("(none)", seeds === 0 ? "" : String(seeds), found ? `FAILS WITHOUT A BUG: ${by}` : `nothing ${by}`);
