@@ -49,7 +49,8 @@ describe.runIf(requirePeers("etcd"))("a pair with an arbiter", () => {
     const guest = await NbdGuest.connect(join(primary.run, "nbd.sock"));
     await guest.write(0, Buffer.alloc(BLOCK, 0x22));
     await pair.checkpoint();
-    expect((await primary.status()).failover).toMatchObject({ kind: "automatic", arbiter: { state: "own" } });
+    const holder = await primary.until("the holder", ({ failover }) => failover.arbiter?.state === "own");
+    expect(holder.failover.kind).toBe("automatic");
     await primary.crash();
     await secondary.until("promoted", isServing);
     const survivor = await NbdGuest.connect(join(secondary.run, "nbd.sock"));
