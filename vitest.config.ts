@@ -34,7 +34,7 @@ export default defineConfig({
       project("scenarios", 0, 20_000, true),
       project("sim", 1, 300_000, true),
       project("interop", 2, 120_000, false),
-      project("e2e", 3, 180_000, true, { maxWorkers: 4 }),
+      project("e2e", 3, 180_000, true, { maxWorkers: 3 }),
     ],
     coverage: {
       provider: "v8",
