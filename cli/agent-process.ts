@@ -96,8 +96,8 @@ export class AgentProcess {
           ? undefined
           : (vm) => {
               log.info({ command: onFailover.command, epoch: vm.epoch }, "the command that starts the VM runs");
-              const output = (text: string): void => log.info({ text: text.trimEnd() }, "on-failover");
-              return runFailoverHook({ ...vm, run: runDirectory }, { ...onFailover, clock: new NodeClock(), output });
+              const output = (line: string): void => log.info({ line }, "on-failover");
+              return runFailoverHook({ ...vm, run: runDirectory }, onFailover, { clock: new NodeClock(), output });
             },
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,

@@ -1,9 +1,7 @@
-import { spawn } from "node:child_process";
-import { createInterface } from "node:readline";
-import { ColobusError } from "../proto/errors.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
-import type { Hook } from "./hook.ts";
+import { runHook, type Hook } from "./hook.ts";
 
 export interface FencedPeer {
   readonly vm: string;
@@ -27,33 +25,20 @@ const PEER_IS_PRIMARY = 6;
  */
 export async function fencePeer(hook: Hook, peer: FencedPeer, clock: Clock, log: Log): Promise<string> {
   log.info({ command: hook.command, peer: peer.address }, "the fence hook runs");
-  const child = spawn("/bin/sh", ["-c", hook.command], {
-    stdio: ["ignore", "pipe", "pipe"],
-    detached: true,
-    env: {
-      ...process.env,
-      COLOBUS_VM: peer.vm,
-      COLOBUS_PEER: peer.agentId ?? "",
-      COLOBUS_PEER_ADDRESS: peer.address ?? "",
-      DRBD_RESOURCE: peer.vm,
-      DRBD_PEER: peer.address ?? "",
-    },
-  });
-  for (const stream of [child.stdout, child.stderr]) {
-    createInterface({ input: stream }).on("line", (line) => log.info({ line }, "fence hook"));
+  const env = {
+    COLOBUS_VM: peer.vm,
+    COLOBUS_PEER: peer.agentId ?? "",
+    COLOBUS_PEER_ADDRESS: peer.address ?? "",
+    DRBD_RESOURCE: peer.vm,
+    DRBD_PEER: peer.address ?? "",
+  };
+  const output = (line: string): void => log.info({ line }, "fence hook");
+  let outcome: number | string;
+  try {
+    outcome = await runHook(hook, { env, clock, output, leavesOthers: false });
+  } catch (error) {
+    throw refused(asColobusError(error).message);
   }
-  let isLate = false;
-  const timer = clock.after(hook.timeoutMs, () => {
-    isLate = true;
-    // The whole process group: what the shell has started goes with it.
-    if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL");
-  });
-  const outcome = await new Promise<number | string>((resolve) => {
-    child.once("error", (error) => resolve(error.message));
-    child.once("close", (code, signal) => resolve(code ?? signal ?? "unknown"));
-  });
-  timer.cancel();
-  if (isLate) throw refused(`has not ended within ${hook.timeoutMs} ms`);
   const meaning = typeof outcome === "number" ? FENCED[outcome] : undefined;
   if (meaning !== undefined) {
     log.info({ exitCode: outcome }, `the fence hook has ended: ${meaning}`);

@@ -65,7 +65,8 @@ async function startVm(
   const uris = exports.map(({ uri }) => uri);
   await runFailoverHook(
     { vm, run, epoch, uris, vmstateBytes: vmstate?.bytes },
-    { command, timeoutMs, clock: host.clock, output: (text) => host.output.remark(text.trimEnd()) },
+    { command, timeoutMs },
+    { clock: host.clock, output: (line) => host.output.remark(line) },
   );
 }
 

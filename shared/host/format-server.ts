@@ -20,6 +20,7 @@ import { foreignImageOptions, formatFault, type FormatImage } from "./format-fau
 import type { Log } from "./log.ts";
 import { dialAddress } from "./node-byte-stream.ts";
 import { errnoOf, fsError } from "./os-error.ts";
+import { killGroup } from "./process-group.ts";
 import { answersAt, assertUnixSocketPath } from "./unix-socket.ts";
 
 export interface FormatServerOptions extends FormatImage {
@@ -223,13 +224,4 @@ function pause(ms: number): Promise<void> {
   return new Promise((resolve) => {
     setTimeout(resolve, ms);
   });
-}
-
-function killGroup(child: ChildProcess): void {
-  if (child.pid === undefined) return;
-  try {
-    process.kill(-child.pid, "SIGKILL");
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
-  }
 }

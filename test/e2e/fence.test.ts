@@ -30,6 +30,7 @@ describe("the fence hook", () => {
     ["says that the peer is Primary", "exit 6", "peer is Primary"],
     ["says nothing that is known", "exit 1", "ended with 1"],
     ["takes too long", "sleep 600", "has not ended within 300 ms"],
+    ["leaves another process that keeps its output open", "setsid sleep 20 & exit 7", "has not ended within 300 ms"],
   ])("that %s stops a failover, unless that is forced", async (_, script, message) => {
     const { secondary } = await pairWithHook(script, "--fence-timeout", "300ms");
     const refused = await secondary.ask<ErrorDocument>("failover");
