@@ -3,6 +3,8 @@
  * block n of the disk. Before each step it looks whether the disk holds the record of the step that its memory knows, and
  * none of a later one; else it halts. So memory and disk of different moments are found out by the guest itself.
  *
+ * A second disk has an ext4, where each step is a line of a file, and checked past the page cache likewise.
+ *
  * It is a kernel and a busybox, which `npm run setup:peers` puts into GUEST_DIRECTORY, in software emulation.
  */
 import { spawn, type ChildProcess } from "node:child_process";
@@ -21,11 +23,23 @@ const POLL_MS = 50;
 const INIT = `#!/busybox sh
 /busybox mount -t devtmpfs dev /dev
 for module in ${MODULES.join(" ")}; do /busybox insmod /$module.ko; done
+has_files=
+if [ -b /dev/vdb ]; then
+  has_files=yes
+  /busybox mkdir /disk /proc
+  /busybox mount -t proc proc /proc
+  /busybox mount -t ext4 /dev/vdb /disk || echo "MISMATCH: there is no file system"
+fi
 n=0
 hash=start
 # What the disk has, whatever the memory's cache of it says.
 record() { /busybox blockdev --flushbufs /dev/vda; /busybox dd if=/dev/vda bs=${BLOCK_BYTES} count=1 skip=$1 2>/dev/null | /busybox head -n 1 | /busybox tr -d '\\0'; }
+last_line() { echo 3 > /proc/sys/vm/drop_caches; /busybox tail -n 1 /disk/chain; }
 while :; do
+  if [ -n "$has_files" ] && [ $n -gt 0 ] && [ "$(last_line)" != "$n $hash" ]; then
+    echo "MISMATCH: memory has $n $hash, the file $(last_line)"
+    /busybox poweroff -f
+  fi
   if [ $n -gt 0 ] && [ "$(record $n)" != "$n $hash" ]; then
     echo "MISMATCH: memory has $n $hash, the disk $(record $n)"
     /busybox poweroff -f
@@ -37,6 +51,11 @@ while :; do
   n=$((n + 1))
   hash=$(echo "$n $hash" | /busybox sha256sum | /busybox cut -c 1-64)
   echo "$n $hash" | /busybox dd of=/dev/vda bs=${BLOCK_BYTES} count=1 seek=$n conv=sync,notrunc,fsync 2>/dev/null
+  if [ -n "$has_files" ]; then
+    echo "$n $hash" >> /disk/chain
+    echo "$n" > /disk/step-$((n % 20))
+    /busybox sync
+  fi
   echo "STEP $n $hash"
 done
 `;
@@ -76,7 +95,10 @@ export function writeInitramfs(path: string): void {
 export interface QemuOptions {
   readonly directory: string;
   readonly name: string;
-  readonly diskUri: string;
+  /** Of its disks: the raw one, and the one with the file system, if it has one. */
+  readonly diskUris: readonly string[];
+  /** What its command line begins with: where it runs. */
+  readonly launcher?: readonly string[];
   /** It waits for the state of another one; else it boots. */
   readonly waits: boolean;
 }
@@ -85,27 +107,35 @@ export interface QemuOptions {
 export class CountingVm {
   readonly qmp: string;
   readonly #console: string;
+  readonly #log: string;
   readonly #process: ChildProcess;
   readonly #ended: Promise<void>;
   #hasEnded = false;
 
-  constructor({ directory, name, diskUri, waits }: QemuOptions) {
+  constructor({ directory, name, diskUris, launcher = [], waits }: QemuOptions) {
     this.qmp = join(directory, `${name}.qmp`);
     this.#console = join(directory, `${name}.console`);
     const log = join(directory, `${name}.errors`);
+    this.#log = log;
     const errors = openSync(log, "w");
-    const socket = new URL(diskUri).searchParams.get("socket");
-    const disk = `driver=nbd,node-name=vda,server.type=unix,server.path=${socket},export=vda,reconnect-delay=30`;
+    const disks = diskUris.map((text) => {
+      const uri = new URL(text);
+      const name = uri.pathname.slice(1);
+      const server = `server.type=unix,server.path=${uri.searchParams.get("socket")}`;
+      const image = `driver=nbd,node-name=${name},${server},export=${name},reconnect-delay=30`;
+      return ["-blockdev", image, "-device", `virtio-blk-pci,drive=${name}`];
+    });
     const flags = [
       ["-M", "pc,accel=tcg", "-m", "96M", "-nodefaults", "-display", "none", "-no-reboot"],
       ["-kernel", join(GUEST_DIRECTORY, "vmlinuz"), "-initrd", join(directory, "initramfs")],
       ["-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off"],
       ["-chardev", `file,id=console,path=${this.#console}`, "-serial", "chardev:console"],
-      ["-blockdev", disk, "-device", "virtio-blk-pci,drive=vda"],
+      ...disks,
       ["-qmp", `unix:${this.qmp},server=on,wait=off`],
       waits ? ["-incoming", "defer"] : [],
     ].flat();
-    this.#process = spawn(PROGRAM, flags, { stdio: ["ignore", errors, errors] });
+    const [program = PROGRAM, ...words] = [...launcher, PROGRAM, ...flags];
+    this.#process = spawn(program, words, { stdio: ["ignore", errors, errors] });
     closeSync(errors);
     this.#ended = new Promise((resolve) => {
       this.#process.once("close", () => {
@@ -164,6 +194,12 @@ export class CountingVm {
         setTimeout(resolve, POLL_MS);
       });
     }
+  }
+
+  /** Resolves when QEMU has ended by itself, with what it said. */
+  async untilEnded(): Promise<string> {
+    await this.#ended;
+    return readFileSync(this.#log, "utf8");
   }
 
   /** kill -9. */
