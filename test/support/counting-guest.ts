@@ -11,14 +11,16 @@ import { spawn, type ChildProcess } from "node:child_process";
 import { createHash } from "node:crypto";
 import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { onTestFailed, onTestFinished } from "vitest";
+import { onTestFinished } from "vitest";
 import { requirePeers } from "./peers.ts";
+import { accepts } from "./tool-process.ts";
 
 export const GUEST_DIRECTORY = process.env["COLOBUS_TEST_GUEST"] ?? "/var/cache/colobus-test-guest";
 const MODULES = ["virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"];
 const PROGRAM = "qemu-system-x86_64";
 const BLOCK_BYTES = 512;
 const POLL_MS = 50;
+const LAST_CHARS = 1_500;
 
 const INIT = `#!/busybox sh
 /busybox mount -t devtmpfs dev /dev
@@ -97,6 +99,8 @@ export interface QemuOptions {
   readonly name: string;
   /** Of its disks: the raw one, and the one with the file system, if it has one. */
   readonly diskUris: readonly string[];
+  /** Instead of a raw disk: an empty node of this size, which gets its file later. */
+  readonly emptyBytes?: number;
   /** What its command line begins with: where it runs. */
   readonly launcher?: readonly string[];
   /** It waits for the state of another one; else it boots. */
@@ -112,7 +116,7 @@ export class CountingVm {
   readonly #ended: Promise<void>;
   #hasEnded = false;
 
-  constructor({ directory, name, diskUris, launcher = [], waits }: QemuOptions) {
+  constructor({ directory, name, diskUris, emptyBytes, launcher = [], waits }: QemuOptions) {
     this.qmp = join(directory, `${name}.qmp`);
     this.#console = join(directory, `${name}.console`);
     const log = join(directory, `${name}.errors`);
@@ -125,10 +129,15 @@ export class CountingVm {
       const image = `driver=nbd,node-name=${name},${server},export=${name},reconnect-delay=30`;
       return ["-blockdev", image, "-device", `virtio-blk-pci,drive=${name}`];
     });
+    if (emptyBytes !== undefined) {
+      const nothing = `driver=null-co,node-name=vda-none,size=${emptyBytes}`;
+      const vda = "driver=raw,node-name=vda,file=vda-none";
+      disks.push(["-blockdev", nothing, "-blockdev", vda, "-device", "virtio-blk-pci,drive=vda"]);
+    }
     const flags = [
       ["-M", "pc,accel=tcg", "-m", "96M", "-nodefaults", "-display", "none", "-no-reboot"],
       ["-kernel", join(GUEST_DIRECTORY, "vmlinuz"), "-initrd", join(directory, "initramfs")],
-      ["-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off"],
+      ["-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off no_timer_check"],
       ["-chardev", `file,id=console,path=${this.#console}`, "-serial", "chardev:console"],
       ...disks,
       ["-qmp", `unix:${this.qmp},server=on,wait=off`],
@@ -143,15 +152,16 @@ export class CountingVm {
         resolve();
       });
     });
-    onTestFailed(() => {
-      if (existsSync(log)) process.stderr.write(`\n--- ${name}: ${readFileSync(log, "utf8").slice(-2000)}\n`);
-      process.stderr.write(`${this.consoleText.slice(-1500)}\n`);
-    });
     onTestFinished(() => this.kill());
   }
 
   get consoleText(): string {
     return existsSync(this.#console) ? readFileSync(this.#console, "utf8") : "";
+  }
+
+  /** For a failure: nothing of it is left when the test is over. */
+  get #lastWords(): string {
+    return `${readFileSync(this.#log, "utf8")}\n${this.consoleText.slice(-LAST_CHARS)}`;
   }
 
   /** What has come so far. Throws where the guest has found a mismatch, or its steps do not follow from each other. */
@@ -178,8 +188,8 @@ export class CountingVm {
     for (;;) {
       const steps = this.steps();
       if (steps.length >= count) return steps;
-      if (this.#hasEnded) throw new Error(`the VM has ended after ${steps.length} steps`);
-      if (Date.now() > deadline) throw new Error(`the guest has made ${steps.length} steps, not ${count}`);
+      if (this.#hasEnded) throw new Error(`the VM has ended after ${steps.length} steps: ${this.#lastWords}`);
+      if (Date.now() > deadline) throw new Error(`${steps.length} steps, not ${count}: ${this.#lastWords}`);
       await new Promise((resolve) => {
         setTimeout(resolve, POLL_MS);
       });
@@ -188,8 +198,8 @@ export class CountingVm {
 
   /** Resolves when QEMU takes commands. */
   async untilListening(): Promise<void> {
-    while (!existsSync(this.qmp)) {
-      if (this.#hasEnded) throw new Error("the VM has ended");
+    while (!(await accepts(this.qmp))) {
+      if (this.#hasEnded) throw new Error(`the VM has ended: ${this.#lastWords}`);
       await new Promise((resolve) => {
         setTimeout(resolve, POLL_MS);
       });

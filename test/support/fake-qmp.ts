@@ -24,6 +24,8 @@ export class FakeQmp {
   parameters: Arguments = { "max-bandwidth": 134_217_728, "downtime-limit": 300 };
   /** What becomes of a command: asked for each. */
   mishap: (command: string, args: Arguments) => Mishap | undefined = () => undefined;
+  /** Goes on when the memory is to be kept as it is, for a background snapshot. */
+  beforeFrozen: () => Promise<void> = () => Promise.resolve();
   /** What becomes of a migration when the state is to be written: nothing while it waits. */
   beforeState: () => Promise<void> = () => Promise.resolve();
   /** Hears of each change between running and paused. */
@@ -122,6 +124,7 @@ export class FakeQmp {
   async #migrate(path: string, isBackground: boolean): Promise<void> {
     this.migration = { status: "active", pages: 0 };
     await Promise.resolve();
+    if (isBackground) await this.beforeFrozen();
     if (isBackground && this.resumesItself) this.setRunState("running");
     if (isBackground) this.migration.pages = 1;
     try {

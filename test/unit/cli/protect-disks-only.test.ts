@@ -32,7 +32,7 @@ function once(command: string, mishap: { readonly error: string } | "silence"): 
 describe("--disks-only", () => {
   it("takes a checkpoint of the disks alone", async () => {
     const { control, run } = await serveProtectableAgent();
-    const { result, rounds } = await runProtect(["--disks-only", "--run", run]);
+    const { result, rounds } = await runProtect(["--disks-only", "--run", run, "--interval", "1h"]);
     expect(result).toMatchObject({ code: 0, stderr: "" });
     expect(rounds).toMatchObject([{ epoch: 43, state: "committed", vmstateBytes: null }]);
     expect(control.calls.map(({ name }) => name)).toEqual(["checkpoint", "commit"]);

@@ -76,12 +76,20 @@ describe("a round with the VM's memory", () => {
         });
         seen.push(`state: ${vm.runState}`);
       };
+      let asks = 0;
+      vm.beforeFrozen = async () => {
+        const asked = new Promise<void>((resolve) => {
+          vm.mishap = (command) => void (command === "query-migrate" && (asks += 1) === 3 && resolve());
+        });
+        await asked;
+        seen.push(`frozen: ${vm.runState}`);
+      };
       // Not before it runs, by one or the other.
       vm.hasRunState = (state) => void (state === "running" && setImmediate(() => write()));
       const { result, rounds } = await protect((all) => all.length > 0, "--background-snapshot", "on");
       expect(rounds).toMatchObject([{ state: "committed" }]);
       expect(result).toMatchObject({ code: 0, stderr: "" });
-      expect(seen).toEqual(["checkpoint: paused", "state: running", "commit: running"]);
+      expect(seen).toEqual(["checkpoint: paused", "frozen: paused", "state: running", "commit: running"]);
       expect(steps(vm)).toEqual(itself ? ["stop", "migrate"] : ["stop", "migrate", "cont"]);
     },
   );
