@@ -320,6 +320,7 @@ export class PrimaryRole {
     try {
       // What this side holds back of a disk that another host writes by now must never get there.
       if (record.mode !== "shared" || !record.outdated) {
+        for (const disk of this.disks) await disk.quiet();
         for (const { child } of this.#options.children) await child.flush();
       }
     } catch (error) {
