@@ -34,6 +34,7 @@ import { formatImageLocation, parseImageLocation, type ImageLocation } from "../
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { Hook } from "./hook.ts";
+import { parseTls } from "./tls-options.ts";
 import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
@@ -68,6 +69,10 @@ const optionsSchema = z.strictObject({
   "secondary-export": z.enum(SECONDARY_EXPORTS).optional(),
   "nbd-listen": scalar.optional(),
   "token-file": scalar.optional(),
+  "tls-cert": scalar.optional(),
+  "tls-key": scalar.optional(),
+  "tls-ca": scalar.optional(),
+  "tls-peer": list.optional(),
   "insecure": z.boolean().optional(),
   "create": z.boolean().optional(),
   "assume-in-sync": z.boolean().optional(),
@@ -114,7 +119,7 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
       "cluster-size",
       text(`Unit of copy-before-write (${formatBytes(CLUSTER_DEFAULT_BYTES)}); the same on both sides`),
     )
-    .option("peer", many("URL of the peer that this agent dials: ws://HOST:PORT"))
+    .option("peer", many("URL of the peer that this agent dials: wss://HOST:PORT, or ws:// without TLS"))
     .option("listen", text("HOST:PORT where the peer connects"))
     .option("ack", word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async)"))
     .option("window", text(`Bytes under way to the secondary at most (${formatBytes(WINDOW_DEFAULT_BYTES)})`))
@@ -160,6 +165,10 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("control-listen", text("Serve the control API on this HOST:PORT as well (off)"))
     .option("nbd-listen", text("Serve the exports on this HOST:PORT as well"))
     .option("token-file", text("File with the pre-shared token that both agents hold"))
+    .option("tls-cert", text("This agent's certificate (PEM): --listen speaks TLS then, and a wss:// peer is shown it"))
+    .option("tls-key", text("The key of that certificate"))
+    .option("tls-ca", text("Certificate authority whose certificates are believed"))
+    .option("tls-peer", many("Name that the peer's certificate must have; repeat it for each (whom it first met)"))
     .option("insecure", flag("Allow unencrypted links beyond this machine"))
     .option("log-level", word(LOG_LEVELS, "Least severe lines to log (info)"));
   const ofRole =
@@ -251,6 +260,7 @@ export async function readProcessConfig(
     listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
     tokenFile: options["token-file"],
+    tls: parseTls(options, options["token-file"] !== undefined),
     fence: parseHook(options, { flag: "fence-peer", timeout: "fence-timeout", defaultMs: FENCE_TIMEOUT_DEFAULT_MS }),
     onFailover: parseHook(options, {
       flag: "on-failover",
@@ -377,10 +387,8 @@ function absolute<T extends { readonly path: string }>(location: T): T {
 }
 
 function parsePeer(text: string): string {
-  if (text.startsWith("wss:"))
-    throw invalid("--peer", text, "TLS is not available in this release; use ws:// within a protected network.");
-  if (URL.canParse(text) && new URL(text).protocol === "ws:") return text;
-  throw invalid("--peer", text, "Write ws://HOST:PORT.");
+  if (URL.canParse(text) && ["ws:", "wss:"].includes(new URL(text).protocol)) return text;
+  throw invalid("--peer", text, "Write wss://HOST:PORT, or ws://HOST:PORT without TLS.");
 }
 
 function parseHostPort(text: string, flag: string): HostPort {

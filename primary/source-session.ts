@@ -106,6 +106,11 @@ export class SourceSession {
     return this.#session.peerAddress;
   }
 
+  /** Who the peer is by its certificate; undefined where it has shown none. */
+  get peerSubject(): string | undefined {
+    return this.#session.peerSubject;
+  }
+
   get silenceMs(): number {
     return this.#session.silenceMs;
   }

@@ -138,7 +138,14 @@ export const ERRORS = {
   "disk-mismatch": row("EIO", 4024, 409, EXIT.failed, false, "The two agents do not have disks of the same names."),
   "size-mismatch": row("EIO", 4025, 409, EXIT.failed, false, "A disk has another size on the other side."),
   "cluster-size-mismatch": row("EIO", 4026, 409, EXIT.failed, false, "The two agents use different cluster sizes."),
-  "auth-failed": row("EPERM", 4027, 401, EXIT.failed, false, "The peer does not hold the same pre-shared token."),
+  "auth-failed": row(
+    "EPERM",
+    4027,
+    401,
+    EXIT.failed,
+    false,
+    "The other side has not proved who it is: another token, or no certificate that is accepted.",
+  ),
   "unrelated": row("EIO", 4028, 409, EXIT.failed, false, "The two disk sets have no common history."),
   "outdated": row(
     "EIO",

@@ -62,6 +62,8 @@ export const stateRecordSchema = z.object({
   }),
   /** The peer of the last session, and the ids of the last two sessions with it, newest first. */
   pairing: z.object({ peer: z.string(), sessions: z.array(z.string()).max(2) }).nullable(),
+  /** The subject of the certificate with which the peer of the last session has proved itself, where it has shown one. */
+  peerSubject: z.string().optional(),
   /**
    * The peer whose copy the dirty bitmaps count from. On a primary null says that nothing is known of any copy; on a
    * secondary, that it has changed nothing by itself.

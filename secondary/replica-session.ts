@@ -267,7 +267,7 @@ export class ReplicaSession {
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;
-    await options.history.paired(peer, message);
+    await options.history.paired(peer, message, this.#session.peerSubject);
     if (this.#ended !== undefined) return;
     options.faults.prepare(this.#disks);
     this.#writer = new ReplicaWriter({
