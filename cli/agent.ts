@@ -52,6 +52,7 @@ import { describeFailoverKind, openArbitration, type Arbitration } from "./arbit
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
+import { assertEpochs } from "./no-epochs.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
@@ -240,6 +241,7 @@ export class Agent implements AgentControl {
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     if (request.vmstate === true && !request.prepare) {
       throw new ColobusError(
         "usage",
@@ -255,6 +257,7 @@ export class Agent implements AgentControl {
     content: AsyncIterator<Uint8Array, unknown>,
     signal: AbortSignal,
   ): Promise<CheckpointAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     return this.#primary("checkpoint").vmStates.checkpoint(request, content, signal);
   }
 
@@ -263,6 +266,7 @@ export class Agent implements AgentControl {
     content: AsyncIterator<Uint8Array, unknown>,
     signal: AbortSignal,
   ): Promise<VmStateAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     return this.#primary("checkpoint").vmStates.receive(request, content, signal);
   }
 
@@ -271,10 +275,12 @@ export class Agent implements AgentControl {
   }
 
   async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
+    assertEpochs(this.#state.record.mode, "commit");
     return this.#primary("commit").vmStates.commit(request, signal);
   }
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
+    assertEpochs(this.#state.record.mode, "discard");
     return this.#primary("discard").checkpoints.discard(request.epoch, request.timeoutMs, signal);
   }
 
@@ -303,6 +309,7 @@ export class Agent implements AgentControl {
   }
 
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
+    assertEpochs(this.#state.record.mode, "rollback");
     return this.#changes.rollBack(request, signal);
   }
 

@@ -28,6 +28,7 @@ import type { CopyBeforeWrite } from "./copy-before-write.ts";
 import { DiskHealth } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
+import { Mirroring } from "./mirroring.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
@@ -100,6 +101,8 @@ export class PrimaryRole {
   readonly #keeper: PermitKeeper | undefined;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
+  /** In mode `mirror`. */
+  readonly #mirroring: Mirroring | undefined;
   /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
   #unflushed: number[] = [];
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
@@ -109,16 +112,17 @@ export class PrimaryRole {
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
     this.#syncs = new SyncJobs(options.jobs, options.resyncSpeed);
+    const takeCheckpoint = (): Promise<unknown> =>
+      this.checkpoints.checkpoint(
+        { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
+        new AbortController().signal,
+      );
     this.#automatic = new AutomaticCheckpoints({
       clock: options.clock,
       log: options.log,
       everyMs: options.checkpointEveryMs,
       isReady: () => this.#takesBarriers,
-      take: () =>
-        this.checkpoints.checkpoint(
-          { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
-          new AbortController().signal,
-        ),
+      take: takeCheckpoint,
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
@@ -137,6 +141,14 @@ export class PrimaryRole {
         return this.#shared?.protect();
       },
     });
+    if (record.mode === "mirror") {
+      this.#mirroring = new Mirroring({
+        ...options,
+        checkpoints: this.checkpoints,
+        isEstablished: () => this.isEstablished,
+        take: takeCheckpoint,
+      });
+    }
     this.vmStates = new VmStates({ ...options, checkpoints: this.checkpoints });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
@@ -150,6 +162,8 @@ export class PrimaryRole {
       replicator: this.#replicator,
       syncs: this.#syncs,
       checkpoints: this.checkpoints,
+      mirroring: this.#mirroring,
+      ack: options.ack,
       isPaired: () => this.#isPaired,
       verdict: () => this.#lastVerdict?.verdict,
     });
@@ -305,6 +319,7 @@ export class PrimaryRole {
    */
   async stop(drainMs: number): Promise<ColobusError | undefined> {
     this.#automatic.stop();
+    this.#mirroring?.stop();
     this.#health.stop();
     let timer: Timer | undefined;
     const timeout = new Promise<void>((resolve) => {
@@ -377,10 +392,14 @@ export class PrimaryRole {
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),
       inSync: () => this.#inSync(),
-      syncInterrupted: (reason) => this.#syncs.end(reason),
+      syncInterrupted: (reason) => {
+        this.#mirroring?.lacks();
+        this.#syncs.end(reason);
+      },
       notified: (notice) => this.#notified(notice),
       paused: () => this.#paused(),
       lost: (reason) => {
+        this.#mirroring?.lacks();
         this.#syncs.end(reason);
         if (options.onPeerLoss === "freeze") this.#guests.freeze();
         this.#notify();
@@ -500,6 +519,7 @@ export class PrimaryRole {
   }
 
   #startSync(kind: "full-sync" | "resync"): void {
+    this.#mirroring?.lacks();
     this.#syncs.start({
       type: kind,
       replicator: this.#replicator,
@@ -519,12 +539,14 @@ export class PrimaryRole {
       this.#guests.release();
     }
     this.#notify();
-    if (this.checkpoints.committed === 0) this.#automatic.want();
+    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    else if (this.checkpoints.committed === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
   }
 
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
   #paused(): void {
+    this.#mirroring?.lacks();
     this.checkpoints.disown(this.#unflushed.splice(0));
     this.#notify();
     if (this.#shared !== undefined && this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
@@ -538,7 +560,9 @@ export class PrimaryRole {
       return;
     }
     this.checkpoints.givenUp(notice.throughEpoch);
-    if (this.isEstablished) this.#automatic.want();
+    if (!this.isEstablished) return;
+    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    else this.#automatic.want();
   }
 
   #notify(): void {

@@ -62,6 +62,7 @@ export class SourceSession {
   #peer: Hello | undefined;
   #closed = false;
   #lastProgressMs: number;
+  #lastStableMs: number;
   #progressTimer: Timer;
   #readyTimer: Timer | undefined;
   /** Messages with what the secondary knows to differ. */
@@ -72,6 +73,7 @@ export class SourceSession {
     this.#options = options;
     this.#window = new SendWindow(options.windowBytes);
     this.#lastProgressMs = options.clock.nowMs();
+    this.#lastStableMs = this.#lastProgressMs;
     this.#session = new Session({
       link: options.link,
       clock: options.clock,
@@ -118,6 +120,11 @@ export class SourceSession {
   /** Bytes handed over and not yet stable on the secondary. */
   get unstableBytes(): number {
     return this.#window.unstableBytes;
+  }
+
+  /** How long ago the secondary last said that it had come further, or the session began. */
+  get stableAgeMs(): number {
+    return this.#options.clock.nowMs() - this.#lastStableMs;
   }
 
   /** The number of the last operation sent. */
@@ -231,6 +238,7 @@ export class SourceSession {
       case "ack":
         if (this.#window.acknowledge(message.received, message.stable)) {
           this.#lastProgressMs = this.#options.clock.nowMs();
+          this.#lastStableMs = this.#lastProgressMs;
         }
         break;
       case "answer":

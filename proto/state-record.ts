@@ -111,6 +111,11 @@ export const stateRecordSchema = z.object({
   lostSyncs: z.array(z.object({ disk: z.string(), active: z.string().nullable() })).default([]),
   /** Disks whose image lies behind a server that has died, and whose next one has not been told again what it may have lost. */
   replaysOwed: z.array(z.string()).default([]),
+  /**
+   * Mode `mirror`, on a secondary: its images take writes that guests do not wait to be fsynced for. After a loss of
+   * power one may be missing there, and a later one not.
+   */
+  acksUnsynced: z.boolean().optional(),
   /** The kernel's boot id when this record was written. */
   bootId: z.string(),
 });
