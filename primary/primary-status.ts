@@ -10,6 +10,7 @@ import { describePrimaryProtection } from "./primary-protection.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 import type { Replicator } from "./replicator.ts";
 import type { SyncJobs } from "./sync-jobs.ts";
+import type { VerifyJobs } from "./verify-jobs.ts";
 
 export interface PrimaryStatusOptions {
   readonly state: Pick<StateFile, "record">;
@@ -20,6 +21,7 @@ export interface PrimaryStatusOptions {
   readonly guests: GuestPolicy;
   readonly replicator: Replicator;
   readonly syncs: Pick<SyncJobs, "isHeld">;
+  readonly verifies: Pick<VerifyJobs, "isRunning">;
   readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAtMs" | "volumeSinceCommit">;
   /** Whether there is a secondary, or one is to be dialled. */
   readonly isPaired: () => boolean;
@@ -35,9 +37,10 @@ export class PrimaryStatus {
   }
 
   describePeers(): PeerStatus[] {
-    const { isPaired, replicator, syncs } = this.#parts;
+    const { isPaired, replicator, syncs, verifies } = this.#parts;
     if (!isPaired()) return [];
     const peer = replicator.describe();
+    if (peer.replication === "Established" && verifies.isRunning) return [{ ...peer, replication: "VerifyS" }];
     const isHeld = peer.replication === "SyncSource" && syncs.isHeld;
     return [isHeld ? { ...peer, replication: "PausedSyncS" } : peer];
   }

@@ -52,7 +52,7 @@ export class SecondaryStatus {
       ? "Inconsistent"
       : state.record.outdated
         ? "Outdated"
-        : sessions.current?.replication === "Established"
+        : sessions.current?.isInSync === true
           ? "UpToDate"
           : "Consistent";
     return state.record.disks.map((recorded) => {
@@ -81,7 +81,7 @@ export class SecondaryStatus {
         "Check the primary agent: its `--peer` must name this agent's `--listen` address.",
       );
     }
-    if (current.replication !== "Established") {
+    if (!current.isInSync) {
       const initial = checkpoints.committed.epoch === 0;
       return notProtected(initial ? "initial-sync" : "resync", "Wait: `colobus wait synced`.");
     }
