@@ -118,7 +118,8 @@ describe("a verify", () => {
     await scripted.until("it is over", () => latest()?.state === "concluded");
     expect(latest()).toMatchObject({ error: null, verify: { ranges: 1 } });
     expect(primary.agent?.status().peers[0]?.replication).toBe("Established");
-    expect(secondary.agent?.status().peers[0]?.replication).toBe("Established");
+    const isOver = (): boolean => secondary.agent?.status().peers[0]?.replication === "Established";
+    await scripted.until("the secondary has heard of it", isOver);
   });
 
   it("is refused where there is one disk, a second comparison, an unknown disk, or no secondary", async () => {
