@@ -26,6 +26,7 @@ import type {
   Status,
   SwitchoverAnswer,
   SwitchoverRequest,
+  VerifyRequest,
   VmStateAnswer,
   VmStateRequest,
   WaitAnswer,
@@ -33,7 +34,7 @@ import type {
 } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
-import type { EventType, Role, WaitCondition } from "../proto/words.ts";
+import { isInSync, type EventType, type Role, type WaitCondition } from "../proto/words.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
@@ -313,6 +314,19 @@ export class Agent implements AgentControl {
     return this.#changes.rollBack(request, signal);
   }
 
+  async verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus> {
+    const job = this.#primary("verify").verifies.start(request);
+    if (request.wait) {
+      const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
+      try {
+        await deadline.race(job.finished(), `${job.id} goes on`);
+      } finally {
+        deadline.end();
+      }
+    }
+    return job.describe();
+  }
+
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     let unfollow = (): void => undefined;
@@ -427,7 +441,7 @@ export class Agent implements AgentControl {
       case "connected":
         return peers.some((peer) => peer.connection === "Connected");
       case "synced":
-        return peers.some((peer) => peer.replication === "Established");
+        return peers.some((peer) => isInSync(peer.replication));
       case "committed":
         return epoch.committed > 0;
       case "merged":

@@ -39,6 +39,7 @@ import { Replicator } from "./replicator.ts";
 import { SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
+import { VerifyJobs } from "./verify-jobs.ts";
 import { VmStates } from "./vm-states.ts";
 
 export interface PrimaryOptions {
@@ -87,6 +88,7 @@ export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly checkpoints: PrimaryCheckpoints;
   readonly vmStates: VmStates;
+  readonly verifies: VerifyJobs;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
@@ -152,6 +154,13 @@ export class PrimaryRole {
     this.vmStates = new VmStates({ ...options, checkpoints: this.checkpoints });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
+    this.verifies = new VerifyJobs({
+      ...options,
+      sharesDisks: this.#shared !== undefined,
+      disks: this.disks,
+      geometries: this.#geometries,
+      replicator: this.#replicator,
+    });
     this.#status = new PrimaryStatus({
       state: options.state,
       clock: options.clock,
@@ -161,6 +170,7 @@ export class PrimaryRole {
       guests: this.#guests,
       replicator: this.#replicator,
       syncs: this.#syncs,
+      verifies: this.verifies,
       checkpoints: this.checkpoints,
       mirroring: this.#mirroring,
       ack: options.ack,
@@ -331,6 +341,7 @@ export class PrimaryRole {
     timer?.cancel();
     await this.#keeper?.stop(reason);
     this.#syncs.end(reason);
+    this.verifies.end(reason);
     const { record } = this.#options.state;
     try {
       // What this side holds back of a disk that another host writes by now must never get there.
@@ -455,7 +466,7 @@ export class PrimaryRole {
       room: () => this.#replicator.room(),
       flush: () => this.#replicator.flush(),
       failed: (offset, length, error) => {
-        this.#replicator.writeFailed(index, offset, length);
+        this.#replicator.sendAgain(index, offset, length);
         this.#health.failed(name, { during: "write", offset, length }, error);
       },
       refused: (during, offset, length, error) => this.#health.failed(name, { during, offset, length }, error),

@@ -12,6 +12,7 @@ import { describePrimaryProtection } from "./primary-protection.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 import type { Replicator } from "./replicator.ts";
 import type { SyncJobs } from "./sync-jobs.ts";
+import type { VerifyJobs } from "./verify-jobs.ts";
 
 export interface PrimaryStatusOptions {
   readonly state: Pick<StateFile, "record">;
@@ -22,6 +23,7 @@ export interface PrimaryStatusOptions {
   readonly guests: GuestPolicy;
   readonly replicator: Replicator;
   readonly syncs: Pick<SyncJobs, "isHeld">;
+  readonly verifies: Pick<VerifyJobs, "isRunning">;
   readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAtMs" | "volumeSinceCommit">;
   /** In mode `mirror`. */
   readonly mirroring: Pick<Mirroring, "isTakenUp"> | undefined;
@@ -40,10 +42,11 @@ export class PrimaryStatus {
   }
 
   describePeers(): PeerStatus[] {
-    const { isPaired, replicator, syncs } = this.#parts;
+    const { isPaired, replicator, syncs, verifies } = this.#parts;
     if (!isPaired()) return [];
     const peer = replicator.describe();
     if (peer.replication === "Established" && !this.#isTakenUp) return [{ ...peer, replication: "SyncSource" }];
+    if (peer.replication === "Established" && verifies.isRunning) return [{ ...peer, replication: "VerifyS" }];
     const isHeld = peer.replication === "SyncSource" && syncs.isHeld;
     return [isHeld ? { ...peer, replication: "PausedSyncS" } : peer];
   }

@@ -120,6 +120,7 @@ export const ERRORS = {
     "The shared disk was overwritten without the secondary, or nothing says that it was not: its checkpoint is void.",
   ),
   "clients-connected": row("EIO", 4035, 409, EXIT.failed, true, "Clients that may write are connected to an export."),
+  "not-in-sync": row("EIO", 4039, 409, EXIT.failed, true, "The secondary does not have everything yet."),
   "job-unknown": row("EINVAL", 4018, 404, EXIT.failed, false, "There is no job of that id."),
   "job-state": row("EINVAL", 4019, 409, EXIT.failed, false, "The job is not in a state that allows this."),
 

@@ -255,6 +255,12 @@ export const SYNC_WINDOW_SHARE = 1 / 2;
 export const SYNC_WINDOW_SHARE_BESIDE_GUESTS = 1 / 8;
 /** The share of the time that a job with speed `dynamic` is at work while guests are not idle. */
 export const JOB_YIELDING_SHARE = 1 / 4;
+/** A verify compares at most this much of a hole at once: the secondary may have to read it. */
+export const VERIFY_HOLE_BYTES = 16 * MIB;
+/** Pieces that it has under way at most: what guests write waits behind them on the secondary. */
+export const VERIFY_STEP_PIECES = 8;
+/** Differing ranges that it lists, and reports as events, each; all of them are counted. */
+export const VERIFY_DIFFERENCES_MAX = 100;
 /** Concluded jobs that stay listed. */
 export const JOBS_CONCLUDED_KEPT = 64;
 
