@@ -10,6 +10,7 @@ import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } f
 import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { statusCommand } from "./commands/status.ts";
+import { verifyCommand } from "./commands/verify.ts";
 import { vmstateCommand } from "./commands/vmstate.ts";
 import { waitCommand } from "./commands/wait.ts";
 
@@ -32,6 +33,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   startAloneCommand,
   resyncCommand,
   rollbackCommand,
+  verifyCommand,
   waitCommand,
   completionCommand,
 ];

@@ -1,6 +1,7 @@
 import { asColobusError, type ColobusError } from "../proto/errors.ts";
 import type { ControlClient } from "../shared/control/api-client.ts";
 import type { Clock } from "../shared/host/clock.ts";
+import { isInSync } from "../proto/words.ts";
 import { untilAborted } from "./command.ts";
 
 /** One round, as it is told. */
@@ -86,7 +87,7 @@ export class Protection {
     let reason: string;
     try {
       const { role, peers } = await control.status({ timeoutMs });
-      if (role === "Primary" && peers.some(({ replication }) => replication === "Established")) {
+      if (role === "Primary" && peers.some(({ replication }) => isInSync(replication))) {
         this.#waitedFor = "";
         return true;
       }

@@ -28,6 +28,7 @@ import type { CopyBeforeWrite } from "./copy-before-write.ts";
 import { DiskHealth } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
+import { Mirroring } from "./mirroring.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
@@ -38,6 +39,7 @@ import { Replicator } from "./replicator.ts";
 import { SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
+import { VerifyJobs } from "./verify-jobs.ts";
 import { VmStates } from "./vm-states.ts";
 
 export interface PrimaryOptions {
@@ -86,6 +88,7 @@ export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly checkpoints: PrimaryCheckpoints;
   readonly vmStates: VmStates;
+  readonly verifies: VerifyJobs;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
@@ -100,6 +103,8 @@ export class PrimaryRole {
   readonly #keeper: PermitKeeper | undefined;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
+  /** In mode `mirror`. */
+  readonly #mirroring: Mirroring | undefined;
   /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
   #unflushed: number[] = [];
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
@@ -109,16 +114,17 @@ export class PrimaryRole {
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
     this.#syncs = new SyncJobs(options.jobs, options.resyncSpeed);
+    const takeCheckpoint = (): Promise<unknown> =>
+      this.checkpoints.checkpoint(
+        { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
+        new AbortController().signal,
+      );
     this.#automatic = new AutomaticCheckpoints({
       clock: options.clock,
       log: options.log,
       everyMs: options.checkpointEveryMs,
       isReady: () => this.#takesBarriers,
-      take: () =>
-        this.checkpoints.checkpoint(
-          { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
-          new AbortController().signal,
-        ),
+      take: takeCheckpoint,
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
@@ -137,9 +143,24 @@ export class PrimaryRole {
         return this.#shared?.protect();
       },
     });
+    if (record.mode === "mirror") {
+      this.#mirroring = new Mirroring({
+        ...options,
+        checkpoints: this.checkpoints,
+        isEstablished: () => this.isEstablished,
+        take: takeCheckpoint,
+      });
+    }
     this.vmStates = new VmStates({ ...options, checkpoints: this.checkpoints });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
+    this.verifies = new VerifyJobs({
+      ...options,
+      sharesDisks: this.#shared !== undefined,
+      disks: this.disks,
+      geometries: this.#geometries,
+      replicator: this.#replicator,
+    });
     this.#status = new PrimaryStatus({
       state: options.state,
       clock: options.clock,
@@ -149,7 +170,10 @@ export class PrimaryRole {
       guests: this.#guests,
       replicator: this.#replicator,
       syncs: this.#syncs,
+      verifies: this.verifies,
       checkpoints: this.checkpoints,
+      mirroring: this.#mirroring,
+      ack: options.ack,
       isPaired: () => this.#isPaired,
       verdict: () => this.#lastVerdict?.verdict,
     });
@@ -305,6 +329,7 @@ export class PrimaryRole {
    */
   async stop(drainMs: number): Promise<ColobusError | undefined> {
     this.#automatic.stop();
+    this.#mirroring?.stop();
     this.#health.stop();
     let timer: Timer | undefined;
     const timeout = new Promise<void>((resolve) => {
@@ -316,10 +341,12 @@ export class PrimaryRole {
     timer?.cancel();
     await this.#keeper?.stop(reason);
     this.#syncs.end(reason);
+    this.verifies.end(reason);
     const { record } = this.#options.state;
     try {
       // What this side holds back of a disk that another host writes by now must never get there.
       if (record.mode !== "shared" || !record.outdated) {
+        for (const disk of this.disks) await disk.quiet();
         for (const { child } of this.#options.children) await child.flush();
       }
     } catch (error) {
@@ -376,10 +403,14 @@ export class PrimaryRole {
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),
       inSync: () => this.#inSync(),
-      syncInterrupted: (reason) => this.#syncs.end(reason),
+      syncInterrupted: (reason) => {
+        this.#mirroring?.lacks();
+        this.#syncs.end(reason);
+      },
       notified: (notice) => this.#notified(notice),
       paused: () => this.#paused(),
       lost: (reason) => {
+        this.#mirroring?.lacks();
         this.#syncs.end(reason);
         if (options.onPeerLoss === "freeze") this.#guests.freeze();
         this.#notify();
@@ -435,7 +466,7 @@ export class PrimaryRole {
       room: () => this.#replicator.room(),
       flush: () => this.#replicator.flush(),
       failed: (offset, length, error) => {
-        this.#replicator.writeFailed(index, offset, length);
+        this.#replicator.sendAgain(index, offset, length);
         this.#health.failed(name, { during: "write", offset, length }, error);
       },
       refused: (during, offset, length, error) => this.#health.failed(name, { during, offset, length }, error),
@@ -499,6 +530,7 @@ export class PrimaryRole {
   }
 
   #startSync(kind: "full-sync" | "resync"): void {
+    this.#mirroring?.lacks();
     this.#syncs.start({
       type: kind,
       replicator: this.#replicator,
@@ -518,12 +550,14 @@ export class PrimaryRole {
       this.#guests.release();
     }
     this.#notify();
-    if (this.checkpoints.committed === 0) this.#automatic.want();
+    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    else if (this.checkpoints.committed === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
   }
 
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
   #paused(): void {
+    this.#mirroring?.lacks();
     this.checkpoints.disown(this.#unflushed.splice(0));
     this.#notify();
     if (this.#shared !== undefined && this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
@@ -537,7 +571,9 @@ export class PrimaryRole {
       return;
     }
     this.checkpoints.givenUp(notice.throughEpoch);
-    if (this.isEstablished) this.#automatic.want();
+    if (!this.isEstablished) return;
+    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    else this.#automatic.want();
   }
 
   #notify(): void {

@@ -35,6 +35,17 @@ const epoch = z.int().nonnegative();
 export const jobSpeedSchema = z.union([z.number().nonnegative(), z.literal("dynamic")]);
 export type JobSpeed = z.infer<typeof jobSpeedSchema>;
 
+const verifyResultSchema = z.object({
+  /** The first ranges that differ, whole clusters each; `ranges` and `differingBytes` count all. */
+  differences: z.array(z.object({ disk: z.string(), offset: bytes, length: bytes })),
+  ranges: z.int().nonnegative(),
+  differingBytes: bytes,
+  checkedBytes: bytes,
+  /** Whether what differs is sent again when everything is compared. */
+  repairs: z.boolean(),
+});
+export type VerifyResult = z.infer<typeof verifyResultSchema>;
+
 export const jobSchema = z.object({
   id: z.string(),
   type: z.enum(JOB_TYPES),
@@ -48,6 +59,8 @@ export const jobSchema = z.object({
   startedAt: z.string(),
   endedAt: z.string().nullable(),
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
+  /** Of a verify: what it has found so far. */
+  verify: verifyResultSchema.optional(),
 });
 export type JobStatus = z.infer<typeof jobSchema>;
 
@@ -335,6 +348,17 @@ export const resyncAnswerSchema = z.object({
 });
 export type ResyncAnswer = z.infer<typeof resyncAnswerSchema>;
 
+export const verifyRequestSchema = z.strictObject({
+  /** Left out: all disks. */
+  disk: z.string().optional(),
+  repair: z.boolean().default(false),
+  speed: jobSpeedSchema.default("dynamic"),
+  /** Answer when the job is concluded. */
+  wait: z.boolean().default(false),
+  timeoutMs,
+});
+export type VerifyRequest = z.infer<typeof verifyRequestSchema>;
+
 export const rollbackRequestSchema = z.strictObject({ epoch: epochNumber, timeoutMs });
 export type RollbackRequest = z.infer<typeof rollbackRequestSchema>;
 export const rollbackAnswerSchema = z.object({
@@ -388,6 +412,8 @@ export interface AgentControl {
   switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer>;
   resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer>;
   rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer>;
+  /** Begins to compare the replicas. */
+  verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus>;
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
   job(id: string, verb: JobVerb): Promise<JobStatus>;

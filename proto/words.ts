@@ -65,6 +65,11 @@ export const REPLICATION_STATES = [
 ] as const;
 export type ReplicationState = (typeof REPLICATION_STATES)[number];
 
+/** Whether a peer lacks nothing: it may be compared meanwhile. */
+export function isInSync(replication: ReplicationState): boolean {
+  return replication === "Established" || replication === "VerifyS" || replication === "VerifyT";
+}
+
 export const PROTECTION_REASONS = [
   "no-peer",
   "connecting",
@@ -94,7 +99,7 @@ export const JOB_STATES = [
 ] as const;
 export type JobState = (typeof JOB_STATES)[number];
 
-export const JOB_TYPES = ["full-sync", "resync", "merge"] as const;
+export const JOB_TYPES = ["full-sync", "resync", "merge", "verify"] as const;
 export type JobType = (typeof JOB_TYPES)[number];
 
 export const ACK_POLICIES = ["async", "received", "applied"] as const;
@@ -148,6 +153,8 @@ export const EVENT_TYPES = [
   "sync-started",
   "sync-paused",
   "sync-finished",
+  "verify-difference",
+  "verify-finished",
   "checkpoint-prepared",
   "checkpoint-committed",
   "checkpoint-discarded",

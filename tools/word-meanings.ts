@@ -82,6 +82,7 @@ export const JOB_TYPE_MEANINGS: Record<JobType, string> = {
   "full-sync": "Sends every cluster of the disks to a replica that has none of them.",
   "resync": "Sends the clusters that a returning replica lacks.",
   "merge": "Writes the originals back into the base disk after a failover, while the export is served.",
+  "verify": "Compares the secondary's copy with the primary's by checksums, while guests write.",
 };
 
 export const JOB_STATE_MEANINGS: Record<JobState, string> = {
@@ -156,6 +157,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "sync-paused":
     "The primary sends no more of what this side lacks for now: the sync is paused, or guests write too fast.",
   "sync-finished": "A full sync or resync is over, and the replica lacks nothing.",
+  "verify-difference": "A verify has found a range in which the secondary's copy differs; the data names it.",
+  "verify-finished": "A verify is over; the data says how much was compared, and how much of it differs.",
   "checkpoint-prepared": "Everything up to an epoch's barrier is on the secondary.",
   "checkpoint-committed": "A failover now returns to this epoch.",
   "checkpoint-discarded": "A prepared checkpoint was withdrawn; no data was lost.",

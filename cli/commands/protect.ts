@@ -4,6 +4,7 @@ import { ColobusError } from "../../proto/errors.ts";
 import { agentFlags, clientOf, givenOnce, timeoutOf, vmStateSocketOf } from "../agent-flags.ts";
 import { defineCommand } from "../command.ts";
 import { BACKGROUND_CHOICES, disksAlone, disksFrozen, withMemory } from "../guest-controls.ts";
+import { assertEpochs } from "../no-epochs.ts";
 import { ProtectedVm } from "../protected-vm.ts";
 import { Protection, type GuestControl, type ProtectionRound } from "../protection.ts";
 import { formatBytes, formatDuration, parseDuration } from "../quantities.ts";
@@ -41,6 +42,7 @@ export const protectCommand = defineCommand({
       intervalText === undefined ? PROTECT_INTERVAL_DEFAULT_MS : parseDuration(intervalText, "--interval");
     const timeoutMs = timeoutOf(args);
     const control = clientOf(args, host);
+    assertEpochs((await control.status({ timeoutMs })).mode, "protect");
     const warn = (text: string): void => host.output.remark(`colobus: ${text}`);
     const protect = async (guest: GuestControl): Promise<void> => {
       await new Protection({

@@ -55,6 +55,7 @@ import {
   type VmStateAnswer,
   type VmStateRequest,
   type WaitAnswer,
+  type VerifyRequest,
   type WaitRequest,
 } from "../../proto/control-api.ts";
 import { ColobusError, isErrorCode } from "../../proto/errors.ts";
@@ -199,6 +200,10 @@ export class ControlClient {
 
   rollback(request: RollbackRequest, signal?: AbortSignal): Promise<RollbackAnswer> {
     return this.#wait("/v1/rollback", request, rollbackAnswerSchema, signal);
+  }
+
+  verify(request: VerifyRequest, signal?: AbortSignal): Promise<JobStatus> {
+    return this.#wait("/v1/verify", request, jobSchema, signal);
   }
 
   wait(request: WaitRequest, signal?: AbortSignal): Promise<WaitAnswer> {

@@ -26,6 +26,7 @@ import {
   JOB_VERBS,
   resyncRequestSchema,
   rollbackRequestSchema,
+  verifyRequestSchema,
   setSpeedRequestSchema,
   storedVmStateRequestSchema,
   vmStateRequestSchema,
@@ -217,6 +218,9 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/rollback", (request, _reply, signal) =>
       control.rollback(parseFields(rollbackRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/verify", (request, _reply, signal) =>
+      control.verify(parseFields(verifyRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/wait", (request, _reply, signal) =>
       control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),

@@ -21,6 +21,8 @@ export interface JobWork {
   step(bytesMax: number): Promise<number | undefined>;
   /** Told whenever the job begins, pauses, goes on or ends. */
   stateChanged?(state: JobState): void;
+  /** What status says of this work beside what it says of every job. */
+  report?(): Pick<JobStatus, "verify">;
   /** A count that grows with the requests of the guests to whom the job yields. */
   guestRequests(): number;
 }
@@ -152,6 +154,7 @@ export class Job {
       startedAt: new Date(this.#startedWallMs).toISOString(),
       endedAt: this.#endedWallMs === undefined ? null : new Date(this.#endedWallMs).toISOString(),
       error: this.#error?.toJSON() ?? null,
+      ...this.#options.work.report?.(),
     };
   }
 
