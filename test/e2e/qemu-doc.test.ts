@@ -162,22 +162,30 @@ async function untilExists(path: string): Promise<void> {
   }
 }
 
-/** Types what stands under the first heading, until a checkpoint of the VM is committed. */
-async function protectVm(a: Host, b: Host): Promise<{ readonly vm: Vm; readonly primary: AgentUnderTest }> {
+interface Typed {
+  readonly primary: AgentUnderTest;
+  /** The commands of host A that are still to be typed. */
+  readonly qemu: string;
+  readonly protect: string;
+}
+
+/** Types what stands under the first heading, until both agents run. */
+async function startAgents(a: Host, b: Host): Promise<Typed> {
   const section = sectionOf(sections, "Protect an existing VM");
   const [makeToken = "", copyToken = "", secondary = ""] = commandsAt(b, section, 0, 3);
   for (const line of [makeToken, copyToken]) await runHere(b, line);
   await startAgent("the secondary", b, secondary);
   const [primary = "", qemu = "", protect = "", ...more] = commandsAt(a, section, 3);
   expect(more).toEqual([]);
-  const agent = await startAgent("the primary", a, primary);
-  const vm = startVm(a, qemu);
-  await vm.untilSteps(STEPS);
-  const protection = new ColobusProcess(wordsOf(protect, "colobus"));
+  return { primary: await startAgent("the primary", a, primary), qemu, protect };
+}
+
+/** Protects a VM until a checkpoint of it is committed. */
+async function protectOnce(line: string): Promise<void> {
+  const protection = new ColobusProcess(wordsOf(line, "colobus"));
   await protection.untilPrinted("committed");
   protection.child.kill("SIGTERM");
   expect((await protection.ended).code).toBe(0);
-  return { vm, primary: agent };
 }
 
 describe.runIf(requireCountingGuest() && requirePeers("qemu-img", "openssl", "jq", "curl"))("docs/qemu.md", () => {
@@ -185,7 +193,10 @@ describe.runIf(requireCountingGuest() && requirePeers("qemu-img", "openssl", "jq
     "protects a VM with a %s image in three commands on each host, and starts it on the other one",
     async (format) => {
       const { a, b } = await makeHosts(format);
-      const { vm, primary } = await protectVm(a, b);
+      const { primary, qemu: start, protect } = await startAgents(a, b);
+      const vm = startVm(a, start);
+      await vm.untilSteps(STEPS);
+      await protectOnce(protect);
       const before = await vm.untilSteps(STEPS);
       await Promise.all([vm.kill(), primary.crash()]);
       const section = sectionOf(sections, "Failover");
@@ -220,20 +231,19 @@ describe.runIf(requireCountingGuest() && requirePeers("qemu-img", "openssl", "jq
       run.child.stdin?.end(xml);
       await run;
     };
-    const { vm, primary } = await protectVm(a, b);
-    await vm.kill();
+    const { primary, qemu, protect } = await startAgents(a, b);
 
     await expect(runHook(b, "prepare/begin", domain)).rejects.toThrow("not Primary");
     await runHook(a, "prepare/begin", domain);
-    const [, qemu = ""] = commandsAt(a, sectionOf(sections, "Protect an existing VM"), 3);
     const others = qemu.slice(0, qemu.indexOf(" -blockdev"));
-    const again = startVm(a, `${others} ${passed.join(" ")}`);
-    await again.untilSteps(2 * STEPS);
+    const vm = startVm(a, `${others} ${passed.join(" ")}`);
+    await vm.untilSteps(STEPS);
+    await protectOnce(protect);
     await runHook(a, "started/begin", "<qemu:arg value='-incoming'/>");
     expect(called()).not.toContain("start");
     await runHook(a, "started/begin", domain);
     expect(called()).toContain("start --no-block colobus-protect@web.service\n");
-    await again.kill();
+    await vm.kill();
     const committed = (await primary.status()).epoch.committed;
     await runHook(a, "release/end", domain);
     expect((await primary.status()).epoch.committed).toBeGreaterThan(committed);
@@ -257,10 +267,7 @@ describe.runIf(requireCountingGuest() && requirePeers("qemu-img", "openssl", "jq
     const [plain = "", freezing = ""] = sectionOf(sections, "Disks only").commands.map((line) =>
       withNames(line, names),
     );
-    const protection = new ColobusProcess(wordsOf(plain, "colobus"));
-    await protection.untilPrinted("committed");
-    protection.child.kill("SIGTERM");
-    expect((await protection.ended).code).toBe(0);
+    await protectOnce(plain);
     // There is no guest agent here.
     const { code, stdout } = await new ColobusProcess(wordsOf(freezing, "colobus")).ended;
     expect(stdout).toContain("qga.sock");
