@@ -16,7 +16,8 @@ import { requirePeers } from "./peers.ts";
 import { accepts } from "./tool-process.ts";
 
 export const GUEST_DIRECTORY = process.env["COLOBUS_TEST_GUEST"] ?? "/var/cache/colobus-test-guest";
-const MODULES = ["virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"];
+/** Each after those that it needs. */
+const MODULES = ["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"];
 const PROGRAM = "qemu-system-x86_64";
 const BLOCK_BYTES = 512;
 const POLL_MS = 50;
@@ -25,6 +26,10 @@ const LAST_CHARS = 1_500;
 const INIT = `#!/busybox sh
 /busybox mount -t devtmpfs dev /dev
 for module in ${MODULES.join(" ")}; do /busybox insmod /$module.ko; done
+if [ ! -b /dev/vda ]; then
+  echo "MISMATCH: there is no disk"
+  /busybox poweroff -f
+fi
 has_files=
 if [ -b /dev/vdb ]; then
   has_files=yes
