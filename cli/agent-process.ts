@@ -14,6 +14,7 @@ import type { Log } from "../shared/host/log.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import { NodeRandom } from "../shared/host/node-random.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
+import { readProcessFigures } from "../shared/host/process-figures.ts";
 import { NbdServer } from "../shared/nbd/server.ts";
 import { WebSocketDialer, WebSocketListener } from "../shared/replication/websocket-link.ts";
 import { Agent } from "./agent.ts";
@@ -85,6 +86,7 @@ export class AgentProcess {
         pid: process.pid,
         dialer: (url) => new WebSocketDialer(url),
         eventLoopDelay: new EventLoopDelay(new NodeClock()),
+        processFigures: readProcessFigures,
       },
       config: config.agent,
       token,

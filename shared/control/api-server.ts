@@ -44,6 +44,7 @@ import {
 import type { Log } from "../host/log.ts";
 import { listenOnUnixSocket } from "../host/unix-socket.ts";
 import { EventStream } from "./event-stream.ts";
+import { EXPOSITION_TYPE } from "./exposition.ts";
 
 export interface ControlServerOptions {
   readonly control: AgentControl;
@@ -176,6 +177,10 @@ export class ControlServer {
     const control = this.#control;
     this.#installVmStateRoutes();
     this.#route("GET", "/v1/status", () => control.status());
+    this.#route("GET", "/metrics", (_request, reply) => {
+      reply.header("content-type", EXPOSITION_TYPE);
+      return control.metrics();
+    });
     this.#route("GET", "/v1/events", (request, reply) => this.#events(request, reply));
     this.#route("GET", "/v1/jobs", () => control.jobs());
     this.#route("POST", "/v1/jobs/:id/:verb", (request) => {
