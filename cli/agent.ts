@@ -47,6 +47,7 @@ import { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { AgentOptions } from "./agent-host.ts";
+import { AgentMetrics } from "./agent-metrics.ts";
 import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
@@ -68,6 +69,7 @@ export class Agent implements AgentControl {
   readonly #options: AgentOptions;
   readonly #state: StateFile;
   readonly #events: EventLog;
+  readonly #metrics = new AgentMetrics();
   readonly #jobs: JobList;
   readonly #roles: AgentRoles;
   readonly #roleCommands: RoleCommands;
@@ -90,6 +92,7 @@ export class Agent implements AgentControl {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
+    this.#events.follow((event) => this.#metrics.count(event));
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
@@ -239,6 +242,10 @@ export class Agent implements AgentControl {
       vmstate: this.#vmStates.describe(),
       eventLoopDelay: this.#stallWatch.describe(),
     };
+  }
+
+  metrics(): string {
+    return this.#metrics.render(this.status(), this.exports.disks(), this.#options.host.processFigures?.());
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {

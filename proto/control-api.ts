@@ -388,6 +388,8 @@ export const errorAnswerSchema = z.object({
  */
 export interface AgentControl {
   status(): Status;
+  /** What Prometheus reads. */
+  metrics(): string;
   checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer>;
   commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer>;
   /** Takes a checkpoint with the VM state that `content` has; it is complete when that ends. */

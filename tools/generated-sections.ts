@@ -11,6 +11,7 @@ import { requestTable, statusTable } from "./control-tables.ts";
 import { diskErrorTable } from "./disk-error-rows.ts";
 import { limitTables } from "./limit-tables.ts";
 import { markdownTable } from "./markdown-table.ts";
+import { metricTable } from "./metric-tables.ts";
 import { helloTable, messageTable, operationTable } from "./message-tables.ts";
 import {
   ACK_POLICY_MEANINGS,
@@ -68,6 +69,7 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   { name: "operations", file: "docs/protocol.md", body: operationTable() },
   { name: "requests", file: "docs/control-api.md", body: requestTable() },
   { name: "status", file: "docs/control-api.md", body: statusTable() },
+  { name: "metrics", file: "docs/metrics.md", body: metricTable() },
   ...limits(),
 ];
 
