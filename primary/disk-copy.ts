@@ -18,7 +18,7 @@
  */
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { ChildState } from "../proto/words.ts";
-import type { Child, Pending, ZeroFlags } from "../shared/block/block-device.ts";
+import type { Child, Extent, Pending, ZeroFlags } from "../shared/block/block-device.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
@@ -48,6 +48,8 @@ export interface DiskCopyOptions {
   readonly mayBreak?: () => boolean;
   /** The state has changed. */
   readonly changed?: () => void;
+  /** It has refused something, or not answered in time. */
+  readonly refused?: (during: "read" | "write" | "flush", offset: number, length: number, fault: ColobusError) => void;
   /**
    * What the copy lacks cannot be written down any more. Resolves when it is recorded that the copy is to be made anew
    * should this process die. Required with a `DirtyTracker`.
@@ -163,7 +165,7 @@ export class DiskCopy {
     try {
       pending = this.child.write(source, offset, NO_FUA);
     } catch (error) {
-      return this.failed(error, offset, source.length);
+      return this.failed("write", error, offset, source.length);
     }
     return pending === undefined ? undefined : this.#outcome(pending, offset, source.length);
   }
@@ -175,7 +177,7 @@ export class DiskCopy {
     try {
       pending = this.child.zero(offset, length, mayUnmap ? UNMAP : NO_UNMAP);
     } catch (error) {
-      return this.failed(error, offset, length);
+      return this.failed("write", error, offset, length);
     }
     return pending === undefined ? undefined : this.#outcome(pending, offset, length);
   }
@@ -217,7 +219,7 @@ export class DiskCopy {
           : this.child.write(content, offset, NO_FUA);
       if (pending !== undefined) await this.#limit.guard(pending);
     } catch (error) {
-      throw this.failed(error, offset, length);
+      throw this.failed("write", error, offset, length);
     }
     if (this.#losses !== losses || this.#isBroken) throw this.#fault ?? this.#lacks;
     const { clusterBytes } = this.#options.geometry;
@@ -231,13 +233,19 @@ export class DiskCopy {
   }
 
   /** The copy has refused a change, or the content of a range. Returns why. */
-  failed(thrown: unknown, offset: number, length: number): ColobusError {
+  failed(during: "read" | "write" | "flush", thrown: unknown, offset: number, length: number): ColobusError {
     const fault = asColobusError(thrown);
     this.#fault = fault;
+    this.#options.refused?.(during, offset, length, fault);
     if (!this.#mayBreak) return fault;
     if (length > 0) this.#dirty.addBytes(offset, length);
     this.#set("broken");
     return fault;
+  }
+
+  /** The broken copy was tried again, without success. */
+  stillFails(fault: ColobusError): void {
+    if (this.#state === "broken") this.#fault = fault;
   }
 
   /** The copy takes changes again, and lacks what is dirty. Nothing that was given up is under way. */
@@ -259,6 +267,29 @@ export class DiskCopy {
     this.#isWrittenThrough = true;
     this.#fault = undefined;
     this.#set("sound");
+  }
+
+  /** Has what the copy lacks written down from now on. The tracker has it all, and nothing is under way. */
+  track(tracker: DirtyTracker): void {
+    this.#dirty = tracker;
+    this.#tracker = tracker;
+  }
+
+  /** Allocation of a range that the copy `has`; all data where it does not say in time. */
+  async extents(offset: number, length: number, maxExtents: number): Promise<Extent[]> {
+    try {
+      const extents = this.child.extents(offset, length, maxExtents);
+      if (!(extents instanceof Promise)) return extents;
+      let answer: Extent[] = [];
+      await this.#limit.guard(
+        extents.then((told) => {
+          answer = told;
+        }),
+      );
+      return answer;
+    } catch {
+      return [{ length, hole: false, zero: false }]; // whoever reads it is told why, if it is not this copy's server alone
+    }
   }
 
   /** Lets nothing be given up any more, and closes what it lacks. The child stays open. */
@@ -288,7 +319,7 @@ export class DiskCopy {
   #outcome(pending: Promise<void>, offset: number, length: number): Promise<Outcome> {
     return this.#limit.guard(pending).then(
       () => this.#taken(offset, length),
-      (error: unknown) => this.failed(error, offset, length),
+      (error: unknown) => this.failed("write", error, offset, length),
     );
   }
 
@@ -299,7 +330,7 @@ export class DiskCopy {
 
   #flushFailed(error: unknown): ColobusError {
     this.#losses += 1;
-    const fault = this.failed(error, 0, 0);
+    const fault = this.failed("flush", error, 0, 0);
     if (!this.#isBroken) return fault;
     if (this.#tracker === undefined) this.#dirty.addAll();
     else this.#dirty.addBitmap(this.#tracker.unsettled());

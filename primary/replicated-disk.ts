@@ -78,6 +78,16 @@ export class ReplicatedDisk implements BlockDevice {
     }
   }
 
+  /** Does `work` while no change is under way on the child, and none begins. */
+  async whileQuiet(work: () => Promise<void>): Promise<void> {
+    const hold = await this.#lock.acquire(0, this.sizeBytes);
+    try {
+      await work();
+    } finally {
+      this.#lock.release(hold);
+    }
+  }
+
   get requests(): number {
     return this.#requests;
   }
@@ -193,7 +203,7 @@ export class ReplicatedDisk implements BlockDevice {
         return holeLength;
       }
       const content = take(length).subarray(0, length);
-      const reading = this.#readChild(content, offset);
+      const reading = this.#readChild(content, offset, true);
       if (reading !== undefined) await reading;
       const sent = send(isZero(content) ? content.length : content);
       if (sent !== undefined) await sent;
@@ -203,10 +213,14 @@ export class ReplicatedDisk implements BlockDevice {
     }
   }
 
-  #readChild(target: Uint8Array, offset: number): Pending {
+  #readChild(target: Uint8Array, offset: number, isForCopies = false): Pending {
+    const child = this.#child;
     let pending: Pending;
     try {
-      pending = this.#child.read(target, offset);
+      pending =
+        isForCopies && child.readForCopies !== undefined
+          ? child.readForCopies(target, offset)
+          : child.read(target, offset);
     } catch (error) {
       this.#forwarding.refused("read", offset, target.length, error);
       throw error;
