@@ -23,6 +23,7 @@ import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
+import { lostSync } from "../shared/journal/lost-syncs.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
 import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
@@ -66,11 +67,13 @@ export interface ChildrenContext {
 export interface DiskChildrenOptions extends ChildrenContext {
   readonly disk: string;
   /** The disk's own image. It is not closed here. */
-  readonly local: Child & Partial<Pick<DiskImage, "rewritten">>;
+  readonly local: Child & Partial<Pick<DiskImage, "rewritten" | "distrust">>;
   readonly geometry: ClusterGeometry;
   /** `blkverify` has found a difference. */
   readonly freeze: () => void;
 }
+
+type RecordedState = Pick<RecordedChild, "sound" | "tracked" | "lostSync">;
 
 interface Member {
   readonly copy: DiskCopy;
@@ -79,11 +82,13 @@ interface Member {
   readonly late: LateImage | undefined;
   recovery: ChildRecovery | undefined;
   /** What the record says. */
-  recorded: { readonly sound: boolean; readonly tracked: boolean };
+  recorded: RecordedState;
   /** It lacks nothing, and is being recorded as sound. */
   isFinishing: boolean;
   /** Its bitmap cannot be written, and is being recorded as worth nothing. */
   isLosingTrack: boolean;
+  /** Its bitmap is being made. */
+  tracking: Promise<void> | undefined;
 }
 
 export class DiskChildren {
@@ -287,6 +292,7 @@ export class DiskChildren {
 
   #open(child: RecordedChild, isReference: boolean): Member {
     const { disk, local, geometry, clock, timeoutMs } = this.#options;
+    if (child.image === null && child.lostSync) local.distrust?.(lostSync(`the image of disk ${disk}`));
     const { late, isChanged } =
       child.image === null ? { late: undefined, isChanged: false } : this.#openImage(child, child.image);
     const found =
@@ -307,6 +313,11 @@ export class DiskChildren {
       state,
       mayBreak: () => this.#quorum.mayBreak(copy),
       changed: () => this.#changed(member),
+      hasLostWrites: child.lostSync,
+      lostWrites: () => {
+        this.#isOverstated = this.#looksOverstated();
+        void this.#record();
+      },
       refused: (during, offset, length, fault) =>
         this.#events.tell("quorum-report-bad", `${child.name} ${during}`, {
           disk,
@@ -323,9 +334,10 @@ export class DiskChildren {
       image: child.image ?? undefined,
       late,
       recovery: undefined,
-      recorded: { sound: child.sound, tracked: child.tracked },
+      recorded: { sound: child.sound, tracked: child.tracked, lostSync: child.lostSync },
       isFinishing: false,
       isLosingTrack: false,
+      tracking: undefined,
     };
     return member;
   }
@@ -346,6 +358,7 @@ export class DiskChildren {
     const late = new LateImage(geometry.sizeBytes, () => {
       const opened = first ?? open(disk, { name, image, cleanMark: null });
       first = undefined;
+      if (child.lostSync) opened.distrust?.(lostSync(image));
       return opened;
     });
     return { late, isChanged };
@@ -376,7 +389,7 @@ export class DiskChildren {
       clock,
       jobs,
       speed,
-      track: () => this.#track(member),
+      track: () => this.#tracked(member),
       rewritten: () => (member.late ?? this.#options.local).rewritten?.(),
       finish: () => this.#finish(member),
     });
@@ -411,23 +424,32 @@ export class DiskChildren {
     return false;
   }
 
-  /** Has what the copy lacks written down, with no change under way, and nothing that a loss of power could take. */
+  /** One at a time. */
+  #tracked(member: Member): Promise<void> {
+    member.tracking ??= this.#track(member).finally(() => {
+      member.tracking = undefined;
+    });
+    return member.tracking;
+  }
+
+  /**
+   * Has what the copy lacks written down. On disk everything is dirty to begin with, so that neither what is under way nor
+   * what no flush has covered need be known: settling takes out what is not.
+   */
   async #track(member: Member): Promise<void> {
     const { copy } = member;
+    const { geometry, storage, stateDirectory } = this.#options;
     const options = this.#trackerOptions(copy.name);
-    await this.#started.whileQuiet(async () => {
-      if (copy.tracker !== undefined || copy.state === "broken" || this.#stopped) return;
-      await this.#quorum.flush();
-      if (copy.state === "syncing") await copy.flush();
-      const { storage } = options;
-      const { stateDirectory } = this.#options;
-      for (const directory of [`${stateDirectory}/copies`, stateDirectory]) await storage.syncDirectory(directory);
-      const tracker = await DirtyTracker.create(options, copy.dirty.dirtyClusters());
-      // Reads may have found more of it meanwhile.
-      tracker.addBitmap(copy.dirty.dirtyClusters());
-      member.isLosingTrack = false;
-      copy.track(tracker);
-    });
+    for (const directory of [`${stateDirectory}/copies`, stateDirectory]) await storage.syncDirectory(directory);
+    const tracker = await DirtyTracker.create(options, "all-dirty");
+    if (copy.tracker !== undefined || this.#stopped) {
+      tracker.close();
+      return;
+    }
+    tracker.removeClusters(0, geometry.clusterCount);
+    tracker.addBitmap(copy.dirty.dirtyClusters());
+    member.isLosingTrack = false;
+    copy.track(tracker);
     await this.#record();
   }
 
@@ -443,15 +465,17 @@ export class DiskChildren {
   }
 
   /** What the record is to say of a copy. */
-  #wanted({ copy, isFinishing, isLosingTrack }: Member): { sound: boolean; tracked: boolean } {
+  #wanted({ copy, isFinishing, isLosingTrack }: Member): RecordedState {
     const isSound = copy.state === "sound" || (isFinishing && copy.state === "syncing" && copy.isClean);
-    return { sound: isSound, tracked: copy.tracker !== undefined && !isLosingTrack };
+    const tracked = copy.tracker !== undefined && !isLosingTrack;
+    return { sound: isSound, tracked, lostSync: copy.hasLostWrites && !(isFinishing && isSound) };
   }
 
   #looksOverstated(): boolean {
     return this.#members.some((member) => {
-      const { sound, tracked } = this.#wanted(member);
-      return (member.recorded.sound && !sound) || (member.recorded.tracked && !tracked);
+      const { recorded } = member;
+      const { sound, tracked, lostSync } = this.#wanted(member);
+      return (recorded.sound && !sound) || (recorded.tracked && !tracked) || (!recorded.lostSync && lostSync);
     });
   }
 
@@ -468,7 +492,8 @@ export class DiskChildren {
     for (;;) {
       const wanted = new Map(this.#members.map((member) => [member, this.#wanted(member)]));
       const isRecorded = [...wanted].every(
-        ([{ recorded }, { sound, tracked }]) => recorded.sound === sound && recorded.tracked === tracked,
+        ([{ recorded }, { sound, tracked, lostSync }]) =>
+          recorded.sound === sound && recorded.tracked === tracked && recorded.lostSync === lostSync,
       );
       if (isRecorded) return;
       const byName = new Map([...wanted].map(([{ copy }, states]) => [copy.name, states]));
@@ -507,7 +532,7 @@ export class DiskChildren {
     for (const member of this.#members) {
       const { copy } = member;
       if (copy.state !== "sound" || this.#stopped) continue;
-      if (copy.tracker === undefined) await this.#track(member);
+      if (copy.tracker === undefined) await this.#tracked(member);
       await copy.tracker?.settle({
         inFlight: () => new ClusterBitmap(),
         isBusy: (offset, length) => disk.isBusy(offset, length),

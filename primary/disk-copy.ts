@@ -42,12 +42,16 @@ export interface DiskCopyOptions {
   readonly timeoutMs: number;
   /** `broken` takes nothing until `beginSync`. A `sound` one is not to lack anything. */
   readonly state: ChildState;
+  /** A flush of it has failed in an earlier process. Default: false. */
+  readonly hasLostWrites?: boolean;
   /** Whether changes are written at once; otherwise all of them are dirty until `place` brings them. Default: true. */
   readonly isWrittenThrough?: boolean;
-  /** Whether the copy may be given up: not the last one that has everything. Default: always. */
+  /** Whether the copy may be given up while it is sound: not the last one that has everything. Default: always. */
   readonly mayBreak?: () => boolean;
   /** The state has changed. */
   readonly changed?: () => void;
+  /** `hasLostWrites` has become true. */
+  readonly lostWrites?: () => void;
   /** It has refused something, or not answered in time. */
   readonly refused?: (during: "read" | "write" | "flush", offset: number, length: number, fault: ColobusError) => void;
   /**
@@ -78,6 +82,7 @@ export class DiskCopy {
   readonly #lacks: ColobusError;
   /** Flushes that failed: what they covered is dirty again, also where it was placed meanwhile. */
   #losses = 0;
+  #hasLostWrites: boolean;
 
   constructor(options: DiskCopyOptions) {
     this.#options = options;
@@ -87,6 +92,7 @@ export class DiskCopy {
     this.#tracker = options.dirty instanceof DirtyTracker ? options.dirty : undefined;
     this.#state = options.state;
     this.#isWrittenThrough = options.isWrittenThrough ?? true;
+    this.#hasLostWrites = options.hasLostWrites ?? false;
     const whom = `copy ${options.name} of disk ${options.disk}`;
     this.#lacks = new ColobusError("child-syncing", `${whom} has not got everything yet`);
     this.#limit = new TimeLimit({
@@ -123,6 +129,11 @@ export class DiskCopy {
   /** What survives this process; undefined where nothing does. */
   get tracker(): DirtyTracker | undefined {
     return this.#tracker;
+  }
+
+  /** Whether a flush has failed, and not everything that it covered was placed again. */
+  get hasLostWrites(): boolean {
+    return this.#hasLostWrites;
   }
 
   /** Whether something is under way that was given up. */
@@ -266,10 +277,11 @@ export class DiskCopy {
   becomeSound(): void {
     this.#isWrittenThrough = true;
     this.#fault = undefined;
+    this.#hasLostWrites = false;
     this.#set("sound");
   }
 
-  /** Has what the copy lacks written down from now on. The tracker has it all, and nothing is under way. */
+  /** Has what the copy lacks written down from now on. The tracker has it all, and on disk what is under way as well. */
   track(tracker: DirtyTracker): void {
     this.#dirty = tracker;
     this.#tracker = tracker;
@@ -299,7 +311,7 @@ export class DiskCopy {
   }
 
   get #mayBreak(): boolean {
-    return this.#options.mayBreak?.() ?? true;
+    return this.#state !== "sound" || (this.#options.mayBreak?.() ?? true);
   }
 
   // As getters, so that the compiler does not take the state for what it was before an await.
@@ -330,7 +342,10 @@ export class DiskCopy {
 
   #flushFailed(error: unknown): ColobusError {
     this.#losses += 1;
+    const isNews = !this.#hasLostWrites;
+    this.#hasLostWrites = true;
     const fault = this.failed("flush", error, 0, 0);
+    if (isNews) this.#options.lostWrites?.();
     if (!this.#isBroken) return fault;
     if (this.#tracker === undefined) this.#dirty.addAll();
     else this.#dirty.addBitmap(this.#tracker.unsettled());

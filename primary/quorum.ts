@@ -282,7 +282,13 @@ export class Quorum implements Child {
     if (taken === 0 && length > 0) {
       for (const copy of copies) if (copy.state !== "sound") copy.miss(offset, length);
     }
-    throw this.#failure(during, offset, length, outcomes);
+    const failure = this.#failure(during, offset, length, outcomes);
+    // What a failed flush has lost is recorded before anybody is told.
+    const recorded = this.#options.recorded();
+    if (recorded === undefined) throw failure;
+    return recorded.then(() => {
+      throw failure;
+    });
   }
 
   /** The reason that most copies have given, told as an event. */

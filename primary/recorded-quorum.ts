@@ -27,12 +27,12 @@ export async function updateQuorum(
 
 /** The disk's own image, as it is recorded among its copies to begin with. */
 export function newLocalChild(): RecordedChild {
-  return { name: LOCAL_CHILD, image: null, sound: true, tracked: false, cleanMark: null };
+  return { name: LOCAL_CHILD, image: null, sound: true, tracked: false, lostSync: false, cleanMark: null };
 }
 
 /** A copy that lacks everything. */
 export function newChild(name: string, image: string): RecordedChild {
-  return { name, image, sound: false, tracked: false, cleanMark: null };
+  return { name, image, sound: false, tracked: false, lostSync: false, cleanMark: null };
 }
 
 /**
@@ -45,6 +45,7 @@ export function withoutCopies(disk: StateRecord["disks"][number]): StateRecord["
     ...child,
     sound: child.image === null,
     tracked: false,
+    lostSync: false,
     cleanMark: null,
   }));
   return { ...disk, quorum: { ...disk.quorum, children } };

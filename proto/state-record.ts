@@ -51,6 +51,8 @@ const childSchema = z.object({
   sound: z.boolean(),
   /** What it may lack is in its dirty bitmap; otherwise it may lack anything. */
   tracked: z.boolean(),
+  /** A flush of it has failed, and not everything that it covered was written again: no flush of it is to succeed. */
+  lostSync: z.boolean().default(false),
   /** As that of a disk; of the disk's own image it is there. */
   cleanMark: z.string().nullable(),
 });
