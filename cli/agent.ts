@@ -36,6 +36,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import { isInSync, type EventType, type Role, type WaitCondition } from "../proto/words.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
+import { withoutCleanMarks } from "../primary/recorded-quorum.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { FileImages } from "../shared/block/file-images.ts";
@@ -123,6 +124,7 @@ export class Agent implements AgentControl {
       agent: options,
       state,
       images: this.#imageServers.watching(images),
+      childImages: images,
       sharedMark,
       isMarkOwn,
       exports: this.exports,
@@ -170,7 +172,7 @@ export class Agent implements AgentControl {
       ...record,
       bootId: host.bootId,
       unflushedThrough: unflushedThrough(record, host.bootId),
-      disks: record.disks.map((disk) => ({ ...disk, cleanMark: null })),
+      disks: record.disks.map(withoutCleanMarks),
       peers: record.peers.length > 0 ? record.peers : [...config.peers],
     }));
     agent.#start();
