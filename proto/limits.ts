@@ -88,6 +88,16 @@ export const CLUSTER_DEFAULT_BYTES = 16 * KIB;
 export const DISK_MAX_CLUSTERS = 2 ** 32;
 /** Disks of one VM. */
 export const DISKS_MAX = 64;
+/** One of several copies of a disk that has not done a request by then is broken. */
+export const CHILD_TIMEOUT_DEFAULT_MS = 5_000;
+/** Copies of one disk, its image included. */
+export const CHILDREN_MAX = 8;
+/** A broken copy is tried again after this time; each failure doubles it, up to … */
+export const CHILD_RETRY_MIN_MS = 1_000;
+/** … this. */
+export const CHILD_RETRY_MAX_MS = 30_000;
+/** Of the same kind of trouble with the copies of a disk one event is told in this time, with how many there were. */
+export const QUORUM_EVENT_EVERY_MS = 1_000;
 
 // TLS
 /** A TLS handshake is done within this time. */

@@ -87,6 +87,7 @@ export interface CallOptions {
 
 /** Of a VM state. */
 const VMSTATE_TYPE = "application/octet-stream";
+const EVENT_STREAM_TYPE = "text/event-stream";
 
 interface Exchange {
   readonly method: "GET" | "POST" | "PUT";
@@ -118,6 +119,11 @@ export class ControlClient {
 
   status(options: CallOptions = {}): Promise<Status> {
     return this.#get("/v1/status", statusSchema, options);
+  }
+
+  /** The agent's metrics, as Prometheus reads them. */
+  async metrics({ timeoutMs = COMMAND_TIMEOUT_DEFAULT_MS, signal }: CallOptions = {}): Promise<string> {
+    return this.#answerTo({ method: "GET", path: "/metrics", accept: "text/plain", timeoutMs, signal });
   }
 
   jobs(options: CallOptions = {}): Promise<JobStatus[]> {
@@ -238,7 +244,7 @@ export class ControlClient {
       response = await this.#exchange({
         method: "GET",
         path: `/v1/events?after=${afterSequence}`,
-        accept: "text/event-stream",
+        accept: EVENT_STREAM_TYPE,
         timeoutMs: options.timeoutMs ?? COMMAND_TIMEOUT_DEFAULT_MS,
         signal,
       });
@@ -301,10 +307,15 @@ export class ControlClient {
     options: CallOptions,
   ): Promise<T> {
     const { timeoutMs = COMMAND_TIMEOUT_DEFAULT_MS, signal } = options;
-    const response = await this.#exchange({ method, path, body, accept: "application/json", timeoutMs, signal });
+    const text = await this.#answerTo({ method, path, body, accept: "application/json", timeoutMs, signal });
+    return this.#understand(schema, text);
+  }
+
+  async #answerTo(exchange: Exchange): Promise<string> {
+    const response = await this.#exchange(exchange);
     const text = await this.#readBody(response);
     if (response.statusCode !== 200) throw this.#refusal(text);
-    return this.#understand(schema, text);
+    return text;
   }
 
   /**
@@ -330,7 +341,7 @@ export class ControlClient {
       signal?.addEventListener("abort", abort, { once: true });
       request.once("response", (response) => {
         received = response;
-        if (exchange.accept !== "application/json") clearTimeout(timer);
+        if (exchange.accept === EVENT_STREAM_TYPE) clearTimeout(timer);
         resolve(response);
       });
       request.on("error", (error) => reject(this.#connectionError(error, request)));
