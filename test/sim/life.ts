@@ -151,6 +151,7 @@ class Life {
     await this.#faults.over();
     await this.#untilUp(pair.secondary);
     const { model } = this.#scene;
+    if (plan.pair.mode === "mirror") this.#scene.observeCommitted();
     const isReady = model.counts.committed >= this.#checkpointsMin && model.committed > 0;
     if (plan.ending !== "failover" || !isReady) await this.#quiesce();
     if (plan.ending !== "synced") {
