@@ -1,6 +1,7 @@
 import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
+import { withoutCopies, withUntrackedCopies } from "../primary/recorded-quorum.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
@@ -9,6 +10,7 @@ import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { StateFile } from "../shared/journal/state-file.ts";
 import type { AgentConfig } from "./agent-config.ts";
+import { initialQuorum } from "./quorum-options.ts";
 
 export interface StateHost {
   readonly storage: Storage;
@@ -139,7 +141,8 @@ export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
  * A secondary is Inconsistent then; under its new id no primary's record of what it lacks means anything. What a primary
  * knew of its secondary's copy is void as well.
  */
-function suspect(record: StateRecord, agentId: string): StateRecord {
+function suspect(whole: StateRecord, agentId: string): StateRecord {
+  const record = { ...whole, disks: whole.disks.map(withUntrackedCopies) };
   // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
   if (record.mode === "shared" && record.role === "Primary") return record;
   const untracked = { ...record, tracks: null, pairing: null };
@@ -179,6 +182,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
       image,
       sizeBytes: sizes[index] ?? null,
       cleanMark: null,
+      ...initialQuorum(config, name),
     })),
     epochReserved: 0,
     unflushedThrough: 0,
@@ -208,6 +212,7 @@ async function adoptImages(images: ImageSource, state: StateFile, config: AgentC
   for (const disk of state.record.disks) {
     const image = config.disks.find(({ name }) => name === disk.name)?.image ?? disk.image;
     disks.push({
+      ...withoutCopies(disk),
       name: disk.name,
       image,
       sizeBytes: await images.measure(image, imageUseOf(state.record)),

@@ -1,4 +1,4 @@
-import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
+import type { ChildStatus, DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import type { AckPolicy } from "../proto/words.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { Clock } from "../shared/host/clock.ts";
@@ -12,6 +12,7 @@ import { describePrimaryProtection } from "./primary-protection.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 import type { Replicator } from "./replicator.ts";
 import type { SyncJobs } from "./sync-jobs.ts";
+import type { VerifyJobs } from "./verify-jobs.ts";
 
 export interface PrimaryStatusOptions {
   readonly state: Pick<StateFile, "record">;
@@ -22,12 +23,15 @@ export interface PrimaryStatusOptions {
   readonly guests: GuestPolicy;
   readonly replicator: Replicator;
   readonly syncs: Pick<SyncJobs, "isHeld">;
+  readonly verifies: Pick<VerifyJobs, "isRunning">;
   readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAtMs" | "volumeSinceCommit">;
   /** In mode `mirror`. */
   readonly mirroring: Pick<Mirroring, "isTakenUp"> | undefined;
   readonly ack: AckPolicy;
   /** Whether there is a secondary, or one is to be dialled. */
   readonly isPaired: () => boolean;
+  /** The copies of a disk, by its index; empty where its image is the only one. */
+  readonly children: (disk: number) => readonly ChildStatus[];
   readonly verdict: () => Verdict | undefined;
 }
 
@@ -40,10 +44,11 @@ export class PrimaryStatus {
   }
 
   describePeers(): PeerStatus[] {
-    const { isPaired, replicator, syncs } = this.#parts;
+    const { isPaired, replicator, syncs, verifies } = this.#parts;
     if (!isPaired()) return [];
     const peer = replicator.describe();
     if (peer.replication === "Established" && !this.#isTakenUp) return [{ ...peer, replication: "SyncSource" }];
+    if (peer.replication === "Established" && verifies.isRunning) return [{ ...peer, replication: "VerifyS" }];
     const isHeld = peer.replication === "SyncSource" && syncs.isHeld;
     return [isHeld ? { ...peer, replication: "PausedSyncS" } : peer];
   }
@@ -54,8 +59,9 @@ export class PrimaryStatus {
   }
 
   describeDisks(): DiskStatus[] {
-    const { state, disks, health, isPaired, replicator } = this.#parts;
-    return describePrimaryDisks(state.record, disks, health, (disk) => (isPaired() ? replicator.dirtyBytes(disk) : 0));
+    const { state, disks, health, isPaired, replicator, children } = this.#parts;
+    const dirtyBytes = (disk: number): number => (isPaired() ? replicator.dirtyBytes(disk) : 0);
+    return describePrimaryDisks(state.record, disks, health, { dirtyBytes, children });
   }
 
   describeProtection(): Status["protection"] {

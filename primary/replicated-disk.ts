@@ -43,7 +43,7 @@ export type SyncContent = Buffer | number;
 export class ReplicatedDisk implements BlockDevice {
   readonly name: string;
   readonly sizeBytes: number;
-  readonly child: Child;
+  #child: Child;
   readonly #lock = new RangeLock();
   readonly #gate: GuestGate;
   readonly #forwarding: Forwarding;
@@ -51,13 +51,45 @@ export class ReplicatedDisk implements BlockDevice {
   #requests = 0;
   /** Pieces of writes that the child has not taken yet, and their requests go on without. */
   #aheadBytes = 0;
+  /** Changes that the child has begun and is not done with. */
+  #changesUnderWay = 0;
+  /** Called once there are none. */
+  readonly #quiet: (() => void)[] = [];
 
   constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
     this.name = name;
     this.sizeBytes = child.sizeBytes;
-    this.child = child;
+    this.#child = child;
     this.#gate = gate;
     this.#forwarding = forwarding;
+  }
+
+  /** What the writes go to at present. */
+  get child(): Child {
+    return this.#child;
+  }
+
+  /**
+   * Puts what `make` gives in the child's place between two changes, with none under way. Reads that have begun end on the
+   * old one. Errors: what `make` throws; nothing is changed then.
+   */
+  async replaceChild(make: (child: Child) => Child): Promise<void> {
+    const hold = await this.#lock.acquire(0, this.sizeBytes);
+    try {
+      this.#child = make(this.#child);
+    } finally {
+      this.#lock.release(hold);
+    }
+  }
+
+  /** Does `work` while no change is under way on the child, and none begins. */
+  async whileQuiet(work: () => Promise<void>): Promise<void> {
+    const hold = await this.#lock.acquire(0, this.sizeBytes);
+    try {
+      await work();
+    } finally {
+      this.#lock.release(hold);
+    }
   }
 
   get requests(): number {
@@ -103,8 +135,8 @@ export class ReplicatedDisk implements BlockDevice {
     const hold = await this.#lock.acquire(offset, length);
     try {
       const content = Buffer.allocUnsafeSlow(length);
-      await this.child.read(content, offset);
-      if (isWritten) await this.child.write(content, offset, { fua: false });
+      await this.#child.read(content, offset);
+      if (isWritten) await this.#child.write(content, offset, { fua: false });
     } finally {
       this.#lock.release(hold);
     }
@@ -112,30 +144,38 @@ export class ReplicatedDisk implements BlockDevice {
 
   /** Makes everything written to the local child so far durable, whether guests may go on or not. */
   flushChild(): Pending {
-    return this.child.flush()?.catch((error: unknown) => {
+    return this.#child.flush()?.catch((error: unknown) => {
       this.#forwarding.refused("flush", 0, 0, error);
       throw error;
     });
   }
 
   prefetch(offset: number, length: number): void {
-    this.child.prefetch(offset, length);
+    this.#child.prefetch(offset, length);
   }
 
   get asksForExtents(): boolean {
-    return this.child.asksForExtents === true;
+    return this.#child.asksForExtents === true;
   }
 
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     this.#gate.assertServing();
     // While reads wait the image may be another host's, and is left alone.
     if (this.#gate.state === "held") return [{ length, hole: false, zero: false }];
-    return this.child.extents(offset, length, maxExtents);
+    return this.#child.extents(offset, length, maxExtents);
   }
 
   /** Whether a change of any byte of the range is under way, or waits for another. */
   isBusy(offset: number, length: number): boolean {
     return this.#lock.overlaps(offset, length);
+  }
+
+  /** Resolves when the child has no change under way. Once guests are refused it is given no more. */
+  quiet(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.#changesUnderWay === 0) resolve();
+      else this.#quiet.push(resolve);
+    });
   }
 
   /** Resolves when no change that has passed the gate by now is under way on the local child any more. */
@@ -146,47 +186,53 @@ export class ReplicatedDisk implements BlockDevice {
   /** Whether the stretch is one hole, as it seems without its lock. */
   startsWithHole(offset: number, length: number): boolean | Promise<boolean> {
     const isHole = ([extent]: Extent[]): boolean => extent?.zero === true && extent.length >= length;
-    const extents = this.child.extents(offset, length, 1);
+    const extents = this.#child.extents(offset, length, 1);
     return extents instanceof Promise ? extents.then(isHole) : isHole(extents);
   }
 
   /**
    * Reads a stretch that a replica may lack and hands it to `send` while the range is held, so that no write can come
    * between. A leading hole is taken as far as it goes, up to `length`; anything else into what `take` gives for at most
-   * that many bytes, as much as that holds. `send` gets the content, a view of it, and returns nothing; the promise
-   * resolves with the bytes that were covered.
+   * that many bytes, as much as that holds. `send` gets the content, a view of it; where it returns a promise, the range
+   * is held until that settles. Resolves with the bytes that were covered.
    */
   async readForSync(
     offset: number,
     length: number,
     take: (length: number) => Buffer,
     clusterBytes: number,
-    send: (content: SyncContent) => void,
+    send: (content: SyncContent) => Pending,
   ): Promise<number> {
     const hold = await this.#lock.acquire(offset, length);
     try {
-      const extents = this.child.extents(offset, length, 1);
+      const extents = this.#child.extents(offset, length, 1);
       const [extent] = extents instanceof Promise ? await extents : extents;
       const holeLength =
         extent?.zero === true ? wholeClusters(Math.min(extent.length, length), length, clusterBytes) : 0;
       if (holeLength > 0) {
-        send(holeLength);
+        const sent = send(holeLength);
+        if (sent !== undefined) await sent;
         return holeLength;
       }
       const content = take(length).subarray(0, length);
-      const reading = this.#readChild(content, offset);
+      const reading = this.#readChild(content, offset, true);
       if (reading !== undefined) await reading;
-      send(isZero(content) ? content.length : content);
+      const sent = send(isZero(content) ? content.length : content);
+      if (sent !== undefined) await sent;
       return content.length;
     } finally {
       this.#lock.release(hold);
     }
   }
 
-  #readChild(target: Uint8Array, offset: number): Pending {
+  #readChild(target: Uint8Array, offset: number, isForCopies = false): Pending {
+    const child = this.#child;
     let pending: Pending;
     try {
-      pending = this.child.read(target, offset);
+      pending =
+        isForCopies && child.readForCopies !== undefined
+          ? child.readForCopies(target, offset)
+          : child.read(target, offset);
     } catch (error) {
       this.#forwarding.refused("read", offset, target.length, error);
       throw error;
@@ -225,7 +271,7 @@ export class ReplicatedDisk implements BlockDevice {
     }
     if (marked === undefined) return hold;
     return marked.then(
-      () => hold,
+      () => (this.#gate.state === "open" ? hold : this.#mark(hold, offset, length)),
       (error: unknown) => {
         this.#lock.release(hold);
         throw error;
@@ -238,7 +284,7 @@ export class ReplicatedDisk implements BlockDevice {
       hold,
       offset,
       source.length,
-      () => this.child.write(source, offset, { fua: flags.fua }),
+      () => this.#child.write(source, offset, { fua: flags.fua }),
       () => this.#forwarding.forward("write", offset, source.length, asBuffer(source)),
     );
   }
@@ -248,7 +294,7 @@ export class ReplicatedDisk implements BlockDevice {
       hold,
       offset,
       length,
-      () => this.child.zero(offset, length, flags),
+      () => this.#child.zero(offset, length, flags),
       () => this.#forwarding.forward(flags.mayUnmap ? "discard" : "zero", offset, length, undefined),
     );
   }
@@ -269,7 +315,7 @@ export class ReplicatedDisk implements BlockDevice {
         const { local, forwarded } = this.#change(
           start,
           piece.length,
-          () => this.child.write(piece, start, { fua: false }),
+          () => this.#child.write(piece, start, { fua: false }),
           () => this.#forwarding.forward("write", start, piece.length, asBuffer(piece)),
         );
         acknowledged = both(acknowledged, forwarded);
@@ -301,6 +347,20 @@ export class ReplicatedDisk implements BlockDevice {
     }
   }
 
+  /** A change that the child takes its time for. */
+  async #underWay(local: Promise<void>, offset: number, length: number): Promise<void> {
+    this.#changesUnderWay += 1;
+    try {
+      await local;
+    } catch (error) {
+      this.#forwarding.failed(offset, length, error);
+      throw error;
+    } finally {
+      this.#changesUnderWay -= 1;
+      if (this.#changesUnderWay === 0) for (const resolve of this.#quiet.splice(0)) resolve();
+    }
+  }
+
   /** Gives a whole operation to the child and to the stream, and the hold back when the child is done. */
   #changeHeld(
     hold: RangeHold,
@@ -328,13 +388,15 @@ export class ReplicatedDisk implements BlockDevice {
     );
   }
 
-  /** Gives an operation to the child and to the stream. The range is held. */
+  /** Gives an operation to the child and to the stream. The range is held. Errors: as `GuestGate.assertServing`, before either. */
   #change(
     offset: number,
     length: number,
     writeChild: () => Pending,
     forward: () => Pending,
   ): { local: Pending; forwarded: Pending } {
+    // The range may have been waited for, and a payload takes its time to arrive.
+    this.#gate.assertServing();
     let local: Pending;
     try {
       local = writeChild();
@@ -343,13 +405,7 @@ export class ReplicatedDisk implements BlockDevice {
       throw error;
     }
     const forwarded = forward();
-    if (local !== undefined) {
-      local = local.catch((error: unknown) => {
-        this.#forwarding.failed(offset, length, error);
-        throw error;
-      });
-    }
-    return { local, forwarded };
+    return { local: local === undefined ? undefined : this.#underWay(local, offset, length), forwarded };
   }
 }
 

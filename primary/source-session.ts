@@ -20,8 +20,15 @@ import { VmStateStream } from "./vm-state-stream.ts";
 
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
 
+type Answer = Extract<Message, { type: "answer" }>;
+
+type RequestMessage = Extract<
+  Message,
+  { type: "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" | "checksum" }
+>;
+
 interface Request {
-  readonly resolve: (tookMs: number) => void;
+  readonly resolve: (answer: Answer) => void;
   readonly reject: (reason: ColobusError) => void;
 }
 
@@ -108,6 +115,11 @@ export class SourceSession {
     return this.#session.peerAddress;
   }
 
+  /** Who the peer is by its certificate; undefined where it has shown none. */
+  get peerSubject(): string | undefined {
+    return this.#session.peerSubject;
+  }
+
   get silenceMs(): number {
     return this.#session.silenceMs;
   }
@@ -170,7 +182,7 @@ export class SourceSession {
   }
 
   /** Puts a message behind everything sent so far. */
-  tell(message: Extract<Message, { type: "sync" | "united" }>): void {
+  tell(message: Extract<Message, { type: "sync" | "united" | "verify" }>): void {
     this.#batch.flush();
     this.#session.send(message);
   }
@@ -180,9 +192,23 @@ export class SourceSession {
    * it took there once everything before was stable. Errors: the secondary's own; `outcome-unknown` when the session is lost
    * before the answer.
    */
-  request(
-    make: (id: number) => Extract<Message, { type: "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" }>,
-  ): Promise<number> {
+  async request(make: (id: number) => Exclude<RequestMessage, { type: "checksum" }>): Promise<number> {
+    return (await this.#ask(make)).tookMs;
+  }
+
+  /**
+   * The checksum of what the secondary holds in a range once everything sent so far is applied: as `checksumOf` makes it. Errors:
+   * as for `request`.
+   */
+  async checksum(disk: number, offset: number, length: number): Promise<Uint8Array> {
+    const { checksum } = await this.#ask((id) => ({ type: "checksum", id, disk, offset, length }));
+    if (checksum !== undefined) return checksum;
+    const reason = new ColobusError("protocol-error", "the peer answered without the checksum that it was asked for");
+    this.close(reason);
+    throw reason;
+  }
+
+  #ask(make: (id: number) => RequestMessage): Promise<Answer> {
     if (this.#closed) return Promise.reject(outcomeUnknown());
     if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
     this.#requestsMade += 1;
@@ -257,6 +283,8 @@ export class SourceSession {
       case "begin":
       case "united":
       case "takeover":
+      case "verify":
+      case "checksum":
       case "data":
       case "sync":
       case "barrier":
@@ -282,7 +310,7 @@ export class SourceSession {
     if (request === undefined) throw new ColobusError("protocol-error", "the peer answered what was not asked");
     this.#requests.delete(message.id);
     this.#lastProgressMs = this.#options.clock.nowMs();
-    if (message.error === null) request.resolve(message.tookMs);
+    if (message.error === null) request.resolve(message);
     else request.reject(fromErrorBody(message.error));
   }
 

@@ -10,7 +10,7 @@ import {
   type SyncPhase,
   type VmStateMessage,
 } from "../proto/replication-messages.ts";
-import type { Durability, ReplicationState, SyncExtent } from "../proto/words.ts";
+import { isInSync, type Durability, type ReplicationState, type SyncExtent } from "../proto/words.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Link } from "../shared/replication/link.ts";
@@ -22,6 +22,7 @@ import { Session, type SessionHandlers } from "../shared/replication/session.ts"
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { Following } from "./following.ts";
+import { ReplicaChecksums } from "./replica-checksums.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import type { BeginMessage, ReplicaHistory, SourceHistory } from "./replica-history.ts";
 import { ReplicaWriter } from "./replica-writer.ts";
@@ -91,6 +92,9 @@ export class ReplicaSession {
   /** Active until the primary has said that everything is here: before it says anything, writes may be missing. */
   #sync: "none" | "active" | "paused" = "active";
   #stalled: ColobusError | undefined;
+  /** The primary compares the two copies. */
+  #isVerified = false;
+  readonly #checksums = new ReplicaChecksums();
   /** Called when the session ends: what waits for its turn in the stream will not have it. */
   readonly #giveUpWaiting: (() => void)[] = [];
 
@@ -132,7 +136,13 @@ export class ReplicaSession {
   get replication(): ReplicationState {
     if (this.#writer === undefined) return "Off";
     if (this.#stalled !== undefined || this.#sync === "paused") return "PausedSyncT";
-    return this.#sync === "active" || !this.#isTakenUp ? "SyncTarget" : "Established";
+    if (this.#sync === "active" || !this.#isTakenUp) return "SyncTarget";
+    return this.#isVerified ? "VerifyT" : "Established";
+  }
+
+  /** Whether everything that the primary has sent is applied in order, and nothing is missing. */
+  get isInSync(): boolean {
+    return isInSync(this.replication);
   }
 
   get #isMirror(): boolean {
@@ -235,6 +245,13 @@ export class ReplicaSession {
       case "takeover":
         this.#receiveTakeover(message.id, message.lineage);
         break;
+      case "verify":
+        this.#stream();
+        this.#isVerified = message.active;
+        break;
+      case "checksum":
+        this.#receiveChecksum(message);
+        break;
       case "differs":
       case "ready":
       case "ack":
@@ -278,7 +295,7 @@ export class ReplicaSession {
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;
-    await options.history.paired(peer, message);
+    await options.history.paired(peer, message, this.#session.peerSubject);
     if (this.#ended !== undefined) return;
     options.faults.prepare(this.#disks);
     await options.following.end(options.faults.mustRewrite);
@@ -368,6 +385,19 @@ export class ReplicaSession {
     });
   }
 
+  /** Behind everything that was sent before, and before anything that was sent later. */
+  #receiveChecksum({ id, disk: index, offset, length }: Extract<Message, { type: "checksum" }>): void {
+    const writer = this.#stream();
+    const disk = this.#disks[index];
+    if (disk === undefined || offset + length > disk.base.sizeBytes || this.#options.hello.mode === "shared") {
+      throw new ColobusError("protocol-error", "the peer asked for the checksum of what is not there");
+    }
+    this.#countRequest();
+    writer.enqueue(() =>
+      this.#request(id, async () => ({ checksum: await this.#checksums.read(disk, offset, length) })),
+    );
+  }
+
   /** A chunk of a state that nobody awaits any more is taken and forgotten: its end is refused. */
   #receiveVmState({ epoch, index, crc, payload }: VmStateMessage): void {
     this.#stream();
@@ -431,15 +461,15 @@ export class ReplicaSession {
   }
 
   /** Does what the primary asked for, and tells it the outcome. A refusal does not end the session. */
-  async #request(id: number, work: () => Promise<void>): Promise<void> {
+  async #request(id: number, work: () => Promise<void | { readonly checksum: Uint8Array }>): Promise<void> {
     const { clock } = this.#options;
     const startedMs = clock.nowMs();
-    const answer = (error: ErrorBody | null): void =>
-      this.#session.send({ type: "answer", id, error, tookMs: clock.nowMs() - startedMs });
+    const answer = (error: ErrorBody | null, result?: { readonly checksum: Uint8Array }): void =>
+      this.#session.send({ type: "answer", id, error, tookMs: clock.nowMs() - startedMs, ...result });
     try {
-      await work();
+      const result = await work();
       this.#writer?.acknowledge();
-      answer(null);
+      answer(null, result ?? undefined);
     } catch (error) {
       answer(toErrorBody(asColobusError(error)));
     } finally {

@@ -210,7 +210,7 @@ export class ReplicaSessions {
     const checkpoints = this.#options.checkpoints();
     const { writes } = checkpoints.volumeSinceCommit();
     const isCommitted = checkpoints.committed.epoch > 0 && !this.#options.state.record.outdated;
-    if (session !== this.#current || session.replication !== "Established" || !isCommitted || writes > 0) {
+    if (session !== this.#current || !session.isInSync || !isCommitted || writes > 0) {
       return Promise.reject(
         new ColobusError(
           "no-checkpoint",

@@ -54,7 +54,7 @@ export class SecondaryStatus {
       ? "Inconsistent"
       : state.record.outdated
         ? "Outdated"
-        : sessions.current?.replication === "Established"
+        : sessions.current?.isInSync === true
           ? "UpToDate"
           : "Consistent";
     return state.record.disks.map((recorded) => {
@@ -83,7 +83,7 @@ export class SecondaryStatus {
         "Check the primary agent: its `--peer` must name this agent's `--listen` address.",
       );
     }
-    if (current.replication !== "Established") {
+    if (!current.isInSync) {
       const initial = checkpoints.committed.epoch === 0;
       return notProtected(initial ? "initial-sync" : "resync", "Wait: `colobus wait synced`.");
     }

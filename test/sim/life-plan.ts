@@ -93,6 +93,8 @@ export interface LifePlan {
   readonly ioErrors: boolean;
   /** How much of the initial images is not zero. */
   readonly filled: number;
+  /** An operator has the copies compared before these operations, ascending. */
+  readonly verifies: readonly number[];
   /** Of the checkpoints, so many come with a VM state. */
   readonly vmStateShare: number;
 }
@@ -225,6 +227,8 @@ export function drawLife(random: SeededRandom): LifePlan {
     gapMs: random.pick([0.2, 2, 10]),
     ending: random.pick<Ending>(["synced", "failover", "failover", "failover-of-synced"]),
     filled: random.pick([0, 0.3, 1]),
+    // A stream of its own, so that the rest of a life is as it was.
+    verifies: drawVerifies(random.fork("verifies"), operations),
     vmStateShare: random.fork("VM states").pick([0, 0.3, 0.8]),
   };
 }
@@ -262,6 +266,11 @@ function drawFaults(random: SeededRandom, operations: number): LifePlan["faults"
   if (on.length === 0) on.push(random.pick(FAULT_KINDS));
   const count = FAULTS_MIN + random.below(random.pick([1, 4, 10]));
   return Array.from({ length: count }, () => ({ at: random.below(operations), kind: random.pick(on) }));
+}
+
+function drawVerifies(random: SeededRandom, operations: number): number[] {
+  const count = random.chance(0.5) ? 1 + random.below(12) : 0;
+  return Array.from({ length: count }, () => random.below(operations)).sort((left, right) => left - right);
 }
 
 function drawMessageFaults(random: SeededRandom, operations: number): LifePlan["faults"] {

@@ -27,6 +27,7 @@ export class LifeScene {
     restarts: 0,
     congested: 0,
     vmStates: 0,
+    verifies: 0,
     faults: {} as Partial<Record<FaultKind, number>>,
   };
   /** Processes whose clients make no new requests: they are being stopped. */
@@ -167,6 +168,7 @@ export class LifeScene {
     this.note(`${member.name}: ${type} ${code} ${typeof about === "string" ? about : JSON.stringify(about)}`);
     if (type === "checkpoint-given-up" && member === this.pair.secondary) this.observeCommitted();
     if (member === this.pair.primary) this.lookAtLineage();
+    if (type === "verify-difference") this.world.fail("a verify", new Error(`it reports ${JSON.stringify(data)}`));
     if (type === "guests-released") this.calls.restart(member.host.process);
     const isOfSpoiled = this.messagesSpoiled > 0 && /^message \d+ of the peer came/.test(String(data.message));
     if (code === "internal" || (code === "protocol-error" && !isOfSpoiled)) {

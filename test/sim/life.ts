@@ -15,6 +15,7 @@ import {
 import { LifeReader } from "./life-reader.ts";
 import { LifeScene } from "./life-scene.ts";
 import type { LifeCounts } from "./life-totals.ts";
+import { LifeVerify } from "./life-verify.ts";
 import { PairStates } from "./pair-states.ts";
 import { imagePath, type PairMember } from "./pair.ts";
 import type { SeededRandom } from "./seeded-random.ts";
@@ -95,6 +96,7 @@ async function live(seed: number, scene: LifeScene): Promise<LifeReport> {
       "failovers": counts.failovers,
       "congested": counts.congested,
       "VM states": counts.vmStates,
+      "verifies": counts.verifies,
       "steps": world.steps,
       "virtual hours": world.nowMs / 3_600_000,
       ...Object.fromEntries(faults),
@@ -110,6 +112,7 @@ class Life {
   readonly #guest: LifeGuest;
   readonly #reader: LifeReader;
   readonly #operator: LifeOperator;
+  readonly #verify: LifeVerify;
   readonly #faults: LifeFaults;
   readonly #failover: LifeFailover;
   readonly #pairs = new PairStates();
@@ -127,6 +130,7 @@ class Life {
     this.#guest = new LifeGuest(scene, random.fork("guest"));
     this.#reader = new LifeReader(scene, random.fork("reader"));
     this.#operator = new LifeOperator(scene, random.fork("operator"));
+    this.#verify = new LifeVerify(scene, random.fork("verify"));
     this.#faults = new LifeFaults(scene, random.fork("faults"));
     this.#failover = new LifeFailover(scene, random.fork("failover"), this.#guest, this.#operator.vmStates);
   }
@@ -170,9 +174,14 @@ class Life {
   async #operate(): Promise<void> {
     const { plan, counts, pair } = this.#scene;
     const faults = [...plan.faults];
+    const verifies = [...plan.verifies];
     while (counts.operations < plan.operations) {
       while (faults[0] !== undefined && faults[0].at <= counts.operations)
         this.#faults.inject(faults.shift()?.kind ?? "link-cut");
+      while ((verifies[0] ?? Infinity) <= counts.operations) {
+        verifies.shift();
+        this.#verify.do();
+      }
       await this.#scene.sleep(plan.gapMs * 2 * this.#random.fraction());
       if (this.#guest.isRunning) await this.#guest.untilRoom();
       await this.#do(this.#drawOperation());
@@ -240,6 +249,7 @@ class Life {
       await calls.settled();
       await this.#takeLastCheckpoint();
     } while (model.counts.committed < this.#checkpointsMin);
+    await this.#verify.all();
     await this.#idle();
     if (plan.pair.mode === "mc") await this.#untilApplied();
     // An automatic checkpoint may be under way: it would change nothing.
