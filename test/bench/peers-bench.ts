@@ -205,11 +205,13 @@ async function measure(
   const cpuBefore = cpuOf();
   const options = { uris: contestant.uris, directory, workload, seconds, rampSeconds: RAMP_SECONDS, seed: round };
   const { checkpointEveryMs } = workload;
-  let checkpoints: number | undefined;
+  let checkpointsPerSecond: number | undefined;
   const measured =
     checkpointEveryMs !== undefined && isReplicated(contestant)
       ? await runLoad(options, async (running) => {
-          checkpoints = await checkpointEvery(contestant, checkpointEveryMs, running);
+          const startedMs = performance.now();
+          const taken = await checkpointEvery(contestant, checkpointEveryMs, running);
+          checkpointsPerSecond = (taken * 1000) / (performance.now() - startedMs);
         })
       : await runLoad(options);
   await contestant.idle();
@@ -220,7 +222,7 @@ async function measure(
   if (isReplicated(contestant)) await contestant.checkpoint();
   return {
     ...measured,
-    checkpointsPerSecond: checkpoints === undefined ? undefined : checkpoints / (seconds + RAMP_SECONDS),
+    checkpointsPerSecond,
     cpuSecondsPerGib: cpu.reduce((sum, used) => sum + used, 0) / gib,
     cpuUsPerRequest: Object.fromEntries(
       processes.map(([process], index) => [process, ((cpu[index] ?? 0) * 1e6) / requests]),
