@@ -2,6 +2,7 @@
 import type { Command } from "./command.ts";
 import { checkpointCommand, commitCommand, discardCommand } from "./commands/checkpoint.ts";
 import { completionCommand } from "./commands/completion.ts";
+import { configCommand } from "./commands/config.ts";
 import { eventsCommand } from "./commands/events.ts";
 import { failoverCommand } from "./commands/failover.ts";
 import { jobCommand, jobsCommand } from "./commands/jobs.ts";
@@ -35,5 +36,6 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   resyncCommand,
   rollbackCommand,
   waitCommand,
+  configCommand,
   completionCommand,
 ];

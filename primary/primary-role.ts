@@ -57,6 +57,7 @@ export interface PrimaryOptions {
   readonly mayBeSuperseded: boolean;
   readonly onPeerLoss: PeerLossPolicy;
   readonly onCongestion: CongestionPolicy;
+  /** This and what is said of checkpoints may change: `settingsChanged` follows. */
   readonly resyncSpeed: JobSpeed;
   /** The peer has taken over the role that this side handed to it. */
   readonly handedOver: () => void;
@@ -112,7 +113,9 @@ export class PrimaryRole {
     this.#automatic = new AutomaticCheckpoints({
       clock: options.clock,
       log: options.log,
-      everyMs: options.checkpointEveryMs,
+      get everyMs() {
+        return options.checkpointEveryMs;
+      },
       isReady: () => this.#takesBarriers,
       take: () =>
         this.checkpoints.checkpoint(
@@ -143,7 +146,9 @@ export class PrimaryRole {
     this.#status = new PrimaryStatus({
       state: options.state,
       clock: options.clock,
-      maxCheckpointAgeMs: options.maxCheckpointAgeMs,
+      get maxCheckpointAgeMs() {
+        return options.maxCheckpointAgeMs;
+      },
       disks: this.disks,
       health: this.#health,
       guests: this.#guests,
@@ -521,6 +526,13 @@ export class PrimaryRole {
     this.#notify();
     if (this.checkpoints.committed === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
+  }
+
+  /** Takes up what has changed in the options. */
+  settingsChanged({ resyncSpeed }: { readonly resyncSpeed?: JobSpeed }): void {
+    if (resyncSpeed !== undefined) this.#syncs.setSpeed(resyncSpeed);
+    this.#automatic.restart();
+    this.#notify();
   }
 
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
