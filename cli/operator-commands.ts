@@ -3,6 +3,7 @@ import type { Command } from "./command.ts";
 import { checkpointCommand, commitCommand, discardCommand } from "./commands/checkpoint.ts";
 import { completionCommand } from "./commands/completion.ts";
 import { configCommand } from "./commands/config.ts";
+import { doctorCommand } from "./commands/doctor.ts";
 import { eventsCommand } from "./commands/events.ts";
 import { failoverCommand } from "./commands/failover.ts";
 import { jobCommand, jobsCommand } from "./commands/jobs.ts";
@@ -13,6 +14,7 @@ import { metricsCommand } from "./commands/metrics.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { statusCommand } from "./commands/status.ts";
 import { vmstateCommand } from "./commands/vmstate.ts";
+import { supportBundleCommand } from "./commands/support-bundle.ts";
 import { waitCommand } from "./commands/wait.ts";
 
 /** In the order in which help lists them. */
@@ -37,5 +39,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   rollbackCommand,
   waitCommand,
   configCommand,
+  doctorCommand,
+  supportBundleCommand,
   completionCommand,
 ];
