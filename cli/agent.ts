@@ -11,9 +11,11 @@ import type {
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
+  JobRequest,
   JobSpeed,
   JobStatus,
   JobVerb,
+  MirrorRequest,
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
@@ -34,6 +36,7 @@ import type {
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import type { EventType, Role, WaitCondition } from "../proto/words.ts";
+import { describeMirror } from "../primary/mirror-record.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
@@ -118,6 +121,8 @@ export class Agent implements AgentControl {
       agent: options,
       state,
       images: this.#imageServers.watching(images),
+      targets: images,
+      adopted: (disk, image) => this.#imageServers.watch(disk, image),
       sharedMark,
       isMarkOwn,
       exports: this.exports,
@@ -325,12 +330,18 @@ export class Agent implements AgentControl {
   }
 
   jobs(): JobStatus[] {
-    return this.#jobs.all().map((job) => job.describe());
+    const jobs = this.#jobs.all().map((job) => job.describe());
+    const others = this.#state.record.mirrors.filter((mark) => !jobs.some(({ id }) => id === mark.id));
+    return [...others.map(describeMirror), ...jobs];
   }
 
-  async job(id: string, verb: JobVerb): Promise<JobStatus> {
+  async mirror(request: MirrorRequest, signal: AbortSignal): Promise<JobStatus> {
+    return (await this.#primary("mirror").mirror(request, signal)).describe();
+  }
+
+  async job(id: string, verb: JobVerb, request: JobRequest): Promise<JobStatus> {
     const job = this.#jobs.get(id);
-    job.apply(verb);
+    job.apply(verb, request);
     return Promise.resolve(job.describe());
   }
 

@@ -7,6 +7,7 @@ import { failoverCommand } from "./commands/failover.ts";
 import { jobCommand, jobsCommand } from "./commands/jobs.ts";
 import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
+import { mirrorCommand } from "./commands/mirror.ts";
 import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { statusCommand } from "./commands/status.ts";
@@ -31,6 +32,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   connectCommand,
   startAloneCommand,
   resyncCommand,
+  mirrorCommand,
   rollbackCommand,
   waitCommand,
   completionCommand,

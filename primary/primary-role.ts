@@ -2,6 +2,7 @@ import {
   notProtected,
   type DiskStatus,
   type JobSpeed,
+  type MirrorRequest,
   type PeerStatus,
   type ResyncAnswer,
   type Status,
@@ -16,6 +17,7 @@ import type { Clock, Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
+import type { Job } from "../shared/jobs/job.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -29,6 +31,7 @@ import { DiskHealth } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
+import { Mirrors, type MirrorTargets } from "./mirrors.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
@@ -76,6 +79,9 @@ export interface PrimaryOptions {
   readonly maxCheckpointAgeMs: number | undefined;
   /** With an arbiter: this agent's lease. */
   readonly lease: OwnLease | undefined;
+  readonly mirrorTargets: MirrorTargets;
+  /** How often the bitmaps of mirrors are settled. */
+  readonly settleEveryMs: number;
 }
 
 /**
@@ -100,6 +106,7 @@ export class PrimaryRole {
   readonly #keeper: PermitKeeper | undefined;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
+  readonly #mirrors: Mirrors;
   /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
   #unflushed: number[] = [];
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
@@ -124,6 +131,8 @@ export class PrimaryRole {
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
     this.#keeper = this.#newKeeper();
+    const sizes = new Map(options.children.map(({ name, child }) => [name, child.sizeBytes]));
+    this.#mirrors = new Mirrors({ ...options, targets: options.mirrorTargets, disks: () => this.disks }, sizes);
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
       state: options.state,
@@ -164,6 +173,7 @@ export class PrimaryRole {
     });
     this.#automatic.start();
     this.#keeper?.start();
+    this.#mirrors.start();
     // What an earlier process has lost is to be seen before a guest flushes.
     const lost = this.#options.state.record.lostSyncs.filter(({ active }) => active === null);
     for (const disk of this.disks) {
@@ -266,6 +276,26 @@ export class PrimaryRole {
     return this.#syncs.resume(this.#replicator);
   }
 
+  /** Begins to copy a disk to another image. Errors: `not-supported`, `merge-unfinished`; as `Mirrors.begin`. */
+  mirror(request: MirrorRequest, signal: AbortSignal): Promise<Job> {
+    const { mode, merge } = this.#options.state.record;
+    if (mode === "shared") {
+      throw new ColobusError(
+        "not-supported",
+        "a shared disk cannot be mirrored: the secondary would go on with the old one",
+        "Copy it while no agent uses it.",
+      );
+    }
+    if (merge !== null) {
+      throw new ColobusError(
+        "merge-unfinished",
+        "the overlays of the last failover are not merged into the images yet",
+        "Wait for it: `colobus wait merged`.",
+      );
+    }
+    return this.#mirrors.begin(request, signal);
+  }
+
   describePeers(): PeerStatus[] {
     return this.#status.describePeers();
   }
@@ -320,12 +350,14 @@ export class PrimaryRole {
     try {
       // What this side holds back of a disk that another host writes by now must never get there.
       if (record.mode !== "shared" || !record.outdated) {
-        for (const { child } of this.#options.children) await child.flush();
+        for (const child of this.#localChildren()) await child.flush();
       }
     } catch (error) {
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
+      await this.#mirrors.stop(asColobusError(error));
       return asColobusError(error);
     }
+    await this.#mirrors.stop(new ColobusError("not-primary", "this side is not Primary any more"));
     try {
       await this.#options.tracking.close();
       await this.#options.state.update((record) => ({
@@ -337,6 +369,12 @@ export class PrimaryRole {
     } catch (error) {
       return asColobusError(error);
     }
+  }
+
+  /** What this side writes itself, whatever has taken another's place. */
+  #localChildren(): Child[] {
+    const { children } = this.#options;
+    return this.#shared === undefined ? this.disks.map(({ child }) => child) : children.map(({ child }) => child);
   }
 
   #newKeeper(): PermitKeeper | undefined {
@@ -426,7 +464,7 @@ export class PrimaryRole {
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
     const shared = this.#shared?.children[index];
     if (shared !== undefined) return this.#sharedDisk(name, shared);
-    return new ReplicatedDisk(name, child, this.#guests.gate, {
+    return new ReplicatedDisk(name, this.#mirrors.followed(name, child), this.#guests.gate, {
       mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
         this.checkpoints.countWrite(length);

@@ -10,12 +10,16 @@ import {
   ACK_POLICIES,
   ARBITER_STATES,
   CONNECTION_STATES,
+  COPY_MODES,
   DISK_STATES,
   DURABILITIES,
   EVENT_TYPES,
   FAILOVER_KINDS,
+  JOB_ERROR_POLICIES,
+  JOB_OUTCOMES,
   JOB_STATES,
   JOB_TYPES,
+  MIRROR_SYNCS,
   MODES,
   PROTECTION_REASONS,
   REPLICATION_STATES,
@@ -47,6 +51,10 @@ export const jobSchema = z.object({
   speedLimit: jobSpeedSchema,
   startedAt: z.string(),
   endedAt: z.string().nullable(),
+  /** Where the job copies to; null where it copies nowhere but to the peer. */
+  target: z.string().nullable().default(null),
+  /** What it came to; null before it is concluded. */
+  outcome: z.enum(JOB_OUTCOMES).nullable().default(null),
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
 });
 export type JobStatus = z.infer<typeof jobSchema>;
@@ -353,6 +361,25 @@ export type WaitAnswer = z.infer<typeof waitAnswerSchema>;
 export const JOB_VERBS = ["pause", "resume", "cancel", "complete"] as const;
 export type JobVerb = (typeof JOB_VERBS)[number];
 export const setSpeedRequestSchema = z.strictObject({ bytesPerSecond: jobSpeedSchema });
+export const jobRequestSchema = z.strictObject({ force: z.boolean().default(false) });
+export type JobRequest = z.infer<typeof jobRequestSchema>;
+
+export const mirrorRequestSchema = z.strictObject({
+  disk: z.string(),
+  /** As `--disk` names images. */
+  target: z.string(),
+  sync: z.enum(MIRROR_SYNCS).default("full"),
+  copyMode: z.enum(COPY_MODES).default("background"),
+  speed: jobSpeedSchema.default(0),
+  /** A power of two. Left out: that of the disks' clusters, at most MIRROR_GRANULARITY_DEFAULT_MAX_BYTES. */
+  granularityBytes: z.int().positive().optional(),
+  unmap: z.boolean().default(true),
+  onSourceError: z.enum(JOB_ERROR_POLICIES).default("report"),
+  onTargetError: z.enum(JOB_ERROR_POLICIES).default("report"),
+  create: z.boolean().default(false),
+  timeoutMs,
+});
+export type MirrorRequest = z.infer<typeof mirrorRequestSchema>;
 
 export const errorAnswerSchema = z.object({
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }),
@@ -390,7 +417,9 @@ export interface AgentControl {
   rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer>;
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
-  job(id: string, verb: JobVerb): Promise<JobStatus>;
+  /** Starts a mirror job, and resolves with it when what a crash would leave of it is durable. */
+  mirror(request: MirrorRequest, signal: AbortSignal): Promise<JobStatus>;
+  job(id: string, verb: JobVerb, request: JobRequest): Promise<JobStatus>;
   setJobSpeed(id: string, speed: JobSpeed): Promise<JobStatus>;
   /** Events after `afterSequence` that are still kept, oldest first. */
   events(afterSequence: number): AgentEvent[];

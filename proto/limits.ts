@@ -234,8 +234,18 @@ export const SYNC_WINDOW_SHARE = 1 / 2;
 export const SYNC_WINDOW_SHARE_BESIDE_GUESTS = 1 / 8;
 /** The share of the time that a job with speed `dynamic` is at work while guests are not idle. */
 export const JOB_YIELDING_SHARE = 1 / 4;
+/** How often a job that follows looks for what is to be copied anew: what is written often is copied once. */
+export const JOB_FOLLOW_EVERY_MS = 100;
 /** Concluded jobs that stay listed. */
 export const JOBS_CONCLUDED_KEPT = 64;
+/** What qemu-img may say of the layers of an image. */
+export const FORMAT_MAP_MAX_BYTES = 256 * MIB;
+/** Of mirrors, the concluded ones that a restart still lists. */
+export const MIRRORS_CONCLUDED_KEPT = 8;
+/** Mirrors of one agent that are not concluded. */
+export const MIRRORS_MAX = 16;
+/** The granularity of a mirror that does not say one, at most. */
+export const MIRROR_GRANULARITY_DEFAULT_MAX_BYTES = 64 * KIB;
 
 // Control
 /** Events that can still be asked for. */

@@ -38,9 +38,11 @@ import {
   type DiscardRequest,
   type FailoverAnswer,
   type FailoverRequest,
+  type JobRequest,
   type JobSpeed,
   type JobStatus,
   type JobVerb,
+  type MirrorRequest,
   type RejoinAnswer,
   type RejoinRequest,
   type StartAloneAnswer,
@@ -113,13 +115,19 @@ export class ControlClient {
     return this.#get(`/v1/events?after=${afterSequence}`, z.array(eventSchema), options);
   }
 
-  job(id: string, verb: JobVerb, options: CallOptions = {}): Promise<JobStatus> {
-    return this.#call("POST", `/v1/jobs/${encodeURIComponent(id)}/${verb}`, {}, jobSchema, options);
+  job(id: string, verb: JobVerb, options: CallOptions & Partial<JobRequest> = {}): Promise<JobStatus> {
+    const { force = false, ...call } = options;
+    const body = force ? { force } : {};
+    return this.#call("POST", `/v1/jobs/${encodeURIComponent(id)}/${verb}`, body, jobSchema, call);
   }
 
   /** `speed` 0 is no limit. */
   setJobSpeed(id: string, speed: JobSpeed, options: CallOptions = {}): Promise<JobStatus> {
     return this.#call("PUT", `/v1/jobs/${encodeURIComponent(id)}/speed`, { bytesPerSecond: speed }, jobSchema, options);
+  }
+
+  mirror(request: MirrorRequest, signal?: AbortSignal): Promise<JobStatus> {
+    return this.#wait("/v1/mirror", request, jobSchema, signal);
   }
 
   checkpoint(request: CheckpointRequest, signal?: AbortSignal): Promise<CheckpointAnswer> {

@@ -24,6 +24,8 @@ import {
   startAloneRequestSchema,
   switchoverRequestSchema,
   JOB_VERBS,
+  jobRequestSchema,
+  mirrorRequestSchema,
   resyncRequestSchema,
   rollbackRequestSchema,
   setSpeedRequestSchema,
@@ -180,8 +182,9 @@ export class ControlServer {
     this.#route("GET", "/v1/jobs", () => control.jobs());
     this.#route("POST", "/v1/jobs/:id/:verb", (request) => {
       const { id, verb } = parseFields(jobVerbPathSchema, request.params);
-      parseFields(emptyRequestSchema, request.body ?? {});
-      return control.job(id, verb);
+      // Only a cancel can be forced.
+      const asked = parseFields(verb === "cancel" ? jobRequestSchema : emptyRequestSchema, request.body ?? {});
+      return control.job(id, verb, { force: "force" in asked && asked.force });
     });
     this.#route("PUT", "/v1/jobs/:id/speed", (request) => {
       const { id } = parseFields(jobPathSchema, request.params);
@@ -214,6 +217,9 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/resync", (request, _reply, signal) =>
       control.resync(parseFields(resyncRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/mirror", (request, _reply, signal) =>
+      control.mirror(parseFields(mirrorRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/rollback", (request, _reply, signal) =>
       control.rollback(parseFields(rollbackRequestSchema, request.body ?? {}), signal),

@@ -12,9 +12,11 @@ import type {
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
+  JobRequest,
   JobSpeed,
   JobStatus,
   JobVerb,
+  MirrorRequest,
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
@@ -186,8 +188,14 @@ export class FakeAgentControl implements AgentControl {
     return this.currentStatus.jobs;
   }
 
-  async job(id: string, verb: JobVerb): Promise<JobStatus> {
-    await this.#called("job", { id, verb }, undefined);
+  async mirror(request: MirrorRequest, signal: AbortSignal): Promise<JobStatus> {
+    await this.#called("mirror", request, signal);
+    const { disk, target } = request;
+    return { ...this.#find("full-sync-1"), id: "mirror-2", type: "mirror", disk, target };
+  }
+
+  async job(id: string, verb: JobVerb, { force }: JobRequest): Promise<JobStatus> {
+    await this.#called("job", force ? { id, verb, force } : { id, verb }, undefined);
     const state = { pause: "paused", resume: "running", cancel: "aborting", complete: "concluded" } as const;
     return { ...this.#find(id), state: state[verb] };
   }
