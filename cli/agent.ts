@@ -336,7 +336,7 @@ export class Agent implements AgentControl {
   }
 
   async mirror(request: MirrorRequest, signal: AbortSignal): Promise<JobStatus> {
-    return (await this.#primary("mirror").mirror(request, signal)).describe();
+    return (await this.#primary("mirror").mirrors.begin(request, signal)).describe();
   }
 
   async job(id: string, verb: JobVerb, request: JobRequest): Promise<JobStatus> {

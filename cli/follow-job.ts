@@ -35,7 +35,8 @@ export async function followJob(options: FollowJobOptions): Promise<JobStatus> {
     if (leftMs <= 0) throw goesOn(id, "timed-out", `did not see it ${until} within ${formatDuration(timeoutMs)}`);
     const jobs = await client.jobs({ timeoutMs: leftMs, signal: host.interrupted });
     const job = jobs.find((candidate) => candidate.id === id);
-    if (job === undefined) throw new ColobusError("job-unknown", `there is no job "${id}" any more`, "See `colobus jobs`.");
+    if (job === undefined)
+      throw new ColobusError("job-unknown", `there is no job "${id}" any more`, "See `colobus jobs`.");
     assertSound(job, until);
     if (job.state === "concluded" || job.state === until) return job;
     if (!json && host.clock.nowMs() >= tellMs) {

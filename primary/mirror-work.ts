@@ -22,7 +22,7 @@ import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { FollowingWork, JobEnding, JobWork } from "../shared/jobs/job.ts";
 import { CopySync } from "./copy-sync.ts";
 import type { DiskCopy } from "./disk-copy.ts";
-import { unfollow, withoutFollowed } from "./followed-child.ts";
+import { unfollow, withoutFollower } from "./followed-child.ts";
 import type { MirrorTarget } from "./mirror-target.ts";
 import type { PutChild, ReplicatedDisk } from "./replicated-disk.ts";
 
@@ -174,7 +174,7 @@ export class MirrorWork implements JobWork {
     this.#failing = "record";
     await record("pivoted", undefined);
     const image = target.take();
-    const left = put((child) => withoutFollowed(child, copy, image));
+    const left = put((child) => withoutFollower(child, copy, image));
     this.#options.pivoted(image, left);
     this.#options.left();
   }

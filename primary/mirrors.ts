@@ -8,11 +8,16 @@ import {
   MIRRORS_MAX,
   STATE_RETRY_MS,
 } from "../proto/limits.ts";
-import { fitsStateSlot, type MirrorMark } from "../proto/state-record.ts";
+import { fitsStateSlot, type MirrorMark, type StateRecord } from "../proto/state-record.ts";
 import type { EventType, JobOutcome } from "../proto/words.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
-import { clusterGeometry, endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import {
+  clusterGeometry,
+  endClusterOf,
+  firstClusterOf,
+  type ClusterGeometry,
+} from "../shared/block/cluster-geometry.ts";
 import type { Stretch } from "../shared/block/data-stretches.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -102,10 +107,11 @@ export class Mirrors {
 
   /**
    * Begins a mirror. Resolves with its job when a crash leaves it going on. Errors: `not-found` (no such disk), `usage`,
-   * `not-supported`, those of the target and of the storage.
+   * `not-supported`, `merge-unfinished`, those of the target and of the storage.
    */
   async begin(request: MirrorRequest, signal: AbortSignal): Promise<Job> {
-    const { jobs, clock } = this.#options;
+    const { jobs, clock, state } = this.#options;
+    assertCanMirror(state.record);
     const disk = this.#disk(request.disk);
     const geometry = this.#geometryOf(request, disk.sizeBytes);
     const mark: MirrorMark = {
@@ -307,7 +313,7 @@ export class Mirrors {
   }
 
   async #settle(): Promise<void> {
-    for (const { mark, copy } of [...this.#open]) {
+    for (const { mark, copy } of this.#open.slice()) {
       const disk = this.#disk(mark.disk);
       // What a broken copy has taken cannot be made durable.
       if (copy.state === "broken") continue;
@@ -364,7 +370,9 @@ export class Mirrors {
 
   #assertRoom(mark: MirrorMark): void {
     const { record } = this.#options.state;
-    const isTaken = [...this.#open.map((mirror) => mirror.mark.target), ...this.#starting.values()].includes(mark.target);
+    const isTaken = [...this.#open.map((mirror) => mirror.mark.target), ...this.#starting.values()].includes(
+      mark.target,
+    );
     if (isTaken) {
       throw new ColobusError("image-busy", `${mark.target} is the target of another mirror`, "Name another target.");
     }
@@ -380,6 +388,23 @@ export class Mirrors {
   #assertGoing(signal: AbortSignal): void {
     if (this.#stopped) throw new ColobusError("shutting-down", "the primary agent is being stopped");
     signal.throwIfAborted();
+  }
+}
+
+function assertCanMirror({ mode, merge }: StateRecord): void {
+  if (mode === "shared") {
+    throw new ColobusError(
+      "not-supported",
+      "a shared disk cannot be mirrored: the secondary would go on with the old one",
+      "Copy it while no agent uses it.",
+    );
+  }
+  if (merge !== null) {
+    throw new ColobusError(
+      "merge-unfinished",
+      "the overlays of the last failover are not merged into the images yet",
+      "Wait for it: `colobus wait merged`.",
+    );
   }
 }
 

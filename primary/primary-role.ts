@@ -2,7 +2,6 @@ import {
   notProtected,
   type DiskStatus,
   type JobSpeed,
-  type MirrorRequest,
   type PeerStatus,
   type ResyncAnswer,
   type Status,
@@ -17,7 +16,6 @@ import type { Clock, Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
-import type { Job } from "../shared/jobs/job.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -92,6 +90,7 @@ export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly checkpoints: PrimaryCheckpoints;
   readonly vmStates: VmStates;
+  readonly mirrors: Mirrors;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
@@ -106,7 +105,6 @@ export class PrimaryRole {
   readonly #keeper: PermitKeeper | undefined;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
-  readonly #mirrors: Mirrors;
   /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
   #unflushed: number[] = [];
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
@@ -132,7 +130,7 @@ export class PrimaryRole {
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
     this.#keeper = this.#newKeeper();
     const sizes = new Map(options.children.map(({ name, child }) => [name, child.sizeBytes]));
-    this.#mirrors = new Mirrors({ ...options, targets: options.mirrorTargets, disks: () => this.disks }, sizes);
+    this.mirrors = new Mirrors({ ...options, targets: options.mirrorTargets, disks: () => this.disks }, sizes);
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
       state: options.state,
@@ -173,7 +171,7 @@ export class PrimaryRole {
     });
     this.#automatic.start();
     this.#keeper?.start();
-    this.#mirrors.start();
+    this.mirrors.start();
     // What an earlier process has lost is to be seen before a guest flushes.
     const lost = this.#options.state.record.lostSyncs.filter(({ active }) => active === null);
     for (const disk of this.disks) {
@@ -276,26 +274,6 @@ export class PrimaryRole {
     return this.#syncs.resume(this.#replicator);
   }
 
-  /** Begins to copy a disk to another image. Errors: `not-supported`, `merge-unfinished`; as `Mirrors.begin`. */
-  mirror(request: MirrorRequest, signal: AbortSignal): Promise<Job> {
-    const { mode, merge } = this.#options.state.record;
-    if (mode === "shared") {
-      throw new ColobusError(
-        "not-supported",
-        "a shared disk cannot be mirrored: the secondary would go on with the old one",
-        "Copy it while no agent uses it.",
-      );
-    }
-    if (merge !== null) {
-      throw new ColobusError(
-        "merge-unfinished",
-        "the overlays of the last failover are not merged into the images yet",
-        "Wait for it: `colobus wait merged`.",
-      );
-    }
-    return this.#mirrors.begin(request, signal);
-  }
-
   describePeers(): PeerStatus[] {
     return this.#status.describePeers();
   }
@@ -354,10 +332,10 @@ export class PrimaryRole {
       }
     } catch (error) {
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
-      await this.#mirrors.stop(asColobusError(error));
+      await this.mirrors.stop(asColobusError(error));
       return asColobusError(error);
     }
-    await this.#mirrors.stop(new ColobusError("not-primary", "this side is not Primary any more"));
+    await this.mirrors.stop(new ColobusError("not-primary", "this side is not Primary any more"));
     try {
       await this.#options.tracking.close();
       await this.#options.state.update((record) => ({
@@ -464,7 +442,7 @@ export class PrimaryRole {
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
     const shared = this.#shared?.children[index];
     if (shared !== undefined) return this.#sharedDisk(name, shared);
-    return new ReplicatedDisk(name, this.#mirrors.followed(name, child), this.#guests.gate, {
+    return new ReplicatedDisk(name, this.mirrors.followed(name, child), this.#guests.gate, {
       mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
         this.checkpoints.countWrite(length);

@@ -10,6 +10,7 @@ import type {
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import { WRITE_AHEAD_BYTES } from "../proto/limits.ts";
+import { OpenUses } from "../shared/block/open-uses.ts";
 import type { GuestGate } from "./guest-gate.ts";
 
 /** Where the writes of one disk go beside its local child. */
@@ -33,6 +34,9 @@ export interface Forwarding {
   refused(during: "read" | "flush", offset: number, length: number, error: unknown): void;
 }
 
+/** See `ReplicatedDisk.whileStill`. */
+export type PutChild = (make: (child: Child) => Child) => Promise<void>;
+
 /** What lies in a stretch of the disk: bytes, or that many zeroes. */
 export type SyncContent = Buffer | number;
 
@@ -43,7 +47,7 @@ export type SyncContent = Buffer | number;
 export class ReplicatedDisk implements BlockDevice {
   readonly name: string;
   readonly sizeBytes: number;
-  readonly child: Child;
+  #child: Child;
   readonly #lock = new RangeLock();
   readonly #gate: GuestGate;
   readonly #forwarding: Forwarding;
@@ -51,13 +55,47 @@ export class ReplicatedDisk implements BlockDevice {
   #requests = 0;
   /** Pieces of writes that the child has not taken yet, and their requests go on without. */
   #aheadBytes = 0;
+  /** What the child does without a range being held. */
+  readonly #uses = new OpenUses();
 
   constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
     this.name = name;
     this.sizeBytes = child.sizeBytes;
-    this.child = child;
+    this.#child = child;
     this.#gate = gate;
     this.#forwarding = forwarding;
+  }
+
+  /** What the writes go to at present. */
+  get child(): Child {
+    return this.#child;
+  }
+
+  /**
+   * Puts what `make` gives in the child's place between two changes, with none under way. Reads that have begun end on the
+   * old one. Errors: what `make` throws; nothing is changed then.
+   */
+  async replaceChild(make: (child: Child) => Child): Promise<void> {
+    await this.whileStill((put) => {
+      void put(make); // nobody closes the old one
+      return Promise.resolve();
+    });
+  }
+
+  /**
+   * Has `work` done while no change is under way; those that come meanwhile wait. `put` puts what it makes in the child's
+   * place; its promise resolves when nothing that has begun on the old one, such as a read, is under way any more.
+   */
+  async whileStill<T>(work: (put: PutChild) => Promise<T>): Promise<T> {
+    const hold = await this.#lock.acquire(0, this.sizeBytes);
+    try {
+      return await work((make) => {
+        this.#child = make(this.#child);
+        return this.#uses.past();
+      });
+    } finally {
+      this.#lock.release(hold);
+    }
   }
 
   get requests(): number {
@@ -103,8 +141,8 @@ export class ReplicatedDisk implements BlockDevice {
     const hold = await this.#lock.acquire(offset, length);
     try {
       const content = Buffer.allocUnsafeSlow(length);
-      await this.child.read(content, offset);
-      if (isWritten) await this.child.write(content, offset, { fua: false });
+      await this.#child.read(content, offset);
+      if (isWritten) await this.#child.write(content, offset, { fua: false });
     } finally {
       this.#lock.release(hold);
     }
@@ -112,25 +150,27 @@ export class ReplicatedDisk implements BlockDevice {
 
   /** Makes everything written to the local child so far durable, whether guests may go on or not. */
   flushChild(): Pending {
-    return this.child.flush()?.catch((error: unknown) => {
+    const pending = this.#child.flush()?.catch((error: unknown) => {
       this.#forwarding.refused("flush", 0, 0, error);
       throw error;
     });
+    return pending === undefined ? undefined : this.#uses.count(pending);
   }
 
   prefetch(offset: number, length: number): void {
-    this.child.prefetch(offset, length);
+    this.#child.prefetch(offset, length);
   }
 
   get asksForExtents(): boolean {
-    return this.child.asksForExtents === true;
+    return this.#child.asksForExtents === true;
   }
 
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     this.#gate.assertServing();
     // While reads wait the image may be another host's, and is left alone.
     if (this.#gate.state === "held") return [{ length, hole: false, zero: false }];
-    return this.child.extents(offset, length, maxExtents);
+    const extents = this.#child.extents(offset, length, maxExtents);
+    return extents instanceof Promise ? this.#uses.count(extents) : extents;
   }
 
   /** Whether a change of any byte of the range is under way, or waits for another. */
@@ -146,37 +186,39 @@ export class ReplicatedDisk implements BlockDevice {
   /** Whether the stretch is one hole, as it seems without its lock. */
   startsWithHole(offset: number, length: number): boolean | Promise<boolean> {
     const isHole = ([extent]: Extent[]): boolean => extent?.zero === true && extent.length >= length;
-    const extents = this.child.extents(offset, length, 1);
-    return extents instanceof Promise ? extents.then(isHole) : isHole(extents);
+    const extents = this.#child.extents(offset, length, 1);
+    return extents instanceof Promise ? this.#uses.count(extents).then(isHole) : isHole(extents);
   }
 
   /**
    * Reads a stretch that a replica may lack and hands it to `send` while the range is held, so that no write can come
    * between. A leading hole is taken as far as it goes, up to `length`; anything else into what `take` gives for at most
-   * that many bytes, as much as that holds. `send` gets the content, a view of it, and returns nothing; the promise
-   * resolves with the bytes that were covered.
+   * that many bytes, as much as that holds. `send` gets the content, a view of it; where it returns a promise, the range
+   * is held until that settles. Resolves with the bytes that were covered.
    */
   async readForSync(
     offset: number,
     length: number,
     take: (length: number) => Buffer,
     clusterBytes: number,
-    send: (content: SyncContent) => void,
+    send: (content: SyncContent) => Pending,
   ): Promise<number> {
     const hold = await this.#lock.acquire(offset, length);
     try {
-      const extents = this.child.extents(offset, length, 1);
+      const extents = this.#child.extents(offset, length, 1);
       const [extent] = extents instanceof Promise ? await extents : extents;
       const holeLength =
         extent?.zero === true ? wholeClusters(Math.min(extent.length, length), length, clusterBytes) : 0;
       if (holeLength > 0) {
-        send(holeLength);
+        const sent = send(holeLength);
+        if (sent !== undefined) await sent;
         return holeLength;
       }
       const content = take(length).subarray(0, length);
       const reading = this.#readChild(content, offset);
       if (reading !== undefined) await reading;
-      send(isZero(content) ? content.length : content);
+      const sent = send(isZero(content) ? content.length : content);
+      if (sent !== undefined) await sent;
       return content.length;
     } finally {
       this.#lock.release(hold);
@@ -186,12 +228,13 @@ export class ReplicatedDisk implements BlockDevice {
   #readChild(target: Uint8Array, offset: number): Pending {
     let pending: Pending;
     try {
-      pending = this.child.read(target, offset);
+      pending = this.#child.read(target, offset);
     } catch (error) {
       this.#forwarding.refused("read", offset, target.length, error);
       throw error;
     }
-    return pending?.catch((error: unknown) => {
+    if (pending === undefined) return undefined;
+    return this.#uses.count(pending).catch((error: unknown) => {
       this.#forwarding.refused("read", offset, target.length, error);
       throw error;
     });
@@ -238,7 +281,7 @@ export class ReplicatedDisk implements BlockDevice {
       hold,
       offset,
       source.length,
-      () => this.child.write(source, offset, { fua: flags.fua }),
+      () => this.#child.write(source, offset, { fua: flags.fua }),
       () => this.#forwarding.forward("write", offset, source.length, asBuffer(source)),
     );
   }
@@ -248,7 +291,7 @@ export class ReplicatedDisk implements BlockDevice {
       hold,
       offset,
       length,
-      () => this.child.zero(offset, length, flags),
+      () => this.#child.zero(offset, length, flags),
       () => this.#forwarding.forward(flags.mayUnmap ? "discard" : "zero", offset, length, undefined),
     );
   }
@@ -269,7 +312,7 @@ export class ReplicatedDisk implements BlockDevice {
         const { local, forwarded } = this.#change(
           start,
           piece.length,
-          () => this.child.write(piece, start, { fua: false }),
+          () => this.#child.write(piece, start, { fua: false }),
           () => this.#forwarding.forward("write", start, piece.length, asBuffer(piece)),
         );
         acknowledged = both(acknowledged, forwarded);

@@ -230,6 +230,10 @@ export const ERRORS = {
   ),
   "address-in-use": row("EIO", 4063, 409, EXIT.failed, true, "The address or socket is taken by another process."),
 
+  // Copies of a disk beside its image
+  "child-timed-out": row("EIO", 4064, 504, EXIT.failed, true, "A copy of a disk has not done a request in its time."),
+  "child-syncing": row("EIO", 4065, 409, EXIT.failed, true, "A copy of a disk has not got everything yet."),
+
   // Kept checkpoints
   "checkpoint-dropped": row(
     "EIO",

@@ -88,6 +88,8 @@ export const CLUSTER_DEFAULT_BYTES = 16 * KIB;
 export const DISK_MAX_CLUSTERS = 2 ** 32;
 /** Disks of one VM. */
 export const DISKS_MAX = 64;
+/** One of several copies of a disk that has not done a request by then is broken. */
+export const CHILD_TIMEOUT_DEFAULT_MS = 5_000;
 
 // Replication
 /** One WebSocket message; a longer one ends the session. */

@@ -50,6 +50,10 @@ export type SharedMarkState = (typeof SHARED_MARK_STATES)[number];
 export const DISK_STATES = ["UpToDate", "Consistent", "Inconsistent", "Outdated", "Failed"] as const;
 export type DiskState = (typeof DISK_STATES)[number];
 
+/** Whether one of several copies of a disk has everything. */
+export const CHILD_STATES = ["sound", "syncing", "broken"] as const;
+export type ChildState = (typeof CHILD_STATES)[number];
+
 export const CONNECTION_STATES = ["StandAlone", "Connecting", "Connected"] as const;
 export type ConnectionState = (typeof CONNECTION_STATES)[number];
 

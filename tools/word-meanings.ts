@@ -5,6 +5,7 @@
 import type {
   AckPolicy,
   ArbiterStateWord,
+  ChildState,
   ConnectionState,
   CopyMode,
   DiskState,
@@ -38,6 +39,12 @@ export const MODE_MEANINGS: Record<Mode, string> = {
   shared:
     "Both hosts use one shared disk; the originals travel to the secondary's hidden disk before they are overwritten.",
   mirror: "Writes land in the base disk, without epochs: a failover returns to the last write that is stable there.",
+};
+
+export const CHILD_STATE_MEANINGS: Record<ChildState, string> = {
+  sound: "It has everything that the disk has.",
+  syncing: "It takes new writes, and is brought what it lacks.",
+  broken: "It has failed, or not answered in time: it is asked for nothing until it was tried again with success.",
 };
 
 export const DISK_STATE_MEANINGS: Record<DiskState, string> = {

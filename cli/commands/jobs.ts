@@ -28,8 +28,16 @@ export const jobCommand = defineCommand({
     agentFlags(yargs)
       .positional("verb", { choices: COMMAND_VERBS, demandOption: true, describe: "What to do" })
       .positional("id", { type: "string", demandOption: true, describe: "The job, as colobus jobs names it" })
-      .option("force", { type: "boolean", default: false, describe: "With cancel: at once, whatever is not copied yet" })
-      .option("wait", { type: "boolean", default: false, describe: "With cancel and complete: until the job is concluded" })
+      .option("force", {
+        type: "boolean",
+        default: false,
+        describe: "With cancel: at once, whatever is not copied yet",
+      })
+      .option("wait", {
+        type: "boolean",
+        default: false,
+        describe: "With cancel and complete: until the job is concluded",
+      })
       .positional("speed", {
         type: "string",
         describe: "Bytes per second, for set-speed; 0 is no limit, dynamic yields to guests",
@@ -53,7 +61,14 @@ export const jobCommand = defineCommand({
       host.output.result(args.json, job, renderJob);
       return;
     }
-    const ended = await followJob({ client, host, id, timeoutMs: timeoutOf(args), json: args.json, until: "concluded" });
+    const ended = await followJob({
+      client,
+      host,
+      id,
+      timeoutMs: timeoutOf(args),
+      json: args.json,
+      until: "concluded",
+    });
     host.output.result(args.json, ended, renderJob);
   },
 });

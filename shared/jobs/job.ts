@@ -170,10 +170,7 @@ export class Job {
    * Ends the job after the piece that is under way. `outcome` is null where a later process goes on with it; by default
    * the error decides.
    */
-  conclude(
-    error?: ColobusError,
-    outcome: JobOutcome | null = error === undefined ? "completed" : "failed",
-  ): void {
+  conclude(error?: ColobusError, outcome: JobOutcome | null = error === undefined ? "completed" : "failed"): void {
     if (this.#state === "concluded") return;
     this.#error = error;
     this.#outcome = outcome;
@@ -273,7 +270,7 @@ export class Job {
     const { clock, work } = this.#options;
     let requests = work.guestRequests();
     for (;;) {
-      await this.#untilUnpaused();
+      if (this.#isPaused()) await this.#untilUnpaused();
       if (this.#isOver()) return;
       const startedMs = clock.nowMs();
       try {
