@@ -89,8 +89,7 @@ export class MirrorTargets implements Targets {
     const { state, exportUri } = this.#options;
     for (const { name, image } of state.record.disks) {
       const own = parseImageLocation(image);
-      const served = parseImageLocation(exportUri(name));
-      if (isSame(own, location) || isSameServer(served, location)) {
+      if (isSame(own, location) || (location.kind === "nbd" && isSameServer(location, exportUri(name)))) {
         throw new ColobusError(
           "image-busy",
           `${target} is disk ${name} of this agent itself`,
@@ -107,8 +106,8 @@ function isSame(one: ImageLocation, other: ImageLocation): boolean {
   return formatImageLocation(one) === formatImageLocation(other);
 }
 
-/** Whether both are exports of one server. */
-function isSameServer(one: ImageLocation, other: ImageLocation): boolean {
-  if (one.kind !== "nbd" || other.kind !== "nbd") return false;
-  return JSON.stringify(one.address) === JSON.stringify(other.address);
+/** Whether an image is an export of the server that has the one of that URI. */
+function isSameServer({ address }: ImageLocation & { kind: "nbd" }, uri: string): boolean {
+  const served = parseImageLocation(uri);
+  return served.kind === "nbd" && JSON.stringify(served.address) === JSON.stringify(address);
 }
