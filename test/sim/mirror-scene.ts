@@ -99,16 +99,18 @@ export class MirrorScene {
     };
     const job = await this.#ask("mirror", () => agent?.mirror(request, new AbortController().signal));
     if (job === undefined) return;
-    for (let count = 0; count < WRITES; count += 1) await this.write();
-    await this.end(how);
+    const { process } = this.host;
+    for (let count = 0; count < WRITES && process.alive; count += 1) await this.write();
+    if (process.alive) await this.end(how);
   }
 
   /** Lets the mirror that is there become ready, and ends it. */
   async end(how: "complete" | "cancel"): Promise<void> {
+    const { process } = this.host;
     await this.#until(() => this.mirror?.state === "ready");
     const { agent } = this.#pair.primary;
     const { mirror } = this;
-    if (agent === undefined || mirror === undefined) return;
+    if (!process.alive || agent === undefined || mirror === undefined) return;
     await this.#ask(how, () => agent.job(mirror.id, how, { force: false }));
     await this.#until(() => this.mirror?.state === "concluded");
   }
@@ -176,7 +178,8 @@ export class MirrorScene {
   }
 
   async #until(isReached: () => boolean): Promise<void> {
-    while (this.host.alive && !isReached()) {
+    const { process } = this.host;
+    while (process.alive && !isReached()) {
       await new Promise<void>((resolve) => {
         this.world.schedule(5, resolve);
       });
