@@ -26,12 +26,31 @@ export interface FollowJobOptions {
  * ready, or waits for an operator because of an error.
  */
 export async function followJob(options: FollowJobOptions): Promise<JobStatus> {
-  const { client, host, id, timeoutMs, json, until } = options;
+  const { client, host, id, timeoutMs, until } = options;
+  const finished = new AbortController();
+  const call = { timeoutMs, signal: AbortSignal.any([host.interrupted, finished.signal]) };
+  try {
+    // The stream of events is how the agent's end is heard of, whatever the progress.
+    const lastEvent = (await client.events(0, call)).at(-1);
+    const following = drain(client.follow(lastEvent?.sequence ?? 0, call));
+    following.catch(() => undefined); // `poll` has its failure, unless it has ended
+    return await poll(options, following);
+  } catch (error) {
+    if (host.interrupted.aborted) throw goesOn(id, "outcome-unknown", `was interrupted before it saw it ${until}`);
+    throw error;
+  } finally {
+    finished.abort();
+  }
+}
+
+async function poll(
+  { client, host, id, timeoutMs, json, until }: FollowJobOptions,
+  following: Promise<void>,
+): Promise<JobStatus> {
   const endMs = host.clock.nowMs() + timeoutMs;
   let tellMs = host.clock.nowMs();
   for (;;) {
     const leftMs = endMs - host.clock.nowMs();
-    if (host.interrupted.aborted) throw goesOn(id, "outcome-unknown", "was interrupted");
     if (leftMs <= 0) throw goesOn(id, "timed-out", `did not see it ${until} within ${formatDuration(timeoutMs)}`);
     const jobs = await client.jobs({ timeoutMs: leftMs, signal: host.interrupted });
     const job = jobs.find((candidate) => candidate.id === id);
@@ -43,8 +62,13 @@ export async function followJob(options: FollowJobOptions): Promise<JobStatus> {
       host.output.remark(renderJob(job, (_tone, text) => text));
       tellMs += TELL_EVERY_MS;
     }
-    await pause(host, Math.min(POLL_MS, leftMs));
+    await Promise.race([pause(host, Math.min(POLL_MS, leftMs)), following]);
   }
+}
+
+/** Reads all events, and ends with a failure of the stream. */
+async function drain(events: AsyncIterable<unknown>): Promise<void> {
+  for await (const _event of events) continue;
 }
 
 function assertSound(job: JobStatus, until: "ready" | "concluded"): void {
