@@ -99,6 +99,7 @@ export class AgentProcess {
               const output = (line: string): void => log.info({ line }, "on-failover");
               return runFailoverHook({ ...vm, run: runDirectory }, onFailover, { clock: new NodeClock(), output });
             },
+      assertImageAllowed: config.insecure ? () => undefined : assertStaysHere,
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });
@@ -177,15 +178,7 @@ function assertAddressesAllowed(config: ProcessConfig): void {
       "Keep the link within a protected network and say --insecure, together with --token-file.",
     );
   }
-  for (const { image } of config.agent.disks) {
-    const location = parseImageLocation(image);
-    if (location.kind !== "nbd" || location.address.kind === "unix" || isLoopback(location.address.host)) continue;
-    throw new ColobusError(
-      "usage",
-      `${image} is not encrypted and leaves this machine`,
-      "Keep the way to the server within a protected network and say --insecure.",
-    );
-  }
+  for (const { image } of config.agent.disks) assertStaysHere(image);
   for (const [flag, address] of [
     ["--listen", config.listen],
     ["--nbd-listen", config.nbdListen],
@@ -198,6 +191,17 @@ function assertAddressesAllowed(config: ProcessConfig): void {
       );
     }
   }
+}
+
+/** Errors: `usage` for an image whose server is on another host: there is no TLS to it. */
+function assertStaysHere(image: string): void {
+  const location = parseImageLocation(image);
+  if (location.kind !== "nbd" || location.address.kind === "unix" || isLoopback(location.address.host)) return;
+  throw new ColobusError(
+    "usage",
+    `${image} is not encrypted and leaves this machine`,
+    "Keep the way to the server within a protected network, and start the agent with --insecure.",
+  );
 }
 
 function isLoopback(host: string): boolean {

@@ -481,6 +481,7 @@ export class AgentRoles {
       images: targets,
       clock,
       exportUri: agent.exportUri,
+      assertImageAllowed: agent.assertImageAllowed,
       pivoted: (disk, image, left) => this.#pivoted(disk, image, left),
       tracker: (slot, geometry) => {
         const directory = `${stateDirectory}/mirrors/${slot}`;

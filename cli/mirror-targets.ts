@@ -17,6 +17,7 @@ export interface MirrorTargetsOptions {
   readonly clock: Clock;
   /** The URI under which clients reach an export of this agent. */
   readonly exportUri: (name: string) => string;
+  readonly assertImageAllowed?: ((image: string) => void) | undefined;
   readonly tracker: (slot: number, geometry: ClusterGeometry) => DirtyTrackerOptions;
   readonly pivoted: (disk: string, image: DiskImage, left: Promise<void>) => void;
 }
@@ -36,6 +37,7 @@ export class MirrorTargets implements Targets {
   async open(request: MirrorRequest, sizeBytes: number, signal: AbortSignal): Promise<DiskImage> {
     const location = parseImageLocation(request.target);
     const { clock, images } = this.#options;
+    this.#options.assertImageAllowed?.(request.target);
     this.#assertNotOwn(location, request.target);
     const deadline = new Deadline(clock, request.timeoutMs, signal);
     const opening = this.#open(request, sizeBytes);

@@ -72,9 +72,8 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     await qemuIo(primary.uri(), "write -P 7 12M 4M", "flush");
     const load = verifiedLoad(primary.uri(), 48);
     load.catch(() => undefined); // it is awaited below
-    const ready = await primary.get<JobStatus>(
-      ...["mirror", "vda", "--to", target, "--create", "--copy-mode", mode, "--wait"],
-    );
+    const how = ["--create", "--copy-mode", mode, "--wait"];
+    const ready = await primary.get<JobStatus>("mirror", "vda", "--to", target, ...how);
     expect(ready).toMatchObject({ state: "ready", type: "mirror", target, outcome: null });
     const done = await primary.get<JobStatus>("job", "complete", ready.id, "--wait");
     expect(done).toMatchObject({ state: "concluded", outcome: "pivoted", error: null });
@@ -234,6 +233,7 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     expect(await refusal(primary, "vda", "--to", path("small.img"))).toEqual([1, "size-mismatch"]);
     expect(await refusal(primary, "vda", "--to", path("inside.img"))).toEqual([1, "image-format"]);
     expect(await refusal(primary, "vda", "--to", path("none.img"))).toEqual([1, "image-missing"]);
+    expect(await refusal(primary, "vda", "--to", "nbd://192.0.2.1/x")).toEqual([2, "usage"]);
     expect(await refusal(primary, "vdz", "--to", path("one.img"))).toEqual([1, "not-found"]);
     expect(await refusal(primary, "vda", "--to", path("one.img"), "--granularity", "5000")).toEqual([2, "usage"]);
     expect(await refusal(secondary, "vda", "--to", path("one.img"))).toEqual([1, "not-primary"]);

@@ -39,26 +39,37 @@ async function dieAt(
   return { scene, outcome };
 }
 
-describe.each<Durability>(["process", "power"])("a mirror, whose host dies at every storage call: %s", (durability) => {
-  it.each<{ copyMode: CopyMode; how: "complete" | "cancel"; expected: JobOutcome }>([
-    { copyMode: "background", how: "complete", expected: "pivoted" },
-    { copyMode: "write-blocking", how: "complete", expected: "pivoted" },
-    { copyMode: "background", how: "cancel", expected: "completed" },
-  ])("goes on, or is over as it says: $copyMode, $how", async ({ copyMode, how, expected }) => {
-    let deaths = 0;
-    let ends = 0;
-    for (;;) {
-      const ended = await dieAt(deaths + 1, durability, copyMode, how);
-      if (ended === undefined) break;
-      deaths += 1;
-      if (ended.outcome !== undefined) {
-        ends += 1;
-        expect(ended.outcome).toBe(expected);
+interface Case {
+  readonly durability: Durability;
+  readonly copyMode: CopyMode;
+  readonly how: "complete" | "cancel";
+  readonly expected: JobOutcome;
+}
+
+describe("a mirror, whose host dies at every storage call", () => {
+  it.each<Case>([
+    { durability: "process", copyMode: "background", how: "complete", expected: "pivoted" },
+    { durability: "power", copyMode: "background", how: "complete", expected: "pivoted" },
+    { durability: "power", copyMode: "write-blocking", how: "complete", expected: "pivoted" },
+    { durability: "power", copyMode: "background", how: "cancel", expected: "completed" },
+  ])(
+    "goes on, or is over as it says: $durability, $copyMode, $how",
+    async ({ durability, copyMode, how, expected }) => {
+      let deaths = 0;
+      let ends = 0;
+      for (;;) {
+        const ended = await dieAt(deaths + 1, durability, copyMode, how);
+        if (ended === undefined) break;
+        deaths += 1;
+        if (ended.outcome !== undefined) {
+          ends += 1;
+          expect(ended.outcome).toBe(expected);
+        }
+        expect(ended.scene.mirror).toMatchObject({ outcome: expected, error: null });
+        await ended.scene.checkEnd(expected);
       }
-      expect(ended.scene.mirror).toMatchObject({ outcome: expected, error: null });
-      await ended.scene.checkEnd(expected);
-    }
-    expect(deaths).toBeGreaterThan(CALLS_MIN);
-    expect(ends).toBeGreaterThan(0);
-  });
+      expect(deaths).toBeGreaterThan(CALLS_MIN);
+      expect(ends).toBeGreaterThan(0);
+    },
+  );
 });
