@@ -1,10 +1,8 @@
-import { chmodSync, mkdirSync, readFileSync, statSync } from "node:fs";
+import { chmodSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { ColobusError } from "../proto/errors.ts";
 import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
-import { parseImageLocation } from "../shared/block/image-location.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
 import { VmStateSocket } from "../shared/control/vm-state-socket.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
@@ -14,14 +12,20 @@ import type { Log } from "../shared/host/log.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import { NodeRandom } from "../shared/host/node-random.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
+import { readProcessFigures } from "../shared/host/process-figures.ts";
+import { RefusalLog } from "../shared/host/refusal-log.ts";
+import { TlsFiles } from "../shared/host/tls-files.ts";
+import { readBearerToken, readToken } from "../shared/host/token-file.ts";
 import { NbdServer } from "../shared/nbd/server.ts";
-import { WebSocketDialer, WebSocketListener } from "../shared/replication/websocket-link.ts";
+import type { Dialer } from "../shared/replication/link.ts";
+import { WebSocketDialer, WebSocketListener, type ListenSecurity } from "../shared/replication/websocket-link.ts";
 import { Agent } from "./agent.ts";
 import { AgentImages } from "./agent-images.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { runFailoverHook } from "./failover-hook.ts";
 import { fencePeer } from "./fence-peer.ts";
 import type { Hook } from "./hook.ts";
+import { assertAddressesAllowed, assertImageAllowed, dialRefusal, type TlsConfig } from "./tls-options.ts";
 
 export interface HostPort {
   readonly host: string;
@@ -37,6 +41,10 @@ export interface ProcessConfig {
   /** Where the exports are served over TCP beside the unix socket. */
   readonly nbdListen: HostPort | undefined;
   readonly tokenFile: string | undefined;
+  /** Where the control API is served over TCP beside the unix socket, with TLS, and the file with the token for it. */
+  readonly control: { readonly address: HostPort; readonly tokenFile: string } | undefined;
+  /** undefined: no TLS. */
+  readonly tls: TlsConfig | undefined;
   /** URLs of the members of one etcd cluster; none: there is no arbiter. */
   readonly arbiters: readonly string[];
   /** Run before a failover; undefined: none. */
@@ -46,9 +54,6 @@ export interface ProcessConfig {
   readonly insecure: boolean;
 }
 
-const TOKEN_MIN_BYTES = 16;
-const TOKEN_MAX_BYTES = 4096;
-
 /** One agent on this machine: its sockets, and its end. */
 export class AgentProcess {
   readonly agent: Agent;
@@ -56,22 +61,32 @@ export class AgentProcess {
   readonly #control: ControlServer;
   readonly #vmStates: VmStateSocket;
   readonly #listener: WebSocketListener | undefined;
+  readonly #log: Log;
+  readonly #tls: TlsFiles | undefined;
   #listenPort: number | undefined;
   #stopped: Promise<void> | undefined;
 
-  private constructor(agent: Agent, log: Log, accepts: boolean) {
+  private constructor(agent: Agent, log: Log, config: ProcessConfig, tls: TlsFiles | undefined) {
     this.agent = agent;
+    this.#log = log;
+    this.#tls = tls;
     this.#nbd = new NbdServer({ directory: agent.exports, clock: new NodeClock(), log });
     this.#control = new ControlServer({ control: agent, log });
     this.#vmStates = new VmStateSocket({ control: agent, log });
-    this.#listener = accepts ? new WebSocketListener((link) => agent.accept(link)) : undefined;
+    const refusals = new RefusalLog({ clock: new NodeClock(), log, port: "replication" });
+    this.#listener =
+      config.listen === undefined
+        ? undefined
+        : new WebSocketListener((link) => agent.accept(link), { tls: listenSecurity(config, tls), refusals });
   }
 
   /** Starts an agent and resolves when it serves. On an error nothing is left running. */
   static async start(config: ProcessConfig, log: Log): Promise<AgentProcess> {
     assertAddressesAllowed(config);
     spareFullCollections();
-    const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile);
+    const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile, "--token-file");
+    const tls =
+      config.tls === undefined ? undefined : new TlsFiles({ paths: config.tls.paths, clock: new NodeClock(), log });
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
     const { fence, onFailover } = config;
     const running: { process?: AgentProcess } = {};
@@ -83,8 +98,9 @@ export class AgentProcess {
         images: new AgentImages({ ...machine, runDirectory }),
         bootId: readBootId(),
         pid: process.pid,
-        dialer: (url) => new WebSocketDialer(url),
+        dialer: (url) => dialerOf(url, config, tls),
         eventLoopDelay: new EventLoopDelay(new NodeClock()),
+        processFigures: readProcessFigures,
       },
       config: config.agent,
       token,
@@ -99,11 +115,12 @@ export class AgentProcess {
               const output = (line: string): void => log.info({ line }, "on-failover");
               return runFailoverHook({ ...vm, run: runDirectory }, onFailover, { clock: new NodeClock(), output });
             },
-      assertImageAllowed: config.insecure ? () => undefined : assertStaysHere,
+      assertImageAllowed: (image) => assertImageAllowed(image, config),
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });
-    const started = new AgentProcess(agent, log, config.listen !== undefined);
+    const started = new AgentProcess(agent, log, config, tls);
+    tls?.watch();
     running.process = started;
     try {
       await started.#listen(config);
@@ -117,6 +134,11 @@ export class AgentProcess {
   /** The port on which the agent accepts its peer. */
   get listenPort(): number | undefined {
     return this.#listenPort;
+  }
+
+  /** Reads certificates and keys again; sessions that run go on. */
+  reload(): void {
+    this.#tls?.reload();
   }
 
   /** Sends the exports' clients away. */
@@ -138,11 +160,21 @@ export class AgentProcess {
     chmodSync(config.runDirectory, 0o700);
     if (config.nbdListen !== undefined) await this.#nbd.listenTcp(config.nbdListen.host, config.nbdListen.port);
     await this.#vmStates.listen(join(config.runDirectory, "vmstate.sock"));
+    await this.#listenForControl(config);
     // The control socket comes last: whoever finds it finds an agent that serves.
     await this.#control.listenUnix(join(config.runDirectory, "control.sock"));
   }
 
+  async #listenForControl({ control }: ProcessConfig): Promise<void> {
+    if (control === undefined || this.#tls === undefined) return;
+    const refusals = new RefusalLog({ clock: new NodeClock(), log: this.#log, port: "control" });
+    const token = readBearerToken(control.tokenFile, "--control-token-file");
+    const { host, port } = control.address;
+    await this.#control.listenTls(host, port, { files: this.#tls, token, refusals });
+  }
+
   async #stop(): Promise<void> {
+    this.#tls?.stop();
     this.agent.leave();
     await this.#vmStates.close();
     await this.#nbd.close();
@@ -152,81 +184,23 @@ export class AgentProcess {
   }
 }
 
+/** The listener speaks TLS where this side has a certificate. */
+function listenSecurity({ tls, tokenFile }: ProcessConfig, files: TlsFiles | undefined): ListenSecurity | undefined {
+  if (tls === undefined || files === undefined || tls.paths.cert === undefined) return undefined;
+  return { files, requiresCertificate: tokenFile === undefined, peerNames: tls.peerNames };
+}
+
+/** Dials a peer, whoever has named it: a command may give another URL than the configuration. */
+function dialerOf(url: string, config: ProcessConfig, files: TlsFiles | undefined): Dialer {
+  const refusal = dialRefusal(url, config);
+  if (refusal !== undefined) return { url, dial: () => Promise.reject(refusal) };
+  const security = files === undefined ? undefined : { files, peerNames: config.tls?.peerNames ?? [] };
+  return new WebSocketDialer(url, security);
+}
+
 /** What makes the arbiter of an agent; undefined where none is configured. */
 function arbiterOf({ arbiters, agent }: ProcessConfig): ((agentId: string) => Arbiter) | undefined {
   if (arbiters.length === 0) return undefined;
   const { vm, arbiterTtlMs: ttlMs = LEASE_TTL_DEFAULT_MS } = agent;
   return (agentId) => new EtcdArbiter({ endpoints: arbiters, vm, agentId, ttlMs, clock: new NodeClock() });
-}
-
-/** Only `--insecure` lets anything unencrypted cross a network. */
-function assertAddressesAllowed(config: ProcessConfig): void {
-  if (config.insecure) return;
-  const arbiter = config.arbiters.find((url) => url.startsWith("http:") && !isLoopback(new URL(url).hostname));
-  if (arbiter !== undefined) {
-    throw new ColobusError(
-      "usage",
-      `${arbiter} is not encrypted and leaves this machine`,
-      "Use https://; or keep the way to the arbiter within a protected network and say --insecure.",
-    );
-  }
-  const plain = config.agent.peers.find((url) => url.startsWith("ws:") && !isLoopback(new URL(url).hostname));
-  if (plain !== undefined) {
-    throw new ColobusError(
-      "usage",
-      `${plain} is not encrypted and leaves this machine`,
-      "Keep the link within a protected network and say --insecure, together with --token-file.",
-    );
-  }
-  for (const { image } of config.agent.disks) assertStaysHere(image);
-  for (const [flag, address] of [
-    ["--listen", config.listen],
-    ["--nbd-listen", config.nbdListen],
-  ] as const) {
-    if (address !== undefined && !isLoopback(address.host)) {
-      throw new ColobusError(
-        "usage",
-        `${flag} ${address.host}:${address.port} is open to the network and not encrypted`,
-        "Listen on a loopback address, or keep it within a protected network and say --insecure.",
-      );
-    }
-  }
-}
-
-/** Errors: `usage` for an image whose server is on another host: there is no TLS to it. */
-function assertStaysHere(image: string): void {
-  const location = parseImageLocation(image);
-  if (location.kind !== "nbd" || location.address.kind === "unix" || isLoopback(location.address.host)) return;
-  throw new ColobusError(
-    "usage",
-    `${image} is not encrypted and leaves this machine`,
-    "Keep the way to the server within a protected network, and start the agent with --insecure.",
-  );
-}
-
-function isLoopback(host: string): boolean {
-  return host === "localhost" || host === "[::1]" || host === "::1" || /^127\.\d+\.\d+\.\d+$/.test(host);
-}
-
-/** The pre-shared token: the file's content without the white space around it. */
-function readToken(path: string): Buffer {
-  let text: string;
-  try {
-    text = readFileSync(path, "utf8").trim();
-  } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
-    throw new ColobusError("usage", `the token file cannot be read: ${why}`, "Check --token-file.", { cause: error });
-  }
-  const token = Buffer.from(text, "utf8");
-  if (token.length < TOKEN_MIN_BYTES || token.length > TOKEN_MAX_BYTES) {
-    throw new ColobusError(
-      "usage",
-      `the token in ${path} has ${token.length} bytes; it must have ${TOKEN_MIN_BYTES} to ${TOKEN_MAX_BYTES}`,
-      "Make one with `openssl rand -hex 32`, and put the same into the token file of both agents.",
-    );
-  }
-  if ((statSync(path).mode & 0o007) !== 0) {
-    throw new ColobusError("usage", `the token file ${path} is accessible to others`, `Run \`chmod 600 ${path}\`.`);
-  }
-  return token;
 }

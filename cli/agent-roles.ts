@@ -1,10 +1,12 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
+import { BUFFER_MEMORY_DEFAULT_BYTES, CHILD_TIMEOUT_DEFAULT_MS, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { allFailed } from "../primary/mirror-record.ts";
+import type { ChildrenContext } from "../primary/disk-children.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
+import { withoutCopies } from "../primary/recorded-quorum.ts";
 import { MergeWork } from "../secondary/merge-work.ts";
 import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files.ts";
 import type { PromotedDisk } from "../secondary/promoted-disk.ts";
@@ -31,6 +33,8 @@ import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 import { MirrorTargets } from "./mirror-targets.ts";
+import { PeerBinding, refuse } from "./peer-binding.ts";
+import { quorumPolicyOf } from "./quorum-options.ts";
 import type { Judged } from "./verdict-answer.ts";
 
 export interface ActivePrimary {
@@ -58,6 +62,8 @@ export interface AgentRolesOptions {
   readonly targets: ImageSource;
   /** A disk has another image from now on. */
   readonly adopted: (disk: string, image: DiskImage) => void;
+  /** Opens the copies beside the images: that one is away is told of the copy, and not of the disk. */
+  readonly childImages: ImageSource;
   /** The mark beside shared disks, where there is a place for it. */
   readonly sharedMark: SharedMark | undefined;
   /** At the start this agent was the last one to write the mark. */
@@ -89,10 +95,12 @@ export class AgentRoles {
   #stopping = false;
   #isStarting = true;
   readonly #lostSyncs: LostSyncs;
+  readonly #binding: PeerBinding;
 
   /** Takes up the recorded role. Errors: those of opening the images. */
   constructor(options: AgentRolesOptions) {
     this.#options = options;
+    this.#binding = new PeerBinding({ ...options.agent.host, state: options.state });
     this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
     const { record } = options.state;
     this.vmStates = new VmStateStore({
@@ -130,10 +138,11 @@ export class AgentRoles {
   }
 
   accept(link: Link, ended?: (wasOpen: boolean) => void): void {
-    if (this.#stopping) {
-      link.start({ message: () => undefined, closed: () => ended?.(false) });
-      link.close(new ColobusError("shutting-down", "the agent is being stopped", "Try again later."));
-    } else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended);
+    const refusal = this.#stopping
+      ? new ColobusError("shutting-down", "the agent is being stopped", "Try again later.")
+      : this.#binding.refusalOf(link);
+    if (refusal !== undefined) refuse(link, refusal, () => ended?.(false));
+    else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended);
     else this.#active.secondary.accept(link, ended);
   }
 
@@ -157,7 +166,7 @@ export class AgentRoles {
       const hello = role().hello();
       const { peerTimeoutMs } = config;
       const judged = await probePeer({
-        dialer: host.dialer(url),
+        dialer: this.#binding.guard(host.dialer(url)),
         clock: host.clock,
         hello,
         token,
@@ -221,7 +230,7 @@ export class AgentRoles {
       exports.withdrawAll();
       agent.dropClients();
       const { openEpoch } = active.primary.checkpoints;
-      const fault = await active.primary.stop(0);
+      const fault = await active.primary.stop(0, { isDemoted: true });
       this.#closeChildren(active);
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
@@ -231,8 +240,13 @@ export class AgentRoles {
           ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
           : { epoch: 0, atMs: 0 };
       const notPrimary = new ColobusError("not-primary", "this side is not Primary any more");
-      await this.#record((record) =>
-        allFailed(demoted(record, checkpoint, request.discardsOwn), agent.host.clock.wallMs(), notPrimary),
+      const atMs = agent.host.clock.wallMs();
+      await this.#record((whole) =>
+        demoted(
+          allFailed({ ...whole, disks: whole.disks.map(withoutCopies) }, atMs, notPrimary),
+          checkpoint,
+          request.discardsOwn,
+        ),
       );
       this.vmStates.keepOnly(statesNeeded(state.record));
       this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
@@ -296,7 +310,7 @@ export class AgentRoles {
     if (url === undefined || this.#stopping) return;
     const { host } = this.#options.agent;
     const connector: Connector = new Connector({
-      dialer: host.dialer(url),
+      dialer: this.#binding.guard(host.dialer(url)),
       clock: host.clock,
       random: host.random,
       isWanted: () => {
@@ -305,6 +319,7 @@ export class AgentRoles {
       },
       connected: (link) => this.accept(link, (wasOpen) => connector.lost(wasOpen)),
       failed: (reason) => {
+        this.#binding.told(reason, url);
         const active = this.#active;
         if (active.role === "Primary") active.primary.dialFailed(reason);
         else active.secondary.dialFailed(reason);
@@ -375,7 +390,7 @@ export class AgentRoles {
       const disk = secondary.disks.find((candidate) => candidate.name === name);
       if (disk !== undefined) exports.put(name, state.record.vm, disk.view, secondaryExport === "read-only");
     }
-    exports.serveCheckpoints(checkpointExportsOf(secondary));
+    if (state.record.mode !== "mirror") exports.serveCheckpoints(checkpointExportsOf(secondary));
   }
 
   #openPrimary(): ActivePrimary {
@@ -446,6 +461,7 @@ export class AgentRoles {
       jobs,
       children,
       tracking,
+      copies: this.#copiesContext(),
       peerUrl: state.record.peers[0] ?? null,
       mayHaveHadPeer: this.#mayHaveHadPeer,
       mayBeSuperseded: this.#mayBeSuperseded,
@@ -508,6 +524,39 @@ export class AgentRoles {
       () => former?.close(),
       (error: unknown) => agent.host.log.error({ reason: asColobusError(error) }, "an image is left open"),
     );
+  }
+
+  /** Copies beside the images are a primary's whose disks are its own images, and not overlays over them. */
+  #copiesContext(): ChildrenContext | undefined {
+    const { agent, state, emit, jobs, childImages } = this.#options;
+    const { host, config } = agent;
+    if (state.record.mode === "shared" || this.#promoted.length > 0) return undefined;
+    const { stateDirectory, extentBytes, settleEveryMs, dirtyFileMinBytes, resyncSpeed } = config;
+    return {
+      storage: host.storage,
+      clock: host.clock,
+      random: host.random,
+      log: host.log,
+      state,
+      jobs,
+      emit,
+      stateDirectory,
+      extentBytes,
+      settleEveryMs,
+      dirtyFileMinBytes,
+      timeoutMs: config.childTimeoutMs ?? CHILD_TIMEOUT_DEFAULT_MS,
+      speed: resyncSpeed,
+      policy: quorumPolicyOf(config),
+      open: (disk, { name, image, cleanMark }) => {
+        const sizeBytes = state.record.disks.find((recorded) => recorded.name === disk)?.sizeBytes ?? null;
+        return childImages.open({ name: `${disk}.${name}`, image, sizeBytes, cleanMark });
+      },
+      measure: async (image, createBytes) => {
+        if (createBytes !== undefined) await childImages.create(image, createBytes);
+        return childImages.measure(image);
+      },
+      localMended: (disk) => void this.#lostSyncs.mended({ disk, active: null }),
+    };
   }
 
   /** The disks whose sizes are known: a secondary's may still be to be made. */

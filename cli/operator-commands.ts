@@ -9,8 +9,10 @@ import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
 import { mirrorCommand } from "./commands/mirror.ts";
 import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
+import { metricsCommand } from "./commands/metrics.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { statusCommand } from "./commands/status.ts";
+import { verifyCommand } from "./commands/verify.ts";
 import { vmstateCommand } from "./commands/vmstate.ts";
 import { waitCommand } from "./commands/wait.ts";
 
@@ -19,6 +21,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   listCommand,
   statusCommand,
   eventsCommand,
+  metricsCommand,
   jobsCommand,
   jobCommand,
   checkpointCommand,
@@ -34,6 +37,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   resyncCommand,
   mirrorCommand,
   rollbackCommand,
+  verifyCommand,
   waitCommand,
   completionCommand,
 ];

@@ -44,7 +44,7 @@ function renderProgress(job: JobStatus): string {
   const target = job.target === null ? "" : ` to ${job.target}`;
   if (job.state === "concluded") {
     const outcome = job.outcome === null || job.outcome === "completed" ? "" : `${job.outcome}, `;
-    return `${outcome}${formatBytes(doneBytes)}${target}`;
+    return `${outcome}${formatBytes(doneBytes)}${renderFindings(job)}${target}`;
   }
   const percent = doneBytes >= totalBytes ? 100 : Math.floor((doneBytes / totalBytes) * 100);
   const parts = [
@@ -55,7 +55,14 @@ function renderProgress(job: JobStatus): string {
     if (job.etaMs !== null) parts.push(`${formatDuration(job.etaMs)} left`);
   }
   if (job.speedLimit !== "dynamic" && job.speedLimit > 0) parts.push(`limit ${formatRate(job.speedLimit)}`);
-  return `${parts.join(", ")}${target}`;
+  return `${parts.join(", ")}${renderFindings(job)}${target}`;
+}
+
+function renderFindings({ verify, state }: JobStatus): string {
+  if (verify === undefined || (verify.ranges === 0 && state !== "concluded")) return "";
+  if (verify.ranges === 0) return ", no difference";
+  const ranges = verify.ranges === 1 ? "1 range" : `${verify.ranges} ranges`;
+  return `, ${ranges} differing (${formatBytes(verify.differingBytes)})`;
 }
 
 function paintState(job: JobStatus, paint: Paint): string {

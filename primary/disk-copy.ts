@@ -18,7 +18,7 @@
  */
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { ChildState } from "../proto/words.ts";
-import type { Child, Pending, ZeroFlags } from "../shared/block/block-device.ts";
+import type { Child, Extent, Pending, ZeroFlags } from "../shared/block/block-device.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
@@ -42,14 +42,20 @@ export interface DiskCopyOptions {
   readonly timeoutMs: number;
   /** `broken` takes nothing until `beginSync`. A `sound` one is not to lack anything. */
   readonly state: ChildState;
+  /** A flush of it has failed in an earlier process. Default: false. */
+  readonly hasLostWrites?: boolean;
   /** Whether changes are written at once; otherwise all of them are dirty until `place` brings them. Default: true. */
   readonly isWrittenThrough?: boolean;
   /** Whether storage of the copy is freed where the disk has zeroes. Default: true. */
   readonly unmap?: boolean;
-  /** Whether the copy may be given up: not the last one that has everything. Default: always. */
+  /** Whether the copy may be given up while it is sound: not the last one that has everything. Default: always. */
   readonly mayBreak?: () => boolean;
   /** The state has changed. */
   readonly changed?: () => void;
+  /** `hasLostWrites` has become true. */
+  readonly lostWrites?: () => void;
+  /** It has refused something, or not answered in time. */
+  readonly refused?: (during: "read" | "write" | "flush", offset: number, length: number, fault: ColobusError) => void;
   /**
    * What the copy lacks cannot be written down any more. Resolves when it is recorded that the copy is to be made anew
    * should this process die. Required with a `DirtyTracker`.
@@ -79,6 +85,7 @@ export class DiskCopy {
   readonly #lacks: ColobusError;
   /** Flushes that failed: what they covered is dirty again, also where it was placed meanwhile. */
   #losses = 0;
+  #hasLostWrites: boolean;
 
   constructor(options: DiskCopyOptions) {
     this.#options = options;
@@ -89,6 +96,7 @@ export class DiskCopy {
     this.#state = options.state;
     this.#isWrittenThrough = options.isWrittenThrough ?? true;
     this.#mayUnmap = options.unmap ?? true;
+    this.#hasLostWrites = options.hasLostWrites ?? false;
     const whom = `copy ${options.name} of disk ${options.disk}`;
     this.#lacks = new ColobusError("child-syncing", `${whom} has not got everything yet`);
     this.#limit = new TimeLimit({
@@ -125,6 +133,11 @@ export class DiskCopy {
   /** What survives this process; undefined where nothing does. */
   get tracker(): DirtyTracker | undefined {
     return this.#tracker;
+  }
+
+  /** Whether a flush has failed, and not everything that it covered was placed again. */
+  get hasLostWrites(): boolean {
+    return this.#hasLostWrites;
   }
 
   /** Whether something is under way that was given up. */
@@ -172,7 +185,7 @@ export class DiskCopy {
     try {
       pending = this.child.write(source, offset, NO_FUA);
     } catch (error) {
-      return this.failed(error, offset, source.length);
+      return this.failed("write", error, offset, source.length);
     }
     return pending === undefined ? undefined : this.#outcome(pending, offset, source.length);
   }
@@ -184,7 +197,7 @@ export class DiskCopy {
     try {
       pending = this.child.zero(offset, length, mayUnmap && this.#mayUnmap ? UNMAP : NO_UNMAP);
     } catch (error) {
-      return this.failed(error, offset, length);
+      return this.failed("write", error, offset, length);
     }
     return pending === undefined ? undefined : this.#outcome(pending, offset, length);
   }
@@ -226,7 +239,7 @@ export class DiskCopy {
           : this.child.write(content, offset, NO_FUA);
       if (pending !== undefined) await this.#limit.guard(pending);
     } catch (error) {
-      throw this.failed(error, offset, length);
+      throw this.failed("write", error, offset, length);
     }
     if (this.#losses !== losses || this.#isBroken) throw this.#fault ?? this.#lacks;
     const { clusterBytes } = this.#options.geometry;
@@ -240,13 +253,19 @@ export class DiskCopy {
   }
 
   /** The copy has refused a change, or the content of a range. Returns why. */
-  failed(thrown: unknown, offset: number, length: number): ColobusError {
+  failed(during: "read" | "write" | "flush", thrown: unknown, offset: number, length: number): ColobusError {
     const fault = asColobusError(thrown);
     this.#fault = fault;
+    this.#options.refused?.(during, offset, length, fault);
     if (!this.#mayBreak) return fault;
     if (length > 0) this.#dirty.addBytes(offset, length);
     this.#set("broken");
     return fault;
+  }
+
+  /** The broken copy was tried again, without success. */
+  stillFails(fault: ColobusError): void {
+    if (this.#state === "broken") this.#fault = fault;
   }
 
   /** The copy takes changes again, and lacks what is dirty. Nothing that was given up is under way. */
@@ -267,7 +286,31 @@ export class DiskCopy {
   becomeSound(): void {
     this.#isWrittenThrough = true;
     this.#fault = undefined;
+    this.#hasLostWrites = false;
     this.#set("sound");
+  }
+
+  /** Has what the copy lacks written down from now on. The tracker has it all, and on disk what is under way as well. */
+  track(tracker: DirtyTracker): void {
+    this.#dirty = tracker;
+    this.#tracker = tracker;
+  }
+
+  /** Allocation of a range that the copy `has`; all data where it does not say in time. */
+  async extents(offset: number, length: number, maxExtents: number): Promise<Extent[]> {
+    try {
+      const extents = this.child.extents(offset, length, maxExtents);
+      if (!(extents instanceof Promise)) return extents;
+      let answer: Extent[] = [];
+      await this.#limit.guard(
+        extents.then((told) => {
+          answer = told;
+        }),
+      );
+      return answer;
+    } catch {
+      return [{ length, hole: false, zero: false }]; // whoever reads it is told why, if it is not this copy's server alone
+    }
   }
 
   /** Lets nothing be given up any more, and closes what it lacks. The child stays open. */
@@ -277,7 +320,7 @@ export class DiskCopy {
   }
 
   get #mayBreak(): boolean {
-    return this.#options.mayBreak?.() ?? true;
+    return this.#state !== "sound" || (this.#options.mayBreak?.() ?? true);
   }
 
   // As getters, so that the compiler does not take the state for what it was before an await.
@@ -297,7 +340,7 @@ export class DiskCopy {
   #outcome(pending: Promise<void>, offset: number, length: number): Promise<Outcome> {
     return this.#limit.guard(pending).then(
       () => this.#taken(offset, length),
-      (error: unknown) => this.failed(error, offset, length),
+      (error: unknown) => this.failed("write", error, offset, length),
     );
   }
 
@@ -308,7 +351,10 @@ export class DiskCopy {
 
   #flushFailed(error: unknown): ColobusError {
     this.#losses += 1;
-    const fault = this.failed(error, 0, 0);
+    const isNews = !this.#hasLostWrites;
+    this.#hasLostWrites = true;
+    const fault = this.failed("flush", error, 0, 0);
+    if (isNews) this.#options.lostWrites?.();
     if (!this.#isBroken) return fault;
     if (this.#tracker === undefined) this.#dirty.addAll();
     else this.#dirty.addBitmap(this.#tracker.unsettled());

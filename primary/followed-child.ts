@@ -44,6 +44,11 @@ export class FollowedChild implements Child {
     return this.#child.read(target, offset);
   }
 
+  readForCopies(target: Uint8Array, offset: number): Pending {
+    const child = this.#child;
+    return child.readForCopies === undefined ? child.read(target, offset) : child.readForCopies(target, offset);
+  }
+
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
     const marked = this.#mark(offset, source.length);
     if (marked !== undefined) return marked.then(() => this.#write(source, offset, flags));

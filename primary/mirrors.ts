@@ -81,6 +81,8 @@ export class Mirrors {
   readonly #open: Mirror[] = [];
   /** Slots and targets of mirrors that are about to begin. */
   readonly #starting = new Map<number, string>();
+  /** Disks that have another image than the role began with. */
+  readonly #pivoted = new Set<string>();
   #timer: Timer | undefined;
   #settling: Promise<void> = Promise.resolve();
   #stopped = false;
@@ -100,6 +102,11 @@ export class Mirrors {
     return copies.length === 0 ? child : new FollowedChild(child, copies);
   }
 
+  /** Whether a mirror's target has become the disk's image in this process. */
+  hasPivoted(disk: string): boolean {
+    return this.#pivoted.has(disk);
+  }
+
   start(): void {
     for (const mirror of this.#open) this.#launch(mirror);
     this.#schedule();
@@ -111,7 +118,7 @@ export class Mirrors {
    */
   async begin(request: MirrorRequest, signal: AbortSignal): Promise<Job> {
     const { jobs, clock, state } = this.#options;
-    assertCanMirror(state.record);
+    assertCanMirror(state.record, request.disk);
     const disk = this.#disk(request.disk);
     const geometry = this.#geometryOf(request, disk.sizeBytes);
     const mark: MirrorMark = {
@@ -237,6 +244,7 @@ export class Mirrors {
       target,
       record: (outcome, error) => this.#record(mirror, outcome, error),
       pivoted: (image, left) => {
+        this.#pivoted.add(mark.disk);
         targets.pivoted(mark.disk, image, left);
         emit("disk-pivoted", { disk: mark.disk, image: mark.target, job: mark.id });
       },
@@ -257,6 +265,7 @@ export class Mirrors {
       await this.#untilRecorded(() => state.update((record) => ended(record, mirror.mark.id, end)));
       return;
     }
+    assertNoCopies(state.record, mirror.mark.disk);
     try {
       await state.update((record) => pivoted(record, mirror.mark, end));
     } catch (failure) {
@@ -391,7 +400,9 @@ export class Mirrors {
   }
 }
 
-function assertCanMirror({ mode, merge }: StateRecord): void {
+function assertCanMirror(record: StateRecord, disk: string): void {
+  const { mode, merge } = record;
+  assertNoCopies(record, disk);
   if (mode === "shared") {
     throw new ColobusError(
       "not-supported",
@@ -406,6 +417,16 @@ function assertCanMirror({ mode, merge }: StateRecord): void {
       "Wait for it: `colobus wait merged`.",
     );
   }
+}
+
+function assertNoCopies({ disks }: StateRecord, name: string): void {
+  const children = disks.find((disk) => disk.name === name)?.quorum?.children ?? [];
+  if (children.length < 2) return;
+  throw new ColobusError(
+    "not-supported",
+    `disk ${name} has copies beside its image, and a mirror takes the place of the image alone`,
+    "Remove the copies first: `colobus child remove`.",
+  );
 }
 
 /** What the journal of a copy says is clean then is so on both media. */

@@ -57,6 +57,10 @@ export class ReplicatedDisk implements BlockDevice {
   #aheadBytes = 0;
   /** What the child does without a range being held. */
   readonly #uses = new OpenUses();
+  /** Changes that the child has begun and is not done with. */
+  #changesUnderWay = 0;
+  /** Called once there are none. */
+  readonly #quiet: (() => void)[] = [];
 
   constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
     this.name = name;
@@ -93,6 +97,16 @@ export class ReplicatedDisk implements BlockDevice {
         this.#child = make(this.#child);
         return this.#uses.past();
       });
+    } finally {
+      this.#lock.release(hold);
+    }
+  }
+
+  /** Does `work` while no change is under way on the child, and none begins. */
+  async whileQuiet(work: () => Promise<void>): Promise<void> {
+    const hold = await this.#lock.acquire(0, this.sizeBytes);
+    try {
+      await work();
     } finally {
       this.#lock.release(hold);
     }
@@ -178,6 +192,14 @@ export class ReplicatedDisk implements BlockDevice {
     return this.#lock.overlaps(offset, length);
   }
 
+  /** Resolves when the child has no change under way. Once guests are refused it is given no more. */
+  quiet(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.#changesUnderWay === 0) resolve();
+      else this.#quiet.push(resolve);
+    });
+  }
+
   /** Resolves when no change that has passed the gate by now is under way on the local child any more. */
   async settled(): Promise<void> {
     this.#lock.release(await this.#lock.acquire(0, this.sizeBytes));
@@ -215,7 +237,7 @@ export class ReplicatedDisk implements BlockDevice {
         return holeLength;
       }
       const content = take(length).subarray(0, length);
-      const reading = this.#readChild(content, offset);
+      const reading = this.#readChild(content, offset, true);
       if (reading !== undefined) await reading;
       const sent = send(isZero(content) ? content.length : content);
       if (sent !== undefined) await sent;
@@ -225,10 +247,14 @@ export class ReplicatedDisk implements BlockDevice {
     }
   }
 
-  #readChild(target: Uint8Array, offset: number): Pending {
+  #readChild(target: Uint8Array, offset: number, isForCopies = false): Pending {
+    const child = this.#child;
     let pending: Pending;
     try {
-      pending = this.#child.read(target, offset);
+      pending =
+        isForCopies && child.readForCopies !== undefined
+          ? child.readForCopies(target, offset)
+          : child.read(target, offset);
     } catch (error) {
       this.#forwarding.refused("read", offset, target.length, error);
       throw error;
@@ -268,7 +294,7 @@ export class ReplicatedDisk implements BlockDevice {
     }
     if (marked === undefined) return hold;
     return marked.then(
-      () => hold,
+      () => (this.#gate.state === "open" ? hold : this.#mark(hold, offset, length)),
       (error: unknown) => {
         this.#lock.release(hold);
         throw error;
@@ -344,6 +370,20 @@ export class ReplicatedDisk implements BlockDevice {
     }
   }
 
+  /** A change that the child takes its time for. */
+  async #underWay(local: Promise<void>, offset: number, length: number): Promise<void> {
+    this.#changesUnderWay += 1;
+    try {
+      await local;
+    } catch (error) {
+      this.#forwarding.failed(offset, length, error);
+      throw error;
+    } finally {
+      this.#changesUnderWay -= 1;
+      if (this.#changesUnderWay === 0) for (const resolve of this.#quiet.splice(0)) resolve();
+    }
+  }
+
   /** Gives a whole operation to the child and to the stream, and the hold back when the child is done. */
   #changeHeld(
     hold: RangeHold,
@@ -371,13 +411,15 @@ export class ReplicatedDisk implements BlockDevice {
     );
   }
 
-  /** Gives an operation to the child and to the stream. The range is held. */
+  /** Gives an operation to the child and to the stream. The range is held. Errors: as `GuestGate.assertServing`, before either. */
   #change(
     offset: number,
     length: number,
     writeChild: () => Pending,
     forward: () => Pending,
   ): { local: Pending; forwarded: Pending } {
+    // The range may have been waited for, and a payload takes its time to arrive.
+    this.#gate.assertServing();
     let local: Pending;
     try {
       local = writeChild();
@@ -386,13 +428,7 @@ export class ReplicatedDisk implements BlockDevice {
       throw error;
     }
     const forwarded = forward();
-    if (local !== undefined) {
-      local = local.catch((error: unknown) => {
-        this.#forwarding.failed(offset, length, error);
-        throw error;
-      });
-    }
-    return { local, forwarded };
+    return { local: local === undefined ? undefined : this.#underWay(local, offset, length), forwarded };
   }
 }
 

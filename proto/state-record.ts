@@ -30,6 +30,7 @@ import {
   LINEAGE_ORIGINS,
   MIRROR_SYNCS,
   MODES,
+  READ_PATTERNS,
   ROLES,
 } from "./words.ts";
 
@@ -78,6 +79,31 @@ export const mirrorMarkSchema = z.object({
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
 });
 export type MirrorMark = z.infer<typeof mirrorMarkSchema>;
+/** One of several copies of a disk on the primary's side. */
+const childSchema = z.object({
+  name: z.string(),
+  /** null: the disk's own image. */
+  image: z.string().nullable(),
+  /** It has everything that any of the copies has. At least one is sound. */
+  sound: z.boolean(),
+  /** What it may lack is in its dirty bitmap; otherwise it may lack anything. */
+  tracked: z.boolean(),
+  /** A flush of it has failed, and not everything that it covered was written again: no flush of it is to succeed. */
+  lostSync: z.boolean().default(false),
+  /** As that of a disk; of the disk's own image it is there. */
+  cleanMark: z.string().nullable(),
+});
+export type RecordedChild = z.infer<typeof childSchema>;
+
+const quorumSchema = z.object({
+  voteThreshold: z.int().positive(),
+  readPattern: z.enum(READ_PATTERNS),
+  rewriteCorrupted: z.boolean(),
+  blkverify: z.boolean(),
+  /** The disk's own image is one of them. */
+  children: z.array(childSchema).min(1),
+});
+export type RecordedQuorum = z.infer<typeof quorumSchema>;
 
 export const stateRecordSchema = z.object({
   agentId: z.string().length(32),
@@ -99,6 +125,8 @@ export const stateRecordSchema = z.object({
   }),
   /** The peer of the last session, and the ids of the last two sessions with it, newest first. */
   pairing: z.object({ peer: z.string(), sessions: z.array(z.string()).max(2) }).nullable(),
+  /** The subject of the certificate with which the peer of the last session has proved itself, where it has shown one. */
+  peerSubject: z.string().optional(),
   /**
    * The peer whose copy the dirty bitmaps count from. On a primary null says that nothing is known of any copy; on a
    * secondary, that it has changed nothing by itself.
@@ -121,6 +149,8 @@ export const stateRecordSchema = z.object({
       cleanMark: z.string().nullable(),
       /** What the command line names, where a mirror has put another image in its place. */
       formerImage: z.string().optional(),
+      /** The copies beside the image, and the rules for them; left out where there were never any. */
+      quorum: quorumSchema.optional(),
     }),
   ),
   /** No epoch above this number has ever been used. */
@@ -150,6 +180,11 @@ export const stateRecordSchema = z.object({
   replaysOwed: z.array(z.string()).default([]),
   /** Mirror jobs, oldest first: those that go on, and the latest concluded ones. */
   mirrors: z.array(mirrorMarkSchema).default([]),
+  /**
+   * Mode `mirror`, on a secondary: its images take writes that guests do not wait to be fsynced for. After a loss of
+   * power one may be missing there, and a later one not.
+   */
+  acksUnsynced: z.boolean().optional(),
   /** The kernel's boot id when this record was written. */
   bootId: z.string(),
 });

@@ -14,6 +14,8 @@ export interface JobWork {
   readonly type: JobType;
   /** The disk that the job works on; null for all of them. */
   readonly disk: string | null;
+  /** The copy of the disk that the job is for, where it is for one. */
+  readonly child?: string;
   /** Whether `cancel` may end it before it is done. */
   readonly cancellable: boolean;
   /** Where the job copies to. Default: null. */
@@ -30,6 +32,8 @@ export interface JobWork {
   stateChanged?(state: JobState): void;
   /** An operator has set another speed. */
   speedChanged?(speed: JobSpeed): void;
+  /** What status says of this work beside what it says of every job. */
+  report?(): Pick<JobStatus, "verify">;
   /** A count that grows with the requests of the guests to whom the job yields. */
   guestRequests(): number;
   /** What a failed piece means for the job. Default: `stop`. */
@@ -189,6 +193,7 @@ export class Job {
       state: this.#state,
       disk: this.disk,
       target: this.#options.work.target ?? null,
+      child: this.#options.work.child ?? null,
       progress: { doneBytes, totalBytes },
       bytesPerSecond: rate,
       etaMs: rate > 0 ? Math.round(((totalBytes - doneBytes) / rate) * 1000) : null,
@@ -197,6 +202,7 @@ export class Job {
       endedAt: this.#endedWallMs === undefined ? null : new Date(this.#endedWallMs).toISOString(),
       outcome: this.#outcome,
       error: this.#error?.toJSON() ?? null,
+      ...this.#options.work.report?.(),
     };
   }
 

@@ -32,12 +32,13 @@ import type {
   RollbackRequest,
   Status,
   WaitAnswer,
+  VerifyRequest,
   WaitRequest,
 } from "../../proto/control-api.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import { EventLog } from "../../shared/control/event-log.ts";
 import { ManualClock } from "./manual-clock.ts";
-import { protectedPrimary } from "./status-examples.ts";
+import { differingVerify, protectedPrimary } from "./status-examples.ts";
 
 export interface RecordedCall {
   readonly name: string;
@@ -59,6 +60,10 @@ export class FakeAgentControl implements AgentControl {
 
   status(): Status {
     return this.currentStatus;
+  }
+
+  metrics(): string {
+    return 'colobus_protected{vm="web"} 1\n';
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
@@ -179,6 +184,11 @@ export class FakeAgentControl implements AgentControl {
     return { epoch: request.epoch, fromEpoch: this.currentStatus.epoch.committed };
   }
 
+  async verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus> {
+    await this.#called("verify", request, signal);
+    return differingVerify(request);
+  }
+
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
     await this.#called("wait", request, signal);
     return { condition: request.condition };
@@ -194,7 +204,7 @@ export class FakeAgentControl implements AgentControl {
     return { ...this.#find("full-sync-1"), id: "mirror-2", type: "mirror", disk, target };
   }
 
-  async job(id: string, verb: JobVerb, { force }: JobRequest): Promise<JobStatus> {
+  async job(id: string, verb: JobVerb, { force }: JobRequest = { force: false }): Promise<JobStatus> {
     await this.#called("job", force ? { id, verb, force } : { id, verb }, undefined);
     const state = { pause: "paused", resume: "running", cancel: "aborting", complete: "concluded" } as const;
     return { ...this.#find(id), state: state[verb] };
