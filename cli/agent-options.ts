@@ -35,6 +35,7 @@ import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { Hook } from "./hook.ts";
 import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
+import { parseQuorum, quorumFlags, quorumOptionsShape } from "./quorum-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
 /** Names of disks become names of directories and exports. */
@@ -85,6 +86,7 @@ const optionsSchema = z.strictObject({
   "retain": scalar.optional(),
   "control-listen": scalar.optional(),
   "log-level": z.enum(LOG_LEVELS).optional(),
+  ...quorumOptionsShape,
 });
 type Options = z.infer<typeof optionsSchema>;
 
@@ -164,7 +166,7 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("log-level", word(LOG_LEVELS, "Least severe lines to log (info)"));
   const ofRole =
     role === "Primary"
-      ? shared
+      ? quorumFlags(shared)
           .option("assume-in-sync", flag("The images are identical already: skip the first sync"))
           .option("adopt-image", flag("Take images other than recorded, or changed meanwhile, as they are"))
           .example(
@@ -216,6 +218,7 @@ export async function readProcessConfig(
       mode: options.mode ?? "colo",
       stateDirectory: resolve(options.state),
       disks,
+      ...(role === "Primary" ? parseQuorum(options, disks, options.mode) : {}),
       peers,
       // Originals are acknowledged as soon as they are stable.
       ack: options.ack ?? (options.mode === "shared" ? "applied" : "async"),

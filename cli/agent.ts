@@ -3,6 +3,8 @@ import type {
   AgentEvent,
   CheckpointAnswer,
   CheckpointRequest,
+  ChildAnswer,
+  ChildRequest,
   CommitAnswer,
   CommitRequest,
   ConnectAnswer,
@@ -50,6 +52,7 @@ import type { AgentOptions } from "./agent-host.ts";
 import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
+import { changeChild } from "./change-child.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
@@ -306,6 +309,10 @@ export class Agent implements AgentControl {
 
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
     return this.#changes.rollBack(request, signal);
+  }
+
+  changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {
+    return changeChild(this.#primary("child"), request, this.#options.host.clock, signal);
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {

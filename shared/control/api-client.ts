@@ -12,6 +12,7 @@ import type { Readable } from "node:stream";
 import { z } from "zod";
 import {
   checkpointAnswerSchema,
+  childAnswerSchema,
   commitAnswerSchema,
   discardAnswerSchema,
   errorAnswerSchema,
@@ -30,6 +31,8 @@ import {
   type AgentEvent,
   type CheckpointAnswer,
   type CheckpointRequest,
+  type ChildAnswer,
+  type ChildRequest,
   type CommitAnswer,
   type CommitRequest,
   type ConnectAnswer,
@@ -199,6 +202,10 @@ export class ControlClient {
 
   rollback(request: RollbackRequest, signal?: AbortSignal): Promise<RollbackAnswer> {
     return this.#wait("/v1/rollback", request, rollbackAnswerSchema, signal);
+  }
+
+  changeChild(request: ChildRequest, signal?: AbortSignal): Promise<ChildAnswer> {
+    return this.#wait("/v1/children", request, childAnswerSchema, signal);
   }
 
   wait(request: WaitRequest, signal?: AbortSignal): Promise<WaitAnswer> {
