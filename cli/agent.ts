@@ -3,6 +3,8 @@ import type {
   AgentEvent,
   CheckpointAnswer,
   CheckpointRequest,
+  ChildAnswer,
+  ChildRequest,
   CommitAnswer,
   CommitRequest,
   ConnectAnswer,
@@ -55,6 +57,7 @@ import { AgentMetrics } from "./agent-metrics.ts";
 import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
+import { changeChild } from "./change-child.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
@@ -339,6 +342,10 @@ export class Agent implements AgentControl {
       }
     }
     return job.describe();
+  }
+
+  changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {
+    return changeChild(this.#primary("child"), request, this.#options.host.clock, signal);
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {

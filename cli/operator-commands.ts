@@ -1,6 +1,7 @@
 /** The commands with which an operator, or a hook, talks to agents that run already. */
 import type { Command } from "./command.ts";
 import { checkpointCommand, commitCommand, discardCommand } from "./commands/checkpoint.ts";
+import { childCommand } from "./commands/child.ts";
 import { completionCommand } from "./commands/completion.ts";
 import { eventsCommand } from "./commands/events.ts";
 import { failoverCommand } from "./commands/failover.ts";
@@ -38,6 +39,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   mirrorCommand,
   rollbackCommand,
   verifyCommand,
+  childCommand,
   waitCommand,
   completionCommand,
 ];

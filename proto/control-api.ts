@@ -77,8 +77,7 @@ export type JobStatus = z.infer<typeof jobSchema>;
 
 export const childSchema = z.object({
   name: z.string(),
-  /** `session`: the secondary's copy. */
-  kind: z.enum(["image", "overlay", "session"]),
+  kind: z.enum(["image", "overlay"]),
   path: z.string(),
   state: z.enum(CHILD_STATES),
   /** What it lacks, in clusters. */
@@ -386,6 +385,22 @@ export const rollbackAnswerSchema = z.object({
 });
 export type RollbackAnswer = z.infer<typeof rollbackAnswerSchema>;
 
+export const CHILD_VERBS = ["add", "remove", "replace"] as const;
+export const childRequestSchema = z.strictObject({
+  verb: z.enum(CHILD_VERBS),
+  disk: z.string(),
+  name: z.string(),
+  /** Not for `remove`. */
+  image: z.string().optional(),
+  /** Make the image at the disk's size where it is not there. */
+  create: z.boolean().default(false),
+  timeoutMs,
+});
+export type ChildRequest = z.infer<typeof childRequestSchema>;
+/** The copies of the disk from then on. */
+export const childAnswerSchema = z.object({ disk: z.string(), children: z.array(childSchema) });
+export type ChildAnswer = z.infer<typeof childAnswerSchema>;
+
 export const waitRequestSchema = z.strictObject({ condition: z.enum(WAIT_CONDITIONS), timeoutMs });
 export type WaitRequest = z.infer<typeof waitRequestSchema>;
 export const waitAnswerSchema = z.object({ condition: z.enum(WAIT_CONDITIONS) });
@@ -452,6 +467,7 @@ export interface AgentControl {
   rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer>;
   /** Begins to compare the replicas. */
   verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus>;
+  changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer>;
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
   /** Starts a mirror job, and resolves with it when what a crash would leave of it is durable. */

@@ -14,6 +14,7 @@ import type { SecureContextOptions } from "node:tls";
 import { z } from "zod";
 import {
   checkpointAnswerSchema,
+  childAnswerSchema,
   commitAnswerSchema,
   discardAnswerSchema,
   errorAnswerSchema,
@@ -32,6 +33,8 @@ import {
   type AgentEvent,
   type CheckpointAnswer,
   type CheckpointRequest,
+  type ChildAnswer,
+  type ChildRequest,
   type CommitAnswer,
   type CommitRequest,
   type ConnectAnswer,
@@ -233,6 +236,10 @@ export class ControlClient {
 
   verify(request: VerifyRequest, signal?: AbortSignal): Promise<JobStatus> {
     return this.#wait("/v1/verify", request, jobSchema, signal);
+  }
+
+  changeChild(request: ChildRequest, signal?: AbortSignal): Promise<ChildAnswer> {
+    return this.#wait("/v1/children", request, childAnswerSchema, signal);
   }
 
   wait(request: WaitRequest, signal?: AbortSignal): Promise<WaitAnswer> {

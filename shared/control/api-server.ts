@@ -16,6 +16,7 @@ import { z } from "zod";
 import {
   awaitedVmStateRequestSchema,
   checkpointRequestSchema,
+  childRequestSchema,
   commitRequestSchema,
   discardRequestSchema,
   connectRequestSchema,
@@ -253,6 +254,9 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/verify", (request, _reply, signal) =>
       control.verify(parseFields(verifyRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/children", (request, _reply, signal) =>
+      control.changeChild(parseFields(childRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/wait", (request, _reply, signal) =>
       control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),

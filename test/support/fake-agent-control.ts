@@ -4,6 +4,8 @@ import type {
   AgentEvent,
   CheckpointAnswer,
   CheckpointRequest,
+  ChildAnswer,
+  ChildRequest,
   CommitAnswer,
   CommitRequest,
   ConnectAnswer,
@@ -177,6 +179,14 @@ export class FakeAgentControl implements AgentControl {
     await this.#called("resync", request, signal);
     if (!request.giveUpCheckpoint) return { outcome: "resumed", job: "resync-1", givenUpEpoch: null };
     return { outcome: "given-up", job: null, givenUpEpoch: this.currentStatus.epoch.committed };
+  }
+
+  async changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {
+    await this.#called("changeChild", request, signal);
+    const { disk, name, image } = request;
+    const local = { name: "local", kind: "image", path: `/images/${disk}.img`, state: "sound" } as const;
+    const added = image === undefined ? [] : [{ name, kind: "image", path: image, state: "syncing" } as const];
+    return { disk, children: [local, ...added] };
   }
 
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
