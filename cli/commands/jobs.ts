@@ -54,8 +54,8 @@ export const jobCommand = defineCommand({
       throw new ColobusError("usage", `job ${verb} takes no --wait.`, "Leave it out: it is done at once.");
     }
     const call = { timeoutMs: timeoutOf(args), signal: host.interrupted };
-    const client = clientOf(args, host);
     const ask = verb === "set-speed" ? setSpeed(id, speed) : direct(verb, id, speed, force);
+    const client = clientOf(args, host);
     const job = await ask(client, call);
     if (!wait) {
       host.output.result(args.json, job, renderJob);
