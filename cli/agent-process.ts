@@ -26,8 +26,8 @@ import type { AgentConfig } from "./agent-config.ts";
 import { runFailoverHook, type PromotedVm } from "./failover-hook.ts";
 import { fencePeer, type FencedPeer } from "./fence-peer.ts";
 import type { Hook } from "./hook.ts";
-import { assertAddressesAllowed, dialRefusal, type TlsConfig } from "./tls-options.ts";
 import { LiveConfig, type ConfigSource } from "./live-config.ts";
+import { assertAddressesAllowed, assertImageAllowed, dialRefusal, type TlsConfig } from "./tls-options.ts";
 
 export interface HostPort {
   readonly host: string;
@@ -121,6 +121,7 @@ export class AgentProcess {
         const { onFailover } = live;
         return onFailover === undefined ? undefined : (vm: StartedVm) => startVm(vm, onFailover, runDirectory, log);
       },
+      assertImageAllowed: (image) => assertImageAllowed(image, config),
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });
