@@ -11,7 +11,6 @@ import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { BlockDevice, Child } from "../shared/block/block-device.ts";
-import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -25,9 +24,10 @@ import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
-import type { CopyBeforeWrite } from "./copy-before-write.ts";
-import { DiskChildren, type ChildrenContext } from "./disk-children.ts";
-import { DiskHealth } from "./disk-health.ts";
+import type { ChildrenContext } from "./disk-children.ts";
+import { DiskCopies } from "./disk-copies.ts";
+import { changesOf, originalsOf } from "./disk-forwarding.ts";
+import { DiskHealth, type FailedAccess } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { Mirroring } from "./mirroring.ts";
@@ -97,6 +97,7 @@ export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly checkpoints: PrimaryCheckpoints;
   readonly vmStates: VmStates;
+  readonly copies: DiskCopies;
   readonly mirrors: Mirrors;
   readonly verifies: VerifyJobs;
   readonly #options: PrimaryOptions;
@@ -111,8 +112,6 @@ export class PrimaryRole {
   readonly #status: PrimaryStatus;
   /** With an arbiter. */
   readonly #keeper: PermitKeeper | undefined;
-  /** By disk; empty where there are none, and none may be added. */
-  readonly #copies: readonly DiskChildren[];
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
   /** In mode `mirror`. */
@@ -143,7 +142,14 @@ export class PrimaryRole {
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
-    this.#copies = this.#openCopies();
+    this.copies = new DiskCopies({
+      context: options.copies,
+      sharesDisks: this.#shared !== undefined,
+      images: options.children,
+      tracking: options.tracking,
+      freeze: () => this.#guests.freeze(),
+      hasPivoted: (disk) => this.mirrors.hasPivoted(disk),
+    });
     this.#keeper = this.#newKeeper();
     const sizes = new Map(options.children.map(({ name, child }) => [name, child.sizeBytes]));
     this.mirrors = new Mirrors({ ...options, targets: options.mirrorTargets, disks: () => this.disks }, sizes);
@@ -194,7 +200,7 @@ export class PrimaryRole {
       mirroring: this.#mirroring,
       ack: options.ack,
       isPaired: () => this.#isPaired,
-      children: (disk) => this.#copies[disk]?.describe() ?? [],
+      children: (disk) => this.copies.describe(disk),
       verdict: () => this.#lastVerdict?.verdict,
     });
   }
@@ -206,7 +212,7 @@ export class PrimaryRole {
       isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
       flush: async (disk) => this.disks[disk]?.flushChild(),
     });
-    for (const [index, disk] of this.disks.entries()) this.#copies[index]?.start(disk);
+    this.copies.start(this.disks);
     this.#automatic.start();
     this.#keeper?.start();
     this.mirrors.start();
@@ -372,7 +378,7 @@ export class PrimaryRole {
         for (const disk of this.disks) await disk.quiet();
         for (const disk of this.disks) await disk.child.flush();
       }
-      await this.#leaveCopies(reason, isDemoted);
+      await this.copies.leave(reason, isDemoted);
     } catch (error) {
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
       await this.mirrors.stop(asColobusError(error));
@@ -390,50 +396,6 @@ export class PrimaryRole {
     } catch (error) {
       return asColobusError(error);
     }
-  }
-
-  #openCopies(): DiskChildren[] {
-    const { copies, children } = this.#options;
-    if (copies === undefined) return [];
-    return children.map(
-      ({ name, child }, index) =>
-        new DiskChildren({
-          ...copies,
-          disk: name,
-          local: child,
-          geometry: this.#geometries[index] ?? clusterGeometry(child.sizeBytes, copies.state.record.clusterBytes),
-          freeze: () => this.#guests.freeze(),
-        }),
-    );
-  }
-
-  /** The copies of a disk, for an operator's changes. Errors: `not-found`, `not-supported`. */
-  copiesOf(name: string): DiskChildren {
-    const index = this.disks.findIndex((disk) => disk.name === name);
-    if (index < 0) throw new ColobusError("not-found", `there is no disk ${name}`, "See `colobus status`.");
-    const copies = this.mirrors.hasPivoted(name) ? undefined : this.#copies[index];
-    if (copies !== undefined) return copies;
-    throw new ColobusError(
-      "not-supported",
-      `disk ${name} takes no copies beside its image here`,
-      this.#shared === undefined
-        ? "It was promoted, or the disk got another image: restart the agent when no merge is left."
-        : "A shared disk has no copies: use a mode other than `shared`.",
-    );
-  }
-
-  /** Errors: where the images alone are gone on with, why one of them is not what its disk was. */
-  async #leaveCopies(reason: ColobusError, isDemoted: boolean): Promise<void> {
-    let fault: ColobusError | undefined;
-    for (const [index, copies] of this.#copies.entries()) {
-      await copies.stop(reason);
-      const lacks = copies.localFault;
-      if (lacks === undefined || !isDemoted) continue;
-      fault = lacks;
-      // The peer is to send what the image lacks.
-      await this.#options.tracking.add(index, [...clusterRuns(copies.localDirty)]);
-    }
-    if (fault !== undefined) throw fault;
   }
 
   #newKeeper(): PermitKeeper | undefined {
@@ -525,42 +487,19 @@ export class PrimaryRole {
   }
 
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
-    const shared = this.#shared?.children[index];
-    if (shared !== undefined) return this.#sharedDisk(name, shared);
-    const own = this.#copies[index]?.child ?? child;
-    return new ReplicatedDisk(name, this.mirrors.followed(name, own), this.#guests.gate, {
-      mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
-      forward: (kind, offset, length, payload) => {
-        this.checkpoints.countWrite(length);
-        return this.#replicator.forward(kind, index, offset, length, payload);
-      },
-      room: () => this.#replicator.room(),
-      flush: () => this.#replicator.flush(),
-      failed: (offset, length, error) => {
-        this.#replicator.sendAgain(index, offset, length);
-        this.#health.failed(name, { during: "write", offset, length }, error);
-      },
-      refused: (during, offset, length, error) => this.#health.failed(name, { during, offset, length }, error),
-    });
-  }
-
-  /** Nothing is forwarded but originals, and those by the child itself. */
-  #sharedDisk(name: string, child: CopyBeforeWrite): ReplicatedDisk {
     const { gate } = this.#guests;
-    return new ReplicatedDisk(name, child, gate, {
-      mark: (offset, length) => {
-        child.prepare(offset, length);
-        return undefined;
-      },
-      forward: () => undefined,
-      room: () => undefined,
-      flush: () => undefined,
-      failed: (offset, length, error) => {
-        // A change that was refused while it waited for the secondary says nothing about the disk.
-        if (gate.state !== "refusing") this.#health.failed(name, { during: "write", offset, length }, error);
-      },
-      refused: (during, offset, length, error) => this.#health.failed(name, { during, offset, length }, error),
+    const failed = (access: FailedAccess, error: unknown): void => this.#health.failed(name, access, error);
+    const shared = this.#shared?.children[index];
+    if (shared !== undefined) return new ReplicatedDisk(name, shared, gate, originalsOf(shared, gate, failed));
+    const own = this.mirrors.followed(name, this.copies.child(index) ?? child);
+    const { tracking } = this.#options;
+    const forwarding = changesOf(index, {
+      tracking,
+      checkpoints: this.checkpoints,
+      replicator: () => this.#replicator,
+      failed,
     });
+    return new ReplicatedDisk(name, own, gate, forwarding);
   }
 
   /** What this side says of itself to a peer. */

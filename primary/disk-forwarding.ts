@@ -1,0 +1,52 @@
+import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import type { CopyBeforeWrite } from "./copy-before-write.ts";
+import type { FailedAccess } from "./disk-health.ts";
+import type { GuestGate } from "./guest-gate.ts";
+import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
+import type { Forwarding } from "./replicated-disk.ts";
+import type { Replicator } from "./replicator.ts";
+
+type Failed = (access: FailedAccess, error: unknown) => void;
+
+export interface ChangeForwarding {
+  readonly tracking: Pick<PeerTracking, "mark">;
+  readonly checkpoints: Pick<PrimaryCheckpoints, "countWrite">;
+  readonly replicator: () => Replicator;
+  readonly failed: Failed;
+}
+
+/** The changes of the disk with this index go into the stream. */
+export function changesOf(disk: number, { tracking, checkpoints, replicator, failed }: ChangeForwarding): Forwarding {
+  return {
+    mark: (offset, length) => tracking.mark(disk, offset, length),
+    forward: (kind, offset, length, payload) => {
+      checkpoints.countWrite(length);
+      return replicator().forward(kind, disk, offset, length, payload);
+    },
+    room: () => replicator().room(),
+    flush: () => replicator().flush(),
+    failed: (offset, length, error) => {
+      replicator().sendAgain(disk, offset, length);
+      failed({ during: "write", offset, length }, error);
+    },
+    refused: (during, offset, length, error) => failed({ during, offset, length }, error),
+  };
+}
+
+/** Nothing of a shared disk is forwarded but originals, and those by its child itself. */
+export function originalsOf(child: CopyBeforeWrite, gate: GuestGate, failed: Failed): Forwarding {
+  return {
+    mark: (offset, length) => {
+      child.prepare(offset, length);
+      return undefined;
+    },
+    forward: () => undefined,
+    room: () => undefined,
+    flush: () => undefined,
+    failed: (offset, length, error) => {
+      // A change that was refused while it waited for the secondary says nothing about the disk.
+      if (gate.state !== "refusing") failed({ during: "write", offset, length }, error);
+    },
+    refused: (during, offset, length, error) => failed({ during, offset, length }, error),
+  };
+}
