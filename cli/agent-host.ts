@@ -10,6 +10,7 @@ import type { Dialer } from "../shared/replication/link.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import type { PromotedVm } from "./failover-hook.ts";
 import type { FencedPeer } from "./fence-peer.ts";
+import type { Reloaded } from "./live-config.ts";
 
 /** What an agent is given by the machine that it runs on, or by the simulator. */
 export interface AgentHost {
@@ -42,6 +43,8 @@ export interface AgentOptions {
   readonly arbiter?: ((agentId: string) => Arbiter) | undefined;
   /** Makes sure that the peer serves no more, before a failover. Errors: `fence-failed`. undefined: the operator has. */
   readonly fence: ((peer: FencedPeer) => Promise<string>) | undefined;
+  /** Reads the configuration anew. Errors: `usage`. undefined: there is none to be read. */
+  readonly reload?: () => Promise<Reloaded>;
   /** Starts the VM after a failover. Errors: `hook-failed`. undefined: whoever asked for the failover does. */
   readonly startVm: ((vm: Omit<PromotedVm, "run">) => Promise<void>) | undefined;
 }

@@ -27,13 +27,13 @@ import {
   PEER_LOSS_POLICIES,
   SECONDARY_EXPORTS,
   type AckPolicy,
-  type LogLevel,
   type Mode,
   type Role,
 } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { formatImageLocation, parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
+import { agentKeysSchema, type AgentKeys } from "./agent-keys.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { Hook } from "./hook.ts";
 import { parseTls } from "./tls-options.ts";
@@ -45,56 +45,6 @@ const DISK_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$/;
 const VM_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
 /** The window must hold at least a few of the largest messages. */
 const WINDOW_MIN_BYTES = 4 * 1024 * 1024;
-
-const scalar = z.union([z.string(), z.number()]).transform(String);
-const list = z.union([scalar.transform((one) => [one]), z.array(scalar)]);
-
-/** Every flag as the operator wrote it. The configuration file has the same keys. */
-const optionsSchema = z.strictObject({
-  "vm": scalar.optional(),
-  "run": scalar.optional(),
-  "state": scalar.optional(),
-  "disk": list.optional(),
-  "peer": list.optional(),
-  "listen": scalar.optional(),
-  "mode": z.enum(MODES).optional(),
-  "ack": z.enum(ACK_POLICIES).optional(),
-  "durability": z.enum(DURABILITIES).optional(),
-  "peer-timeout": scalar.optional(),
-  "on-peer-loss": z.enum(PEER_LOSS_POLICIES).optional(),
-  "on-congestion": z.enum(CONGESTION_POLICIES).optional(),
-  "resync-speed": scalar.optional(),
-  "window": scalar.optional(),
-  "cluster-size": scalar.optional(),
-  "checkpoint-every": scalar.optional(),
-  "max-checkpoint-age": scalar.optional(),
-  "secondary-export": z.enum(SECONDARY_EXPORTS).optional(),
-  "nbd-listen": scalar.optional(),
-  "token-file": scalar.optional(),
-  "tls-cert": scalar.optional(),
-  "tls-key": scalar.optional(),
-  "tls-ca": scalar.optional(),
-  "tls-peer": list.optional(),
-  "insecure": z.boolean().optional(),
-  "create": z.boolean().optional(),
-  "assume-in-sync": z.boolean().optional(),
-  "adopt-image": z.boolean().optional(),
-  "fence-peer": scalar.optional(),
-  "fence-timeout": scalar.optional(),
-  "on-failover": scalar.optional(),
-  "on-failover-timeout": scalar.optional(),
-  "shared-mark": scalar.optional(),
-  "arbiter": list.optional(),
-  "arbiter-ttl": scalar.optional(),
-  "failover": z.enum(FAILOVER_KINDS).optional(),
-  "overlay-limit": scalar.optional(),
-  "buffer-memory": scalar.optional(),
-  "retain": scalar.optional(),
-  "control-listen": scalar.optional(),
-  "control-token-file": scalar.optional(),
-  "log-level": z.enum(LOG_LEVELS).optional(),
-});
-type Options = z.infer<typeof optionsSchema>;
 
 export interface AgentArguments {
   readonly config: string | undefined;
@@ -200,13 +150,20 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
   return ofRole;
 }
 
-/** The configuration that flags and file give together, checked. Errors: `usage`, naming the flag. */
-export async function readProcessConfig(
-  args: AgentArguments,
+/** What flags and configuration file say together; flags win. Errors: `usage`, with the place in the file. */
+export async function readAgentKeys(args: AgentArguments): Promise<AgentKeys> {
+  const path = givenOnce("--config", args.config);
+  if (path === undefined) return givenFlags(args);
+  const { readConfigFile } = await import("./config-file.ts"); // most starts have no file, and need no parser
+  return { ...readConfigFile(path), ...givenFlags(args) };
+}
+
+/** What an agent is started with, checked. Errors: `usage`, naming the flag. */
+export function processConfigOf(
+  options: AgentKeys,
   role: Role,
   env: Readonly<Record<string, string | undefined>>,
-): Promise<ProcessConfig & { readonly logLevel: LogLevel }> {
-  const options: Options = { ...(await readConfigFile(givenOnce("--config", args.config))), ...givenFlags(args) };
+): ProcessConfig {
   refuseContradictions(options);
   const vm = options.vm ?? "vm";
   if (!VM_NAME.test(vm)) throw invalid("--vm", vm, "Use letters, digits, and `.`, `_`, `-`.");
@@ -278,26 +235,14 @@ export async function readProcessConfig(
   };
 }
 
-async function readConfigFile(path: string | undefined): Promise<Options> {
-  if (path === undefined) return {};
-  const { parseConfigFile } = await import("./config-file.ts"); // most starts have no file, and need no parser
-  const checked = optionsSchema.safeParse(parseConfigFile(path));
-  if (checked.success) return checked.data;
-  throw new ColobusError(
-    "usage",
-    `the configuration file ${path} is not of the documented form: ${z.prettifyError(checked.error)}`,
-    "Its keys are the names of the flags; see `colobus primary --help`.",
-  );
-}
-
 /** The flags that were given: yargs also lists its own fields, aliases and undefined ones. */
-function givenFlags(args: AgentArguments): Options {
+function givenFlags(args: AgentArguments): AgentKeys {
   const given = Object.fromEntries(
-    Object.keys(optionsSchema.shape)
+    Object.keys(agentKeysSchema.shape)
       .map((key) => [key, args[key]] as const)
       .filter(([, value]) => value !== undefined),
   );
-  const checked = optionsSchema.safeParse(given);
+  const checked = agentKeysSchema.safeParse(given);
   if (checked.success) return checked.data;
   throw new ColobusError("usage", z.prettifyError(checked.error), "Give each flag once; see --help.");
 }
@@ -308,7 +253,7 @@ const ACK_BY_MODE = { colo: "async", mc: "async", shared: "applied", mirror: "ap
   AckPolicy
 >;
 
-function refuseContradictions(options: Options): void {
+function refuseContradictions(options: AgentKeys): void {
   if (options.mode === "mirror") refuseOnMirror(options);
   if (options.mode === "shared") refuseOnShared(options);
   else if (options["shared-mark"] !== undefined) {
@@ -333,7 +278,7 @@ function refuseContradictions(options: Options): void {
 }
 
 /** What is about checkpoints means nothing where there are none. */
-function refuseOnMirror(options: Options): void {
+function refuseOnMirror(options: AgentKeys): void {
   const noCheckpoints = "There are no checkpoints: a failover returns the last write that is stable on the secondary.";
   const refused: [string, boolean, string][] = [
     ["--checkpoint-every", isOn(options["checkpoint-every"]), noCheckpoints],
@@ -356,7 +301,7 @@ function isOn(duration: string | undefined): boolean {
 }
 
 /** What is about copies of a disk means nothing where there is one disk. */
-function refuseOnShared(options: Options): void {
+function refuseOnShared(options: AgentKeys): void {
   const refused: [string, boolean, string][] = [
     ["--ack", options.ack !== undefined, "A write waits until the secondary has the original, and for nothing else."],
     [
@@ -422,7 +367,7 @@ function parseHostPort(text: string, flag: string): HostPort {
   return { host: match[1].replace(/^\[|\]$/g, ""), port };
 }
 
-function parseControl(options: Options): ProcessConfig["control"] {
+function parseControl(options: AgentKeys): ProcessConfig["control"] {
   const { "control-listen": listen, "control-token-file": tokenFile } = options;
   if (listen === undefined || listen === "off") return undefined;
   const address = parseHostPort(listen, "--control-listen");
@@ -463,7 +408,7 @@ function parseOverlayLimit(text: string | undefined): number | undefined {
 }
 
 function parseHook(
-  options: Options,
+  options: AgentKeys,
   names: {
     readonly flag: "fence-peer" | "on-failover";
     readonly timeout: "fence-timeout" | "on-failover-timeout";

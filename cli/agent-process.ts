@@ -1,6 +1,7 @@
 import { chmodSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
+import type { LogLevel } from "../proto/words.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
@@ -22,10 +23,11 @@ import { WebSocketDialer, WebSocketListener, type ListenSecurity } from "../shar
 import { Agent } from "./agent.ts";
 import { AgentImages } from "./agent-images.ts";
 import type { AgentConfig } from "./agent-config.ts";
-import { runFailoverHook } from "./failover-hook.ts";
-import { fencePeer } from "./fence-peer.ts";
+import { runFailoverHook, type PromotedVm } from "./failover-hook.ts";
+import { fencePeer, type FencedPeer } from "./fence-peer.ts";
 import type { Hook } from "./hook.ts";
 import { assertAddressesAllowed, dialRefusal, type TlsConfig } from "./tls-options.ts";
+import { LiveConfig, type ConfigSource } from "./live-config.ts";
 
 export interface HostPort {
   readonly host: string;
@@ -52,6 +54,7 @@ export interface ProcessConfig {
   readonly onFailover: Hook | undefined;
   /** Plain WebSocket and NBD over addresses other than loopback. */
   readonly insecure: boolean;
+  readonly logLevel: LogLevel;
 }
 
 /** One agent on this machine: its sockets, and its end. */
@@ -80,15 +83,18 @@ export class AgentProcess {
         : new WebSocketListener((link) => agent.accept(link), { tls: listenSecurity(config, tls), refusals });
   }
 
-  /** Starts an agent and resolves when it serves. On an error nothing is left running. */
-  static async start(config: ProcessConfig, log: Log): Promise<AgentProcess> {
+  /**
+   * Starts an agent and resolves when it serves. On an error nothing is left running. `source`: where its configuration
+   * can be read anew; undefined: nowhere.
+   */
+  static async start(config: ProcessConfig, log: Log, source?: ConfigSource): Promise<AgentProcess> {
     assertAddressesAllowed(config);
     spareFullCollections();
     const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile, "--token-file");
     const tls =
       config.tls === undefined ? undefined : new TlsFiles({ paths: config.tls.paths, clock: new NodeClock(), log });
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
-    const { fence, onFailover } = config;
+    const live = new LiveConfig(config, source);
     const running: { process?: AgentProcess } = {};
     const { runDirectory } = config;
     const machine = { storage: new NodeStorage(), clock: new NodeClock(), random: new NodeRandom(), log };
@@ -106,15 +112,15 @@ export class AgentProcess {
       token,
       acceptsPeers: config.listen !== undefined,
       arbiter: arbiterOf(config),
-      fence: fence === undefined ? undefined : (peer) => fencePeer(fence, peer, new NodeClock(), log),
-      startVm:
-        onFailover === undefined
-          ? undefined
-          : (vm) => {
-              log.info({ command: onFailover.command, epoch: vm.epoch }, "the command that starts the VM runs");
-              const output = (line: string): void => log.info({ line }, "on-failover");
-              return runFailoverHook({ ...vm, run: runDirectory }, onFailover, { clock: new NodeClock(), output });
-            },
+      reload: () => live.reload(),
+      get fence() {
+        const { fence } = live;
+        return fence === undefined ? undefined : (peer: FencedPeer) => fencePeer(fence, peer, new NodeClock(), log);
+      },
+      get startVm() {
+        const { onFailover } = live;
+        return onFailover === undefined ? undefined : (vm: StartedVm) => startVm(vm, onFailover, runDirectory, log);
+      },
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });
@@ -195,6 +201,14 @@ function dialerOf(url: string, config: ProcessConfig, files: TlsFiles | undefine
   if (refusal !== undefined) return { url, dial: () => Promise.reject(refusal) };
   const security = files === undefined ? undefined : { files, peerNames: config.tls?.peerNames ?? [] };
   return new WebSocketDialer(url, security);
+}
+
+type StartedVm = Omit<PromotedVm, "run">;
+
+function startVm(vm: StartedVm, hook: Hook, run: string, log: Log): Promise<void> {
+  log.info({ command: hook.command, epoch: vm.epoch }, "the command that starts the VM runs");
+  const output = (line: string): void => log.info({ line }, "on-failover");
+  return runFailoverHook({ ...vm, run }, hook, { clock: new NodeClock(), output });
 }
 
 /** What makes the arbiter of an agent; undefined where none is configured. */

@@ -29,6 +29,7 @@ import type { Pulse } from "../shared/replication/pulse.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent-host.ts";
 import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
+import type { LiveSettings } from "./live-config.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 import { PeerBinding, refuse } from "./peer-binding.ts";
@@ -122,6 +123,11 @@ export class AgentRoles {
   get isUntouched(): boolean {
     const active = this.#active;
     return active.role === "Secondary" || (this.#wasPromotedHere && !active.primary.checkpoints.hasCountedWrites);
+  }
+
+  /** The part of the configuration that may change has changed. */
+  settingsChanged(settings: LiveSettings): void {
+    if (this.#active.role === "Primary") this.#active.primary.settingsChanged(settings);
   }
 
   start(): void {
@@ -460,12 +466,18 @@ export class AgentRoles {
       windowBytes: config.windowBytes,
       onPeerLoss: config.onPeerLoss,
       onCongestion: config.onCongestion,
-      resyncSpeed: config.resyncSpeed,
+      get resyncSpeed() {
+        return config.resyncSpeed;
+      },
       assumeInSync: config.assumeInSync,
       sharedMark: this.#options.sharedMark,
       unflushedThrough: unflushedThrough(state.record, host.bootId),
-      checkpointEveryMs: config.checkpointEveryMs,
-      maxCheckpointAgeMs: config.maxCheckpointAgeMs,
+      get checkpointEveryMs() {
+        return config.checkpointEveryMs;
+      },
+      get maxCheckpointAgeMs() {
+        return config.maxCheckpointAgeMs;
+      },
       lease: this.#options.lease,
     });
     exports.serveCheckpoints(undefined);

@@ -19,6 +19,7 @@ import type {
   StartAloneAnswer,
   StoredVmState,
   StoredVmStateRequest,
+  ReloadAnswer,
   ResyncAnswer,
   ResyncRequest,
   RollbackAnswer,
@@ -109,7 +110,9 @@ export class Agent implements AgentControl {
       ...options.host,
       state,
       jobs: this.#jobs,
-      fence: options.fence,
+      get fence() {
+        return options.fence;
+      },
       roles: () => this.#roles,
       takeover: () => this.#arbitration?.takeover,
       promoted: (epoch) => void this.#startVm(epoch),
@@ -312,6 +315,19 @@ export class Agent implements AgentControl {
 
   switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
     return this.#roleCommands.switchover(request, signal);
+  }
+
+  async reload(): Promise<ReloadAnswer> {
+    const { reload, config } = this.#options;
+    if (reload === undefined) throw new ColobusError("usage", "this agent has no configuration to read anew");
+    const { answer, settings } = await reload();
+    Object.assign(config, settings);
+    if (settings.resyncSpeed !== undefined) {
+      for (const job of this.#jobs.all()) if (job.state !== "concluded") job.setSpeed(settings.resyncSpeed);
+    }
+    this.#roles.settingsChanged(settings);
+    this.#emit("config-reloaded", { ...answer });
+    return answer;
   }
 
   async resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer> {

@@ -34,6 +34,16 @@ export interface Command {
   install(yargs: Argv, building: (yargs: Argv) => void, chosen: (run: RunCommand) => void): void;
 }
 
+/** A command has told itself what is wrong, as its result: only the exit code is left. */
+export class ReportedFailure extends Error {
+  readonly exit: number;
+
+  constructor(exit: number) {
+    super("the result tells what is wrong");
+    this.exit = exit;
+  }
+}
+
 /** Resolves when the signal aborts. */
 export function untilAborted(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {

@@ -100,6 +100,7 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
     fence: undefined,
     onFailover: undefined,
     insecure: false,
+    logLevel: "info",
   };
 }
 

@@ -2,6 +2,8 @@
 import type { Command } from "./command.ts";
 import { checkpointCommand, commitCommand, discardCommand } from "./commands/checkpoint.ts";
 import { completionCommand } from "./commands/completion.ts";
+import { configCommand } from "./commands/config.ts";
+import { doctorCommand } from "./commands/doctor.ts";
 import { eventsCommand } from "./commands/events.ts";
 import { failoverCommand } from "./commands/failover.ts";
 import { jobCommand, jobsCommand } from "./commands/jobs.ts";
@@ -13,6 +15,7 @@ import { protectCommand } from "./commands/protect.ts";
 import { statusCommand } from "./commands/status.ts";
 import { verifyCommand } from "./commands/verify.ts";
 import { vmstateCommand } from "./commands/vmstate.ts";
+import { supportBundleCommand } from "./commands/support-bundle.ts";
 import { waitCommand } from "./commands/wait.ts";
 
 /** In the order in which help lists them. */
@@ -37,5 +40,8 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   rollbackCommand,
   verifyCommand,
   waitCommand,
+  configCommand,
+  doctorCommand,
+  supportBundleCommand,
   completionCommand,
 ];

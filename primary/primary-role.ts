@@ -63,6 +63,7 @@ export interface PrimaryOptions {
   readonly mayBeSuperseded: boolean;
   readonly onPeerLoss: PeerLossPolicy;
   readonly onCongestion: CongestionPolicy;
+  /** This and what is said of checkpoints may change: `settingsChanged` follows. */
   readonly resyncSpeed: JobSpeed;
   /** The peer has taken over the role that this side handed to it. */
   readonly handedOver: () => void;
@@ -128,7 +129,9 @@ export class PrimaryRole {
     this.#automatic = new AutomaticCheckpoints({
       clock: options.clock,
       log: options.log,
-      everyMs: options.checkpointEveryMs,
+      get everyMs() {
+        return options.checkpointEveryMs;
+      },
       isReady: () => this.#takesBarriers,
       take: takeCheckpoint,
     });
@@ -171,7 +174,9 @@ export class PrimaryRole {
     this.#status = new PrimaryStatus({
       state: options.state,
       clock: options.clock,
-      maxCheckpointAgeMs: options.maxCheckpointAgeMs,
+      get maxCheckpointAgeMs() {
+        return options.maxCheckpointAgeMs;
+      },
       disks: this.disks,
       health: this.#health,
       guests: this.#guests,
@@ -608,6 +613,13 @@ export class PrimaryRole {
     if (this.#mirroring !== undefined) this.#mirroring.inSync();
     else if (this.checkpoints.committed === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
+  }
+
+  /** Takes up what has changed in the options. */
+  settingsChanged({ resyncSpeed }: { readonly resyncSpeed?: JobSpeed }): void {
+    if (resyncSpeed !== undefined) this.#syncs.setSpeed(resyncSpeed);
+    this.#automatic.restart();
+    this.#notify();
   }
 
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */

@@ -346,6 +346,15 @@ export const switchoverAnswerSchema = z.object({
   lineage: z.string(),
 });
 export type SwitchoverAnswer = z.infer<typeof switchoverAnswerSchema>;
+export const reloadRequestSchema = z.strictObject({});
+export const reloadAnswerSchema = z.object({
+  /** Keys of the configuration that have another value now, and are taken up. */
+  applied: z.array(z.string()),
+  /** Keys that have another value now than the agent was started with, and need a restart. */
+  needsRestart: z.array(z.string()),
+});
+export type ReloadAnswer = z.infer<typeof reloadAnswerSchema>;
+
 export const resyncRequestSchema = z.strictObject({ giveUpCheckpoint: z.boolean().default(false), timeoutMs });
 export type ResyncRequest = z.infer<typeof resyncRequestSchema>;
 export const resyncAnswerSchema = z.object({
@@ -421,6 +430,8 @@ export interface AgentControl {
   connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer>;
   startAlone(): Promise<StartAloneAnswer>;
   switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer>;
+  /** Reads the configuration file anew. */
+  reload(): Promise<ReloadAnswer>;
   resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer>;
   rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer>;
   /** Begins to compare the replicas. */

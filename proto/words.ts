@@ -201,5 +201,6 @@ export const EVENT_TYPES = [
   "vm-started",
   "vm-start-failed",
   "protection-changed",
+  "config-reloaded",
 ] as const;
 export type EventType = (typeof EVENT_TYPES)[number];

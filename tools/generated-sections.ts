@@ -7,6 +7,7 @@
  * and is written by `generate-docs.ts`. A test fails when a file and the code disagree.
  */
 import { ERRORS } from "../proto/errors.ts";
+import { configTable } from "./config-tables.ts";
 import { requestTable, statusTable } from "./control-tables.ts";
 import { diskErrorTable } from "./disk-error-rows.ts";
 import { limitTables } from "./limit-tables.ts";
@@ -73,6 +74,7 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   { name: "operations", file: "docs/protocol.md", body: operationTable() },
   { name: "requests", file: "docs/control-api.md", body: requestTable() },
   { name: "status", file: "docs/control-api.md", body: statusTable() },
+  { name: "configuration", file: "docs/configuration.md", body: configTable() },
   { name: "metrics", file: "docs/metrics.md", body: metricTable() },
   ...limits(),
 ];

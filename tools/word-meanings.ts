@@ -214,6 +214,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "vm-start-failed": "The command of `--on-failover` has failed; the promotion stands, and the data has the reason.",
   "takeover-failed": "This side does not take over by itself, or could not; the data has the reason.",
   "protection-changed": "The VM became protected, or stopped being so; the data has the reason.",
+  "config-reloaded":
+    "The configuration file was read anew; the data has the keys that were taken up, and those that need a restart.",
 };
 
 export const VERDICT_KIND_MEANINGS: Record<VerdictKind, string> = {

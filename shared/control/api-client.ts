@@ -24,6 +24,7 @@ import {
   rejoinAnswerSchema,
   startAloneAnswerSchema,
   switchoverAnswerSchema,
+  reloadAnswerSchema,
   resyncAnswerSchema,
   rollbackAnswerSchema,
   statusSchema,
@@ -46,6 +47,7 @@ import {
   type RejoinAnswer,
   type RejoinRequest,
   type StartAloneAnswer,
+  type ReloadAnswer,
   type ResyncAnswer,
   type ResyncRequest,
   type RollbackAnswer,
@@ -133,6 +135,11 @@ export class ControlClient {
   /** Events after `afterSequence` that the agent still keeps, oldest first. */
   events(afterSequence: number, options: CallOptions = {}): Promise<AgentEvent[]> {
     return this.#get(`/v1/events?after=${afterSequence}`, z.array(eventSchema), options);
+  }
+
+  /** Has the agent read its configuration file anew. */
+  reload(options: CallOptions = {}): Promise<ReloadAnswer> {
+    return this.#call("POST", "/v1/reload", {}, reloadAnswerSchema, options);
   }
 
   job(id: string, verb: JobVerb, options: CallOptions = {}): Promise<JobStatus> {

@@ -24,6 +24,7 @@ import {
   startAloneRequestSchema,
   switchoverRequestSchema,
   JOB_VERBS,
+  reloadRequestSchema,
   resyncRequestSchema,
   rollbackRequestSchema,
   verifyRequestSchema,
@@ -239,6 +240,10 @@ export class ControlServer {
     this.#route("POST", "/v1/failover", (request, _reply, signal) =>
       control.failover(parseFields(failoverRequestSchema, request.body ?? {}), signal),
     );
+    this.#route("POST", "/v1/reload", (request) => {
+      parseFields(reloadRequestSchema, request.body ?? {});
+      return control.reload();
+    });
     this.#route("POST", "/v1/resync", (request, _reply, signal) =>
       control.resync(parseFields(resyncRequestSchema, request.body ?? {}), signal),
     );

@@ -24,6 +24,7 @@ import type {
   SwitchoverRequest,
   VmStateAnswer,
   VmStateRequest,
+  ReloadAnswer,
   ResyncAnswer,
   ResyncRequest,
   RollbackAnswer,
@@ -169,6 +170,11 @@ export class FakeAgentControl implements AgentControl {
   async switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {
     await this.#called("switchover", request, signal);
     return { role: "Secondary", lineage: "2".repeat(32) };
+  }
+
+  async reload(): Promise<ReloadAnswer> {
+    await this.#called("reload", {}, undefined);
+    return { applied: ["log-level"], needsRestart: ["window"] };
   }
 
   async resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer> {
