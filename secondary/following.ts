@@ -26,6 +26,7 @@ export class Following {
   readonly #isMirror: boolean;
   #isOn: boolean;
   #lastStableAtMs: number;
+  #stableSequence = 0;
 
   constructor(options: FollowingOptions) {
     this.#options = options;
@@ -54,7 +55,7 @@ export class Following {
       await state.update((record) => ({ ...record, acksUnsynced }));
     }
     this.#isOn = true;
-    this.stable();
+    this.#lastStableAtMs = this.#options.clock.wallMs();
   }
 
   /**
@@ -71,8 +72,10 @@ export class Following {
     this.#isOn = false;
   }
 
-  /** A write has become stable. */
-  stable(): void {
+  /** The stream of the present session is stable up to that operation. */
+  stableThrough(sequence: number): void {
+    if (sequence === this.#stableSequence) return;
+    this.#stableSequence = sequence;
     this.#lastStableAtMs = this.#options.clock.wallMs();
   }
 }

@@ -63,15 +63,22 @@ export class OverlaySpace {
     );
   }
 
-  /** A checkpoint has become worth its while: asks for one. */
+  /** A checkpoint has become worth its while: asks for one, where there can be one. */
   want(): void {
+    if (!this.#mayWant) return;
     this.#options.emit("checkpoint-wanted", { ...this.describeWanted() });
     this.#options.wanted();
   }
 
   /** Whether a checkpoint is worth its while. */
   get isWanting(): boolean {
+    if (!this.#mayWant) return false;
     return this.quota?.isAboveMark === true || this.#options.bufferMemory.isAboveMark;
+  }
+
+  /** In mode `mirror` overlays grow in a sync only, in which no checkpoint can be taken. */
+  get #mayWant(): boolean {
+    return this.#options.state.record.mode !== "mirror";
   }
 
   /** Why the overlays cannot take writes now, with the figures, if they cannot. */

@@ -311,7 +311,7 @@ export class ReplicaSession {
       follows: () => options.following.isOn,
       makeRoom: () => options.checkpoints.makeRoom(),
       acknowledge: (received, stable) => {
-        options.following.stable();
+        options.following.stableThrough(stable);
         this.#session.send({ type: "ack", received, stable });
       },
       applied: (operations, bytes) => {

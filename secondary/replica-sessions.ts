@@ -185,9 +185,8 @@ export class ReplicaSessions {
     if (space.full === undefined && faults.waits === undefined) this.#current?.unstall();
   }
 
-  /** Asks the primary for a checkpoint. In mode `mirror` overlays grow in a sync only, in which none can be taken. */
+  /** Asks the primary for a checkpoint. */
   tellWanted(): void {
-    if (this.#options.state.record.mode === "mirror") return;
     this.#current?.notify({ type: "wanted", ...this.#options.space.describeWanted() });
   }
 
