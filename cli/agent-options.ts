@@ -26,7 +26,9 @@ import {
   MODES,
   PEER_LOSS_POLICIES,
   SECONDARY_EXPORTS,
+  type AckPolicy,
   type LogLevel,
+  type Mode,
   type Role,
 } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
@@ -34,6 +36,7 @@ import { formatImageLocation, parseImageLocation, type ImageLocation } from "../
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { Hook } from "./hook.ts";
+import { parseTls } from "./tls-options.ts";
 import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
@@ -68,6 +71,10 @@ const optionsSchema = z.strictObject({
   "secondary-export": z.enum(SECONDARY_EXPORTS).optional(),
   "nbd-listen": scalar.optional(),
   "token-file": scalar.optional(),
+  "tls-cert": scalar.optional(),
+  "tls-key": scalar.optional(),
+  "tls-ca": scalar.optional(),
+  "tls-peer": list.optional(),
   "insecure": z.boolean().optional(),
   "create": z.boolean().optional(),
   "assume-in-sync": z.boolean().optional(),
@@ -114,9 +121,12 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
       "cluster-size",
       text(`Unit of copy-before-write (${formatBytes(CLUSTER_DEFAULT_BYTES)}); the same on both sides`),
     )
-    .option("peer", many("URL of the peer that this agent dials: ws://HOST:PORT"))
+    .option("peer", many("URL of the peer that this agent dials: wss://HOST:PORT, or ws:// without TLS"))
     .option("listen", text("HOST:PORT where the peer connects"))
-    .option("ack", word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async)"))
+    .option(
+      "ack",
+      word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async; applied in mode mirror)"),
+    )
     .option("window", text(`Bytes under way to the secondary at most (${formatBytes(WINDOW_DEFAULT_BYTES)})`))
     .option("checkpoint-every", text("Take a checkpoint of the disks by itself this often (off)"))
     .option("max-checkpoint-age", text("Older checkpoints count as no protection (off)"))
@@ -160,6 +170,10 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("control-listen", text("Serve the control API on this HOST:PORT as well (off)"))
     .option("nbd-listen", text("Serve the exports on this HOST:PORT as well"))
     .option("token-file", text("File with the pre-shared token that both agents hold"))
+    .option("tls-cert", text("This agent's certificate (PEM): --listen speaks TLS then, and a wss:// peer is shown it"))
+    .option("tls-key", text("The key of that certificate"))
+    .option("tls-ca", text("Certificate authority whose certificates are believed"))
+    .option("tls-peer", many("Name that the peer's certificate must have; repeat it for each (whom it first met)"))
     .option("insecure", flag("Allow unencrypted links beyond this machine"))
     .option("log-level", word(LOG_LEVELS, "Least severe lines to log (info)"));
   const ofRole =
@@ -217,8 +231,7 @@ export async function readProcessConfig(
       stateDirectory: resolve(options.state),
       disks,
       peers,
-      // Originals are acknowledged as soon as they are stable.
-      ack: options.ack ?? (options.mode === "shared" ? "applied" : "async"),
+      ack: options.ack ?? ACK_BY_MODE[options.mode ?? "colo"],
       durability: options.durability ?? "power",
       peerTimeoutMs: positive(
         parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"),
@@ -251,6 +264,7 @@ export async function readProcessConfig(
     listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
     tokenFile: options["token-file"],
+    tls: parseTls(options, options["token-file"] !== undefined),
     fence: parseHook(options, { flag: "fence-peer", timeout: "fence-timeout", defaultMs: FENCE_TIMEOUT_DEFAULT_MS }),
     onFailover: parseHook(options, {
       flag: "on-failover",
@@ -288,7 +302,6 @@ function givenFlags(args: AgentArguments): Options {
 
 function refuseUnavailable(options: Options): void {
   const refused: [string, string | undefined, readonly string[]][] = [
-    ["--mode", options.mode, ["colo", "mc", "shared"]],
     ["--control-listen", options["control-listen"], ["off"]],
   ];
   for (const [flag, value, available] of refused) {
@@ -298,7 +311,14 @@ function refuseUnavailable(options: Options): void {
   }
 }
 
+/** Originals are acknowledged as soon as they are stable; where there are no epochs, what guests are told is what counts. */
+const ACK_BY_MODE = { colo: "async", mc: "async", shared: "applied", mirror: "applied" } as const satisfies Record<
+  Mode,
+  AckPolicy
+>;
+
 function refuseContradictions(options: Options): void {
+  if (options.mode === "mirror") refuseOnMirror(options);
   if (options.mode === "shared") refuseOnShared(options);
   else if (options["shared-mark"] !== undefined) {
     throw invalid("--shared-mark", options["shared-mark"], "It is for --mode shared.");
@@ -308,7 +328,7 @@ function refuseContradictions(options: Options): void {
   }
   if (options["on-congestion"] !== "detach") return;
   const contradictions: [string, string | undefined, string][] = [
-    ["--ack", options.ack, "async"],
+    ["--ack", options.ack ?? ACK_BY_MODE[options.mode ?? "colo"], "async"],
     ["--on-peer-loss", options["on-peer-loss"], "continue"],
   ];
   for (const [flag, value, required] of contradictions) {
@@ -319,6 +339,29 @@ function refuseContradictions(options: Options): void {
       `Detaching lets writes go on that ${flag} ${value} has wait: leave one out.`,
     );
   }
+}
+
+/** What is about checkpoints means nothing where there are none. */
+function refuseOnMirror(options: Options): void {
+  const noCheckpoints = "There are no checkpoints: a failover returns the last write that is stable on the secondary.";
+  const refused: [string, boolean, string][] = [
+    ["--checkpoint-every", isOn(options["checkpoint-every"]), noCheckpoints],
+    ["--max-checkpoint-age", isOn(options["max-checkpoint-age"]), noCheckpoints],
+    ["--retain", options.retain !== undefined && options.retain !== "0", noCheckpoints],
+    [
+      "--secondary-export read-write",
+      options["secondary-export"] === "read-write",
+      "The export is the disk that the primary writes: read-only, or off.",
+    ],
+    ["--arbiter", options.arbiter !== undefined, "Nobody takes over by itself in this mode in this release."],
+  ];
+  for (const [flag, isGiven, why] of refused) {
+    if (isGiven) throw new ColobusError("usage", `--mode mirror and ${flag} contradict each other`, why);
+  }
+}
+
+function isOn(duration: string | undefined): boolean {
+  return duration !== undefined && duration !== "off";
 }
 
 /** What is about copies of a disk means nothing where there is one disk. */
@@ -377,10 +420,8 @@ function absolute<T extends { readonly path: string }>(location: T): T {
 }
 
 function parsePeer(text: string): string {
-  if (text.startsWith("wss:"))
-    throw invalid("--peer", text, "TLS is not available in this release; use ws:// within a protected network.");
-  if (URL.canParse(text) && new URL(text).protocol === "ws:") return text;
-  throw invalid("--peer", text, "Write ws://HOST:PORT.");
+  if (URL.canParse(text) && ["ws:", "wss:"].includes(new URL(text).protocol)) return text;
+  throw invalid("--peer", text, "Write wss://HOST:PORT, or ws://HOST:PORT without TLS.");
 }
 
 function parseHostPort(text: string, flag: string): HostPort {

@@ -4,7 +4,6 @@ import { ColobusError } from "../proto/errors.ts";
 import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
-import { parseImageLocation } from "../shared/block/image-location.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
 import { VmStateSocket } from "../shared/control/vm-state-socket.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
@@ -14,14 +13,18 @@ import type { Log } from "../shared/host/log.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import { NodeRandom } from "../shared/host/node-random.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
+import { RefusalLog } from "../shared/host/refusal-log.ts";
+import { TlsFiles } from "../shared/host/tls-files.ts";
 import { NbdServer } from "../shared/nbd/server.ts";
-import { WebSocketDialer, WebSocketListener } from "../shared/replication/websocket-link.ts";
+import type { Dialer } from "../shared/replication/link.ts";
+import { WebSocketDialer, WebSocketListener, type ListenSecurity } from "../shared/replication/websocket-link.ts";
 import { Agent } from "./agent.ts";
 import { AgentImages } from "./agent-images.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { runFailoverHook } from "./failover-hook.ts";
 import { fencePeer } from "./fence-peer.ts";
 import type { Hook } from "./hook.ts";
+import { assertAddressesAllowed, dialRefusal, type TlsConfig } from "./tls-options.ts";
 
 export interface HostPort {
   readonly host: string;
@@ -37,6 +40,8 @@ export interface ProcessConfig {
   /** Where the exports are served over TCP beside the unix socket. */
   readonly nbdListen: HostPort | undefined;
   readonly tokenFile: string | undefined;
+  /** undefined: no TLS. */
+  readonly tls: TlsConfig | undefined;
   /** URLs of the members of one etcd cluster; none: there is no arbiter. */
   readonly arbiters: readonly string[];
   /** Run before a failover; undefined: none. */
@@ -56,15 +61,21 @@ export class AgentProcess {
   readonly #control: ControlServer;
   readonly #vmStates: VmStateSocket;
   readonly #listener: WebSocketListener | undefined;
+  readonly #tls: TlsFiles | undefined;
   #listenPort: number | undefined;
   #stopped: Promise<void> | undefined;
 
-  private constructor(agent: Agent, log: Log, accepts: boolean) {
+  private constructor(agent: Agent, log: Log, config: ProcessConfig, tls: TlsFiles | undefined) {
     this.agent = agent;
+    this.#tls = tls;
     this.#nbd = new NbdServer({ directory: agent.exports, clock: new NodeClock(), log });
     this.#control = new ControlServer({ control: agent, log });
     this.#vmStates = new VmStateSocket({ control: agent, log });
-    this.#listener = accepts ? new WebSocketListener((link) => agent.accept(link)) : undefined;
+    const refusals = new RefusalLog({ clock: new NodeClock(), log, port: "replication" });
+    this.#listener =
+      config.listen === undefined
+        ? undefined
+        : new WebSocketListener((link) => agent.accept(link), { tls: listenSecurity(config, tls), refusals });
   }
 
   /** Starts an agent and resolves when it serves. On an error nothing is left running. */
@@ -72,6 +83,8 @@ export class AgentProcess {
     assertAddressesAllowed(config);
     spareFullCollections();
     const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile);
+    const tls =
+      config.tls === undefined ? undefined : new TlsFiles({ paths: config.tls.paths, clock: new NodeClock(), log });
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
     const { fence, onFailover } = config;
     const running: { process?: AgentProcess } = {};
@@ -83,7 +96,7 @@ export class AgentProcess {
         images: new AgentImages({ ...machine, runDirectory }),
         bootId: readBootId(),
         pid: process.pid,
-        dialer: (url) => new WebSocketDialer(url),
+        dialer: (url) => dialerOf(url, config, tls),
         eventLoopDelay: new EventLoopDelay(new NodeClock()),
       },
       config: config.agent,
@@ -102,7 +115,8 @@ export class AgentProcess {
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });
-    const started = new AgentProcess(agent, log, config.listen !== undefined);
+    const started = new AgentProcess(agent, log, config, tls);
+    tls?.watch();
     running.process = started;
     try {
       await started.#listen(config);
@@ -116,6 +130,11 @@ export class AgentProcess {
   /** The port on which the agent accepts its peer. */
   get listenPort(): number | undefined {
     return this.#listenPort;
+  }
+
+  /** Reads certificates and keys again; sessions that run go on. */
+  reload(): void {
+    this.#tls?.reload();
   }
 
   /** Sends the exports' clients away. */
@@ -142,6 +161,7 @@ export class AgentProcess {
   }
 
   async #stop(): Promise<void> {
+    this.#tls?.stop();
     this.agent.leave();
     await this.#vmStates.close();
     await this.#nbd.close();
@@ -151,57 +171,25 @@ export class AgentProcess {
   }
 }
 
+/** The listener speaks TLS where this side has a certificate. */
+function listenSecurity({ tls, tokenFile }: ProcessConfig, files: TlsFiles | undefined): ListenSecurity | undefined {
+  if (tls === undefined || files === undefined || tls.paths.cert === undefined) return undefined;
+  return { files, requiresCertificate: tokenFile === undefined, peerNames: tls.peerNames };
+}
+
+/** Dials a peer, whoever has named it: a command may give another URL than the configuration. */
+function dialerOf(url: string, config: ProcessConfig, files: TlsFiles | undefined): Dialer {
+  const refusal = dialRefusal(url, config);
+  if (refusal !== undefined) return { url, dial: () => Promise.reject(refusal) };
+  const security = files === undefined ? undefined : { files, peerNames: config.tls?.peerNames ?? [] };
+  return new WebSocketDialer(url, security);
+}
+
 /** What makes the arbiter of an agent; undefined where none is configured. */
 function arbiterOf({ arbiters, agent }: ProcessConfig): ((agentId: string) => Arbiter) | undefined {
   if (arbiters.length === 0) return undefined;
   const { vm, arbiterTtlMs: ttlMs = LEASE_TTL_DEFAULT_MS } = agent;
   return (agentId) => new EtcdArbiter({ endpoints: arbiters, vm, agentId, ttlMs, clock: new NodeClock() });
-}
-
-/** Only `--insecure` lets anything unencrypted cross a network. */
-function assertAddressesAllowed(config: ProcessConfig): void {
-  if (config.insecure) return;
-  const arbiter = config.arbiters.find((url) => url.startsWith("http:") && !isLoopback(new URL(url).hostname));
-  if (arbiter !== undefined) {
-    throw new ColobusError(
-      "usage",
-      `${arbiter} is not encrypted and leaves this machine`,
-      "Use https://; or keep the way to the arbiter within a protected network and say --insecure.",
-    );
-  }
-  const plain = config.agent.peers.find((url) => url.startsWith("ws:") && !isLoopback(new URL(url).hostname));
-  if (plain !== undefined) {
-    throw new ColobusError(
-      "usage",
-      `${plain} is not encrypted and leaves this machine`,
-      "Keep the link within a protected network and say --insecure, together with --token-file.",
-    );
-  }
-  for (const { image } of config.agent.disks) {
-    const location = parseImageLocation(image);
-    if (location.kind !== "nbd" || location.address.kind === "unix" || isLoopback(location.address.host)) continue;
-    throw new ColobusError(
-      "usage",
-      `${image} is not encrypted and leaves this machine`,
-      "Keep the way to the server within a protected network and say --insecure.",
-    );
-  }
-  for (const [flag, address] of [
-    ["--listen", config.listen],
-    ["--nbd-listen", config.nbdListen],
-  ] as const) {
-    if (address !== undefined && !isLoopback(address.host)) {
-      throw new ColobusError(
-        "usage",
-        `${flag} ${address.host}:${address.port} is open to the network and not encrypted`,
-        "Listen on a loopback address, or keep it within a protected network and say --insecure.",
-      );
-    }
-  }
-}
-
-function isLoopback(host: string): boolean {
-  return host === "localhost" || host === "[::1]" || host === "::1" || /^127\.\d+\.\d+\.\d+$/.test(host);
 }
 
 /** The pre-shared token: the file's content without the white space around it. */

@@ -29,6 +29,7 @@ import type { AgentOptions } from "./agent-host.ts";
 import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
+import { PeerBinding, refuse } from "./peer-binding.ts";
 import type { Judged } from "./verdict-answer.ts";
 
 export interface ActivePrimary {
@@ -82,10 +83,12 @@ export class AgentRoles {
   #stopping = false;
   #isStarting = true;
   readonly #lostSyncs: LostSyncs;
+  readonly #binding: PeerBinding;
 
   /** Takes up the recorded role. Errors: those of opening the images. */
   constructor(options: AgentRolesOptions) {
     this.#options = options;
+    this.#binding = new PeerBinding({ ...options.agent.host, state: options.state });
     this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
     const { record } = options.state;
     this.vmStates = new VmStateStore({
@@ -123,10 +126,11 @@ export class AgentRoles {
   }
 
   accept(link: Link, ended?: (wasOpen: boolean) => void): void {
-    if (this.#stopping) {
-      link.start({ message: () => undefined, closed: () => ended?.(false) });
-      link.close(new ColobusError("shutting-down", "the agent is being stopped", "Try again later."));
-    } else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended);
+    const refusal = this.#stopping
+      ? new ColobusError("shutting-down", "the agent is being stopped", "Try again later.")
+      : this.#binding.refusalOf(link);
+    if (refusal !== undefined) refuse(link, refusal, () => ended?.(false));
+    else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended);
     else this.#active.secondary.accept(link, ended);
   }
 
@@ -150,7 +154,7 @@ export class AgentRoles {
       const hello = role().hello();
       const { peerTimeoutMs } = config;
       const judged = await probePeer({
-        dialer: host.dialer(url),
+        dialer: this.#binding.guard(host.dialer(url)),
         clock: host.clock,
         hello,
         token,
@@ -286,7 +290,7 @@ export class AgentRoles {
     if (url === undefined || this.#stopping) return;
     const { host } = this.#options.agent;
     const connector: Connector = new Connector({
-      dialer: host.dialer(url),
+      dialer: this.#binding.guard(host.dialer(url)),
       clock: host.clock,
       random: host.random,
       isWanted: () => {
@@ -295,6 +299,7 @@ export class AgentRoles {
       },
       connected: (link) => this.accept(link, (wasOpen) => connector.lost(wasOpen)),
       failed: (reason) => {
+        this.#binding.told(reason, url);
         const active = this.#active;
         if (active.role === "Primary") active.primary.dialFailed(reason);
         else active.secondary.dialFailed(reason);
@@ -365,7 +370,7 @@ export class AgentRoles {
       const disk = secondary.disks.find((candidate) => candidate.name === name);
       if (disk !== undefined) exports.put(name, state.record.vm, disk.view, secondaryExport === "read-only");
     }
-    exports.serveCheckpoints(checkpointExportsOf(secondary));
+    if (state.record.mode !== "mirror") exports.serveCheckpoints(checkpointExportsOf(secondary));
   }
 
   #openPrimary(): ActivePrimary {

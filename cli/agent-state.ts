@@ -37,11 +37,12 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     if (config.adoptImages) await adoptImages(host.images, existing, config);
     assertSame(existing.record, config);
     const isSuspect = await mayHaveLostData(existing.record, host);
+    const isTorn = await mayBeTorn(existing.record, host);
     const lostBarriers = await hasLostBarriers(existing.record, host);
     // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
     // overlays by it, so it has to stand first.
     await existing.update((record) => ({
-      ...(isSuspect ? suspect(record, newId(host.random)) : record),
+      ...(isSuspect ? suspect(record, newId(host.random)) : isTorn ? torn(record) : record),
       durability: config.durability,
       unflushedThrough: lostBarriers ? record.epochReserved : record.unflushedThrough,
       lostSyncs: stillLost(record, host.bootId),
@@ -51,6 +52,12 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
       host.log.warn(
         { durability: "process" },
         "the host, or a server of an image, has died since this agent last ran, and it never fsyncs: everything is sent or compared again",
+      );
+    }
+    if (isTorn) {
+      host.log.warn(
+        { mode: "mirror" },
+        "the host, or a server of an image, has died, and what guests were told of was not fsynced here: this side is Inconsistent until its next sync",
       );
     }
   } catch (error) {
@@ -81,6 +88,18 @@ async function mayHaveLostData(record: StateRecord, { bootId, images }: StateHos
   if (record.durability !== "process" || !isUnclean) return false;
   if (record.bootId !== bootId) return true;
   return record.mode !== "shared" && (record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "own"));
+}
+
+/** Whether images of mode `mirror` may lack a write, and have a later one, which no disk would after a crash. */
+async function mayBeTorn(record: StateRecord, { bootId, images }: StateHost): Promise<boolean> {
+  const isUnclean = record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null);
+  if (record.acksUnsynced !== true || record.role !== "Secondary" || !isUnclean) return false;
+  return record.bootId !== bootId || images.haveLostWrites(record.disks, "own");
+}
+
+/** There is no state to return to; what the primary knows of this side's copy stands, for it was told of what is durable. */
+function torn(record: StateRecord): StateRecord {
+  return { ...record, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [], acksUnsynced: false };
 }
 
 /**

@@ -53,6 +53,7 @@ import { describeFailoverKind, openArbitration, type Arbitration } from "./arbit
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
+import { assertEpochs } from "./no-epochs.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
@@ -241,6 +242,7 @@ export class Agent implements AgentControl {
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     if (request.vmstate === true && !request.prepare) {
       throw new ColobusError(
         "usage",
@@ -256,6 +258,7 @@ export class Agent implements AgentControl {
     content: AsyncIterator<Uint8Array, unknown>,
     signal: AbortSignal,
   ): Promise<CheckpointAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     return this.#primary("checkpoint").vmStates.checkpoint(request, content, signal);
   }
 
@@ -264,6 +267,7 @@ export class Agent implements AgentControl {
     content: AsyncIterator<Uint8Array, unknown>,
     signal: AbortSignal,
   ): Promise<VmStateAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     return this.#primary("checkpoint").vmStates.receive(request, content, signal);
   }
 
@@ -272,10 +276,12 @@ export class Agent implements AgentControl {
   }
 
   async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
+    assertEpochs(this.#state.record.mode, "commit");
     return this.#primary("commit").vmStates.commit(request, signal);
   }
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
+    assertEpochs(this.#state.record.mode, "discard");
     return this.#primary("discard").checkpoints.discard(request.epoch, request.timeoutMs, signal);
   }
 
@@ -304,6 +310,7 @@ export class Agent implements AgentControl {
   }
 
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
+    assertEpochs(this.#state.record.mode, "rollback");
     return this.#changes.rollBack(request, signal);
   }
 

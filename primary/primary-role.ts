@@ -28,6 +28,7 @@ import type { CopyBeforeWrite } from "./copy-before-write.ts";
 import { DiskHealth } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
+import { Mirroring } from "./mirroring.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
@@ -102,6 +103,8 @@ export class PrimaryRole {
   readonly #keeper: PermitKeeper | undefined;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
+  /** In mode `mirror`. */
+  readonly #mirroring: Mirroring | undefined;
   /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
   #unflushed: number[] = [];
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
@@ -111,16 +114,17 @@ export class PrimaryRole {
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
     this.#syncs = new SyncJobs(options.jobs, options.resyncSpeed);
+    const takeCheckpoint = (): Promise<unknown> =>
+      this.checkpoints.checkpoint(
+        { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
+        new AbortController().signal,
+      );
     this.#automatic = new AutomaticCheckpoints({
       clock: options.clock,
       log: options.log,
       everyMs: options.checkpointEveryMs,
       isReady: () => this.#takesBarriers,
-      take: () =>
-        this.checkpoints.checkpoint(
-          { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
-          new AbortController().signal,
-        ),
+      take: takeCheckpoint,
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
@@ -139,6 +143,14 @@ export class PrimaryRole {
         return this.#shared?.protect();
       },
     });
+    if (record.mode === "mirror") {
+      this.#mirroring = new Mirroring({
+        ...options,
+        checkpoints: this.checkpoints,
+        isEstablished: () => this.isEstablished,
+        take: takeCheckpoint,
+      });
+    }
     this.vmStates = new VmStates({ ...options, checkpoints: this.checkpoints });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
@@ -160,6 +172,8 @@ export class PrimaryRole {
       syncs: this.#syncs,
       verifies: this.verifies,
       checkpoints: this.checkpoints,
+      mirroring: this.#mirroring,
+      ack: options.ack,
       isPaired: () => this.#isPaired,
       verdict: () => this.#lastVerdict?.verdict,
     });
@@ -315,6 +329,7 @@ export class PrimaryRole {
    */
   async stop(drainMs: number): Promise<ColobusError | undefined> {
     this.#automatic.stop();
+    this.#mirroring?.stop();
     this.#health.stop();
     let timer: Timer | undefined;
     const timeout = new Promise<void>((resolve) => {
@@ -331,6 +346,7 @@ export class PrimaryRole {
     try {
       // What this side holds back of a disk that another host writes by now must never get there.
       if (record.mode !== "shared" || !record.outdated) {
+        for (const disk of this.disks) await disk.quiet();
         for (const { child } of this.#options.children) await child.flush();
       }
     } catch (error) {
@@ -387,10 +403,14 @@ export class PrimaryRole {
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),
       inSync: () => this.#inSync(),
-      syncInterrupted: (reason) => this.#syncs.end(reason),
+      syncInterrupted: (reason) => {
+        this.#mirroring?.lacks();
+        this.#syncs.end(reason);
+      },
       notified: (notice) => this.#notified(notice),
       paused: () => this.#paused(),
       lost: (reason) => {
+        this.#mirroring?.lacks();
         this.#syncs.end(reason);
         if (options.onPeerLoss === "freeze") this.#guests.freeze();
         this.#notify();
@@ -510,6 +530,7 @@ export class PrimaryRole {
   }
 
   #startSync(kind: "full-sync" | "resync"): void {
+    this.#mirroring?.lacks();
     this.#syncs.start({
       type: kind,
       replicator: this.#replicator,
@@ -529,12 +550,14 @@ export class PrimaryRole {
       this.#guests.release();
     }
     this.#notify();
-    if (this.checkpoints.committed === 0) this.#automatic.want();
+    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    else if (this.checkpoints.committed === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
   }
 
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
   #paused(): void {
+    this.#mirroring?.lacks();
     this.checkpoints.disown(this.#unflushed.splice(0));
     this.#notify();
     if (this.#shared !== undefined && this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
@@ -548,7 +571,9 @@ export class PrimaryRole {
       return;
     }
     this.checkpoints.givenUp(notice.throughEpoch);
-    if (this.isEstablished) this.#automatic.want();
+    if (!this.isEstablished) return;
+    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    else this.#automatic.want();
   }
 
   #notify(): void {

@@ -51,6 +51,10 @@ export class ReplicatedDisk implements BlockDevice {
   #requests = 0;
   /** Pieces of writes that the child has not taken yet, and their requests go on without. */
   #aheadBytes = 0;
+  /** Changes that the child has begun and is not done with. */
+  #changesUnderWay = 0;
+  /** Called once there are none. */
+  readonly #quiet: (() => void)[] = [];
 
   constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
     this.name = name;
@@ -136,6 +140,14 @@ export class ReplicatedDisk implements BlockDevice {
   /** Whether a change of any byte of the range is under way, or waits for another. */
   isBusy(offset: number, length: number): boolean {
     return this.#lock.overlaps(offset, length);
+  }
+
+  /** Resolves when the child has no change under way. Once guests are refused it is given no more. */
+  quiet(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.#changesUnderWay === 0) resolve();
+      else this.#quiet.push(resolve);
+    });
   }
 
   /** Resolves when no change that has passed the gate by now is under way on the local child any more. */
@@ -225,7 +237,7 @@ export class ReplicatedDisk implements BlockDevice {
     }
     if (marked === undefined) return hold;
     return marked.then(
-      () => hold,
+      () => (this.#gate.state === "open" ? hold : this.#mark(hold, offset, length)),
       (error: unknown) => {
         this.#lock.release(hold);
         throw error;
@@ -301,6 +313,20 @@ export class ReplicatedDisk implements BlockDevice {
     }
   }
 
+  /** A change that the child takes its time for. */
+  async #underWay(local: Promise<void>, offset: number, length: number): Promise<void> {
+    this.#changesUnderWay += 1;
+    try {
+      await local;
+    } catch (error) {
+      this.#forwarding.failed(offset, length, error);
+      throw error;
+    } finally {
+      this.#changesUnderWay -= 1;
+      if (this.#changesUnderWay === 0) for (const resolve of this.#quiet.splice(0)) resolve();
+    }
+  }
+
   /** Gives a whole operation to the child and to the stream, and the hold back when the child is done. */
   #changeHeld(
     hold: RangeHold,
@@ -328,13 +354,15 @@ export class ReplicatedDisk implements BlockDevice {
     );
   }
 
-  /** Gives an operation to the child and to the stream. The range is held. */
+  /** Gives an operation to the child and to the stream. The range is held. Errors: as `GuestGate.assertServing`, before either. */
   #change(
     offset: number,
     length: number,
     writeChild: () => Pending,
     forward: () => Pending,
   ): { local: Pending; forwarded: Pending } {
+    // The range may have been waited for, and a payload takes its time to arrive.
+    this.#gate.assertServing();
     let local: Pending;
     try {
       local = writeChild();
@@ -343,13 +371,7 @@ export class ReplicatedDisk implements BlockDevice {
       throw error;
     }
     const forwarded = forward();
-    if (local !== undefined) {
-      local = local.catch((error: unknown) => {
-        this.#forwarding.failed(offset, length, error);
-        throw error;
-      });
-    }
-    return { local, forwarded };
+    return { local: local === undefined ? undefined : this.#underWay(local, offset, length), forwarded };
   }
 }
 

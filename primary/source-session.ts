@@ -69,6 +69,7 @@ export class SourceSession {
   #peer: Hello | undefined;
   #closed = false;
   #lastProgressMs: number;
+  #lastStableMs: number;
   #progressTimer: Timer;
   #readyTimer: Timer | undefined;
   /** Messages with what the secondary knows to differ. */
@@ -79,6 +80,7 @@ export class SourceSession {
     this.#options = options;
     this.#window = new SendWindow(options.windowBytes);
     this.#lastProgressMs = options.clock.nowMs();
+    this.#lastStableMs = this.#lastProgressMs;
     this.#session = new Session({
       link: options.link,
       clock: options.clock,
@@ -113,6 +115,11 @@ export class SourceSession {
     return this.#session.peerAddress;
   }
 
+  /** Who the peer is by its certificate; undefined where it has shown none. */
+  get peerSubject(): string | undefined {
+    return this.#session.peerSubject;
+  }
+
   get silenceMs(): number {
     return this.#session.silenceMs;
   }
@@ -120,6 +127,11 @@ export class SourceSession {
   /** Bytes handed over and not yet stable on the secondary. */
   get unstableBytes(): number {
     return this.#window.unstableBytes;
+  }
+
+  /** How long ago the secondary last said that it had come further, or the session began. */
+  get stableAgeMs(): number {
+    return this.#options.clock.nowMs() - this.#lastStableMs;
   }
 
   /** The number of the last operation sent. */
@@ -247,6 +259,7 @@ export class SourceSession {
       case "ack":
         if (this.#window.acknowledge(message.received, message.stable)) {
           this.#lastProgressMs = this.#options.clock.nowMs();
+          this.#lastStableMs = this.#lastProgressMs;
         }
         break;
       case "answer":

@@ -89,6 +89,18 @@ export const DISK_MAX_CLUSTERS = 2 ** 32;
 /** Disks of one VM. */
 export const DISKS_MAX = 64;
 
+// TLS
+/** A TLS handshake is done within this time. */
+export const TLS_HANDSHAKE_TIMEOUT_MS = 10_000;
+/** How often certificates and keys are looked at, whether they have changed. */
+export const TLS_FILES_LOOK_EVERY_MS = 5_000;
+/** A certificate that expires within this time is warned of when it is read. */
+export const CERTIFICATE_WARN_MS = 14 * 24 * 3600 * 1000;
+/** Why connections are refused is logged once; a reason that goes on, again after this time. */
+export const REFUSAL_TOLD_EVERY_MS = 600_000;
+/** Different reasons that are told apart. */
+export const REFUSAL_REASONS_MAX = 64;
+
 // Replication
 /** One WebSocket message; a longer one ends the session. */
 export const MESSAGE_MAX_BYTES = 8 * MIB;
@@ -108,6 +120,15 @@ export const READY_TIMEOUT_MS = 60_000;
 export const LINK_CLOSE_TIMEOUT_MS = 2_000;
 /** Links accepted that have not yet proved that they belong to the peer. */
 export const UNAUTHENTICATED_LINKS_MAX = 16;
+/** What such a link may have sent; beyond, it is dropped. */
+export const UNAUTHENTICATED_BYTES_MAX = 256 * KIB;
+/** Connections to the replication port, whatever they are up to; further ones are dropped at once. */
+export const LINK_CONNECTIONS_MAX = 64;
+/** The headers of a WebSocket handshake, or of a request to the control API: all of them, and how many. */
+export const HTTP_HEADERS_MAX_BYTES = 8 * KIB;
+export const HTTP_HEADERS_MAX = 64;
+/** What is read of an answer that refuses a WebSocket handshake. */
+export const HANDSHAKE_REFUSAL_MAX_BYTES = 1 * KIB;
 /** Bytes sent and not yet received on the secondary, at which a writer waits (`--window`). */
 export const WINDOW_DEFAULT_BYTES = 64 * MIB;
 /** Bytes handed to the secondary but not yet stable there, as a multiple of the window. */

@@ -62,6 +62,8 @@ export const stateRecordSchema = z.object({
   }),
   /** The peer of the last session, and the ids of the last two sessions with it, newest first. */
   pairing: z.object({ peer: z.string(), sessions: z.array(z.string()).max(2) }).nullable(),
+  /** The subject of the certificate with which the peer of the last session has proved itself, where it has shown one. */
+  peerSubject: z.string().optional(),
   /**
    * The peer whose copy the dirty bitmaps count from. On a primary null says that nothing is known of any copy; on a
    * secondary, that it has changed nothing by itself.
@@ -109,6 +111,11 @@ export const stateRecordSchema = z.object({
   lostSyncs: z.array(z.object({ disk: z.string(), active: z.string().nullable() })).default([]),
   /** Disks whose image lies behind a server that has died, and whose next one has not been told again what it may have lost. */
   replaysOwed: z.array(z.string()).default([]),
+  /**
+   * Mode `mirror`, on a secondary: its images take writes that guests do not wait to be fsynced for. After a loss of
+   * power one may be missing there, and a later one not.
+   */
+  acksUnsynced: z.boolean().optional(),
   /** The kernel's boot id when this record was written. */
   bootId: z.string(),
 });

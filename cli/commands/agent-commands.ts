@@ -15,6 +15,8 @@ async function runAgent(args: AgentArguments & OutputFlags, role: Role, host: Co
   log.info({ role: agent.role, run: config.runDirectory }, "the agent serves");
   const started = { role: agent.role, vm: config.agent.vm, run: config.runDirectory };
   host.output.result(args.json, started, ({ role, vm, run }) => `${role} agent of VM ${vm} serves in ${run}`);
+  const reload = (): void => agentProcess.reload();
+  process.on("SIGHUP", reload);
   await untilAborted(host.terminated);
   log.info({}, "the agent is being stopped");
   await agentProcess.stop();

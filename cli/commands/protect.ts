@@ -4,6 +4,7 @@ import { ColobusError } from "../../proto/errors.ts";
 import { QmpClient } from "../../shared/host/qmp-client.ts";
 import { agentFlags, clientOf, givenOnce, timeoutOf, vmStateSocketOf } from "../agent-flags.ts";
 import { defineCommand, type CommandHost } from "../command.ts";
+import { assertEpochs } from "../no-epochs.ts";
 import { ProtectedVm } from "../protected-vm.ts";
 import { Protection, type GuestControl, type ProtectionRound } from "../protection.ts";
 import { formatBytes, formatDuration, parseDuration } from "../quantities.ts";
@@ -37,6 +38,7 @@ export const protectCommand = defineCommand({
     const timeoutMs = timeoutOf(args);
     const run = { intervalMs, timeoutMs, json: args.json };
     const control = clientOf(args, host);
+    assertEpochs((await control.status({ timeoutMs })).mode, "protect");
     const protect = async (guest: GuestControl): Promise<void> => {
       await new Protection({
         ...run,

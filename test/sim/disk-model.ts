@@ -146,6 +146,11 @@ export class DiskModel {
   /** Takes the requests that are under way on `other` for this disk's: they waited until this one took its place. */
   takeOver(other: DiskModel): void {
     for (const write of other.unsettled()) this.begin(write);
+    this.takeReads(other);
+  }
+
+  /** The same of reads alone. */
+  takeReads(other: DiskModel): void {
     const flushed = this.#flushed ?? this.#current;
     this.#flushedShared = true;
     for (const read of other.#reads) {

@@ -149,6 +149,37 @@ export function drawBufferedLife(random: SeededRandom): LifePlan {
   };
 }
 
+/** A life of a pair without epochs (mode `mirror`): drawn like any other, but for what is about checkpoints. */
+export function drawMirrorLife(random: SeededRandom): LifePlan {
+  const plan = drawLife(random);
+  const draws = random.fork("mirror");
+  const ack = draws.pick<AckPolicy>(["applied", "applied", "applied", "received", "async"]);
+  return {
+    ...plan,
+    pair: {
+      ...plan.pair,
+      mode: "mirror",
+      ack,
+      access: plan.pair.access === "off" ? "off" : "read-only",
+      onCongestion: ack === "async" ? draws.pick(["throttle", "detach"]) : "throttle",
+      checkpointEveryMs: undefined,
+      retain: 0,
+    },
+    weights: {
+      ...plan.weights,
+      "view-write": 0,
+      "view-zero": 0,
+      "view-flush": 0,
+      "kept-read": 0,
+      "checkpoint": 0,
+      "prepare": 0,
+      "commit": 0,
+      "discard": 0,
+    },
+    vmStateShare: 0,
+  };
+}
+
 export function drawLife(random: SeededRandom): LifePlan {
   const durability = random.pick<Durability>(["power", "power", "power", "process"]);
   const access = random.pick<SecondaryExport>(["read-write", "read-write", "read-only", "read-only", "off"]);

@@ -1,7 +1,9 @@
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import { Calls } from "./calls.ts";
+import type { ModelWrite } from "./disk-model.ts";
 import type { FaultKind, LifePlan } from "./life-plan.ts";
+import { MirrorStream } from "./mirror-stream.ts";
 import { PairModel } from "./pair-model.ts";
 import { makePair, type Pair, type PairDisk, type PairMember } from "./pair.ts";
 import { SeededRandom } from "./seeded-random.ts";
@@ -63,7 +65,8 @@ export class LifeScene {
     const primary = disks.map(drawContent);
     // Sometimes the secondary starts with a copy, mostly with something else.
     const secondary = contents.chance(0.2) ? primary : disks.map(drawContent);
-    this.model = new PairModel(disks, primary, (member, event) => this.#happened(member, event));
+    const stream = this.plan.pair.mode === "mirror" ? new MirrorStream(this.plan.pair) : undefined;
+    this.model = new PairModel(disks, primary, (member, event) => this.#happened(member, event), stream);
     this.pair = makePair(this.world, this.plan.pair, { primary, secondary }, this.model);
     this.model.watch(this.pair.primary);
     this.calls.isExcused = (process) => {
@@ -142,6 +145,12 @@ export class LifeScene {
     if (lineage === undefined || lineage === this.#primaryLineage) return;
     if (this.#primaryLineage !== undefined) this.model.checkpointGivenUp();
     this.#primaryLineage = lineage;
+  }
+
+  /** A guest of the primary was told of its write. */
+  acknowledged(disk: number, write: ModelWrite, by: PairMember): void {
+    if (by !== this.pair.primary) return;
+    if (this.statusOf(by)?.peers[0]?.replication === "Established") this.model.acknowledged(disk, write);
   }
 
   /** Notes the secondary's committed epoch as it is now. False when it is no secondary any more, or cannot be asked. */

@@ -4,7 +4,14 @@ import { LifeFailover } from "./life-failover.ts";
 import { LifeFaults } from "./life-faults.ts";
 import { LifeGuest } from "./life-guest.ts";
 import { LifeOperator } from "./life-operator.ts";
-import { drawBufferedLife, drawLife, drawSharedLife, OPERATION_KINDS, type OperationKind } from "./life-plan.ts";
+import {
+  drawBufferedLife,
+  drawLife,
+  drawMirrorLife,
+  drawSharedLife,
+  OPERATION_KINDS,
+  type OperationKind,
+} from "./life-plan.ts";
 import { LifeReader } from "./life-reader.ts";
 import { LifeScene } from "./life-scene.ts";
 import type { LifeCounts } from "./life-totals.ts";
@@ -50,6 +57,12 @@ export function runSharedLife(seed: number, print?: (line: string) => void): Pro
 export function runBufferedLife(seed: number, print?: (line: string) => void): Promise<LifeReport> {
   const replay = `npx tsx test/sim/run-buffered-lives.ts --seed ${seed}`;
   return live(seed, new LifeScene(seed, { replay, print, draw: drawBufferedLife }));
+}
+
+/** One life of a pair without epochs (mode `mirror`), as `runLife`. */
+export function runMirrorLife(seed: number, print?: (line: string) => void): Promise<LifeReport> {
+  const replay = `npx tsx test/sim/run-mirror-lives.ts --seed ${seed}`;
+  return live(seed, new LifeScene(seed, { replay, print, draw: drawMirrorLife }));
 }
 
 /** Lives one life. Rejects with SimFailure, which names the seed, when an invariant is broken. */
@@ -126,6 +139,11 @@ class Life {
     return this.#pairs.counts;
   }
 
+  /** In mode `mirror` there is one at the end of each sync. */
+  get #checkpointsMin(): number {
+    return this.#scene.plan.pair.mode === "mirror" ? 1 : CHECKPOINTS_MIN;
+  }
+
   async live(): Promise<void> {
     const { plan, pair } = this.#scene;
     for (const member of [pair.primary, pair.secondary]) {
@@ -137,7 +155,7 @@ class Life {
     await this.#faults.over();
     await this.#untilUp(pair.secondary);
     const { model } = this.#scene;
-    const isReady = model.counts.committed >= CHECKPOINTS_MIN && model.committed > 0;
+    const isReady = model.counts.committed >= this.#checkpointsMin && model.committed > 0;
     if (plan.ending !== "failover" || !isReady) await this.#quiesce();
     if (plan.ending !== "synced") {
       this.#atPeace = false;
@@ -223,7 +241,7 @@ class Life {
       this.#guest.do("write");
       await calls.settled();
       await this.#takeLastCheckpoint();
-    } while (model.counts.committed < CHECKPOINTS_MIN);
+    } while (model.counts.committed < this.#checkpointsMin);
     await this.#verify.all();
     await this.#idle();
     if (plan.pair.mode === "mc") await this.#untilApplied();
@@ -269,6 +287,7 @@ class Life {
   async #takeLastCheckpoint(): Promise<void> {
     for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt += 1) {
       await this.#untilSynced();
+      if (this.#scene.plan.pair.mode === "mirror") return this.#untilStable();
       const epoch = await this.#operator.takeCheckpoint(false, CHECKPOINT_WITHIN_MS);
       if (epoch !== undefined) return;
       // A sync that seems over while its end is on the way may not fit into what the operator's limit has left.
@@ -276,6 +295,21 @@ class Life {
       if (isLast && this.#scene.plan.pair.overlayLimitBytes !== undefined) await this.#operator.giveUp();
     }
     assert.fail("a pair in peace can take no checkpoint");
+  }
+
+  /** Everything that was sent is in the secondary's images. */
+  async #untilStable(): Promise<void> {
+    const { pair, world } = this.#scene;
+    const deadlineMs = world.nowMs + CHECKPOINT_WITHIN_MS;
+    const isStable = (): boolean => {
+      const status = this.#scene.statusOf(pair.primary);
+      return status?.protection.state === "Protected" && status.peers[0]?.lagBytes === 0;
+    };
+    while (!isStable()) {
+      assert(world.nowMs < deadlineMs, "a pair in peace is not protected");
+      await this.#scene.sleep(10);
+    }
+    this.#scene.observeCommitted();
   }
 
   async #untilSynced(): Promise<void> {
@@ -310,7 +344,8 @@ class Life {
     if (member === pair.secondary) this.#reader.died();
     if (member === pair.secondary && !this.#failover.isPromoted) {
       model.secondaryDied(kind);
-      if (kind === "power" && plan.pair.durability === "process") model.secondaryMayBeVoid();
+      const acksEarly = plan.pair.mode === "mirror" && plan.pair.ack !== "applied";
+      if (kind === "power" && (plan.pair.durability === "process" || acksEarly)) model.secondaryMayBeVoid();
     }
     if (member === this.#guest.member) model.guestDied(kind);
     calls.died(member.host.process);
