@@ -3,6 +3,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
+import { NamedBitmaps } from "../primary/named-bitmaps.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
 import { MergeWork } from "../secondary/merge-work.ts";
 import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files.ts";
@@ -12,7 +13,7 @@ import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import { statesNeeded, VmStateStore } from "../secondary/vm-state-store.ts";
 import type { Child } from "../shared/block/block-device.ts";
-import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import { keepLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
@@ -432,7 +433,9 @@ export class AgentRoles {
   ): ActivePrimary {
     const { agent, state, emit, jobs, exports } = this.#options;
     const { host, config, token } = agent;
+    const bitmaps = new NamedBitmaps({ ...this.#trackingOptions(), ...config, disks: namedGeometries(state.record) });
     const primary = new PrimaryRole({
+      bitmaps,
       clock: host.clock,
       random: host.random,
       log: host.log,
@@ -461,6 +464,7 @@ export class AgentRoles {
       lease: this.#options.lease,
     });
     exports.serveCheckpoints(undefined);
+    exports.serveContexts((disk) => bitmaps.contextsOf(disk));
     for (const disk of primary.disks) exports.put(disk.name, state.record.vm, primary.exported(disk), false);
     return { role: "Primary", primary, tracking, children: children.map(({ child }) => child) };
   }
@@ -513,4 +517,10 @@ export class AgentRoles {
 /** A shared disk that was never opened for writing, and so says nothing, was not flushed: it was not left in good order. */
 function cleanMarkOf({ mode }: StateRecord, mark: string | undefined): string | null {
   return mode === "shared" && mark === "" ? null : (mark ?? null);
+}
+
+function namedGeometries({ disks, clusterBytes }: StateRecord): { name: string; geometry: ClusterGeometry }[] {
+  return disks.flatMap(({ name, sizeBytes }) =>
+    sizeBytes === null ? [] : { name, geometry: clusterGeometry(sizeBytes, clusterBytes) },
+  );
 }

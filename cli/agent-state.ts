@@ -7,6 +7,7 @@ import { parseImageLocation } from "../shared/block/image-location.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
+import { bitmapsLost } from "../shared/journal/bitmap-entry.ts";
 import { StateFile } from "../shared/journal/state-file.ts";
 import type { AgentConfig } from "./agent-config.ts";
 
@@ -139,7 +140,8 @@ export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
  * A secondary is Inconsistent then; under its new id no primary's record of what it lacks means anything. What a primary
  * knew of its secondary's copy is void as well.
  */
-function suspect(record: StateRecord, agentId: string): StateRecord {
+function suspect(before: StateRecord, agentId: string): StateRecord {
+  const record = bitmapsLost(before, "power-lost");
   // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
   if (record.mode === "shared" && record.role === "Primary") return record;
   const untracked = { ...record, tracks: null, pairing: null };
@@ -214,7 +216,12 @@ async function adoptImages(images: ImageSource, state: StateFile, config: AgentC
       cleanMark: null,
     });
   }
-  await state.update((record) => ({ ...record, disks, tracks: null, lostSyncs: [] }));
+  await state.update((record) => ({
+    ...bitmapsLost(record, "image-adopted"),
+    disks,
+    tracks: null,
+    lostSyncs: [],
+  }));
 }
 
 /** The images' sizes; null where one is to be created at the primary's size. */

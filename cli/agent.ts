@@ -1,6 +1,9 @@
 import type {
   AgentControl,
   AgentEvent,
+  BitmapRequest,
+  BitmapStatus,
+  BITMAP_VERBS,
   CheckpointAnswer,
   CheckpointRequest,
   CommitAnswer,
@@ -325,6 +328,23 @@ export class Agent implements AgentControl {
       }
     }
     return job.describe();
+  }
+
+  bitmaps(): BitmapStatus[] {
+    return this.#primary("bitmap").bitmaps.list();
+  }
+
+  async bitmap(
+    verb: (typeof BITMAP_VERBS)[number],
+    { disk, name, timeoutMs }: BitmapRequest,
+    signal: AbortSignal,
+  ): Promise<BitmapStatus> {
+    const deadline = new Deadline(this.#options.host.clock, timeoutMs, signal);
+    try {
+      return await deadline.race(this.#primary("bitmap").bitmaps[verb](disk, name), `bitmap ${verb} goes on`);
+    } finally {
+      deadline.end();
+    }
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {

@@ -1,5 +1,6 @@
 /** The commands with which an operator, or a hook, talks to agents that run already. */
 import type { Command } from "./command.ts";
+import { bitmapCommand } from "./commands/bitmap.ts";
 import { checkpointCommand, commitCommand, discardCommand } from "./commands/checkpoint.ts";
 import { completionCommand } from "./commands/completion.ts";
 import { eventsCommand } from "./commands/events.ts";
@@ -34,6 +35,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   resyncCommand,
   rollbackCommand,
   verifyCommand,
+  bitmapCommand,
   waitCommand,
   completionCommand,
 ];

@@ -10,7 +10,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
-import type { BlockDevice, Child } from "../shared/block/block-device.ts";
+import type { BlockDevice, Child, Pending } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -30,6 +30,7 @@ import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { Mirroring } from "./mirroring.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
+import type { NamedBitmaps } from "./named-bitmaps.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
@@ -51,6 +52,7 @@ export interface PrimaryOptions {
   readonly jobs: JobList;
   readonly children: readonly { readonly name: string; readonly child: Child }[];
   readonly tracking: PeerTracking;
+  readonly bitmaps: NamedBitmaps;
   /** Whom this side dials; null: it waits for a peer to dial. */
   readonly peerUrl: string | null;
   /** Whether a peer may have been met that the record does not know of. */
@@ -89,6 +91,7 @@ export class PrimaryRole {
   readonly checkpoints: PrimaryCheckpoints;
   readonly vmStates: VmStates;
   readonly verifies: VerifyJobs;
+  readonly bitmaps: NamedBitmaps;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
@@ -111,6 +114,7 @@ export class PrimaryRole {
 
   constructor(options: PrimaryOptions) {
     this.#options = options;
+    this.bitmaps = options.bitmaps;
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
     this.#syncs = new SyncJobs(options.jobs, options.resyncSpeed);
@@ -185,6 +189,11 @@ export class PrimaryRole {
       inFlight: (disk) => this.#replicator.inFlight(disk),
       isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
       flush: async (disk) => this.disks[disk]?.flushChild(),
+    });
+    this.#options.bitmaps.start({
+      isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
+      settled: async (disk) => this.disks[disk]?.settled(),
+      openEpoch: () => this.checkpoints.openEpoch,
     });
     this.#automatic.start();
     this.#keeper?.start();
@@ -350,10 +359,12 @@ export class PrimaryRole {
         for (const { child } of this.#options.children) await child.flush();
       }
     } catch (error) {
+      await this.#options.bitmaps.close();
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
       return asColobusError(error);
     }
     try {
+      await this.#options.bitmaps.close();
       await this.#options.tracking.close();
       await this.#options.state.update((record) => ({
         ...record,
@@ -456,9 +467,9 @@ export class PrimaryRole {
 
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
     const shared = this.#shared?.children[index];
-    if (shared !== undefined) return this.#sharedDisk(name, shared);
+    if (shared !== undefined) return this.#sharedDisk(name, shared, index);
     return new ReplicatedDisk(name, child, this.#guests.gate, {
-      mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
+      mark: (offset, length) => this.#mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
         this.checkpoints.countWrite(length);
         return this.#replicator.forward(kind, index, offset, length, payload);
@@ -473,13 +484,28 @@ export class PrimaryRole {
     });
   }
 
+  /** Done when both the peer's bitmap and those for backup tools have the range. */
+  #mark(disk: number, offset: number, length: number): Pending {
+    const { tracking, bitmaps } = this.#options;
+    const tracked = tracking.mark(disk, offset, length);
+    let named: Pending;
+    try {
+      named = bitmaps.mark(disk, offset, length);
+    } catch (error) {
+      tracked?.catch(() => undefined); // the first error is told
+      throw error;
+    }
+    if (tracked === undefined || named === undefined) return tracked ?? named;
+    return Promise.all([tracked, named]).then(() => undefined);
+  }
+
   /** Nothing is forwarded but originals, and those by the child itself. */
-  #sharedDisk(name: string, child: CopyBeforeWrite): ReplicatedDisk {
+  #sharedDisk(name: string, child: CopyBeforeWrite, index: number): ReplicatedDisk {
     const { gate } = this.#guests;
     return new ReplicatedDisk(name, child, gate, {
       mark: (offset, length) => {
         child.prepare(offset, length);
-        return undefined;
+        return this.#options.bitmaps.mark(index, offset, length);
       },
       forward: () => undefined,
       room: () => undefined,

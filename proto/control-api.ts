@@ -9,6 +9,8 @@ import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_MAX_MS } from "./limits.ts"
 import {
   ACK_POLICIES,
   ARBITER_STATES,
+  BITMAP_FAULTS,
+  BITMAP_STATES,
   CONNECTION_STATES,
   DISK_STATES,
   DURABILITIES,
@@ -359,6 +361,22 @@ export const verifyRequestSchema = z.strictObject({
 });
 export type VerifyRequest = z.infer<typeof verifyRequestSchema>;
 
+export const BITMAP_VERBS = ["add", "clear", "remove"] as const;
+export const bitmapRequestSchema = z.strictObject({ disk: z.string(), name: z.string(), timeoutMs });
+export type BitmapRequest = z.infer<typeof bitmapRequestSchema>;
+export const bitmapSchema = z.object({
+  disk: z.string(),
+  name: z.string(),
+  state: z.enum(BITMAP_STATES),
+  /** Why it is inconsistent. */
+  fault: z.enum(BITMAP_FAULTS).nullable(),
+  /** It has every change that is in no checkpoint up to this epoch. */
+  epoch,
+  dirtyBytes: bytes,
+  granularityBytes: bytes,
+});
+export type BitmapStatus = z.infer<typeof bitmapSchema>;
+
 export const rollbackRequestSchema = z.strictObject({ epoch: epochNumber, timeoutMs });
 export type RollbackRequest = z.infer<typeof rollbackRequestSchema>;
 export const rollbackAnswerSchema = z.object({
@@ -414,6 +432,8 @@ export interface AgentControl {
   rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer>;
   /** Begins to compare the replicas. */
   verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus>;
+  bitmaps(): BitmapStatus[];
+  bitmap(verb: (typeof BITMAP_VERBS)[number], request: BitmapRequest, signal: AbortSignal): Promise<BitmapStatus>;
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
   job(id: string, verb: JobVerb): Promise<JobStatus>;

@@ -102,6 +102,13 @@ export type JobState = (typeof JOB_STATES)[number];
 export const JOB_TYPES = ["full-sync", "resync", "merge", "verify"] as const;
 export type JobType = (typeof JOB_TYPES)[number];
 
+/** Whether a named bitmap has every change since it began. */
+export const BITMAP_STATES = ["recording", "inconsistent"] as const;
+
+/** Why a named bitmap may lack changes. */
+export const BITMAP_FAULTS = ["role-changed", "image-adopted", "power-lost", "write-failed", "unreadable"] as const;
+export type BitmapFault = (typeof BITMAP_FAULTS)[number];
+
 export const ACK_POLICIES = ["async", "received", "applied"] as const;
 export type AckPolicy = (typeof ACK_POLICIES)[number];
 

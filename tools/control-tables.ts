@@ -9,6 +9,7 @@ import {
   failoverRequestSchema,
   rejoinRequestSchema,
   resyncRequestSchema,
+  bitmapRequestSchema,
   rollbackRequestSchema,
   verifyRequestSchema,
   setSpeedRequestSchema,
@@ -37,6 +38,7 @@ const REQUESTS: readonly (readonly [route: string, schema: z.ZodType])[] = [
   ["POST /v1/resync", resyncRequestSchema],
   ["POST /v1/rollback", rollbackRequestSchema],
   ["POST /v1/verify", verifyRequestSchema],
+  ["POST /v1/bitmaps/VERB", bitmapRequestSchema],
   ["POST /v1/wait", waitRequestSchema],
   ["PUT /v1/jobs/ID/speed", setSpeedRequestSchema],
 ];
@@ -66,6 +68,8 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/verify repair": "Have what differs sent again, when everything is compared.",
   "POST /v1/verify speed": "Bytes per second that are read on each side; 0 is no limit; `dynamic` yields to guests.",
   "POST /v1/verify wait": "Answer when the job is concluded, instead of when it has begun.",
+  "POST /v1/bitmaps/VERB disk": "The disk that the bitmap is of; the verb is `add`, `clear` or `remove`.",
+  "POST /v1/bitmaps/VERB name": "Letters, digits, `.`, `_`, `-`; at most 64.",
   "POST /v1/wait condition": "What to wait for: see [states.md](states.md#conditions-to-wait-for).",
   "PUT /v1/jobs/ID/speed bytesPerSecond": "0 is no limit; `dynamic` yields to guests.",
 };

@@ -17,6 +17,7 @@ import {
   ARBITER_STATE_MEANINGS,
   CONNECTION_STATE_MEANINGS,
   DISK_STATE_MEANINGS,
+  BITMAP_FAULT_MEANINGS,
   DURABILITY_MEANINGS,
   EVENT_TYPE_MEANINGS,
   FAILOVER_KIND_MEANINGS,
@@ -52,6 +53,7 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   words("replication states", REPLICATION_STATE_MEANINGS),
   words("protection reasons", PROTECTION_REASON_MEANINGS),
   words("job types", JOB_TYPE_MEANINGS),
+  words("bitmap faults", BITMAP_FAULT_MEANINGS),
   words("job states", JOB_STATE_MEANINGS),
   words("acknowledgement policies", ACK_POLICY_MEANINGS),
   words("durabilities", DURABILITY_MEANINGS),
@@ -101,6 +103,7 @@ function limits(): GeneratedSection[] {
     Disks: "docs/formats.md",
     Secondary: "docs/formats.md",
     State: "docs/formats.md",
+    Bitmaps: "docs/protocol.md",
     Jobs: "docs/control-api.md",
     Control: "docs/control-api.md",
   };

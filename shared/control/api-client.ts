@@ -11,6 +11,7 @@ import { Agent, request as httpRequest, type ClientRequest, type IncomingMessage
 import type { Readable } from "node:stream";
 import { z } from "zod";
 import {
+  bitmapSchema,
   checkpointAnswerSchema,
   commitAnswerSchema,
   discardAnswerSchema,
@@ -28,6 +29,9 @@ import {
   vmStateAnswerSchema,
   waitAnswerSchema,
   type AgentEvent,
+  type BitmapRequest,
+  type BitmapStatus,
+  type BITMAP_VERBS,
   type CheckpointAnswer,
   type CheckpointRequest,
   type CommitAnswer,
@@ -204,6 +208,14 @@ export class ControlClient {
 
   verify(request: VerifyRequest, signal?: AbortSignal): Promise<JobStatus> {
     return this.#wait("/v1/verify", request, jobSchema, signal);
+  }
+
+  bitmaps(options: CallOptions = {}): Promise<BitmapStatus[]> {
+    return this.#call("GET", "/v1/bitmaps", undefined, z.array(bitmapSchema), options);
+  }
+
+  bitmap(verb: (typeof BITMAP_VERBS)[number], request: BitmapRequest, signal?: AbortSignal): Promise<BitmapStatus> {
+    return this.#wait(`/v1/bitmaps/${verb}`, request, bitmapSchema, signal);
   }
 
   wait(request: WaitRequest, signal?: AbortSignal): Promise<WaitAnswer> {

@@ -25,6 +25,8 @@ import {
   switchoverRequestSchema,
   JOB_VERBS,
   resyncRequestSchema,
+  bitmapRequestSchema,
+  BITMAP_VERBS,
   rollbackRequestSchema,
   verifyRequestSchema,
   setSpeedRequestSchema,
@@ -222,6 +224,12 @@ export class ControlServer {
     this.#route("POST", "/v1/verify", (request, _reply, signal) =>
       control.verify(parseFields(verifyRequestSchema, request.body ?? {}), signal),
     );
+    this.#route("GET", "/v1/bitmaps", () => control.bitmaps());
+    for (const verb of BITMAP_VERBS) {
+      this.#route("POST", `/v1/bitmaps/${verb}`, (request, _reply, signal) =>
+        control.bitmap(verb, parseFields(bitmapRequestSchema, request.body ?? {}), signal),
+      );
+    }
     this.#route("POST", "/v1/wait", (request, _reply, signal) =>
       control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),
     );

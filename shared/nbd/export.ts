@@ -1,4 +1,5 @@
 import type { BlockDevice } from "../block/block-device.ts";
+import type { MetaContext } from "./meta-context.ts";
 
 /**
  * One name that NBD clients can open. The export outlives what is behind it: a failover puts another device behind the
@@ -11,6 +12,8 @@ export interface NbdExport {
   readonly sizeBytes: number;
   /** What is behind the export now. Throws a ColobusError when there is nothing to serve: the request fails with that error. */
   readonly device: BlockDevice;
+  /** Metadata beside base:allocation, as of now. */
+  readonly contexts?: readonly MetaContext[];
   /** Whether several connections see the same content; default: they do. */
   readonly multiConn?: boolean;
   /** Whether writes are refused now. Told to a client when it connects, and asked anew with every write. */
