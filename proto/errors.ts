@@ -121,10 +121,10 @@ export const ERRORS = {
   ),
   "clients-connected": row("EIO", 4035, 409, EXIT.failed, true, "Clients that may write are connected to an export."),
   "not-in-sync": row("EIO", 4039, 409, EXIT.failed, true, "The secondary does not have everything yet."),
-  "bitmap-exists": row("EINVAL", 4088, 409, EXIT.failed, false, "The disk has a bitmap of that name already."),
+  "bitmap-exists": row("EINVAL", 4090, 409, EXIT.failed, false, "The disk has a bitmap of that name already."),
   "bitmap-inconsistent": row(
     "EIO",
-    4089,
+    4091,
     409,
     EXIT.failed,
     false,
