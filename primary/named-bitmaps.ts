@@ -155,7 +155,7 @@ export class NamedBitmaps {
   /** What NBD clients can ask for of a disk. */
   contextsOf(disk: string): MetaContext[] {
     return this.#entries
-      .filter((entry) => entry.disk === disk && entry.fault === null)
+      .filter((entry) => entry.disk === disk && this.#describe(entry).state === "recording")
       .map(({ name }) => ({
         name: `${DIRTY_BITMAP_NAMESPACE}${name}`,
         extents: (offset, length, maxExtents) => this.#extents(disk, name, offset, length, maxExtents),
@@ -315,7 +315,7 @@ export class NamedBitmaps {
     const source = this.#source;
     if (source === undefined) return;
     for (const [disk, bitmaps] of this.#live.entries()) {
-      for (const { tracker } of [...bitmaps]) {
+      for (const { tracker } of bitmaps) {
         const isBusy = (offset: number, length: number): boolean => source.isBusy(disk, offset, length);
         await tracker.settle({ ...NOT_IN_FLIGHT, isBusy });
       }

@@ -109,7 +109,7 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "nbdinfo", "nbdcopy"))("a nam
     await primary.get("bitmap", "add", "vda", "monday");
     await qemuIo(primary.uri(), "write -P 5 1M 40k", "flush");
     await pair.checkpoint();
-    writeFileSync(backup, await readDisk(`${secondary.uri()}`));
+    writeFileSync(backup, await readDisk(secondary.uri()));
     await qemuIo(primary.uri(), "write -P 6 2M 100k", "discard 64k 64k", "flush");
     await primary.get("bitmap", "add", "vda", "tuesday");
     await qemuIo(primary.uri(), "write -P 7 3M 1k", "flush");
