@@ -91,6 +91,7 @@ const optionsSchema = z.strictObject({
   "buffer-memory": scalar.optional(),
   "retain": scalar.optional(),
   "control-listen": scalar.optional(),
+  "control-token-file": scalar.optional(),
   "log-level": z.enum(LOG_LEVELS).optional(),
 });
 type Options = z.infer<typeof optionsSchema>;
@@ -167,7 +168,8 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
       text(`Mode mc: what a secondary holds in memory beside its logs (${formatBytes(BUFFER_MEMORY_DEFAULT_BYTES)})`),
     )
     .option("retain", text("Committed checkpoints that a secondary keeps beside the last one (0)"))
-    .option("control-listen", text("Serve the control API on this HOST:PORT as well (off)"))
+    .option("control-listen", text("Serve the control API on this HOST:PORT as well, with TLS and a token (off)"))
+    .option("control-token-file", text("File with the token that clients of --control-listen must know"))
     .option("nbd-listen", text("Serve the exports on this HOST:PORT as well"))
     .option("token-file", text("File with the pre-shared token that both agents hold"))
     .option("tls-cert", text("This agent's certificate (PEM): --listen speaks TLS then, and a wss:// peer is shown it"))
@@ -205,7 +207,6 @@ export async function readProcessConfig(
   env: Readonly<Record<string, string | undefined>>,
 ): Promise<ProcessConfig & { readonly logLevel: LogLevel }> {
   const options: Options = { ...(await readConfigFile(givenOnce("--config", args.config))), ...givenFlags(args) };
-  refuseUnavailable(options);
   refuseContradictions(options);
   const vm = options.vm ?? "vm";
   if (!VM_NAME.test(vm)) throw invalid("--vm", vm, "Use letters, digits, and `.`, `_`, `-`.");
@@ -265,6 +266,7 @@ export async function readProcessConfig(
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
     tokenFile: options["token-file"],
     tls: parseTls(options, options["token-file"] !== undefined),
+    control: parseControl(options),
     fence: parseHook(options, { flag: "fence-peer", timeout: "fence-timeout", defaultMs: FENCE_TIMEOUT_DEFAULT_MS }),
     onFailover: parseHook(options, {
       flag: "on-failover",
@@ -298,17 +300,6 @@ function givenFlags(args: AgentArguments): Options {
   const checked = optionsSchema.safeParse(given);
   if (checked.success) return checked.data;
   throw new ColobusError("usage", z.prettifyError(checked.error), "Give each flag once; see --help.");
-}
-
-function refuseUnavailable(options: Options): void {
-  const refused: [string, string | undefined, readonly string[]][] = [
-    ["--control-listen", options["control-listen"], ["off"]],
-  ];
-  for (const [flag, value, available] of refused) {
-    if (value === undefined || available.includes(value)) continue;
-    const instead = `Use ${available.map((one) => `${flag} ${one}`).join(" or ")}.`;
-    throw new ColobusError("usage", `${flag} ${value} is not available in this release`, instead);
-  }
 }
 
 /** Originals are acknowledged as soon as they are stable; where there are no epochs, what guests are told is what counts. */
@@ -429,6 +420,19 @@ function parseHostPort(text: string, flag: string): HostPort {
   const port = Number(match?.[2]);
   if (match?.[1] === undefined || port > 65_535) throw invalid(flag, text, "Write HOST:PORT, such as 127.0.0.1:7000.");
   return { host: match[1].replace(/^\[|\]$/g, ""), port };
+}
+
+function parseControl(options: Options): ProcessConfig["control"] {
+  const { "control-listen": listen, "control-token-file": tokenFile } = options;
+  if (listen === undefined || listen === "off") return undefined;
+  const address = parseHostPort(listen, "--control-listen");
+  if (options["tls-cert"] === undefined) {
+    throw missing("--tls-cert FILE", "The control API is served over TCP only with TLS.");
+  }
+  if (tokenFile === undefined) {
+    throw missing("--control-token-file FILE", "The control API is served over TCP only to who knows a token.");
+  }
+  return { address, tokenFile };
 }
 
 function parseWindow(text: string | undefined): number {

@@ -1,6 +1,5 @@
-import { chmodSync, mkdirSync, readFileSync, statSync } from "node:fs";
+import { chmodSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { ColobusError } from "../proto/errors.ts";
 import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
@@ -13,8 +12,10 @@ import type { Log } from "../shared/host/log.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import { NodeRandom } from "../shared/host/node-random.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
+import { readProcessFigures } from "../shared/host/process-figures.ts";
 import { RefusalLog } from "../shared/host/refusal-log.ts";
 import { TlsFiles } from "../shared/host/tls-files.ts";
+import { readBearerToken, readToken } from "../shared/host/token-file.ts";
 import { NbdServer } from "../shared/nbd/server.ts";
 import type { Dialer } from "../shared/replication/link.ts";
 import { WebSocketDialer, WebSocketListener, type ListenSecurity } from "../shared/replication/websocket-link.ts";
@@ -40,6 +41,8 @@ export interface ProcessConfig {
   /** Where the exports are served over TCP beside the unix socket. */
   readonly nbdListen: HostPort | undefined;
   readonly tokenFile: string | undefined;
+  /** Where the control API is served over TCP beside the unix socket, with TLS, and the file with the token for it. */
+  readonly control: { readonly address: HostPort; readonly tokenFile: string } | undefined;
   /** undefined: no TLS. */
   readonly tls: TlsConfig | undefined;
   /** URLs of the members of one etcd cluster; none: there is no arbiter. */
@@ -51,9 +54,6 @@ export interface ProcessConfig {
   readonly insecure: boolean;
 }
 
-const TOKEN_MIN_BYTES = 16;
-const TOKEN_MAX_BYTES = 4096;
-
 /** One agent on this machine: its sockets, and its end. */
 export class AgentProcess {
   readonly agent: Agent;
@@ -61,12 +61,14 @@ export class AgentProcess {
   readonly #control: ControlServer;
   readonly #vmStates: VmStateSocket;
   readonly #listener: WebSocketListener | undefined;
+  readonly #log: Log;
   readonly #tls: TlsFiles | undefined;
   #listenPort: number | undefined;
   #stopped: Promise<void> | undefined;
 
   private constructor(agent: Agent, log: Log, config: ProcessConfig, tls: TlsFiles | undefined) {
     this.agent = agent;
+    this.#log = log;
     this.#tls = tls;
     this.#nbd = new NbdServer({ directory: agent.exports, clock: new NodeClock(), log });
     this.#control = new ControlServer({ control: agent, log });
@@ -82,7 +84,7 @@ export class AgentProcess {
   static async start(config: ProcessConfig, log: Log): Promise<AgentProcess> {
     assertAddressesAllowed(config);
     spareFullCollections();
-    const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile);
+    const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile, "--token-file");
     const tls =
       config.tls === undefined ? undefined : new TlsFiles({ paths: config.tls.paths, clock: new NodeClock(), log });
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
@@ -98,6 +100,7 @@ export class AgentProcess {
         pid: process.pid,
         dialer: (url) => dialerOf(url, config, tls),
         eventLoopDelay: new EventLoopDelay(new NodeClock()),
+        processFigures: readProcessFigures,
       },
       config: config.agent,
       token,
@@ -156,8 +159,17 @@ export class AgentProcess {
     chmodSync(config.runDirectory, 0o700);
     if (config.nbdListen !== undefined) await this.#nbd.listenTcp(config.nbdListen.host, config.nbdListen.port);
     await this.#vmStates.listen(join(config.runDirectory, "vmstate.sock"));
+    await this.#listenForControl(config);
     // The control socket comes last: whoever finds it finds an agent that serves.
     await this.#control.listenUnix(join(config.runDirectory, "control.sock"));
+  }
+
+  async #listenForControl({ control }: ProcessConfig): Promise<void> {
+    if (control === undefined || this.#tls === undefined) return;
+    const refusals = new RefusalLog({ clock: new NodeClock(), log: this.#log, port: "control" });
+    const token = readBearerToken(control.tokenFile, "--control-token-file");
+    const { host, port } = control.address;
+    await this.#control.listenTls(host, port, { files: this.#tls, token, refusals });
   }
 
   async #stop(): Promise<void> {
@@ -190,27 +202,4 @@ function arbiterOf({ arbiters, agent }: ProcessConfig): ((agentId: string) => Ar
   if (arbiters.length === 0) return undefined;
   const { vm, arbiterTtlMs: ttlMs = LEASE_TTL_DEFAULT_MS } = agent;
   return (agentId) => new EtcdArbiter({ endpoints: arbiters, vm, agentId, ttlMs, clock: new NodeClock() });
-}
-
-/** The pre-shared token: the file's content without the white space around it. */
-function readToken(path: string): Buffer {
-  let text: string;
-  try {
-    text = readFileSync(path, "utf8").trim();
-  } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
-    throw new ColobusError("usage", `the token file cannot be read: ${why}`, "Check --token-file.", { cause: error });
-  }
-  const token = Buffer.from(text, "utf8");
-  if (token.length < TOKEN_MIN_BYTES || token.length > TOKEN_MAX_BYTES) {
-    throw new ColobusError(
-      "usage",
-      `the token in ${path} has ${token.length} bytes; it must have ${TOKEN_MIN_BYTES} to ${TOKEN_MAX_BYTES}`,
-      "Make one with `openssl rand -hex 32`, and put the same into the token file of both agents.",
-    );
-  }
-  if ((statSync(path).mode & 0o007) !== 0) {
-    throw new ColobusError("usage", `the token file ${path} is accessible to others`, `Run \`chmod 600 ${path}\`.`);
-  }
-  return token;
 }

@@ -1,6 +1,7 @@
 import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
+import { withoutCopies, withUntrackedCopies } from "../primary/recorded-quorum.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
@@ -10,6 +11,7 @@ import type { Storage } from "../shared/host/storage.ts";
 import { bitmapsLost } from "../shared/journal/bitmap-entry.ts";
 import { StateFile } from "../shared/journal/state-file.ts";
 import type { AgentConfig } from "./agent-config.ts";
+import { initialQuorum } from "./quorum-options.ts";
 
 export interface StateHost {
   readonly storage: Storage;
@@ -140,8 +142,8 @@ export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
  * A secondary is Inconsistent then; under its new id no primary's record of what it lacks means anything. What a primary
  * knew of its secondary's copy is void as well.
  */
-function suspect(before: StateRecord, agentId: string): StateRecord {
-  const record = bitmapsLost(before, "power-lost");
+function suspect(whole: StateRecord, agentId: string): StateRecord {
+  const record = { ...bitmapsLost(whole, "power-lost"), disks: whole.disks.map(withUntrackedCopies) };
   // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
   if (record.mode === "shared" && record.role === "Primary") return record;
   const untracked = { ...record, tracks: null, pairing: null };
@@ -181,6 +183,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
       image,
       sizeBytes: sizes[index] ?? null,
       cleanMark: null,
+      ...initialQuorum(config, name),
     })),
     epochReserved: 0,
     unflushedThrough: 0,
@@ -210,6 +213,7 @@ async function adoptImages(images: ImageSource, state: StateFile, config: AgentC
   for (const disk of state.record.disks) {
     const image = config.disks.find(({ name }) => name === disk.name)?.image ?? disk.image;
     disks.push({
+      ...withoutCopies(disk),
       name: disk.name,
       image,
       sizeBytes: await images.measure(image, imageUseOf(state.record)),

@@ -39,6 +39,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import { isInSync, type EventType, type Role, type WaitCondition } from "../proto/words.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
+import { withoutCleanMarks } from "../primary/recorded-quorum.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { FileImages } from "../shared/block/file-images.ts";
@@ -50,6 +51,7 @@ import { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { AgentOptions } from "./agent-host.ts";
+import { AgentMetrics } from "./agent-metrics.ts";
 import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
@@ -71,6 +73,7 @@ export class Agent implements AgentControl {
   readonly #options: AgentOptions;
   readonly #state: StateFile;
   readonly #events: EventLog;
+  readonly #metrics = new AgentMetrics();
   readonly #jobs: JobList;
   readonly #roles: AgentRoles;
   readonly #roleCommands: RoleCommands;
@@ -93,6 +96,7 @@ export class Agent implements AgentControl {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
+    this.#events.follow((event) => this.#metrics.count(event));
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
@@ -123,6 +127,7 @@ export class Agent implements AgentControl {
       agent: options,
       state,
       images: this.#imageServers.watching(images),
+      childImages: images,
       sharedMark,
       isMarkOwn,
       exports: this.exports,
@@ -170,7 +175,7 @@ export class Agent implements AgentControl {
       ...record,
       bootId: host.bootId,
       unflushedThrough: unflushedThrough(record, host.bootId),
-      disks: record.disks.map((disk) => ({ ...disk, cleanMark: null })),
+      disks: record.disks.map(withoutCleanMarks),
       peers: record.peers.length > 0 ? record.peers : [...config.peers],
     }));
     agent.#start();
@@ -242,6 +247,10 @@ export class Agent implements AgentControl {
       vmstate: this.#vmStates.describe(),
       eventLoopDelay: this.#stallWatch.describe(),
     };
+  }
+
+  metrics(): string {
+    return this.#metrics.render(this.status(), this.exports.disks(), this.#options.host.processFigures?.());
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {

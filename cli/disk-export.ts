@@ -2,6 +2,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { BlockDevice } from "../shared/block/block-device.ts";
 import type { NbdExport, NbdExportDirectory } from "../shared/nbd/export.ts";
 import type { MetaContext } from "../shared/nbd/meta-context.ts";
+import { GuestFigures } from "../shared/nbd/guest-figures.ts";
 import { CheckpointExport, type CheckpointExports } from "./checkpoint-exports.ts";
 
 /** The export of one disk: what is behind it changes with the agent's role, while clients stay connected. */
@@ -9,6 +10,7 @@ export class DiskExport implements NbdExport {
   readonly name: string;
   readonly sizeBytes: number;
   readonly description: string;
+  readonly figures = new GuestFigures();
   clients = 0;
   #device: BlockDevice | undefined;
   #readOnly: boolean;
@@ -66,6 +68,11 @@ export class DiskExports implements NbdExportDirectory {
 
   find(name: string): NbdExport | undefined {
     return name === "" ? this.#exports[0] : (this.#findDisk(name) ?? this.#checkpoints?.find(name));
+  }
+
+  /** The disks' exports, without those of checkpoints. */
+  disks(): readonly DiskExport[] {
+    return this.#exports;
   }
 
   /** Clients that have the export open now. */

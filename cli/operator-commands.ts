@@ -9,6 +9,7 @@ import { jobCommand, jobsCommand } from "./commands/jobs.ts";
 import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
 import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
+import { metricsCommand } from "./commands/metrics.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { statusCommand } from "./commands/status.ts";
 import { verifyCommand } from "./commands/verify.ts";
@@ -20,6 +21,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   listCommand,
   statusCommand,
   eventsCommand,
+  metricsCommand,
   jobsCommand,
   jobCommand,
   checkpointCommand,

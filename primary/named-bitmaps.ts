@@ -14,7 +14,9 @@ import type { Storage } from "../shared/host/storage.ts";
 import type { BitmapEntry } from "../shared/journal/bitmap-entry.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { MetaContext, MetaExtent } from "../shared/nbd/meta-context.ts";
+import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
+import type { ReplicatedDisk } from "./replicated-disk.ts";
 
 export interface NamedBitmapsOptions {
   readonly storage: Storage;
@@ -27,15 +29,6 @@ export interface NamedBitmapsOptions {
   readonly extentBytes: number;
   readonly settleEveryMs: number;
   readonly dirtyFileMinBytes?: number | undefined;
-}
-
-/** What the bitmaps need to know of the disks, and of the epochs. */
-export interface BitmapSource {
-  /** Whether a change of any byte of the range is under way on the local image. */
-  readonly isBusy: (disk: number, offset: number, length: number) => boolean;
-  /** Resolves when every change is over that was under way. */
-  readonly settled: (disk: number) => Promise<void>;
-  readonly openEpoch: () => number;
 }
 
 /** One bitmap that counts: its entry in the record, and what it has counted. */
@@ -64,7 +57,8 @@ export class NamedBitmaps {
   #losing: Promise<void> | undefined;
   /** Additions and removals, one after the other. */
   #changing: Promise<unknown> = Promise.resolve();
-  #source: BitmapSource | undefined;
+  #disks: readonly ReplicatedDisk[] = [];
+  #openEpoch: () => number = () => 0;
   #timer: Timer | undefined;
   #settling: Promise<void> = Promise.resolve();
   #closed = false;
@@ -87,8 +81,10 @@ export class NamedBitmaps {
     if (unreadable.length > 0) this.#lose(unreadable, "unreadable").catch(() => undefined);
   }
 
-  start(source: BitmapSource): void {
-    this.#source = source;
+  /** Begins to settle what is idle, until `close`. `disks` are those of the options. */
+  start(disks: readonly ReplicatedDisk[], openEpoch: () => number): void {
+    this.#disks = disks;
+    this.#openEpoch = openEpoch;
     this.#schedule();
   }
 
@@ -196,8 +192,8 @@ export class NamedBitmaps {
     this.#live[index]?.push(live);
     try {
       // What had passed before it counted may go into the stream later, and belongs to no later epoch than this one.
-      await this.#source?.settled(index);
-      const epoch = this.#source?.openEpoch() ?? 0;
+      await this.#disks[index]?.settled();
+      const epoch = this.#openEpoch();
       const isWhole = this.#live[index]?.includes(live) === true;
       if (!isWhole) throw inconsistent(live.entry);
       const entry = { ...live.entry, epoch };
@@ -312,11 +308,9 @@ export class NamedBitmaps {
   }
 
   async #settle(): Promise<void> {
-    const source = this.#source;
-    if (source === undefined) return;
     for (const [disk, bitmaps] of this.#live.entries()) {
       for (const { tracker } of bitmaps) {
-        const isBusy = (offset: number, length: number): boolean => source.isBusy(disk, offset, length);
+        const isBusy = (offset: number, length: number): boolean => this.#disks[disk]?.isBusy(offset, length) ?? true;
         await tracker.settle({ ...NOT_IN_FLIGHT, isBusy });
       }
     }
@@ -363,6 +357,19 @@ export class NamedBitmaps {
     const directory = `${this.#root}/${id}`;
     return { storage, random, directory, geometry, extentBytes, durability, fileMinBytes: dirtyFileMinBytes };
   }
+}
+
+/** Done when the bitmap of the peer and those for backup tools both have the range. Errors: those of either. */
+export function markedBoth(
+  tracking: Pick<PeerTracking, "mark">,
+  bitmaps: Pick<NamedBitmaps, "mark">,
+  disk: number,
+  offset: number,
+  length: number,
+): Pending {
+  const named = bitmaps.mark(disk, offset, length);
+  if (named === undefined) return tracking.mark(disk, offset, length);
+  return named.then(() => tracking.mark(disk, offset, length));
 }
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;

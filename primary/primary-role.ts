@@ -10,7 +10,8 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
-import type { BlockDevice, Child, Pending } from "../shared/block/block-device.ts";
+import type { BlockDevice, Child } from "../shared/block/block-device.ts";
+import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -25,12 +26,13 @@ import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
 import type { CopyBeforeWrite } from "./copy-before-write.ts";
+import { DiskChildren, type ChildrenContext } from "./disk-children.ts";
 import { DiskHealth } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { Mirroring } from "./mirroring.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
-import type { NamedBitmaps } from "./named-bitmaps.ts";
+import { markedBoth, type NamedBitmaps } from "./named-bitmaps.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
@@ -53,6 +55,8 @@ export interface PrimaryOptions {
   readonly children: readonly { readonly name: string; readonly child: Child }[];
   readonly tracking: PeerTracking;
   readonly bitmaps: NamedBitmaps;
+  /** What copies beside the images are made with; undefined: there are none, and none may be added. */
+  readonly copies: ChildrenContext | undefined;
   /** Whom this side dials; null: it waits for a peer to dial. */
   readonly peerUrl: string | null;
   /** Whether a peer may have been met that the record does not know of. */
@@ -104,6 +108,8 @@ export class PrimaryRole {
   readonly #status: PrimaryStatus;
   /** With an arbiter. */
   readonly #keeper: PermitKeeper | undefined;
+  /** By disk; empty where there are none, and none may be added. */
+  readonly #copies: readonly DiskChildren[];
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
   /** In mode `mirror`. */
@@ -133,6 +139,7 @@ export class PrimaryRole {
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
+    this.#copies = this.#openCopies();
     this.#keeper = this.#newKeeper();
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
@@ -179,6 +186,7 @@ export class PrimaryRole {
       mirroring: this.#mirroring,
       ack: options.ack,
       isPaired: () => this.#isPaired,
+      children: (disk) => this.#copies[disk]?.describe() ?? [],
       verdict: () => this.#lastVerdict?.verdict,
     });
   }
@@ -190,11 +198,8 @@ export class PrimaryRole {
       isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
       flush: async (disk) => this.disks[disk]?.flushChild(),
     });
-    this.#options.bitmaps.start({
-      isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
-      settled: async (disk) => this.disks[disk]?.settled(),
-      openEpoch: () => this.checkpoints.openEpoch,
-    });
+    this.bitmaps.start(this.disks, () => this.checkpoints.openEpoch);
+    for (const [index, disk] of this.disks.entries()) this.#copies[index]?.start(disk);
     this.#automatic.start();
     this.#keeper?.start();
     // What an earlier process has lost is to be seen before a guest flushes.
@@ -334,9 +339,10 @@ export class PrimaryRole {
 
   /**
    * Stops checkpoints and sessions, drains what it can, and flushes the children. The children stay open. Resolves with
-   * the reason where something could not be made durable: then nothing may be relied on but what a crash would leave.
+   * the reason where something could not be made durable: then nothing may be relied on but what a crash would leave. Who
+   * `isDemoted` goes on with the images alone, so that is also the reason why an image lacks something.
    */
-  async stop(drainMs: number): Promise<ColobusError | undefined> {
+  async stop(drainMs: number, { isDemoted } = { isDemoted: false }): Promise<ColobusError | undefined> {
     this.#automatic.stop();
     this.#mirroring?.stop();
     this.#health.stop();
@@ -356,15 +362,16 @@ export class PrimaryRole {
       // What this side holds back of a disk that another host writes by now must never get there.
       if (record.mode !== "shared" || !record.outdated) {
         for (const disk of this.disks) await disk.quiet();
-        for (const { child } of this.#options.children) await child.flush();
+        for (const disk of this.disks) await disk.child.flush();
       }
+      await this.#leaveCopies(reason, isDemoted);
     } catch (error) {
-      await this.#options.bitmaps.close();
+      await this.bitmaps.close();
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
       return asColobusError(error);
     }
     try {
-      await this.#options.bitmaps.close();
+      await this.bitmaps.close();
       await this.#options.tracking.close();
       await this.#options.state.update((record) => ({
         ...record,
@@ -375,6 +382,50 @@ export class PrimaryRole {
     } catch (error) {
       return asColobusError(error);
     }
+  }
+
+  #openCopies(): DiskChildren[] {
+    const { copies, children } = this.#options;
+    if (copies === undefined) return [];
+    return children.map(
+      ({ name, child }, index) =>
+        new DiskChildren({
+          ...copies,
+          disk: name,
+          local: child,
+          geometry: this.#geometries[index] ?? clusterGeometry(child.sizeBytes, copies.state.record.clusterBytes),
+          freeze: () => this.#guests.freeze(),
+        }),
+    );
+  }
+
+  /** The copies of a disk, for an operator's changes. Errors: `not-found`, `not-supported`. */
+  copiesOf(name: string): DiskChildren {
+    const index = this.disks.findIndex((disk) => disk.name === name);
+    if (index < 0) throw new ColobusError("not-found", `there is no disk ${name}`, "See `colobus status`.");
+    const copies = this.#copies[index];
+    if (copies !== undefined) return copies;
+    throw new ColobusError(
+      "not-supported",
+      `disk ${name} takes no copies beside its image here`,
+      this.#shared === undefined
+        ? "This agent was promoted: when its merge is over, restart it."
+        : "A shared disk has no copies: use a mode other than `shared`.",
+    );
+  }
+
+  /** Errors: where the images alone are gone on with, why one of them is not what its disk was. */
+  async #leaveCopies(reason: ColobusError, isDemoted: boolean): Promise<void> {
+    let fault: ColobusError | undefined;
+    for (const [index, copies] of this.#copies.entries()) {
+      await copies.stop(reason);
+      const lacks = copies.localFault;
+      if (lacks === undefined || !isDemoted) continue;
+      fault = lacks;
+      // The peer is to send what the image lacks.
+      await this.#options.tracking.add(index, [...clusterRuns(copies.localDirty)]);
+    }
+    if (fault !== undefined) throw fault;
   }
 
   #newKeeper(): PermitKeeper | undefined {
@@ -468,8 +519,8 @@ export class PrimaryRole {
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
     const shared = this.#shared?.children[index];
     if (shared !== undefined) return this.#sharedDisk(name, shared, index);
-    return new ReplicatedDisk(name, child, this.#guests.gate, {
-      mark: (offset, length) => this.#mark(index, offset, length),
+    return new ReplicatedDisk(name, this.#copies[index]?.child ?? child, this.#guests.gate, {
+      mark: (offset, length) => markedBoth(this.#options.tracking, this.bitmaps, index, offset, length),
       forward: (kind, offset, length, payload) => {
         this.checkpoints.countWrite(length);
         return this.#replicator.forward(kind, index, offset, length, payload);
@@ -484,28 +535,13 @@ export class PrimaryRole {
     });
   }
 
-  /** Done when both the peer's bitmap and those for backup tools have the range. */
-  #mark(disk: number, offset: number, length: number): Pending {
-    const { tracking, bitmaps } = this.#options;
-    const tracked = tracking.mark(disk, offset, length);
-    let named: Pending;
-    try {
-      named = bitmaps.mark(disk, offset, length);
-    } catch (error) {
-      tracked?.catch(() => undefined); // the first error is told
-      throw error;
-    }
-    if (tracked === undefined || named === undefined) return tracked ?? named;
-    return Promise.all([tracked, named]).then(() => undefined);
-  }
-
   /** Nothing is forwarded but originals, and those by the child itself. */
   #sharedDisk(name: string, child: CopyBeforeWrite, index: number): ReplicatedDisk {
     const { gate } = this.#guests;
     return new ReplicatedDisk(name, child, gate, {
       mark: (offset, length) => {
         child.prepare(offset, length);
-        return this.#options.bitmaps.mark(index, offset, length);
+        return this.bitmaps.mark(index, offset, length);
       },
       forward: () => undefined,
       room: () => undefined,

@@ -1,4 +1,4 @@
-import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
+import type { ChildStatus, DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import type { AckPolicy } from "../proto/words.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { Clock } from "../shared/host/clock.ts";
@@ -30,6 +30,8 @@ export interface PrimaryStatusOptions {
   readonly ack: AckPolicy;
   /** Whether there is a secondary, or one is to be dialled. */
   readonly isPaired: () => boolean;
+  /** The copies of a disk, by its index; empty where its image is the only one. */
+  readonly children: (disk: number) => readonly ChildStatus[];
   readonly verdict: () => Verdict | undefined;
 }
 
@@ -57,8 +59,9 @@ export class PrimaryStatus {
   }
 
   describeDisks(): DiskStatus[] {
-    const { state, disks, health, isPaired, replicator } = this.#parts;
-    return describePrimaryDisks(state.record, disks, health, (disk) => (isPaired() ? replicator.dirtyBytes(disk) : 0));
+    const { state, disks, health, isPaired, replicator, children } = this.#parts;
+    const dirtyBytes = (disk: number): number => (isPaired() ? replicator.dirtyBytes(disk) : 0);
+    return describePrimaryDisks(state.record, disks, health, { dirtyBytes, children });
   }
 
   describeProtection(): Status["protection"] {

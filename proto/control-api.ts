@@ -11,6 +11,7 @@ import {
   ARBITER_STATES,
   BITMAP_FAULTS,
   BITMAP_STATES,
+  CHILD_STATES,
   CONNECTION_STATES,
   DISK_STATES,
   DURABILITIES,
@@ -54,6 +55,8 @@ export const jobSchema = z.object({
   state: z.enum(JOB_STATES),
   /** The disk the job works on; null for all disks of the VM. */
   disk: z.string().nullable(),
+  /** The copy of that disk that a resync is for; null for the secondary's. */
+  child: z.string().nullable().optional(),
   progress: z.object({ doneBytes: bytes, totalBytes: bytes }),
   bytesPerSecond: z.number().nonnegative(),
   etaMs: ms.nullable(),
@@ -68,10 +71,16 @@ export type JobStatus = z.infer<typeof jobSchema>;
 
 export const childSchema = z.object({
   name: z.string(),
-  kind: z.enum(["image", "overlay"]),
+  /** `session`: the secondary's copy. */
+  kind: z.enum(["image", "overlay", "session"]),
   path: z.string(),
-  state: z.enum(["sound", "syncing", "broken"]),
+  state: z.enum(CHILD_STATES),
+  /** What it lacks, in clusters. */
+  dirtyBytes: bytes.optional(),
+  /** Why it is broken. */
+  lastError: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable().optional(),
 });
+export type ChildStatus = z.infer<typeof childSchema>;
 
 export const diskSchema = z.object({
   name: z.string(),
@@ -406,6 +415,8 @@ export const errorAnswerSchema = z.object({
  */
 export interface AgentControl {
   status(): Status;
+  /** What Prometheus reads. */
+  metrics(): string;
   checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer>;
   commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer>;
   /** Takes a checkpoint with the VM state that `content` has; it is complete when that ends. */

@@ -255,6 +255,14 @@ export const ERRORS = {
   ),
   "address-in-use": row("EIO", 4063, 409, EXIT.failed, true, "The address or socket is taken by another process."),
 
+  // Copies of a disk beside its image
+  "child-timed-out": row("EIO", 4064, 504, EXIT.failed, true, "A copy of a disk has not done a request in its time."),
+  "child-syncing": row("EIO", 4065, 409, EXIT.failed, true, "A copy of a disk has not got everything yet."),
+
+  "quorum-failure": row("EIO", 4066, 500, EXIT.failed, true, "Too few copies of a disk have done a request, or agree."),
+  "child-unknown": row("EINVAL", 4067, 404, EXIT.failed, false, "The disk has no copy of that name."),
+  "child-refused": row("EINVAL", 4068, 409, EXIT.failed, false, "The copies of the disk do not allow that change."),
+
   // Kept checkpoints
   "checkpoint-dropped": row(
     "EIO",

@@ -88,6 +88,16 @@ export const CLUSTER_DEFAULT_BYTES = 16 * KIB;
 export const DISK_MAX_CLUSTERS = 2 ** 32;
 /** Disks of one VM. */
 export const DISKS_MAX = 64;
+/** One of several copies of a disk that has not done a request by then is broken. */
+export const CHILD_TIMEOUT_DEFAULT_MS = 5_000;
+/** Copies of one disk, its image included. */
+export const CHILDREN_MAX = 8;
+/** A broken copy is tried again after this time; each failure doubles it, up to … */
+export const CHILD_RETRY_MIN_MS = 1_000;
+/** … this. */
+export const CHILD_RETRY_MAX_MS = 30_000;
+/** Of the same kind of trouble with the copies of a disk one event is told in this time, with how many there were. */
+export const QUORUM_EVENT_EVERY_MS = 1_000;
 
 // TLS
 /** A TLS handshake is done within this time. */
@@ -185,6 +195,10 @@ export const VMSTATE_SYNC_BEHIND_BYTES = 32 * MIB;
 // Protection of a running VM
 /** How fast a paused VM writes its state at most: as fast as it can. */
 export const VM_MIGRATION_BYTES_PER_SECOND = 1024 ** 4;
+/** How often QEMU is asked whether a paused VM may run while its memory is written. */
+export const BACKGROUND_POLL_MS = 10;
+/** So often in a row a background snapshot fails to begin before the VM is paused for its state instead. */
+export const BACKGROUND_TRIES = 2;
 /** The VM is paused already, so its state is written in one go, however long that takes. */
 export const VM_DOWNTIME_LIMIT_MS = 2_000_000;
 /** How often a checkpoint with a VM state is taken (`colobus protect --interval`). */

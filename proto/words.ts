@@ -50,6 +50,14 @@ export type SharedMarkState = (typeof SHARED_MARK_STATES)[number];
 export const DISK_STATES = ["UpToDate", "Consistent", "Inconsistent", "Outdated", "Failed"] as const;
 export type DiskState = (typeof DISK_STATES)[number];
 
+/** Whether one of several copies of a disk has everything. */
+export const CHILD_STATES = ["sound", "syncing", "broken"] as const;
+export type ChildState = (typeof CHILD_STATES)[number];
+
+/** Which copies of a disk are read: the first sound one, or all, and the majority wins. */
+export const READ_PATTERNS = ["fifo", "quorum"] as const;
+export type ReadPattern = (typeof READ_PATTERNS)[number];
+
 export const CONNECTION_STATES = ["StandAlone", "Connecting", "Connected"] as const;
 export type ConnectionState = (typeof CONNECTION_STATES)[number];
 
@@ -177,6 +185,13 @@ export const EVENT_TYPES = [
   "disk-mended",
   "image-away",
   "image-back",
+  "child-broken",
+  "child-syncing",
+  "child-sound",
+  "child-added",
+  "child-removed",
+  "quorum-report-bad",
+  "quorum-failure",
   "state-error",
   "state-mended",
   "failover",

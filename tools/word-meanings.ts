@@ -6,6 +6,7 @@ import type {
   BitmapFault,
   AckPolicy,
   ArbiterStateWord,
+  ChildState,
   ConnectionState,
   DiskState,
   Durability,
@@ -15,6 +16,7 @@ import type {
   JobType,
   Mode,
   ProtectionReason,
+  ReadPattern,
   ReplicationState,
   ResyncOutcome,
   Role,
@@ -35,6 +37,17 @@ export const MODE_MEANINGS: Record<Mode, string> = {
   shared:
     "Both hosts use one shared disk; the originals travel to the secondary's hidden disk before they are overwritten.",
   mirror: "Writes land in the base disk, without epochs: a failover returns to the last write that is stable there.",
+};
+
+export const READ_PATTERN_MEANINGS: Record<ReadPattern, string> = {
+  fifo: "The first sound copy is read, and the next one when that fails.",
+  quorum: "All copies are read, and the content that most of them have wins, if enough have it.",
+};
+
+export const CHILD_STATE_MEANINGS: Record<ChildState, string> = {
+  sound: "It has everything that the disk has.",
+  syncing: "It takes new writes, and is brought what it lacks.",
+  broken: "It has failed, or not answered in time: it is asked for nothing until it was tried again with success.",
 };
 
 export const DISK_STATE_MEANINGS: Record<DiskState, string> = {
@@ -185,6 +198,13 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "image-away":
     "The server of an image cannot be used; the data has the disk and the reason. Told once in 5 s at most.",
   "image-back": "The server of an image can be used again, and has all that an earlier one had answered.",
+  "child-broken": "One of several copies of a disk has failed, or not answered in time.",
+  "child-syncing": "A copy of a disk is brought what it lacks.",
+  "child-sound": "A copy of a disk has everything.",
+  "child-added": "A disk has got one more copy, which lacks everything.",
+  "child-removed": "A copy of a disk was taken out.",
+  "quorum-report-bad": "A copy of a disk has refused a request, or has something else than the majority.",
+  "quorum-failure": "Too few copies of a disk have done a request, or agree.",
   "state-error":
     "The state record, or the dirty bitmap, could not be written; the data has the reason. It is tried again.",
   "state-mended": "What could not be written in the state directory is written now.",

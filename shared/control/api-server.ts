@@ -1,5 +1,5 @@
 /**
- * The control API's server: HTTP and JSON on the agent's unix socket, every request checked against the schemas of
+ * The control API's server: HTTP and JSON on the agent's unix socket, and over TLS with a token, every request checked against the schemas of
  * `proto/control-api.ts` before the agent sees it.
  *
  * Bad input is answered with an error, or its connection is closed, and never reaches the agent. What a client can make
@@ -47,6 +47,8 @@ import {
 import type { Log } from "../host/log.ts";
 import { listenOnUnixSocket } from "../host/unix-socket.ts";
 import { EventStream } from "./event-stream.ts";
+import { EXPOSITION_TYPE } from "./exposition.ts";
+import { ControlTlsListener, type ControlTlsListenerOptions } from "./tls-listener.ts";
 
 export interface ControlServerOptions {
   readonly control: AgentControl;
@@ -87,6 +89,7 @@ export class ControlServer {
   readonly #app: FastifyInstance;
   readonly #connections = new Map<Socket, Connection>();
   readonly #streams = new Set<EventStream>();
+  #network: ControlTlsListener | undefined;
   #answering = 0;
   #answered: (() => void) | undefined;
   #closing: Promise<void> | undefined;
@@ -128,6 +131,23 @@ export class ControlServer {
     this.#log.info({ path }, "control API listens");
   }
 
+  /** Serves clients at a TCP address too, with TLS and a token; resolves with the port. Errors: as the listener's. */
+  async listenTls(
+    host: string,
+    port: number,
+    options: Pick<ControlTlsListenerOptions, "files" | "token" | "refusals">,
+  ): Promise<number> {
+    await this.#app.ready();
+    this.#network = new ControlTlsListener({
+      ...options,
+      answer: (request, response) => this.#app.routing(request, response),
+      malformed: (error, socket) => this.#refuseMalformed(error, socket),
+    });
+    const bound = await this.#network.listen(host, port);
+    this.#log.info({ host, port: bound }, "control API listens with TLS");
+    return bound;
+  }
+
   /** Accepts no more, aborts the calls in progress, sends their answers, and closes every connection. */
   close(): Promise<void> {
     this.#closing ??= this.#close();
@@ -136,10 +156,12 @@ export class ControlServer {
 
   async #close(): Promise<void> {
     if (this.#app.server.listening) this.#app.server.close();
+    this.#network?.stop();
     for (const { calls } of this.#connections.values()) for (const call of calls) call.abort(shuttingDown());
     for (const stream of this.#streams) stream.end();
     if (this.#answering > 0) await this.#lastAnswer();
     this.#app.server.closeAllConnections();
+    this.#network?.closeConnections();
     await this.#app.close();
   }
 
@@ -179,6 +201,10 @@ export class ControlServer {
     const control = this.#control;
     this.#installVmStateRoutes();
     this.#route("GET", "/v1/status", () => control.status());
+    this.#route("GET", "/metrics", (_request, reply) => {
+      reply.header("content-type", EXPOSITION_TYPE);
+      return control.metrics();
+    });
     this.#route("GET", "/v1/events", (request, reply) => this.#events(request, reply));
     this.#route("GET", "/v1/jobs", () => control.jobs());
     this.#route("POST", "/v1/jobs/:id/:verb", (request) => {

@@ -33,13 +33,14 @@ interface Loaded {
 export interface TlsFilesOptions {
   readonly paths: TlsPaths;
   readonly clock: Clock;
-  readonly log: Log;
+  /** undefined: for one use, by a command. */
+  readonly log?: Log | undefined;
 }
 
 export class TlsFiles {
   readonly paths: TlsPaths;
   readonly #clock: Clock;
-  readonly #log: Log;
+  readonly #log: Log | undefined;
   readonly #listeners: ((options: SecureContextOptions) => void)[] = [];
   #loaded: Loaded;
   /** The files that could not be used, so that they are told of once. */
@@ -90,11 +91,11 @@ export class TlsFiles {
     } catch (error) {
       if (!(error instanceof ColobusError)) throw error;
       this.#refusedStamp = stamp;
-      this.#log.error({ reason: error }, "the changed TLS files cannot be used: the old ones stay in force");
+      this.#log?.error({ reason: error }, "the changed TLS files cannot be used: the old ones stay in force");
       return;
     }
     this.#refusedStamp = undefined;
-    this.#log.info({ ...this.paths }, "TLS files were read again");
+    this.#log?.info({ ...this.paths }, "TLS files were read again");
     for (const listener of this.#listeners) listener(this.#loaded.options);
   }
 
@@ -141,7 +142,7 @@ export class TlsFiles {
     const leftMs = Date.parse(own.validTo) - this.#clock.wallMs();
     if (leftMs <= 0) throw unusable("cert", certPath, `it has expired on ${own.validTo}`);
     if (leftMs < CERTIFICATE_WARN_MS) {
-      this.#log.warn({ path: certPath, validTo: own.validTo }, "the TLS certificate expires soon");
+      this.#log?.warn({ path: certPath, validTo: own.validTo }, "the TLS certificate expires soon");
     }
   }
 }

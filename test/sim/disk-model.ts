@@ -88,6 +88,10 @@ export class DiskModel {
       }),
     );
     copy.#writes = [...clones.values()];
+    for (const [write, later] of this.#flushedLater) {
+      const clone = clones.get(write);
+      if (clone !== undefined) copy.#flushedLater.set(clone, [...later]);
+    }
     copy.#powerLost = this.#powerLost;
     return copy;
   }

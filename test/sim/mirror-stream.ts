@@ -7,6 +7,8 @@ import type { PairMember } from "./pair.ts";
 interface Sent {
   readonly disk: number;
   readonly write: ModelWrite;
+  /** The guest was told that it is done: a failover has to return it. */
+  isTold: boolean;
 }
 
 /** What a secondary holds from a barrier on, which ended a sync: the disks at that barrier, and all that was sent since. */
@@ -47,7 +49,7 @@ export class MirrorStream {
       for (const { kind, disk, offset, length, payload } of message.operations) {
         const write = new ModelWrite(offset, length, kind === "write" ? Buffer.from(payload) : undefined);
         followed.disks[disk]?.begin(write);
-        followed.sent.push({ disk, write });
+        followed.sent.push({ disk, write, isTold: false });
       }
     }
   }
@@ -58,20 +60,29 @@ export class MirrorStream {
     for (const followed of this.#followed.values()) {
       if (!followed.isOpen || followed.by !== by) continue;
       const found = followed.sent.findLast(({ disk: on, write }) => on === disk && isSame(write, told));
-      if (found === undefined || found.write.settled) continue;
+      if (found === undefined || found.isTold) continue;
+      found.isTold = true;
+      // What is merely received comes into the images a little later, or with the promotion.
+      if (this.#ack === "received") continue;
       found.write.settled = true;
-      const isDurable = this.#ack === "applied" && this.#durability === "power";
-      if (isDurable) followed.disks[disk]?.flushed(new Set([found.write]));
+      if (this.#durability === "power") followed.disks[disk]?.flushed(new Set([found.write]));
     }
   }
 
   /** What had been received, and no more, is lost with the process. */
   secondaryDied(): void {
     if (this.#ack === "applied") return;
-    for (const { sent } of this.#followed.values()) for (const { write } of sent) write.settled = false;
+    for (const { sent } of this.#followed.values()) for (const one of sent) one.isTold = false;
   }
 
-  /** The disks as a failover from the checkpoint may return them. */
+  /** The secondary is promoted: whatever has been received is in its images. */
+  promoted(epoch: number): readonly DiskModel[] {
+    const disks = this.at(epoch);
+    for (const { write, isTold } of this.#followed.get(epoch)?.sent ?? []) if (isTold) write.settled = true;
+    return disks;
+  }
+
+  /** The disks as the secondary's view may show them. */
   at(epoch: number): readonly DiskModel[] {
     const followed = this.#followed.get(epoch);
     assert(followed !== undefined, `no barrier has closed epoch ${epoch}`);

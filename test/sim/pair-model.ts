@@ -308,7 +308,7 @@ export class PairModel implements PairObserver {
     assert(snapshot !== undefined);
     this.guest =
       this.#stream !== undefined
-        ? this.view
+        ? this.#stream.promoted(this.committed)
         : discardActive || this.#withVmState.has(this.committed)
           ? snapshot.map((content) => new DiskModel(content))
           : this.view;

@@ -96,7 +96,7 @@ export class RoleModel implements PairObserver {
 
   /** A side was promoted to a checkpoint: from here on its guest sees that. */
   promoted(member: PairMember, epoch: number): void {
-    const checkpoint = this.#checkpoints.get(epoch);
+    const checkpoint = this.#stream?.promoted(epoch) ?? this.#checkpoints.get(epoch);
     assert(checkpoint !== undefined, `${member.name} was promoted to epoch ${epoch}, which no barrier has closed`);
     this.#alone.delete(member);
     this.#guests.set(

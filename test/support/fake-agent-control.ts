@@ -63,6 +63,10 @@ export class FakeAgentControl implements AgentControl {
     return this.currentStatus;
   }
 
+  metrics(): string {
+    return 'colobus_protected{vm="web"} 1\n';
+  }
+
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
     await this.#called("checkpoint", request, signal);
     const epoch = this.currentStatus.epoch.open;
