@@ -4,6 +4,7 @@ import { BUFFER_MEMORY_DEFAULT_BYTES, CHILD_TIMEOUT_DEFAULT_MS, STATE_RETRY_MS }
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { allFailed } from "../primary/mirror-record.ts";
+import { NamedBitmaps } from "../primary/named-bitmaps.ts";
 import type { ChildrenContext } from "../primary/disk-children.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
 import { withoutCopies } from "../primary/recorded-quorum.ts";
@@ -15,7 +16,7 @@ import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import { statesNeeded, VmStateStore } from "../secondary/vm-state-store.ts";
 import type { Child } from "../shared/block/block-device.ts";
-import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import { keepLosses, noteLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
@@ -458,7 +459,9 @@ export class AgentRoles {
   ): ActivePrimary {
     const { agent, state, emit, jobs, exports } = this.#options;
     const { host, config, token } = agent;
+    const bitmaps = new NamedBitmaps({ ...this.#trackingOptions(), ...config, disks: namedGeometries(state.record) });
     const primary = new PrimaryRole({
+      bitmaps,
       clock: host.clock,
       random: host.random,
       log: host.log,
@@ -496,6 +499,7 @@ export class AgentRoles {
       settleEveryMs: config.settleEveryMs,
     });
     exports.serveCheckpoints(undefined);
+    exports.serveContexts((disk) => bitmaps.contextsOf(disk));
     for (const disk of primary.disks) exports.put(disk.name, state.record.vm, primary.exported(disk), false);
     return { role: "Primary", primary, tracking, children: children.map(({ child }) => child) };
   }
@@ -619,4 +623,10 @@ export class AgentRoles {
 /** A shared disk that was never opened for writing, and so says nothing, was not flushed: it was not left in good order. */
 function cleanMarkOf({ mode }: StateRecord, mark: string | undefined): string | null {
   return mode === "shared" && mark === "" ? null : (mark ?? null);
+}
+
+function namedGeometries({ disks, clusterBytes }: StateRecord): { name: string; geometry: ClusterGeometry }[] {
+  return disks.flatMap(({ name, sizeBytes }) =>
+    sizeBytes === null ? [] : { name, geometry: clusterGeometry(sizeBytes, clusterBytes) },
+  );
 }

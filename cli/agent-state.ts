@@ -10,6 +10,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
+import { bitmapsLost } from "../shared/journal/bitmap-entry.ts";
 import { StateFile } from "../shared/journal/state-file.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { initialQuorum } from "./quorum-options.ts";
@@ -146,7 +147,7 @@ export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
  * knew of its secondary's copy is void as well.
  */
 function suspect(whole: StateRecord, agentId: string): StateRecord {
-  const record = { ...whole, disks: whole.disks.map(withUntrackedCopies) };
+  const record = { ...bitmapsLost(whole, "power-lost"), disks: whole.disks.map(withUntrackedCopies) };
   // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
   if (record.mode === "shared" && record.role === "Primary") return record;
   const untracked = { ...record, tracks: null, pairing: null, mirrors: record.mirrors.map(withoutBitmap) };
@@ -239,7 +240,11 @@ async function adoptImages(host: StateHost, state: StateFile, config: AgentConfi
   }
   const reason = new ColobusError("image-changed", "the agent was started with --adopt-image");
   await state.update((record) =>
-    allFailed({ ...record, disks, tracks: null, lostSyncs: [] }, host.clock.wallMs(), reason),
+    allFailed(
+      { ...bitmapsLost(record, "image-adopted"), disks, tracks: null, lostSyncs: [] },
+      host.clock.wallMs(),
+      reason,
+    ),
   );
 }
 

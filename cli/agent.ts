@@ -1,6 +1,9 @@
 import type {
   AgentControl,
   AgentEvent,
+  BitmapRequest,
+  BitmapStatus,
+  BITMAP_VERBS,
   CheckpointAnswer,
   CheckpointRequest,
   ChildAnswer,
@@ -362,6 +365,23 @@ export class Agent implements AgentControl {
 
   changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {
     return changeChild(this.#primary("child"), request, this.#options.host.clock, signal);
+  }
+
+  bitmaps(): BitmapStatus[] {
+    return this.#primary("bitmap").bitmaps.list();
+  }
+
+  async bitmap(
+    verb: (typeof BITMAP_VERBS)[number],
+    { disk, name, timeoutMs }: BitmapRequest,
+    signal: AbortSignal,
+  ): Promise<BitmapStatus> {
+    const deadline = new Deadline(this.#options.host.clock, timeoutMs, signal);
+    try {
+      return await deadline.race(this.#primary("bitmap").bitmaps[verb](disk, name), `bitmap ${verb} goes on`);
+    } finally {
+      deadline.end();
+    }
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {

@@ -1,6 +1,7 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { BlockDevice } from "../shared/block/block-device.ts";
 import type { NbdExport, NbdExportDirectory } from "../shared/nbd/export.ts";
+import type { MetaContext } from "../shared/nbd/meta-context.ts";
 import { GuestFigures } from "../shared/nbd/guest-figures.ts";
 import { CheckpointExport, type CheckpointExports } from "./checkpoint-exports.ts";
 
@@ -13,18 +14,30 @@ export class DiskExport implements NbdExport {
   clients = 0;
   #device: BlockDevice | undefined;
   #readOnly: boolean;
+  readonly #contexts: () => readonly MetaContext[];
 
-  constructor(name: string, vm: string, device: BlockDevice, readOnly: boolean) {
+  constructor(
+    name: string,
+    vm: string,
+    device: BlockDevice,
+    readOnly: boolean,
+    contexts: () => readonly MetaContext[] = () => [],
+  ) {
     this.name = name;
     this.description = `disk ${name} of VM ${vm}`;
     this.sizeBytes = device.sizeBytes;
     this.#device = device;
     this.#readOnly = readOnly;
+    this.#contexts = contexts;
   }
 
   get device(): BlockDevice {
     if (this.#device === undefined) throw new ColobusError("shutting-down", "the agent is being stopped");
     return this.#device;
+  }
+
+  get contexts(): readonly MetaContext[] {
+    return this.#contexts();
   }
 
   get readOnly(): boolean {
@@ -47,6 +60,7 @@ export class DiskExport implements NbdExport {
 export class DiskExports implements NbdExportDirectory {
   #exports: DiskExport[] = [];
   #checkpoints: CheckpointExports | undefined;
+  #contextsOf: (disk: string) => readonly MetaContext[] = () => [];
 
   list(): readonly NbdExport[] {
     return [...this.#exports, ...(this.#checkpoints?.list() ?? [])];
@@ -82,16 +96,23 @@ export class DiskExports implements NbdExportDirectory {
     this.#checkpoints = checkpoints;
   }
 
+  /** Has clients ask for the contexts of a disk; undefined: there are none. */
+  serveContexts(contextsOf: ((disk: string) => readonly MetaContext[]) | undefined): void {
+    this.#contextsOf = contextsOf ?? (() => []);
+  }
+
   /** Exports `device` as `name`: in place of what is exported under that name, or anew. */
   put(name: string, vm: string, device: BlockDevice, readOnly: boolean): void {
     const existing = this.#exports.find((candidate) => candidate.name === name);
-    if (existing === undefined) this.#exports.push(new DiskExport(name, vm, device, readOnly));
+    if (existing === undefined)
+      this.#exports.push(new DiskExport(name, vm, device, readOnly, () => this.#contextsOf(name)));
     else existing.replace(device, readOnly);
   }
 
   withdrawAll(): void {
     for (const diskExport of this.#exports) diskExport.withdraw();
     this.#checkpoints = undefined;
+    this.serveContexts(undefined);
   }
 
   #findDisk(name: string): DiskExport | undefined {

@@ -1,5 +1,6 @@
 /** The commands with which an operator, or a hook, talks to agents that run already. */
 import type { Command } from "./command.ts";
+import { bitmapCommand } from "./commands/bitmap.ts";
 import { checkpointCommand, commitCommand, discardCommand } from "./commands/checkpoint.ts";
 import { childCommand } from "./commands/child.ts";
 import { completionCommand } from "./commands/completion.ts";
@@ -43,6 +44,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   rollbackCommand,
   verifyCommand,
   childCommand,
+  bitmapCommand,
   waitCommand,
   configCommand,
   doctorCommand,

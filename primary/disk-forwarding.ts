@@ -2,6 +2,7 @@ import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { CopyBeforeWrite } from "./copy-before-write.ts";
 import type { FailedAccess } from "./disk-health.ts";
 import type { GuestGate } from "./guest-gate.ts";
+import { markedBoth, type NamedBitmaps } from "./named-bitmaps.ts";
 import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import type { Forwarding } from "./replicated-disk.ts";
 import type { Replicator } from "./replicator.ts";
@@ -10,15 +11,19 @@ type Failed = (access: FailedAccess, error: unknown) => void;
 
 export interface ChangeForwarding {
   readonly tracking: Pick<PeerTracking, "mark">;
+  readonly bitmaps: Pick<NamedBitmaps, "mark">;
   readonly checkpoints: Pick<PrimaryCheckpoints, "countWrite">;
   readonly replicator: () => Replicator;
   readonly failed: Failed;
 }
 
 /** The changes of the disk with this index go into the stream. */
-export function changesOf(disk: number, { tracking, checkpoints, replicator, failed }: ChangeForwarding): Forwarding {
+export function changesOf(
+  disk: number,
+  { tracking, bitmaps, checkpoints, replicator, failed }: ChangeForwarding,
+): Forwarding {
   return {
-    mark: (offset, length) => tracking.mark(disk, offset, length),
+    mark: (offset, length) => markedBoth(tracking, bitmaps, disk, offset, length),
     forward: (kind, offset, length, payload) => {
       checkpoints.countWrite(length);
       return replicator().forward(kind, disk, offset, length, payload);
@@ -33,12 +38,19 @@ export function changesOf(disk: number, { tracking, checkpoints, replicator, fai
   };
 }
 
+export interface OriginalForwarding {
+  readonly child: CopyBeforeWrite;
+  readonly bitmaps: Pick<NamedBitmaps, "mark">;
+  readonly gate: GuestGate;
+  readonly failed: Failed;
+}
+
 /** Nothing of a shared disk is forwarded but originals, and those by its child itself. */
-export function originalsOf(child: CopyBeforeWrite, gate: GuestGate, failed: Failed): Forwarding {
+export function originalsOf(disk: number, { child, bitmaps, gate, failed }: OriginalForwarding): Forwarding {
   return {
     mark: (offset, length) => {
       child.prepare(offset, length);
-      return undefined;
+      return bitmaps.mark(disk, offset, length);
     },
     forward: () => undefined,
     room: () => undefined,

@@ -33,6 +33,7 @@ import { handOver } from "./hand-over.ts";
 import { Mirroring } from "./mirroring.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
 import { Mirrors, type MirrorTargets } from "./mirrors.ts";
+import { markedBoth, type NamedBitmaps } from "./named-bitmaps.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
@@ -54,6 +55,7 @@ export interface PrimaryOptions {
   readonly jobs: JobList;
   readonly children: readonly { readonly name: string; readonly child: Child }[];
   readonly tracking: PeerTracking;
+  readonly bitmaps: NamedBitmaps;
   /** What copies beside the images are made with; undefined: there are none, and none may be added. */
   readonly copies: ChildrenContext | undefined;
   /** Whom this side dials; null: it waits for a peer to dial. */
@@ -100,6 +102,7 @@ export class PrimaryRole {
   readonly copies: DiskCopies;
   readonly mirrors: Mirrors;
   readonly verifies: VerifyJobs;
+  readonly bitmaps: NamedBitmaps;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
@@ -122,6 +125,7 @@ export class PrimaryRole {
 
   constructor(options: PrimaryOptions) {
     this.#options = options;
+    this.bitmaps = options.bitmaps;
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
     this.#syncs = new SyncJobs(options.jobs, options.resyncSpeed);
@@ -212,6 +216,7 @@ export class PrimaryRole {
       isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
       flush: async (disk) => this.disks[disk]?.flushChild(),
     });
+    this.bitmaps.start(this.disks, () => this.checkpoints.openEpoch);
     this.copies.start(this.disks);
     this.#automatic.start();
     this.#keeper?.start();
@@ -380,12 +385,14 @@ export class PrimaryRole {
       }
       await this.copies.leave(reason, isDemoted);
     } catch (error) {
+      await this.bitmaps.close();
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
       await this.mirrors.stop(asColobusError(error));
       return asColobusError(error);
     }
     await this.mirrors.stop(new ColobusError("not-primary", "this side is not Primary any more"));
     try {
+      await this.bitmaps.close();
       await this.#options.tracking.close();
       await this.#options.state.update((record) => ({
         ...record,
@@ -490,11 +497,15 @@ export class PrimaryRole {
     const { gate } = this.#guests;
     const failed = (access: FailedAccess, error: unknown): void => this.#health.failed(name, access, error);
     const shared = this.#shared?.children[index];
-    if (shared !== undefined) return new ReplicatedDisk(name, shared, gate, originalsOf(shared, gate, failed));
+    const { bitmaps } = this;
+    if (shared !== undefined) {
+      return new ReplicatedDisk(name, shared, gate, originalsOf(index, { child: shared, bitmaps, gate, failed }));
+    }
     const own = this.mirrors.followed(name, this.copies.child(index) ?? child);
     const { tracking } = this.#options;
     const forwarding = changesOf(index, {
       tracking,
+      bitmaps,
       checkpoints: this.checkpoints,
       replicator: () => this.#replicator,
       failed,

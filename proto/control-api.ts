@@ -9,6 +9,8 @@ import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_MAX_MS } from "./limits.ts"
 import {
   ACK_POLICIES,
   ARBITER_STATES,
+  BITMAP_FAULTS,
+  BITMAP_STATES,
   CHILD_STATES,
   CONNECTION_STATES,
   COPY_MODES,
@@ -384,6 +386,22 @@ export const verifyRequestSchema = z.strictObject({
 });
 export type VerifyRequest = z.infer<typeof verifyRequestSchema>;
 
+export const BITMAP_VERBS = ["add", "clear", "remove"] as const;
+export const bitmapRequestSchema = z.strictObject({ disk: z.string(), name: z.string(), timeoutMs });
+export type BitmapRequest = z.infer<typeof bitmapRequestSchema>;
+export const bitmapSchema = z.object({
+  disk: z.string(),
+  name: z.string(),
+  state: z.enum(BITMAP_STATES),
+  /** Why it is inconsistent. */
+  fault: z.enum(BITMAP_FAULTS).nullable(),
+  /** It has every change that is in no checkpoint up to this epoch. */
+  epoch,
+  dirtyBytes: bytes,
+  granularityBytes: bytes,
+});
+export type BitmapStatus = z.infer<typeof bitmapSchema>;
+
 export const rollbackRequestSchema = z.strictObject({ epoch: epochNumber, timeoutMs });
 export type RollbackRequest = z.infer<typeof rollbackRequestSchema>;
 export const rollbackAnswerSchema = z.object({
@@ -479,6 +497,8 @@ export interface AgentControl {
   /** Begins to compare the replicas. */
   verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus>;
   changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer>;
+  bitmaps(): BitmapStatus[];
+  bitmap(verb: (typeof BITMAP_VERBS)[number], request: BitmapRequest, signal: AbortSignal): Promise<BitmapStatus>;
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
   /** Starts a mirror job, and resolves with it when what a crash would leave of it is durable. */

@@ -121,6 +121,15 @@ export const ERRORS = {
   ),
   "clients-connected": row("EIO", 4035, 409, EXIT.failed, true, "Clients that may write are connected to an export."),
   "not-in-sync": row("EIO", 4039, 409, EXIT.failed, true, "The secondary does not have everything yet."),
+  "bitmap-exists": row("EINVAL", 4090, 409, EXIT.failed, false, "The disk has a bitmap of that name already."),
+  "bitmap-inconsistent": row(
+    "EIO",
+    4091,
+    409,
+    EXIT.failed,
+    false,
+    "The bitmap may lack changes: it can be removed only.",
+  ),
   "job-unknown": row("EINVAL", 4018, 404, EXIT.failed, false, "There is no job of that id."),
   "job-state": row("EINVAL", 4019, 409, EXIT.failed, false, "The job is not in a state that allows this."),
 

@@ -254,6 +254,10 @@ export const MERGE_RESERVE_BYTES = 256 * KIB;
 /** … and taken a block at a time, so that nothing else gets it. */
 export const MERGE_RESERVE_STEP_BYTES = 4 * KIB;
 
+// Bitmaps for backup tools
+/** Named bitmaps of all disks of one VM. */
+export const BITMAPS_MAX = 64;
+
 // Jobs
 /** What a sync reads, and sends, in one piece … */
 export const JOB_CHUNK_BYTES = 1 * MIB;

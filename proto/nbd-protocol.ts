@@ -124,6 +124,11 @@ export const CHUNK = {
 } as const;
 
 export const BASE_ALLOCATION = "base:allocation";
+/** QEMU's namespace, and in it the contexts of named dirty bitmaps (docs/interop/nbd.rst there). */
+export const QEMU_NAMESPACE = "qemu:";
+export const DIRTY_BITMAP_NAMESPACE = "qemu:dirty-bitmap:";
+/** Extents of such a context. */
+export const DIRTY_BITMAP_FLAG = { DIRTY: 1 } as const;
 export const ALLOCATION_STATE = { HOLE: 1, ZERO: 2 } as const;
 
 /** One request as it came over the wire. The decoder fills the same object again and again. */

@@ -20,9 +20,10 @@ import assert from "node:assert/strict";
 import { crc32 } from "node:zlib";
 import { Packr } from "msgpackr";
 import { z } from "zod";
-import { ANCESTORS_MAX, STATE_SLOT_BYTES } from "./limits.ts";
+import { ANCESTORS_MAX, BITMAPS_MAX, STATE_SLOT_BYTES } from "./limits.ts";
 import { STATE_RECORD_VERSION } from "./versions.ts";
 import {
+  BITMAP_FAULTS,
   COPY_MODES,
   DURABILITIES,
   JOB_ERROR_POLICIES,
@@ -185,6 +186,22 @@ export const stateRecordSchema = z.object({
    * power one may be missing there, and a later one not.
    */
   acksUnsynced: z.boolean().optional(),
+  /**
+   * The named bitmaps of a primary's disks: what guests have changed since a moment of `epoch` lies in `bitmaps/ID`; with a
+   * `fault` it is not to be believed.
+   */
+  bitmaps: z
+    .array(
+      z.object({
+        disk: z.string(),
+        name: z.string(),
+        id: z.int().positive(),
+        epoch,
+        fault: z.enum(BITMAP_FAULTS).nullable(),
+      }),
+    )
+    .max(BITMAPS_MAX)
+    .optional(),
   /** The kernel's boot id when this record was written. */
   bootId: z.string(),
 });

@@ -126,6 +126,13 @@ export type MirrorSync = (typeof MIRROR_SYNCS)[number];
 export const COPY_MODES = ["background", "write-blocking"] as const;
 export type CopyMode = (typeof COPY_MODES)[number];
 
+/** Whether a named bitmap has every change since it began. */
+export const BITMAP_STATES = ["recording", "inconsistent"] as const;
+
+/** Why a named bitmap may lack changes. */
+export const BITMAP_FAULTS = ["role-changed", "image-adopted", "power-lost", "write-failed", "unreadable"] as const;
+export type BitmapFault = (typeof BITMAP_FAULTS)[number];
+
 export const ACK_POLICIES = ["async", "received", "applied"] as const;
 export type AckPolicy = (typeof ACK_POLICIES)[number];
 

@@ -21,6 +21,7 @@ import {
   CHILD_STATE_MEANINGS,
   COPY_MODE_MEANINGS,
   DISK_STATE_MEANINGS,
+  BITMAP_FAULT_MEANINGS,
   DURABILITY_MEANINGS,
   EVENT_TYPE_MEANINGS,
   FAILOVER_KIND_MEANINGS,
@@ -62,6 +63,7 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   words("replication states", REPLICATION_STATE_MEANINGS),
   words("protection reasons", PROTECTION_REASON_MEANINGS),
   words("job types", JOB_TYPE_MEANINGS),
+  words("bitmap faults", BITMAP_FAULT_MEANINGS),
   words("job states", JOB_STATE_MEANINGS),
   words("job outcomes", JOB_OUTCOME_MEANINGS),
   words("job error policies", JOB_ERROR_POLICY_MEANINGS),
@@ -117,6 +119,7 @@ function limits(): GeneratedSection[] {
     Disks: "docs/formats.md",
     Secondary: "docs/formats.md",
     State: "docs/formats.md",
+    Bitmaps: "docs/protocol.md",
     Jobs: "docs/control-api.md",
     Control: "docs/control-api.md",
   };

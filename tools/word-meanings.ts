@@ -3,6 +3,7 @@
  * The types make a word without a sentence, or a sentence without a word, a compile error.
  */
 import type {
+  BitmapFault,
   AckPolicy,
   ArbiterStateWord,
   ChildState,
@@ -93,6 +94,14 @@ export const PROTECTION_REASON_MEANINGS: Record<ProtectionReason, string> = {
   "split-brain": "Both sides were written to on their own, and an operator has to choose which one to discard.",
   "held":
     "The guest's requests are held until the peer has been heard, or `start-alone` releases them; or until the arbiter lets this side serve.",
+};
+
+export const BITMAP_FAULT_MEANINGS: Record<BitmapFault, string> = {
+  "role-changed": "This side was not Primary for a while: others have written.",
+  "image-adopted": "The image was taken as it is (`--adopt-image`).",
+  "power-lost": "The host lost its power with durability `process`.",
+  "write-failed": "The bitmap's file could not be written; the guest's write was not refused for that.",
+  "unreadable": "The bitmap's file is missing or damaged.",
 };
 
 export const JOB_TYPE_MEANINGS: Record<JobType, string> = {

@@ -13,6 +13,7 @@ import type { Readable } from "node:stream";
 import type { SecureContextOptions } from "node:tls";
 import { z } from "zod";
 import {
+  bitmapSchema,
   checkpointAnswerSchema,
   childAnswerSchema,
   commitAnswerSchema,
@@ -32,6 +33,9 @@ import {
   vmStateAnswerSchema,
   waitAnswerSchema,
   type AgentEvent,
+  type BitmapRequest,
+  type BitmapStatus,
+  type BITMAP_VERBS,
   type CheckpointAnswer,
   type CheckpointRequest,
   type ChildAnswer,
@@ -247,6 +251,14 @@ export class ControlClient {
 
   changeChild(request: ChildRequest, signal?: AbortSignal): Promise<ChildAnswer> {
     return this.#wait("/v1/children", request, childAnswerSchema, signal);
+  }
+
+  bitmaps(options: CallOptions = {}): Promise<BitmapStatus[]> {
+    return this.#call("GET", "/v1/bitmaps", undefined, z.array(bitmapSchema), options);
+  }
+
+  bitmap(verb: (typeof BITMAP_VERBS)[number], request: BitmapRequest, signal?: AbortSignal): Promise<BitmapStatus> {
+    return this.#wait(`/v1/bitmaps/${verb}`, request, bitmapSchema, signal);
   }
 
   wait(request: WaitRequest, signal?: AbortSignal): Promise<WaitAnswer> {

@@ -29,6 +29,8 @@ import {
   jobRequestSchema,
   mirrorRequestSchema,
   resyncRequestSchema,
+  bitmapRequestSchema,
+  BITMAP_VERBS,
   rollbackRequestSchema,
   verifyRequestSchema,
   setSpeedRequestSchema,
@@ -263,6 +265,12 @@ export class ControlServer {
     this.#route("POST", "/v1/children", (request, _reply, signal) =>
       control.changeChild(parseFields(childRequestSchema, request.body ?? {}), signal),
     );
+    this.#route("GET", "/v1/bitmaps", () => control.bitmaps());
+    for (const verb of BITMAP_VERBS) {
+      this.#route("POST", `/v1/bitmaps/${verb}`, (request, _reply, signal) =>
+        control.bitmap(verb, parseFields(bitmapRequestSchema, request.body ?? {}), signal),
+      );
+    }
     this.#route("POST", "/v1/wait", (request, _reply, signal) =>
       control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),
     );

@@ -10,7 +10,7 @@ import {
 } from "../../proto/nbd-protocol.ts";
 import type { RequestHeader } from "../../proto/nbd-protocol.ts";
 import type { Extent } from "../block/block-device.ts";
-import { ALLOCATION_CONTEXT_ID } from "./handshake.ts";
+import type { MetaExtent } from "./meta-context.ts";
 
 const CONTEXT_ID_BYTES = 4;
 /** u32 length, u32 state. */
@@ -21,11 +21,24 @@ export function extentsWanted({ flags }: Readonly<RequestHeader>): number {
   return (flags & COMMAND_FLAG.REQ_ONE) === 0 ? NBD_MAX_EXTENTS_PER_REPLY : 1;
 }
 
+/** base:allocation's extents as those of any context. */
+export function allocationExtents(extents: readonly Extent[]): MetaExtent[] {
+  return extents.map(({ length, hole, zero }) => ({
+    length,
+    flags: (hole ? ALLOCATION_STATE.HOLE : 0) | (zero ? ALLOCATION_STATE.ZERO : 0),
+  }));
+}
+
 /**
- * The whole reply to a BLOCK_STATUS of base:allocation: one chunk, whose extents lie within the requested range
- * (and hence within the export), and with REQ_ONE a single one.
+ * One chunk of the reply to a BLOCK_STATUS, of one context: its extents lie within the requested range (and hence within
+ * the export), and with REQ_ONE it is a single one. The chunk of the last context ends the reply.
  */
-export function blockStatusReply(extents: readonly Extent[], request: Readonly<RequestHeader>): Buffer {
+export function blockStatusChunk(
+  contextId: number,
+  extents: readonly MetaExtent[],
+  request: Readonly<RequestHeader>,
+  isLast: boolean,
+): Buffer {
   const { length, cookieHigh, cookieLow } = request;
   assert(
     extents.length > 0 && extents.length <= extentsWanted(request),
@@ -33,15 +46,14 @@ export function blockStatusReply(extents: readonly Extent[], request: Readonly<R
   );
   const payloadLength = CONTEXT_ID_BYTES + extents.length * EXTENT_BYTES;
   const reply = Buffer.allocUnsafe(CHUNK_HEADER_BYTES + payloadLength);
-  putChunkHeader(reply, 0, CHUNK_FLAG_DONE, CHUNK.BLOCK_STATUS, cookieHigh, cookieLow, payloadLength);
-  reply.writeUInt32BE(ALLOCATION_CONTEXT_ID, CHUNK_HEADER_BYTES);
+  putChunkHeader(reply, 0, isLast ? CHUNK_FLAG_DONE : 0, CHUNK.BLOCK_STATUS, cookieHigh, cookieLow, payloadLength);
+  reply.writeUInt32BE(contextId, CHUNK_HEADER_BYTES);
   let position = CHUNK_HEADER_BYTES + CONTEXT_ID_BYTES;
   let covered = 0;
   for (const extent of extents) {
     assert(extent.length > 0 && covered + extent.length <= length, "a device's extents lie within the range asked for");
-    const state = (extent.hole ? ALLOCATION_STATE.HOLE : 0) | (extent.zero ? ALLOCATION_STATE.ZERO : 0);
     reply.writeUInt32BE(extent.length, position);
-    reply.writeUInt32BE(state, position + 4);
+    reply.writeUInt32BE(extent.flags, position + 4);
     position += EXTENT_BYTES;
     covered += extent.length;
   }

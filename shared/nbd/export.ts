@@ -1,4 +1,5 @@
 import type { BlockDevice } from "../block/block-device.ts";
+import type { MetaContext } from "./meta-context.ts";
 import type { GuestFigures } from "./guest-figures.ts";
 
 /**
@@ -12,6 +13,8 @@ export interface NbdExport {
   readonly sizeBytes: number;
   /** What is behind the export now. Throws a ColobusError when there is nothing to serve: the request fails with that error. */
   readonly device: BlockDevice;
+  /** Metadata beside base:allocation, as of now. */
+  readonly contexts?: readonly MetaContext[];
   /** Whether several connections see the same content; default: they do. */
   readonly multiConn?: boolean;
   /** Whether writes are refused now. Told to a client when it connects, and asked anew with every write. */

@@ -16,6 +16,7 @@ import {
 } from "../../proto/limits.ts";
 import {
   BASE_ALLOCATION,
+  DIRTY_BITMAP_NAMESPACE,
   CLIENT_FLAG,
   CLIENT_FLAGS_BYTES,
   INFO,
@@ -23,6 +24,7 @@ import {
   OPTION,
   OPTION_HEADER_BYTES,
   OPTION_REPLY,
+  QEMU_NAMESPACE,
   TRANSMISSION_FLAG,
   encodeExportNameReply,
   encodeGreeting,
@@ -37,10 +39,16 @@ import type { OptionReply } from "../../proto/nbd-protocol.ts";
 import { asColobusError } from "../../proto/errors.ts";
 import { ByteGatherer } from "./byte-gatherer.ts";
 import type { NbdExport, NbdExportDirectory } from "./export.ts";
+import type { MetaContext } from "./meta-context.ts";
 import { parseInfoRequest, parseMetaContextRequest, parseName } from "./option-data.ts";
 
 /** The id by which BLOCK_STATUS replies name base:allocation, on every connection. */
 export const ALLOCATION_CONTEXT_ID = 1;
+
+export interface SelectedContext {
+  readonly id: number;
+  readonly context: MetaContext;
+}
 
 /** What the transmission phase needs to know of the negotiation. */
 export interface NegotiatedExport {
@@ -48,6 +56,8 @@ export interface NegotiatedExport {
   readonly structuredReplies: boolean;
   /** base:allocation was selected for this export. */
   readonly allocationContext: boolean;
+  /** Further contexts that were selected for it, and their ids. */
+  readonly contexts: readonly SelectedContext[];
 }
 
 export type HandshakeOutcome =
@@ -71,6 +81,8 @@ export class Handshake {
   #structuredReplies = false;
   /** Name of the export for which base:allocation was selected last. */
   #allocationSelectedFor: string | undefined;
+  /** Further contexts that were selected last, and the export that they were selected for. */
+  #selected: { readonly exportName: string; readonly contexts: readonly SelectedContext[] } | undefined;
   #shuttingDown = false;
   #outcome: HandshakeOutcome | undefined;
 
@@ -160,7 +172,7 @@ export class Handshake {
       return;
     }
     // A failed SET_META_CONTEXT withdraws what was selected before, too.
-    if (this.#option === OPTION.SET_META_CONTEXT) this.#allocationSelectedFor = undefined;
+    if (this.#option === OPTION.SET_META_CONTEXT) this.#deselect();
     this.#expectOption();
     if (this.#refuseForShutdown()) return;
     if (this.#option === OPTION.ABORT) this.#abort();
@@ -293,7 +305,7 @@ export class Handshake {
 
   #metaContext(data: Buffer): void {
     const isSet = this.#option === OPTION.SET_META_CONTEXT;
-    if (isSet) this.#allocationSelectedFor = undefined;
+    if (isSet) this.#deselect();
     if (!this.#structuredReplies) {
       this.#refuse(OPTION_REPLY.ERR_INVALID, "structured replies must be negotiated first");
       return;
@@ -316,7 +328,19 @@ export class Handshake {
       this.#reply(OPTION_REPLY.META_CONTEXT, encodeMetaContext(id, BASE_ALLOCATION));
     }
     if (isSet && isNamed) this.#allocationSelectedFor = nbdExport.name;
+    const found = (nbdExport.contexts ?? [])
+      .filter(({ name }) => queries.includes(name) || (!isSet && isListedBy(queries, name)))
+      .map((context, index) => ({ id: ALLOCATION_CONTEXT_ID + 1 + index, context }));
+    for (const { id, context } of found) {
+      this.#reply(OPTION_REPLY.META_CONTEXT, encodeMetaContext(isSet ? id : 0, context.name));
+    }
+    if (isSet) this.#selected = { exportName: nbdExport.name, contexts: found };
     this.#reply(OPTION_REPLY.ACK);
+  }
+
+  #deselect(): void {
+    this.#allocationSelectedFor = undefined;
+    this.#selected = undefined;
   }
 
   #findExport(name: string): NbdExport | undefined {
@@ -351,6 +375,7 @@ export class Handshake {
         nbdExport,
         structuredReplies: this.#structuredReplies,
         allocationContext: this.#allocationSelectedFor === nbdExport.name,
+        contexts: this.#selected?.exportName === nbdExport.name ? this.#selected.contexts : [],
       },
     };
     return undefined;
@@ -372,3 +397,11 @@ export class Handshake {
     this.#outcome = { kind: "close", fault };
   }
 }
+
+/** Whether a LIST asks for a context of QEMU's namespace by a wildcard. */
+function isListedBy(queries: readonly string[], name: string): boolean {
+  const isOfBitmap = name.startsWith(DIRTY_BITMAP_NAMESPACE);
+  return queries.length === 0 || (isOfBitmap && queries.some((query) => WILDCARDS.includes(query)));
+}
+
+const WILDCARDS: readonly string[] = [QEMU_NAMESPACE, DIRTY_BITMAP_NAMESPACE];

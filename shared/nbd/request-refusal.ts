@@ -67,7 +67,7 @@ export function refusalOf(request: Readonly<RequestHeader>, negotiated: Negotiat
     if (length > NBD_MAX_PAYLOAD_BYTES) return READ_TOO_LONG;
     if ((flags & DF) !== 0 && !negotiated.structuredReplies) return DF_UNNEGOTIATED;
   } else if (type === COMMAND.BLOCK_STATUS) {
-    if (!negotiated.allocationContext) return NO_CONTEXT;
+    if (!negotiated.allocationContext && negotiated.contexts.length === 0) return NO_CONTEXT;
     if (length === 0) return EMPTY_STATUS;
   }
   return undefined;

@@ -23,8 +23,9 @@ import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags } from "../blo
 import type { Log } from "../host/log.ts";
 import type { BudgetHolder } from "./byte-budget.ts";
 import type { RequestTimer } from "./guest-figures.ts";
-import type { NegotiatedExport } from "./handshake.ts";
-import { blockStatusReply, extentsWanted } from "./block-status.ts";
+import { ALLOCATION_CONTEXT_ID, type NegotiatedExport } from "./handshake.ts";
+import type { MetaExtent } from "./meta-context.ts";
+import { allocationExtents, blockStatusChunk, extentsWanted } from "./block-status.ts";
 import { fillReadReply, fillSparseReply, planSparseRead, readReplyBytes, sparseReplyBytes } from "./read-reply.ts";
 import type { ReadPiece } from "./read-reply.ts";
 import type { ReplyWriter, Reservation } from "./reply-writer.ts";
@@ -375,6 +376,10 @@ export class Transmission implements RequestHandler {
     try {
       const { device } = this.#negotiated.nbdExport;
       if (request.type === COMMAND.BLOCK_STATUS) {
+        if (!this.#negotiated.allocationContext) {
+          this.#replyExtents(undefined, request);
+          return;
+        }
         const extents = device.extents(request.offset, request.length, extentsWanted(request));
         if (extents instanceof Promise) this.#trackExtents(extents, { ...request });
         else this.#replyExtents(extents, request);
@@ -391,10 +396,19 @@ export class Transmission implements RequestHandler {
     } else this.#track(pending, request, 0, this.#timer.begunMs);
   }
 
-  #replyExtents(extents: readonly Extent[], request: Readonly<RequestHeader>): void {
-    const reply = blockStatusReply(extents, request);
-    this.#budget.charge(reply.length);
-    this.#writer.append(reply, reply.length);
+  /** One chunk for each context that was selected; `allocation` is undefined where base:allocation was not. Errors: a context's. */
+  #replyExtents(allocation: readonly Extent[] | undefined, request: Readonly<RequestHeader>): void {
+    const { offset, length } = request;
+    const answers: { readonly id: number; readonly extents: readonly MetaExtent[] }[] = [];
+    if (allocation !== undefined) answers.push({ id: ALLOCATION_CONTEXT_ID, extents: allocationExtents(allocation) });
+    for (const { id, context } of this.#negotiated.contexts) {
+      answers.push({ id, extents: context.extents(offset, length, extentsWanted(request)) });
+    }
+    for (const [index, { id, extents }] of answers.entries()) {
+      const reply = blockStatusChunk(id, extents, request, index === answers.length - 1);
+      this.#budget.charge(reply.length);
+      this.#writer.append(reply, reply.length);
+    }
   }
 
   #trackExtents(pending: Promise<Extent[]>, request: Readonly<RequestHeader>): void {
@@ -402,7 +416,11 @@ export class Transmission implements RequestHandler {
     pending.then(
       (extents) => {
         this.#requestsInFlight -= 1;
-        this.#replyExtents(extents, request);
+        try {
+          this.#replyExtents(extents, request);
+        } catch (thrown) {
+          this.#fail(request, thrown);
+        }
         this.#progressed();
       },
       (thrown: unknown) => {

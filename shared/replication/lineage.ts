@@ -1,3 +1,4 @@
+import { bitmapsLost } from "../journal/bitmap-entry.ts";
 import { ANCESTORS_MAX } from "../../proto/limits.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
@@ -98,7 +99,7 @@ export function promoted(record: StateRecord, lineage: string, supersedesHeard: 
  */
 export function demoted(record: StateRecord, checkpoint: StateRecord["committed"], discardsOwn: boolean): StateRecord {
   return {
-    ...record,
+    ...bitmapsLost(record, "role-changed"),
     role: "Secondary",
     committed: checkpoint,
     prepared: [],

@@ -2,6 +2,9 @@
 import type {
   AgentControl,
   AgentEvent,
+  BitmapRequest,
+  BitmapStatus,
+  BITMAP_VERBS,
   CheckpointAnswer,
   CheckpointRequest,
   ChildAnswer,
@@ -41,7 +44,7 @@ import type {
 import { ColobusError } from "../../proto/errors.ts";
 import { EventLog } from "../../shared/control/event-log.ts";
 import { ManualClock } from "./manual-clock.ts";
-import { differingVerify, protectedPrimary } from "./status-examples.ts";
+import { differingVerify, exampleBitmap, protectedPrimary } from "./status-examples.ts";
 
 export interface RecordedCall {
   readonly name: string;
@@ -203,6 +206,22 @@ export class FakeAgentControl implements AgentControl {
   async verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus> {
     await this.#called("verify", request, signal);
     return differingVerify(request);
+  }
+
+  bitmaps(): BitmapStatus[] {
+    return [
+      exampleBitmap("vda", "backup"),
+      { ...exampleBitmap("vda", "old"), state: "inconsistent", fault: "role-changed" },
+    ];
+  }
+
+  async bitmap(
+    verb: (typeof BITMAP_VERBS)[number],
+    request: BitmapRequest,
+    signal: AbortSignal,
+  ): Promise<BitmapStatus> {
+    await this.#called(`bitmap ${verb}`, request, signal);
+    return { ...exampleBitmap(request.disk, request.name), ...(verb === "remove" ? {} : { dirtyBytes: 0 }) };
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {

@@ -1,5 +1,5 @@
 /** Status answers as agents in well-known situations give them. */
-import type { DiskStatus, JobStatus, PeerStatus, Status } from "../../proto/control-api.ts";
+import type { BitmapStatus, DiskStatus, JobStatus, PeerStatus, Status } from "../../proto/control-api.ts";
 
 const GIB = 1024 ** 3;
 const MIB = 1024 ** 2;
@@ -189,4 +189,8 @@ export function differingVerify({
       repairs: repair,
     },
   };
+}
+
+export function exampleBitmap(disk: string, name: string): BitmapStatus {
+  return { disk, name, state: "recording", fault: null, epoch: 43, dirtyBytes: 65_536, granularityBytes: 16_384 };
 }
