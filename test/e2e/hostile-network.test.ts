@@ -87,8 +87,12 @@ describe.runIf(requirePeers("qemu-io", "openssl"))("an agent whose ports are ope
     writeFileSync(tokenFile, "0123456789abcdef0123456789abcdef\n", { mode: 0o600 });
     const [nbdA, controlA, nbdB, controlB] = [await freePort(), await freePort(), await freePort(), await freePort()];
     const open = (nbd: number, control: number): string[] => [
-      ...["--nbd-listen", `127.0.0.1:${nbd}`, "--control-listen", `127.0.0.1:${control}`],
-      ...["--control-token-file", tokenFile],
+      "--nbd-listen",
+      `127.0.0.1:${nbd}`,
+      "--control-listen",
+      `127.0.0.1:${control}`,
+      "--control-token-file",
+      tokenFile,
     ];
     const pair = await AgentPair.create({
       disks: { vda: 16 * MIB },
