@@ -1,5 +1,5 @@
 /** The flags that every operator command has, and what they mean: which agent, how long, in which form. */
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import type { Argv } from "yargs";
 import { ColobusError } from "../proto/errors.ts";
 import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_MAX_MS } from "../proto/limits.ts";
@@ -116,7 +116,8 @@ export function runDirectoryOfAgent({ address }: ControlClient): string {
 
 /** The socket `name` beside the agent's control socket, into which a hypervisor migrates by default. Errors: `usage` for one of another host. */
 export function vmStateSocketOf({ address }: ControlClient, name = "vmstate.sock"): string {
-  if (address.kind === "socket") return join(dirname(address.path), name);
+  // QEMU, which opens it, has another working directory.
+  if (address.kind === "socket") return resolve(dirname(address.path), name);
   throw new ColobusError("usage", "A VM migrates into a socket of its own host.", "Name the agent with --run.");
 }
 

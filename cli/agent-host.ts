@@ -3,6 +3,7 @@ import type { ImageSource } from "../shared/block/disk-image.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import type { Log } from "../shared/host/log.ts";
+import type { ProcessFigures } from "../shared/host/process-figures.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { Dialer } from "../shared/replication/link.ts";
@@ -23,6 +24,8 @@ export interface AgentHost {
   readonly dialer: (url: string) => Dialer;
   /** The agent starts and stops it. The simulator's processes are never late, and have none. */
   readonly eventLoopDelay?: EventLoopDelay;
+  /** The simulator's processes have none. */
+  readonly processFigures?: () => ProcessFigures;
 }
 
 export interface AgentOptions {

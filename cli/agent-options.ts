@@ -26,7 +26,9 @@ import {
   MODES,
   PEER_LOSS_POLICIES,
   SECONDARY_EXPORTS,
+  type AckPolicy,
   type LogLevel,
+  type Mode,
   type Role,
 } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
@@ -123,7 +125,10 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     )
     .option("peer", many("URL of the peer that this agent dials: wss://HOST:PORT, or ws:// without TLS"))
     .option("listen", text("HOST:PORT where the peer connects"))
-    .option("ack", word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async)"))
+    .option(
+      "ack",
+      word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async; applied in mode mirror)"),
+    )
     .option("window", text(`Bytes under way to the secondary at most (${formatBytes(WINDOW_DEFAULT_BYTES)})`))
     .option("checkpoint-every", text("Take a checkpoint of the disks by itself this often (off)"))
     .option("max-checkpoint-age", text("Older checkpoints count as no protection (off)"))
@@ -204,7 +209,6 @@ export async function readProcessConfig(
   env: Readonly<Record<string, string | undefined>>,
 ): Promise<ProcessConfig & { readonly logLevel: LogLevel }> {
   const options: Options = { ...(await readConfigFile(givenOnce("--config", args.config))), ...givenFlags(args) };
-  refuseUnavailable(options);
   refuseContradictions(options);
   const vm = options.vm ?? "vm";
   if (!VM_NAME.test(vm)) throw invalid("--vm", vm, "Use letters, digits, and `.`, `_`, `-`.");
@@ -231,8 +235,7 @@ export async function readProcessConfig(
       stateDirectory: resolve(options.state),
       disks,
       peers,
-      // Originals are acknowledged as soon as they are stable.
-      ack: options.ack ?? (options.mode === "shared" ? "applied" : "async"),
+      ack: options.ack ?? ACK_BY_MODE[options.mode ?? "colo"],
       durability: options.durability ?? "power",
       peerTimeoutMs: positive(
         parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"),
@@ -303,18 +306,14 @@ function givenFlags(args: AgentArguments): Options {
   throw new ColobusError("usage", z.prettifyError(checked.error), "Give each flag once; see --help.");
 }
 
-function refuseUnavailable(options: Options): void {
-  const refused: [string, string | undefined, readonly string[]][] = [
-    ["--mode", options.mode, ["colo", "mc", "shared"]],
-  ];
-  for (const [flag, value, available] of refused) {
-    if (value === undefined || available.includes(value)) continue;
-    const instead = `Use ${available.map((one) => `${flag} ${one}`).join(" or ")}.`;
-    throw new ColobusError("usage", `${flag} ${value} is not available in this release`, instead);
-  }
-}
+/** Originals are acknowledged as soon as they are stable; where there are no epochs, what guests are told is what counts. */
+const ACK_BY_MODE = { colo: "async", mc: "async", shared: "applied", mirror: "applied" } as const satisfies Record<
+  Mode,
+  AckPolicy
+>;
 
 function refuseContradictions(options: Options): void {
+  if (options.mode === "mirror") refuseOnMirror(options);
   if (options.mode === "shared") refuseOnShared(options);
   else if (options["shared-mark"] !== undefined) {
     throw invalid("--shared-mark", options["shared-mark"], "It is for --mode shared.");
@@ -324,7 +323,7 @@ function refuseContradictions(options: Options): void {
   }
   if (options["on-congestion"] !== "detach") return;
   const contradictions: [string, string | undefined, string][] = [
-    ["--ack", options.ack, "async"],
+    ["--ack", options.ack ?? ACK_BY_MODE[options.mode ?? "colo"], "async"],
     ["--on-peer-loss", options["on-peer-loss"], "continue"],
   ];
   for (const [flag, value, required] of contradictions) {
@@ -335,6 +334,29 @@ function refuseContradictions(options: Options): void {
       `Detaching lets writes go on that ${flag} ${value} has wait: leave one out.`,
     );
   }
+}
+
+/** What is about checkpoints means nothing where there are none. */
+function refuseOnMirror(options: Options): void {
+  const noCheckpoints = "There are no checkpoints: a failover returns the last write that is stable on the secondary.";
+  const refused: [string, boolean, string][] = [
+    ["--checkpoint-every", isOn(options["checkpoint-every"]), noCheckpoints],
+    ["--max-checkpoint-age", isOn(options["max-checkpoint-age"]), noCheckpoints],
+    ["--retain", options.retain !== undefined && options.retain !== "0", noCheckpoints],
+    [
+      "--secondary-export read-write",
+      options["secondary-export"] === "read-write",
+      "The export is the disk that the primary writes: read-only, or off.",
+    ],
+    ["--arbiter", options.arbiter !== undefined, "Nobody takes over by itself in this mode in this release."],
+  ];
+  for (const [flag, isGiven, why] of refused) {
+    if (isGiven) throw new ColobusError("usage", `--mode mirror and ${flag} contradict each other`, why);
+  }
+}
+
+function isOn(duration: string | undefined): boolean {
+  return duration !== undefined && duration !== "off";
 }
 
 /** What is about copies of a disk means nothing where there is one disk. */

@@ -12,6 +12,7 @@ import type { Log } from "../shared/host/log.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import { NodeRandom } from "../shared/host/node-random.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
+import { readProcessFigures } from "../shared/host/process-figures.ts";
 import { RefusalLog } from "../shared/host/refusal-log.ts";
 import { TlsFiles } from "../shared/host/tls-files.ts";
 import { readBearerToken, readToken } from "../shared/host/token-file.ts";
@@ -101,6 +102,7 @@ export class AgentProcess {
         pid: process.pid,
         dialer: (url) => dialerOf(url, config, tls),
         eventLoopDelay: new EventLoopDelay(new NodeClock()),
+        processFigures: readProcessFigures,
       },
       config: config.agent,
       token,

@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
+import { BUFFER_MEMORY_DEFAULT_BYTES, CHILD_TIMEOUT_DEFAULT_MS, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
+import type { ChildrenContext } from "../primary/disk-children.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
+import { withoutCopies } from "../primary/recorded-quorum.ts";
 import { MergeWork } from "../secondary/merge-work.ts";
 import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files.ts";
 import type { PromotedDisk } from "../secondary/promoted-disk.ts";
@@ -30,6 +32,7 @@ import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
 import { PeerBinding, refuse } from "./peer-binding.ts";
+import { quorumPolicyOf } from "./quorum-options.ts";
 import type { Judged } from "./verdict-answer.ts";
 
 export interface ActivePrimary {
@@ -52,6 +55,8 @@ export interface AgentRolesOptions {
   readonly agent: AgentOptions;
   readonly state: StateFile;
   readonly images: ImageSource;
+  /** Opens the copies beside the images: that one is away is told of the copy, and not of the disk. */
+  readonly childImages: ImageSource;
   /** The mark beside shared disks, where there is a place for it. */
   readonly sharedMark: SharedMark | undefined;
   /** At the start this agent was the last one to write the mark. */
@@ -218,7 +223,7 @@ export class AgentRoles {
       exports.withdrawAll();
       agent.dropClients();
       const { openEpoch } = active.primary.checkpoints;
-      const fault = await active.primary.stop(0);
+      const fault = await active.primary.stop(0, { isDemoted: true });
       this.#closeChildren(active);
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
@@ -227,7 +232,9 @@ export class AgentRoles {
         fault === undefined && state.record.mode !== "shared"
           ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
           : { epoch: 0, atMs: 0 };
-      await this.#record((record) => demoted(record, checkpoint, request.discardsOwn));
+      await this.#record((record) =>
+        demoted({ ...record, disks: record.disks.map(withoutCopies) }, checkpoint, request.discardsOwn),
+      );
       this.vmStates.keepOnly(statesNeeded(state.record));
       this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });
@@ -370,7 +377,7 @@ export class AgentRoles {
       const disk = secondary.disks.find((candidate) => candidate.name === name);
       if (disk !== undefined) exports.put(name, state.record.vm, disk.view, secondaryExport === "read-only");
     }
-    exports.serveCheckpoints(checkpointExportsOf(secondary));
+    if (state.record.mode !== "mirror") exports.serveCheckpoints(checkpointExportsOf(secondary));
   }
 
   #openPrimary(): ActivePrimary {
@@ -441,6 +448,7 @@ export class AgentRoles {
       jobs,
       children,
       tracking,
+      copies: this.#copiesContext(),
       peerUrl: state.record.peers[0] ?? null,
       mayHaveHadPeer: this.#mayHaveHadPeer,
       mayBeSuperseded: this.#mayBeSuperseded,
@@ -463,6 +471,39 @@ export class AgentRoles {
     exports.serveCheckpoints(undefined);
     for (const disk of primary.disks) exports.put(disk.name, state.record.vm, primary.exported(disk), false);
     return { role: "Primary", primary, tracking, children: children.map(({ child }) => child) };
+  }
+
+  /** Copies beside the images are a primary's whose disks are its own images, and not overlays over them. */
+  #copiesContext(): ChildrenContext | undefined {
+    const { agent, state, emit, jobs, childImages } = this.#options;
+    const { host, config } = agent;
+    if (state.record.mode === "shared" || this.#promoted.length > 0) return undefined;
+    const { stateDirectory, extentBytes, settleEveryMs, dirtyFileMinBytes, resyncSpeed } = config;
+    return {
+      storage: host.storage,
+      clock: host.clock,
+      random: host.random,
+      log: host.log,
+      state,
+      jobs,
+      emit,
+      stateDirectory,
+      extentBytes,
+      settleEveryMs,
+      dirtyFileMinBytes,
+      timeoutMs: config.childTimeoutMs ?? CHILD_TIMEOUT_DEFAULT_MS,
+      speed: resyncSpeed,
+      policy: quorumPolicyOf(config),
+      open: (disk, { name, image, cleanMark }) => {
+        const sizeBytes = state.record.disks.find((recorded) => recorded.name === disk)?.sizeBytes ?? null;
+        return childImages.open({ name: `${disk}.${name}`, image, sizeBytes, cleanMark });
+      },
+      measure: async (image, createBytes) => {
+        if (createBytes !== undefined) await childImages.create(image, createBytes);
+        return childImages.measure(image);
+      },
+      localMended: (disk) => void this.#lostSyncs.mended({ disk, active: null }),
+    };
   }
 
   /** The disks whose sizes are known: a secondary's may still be to be made. */

@@ -26,6 +26,7 @@ import type {
   Status,
   SwitchoverAnswer,
   SwitchoverRequest,
+  VerifyRequest,
   VmStateAnswer,
   VmStateRequest,
   WaitAnswer,
@@ -33,8 +34,9 @@ import type {
 } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
-import type { EventType, Role, WaitCondition } from "../proto/words.ts";
+import { isInSync, type EventType, type Role, type WaitCondition } from "../proto/words.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
+import { withoutCleanMarks } from "../primary/recorded-quorum.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { FileImages } from "../shared/block/file-images.ts";
@@ -46,12 +48,14 @@ import { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { AgentOptions } from "./agent-host.ts";
+import { AgentMetrics } from "./agent-metrics.ts";
 import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
+import { assertEpochs } from "./no-epochs.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
@@ -66,6 +70,7 @@ export class Agent implements AgentControl {
   readonly #options: AgentOptions;
   readonly #state: StateFile;
   readonly #events: EventLog;
+  readonly #metrics = new AgentMetrics();
   readonly #jobs: JobList;
   readonly #roles: AgentRoles;
   readonly #roleCommands: RoleCommands;
@@ -88,6 +93,7 @@ export class Agent implements AgentControl {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
+    this.#events.follow((event) => this.#metrics.count(event));
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
@@ -118,6 +124,7 @@ export class Agent implements AgentControl {
       agent: options,
       state,
       images: this.#imageServers.watching(images),
+      childImages: images,
       sharedMark,
       isMarkOwn,
       exports: this.exports,
@@ -165,7 +172,7 @@ export class Agent implements AgentControl {
       ...record,
       bootId: host.bootId,
       unflushedThrough: unflushedThrough(record, host.bootId),
-      disks: record.disks.map((disk) => ({ ...disk, cleanMark: null })),
+      disks: record.disks.map(withoutCleanMarks),
       peers: record.peers.length > 0 ? record.peers : [...config.peers],
     }));
     agent.#start();
@@ -239,7 +246,12 @@ export class Agent implements AgentControl {
     };
   }
 
+  metrics(): string {
+    return this.#metrics.render(this.status(), this.exports.disks(), this.#options.host.processFigures?.());
+  }
+
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     if (request.vmstate === true && !request.prepare) {
       throw new ColobusError(
         "usage",
@@ -255,6 +267,7 @@ export class Agent implements AgentControl {
     content: AsyncIterator<Uint8Array, unknown>,
     signal: AbortSignal,
   ): Promise<CheckpointAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     return this.#primary("checkpoint").vmStates.checkpoint(request, content, signal);
   }
 
@@ -263,6 +276,7 @@ export class Agent implements AgentControl {
     content: AsyncIterator<Uint8Array, unknown>,
     signal: AbortSignal,
   ): Promise<VmStateAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     return this.#primary("checkpoint").vmStates.receive(request, content, signal);
   }
 
@@ -271,10 +285,12 @@ export class Agent implements AgentControl {
   }
 
   async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
+    assertEpochs(this.#state.record.mode, "commit");
     return this.#primary("commit").vmStates.commit(request, signal);
   }
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
+    assertEpochs(this.#state.record.mode, "discard");
     return this.#primary("discard").checkpoints.discard(request.epoch, request.timeoutMs, signal);
   }
 
@@ -303,7 +319,21 @@ export class Agent implements AgentControl {
   }
 
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
+    assertEpochs(this.#state.record.mode, "rollback");
     return this.#changes.rollBack(request, signal);
+  }
+
+  async verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus> {
+    const job = this.#primary("verify").verifies.start(request);
+    if (request.wait) {
+      const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
+      try {
+        await deadline.race(job.finished(), `${job.id} goes on`);
+      } finally {
+        deadline.end();
+      }
+    }
+    return job.describe();
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
@@ -420,7 +450,7 @@ export class Agent implements AgentControl {
       case "connected":
         return peers.some((peer) => peer.connection === "Connected");
       case "synced":
-        return peers.some((peer) => peer.replication === "Established");
+        return peers.some((peer) => isInSync(peer.replication));
       case "committed":
         return epoch.committed > 0;
       case "merged":

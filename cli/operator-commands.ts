@@ -8,8 +8,10 @@ import { jobCommand, jobsCommand } from "./commands/jobs.ts";
 import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
 import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
+import { metricsCommand } from "./commands/metrics.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { statusCommand } from "./commands/status.ts";
+import { verifyCommand } from "./commands/verify.ts";
 import { vmstateCommand } from "./commands/vmstate.ts";
 import { waitCommand } from "./commands/wait.ts";
 
@@ -18,6 +20,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   listCommand,
   statusCommand,
   eventsCommand,
+  metricsCommand,
   jobsCommand,
   jobCommand,
   checkpointCommand,
@@ -32,6 +35,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   startAloneCommand,
   resyncCommand,
   rollbackCommand,
+  verifyCommand,
   waitCommand,
   completionCommand,
 ];

@@ -90,6 +90,16 @@ export const CLUSTER_DEFAULT_BYTES = 16 * KIB;
 export const DISK_MAX_CLUSTERS = 2 ** 32;
 /** Disks of one VM. */
 export const DISKS_MAX = 64;
+/** One of several copies of a disk that has not done a request by then is broken. */
+export const CHILD_TIMEOUT_DEFAULT_MS = 5_000;
+/** Copies of one disk, its image included. */
+export const CHILDREN_MAX = 8;
+/** A broken copy is tried again after this time; each failure doubles it, up to … */
+export const CHILD_RETRY_MIN_MS = 1_000;
+/** … this. */
+export const CHILD_RETRY_MAX_MS = 30_000;
+/** Of the same kind of trouble with the copies of a disk one event is told in this time, with how many there were. */
+export const QUORUM_EVENT_EVERY_MS = 1_000;
 
 // TLS
 /** A TLS handshake is done within this time. */
@@ -187,6 +197,10 @@ export const VMSTATE_SYNC_BEHIND_BYTES = 32 * MIB;
 // Protection of a running VM
 /** How fast a paused VM writes its state at most: as fast as it can. */
 export const VM_MIGRATION_BYTES_PER_SECOND = 1024 ** 4;
+/** How often QEMU is asked whether a paused VM may run while its memory is written. */
+export const BACKGROUND_POLL_MS = 10;
+/** So often in a row a background snapshot fails to begin before the VM is paused for its state instead. */
+export const BACKGROUND_TRIES = 2;
 /** The VM is paused already, so its state is written in one go, however long that takes. */
 export const VM_DOWNTIME_LIMIT_MS = 2_000_000;
 /** How often a checkpoint with a VM state is taken (`colobus protect --interval`). */
@@ -257,6 +271,12 @@ export const SYNC_WINDOW_SHARE = 1 / 2;
 export const SYNC_WINDOW_SHARE_BESIDE_GUESTS = 1 / 8;
 /** The share of the time that a job with speed `dynamic` is at work while guests are not idle. */
 export const JOB_YIELDING_SHARE = 1 / 4;
+/** A verify compares at most this much of a hole at once: the secondary may have to read it. */
+export const VERIFY_HOLE_BYTES = 16 * MIB;
+/** Pieces that it has under way at most: what guests write waits behind them on the secondary. */
+export const VERIFY_STEP_PIECES = 8;
+/** Differing ranges that it lists, and reports as events, each; all of them are counted. */
+export const VERIFY_DIFFERENCES_MAX = 100;
 /** Concluded jobs that stay listed. */
 export const JOBS_CONCLUDED_KEPT = 64;
 

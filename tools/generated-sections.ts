@@ -11,11 +11,13 @@ import { requestTable, statusTable } from "./control-tables.ts";
 import { diskErrorTable } from "./disk-error-rows.ts";
 import { limitTables } from "./limit-tables.ts";
 import { markdownTable } from "./markdown-table.ts";
+import { metricTable } from "./metric-tables.ts";
 import { helloTable, messageTable, operationTable } from "./message-tables.ts";
 import {
   ACK_POLICY_MEANINGS,
   ARBITER_STATE_MEANINGS,
   CONNECTION_STATE_MEANINGS,
+  CHILD_STATE_MEANINGS,
   DISK_STATE_MEANINGS,
   DURABILITY_MEANINGS,
   EVENT_TYPE_MEANINGS,
@@ -24,6 +26,7 @@ import {
   JOB_TYPE_MEANINGS,
   MODE_MEANINGS,
   PROTECTION_REASON_MEANINGS,
+  READ_PATTERN_MEANINGS,
   REPLICATION_STATE_MEANINGS,
   RESYNC_OUTCOME_MEANINGS,
   ROLE_MEANINGS,
@@ -48,6 +51,8 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   words("roles", ROLE_MEANINGS),
   words("modes", MODE_MEANINGS),
   words("disk states", DISK_STATE_MEANINGS),
+  words("child states", CHILD_STATE_MEANINGS),
+  words("read patterns", READ_PATTERN_MEANINGS),
   words("connection states", CONNECTION_STATE_MEANINGS),
   words("replication states", REPLICATION_STATE_MEANINGS),
   words("protection reasons", PROTECTION_REASON_MEANINGS),
@@ -68,6 +73,7 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   { name: "operations", file: "docs/protocol.md", body: operationTable() },
   { name: "requests", file: "docs/control-api.md", body: requestTable() },
   { name: "status", file: "docs/control-api.md", body: statusTable() },
+  { name: "metrics", file: "docs/metrics.md", body: metricTable() },
   ...limits(),
 ];
 

@@ -57,6 +57,7 @@ import {
   type VmStateAnswer,
   type VmStateRequest,
   type WaitAnswer,
+  type VerifyRequest,
   type WaitRequest,
 } from "../../proto/control-api.ts";
 import { ColobusError, isErrorCode } from "../../proto/errors.ts";
@@ -86,6 +87,7 @@ export interface CallOptions {
 
 /** Of a VM state. */
 const VMSTATE_TYPE = "application/octet-stream";
+const EVENT_STREAM_TYPE = "text/event-stream";
 
 interface Exchange {
   readonly method: "GET" | "POST" | "PUT";
@@ -117,6 +119,11 @@ export class ControlClient {
 
   status(options: CallOptions = {}): Promise<Status> {
     return this.#get("/v1/status", statusSchema, options);
+  }
+
+  /** The agent's metrics, as Prometheus reads them. */
+  async metrics({ timeoutMs = COMMAND_TIMEOUT_DEFAULT_MS, signal }: CallOptions = {}): Promise<string> {
+    return this.#answerTo({ method: "GET", path: "/metrics", accept: "text/plain", timeoutMs, signal });
   }
 
   jobs(options: CallOptions = {}): Promise<JobStatus[]> {
@@ -216,6 +223,10 @@ export class ControlClient {
     return this.#wait("/v1/rollback", request, rollbackAnswerSchema, signal);
   }
 
+  verify(request: VerifyRequest, signal?: AbortSignal): Promise<JobStatus> {
+    return this.#wait("/v1/verify", request, jobSchema, signal);
+  }
+
   wait(request: WaitRequest, signal?: AbortSignal): Promise<WaitAnswer> {
     return this.#wait("/v1/wait", request, waitAnswerSchema, signal);
   }
@@ -233,7 +244,7 @@ export class ControlClient {
       response = await this.#exchange({
         method: "GET",
         path: `/v1/events?after=${afterSequence}`,
-        accept: "text/event-stream",
+        accept: EVENT_STREAM_TYPE,
         timeoutMs: options.timeoutMs ?? COMMAND_TIMEOUT_DEFAULT_MS,
         signal,
       });
@@ -296,10 +307,15 @@ export class ControlClient {
     options: CallOptions,
   ): Promise<T> {
     const { timeoutMs = COMMAND_TIMEOUT_DEFAULT_MS, signal } = options;
-    const response = await this.#exchange({ method, path, body, accept: "application/json", timeoutMs, signal });
+    const text = await this.#answerTo({ method, path, body, accept: "application/json", timeoutMs, signal });
+    return this.#understand(schema, text);
+  }
+
+  async #answerTo(exchange: Exchange): Promise<string> {
+    const response = await this.#exchange(exchange);
     const text = await this.#readBody(response);
     if (response.statusCode !== 200) throw this.#refusal(text);
-    return this.#understand(schema, text);
+    return text;
   }
 
   /**
@@ -325,7 +341,7 @@ export class ControlClient {
       signal?.addEventListener("abort", abort, { once: true });
       request.once("response", (response) => {
         received = response;
-        if (exchange.accept !== "application/json") clearTimeout(timer);
+        if (exchange.accept === EVENT_STREAM_TYPE) clearTimeout(timer);
         resolve(response);
       });
       request.on("error", (error) => reject(this.#connectionError(error, request)));

@@ -26,6 +26,7 @@ import {
   JOB_VERBS,
   resyncRequestSchema,
   rollbackRequestSchema,
+  verifyRequestSchema,
   setSpeedRequestSchema,
   storedVmStateRequestSchema,
   vmStateRequestSchema,
@@ -44,6 +45,7 @@ import {
 import type { Log } from "../host/log.ts";
 import { listenOnUnixSocket } from "../host/unix-socket.ts";
 import { EventStream } from "./event-stream.ts";
+import { EXPOSITION_TYPE } from "./exposition.ts";
 import { ControlTlsListener, type ControlTlsListenerOptions } from "./tls-listener.ts";
 
 export interface ControlServerOptions {
@@ -197,6 +199,10 @@ export class ControlServer {
     const control = this.#control;
     this.#installVmStateRoutes();
     this.#route("GET", "/v1/status", () => control.status());
+    this.#route("GET", "/metrics", (_request, reply) => {
+      reply.header("content-type", EXPOSITION_TYPE);
+      return control.metrics();
+    });
     this.#route("GET", "/v1/events", (request, reply) => this.#events(request, reply));
     this.#route("GET", "/v1/jobs", () => control.jobs());
     this.#route("POST", "/v1/jobs/:id/:verb", (request) => {
@@ -238,6 +244,9 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/rollback", (request, _reply, signal) =>
       control.rollback(parseFields(rollbackRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/verify", (request, _reply, signal) =>
+      control.verify(parseFields(verifyRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/wait", (request, _reply, signal) =>
       control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),

@@ -260,6 +260,7 @@ export class ReplicaBench {
     this.#sequence = 0;
     return new ReplicaWriter({
       disks: this.disks,
+      follows: () => false,
       clock: this.#clock,
       durability: this.state.record.durability,
       sharesDisks: this.state.record.mode === "shared",
