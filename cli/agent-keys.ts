@@ -11,6 +11,7 @@ import {
   SECONDARY_EXPORTS,
 } from "../proto/words.ts";
 import { quorumOptionsShape } from "./quorum-options.ts";
+import { NBD_TLS } from "./tls-options.ts";
 
 const scalar = z.union([z.string(), z.number()]).transform(String);
 const list = z.union([scalar.transform((one) => [one]), z.array(scalar)]);
@@ -36,6 +37,7 @@ export const agentKeysSchema = z.strictObject({
   "max-checkpoint-age": scalar.optional(),
   "secondary-export": z.enum(SECONDARY_EXPORTS).optional(),
   "nbd-listen": scalar.optional(),
+  "nbd-tls": z.enum(NBD_TLS).optional(),
   "token-file": scalar.optional(),
   "tls-cert": scalar.optional(),
   "tls-key": scalar.optional(),

@@ -36,7 +36,7 @@ import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import { agentKeysSchema, type AgentKeys } from "./agent-keys.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { Hook } from "./hook.ts";
-import { parseTls } from "./tls-options.ts";
+import { NBD_TLS, parseNbdTls, parseTls } from "./tls-options.ts";
 import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
 import { parseQuorum, quorumFlags } from "./quorum-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
@@ -122,6 +122,7 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("control-listen", text("Serve the control API on this HOST:PORT as well, with TLS and a token (off)"))
     .option("control-token-file", text("File with the token that clients of --control-listen must know"))
     .option("nbd-listen", text("Serve the exports on this HOST:PORT as well"))
+    .option("nbd-tls", word(NBD_TLS, "TLS, with a certificate, of clients there (required, where --tls-ca is given)"))
     .option("token-file", text("File with the pre-shared token that both agents hold"))
     .option("tls-cert", text("This agent's certificate (PEM): --listen speaks TLS then, and a wss:// peer is shown it"))
     .option("tls-key", text("The key of that certificate"))
@@ -182,6 +183,7 @@ export function processConfigOf(
       ? missing("--peer WS_URL", "It names the secondary agent; or --listen HOST:PORT, where that connects.")
       : missing("--listen HOST:PORT", "It is where the primary connects; or --peer WS_URL, where the primary listens.");
   }
+  const tls = parseTls(options, options["token-file"] !== undefined);
   return {
     agent: {
       role,
@@ -224,7 +226,8 @@ export function processConfigOf(
     listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
     tokenFile: options["token-file"],
-    tls: parseTls(options, options["token-file"] !== undefined),
+    tls,
+    nbdTls: parseNbdTls(options["nbd-tls"], tls),
     control: parseControl(options),
     fence: parseHook(options, { flag: "fence-peer", timeout: "fence-timeout", defaultMs: FENCE_TIMEOUT_DEFAULT_MS }),
     onFailover: parseHook(options, {

@@ -42,6 +42,8 @@ export interface ProcessConfig {
   readonly listen: HostPort | undefined;
   /** Where the exports are served over TCP beside the unix socket. */
   readonly nbdListen: HostPort | undefined;
+  /** What clients there have to do about TLS; anything but `off` needs `tls`, with all three files. */
+  readonly nbdTls: "required" | "offered" | "off";
   readonly tokenFile: string | undefined;
   /** Where the control API is served over TCP beside the unix socket, with TLS, and the file with the token for it. */
   readonly control: { readonly address: HostPort; readonly tokenFile: string } | undefined;
@@ -164,11 +166,19 @@ export class AgentProcess {
     }
     await this.#nbd.listenUnix(join(config.runDirectory, "nbd.sock"));
     chmodSync(config.runDirectory, 0o700);
-    if (config.nbdListen !== undefined) await this.#nbd.listenTcp(config.nbdListen.host, config.nbdListen.port);
+    await this.#listenForNbd(config);
     await this.#vmStates.listen(join(config.runDirectory, "vmstate.sock"));
     await this.#listenForControl(config);
     // The control socket comes last: whoever finds it finds an agent that serves.
     await this.#control.listenUnix(join(config.runDirectory, "control.sock"));
+  }
+
+  async #listenForNbd({ nbdListen, nbdTls }: ProcessConfig): Promise<void> {
+    if (nbdListen === undefined) return;
+    const refusals = new RefusalLog({ clock: new NodeClock(), log: this.#log, port: "nbd" });
+    const files = this.#tls;
+    const tls = nbdTls === "off" || files === undefined ? undefined : { files, offer: nbdTls, refusals };
+    await this.#nbd.listenTcp(nbdListen.host, nbdListen.port, tls);
   }
 
   async #listenForControl({ control }: ProcessConfig): Promise<void> {

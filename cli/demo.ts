@@ -95,6 +95,7 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
     nbdListen: undefined,
     tokenFile: undefined,
     tls: undefined,
+    nbdTls: "off",
     control: undefined,
     arbiters: [],
     fence: undefined,

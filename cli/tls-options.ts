@@ -40,6 +40,22 @@ export function parseTls(flags: TlsFlags, hasToken: boolean): TlsConfig | undefi
   return { paths: { cert: absolute(cert), key: absolute(key), ca: absolute(ca) }, peerNames };
 }
 
+export const NBD_TLS = ["required", "offered", "off"] as const;
+
+/** What clients of `--nbd-listen` have to do about TLS. Errors: `usage` where there is nothing to do it with. */
+export function parseNbdTls(
+  wanted: (typeof NBD_TLS)[number] | undefined,
+  tls: TlsConfig | undefined,
+): (typeof NBD_TLS)[number] {
+  const isPossible = tls?.paths.cert !== undefined && tls.paths.ca !== undefined;
+  if (isPossible || wanted === undefined || wanted === "off") return wanted ?? (isPossible ? "required" : "off");
+  throw new ColobusError(
+    "usage",
+    `--nbd-tls ${wanted} needs a certificate, and an authority for those of the clients`,
+    "Give --tls-cert, --tls-key and --tls-ca.",
+  );
+}
+
 /** Why a peer's URL may not be dialled; undefined when it may. Errors of it are `usage`. */
 export function dialRefusal(
   url: string,
@@ -81,7 +97,7 @@ export function assertAddressesAllowed(config: ProcessConfig): void {
   for (const { image } of config.agent.disks) assertImageAllowed(image, config);
   for (const [flag, address, isEncrypted] of [
     ["--listen", config.listen, config.tls?.paths.cert !== undefined],
-    ["--nbd-listen", config.nbdListen, false],
+    ["--nbd-listen", config.nbdListen, config.nbdTls === "required"],
   ] as const) {
     if (address === undefined || isEncrypted || isLoopback(address.host)) continue;
     throw new ColobusError(

@@ -19,6 +19,8 @@ export const NBD_MAX_SKIPPED_OPTION_BYTES = 1 * MIB;
 export const NBD_MAX_OPTIONS_PER_CONNECTION = 4096;
 /** A client must have opened an export by then. */
 export const NBD_HANDSHAKE_TIMEOUT_MS = 10_000;
+/** Clients on TCP at a time; further ones are dropped at once. */
+export const NBD_TCP_CONNECTIONS_MAX = 256;
 /** Replies of one client that are being made or not yet taken, and its writes that wait for the disk. */
 export const NBD_MAX_IN_FLIGHT_BYTES_PER_CLIENT = 128 * MIB;
 /** The same of all clients together. */

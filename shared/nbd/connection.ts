@@ -16,7 +16,7 @@ import type { BudgetHolder, ByteBudget, ByteBudgetOwner } from "./byte-budget.ts
 import type { NbdExportDirectory } from "./export.ts";
 import { GuestFigures, RequestTimer } from "./guest-figures.ts";
 import { Handshake } from "./handshake.ts";
-import type { NegotiatedExport } from "./handshake.ts";
+import type { NegotiatedExport, TlsOffer } from "./handshake.ts";
 import { ReplyWriter } from "./reply-writer.ts";
 import type { ReplyArenaPool } from "./reply-writer.ts";
 import { RequestParser } from "./request-parser.ts";
@@ -29,6 +29,11 @@ export interface NbdTransport {
   /** After this, and until `resumeInput`, nothing is received. */
   pauseInput(): void;
   resumeInput(): void;
+  /**
+   * Encrypts what is sent and received from here on; nothing is received before `done`. `fault`: it has failed, and the
+   * transport is closed. A transport without it offers no TLS.
+   */
+  startTls?(done: (fault: string | undefined) => void): void;
   /** Closes the sending side; whatever the client still sends is thrown away. */
   end(): void;
   /** Ends it now. */
@@ -45,6 +50,8 @@ export interface NbdConnectionOptions {
   readonly arenas: ReplyArenaPool;
   readonly clock: Clock;
   readonly log: Log;
+  /** Whether the client may, or must, ask for TLS first. Default: it cannot. */
+  readonly tls?: TlsOffer | undefined;
   /** What to call the client in the log. */
   readonly clientName: string;
   /** The transport is closed and no request is in flight any more. */
@@ -67,6 +74,7 @@ export class NbdConnection implements ByteBudgetOwner {
   #timer: RequestTimer | undefined;
   #parser: RequestParser | undefined;
   #rest: Buffer | undefined;
+  #tlsIsStarting = false;
   #inputIsPaused = false;
   #inputEnded = false;
   #transportEnded = false;
@@ -83,7 +91,7 @@ export class NbdConnection implements ByteBudgetOwner {
     this.#onGone = options.onGone;
     this.#budget = options.budget.join(this);
     this.#writer = new ReplyWriter((parts) => transport.transmit(parts), clock, options.arenas, this.#budget);
-    this.#handshake = new Handshake(options.directory, (reply) => this.#writer.append(reply, 0));
+    this.#handshake = new Handshake(options.directory, (reply) => this.#writer.append(reply, 0), options.tls);
     this.#handshakeTimer = clock.after(NBD_HANDSHAKE_TIMEOUT_MS, () => this.#handshakeTimedOut());
     this.#handshake.start();
   }
@@ -169,6 +177,7 @@ export class NbdConnection implements ByteBudgetOwner {
     }
     try {
       this.#consume();
+      this.#startTls();
       if (this.#inputEnded && this.#rest === undefined) this.#transmission?.inputEnded();
     } catch (thrown) {
       // A bug in this server must not end the agent: the client that met it loses its connection.
@@ -186,7 +195,7 @@ export class NbdConnection implements ByteBudgetOwner {
     this.#rest = undefined;
     this.#timer?.begin();
     let position = 0;
-    while (position < chunk.length && !this.#isFinishing) {
+    while (position < chunk.length && !this.#isFinishing && !this.#handshake.wantsTls) {
       if (this.#isBlocked) {
         this.#rest = position === 0 ? chunk : chunk.subarray(position);
         this.#timer?.end();
@@ -196,10 +205,32 @@ export class NbdConnection implements ByteBudgetOwner {
       position = this.#consumeSome(chunk, position);
     }
     this.#timer?.end();
+    if (this.#handshake.wantsTls) {
+      this.#pauseInput();
+      if (position === chunk.length) return;
+      // Words that came unencrypted must not be taken for what comes encrypted (CVE-2021-3716 and its kin).
+      this.#log.info({ client: this.#clientName }, "NBD client sent more behind STARTTLS before TLS began");
+      this.#transport.destroy();
+      return;
+    }
     if (this.#inputIsPaused && !this.#isFinishing) {
       this.#inputIsPaused = false;
       this.#transport.resumeInput();
     }
+  }
+
+  /** Begins TLS once the answer to STARTTLS is on its way. */
+  #startTls(): void {
+    if (!this.#handshake.wantsTls || this.#tlsIsStarting || this.#writer.unsentBytes > 0) return;
+    assert(this.#transport.startTls !== undefined, "TLS is offered only where the transport has it");
+    this.#tlsIsStarting = true;
+    this.#transport.startTls((fault) => {
+      this.#tlsIsStarting = false;
+      if (this.#transportClosed || fault !== undefined) return;
+      this.#handshake.tlsStarted();
+      this.#inputIsPaused = false;
+      this.#advance();
+    });
   }
 
   #pauseInput(): void {

@@ -4,7 +4,9 @@
  * It collects the client's flags and then one option after the other, answers each through `send`, and ends with an
  * outcome: an export was opened, or the connection is to be closed. Option data is never allocated by its announced
  * length beyond NBD_MAX_OPTION_BYTES; what is longer is skipped, and what is absurd ends the connection.
- * TLS and extended headers are answered ERR_UNSUP. It knows nothing of sockets and time.
+ * Where TLS is offered, STARTTLS is answered and the negotiation waits for `tlsStarted`; nothing that was agreed on before
+ * holds after it. Where it is required, nothing but STARTTLS and ABORT is answered before. Extended headers are answered
+ * ERR_UNSUP. It knows nothing of sockets and time.
  */
 import assert from "node:assert/strict";
 import {
@@ -65,7 +67,10 @@ export type HandshakeOutcome =
   /** What was sent is still to be delivered. `fault` says what the client did wrong; undefined when it asked to end. */
   | { readonly kind: "close"; readonly fault: string | undefined };
 
-type Step = "client-flags" | "option-header" | "option-data" | "skip";
+type Step = "client-flags" | "option-header" | "option-data" | "skip" | "tls";
+
+/** Whether a client may, or must, ask for TLS first. */
+export type TlsOffer = "off" | "offered" | "required";
 
 const UNSUPPORTED = "this server does not know the option";
 
@@ -73,6 +78,8 @@ export class Handshake {
   readonly #directory: NbdExportDirectory;
   readonly #send: (reply: Buffer) => void;
   readonly #gatherer = new ByteGatherer();
+  readonly #tls: TlsOffer;
+  #isSecure = false;
   #step: Step = "client-flags";
   #option = 0;
   #optionsSeen = 0;
@@ -87,8 +94,9 @@ export class Handshake {
   #outcome: HandshakeOutcome | undefined;
 
   /** `send` takes each reply, in order. The directory is told of an export that is opened before the client is. */
-  constructor(directory: NbdExportDirectory, send: (reply: Buffer) => void) {
+  constructor(directory: NbdExportDirectory, send: (reply: Buffer) => void, tls: TlsOffer = "off") {
     this.#directory = directory;
+    this.#tls = tls;
     this.#send = send;
     this.#gatherer.begin(CLIENT_FLAGS_BYTES);
   }
@@ -96,6 +104,20 @@ export class Handshake {
   /** Set once: the negotiation is over and takes no more bytes. */
   get outcome(): HandshakeOutcome | undefined {
     return this.#outcome;
+  }
+
+  /** STARTTLS is answered: what the client sends next is the handshake of TLS. Until `tlsStarted` no bytes are taken. */
+  get wantsTls(): boolean {
+    return this.#step === "tls";
+  }
+
+  /** From here on everything is encrypted; what was agreed on before may have been somebody else's words. */
+  tlsStarted(): void {
+    assert(this.wantsTls, "STARTTLS was answered");
+    this.#isSecure = true;
+    this.#structuredReplies = false;
+    this.#allocationSelectedFor = undefined;
+    this.#expectOption();
   }
 
   /** Sends the greeting: the server speaks first. */
@@ -110,7 +132,7 @@ export class Handshake {
 
   /** Takes bytes of `chunk` from `position`, answers at most one option, and returns the position behind what it took. */
   consume(chunk: Buffer, position: number): number {
-    assert(this.#outcome === undefined, "the negotiation is over");
+    assert(this.#outcome === undefined && !this.wantsTls, "the negotiation takes no bytes");
     if (this.#step === "skip") return this.#skip(chunk, position);
     const next = this.#gatherer.feed(chunk, position);
     const bytes = this.#gatherer.complete;
@@ -176,6 +198,7 @@ export class Handshake {
     this.#expectOption();
     if (this.#refuseForShutdown()) return;
     if (this.#option === OPTION.ABORT) this.#abort();
+    else if (this.#refuseWithoutTls()) return;
     else if (this.#isSupported()) this.#refuse(OPTION_REPLY.ERR_TOO_BIG, "the option's data is too long");
     else this.#refuse(OPTION_REPLY.ERR_UNSUP, UNSUPPORTED);
   }
@@ -196,7 +219,7 @@ export class Handshake {
 
   #takeOption(data: Buffer): void {
     this.#expectOption();
-    if (this.#refuseForShutdown()) return;
+    if (this.#refuseForShutdown() || this.#refuseWithoutTls()) return;
     switch (this.#option) {
       case OPTION.EXPORT_NAME:
         this.#exportName(data);
@@ -219,7 +242,7 @@ export class Handshake {
         this.#metaContext(data);
         break;
       case OPTION.STARTTLS:
-        this.#refuse(OPTION_REPLY.ERR_UNSUP, "this server offers no TLS");
+        this.#startTls(data);
         break;
       default:
         this.#refuse(OPTION_REPLY.ERR_UNSUP, UNSUPPORTED);
@@ -231,6 +254,25 @@ export class Handshake {
     if (this.#option !== OPTION.EXPORT_NAME) this.#refuse(OPTION_REPLY.ERR_SHUTDOWN, "the server is shutting down");
     this.#close(undefined);
     return true;
+  }
+
+  /** Nothing is told, and nothing opened, before TLS where that is required. */
+  #refuseWithoutTls(): boolean {
+    if (this.#tls !== "required" || this.#isSecure) return false;
+    if (this.#option === OPTION.STARTTLS || this.#option === OPTION.ABORT) return false;
+    if (this.#option === OPTION.EXPORT_NAME) this.#close("TLS is required");
+    else this.#refuse(OPTION_REPLY.ERR_TLS_REQD, "this server requires TLS: begin with STARTTLS");
+    return true;
+  }
+
+  #startTls(data: Buffer): void {
+    if (this.#tls === "off") this.#refuse(OPTION_REPLY.ERR_UNSUP, "this server offers no TLS");
+    else if (data.length > 0) this.#refuse(OPTION_REPLY.ERR_INVALID, "STARTTLS takes no data");
+    else if (this.#isSecure) this.#refuse(OPTION_REPLY.ERR_INVALID, "TLS is in use already");
+    else {
+      this.#reply(OPTION_REPLY.ACK);
+      this.#step = "tls";
+    }
   }
 
   /** EXPORT_NAME has no form in which an error could be told: the connection is closed with nothing sent. */

@@ -1,13 +1,14 @@
 /**
  * The NBD server: owns the listening sockets and the clients' sockets, and joins each to an `NbdConnection`, where
  * everything of the protocol is. Any number of sockets (unix and TCP) serve one directory of exports; all clients share
- * one byte budget. It does not do TLS.
+ * one byte budget. On TCP a client may be made to use TLS (STARTTLS, x509), with a certificate of its own.
  *
  * Invariants: an error of a socket ends that connection and nothing else; a half-closed client still gets its replies;
  * after `close` no socket of this server is open.
  */
 import { createServer } from "node:net";
 import type { AddressInfo, Server, Socket } from "node:net";
+import assert from "node:assert/strict";
 import { ColobusError } from "../../proto/errors.ts";
 import {
   NBD_CLOSE_TIMEOUT_MS,
@@ -18,6 +19,7 @@ import {
   NBD_MAX_IN_FLIGHT_BYTES,
   NBD_MAX_IN_FLIGHT_BYTES_PER_CLIENT,
   NBD_STALLED_CLIENT_MS,
+  NBD_TCP_CONNECTIONS_MAX,
 } from "../../proto/limits.ts";
 import type { Clock, Timer } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";
@@ -27,9 +29,21 @@ import { NbdConnection } from "./connection.ts";
 import type { NbdTransport } from "./connection.ts";
 import type { NbdExportDirectory } from "./export.ts";
 import { ReplyArenaPool } from "./reply-writer.ts";
+import { StartTls, type StartTlsOptions } from "./starttls.ts";
 
 /** A TCP client that has vanished without a word is noticed after this silence. */
 const KEEP_ALIVE_DELAY_MS = 30_000;
+
+/** TLS of the clients on TCP, each with a certificate of the authority. */
+export interface NbdTls extends StartTlsOptions {
+  /** `offered`: clients may do without. */
+  readonly offer: "offered" | "required";
+}
+
+interface Offer {
+  readonly offer: NbdTls["offer"];
+  readonly startTls: StartTls;
+}
 
 export interface NbdServerOptions {
   readonly directory: NbdExportDirectory;
@@ -82,8 +96,12 @@ export class NbdServer {
   }
 
   /** Serves clients at a TCP address; port 0 chooses one. Errors: `address-in-use`, `permission-denied`, `io-error`. */
-  async listenTcp(host: string, port: number): Promise<{ port: number }> {
-    const listener = this.#createListener("tcp");
+  async listenTcp(host: string, port: number, tls?: NbdTls): Promise<{ port: number }> {
+    const listener = this.#createListener(
+      "tcp",
+      tls === undefined ? undefined : { offer: tls.offer, startTls: new StartTls(tls) },
+    );
+    listener.maxConnections = NBD_TCP_CONNECTIONS_MAX;
     await new Promise<void>((resolve, reject) => {
       const failed = (error: NodeJS.ErrnoException): void => reject(listenError(error, host, port));
       listener.once("error", failed);
@@ -135,10 +153,10 @@ export class NbdServer {
     });
   }
 
-  #createListener(kind: "unix" | "tcp"): Server {
+  #createListener(kind: "unix" | "tcp", tls?: Offer): Server {
     // Half-closed clients still get their replies, hence allowHalfOpen.
     const options = { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEP_ALIVE_DELAY_MS };
-    return createServer(options, (socket) => this.#accept(socket, kind));
+    return createServer(options, (socket) => this.#accept(socket, kind, tls));
   }
 
   #listening(listener: Server): void {
@@ -147,14 +165,14 @@ export class NbdServer {
     if (this.#isClosing) listener.close();
   }
 
-  #accept(socket: Socket, kind: "unix" | "tcp"): void {
+  #accept(socket: Socket, kind: "unix" | "tcp", tls: Offer | undefined): void {
     if (this.#isClosing) {
       socket.destroy();
       return;
     }
     this.#clientsSeen += 1;
     const clientName = kind === "unix" ? `unix#${this.#clientsSeen}` : `${socket.remoteAddress}:${socket.remotePort}`;
-    const transport = new SocketTransport(socket, this.#clock);
+    const transport = new SocketTransport(socket, this.#clock, tls?.startTls);
     const connection: NbdConnection = new NbdConnection({
       transport,
       directory: this.#directory,
@@ -162,6 +180,7 @@ export class NbdServer {
       arenas: this.#arenas,
       clock: this.#clock,
       log: this.#log,
+      tls: tls?.offer,
       clientName,
       onGone: () => {
         this.#connections.delete(connection);
@@ -176,23 +195,31 @@ export class NbdServer {
 }
 
 class SocketTransport implements NbdTransport {
-  readonly #socket: Socket;
+  #socket: Socket;
   readonly #clock: Clock;
+  readonly #tls: StartTls | undefined;
+  #connection: NbdConnection | undefined;
   #onTransmitted: ((error?: Error | null) => void) | undefined;
   #hasEnded = false;
   #lingerTimer: Timer | undefined;
 
-  constructor(socket: Socket, clock: Clock) {
+  constructor(socket: Socket, clock: Clock, tls: StartTls | undefined) {
     this.#socket = socket;
     this.#clock = clock;
+    this.#tls = tls;
   }
 
   attach(connection: NbdConnection): void {
-    const socket = this.#socket;
+    this.#connection = connection;
     this.#onTransmitted = (error) => {
       // After an error the socket is closed, and the connection hears of that.
       if (!error) connection.sent();
     };
+    this.#listen(connection);
+  }
+
+  #listen(connection: NbdConnection): void {
+    const socket = this.#socket;
     socket.on("data", (chunk: Buffer) => {
       if (!this.#hasEnded) connection.receive(chunk);
     });
@@ -200,6 +227,24 @@ class SocketTransport implements NbdTransport {
     socket.on("close", () => {
       this.#lingerTimer?.cancel();
       connection.closed();
+    });
+  }
+
+  startTls(done: (fault: string | undefined) => void): void {
+    const plain = this.#socket;
+    const connection = this.#connection;
+    assert(this.#tls !== undefined && connection !== undefined, "TLS is offered");
+    plain.removeAllListeners("data");
+    plain.removeAllListeners("end");
+    this.#tls.upgrade(plain, (result) => {
+      if ("fault" in result) {
+        done(result.fault);
+        return;
+      }
+      this.#socket = result;
+      result.on("error", () => undefined); // "close" follows
+      this.#listen(connection);
+      done(undefined);
     });
   }
 
