@@ -8,6 +8,7 @@ import {
   FAILOVER_KINDS,
   MODES,
   PEER_LOSS_POLICIES,
+  READ_PATTERNS,
   ROLES,
   SECONDARY_EXPORTS,
 } from "../proto/words.ts";
@@ -23,6 +24,15 @@ export const agentConfigSchema = z.object({
   mode: z.enum(MODES),
   stateDirectory: z.string(),
   disks: z.array(z.object({ name: z.string(), image: z.string() })).min(1),
+  /** On a primary: the copies beside the images that a new state directory begins with. */
+  children: z.array(z.object({ disk: z.string(), name: z.string(), image: z.string() })).optional(),
+  /** So many sound copies must take each write; undefined: one. */
+  voteThreshold: z.int().positive().optional(),
+  readPattern: z.enum(READ_PATTERNS).optional(),
+  rewriteCorrupted: z.boolean().optional(),
+  blkverify: z.boolean().optional(),
+  /** A copy that takes longer for a request is broken; undefined: CHILD_TIMEOUT_DEFAULT_MS. */
+  childTimeoutMs: z.number().positive().optional(),
   /** URLs of the peers that the agent dials. */
   peers: z.array(z.string()),
   ack: z.enum(ACK_POLICIES),

@@ -36,6 +36,10 @@ export const agentKeysSchema = z.strictObject({
   "secondary-export": z.enum(SECONDARY_EXPORTS).optional(),
   "nbd-listen": scalar.optional(),
   "token-file": scalar.optional(),
+  "tls-cert": scalar.optional(),
+  "tls-key": scalar.optional(),
+  "tls-ca": scalar.optional(),
+  "tls-peer": list.optional(),
   "insecure": z.boolean().optional(),
   "create": z.boolean().optional(),
   "assume-in-sync": z.boolean().optional(),
@@ -52,6 +56,7 @@ export const agentKeysSchema = z.strictObject({
   "buffer-memory": scalar.optional(),
   "retain": scalar.optional(),
   "control-listen": scalar.optional(),
+  "control-token-file": scalar.optional(),
   "log-level": z.enum(LOG_LEVELS).optional(),
 });
 export type AgentKeys = z.infer<typeof agentKeysSchema>;

@@ -26,6 +26,8 @@ import {
   MODES,
   PEER_LOSS_POLICIES,
   SECONDARY_EXPORTS,
+  type AckPolicy,
+  type Mode,
   type Role,
 } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
@@ -34,6 +36,7 @@ import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import { agentKeysSchema, type AgentKeys } from "./agent-keys.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { Hook } from "./hook.ts";
+import { parseTls } from "./tls-options.ts";
 import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
@@ -69,9 +72,12 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
       "cluster-size",
       text(`Unit of copy-before-write (${formatBytes(CLUSTER_DEFAULT_BYTES)}); the same on both sides`),
     )
-    .option("peer", many("URL of the peer that this agent dials: ws://HOST:PORT"))
+    .option("peer", many("URL of the peer that this agent dials: wss://HOST:PORT, or ws:// without TLS"))
     .option("listen", text("HOST:PORT where the peer connects"))
-    .option("ack", word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async)"))
+    .option(
+      "ack",
+      word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async; applied in mode mirror)"),
+    )
     .option("window", text(`Bytes under way to the secondary at most (${formatBytes(WINDOW_DEFAULT_BYTES)})`))
     .option("checkpoint-every", text("Take a checkpoint of the disks by itself this often (off)"))
     .option("max-checkpoint-age", text("Older checkpoints count as no protection (off)"))
@@ -112,9 +118,14 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
       text(`Mode mc: what a secondary holds in memory beside its logs (${formatBytes(BUFFER_MEMORY_DEFAULT_BYTES)})`),
     )
     .option("retain", text("Committed checkpoints that a secondary keeps beside the last one (0)"))
-    .option("control-listen", text("Serve the control API on this HOST:PORT as well (off)"))
+    .option("control-listen", text("Serve the control API on this HOST:PORT as well, with TLS and a token (off)"))
+    .option("control-token-file", text("File with the token that clients of --control-listen must know"))
     .option("nbd-listen", text("Serve the exports on this HOST:PORT as well"))
     .option("token-file", text("File with the pre-shared token that both agents hold"))
+    .option("tls-cert", text("This agent's certificate (PEM): --listen speaks TLS then, and a wss:// peer is shown it"))
+    .option("tls-key", text("The key of that certificate"))
+    .option("tls-ca", text("Certificate authority whose certificates are believed"))
+    .option("tls-peer", many("Name that the peer's certificate must have; repeat it for each (whom it first met)"))
     .option("insecure", flag("Allow unencrypted links beyond this machine"))
     .option("log-level", word(LOG_LEVELS, "Least severe lines to log (info)"));
   const ofRole =
@@ -153,7 +164,6 @@ export function processConfigOf(
   role: Role,
   env: Readonly<Record<string, string | undefined>>,
 ): ProcessConfig {
-  refuseUnavailable(options);
   refuseContradictions(options);
   const vm = options.vm ?? "vm";
   if (!VM_NAME.test(vm)) throw invalid("--vm", vm, "Use letters, digits, and `.`, `_`, `-`.");
@@ -179,8 +189,7 @@ export function processConfigOf(
       stateDirectory: resolve(options.state),
       disks,
       peers,
-      // Originals are acknowledged as soon as they are stable.
-      ack: options.ack ?? (options.mode === "shared" ? "applied" : "async"),
+      ack: options.ack ?? ACK_BY_MODE[options.mode ?? "colo"],
       durability: options.durability ?? "power",
       peerTimeoutMs: positive(
         parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"),
@@ -213,6 +222,8 @@ export function processConfigOf(
     listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
     tokenFile: options["token-file"],
+    tls: parseTls(options, options["token-file"] !== undefined),
+    control: parseControl(options),
     fence: parseHook(options, { flag: "fence-peer", timeout: "fence-timeout", defaultMs: FENCE_TIMEOUT_DEFAULT_MS }),
     onFailover: parseHook(options, {
       flag: "on-failover",
@@ -236,19 +247,14 @@ function givenFlags(args: AgentArguments): AgentKeys {
   throw new ColobusError("usage", z.prettifyError(checked.error), "Give each flag once; see --help.");
 }
 
-function refuseUnavailable(options: AgentKeys): void {
-  const refused: [string, string | undefined, readonly string[]][] = [
-    ["--mode", options.mode, ["colo", "mc", "shared"]],
-    ["--control-listen", options["control-listen"], ["off"]],
-  ];
-  for (const [flag, value, available] of refused) {
-    if (value === undefined || available.includes(value)) continue;
-    const instead = `Use ${available.map((one) => `${flag} ${one}`).join(" or ")}.`;
-    throw new ColobusError("usage", `${flag} ${value} is not available in this release`, instead);
-  }
-}
+/** Originals are acknowledged as soon as they are stable; where there are no epochs, what guests are told is what counts. */
+const ACK_BY_MODE = { colo: "async", mc: "async", shared: "applied", mirror: "applied" } as const satisfies Record<
+  Mode,
+  AckPolicy
+>;
 
 function refuseContradictions(options: AgentKeys): void {
+  if (options.mode === "mirror") refuseOnMirror(options);
   if (options.mode === "shared") refuseOnShared(options);
   else if (options["shared-mark"] !== undefined) {
     throw invalid("--shared-mark", options["shared-mark"], "It is for --mode shared.");
@@ -258,7 +264,7 @@ function refuseContradictions(options: AgentKeys): void {
   }
   if (options["on-congestion"] !== "detach") return;
   const contradictions: [string, string | undefined, string][] = [
-    ["--ack", options.ack, "async"],
+    ["--ack", options.ack ?? ACK_BY_MODE[options.mode ?? "colo"], "async"],
     ["--on-peer-loss", options["on-peer-loss"], "continue"],
   ];
   for (const [flag, value, required] of contradictions) {
@@ -269,6 +275,29 @@ function refuseContradictions(options: AgentKeys): void {
       `Detaching lets writes go on that ${flag} ${value} has wait: leave one out.`,
     );
   }
+}
+
+/** What is about checkpoints means nothing where there are none. */
+function refuseOnMirror(options: AgentKeys): void {
+  const noCheckpoints = "There are no checkpoints: a failover returns the last write that is stable on the secondary.";
+  const refused: [string, boolean, string][] = [
+    ["--checkpoint-every", isOn(options["checkpoint-every"]), noCheckpoints],
+    ["--max-checkpoint-age", isOn(options["max-checkpoint-age"]), noCheckpoints],
+    ["--retain", options.retain !== undefined && options.retain !== "0", noCheckpoints],
+    [
+      "--secondary-export read-write",
+      options["secondary-export"] === "read-write",
+      "The export is the disk that the primary writes: read-only, or off.",
+    ],
+    ["--arbiter", options.arbiter !== undefined, "Nobody takes over by itself in this mode in this release."],
+  ];
+  for (const [flag, isGiven, why] of refused) {
+    if (isGiven) throw new ColobusError("usage", `--mode mirror and ${flag} contradict each other`, why);
+  }
+}
+
+function isOn(duration: string | undefined): boolean {
+  return duration !== undefined && duration !== "off";
 }
 
 /** What is about copies of a disk means nothing where there is one disk. */
@@ -327,10 +356,8 @@ function absolute<T extends { readonly path: string }>(location: T): T {
 }
 
 function parsePeer(text: string): string {
-  if (text.startsWith("wss:"))
-    throw invalid("--peer", text, "TLS is not available in this release; use ws:// within a protected network.");
-  if (URL.canParse(text) && new URL(text).protocol === "ws:") return text;
-  throw invalid("--peer", text, "Write ws://HOST:PORT.");
+  if (URL.canParse(text) && ["ws:", "wss:"].includes(new URL(text).protocol)) return text;
+  throw invalid("--peer", text, "Write wss://HOST:PORT, or ws://HOST:PORT without TLS.");
 }
 
 function parseHostPort(text: string, flag: string): HostPort {
@@ -338,6 +365,19 @@ function parseHostPort(text: string, flag: string): HostPort {
   const port = Number(match?.[2]);
   if (match?.[1] === undefined || port > 65_535) throw invalid(flag, text, "Write HOST:PORT, such as 127.0.0.1:7000.");
   return { host: match[1].replace(/^\[|\]$/g, ""), port };
+}
+
+function parseControl(options: AgentKeys): ProcessConfig["control"] {
+  const { "control-listen": listen, "control-token-file": tokenFile } = options;
+  if (listen === undefined || listen === "off") return undefined;
+  const address = parseHostPort(listen, "--control-listen");
+  if (options["tls-cert"] === undefined) {
+    throw missing("--tls-cert FILE", "The control API is served over TCP only with TLS.");
+  }
+  if (tokenFile === undefined) {
+    throw missing("--control-token-file FILE", "The control API is served over TCP only to who knows a token.");
+  }
+  return { address, tokenFile };
 }
 
 function parseWindow(text: string | undefined): number {

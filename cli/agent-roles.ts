@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
+import { BUFFER_MEMORY_DEFAULT_BYTES, CHILD_TIMEOUT_DEFAULT_MS, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
+import type { ChildrenContext } from "../primary/disk-children.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
+import { withoutCopies } from "../primary/recorded-quorum.ts";
 import { MergeWork } from "../secondary/merge-work.ts";
 import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files.ts";
 import type { PromotedDisk } from "../secondary/promoted-disk.ts";
@@ -30,6 +32,8 @@ import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import type { LiveSettings } from "./live-config.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
+import { PeerBinding, refuse } from "./peer-binding.ts";
+import { quorumPolicyOf } from "./quorum-options.ts";
 import type { Judged } from "./verdict-answer.ts";
 
 export interface ActivePrimary {
@@ -52,6 +56,8 @@ export interface AgentRolesOptions {
   readonly agent: AgentOptions;
   readonly state: StateFile;
   readonly images: ImageSource;
+  /** Opens the copies beside the images: that one is away is told of the copy, and not of the disk. */
+  readonly childImages: ImageSource;
   /** The mark beside shared disks, where there is a place for it. */
   readonly sharedMark: SharedMark | undefined;
   /** At the start this agent was the last one to write the mark. */
@@ -83,10 +89,12 @@ export class AgentRoles {
   #stopping = false;
   #isStarting = true;
   readonly #lostSyncs: LostSyncs;
+  readonly #binding: PeerBinding;
 
   /** Takes up the recorded role. Errors: those of opening the images. */
   constructor(options: AgentRolesOptions) {
     this.#options = options;
+    this.#binding = new PeerBinding({ ...options.agent.host, state: options.state });
     this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
     const { record } = options.state;
     this.vmStates = new VmStateStore({
@@ -129,10 +137,11 @@ export class AgentRoles {
   }
 
   accept(link: Link, ended?: (wasOpen: boolean) => void): void {
-    if (this.#stopping) {
-      link.start({ message: () => undefined, closed: () => ended?.(false) });
-      link.close(new ColobusError("shutting-down", "the agent is being stopped", "Try again later."));
-    } else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended);
+    const refusal = this.#stopping
+      ? new ColobusError("shutting-down", "the agent is being stopped", "Try again later.")
+      : this.#binding.refusalOf(link);
+    if (refusal !== undefined) refuse(link, refusal, () => ended?.(false));
+    else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended);
     else this.#active.secondary.accept(link, ended);
   }
 
@@ -156,7 +165,7 @@ export class AgentRoles {
       const hello = role().hello();
       const { peerTimeoutMs } = config;
       const judged = await probePeer({
-        dialer: host.dialer(url),
+        dialer: this.#binding.guard(host.dialer(url)),
         clock: host.clock,
         hello,
         token,
@@ -220,7 +229,7 @@ export class AgentRoles {
       exports.withdrawAll();
       agent.dropClients();
       const { openEpoch } = active.primary.checkpoints;
-      const fault = await active.primary.stop(0);
+      const fault = await active.primary.stop(0, { isDemoted: true });
       this.#closeChildren(active);
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
@@ -229,7 +238,9 @@ export class AgentRoles {
         fault === undefined && state.record.mode !== "shared"
           ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
           : { epoch: 0, atMs: 0 };
-      await this.#record((record) => demoted(record, checkpoint, request.discardsOwn));
+      await this.#record((record) =>
+        demoted({ ...record, disks: record.disks.map(withoutCopies) }, checkpoint, request.discardsOwn),
+      );
       this.vmStates.keepOnly(statesNeeded(state.record));
       this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });
@@ -292,7 +303,7 @@ export class AgentRoles {
     if (url === undefined || this.#stopping) return;
     const { host } = this.#options.agent;
     const connector: Connector = new Connector({
-      dialer: host.dialer(url),
+      dialer: this.#binding.guard(host.dialer(url)),
       clock: host.clock,
       random: host.random,
       isWanted: () => {
@@ -301,6 +312,7 @@ export class AgentRoles {
       },
       connected: (link) => this.accept(link, (wasOpen) => connector.lost(wasOpen)),
       failed: (reason) => {
+        this.#binding.told(reason, url);
         const active = this.#active;
         if (active.role === "Primary") active.primary.dialFailed(reason);
         else active.secondary.dialFailed(reason);
@@ -371,7 +383,7 @@ export class AgentRoles {
       const disk = secondary.disks.find((candidate) => candidate.name === name);
       if (disk !== undefined) exports.put(name, state.record.vm, disk.view, secondaryExport === "read-only");
     }
-    exports.serveCheckpoints(checkpointExportsOf(secondary));
+    if (state.record.mode !== "mirror") exports.serveCheckpoints(checkpointExportsOf(secondary));
   }
 
   #openPrimary(): ActivePrimary {
@@ -442,6 +454,7 @@ export class AgentRoles {
       jobs,
       children,
       tracking,
+      copies: this.#copiesContext(),
       peerUrl: state.record.peers[0] ?? null,
       mayHaveHadPeer: this.#mayHaveHadPeer,
       mayBeSuperseded: this.#mayBeSuperseded,
@@ -470,6 +483,39 @@ export class AgentRoles {
     exports.serveCheckpoints(undefined);
     for (const disk of primary.disks) exports.put(disk.name, state.record.vm, primary.exported(disk), false);
     return { role: "Primary", primary, tracking, children: children.map(({ child }) => child) };
+  }
+
+  /** Copies beside the images are a primary's whose disks are its own images, and not overlays over them. */
+  #copiesContext(): ChildrenContext | undefined {
+    const { agent, state, emit, jobs, childImages } = this.#options;
+    const { host, config } = agent;
+    if (state.record.mode === "shared" || this.#promoted.length > 0) return undefined;
+    const { stateDirectory, extentBytes, settleEveryMs, dirtyFileMinBytes, resyncSpeed } = config;
+    return {
+      storage: host.storage,
+      clock: host.clock,
+      random: host.random,
+      log: host.log,
+      state,
+      jobs,
+      emit,
+      stateDirectory,
+      extentBytes,
+      settleEveryMs,
+      dirtyFileMinBytes,
+      timeoutMs: config.childTimeoutMs ?? CHILD_TIMEOUT_DEFAULT_MS,
+      speed: resyncSpeed,
+      policy: quorumPolicyOf(config),
+      open: (disk, { name, image, cleanMark }) => {
+        const sizeBytes = state.record.disks.find((recorded) => recorded.name === disk)?.sizeBytes ?? null;
+        return childImages.open({ name: `${disk}.${name}`, image, sizeBytes, cleanMark });
+      },
+      measure: async (image, createBytes) => {
+        if (createBytes !== undefined) await childImages.create(image, createBytes);
+        return childImages.measure(image);
+      },
+      localMended: (disk) => void this.#lostSyncs.mended({ disk, active: null }),
+    };
   }
 
   /** The disks whose sizes are known: a secondary's may still be to be made. */

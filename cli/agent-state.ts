@@ -1,6 +1,7 @@
 import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
+import { withoutCopies, withUntrackedCopies } from "../primary/recorded-quorum.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
@@ -9,6 +10,7 @@ import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { StateFile } from "../shared/journal/state-file.ts";
 import type { AgentConfig } from "./agent-config.ts";
+import { initialQuorum } from "./quorum-options.ts";
 
 export interface StateHost {
   readonly storage: Storage;
@@ -37,11 +39,12 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     if (config.adoptImages) await adoptImages(host.images, existing, config);
     assertSame(existing.record, config);
     const isSuspect = await mayHaveLostData(existing.record, host);
+    const isTorn = await mayBeTorn(existing.record, host);
     const lostBarriers = await hasLostBarriers(existing.record, host);
     // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
     // overlays by it, so it has to stand first.
     await existing.update((record) => ({
-      ...(isSuspect ? suspect(record, newId(host.random)) : record),
+      ...(isSuspect ? suspect(record, newId(host.random)) : isTorn ? torn(record) : record),
       durability: config.durability,
       unflushedThrough: lostBarriers ? record.epochReserved : record.unflushedThrough,
       lostSyncs: stillLost(record, host.bootId),
@@ -51,6 +54,12 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
       host.log.warn(
         { durability: "process" },
         "the host, or a server of an image, has died since this agent last ran, and it never fsyncs: everything is sent or compared again",
+      );
+    }
+    if (isTorn) {
+      host.log.warn(
+        { mode: "mirror" },
+        "the host, or a server of an image, has died, and what guests were told of was not fsynced here: this side is Inconsistent until its next sync",
       );
     }
   } catch (error) {
@@ -81,6 +90,18 @@ async function mayHaveLostData(record: StateRecord, { bootId, images }: StateHos
   if (record.durability !== "process" || !isUnclean) return false;
   if (record.bootId !== bootId) return true;
   return record.mode !== "shared" && (record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "own"));
+}
+
+/** Whether images of mode `mirror` may lack a write, and have a later one, which no disk would after a crash. */
+async function mayBeTorn(record: StateRecord, { bootId, images }: StateHost): Promise<boolean> {
+  const isUnclean = record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null);
+  if (record.acksUnsynced !== true || record.role !== "Secondary" || !isUnclean) return false;
+  return record.bootId !== bootId || images.haveLostWrites(record.disks, "own");
+}
+
+/** There is no state to return to; what the primary knows of this side's copy stands, for it was told of what is durable. */
+function torn(record: StateRecord): StateRecord {
+  return { ...record, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [], acksUnsynced: false };
 }
 
 /**
@@ -120,7 +141,8 @@ export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
  * A secondary is Inconsistent then; under its new id no primary's record of what it lacks means anything. What a primary
  * knew of its secondary's copy is void as well.
  */
-function suspect(record: StateRecord, agentId: string): StateRecord {
+function suspect(whole: StateRecord, agentId: string): StateRecord {
+  const record = { ...whole, disks: whole.disks.map(withUntrackedCopies) };
   // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
   if (record.mode === "shared" && record.role === "Primary") return record;
   const untracked = { ...record, tracks: null, pairing: null };
@@ -160,6 +182,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
       image,
       sizeBytes: sizes[index] ?? null,
       cleanMark: null,
+      ...initialQuorum(config, name),
     })),
     epochReserved: 0,
     unflushedThrough: 0,
@@ -189,6 +212,7 @@ async function adoptImages(images: ImageSource, state: StateFile, config: AgentC
   for (const disk of state.record.disks) {
     const image = config.disks.find(({ name }) => name === disk.name)?.image ?? disk.image;
     disks.push({
+      ...withoutCopies(disk),
       name: disk.name,
       image,
       sizeBytes: await images.measure(image, imageUseOf(state.record)),

@@ -27,6 +27,7 @@ import type {
   Status,
   SwitchoverAnswer,
   SwitchoverRequest,
+  VerifyRequest,
   VmStateAnswer,
   VmStateRequest,
   WaitAnswer,
@@ -34,8 +35,9 @@ import type {
 } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
-import type { EventType, Role, WaitCondition } from "../proto/words.ts";
+import { isInSync, type EventType, type Role, type WaitCondition } from "../proto/words.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
+import { withoutCleanMarks } from "../primary/recorded-quorum.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { FileImages } from "../shared/block/file-images.ts";
@@ -54,6 +56,7 @@ import { describeFailoverKind, openArbitration, type Arbitration } from "./arbit
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
+import { assertEpochs } from "./no-epochs.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
@@ -124,6 +127,7 @@ export class Agent implements AgentControl {
       agent: options,
       state,
       images: this.#imageServers.watching(images),
+      childImages: images,
       sharedMark,
       isMarkOwn,
       exports: this.exports,
@@ -171,7 +175,7 @@ export class Agent implements AgentControl {
       ...record,
       bootId: host.bootId,
       unflushedThrough: unflushedThrough(record, host.bootId),
-      disks: record.disks.map((disk) => ({ ...disk, cleanMark: null })),
+      disks: record.disks.map(withoutCleanMarks),
       peers: record.peers.length > 0 ? record.peers : [...config.peers],
     }));
     agent.#start();
@@ -250,6 +254,7 @@ export class Agent implements AgentControl {
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     if (request.vmstate === true && !request.prepare) {
       throw new ColobusError(
         "usage",
@@ -265,6 +270,7 @@ export class Agent implements AgentControl {
     content: AsyncIterator<Uint8Array, unknown>,
     signal: AbortSignal,
   ): Promise<CheckpointAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     return this.#primary("checkpoint").vmStates.checkpoint(request, content, signal);
   }
 
@@ -273,6 +279,7 @@ export class Agent implements AgentControl {
     content: AsyncIterator<Uint8Array, unknown>,
     signal: AbortSignal,
   ): Promise<VmStateAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     return this.#primary("checkpoint").vmStates.receive(request, content, signal);
   }
 
@@ -281,10 +288,12 @@ export class Agent implements AgentControl {
   }
 
   async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
+    assertEpochs(this.#state.record.mode, "commit");
     return this.#primary("commit").vmStates.commit(request, signal);
   }
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
+    assertEpochs(this.#state.record.mode, "discard");
     return this.#primary("discard").checkpoints.discard(request.epoch, request.timeoutMs, signal);
   }
 
@@ -326,7 +335,21 @@ export class Agent implements AgentControl {
   }
 
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
+    assertEpochs(this.#state.record.mode, "rollback");
     return this.#changes.rollBack(request, signal);
+  }
+
+  async verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus> {
+    const job = this.#primary("verify").verifies.start(request);
+    if (request.wait) {
+      const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
+      try {
+        await deadline.race(job.finished(), `${job.id} goes on`);
+      } finally {
+        deadline.end();
+      }
+    }
+    return job.describe();
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
@@ -443,7 +466,7 @@ export class Agent implements AgentControl {
       case "connected":
         return peers.some((peer) => peer.connection === "Connected");
       case "synced":
-        return peers.some((peer) => peer.replication === "Established");
+        return peers.some((peer) => isInSync(peer.replication));
       case "committed":
         return epoch.committed > 0;
       case "merged":

@@ -13,6 +13,7 @@ import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
 import { metricsCommand } from "./commands/metrics.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { statusCommand } from "./commands/status.ts";
+import { verifyCommand } from "./commands/verify.ts";
 import { vmstateCommand } from "./commands/vmstate.ts";
 import { supportBundleCommand } from "./commands/support-bundle.ts";
 import { waitCommand } from "./commands/wait.ts";
@@ -37,6 +38,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   startAloneCommand,
   resyncCommand,
   rollbackCommand,
+  verifyCommand,
   waitCommand,
   configCommand,
   doctorCommand,

@@ -25,8 +25,7 @@ export async function runCli(
       if (json) host.output.document({ text: parsed.output });
       else host.output.text(parsed.output);
     }
-    await parsed.run?.(host);
-    return EXIT.done;
+    return (await parsed.run?.(host)) ?? EXIT.done;
   } catch (thrown) {
     if (thrown instanceof ReportedFailure) return thrown.exit;
     const error = asColobusError(thrown);

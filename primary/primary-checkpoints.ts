@@ -231,6 +231,12 @@ export class PrimaryCheckpoints {
     if (epochs.length > 0) void this.#withdraw(this.#options.session(), epochs);
   }
 
+  /** Mode `mirror`: the secondary had everything that was written before, or nearly; later writes count. */
+  lackNothingYet(): void {
+    this.#volumes.dropThrough(this.#epochs.open);
+    this.#volumesComplete = false;
+  }
+
   /** The secondary has given up everything that it had of epochs up to `throughEpoch`. */
   givenUp(throughEpoch: number): void {
     this.#voidThrough = throughEpoch;

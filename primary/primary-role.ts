@@ -11,6 +11,7 @@ import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { BlockDevice, Child } from "../shared/block/block-device.ts";
+import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -25,9 +26,11 @@ import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
 import type { CopyBeforeWrite } from "./copy-before-write.ts";
+import { DiskChildren, type ChildrenContext } from "./disk-children.ts";
 import { DiskHealth } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
+import { Mirroring } from "./mirroring.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
@@ -38,6 +41,7 @@ import { Replicator } from "./replicator.ts";
 import { SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
+import { VerifyJobs } from "./verify-jobs.ts";
 import { VmStates } from "./vm-states.ts";
 
 export interface PrimaryOptions {
@@ -49,6 +53,8 @@ export interface PrimaryOptions {
   readonly jobs: JobList;
   readonly children: readonly { readonly name: string; readonly child: Child }[];
   readonly tracking: PeerTracking;
+  /** What copies beside the images are made with; undefined: there are none, and none may be added. */
+  readonly copies: ChildrenContext | undefined;
   /** Whom this side dials; null: it waits for a peer to dial. */
   readonly peerUrl: string | null;
   /** Whether a peer may have been met that the record does not know of. */
@@ -87,6 +93,7 @@ export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly checkpoints: PrimaryCheckpoints;
   readonly vmStates: VmStates;
+  readonly verifies: VerifyJobs;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
@@ -99,8 +106,12 @@ export class PrimaryRole {
   readonly #status: PrimaryStatus;
   /** With an arbiter. */
   readonly #keeper: PermitKeeper | undefined;
+  /** By disk; empty where there are none, and none may be added. */
+  readonly #copies: readonly DiskChildren[];
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
+  /** In mode `mirror`. */
+  readonly #mirroring: Mirroring | undefined;
   /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
   #unflushed: number[] = [];
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
@@ -110,6 +121,11 @@ export class PrimaryRole {
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
     this.#syncs = new SyncJobs(options.jobs, options.resyncSpeed);
+    const takeCheckpoint = (): Promise<unknown> =>
+      this.checkpoints.checkpoint(
+        { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
+        new AbortController().signal,
+      );
     this.#automatic = new AutomaticCheckpoints({
       clock: options.clock,
       log: options.log,
@@ -117,15 +133,12 @@ export class PrimaryRole {
         return options.checkpointEveryMs;
       },
       isReady: () => this.#takesBarriers,
-      take: () =>
-        this.checkpoints.checkpoint(
-          { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
-          new AbortController().signal,
-        ),
+      take: takeCheckpoint,
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
+    this.#copies = this.#openCopies();
     this.#keeper = this.#newKeeper();
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
@@ -140,9 +153,24 @@ export class PrimaryRole {
         return this.#shared?.protect();
       },
     });
+    if (record.mode === "mirror") {
+      this.#mirroring = new Mirroring({
+        ...options,
+        checkpoints: this.checkpoints,
+        isEstablished: () => this.isEstablished,
+        take: takeCheckpoint,
+      });
+    }
     this.vmStates = new VmStates({ ...options, checkpoints: this.checkpoints });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
+    this.verifies = new VerifyJobs({
+      ...options,
+      sharesDisks: this.#shared !== undefined,
+      disks: this.disks,
+      geometries: this.#geometries,
+      replicator: this.#replicator,
+    });
     this.#status = new PrimaryStatus({
       state: options.state,
       clock: options.clock,
@@ -154,8 +182,12 @@ export class PrimaryRole {
       guests: this.#guests,
       replicator: this.#replicator,
       syncs: this.#syncs,
+      verifies: this.verifies,
       checkpoints: this.checkpoints,
+      mirroring: this.#mirroring,
+      ack: options.ack,
       isPaired: () => this.#isPaired,
+      children: (disk) => this.#copies[disk]?.describe() ?? [],
       verdict: () => this.#lastVerdict?.verdict,
     });
   }
@@ -167,6 +199,7 @@ export class PrimaryRole {
       isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
       flush: async (disk) => this.disks[disk]?.flushChild(),
     });
+    for (const [index, disk] of this.disks.entries()) this.#copies[index]?.start(disk);
     this.#automatic.start();
     this.#keeper?.start();
     // What an earlier process has lost is to be seen before a guest flushes.
@@ -306,10 +339,12 @@ export class PrimaryRole {
 
   /**
    * Stops checkpoints and sessions, drains what it can, and flushes the children. The children stay open. Resolves with
-   * the reason where something could not be made durable: then nothing may be relied on but what a crash would leave.
+   * the reason where something could not be made durable: then nothing may be relied on but what a crash would leave. Who
+   * `isDemoted` goes on with the images alone, so that is also the reason why an image lacks something.
    */
-  async stop(drainMs: number): Promise<ColobusError | undefined> {
+  async stop(drainMs: number, { isDemoted } = { isDemoted: false }): Promise<ColobusError | undefined> {
     this.#automatic.stop();
+    this.#mirroring?.stop();
     this.#health.stop();
     let timer: Timer | undefined;
     const timeout = new Promise<void>((resolve) => {
@@ -321,13 +356,15 @@ export class PrimaryRole {
     timer?.cancel();
     await this.#keeper?.stop(reason);
     this.#syncs.end(reason);
+    this.verifies.end(reason);
     const { record } = this.#options.state;
     try {
       // What this side holds back of a disk that another host writes by now must never get there.
       if (record.mode !== "shared" || !record.outdated) {
         for (const disk of this.disks) await disk.quiet();
-        for (const { child } of this.#options.children) await child.flush();
+        for (const disk of this.disks) await disk.child.flush();
       }
+      await this.#leaveCopies(reason, isDemoted);
     } catch (error) {
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
       return asColobusError(error);
@@ -343,6 +380,50 @@ export class PrimaryRole {
     } catch (error) {
       return asColobusError(error);
     }
+  }
+
+  #openCopies(): DiskChildren[] {
+    const { copies, children } = this.#options;
+    if (copies === undefined) return [];
+    return children.map(
+      ({ name, child }, index) =>
+        new DiskChildren({
+          ...copies,
+          disk: name,
+          local: child,
+          geometry: this.#geometries[index] ?? clusterGeometry(child.sizeBytes, copies.state.record.clusterBytes),
+          freeze: () => this.#guests.freeze(),
+        }),
+    );
+  }
+
+  /** The copies of a disk, for an operator's changes. Errors: `not-found`, `not-supported`. */
+  copiesOf(name: string): DiskChildren {
+    const index = this.disks.findIndex((disk) => disk.name === name);
+    if (index < 0) throw new ColobusError("not-found", `there is no disk ${name}`, "See `colobus status`.");
+    const copies = this.#copies[index];
+    if (copies !== undefined) return copies;
+    throw new ColobusError(
+      "not-supported",
+      `disk ${name} takes no copies beside its image here`,
+      this.#shared === undefined
+        ? "This agent was promoted: when its merge is over, restart it."
+        : "A shared disk has no copies: use a mode other than `shared`.",
+    );
+  }
+
+  /** Errors: where the images alone are gone on with, why one of them is not what its disk was. */
+  async #leaveCopies(reason: ColobusError, isDemoted: boolean): Promise<void> {
+    let fault: ColobusError | undefined;
+    for (const [index, copies] of this.#copies.entries()) {
+      await copies.stop(reason);
+      const lacks = copies.localFault;
+      if (lacks === undefined || !isDemoted) continue;
+      fault = lacks;
+      // The peer is to send what the image lacks.
+      await this.#options.tracking.add(index, [...clusterRuns(copies.localDirty)]);
+    }
+    if (fault !== undefined) throw fault;
   }
 
   #newKeeper(): PermitKeeper | undefined {
@@ -382,10 +463,14 @@ export class PrimaryRole {
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),
       inSync: () => this.#inSync(),
-      syncInterrupted: (reason) => this.#syncs.end(reason),
+      syncInterrupted: (reason) => {
+        this.#mirroring?.lacks();
+        this.#syncs.end(reason);
+      },
       notified: (notice) => this.#notified(notice),
       paused: () => this.#paused(),
       lost: (reason) => {
+        this.#mirroring?.lacks();
         this.#syncs.end(reason);
         if (options.onPeerLoss === "freeze") this.#guests.freeze();
         this.#notify();
@@ -432,7 +517,7 @@ export class PrimaryRole {
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
     const shared = this.#shared?.children[index];
     if (shared !== undefined) return this.#sharedDisk(name, shared);
-    return new ReplicatedDisk(name, child, this.#guests.gate, {
+    return new ReplicatedDisk(name, this.#copies[index]?.child ?? child, this.#guests.gate, {
       mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
         this.checkpoints.countWrite(length);
@@ -441,7 +526,7 @@ export class PrimaryRole {
       room: () => this.#replicator.room(),
       flush: () => this.#replicator.flush(),
       failed: (offset, length, error) => {
-        this.#replicator.writeFailed(index, offset, length);
+        this.#replicator.sendAgain(index, offset, length);
         this.#health.failed(name, { during: "write", offset, length }, error);
       },
       refused: (during, offset, length, error) => this.#health.failed(name, { during, offset, length }, error),
@@ -505,6 +590,7 @@ export class PrimaryRole {
   }
 
   #startSync(kind: "full-sync" | "resync"): void {
+    this.#mirroring?.lacks();
     this.#syncs.start({
       type: kind,
       replicator: this.#replicator,
@@ -524,7 +610,8 @@ export class PrimaryRole {
       this.#guests.release();
     }
     this.#notify();
-    if (this.checkpoints.committed === 0) this.#automatic.want();
+    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    else if (this.checkpoints.committed === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
   }
 
@@ -537,6 +624,7 @@ export class PrimaryRole {
 
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
   #paused(): void {
+    this.#mirroring?.lacks();
     this.checkpoints.disown(this.#unflushed.splice(0));
     this.#notify();
     if (this.#shared !== undefined && this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
@@ -550,7 +638,9 @@ export class PrimaryRole {
       return;
     }
     this.checkpoints.givenUp(notice.throughEpoch);
-    if (this.isEstablished) this.#automatic.want();
+    if (!this.isEstablished) return;
+    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    else this.#automatic.want();
   }
 
   #notify(): void {

@@ -43,7 +43,7 @@ export type SyncContent = Buffer | number;
 export class ReplicatedDisk implements BlockDevice {
   readonly name: string;
   readonly sizeBytes: number;
-  readonly child: Child;
+  #child: Child;
   readonly #lock = new RangeLock();
   readonly #gate: GuestGate;
   readonly #forwarding: Forwarding;
@@ -59,9 +59,37 @@ export class ReplicatedDisk implements BlockDevice {
   constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
     this.name = name;
     this.sizeBytes = child.sizeBytes;
-    this.child = child;
+    this.#child = child;
     this.#gate = gate;
     this.#forwarding = forwarding;
+  }
+
+  /** What the writes go to at present. */
+  get child(): Child {
+    return this.#child;
+  }
+
+  /**
+   * Puts what `make` gives in the child's place between two changes, with none under way. Reads that have begun end on the
+   * old one. Errors: what `make` throws; nothing is changed then.
+   */
+  async replaceChild(make: (child: Child) => Child): Promise<void> {
+    const hold = await this.#lock.acquire(0, this.sizeBytes);
+    try {
+      this.#child = make(this.#child);
+    } finally {
+      this.#lock.release(hold);
+    }
+  }
+
+  /** Does `work` while no change is under way on the child, and none begins. */
+  async whileQuiet(work: () => Promise<void>): Promise<void> {
+    const hold = await this.#lock.acquire(0, this.sizeBytes);
+    try {
+      await work();
+    } finally {
+      this.#lock.release(hold);
+    }
   }
 
   get requests(): number {
@@ -107,8 +135,8 @@ export class ReplicatedDisk implements BlockDevice {
     const hold = await this.#lock.acquire(offset, length);
     try {
       const content = Buffer.allocUnsafeSlow(length);
-      await this.child.read(content, offset);
-      if (isWritten) await this.child.write(content, offset, { fua: false });
+      await this.#child.read(content, offset);
+      if (isWritten) await this.#child.write(content, offset, { fua: false });
     } finally {
       this.#lock.release(hold);
     }
@@ -116,25 +144,25 @@ export class ReplicatedDisk implements BlockDevice {
 
   /** Makes everything written to the local child so far durable, whether guests may go on or not. */
   flushChild(): Pending {
-    return this.child.flush()?.catch((error: unknown) => {
+    return this.#child.flush()?.catch((error: unknown) => {
       this.#forwarding.refused("flush", 0, 0, error);
       throw error;
     });
   }
 
   prefetch(offset: number, length: number): void {
-    this.child.prefetch(offset, length);
+    this.#child.prefetch(offset, length);
   }
 
   get asksForExtents(): boolean {
-    return this.child.asksForExtents === true;
+    return this.#child.asksForExtents === true;
   }
 
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     this.#gate.assertServing();
     // While reads wait the image may be another host's, and is left alone.
     if (this.#gate.state === "held") return [{ length, hole: false, zero: false }];
-    return this.child.extents(offset, length, maxExtents);
+    return this.#child.extents(offset, length, maxExtents);
   }
 
   /** Whether a change of any byte of the range is under way, or waits for another. */
@@ -158,47 +186,53 @@ export class ReplicatedDisk implements BlockDevice {
   /** Whether the stretch is one hole, as it seems without its lock. */
   startsWithHole(offset: number, length: number): boolean | Promise<boolean> {
     const isHole = ([extent]: Extent[]): boolean => extent?.zero === true && extent.length >= length;
-    const extents = this.child.extents(offset, length, 1);
+    const extents = this.#child.extents(offset, length, 1);
     return extents instanceof Promise ? extents.then(isHole) : isHole(extents);
   }
 
   /**
    * Reads a stretch that a replica may lack and hands it to `send` while the range is held, so that no write can come
    * between. A leading hole is taken as far as it goes, up to `length`; anything else into what `take` gives for at most
-   * that many bytes, as much as that holds. `send` gets the content, a view of it, and returns nothing; the promise
-   * resolves with the bytes that were covered.
+   * that many bytes, as much as that holds. `send` gets the content, a view of it; where it returns a promise, the range
+   * is held until that settles. Resolves with the bytes that were covered.
    */
   async readForSync(
     offset: number,
     length: number,
     take: (length: number) => Buffer,
     clusterBytes: number,
-    send: (content: SyncContent) => void,
+    send: (content: SyncContent) => Pending,
   ): Promise<number> {
     const hold = await this.#lock.acquire(offset, length);
     try {
-      const extents = this.child.extents(offset, length, 1);
+      const extents = this.#child.extents(offset, length, 1);
       const [extent] = extents instanceof Promise ? await extents : extents;
       const holeLength =
         extent?.zero === true ? wholeClusters(Math.min(extent.length, length), length, clusterBytes) : 0;
       if (holeLength > 0) {
-        send(holeLength);
+        const sent = send(holeLength);
+        if (sent !== undefined) await sent;
         return holeLength;
       }
       const content = take(length).subarray(0, length);
-      const reading = this.#readChild(content, offset);
+      const reading = this.#readChild(content, offset, true);
       if (reading !== undefined) await reading;
-      send(isZero(content) ? content.length : content);
+      const sent = send(isZero(content) ? content.length : content);
+      if (sent !== undefined) await sent;
       return content.length;
     } finally {
       this.#lock.release(hold);
     }
   }
 
-  #readChild(target: Uint8Array, offset: number): Pending {
+  #readChild(target: Uint8Array, offset: number, isForCopies = false): Pending {
+    const child = this.#child;
     let pending: Pending;
     try {
-      pending = this.child.read(target, offset);
+      pending =
+        isForCopies && child.readForCopies !== undefined
+          ? child.readForCopies(target, offset)
+          : child.read(target, offset);
     } catch (error) {
       this.#forwarding.refused("read", offset, target.length, error);
       throw error;
@@ -250,7 +284,7 @@ export class ReplicatedDisk implements BlockDevice {
       hold,
       offset,
       source.length,
-      () => this.child.write(source, offset, { fua: flags.fua }),
+      () => this.#child.write(source, offset, { fua: flags.fua }),
       () => this.#forwarding.forward("write", offset, source.length, asBuffer(source)),
     );
   }
@@ -260,7 +294,7 @@ export class ReplicatedDisk implements BlockDevice {
       hold,
       offset,
       length,
-      () => this.child.zero(offset, length, flags),
+      () => this.#child.zero(offset, length, flags),
       () => this.#forwarding.forward(flags.mayUnmap ? "discard" : "zero", offset, length, undefined),
     );
   }
@@ -281,7 +315,7 @@ export class ReplicatedDisk implements BlockDevice {
         const { local, forwarded } = this.#change(
           start,
           piece.length,
-          () => this.child.write(piece, start, { fua: false }),
+          () => this.#child.write(piece, start, { fua: false }),
           () => this.#forwarding.forward("write", start, piece.length, asBuffer(piece)),
         );
         acknowledged = both(acknowledged, forwarded);

@@ -9,6 +9,7 @@ import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_MAX_MS } from "./limits.ts"
 import {
   ACK_POLICIES,
   ARBITER_STATES,
+  CHILD_STATES,
   CONNECTION_STATES,
   DISK_STATES,
   DURABILITIES,
@@ -35,12 +36,25 @@ const epoch = z.int().nonnegative();
 export const jobSpeedSchema = z.union([z.number().nonnegative(), z.literal("dynamic")]);
 export type JobSpeed = z.infer<typeof jobSpeedSchema>;
 
+const verifyResultSchema = z.object({
+  /** The first ranges that differ, whole clusters each; `ranges` and `differingBytes` count all. */
+  differences: z.array(z.object({ disk: z.string(), offset: bytes, length: bytes })),
+  ranges: z.int().nonnegative(),
+  differingBytes: bytes,
+  checkedBytes: bytes,
+  /** Whether what differs is sent again when everything is compared. */
+  repairs: z.boolean(),
+});
+export type VerifyResult = z.infer<typeof verifyResultSchema>;
+
 export const jobSchema = z.object({
   id: z.string(),
   type: z.enum(JOB_TYPES),
   state: z.enum(JOB_STATES),
   /** The disk the job works on; null for all disks of the VM. */
   disk: z.string().nullable(),
+  /** The copy of that disk that a resync is for; null for the secondary's. */
+  child: z.string().nullable().optional(),
   progress: z.object({ doneBytes: bytes, totalBytes: bytes }),
   bytesPerSecond: z.number().nonnegative(),
   etaMs: ms.nullable(),
@@ -48,15 +62,23 @@ export const jobSchema = z.object({
   startedAt: z.string(),
   endedAt: z.string().nullable(),
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
+  /** Of a verify: what it has found so far. */
+  verify: verifyResultSchema.optional(),
 });
 export type JobStatus = z.infer<typeof jobSchema>;
 
 export const childSchema = z.object({
   name: z.string(),
-  kind: z.enum(["image", "overlay"]),
+  /** `session`: the secondary's copy. */
+  kind: z.enum(["image", "overlay", "session"]),
   path: z.string(),
-  state: z.enum(["sound", "syncing", "broken"]),
+  state: z.enum(CHILD_STATES),
+  /** What it lacks, in clusters. */
+  dirtyBytes: bytes.optional(),
+  /** Why it is broken. */
+  lastError: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable().optional(),
 });
+export type ChildStatus = z.infer<typeof childSchema>;
 
 export const diskSchema = z.object({
   name: z.string(),
@@ -344,6 +366,17 @@ export const resyncAnswerSchema = z.object({
 });
 export type ResyncAnswer = z.infer<typeof resyncAnswerSchema>;
 
+export const verifyRequestSchema = z.strictObject({
+  /** Left out: all disks. */
+  disk: z.string().optional(),
+  repair: z.boolean().default(false),
+  speed: jobSpeedSchema.default("dynamic"),
+  /** Answer when the job is concluded. */
+  wait: z.boolean().default(false),
+  timeoutMs,
+});
+export type VerifyRequest = z.infer<typeof verifyRequestSchema>;
+
 export const rollbackRequestSchema = z.strictObject({ epoch: epochNumber, timeoutMs });
 export type RollbackRequest = z.infer<typeof rollbackRequestSchema>;
 export const rollbackAnswerSchema = z.object({
@@ -401,6 +434,8 @@ export interface AgentControl {
   reload(): Promise<ReloadAnswer>;
   resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer>;
   rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer>;
+  /** Begins to compare the replicas. */
+  verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus>;
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
   job(id: string, verb: JobVerb): Promise<JobStatus>;

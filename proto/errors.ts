@@ -120,6 +120,7 @@ export const ERRORS = {
     "The shared disk was overwritten without the secondary, or nothing says that it was not: its checkpoint is void.",
   ),
   "clients-connected": row("EIO", 4035, 409, EXIT.failed, true, "Clients that may write are connected to an export."),
+  "not-in-sync": row("EIO", 4039, 409, EXIT.failed, true, "The secondary does not have everything yet."),
   "job-unknown": row("EINVAL", 4018, 404, EXIT.failed, false, "There is no job of that id."),
   "job-state": row("EINVAL", 4019, 409, EXIT.failed, false, "The job is not in a state that allows this."),
 
@@ -133,12 +134,27 @@ export const ERRORS = {
     "The two agents speak different versions of the replication protocol.",
   ),
   "vm-mismatch": row("EIO", 4021, 409, EXIT.failed, false, "The two agents belong to different VMs."),
+  "no-epochs": row(
+    "EINVAL",
+    4088,
+    409,
+    EXIT.failed,
+    false,
+    "Mode mirror has no epochs: nothing can be prepared, committed, withdrawn or gone back to.",
+  ),
   "mode-mismatch": row("EIO", 4022, 409, EXIT.failed, false, "The two agents run different modes."),
   "role-conflict": row("EIO", 4023, 409, EXIT.failed, false, "Both agents have the same role."),
   "disk-mismatch": row("EIO", 4024, 409, EXIT.failed, false, "The two agents do not have disks of the same names."),
   "size-mismatch": row("EIO", 4025, 409, EXIT.failed, false, "A disk has another size on the other side."),
   "cluster-size-mismatch": row("EIO", 4026, 409, EXIT.failed, false, "The two agents use different cluster sizes."),
-  "auth-failed": row("EPERM", 4027, 401, EXIT.failed, false, "The peer does not hold the same pre-shared token."),
+  "auth-failed": row(
+    "EPERM",
+    4027,
+    401,
+    EXIT.failed,
+    false,
+    "The other side has not proved who it is: another token, or no certificate that is accepted.",
+  ),
   "unrelated": row("EIO", 4028, 409, EXIT.failed, false, "The two disk sets have no common history."),
   "outdated": row(
     "EIO",
@@ -229,6 +245,14 @@ export const ERRORS = {
     "The operation cannot be done in the way that was asked for.",
   ),
   "address-in-use": row("EIO", 4063, 409, EXIT.failed, true, "The address or socket is taken by another process."),
+
+  // Copies of a disk beside its image
+  "child-timed-out": row("EIO", 4064, 504, EXIT.failed, true, "A copy of a disk has not done a request in its time."),
+  "child-syncing": row("EIO", 4065, 409, EXIT.failed, true, "A copy of a disk has not got everything yet."),
+
+  "quorum-failure": row("EIO", 4066, 500, EXIT.failed, true, "Too few copies of a disk have done a request, or agree."),
+  "child-unknown": row("EINVAL", 4067, 404, EXIT.failed, false, "The disk has no copy of that name."),
+  "child-refused": row("EINVAL", 4068, 409, EXIT.failed, false, "The copies of the disk do not allow that change."),
 
   // Kept checkpoints
   "checkpoint-dropped": row(

@@ -22,7 +22,7 @@ import { Packr } from "msgpackr";
 import { z } from "zod";
 import { ANCESTORS_MAX, STATE_SLOT_BYTES } from "./limits.ts";
 import { STATE_RECORD_VERSION } from "./versions.ts";
-import { DURABILITIES, LINEAGE_ORIGINS, MODES, ROLES } from "./words.ts";
+import { DURABILITIES, LINEAGE_ORIGINS, MODES, READ_PATTERNS, ROLES } from "./words.ts";
 
 const MAGIC = Buffer.from("COLOSTAT", "latin1");
 const HEADER_BYTES = 64;
@@ -41,6 +41,32 @@ export type VmStateMark = z.infer<typeof vmStateMarkSchema>;
 
 /** `vmstate` is left out where the checkpoint is one of the disks alone. */
 const checkpointSchema = z.object({ epoch, atMs: z.number(), vmstate: vmStateMarkSchema.optional() });
+
+/** One of several copies of a disk on the primary's side. */
+const childSchema = z.object({
+  name: z.string(),
+  /** null: the disk's own image. */
+  image: z.string().nullable(),
+  /** It has everything that any of the copies has. At least one is sound. */
+  sound: z.boolean(),
+  /** What it may lack is in its dirty bitmap; otherwise it may lack anything. */
+  tracked: z.boolean(),
+  /** A flush of it has failed, and not everything that it covered was written again: no flush of it is to succeed. */
+  lostSync: z.boolean().default(false),
+  /** As that of a disk; of the disk's own image it is there. */
+  cleanMark: z.string().nullable(),
+});
+export type RecordedChild = z.infer<typeof childSchema>;
+
+const quorumSchema = z.object({
+  voteThreshold: z.int().positive(),
+  readPattern: z.enum(READ_PATTERNS),
+  rewriteCorrupted: z.boolean(),
+  blkverify: z.boolean(),
+  /** The disk's own image is one of them. */
+  children: z.array(childSchema).min(1),
+});
+export type RecordedQuorum = z.infer<typeof quorumSchema>;
 
 export const stateRecordSchema = z.object({
   agentId: z.string().length(32),
@@ -62,6 +88,8 @@ export const stateRecordSchema = z.object({
   }),
   /** The peer of the last session, and the ids of the last two sessions with it, newest first. */
   pairing: z.object({ peer: z.string(), sessions: z.array(z.string()).max(2) }).nullable(),
+  /** The subject of the certificate with which the peer of the last session has proved itself, where it has shown one. */
+  peerSubject: z.string().optional(),
   /**
    * The peer whose copy the dirty bitmaps count from. On a primary null says that nothing is known of any copy; on a
    * secondary, that it has changed nothing by itself.
@@ -82,6 +110,8 @@ export const stateRecordSchema = z.object({
       sizeBytes: z.int().positive().nullable(),
       /** What tells a change of the image, written at a clean stop only; null: the agent runs, or has crashed. */
       cleanMark: z.string().nullable(),
+      /** The copies beside the image, and the rules for them; left out where there were never any. */
+      quorum: quorumSchema.optional(),
     }),
   ),
   /** No epoch above this number has ever been used. */
@@ -109,6 +139,11 @@ export const stateRecordSchema = z.object({
   lostSyncs: z.array(z.object({ disk: z.string(), active: z.string().nullable() })).default([]),
   /** Disks whose image lies behind a server that has died, and whose next one has not been told again what it may have lost. */
   replaysOwed: z.array(z.string()).default([]),
+  /**
+   * Mode `mirror`, on a secondary: its images take writes that guests do not wait to be fsynced for. After a loss of
+   * power one may be missing there, and a later one not.
+   */
+  acksUnsynced: z.boolean().optional(),
   /** The kernel's boot id when this record was written. */
   bootId: z.string(),
 });

@@ -50,6 +50,14 @@ export type SharedMarkState = (typeof SHARED_MARK_STATES)[number];
 export const DISK_STATES = ["UpToDate", "Consistent", "Inconsistent", "Outdated", "Failed"] as const;
 export type DiskState = (typeof DISK_STATES)[number];
 
+/** Whether one of several copies of a disk has everything. */
+export const CHILD_STATES = ["sound", "syncing", "broken"] as const;
+export type ChildState = (typeof CHILD_STATES)[number];
+
+/** Which copies of a disk are read: the first sound one, or all, and the majority wins. */
+export const READ_PATTERNS = ["fifo", "quorum"] as const;
+export type ReadPattern = (typeof READ_PATTERNS)[number];
+
 export const CONNECTION_STATES = ["StandAlone", "Connecting", "Connected"] as const;
 export type ConnectionState = (typeof CONNECTION_STATES)[number];
 
@@ -64,6 +72,11 @@ export const REPLICATION_STATES = [
   "VerifyT",
 ] as const;
 export type ReplicationState = (typeof REPLICATION_STATES)[number];
+
+/** Whether a peer lacks nothing: it may be compared meanwhile. */
+export function isInSync(replication: ReplicationState): boolean {
+  return replication === "Established" || replication === "VerifyS" || replication === "VerifyT";
+}
 
 export const PROTECTION_REASONS = [
   "no-peer",
@@ -94,7 +107,7 @@ export const JOB_STATES = [
 ] as const;
 export type JobState = (typeof JOB_STATES)[number];
 
-export const JOB_TYPES = ["full-sync", "resync", "merge"] as const;
+export const JOB_TYPES = ["full-sync", "resync", "merge", "verify"] as const;
 export type JobType = (typeof JOB_TYPES)[number];
 
 export const ACK_POLICIES = ["async", "received", "applied"] as const;
@@ -148,6 +161,8 @@ export const EVENT_TYPES = [
   "sync-started",
   "sync-paused",
   "sync-finished",
+  "verify-difference",
+  "verify-finished",
   "checkpoint-prepared",
   "checkpoint-committed",
   "checkpoint-discarded",
@@ -163,6 +178,13 @@ export const EVENT_TYPES = [
   "disk-mended",
   "image-away",
   "image-back",
+  "child-broken",
+  "child-syncing",
+  "child-sound",
+  "child-added",
+  "child-removed",
+  "quorum-report-bad",
+  "quorum-failure",
   "state-error",
   "state-mended",
   "failover",

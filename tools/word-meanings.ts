@@ -5,6 +5,7 @@
 import type {
   AckPolicy,
   ArbiterStateWord,
+  ChildState,
   ConnectionState,
   DiskState,
   Durability,
@@ -14,6 +15,7 @@ import type {
   JobType,
   Mode,
   ProtectionReason,
+  ReadPattern,
   ReplicationState,
   ResyncOutcome,
   Role,
@@ -34,6 +36,17 @@ export const MODE_MEANINGS: Record<Mode, string> = {
   shared:
     "Both hosts use one shared disk; the originals travel to the secondary's hidden disk before they are overwritten.",
   mirror: "Writes land in the base disk, without epochs: a failover returns to the last write that is stable there.",
+};
+
+export const READ_PATTERN_MEANINGS: Record<ReadPattern, string> = {
+  fifo: "The first sound copy is read, and the next one when that fails.",
+  quorum: "All copies are read, and the content that most of them have wins, if enough have it.",
+};
+
+export const CHILD_STATE_MEANINGS: Record<ChildState, string> = {
+  sound: "It has everything that the disk has.",
+  syncing: "It takes new writes, and is brought what it lacks.",
+  broken: "It has failed, or not answered in time: it is asked for nothing until it was tried again with success.",
 };
 
 export const DISK_STATE_MEANINGS: Record<DiskState, string> = {
@@ -82,6 +95,7 @@ export const JOB_TYPE_MEANINGS: Record<JobType, string> = {
   "full-sync": "Sends every cluster of the disks to a replica that has none of them.",
   "resync": "Sends the clusters that a returning replica lacks.",
   "merge": "Writes the originals back into the base disk after a failover, while the export is served.",
+  "verify": "Compares the secondary's copy with the primary's by checksums, while guests write.",
 };
 
 export const JOB_STATE_MEANINGS: Record<JobState, string> = {
@@ -156,6 +170,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "sync-paused":
     "The primary sends no more of what this side lacks for now: the sync is paused, or guests write too fast.",
   "sync-finished": "A full sync or resync is over, and the replica lacks nothing.",
+  "verify-difference": "A verify has found a range in which the secondary's copy differs; the data names it.",
+  "verify-finished": "A verify is over; the data says how much was compared, and how much of it differs.",
   "checkpoint-prepared": "Everything up to an epoch's barrier is on the secondary.",
   "checkpoint-committed": "A failover now returns to this epoch.",
   "checkpoint-discarded": "A prepared checkpoint was withdrawn; no data was lost.",
@@ -173,6 +189,13 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "image-away":
     "The server of an image cannot be used; the data has the disk and the reason. Told once in 5 s at most.",
   "image-back": "The server of an image can be used again, and has all that an earlier one had answered.",
+  "child-broken": "One of several copies of a disk has failed, or not answered in time.",
+  "child-syncing": "A copy of a disk is brought what it lacks.",
+  "child-sound": "A copy of a disk has everything.",
+  "child-added": "A disk has got one more copy, which lacks everything.",
+  "child-removed": "A copy of a disk was taken out.",
+  "quorum-report-bad": "A copy of a disk has refused a request, or has something else than the majority.",
+  "quorum-failure": "Too few copies of a disk have done a request, or agree.",
   "state-error":
     "The state record, or the dirty bitmap, could not be written; the data has the reason. It is tried again.",
   "state-mended": "What could not be written in the state directory is written now.",

@@ -66,7 +66,7 @@ async function check(
   const faults = [...file.faults];
   if (file.keys !== undefined) {
     const { processConfigOf } = await import("../agent-options.ts");
-    const { assertAddressesAllowed } = await import("../agent-process.ts");
+    const { assertAddressesAllowed } = await import("../tls-options.ts");
     try {
       const ofRole = role ?? (file.keys.peer === undefined ? "Secondary" : "Primary");
       assertAddressesAllowed(processConfigOf(file.keys, ofRole, host.env));

@@ -70,6 +70,11 @@ export interface Child extends Omit<BlockDevice, "openWrite"> {
    */
   readonly placementBytes?: number | undefined;
   /**
+   * As `read`, for who brings other copies what they lack: fewer copies than a guest's read asks for are enough. Absent
+   * where there is no difference.
+   */
+  readForCopies?(target: Uint8Array, offset: number): Pending;
+  /**
    * Resolves when requests would reach the image. Errors: why they cannot (`image-busy`, `read-only` …). Absent where
    * opening takes no waiting.
    */

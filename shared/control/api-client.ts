@@ -8,7 +8,9 @@
  * Answers are checked against the schemas and returned as received, so that fields of a later agent survive.
  */
 import { Agent, request as httpRequest, type ClientRequest, type IncomingMessage } from "node:http";
+import { Agent as TlsAgent, request as httpsRequest } from "node:https";
 import type { Readable } from "node:stream";
+import type { SecureContextOptions } from "node:tls";
 import { z } from "zod";
 import {
   checkpointAnswerSchema,
@@ -57,17 +59,26 @@ import {
   type VmStateAnswer,
   type VmStateRequest,
   type WaitAnswer,
+  type VerifyRequest,
   type WaitRequest,
 } from "../../proto/control-api.ts";
 import { ColobusError, isErrorCode } from "../../proto/errors.ts";
 import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_GRACE_MS, CONTROL_ANSWER_MAX_BYTES } from "../../proto/limits.ts";
+import { certificateFault } from "../host/peer-certificate.ts";
 import { assertUnixSocketPath } from "../host/unix-socket.ts";
 import { ServerSentEventParser } from "./server-sent-events.ts";
 
 /** Where an agent's control API is. */
 export type ControlAddress =
   | { readonly kind: "socket"; readonly path: string }
-  | { readonly kind: "url"; readonly url: string };
+  | {
+      readonly kind: "url";
+      /** `https:`, or `http:` where nobody else can listen. */
+      readonly url: string;
+      /** Sent over `https:` only. */
+      readonly token?: string | undefined;
+      readonly tls?: SecureContextOptions | undefined;
+    };
 
 export interface CallOptions {
   /** How long to wait for the answer. Default 60 s. */
@@ -94,13 +105,18 @@ interface Exchange {
 export class ControlClient {
   readonly address: ControlAddress;
   /** A connection for each request: the next one finds out anew whether the agent lives. */
-  readonly #agent = new Agent({ keepAlive: false });
+  readonly #agent: Agent;
   /** A connection that the server does not close with its answer: it may come before the whole body was sent. */
-  readonly #uploadAgent = new Agent({ keepAlive: true });
+  readonly #uploadAgent: Agent;
 
   constructor(address: ControlAddress) {
     if (address.kind === "socket") assertUnixSocketPath(address.path);
     this.address = address;
+    const secure = secureOf(address);
+    const agentOf = (keepAlive: boolean): Agent =>
+      secure === undefined ? new Agent({ keepAlive }) : new TlsAgent({ ...secure.tls, keepAlive });
+    this.#agent = agentOf(false);
+    this.#uploadAgent = agentOf(true);
   }
 
   status(options: CallOptions = {}): Promise<Status> {
@@ -212,6 +228,10 @@ export class ControlClient {
 
   rollback(request: RollbackRequest, signal?: AbortSignal): Promise<RollbackAnswer> {
     return this.#wait("/v1/rollback", request, rollbackAnswerSchema, signal);
+  }
+
+  verify(request: VerifyRequest, signal?: AbortSignal): Promise<JobStatus> {
+    return this.#wait("/v1/verify", request, jobSchema, signal);
   }
 
   wait(request: WaitRequest, signal?: AbortSignal): Promise<WaitAnswer> {
@@ -347,11 +367,13 @@ export class ControlClient {
       headers["content-length"] = String(Buffer.byteLength(text));
     }
     if (content !== undefined) headers["content-type"] = VMSTATE_TYPE;
+    const secure = secureOf(this.address);
+    if (secure?.token !== undefined) headers["authorization"] = `Bearer ${secure.token}`;
     const shared = { method, headers, agent: content === undefined ? this.#agent : this.#uploadAgent };
     const request =
       this.address.kind === "socket"
         ? httpRequest({ ...shared, socketPath: this.address.path, path, host: "localhost" })
-        : httpRequest(new URL(path, this.address.url), shared);
+        : (secure === undefined ? httpRequest : httpsRequest)(new URL(path, this.address.url), shared);
     if (content === undefined) request.end(text);
     else {
       // A body that breaks off is told from a complete one: the connection ends without the last chunk.
@@ -399,6 +421,15 @@ export class ControlClient {
     if (error instanceof ColobusError) return error;
     // Of Node's HTTP parser.
     if (error.code?.startsWith("HPE_") === true) return this.#notUnderstood("it is not HTTP");
+    const fault = certificateFault(error.code);
+    if (fault !== undefined) {
+      return new ColobusError(
+        "agent-unreachable",
+        `The certificate of ${this.#name} ${fault}.`,
+        "Check --tls-ca here, and the agent's --tls-cert: it must name the host as the URL does.",
+        { cause: error },
+      );
+    }
     switch (error.code) {
       case "ENOENT":
       case "ECONNREFUSED":
@@ -488,6 +519,13 @@ export class ControlClient {
       "Check that the address is that of a Colobus agent, and that the command is of the agent's version.",
     );
   }
+}
+
+type TlsAddress = Extract<ControlAddress, { kind: "url" }>;
+
+/** The address, if TLS is spoken there. */
+function secureOf(address: ControlAddress): TlsAddress | undefined {
+  return address.kind === "url" && address.url.startsWith("https:") ? address : undefined;
 }
 
 /** The document in `text`; undefined when it is not JSON. */

@@ -1,5 +1,5 @@
 /**
- * The control API's server: HTTP and JSON on the agent's unix socket, every request checked against the schemas of
+ * The control API's server: HTTP and JSON on the agent's unix socket, and over TLS with a token, every request checked against the schemas of
  * `proto/control-api.ts` before the agent sees it.
  *
  * Bad input is answered with an error, or its connection is closed, and never reaches the agent. What a client can make
@@ -27,6 +27,7 @@ import {
   reloadRequestSchema,
   resyncRequestSchema,
   rollbackRequestSchema,
+  verifyRequestSchema,
   setSpeedRequestSchema,
   storedVmStateRequestSchema,
   vmStateRequestSchema,
@@ -46,6 +47,7 @@ import type { Log } from "../host/log.ts";
 import { listenOnUnixSocket } from "../host/unix-socket.ts";
 import { EventStream } from "./event-stream.ts";
 import { EXPOSITION_TYPE } from "./exposition.ts";
+import { ControlTlsListener, type ControlTlsListenerOptions } from "./tls-listener.ts";
 
 export interface ControlServerOptions {
   readonly control: AgentControl;
@@ -86,6 +88,7 @@ export class ControlServer {
   readonly #app: FastifyInstance;
   readonly #connections = new Map<Socket, Connection>();
   readonly #streams = new Set<EventStream>();
+  #network: ControlTlsListener | undefined;
   #answering = 0;
   #answered: (() => void) | undefined;
   #closing: Promise<void> | undefined;
@@ -127,6 +130,23 @@ export class ControlServer {
     this.#log.info({ path }, "control API listens");
   }
 
+  /** Serves clients at a TCP address too, with TLS and a token; resolves with the port. Errors: as the listener's. */
+  async listenTls(
+    host: string,
+    port: number,
+    options: Pick<ControlTlsListenerOptions, "files" | "token" | "refusals">,
+  ): Promise<number> {
+    await this.#app.ready();
+    this.#network = new ControlTlsListener({
+      ...options,
+      answer: (request, response) => this.#app.routing(request, response),
+      malformed: (error, socket) => this.#refuseMalformed(error, socket),
+    });
+    const bound = await this.#network.listen(host, port);
+    this.#log.info({ host, port: bound }, "control API listens with TLS");
+    return bound;
+  }
+
   /** Accepts no more, aborts the calls in progress, sends their answers, and closes every connection. */
   close(): Promise<void> {
     this.#closing ??= this.#close();
@@ -135,10 +155,12 @@ export class ControlServer {
 
   async #close(): Promise<void> {
     if (this.#app.server.listening) this.#app.server.close();
+    this.#network?.stop();
     for (const { calls } of this.#connections.values()) for (const call of calls) call.abort(shuttingDown());
     for (const stream of this.#streams) stream.end();
     if (this.#answering > 0) await this.#lastAnswer();
     this.#app.server.closeAllConnections();
+    this.#network?.closeConnections();
     await this.#app.close();
   }
 
@@ -227,6 +249,9 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/rollback", (request, _reply, signal) =>
       control.rollback(parseFields(rollbackRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/verify", (request, _reply, signal) =>
+      control.verify(parseFields(verifyRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/wait", (request, _reply, signal) =>
       control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),

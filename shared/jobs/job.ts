@@ -9,6 +9,8 @@ export interface JobWork {
   readonly type: JobType;
   /** The disk that the job works on; null for all of them. */
   readonly disk: string | null;
+  /** The copy of the disk that the job is for, where it is for one. */
+  readonly child?: string;
   /** Whether `cancel` may end it before it is done. */
   readonly cancellable: boolean;
   /** How long after an error the piece is tried again by itself; undefined: only when the job is resumed. */
@@ -21,6 +23,8 @@ export interface JobWork {
   step(bytesMax: number): Promise<number | undefined>;
   /** Told whenever the job begins, pauses, goes on or ends. */
   stateChanged?(state: JobState): void;
+  /** What status says of this work beside what it says of every job. */
+  report?(): Pick<JobStatus, "verify">;
   /** A count that grows with the requests of the guests to whom the job yields. */
   guestRequests(): number;
 }
@@ -145,6 +149,7 @@ export class Job {
       type: this.type,
       state: this.#state,
       disk: this.disk,
+      child: this.#options.work.child ?? null,
       progress: { doneBytes, totalBytes },
       bytesPerSecond: rate,
       etaMs: rate > 0 ? Math.round(((totalBytes - doneBytes) / rate) * 1000) : null,
@@ -152,6 +157,7 @@ export class Job {
       startedAt: new Date(this.#startedWallMs).toISOString(),
       endedAt: this.#endedWallMs === undefined ? null : new Date(this.#endedWallMs).toISOString(),
       error: this.#error?.toJSON() ?? null,
+      ...this.#options.work.report?.(),
     };
   }
 

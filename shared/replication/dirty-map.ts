@@ -1,4 +1,4 @@
-import { ClusterBitmap, type ClusterRun } from "../block/cluster-bitmap.ts";
+import { ClusterBitmap, intersectsRange, type ClusterRun } from "../block/cluster-bitmap.ts";
 import { clustersToBytes, endClusterOf, firstClusterOf, type ClusterGeometry } from "../block/cluster-geometry.ts";
 
 /** The clusters of one disk that a peer may lack, in memory. */
@@ -47,6 +47,13 @@ export class DirtyMap {
   covers(offset: number, length: number): boolean {
     const first = firstClusterOf(this.#geometry, offset);
     return this.#clusters.hasRange(first, endClusterOf(this.#geometry, offset, length));
+  }
+
+  /** Whether any cluster that the range touches is dirty. */
+  touches(offset: number, length: number): boolean {
+    if (this.#clusters.isEmpty) return false;
+    const first = firstClusterOf(this.#geometry, offset);
+    return intersectsRange(this.#clusters, first, endClusterOf(this.#geometry, offset, length));
   }
 
   /** The first run of dirty clusters from `from` on, at most `maxClusters` long. */

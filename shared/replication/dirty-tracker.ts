@@ -170,6 +170,14 @@ export class DirtyTracker extends DirtyMap {
     return this.#enter(first, end);
   }
 
+  /**
+   * What may have been changed since it was last settled, and with it since the image was last flushed, beside what is
+   * dirty. The caller owns the bitmap.
+   */
+  unsettled(): ClusterBitmap {
+    return this.#recorded.clone();
+  }
+
   /** Adds clusters that differ for another reason than a write here. Durable when the promise resolves. */
   async addRuns(runs: readonly ClusterRun[]): Promise<void> {
     for (const { first, end } of runs) this.addClusters(first, end);

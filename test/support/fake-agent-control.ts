@@ -31,12 +31,13 @@ import type {
   RollbackRequest,
   Status,
   WaitAnswer,
+  VerifyRequest,
   WaitRequest,
 } from "../../proto/control-api.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import { EventLog } from "../../shared/control/event-log.ts";
 import { ManualClock } from "./manual-clock.ts";
-import { protectedPrimary } from "./status-examples.ts";
+import { differingVerify, protectedPrimary } from "./status-examples.ts";
 
 export interface RecordedCall {
   readonly name: string;
@@ -185,6 +186,11 @@ export class FakeAgentControl implements AgentControl {
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
     await this.#called("rollback", request, signal);
     return { epoch: request.epoch, fromEpoch: this.currentStatus.epoch.committed };
+  }
+
+  async verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus> {
+    await this.#called("verify", request, signal);
+    return differingVerify(request);
   }
 
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {

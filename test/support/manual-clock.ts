@@ -28,6 +28,12 @@ export class ManualClock implements Clock {
     this.#deferred.push(callback);
   }
 
+  /** The process that has set timers is gone. */
+  forget(): void {
+    this.#timers = [];
+    this.#deferred = [];
+  }
+
   get pendingTimers(): number {
     return this.#timers.length;
   }

@@ -151,3 +151,39 @@ export function lonelySecondary(): Status {
     },
   };
 }
+
+/** A verify of 10 GiB that has found two differences, or, of the disk `vdb`, none. */
+export function differingVerify({
+  disk,
+  repair,
+  wait,
+}: {
+  readonly disk?: string | undefined;
+  readonly repair: boolean;
+  readonly wait: boolean;
+}): JobStatus {
+  const differences =
+    disk === "vdb" || !wait
+      ? []
+      : [
+          { disk: "vda", offset: 65_536, length: 16_384 },
+          { disk: "vda", offset: 1_048_576, length: 32_768 },
+        ];
+  const checkedBytes = wait ? 10 * GIB : 0;
+  return {
+    ...concludedSync(),
+    id: "verify-3",
+    type: "verify",
+    disk: disk ?? null,
+    state: wait ? "concluded" : "running",
+    endedAt: wait ? concludedSync().endedAt : null,
+    progress: { doneBytes: checkedBytes, totalBytes: 10 * GIB },
+    verify: {
+      differences,
+      ranges: differences.length,
+      differingBytes: differences.reduce((sum, { length }) => sum + length, 0),
+      checkedBytes,
+      repairs: repair,
+    },
+  };
+}

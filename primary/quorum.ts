@@ -1,0 +1,321 @@
+/**
+ * Owns: how the requests of one disk become requests to its copies, and what they come to.
+ *
+ * How: a change goes to all copies at once, under the range lock of the disk. It is done when all have taken it or failed,
+ * none later than its time limit, and it succeeds when at least `voteThreshold` sound copies have it. A copy that failed
+ * lacks the range from then on, and nobody is told of a success before the record says that this copy is not sound. Reads
+ * go to the first copy that has the range, and to the next one when that fails (`fifo`), or to all of them, and the majority
+ * wins (`quorum`).
+ *
+ * Invariants: at least one copy is sound. The last one never breaks, however it fails: the guest is told, and the others
+ * lack what it may have. What one copy has lost, or never had, is never read from it.
+ *
+ * Does not: bring copies what they lack (`CopySync`), or decide when a broken one is tried again (`ChildRecovery`).
+ */
+import assert from "node:assert/strict";
+import { ColobusError } from "../proto/errors.ts";
+import type { ReadPattern } from "../proto/words.ts";
+import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
+import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
+import { combineExtents } from "./combine-extents.ts";
+import type { DiskCopy, Outcome } from "./disk-copy.ts";
+import { electContent, firstDifference } from "./elect-content.ts";
+
+export interface QuorumPolicy {
+  /** So many sound copies must take a change, or a flush; of a read in the pattern `quorum`, agree. */
+  readonly voteThreshold: number;
+  readonly readPattern: ReadPattern;
+  /** In the pattern `quorum`: copies that were outvoted are written with what won. */
+  readonly rewriteCorrupted: boolean;
+  /** Two copies are compared at every read, and the disk is frozen when they differ. */
+  readonly blkverify: boolean;
+}
+
+type Request = "read" | "write" | "flush";
+
+export interface QuorumOptions {
+  readonly disk: string;
+  readonly sizeBytes: number;
+  readonly policy: () => QuorumPolicy;
+  /** Done when the record calls no copy sound that is not. */
+  readonly recorded: () => Pending;
+  /** A copy has something else than the majority. */
+  readonly outvoted: (copy: DiskCopy, offset: number, length: number) => void;
+  /** Too few copies have done a request, or agree. */
+  readonly failed: (during: Request, offset: number, length: number, reason: ColobusError) => void;
+  /** `blkverify` has found a difference: no guest is to go on. */
+  readonly freeze: () => void;
+}
+
+export class Quorum implements Child {
+  readonly sizeBytes: number;
+  readonly #options: QuorumOptions;
+  #copies: readonly DiskCopy[] = [];
+  /** Where contents are compared: a read that ran beside a write of the same range would find copies that differ. */
+  readonly #lock = new RangeLock();
+
+  constructor(options: QuorumOptions) {
+    this.#options = options;
+    this.sizeBytes = options.sizeBytes;
+  }
+
+  get copies(): readonly DiskCopy[] {
+    return this.#copies;
+  }
+
+  /** Nothing may be under way but reads. */
+  setCopies(copies: readonly DiskCopy[]): void {
+    assert(
+      copies.some(({ state }) => state === "sound"),
+      "at least one copy is sound",
+    );
+    this.#copies = copies;
+  }
+
+  /** Whether the others can do without the copy. */
+  mayBreak(copy: DiskCopy): boolean {
+    return this.#copies.some((other) => other !== copy && other.state === "sound");
+  }
+
+  get asksForExtents(): boolean {
+    return this.#copies.some(({ child }) => child.asksForExtents === true);
+  }
+
+  get fault(): ColobusError | undefined {
+    const sound = this.#copies.filter(({ state }) => state === "sound");
+    return sound.every(({ child }) => child.fault !== undefined) ? sound[0]?.child.fault : undefined;
+  }
+
+  read(target: Uint8Array, offset: number): Pending {
+    const { readPattern, blkverify } = this.#options.policy();
+    if (readPattern === "quorum" || blkverify) return this.#vote(target, offset);
+    return this.#readNext(target, offset, this.#readable(offset, target.length), 0, undefined);
+  }
+
+  readForCopies(target: Uint8Array, offset: number): Pending {
+    return this.#readNext(target, offset, this.#readable(offset, target.length), 0, undefined);
+  }
+
+  write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
+    return this.#change(offset, source.length, flags, (copy) => copy.write(source, offset));
+  }
+
+  zero(offset: number, length: number, flags: ZeroFlags): Pending {
+    return this.#change(offset, length, flags, (copy) => copy.zero(offset, length, flags));
+  }
+
+  flush(): Pending {
+    // Only what is sound counts, and only that has everything that is to become durable.
+    const asked = this.#copies.filter(({ state }) => state === "sound");
+    return this.#decided(
+      asked,
+      asked.map((copy) => copy.flush()),
+      "flush",
+      0,
+      0,
+    );
+  }
+
+  prefetch(offset: number, length: number): void {
+    this.#readable(offset, length)[0]?.child.prefetch(offset, length);
+  }
+
+  /** A stretch is zero where all copies say so. */
+  extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
+    const asked = this.#readable(offset, length);
+    return Promise.all(asked.map((copy) => copy.extents(offset, length, maxExtents))).then((answers) =>
+      combineExtents(answers, length, maxExtents),
+    );
+  }
+
+  /** The copies that have the range, sound ones first. */
+  #readable(offset: number, length: number): DiskCopy[] {
+    const readable = this.#copies.filter((copy) => copy.has(offset, length));
+    return readable.sort((one, other) => Number(other.state === "sound") - Number(one.state === "sound"));
+  }
+
+  /** Tries the copies from `index` on. Each reads into its own memory: one that was given up may fill it at any time. */
+  #readNext(
+    target: Uint8Array,
+    offset: number,
+    copies: readonly DiskCopy[],
+    index: number,
+    fault: ColobusError | undefined,
+  ): Pending {
+    const copy = copies[index];
+    if (copy === undefined) {
+      throw this.#failure("read", offset, target.length, fault === undefined ? [] : [fault]);
+    }
+    const content = Buffer.allocUnsafe(target.length);
+    let pending: Pending;
+    try {
+      pending = copy.read(content, offset);
+    } catch (error) {
+      const reason = copy.failed("read", error, offset, target.length);
+      return this.#readNext(target, offset, copies, index + 1, fault ?? reason);
+    }
+    if (pending === undefined) {
+      target.set(content);
+      return undefined;
+    }
+    return pending.then(
+      () => target.set(content),
+      (error: unknown) => {
+        const reason = copy.failed("read", error, offset, target.length);
+        return this.#readNext(target, offset, copies, index + 1, fault ?? reason);
+      },
+    );
+  }
+
+  async #vote(target: Uint8Array, offset: number): Promise<void> {
+    const { length } = target;
+    const hold = await this.#lock.acquire(offset, length);
+    try {
+      const { voteThreshold, blkverify, rewriteCorrupted } = this.#options.policy();
+      const voters = this.#readable(offset, length);
+      const faults: ColobusError[] = [];
+      const contents = await Promise.all(
+        voters.map(async (copy) => {
+          const content = Buffer.allocUnsafe(length);
+          try {
+            await copy.read(content, offset);
+            return content;
+          } catch (error) {
+            faults.push(copy.failed("read", error, offset, length));
+            return undefined;
+          }
+        }),
+      );
+      const election = electContent(contents, voteThreshold);
+      if (election.kind === "failed") {
+        if (blkverify && election.versions > 1) this.#differ(voters, contents, offset);
+        throw this.#failure("read", offset, length, faults);
+      }
+      target.set(election.content);
+      for (const loser of election.losers) {
+        const copy = voters[loser];
+        if (copy === undefined) continue;
+        this.#options.outvoted(copy, offset, length);
+        if (rewriteCorrupted) await copy.write(election.content, offset);
+      }
+    } finally {
+      this.#lock.release(hold);
+    }
+  }
+
+  /** Two copies that are to be the same are not: nobody goes on before an operator has seen it. */
+  #differ(copies: readonly DiskCopy[], contents: readonly (Uint8Array | undefined)[], offset: number): void {
+    const [one, other] = contents;
+    const copy = copies[1];
+    if (one === undefined || other === undefined || copy === undefined) return;
+    const at = firstDifference(one, other);
+    this.#options.outvoted(copy, offset + at, one.length - at);
+    this.#options.freeze();
+  }
+
+  #change(
+    offset: number,
+    length: number,
+    { fua }: WriteFlags,
+    give: (copy: DiskCopy) => Outcome | Promise<Outcome>,
+  ): Pending {
+    let marked: Pending;
+    for (const copy of this.#copies) marked = both(marked, copy.mark(offset, length));
+    const { readPattern, blkverify } = this.#options.policy();
+    const isCompared = readPattern === "quorum" || blkverify;
+    let done: Pending;
+    if (isCompared) {
+      marked?.catch(() => undefined); // it is awaited once the range is held
+      const held = this.#lock.acquire(offset, length);
+      done =
+        held instanceof Promise
+          ? held.then((hold) => this.#held(hold, marked, offset, length, give))
+          : this.#held(held, marked, offset, length, give);
+    } else if (marked === undefined) done = this.#give(offset, length, give);
+    else done = marked.then(() => this.#give(offset, length, give));
+    if (!fua) return done;
+    return done === undefined ? this.flush() : done.then(() => this.flush());
+  }
+
+  async #held(
+    hold: RangeHold,
+    marked: Pending,
+    offset: number,
+    length: number,
+    give: (copy: DiskCopy) => Outcome | Promise<Outcome>,
+  ): Promise<void> {
+    try {
+      if (marked !== undefined) await marked;
+      await this.#give(offset, length, give);
+    } finally {
+      this.#lock.release(hold);
+    }
+  }
+
+  #give(offset: number, length: number, give: (copy: DiskCopy) => Outcome | Promise<Outcome>): Pending {
+    return this.#decided(this.#copies, this.#copies.map(give), "write", offset, length);
+  }
+
+  #decided(
+    copies: readonly DiskCopy[],
+    outcomes: readonly (Outcome | Promise<Outcome>)[],
+    during: Request,
+    offset: number,
+    length: number,
+  ): Pending {
+    if (outcomes.some((outcome) => outcome instanceof Promise)) {
+      return Promise.all(outcomes).then((settled) => this.#decide(copies, settled, during, offset, length));
+    }
+    return this.#decide(copies, outcomes as readonly Outcome[], during, offset, length);
+  }
+
+  #decide(
+    copies: readonly DiskCopy[],
+    outcomes: readonly Outcome[],
+    during: Request,
+    offset: number,
+    length: number,
+  ): Pending {
+    const taken = copies.filter((copy, index) => outcomes[index] === undefined && copy.state === "sound").length;
+    if (taken >= this.#options.policy().voteThreshold) return this.#options.recorded();
+    // The last sound copy has refused the change: nobody knows what it has there, and nobody else is to have anything.
+    if (taken === 0 && length > 0) {
+      for (const copy of copies) if (copy.state !== "sound") copy.miss(offset, length);
+    }
+    const failure = this.#failure(during, offset, length, outcomes);
+    // What a failed flush has lost is recorded before anybody is told.
+    const recorded = this.#options.recorded();
+    if (recorded === undefined) throw failure;
+    return recorded.then(() => {
+      throw failure;
+    });
+  }
+
+  /** The reason that most copies have given, told as an event. */
+  #failure(during: Request, offset: number, length: number, outcomes: readonly Outcome[]): ColobusError {
+    const counts = new Map<string, { readonly fault: ColobusError; count: number }>();
+    for (const fault of outcomes) {
+      if (fault === undefined || fault.code === "child-syncing") continue;
+      const known = counts.get(fault.code);
+      if (known === undefined) counts.set(fault.code, { fault, count: 1 });
+      else known.count += 1;
+    }
+    const [most] = [...counts.values()].sort((one, other) => other.count - one.count);
+    const reason = most?.fault ?? this.#tooFew(during);
+    this.#options.failed(during, offset, length, reason);
+    return reason;
+  }
+
+  #tooFew(during: Request): ColobusError {
+    return new ColobusError(
+      "quorum-failure",
+      `too few copies of disk ${this.#options.disk} have done, or agree on, a ${during}`,
+      "See the disk's children in `colobus status`.",
+    );
+  }
+}
+
+function both(one: Pending, other: Pending): Pending {
+  if (one === undefined) return other;
+  return other === undefined ? one : Promise.all([one, other]).then(() => undefined);
+}
