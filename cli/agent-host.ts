@@ -37,6 +37,8 @@ export interface AgentOptions {
   readonly acceptsPeers: boolean;
   /** The URI under which clients reach an export. */
   readonly exportUri: (name: string) => string;
+  /** Errors: `usage` for an image that this agent may not use, wherever it is named after the start. Default: all may be used. */
+  readonly assertImageAllowed?: (image: string) => void;
   /** Sends the exports' clients away, once what they have under way is answered. */
   readonly dropClients: () => void;
   /** Who decides which of the two may serve; undefined: nobody, and a failover is an operator's business. */

@@ -10,6 +10,7 @@ import {
   PEER_LOSS_POLICIES,
   SECONDARY_EXPORTS,
 } from "../proto/words.ts";
+import { quorumOptionsShape } from "./quorum-options.ts";
 
 const scalar = z.union([z.string(), z.number()]).transform(String);
 const list = z.union([scalar.transform((one) => [one]), z.array(scalar)]);
@@ -58,6 +59,7 @@ export const agentKeysSchema = z.strictObject({
   "control-listen": scalar.optional(),
   "control-token-file": scalar.optional(),
   "log-level": z.enum(LOG_LEVELS).optional(),
+  ...quorumOptionsShape,
 });
 export type AgentKeys = z.infer<typeof agentKeysSchema>;
 export type AgentKey = keyof AgentKeys;

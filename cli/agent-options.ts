@@ -38,6 +38,7 @@ import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { Hook } from "./hook.ts";
 import { parseTls } from "./tls-options.ts";
 import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
+import { parseQuorum, quorumFlags } from "./quorum-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
 /** Names of disks become names of directories and exports. */
@@ -130,7 +131,7 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("log-level", word(LOG_LEVELS, "Least severe lines to log (info)"));
   const ofRole =
     role === "Primary"
-      ? shared
+      ? quorumFlags(shared)
           .option("assume-in-sync", flag("The images are identical already: skip the first sync"))
           .option("adopt-image", flag("Take images other than recorded, or changed meanwhile, as they are"))
           .example(
@@ -188,6 +189,7 @@ export function processConfigOf(
       mode: options.mode ?? "colo",
       stateDirectory: resolve(options.state),
       disks,
+      ...(role === "Primary" ? parseQuorum(options, disks, options.mode) : {}),
       peers,
       ack: options.ack ?? ACK_BY_MODE[options.mode ?? "colo"],
       durability: options.durability ?? "power",

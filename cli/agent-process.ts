@@ -27,7 +27,7 @@ import { runFailoverHook, type PromotedVm } from "./failover-hook.ts";
 import { fencePeer, type FencedPeer } from "./fence-peer.ts";
 import type { Hook } from "./hook.ts";
 import { LiveConfig, type ConfigSource } from "./live-config.ts";
-import { assertAddressesAllowed, dialRefusal, type TlsConfig } from "./tls-options.ts";
+import { assertAddressesAllowed, assertImageAllowed, dialRefusal, type TlsConfig } from "./tls-options.ts";
 
 export interface HostPort {
   readonly host: string;
@@ -124,6 +124,7 @@ export class AgentProcess {
         const { onFailover } = live;
         return onFailover === undefined ? undefined : (vm: StartedVm) => startVm(vm, onFailover, runDirectory, log);
       },
+      assertImageAllowed: (image) => assertImageAllowed(image, config),
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });

@@ -3,6 +3,8 @@ import type {
   AgentEvent,
   CheckpointAnswer,
   CheckpointRequest,
+  ChildAnswer,
+  ChildRequest,
   CommitAnswer,
   CommitRequest,
   ConnectAnswer,
@@ -11,9 +13,11 @@ import type {
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
+  JobRequest,
   JobSpeed,
   JobStatus,
   JobVerb,
+  MirrorRequest,
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
@@ -36,6 +40,7 @@ import type {
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import { isInSync, type EventType, type Role, type WaitCondition } from "../proto/words.ts";
+import { describeMirror } from "../primary/mirror-record.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import { withoutCleanMarks } from "../primary/recorded-quorum.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
@@ -53,6 +58,7 @@ import { AgentMetrics } from "./agent-metrics.ts";
 import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
+import { changeChild } from "./change-child.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
@@ -127,6 +133,8 @@ export class Agent implements AgentControl {
       agent: options,
       state,
       images: this.#imageServers.watching(images),
+      targets: images,
+      adopted: (disk, image) => this.#imageServers.watch(disk, image),
       childImages: images,
       sharedMark,
       isMarkOwn,
@@ -352,6 +360,10 @@ export class Agent implements AgentControl {
     return job.describe();
   }
 
+  changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {
+    return changeChild(this.#primary("child"), request, this.#options.host.clock, signal);
+  }
+
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     let unfollow = (): void => undefined;
@@ -371,12 +383,18 @@ export class Agent implements AgentControl {
   }
 
   jobs(): JobStatus[] {
-    return this.#jobs.all().map((job) => job.describe());
+    const jobs = this.#jobs.all().map((job) => job.describe());
+    const others = this.#state.record.mirrors.filter((mark) => !jobs.some(({ id }) => id === mark.id));
+    return [...others.map(describeMirror), ...jobs];
   }
 
-  async job(id: string, verb: JobVerb): Promise<JobStatus> {
+  async mirror(request: MirrorRequest, signal: AbortSignal): Promise<JobStatus> {
+    return (await this.#primary("mirror").mirrors.begin(request, signal)).describe();
+  }
+
+  async job(id: string, verb: JobVerb, request?: JobRequest): Promise<JobStatus> {
     const job = this.#jobs.get(id);
-    job.apply(verb);
+    job.apply(verb, request);
     return Promise.resolve(job.describe());
   }
 

@@ -1,6 +1,7 @@
 /** The commands with which an operator, or a hook, talks to agents that run already. */
 import type { Command } from "./command.ts";
 import { checkpointCommand, commitCommand, discardCommand } from "./commands/checkpoint.ts";
+import { childCommand } from "./commands/child.ts";
 import { completionCommand } from "./commands/completion.ts";
 import { configCommand } from "./commands/config.ts";
 import { doctorCommand } from "./commands/doctor.ts";
@@ -9,6 +10,7 @@ import { failoverCommand } from "./commands/failover.ts";
 import { jobCommand, jobsCommand } from "./commands/jobs.ts";
 import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
+import { mirrorCommand } from "./commands/mirror.ts";
 import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
 import { metricsCommand } from "./commands/metrics.ts";
 import { protectCommand } from "./commands/protect.ts";
@@ -37,8 +39,10 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   connectCommand,
   startAloneCommand,
   resyncCommand,
+  mirrorCommand,
   rollbackCommand,
   verifyCommand,
+  childCommand,
   waitCommand,
   configCommand,
   doctorCommand,

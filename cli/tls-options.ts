@@ -78,15 +78,7 @@ export function assertAddressesAllowed(config: ProcessConfig): void {
       "Use https://; or keep the way to the arbiter within a protected network and say --insecure.",
     );
   }
-  for (const { image } of config.agent.disks) {
-    const location = parseImageLocation(image);
-    if (location.kind !== "nbd" || location.address.kind === "unix" || isLoopback(location.address.host)) continue;
-    throw new ColobusError(
-      "usage",
-      `${image} is not encrypted and leaves this machine`,
-      "Keep the way to the server within a protected network and say --insecure.",
-    );
-  }
+  for (const { image } of config.agent.disks) assertImageAllowed(image, config);
   for (const [flag, address, isEncrypted] of [
     ["--listen", config.listen, config.tls?.paths.cert !== undefined],
     ["--nbd-listen", config.nbdListen, false],
@@ -98,6 +90,18 @@ export function assertAddressesAllowed(config: ProcessConfig): void {
       "Listen on a loopback address, use TLS, or keep it within a protected network and say --insecure.",
     );
   }
+}
+
+/** The same, of one image. */
+export function assertImageAllowed(image: string, { insecure }: Pick<ProcessConfig, "insecure">): void {
+  const location = parseImageLocation(image);
+  if (insecure || location.kind !== "nbd" || location.address.kind === "unix") return;
+  if (isLoopback(location.address.host)) return;
+  throw new ColobusError(
+    "usage",
+    `${image} is not encrypted and leaves this machine`,
+    "Keep the way to the server within a protected network and say --insecure.",
+  );
 }
 
 function isLoopback(host: string): boolean {

@@ -32,6 +32,7 @@ import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { Mirroring } from "./mirroring.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
+import { Mirrors, type MirrorTargets } from "./mirrors.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
@@ -83,6 +84,9 @@ export interface PrimaryOptions {
   readonly maxCheckpointAgeMs: number | undefined;
   /** With an arbiter: this agent's lease. */
   readonly lease: OwnLease | undefined;
+  readonly mirrorTargets: MirrorTargets;
+  /** How often the bitmaps of mirrors are settled. */
+  readonly settleEveryMs: number;
 }
 
 /**
@@ -93,6 +97,7 @@ export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly checkpoints: PrimaryCheckpoints;
   readonly vmStates: VmStates;
+  readonly mirrors: Mirrors;
   readonly verifies: VerifyJobs;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
@@ -140,6 +145,8 @@ export class PrimaryRole {
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
     this.#copies = this.#openCopies();
     this.#keeper = this.#newKeeper();
+    const sizes = new Map(options.children.map(({ name, child }) => [name, child.sizeBytes]));
+    this.mirrors = new Mirrors({ ...options, targets: options.mirrorTargets, disks: () => this.disks }, sizes);
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
       state: options.state,
@@ -202,6 +209,7 @@ export class PrimaryRole {
     for (const [index, disk] of this.disks.entries()) this.#copies[index]?.start(disk);
     this.#automatic.start();
     this.#keeper?.start();
+    this.mirrors.start();
     // What an earlier process has lost is to be seen before a guest flushes.
     const lost = this.#options.state.record.lostSyncs.filter(({ active }) => active === null);
     for (const disk of this.disks) {
@@ -367,8 +375,10 @@ export class PrimaryRole {
       await this.#leaveCopies(reason, isDemoted);
     } catch (error) {
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
+      await this.mirrors.stop(asColobusError(error));
       return asColobusError(error);
     }
+    await this.mirrors.stop(new ColobusError("not-primary", "this side is not Primary any more"));
     try {
       await this.#options.tracking.close();
       await this.#options.state.update((record) => ({
@@ -401,13 +411,13 @@ export class PrimaryRole {
   copiesOf(name: string): DiskChildren {
     const index = this.disks.findIndex((disk) => disk.name === name);
     if (index < 0) throw new ColobusError("not-found", `there is no disk ${name}`, "See `colobus status`.");
-    const copies = this.#copies[index];
+    const copies = this.mirrors.hasPivoted(name) ? undefined : this.#copies[index];
     if (copies !== undefined) return copies;
     throw new ColobusError(
       "not-supported",
       `disk ${name} takes no copies beside its image here`,
       this.#shared === undefined
-        ? "This agent was promoted: when its merge is over, restart it."
+        ? "It was promoted, or the disk got another image: restart the agent when no merge is left."
         : "A shared disk has no copies: use a mode other than `shared`.",
     );
   }
@@ -517,7 +527,8 @@ export class PrimaryRole {
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
     const shared = this.#shared?.children[index];
     if (shared !== undefined) return this.#sharedDisk(name, shared);
-    return new ReplicatedDisk(name, this.#copies[index]?.child ?? child, this.#guests.gate, {
+    const own = this.#copies[index]?.child ?? child;
+    return new ReplicatedDisk(name, this.mirrors.followed(name, own), this.#guests.gate, {
       mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
         this.checkpoints.countWrite(length);

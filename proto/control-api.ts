@@ -11,12 +11,16 @@ import {
   ARBITER_STATES,
   CHILD_STATES,
   CONNECTION_STATES,
+  COPY_MODES,
   DISK_STATES,
   DURABILITIES,
   EVENT_TYPES,
   FAILOVER_KINDS,
+  JOB_ERROR_POLICIES,
+  JOB_OUTCOMES,
   JOB_STATES,
   JOB_TYPES,
+  MIRROR_SYNCS,
   MODES,
   PROTECTION_REASONS,
   REPLICATION_STATES,
@@ -61,6 +65,10 @@ export const jobSchema = z.object({
   speedLimit: jobSpeedSchema,
   startedAt: z.string(),
   endedAt: z.string().nullable(),
+  /** Where the job copies to; null where it copies nowhere but to the peer. */
+  target: z.string().nullable().default(null),
+  /** What it came to; null before it is concluded. */
+  outcome: z.enum(JOB_OUTCOMES).nullable().default(null),
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
   /** Of a verify: what it has found so far. */
   verify: verifyResultSchema.optional(),
@@ -69,8 +77,7 @@ export type JobStatus = z.infer<typeof jobSchema>;
 
 export const childSchema = z.object({
   name: z.string(),
-  /** `session`: the secondary's copy. */
-  kind: z.enum(["image", "overlay", "session"]),
+  kind: z.enum(["image", "overlay"]),
   path: z.string(),
   state: z.enum(CHILD_STATES),
   /** What it lacks, in clusters. */
@@ -387,6 +394,22 @@ export const rollbackAnswerSchema = z.object({
 });
 export type RollbackAnswer = z.infer<typeof rollbackAnswerSchema>;
 
+export const CHILD_VERBS = ["add", "remove", "replace"] as const;
+export const childRequestSchema = z.strictObject({
+  verb: z.enum(CHILD_VERBS),
+  disk: z.string(),
+  name: z.string(),
+  /** Not for `remove`. */
+  image: z.string().optional(),
+  /** Make the image at the disk's size where it is not there. */
+  create: z.boolean().default(false),
+  timeoutMs,
+});
+export type ChildRequest = z.infer<typeof childRequestSchema>;
+/** The copies of the disk from then on. */
+export const childAnswerSchema = z.object({ disk: z.string(), children: z.array(childSchema) });
+export type ChildAnswer = z.infer<typeof childAnswerSchema>;
+
 export const waitRequestSchema = z.strictObject({ condition: z.enum(WAIT_CONDITIONS), timeoutMs });
 export type WaitRequest = z.infer<typeof waitRequestSchema>;
 export const waitAnswerSchema = z.object({ condition: z.enum(WAIT_CONDITIONS) });
@@ -395,6 +418,25 @@ export type WaitAnswer = z.infer<typeof waitAnswerSchema>;
 export const JOB_VERBS = ["pause", "resume", "cancel", "complete"] as const;
 export type JobVerb = (typeof JOB_VERBS)[number];
 export const setSpeedRequestSchema = z.strictObject({ bytesPerSecond: jobSpeedSchema });
+export const jobRequestSchema = z.strictObject({ force: z.boolean().default(false) });
+export type JobRequest = z.infer<typeof jobRequestSchema>;
+
+export const mirrorRequestSchema = z.strictObject({
+  disk: z.string(),
+  /** As `--disk` names images. */
+  target: z.string(),
+  sync: z.enum(MIRROR_SYNCS).default("full"),
+  copyMode: z.enum(COPY_MODES).default("background"),
+  speed: jobSpeedSchema.default(0),
+  /** A power of two. Left out: that of the disks' clusters, at most MIRROR_GRANULARITY_DEFAULT_MAX_BYTES. */
+  granularityBytes: z.int().positive().optional(),
+  unmap: z.boolean().default(true),
+  onSourceError: z.enum(JOB_ERROR_POLICIES).default("report"),
+  onTargetError: z.enum(JOB_ERROR_POLICIES).default("report"),
+  create: z.boolean().default(false),
+  timeoutMs,
+});
+export type MirrorRequest = z.infer<typeof mirrorRequestSchema>;
 
 export const errorAnswerSchema = z.object({
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }),
@@ -436,9 +478,12 @@ export interface AgentControl {
   rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer>;
   /** Begins to compare the replicas. */
   verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus>;
+  changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer>;
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
-  job(id: string, verb: JobVerb): Promise<JobStatus>;
+  /** Starts a mirror job, and resolves with it when what a crash would leave of it is durable. */
+  mirror(request: MirrorRequest, signal: AbortSignal): Promise<JobStatus>;
+  job(id: string, verb: JobVerb, request?: JobRequest): Promise<JobStatus>;
   setJobSpeed(id: string, speed: JobSpeed): Promise<JobStatus>;
   /** Events after `afterSequence` that are still kept, oldest first. */
   events(afterSequence: number): AgentEvent[];

@@ -269,6 +269,8 @@ export const SYNC_WINDOW_SHARE = 1 / 2;
 export const SYNC_WINDOW_SHARE_BESIDE_GUESTS = 1 / 8;
 /** The share of the time that a job with speed `dynamic` is at work while guests are not idle. */
 export const JOB_YIELDING_SHARE = 1 / 4;
+/** How often a job that follows looks for what is to be copied anew: what is written often is copied once. */
+export const JOB_FOLLOW_EVERY_MS = 100;
 /** A verify compares at most this much of a hole at once: the secondary may have to read it. */
 export const VERIFY_HOLE_BYTES = 16 * MIB;
 /** Pieces that it has under way at most: what guests write waits behind them on the secondary. */
@@ -277,6 +279,14 @@ export const VERIFY_STEP_PIECES = 8;
 export const VERIFY_DIFFERENCES_MAX = 100;
 /** Concluded jobs that stay listed. */
 export const JOBS_CONCLUDED_KEPT = 64;
+/** What qemu-img may say of the layers of an image. */
+export const FORMAT_MAP_MAX_BYTES = 256 * MIB;
+/** Of mirrors, the concluded ones that a restart still lists. */
+export const MIRRORS_CONCLUDED_KEPT = 8;
+/** Mirrors of one agent that are not concluded. */
+export const MIRRORS_MAX = 16;
+/** The granularity of a mirror that does not say one, at most. */
+export const MIRROR_GRANULARITY_DEFAULT_MAX_BYTES = 64 * KIB;
 
 // Control
 /** Events that can still be asked for. */

@@ -107,8 +107,24 @@ export const JOB_STATES = [
 ] as const;
 export type JobState = (typeof JOB_STATES)[number];
 
-export const JOB_TYPES = ["full-sync", "resync", "merge", "verify"] as const;
+export const JOB_TYPES = ["full-sync", "resync", "merge", "verify", "mirror"] as const;
 export type JobType = (typeof JOB_TYPES)[number];
+
+/** What a job came to. */
+export const JOB_OUTCOMES = ["completed", "pivoted", "cancelled", "failed"] as const;
+export type JobOutcome = (typeof JOB_OUTCOMES)[number];
+
+/** What an error means for a job: it fails, it goes on and tries again later, or it pauses. */
+export const JOB_ERROR_POLICIES = ["report", "ignore", "stop"] as const;
+export type JobErrorPolicy = (typeof JOB_ERROR_POLICIES)[number];
+
+/** What a mirror copies before it follows. */
+export const MIRROR_SYNCS = ["full", "top", "none"] as const;
+export type MirrorSync = (typeof MIRROR_SYNCS)[number];
+
+/** How guests' writes get to the target of a mirror. */
+export const COPY_MODES = ["background", "write-blocking"] as const;
+export type CopyMode = (typeof COPY_MODES)[number];
 
 export const ACK_POLICIES = ["async", "received", "applied"] as const;
 export type AckPolicy = (typeof ACK_POLICIES)[number];
@@ -190,6 +206,8 @@ export const EVENT_TYPES = [
   "failover",
   "merged",
   "job-changed",
+  "job-ready",
+  "disk-pivoted",
   "stalled",
   "lease-acquired",
   "lease-lost",

@@ -14,6 +14,7 @@ import type { SecureContextOptions } from "node:tls";
 import { z } from "zod";
 import {
   checkpointAnswerSchema,
+  childAnswerSchema,
   commitAnswerSchema,
   discardAnswerSchema,
   errorAnswerSchema,
@@ -33,6 +34,8 @@ import {
   type AgentEvent,
   type CheckpointAnswer,
   type CheckpointRequest,
+  type ChildAnswer,
+  type ChildRequest,
   type CommitAnswer,
   type CommitRequest,
   type ConnectAnswer,
@@ -41,9 +44,11 @@ import {
   type DiscardRequest,
   type FailoverAnswer,
   type FailoverRequest,
+  type JobRequest,
   type JobSpeed,
   type JobStatus,
   type JobVerb,
+  type MirrorRequest,
   type RejoinAnswer,
   type RejoinRequest,
   type StartAloneAnswer,
@@ -142,13 +147,19 @@ export class ControlClient {
     return this.#call("POST", "/v1/reload", {}, reloadAnswerSchema, options);
   }
 
-  job(id: string, verb: JobVerb, options: CallOptions = {}): Promise<JobStatus> {
-    return this.#call("POST", `/v1/jobs/${encodeURIComponent(id)}/${verb}`, {}, jobSchema, options);
+  job(id: string, verb: JobVerb, options: CallOptions & Partial<JobRequest> = {}): Promise<JobStatus> {
+    const { force = false, ...call } = options;
+    const body = force ? { force } : {};
+    return this.#call("POST", `/v1/jobs/${encodeURIComponent(id)}/${verb}`, body, jobSchema, call);
   }
 
   /** `speed` 0 is no limit. */
   setJobSpeed(id: string, speed: JobSpeed, options: CallOptions = {}): Promise<JobStatus> {
     return this.#call("PUT", `/v1/jobs/${encodeURIComponent(id)}/speed`, { bytesPerSecond: speed }, jobSchema, options);
+  }
+
+  mirror(request: MirrorRequest, signal?: AbortSignal): Promise<JobStatus> {
+    return this.#wait("/v1/mirror", request, jobSchema, signal);
   }
 
   checkpoint(request: CheckpointRequest, signal?: AbortSignal): Promise<CheckpointAnswer> {
@@ -232,6 +243,10 @@ export class ControlClient {
 
   verify(request: VerifyRequest, signal?: AbortSignal): Promise<JobStatus> {
     return this.#wait("/v1/verify", request, jobSchema, signal);
+  }
+
+  changeChild(request: ChildRequest, signal?: AbortSignal): Promise<ChildAnswer> {
+    return this.#wait("/v1/children", request, childAnswerSchema, signal);
   }
 
   wait(request: WaitRequest, signal?: AbortSignal): Promise<WaitAnswer> {

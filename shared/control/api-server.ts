@@ -16,6 +16,7 @@ import { z } from "zod";
 import {
   awaitedVmStateRequestSchema,
   checkpointRequestSchema,
+  childRequestSchema,
   commitRequestSchema,
   discardRequestSchema,
   connectRequestSchema,
@@ -25,6 +26,8 @@ import {
   switchoverRequestSchema,
   JOB_VERBS,
   reloadRequestSchema,
+  jobRequestSchema,
+  mirrorRequestSchema,
   resyncRequestSchema,
   rollbackRequestSchema,
   verifyRequestSchema,
@@ -208,8 +211,9 @@ export class ControlServer {
     this.#route("GET", "/v1/jobs", () => control.jobs());
     this.#route("POST", "/v1/jobs/:id/:verb", (request) => {
       const { id, verb } = parseFields(jobVerbPathSchema, request.params);
-      parseFields(emptyRequestSchema, request.body ?? {});
-      return control.job(id, verb);
+      // Only a cancel can be forced.
+      const asked = parseFields(verb === "cancel" ? jobRequestSchema : emptyRequestSchema, request.body ?? {});
+      return control.job(id, verb, { force: "force" in asked && asked.force });
     });
     this.#route("PUT", "/v1/jobs/:id/speed", (request) => {
       const { id } = parseFields(jobPathSchema, request.params);
@@ -247,11 +251,17 @@ export class ControlServer {
     this.#route("POST", "/v1/resync", (request, _reply, signal) =>
       control.resync(parseFields(resyncRequestSchema, request.body ?? {}), signal),
     );
+    this.#route("POST", "/v1/mirror", (request, _reply, signal) =>
+      control.mirror(parseFields(mirrorRequestSchema, request.body ?? {}), signal),
+    );
     this.#route("POST", "/v1/rollback", (request, _reply, signal) =>
       control.rollback(parseFields(rollbackRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/verify", (request, _reply, signal) =>
       control.verify(parseFields(verifyRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/children", (request, _reply, signal) =>
+      control.changeChild(parseFields(childRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/wait", (request, _reply, signal) =>
       control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),

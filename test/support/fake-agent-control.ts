@@ -4,6 +4,8 @@ import type {
   AgentEvent,
   CheckpointAnswer,
   CheckpointRequest,
+  ChildAnswer,
+  ChildRequest,
   CommitAnswer,
   CommitRequest,
   ConnectAnswer,
@@ -12,9 +14,11 @@ import type {
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
+  JobRequest,
   JobSpeed,
   JobStatus,
   JobVerb,
+  MirrorRequest,
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
@@ -183,6 +187,14 @@ export class FakeAgentControl implements AgentControl {
     return { outcome: "given-up", job: null, givenUpEpoch: this.currentStatus.epoch.committed };
   }
 
+  async changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {
+    await this.#called("changeChild", request, signal);
+    const { disk, name, image } = request;
+    const local = { name: "local", kind: "image", path: `/images/${disk}.img`, state: "sound" } as const;
+    const added = image === undefined ? [] : [{ name, kind: "image", path: image, state: "syncing" } as const];
+    return { disk, children: [local, ...added] };
+  }
+
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
     await this.#called("rollback", request, signal);
     return { epoch: request.epoch, fromEpoch: this.currentStatus.epoch.committed };
@@ -202,8 +214,14 @@ export class FakeAgentControl implements AgentControl {
     return this.currentStatus.jobs;
   }
 
-  async job(id: string, verb: JobVerb): Promise<JobStatus> {
-    await this.#called("job", { id, verb }, undefined);
+  async mirror(request: MirrorRequest, signal: AbortSignal): Promise<JobStatus> {
+    await this.#called("mirror", request, signal);
+    const { disk, target } = request;
+    return { ...this.#find("full-sync-1"), id: "mirror-2", type: "mirror", disk, target };
+  }
+
+  async job(id: string, verb: JobVerb, { force }: JobRequest = { force: false }): Promise<JobStatus> {
+    await this.#called("job", force ? { id, verb, force } : { id, verb }, undefined);
     const state = { pause: "paused", resume: "running", cancel: "aborting", complete: "concluded" } as const;
     return { ...this.#find(id), state: state[verb] };
   }

@@ -41,6 +41,8 @@ export function runningSync(): JobStatus {
     speedLimit: 0,
     startedAt: "2026-01-01T00:00:00.000Z",
     endedAt: null,
+    target: null,
+    outcome: null,
     error: null,
   };
 }
@@ -52,6 +54,7 @@ function concludedSync(): JobStatus {
     progress: { doneBytes: 10 * GIB, totalBytes: 10 * GIB },
     etaMs: null,
     endedAt: "2026-01-01T00:01:00.000Z",
+    outcome: "completed",
   };
 }
 

@@ -28,6 +28,8 @@ function everything(): Status {
     speedLimit: 0,
     startedAt: "2026-01-01T00:00:00.000Z",
     endedAt: null,
+    target: null,
+    outcome: null,
     error: null,
   } as const;
   return {

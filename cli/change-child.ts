@@ -1,0 +1,46 @@
+import type { PrimaryRole } from "../primary/primary-role.ts";
+import type { ChildAnswer, ChildRequest } from "../proto/control-api.ts";
+import { ColobusError } from "../proto/errors.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import { Deadline } from "../shared/host/deadline.ts";
+import { parseImageLocation } from "../shared/block/image-location.ts";
+
+/** Names of copies become names of directories. */
+const CHILD_NAME = /^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$/;
+
+/** An operator's change of a disk's copies. Errors: `usage`, and those of the change; `timed-out`, and it may still be made. */
+export async function changeChild(
+  primary: PrimaryRole,
+  request: ChildRequest,
+  clock: Clock,
+  signal: AbortSignal,
+): Promise<ChildAnswer> {
+  const { verb, disk, name, image, create, timeoutMs } = request;
+  assertChildName(name);
+  if ((image === undefined) !== (verb === "remove")) {
+    throw new ColobusError("usage", `a copy to ${verb} is named ${verb === "remove" ? "without" : "with"} its image`);
+  }
+  if (image !== undefined) parseImageLocation(image);
+  const copies = primary.copiesOf(disk);
+  const deadline = new Deadline(clock, timeoutMs, signal);
+  const change = async (): Promise<void> => {
+    if (verb !== "add") await copies.remove(name, { isReplaced: verb === "replace" });
+    if (image !== undefined) await copies.add(name, image, { create });
+  };
+  try {
+    await deadline.race(change(), `copy ${name} of disk ${disk} is not changed yet`);
+    return { disk, children: copies.describe() };
+  } finally {
+    deadline.end();
+  }
+}
+
+/** Errors: `usage`. */
+export function assertChildName(name: string): void {
+  if (CHILD_NAME.test(name)) return;
+  throw new ColobusError(
+    "usage",
+    `${JSON.stringify(name)} is not the name of a copy`,
+    "Use letters, digits, `_` and `-`.",
+  );
+}

@@ -1,0 +1,171 @@
+/** Several copies of a disk on the primary's side, behind servers that fail and hang on demand. */
+import { closeSync, copyFileSync, existsSync, openSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import type { AgentEvent, ChildAnswer, Status } from "../../proto/control-api.ts";
+import { AgentPair, makeImage, MIB } from "../support/agent-pair.ts";
+import { qemuIo, tool } from "../support/nbd-tools.ts";
+import { requirePeers } from "../support/peers.ts";
+import { scratchDirectory } from "../support/scratch.ts";
+import { ToolProcess } from "../support/tool-process.ts";
+
+const SIZE = 48 * MIB;
+
+/** A server of an image that answers with EIO while it is told to. */
+class FailingServer {
+  readonly uri: string;
+  readonly #trigger: string;
+
+  private constructor(uri: string, trigger: string) {
+    this.uri = uri;
+    this.#trigger = trigger;
+  }
+
+  /** `parameters` are of the filters named in `filters`. */
+  static async start(
+    image: string,
+    filters: readonly string[] = [],
+    parameters: readonly string[] = [],
+  ): Promise<FailingServer> {
+    const directory = scratchDirectory();
+    const socket = join(directory, "nbd.sock");
+    const trigger = join(directory, "fail");
+    const error = ["error=EIO", "error-rate=100%", `error-file=${trigger}`];
+    const args = ["-f", "-U", socket, "--filter=error", ...filters, "file", image, ...error, ...parameters];
+    await new ToolProcess("nbdkit", args).untilListening(socket);
+    return new FailingServer(`nbd+unix:///?socket=${socket}`, trigger);
+  }
+
+  fail(): void {
+    closeSync(openSync(this.#trigger, "w"));
+  }
+
+  mend(): void {
+    if (existsSync(this.#trigger)) rmSync(this.#trigger);
+  }
+}
+
+const childOf = (status: Status, name: string) => status.disks[0]?.children.find((child) => child.name === name);
+const isChild = (name: string, state: string) => (status: Status) => childOf(status, name)?.state === state;
+const areSound = (status: Status): boolean =>
+  status.disks[0]?.children.every(({ state }) => state === "sound") === true;
+
+async function expectIdentical(...images: string[]): Promise<void> {
+  const [first = "", ...others] = images;
+  for (const other of others) {
+    const said = await tool("qemu-img", "compare", "-U", "-f", "raw", "-F", "raw", first, other);
+    expect(said.toString()).toContain("identical");
+  }
+}
+
+describe.runIf(requirePeers("nbdkit", "fio", "qemu-io", "qemu-img"))("a disk with several copies", () => {
+  it("hides an image that fails under verified load, and mends it, also when it breaks again", async () => {
+    const root = scratchDirectory();
+    const served = join(root, "local.img");
+    const second = join(root, "second.img");
+    makeImage(served, SIZE);
+    makeImage(second, SIZE);
+    const server = await FailingServer.start(served);
+    const pair = await AgentPair.create({
+      disks: { vda: SIZE },
+      imageOf: (path) => (path.includes("/a/") ? server.uri : path),
+      primaryFlags: ["--child", `vda:b=${second}`],
+    });
+    await pair.start();
+    await pair.primary.until("whole", areSound);
+    const load = tool(
+      "fio",
+      "--name=load",
+      "--ioengine=nbd",
+      `--uri=${pair.primary.uri()}`,
+      "--rw=randwrite",
+      "--bs=4k",
+      `--size=${SIZE}`,
+      "--loops=3",
+      "--iodepth=8",
+      "--verify=crc32c",
+      "--verify_backlog=512",
+      "--randseed=11",
+      "--rate_iops=6000",
+    );
+    server.fail();
+    await pair.primary.until("degraded", isChild("local", "broken"));
+    server.mend();
+    await pair.primary.until("syncing again", (status) => !isChild("local", "broken")(status));
+    server.fail();
+    await pair.primary.until("degraded again", isChild("local", "broken"));
+    server.mend();
+    await load;
+    await pair.primary.until("whole again", areSound);
+    const { stdout } = await pair.primary.cli("events", "--json");
+    const events = stdout
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line) as AgentEvent);
+    const broken = events.filter(({ type, data }) => type === "child-broken" && data.child === "local");
+    expect(broken.length).toBeGreaterThanOrEqual(2);
+    expect(events.some(({ type }) => type === "quorum-report-bad")).toBe(true);
+    expect(events.some(({ type }) => type === "quorum-failure" || type === "disk-error")).toBe(false);
+    await pair.primary.untilDrained();
+    await pair.primary.stop();
+    await pair.secondary.stop();
+    await expectIdentical(served, second, pair.imagePath("b"));
+  });
+
+  it("delays a guest by a copy that hangs for its time limit, and no longer", async () => {
+    const second = join(scratchDirectory(), "second.img");
+    makeImage(second, SIZE);
+    const server = await FailingServer.start(second, ["--filter=delay"], ["wdelay=60"]);
+    const pair = await AgentPair.create({
+      disks: { vda: SIZE },
+      primaryFlags: ["--child", `vda:b=${server.uri}`, "--child-timeout", "500ms"],
+    });
+    await pair.start();
+    await qemuIo(pair.primary.uri(), "write -P 7 1M 64k", "flush", "read -P 7 1M 64k");
+    const status = await pair.primary.until("degraded", isChild("b", "broken"));
+    expect(childOf(status, "b")?.lastError?.code).toBe("child-timed-out");
+    expect(status.disks[0]?.state).toBe("UpToDate");
+  });
+
+  it("knows after a kill -9 what its copies may lack", async () => {
+    const second = join(scratchDirectory(), "second.img");
+    makeImage(second, SIZE);
+    const pair = await AgentPair.create({ disks: { vda: SIZE }, primaryFlags: ["--child", `vda:b=${second}`] });
+    await pair.start();
+    await pair.primary.until("whole", areSound);
+    await pair.primary.stop();
+    await pair.primary.start();
+    await pair.primary.until("whole", areSound);
+    await qemuIo(pair.primary.uri(), "write -P 7 1M 256k");
+    await pair.primary.crash();
+    await pair.primary.start();
+    const { disks, jobs } = await pair.primary.until("whole again", areSound);
+    expect(disks[0]?.children.map(({ name }) => name)).toEqual(["local", "b"]);
+    const resync = jobs.find(({ type, child }) => type === "resync" && child === "b");
+    expect(resync?.progress.totalBytes).toBeLessThanOrEqual(4 * MIB);
+    await pair.primary.stop();
+    await expectIdentical(pair.imagePath("a"), second);
+  });
+
+  it("takes copies in and out while it runs, and refuses what does not fit", async () => {
+    const root = scratchDirectory();
+    const pair = await AgentPair.protected({ disks: { vda: SIZE } });
+    await qemuIo(pair.primary.uri(), "write -P 3 0 2M");
+    const added = await pair.primary.get<ChildAnswer>("child", "add", "vda", `b=${join(root, "b.img")}`, "--create");
+    expect(added.children.map(({ name }) => name)).toEqual(["local", "b"]);
+    await pair.primary.until("whole", areSound);
+    await qemuIo(pair.primary.uri(), "write -P 4 1M 2M");
+    writeFileSync(join(root, "small.img"), Buffer.alloc(MIB));
+    const small = await pair.primary.ask("child", "add", "vda", `c=${join(root, "small.img")}`);
+    expect(small).toMatchObject({ code: 1, json: { error: { code: "size-mismatch" } } });
+    const local = await pair.primary.ask("child", "remove", "vda", "local");
+    expect(local).toMatchObject({ code: 1, json: { error: { code: "child-refused" } } });
+    await pair.primary.get("child", "replace", "vda", `b=${join(root, "c.img")}`, "--create");
+    await pair.primary.until("whole", areSound);
+    await qemuIo(pair.primary.uri(), "write -P 5 3M 1M");
+    await pair.primary.get("child", "remove", "vda", "b");
+    copyFileSync(join(root, "c.img"), join(root, "d.img"));
+    await pair.primary.stop();
+    await expectIdentical(pair.imagePath("a"), join(root, "d.img"));
+  });
+});
