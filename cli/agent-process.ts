@@ -114,7 +114,10 @@ export class AgentProcess {
       token,
       acceptsPeers: config.listen !== undefined,
       arbiter: arbiterOf(config),
-      reload: () => live.reload(),
+      reload: () => {
+        tls?.reload();
+        return live.reload();
+      },
       get fence() {
         const { fence } = live;
         return fence === undefined ? undefined : (peer: FencedPeer) => fencePeer(fence, peer, new NodeClock(), log);
@@ -144,8 +147,8 @@ export class AgentProcess {
     return this.#listenPort;
   }
 
-  /** Reads certificates and keys again; sessions that run go on. */
-  reload(): void {
+  /** Reads certificates and keys again; sessions that run go on. `Agent.reload` does that too. */
+  reloadCertificates(): void {
     this.#tls?.reload();
   }
 
@@ -200,6 +203,14 @@ export class AgentProcess {
   }
 }
 
+type StartedVm = Omit<PromotedVm, "run">;
+
+function startVm(vm: StartedVm, hook: Hook, run: string, log: Log): Promise<void> {
+  log.info({ command: hook.command, epoch: vm.epoch }, "the command that starts the VM runs");
+  const output = (line: string): void => log.info({ line }, "on-failover");
+  return runFailoverHook({ ...vm, run }, hook, { clock: new NodeClock(), output });
+}
+
 /** The listener speaks TLS where this side has a certificate. */
 function listenSecurity({ tls, tokenFile }: ProcessConfig, files: TlsFiles | undefined): ListenSecurity | undefined {
   if (tls === undefined || files === undefined || tls.paths.cert === undefined) return undefined;
@@ -212,14 +223,6 @@ function dialerOf(url: string, config: ProcessConfig, files: TlsFiles | undefine
   if (refusal !== undefined) return { url, dial: () => Promise.reject(refusal) };
   const security = files === undefined ? undefined : { files, peerNames: config.tls?.peerNames ?? [] };
   return new WebSocketDialer(url, security);
-}
-
-type StartedVm = Omit<PromotedVm, "run">;
-
-function startVm(vm: StartedVm, hook: Hook, run: string, log: Log): Promise<void> {
-  log.info({ command: hook.command, epoch: vm.epoch }, "the command that starts the VM runs");
-  const output = (line: string): void => log.info({ line }, "on-failover");
-  return runFailoverHook({ ...vm, run }, hook, { clock: new NodeClock(), output });
 }
 
 /** What makes the arbiter of an agent; undefined where none is configured. */

@@ -80,12 +80,12 @@ export function checkStatus(status: Status): Finding[] {
 
 /** How long a connection to the peer takes, at best of a few. Nothing is sent. */
 export async function checkLink(url: string, clock: Clock): Promise<Finding> {
-  const { hostname, port } = new URL(url);
+  const { hostname, port, protocol } = new URL(url);
   const host = hostname.replace(/^\[|\]$/g, "");
   const times: number[] = [];
   for (let probe = 0; probe < PROBES; probe += 1) {
     const startedMs = clock.nowMs();
-    const fault = await tryConnect(host, Number(port === "" ? 80 : port));
+    const fault = await tryConnect(host, Number(port === "" ? (protocol === "wss:" ? 443 : 80) : port));
     if (fault !== undefined) {
       return failed("link", `${url} cannot be reached: ${fault}`, "Start the peer; check its --listen, and firewalls.");
     }

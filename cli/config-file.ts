@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import { isMap, isNode, isScalar, LineCounter, parseDocument, type Document } from "yaml";
 import type { z } from "zod";
 import { ColobusError } from "../proto/errors.ts";
-import { agentKeysSchema, type AgentKeys } from "./agent-keys.ts";
+import { agentKeysSchema, type AgentKey, type AgentKeys } from "./agent-keys.ts";
 import { nearestWord } from "./nearest-word.ts";
 
 /** Lines and columns count from 1. */
@@ -19,6 +19,7 @@ export interface ConfigFault {
   readonly action: string;
 }
 
+const LIST_KEYS: readonly string[] = ["disk", "peer", "arbiter", "tls-peer"] satisfies readonly AgentKey[];
 const REFERENCE = "docs/configuration.md lists the keys.";
 
 /** One file's text, and where in it everything stands. */
@@ -137,9 +138,7 @@ export function describeFault(path: string, { line, column, message }: ConfigFau
 function whatToWrite(key: string, issue: z.core.$ZodIssue): string {
   if (issue.code === "invalid_value") return `Write one of ${issue.values.map(String).join(", ")}.`;
   if (issue.code === "invalid_type" && issue.expected === "boolean") return "Write true or false.";
-  return key === "disk" || key === "peer" || key === "arbiter"
-    ? "Write one value, or a list of values."
-    : "Write one value.";
+  return LIST_KEYS.includes(key) ? "Write one value, or a list of values." : "Write one value.";
 }
 
 function firstLine(text: string): string {

@@ -4,7 +4,7 @@ import { defineCommand, untilAborted, type CommandHost } from "../command.ts";
 import { asColobusError } from "../../proto/errors.ts";
 import type { Role } from "../../proto/words.ts";
 
-/** Runs one agent in the foreground until SIGTERM or SIGINT. With a configuration file SIGHUP has it read anew. */
+/** Runs one agent in the foreground until SIGTERM or SIGINT. SIGHUP has certificates and the configuration file read anew. */
 async function runAgent(args: AgentArguments & OutputFlags, role: Role, host: CommandHost): Promise<void> {
   const keys = await readAgentKeys(args);
   const config = processConfigOf(keys, role, host.env);
@@ -26,18 +26,18 @@ async function runAgent(args: AgentArguments & OutputFlags, role: Role, host: Co
   const agentProcess = await AgentProcess.start(config, log, args.config === undefined ? undefined : source);
   const { agent } = agentProcess;
   log.info({ role: agent.role, run: config.runDirectory }, "the agent serves");
-  if (args.config !== undefined) {
-    process.on("SIGHUP", () => {
-      agent.reload().then(
-        (answer) => log.info(answer, "the configuration was read anew"),
-        (error: unknown) => log.error({ reason: asColobusError(error) }, "the configuration was not read anew"),
-      );
-    });
-  }
+  process.on("SIGHUP", () => {
+    if (args.config === undefined) {
+      agentProcess.reloadCertificates();
+      return;
+    }
+    agent.reload().then(
+      (answer) => log.info(answer, "the configuration was read anew"),
+      (error: unknown) => log.error({ reason: asColobusError(error) }, "the configuration was not read anew"),
+    );
+  });
   const started = { role: agent.role, vm: config.agent.vm, run: config.runDirectory };
   host.output.result(args.json, started, ({ role, vm, run }) => `${role} agent of VM ${vm} serves in ${run}`);
-  const reload = (): void => agentProcess.reload();
-  process.on("SIGHUP", reload);
   await untilAborted(host.terminated);
   log.info({}, "the agent is being stopped");
   await agentProcess.stop();
