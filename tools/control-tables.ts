@@ -107,7 +107,7 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "epoch.open": "The epoch that writes belong to now.",
   "epoch.prepared": "Checkpoints that a commit or a discard can name.",
   "epoch.committed":
-    "The checkpoint that a failover returns to; 0 before the first. On a primary: as it was told last.",
+    "The checkpoint that a failover returns to; 0 before the first. On a primary: as it was told last. In mode `mirror` one ends each sync, and later writes need none.",
   "epoch.retained": "Earlier checkpoints that are kept (`--retain`), on a secondary.",
   "peers[].url": "What the primary dials; null on a secondary.",
   "peers[].address": "The other end; null on a secondary without a session.",
@@ -166,10 +166,12 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "protection.reason": "See [states.md](states.md#protection); null when protected.",
   "protection.nextAction": "What to do; empty when protected.",
   "recoverable": "What a failover of the secondary would return to; null: nothing.",
-  "recoverable.epoch": "The committed checkpoint.",
-  "recoverable.ageMs": "Time since its barrier (secondary), or since its commit was answered (primary).",
+  "recoverable.epoch": "The committed checkpoint; in mode `mirror` the one that has ended the last sync.",
+  "recoverable.ageMs":
+    "Time since its barrier (secondary), or since its commit was answered (primary). In mode `mirror`, while no resync is under way: since a write last became stable on the secondary.",
   "recoverable.lastContactMs": "As in `peers`.",
-  "recoverable.wouldLose.writes": "Writes after that checkpoint that are known here.",
+  "recoverable.wouldLose.writes":
+    "Writes after that checkpoint that are known here; in mode `mirror`, acknowledged ones that a failover does not return.",
   "recoverable.wouldLose.bytes": "Their bytes.",
   "recoverable.wouldLose.atLeast": "Whether there may be more: writes that this agent did not see.",
   "failover.kind": "`manual`, or `automatic` with an arbiter.",

@@ -108,6 +108,7 @@ function limits(): GeneratedSection[] {
     NBD: "docs/protocol.md",
     Images: "docs/protocol.md",
     Replication: "docs/protocol.md",
+    TLS: "docs/protocol.md",
     Shared: "docs/shared-disk.md",
     Epochs: "docs/protocol.md",
     VM: "docs/formats.md",

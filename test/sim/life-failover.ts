@@ -229,7 +229,10 @@ export class LifeFailover {
 
   #crashWithin(calls: number): void {
     const { durability } = this.#scene.plan.pair;
-    const kind = durability === "power" ? this.#random.pick(["process", "power"] as const) : "process";
+    const drawn = durability === "power" ? this.#random.pick(["process", "power"] as const) : "process";
+    const { mode, ack } = this.#scene.plan.pair;
+    // Where guests go on before their writes are durable on a mirror, it has nothing to return to after a loss of power.
+    const kind = mode === "mirror" && ack !== "applied" && !this.#promoted ? "process" : drawn;
     this.#scene.pair.secondary.host.disk.faults.crashAt(1 + this.#random.below(calls), kind);
   }
 

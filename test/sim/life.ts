@@ -139,6 +139,12 @@ class Life {
     return this.#pairs.counts;
   }
 
+  /** Guests of a mirror go on before their writes are durable there: it has no state after a loss of power. */
+  get #acksEarly(): boolean {
+    const { mode, ack } = this.#scene.plan.pair;
+    return mode === "mirror" && ack !== "applied";
+  }
+
   /** In mode `mirror` there is one at the end of each sync. */
   get #checkpointsMin(): number {
     return this.#scene.plan.pair.mode === "mirror" ? 1 : CHECKPOINTS_MIN;
@@ -155,6 +161,7 @@ class Life {
     await this.#faults.over();
     await this.#untilUp(pair.secondary);
     const { model } = this.#scene;
+    if (plan.pair.mode === "mirror") this.#scene.observeCommitted();
     const isReady = model.counts.committed >= this.#checkpointsMin && model.committed > 0;
     if (plan.ending !== "failover" || !isReady) await this.#quiesce();
     if (plan.ending !== "synced") {
@@ -344,8 +351,7 @@ class Life {
     if (member === pair.secondary) this.#reader.died();
     if (member === pair.secondary && !this.#failover.isPromoted) {
       model.secondaryDied(kind);
-      const acksEarly = plan.pair.mode === "mirror" && plan.pair.ack !== "applied";
-      if (kind === "power" && (plan.pair.durability === "process" || acksEarly)) model.secondaryMayBeVoid();
+      if (kind === "power" && (plan.pair.durability === "process" || this.#acksEarly)) model.secondaryMayBeVoid();
     }
     if (member === this.#guest.member) model.guestDied(kind);
     calls.died(member.host.process);
@@ -367,7 +373,10 @@ class Life {
         host.restart();
         // Whoever recovers may die of it.
         if (!this.#atPeace && this.#random.chance(0.1)) {
-          host.disk.faults.crashAt(1 + this.#random.below(60), this.#scene.plan.pair.durability);
+          host.disk.faults.crashAt(
+            1 + this.#random.below(60),
+            this.#acksEarly ? "process" : this.#scene.plan.pair.durability,
+          );
         }
       }
       this.#scene.note(`${member.name} starts`);

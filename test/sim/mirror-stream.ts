@@ -31,6 +31,8 @@ export class MirrorStream {
   readonly #ack: AckPolicy;
   readonly #durability: Durability;
   readonly #followed = new Map<number, Followed>();
+  /** The newest checkpoint that a failover may return to, now that a guest was told of a write behind it. */
+  #promisedEpoch = 0;
 
   constructor({ ack, durability }: { readonly ack: AckPolicy; readonly durability: Durability }) {
     this.#ack = ack;
@@ -57,8 +59,10 @@ export class MirrorStream {
   /** A guest was told of its write while the pair called itself Established. */
   acknowledged(by: PairMember, disk: number, told: ModelWrite): void {
     if (this.#ack === "async") return;
-    for (const followed of this.#followed.values()) {
+    for (const [epoch, followed] of this.#followed) {
       if (!followed.isOpen || followed.by !== by) continue;
+      // Of two at a time the older one is committed.
+      if (this.#isOldestOpen(epoch)) this.#promisedEpoch = epoch;
       const found = followed.sent.findLast(({ disk: on, write }) => on === disk && isSame(write, told));
       if (found === undefined || found.isTold) continue;
       found.isTold = true;
@@ -67,6 +71,11 @@ export class MirrorStream {
       found.write.settled = true;
       if (this.#durability === "power") followed.disks[disk]?.flushed(new Set([found.write]));
     }
+  }
+
+  #isOldestOpen(epoch: number): boolean {
+    for (const [other, { isOpen }] of this.#followed) if (isOpen && other < epoch) return false;
+    return true;
   }
 
   /** What had been received, and no more, is lost with the process. */
@@ -78,6 +87,8 @@ export class MirrorStream {
   /** The secondary is promoted: whatever has been received is in its images. */
   promoted(epoch: number): readonly DiskModel[] {
     const disks = this.at(epoch);
+    const promised = this.#promisedEpoch;
+    assert(epoch >= promised, `a failover returns to ${epoch}, and guests were told that it returns ${promised}`);
     for (const { write, isTold } of this.#followed.get(epoch)?.sent ?? []) if (isTold) write.settled = true;
     return disks;
   }

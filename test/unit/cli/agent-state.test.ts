@@ -141,6 +141,28 @@ describe("the agent's state", () => {
     }
   });
 
+  it.each([
+    ["guests were told of what is not fsynced, and the host has lost its power", true, "boot-2", 0],
+    ["guests were told of what is not fsynced, and the agent alone has died", true, "boot-1", 3],
+    ["guests were told of what is fsynced, and the host has lost its power", false, "boot-2", 3],
+  ] as const)("of a mirror has a state to return to, or not: %s", async (_, acksUnsynced, bootId, epoch) => {
+    const storage = storageWithImage();
+    const mirror = { ...CONFIG, mode: "mirror" } as const;
+    const state = await open(storage, mirror);
+    await state.update((record) => ({ ...record, acksUnsynced, committed: { epoch: 3, atMs: 1 } }));
+    await state.close();
+    const random = new SimRandom(new SeededRandom(2));
+    const host = {
+      storage,
+      images: new FileImages(storage),
+      random,
+      bootId,
+      log: new SilentLog(),
+      clock: new ManualClock(),
+    };
+    expect((await openAgentState(host, mirror)).record.committed.epoch).toBe(epoch);
+  });
+
   it.each<readonly [string, string, boolean, number]>([
     ["of the same boot", "boot-1", false, 1],
     ["of another boot", "boot-2", false, 0],

@@ -25,7 +25,7 @@ function connectionsIn(text: string): string[] {
 }
 
 function hasDelay(connection: string): boolean {
-  return /\breconnect-delay=[1-9]|<reconnect delay=['"][1-9]/.test(connection);
+  return /\breconnect-delay["']?[=:] ?[1-9]|<reconnect delay=['"][1-9]/.test(connection);
 }
 
 describe("what is printed about QEMU", () => {
