@@ -18,7 +18,7 @@ import { statesNeeded, VmStateStore } from "../secondary/vm-state-store.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
-import { keepLosses, noteLosses } from "../shared/block/lost-writes.ts";
+import { keepLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
@@ -60,8 +60,6 @@ export interface AgentRolesOptions {
   readonly agent: AgentOptions;
   readonly state: StateFile;
   readonly images: ImageSource;
-  /** Opens what mirrors copy to. */
-  readonly targets: ImageSource;
   /** A disk has another image from now on. */
   readonly adopted: (disk: string, image: DiskImage) => void;
   /** Opens the copies beside the images: that one is away is told of the copy, and not of the disk. */
@@ -495,7 +493,11 @@ export class AgentRoles {
         return config.maxCheckpointAgeMs;
       },
       lease: this.#options.lease,
-      mirrorTargets: this.#mirrorTargets(),
+      mirrorTargets: new MirrorTargets({
+        ...this.#options,
+        lostSyncs: this.#lostSyncs,
+        replaceImage: (index, image) => this.#replaceImage(index, image),
+      }),
       settleEveryMs: config.settleEveryMs,
     });
     exports.serveCheckpoints(undefined);
@@ -504,42 +506,12 @@ export class AgentRoles {
     return { role: "Primary", primary, tracking, children: children.map(({ child }) => child) };
   }
 
-  #mirrorTargets(): MirrorTargets {
-    const { agent, state, targets } = this.#options;
-    const { storage, clock, random } = agent.host;
-    const { stateDirectory, extentBytes, dirtyFileMinBytes } = agent.config;
-    return new MirrorTargets({
-      state,
-      images: targets,
-      clock,
-      exportUri: agent.exportUri,
-      assertImageAllowed: agent.assertImageAllowed,
-      pivoted: (disk, image, left) => this.#pivoted(disk, image, left),
-      tracker: (slot, geometry) => {
-        const directory = `${stateDirectory}/mirrors/${slot}`;
-        storage.makeDirectory(`${stateDirectory}/mirrors`);
-        storage.makeDirectory(directory);
-        const { durability } = state.record;
-        return { storage, random, directory, geometry, extentBytes, durability, fileMinBytes: dirtyFileMinBytes };
-      },
-    });
-  }
-
-  /** A mirror's target has become the image of a disk. */
-  #pivoted(name: string, image: DiskImage, left: Promise<void>): void {
-    const { state, adopted, agent } = this.#options;
-    const index = state.record.disks.findIndex((disk) => disk.name === name);
-    const disk = state.record.disks[index];
+  /** A disk of the primary has another image. Returns the one before, which is to be closed. */
+  #replaceImage(index: number, image: DiskImage): OwnedChild | undefined {
     const active = this.#active;
-    assert(active.role === "Primary" && disk !== undefined, "a primary's disk has got another image");
-    noteLosses(image, disk, this.#lostSyncs);
-    adopted(name, image);
-    const [former] = active.children.splice(index, 1, image);
+    assert(active.role === "Primary", "a primary's disk has got another image");
     this.#promoted = []; // their merge is finished: a mirror needs that
-    left.then(
-      () => former?.close(),
-      (error: unknown) => agent.host.log.error({ reason: asColobusError(error) }, "an image is left open"),
-    );
+    return active.children.splice(index, 1, image)[0];
   }
 
   /** Copies beside the images are a primary's whose disks are its own images, and not overlays over them. */

@@ -136,7 +136,6 @@ export class Agent implements AgentControl {
       agent: options,
       state,
       images: this.#imageServers.watching(images),
-      targets: images,
       adopted: (disk, image) => this.#imageServers.watch(disk, image),
       childImages: images,
       sharedMark,

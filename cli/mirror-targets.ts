@@ -1,4 +1,5 @@
-import { ColobusError } from "../proto/errors.ts";
+import assert from "node:assert/strict";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { MirrorRequest } from "../proto/control-api.ts";
 import type { MirrorTargets as Targets } from "../primary/mirrors.ts";
 import type { ReplicatedDisk } from "../primary/replicated-disk.ts";
@@ -6,38 +7,62 @@ import { dataStretches, type Stretch } from "../shared/block/data-stretches.ts";
 import type { DiskImage, ImageSource } from "../shared/block/disk-image.ts";
 import { formatImageLocation, parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
-import type { Clock } from "../shared/host/clock.ts";
+import { noteLosses } from "../shared/block/lost-writes.ts";
 import { Deadline } from "../shared/host/deadline.ts";
+import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
+import type { AgentOptions } from "./agent-host.ts";
 
 export interface MirrorTargetsOptions {
+  readonly agent: AgentOptions;
   readonly state: StateFile;
-  readonly images: ImageSource;
-  readonly clock: Clock;
-  /** The URI under which clients reach an export of this agent. */
-  readonly exportUri: (name: string) => string;
-  readonly assertImageAllowed?: ((image: string) => void) | undefined;
-  readonly tracker: (slot: number, geometry: ClusterGeometry) => DirtyTrackerOptions;
-  readonly pivoted: (disk: string, image: DiskImage, left: Promise<void>) => void;
+  readonly childImages: ImageSource;
+  readonly lostSyncs: LostSyncs;
+  /** A disk has another image from now on. */
+  readonly adopted: (disk: string, image: DiskImage) => void;
+  /** The same, by the disk's place in the record. Returns the image before, which is to be closed. */
+  readonly replaceImage: (index: number, image: DiskImage) => { close(): void } | undefined;
 }
 
 /** Opens what mirrors copy to: any image that a disk could have, and that this agent does not use already. */
 export class MirrorTargets implements Targets {
-  readonly tracker: Targets["tracker"];
-  readonly pivoted: Targets["pivoted"];
   readonly #options: MirrorTargetsOptions;
 
   constructor(options: MirrorTargetsOptions) {
     this.#options = options;
-    this.tracker = options.tracker;
-    this.pivoted = options.pivoted;
+  }
+
+  tracker(slot: number, geometry: ClusterGeometry): DirtyTrackerOptions {
+    const { agent, state } = this.#options;
+    const { storage, random } = agent.host;
+    const { stateDirectory, extentBytes, dirtyFileMinBytes } = agent.config;
+    const directory = `${stateDirectory}/mirrors/${slot}`;
+    storage.makeDirectory(`${stateDirectory}/mirrors`);
+    storage.makeDirectory(directory);
+    const { durability } = state.record;
+    return { storage, random, directory, geometry, extentBytes, durability, fileMinBytes: dirtyFileMinBytes };
+  }
+
+  pivoted(name: string, image: DiskImage, left: Promise<void>): void {
+    const { agent, state, adopted, lostSyncs, replaceImage } = this.#options;
+    const index = state.record.disks.findIndex((disk) => disk.name === name);
+    const disk = state.record.disks[index];
+    assert(disk !== undefined, "a disk of the record has got another image");
+    noteLosses(image, disk, lostSyncs);
+    adopted(name, image);
+    const former = replaceImage(index, image);
+    left.then(
+      () => former?.close(),
+      (error: unknown) => agent.host.log.error({ reason: asColobusError(error) }, "an image is left open"),
+    );
   }
 
   async open(request: MirrorRequest, sizeBytes: number, signal: AbortSignal): Promise<DiskImage> {
     const location = parseImageLocation(request.target);
-    const { clock, images } = this.#options;
-    this.#options.assertImageAllowed?.(request.target);
+    const { agent, childImages: images } = this.#options;
+    const { clock } = agent.host;
+    agent.assertImageAllowed?.(request.target);
     this.#assertNotOwn(location, request.target);
     const deadline = new Deadline(clock, request.timeoutMs, signal);
     const opening = this.#open(request, sizeBytes);
@@ -56,7 +81,7 @@ export class MirrorTargets implements Targets {
   }
 
   reopen(target: string, sizeBytes: number): DiskImage {
-    return this.#options.images.open({ name: "", image: target, sizeBytes, cleanMark: null });
+    return this.#options.childImages.open({ name: "", image: target, sizeBytes, cleanMark: null });
   }
 
   async topLayer(disk: ReplicatedDisk): Promise<readonly Stretch[]> {
@@ -64,7 +89,7 @@ export class MirrorTargets implements Targets {
     const location = parseImageLocation(image);
     if (location.kind === "file") return dataStretches(disk.child, 0, disk.sizeBytes);
     await disk.flushChild();
-    const stretches = await this.#options.images.topLayer?.(image);
+    const stretches = await this.#options.childImages.topLayer?.(image);
     if (stretches !== undefined) return stretches;
     throw new ColobusError(
       "not-supported",
@@ -74,7 +99,7 @@ export class MirrorTargets implements Targets {
   }
 
   async #open({ target, create }: MirrorRequest, sizeBytes: number): Promise<DiskImage> {
-    const { images } = this.#options;
+    const { childImages: images } = this.#options;
     if (create && images.canCreate(target)) await images.create(target, sizeBytes);
     const found = await images.measure(target);
     const image = this.reopen(target, found);
@@ -88,10 +113,10 @@ export class MirrorTargets implements Targets {
   }
 
   #assertNotOwn(location: ImageLocation, target: string): void {
-    const { state, exportUri } = this.#options;
+    const { agent, state } = this.#options;
     for (const { name, image } of state.record.disks) {
       const own = parseImageLocation(image);
-      if (isSame(own, location) || (location.kind === "nbd" && isSameServer(location, exportUri(name)))) {
+      if (isSame(own, location) || (location.kind === "nbd" && isSameServer(location, agent.exportUri(name)))) {
         throw new ColobusError(
           "image-busy",
           `${target} is disk ${name} of this agent itself`,

@@ -168,7 +168,11 @@ describe("a mirror at work", () => {
     await mirror.start();
     let finishRead: () => void = () => undefined;
     mirror.bench.local.gate = ({ kind }) =>
-      kind === "read" ? new Promise<void>((resolve) => (finishRead = resolve)) : undefined;
+      kind === "read"
+        ? new Promise<void>((resolve) => {
+            finishRead = resolve;
+          })
+        : undefined;
     const content = Buffer.alloc(CLUSTER);
     const reading = mirror.bench.disk.read(content, 0);
     mirror.job.apply("complete");
@@ -193,7 +197,11 @@ describe("a mirror at work", () => {
     const snapshot = Buffer.from(mirror.bench.local.bytes);
     let flush: () => void = () => undefined;
     mirror.image.gate = ({ kind }) =>
-      kind === "flush" ? new Promise<void>((resolve) => (flush = resolve)) : undefined;
+      kind === "flush"
+        ? new Promise<void>((resolve) => {
+            flush = resolve;
+          })
+        : undefined;
     mirror.job.apply("cancel");
     await mirror.settle();
     expect(mirror.job.state).toBe("ready");
@@ -291,7 +299,11 @@ describe("a mirror at work", () => {
     await mirror.start();
     let letGo: () => void = () => undefined;
     mirror.image.gate = ({ kind }) =>
-      kind === "write" ? new Promise<void>((resolve) => (letGo = resolve)) : undefined;
+      kind === "write"
+        ? new Promise<void>((resolve) => {
+            letGo = resolve;
+          })
+        : undefined;
     const writing = mirror.write(0x21, 1);
     await mirror.settle(COPY_TIMEOUT_MS);
     await writing;
