@@ -3,7 +3,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { BUFFER_MEMORY_DEFAULT_BYTES, CHILD_TIMEOUT_DEFAULT_MS, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
-import type { ChildrenContext } from "../primary/disk-children.ts";
+import type { ChildrenContext } from "../primary/children-context.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
 import { withoutCopies } from "../primary/recorded-quorum.ts";
 import { MergeWork } from "../secondary/merge-work.ts";

@@ -11,7 +11,6 @@ import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { BlockDevice, Child } from "../shared/block/block-device.ts";
-import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -25,8 +24,9 @@ import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
+import { CopiesOfDisks } from "./copies-of-disks.ts";
 import type { CopyBeforeWrite } from "./copy-before-write.ts";
-import { DiskChildren, type ChildrenContext } from "./disk-children.ts";
+import type { ChildrenContext } from "./children-context.ts";
 import { DiskHealth } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
@@ -102,8 +102,7 @@ export class PrimaryRole {
   readonly #status: PrimaryStatus;
   /** With an arbiter. */
   readonly #keeper: PermitKeeper | undefined;
-  /** By disk; empty where there are none, and none may be added. */
-  readonly #copies: readonly DiskChildren[];
+  readonly copies: CopiesOfDisks;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
   /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
@@ -129,7 +128,7 @@ export class PrimaryRole {
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
-    this.#copies = this.#openCopies();
+    this.copies = new CopiesOfDisks(options.copies, options.children, this.#geometries, () => this.#guests.freeze());
     this.#keeper = this.#newKeeper();
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
@@ -158,7 +157,7 @@ export class PrimaryRole {
       syncs: this.#syncs,
       checkpoints: this.checkpoints,
       isPaired: () => this.#isPaired,
-      children: (disk) => this.#copies[disk]?.describe() ?? [],
+      children: (disk) => this.copies.describe(disk),
       verdict: () => this.#lastVerdict?.verdict,
     });
   }
@@ -170,7 +169,7 @@ export class PrimaryRole {
       isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
       flush: async (disk) => this.disks[disk]?.flushChild(),
     });
-    for (const [index, disk] of this.disks.entries()) this.#copies[index]?.start(disk);
+    this.copies.start(this.disks);
     this.#automatic.start();
     this.#keeper?.start();
     // What an earlier process has lost is to be seen before a guest flushes.
@@ -332,7 +331,7 @@ export class PrimaryRole {
       if (record.mode !== "shared" || !record.outdated) {
         for (const disk of this.disks) await disk.child.flush();
       }
-      await this.#leaveCopies(reason, isDemoted);
+      await this.copies.stop(reason, isDemoted ? this.#options.tracking : undefined);
     } catch (error) {
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
       return asColobusError(error);
@@ -348,50 +347,6 @@ export class PrimaryRole {
     } catch (error) {
       return asColobusError(error);
     }
-  }
-
-  #openCopies(): DiskChildren[] {
-    const { copies, children } = this.#options;
-    if (copies === undefined) return [];
-    return children.map(
-      ({ name, child }, index) =>
-        new DiskChildren({
-          ...copies,
-          disk: name,
-          local: child,
-          geometry: this.#geometries[index] ?? clusterGeometry(child.sizeBytes, copies.state.record.clusterBytes),
-          freeze: () => this.#guests.freeze(),
-        }),
-    );
-  }
-
-  /** The copies of a disk, for an operator's changes. Errors: `not-found`, `not-supported`. */
-  copiesOf(name: string): DiskChildren {
-    const index = this.disks.findIndex((disk) => disk.name === name);
-    if (index < 0) throw new ColobusError("not-found", `there is no disk ${name}`, "See `colobus status`.");
-    const copies = this.#copies[index];
-    if (copies !== undefined) return copies;
-    throw new ColobusError(
-      "not-supported",
-      `disk ${name} takes no copies beside its image here`,
-      this.#shared === undefined
-        ? "This agent was promoted: when its merge is over, restart it."
-        : "A shared disk has no copies: use a mode other than `shared`.",
-    );
-  }
-
-  /** Errors: where the images alone are gone on with, why one of them is not what its disk was. */
-  async #leaveCopies(reason: ColobusError, isDemoted: boolean): Promise<void> {
-    let fault: ColobusError | undefined;
-    for (const [index, copies] of this.#copies.entries()) {
-      await copies.stop(reason);
-      const lacks = copies.localFault;
-      if (lacks === undefined || !isDemoted) continue;
-      fault = lacks;
-      // The peer is to send what the image lacks.
-      await this.#options.tracking.add(index, [...clusterRuns(copies.localDirty)]);
-    }
-    if (fault !== undefined) throw fault;
   }
 
   #newKeeper(): PermitKeeper | undefined {
@@ -481,7 +436,7 @@ export class PrimaryRole {
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
     const shared = this.#shared?.children[index];
     if (shared !== undefined) return this.#sharedDisk(name, shared);
-    return new ReplicatedDisk(name, this.#copies[index]?.child ?? child, this.#guests.gate, {
+    return new ReplicatedDisk(name, this.copies.childOf(index) ?? child, this.#guests.gate, {
       mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
         this.checkpoints.countWrite(length);

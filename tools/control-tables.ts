@@ -109,8 +109,7 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "disks[].generations[].epoch":
     "Secondary: an epoch of which originals are held; up to the committed one they are those of kept checkpoints.",
   "disks[].generations[].bytes": "Bytes in the clusters that it holds; zero clusters count, and occupy no storage.",
-  "disks[].children[].name":
-    "`local` for a primary's own image, `base` on a secondary.",
+  "disks[].children[].name": "`local` for a primary's own image, `base` on a secondary.",
   "disks[].children[].kind": "`image` in this release.",
   "disks[].children[].path": "Path of the image, or how it is named.",
   "disks[].children[].state": "See [states.md](states.md#state-of-one-copy-of-a-disk).",
