@@ -13,7 +13,10 @@ import {
   SECONDARY_EXPORTS,
 } from "../proto/words.ts";
 
-/** Everything that one agent is started with; `agent-options.ts` makes it from flags and the configuration file. */
+/**
+ * Everything that one agent is started with; `agent-options.ts` makes it from flags and the configuration file. What
+ * `LiveSettings` names may change while it runs, and is read anew each time that it is needed.
+ */
 export const agentConfigSchema = z.object({
   /** The command's role word: what a new state directory begins with. */
   role: z.enum(ROLES),

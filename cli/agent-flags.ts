@@ -1,10 +1,13 @@
 /** The flags that every operator command has, and what they mean: which agent, how long, in which form. */
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import type { Argv } from "yargs";
 import { ColobusError } from "../proto/errors.ts";
 import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_MAX_MS } from "../proto/limits.ts";
 import { ControlClient, type ControlAddress } from "../shared/control/api-client.ts";
 import { CONTROL_SOCKET_NAME, findAgentDirectories } from "../shared/host/run-directory.ts";
+import { NodeClock } from "../shared/host/node-clock.ts";
+import { readBearerToken } from "../shared/host/token-file.ts";
+import { TlsFiles } from "../shared/host/tls-files.ts";
 import type { CommandHost } from "./command.ts";
 import { formatDuration, parseDuration } from "./quantities.ts";
 
@@ -16,9 +19,13 @@ export interface OutputFlags {
 }
 
 export interface AgentFlags extends OutputFlags {
-  run: string | undefined;
-  control: string | undefined;
-  timeout: string | undefined;
+  "run": string | undefined;
+  "control": string | undefined;
+  "token-file": string | undefined;
+  "tls-ca": string | undefined;
+  "tls-cert": string | undefined;
+  "tls-key": string | undefined;
+  "timeout": string | undefined;
 }
 
 export function outputFlags<T>(yargs: Argv<T>): Argv<T & OutputFlags> {
@@ -39,8 +46,16 @@ export function agentFlags<T>(yargs: Argv<T>): Argv<T & AgentFlags> {
     .option("control", {
       type: "string",
       requiresArg: true,
-      describe: "The agent's control API instead: unix:PATH or http://HOST:PORT",
+      describe: "The agent's control API instead: unix:PATH or https://HOST:PORT",
     })
+    .option("token-file", {
+      type: "string",
+      requiresArg: true,
+      describe: "For https: file with the agent's control token (COLOBUS_TOKEN_FILE)",
+    })
+    .option("tls-ca", { type: "string", requiresArg: true, describe: "For https: who signs the agent's certificate" })
+    .option("tls-cert", { type: "string", requiresArg: true, describe: "For https: certificate to show" })
+    .option("tls-key", { type: "string", requiresArg: true, describe: "The key of that certificate" })
     .option("timeout", {
       type: "string",
       requiresArg: true,
@@ -101,7 +116,8 @@ export function runDirectoryOfAgent({ address }: ControlClient): string {
 
 /** The socket `name` beside the agent's control socket, into which a hypervisor migrates by default. Errors: `usage` for one of another host. */
 export function vmStateSocketOf({ address }: ControlClient, name = "vmstate.sock"): string {
-  if (address.kind === "socket") return join(dirname(address.path), name);
+  // QEMU, which opens it, has another working directory.
+  if (address.kind === "socket") return resolve(dirname(address.path), name);
   throw new ColobusError("usage", "A VM migrates into a socket of its own host.", "Name the agent with --run.");
 }
 
@@ -111,7 +127,7 @@ function addressOf(flags: AgentFlags, host: Pick<CommandHost, "env">): ControlAd
     if (flags.run !== undefined) {
       throw new ColobusError("usage", "--run and --control both say where the agent is.", "Give one of them.");
     }
-    return parseControlUrl(control);
+    return parseControlUrl(control, flags, host);
   }
   const directory = runDirectoryOf(flags, host);
   const agents = findAgentDirectories(directory);
@@ -134,12 +150,32 @@ function addressOf(flags: AgentFlags, host: Pick<CommandHost, "env">): ControlAd
   return { kind: "socket", path: join(agent, CONTROL_SOCKET_NAME) };
 }
 
-function parseControlUrl(text: string): ControlAddress {
+function parseControlUrl(text: string, flags: AgentFlags, host: Pick<CommandHost, "env">): ControlAddress {
   if (text.startsWith("unix:")) return { kind: "socket", path: text.slice("unix:".length) };
-  if (URL.canParse(text) && new URL(text).protocol === "http:") return { kind: "url", url: text };
+  const protocol = URL.canParse(text) ? new URL(text).protocol : "";
+  if (protocol === "http:") return { kind: "url", url: text };
+  if (protocol === "https:") return { kind: "url", url: text, ...controlSecurity(flags, host) };
   throw new ColobusError(
     "usage",
     `--control ${JSON.stringify(text)} is not the address of a control API.`,
-    "Write unix:PATH or http://HOST:PORT.",
+    "Write unix:PATH or https://HOST:PORT.",
   );
+}
+
+/** What proves who the operator is, and the agent. The token is never in a flag: others can read those. */
+function controlSecurity(
+  flags: AgentFlags,
+  { env }: Pick<CommandHost, "env">,
+): Omit<Extract<ControlAddress, { kind: "url" }>, "kind" | "url"> {
+  const tokenFile = givenOnce("--token-file", flags["token-file"]) ?? env.COLOBUS_TOKEN_FILE;
+  const token = tokenFile === undefined || tokenFile === "" ? undefined : readBearerToken(tokenFile, "--token-file");
+  const paths = {
+    cert: givenOnce("--tls-cert", flags["tls-cert"]),
+    key: givenOnce("--tls-key", flags["tls-key"]),
+    ca: givenOnce("--tls-ca", flags["tls-ca"]),
+  };
+  if ((paths.cert === undefined) !== (paths.key === undefined)) {
+    throw new ColobusError("usage", "--tls-cert and --tls-key go together.", "Give both, or neither.");
+  }
+  return { token: token?.toString("utf8"), tls: new TlsFiles({ paths, clock: new NodeClock() }).options };
 }

@@ -1,14 +1,17 @@
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { join } from "node:path";
 import type { StateRecord } from "../proto/state-record.ts";
 import { ColobusError } from "../proto/errors.ts";
 import type { DiskImage, ImageSource, ImageUse } from "../shared/block/disk-image.ts";
+import type { Stretch } from "../shared/block/data-stretches.ts";
 import { assertSizeAsRecorded, changedBehind, FileImages } from "../shared/block/file-images.ts";
 import { parseImageLocation, type ImageFormat, type ImageLocation } from "../shared/block/image-location.ts";
 import type { StreamSource } from "../shared/host/byte-stream.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { createFormatImage } from "../shared/host/create-format-image.ts";
 import { readFormatFacts, type FormatFacts } from "../shared/host/format-facts.ts";
+import { readTopLayer } from "../shared/host/format-layers.ts";
 import { FormatServer } from "../shared/host/format-server.ts";
 import type { Log } from "../shared/host/log.ts";
 import { ServerAddress } from "../shared/host/node-byte-stream.ts";
@@ -19,6 +22,9 @@ import { NbdImage } from "../shared/nbd/nbd-image.ts";
 
 /** Formats that can be read while another host writes them, as long as it moves nothing that is read. */
 export const SHARED_FORMATS: readonly ImageFormat[] = ["qcow2", "vmdk", "vdi", "vpc"];
+
+/** Of a location's digest in the name of its server's socket: a socket's path is short. */
+const SOCKET_DIGITS = 8;
 
 export interface AgentImagesOptions {
   readonly storage: Storage;
@@ -90,6 +96,11 @@ export class AgentImages implements ImageSource {
     assertSizeAsRecorded(disk, connected.sizeBytes);
     this.#connected.delete(disk.image);
     return connected;
+  }
+
+  async topLayer(location: string): Promise<readonly Stretch[] | undefined> {
+    const parsed = parseImageLocation(location);
+    return parsed.kind === "format" ? readTopLayer(parsed) : undefined;
   }
 
   canCreate(location: string): boolean {
@@ -167,7 +178,9 @@ export class AgentImages implements ImageSource {
     const known = sources.get(location);
     if (known !== undefined) return known;
     const { runDirectory, log } = this.#options;
-    const socket = `image-${sources.size}${use === "foreign" ? "-reader" : ""}.sock`;
+    // The same in every process, whichever of the disks has the image by then.
+    const digest = createHash("sha256").update(location).digest("hex").slice(0, SOCKET_DIGITS);
+    const socket = `image-${digest}${use === "foreign" ? "-r" : ""}.sock`;
     const source =
       parsed.kind === "nbd"
         ? new ServerAddress(location, parsed.address)

@@ -26,16 +26,19 @@ import {
   MODES,
   PEER_LOSS_POLICIES,
   SECONDARY_EXPORTS,
-  type LogLevel,
+  type AckPolicy,
+  type Mode,
   type Role,
 } from "../proto/words.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { formatImageLocation, parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
+import { agentKeysSchema, type AgentKeys } from "./agent-keys.ts";
 import type { HostPort, ProcessConfig } from "./agent-process.ts";
 import type { Hook } from "./hook.ts";
+import { parseTls } from "./tls-options.ts";
 import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
-import { parseQuorum, quorumFlags, quorumOptionsShape } from "./quorum-options.ts";
+import { parseQuorum, quorumFlags } from "./quorum-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
 /** Names of disks become names of directories and exports. */
@@ -43,52 +46,6 @@ const DISK_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$/;
 const VM_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
 /** The window must hold at least a few of the largest messages. */
 const WINDOW_MIN_BYTES = 4 * 1024 * 1024;
-
-const scalar = z.union([z.string(), z.number()]).transform(String);
-const list = z.union([scalar.transform((one) => [one]), z.array(scalar)]);
-
-/** Every flag as the operator wrote it. The configuration file has the same keys. */
-const optionsSchema = z.strictObject({
-  "vm": scalar.optional(),
-  "run": scalar.optional(),
-  "state": scalar.optional(),
-  "disk": list.optional(),
-  "peer": list.optional(),
-  "listen": scalar.optional(),
-  "mode": z.enum(MODES).optional(),
-  "ack": z.enum(ACK_POLICIES).optional(),
-  "durability": z.enum(DURABILITIES).optional(),
-  "peer-timeout": scalar.optional(),
-  "on-peer-loss": z.enum(PEER_LOSS_POLICIES).optional(),
-  "on-congestion": z.enum(CONGESTION_POLICIES).optional(),
-  "resync-speed": scalar.optional(),
-  "window": scalar.optional(),
-  "cluster-size": scalar.optional(),
-  "checkpoint-every": scalar.optional(),
-  "max-checkpoint-age": scalar.optional(),
-  "secondary-export": z.enum(SECONDARY_EXPORTS).optional(),
-  "nbd-listen": scalar.optional(),
-  "token-file": scalar.optional(),
-  "insecure": z.boolean().optional(),
-  "create": z.boolean().optional(),
-  "assume-in-sync": z.boolean().optional(),
-  "adopt-image": z.boolean().optional(),
-  "fence-peer": scalar.optional(),
-  "fence-timeout": scalar.optional(),
-  "on-failover": scalar.optional(),
-  "on-failover-timeout": scalar.optional(),
-  "shared-mark": scalar.optional(),
-  "arbiter": list.optional(),
-  "arbiter-ttl": scalar.optional(),
-  "failover": z.enum(FAILOVER_KINDS).optional(),
-  "overlay-limit": scalar.optional(),
-  "buffer-memory": scalar.optional(),
-  "retain": scalar.optional(),
-  "control-listen": scalar.optional(),
-  "log-level": z.enum(LOG_LEVELS).optional(),
-  ...quorumOptionsShape,
-});
-type Options = z.infer<typeof optionsSchema>;
 
 export interface AgentArguments {
   readonly config: string | undefined;
@@ -116,9 +73,12 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
       "cluster-size",
       text(`Unit of copy-before-write (${formatBytes(CLUSTER_DEFAULT_BYTES)}); the same on both sides`),
     )
-    .option("peer", many("URL of the peer that this agent dials: ws://HOST:PORT"))
+    .option("peer", many("URL of the peer that this agent dials: wss://HOST:PORT, or ws:// without TLS"))
     .option("listen", text("HOST:PORT where the peer connects"))
-    .option("ack", word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async)"))
+    .option(
+      "ack",
+      word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async; applied in mode mirror)"),
+    )
     .option("window", text(`Bytes under way to the secondary at most (${formatBytes(WINDOW_DEFAULT_BYTES)})`))
     .option("checkpoint-every", text("Take a checkpoint of the disks by itself this often (off)"))
     .option("max-checkpoint-age", text("Older checkpoints count as no protection (off)"))
@@ -159,9 +119,14 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
       text(`Mode mc: what a secondary holds in memory beside its logs (${formatBytes(BUFFER_MEMORY_DEFAULT_BYTES)})`),
     )
     .option("retain", text("Committed checkpoints that a secondary keeps beside the last one (0)"))
-    .option("control-listen", text("Serve the control API on this HOST:PORT as well (off)"))
+    .option("control-listen", text("Serve the control API on this HOST:PORT as well, with TLS and a token (off)"))
+    .option("control-token-file", text("File with the token that clients of --control-listen must know"))
     .option("nbd-listen", text("Serve the exports on this HOST:PORT as well"))
     .option("token-file", text("File with the pre-shared token that both agents hold"))
+    .option("tls-cert", text("This agent's certificate (PEM): --listen speaks TLS then, and a wss:// peer is shown it"))
+    .option("tls-key", text("The key of that certificate"))
+    .option("tls-ca", text("Certificate authority whose certificates are believed"))
+    .option("tls-peer", many("Name that the peer's certificate must have; repeat it for each (whom it first met)"))
     .option("insecure", flag("Allow unencrypted links beyond this machine"))
     .option("log-level", word(LOG_LEVELS, "Least severe lines to log (info)"));
   const ofRole =
@@ -186,14 +151,20 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
   return ofRole;
 }
 
-/** The configuration that flags and file give together, checked. Errors: `usage`, naming the flag. */
-export async function readProcessConfig(
-  args: AgentArguments,
+/** What flags and configuration file say together; flags win. Errors: `usage`, with the place in the file. */
+export async function readAgentKeys(args: AgentArguments): Promise<AgentKeys> {
+  const path = givenOnce("--config", args.config);
+  if (path === undefined) return givenFlags(args);
+  const { readConfigFile } = await import("./config-file.ts"); // most starts have no file, and need no parser
+  return { ...readConfigFile(path), ...givenFlags(args) };
+}
+
+/** What an agent is started with, checked. Errors: `usage`, naming the flag. */
+export function processConfigOf(
+  options: AgentKeys,
   role: Role,
   env: Readonly<Record<string, string | undefined>>,
-): Promise<ProcessConfig & { readonly logLevel: LogLevel }> {
-  const options: Options = { ...(await readConfigFile(givenOnce("--config", args.config))), ...givenFlags(args) };
-  refuseUnavailable(options);
+): ProcessConfig {
   refuseContradictions(options);
   const vm = options.vm ?? "vm";
   if (!VM_NAME.test(vm)) throw invalid("--vm", vm, "Use letters, digits, and `.`, `_`, `-`.");
@@ -220,8 +191,7 @@ export async function readProcessConfig(
       disks,
       ...(role === "Primary" ? parseQuorum(options, disks, options.mode) : {}),
       peers,
-      // Originals are acknowledged as soon as they are stable.
-      ack: options.ack ?? (options.mode === "shared" ? "applied" : "async"),
+      ack: options.ack ?? ACK_BY_MODE[options.mode ?? "colo"],
       durability: options.durability ?? "power",
       peerTimeoutMs: positive(
         parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"),
@@ -254,6 +224,8 @@ export async function readProcessConfig(
     listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
     tokenFile: options["token-file"],
+    tls: parseTls(options, options["token-file"] !== undefined),
+    control: parseControl(options),
     fence: parseHook(options, { flag: "fence-peer", timeout: "fence-timeout", defaultMs: FENCE_TIMEOUT_DEFAULT_MS }),
     onFailover: parseHook(options, {
       flag: "on-failover",
@@ -265,43 +237,26 @@ export async function readProcessConfig(
   };
 }
 
-async function readConfigFile(path: string | undefined): Promise<Options> {
-  if (path === undefined) return {};
-  const { parseConfigFile } = await import("./config-file.ts"); // most starts have no file, and need no parser
-  const checked = optionsSchema.safeParse(parseConfigFile(path));
-  if (checked.success) return checked.data;
-  throw new ColobusError(
-    "usage",
-    `the configuration file ${path} is not of the documented form: ${z.prettifyError(checked.error)}`,
-    "Its keys are the names of the flags; see `colobus primary --help`.",
-  );
-}
-
 /** The flags that were given: yargs also lists its own fields, aliases and undefined ones. */
-function givenFlags(args: AgentArguments): Options {
+function givenFlags(args: AgentArguments): AgentKeys {
   const given = Object.fromEntries(
-    Object.keys(optionsSchema.shape)
+    Object.keys(agentKeysSchema.shape)
       .map((key) => [key, args[key]] as const)
       .filter(([, value]) => value !== undefined),
   );
-  const checked = optionsSchema.safeParse(given);
+  const checked = agentKeysSchema.safeParse(given);
   if (checked.success) return checked.data;
   throw new ColobusError("usage", z.prettifyError(checked.error), "Give each flag once; see --help.");
 }
 
-function refuseUnavailable(options: Options): void {
-  const refused: [string, string | undefined, readonly string[]][] = [
-    ["--mode", options.mode, ["colo", "mc", "shared"]],
-    ["--control-listen", options["control-listen"], ["off"]],
-  ];
-  for (const [flag, value, available] of refused) {
-    if (value === undefined || available.includes(value)) continue;
-    const instead = `Use ${available.map((one) => `${flag} ${one}`).join(" or ")}.`;
-    throw new ColobusError("usage", `${flag} ${value} is not available in this release`, instead);
-  }
-}
+/** Originals are acknowledged as soon as they are stable; where there are no epochs, what guests are told is what counts. */
+const ACK_BY_MODE = { colo: "async", mc: "async", shared: "applied", mirror: "applied" } as const satisfies Record<
+  Mode,
+  AckPolicy
+>;
 
-function refuseContradictions(options: Options): void {
+function refuseContradictions(options: AgentKeys): void {
+  if (options.mode === "mirror") refuseOnMirror(options);
   if (options.mode === "shared") refuseOnShared(options);
   else if (options["shared-mark"] !== undefined) {
     throw invalid("--shared-mark", options["shared-mark"], "It is for --mode shared.");
@@ -311,7 +266,7 @@ function refuseContradictions(options: Options): void {
   }
   if (options["on-congestion"] !== "detach") return;
   const contradictions: [string, string | undefined, string][] = [
-    ["--ack", options.ack, "async"],
+    ["--ack", options.ack ?? ACK_BY_MODE[options.mode ?? "colo"], "async"],
     ["--on-peer-loss", options["on-peer-loss"], "continue"],
   ];
   for (const [flag, value, required] of contradictions) {
@@ -324,8 +279,31 @@ function refuseContradictions(options: Options): void {
   }
 }
 
+/** What is about checkpoints means nothing where there are none. */
+function refuseOnMirror(options: AgentKeys): void {
+  const noCheckpoints = "There are no checkpoints: a failover returns the last write that is stable on the secondary.";
+  const refused: [string, boolean, string][] = [
+    ["--checkpoint-every", isOn(options["checkpoint-every"]), noCheckpoints],
+    ["--max-checkpoint-age", isOn(options["max-checkpoint-age"]), noCheckpoints],
+    ["--retain", options.retain !== undefined && options.retain !== "0", noCheckpoints],
+    [
+      "--secondary-export read-write",
+      options["secondary-export"] === "read-write",
+      "The export is the disk that the primary writes: read-only, or off.",
+    ],
+    ["--arbiter", options.arbiter !== undefined, "Nobody takes over by itself in this mode in this release."],
+  ];
+  for (const [flag, isGiven, why] of refused) {
+    if (isGiven) throw new ColobusError("usage", `--mode mirror and ${flag} contradict each other`, why);
+  }
+}
+
+function isOn(duration: string | undefined): boolean {
+  return duration !== undefined && duration !== "off";
+}
+
 /** What is about copies of a disk means nothing where there is one disk. */
-function refuseOnShared(options: Options): void {
+function refuseOnShared(options: AgentKeys): void {
   const refused: [string, boolean, string][] = [
     ["--ack", options.ack !== undefined, "A write waits until the secondary has the original, and for nothing else."],
     [
@@ -380,10 +358,8 @@ function absolute<T extends { readonly path: string }>(location: T): T {
 }
 
 function parsePeer(text: string): string {
-  if (text.startsWith("wss:"))
-    throw invalid("--peer", text, "TLS is not available in this release; use ws:// within a protected network.");
-  if (URL.canParse(text) && new URL(text).protocol === "ws:") return text;
-  throw invalid("--peer", text, "Write ws://HOST:PORT.");
+  if (URL.canParse(text) && ["ws:", "wss:"].includes(new URL(text).protocol)) return text;
+  throw invalid("--peer", text, "Write wss://HOST:PORT, or ws://HOST:PORT without TLS.");
 }
 
 function parseHostPort(text: string, flag: string): HostPort {
@@ -391,6 +367,19 @@ function parseHostPort(text: string, flag: string): HostPort {
   const port = Number(match?.[2]);
   if (match?.[1] === undefined || port > 65_535) throw invalid(flag, text, "Write HOST:PORT, such as 127.0.0.1:7000.");
   return { host: match[1].replace(/^\[|\]$/g, ""), port };
+}
+
+function parseControl(options: AgentKeys): ProcessConfig["control"] {
+  const { "control-listen": listen, "control-token-file": tokenFile } = options;
+  if (listen === undefined || listen === "off") return undefined;
+  const address = parseHostPort(listen, "--control-listen");
+  if (options["tls-cert"] === undefined) {
+    throw missing("--tls-cert FILE", "The control API is served over TCP only with TLS.");
+  }
+  if (tokenFile === undefined) {
+    throw missing("--control-token-file FILE", "The control API is served over TCP only to who knows a token.");
+  }
+  return { address, tokenFile };
 }
 
 function parseWindow(text: string | undefined): number {
@@ -421,7 +410,7 @@ function parseOverlayLimit(text: string | undefined): number | undefined {
 }
 
 function parseHook(
-  options: Options,
+  options: AgentKeys,
   names: {
     readonly flag: "fence-peer" | "on-failover";
     readonly timeout: "fence-timeout" | "on-failover-timeout";

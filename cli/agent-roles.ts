@@ -4,6 +4,7 @@ import { BUFFER_MEMORY_DEFAULT_BYTES, CHILD_TIMEOUT_DEFAULT_MS, STATE_RETRY_MS }
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import type { ChildrenContext } from "../primary/children-context.ts";
+import { allFailed } from "../primary/mirror-record.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
 import { withoutCopies } from "../primary/recorded-quorum.ts";
 import { MergeWork } from "../secondary/merge-work.ts";
@@ -16,7 +17,7 @@ import { statesNeeded, VmStateStore } from "../secondary/vm-state-store.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
-import { keepLosses } from "../shared/block/lost-writes.ts";
+import { keepLosses, noteLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
@@ -29,8 +30,11 @@ import type { Pulse } from "../shared/replication/pulse.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent-host.ts";
 import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
+import type { LiveSettings } from "./live-config.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import type { DiskExports } from "./disk-export.ts";
+import { MirrorTargets } from "./mirror-targets.ts";
+import { PeerBinding, refuse } from "./peer-binding.ts";
 import { quorumPolicyOf } from "./quorum-options.ts";
 import type { Judged } from "./verdict-answer.ts";
 
@@ -38,7 +42,8 @@ export interface ActivePrimary {
   readonly role: "Primary";
   readonly primary: PrimaryRole;
   readonly tracking: PeerTracking;
-  readonly children: readonly OwnedChild[];
+  /** One for each disk, as it is at present. */
+  readonly children: OwnedChild[];
 }
 
 export interface ActiveSecondary {
@@ -54,6 +59,10 @@ export interface AgentRolesOptions {
   readonly agent: AgentOptions;
   readonly state: StateFile;
   readonly images: ImageSource;
+  /** Opens what mirrors copy to. */
+  readonly targets: ImageSource;
+  /** A disk has another image from now on. */
+  readonly adopted: (disk: string, image: DiskImage) => void;
   /** Opens the copies beside the images: that one is away is told of the copy, and not of the disk. */
   readonly childImages: ImageSource;
   /** The mark beside shared disks, where there is a place for it. */
@@ -87,10 +96,12 @@ export class AgentRoles {
   #stopping = false;
   #isStarting = true;
   readonly #lostSyncs: LostSyncs;
+  readonly #binding: PeerBinding;
 
   /** Takes up the recorded role. Errors: those of opening the images. */
   constructor(options: AgentRolesOptions) {
     this.#options = options;
+    this.#binding = new PeerBinding({ ...options.agent.host, state: options.state });
     this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
     const { record } = options.state;
     this.vmStates = new VmStateStore({
@@ -121,6 +132,11 @@ export class AgentRoles {
     return active.role === "Secondary" || (this.#wasPromotedHere && !active.primary.checkpoints.hasCountedWrites);
   }
 
+  /** The part of the configuration that may change has changed. */
+  settingsChanged(settings: LiveSettings): void {
+    if (this.#active.role === "Primary") this.#active.primary.settingsChanged(settings);
+  }
+
   start(): void {
     if (this.#active.role === "Primary") this.#active.primary.start();
     if (this.#promoted.length > 0) this.#startMerge();
@@ -128,10 +144,11 @@ export class AgentRoles {
   }
 
   accept(link: Link, ended?: (wasOpen: boolean) => void): void {
-    if (this.#stopping) {
-      link.start({ message: () => undefined, closed: () => ended?.(false) });
-      link.close(new ColobusError("shutting-down", "the agent is being stopped", "Try again later."));
-    } else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended);
+    const refusal = this.#stopping
+      ? new ColobusError("shutting-down", "the agent is being stopped", "Try again later.")
+      : this.#binding.refusalOf(link);
+    if (refusal !== undefined) refuse(link, refusal, () => ended?.(false));
+    else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended);
     else this.#active.secondary.accept(link, ended);
   }
 
@@ -155,7 +172,7 @@ export class AgentRoles {
       const hello = role().hello();
       const { peerTimeoutMs } = config;
       const judged = await probePeer({
-        dialer: host.dialer(url),
+        dialer: this.#binding.guard(host.dialer(url)),
         clock: host.clock,
         hello,
         token,
@@ -228,8 +245,14 @@ export class AgentRoles {
         fault === undefined && state.record.mode !== "shared"
           ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
           : { epoch: 0, atMs: 0 };
-      await this.#record((record) =>
-        demoted({ ...record, disks: record.disks.map(withoutCopies) }, checkpoint, request.discardsOwn),
+      const notPrimary = new ColobusError("not-primary", "this side is not Primary any more");
+      const atMs = agent.host.clock.wallMs();
+      await this.#record((whole) =>
+        demoted(
+          allFailed({ ...whole, disks: whole.disks.map(withoutCopies) }, atMs, notPrimary),
+          checkpoint,
+          request.discardsOwn,
+        ),
       );
       this.vmStates.keepOnly(statesNeeded(state.record));
       this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
@@ -293,7 +316,7 @@ export class AgentRoles {
     if (url === undefined || this.#stopping) return;
     const { host } = this.#options.agent;
     const connector: Connector = new Connector({
-      dialer: host.dialer(url),
+      dialer: this.#binding.guard(host.dialer(url)),
       clock: host.clock,
       random: host.random,
       isWanted: () => {
@@ -302,6 +325,7 @@ export class AgentRoles {
       },
       connected: (link) => this.accept(link, (wasOpen) => connector.lost(wasOpen)),
       failed: (reason) => {
+        this.#binding.told(reason, url);
         const active = this.#active;
         if (active.role === "Primary") active.primary.dialFailed(reason);
         else active.secondary.dialFailed(reason);
@@ -372,7 +396,7 @@ export class AgentRoles {
       const disk = secondary.disks.find((candidate) => candidate.name === name);
       if (disk !== undefined) exports.put(name, state.record.vm, disk.view, secondaryExport === "read-only");
     }
-    exports.serveCheckpoints(checkpointExportsOf(secondary));
+    if (state.record.mode !== "mirror") exports.serveCheckpoints(checkpointExportsOf(secondary));
   }
 
   #openPrimary(): ActivePrimary {
@@ -455,17 +479,63 @@ export class AgentRoles {
       windowBytes: config.windowBytes,
       onPeerLoss: config.onPeerLoss,
       onCongestion: config.onCongestion,
-      resyncSpeed: config.resyncSpeed,
+      get resyncSpeed() {
+        return config.resyncSpeed;
+      },
       assumeInSync: config.assumeInSync,
       sharedMark: this.#options.sharedMark,
       unflushedThrough: unflushedThrough(state.record, host.bootId),
-      checkpointEveryMs: config.checkpointEveryMs,
-      maxCheckpointAgeMs: config.maxCheckpointAgeMs,
+      get checkpointEveryMs() {
+        return config.checkpointEveryMs;
+      },
+      get maxCheckpointAgeMs() {
+        return config.maxCheckpointAgeMs;
+      },
       lease: this.#options.lease,
+      mirrorTargets: this.#mirrorTargets(),
+      settleEveryMs: config.settleEveryMs,
     });
     exports.serveCheckpoints(undefined);
     for (const disk of primary.disks) exports.put(disk.name, state.record.vm, primary.exported(disk), false);
     return { role: "Primary", primary, tracking, children: children.map(({ child }) => child) };
+  }
+
+  #mirrorTargets(): MirrorTargets {
+    const { agent, state, targets } = this.#options;
+    const { storage, clock, random } = agent.host;
+    const { stateDirectory, extentBytes, dirtyFileMinBytes } = agent.config;
+    return new MirrorTargets({
+      state,
+      images: targets,
+      clock,
+      exportUri: agent.exportUri,
+      assertImageAllowed: agent.assertImageAllowed,
+      pivoted: (disk, image, left) => this.#pivoted(disk, image, left),
+      tracker: (slot, geometry) => {
+        const directory = `${stateDirectory}/mirrors/${slot}`;
+        storage.makeDirectory(`${stateDirectory}/mirrors`);
+        storage.makeDirectory(directory);
+        const { durability } = state.record;
+        return { storage, random, directory, geometry, extentBytes, durability, fileMinBytes: dirtyFileMinBytes };
+      },
+    });
+  }
+
+  /** A mirror's target has become the image of a disk. */
+  #pivoted(name: string, image: DiskImage, left: Promise<void>): void {
+    const { state, adopted, agent } = this.#options;
+    const index = state.record.disks.findIndex((disk) => disk.name === name);
+    const disk = state.record.disks[index];
+    const active = this.#active;
+    assert(active.role === "Primary" && disk !== undefined, "a primary's disk has got another image");
+    noteLosses(image, disk, this.#lostSyncs);
+    adopted(name, image);
+    const [former] = active.children.splice(index, 1, image);
+    this.#promoted = []; // their merge is finished: a mirror needs that
+    left.then(
+      () => former?.close(),
+      (error: unknown) => agent.host.log.error({ reason: asColobusError(error) }, "an image is left open"),
+    );
   }
 
   /** Copies beside the images are a primary's whose disks are its own images, and not overlays over them. */

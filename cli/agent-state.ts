@@ -1,10 +1,12 @@
 import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
-import type { StateRecord } from "../proto/state-record.ts";
+import type { MirrorMark, StateRecord } from "../proto/state-record.ts";
+import { allFailed } from "../primary/mirror-record.ts";
 import { withoutCopies, withUntrackedCopies } from "../primary/recorded-quorum.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
+import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
@@ -16,6 +18,7 @@ export interface StateHost {
   readonly storage: Storage;
   readonly images: ImageSource;
   readonly random: Random;
+  readonly clock: Clock;
   readonly bootId: string;
   readonly log: Log;
 }
@@ -36,23 +39,31 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     );
   }
   try {
-    if (config.adoptImages) await adoptImages(host.images, existing, config);
+    if (config.adoptImages) await adoptImages(host, existing, config);
     assertSame(existing.record, config);
     const isSuspect = await mayHaveLostData(existing.record, host);
+    const isTorn = await mayBeTorn(existing.record, host);
     const lostBarriers = await hasLostBarriers(existing.record, host);
     // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
     // overlays by it, so it has to stand first.
     await existing.update((record) => ({
-      ...(isSuspect ? suspect(record, newId(host.random)) : record),
+      ...(isSuspect ? suspect(record, newId(host.random)) : isTorn ? torn(record) : record),
       durability: config.durability,
       unflushedThrough: lostBarriers ? record.epochReserved : record.unflushedThrough,
       lostSyncs: stillLost(record, host.bootId),
       replaysOwed: [],
+      disks: namedAsRecorded(record.disks, config),
     }));
     if (isSuspect) {
       host.log.warn(
         { durability: "process" },
         "the host, or a server of an image, has died since this agent last ran, and it never fsyncs: everything is sent or compared again",
+      );
+    }
+    if (isTorn) {
+      host.log.warn(
+        { mode: "mirror" },
+        "the host, or a server of an image, has died, and what guests were told of was not fsynced here: this side is Inconsistent until its next sync",
       );
     }
   } catch (error) {
@@ -83,6 +94,18 @@ async function mayHaveLostData(record: StateRecord, { bootId, images }: StateHos
   if (record.durability !== "process" || !isUnclean) return false;
   if (record.bootId !== bootId) return true;
   return record.mode !== "shared" && (record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "own"));
+}
+
+/** Whether images of mode `mirror` may lack a write, and have a later one, which no disk would after a crash. */
+async function mayBeTorn(record: StateRecord, { bootId, images }: StateHost): Promise<boolean> {
+  const isUnclean = record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null);
+  if (record.acksUnsynced !== true || record.role !== "Secondary" || !isUnclean) return false;
+  return record.bootId !== bootId || images.haveLostWrites(record.disks, "own");
+}
+
+/** There is no state to return to; what the primary knows of this side's copy stands, for it was told of what is durable. */
+function torn(record: StateRecord): StateRecord {
+  return { ...record, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [], acksUnsynced: false };
 }
 
 /**
@@ -126,9 +149,22 @@ function suspect(whole: StateRecord, agentId: string): StateRecord {
   const record = { ...whole, disks: whole.disks.map(withUntrackedCopies) };
   // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
   if (record.mode === "shared" && record.role === "Primary") return record;
-  const untracked = { ...record, tracks: null, pairing: null };
+  const untracked = { ...record, tracks: null, pairing: null, mirrors: record.mirrors.map(withoutBitmap) };
   if (record.role === "Primary") return untracked;
   return { ...untracked, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [] };
+}
+
+function withoutBitmap(mark: MirrorMark): MirrorMark {
+  return { ...mark, isTracked: false };
+}
+
+/** Where the command line names a disk's recorded image, it means no other one any more. */
+function namedAsRecorded(disks: StateRecord["disks"], config: AgentConfig): StateRecord["disks"] {
+  return disks.map((disk) => {
+    if (!config.disks.some(({ name, image }) => name === disk.name && image === disk.image)) return disk;
+    const { formerImage: _, ...named } = disk;
+    return named;
+  });
 }
 
 /** The state directory and the overlays' directories in it; durable, so that no file in them can vanish with them. */
@@ -173,6 +209,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
     merge: null,
     lostSyncs: [],
     replaysOwed: [],
+    mirrors: [],
     bootId: host.bootId,
   };
 }
@@ -181,7 +218,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
  * Takes the images as they are and where the command line says: nothing is known any more of what a secondary has.
  * Errors: `usage` on a secondary, whose overlays belong to the recorded images, and while a merge is unfinished.
  */
-async function adoptImages(images: ImageSource, state: StateFile, config: AgentConfig): Promise<void> {
+async function adoptImages(host: StateHost, state: StateFile, config: AgentConfig): Promise<void> {
   if (state.record.role !== "Primary" || state.record.merge !== null) {
     throw new ColobusError(
       "usage",
@@ -196,11 +233,14 @@ async function adoptImages(images: ImageSource, state: StateFile, config: AgentC
       ...withoutCopies(disk),
       name: disk.name,
       image,
-      sizeBytes: await images.measure(image, imageUseOf(state.record)),
+      sizeBytes: await host.images.measure(image, imageUseOf(state.record)),
       cleanMark: null,
     });
   }
-  await state.update((record) => ({ ...record, disks, tracks: null, lostSyncs: [] }));
+  const reason = new ColobusError("image-changed", "the agent was started with --adopt-image");
+  await state.update((record) =>
+    allFailed({ ...record, disks, tracks: null, lostSyncs: [] }, host.clock.wallMs(), reason),
+  );
 }
 
 /** The images' sizes; null where one is to be created at the primary's size. */
@@ -236,7 +276,7 @@ function assertSame(record: StateRecord, config: AgentConfig): void {
   }
   for (const disk of record.disks) {
     const given = config.disks.find((candidate) => candidate.name === disk.name);
-    if (given !== undefined && given.image !== disk.image) {
+    if (given !== undefined && given.image !== disk.image && given.image !== disk.formerImage) {
       throw new ColobusError(
         "image-changed",
         `disk ${disk.name} is recorded with image ${disk.image}, and the command line says ${given.image}`,

@@ -13,14 +13,17 @@ import type {
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
+  JobRequest,
   JobSpeed,
   JobStatus,
   JobVerb,
+  MirrorRequest,
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
   StoredVmState,
   StoredVmStateRequest,
+  ReloadAnswer,
   ResyncAnswer,
   ResyncRequest,
   RollbackAnswer,
@@ -28,6 +31,7 @@ import type {
   Status,
   SwitchoverAnswer,
   SwitchoverRequest,
+  VerifyRequest,
   VmStateAnswer,
   VmStateRequest,
   WaitAnswer,
@@ -35,7 +39,8 @@ import type {
 } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
-import type { EventType, Role, WaitCondition } from "../proto/words.ts";
+import { isInSync, type EventType, type Role, type WaitCondition } from "../proto/words.ts";
+import { describeMirror } from "../primary/mirror-record.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import { withoutCleanMarks } from "../primary/recorded-quorum.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
@@ -49,6 +54,7 @@ import { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { AgentOptions } from "./agent-host.ts";
+import { AgentMetrics } from "./agent-metrics.ts";
 import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
@@ -56,6 +62,7 @@ import { changeChild } from "./change-child.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
+import { assertEpochs } from "./no-epochs.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
@@ -70,6 +77,7 @@ export class Agent implements AgentControl {
   readonly #options: AgentOptions;
   readonly #state: StateFile;
   readonly #events: EventLog;
+  readonly #metrics = new AgentMetrics();
   readonly #jobs: JobList;
   readonly #roles: AgentRoles;
   readonly #roleCommands: RoleCommands;
@@ -92,6 +100,7 @@ export class Agent implements AgentControl {
     this.#options = options;
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
+    this.#events.follow((event) => this.#metrics.count(event));
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
@@ -107,7 +116,9 @@ export class Agent implements AgentControl {
       ...options.host,
       state,
       jobs: this.#jobs,
-      fence: options.fence,
+      get fence() {
+        return options.fence;
+      },
       roles: () => this.#roles,
       takeover: () => this.#arbitration?.takeover,
       promoted: (epoch) => void this.#startVm(epoch),
@@ -122,6 +133,8 @@ export class Agent implements AgentControl {
       agent: options,
       state,
       images: this.#imageServers.watching(images),
+      targets: images,
+      adopted: (disk, image) => this.#imageServers.watch(disk, image),
       childImages: images,
       sharedMark,
       isMarkOwn,
@@ -244,7 +257,12 @@ export class Agent implements AgentControl {
     };
   }
 
+  metrics(): string {
+    return this.#metrics.render(this.status(), this.exports.disks(), this.#options.host.processFigures?.());
+  }
+
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     if (request.vmstate === true && !request.prepare) {
       throw new ColobusError(
         "usage",
@@ -260,6 +278,7 @@ export class Agent implements AgentControl {
     content: AsyncIterator<Uint8Array, unknown>,
     signal: AbortSignal,
   ): Promise<CheckpointAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     return this.#primary("checkpoint").vmStates.checkpoint(request, content, signal);
   }
 
@@ -268,6 +287,7 @@ export class Agent implements AgentControl {
     content: AsyncIterator<Uint8Array, unknown>,
     signal: AbortSignal,
   ): Promise<VmStateAnswer> {
+    assertEpochs(this.#state.record.mode, "checkpoint");
     return this.#primary("checkpoint").vmStates.receive(request, content, signal);
   }
 
@@ -276,10 +296,12 @@ export class Agent implements AgentControl {
   }
 
   async commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer> {
+    assertEpochs(this.#state.record.mode, "commit");
     return this.#primary("commit").vmStates.commit(request, signal);
   }
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
+    assertEpochs(this.#state.record.mode, "discard");
     return this.#primary("discard").checkpoints.discard(request.epoch, request.timeoutMs, signal);
   }
 
@@ -303,12 +325,39 @@ export class Agent implements AgentControl {
     return this.#roleCommands.switchover(request, signal);
   }
 
+  async reload(): Promise<ReloadAnswer> {
+    const { reload, config } = this.#options;
+    if (reload === undefined) throw new ColobusError("usage", "this agent has no configuration to read anew");
+    const { answer, settings } = await reload();
+    Object.assign(config, settings);
+    if (settings.resyncSpeed !== undefined) {
+      for (const job of this.#jobs.all()) if (job.state !== "concluded") job.setSpeed(settings.resyncSpeed);
+    }
+    this.#roles.settingsChanged(settings);
+    this.#emit("config-reloaded", { ...answer });
+    return answer;
+  }
+
   async resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer> {
     return request.giveUpCheckpoint ? this.#changes.giveUp(request, signal) : this.#primary("resync").resync();
   }
 
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {
+    assertEpochs(this.#state.record.mode, "rollback");
     return this.#changes.rollBack(request, signal);
+  }
+
+  async verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus> {
+    const job = this.#primary("verify").verifies.start(request);
+    if (request.wait) {
+      const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
+      try {
+        await deadline.race(job.finished(), `${job.id} goes on`);
+      } finally {
+        deadline.end();
+      }
+    }
+    return job.describe();
   }
 
   changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {
@@ -334,12 +383,18 @@ export class Agent implements AgentControl {
   }
 
   jobs(): JobStatus[] {
-    return this.#jobs.all().map((job) => job.describe());
+    const jobs = this.#jobs.all().map((job) => job.describe());
+    const others = this.#state.record.mirrors.filter((mark) => !jobs.some(({ id }) => id === mark.id));
+    return [...others.map(describeMirror), ...jobs];
   }
 
-  async job(id: string, verb: JobVerb): Promise<JobStatus> {
+  async mirror(request: MirrorRequest, signal: AbortSignal): Promise<JobStatus> {
+    return (await this.#primary("mirror").mirrors.begin(request, signal)).describe();
+  }
+
+  async job(id: string, verb: JobVerb, request?: JobRequest): Promise<JobStatus> {
     const job = this.#jobs.get(id);
-    job.apply(verb);
+    job.apply(verb, request);
     return Promise.resolve(job.describe());
   }
 
@@ -429,7 +484,7 @@ export class Agent implements AgentControl {
       case "connected":
         return peers.some((peer) => peer.connection === "Connected");
       case "synced":
-        return peers.some((peer) => peer.replication === "Established");
+        return peers.some((peer) => isInSync(peer.replication));
       case "committed":
         return epoch.committed > 0;
       case "merged":

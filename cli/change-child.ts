@@ -21,7 +21,7 @@ export async function changeChild(
     throw new ColobusError("usage", `a copy to ${verb} is named ${verb === "remove" ? "without" : "with"} its image`);
   }
   if (image !== undefined) parseImageLocation(image);
-  const copies = primary.copies.of(disk);
+  const copies = primary.copiesOf(disk);
   const deadline = new Deadline(clock, timeoutMs, signal);
   const change = async (): Promise<void> => {
     if (verb !== "add") await copies.remove(name, { isReplaced: verb === "replace" });

@@ -1,7 +1,7 @@
 /**
  * What a command of the command line is: its yargs declaration, and a function that runs it with the host's output,
  * clock and interruption. A command succeeds by returning and fails by throwing a ColobusError, whose row in the error
- * table gives the exit code.
+ * table gives the exit code; or it returns the exit code, where its result itself says that something is wrong.
  */
 import type { ArgumentsCamelCase, Argv } from "yargs";
 import type { Clock } from "../shared/host/clock.ts";
@@ -23,7 +23,7 @@ export interface CommandDeclaration<U> {
   readonly command: string;
   readonly describe: string;
   readonly builder: (yargs: Argv) => Argv<U>;
-  readonly run: (args: ArgumentsCamelCase<U>, host: CommandHost) => Promise<void> | void;
+  readonly run: (args: ArgumentsCamelCase<U>, host: CommandHost) => Promise<number | void> | void;
 }
 
 export interface Command {
@@ -34,6 +34,16 @@ export interface Command {
   install(yargs: Argv, building: (yargs: Argv) => void, chosen: (run: RunCommand) => void): void;
 }
 
+/** A command has told itself what is wrong, as its result: only the exit code is left. */
+export class ReportedFailure extends Error {
+  readonly exit: number;
+
+  constructor(exit: number) {
+    super("the result tells what is wrong");
+    this.exit = exit;
+  }
+}
+
 /** Resolves when the signal aborts. */
 export function untilAborted(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
@@ -42,7 +52,7 @@ export function untilAborted(signal: AbortSignal): Promise<void> {
   });
 }
 
-export type RunCommand = (host: CommandHost) => Promise<void> | void;
+export type RunCommand = (host: CommandHost) => Promise<number | void> | void;
 
 export function defineCommand<U>(declaration: CommandDeclaration<U>): Command {
   const { command, describe, builder, run } = declaration;

@@ -94,10 +94,13 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
     listen: role === "Secondary" ? { host: "127.0.0.1", port } : undefined,
     nbdListen: undefined,
     tokenFile: undefined,
+    tls: undefined,
+    control: undefined,
     arbiters: [],
     fence: undefined,
     onFailover: undefined,
     insecure: false,
+    logLevel: "info",
   };
 }
 

@@ -1,6 +1,7 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { BlockDevice } from "../shared/block/block-device.ts";
 import type { NbdExport, NbdExportDirectory } from "../shared/nbd/export.ts";
+import { GuestFigures } from "../shared/nbd/guest-figures.ts";
 import { CheckpointExport, type CheckpointExports } from "./checkpoint-exports.ts";
 
 /** The export of one disk: what is behind it changes with the agent's role, while clients stay connected. */
@@ -8,6 +9,7 @@ export class DiskExport implements NbdExport {
   readonly name: string;
   readonly sizeBytes: number;
   readonly description: string;
+  readonly figures = new GuestFigures();
   clients = 0;
   #device: BlockDevice | undefined;
   #readOnly: boolean;
@@ -52,6 +54,11 @@ export class DiskExports implements NbdExportDirectory {
 
   find(name: string): NbdExport | undefined {
     return name === "" ? this.#exports[0] : (this.#findDisk(name) ?? this.#checkpoints?.find(name));
+  }
+
+  /** The disks' exports, without those of checkpoints. */
+  disks(): readonly DiskExport[] {
+    return this.#exports;
   }
 
   /** Clients that have the export open now. */

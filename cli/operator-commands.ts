@@ -3,15 +3,21 @@ import type { Command } from "./command.ts";
 import { checkpointCommand, commitCommand, discardCommand } from "./commands/checkpoint.ts";
 import { childCommand } from "./commands/child.ts";
 import { completionCommand } from "./commands/completion.ts";
+import { configCommand } from "./commands/config.ts";
+import { doctorCommand } from "./commands/doctor.ts";
 import { eventsCommand } from "./commands/events.ts";
 import { failoverCommand } from "./commands/failover.ts";
 import { jobCommand, jobsCommand } from "./commands/jobs.ts";
 import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
+import { mirrorCommand } from "./commands/mirror.ts";
 import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
+import { metricsCommand } from "./commands/metrics.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { statusCommand } from "./commands/status.ts";
+import { verifyCommand } from "./commands/verify.ts";
 import { vmstateCommand } from "./commands/vmstate.ts";
+import { supportBundleCommand } from "./commands/support-bundle.ts";
 import { waitCommand } from "./commands/wait.ts";
 
 /** In the order in which help lists them. */
@@ -19,6 +25,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   listCommand,
   statusCommand,
   eventsCommand,
+  metricsCommand,
   jobsCommand,
   jobCommand,
   checkpointCommand,
@@ -32,8 +39,13 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   connectCommand,
   startAloneCommand,
   resyncCommand,
+  mirrorCommand,
   rollbackCommand,
+  verifyCommand,
   childCommand,
   waitCommand,
+  configCommand,
+  doctorCommand,
+  supportBundleCommand,
   completionCommand,
 ];

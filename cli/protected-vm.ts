@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { ColobusError } from "../proto/errors.ts";
-import { VM_DOWNTIME_LIMIT_MS, VM_MIGRATION_BYTES_PER_SECOND } from "../proto/limits.ts";
+import { BACKGROUND_POLL_MS, VM_DOWNTIME_LIMIT_MS, VM_MIGRATION_BYTES_PER_SECOND } from "../proto/limits.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { QmpClient, type QmpEvent } from "../shared/host/qmp-client.ts";
 
@@ -8,11 +8,25 @@ const statusSchema = z.object({ status: z.string() });
 const migrationSchema = z.object({
   "status": z.string().optional(),
   "error-desc": z.string().optional(),
+  /** Pages that have gone into the stream: with their content, and those of one byte repeated. */
+  "ram": z.object({ normal: z.number(), duplicate: z.number() }).optional(),
 });
+const capabilitiesSchema = z.array(z.object({ capability: z.string(), state: z.boolean() }));
+const parametersSchema = z.object({ "max-bandwidth": z.number(), "downtime-limit": z.number() });
+type Parameters = z.infer<typeof parametersSchema>;
+
+/** QEMU's capability of writing the memory as it was at one moment, while the VM runs on. */
+const BACKGROUND = "background-snapshot";
+const AS_FAST_AS_IT_CAN: Parameters = {
+  "max-bandwidth": VM_MIGRATION_BYTES_PER_SECOND,
+  "downtime-limit": VM_DOWNTIME_LIMIT_MS,
+};
 
 /** In these states the VM runs, or would if it were not for an earlier checkpoint. */
 const RUNNING = "running";
 const AFTER_MIGRATION = "postmigrate";
+/** How a migration ends. */
+const OVER = new Set(["completed", "failed", "cancelled"]);
 
 export interface ProtectedVmOptions {
   /** QEMU's machine protocol, on a socket for this program alone. */
@@ -21,21 +35,31 @@ export interface ProtectedVmOptions {
   readonly timeoutMs: number;
 }
 
-/** A VM of a stock QEMU: pauses it, has it write its state to a unix socket, or read it from one, and lets it go on. */
+/**
+ * A VM of a stock QEMU: pauses it, has it write its state to a unix socket, or read it from one, and lets it go on.
+ *
+ * How QEMU migrates is set while this is connected, and as it was before when `release` has been called: an operator's own
+ * migration would pause the VM for all of its length, or end in nothing but a snapshot.
+ */
 export class ProtectedVm {
   readonly #qmp: QmpClient;
-  readonly #timeoutMs: number;
-  readonly #clock: Clock;
-  /** It is paused for a checkpoint, and must run again. */
+  readonly #options: ProtectedVmOptions;
+  /** What `release` sets again. */
+  #found: Parameters | undefined;
+  /** Undefined: this QEMU knows no such capability. */
+  #isBackground: boolean | undefined;
+  /** It was paused for a checkpoint, and must run again. */
   #isPausedHere = false;
-  /** Called when the migration that is under way has come to another state. */
-  #migrationChanged: (status: string) => void;
+  /** It has begun to run since it was found, or made, paused. */
+  #hasRun = false;
+  #toldOfRun: () => void = () => undefined;
+  /** How the migration that was asked for last has ended. */
+  #over: Promise<string> = Promise.resolve("none");
+  #migrationChanged: (status: string) => void = () => undefined;
 
-  private constructor(qmp: QmpClient, options: ProtectedVmOptions, changed: (status: string) => void) {
+  private constructor(qmp: QmpClient, options: ProtectedVmOptions) {
     this.#qmp = qmp;
-    this.#timeoutMs = options.timeoutMs;
-    this.#clock = options.clock;
-    this.#migrationChanged = changed;
+    this.#options = options;
   }
 
   /**
@@ -45,18 +69,13 @@ export class ProtectedVm {
   static async connect(options: ProtectedVmOptions): Promise<ProtectedVm> {
     const running: { vm?: ProtectedVm } = {};
     const qmp = await QmpClient.connect({ ...options, event: (event) => running.vm?.heard(event) });
-    const vm = new ProtectedVm(qmp, options, () => undefined);
+    const vm = new ProtectedVm(qmp, options);
     running.vm = vm;
     try {
-      await qmp.execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }] });
-      await qmp.execute("migrate-set-parameters", {
-        "max-bandwidth": VM_MIGRATION_BYTES_PER_SECOND,
-        "downtime-limit": VM_DOWNTIME_LIMIT_MS,
-      });
-      if ((await vm.#status()) === AFTER_MIGRATION) await vm.resume();
+      await vm.#take();
       return vm;
     } catch (error) {
-      qmp.close();
+      await vm.release();
       throw error;
     }
   }
@@ -66,25 +85,61 @@ export class ProtectedVm {
     return this.#qmp.ended;
   }
 
-  /** Pauses the VM. Everything that it has written is with its disks then. False: it was paused already, by another. */
+  /**
+   * Whether `beginSave` is to let the VM run while its memory is written. To allow it is to have QEMU look whether it and
+   * the host are capable of it. Errors: `vm-refused`, with QEMU's reason; `timed-out`, `vm-unreachable`.
+   */
+  async setBackground(isBackground: boolean): Promise<void> {
+    if (this.#isBackground === isBackground || (this.#isBackground === undefined && !isBackground)) return;
+    await this.#qmp.execute("migrate-set-capabilities", {
+      capabilities: [{ capability: BACKGROUND, state: isBackground }],
+    });
+    this.#isBackground = isBackground;
+  }
+
+  /**
+   * Pauses the VM. Everything that it has written is with its disks then. False: it was paused already, by another.
+   * Errors: `vm-refused`, `timed-out`, `vm-unreachable`: the VM goes on.
+   */
   async pause(): Promise<boolean> {
     if ((await this.#status()) === RUNNING) {
+      await this.#orRunAgain("stop");
       this.#isPausedHere = true;
-      await this.#qmp.execute("stop");
     }
+    this.#hasRun = false;
     return this.#isPausedHere;
   }
 
+  /** Lets the VM run that was paused here, if it does not yet. Errors: `vm-refused`, `timed-out`, `vm-unreachable`. */
   async resume(): Promise<void> {
-    await this.#qmp.execute("cont");
+    if (this.#isPausedHere && !this.#hasRun) await this.#orRunAgain("cont");
     this.#isPausedHere = false;
   }
 
-  /** Has the paused VM write its state to the unix socket at `path`. Errors: `vm-refused`, `timed-out`, `vm-unreachable`. */
-  async saveState(path: string): Promise<void> {
-    const over = this.#migrationOver();
+  /**
+   * Has the paused VM begin to write its state to the unix socket at `path`. Resolves when the VM may run: when everything
+   * is written, or, in the background, when the VM's changes do not get into what is written any more.
+   * Errors: `vm-refused`, `timed-out`, `vm-unreachable`.
+   */
+  async beginSave(path: string): Promise<void> {
+    const hasRun = new Promise<void>((resolve) => {
+      this.#toldOfRun = resolve;
+    });
+    this.#over = this.#nextMigrationOver();
     await this.#qmp.execute("migrate", { uri: `unix:${path}` });
-    await this.#untilDone(over, "written");
+    if (this.#isBackground === true) return this.#untilFrozen(hasRun);
+    await this.#untilDone("written");
+    if (!this.#hasRun) return;
+    throw new ColobusError(
+      "vm-refused",
+      "the VM was let run by another while its state was written",
+      "Leave the VM alone while it is paused for a checkpoint.",
+    );
+  }
+
+  /** Resolves when the state is written to its end. Errors: `vm-refused`, `timed-out`, `vm-unreachable`. */
+  finishSave(): Promise<void> {
+    return this.#untilDone("written");
   }
 
   /**
@@ -92,11 +147,11 @@ export class ProtectedVm {
    * writes it, and run. Errors: `vm-refused`, `timed-out`, `vm-unreachable`: QEMU ends over a state that it cannot load.
    */
   async loadState(path: string, send: () => Promise<void>): Promise<void> {
-    const over = this.#migrationOver();
+    this.#over = this.#nextMigrationOver();
     await this.#qmp.execute("migrate-incoming", { uri: `unix:${path}` });
     await send();
-    await this.#untilDone(over, "read");
-    if ((await this.#status()) !== RUNNING) await this.resume();
+    await this.#untilDone("read");
+    if ((await this.#status()) !== RUNNING) await this.#orRunAgain("cont");
   }
 
   /** Ends a migration that is under way. */
@@ -104,39 +159,99 @@ export class ProtectedVm {
     await this.#qmp.execute("migrate_cancel");
   }
 
-  close(): void {
-    this.#qmp.close();
+  /** Leaves QEMU as it was found, where it still answers. */
+  async release(): Promise<void> {
+    try {
+      await this.setBackground(false);
+      if (this.#found !== undefined) await this.#qmp.execute("migrate-set-parameters", this.#found);
+    } catch {
+      // A QEMU that has ended, or loads no state, has nothing to be restored; what else is wrong was told before.
+    } finally {
+      this.#qmp.close();
+    }
   }
 
-  /** How the migration that is asked for next has ended. */
-  #migrationOver(): Promise<string> {
+  async #take(): Promise<void> {
+    const capabilities = capabilitiesSchema.parse(await this.#qmp.execute("query-migrate-capabilities"));
+    this.#isBackground = capabilities.find(({ capability }) => capability === BACKGROUND)?.state;
+    await this.#qmp.execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }] });
+    const found = parametersSchema.parse(await this.#qmp.execute("query-migrate-parameters"));
+    await this.#qmp.execute("migrate-set-parameters", AS_FAST_AS_IT_CAN);
+    // Else they are those of a protection that was killed, and what was before them is not known.
+    if (found["downtime-limit"] !== VM_DOWNTIME_LIMIT_MS) this.#found = found;
+    await this.setBackground(false);
+    if ((await this.#status()) === AFTER_MIGRATION) await this.#orRunAgain("cont");
+  }
+
+  /**
+   * A command after whose failure the VM must run. One that is not answered in time has ended the connection, and may be
+   * carried out yet: QEMU serves the next connection after it.
+   */
+  async #orRunAgain(command: "stop" | "cont"): Promise<void> {
+    try {
+      await this.#qmp.execute(command);
+    } catch (error) {
+      if (error instanceof ColobusError && error.code === "timed-out") {
+        const again = await QmpClient.connect(this.#options);
+        await again.execute("cont").finally(() => again.close());
+      }
+      throw error;
+    }
+  }
+
+  /**
+   * Until the memory is kept as it is for what is being written. QEMU 7.2 lets the VM run by itself then; later ones leave
+   * one paused that was, and send the first page only after it.
+   */
+  async #untilFrozen(hasRun: Promise<void>): Promise<void> {
+    const { clock, timeoutMs } = this.#options;
+    const untilMs = clock.nowMs() + timeoutMs;
+    while (!this.#hasRun) {
+      const { status = "none", ram } = migrationSchema.parse(await this.#qmp.execute("query-migrate"));
+      if (OVER.has(status)) return this.#untilDone("written");
+      if (ram !== undefined && ram.normal + ram.duplicate > 0) return;
+      if (clock.nowMs() > untilMs) throw this.#late("written");
+      const { expired, timer } = this.#after(BACKGROUND_POLL_MS);
+      await Promise.race([hasRun, this.#over, expired, this.#qmp.ended]);
+      timer.cancel();
+    }
+  }
+
+  #nextMigrationOver(): Promise<string> {
     return new Promise((resolve) => {
       this.#migrationChanged = (status) => {
-        if (status === "completed" || status === "failed" || status === "cancelled") resolve(status);
+        if (OVER.has(status)) resolve(status);
       };
     });
   }
 
-  async #untilDone(over: Promise<string>, what: string): Promise<void> {
-    let timer: Timer | undefined;
-    const late = new Promise<"late">((resolve) => {
-      timer = this.#clock.after(this.#timeoutMs, () => resolve("late"));
-    });
-    const status = await Promise.race([over, late, this.#qmp.ended]);
-    timer?.cancel();
+  async #untilDone(what: string): Promise<void> {
+    const { expired, timer } = this.#after(this.#options.timeoutMs);
+    const status = await Promise.race([this.#over, expired, this.#qmp.ended]);
+    timer.cancel();
     if (status === "completed") return;
     if (status instanceof ColobusError) throw status;
-    if (status === "late") {
-      throw new ColobusError(
-        "timed-out",
-        `the VM's state was not ${what} in ${this.#timeoutMs} ms`,
-        "Say a longer --timeout, or give the VM less memory.",
-      );
-    }
+    if (status === undefined) throw this.#late(what);
     const { "error-desc": why = "no reason is given" } = migrationSchema.parse(
       await this.#qmp.execute("query-migrate"),
     );
     throw new ColobusError("vm-refused", `the VM's state was not ${what} (${status}): ${why}`, "See the VM's own log.");
+  }
+
+  #after(ms: number): { readonly expired: Promise<undefined>; readonly timer: Timer } {
+    let timer: Timer = { cancel: () => undefined };
+    const expired = new Promise<undefined>((resolve) => {
+      timer = this.#options.clock.after(ms, () => resolve(undefined));
+    });
+    return { expired, timer };
+  }
+
+  #late(what: string): ColobusError {
+    return new ColobusError(
+      "timed-out",
+      `the VM's state was not ${what} in ${this.#options.timeoutMs} ms`,
+      "Say a longer --timeout, or give the VM less memory.",
+    );
   }
 
   async #status(): Promise<string> {
@@ -146,5 +261,8 @@ export class ProtectedVm {
   /** An event of the VM. */
   heard({ event, data }: QmpEvent): void {
     if (event === "MIGRATION" && typeof data.status === "string") this.#migrationChanged(data.status);
+    if (event !== "RESUME") return;
+    this.#hasRun = true;
+    this.#toldOfRun();
   }
 }

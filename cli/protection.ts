@@ -1,6 +1,7 @@
 import { asColobusError, type ColobusError } from "../proto/errors.ts";
 import type { ControlClient } from "../shared/control/api-client.ts";
 import type { Clock } from "../shared/host/clock.ts";
+import { isInSync } from "../proto/words.ts";
 import { untilAborted } from "./command.ts";
 
 /** One round, as it is told. */
@@ -21,10 +22,18 @@ export type ProtectionRound =
 export interface GuestControl {
   /** The guest writes nothing from here on. Returns how it goes on. */
   readonly pause: () => Promise<() => Promise<void>>;
-  /** Has the paused guest's state sent for the checkpoint that awaits it; undefined: the disks are all there is. */
-  readonly saveState: (() => Promise<void>) | undefined;
-  /** What a failed `saveState` may have left. */
-  readonly cancelSave: () => Promise<void>;
+  /** What there is beside the disks; undefined: nothing. */
+  readonly state: GuestState | undefined;
+}
+
+/** The memory and devices of a paused guest. */
+export interface GuestState {
+  /** Has it sent for the checkpoint that awaits it. Resolves when the guest may go on. */
+  readonly begin: () => Promise<void>;
+  /** Resolves when everything is sent. */
+  readonly finish: () => Promise<void>;
+  /** Ends what a failed `begin` or `finish` may have left. */
+  readonly cancel: () => Promise<void>;
 }
 
 export interface ProtectionOptions {
@@ -58,6 +67,7 @@ export class Protection {
   /** Resolves when `signal` has aborted and the guest runs. Errors: `vm-unreachable`; `agent-unreachable` for long. */
   async run(): Promise<void> {
     const { clock, intervalMs, signal, warn } = this.#options;
+    void untilAborted(signal).then(() => this.#wake());
     void this.#followWanted();
     while (!signal.aborted) {
       const startedMs = clock.nowMs();
@@ -77,7 +87,7 @@ export class Protection {
     let reason: string;
     try {
       const { role, peers } = await control.status({ timeoutMs });
-      if (role === "Primary" && peers.some(({ replication }) => replication === "Established")) {
+      if (role === "Primary" && peers.some(({ replication }) => isInSync(replication))) {
         this.#waitedFor = "";
         return true;
       }
@@ -95,23 +105,29 @@ export class Protection {
     const startedMs = clock.nowMs();
     let epoch: number | null = null;
     let pauseMs = 0;
+    let isSending = false;
     try {
       const resume = await guest.pause();
       try {
         epoch = await this.#place();
-        await guest.saveState?.();
+        await guest.state?.begin();
       } catch (error) {
-        if (epoch !== null) await quietly(() => guest.cancelSave());
+        if (epoch !== null) await quietly(guest.state?.cancel);
         throw error;
       } finally {
         await resume();
         pauseMs = clock.nowMs() - startedMs;
       }
+      isSending = true;
+      await guest.state?.finish();
+      isSending = false;
       const { vmstateBytes = null } = await control.commit({ epoch, timeoutMs });
       tell({ epoch, state: "committed", pauseMs, vmstateBytes, totalMs: clock.nowMs() - startedMs });
     } catch (error) {
       const reason = asColobusError(error);
       await this.#withdraw(epoch);
+      // After the agent has let go of the state: QEMU may have waited for that, and answered nobody.
+      if (isSending) await quietly(guest.state?.cancel);
       tell({ epoch, state: "failed", error: reason.toJSON() });
       if (reason.code === "vm-unreachable") throw reason;
     }
@@ -119,7 +135,7 @@ export class Protection {
 
   async #place(): Promise<number> {
     const { control, guest, timeoutMs } = this.#options;
-    const vmstate = guest.saveState === undefined ? {} : { vmstate: true };
+    const vmstate = guest.state === undefined ? {} : { vmstate: true };
     const { epoch } = await control.checkpoint({ prepare: true, timeoutMs, ...vmstate });
     return epoch;
   }
@@ -132,15 +148,13 @@ export class Protection {
   /** Until the interval is over, a checkpoint is wanted, or the protection is to end. */
   async #rest(ms: number): Promise<void> {
     const { clock, signal } = this.#options;
-    if (!this.#isWanted) {
+    if (!this.#isWanted && !signal.aborted) {
       await new Promise<void>((resolve) => {
         const timer = clock.after(ms, resolve);
-        const end = (): void => {
+        this.#wake = () => {
           timer.cancel();
           resolve();
         };
-        this.#wake = end;
-        void untilAborted(signal).then(end);
       });
     }
     this.#isWanted = false;
@@ -160,21 +174,18 @@ export class Protection {
       } catch {
         // The rounds tell that the agent is not there.
       }
+      if (signal.aborted) return;
       await new Promise<void>((resolve) => {
-        const timer = clock.after(intervalMs, resolve);
-        void untilAborted(signal).then(() => {
-          timer.cancel();
-          resolve();
-        });
+        clock.after(intervalMs, resolve);
       });
     }
   }
 }
 
 /** What is done after a failure must not hide it. */
-async function quietly(work: () => Promise<unknown>): Promise<void> {
+async function quietly(work: (() => Promise<unknown>) | undefined): Promise<void> {
   try {
-    await work();
+    await work?.();
   } catch {
     // The first error is told.
   }

@@ -41,7 +41,11 @@ export function renderBar(done: number, total: number): string {
 function renderProgress(job: JobStatus): string {
   if (job.error !== null) return job.error.message;
   const { doneBytes, totalBytes } = job.progress;
-  if (job.state === "concluded") return formatBytes(doneBytes);
+  const target = job.target === null ? "" : ` to ${job.target}`;
+  if (job.state === "concluded") {
+    const outcome = job.outcome === null || job.outcome === "completed" ? "" : `${job.outcome}, `;
+    return `${outcome}${formatBytes(doneBytes)}${renderFindings(job)}${target}`;
+  }
   const percent = doneBytes >= totalBytes ? 100 : Math.floor((doneBytes / totalBytes) * 100);
   const parts = [
     `${renderBar(doneBytes, totalBytes)} ${String(percent).padStart(3)} %  ${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}`,
@@ -51,10 +55,18 @@ function renderProgress(job: JobStatus): string {
     if (job.etaMs !== null) parts.push(`${formatDuration(job.etaMs)} left`);
   }
   if (job.speedLimit !== "dynamic" && job.speedLimit > 0) parts.push(`limit ${formatRate(job.speedLimit)}`);
-  return parts.join(", ");
+  return `${parts.join(", ")}${renderFindings(job)}${target}`;
+}
+
+function renderFindings({ verify, state }: JobStatus): string {
+  if (verify === undefined || (verify.ranges === 0 && state !== "concluded")) return "";
+  if (verify.ranges === 0) return ", no difference";
+  const ranges = verify.ranges === 1 ? "1 range" : `${verify.ranges} ranges`;
+  return `, ${ranges} differing (${formatBytes(verify.differingBytes)})`;
 }
 
 function paintState(job: JobStatus, paint: Paint): string {
+  if (job.outcome === "cancelled") return paint("warn", job.outcome);
   if (job.error !== null) return paint("bad", "failed");
   if (job.state === "concluded" || job.state === "ready") return paint("good", job.state);
   if (job.state === "paused" || job.state === "aborting") return paint("warn", job.state);

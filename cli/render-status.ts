@@ -106,7 +106,7 @@ function field(name: string, text: string): string {
   return `  ${name.padEnd(9)} ${text}`;
 }
 
-function renderRecoverable({ recoverable, role }: Status, paint: Paint): string {
+function renderRecoverable({ recoverable, role, mode }: Status, paint: Paint): string {
   if (recoverable === null) {
     return paint(
       "warn",
@@ -116,7 +116,8 @@ function renderRecoverable({ recoverable, role }: Status, paint: Paint): string 
   const peer = role === "Primary" ? "secondary" : "primary";
   const contact =
     recoverable.lastContactMs === null ? "" : `, ${peer} last heard ${formatDuration(recoverable.lastContactMs)} ago`;
-  return `to checkpoint ${recoverable.epoch}, ${formatDuration(recoverable.ageMs)} old, ${renderLoss(recoverable.wouldLose)}${contact}`;
+  const what = mode === "mirror" ? "to the last stable write" : `to checkpoint ${recoverable.epoch}`;
+  return `${what}, ${formatDuration(recoverable.ageMs)} old, ${renderLoss(recoverable.wouldLose)}${contact}`;
 }
 
 /** What a failover drops: `losing nothing`, `losing at least 3 writes (12 KiB)`. */

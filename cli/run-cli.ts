@@ -7,7 +7,7 @@
 import yargs, { type Argv } from "yargs";
 import { asColobusError, ColobusError, EXIT } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
-import type { Command, CommandHost, RunCommand } from "./command.ts";
+import { ReportedFailure, type Command, type CommandHost, type RunCommand } from "./command.ts";
 import { usageError } from "./usage-error.ts";
 
 const HELP_COLUMNS_MAX = 110;
@@ -25,9 +25,9 @@ export async function runCli(
       if (json) host.output.document({ text: parsed.output });
       else host.output.text(parsed.output);
     }
-    await parsed.run?.(host);
-    return EXIT.done;
+    return (await parsed.run?.(host)) ?? EXIT.done;
   } catch (thrown) {
+    if (thrown instanceof ReportedFailure) return thrown.exit;
     const error = asColobusError(thrown);
     host.output.failure(json, error);
     if (error.code === "internal" && thrown instanceof Error) host.output.remark(thrown.stack ?? "");

@@ -5,7 +5,7 @@ import type { Log } from "../shared/host/log.ts";
 export interface AutomaticCheckpointsOptions {
   readonly clock: Clock;
   readonly log: Log;
-  /** How often one is taken; undefined: only where something asks for one. */
+  /** How often one is taken; undefined: only where something asks for one. `restart` follows a change. */
   readonly everyMs: number | undefined;
   /** Whether one can be taken now, without waiting for a sync. */
   readonly isReady: () => boolean;
@@ -17,6 +17,7 @@ export class AutomaticCheckpoints {
   readonly #options: AutomaticCheckpointsOptions;
   #timer: Timer | undefined;
   #isWanted = false;
+  #isStarted = false;
   #stopped = false;
 
   constructor(options: AutomaticCheckpointsOptions) {
@@ -25,11 +26,18 @@ export class AutomaticCheckpoints {
 
   start(): void {
     const { clock, everyMs, isReady } = this.#options;
+    this.#isStarted = true;
+    this.#timer?.cancel();
     if (everyMs === undefined || this.#stopped) return;
     this.#timer = clock.after(everyMs, () => {
       const taken = isReady() ? this.#take() : Promise.resolve();
       void taken.then(() => this.start());
     });
+  }
+
+  /** Counts anew from now on, as often as it is wanted by now. */
+  restart(): void {
+    if (this.#isStarted) this.start();
   }
 
   stop(): void {

@@ -46,6 +46,8 @@ export interface DiskCopyOptions {
   readonly hasLostWrites?: boolean;
   /** Whether changes are written at once; otherwise all of them are dirty until `place` brings them. Default: true. */
   readonly isWrittenThrough?: boolean;
+  /** Whether storage of the copy is freed where the disk has zeroes. Default: true. */
+  readonly unmap?: boolean;
   /** Whether the copy may be given up while it is sound: not the last one that has everything. Default: always. */
   readonly mayBreak?: () => boolean;
   /** The state has changed. */
@@ -78,6 +80,7 @@ export class DiskCopy {
   #losingTrack: Promise<void> | undefined;
   #state: ChildState;
   #isWrittenThrough: boolean;
+  readonly #mayUnmap: boolean;
   #fault: ColobusError | undefined;
   readonly #lacks: ColobusError;
   /** Flushes that failed: what they covered is dirty again, also where it was placed meanwhile. */
@@ -92,6 +95,7 @@ export class DiskCopy {
     this.#tracker = options.dirty instanceof DirtyTracker ? options.dirty : undefined;
     this.#state = options.state;
     this.#isWrittenThrough = options.isWrittenThrough ?? true;
+    this.#mayUnmap = options.unmap ?? true;
     this.#hasLostWrites = options.hasLostWrites ?? false;
     const whom = `copy ${options.name} of disk ${options.disk}`;
     this.#lacks = new ColobusError("child-syncing", `${whom} has not got everything yet`);
@@ -150,6 +154,11 @@ export class DiskCopy {
     this.#isWrittenThrough = true;
   }
 
+  /** From now on no change is written: each is dirty. */
+  holdBack(): void {
+    this.#isWrittenThrough = false;
+  }
+
   /** Whether the copy has the present content of the whole range. */
   has(offset: number, length: number): boolean {
     if (this.#state === "sound") return true;
@@ -186,7 +195,7 @@ export class DiskCopy {
     if (!this.has(offset, length)) return this.#miss(offset, length);
     let pending: Pending;
     try {
-      pending = this.child.zero(offset, length, mayUnmap ? UNMAP : NO_UNMAP);
+      pending = this.child.zero(offset, length, mayUnmap && this.#mayUnmap ? UNMAP : NO_UNMAP);
     } catch (error) {
       return this.failed("write", error, offset, length);
     }
@@ -226,7 +235,7 @@ export class DiskCopy {
     try {
       const pending =
         typeof content === "number"
-          ? this.child.zero(offset, content, UNMAP)
+          ? this.child.zero(offset, content, this.#mayUnmap ? UNMAP : NO_UNMAP)
           : this.child.write(content, offset, NO_FUA);
       if (pending !== undefined) await this.#limit.guard(pending);
     } catch (error) {

@@ -137,11 +137,15 @@ export function follow(disk: ReplicatedDisk, copy: DiskCopy): Promise<void> {
 
 /** No change reaches `copy` any more. */
 export function unfollow(disk: ReplicatedDisk, copy: DiskCopy): Promise<void> {
-  return disk.replaceChild((child) => {
-    if (!(child instanceof FollowedChild)) return child;
-    const others = child.followers.filter((follower) => follower !== copy);
-    return others.length === 0 ? child.child : new FollowedChild(child.child, others);
-  });
+  return disk.replaceChild((child) =>
+    child instanceof FollowedChild ? withoutFollower(child, copy, child.child) : child,
+  );
+}
+
+/** `image` in the place of what the disk's followers follow, without `copy` among them. */
+export function withoutFollower(child: Child, copy: DiskCopy, image: Child): Child {
+  const others = child instanceof FollowedChild ? child.followers.filter((follower) => follower !== copy) : [];
+  return others.length === 0 ? image : new FollowedChild(image, others);
 }
 
 /** Puts what `make` gives in the place of what the disk's followers follow. */

@@ -88,6 +88,7 @@ export class Pairing {
     await state.update((record) => ({
       ...record,
       pairing: { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] },
+      ...(session.peerSubject === undefined ? {} : { peerSubject: session.peerSubject }),
     }));
     this.#session = id;
     const openEpoch = await opened(peer);

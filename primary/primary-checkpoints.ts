@@ -111,13 +111,16 @@ export class PrimaryCheckpoints {
     );
   }
 
-  /** The VM state of `epoch` has arrived in `session` and is stored. Errors: `epoch-unknown` when it came too late. */
-  stored(epoch: number, session: SourceSession): void {
+  /**
+   * The VM state of `epoch` has arrived in `session` and is stored, after `vmstateMs`. Errors: `epoch-unknown` when it
+   * came too late.
+   */
+  stored(epoch: number, session: SourceSession, vmstateMs: number): void {
     if (this.awaiting(epoch).session !== session) throw lostPeer();
     this.#awaiting.delete(epoch);
     if (epoch > this.#voidThrough)
       this.#known.prepared = [...this.#known.prepared, epoch].sort((left, right) => left - right);
-    this.#options.emit("checkpoint-prepared", { epoch });
+    this.#options.emit("checkpoint-prepared", { epoch, vmstateMs });
   }
 
   describe(): Status["epoch"] {
@@ -228,6 +231,12 @@ export class PrimaryCheckpoints {
     if (epochs.length > 0) void this.#withdraw(this.#options.session(), epochs);
   }
 
+  /** Mode `mirror`: the secondary had everything that was written before, or nearly; later writes count. */
+  lackNothingYet(): void {
+    this.#volumes.dropThrough(this.#epochs.open);
+    this.#volumesComplete = false;
+  }
+
   /** The secondary has given up everything that it had of epochs up to `throughEpoch`. */
   givenUp(throughEpoch: number): void {
     this.#voidThrough = throughEpoch;
@@ -280,6 +289,8 @@ export class PrimaryCheckpoints {
   }
 
   async #barrier(session: SourceSession, epoch: number, vmstate: boolean): Promise<number> {
+    const { clock } = this.#options;
+    const startedMs = clock.nowMs();
     try {
       const closing = session.request((id) => ({
         type: "barrier",
@@ -299,7 +310,7 @@ export class PrimaryCheckpoints {
       return 0;
     }
     if (epoch > this.#voidThrough) this.#known.prepared.push(epoch);
-    this.#options.emit("checkpoint-prepared", { epoch });
+    this.#options.emit("checkpoint-prepared", { epoch, prepareMs: clock.nowMs() - startedMs });
     return 0;
   }
 
@@ -331,9 +342,12 @@ export class PrimaryCheckpoints {
   }
 
   #barrierAndCommit(session: SourceSession, epoch: number): Promise<number> {
+    const { clock } = this.#options;
     return this.#committing(epoch, async () => {
+      const startedMs = clock.nowMs();
       const tookMs = await session.request((id) => ({ type: "barrier", id, epoch, commit: true }));
-      this.#options.emit("checkpoint-prepared", { epoch });
+      const prepareMs = Math.max(0, clock.nowMs() - startedMs - tookMs);
+      this.#options.emit("checkpoint-prepared", { epoch, prepareMs });
       return tookMs;
     });
   }
@@ -342,11 +356,14 @@ export class PrimaryCheckpoints {
   async #commit(session: SourceSession, epoch: number): Promise<number> {
     const { clock } = this.#options;
     const startedMs = clock.nowMs();
-    await this.#committing(epoch, () => session.request((id) => ({ type: "commit", id, epoch })));
+    await this.#committing(epoch, async () => {
+      await session.request((id) => ({ type: "commit", id, epoch }));
+      return clock.nowMs() - startedMs;
+    });
     return clock.nowMs() - startedMs;
   }
 
-  /** Has the secondary asked to commit `epoch`, and takes note of its answer: how long it took there. */
+  /** Has the secondary asked to commit `epoch`, and takes note of its answer: how long it took. */
   async #committing(epoch: number, ask: () => Promise<number>): Promise<number> {
     const { clock, emit } = this.#options;
     this.#known.asked.set(epoch, clock.wallMs());
@@ -367,16 +384,16 @@ export class PrimaryCheckpoints {
     this.#volumes.dropThrough(epoch);
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
     for (const awaiting of this.#awaiting.keys()) if (awaiting <= epoch) this.#awaiting.delete(awaiting);
-    this.#committed(epoch);
+    this.#committed(epoch, tookMs);
     const marking = this.#options.committed();
     if (marking !== undefined) await marking;
     return tookMs;
   }
 
   /** The secondary has told that it has done a commit that this agent had asked for. */
-  #committed(epoch: number): void {
+  #committed(epoch: number, commitMs?: number): void {
     this.#volumesComplete = true;
-    this.#options.emit("checkpoint-committed", { epoch });
+    this.#options.emit("checkpoint-committed", commitMs === undefined ? { epoch } : { epoch, commitMs });
   }
 
   #deadline(timeoutMs: number, signal: AbortSignal): Deadline {

@@ -15,6 +15,8 @@ export interface PrimaryFacts {
   /** Whether there is, or was, anybody to replicate to. */
   readonly hasPeer: boolean;
   readonly replicator: Replicator;
+  /** The secondary lacks nothing, and a failover there returns it. */
+  readonly isSynced: boolean;
   /** The epoch that the secondary has committed, as it said last; 0: none. */
   readonly committed: number;
   readonly checkpointAgeMs: number;
@@ -39,7 +41,7 @@ export function describePrimaryProtection(facts: PrimaryFacts): Status["protecti
     if (isForWantOfSpace(pausedBy)) return notProtected("overlay-full", pausedBy.action);
     return notProtected("disk-failed", `on the secondary, ${pausedBy.message}: ${pausedBy.action}`);
   }
-  if (!replicator.isEstablished) {
+  if (!facts.isSynced) {
     const reason = committed === 0 ? "initial-sync" : "resync";
     return notProtected(reason, "Wait: `colobus wait synced`; `colobus jobs` shows how far it is.");
   }

@@ -27,10 +27,13 @@ import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
 import { CopiesOfDisks } from "./copies-of-disks.ts";
 import type { CopyBeforeWrite } from "./copy-before-write.ts";
 import type { ChildrenContext } from "./children-context.ts";
+import type { DiskChildren } from "./disk-children.ts";
 import { DiskHealth } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
+import { Mirroring } from "./mirroring.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
+import { Mirrors, type MirrorTargets } from "./mirrors.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
@@ -40,6 +43,7 @@ import { Replicator } from "./replicator.ts";
 import { SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
+import { VerifyJobs } from "./verify-jobs.ts";
 import { VmStates } from "./vm-states.ts";
 
 export interface PrimaryOptions {
@@ -61,6 +65,7 @@ export interface PrimaryOptions {
   readonly mayBeSuperseded: boolean;
   readonly onPeerLoss: PeerLossPolicy;
   readonly onCongestion: CongestionPolicy;
+  /** This and what is said of checkpoints may change: `settingsChanged` follows. */
   readonly resyncSpeed: JobSpeed;
   /** The peer has taken over the role that this side handed to it. */
   readonly handedOver: () => void;
@@ -80,6 +85,9 @@ export interface PrimaryOptions {
   readonly maxCheckpointAgeMs: number | undefined;
   /** With an arbiter: this agent's lease. */
   readonly lease: OwnLease | undefined;
+  readonly mirrorTargets: MirrorTargets;
+  /** How often the bitmaps of mirrors are settled. */
+  readonly settleEveryMs: number;
 }
 
 /**
@@ -90,6 +98,8 @@ export class PrimaryRole {
   readonly disks: readonly ReplicatedDisk[];
   readonly checkpoints: PrimaryCheckpoints;
   readonly vmStates: VmStates;
+  readonly mirrors: Mirrors;
+  readonly verifies: VerifyJobs;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
@@ -105,6 +115,8 @@ export class PrimaryRole {
   readonly copies: CopiesOfDisks;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
+  /** In mode `mirror`. */
+  readonly #mirroring: Mirroring | undefined;
   /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
   #unflushed: number[] = [];
   #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
@@ -114,22 +126,27 @@ export class PrimaryRole {
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
     this.#syncs = new SyncJobs(options.jobs, options.resyncSpeed);
+    const takeCheckpoint = (): Promise<unknown> =>
+      this.checkpoints.checkpoint(
+        { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
+        new AbortController().signal,
+      );
     this.#automatic = new AutomaticCheckpoints({
       clock: options.clock,
       log: options.log,
-      everyMs: options.checkpointEveryMs,
+      get everyMs() {
+        return options.checkpointEveryMs;
+      },
       isReady: () => this.#takesBarriers,
-      take: () =>
-        this.checkpoints.checkpoint(
-          { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
-          new AbortController().signal,
-        ),
+      take: takeCheckpoint,
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
     this.copies = new CopiesOfDisks(options.copies, options.children, this.#geometries, () => this.#guests.freeze());
     this.#keeper = this.#newKeeper();
+    const sizes = new Map(options.children.map(({ name, child }) => [name, child.sizeBytes]));
+    this.mirrors = new Mirrors({ ...options, targets: options.mirrorTargets, disks: () => this.disks }, sizes);
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
       state: options.state,
@@ -143,19 +160,39 @@ export class PrimaryRole {
         return this.#shared?.protect();
       },
     });
+    if (record.mode === "mirror") {
+      this.#mirroring = new Mirroring({
+        ...options,
+        checkpoints: this.checkpoints,
+        isEstablished: () => this.isEstablished,
+        take: takeCheckpoint,
+      });
+    }
     this.vmStates = new VmStates({ ...options, checkpoints: this.checkpoints });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
     this.#replicator = this.#newReplicator();
+    this.verifies = new VerifyJobs({
+      ...options,
+      sharesDisks: this.#shared !== undefined,
+      disks: this.disks,
+      geometries: this.#geometries,
+      replicator: this.#replicator,
+    });
     this.#status = new PrimaryStatus({
       state: options.state,
       clock: options.clock,
-      maxCheckpointAgeMs: options.maxCheckpointAgeMs,
+      get maxCheckpointAgeMs() {
+        return options.maxCheckpointAgeMs;
+      },
       disks: this.disks,
       health: this.#health,
       guests: this.#guests,
       replicator: this.#replicator,
       syncs: this.#syncs,
+      verifies: this.verifies,
       checkpoints: this.checkpoints,
+      mirroring: this.#mirroring,
+      ack: options.ack,
       isPaired: () => this.#isPaired,
       children: (disk) => this.copies.describe(disk),
       verdict: () => this.#lastVerdict?.verdict,
@@ -172,6 +209,7 @@ export class PrimaryRole {
     this.copies.start(this.disks);
     this.#automatic.start();
     this.#keeper?.start();
+    this.mirrors.start();
     // What an earlier process has lost is to be seen before a guest flushes.
     const lost = this.#options.state.record.lostSyncs.filter(({ active }) => active === null);
     for (const disk of this.disks) {
@@ -314,6 +352,7 @@ export class PrimaryRole {
    */
   async stop(drainMs: number, { isDemoted } = { isDemoted: false }): Promise<ColobusError | undefined> {
     this.#automatic.stop();
+    this.#mirroring?.stop();
     this.#health.stop();
     let timer: Timer | undefined;
     const timeout = new Promise<void>((resolve) => {
@@ -325,17 +364,21 @@ export class PrimaryRole {
     timer?.cancel();
     await this.#keeper?.stop(reason);
     this.#syncs.end(reason);
+    this.verifies.end(reason);
     const { record } = this.#options.state;
     try {
       // What this side holds back of a disk that another host writes by now must never get there.
       if (record.mode !== "shared" || !record.outdated) {
+        for (const disk of this.disks) await disk.quiet();
         for (const disk of this.disks) await disk.child.flush();
       }
       await this.copies.stop(reason, isDemoted ? this.#options.tracking : undefined);
     } catch (error) {
       await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
+      await this.mirrors.stop(asColobusError(error));
       return asColobusError(error);
     }
+    await this.mirrors.stop(new ColobusError("not-primary", "this side is not Primary any more"));
     try {
       await this.#options.tracking.close();
       await this.#options.state.update((record) => ({
@@ -347,6 +390,16 @@ export class PrimaryRole {
     } catch (error) {
       return asColobusError(error);
     }
+  }
+
+  /** The copies of a disk, for an operator's changes. Errors: `not-found`, `not-supported`. */
+  copiesOf(name: string): DiskChildren {
+    if (!this.mirrors.hasPivoted(name)) return this.copies.of(name);
+    throw new ColobusError(
+      "not-supported",
+      `disk ${name} has got another image, and takes no copies beside it yet`,
+      "Restart the agent.",
+    );
   }
 
   #newKeeper(): PermitKeeper | undefined {
@@ -386,10 +439,14 @@ export class PrimaryRole {
       opened: (peer) => this.#opened(peer),
       syncNeeded: (kind) => this.#startSync(kind),
       inSync: () => this.#inSync(),
-      syncInterrupted: (reason) => this.#syncs.end(reason),
+      syncInterrupted: (reason) => {
+        this.#mirroring?.lacks();
+        this.#syncs.end(reason);
+      },
       notified: (notice) => this.#notified(notice),
       paused: () => this.#paused(),
       lost: (reason) => {
+        this.#mirroring?.lacks();
         this.#syncs.end(reason);
         if (options.onPeerLoss === "freeze") this.#guests.freeze();
         this.#notify();
@@ -436,7 +493,8 @@ export class PrimaryRole {
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
     const shared = this.#shared?.children[index];
     if (shared !== undefined) return this.#sharedDisk(name, shared);
-    return new ReplicatedDisk(name, this.copies.childOf(index) ?? child, this.#guests.gate, {
+    const own = this.copies.childOf(index) ?? child;
+    return new ReplicatedDisk(name, this.mirrors.followed(name, own), this.#guests.gate, {
       mark: (offset, length) => this.#options.tracking.mark(index, offset, length),
       forward: (kind, offset, length, payload) => {
         this.checkpoints.countWrite(length);
@@ -445,7 +503,7 @@ export class PrimaryRole {
       room: () => this.#replicator.room(),
       flush: () => this.#replicator.flush(),
       failed: (offset, length, error) => {
-        this.#replicator.writeFailed(index, offset, length);
+        this.#replicator.sendAgain(index, offset, length);
         this.#health.failed(name, { during: "write", offset, length }, error);
       },
       refused: (during, offset, length, error) => this.#health.failed(name, { during, offset, length }, error),
@@ -509,6 +567,7 @@ export class PrimaryRole {
   }
 
   #startSync(kind: "full-sync" | "resync"): void {
+    this.#mirroring?.lacks();
     this.#syncs.start({
       type: kind,
       replicator: this.#replicator,
@@ -528,12 +587,21 @@ export class PrimaryRole {
       this.#guests.release();
     }
     this.#notify();
-    if (this.checkpoints.committed === 0) this.#automatic.want();
+    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    else if (this.checkpoints.committed === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
+  }
+
+  /** Takes up what has changed in the options. */
+  settingsChanged({ resyncSpeed }: { readonly resyncSpeed?: JobSpeed }): void {
+    if (resyncSpeed !== undefined) this.#syncs.setSpeed(resyncSpeed);
+    this.#automatic.restart();
+    this.#notify();
   }
 
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
   #paused(): void {
+    this.#mirroring?.lacks();
     this.checkpoints.disown(this.#unflushed.splice(0));
     this.#notify();
     if (this.#shared !== undefined && this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
@@ -547,7 +615,9 @@ export class PrimaryRole {
       return;
     }
     this.checkpoints.givenUp(notice.throughEpoch);
-    if (this.isEstablished) this.#automatic.want();
+    if (!this.isEstablished) return;
+    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    else this.#automatic.want();
   }
 
   #notify(): void {

@@ -1,15 +1,18 @@
 import type { ChildStatus, DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
+import type { AckPolicy } from "../proto/words.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { describePrimaryDisks } from "./describe-disks.ts";
 import type { DiskHealth } from "./disk-health.ts";
 import type { GuestPolicy } from "./guest-policy.ts";
+import type { Mirroring } from "./mirroring.ts";
 import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { describePrimaryProtection } from "./primary-protection.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 import type { Replicator } from "./replicator.ts";
 import type { SyncJobs } from "./sync-jobs.ts";
+import type { VerifyJobs } from "./verify-jobs.ts";
 
 export interface PrimaryStatusOptions {
   readonly state: Pick<StateFile, "record">;
@@ -20,7 +23,11 @@ export interface PrimaryStatusOptions {
   readonly guests: GuestPolicy;
   readonly replicator: Replicator;
   readonly syncs: Pick<SyncJobs, "isHeld">;
+  readonly verifies: Pick<VerifyJobs, "isRunning">;
   readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAtMs" | "volumeSinceCommit">;
+  /** In mode `mirror`. */
+  readonly mirroring: Pick<Mirroring, "isTakenUp"> | undefined;
+  readonly ack: AckPolicy;
   /** Whether there is a secondary, or one is to be dialled. */
   readonly isPaired: () => boolean;
   /** The copies of a disk, by its index; empty where its image is the only one. */
@@ -37,11 +44,18 @@ export class PrimaryStatus {
   }
 
   describePeers(): PeerStatus[] {
-    const { isPaired, replicator, syncs } = this.#parts;
+    const { isPaired, replicator, syncs, verifies } = this.#parts;
     if (!isPaired()) return [];
     const peer = replicator.describe();
+    if (peer.replication === "Established" && !this.#isTakenUp) return [{ ...peer, replication: "SyncSource" }];
+    if (peer.replication === "Established" && verifies.isRunning) return [{ ...peer, replication: "VerifyS" }];
     const isHeld = peer.replication === "SyncSource" && syncs.isHeld;
     return [isHeld ? { ...peer, replication: "PausedSyncS" } : peer];
+  }
+
+  /** In mode `mirror` a sync is over when the secondary has taken it up. */
+  get #isTakenUp(): boolean {
+    return this.#parts.mirroring?.isTakenUp !== false;
   }
 
   describeDisks(): DiskStatus[] {
@@ -60,6 +74,7 @@ export class PrimaryStatus {
       guests,
       hasPeer: isPaired(),
       replicator,
+      isSynced: replicator.isEstablished && this.#isTakenUp,
       committed: checkpoints.committed,
       checkpointAgeMs: nowMs - (checkpoints.committedAtMs ?? nowMs),
       maxCheckpointAgeMs: this.#parts.maxCheckpointAgeMs,
@@ -72,6 +87,20 @@ export class PrimaryStatus {
     const { committed, committedAtMs } = checkpoints;
     if (committed === 0 || !isPaired()) return null;
     const nowMs = clock.wallMs();
+    const session = replicator.establishedSession;
+    if (this.#parts.mirroring?.isTakenUp === true && session !== undefined) {
+      const mayLack = this.#parts.ack === "async";
+      return {
+        epoch: committed,
+        ageMs: session.stableAgeMs,
+        lastContactMs: session.silenceMs,
+        wouldLose: {
+          writes: mayLack ? session.unstable().length : 0,
+          bytes: mayLack ? session.unstableBytes : 0,
+          atLeast: false,
+        },
+      };
+    }
     const { writes, bytes, complete } = checkpoints.volumeSinceCommit();
     return {
       epoch: committed,

@@ -10,6 +10,7 @@ import type {
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import { WRITE_AHEAD_BYTES } from "../proto/limits.ts";
+import { OpenUses } from "../shared/block/open-uses.ts";
 import type { GuestGate } from "./guest-gate.ts";
 
 /** Where the writes of one disk go beside its local child. */
@@ -33,6 +34,9 @@ export interface Forwarding {
   refused(during: "read" | "flush", offset: number, length: number, error: unknown): void;
 }
 
+/** See `ReplicatedDisk.whileStill`. */
+export type PutChild = (make: (child: Child) => Child) => Promise<void>;
+
 /** What lies in a stretch of the disk: bytes, or that many zeroes. */
 export type SyncContent = Buffer | number;
 
@@ -51,6 +55,12 @@ export class ReplicatedDisk implements BlockDevice {
   #requests = 0;
   /** Pieces of writes that the child has not taken yet, and their requests go on without. */
   #aheadBytes = 0;
+  /** What the child does without a range being held. */
+  readonly #uses = new OpenUses();
+  /** Changes that the child has begun and is not done with. */
+  #changesUnderWay = 0;
+  /** Called once there are none. */
+  readonly #quiet: (() => void)[] = [];
 
   constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
     this.name = name;
@@ -70,9 +80,23 @@ export class ReplicatedDisk implements BlockDevice {
    * old one. Errors: what `make` throws; nothing is changed then.
    */
   async replaceChild(make: (child: Child) => Child): Promise<void> {
+    await this.whileStill((put) => {
+      void put(make); // nobody closes the old one
+      return Promise.resolve();
+    });
+  }
+
+  /**
+   * Has `work` done while no change is under way; those that come meanwhile wait. `put` puts what it makes in the child's
+   * place; its promise resolves when nothing that has begun on the old one, such as a read, is under way any more.
+   */
+  async whileStill<T>(work: (put: PutChild) => Promise<T>): Promise<T> {
     const hold = await this.#lock.acquire(0, this.sizeBytes);
     try {
-      this.#child = make(this.#child);
+      return await work((make) => {
+        this.#child = make(this.#child);
+        return this.#uses.past();
+      });
     } finally {
       this.#lock.release(hold);
     }
@@ -140,10 +164,11 @@ export class ReplicatedDisk implements BlockDevice {
 
   /** Makes everything written to the local child so far durable, whether guests may go on or not. */
   flushChild(): Pending {
-    return this.#child.flush()?.catch((error: unknown) => {
+    const pending = this.#child.flush()?.catch((error: unknown) => {
       this.#forwarding.refused("flush", 0, 0, error);
       throw error;
     });
+    return pending === undefined ? undefined : this.#uses.count(pending);
   }
 
   prefetch(offset: number, length: number): void {
@@ -158,12 +183,21 @@ export class ReplicatedDisk implements BlockDevice {
     this.#gate.assertServing();
     // While reads wait the image may be another host's, and is left alone.
     if (this.#gate.state === "held") return [{ length, hole: false, zero: false }];
-    return this.#child.extents(offset, length, maxExtents);
+    const extents = this.#child.extents(offset, length, maxExtents);
+    return extents instanceof Promise ? this.#uses.count(extents) : extents;
   }
 
   /** Whether a change of any byte of the range is under way, or waits for another. */
   isBusy(offset: number, length: number): boolean {
     return this.#lock.overlaps(offset, length);
+  }
+
+  /** Resolves when the child has no change under way. Once guests are refused it is given no more. */
+  quiet(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.#changesUnderWay === 0) resolve();
+      else this.#quiet.push(resolve);
+    });
   }
 
   /** Resolves when no change that has passed the gate by now is under way on the local child any more. */
@@ -175,7 +209,7 @@ export class ReplicatedDisk implements BlockDevice {
   startsWithHole(offset: number, length: number): boolean | Promise<boolean> {
     const isHole = ([extent]: Extent[]): boolean => extent?.zero === true && extent.length >= length;
     const extents = this.#child.extents(offset, length, 1);
-    return extents instanceof Promise ? extents.then(isHole) : isHole(extents);
+    return extents instanceof Promise ? this.#uses.count(extents).then(isHole) : isHole(extents);
   }
 
   /**
@@ -225,7 +259,8 @@ export class ReplicatedDisk implements BlockDevice {
       this.#forwarding.refused("read", offset, target.length, error);
       throw error;
     }
-    return pending?.catch((error: unknown) => {
+    if (pending === undefined) return undefined;
+    return this.#uses.count(pending).catch((error: unknown) => {
       this.#forwarding.refused("read", offset, target.length, error);
       throw error;
     });
@@ -259,7 +294,7 @@ export class ReplicatedDisk implements BlockDevice {
     }
     if (marked === undefined) return hold;
     return marked.then(
-      () => hold,
+      () => (this.#gate.state === "open" ? hold : this.#mark(hold, offset, length)),
       (error: unknown) => {
         this.#lock.release(hold);
         throw error;
@@ -335,6 +370,20 @@ export class ReplicatedDisk implements BlockDevice {
     }
   }
 
+  /** A change that the child takes its time for. */
+  async #underWay(local: Promise<void>, offset: number, length: number): Promise<void> {
+    this.#changesUnderWay += 1;
+    try {
+      await local;
+    } catch (error) {
+      this.#forwarding.failed(offset, length, error);
+      throw error;
+    } finally {
+      this.#changesUnderWay -= 1;
+      if (this.#changesUnderWay === 0) for (const resolve of this.#quiet.splice(0)) resolve();
+    }
+  }
+
   /** Gives a whole operation to the child and to the stream, and the hold back when the child is done. */
   #changeHeld(
     hold: RangeHold,
@@ -362,13 +411,15 @@ export class ReplicatedDisk implements BlockDevice {
     );
   }
 
-  /** Gives an operation to the child and to the stream. The range is held. */
+  /** Gives an operation to the child and to the stream. The range is held. Errors: as `GuestGate.assertServing`, before either. */
   #change(
     offset: number,
     length: number,
     writeChild: () => Pending,
     forward: () => Pending,
   ): { local: Pending; forwarded: Pending } {
+    // The range may have been waited for, and a payload takes its time to arrive.
+    this.#gate.assertServing();
     let local: Pending;
     try {
       local = writeChild();
@@ -377,13 +428,7 @@ export class ReplicatedDisk implements BlockDevice {
       throw error;
     }
     const forwarded = forward();
-    if (local !== undefined) {
-      local = local.catch((error: unknown) => {
-        this.#forwarding.failed(offset, length, error);
-        throw error;
-      });
-    }
-    return { local, forwarded };
+    return { local: local === undefined ? undefined : this.#underWay(local, offset, length), forwarded };
   }
 }
 

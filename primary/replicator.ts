@@ -263,8 +263,11 @@ export class Replicator {
     return this.#orAlone(session, session.acknowledged(session.sequence, "stable"));
   }
 
-  /** A write failed locally: what the child holds there is unknown, and so must be sent again. */
-  writeFailed(disk: number, offset: number, length: number): void {
+  /**
+   * The secondary may differ in this range, which `PeerTracking.mark` was called for: a write failed locally, or the two
+   * were compared. It is sent again.
+   */
+  sendAgain(disk: number, offset: number, length: number): void {
     this.#options.tracking.dirty(disk).addBytes(offset, length);
     if (this.#phase.name === "established") this.#beginSync(this.#phase.session, "resync");
   }

@@ -20,8 +20,15 @@ import { VmStateStream } from "./vm-state-stream.ts";
 
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
 
+type Answer = Extract<Message, { type: "answer" }>;
+
+type RequestMessage = Extract<
+  Message,
+  { type: "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" | "checksum" }
+>;
+
 interface Request {
-  readonly resolve: (tookMs: number) => void;
+  readonly resolve: (answer: Answer) => void;
   readonly reject: (reason: ColobusError) => void;
 }
 
@@ -62,6 +69,7 @@ export class SourceSession {
   #peer: Hello | undefined;
   #closed = false;
   #lastProgressMs: number;
+  #lastStableMs: number;
   #progressTimer: Timer;
   #readyTimer: Timer | undefined;
   /** Messages with what the secondary knows to differ. */
@@ -72,6 +80,7 @@ export class SourceSession {
     this.#options = options;
     this.#window = new SendWindow(options.windowBytes);
     this.#lastProgressMs = options.clock.nowMs();
+    this.#lastStableMs = this.#lastProgressMs;
     this.#session = new Session({
       link: options.link,
       clock: options.clock,
@@ -106,6 +115,11 @@ export class SourceSession {
     return this.#session.peerAddress;
   }
 
+  /** Who the peer is by its certificate; undefined where it has shown none. */
+  get peerSubject(): string | undefined {
+    return this.#session.peerSubject;
+  }
+
   get silenceMs(): number {
     return this.#session.silenceMs;
   }
@@ -113,6 +127,11 @@ export class SourceSession {
   /** Bytes handed over and not yet stable on the secondary. */
   get unstableBytes(): number {
     return this.#window.unstableBytes;
+  }
+
+  /** How long ago the secondary last said that it had come further, or the session began. */
+  get stableAgeMs(): number {
+    return this.#options.clock.nowMs() - this.#lastStableMs;
   }
 
   /** The number of the last operation sent. */
@@ -163,7 +182,7 @@ export class SourceSession {
   }
 
   /** Puts a message behind everything sent so far. */
-  tell(message: Extract<Message, { type: "sync" | "united" }>): void {
+  tell(message: Extract<Message, { type: "sync" | "united" | "verify" }>): void {
     this.#batch.flush();
     this.#session.send(message);
   }
@@ -173,9 +192,23 @@ export class SourceSession {
    * it took there once everything before was stable. Errors: the secondary's own; `outcome-unknown` when the session is lost
    * before the answer.
    */
-  request(
-    make: (id: number) => Extract<Message, { type: "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" }>,
-  ): Promise<number> {
+  async request(make: (id: number) => Exclude<RequestMessage, { type: "checksum" }>): Promise<number> {
+    return (await this.#ask(make)).tookMs;
+  }
+
+  /**
+   * The checksum of what the secondary holds in a range once everything sent so far is applied: as `checksumOf` makes it. Errors:
+   * as for `request`.
+   */
+  async checksum(disk: number, offset: number, length: number): Promise<Uint8Array> {
+    const { checksum } = await this.#ask((id) => ({ type: "checksum", id, disk, offset, length }));
+    if (checksum !== undefined) return checksum;
+    const reason = new ColobusError("protocol-error", "the peer answered without the checksum that it was asked for");
+    this.close(reason);
+    throw reason;
+  }
+
+  #ask(make: (id: number) => RequestMessage): Promise<Answer> {
     if (this.#closed) return Promise.reject(outcomeUnknown());
     if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
     this.#requestsMade += 1;
@@ -226,6 +259,7 @@ export class SourceSession {
       case "ack":
         if (this.#window.acknowledge(message.received, message.stable)) {
           this.#lastProgressMs = this.#options.clock.nowMs();
+          this.#lastStableMs = this.#lastProgressMs;
         }
         break;
       case "answer":
@@ -249,6 +283,8 @@ export class SourceSession {
       case "begin":
       case "united":
       case "takeover":
+      case "verify":
+      case "checksum":
       case "data":
       case "sync":
       case "barrier":
@@ -274,7 +310,7 @@ export class SourceSession {
     if (request === undefined) throw new ColobusError("protocol-error", "the peer answered what was not asked");
     this.#requests.delete(message.id);
     this.#lastProgressMs = this.#options.clock.nowMs();
-    if (message.error === null) request.resolve(message.tookMs);
+    if (message.error === null) request.resolve(message);
     else request.reject(fromErrorBody(message.error));
   }
 

@@ -11,7 +11,7 @@ import { SyncWork, type SyncWorkOptions } from "./sync-work.ts";
  */
 export class SyncJobs {
   readonly #jobs: JobList;
-  readonly #speed: JobSpeed;
+  #speed: JobSpeed;
   #job: Job | undefined;
   /** How the next one begins. */
   #control: { readonly speed: JobSpeed; readonly held: boolean };
@@ -21,6 +21,13 @@ export class SyncJobs {
     this.#jobs = jobs;
     this.#speed = speed;
     this.#control = { speed, held: false };
+  }
+
+  /** The speed of the sync that is under way, and of later ones, whatever was set for them. */
+  setSpeed(speed: JobSpeed): void {
+    this.#speed = speed;
+    this.#control = { ...this.#control, speed };
+    if (this.#job !== undefined && this.#job.state !== "concluded") this.#job.setSpeed(speed);
   }
 
   /** Whether an operator has paused the sync that is under way. */

@@ -68,10 +68,11 @@ export class VmStates {
     const { epoch, session } = checkpoints.awaiting(request.epoch);
     const deadline = new Deadline(clock, request.timeoutMs, signal);
     const stream = session.openVmState(epoch);
+    const startedMs = clock.nowMs();
     const done = (async () => {
       const mark = await stream.pump(bytes);
       await session.request((id) => ({ type: "vmstate-end", id, epoch, ...mark }));
-      checkpoints.stored(epoch, session);
+      checkpoints.stored(epoch, session, clock.nowMs() - startedMs);
       return mark;
     })();
     done.catch(() => undefined); // whoever waits for it has the error

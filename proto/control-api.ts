@@ -11,12 +11,16 @@ import {
   ARBITER_STATES,
   CHILD_STATES,
   CONNECTION_STATES,
+  COPY_MODES,
   DISK_STATES,
   DURABILITIES,
   EVENT_TYPES,
   FAILOVER_KINDS,
+  JOB_ERROR_POLICIES,
+  JOB_OUTCOMES,
   JOB_STATES,
   JOB_TYPES,
+  MIRROR_SYNCS,
   MODES,
   PROTECTION_REASONS,
   REPLICATION_STATES,
@@ -36,6 +40,17 @@ const epoch = z.int().nonnegative();
 export const jobSpeedSchema = z.union([z.number().nonnegative(), z.literal("dynamic")]);
 export type JobSpeed = z.infer<typeof jobSpeedSchema>;
 
+const verifyResultSchema = z.object({
+  /** The first ranges that differ, whole clusters each; `ranges` and `differingBytes` count all. */
+  differences: z.array(z.object({ disk: z.string(), offset: bytes, length: bytes })),
+  ranges: z.int().nonnegative(),
+  differingBytes: bytes,
+  checkedBytes: bytes,
+  /** Whether what differs is sent again when everything is compared. */
+  repairs: z.boolean(),
+});
+export type VerifyResult = z.infer<typeof verifyResultSchema>;
+
 export const jobSchema = z.object({
   id: z.string(),
   type: z.enum(JOB_TYPES),
@@ -50,7 +65,13 @@ export const jobSchema = z.object({
   speedLimit: jobSpeedSchema,
   startedAt: z.string(),
   endedAt: z.string().nullable(),
+  /** Where the job copies to; null where it copies nowhere but to the peer. */
+  target: z.string().nullable().default(null),
+  /** What it came to; null before it is concluded. */
+  outcome: z.enum(JOB_OUTCOMES).nullable().default(null),
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
+  /** Of a verify: what it has found so far. */
+  verify: verifyResultSchema.optional(),
 });
 export type JobStatus = z.infer<typeof jobSchema>;
 
@@ -332,6 +353,15 @@ export const switchoverAnswerSchema = z.object({
   lineage: z.string(),
 });
 export type SwitchoverAnswer = z.infer<typeof switchoverAnswerSchema>;
+export const reloadRequestSchema = z.strictObject({});
+export const reloadAnswerSchema = z.object({
+  /** Keys of the configuration that have another value now, and are taken up. */
+  applied: z.array(z.string()),
+  /** Keys that have another value now than the agent was started with, and need a restart. */
+  needsRestart: z.array(z.string()),
+});
+export type ReloadAnswer = z.infer<typeof reloadAnswerSchema>;
+
 export const resyncRequestSchema = z.strictObject({ giveUpCheckpoint: z.boolean().default(false), timeoutMs });
 export type ResyncRequest = z.infer<typeof resyncRequestSchema>;
 export const resyncAnswerSchema = z.object({
@@ -342,6 +372,17 @@ export const resyncAnswerSchema = z.object({
   givenUpEpoch: epochNumber.nullable(),
 });
 export type ResyncAnswer = z.infer<typeof resyncAnswerSchema>;
+
+export const verifyRequestSchema = z.strictObject({
+  /** Left out: all disks. */
+  disk: z.string().optional(),
+  repair: z.boolean().default(false),
+  speed: jobSpeedSchema.default("dynamic"),
+  /** Answer when the job is concluded. */
+  wait: z.boolean().default(false),
+  timeoutMs,
+});
+export type VerifyRequest = z.infer<typeof verifyRequestSchema>;
 
 export const rollbackRequestSchema = z.strictObject({ epoch: epochNumber, timeoutMs });
 export type RollbackRequest = z.infer<typeof rollbackRequestSchema>;
@@ -377,6 +418,25 @@ export type WaitAnswer = z.infer<typeof waitAnswerSchema>;
 export const JOB_VERBS = ["pause", "resume", "cancel", "complete"] as const;
 export type JobVerb = (typeof JOB_VERBS)[number];
 export const setSpeedRequestSchema = z.strictObject({ bytesPerSecond: jobSpeedSchema });
+export const jobRequestSchema = z.strictObject({ force: z.boolean().default(false) });
+export type JobRequest = z.infer<typeof jobRequestSchema>;
+
+export const mirrorRequestSchema = z.strictObject({
+  disk: z.string(),
+  /** As `--disk` names images. */
+  target: z.string(),
+  sync: z.enum(MIRROR_SYNCS).default("full"),
+  copyMode: z.enum(COPY_MODES).default("background"),
+  speed: jobSpeedSchema.default(0),
+  /** A power of two. Left out: that of the disks' clusters, at most MIRROR_GRANULARITY_DEFAULT_MAX_BYTES. */
+  granularityBytes: z.int().positive().optional(),
+  unmap: z.boolean().default(true),
+  onSourceError: z.enum(JOB_ERROR_POLICIES).default("report"),
+  onTargetError: z.enum(JOB_ERROR_POLICIES).default("report"),
+  create: z.boolean().default(false),
+  timeoutMs,
+});
+export type MirrorRequest = z.infer<typeof mirrorRequestSchema>;
 
 export const errorAnswerSchema = z.object({
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }),
@@ -388,6 +448,8 @@ export const errorAnswerSchema = z.object({
  */
 export interface AgentControl {
   status(): Status;
+  /** What Prometheus reads. */
+  metrics(): string;
   checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer>;
   commit(request: CommitRequest, signal: AbortSignal): Promise<CommitAnswer>;
   /** Takes a checkpoint with the VM state that `content` has; it is complete when that ends. */
@@ -410,12 +472,18 @@ export interface AgentControl {
   connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer>;
   startAlone(): Promise<StartAloneAnswer>;
   switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer>;
+  /** Reads the configuration file anew. */
+  reload(): Promise<ReloadAnswer>;
   resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer>;
   rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer>;
+  /** Begins to compare the replicas. */
+  verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus>;
   changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer>;
   wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer>;
   jobs(): JobStatus[];
-  job(id: string, verb: JobVerb): Promise<JobStatus>;
+  /** Starts a mirror job, and resolves with it when what a crash would leave of it is durable. */
+  mirror(request: MirrorRequest, signal: AbortSignal): Promise<JobStatus>;
+  job(id: string, verb: JobVerb, request?: JobRequest): Promise<JobStatus>;
   setJobSpeed(id: string, speed: JobSpeed): Promise<JobStatus>;
   /** Events after `afterSequence` that are still kept, oldest first. */
   events(afterSequence: number): AgentEvent[];

@@ -99,6 +99,18 @@ export const CHILD_RETRY_MAX_MS = 30_000;
 /** Of the same kind of trouble with the copies of a disk one event is told in this time, with how many there were. */
 export const QUORUM_EVENT_EVERY_MS = 1_000;
 
+// TLS
+/** A TLS handshake is done within this time. */
+export const TLS_HANDSHAKE_TIMEOUT_MS = 10_000;
+/** How often certificates and keys are looked at, whether they have changed. */
+export const TLS_FILES_LOOK_EVERY_MS = 5_000;
+/** A certificate that expires within this time is warned of when it is read. */
+export const CERTIFICATE_WARN_MS = 14 * 24 * 3600 * 1000;
+/** Why connections are refused is logged once; a reason that goes on, again after this time. */
+export const REFUSAL_TOLD_EVERY_MS = 600_000;
+/** Different reasons that are told apart. */
+export const REFUSAL_REASONS_MAX = 64;
+
 // Replication
 /** One WebSocket message; a longer one ends the session. */
 export const MESSAGE_MAX_BYTES = 8 * MIB;
@@ -118,6 +130,15 @@ export const READY_TIMEOUT_MS = 60_000;
 export const LINK_CLOSE_TIMEOUT_MS = 2_000;
 /** Links accepted that have not yet proved that they belong to the peer. */
 export const UNAUTHENTICATED_LINKS_MAX = 16;
+/** What such a link may have sent; beyond, it is dropped. */
+export const UNAUTHENTICATED_BYTES_MAX = 256 * KIB;
+/** Connections to the replication port, whatever they are up to; further ones are dropped at once. */
+export const LINK_CONNECTIONS_MAX = 64;
+/** The headers of a WebSocket handshake, or of a request to the control API: all of them, and how many. */
+export const HTTP_HEADERS_MAX_BYTES = 8 * KIB;
+export const HTTP_HEADERS_MAX = 64;
+/** What is read of an answer that refuses a WebSocket handshake. */
+export const HANDSHAKE_REFUSAL_MAX_BYTES = 1 * KIB;
 /** Bytes sent and not yet received on the secondary, at which a writer waits (`--window`). */
 export const WINDOW_DEFAULT_BYTES = 64 * MIB;
 /** Bytes handed to the secondary but not yet stable there, as a multiple of the window. */
@@ -174,6 +195,10 @@ export const VMSTATE_SYNC_BEHIND_BYTES = 32 * MIB;
 // Protection of a running VM
 /** How fast a paused VM writes its state at most: as fast as it can. */
 export const VM_MIGRATION_BYTES_PER_SECOND = 1024 ** 4;
+/** How often QEMU is asked whether a paused VM may run while its memory is written. */
+export const BACKGROUND_POLL_MS = 10;
+/** So often in a row a background snapshot fails to begin before the VM is paused for its state instead. */
+export const BACKGROUND_TRIES = 2;
 /** The VM is paused already, so its state is written in one go, however long that takes. */
 export const VM_DOWNTIME_LIMIT_MS = 2_000_000;
 /** How often a checkpoint with a VM state is taken (`colobus protect --interval`). */
@@ -244,8 +269,24 @@ export const SYNC_WINDOW_SHARE = 1 / 2;
 export const SYNC_WINDOW_SHARE_BESIDE_GUESTS = 1 / 8;
 /** The share of the time that a job with speed `dynamic` is at work while guests are not idle. */
 export const JOB_YIELDING_SHARE = 1 / 4;
+/** How often a job that follows looks for what is to be copied anew: what is written often is copied once. */
+export const JOB_FOLLOW_EVERY_MS = 100;
+/** A verify compares at most this much of a hole at once: the secondary may have to read it. */
+export const VERIFY_HOLE_BYTES = 16 * MIB;
+/** Pieces that it has under way at most: what guests write waits behind them on the secondary. */
+export const VERIFY_STEP_PIECES = 8;
+/** Differing ranges that it lists, and reports as events, each; all of them are counted. */
+export const VERIFY_DIFFERENCES_MAX = 100;
 /** Concluded jobs that stay listed. */
 export const JOBS_CONCLUDED_KEPT = 64;
+/** What qemu-img may say of the layers of an image. */
+export const FORMAT_MAP_MAX_BYTES = 256 * MIB;
+/** Of mirrors, the concluded ones that a restart still lists. */
+export const MIRRORS_CONCLUDED_KEPT = 8;
+/** Mirrors of one agent that are not concluded. */
+export const MIRRORS_MAX = 16;
+/** The granularity of a mirror that does not say one, at most. */
+export const MIRROR_GRANULARITY_DEFAULT_MAX_BYTES = 64 * KIB;
 
 // Control
 /** Events that can still be asked for. */

@@ -14,7 +14,7 @@
  *
  * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `differs` as often
  * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `barrier`, `vmstate`, `vmstate-end`,
- * `commit`, `discard` and `takeover`; the secondary sends `ack`, `answer`, `vmstate-ack`, `stall`, `unstall`, `wanted` and
+ * `commit`, `discard`, `takeover`, `verify` and `checksum`; the secondary sends `ack`, `answer`, `vmstate-ack`, `stall`, `unstall`, `wanted` and
  * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes. A side whose `hello` says `probe` closes
  * after the proofs.
  */
@@ -30,6 +30,7 @@ import {
   HANDSHAKE_MESSAGE_MAX_BYTES,
   MESSAGE_MAX_BYTES,
   PREPARED_EPOCHS_MAX,
+  VERIFY_HOLE_BYTES,
   VMSTATE_CHUNK_BYTES,
 } from "./limits.ts";
 import { vmStateMarkSchema } from "./state-record.ts";
@@ -79,6 +80,7 @@ const errorBody = z.object({
   message: z.string().max(ERROR_TEXT_MAX),
   action: z.string().max(ERROR_TEXT_MAX),
 });
+const CHECKSUM_BYTES = 32;
 /** What of a validator's findings is told: a hostile message can have thousands of faults. */
 const FINDINGS_MAX = 300;
 
@@ -193,13 +195,25 @@ export const MESSAGE_SCHEMAS = {
   }),
   /** The primary has stopped serving, and asks the secondary, which has everything, to take its role under `lineage`. */
   "takeover": z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: text }),
-  /** Ends the request `id` (`barrier`, `vmstate-end`, `commit`, `discard`, `takeover`): done, or failed for a reason. */
+  /** The primary begins, or ends, asking for checksums. */
+  "verify": z.object({ type: z.literal("verify"), active: z.boolean() }),
+  /** Asks what a range holds once everything sent before this is applied, and nothing that is sent later. */
+  "checksum": z.object({
+    type: z.literal("checksum"),
+    id: z.int().positive(),
+    disk: z.int().nonnegative(),
+    offset: z.int().nonnegative(),
+    length: z.int().positive().max(VERIFY_HOLE_BYTES),
+  }),
+  /** Ends the request `id` (`barrier`, `vmstate-end`, `commit`, `discard`, `takeover`, `checksum`): done, or failed for a reason. */
   "answer": z.object({
     type: z.literal("answer"),
     id: z.int().positive(),
     error: errorBody.nullable(),
     /** How long the secondary was at it, from when everything before it was stable. */
     tookMs: z.number().nonnegative(),
+    /** Of a `checksum`: SHA-256 of the range, empty where it holds nothing but zeroes. */
+    checksum: byteString((length) => length === 0 || length === CHECKSUM_BYTES).optional(),
   }),
   /** Operations up to `received` have arrived; those up to `stable` survive what the secondary's durability names. */
   "ack": z.object({ type: z.literal("ack"), received: epoch, stable: epoch }),

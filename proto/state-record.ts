@@ -22,7 +22,17 @@ import { Packr } from "msgpackr";
 import { z } from "zod";
 import { ANCESTORS_MAX, STATE_SLOT_BYTES } from "./limits.ts";
 import { STATE_RECORD_VERSION } from "./versions.ts";
-import { DURABILITIES, LINEAGE_ORIGINS, MODES, READ_PATTERNS, ROLES } from "./words.ts";
+import {
+  COPY_MODES,
+  DURABILITIES,
+  JOB_ERROR_POLICIES,
+  JOB_OUTCOMES,
+  LINEAGE_ORIGINS,
+  MIRROR_SYNCS,
+  MODES,
+  READ_PATTERNS,
+  ROLES,
+} from "./words.ts";
 
 const MAGIC = Buffer.from("COLOSTAT", "latin1");
 const HEADER_BYTES = 64;
@@ -42,6 +52,33 @@ export type VmStateMark = z.infer<typeof vmStateMarkSchema>;
 /** `vmstate` is left out where the checkpoint is one of the disks alone. */
 const checkpointSchema = z.object({ epoch, atMs: z.number(), vmstate: vmStateMarkSchema.optional() });
 
+const speedSchema = z.union([z.number().nonnegative(), z.literal("dynamic")]);
+
+/** A mirror job: how it was asked for, and what it came to. */
+export const mirrorMarkSchema = z.object({
+  /** The job's id. */
+  id: z.string(),
+  disk: z.string(),
+  target: z.string(),
+  /** Which of the mirrors' dirty bitmaps is its own. */
+  slot: z.int().nonnegative(),
+  /** Whether that bitmap can be believed; otherwise everything is copied. */
+  isTracked: z.boolean(),
+  sync: z.enum(MIRROR_SYNCS),
+  copyMode: z.enum(COPY_MODES),
+  granularityBytes: z.int().positive(),
+  unmap: z.boolean(),
+  speed: speedSchema,
+  onSourceError: z.enum(JOB_ERROR_POLICIES),
+  onTargetError: z.enum(JOB_ERROR_POLICIES),
+  startedAtMs: z.number(),
+  /** null: it goes on, in this process or the next one. */
+  outcome: z.enum(JOB_OUTCOMES).nullable(),
+  endedAtMs: z.number().nullable(),
+  doneBytes: z.int().nonnegative(),
+  error: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
+});
+export type MirrorMark = z.infer<typeof mirrorMarkSchema>;
 /** One of several copies of a disk on the primary's side. */
 const childSchema = z.object({
   name: z.string(),
@@ -88,6 +125,8 @@ export const stateRecordSchema = z.object({
   }),
   /** The peer of the last session, and the ids of the last two sessions with it, newest first. */
   pairing: z.object({ peer: z.string(), sessions: z.array(z.string()).max(2) }).nullable(),
+  /** The subject of the certificate with which the peer of the last session has proved itself, where it has shown one. */
+  peerSubject: z.string().optional(),
   /**
    * The peer whose copy the dirty bitmaps count from. On a primary null says that nothing is known of any copy; on a
    * secondary, that it has changed nothing by itself.
@@ -108,6 +147,8 @@ export const stateRecordSchema = z.object({
       sizeBytes: z.int().positive().nullable(),
       /** What tells a change of the image, written at a clean stop only; null: the agent runs, or has crashed. */
       cleanMark: z.string().nullable(),
+      /** What the command line names, where a mirror has put another image in its place. */
+      formerImage: z.string().optional(),
       /** The copies beside the image, and the rules for them; left out where there were never any. */
       quorum: quorumSchema.optional(),
     }),
@@ -137,12 +178,24 @@ export const stateRecordSchema = z.object({
   lostSyncs: z.array(z.object({ disk: z.string(), active: z.string().nullable() })).default([]),
   /** Disks whose image lies behind a server that has died, and whose next one has not been told again what it may have lost. */
   replaysOwed: z.array(z.string()).default([]),
+  /** Mirror jobs, oldest first: those that go on, and the latest concluded ones. */
+  mirrors: z.array(mirrorMarkSchema).default([]),
+  /**
+   * Mode `mirror`, on a secondary: its images take writes that guests do not wait to be fsynced for. After a loss of
+   * power one may be missing there, and a later one not.
+   */
+  acksUnsynced: z.boolean().optional(),
   /** The kernel's boot id when this record was written. */
   bootId: z.string(),
 });
 export type StateRecord = z.infer<typeof stateRecordSchema>;
 
 const packr = new Packr({ useRecords: false });
+
+/** Whether a record fits its slot: that of an agent with many disks and jobs, whose names are long, may not. */
+export function fitsStateSlot(record: StateRecord): boolean {
+  return packr.pack(record).length <= STATE_SLOT_BYTES - HEADER_BYTES;
+}
 
 /** A record as the leading bytes of its slot, in whole blocks; what a longer record left behind them means nothing. */
 export function encodeStateSlot(sequence: number, record: StateRecord): Buffer {

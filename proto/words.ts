@@ -73,6 +73,11 @@ export const REPLICATION_STATES = [
 ] as const;
 export type ReplicationState = (typeof REPLICATION_STATES)[number];
 
+/** Whether a peer lacks nothing: it may be compared meanwhile. */
+export function isInSync(replication: ReplicationState): boolean {
+  return replication === "Established" || replication === "VerifyS" || replication === "VerifyT";
+}
+
 export const PROTECTION_REASONS = [
   "no-peer",
   "connecting",
@@ -102,8 +107,24 @@ export const JOB_STATES = [
 ] as const;
 export type JobState = (typeof JOB_STATES)[number];
 
-export const JOB_TYPES = ["full-sync", "resync", "merge"] as const;
+export const JOB_TYPES = ["full-sync", "resync", "merge", "verify", "mirror"] as const;
 export type JobType = (typeof JOB_TYPES)[number];
+
+/** What a job came to. */
+export const JOB_OUTCOMES = ["completed", "pivoted", "cancelled", "failed"] as const;
+export type JobOutcome = (typeof JOB_OUTCOMES)[number];
+
+/** What an error means for a job: it fails, it goes on and tries again later, or it pauses. */
+export const JOB_ERROR_POLICIES = ["report", "ignore", "stop"] as const;
+export type JobErrorPolicy = (typeof JOB_ERROR_POLICIES)[number];
+
+/** What a mirror copies before it follows. */
+export const MIRROR_SYNCS = ["full", "top", "none"] as const;
+export type MirrorSync = (typeof MIRROR_SYNCS)[number];
+
+/** How guests' writes get to the target of a mirror. */
+export const COPY_MODES = ["background", "write-blocking"] as const;
+export type CopyMode = (typeof COPY_MODES)[number];
 
 export const ACK_POLICIES = ["async", "received", "applied"] as const;
 export type AckPolicy = (typeof ACK_POLICIES)[number];
@@ -156,6 +177,8 @@ export const EVENT_TYPES = [
   "sync-started",
   "sync-paused",
   "sync-finished",
+  "verify-difference",
+  "verify-finished",
   "checkpoint-prepared",
   "checkpoint-committed",
   "checkpoint-discarded",
@@ -183,6 +206,8 @@ export const EVENT_TYPES = [
   "failover",
   "merged",
   "job-changed",
+  "job-ready",
+  "disk-pivoted",
   "stalled",
   "lease-acquired",
   "lease-lost",
@@ -194,5 +219,6 @@ export const EVENT_TYPES = [
   "vm-started",
   "vm-start-failed",
   "protection-changed",
+  "config-reloaded",
 ] as const;
 export type EventType = (typeof EVENT_TYPES)[number];

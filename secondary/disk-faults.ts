@@ -11,6 +11,8 @@ export interface DiskFaultsOptions {
   readonly mayHaveLostWrites: boolean;
   /** Writes may be taken again. */
   readonly retry: () => void;
+  /** What a failed flush may have lost was written again, and is stable. */
+  readonly rewritten: () => void;
 }
 
 /**
@@ -100,6 +102,7 @@ export class DiskFaults {
   /** The primary has sent everything, and it is stable. */
   over(): void {
     this.#mustRewrite = false;
+    this.#options.rewritten();
     for (const disk of this.#faults.keys()) this.#options.emit("disk-mended", { disk: disk === "" ? null : disk });
     this.#faults.clear();
   }

@@ -33,10 +33,11 @@ export class ReplicaHistory {
    * Both sides know of the session before data flows, and then of no earlier one: at the next handshake neither can be
    * taken for an older copy.
    */
-  async paired(peer: Hello, begin: BeginMessage): Promise<void> {
+  async paired(peer: Hello, begin: BeginMessage, peerSubject: string | undefined): Promise<void> {
     await this.#options.state.update((record) => ({
       ...record,
       pairing: { peer: peer.agentId, sessions: [begin.session] },
+      ...(peerSubject === undefined ? {} : { peerSubject }),
     }));
     // A source that sends everything needs no list of what differs.
     if (begin.extent !== "delta") await this.forgetOwnChanges();

@@ -10,7 +10,7 @@ import {
   type SyncPhase,
   type VmStateMessage,
 } from "../proto/replication-messages.ts";
-import type { Durability, ReplicationState, SyncExtent } from "../proto/words.ts";
+import { isInSync, type Durability, type ReplicationState, type SyncExtent } from "../proto/words.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Link } from "../shared/replication/link.ts";
@@ -21,6 +21,8 @@ import type { Pulse } from "../shared/replication/pulse.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
+import type { Following } from "./following.ts";
+import { ReplicaChecksums } from "./replica-checksums.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import type { BeginMessage, ReplicaHistory, SourceHistory } from "./replica-history.ts";
 import { ReplicaWriter } from "./replica-writer.ts";
@@ -39,6 +41,7 @@ export interface ReplicaSessionOptions {
   readonly pulse?: Pulse | undefined;
   readonly durability: Durability;
   readonly checkpoints: Checkpoints;
+  readonly following: Following;
   readonly vmStates: VmStateStore;
   /** The peer has proved itself, and this is what the two are to do. */
   readonly judged: (verdict: Verdict, peer: Hello) => void;
@@ -89,6 +92,9 @@ export class ReplicaSession {
   /** Active until the primary has said that everything is here: before it says anything, writes may be missing. */
   #sync: "none" | "active" | "paused" = "active";
   #stalled: ColobusError | undefined;
+  /** The primary compares the two copies. */
+  #isVerified = false;
+  readonly #checksums = new ReplicaChecksums();
   /** Called when the session ends: what waits for its turn in the stream will not have it. */
   readonly #giveUpWaiting: (() => void)[] = [];
 
@@ -130,7 +136,22 @@ export class ReplicaSession {
   get replication(): ReplicationState {
     if (this.#writer === undefined) return "Off";
     if (this.#stalled !== undefined || this.#sync === "paused") return "PausedSyncT";
-    return this.#sync === "active" ? "SyncTarget" : "Established";
+    if (this.#sync === "active" || !this.#isTakenUp) return "SyncTarget";
+    return this.#isVerified ? "VerifyT" : "Established";
+  }
+
+  /** Whether everything that the primary has sent is applied in order, and nothing is missing. */
+  get isInSync(): boolean {
+    return isInSync(this.replication);
+  }
+
+  get #isMirror(): boolean {
+    return this.#options.hello.mode === "mirror";
+  }
+
+  /** In mode `mirror` a sync is over when its state is what a failover returns. */
+  get #isTakenUp(): boolean {
+    return !this.#isMirror || this.#options.following.isOn;
   }
 
   /** Ends the session, and resolves when nothing of it is under way any more. */
@@ -224,6 +245,13 @@ export class ReplicaSession {
       case "takeover":
         this.#receiveTakeover(message.id, message.lineage);
         break;
+      case "verify":
+        this.#stream();
+        this.#isVerified = message.active;
+        break;
+      case "checksum":
+        this.#receiveChecksum(message);
+        break;
       case "differs":
       case "ready":
       case "ack":
@@ -267,9 +295,11 @@ export class ReplicaSession {
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;
-    await options.history.paired(peer, message);
+    await options.history.paired(peer, message, this.#session.peerSubject);
     if (this.#ended !== undefined) return;
     options.faults.prepare(this.#disks);
+    await options.following.end(options.faults.mustRewrite);
+    if (this.#ended !== undefined) return;
     this.#writer = new ReplicaWriter({
       disks: this.#disks,
       clock: options.clock,
@@ -277,10 +307,16 @@ export class ReplicaSession {
       sharesDisks: options.hello.mode === "shared",
       windowBytes: Math.min(options.windowBytes, peer.windowBytes),
       ack: peer.ack,
-      savesOriginals: () => options.checkpoints.newestBarrier > 0,
+      savesOriginals: () => options.checkpoints.newestBarrier > 0 && !options.following.isOn,
+      follows: () => options.following.isOn,
       makeRoom: () => options.checkpoints.makeRoom(),
-      acknowledge: (received, stable) => this.#session.send({ type: "ack", received, stable }),
-      applied: (operations, bytes) => options.checkpoints.countApplied(operations, bytes),
+      acknowledge: (received, stable) => {
+        options.following.stable();
+        this.#session.send({ type: "ack", received, stable });
+      },
+      applied: (operations, bytes) => {
+        if (!options.following.isOn) options.checkpoints.countApplied(operations, bytes);
+      },
       failed: (reason, disk) => this.#fail(reason, disk),
     });
     this.#stalled = options.fullness();
@@ -325,6 +361,10 @@ export class ReplicaSession {
         this.#source = { lineage, ancestors };
         await this.#options.history.adopt(this.#source);
       } else await this.#options.history.hear(lineage);
+      if (phase === "begin" && this.#options.following.isOn) {
+        await writer.makeStable();
+        await this.#options.following.end(this.#options.faults.mustRewrite);
+      }
       this.#sync = SYNC_OF_PHASE[phase];
       writer.compare({ comparing: phase === "begin", rewriting: this.#options.faults.mustRewrite });
       if (phase === "end" && this.#options.faults.isPending) {
@@ -343,6 +383,19 @@ export class ReplicaSession {
       await writer.makeStable();
       await this.#request(id, () => this.#options.takeOver(lineage));
     });
+  }
+
+  /** Behind everything that was sent before, and before anything that was sent later. */
+  #receiveChecksum({ id, disk: index, offset, length }: Extract<Message, { type: "checksum" }>): void {
+    const writer = this.#stream();
+    const disk = this.#disks[index];
+    if (disk === undefined || offset + length > disk.base.sizeBytes || this.#options.hello.mode === "shared") {
+      throw new ColobusError("protocol-error", "the peer asked for the checksum of what is not there");
+    }
+    this.#countRequest();
+    writer.enqueue(() =>
+      this.#request(id, async () => ({ checksum: await this.#checksums.read(disk, offset, length) })),
+    );
   }
 
   /** A chunk of a state that nobody awaits any more is taken and forgotten: its end is refused. */
@@ -375,6 +428,9 @@ export class ReplicaSession {
     if (commit && vmstate === true) {
       throw new ColobusError("protocol-error", "the peer commits a checkpoint before its VM state has come");
     }
+    if (this.#isMirror && (!commit || vmstate === true)) {
+      throw new ColobusError("protocol-error", "the peer prepares a checkpoint, which mode mirror has not");
+    }
     const writer = this.#stream();
     this.#countRequest();
     writer.enqueue(async () => {
@@ -384,6 +440,7 @@ export class ReplicaSession {
       await this.#request(id, async () => {
         const { checkpoints, prepared, committed } = this.#options;
         await (commit ? checkpoints.prepareAndCommit(epoch, this.#source) : checkpoints.prepare(epoch, vmstate));
+        if (commit && this.#peer !== undefined) await this.#options.following.begin(this.#peer.ack);
         if (vmstate !== true) prepared(epoch);
         if (commit) committed(epoch);
       });
@@ -404,15 +461,15 @@ export class ReplicaSession {
   }
 
   /** Does what the primary asked for, and tells it the outcome. A refusal does not end the session. */
-  async #request(id: number, work: () => Promise<void>): Promise<void> {
+  async #request(id: number, work: () => Promise<void | { readonly checksum: Uint8Array }>): Promise<void> {
     const { clock } = this.#options;
     const startedMs = clock.nowMs();
-    const answer = (error: ErrorBody | null): void =>
-      this.#session.send({ type: "answer", id, error, tookMs: clock.nowMs() - startedMs });
+    const answer = (error: ErrorBody | null, result?: { readonly checksum: Uint8Array }): void =>
+      this.#session.send({ type: "answer", id, error, tookMs: clock.nowMs() - startedMs, ...result });
     try {
-      await work();
+      const result = await work();
       this.#writer?.acknowledge();
-      answer(null);
+      answer(null, result ?? undefined);
     } catch (error) {
       answer(toErrorBody(asColobusError(error)));
     } finally {

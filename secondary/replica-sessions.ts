@@ -13,6 +13,7 @@ import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
+import type { Following } from "./following.ts";
 import type { OverlaySpace } from "./overlay-space.ts";
 import type { ReplicaDisks } from "./replica-disks.ts";
 import type { ReplicaHistory } from "./replica-history.ts";
@@ -40,6 +41,7 @@ export interface ReplicaSessionsOptions {
   readonly space: OverlaySpace;
   readonly faults: DiskFaults;
   readonly checkpoints: () => Checkpoints;
+  readonly following: () => Following;
   readonly vmStates: VmStateStore;
 }
 
@@ -114,6 +116,7 @@ export class ReplicaSessions {
       pulse: options.pulse,
       durability: options.state.record.durability,
       checkpoints: options.checkpoints(),
+      following: options.following(),
       vmStates: options.vmStates,
       judged: (verdict, peer) => this.#judged(verdict, peer),
       history: options.history,
@@ -182,8 +185,9 @@ export class ReplicaSessions {
     if (space.full === undefined && faults.waits === undefined) this.#current?.unstall();
   }
 
-  /** Asks the primary for a checkpoint. */
+  /** Asks the primary for a checkpoint. In mode `mirror` overlays grow in a sync only, in which none can be taken. */
   tellWanted(): void {
+    if (this.#options.state.record.mode === "mirror") return;
     this.#current?.notify({ type: "wanted", ...this.#options.space.describeWanted() });
   }
 
@@ -206,7 +210,7 @@ export class ReplicaSessions {
     const checkpoints = this.#options.checkpoints();
     const { writes } = checkpoints.volumeSinceCommit();
     const isCommitted = checkpoints.committed.epoch > 0 && !this.#options.state.record.outdated;
-    if (session !== this.#current || session.replication !== "Established" || !isCommitted || writes > 0) {
+    if (session !== this.#current || !session.isInSync || !isCommitted || writes > 0) {
       return Promise.reject(
         new ColobusError(
           "no-checkpoint",

@@ -38,6 +38,8 @@ export interface ReplicaWriterOptions {
   readonly ack: AckPolicy;
   /** Whether originals must be saved: not before there is a checkpoint to return to. */
   readonly savesOriginals: () => boolean;
+  /** Mode `mirror`: a failover returns the bases as they are, so what has arrived is applied whatever ends the stream. */
+  readonly follows: () => boolean;
   /** Frees what can be spared of the overlays, which are full. False: there was nothing. */
   readonly makeRoom: () => Promise<boolean>;
   /** Tells the primary how far the stream has come; positions only grow. */
@@ -73,6 +75,8 @@ export class ReplicaWriter {
   #queuedBytes = 0;
   #draining: Promise<void> | undefined;
   #stopped = false;
+  /** The session is over, and what has arrived of it is still applied. */
+  #ending = false;
   #receivedSequence = 0;
   #appliedSequence = 0;
   #stableSequence = 0;
@@ -137,14 +141,25 @@ export class ReplicaWriter {
     this.#drain();
   }
 
-  /** Drops what is queued, and resolves when nothing is under way any more. */
+  /**
+   * Drops what is queued, and resolves when nothing is under way any more. Writes that bases which follow the primary have
+   * before them are applied first: guests may have been told that they are here.
+   */
   async stop(): Promise<void> {
+    if (!this.#stopped && this.#options.follows()) await this.#applyReceived();
     this.#stopped = true;
     this.#queue.length = 0;
     this.#syncTimer?.cancel();
     this.#ackTimer?.cancel();
     await this.#draining;
     await this.#syncing?.catch(() => undefined); // nothing more is called stable, so its outcome means nothing any more
+  }
+
+  async #applyReceived(): Promise<void> {
+    this.#ending = true;
+    const firstCall = this.#queue.findIndex(({ kind }) => kind === "call");
+    if (firstCall >= 0) this.#queue.length = firstCall;
+    while (this.#draining !== undefined) await this.#draining;
   }
 
   /** Makes everything applied so far stable. */
@@ -232,7 +247,7 @@ export class ReplicaWriter {
       for (const operation of changes) {
         const disk = this.#disk(operation);
         disk.noteBaseWritten();
-        const before = underWay.before(disk, operation.offset, operation.length);
+        const before = this.#isOrdered ? underWay.all() : underWay.before(disk, operation.offset, operation.length);
         if (before !== undefined) await before;
         underWay.add(disk, operation.offset, operation.length, applyToBase(disk, operation));
       }
@@ -244,6 +259,14 @@ export class ReplicaWriter {
       throw error;
     }
     this.#settleBatch(batch.length, changes);
+  }
+
+  /**
+   * Whether each write has to be done before the next: where bases follow a primary whose guests go on before a write is
+   * stable here, this process may end between any two, and must leave no later one without an earlier one.
+   */
+  get #isOrdered(): boolean {
+    return this.#options.ack !== "applied" && this.#options.follows();
   }
 
   /** A batch of so many operations is applied, of which `changes` had to be. */
@@ -460,7 +483,8 @@ export class ReplicaWriter {
     this.#unacknowledgedBytes = 0;
     const received = this.#receivedSequence;
     const stable = this.#stableSequence;
-    if (this.#stopped || (received === this.#acknowledged.received && stable === this.#acknowledged.stable)) return;
+    if (this.#stopped || this.#ending) return;
+    if (received === this.#acknowledged.received && stable === this.#acknowledged.stable) return;
     this.#acknowledged = { received, stable };
     this.#options.acknowledge(received, stable);
   }

@@ -8,7 +8,8 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
-import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
+import { forgetLosses } from "../shared/block/lost-writes.ts";
+import { lostSync, type LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { promoted } from "../shared/replication/lineage.ts";
@@ -21,6 +22,7 @@ import { Checkpoints } from "./checkpoints.ts";
 import { CheckpointOperations } from "./checkpoint-operations.ts";
 import { DiskFaults } from "./disk-faults.ts";
 import { flushDisks } from "./flush-disks.ts";
+import { Following } from "./following.ts";
 import { OverlaySpace } from "./overlay-space.ts";
 import { PromotedDisk } from "./promoted-disk.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
@@ -101,6 +103,7 @@ export class SecondaryRole {
   readonly #space: OverlaySpace;
   readonly #faults: DiskFaults;
   readonly #sessions: ReplicaSessions;
+  readonly #following: Following;
   readonly #status: SecondaryStatus;
 
   /**
@@ -142,7 +145,11 @@ export class SecondaryRole {
       wanted: () => this.#sessions.tellWanted(),
       freed: () => this.#sessions.unstall(),
     });
-    this.#faults = new DiskFaults({ ...options, retry: () => this.#sessions.unstall() });
+    this.#faults = new DiskFaults({
+      ...options,
+      retry: () => this.#sessions.unstall(),
+      rewritten: () => forgetLosses(options.state.record, options.lostSyncs),
+    });
     this.#sessions = new ReplicaSessions({
       ...options,
       history: this.#history,
@@ -150,8 +157,10 @@ export class SecondaryRole {
       space: this.#space,
       faults: this.#faults,
       checkpoints: () => this.checkpoints,
+      following: () => this.#following,
     });
     this.#disks.open();
+    this.#following = new Following({ ...options, disks: () => this.disks });
     this.checkpoints = new Checkpoints({
       state: options.state,
       disks: () => this.disks,
@@ -178,6 +187,7 @@ export class SecondaryRole {
     this.#status = new SecondaryStatus({
       ...options,
       checkpoints: this.checkpoints,
+      following: this.#following,
       disks: this.#disks,
       sessions: this.#sessions,
       space: this.#space,
@@ -288,7 +298,9 @@ export class SecondaryRole {
     }
     await Promise.all(this.disks.map(({ epochs }) => epochs.end()));
     await this.checkpoints.settled();
-    const { state } = this.#options;
+    const { state, lostSyncs } = this.#options;
+    // What no flush has covered must not go back any more once guests have read it.
+    if (this.#following.isOn) await this.#flushBases();
     const { epoch } = this.checkpoints.committed;
     const { retained } = this.checkpoints.kept;
     // The state of a VM knows nothing of what another VM has written since.
@@ -306,6 +318,7 @@ export class SecondaryRole {
         prepared: [],
         retained: [],
         merge: { activeEpoch },
+        acksUnsynced: false,
         epochReserved: Math.max(record.epochReserved, this.checkpoints.openEpoch),
       }));
       forWriting.take();
@@ -317,7 +330,10 @@ export class SecondaryRole {
         disk.epochs.dropUncommitted(epoch === 0);
         if (discardsActive) disk.discardActive(activeEpoch);
         // What a failed fsync of the base has lost came after the checkpoint: the overlays have what it stands on.
-        disk.base.rewritten();
+        // In mode mirror it may be part of that state, and is noted.
+        const lost = lostSyncs.has({ disk: disk.name, active: null });
+        if (lost) disk.base.distrust?.(lostSync(`the image of ${disk.name}`));
+        else disk.base.rewritten();
         const promoted = new PromotedDisk(disk.context, disk.stack, this.gate, epoch);
         disk.view.handOver(promoted);
         return { name: disk.name, disk: promoted };
@@ -330,6 +346,16 @@ export class SecondaryRole {
       throw error;
     } finally {
       this.gate.open();
+    }
+  }
+
+  /** What cannot be flushed is noted, and the promoted side's flushes fail. */
+  async #flushBases(): Promise<void> {
+    const { state, log } = this.#options;
+    if (state.record.durability === "process") return;
+    const flushes = await Promise.allSettled(this.disks.map(({ base }) => base.flush()));
+    for (const flush of flushes) {
+      if (flush.status === "rejected") log.warn({ reason: asColobusError(flush.reason) }, "an image cannot be flushed");
     }
   }
 

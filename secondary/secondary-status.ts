@@ -5,6 +5,7 @@ import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { OverlaySpace } from "./overlay-space.ts";
+import type { Following } from "./following.ts";
 import { describeReplicaDisk } from "./replica-disk.ts";
 import type { ReplicaDisks } from "./replica-disks.ts";
 import type { ReplicaSessions } from "./replica-sessions.ts";
@@ -14,6 +15,7 @@ export interface SecondaryStatusOptions {
   readonly clock: Pick<Clock, "wallMs">;
   readonly peerUrl: string | null;
   readonly checkpoints: Pick<Checkpoints, "committed" | "volumeSinceCommit">;
+  readonly following: Pick<Following, "isOn" | "lastStableAtMs">;
   readonly disks: Pick<ReplicaDisks, "all">;
   readonly sessions: Pick<ReplicaSessions, "current" | "contactAgeMs" | "lastError" | "lastVerdict" | "standsAlone">;
   readonly space: Pick<OverlaySpace, "full">;
@@ -52,7 +54,7 @@ export class SecondaryStatus {
       ? "Inconsistent"
       : state.record.outdated
         ? "Outdated"
-        : sessions.current?.replication === "Established"
+        : sessions.current?.isInSync === true
           ? "UpToDate"
           : "Consistent";
     return state.record.disks.map((recorded) => {
@@ -81,7 +83,7 @@ export class SecondaryStatus {
         "Check the primary agent: its `--peer` must name this agent's `--listen` address.",
       );
     }
-    if (current.replication !== "Established") {
+    if (!current.isInSync) {
       const initial = checkpoints.committed.epoch === 0;
       return notProtected(initial ? "initial-sync" : "resync", "Wait: `colobus wait synced`.");
     }
@@ -92,9 +94,19 @@ export class SecondaryStatus {
 
   /** What a failover would return to, and what it would lose; null: there is no checkpoint. */
   describeRecoverable(): Status["recoverable"] {
-    const { checkpoints, clock, sessions } = this.#parts;
+    const { checkpoints, clock, sessions, following } = this.#parts;
     const { epoch, atMs } = checkpoints.committed;
     if (epoch === 0) return null;
+    if (following.isOn) {
+      // Guests may have been told of writes that have not come, where they do not wait, or were let go on alone.
+      const mayLack = sessions.current === undefined || sessions.current.peer?.ack === "async";
+      return {
+        epoch,
+        ageMs: Math.max(0, clock.wallMs() - following.lastStableAtMs),
+        lastContactMs: sessions.contactAgeMs,
+        wouldLose: { writes: 0, bytes: 0, atLeast: mayLack },
+      };
+    }
     const { writes, bytes, complete } = checkpoints.volumeSinceCommit();
     return {
       epoch,

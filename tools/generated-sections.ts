@@ -7,22 +7,28 @@
  * and is written by `generate-docs.ts`. A test fails when a file and the code disagree.
  */
 import { ERRORS } from "../proto/errors.ts";
+import { configTable } from "./config-tables.ts";
 import { requestTable, statusTable } from "./control-tables.ts";
 import { diskErrorTable } from "./disk-error-rows.ts";
 import { limitTables } from "./limit-tables.ts";
 import { markdownTable } from "./markdown-table.ts";
+import { metricTable } from "./metric-tables.ts";
 import { helloTable, messageTable, operationTable } from "./message-tables.ts";
 import {
   ACK_POLICY_MEANINGS,
   ARBITER_STATE_MEANINGS,
   CONNECTION_STATE_MEANINGS,
   CHILD_STATE_MEANINGS,
+  COPY_MODE_MEANINGS,
   DISK_STATE_MEANINGS,
   DURABILITY_MEANINGS,
   EVENT_TYPE_MEANINGS,
   FAILOVER_KIND_MEANINGS,
+  JOB_ERROR_POLICY_MEANINGS,
+  JOB_OUTCOME_MEANINGS,
   JOB_STATE_MEANINGS,
   JOB_TYPE_MEANINGS,
+  MIRROR_SYNC_MEANINGS,
   MODE_MEANINGS,
   PROTECTION_REASON_MEANINGS,
   READ_PATTERN_MEANINGS,
@@ -57,6 +63,10 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   words("protection reasons", PROTECTION_REASON_MEANINGS),
   words("job types", JOB_TYPE_MEANINGS),
   words("job states", JOB_STATE_MEANINGS),
+  words("job outcomes", JOB_OUTCOME_MEANINGS),
+  words("job error policies", JOB_ERROR_POLICY_MEANINGS),
+  words("mirror syncs", MIRROR_SYNC_MEANINGS),
+  words("copy modes", COPY_MODE_MEANINGS),
   words("acknowledgement policies", ACK_POLICY_MEANINGS),
   words("durabilities", DURABILITY_MEANINGS),
   words("secondary exports", SECONDARY_EXPORT_MEANINGS),
@@ -72,6 +82,8 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   { name: "operations", file: "docs/protocol.md", body: operationTable() },
   { name: "requests", file: "docs/control-api.md", body: requestTable() },
   { name: "status", file: "docs/control-api.md", body: statusTable() },
+  { name: "configuration", file: "docs/configuration.md", body: configTable() },
+  { name: "metrics", file: "docs/metrics.md", body: metricTable() },
   ...limits(),
 ];
 

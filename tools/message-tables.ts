@@ -65,9 +65,16 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
     meaning:
       "A switchover: the secondary, which has committed everything, becomes Primary, which ends the session; answered only when it refuses.",
   },
+  "verify": { from: "primary", meaning: "Checksums are going to be asked for, or are not any more: for status only." },
+  "checksum": {
+    from: "primary",
+    meaning:
+      "Answered with the SHA-256 of what the range holds in the newest content, once everything sent before is applied and before anything later is; with an empty one where that is zeroes. Of more than 1 MiB only whether it is.",
+  },
   "answer": {
     from: "secondary",
-    meaning: "The outcome of the barrier, state, commit or discard of that `id`; `error` is null when it was done.",
+    meaning:
+      "The outcome of the barrier, state, commit, discard or checksum of that `id`; `error` is null when it was done.",
   },
   "ack": { from: "secondary", meaning: "How far the operations have come; see below." },
   "stall": {

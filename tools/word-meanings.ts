@@ -7,12 +7,16 @@ import type {
   ArbiterStateWord,
   ChildState,
   ConnectionState,
+  CopyMode,
   DiskState,
   Durability,
   EventType,
   FailoverKind,
+  JobErrorPolicy,
+  JobOutcome,
   JobState,
   JobType,
+  MirrorSync,
   Mode,
   ProtectionReason,
   ReadPattern,
@@ -94,7 +98,34 @@ export const PROTECTION_REASON_MEANINGS: Record<ProtectionReason, string> = {
 export const JOB_TYPE_MEANINGS: Record<JobType, string> = {
   "full-sync": "Sends every cluster of the disks to a replica that has none of them.",
   "resync": "Sends the clusters that a returning replica lacks.",
+  "mirror": "Copies a disk to another image, and follows its writes until it is told to end.",
   "merge": "Writes the originals back into the base disk after a failover, while the export is served.",
+  "verify": "Compares the secondary's copy with the primary's by checksums, while guests write.",
+};
+
+export const JOB_OUTCOME_MEANINGS: Record<JobOutcome, string> = {
+  completed: "What the job was for is done. Of a mirror: the target is a whole copy of one moment, and durable.",
+  pivoted: "The disk has the mirror's target for its image.",
+  cancelled: "The job was given up. Of a mirror: the target is no copy of anything.",
+  failed: "The job ended with `error`.",
+};
+
+export const JOB_ERROR_POLICY_MEANINGS: Record<JobErrorPolicy, string> = {
+  report: "The job fails.",
+  ignore: "The job tries again later.",
+  stop: "The job pauses, and tries again when it is resumed.",
+};
+
+export const MIRROR_SYNC_MEANINGS: Record<MirrorSync, string> = {
+  full: "The whole disk.",
+  top: "What the top layer of the disk's image holds: of a format, the file itself without those that it is based on; of a raw file, all but its holes.",
+  none: "Nothing but what is written from now on.",
+};
+
+export const COPY_MODE_MEANINGS: Record<CopyMode, string> = {
+  "background": "What guests write is marked, and copied later.",
+  "write-blocking":
+    "What guests write to a range that is copied already goes to both at the same time, and they wait for both.",
 };
 
 export const JOB_STATE_MEANINGS: Record<JobState, string> = {
@@ -104,9 +135,9 @@ export const JOB_STATE_MEANINGS: Record<JobState, string> = {
   ready: "The bulk is done and the job follows new writes until it is completed.",
   standby: "The job was ready when it was paused.",
   waiting: "The job's work is done and it waits for the jobs that belong with it.",
-  pending: "The job's work is done and its last steps are due.",
+  pending: "The job's work is done, its last steps are under way, and nothing can take them back.",
   aborting: "The job failed or was cancelled and is being undone.",
-  concluded: "The job is over; `error` says whether it succeeded. It stays listed for a while.",
+  concluded: "The job is over; `outcome` says what it came to. It stays listed for a while.",
 };
 
 export const ACK_POLICY_MEANINGS: Record<AckPolicy, string> = {
@@ -169,6 +200,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "sync-paused":
     "The primary sends no more of what this side lacks for now: the sync is paused, or guests write too fast.",
   "sync-finished": "A full sync or resync is over, and the replica lacks nothing.",
+  "verify-difference": "A verify has found a range in which the secondary's copy differs; the data names it.",
+  "verify-finished": "A verify is over; the data says how much was compared, and how much of it differs.",
   "checkpoint-prepared": "Everything up to an epoch's barrier is on the secondary.",
   "checkpoint-committed": "A failover now returns to this epoch.",
   "checkpoint-discarded": "A prepared checkpoint was withdrawn; no data was lost.",
@@ -199,6 +232,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "failover": "This agent was promoted and serves from the epoch in the data.",
   "merged": "The base disk holds the whole state again, and the overlays of the failover are gone.",
   "job-changed": "A job has another state than before.",
+  "job-ready": "A job has nothing left to copy for the first time: it follows, and can be completed.",
+  "disk-pivoted": "A disk has the target of a mirror for its image.",
   "stalled":
     "The agent was held up for a second or longer, by itself or by its host, and answered nobody; the data has how often, and the longest.",
   "lease-acquired": "This side has claimed the arbiter's lease.",
@@ -211,6 +246,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "vm-start-failed": "The command of `--on-failover` has failed; the promotion stands, and the data has the reason.",
   "takeover-failed": "This side does not take over by itself, or could not; the data has the reason.",
   "protection-changed": "The VM became protected, or stopped being so; the data has the reason.",
+  "config-reloaded":
+    "The configuration file was read anew; the data has the keys that were taken up, and those that need a restart.",
 };
 
 export const VERDICT_KIND_MEANINGS: Record<VerdictKind, string> = {

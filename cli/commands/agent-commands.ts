@@ -1,20 +1,43 @@
-import { agentOptions, readProcessConfig, type AgentArguments } from "../agent-options.ts";
+import { agentOptions, processConfigOf, readAgentKeys, type AgentArguments } from "../agent-options.ts";
 import type { OutputFlags } from "../agent-flags.ts";
 import { defineCommand, untilAborted, type CommandHost } from "../command.ts";
+import { asColobusError } from "../../proto/errors.ts";
 import type { Role } from "../../proto/words.ts";
 
-/** Runs one agent in the foreground until SIGTERM or SIGINT. */
+/** Runs one agent in the foreground until SIGTERM or SIGINT. With a configuration file SIGHUP has it read anew. */
 async function runAgent(args: AgentArguments & OutputFlags, role: Role, host: CommandHost): Promise<void> {
-  const config = await readProcessConfig(args, role, host.env);
+  const keys = await readAgentKeys(args);
+  const config = processConfigOf(keys, role, host.env);
   // Loaded here, so that the commands of operators and hooks start without the engine.
   const { AgentProcess } = await import("../agent-process.ts");
   const { createLogger } = await import("../../shared/host/log.ts");
   const log = createLogger({ level: config.logLevel, name: config.agent.vm });
-  const agentProcess = await AgentProcess.start(config, log);
+  const read = async () => {
+    const now = await readAgentKeys(args);
+    return { keys: now, config: processConfigOf(now, role, host.env) };
+  };
+  const source = {
+    keys,
+    read,
+    setLogLevel: (level: string): void => {
+      log.level = level;
+    },
+  };
+  const agentProcess = await AgentProcess.start(config, log, args.config === undefined ? undefined : source);
   const { agent } = agentProcess;
   log.info({ role: agent.role, run: config.runDirectory }, "the agent serves");
+  if (args.config !== undefined) {
+    process.on("SIGHUP", () => {
+      agent.reload().then(
+        (answer) => log.info(answer, "the configuration was read anew"),
+        (error: unknown) => log.error({ reason: asColobusError(error) }, "the configuration was not read anew"),
+      );
+    });
+  }
   const started = { role: agent.role, vm: config.agent.vm, run: config.runDirectory };
   host.output.result(args.json, started, ({ role, vm, run }) => `${role} agent of VM ${vm} serves in ${run}`);
+  const reload = (): void => agentProcess.reload();
+  process.on("SIGHUP", reload);
   await untilAborted(host.terminated);
   log.info({}, "the agent is being stopped");
   await agentProcess.stop();

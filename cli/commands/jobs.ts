@@ -5,6 +5,7 @@ import type { CallOptions, ControlClient } from "../../shared/control/api-client
 import { agentFlags, clientOf, timeoutOf } from "../agent-flags.ts";
 import { defineCommand } from "../command.ts";
 import { parseJobSpeed } from "../quantities.ts";
+import { followJob } from "../follow-job.ts";
 import { renderJob, renderJobs } from "../render-jobs.ts";
 
 const COMMAND_VERBS = [...JOB_VERBS, "set-speed"] as const;
@@ -27,17 +28,48 @@ export const jobCommand = defineCommand({
     agentFlags(yargs)
       .positional("verb", { choices: COMMAND_VERBS, demandOption: true, describe: "What to do" })
       .positional("id", { type: "string", demandOption: true, describe: "The job, as colobus jobs names it" })
+      .option("force", {
+        type: "boolean",
+        default: false,
+        describe: "With cancel: at once, whatever is not copied yet",
+      })
+      .option("wait", {
+        type: "boolean",
+        default: false,
+        describe: "With cancel and complete: until the job is concluded",
+      })
       .positional("speed", {
         type: "string",
         describe: "Bytes per second, for set-speed; 0 is no limit, dynamic yields to guests",
       })
       .example("$0 job pause resync-1", "Stop a job for now")
-      .example("$0 job set-speed resync-1 50MiB", "At most 50 MiB in a second"),
+      .example("$0 job set-speed resync-1 50MiB", "At most 50 MiB in a second")
+      .example("$0 job complete mirror-2 --wait", "The mirror's target is the disk's image from then on"),
   run: async (args, host) => {
-    const { verb, id, speed } = args;
+    const { verb, id, speed, force, wait } = args;
+    if (force && verb !== "cancel") {
+      throw new ColobusError("usage", `job ${verb} takes no --force.`, "Leave it out, or use job cancel.");
+    }
+    if (wait && verb !== "cancel" && verb !== "complete") {
+      throw new ColobusError("usage", `job ${verb} takes no --wait.`, "Leave it out: it is done at once.");
+    }
     const call = { timeoutMs: timeoutOf(args), signal: host.interrupted };
-    const job = verb === "set-speed" ? setSpeed(id, speed) : direct(verb, id, speed);
-    host.output.result(args.json, await job(clientOf(args, host), call), renderJob);
+    const ask = verb === "set-speed" ? setSpeed(id, speed) : direct(verb, id, speed, force);
+    const client = clientOf(args, host);
+    const job = await ask(client, call);
+    if (!wait) {
+      host.output.result(args.json, job, renderJob);
+      return;
+    }
+    const ended = await followJob({
+      client,
+      host,
+      id,
+      timeoutMs: timeoutOf(args),
+      json: args.json,
+      until: "concluded",
+    });
+    host.output.result(args.json, ended, renderJob);
   },
 });
 
@@ -55,9 +87,9 @@ function setSpeed(id: string, speed: string | undefined): Ask {
   return (client, call) => client.setJobSpeed(id, parsed, call);
 }
 
-function direct(verb: (typeof JOB_VERBS)[number], id: string, speed: string | undefined): Ask {
+function direct(verb: (typeof JOB_VERBS)[number], id: string, speed: string | undefined, force: boolean): Ask {
   if (speed !== undefined) {
     throw new ColobusError("usage", `job ${verb} takes no speed.`, "Leave it out, or use job set-speed.");
   }
-  return (client, call) => client.job(id, verb, call);
+  return (client, call) => client.job(id, verb, { ...call, force });
 }

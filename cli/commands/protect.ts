@@ -1,9 +1,10 @@
 /** `colobus protect`: checkpoints of a VM with its memory, for as long as it runs. */
 import { PROTECT_INTERVAL_DEFAULT_MS } from "../../proto/limits.ts";
 import { ColobusError } from "../../proto/errors.ts";
-import { QmpClient } from "../../shared/host/qmp-client.ts";
 import { agentFlags, clientOf, givenOnce, timeoutOf, vmStateSocketOf } from "../agent-flags.ts";
-import { defineCommand, type CommandHost } from "../command.ts";
+import { defineCommand } from "../command.ts";
+import { BACKGROUND_CHOICES, disksAlone, disksFrozen, withMemory } from "../guest-controls.ts";
+import { assertEpochs } from "../no-epochs.ts";
 import { ProtectedVm } from "../protected-vm.ts";
 import { Protection, type GuestControl, type ProtectionRound } from "../protection.ts";
 import { formatBytes, formatDuration, parseDuration } from "../quantities.ts";
@@ -18,6 +19,11 @@ export const protectCommand = defineCommand({
         type: "string",
         requiresArg: true,
         describe: `From the beginning of one checkpoint to the next (${formatDuration(PROTECT_INTERVAL_DEFAULT_MS)})`,
+      })
+      .option("background-snapshot", {
+        choices: BACKGROUND_CHOICES,
+        default: "auto" as const,
+        describe: "Whether the VM runs while its memory is written; auto: where QEMU and the host are capable of it",
       })
       .option("disks-only", { type: "boolean", default: false, describe: "Leave the memory out, and the VM running" })
       .option("qga", {
@@ -35,26 +41,29 @@ export const protectCommand = defineCommand({
     const intervalMs =
       intervalText === undefined ? PROTECT_INTERVAL_DEFAULT_MS : parseDuration(intervalText, "--interval");
     const timeoutMs = timeoutOf(args);
-    const run = { intervalMs, timeoutMs, json: args.json };
     const control = clientOf(args, host);
+    assertEpochs((await control.status({ timeoutMs })).mode, "protect");
+    const warn = (text: string): void => host.output.remark(`colobus: ${text}`);
     const protect = async (guest: GuestControl): Promise<void> => {
       await new Protection({
-        ...run,
+        intervalMs,
+        timeoutMs,
         control,
         clock: host.clock,
         guest,
         tell: (round) => host.output.result(args.json, round, renderRound),
-        warn: (text) => host.output.remark(`colobus: ${text}`),
+        warn,
         signal: host.interrupted,
       }).run();
     };
-    if (qmp === undefined) return protect(qga === undefined ? disksAlone() : freezing(qga, timeoutMs, host));
+    const ofVm = { clock: host.clock, timeoutMs };
+    if (qmp === undefined) return protect(qga === undefined ? disksAlone() : disksFrozen({ ...ofVm, socket: qga }));
     const socket = vmStateSocketOf(control);
-    const vm = await ProtectedVm.connect({ socket: qmp, clock: host.clock, timeoutMs });
+    const vm = await ProtectedVm.connect({ ...ofVm, socket: qmp });
     try {
-      await protect(withMemory(vm, socket));
+      await protect(await withMemory(vm, { socket, background: args.backgroundSnapshot, warn }));
     } finally {
-      vm.close();
+      await vm.release();
     }
   },
 });
@@ -67,46 +76,6 @@ function assertSense(qmp: string | undefined, qga: string | undefined, disksOnly
     disksOnly ? "--disks-only leaves the VM running, and needs no --qmp." : "protect needs the VM's QMP socket alone.",
     "Say --qmp SOCKET, or --disks-only with or without --qga SOCKET.",
   );
-}
-
-function withMemory(vm: ProtectedVm, socket: string): GuestControl {
-  return {
-    pause: async () => {
-      const wasRunning = await vm.pause();
-      return async () => (wasRunning ? vm.resume() : undefined);
-    },
-    saveState: () => vm.saveState(socket),
-    cancelSave: () => vm.cancelSave(),
-  };
-}
-
-function disksAlone(): GuestControl {
-  const nothing = (): Promise<void> => Promise.resolve();
-  return { pause: () => Promise.resolve(nothing), saveState: undefined, cancelSave: nothing };
-}
-
-/** The guest agent thaws whatever it has frozen, even where it could not freeze everything. */
-function freezing(socket: string, timeoutMs: number, { clock }: CommandHost): GuestControl {
-  return {
-    ...disksAlone(),
-    pause: async () => {
-      const agent = await QmpClient.connectToGuestAgent({ socket, clock, timeoutMs });
-      const thaw = async (): Promise<void> => {
-        try {
-          await agent.execute("guest-fsfreeze-thaw");
-        } finally {
-          agent.close();
-        }
-      };
-      try {
-        await agent.execute("guest-fsfreeze-freeze");
-      } catch (error) {
-        await thaw();
-        throw error;
-      }
-      return thaw;
-    },
-  };
 }
 
 function renderRound(round: ProtectionRound): string {

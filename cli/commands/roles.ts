@@ -13,7 +13,7 @@ export const rejoinCommand = defineCommand({
         type: "string",
         demandOption: true,
         requiresArg: true,
-        describe: "URL of the promoted agent: ws://HOST:PORT",
+        describe: "URL of the promoted agent: wss://HOST:PORT, or ws:// without TLS",
       })
       .example("$0 rejoin --peer ws://192.0.2.2:7000", "After a failover, on the old primary's host"),
   run: async (args, host) => {

@@ -81,7 +81,7 @@ async function toVm(
       sent = await sendContent(content, to.socket);
     });
   } finally {
-    vm.close();
+    await vm.release();
     await removeSocket(to.socket);
   }
   return sent;

@@ -1,6 +1,7 @@
 import type { ColobusError } from "../../proto/errors.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import type { Child } from "./block-device.ts";
+import type { Stretch } from "./data-stretches.ts";
 
 /**
  * A copy of a disk that an agent opens, owns and closes: a raw file or block device (`Image`), or what an NBD server
@@ -99,6 +100,11 @@ export interface ImageSource {
    * program while the agent was cleanly stopped, where this host alone uses it; `not-supported` where it cannot be used so.
    */
   open(disk: StateRecord["disks"][number], use?: ImageUse): DiskImage;
+  /**
+   * The parts that the image at `location` holds itself, and not one that it is based on, of what was flushed; undefined
+   * where that cannot be told. Absent where images have one layer. Errors: `not-found`, `io-error`.
+   */
+  topLayer?(location: string): Promise<readonly Stretch[] | undefined>;
   /** Whether nothing is at `location` yet, and `create` could make an image there. */
   canCreate(location: string): boolean;
   /** Makes an image that reads as zeroes; durable when the promise resolves, also where an earlier try has made it. */

@@ -51,7 +51,7 @@ export class ImageServers {
       release: () => images.release(),
       canCreate: (location) => images.canCreate(location),
       create: (location, sizeBytes) => images.create(location, sizeBytes),
-      open: (disk, use) => this.#watch(disk.name, images.open(disk, use)),
+      open: (disk, use) => this.watch(disk.name, images.open(disk, use)),
     };
   }
 
@@ -60,7 +60,8 @@ export class ImageServers {
     for (const { timer } of this.#watched.values()) timer?.cancel();
   }
 
-  #watch(disk: string, image: DiskImage): DiskImage {
+  /** `image` is the disk's from now on. */
+  watch(disk: string, image: DiskImage): DiskImage {
     const watched = this.#watched.get(disk) ?? {
       reason: undefined,
       isTold: false,

@@ -8,7 +8,9 @@
  * Answers are checked against the schemas and returned as received, so that fields of a later agent survive.
  */
 import { Agent, request as httpRequest, type ClientRequest, type IncomingMessage } from "node:http";
+import { Agent as TlsAgent, request as httpsRequest } from "node:https";
 import type { Readable } from "node:stream";
+import type { SecureContextOptions } from "node:tls";
 import { z } from "zod";
 import {
   checkpointAnswerSchema,
@@ -23,6 +25,7 @@ import {
   rejoinAnswerSchema,
   startAloneAnswerSchema,
   switchoverAnswerSchema,
+  reloadAnswerSchema,
   resyncAnswerSchema,
   rollbackAnswerSchema,
   statusSchema,
@@ -41,12 +44,15 @@ import {
   type DiscardRequest,
   type FailoverAnswer,
   type FailoverRequest,
+  type JobRequest,
   type JobSpeed,
   type JobStatus,
   type JobVerb,
+  type MirrorRequest,
   type RejoinAnswer,
   type RejoinRequest,
   type StartAloneAnswer,
+  type ReloadAnswer,
   type ResyncAnswer,
   type ResyncRequest,
   type RollbackAnswer,
@@ -58,17 +64,26 @@ import {
   type VmStateAnswer,
   type VmStateRequest,
   type WaitAnswer,
+  type VerifyRequest,
   type WaitRequest,
 } from "../../proto/control-api.ts";
 import { ColobusError, isErrorCode } from "../../proto/errors.ts";
 import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_GRACE_MS, CONTROL_ANSWER_MAX_BYTES } from "../../proto/limits.ts";
+import { certificateFault } from "../host/peer-certificate.ts";
 import { assertUnixSocketPath } from "../host/unix-socket.ts";
 import { ServerSentEventParser } from "./server-sent-events.ts";
 
 /** Where an agent's control API is. */
 export type ControlAddress =
   | { readonly kind: "socket"; readonly path: string }
-  | { readonly kind: "url"; readonly url: string };
+  | {
+      readonly kind: "url";
+      /** `https:`, or `http:` where nobody else can listen. */
+      readonly url: string;
+      /** Sent over `https:` only. */
+      readonly token?: string | undefined;
+      readonly tls?: SecureContextOptions | undefined;
+    };
 
 export interface CallOptions {
   /** How long to wait for the answer. Default 60 s. */
@@ -79,6 +94,7 @@ export interface CallOptions {
 
 /** Of a VM state. */
 const VMSTATE_TYPE = "application/octet-stream";
+const EVENT_STREAM_TYPE = "text/event-stream";
 
 interface Exchange {
   readonly method: "GET" | "POST" | "PUT";
@@ -94,17 +110,27 @@ interface Exchange {
 export class ControlClient {
   readonly address: ControlAddress;
   /** A connection for each request: the next one finds out anew whether the agent lives. */
-  readonly #agent = new Agent({ keepAlive: false });
+  readonly #agent: Agent;
   /** A connection that the server does not close with its answer: it may come before the whole body was sent. */
-  readonly #uploadAgent = new Agent({ keepAlive: true });
+  readonly #uploadAgent: Agent;
 
   constructor(address: ControlAddress) {
     if (address.kind === "socket") assertUnixSocketPath(address.path);
     this.address = address;
+    const secure = secureOf(address);
+    const agentOf = (keepAlive: boolean): Agent =>
+      secure === undefined ? new Agent({ keepAlive }) : new TlsAgent({ ...secure.tls, keepAlive });
+    this.#agent = agentOf(false);
+    this.#uploadAgent = agentOf(true);
   }
 
   status(options: CallOptions = {}): Promise<Status> {
     return this.#get("/v1/status", statusSchema, options);
+  }
+
+  /** The agent's metrics, as Prometheus reads them. */
+  async metrics({ timeoutMs = COMMAND_TIMEOUT_DEFAULT_MS, signal }: CallOptions = {}): Promise<string> {
+    return this.#answerTo({ method: "GET", path: "/metrics", accept: "text/plain", timeoutMs, signal });
   }
 
   jobs(options: CallOptions = {}): Promise<JobStatus[]> {
@@ -116,13 +142,24 @@ export class ControlClient {
     return this.#get(`/v1/events?after=${afterSequence}`, z.array(eventSchema), options);
   }
 
-  job(id: string, verb: JobVerb, options: CallOptions = {}): Promise<JobStatus> {
-    return this.#call("POST", `/v1/jobs/${encodeURIComponent(id)}/${verb}`, {}, jobSchema, options);
+  /** Has the agent read its configuration file anew. */
+  reload(options: CallOptions = {}): Promise<ReloadAnswer> {
+    return this.#call("POST", "/v1/reload", {}, reloadAnswerSchema, options);
+  }
+
+  job(id: string, verb: JobVerb, options: CallOptions & Partial<JobRequest> = {}): Promise<JobStatus> {
+    const { force = false, ...call } = options;
+    const body = force ? { force } : {};
+    return this.#call("POST", `/v1/jobs/${encodeURIComponent(id)}/${verb}`, body, jobSchema, call);
   }
 
   /** `speed` 0 is no limit. */
   setJobSpeed(id: string, speed: JobSpeed, options: CallOptions = {}): Promise<JobStatus> {
     return this.#call("PUT", `/v1/jobs/${encodeURIComponent(id)}/speed`, { bytesPerSecond: speed }, jobSchema, options);
+  }
+
+  mirror(request: MirrorRequest, signal?: AbortSignal): Promise<JobStatus> {
+    return this.#wait("/v1/mirror", request, jobSchema, signal);
   }
 
   checkpoint(request: CheckpointRequest, signal?: AbortSignal): Promise<CheckpointAnswer> {
@@ -204,6 +241,10 @@ export class ControlClient {
     return this.#wait("/v1/rollback", request, rollbackAnswerSchema, signal);
   }
 
+  verify(request: VerifyRequest, signal?: AbortSignal): Promise<JobStatus> {
+    return this.#wait("/v1/verify", request, jobSchema, signal);
+  }
+
   changeChild(request: ChildRequest, signal?: AbortSignal): Promise<ChildAnswer> {
     return this.#wait("/v1/children", request, childAnswerSchema, signal);
   }
@@ -225,7 +266,7 @@ export class ControlClient {
       response = await this.#exchange({
         method: "GET",
         path: `/v1/events?after=${afterSequence}`,
-        accept: "text/event-stream",
+        accept: EVENT_STREAM_TYPE,
         timeoutMs: options.timeoutMs ?? COMMAND_TIMEOUT_DEFAULT_MS,
         signal,
       });
@@ -288,10 +329,15 @@ export class ControlClient {
     options: CallOptions,
   ): Promise<T> {
     const { timeoutMs = COMMAND_TIMEOUT_DEFAULT_MS, signal } = options;
-    const response = await this.#exchange({ method, path, body, accept: "application/json", timeoutMs, signal });
+    const text = await this.#answerTo({ method, path, body, accept: "application/json", timeoutMs, signal });
+    return this.#understand(schema, text);
+  }
+
+  async #answerTo(exchange: Exchange): Promise<string> {
+    const response = await this.#exchange(exchange);
     const text = await this.#readBody(response);
     if (response.statusCode !== 200) throw this.#refusal(text);
-    return this.#understand(schema, text);
+    return text;
   }
 
   /**
@@ -317,7 +363,7 @@ export class ControlClient {
       signal?.addEventListener("abort", abort, { once: true });
       request.once("response", (response) => {
         received = response;
-        if (exchange.accept !== "application/json") clearTimeout(timer);
+        if (exchange.accept === EVENT_STREAM_TYPE) clearTimeout(timer);
         resolve(response);
       });
       request.on("error", (error) => reject(this.#connectionError(error, request)));
@@ -336,11 +382,13 @@ export class ControlClient {
       headers["content-length"] = String(Buffer.byteLength(text));
     }
     if (content !== undefined) headers["content-type"] = VMSTATE_TYPE;
+    const secure = secureOf(this.address);
+    if (secure?.token !== undefined) headers["authorization"] = `Bearer ${secure.token}`;
     const shared = { method, headers, agent: content === undefined ? this.#agent : this.#uploadAgent };
     const request =
       this.address.kind === "socket"
         ? httpRequest({ ...shared, socketPath: this.address.path, path, host: "localhost" })
-        : httpRequest(new URL(path, this.address.url), shared);
+        : (secure === undefined ? httpRequest : httpsRequest)(new URL(path, this.address.url), shared);
     if (content === undefined) request.end(text);
     else {
       // A body that breaks off is told from a complete one: the connection ends without the last chunk.
@@ -388,6 +436,15 @@ export class ControlClient {
     if (error instanceof ColobusError) return error;
     // Of Node's HTTP parser.
     if (error.code?.startsWith("HPE_") === true) return this.#notUnderstood("it is not HTTP");
+    const fault = certificateFault(error.code);
+    if (fault !== undefined) {
+      return new ColobusError(
+        "agent-unreachable",
+        `The certificate of ${this.#name} ${fault}.`,
+        "Check --tls-ca here, and the agent's --tls-cert: it must name the host as the URL does.",
+        { cause: error },
+      );
+    }
     switch (error.code) {
       case "ENOENT":
       case "ECONNREFUSED":
@@ -477,6 +534,13 @@ export class ControlClient {
       "Check that the address is that of a Colobus agent, and that the command is of the agent's version.",
     );
   }
+}
+
+type TlsAddress = Extract<ControlAddress, { kind: "url" }>;
+
+/** The address, if TLS is spoken there. */
+function secureOf(address: ControlAddress): TlsAddress | undefined {
+  return address.kind === "url" && address.url.startsWith("https:") ? address : undefined;
 }
 
 /** The document in `text`; undefined when it is not JSON. */

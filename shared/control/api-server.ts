@@ -1,5 +1,5 @@
 /**
- * The control API's server: HTTP and JSON on the agent's unix socket, every request checked against the schemas of
+ * The control API's server: HTTP and JSON on the agent's unix socket, and over TLS with a token, every request checked against the schemas of
  * `proto/control-api.ts` before the agent sees it.
  *
  * Bad input is answered with an error, or its connection is closed, and never reaches the agent. What a client can make
@@ -25,8 +25,12 @@ import {
   startAloneRequestSchema,
   switchoverRequestSchema,
   JOB_VERBS,
+  reloadRequestSchema,
+  jobRequestSchema,
+  mirrorRequestSchema,
   resyncRequestSchema,
   rollbackRequestSchema,
+  verifyRequestSchema,
   setSpeedRequestSchema,
   storedVmStateRequestSchema,
   vmStateRequestSchema,
@@ -45,6 +49,8 @@ import {
 import type { Log } from "../host/log.ts";
 import { listenOnUnixSocket } from "../host/unix-socket.ts";
 import { EventStream } from "./event-stream.ts";
+import { EXPOSITION_TYPE } from "./exposition.ts";
+import { ControlTlsListener, type ControlTlsListenerOptions } from "./tls-listener.ts";
 
 export interface ControlServerOptions {
   readonly control: AgentControl;
@@ -85,6 +91,7 @@ export class ControlServer {
   readonly #app: FastifyInstance;
   readonly #connections = new Map<Socket, Connection>();
   readonly #streams = new Set<EventStream>();
+  #network: ControlTlsListener | undefined;
   #answering = 0;
   #answered: (() => void) | undefined;
   #closing: Promise<void> | undefined;
@@ -126,6 +133,23 @@ export class ControlServer {
     this.#log.info({ path }, "control API listens");
   }
 
+  /** Serves clients at a TCP address too, with TLS and a token; resolves with the port. Errors: as the listener's. */
+  async listenTls(
+    host: string,
+    port: number,
+    options: Pick<ControlTlsListenerOptions, "files" | "token" | "refusals">,
+  ): Promise<number> {
+    await this.#app.ready();
+    this.#network = new ControlTlsListener({
+      ...options,
+      answer: (request, response) => this.#app.routing(request, response),
+      malformed: (error, socket) => this.#refuseMalformed(error, socket),
+    });
+    const bound = await this.#network.listen(host, port);
+    this.#log.info({ host, port: bound }, "control API listens with TLS");
+    return bound;
+  }
+
   /** Accepts no more, aborts the calls in progress, sends their answers, and closes every connection. */
   close(): Promise<void> {
     this.#closing ??= this.#close();
@@ -134,10 +158,12 @@ export class ControlServer {
 
   async #close(): Promise<void> {
     if (this.#app.server.listening) this.#app.server.close();
+    this.#network?.stop();
     for (const { calls } of this.#connections.values()) for (const call of calls) call.abort(shuttingDown());
     for (const stream of this.#streams) stream.end();
     if (this.#answering > 0) await this.#lastAnswer();
     this.#app.server.closeAllConnections();
+    this.#network?.closeConnections();
     await this.#app.close();
   }
 
@@ -177,12 +203,17 @@ export class ControlServer {
     const control = this.#control;
     this.#installVmStateRoutes();
     this.#route("GET", "/v1/status", () => control.status());
+    this.#route("GET", "/metrics", (_request, reply) => {
+      reply.header("content-type", EXPOSITION_TYPE);
+      return control.metrics();
+    });
     this.#route("GET", "/v1/events", (request, reply) => this.#events(request, reply));
     this.#route("GET", "/v1/jobs", () => control.jobs());
     this.#route("POST", "/v1/jobs/:id/:verb", (request) => {
       const { id, verb } = parseFields(jobVerbPathSchema, request.params);
-      parseFields(emptyRequestSchema, request.body ?? {});
-      return control.job(id, verb);
+      // Only a cancel can be forced.
+      const asked = parseFields(verb === "cancel" ? jobRequestSchema : emptyRequestSchema, request.body ?? {});
+      return control.job(id, verb, { force: "force" in asked && asked.force });
     });
     this.#route("PUT", "/v1/jobs/:id/speed", (request) => {
       const { id } = parseFields(jobPathSchema, request.params);
@@ -213,11 +244,21 @@ export class ControlServer {
     this.#route("POST", "/v1/failover", (request, _reply, signal) =>
       control.failover(parseFields(failoverRequestSchema, request.body ?? {}), signal),
     );
+    this.#route("POST", "/v1/reload", (request) => {
+      parseFields(reloadRequestSchema, request.body ?? {});
+      return control.reload();
+    });
     this.#route("POST", "/v1/resync", (request, _reply, signal) =>
       control.resync(parseFields(resyncRequestSchema, request.body ?? {}), signal),
     );
+    this.#route("POST", "/v1/mirror", (request, _reply, signal) =>
+      control.mirror(parseFields(mirrorRequestSchema, request.body ?? {}), signal),
+    );
     this.#route("POST", "/v1/rollback", (request, _reply, signal) =>
       control.rollback(parseFields(rollbackRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/verify", (request, _reply, signal) =>
+      control.verify(parseFields(verifyRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/children", (request, _reply, signal) =>
       control.changeChild(parseFields(childRequestSchema, request.body ?? {}), signal),

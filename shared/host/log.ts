@@ -4,6 +4,9 @@ import type { LogLevel } from "../../proto/words.ts";
 /** What the code that logs needs of a logger: a constant phrase, and the particulars in fields. */
 export type Log = Pick<pino.Logger, "info" | "warn" | "error" | "debug">;
 
+/** The agent's log itself, whose level can be changed. */
+export type LeveledLog = Log & { level: string };
+
 const STDERR = 2;
 /** What a reader of the log that has stopped reading may leave unread. Lines beyond are lost. */
 const UNREAD_MAX_BYTES = 1024 * 1024;
@@ -17,7 +20,7 @@ export function createLogger(options: {
   /** Stands in each line, as the agents of several VMs may share a journal. */
   readonly name: string;
   readonly destination?: pino.DestinationStream;
-}): Log {
+}): LeveledLog {
   return pino(
     {
       level: options.level,

@@ -11,6 +11,10 @@ const lineSchema = z.union([
   z.object({ QMP: z.unknown() }),
 ]);
 
+const DELIMITER = Buffer.of(0xff);
+/** What the delimiter, which is in no character's encoding, becomes in text. */
+const DELIMITER_READ = "\ufffd";
+
 export interface QmpEvent {
   readonly event: string;
   readonly data: Readonly<Record<string, unknown>>;
@@ -44,6 +48,8 @@ export class QmpClient {
   readonly #socket: Socket;
   readonly #waiting: Waiting[] = [];
   #end: ColobusError | undefined;
+  /** Of the guest agent's handshake, until it is answered. */
+  #syncId: number | undefined;
   #tellEnd: (reason: ColobusError) => void = () => undefined;
 
   private constructor(options: QmpClientOptions) {
@@ -71,11 +77,18 @@ export class QmpClient {
     }
   }
 
-  /** Connects to a guest agent. Errors: `vm-unreachable`, `timed-out`: it may be that none runs in the guest. */
+  /**
+   * Connects to a guest agent, which does not notice that its clients change: the byte 0xff has it forget what an earlier
+   * one began, and what comes before its own 0xff is an answer to that one. Errors: `vm-unreachable`, `timed-out`: it may be
+   * that none runs in the guest.
+   */
   static async connectToGuestAgent(options: QmpClientOptions): Promise<QmpClient> {
     const client = new QmpClient(options);
+    const id = Math.floor(options.clock.wallMs());
     try {
-      await client.execute("guest-ping");
+      client.#syncId = id;
+      client.#socket.write(DELIMITER);
+      await client.execute("guest-sync-delimited", { id });
       return client;
     } catch (error) {
       client.close();
@@ -111,7 +124,12 @@ export class QmpClient {
   }
 
   #take(line: string): void {
-    const parsed = lineSchema.safeParse(tryParse(line));
+    const text = this.#syncId === undefined ? line : line.slice(line.lastIndexOf(DELIMITER_READ) + 1);
+    const parsed = lineSchema.safeParse(tryParse(text));
+    if (this.#syncId !== undefined) {
+      if (!parsed.success || !("return" in parsed.data) || parsed.data.return !== this.#syncId) return;
+      this.#syncId = undefined;
+    }
     if (!parsed.success) {
       this.#over("what it says is not understood");
       this.#socket.destroy();

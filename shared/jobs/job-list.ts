@@ -2,6 +2,7 @@ import type { JobSpeed } from "../../proto/control-api.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import { JOBS_CONCLUDED_KEPT } from "../../proto/limits.ts";
 import type { Clock } from "../host/clock.ts";
+import type { JobType } from "../../proto/words.ts";
 import { Job, type JobWork } from "./job.ts";
 
 /** The jobs of one agent, the latest concluded ones included. */
@@ -16,10 +17,26 @@ export class JobList {
     this.#changed = changed;
   }
 
-  /** Starts a job without a speed limit, unless there is one. One that is `held` waits for `resume` from its beginning. */
-  start(work: JobWork, { speed = 0, held = false }: { readonly speed?: JobSpeed; readonly held?: boolean } = {}): Job {
+  /** An id that no job has had, those of earlier processes that are still known included. */
+  newId(type: JobType): string {
     this.#started += 1;
-    const id = `${work.type}-${this.#started}`;
+    return `${type}-${this.#started}`;
+  }
+
+  /** Later ids have higher numbers than this one of an earlier process. */
+  skip(id: string): void {
+    this.#started = Math.max(this.#started, Number(/-(\d+)$/.exec(id)?.[1] ?? 0));
+  }
+
+  /** Starts a job without a speed limit, unless there is one. One that is `held` waits for `resume` from its beginning. */
+  start(
+    work: JobWork,
+    {
+      speed = 0,
+      held = false,
+      id = this.newId(work.type),
+    }: { readonly speed?: JobSpeed; readonly held?: boolean; readonly id?: string } = {},
+  ): Job {
     const job = new Job({ id, clock: this.#clock, work, speed, changed: this.#changed });
     this.#jobs.push(job);
     const concluded = this.#jobs.filter((other) => other.state === "concluded");
@@ -39,10 +56,10 @@ export class JobList {
     throw new ColobusError("job-unknown", `there is no job "${id}"`, "See `colobus jobs`.");
   }
 
-  /** Ends all jobs after the piece that each has under way. */
+  /** Ends all jobs after the piece that each has under way; what they came to is left to a later process. */
   async stop(reason: ColobusError): Promise<void> {
     const running = this.#jobs.filter((job) => job.state !== "concluded");
-    for (const job of running) job.conclude(reason);
+    for (const job of running) job.conclude(reason, null);
     await Promise.all(running.map((job) => job.finished()));
   }
 }

@@ -1,8 +1,13 @@
 import type { JobSpeed, JobStatus, JobVerb } from "../../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../../proto/errors.ts";
-import type { JobState, JobType } from "../../proto/words.ts";
+import { DISK_RETRY_MS, JOB_FOLLOW_EVERY_MS } from "../../proto/limits.ts";
+import type { JobErrorPolicy, JobOutcome, JobState, JobType } from "../../proto/words.ts";
 import type { Clock, Timer } from "../host/clock.ts";
 import { Pace } from "./pace.ts";
+import { RateMeter } from "./rate-meter.ts";
+
+/** How a job that follows is asked to end. */
+export type JobEnding = "cancel" | "complete";
 
 /** What a job does, a piece at a time, so that it can be paused, limited and stopped between pieces. */
 export interface JobWork {
@@ -13,18 +18,41 @@ export interface JobWork {
   readonly child?: string;
   /** Whether `cancel` may end it before it is done. */
   readonly cancellable: boolean;
+  /** Where the job copies to. Default: null. */
+  readonly target?: string;
   /** How long after an error the piece is tried again by itself; undefined: only when the job is resumed. */
   readonly retryMs?: number;
   progress(): { readonly doneBytes: number; readonly totalBytes: number };
   /**
-   * Does the next piece, of about `bytesMax` if it can be that small. Resolves with the bytes that it had to move, or
-   * undefined when all is done.
+   * Does the next piece, of about `bytesMax` if it can be that small. Resolves with the bytes that it had to move,
+   * undefined when all is done, or, where the work has two phases, `following`: nothing is left for now.
    */
-  step(bytesMax: number): Promise<number | undefined>;
+  step(bytesMax: number): Promise<number | undefined | "following">;
   /** Told whenever the job begins, pauses, goes on or ends. */
   stateChanged?(state: JobState): void;
+  /** An operator has set another speed. */
+  speedChanged?(speed: JobSpeed): void;
+  /** What status says of this work beside what it says of every job. */
+  report?(): Pick<JobStatus, "verify">;
   /** A count that grows with the requests of the guests to whom the job yields. */
   guestRequests(): number;
+  /** What a failed piece means for the job. Default: `stop`. */
+  errorPolicy?(error: unknown): JobErrorPolicy;
+  /** What the job does beside its steps once it follows, and how it ends. Absent where the work has one phase. */
+  readonly following?: FollowingWork;
+  /** Gives everything up; resolves when what the job came to is durable, and never rejects. Absent where nothing is to be undone. */
+  abandon?(outcome: JobOutcome, error: ColobusError | undefined): Promise<void>;
+}
+
+/** The second phase of a work: nothing is left to be done but what comes up anew. */
+export interface FollowingWork {
+  /** The job is to end in this way, so what is left should become less from now on. */
+  ending(how: JobEnding): void;
+  /**
+   * Ends the job, if nothing is left. `decide` is asked right before what cannot be taken back: with false the job has
+   * been told otherwise. Resolves with what it came to when that is durable; undefined: something is left, or it was told otherwise.
+   */
+  finish(how: JobEnding, decide: () => boolean): Promise<JobOutcome | undefined>;
 }
 
 export interface JobOptions {
@@ -36,34 +64,44 @@ export interface JobOptions {
   readonly changed: (job: Job) => void;
 }
 
-const RATE_WINDOW_MS = 5_000;
-
 /**
  * One long-running task with a state, progress, rate and speed limit. A piece that fails pauses the job with the
- * error; `resume` tries that piece again, and so does the job itself where its work says so.
+ * error; `resume` tries that piece again, and so does the job itself where its work says so. Other error policies let
+ * the job go on, or fail.
  *
  *     created ──> running <──> paused
- *                    └───────────┴──> concluded
+ *                  │ └───────────┴──> aborting ──> concluded
+ *                  v                     ^             ^
+ *                ready <──> standby ─────┘             │
+ *                  └──> pending ───────────────────────┘
+ *
+ * A job of one phase goes from `running` to `concluded`. One of two is `ready` once nothing was left for the first time,
+ * and stays so, whatever comes up anew, until it is told to end; `pending` means that nothing can take its end back.
  */
 export class Job {
   readonly id: string;
   readonly #options: JobOptions;
   #state: JobState = "created";
   #error: ColobusError | undefined;
+  #outcome: JobOutcome | null = null;
   readonly #pace: Pace;
+  readonly #rate: RateMeter;
   #startedWallMs: number;
   #endedWallMs: number | undefined;
   /** What was done when the job ended: its work may go on to measure something else. */
   #finalProgress: ReturnType<JobWork["progress"]> | undefined;
   #timer: Timer | undefined;
   #wake: (() => void) | undefined;
-  #samples: { atMs: number; doneBytes: number }[] = [];
+  /** Nothing has been left once: the job follows. */
+  #follows = false;
+  #ending: JobEnding | undefined;
   #finished: Promise<void> = Promise.resolve();
 
   constructor(options: JobOptions) {
     this.id = options.id;
     this.#options = options;
     this.#pace = new Pace(options.speed);
+    this.#rate = new RateMeter(options.clock, () => options.work.progress().doneBytes);
     this.#startedWallMs = options.clock.wallMs();
   }
 
@@ -79,6 +117,11 @@ export class Job {
     return this.#options.work.disk;
   }
 
+  /** What it came to; null: nothing yet, or it was left to a later process. */
+  get outcome(): JobOutcome | null {
+    return this.#outcome;
+  }
+
   /** The error that paused or ended the job, if one did. */
   get error(): ColobusError | undefined {
     return this.#error;
@@ -91,7 +134,7 @@ export class Job {
 
   /** Whether an operator has paused it, and not a fault. */
   get isHeld(): boolean {
-    return this.#state === "paused" && this.#error === undefined;
+    return this.#isPaused() && this.#error === undefined;
   }
 
   /** Begins, or waits for `resume` where it is `held` from the beginning. */
@@ -105,34 +148,36 @@ export class Job {
     return this.#finished;
   }
 
-  /** Errors: `job-state` when the job's state does not allow the verb. */
-  apply(verb: JobVerb): void {
-    if (verb === "pause" && this.#state === "running") this.#set("paused");
-    else if (verb === "resume" && this.#state === "paused") {
+  /** `force`: a `cancel` does not wait for a consistent copy. Errors: `job-state` when the job's state does not allow the verb. */
+  apply(verb: JobVerb, { force = false }: { readonly force?: boolean } = {}): void {
+    if (verb === "pause" && (this.#state === "running" || this.#state === "ready") && this.#ending === undefined) {
+      this.#error = undefined;
+      this.#pause();
+    } else if (verb === "resume" && this.#isPaused()) {
       this.#goOn();
       this.#wake?.();
-    } else if (verb === "cancel" && this.#options.work.cancellable && this.#state !== "concluded") {
-      this.conclude(new ColobusError("job-state", "the job was cancelled"));
-    } else {
-      throw new ColobusError(
-        "job-state",
-        `job ${this.id} (${this.type}) is ${this.#state} and cannot be told to ${verb}`,
-        this.#options.work.cancellable
-          ? "See `colobus jobs`."
-          : "A job of this type ends by itself; see `colobus jobs`.",
-      );
-    }
+    } else if (verb === "complete" && this.#state === "ready" && this.#ending === undefined) {
+      this.#end(verb);
+    } else if (verb === "cancel" && this.#isCancellable()) {
+      if (this.#follows && !force) this.#end(verb);
+      else this.#cancelNow();
+    } else throw this.#refusal(verb);
   }
 
   setSpeed(speed: JobSpeed): void {
     this.#pace.speed = speed;
+    this.#options.work.speedChanged?.(speed);
     this.#wake?.();
   }
 
-  /** Ends the job after the piece that is under way. */
-  conclude(error?: ColobusError): void {
+  /**
+   * Ends the job after the piece that is under way. `outcome` is null where a later process goes on with it; by default
+   * the error decides.
+   */
+  conclude(error?: ColobusError, outcome: JobOutcome | null = error === undefined ? "completed" : "failed"): void {
     if (this.#state === "concluded") return;
     this.#error = error;
+    this.#outcome = outcome;
     this.#endedWallMs = this.#options.clock.wallMs();
     this.#finalProgress = this.#options.work.progress();
     this.#set("concluded");
@@ -141,12 +186,13 @@ export class Job {
 
   describe(): JobStatus {
     const { doneBytes, totalBytes } = this.#finalProgress ?? this.#options.work.progress();
-    const rate = this.#state === "running" ? this.#rate() : 0;
+    const rate = this.#state === "running" ? this.#rate.bytesPerSecond() : 0;
     return {
       id: this.id,
       type: this.type,
       state: this.#state,
       disk: this.disk,
+      target: this.#options.work.target ?? null,
       child: this.#options.work.child ?? null,
       progress: { doneBytes, totalBytes },
       bytesPerSecond: rate,
@@ -154,50 +200,161 @@ export class Job {
       speedLimit: this.#pace.speed,
       startedAt: new Date(this.#startedWallMs).toISOString(),
       endedAt: this.#endedWallMs === undefined ? null : new Date(this.#endedWallMs).toISOString(),
+      outcome: this.#outcome,
       error: this.#error?.toJSON() ?? null,
+      ...this.#options.work.report?.(),
     };
+  }
+
+  #isPaused(): boolean {
+    return this.#state === "paused" || this.#state === "standby";
+  }
+
+  /** Nothing is to be done any more but what ends it. */
+  #isOver(): boolean {
+    return this.#state === "concluded" || this.#state === "aborting";
+  }
+
+  #isCancellable(): boolean {
+    return this.#options.work.cancellable && !this.#isOver() && this.#state !== "pending";
+  }
+
+  #pause(): void {
+    this.#set(this.#follows ? "standby" : "paused");
   }
 
   #goOn(): void {
     this.#error = undefined;
-    this.#set("running");
+    this.#set(this.#follows ? "ready" : "running");
   }
 
-  #isConcluded(): boolean {
-    return this.#state === "concluded";
+  /** A piece is done: the error before it is over. */
+  #recovered(): void {
+    if (this.#error === undefined) return;
+    if (this.#isPaused()) this.#goOn();
+    else this.#error = undefined;
+  }
+
+  #end(how: JobEnding): void {
+    this.#ending = how;
+    this.#options.work.following?.ending(how);
+    if (this.#isPaused()) this.#goOn();
+    this.#wake?.();
+  }
+
+  #cancelNow(): void {
+    const reason = new ColobusError("job-state", "the job was cancelled");
+    if (this.#options.work.abandon === undefined) this.conclude(reason, "cancelled");
+    else this.#abandon("cancelled", reason);
+  }
+
+  /** Gives everything up. The job is concluded when that is durable; `finished` waits for it, whoever has asked. */
+  #abandon(outcome: JobOutcome, error: ColobusError): void {
+    this.#error = error;
+    this.#set("aborting");
+    this.#wake?.();
+    const loop = this.#finished;
+    const abandoning = this.#options.work.abandon?.(outcome, error) ?? Promise.resolve();
+    const ended = abandoning.then(() => this.conclude(error, outcome));
+    this.#finished = Promise.all([loop, ended]).then(() => undefined);
+  }
+
+  #refusal(verb: JobVerb): ColobusError {
+    const { work } = this.#options;
+    const ending = this.#ending === undefined ? "" : `, being told to ${this.#ending},`;
+    const action = work.cancellable ? "See `colobus jobs`." : "A job of this type ends by itself; see `colobus jobs`.";
+    return new ColobusError(
+      "job-state",
+      `job ${this.id} (${this.type}) is ${this.#state}${ending} and cannot be told to ${verb}`,
+      verb === "complete" && work.following !== undefined && !this.#follows
+        ? "Wait until it is ready: `colobus jobs`."
+        : action,
+    );
   }
 
   async #run(): Promise<void> {
     const { clock, work } = this.#options;
     let requests = work.guestRequests();
     for (;;) {
-      while (this.#state === "paused") {
-        const isRetried = this.#error !== undefined && work.retryMs !== undefined;
-        await this.#sleep(isRetried ? work.retryMs : undefined);
-        if (isRetried) break;
-      }
-      if (this.#isConcluded()) return;
+      if (this.#isPaused()) await this.#untilUnpaused();
+      if (this.#isOver()) return;
       const startedMs = clock.nowMs();
       try {
         const bytes = await work.step(this.#pace.pieceBytes);
+        if (this.#isOver()) return;
         if (bytes === undefined) {
           this.conclude();
           return;
         }
-        if (this.#isConcluded()) return;
-        if (this.#state === "paused" && this.#error !== undefined) this.#goOn();
-        this.#sample();
+        this.#recovered();
+        this.#rate.sample();
+        if (bytes === "following") {
+          if (await this.#follow()) return;
+          continue;
+        }
         const guestsActive = work.guestRequests() !== requests;
         requests = work.guestRequests();
         const restMs = this.#pace.restMs({ startedMs, endedMs: clock.nowMs(), bytes, guestsActive });
         if (restMs > 0) await this.#sleep(restMs);
         else await this.#letOthersRun();
       } catch (error) {
-        if (this.#isConcluded()) return;
-        const isNews = this.#state !== "paused" || this.#error === undefined;
-        this.#error = asColobusError(error);
-        if (isNews) this.#set("paused");
+        if (this.#isOver()) return;
+        await this.#failed(error);
       }
+    }
+  }
+
+  async #untilUnpaused(): Promise<void> {
+    const { retryMs } = this.#options.work;
+    while (this.#isPaused()) {
+      const isRetried = this.#error !== undefined && retryMs !== undefined;
+      await this.#sleep(isRetried ? retryMs : undefined);
+      if (isRetried) return;
+    }
+  }
+
+  /** Nothing is left for now: waits until something is, or ends as it was told to. Resolves with whether it is over. */
+  async #follow(): Promise<boolean> {
+    if (this.#state === "running") {
+      this.#follows = true;
+      this.#set("ready");
+    }
+    const how = this.#ending;
+    if (how !== undefined && !this.#isPaused()) {
+      const outcome = await this.#options.work.following?.finish(how, () => this.#decide(how));
+      if (this.#isOver()) return true;
+      if (outcome !== undefined) {
+        this.conclude(undefined, outcome);
+        return true;
+      }
+      if (this.#state === "pending") this.#set("ready");
+      await this.#letOthersRun();
+      return false;
+    }
+    if (this.#ending !== undefined || this.#isPaused()) await this.#letOthersRun();
+    else await this.#sleep(JOB_FOLLOW_EVERY_MS);
+    return this.#isOver();
+  }
+
+  #decide(how: JobEnding): boolean {
+    if (this.#isOver() || this.#isPaused() || this.#ending !== how) return false;
+    this.#set("pending");
+    return true;
+  }
+
+  async #failed(thrown: unknown): Promise<void> {
+    const error = asColobusError(thrown);
+    if (this.#state === "pending") this.#set("ready");
+    const policy = this.#options.work.errorPolicy?.(thrown) ?? "stop";
+    if (policy === "report") {
+      this.#abandon("failed", error);
+    } else if (policy === "ignore") {
+      this.#error = error;
+      await this.#sleep(DISK_RETRY_MS);
+    } else {
+      const isNews = !this.#isPaused() || this.#error === undefined;
+      this.#error = error;
+      if (isNews) this.#pause();
     }
   }
 
@@ -220,22 +377,6 @@ export class Job {
       this.#wake = wake;
       if (forMs !== undefined) this.#timer = this.#options.clock.after(forMs, wake);
     });
-  }
-
-  #sample(): void {
-    const atMs = this.#options.clock.nowMs();
-    const last = this.#samples.at(-1);
-    if (last !== undefined && atMs - last.atMs < RATE_WINDOW_MS / 20) return;
-    this.#samples.push({ atMs, doneBytes: this.#options.work.progress().doneBytes });
-    while (this.#samples.length > 2 && atMs - (this.#samples[0]?.atMs ?? atMs) > RATE_WINDOW_MS) this.#samples.shift();
-  }
-
-  #rate(): number {
-    const first = this.#samples[0];
-    if (first === undefined) return 0;
-    const elapsedMs = this.#options.clock.nowMs() - first.atMs;
-    const bytes = this.#options.work.progress().doneBytes - first.doneBytes;
-    return elapsedMs > 0 ? Math.max(0, (bytes / elapsedMs) * 1000) : 0;
   }
 
   #set(state: JobState): void {

@@ -23,8 +23,8 @@ type Change = (record: StateRecord) => StateRecord;
  * then on readers see what the device has. An image behind a server writes again what the failed flush covered, and ends
  * the note with the next flush that succeeds.
  *
- * Only what a client relies on is noted: the active disk, and the image of a primary. What a primary's stream has brought
- * a secondary is sent and written again after any end that was not clean.
+ * Only what a client relies on is noted: the active disk, and the image of a primary, or, in mode `mirror`, of a secondary.
+ * What a primary's stream has brought a secondary is sent and written again after any end that was not clean.
  *
  * It also owns the note of images whose server has died, and may have lost what it had answered, while nobody has told
  * the next one. A process that ends meanwhile leaves an image that nobody can rely on who never flushes: with durability
@@ -114,7 +114,7 @@ export function lostSync(path: string): ColobusError {
 }
 
 function withLost(record: StateRecord, file: LostSync): StateRecord {
-  if (file.active === null && record.role !== "Primary") return record;
+  if (file.active === null && record.role !== "Primary" && record.mode !== "mirror") return record;
   if (record.lostSyncs.some((noted) => isSame(noted, file))) return record;
   // Of earlier active disks of the same disk nothing is left.
   const others = record.lostSyncs.filter(

@@ -14,6 +14,7 @@ import type { Clock, Timer } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";
 import type { BudgetHolder, ByteBudget, ByteBudgetOwner } from "./byte-budget.ts";
 import type { NbdExportDirectory } from "./export.ts";
+import { GuestFigures, RequestTimer } from "./guest-figures.ts";
 import { Handshake } from "./handshake.ts";
 import type { NegotiatedExport } from "./handshake.ts";
 import { ReplyWriter } from "./reply-writer.ts";
@@ -53,6 +54,7 @@ export interface NbdConnectionOptions {
 export class NbdConnection implements ByteBudgetOwner {
   readonly #transport: NbdTransport;
   readonly #directory: NbdExportDirectory;
+  readonly #clock: Clock;
   readonly #log: Log;
   readonly #clientName: string;
   readonly #onGone: () => void;
@@ -62,6 +64,7 @@ export class NbdConnection implements ByteBudgetOwner {
   readonly #handshakeTimer: Timer;
   #negotiated: NegotiatedExport | undefined;
   #transmission: Transmission | undefined;
+  #timer: RequestTimer | undefined;
   #parser: RequestParser | undefined;
   #rest: Buffer | undefined;
   #inputIsPaused = false;
@@ -74,6 +77,7 @@ export class NbdConnection implements ByteBudgetOwner {
     const { transport, clock } = options;
     this.#transport = transport;
     this.#directory = options.directory;
+    this.#clock = clock;
     this.#log = options.log;
     this.#clientName = options.clientName;
     this.#onGone = options.onGone;
@@ -180,15 +184,18 @@ export class NbdConnection implements ByteBudgetOwner {
     if (chunk === undefined) return;
     // Taken out while it is worked on: the calls below may end up in `#advance` again.
     this.#rest = undefined;
+    this.#timer?.begin();
     let position = 0;
     while (position < chunk.length && !this.#isFinishing) {
       if (this.#isBlocked) {
         this.#rest = position === 0 ? chunk : chunk.subarray(position);
+        this.#timer?.end();
         this.#pauseInput();
         return;
       }
       position = this.#consumeSome(chunk, position);
     }
+    this.#timer?.end();
     if (this.#inputIsPaused && !this.#isFinishing) {
       this.#inputIsPaused = false;
       this.#transport.resumeInput();
@@ -219,10 +226,13 @@ export class NbdConnection implements ByteBudgetOwner {
   #enterTransmission(negotiated: NegotiatedExport): void {
     this.#handshakeTimer.cancel();
     this.#negotiated = negotiated;
+    this.#timer = new RequestTimer(this.#clock, negotiated.nbdExport.figures ?? new GuestFigures());
+    this.#timer.begin();
     this.#transmission = new Transmission({
       negotiated,
       writer: this.#writer,
       budget: this.#budget,
+      timer: this.#timer,
       log: this.#log,
       clientName: this.#clientName,
       progressed: () => this.#advance(),

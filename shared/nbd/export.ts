@@ -1,4 +1,5 @@
 import type { BlockDevice } from "../block/block-device.ts";
+import type { GuestFigures } from "./guest-figures.ts";
 
 /**
  * One name that NBD clients can open. The export outlives what is behind it: a failover puts another device behind the
@@ -15,6 +16,8 @@ export interface NbdExport {
   readonly multiConn?: boolean;
   /** Whether writes are refused now. Told to a client when it connects, and asked anew with every write. */
   readonly readOnly: boolean;
+  /** Where the requests of all clients are accounted for; undefined: nobody asks. */
+  readonly figures?: GuestFigures;
 }
 
 /** Where the server looks exports up. The first listed one is the default, which the empty name opens. */

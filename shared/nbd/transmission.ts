@@ -22,6 +22,7 @@ import type { ErrorCode } from "../../proto/errors.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags } from "../block/block-device.ts";
 import type { Log } from "../host/log.ts";
 import type { BudgetHolder } from "./byte-budget.ts";
+import type { RequestTimer } from "./guest-figures.ts";
 import type { NegotiatedExport } from "./handshake.ts";
 import { blockStatusReply, extentsWanted } from "./block-status.ts";
 import { fillReadReply, fillSparseReply, planSparseRead, readReplyBytes, sparseReplyBytes } from "./read-reply.ts";
@@ -38,6 +39,8 @@ export interface TransmissionOptions {
   readonly negotiated: NegotiatedExport;
   readonly writer: ReplyWriter;
   readonly budget: BudgetHolder;
+  /** Begun and ended by whoever hands input in. */
+  readonly timer: RequestTimer;
   readonly log: Log;
   readonly clientName: string;
   /** Something has finished: parsing may be able to go on, or the connection to end. Called in a turn of its own. */
@@ -50,12 +53,14 @@ interface RequestIdentity {
   readonly flags: number;
   readonly cookieHigh: number;
   readonly cookieLow: number;
+  readonly length: number;
 }
 
 export class Transmission implements RequestHandler {
   readonly #negotiated: NegotiatedExport;
   readonly #writer: ReplyWriter;
   readonly #budget: BudgetHolder;
+  readonly #timer: RequestTimer;
   readonly #log: Log;
   readonly #clientName: string;
   readonly #progressed: () => void;
@@ -65,11 +70,12 @@ export class Transmission implements RequestHandler {
   readonly #write = emptyRequestHeader();
   #payloadIsArriving = false;
   #openWrite: OpenWrite | undefined;
+  #openWriteBegunMs = 0;
   #writeRefusal: Refusal | undefined;
   /** The disk works on a piece of the payload, or on opening the write. */
   #diskHoldsPayload = false;
   /** A read that waits for memory; `#waitsForBudget` without it means waiting for others' to be given back. */
-  #parkedRead: RequestHeader | undefined;
+  #parkedRead: { readonly request: RequestHeader; readonly begunMs: number } | undefined;
   #waitsForBudget = false;
   #disconnected = false;
   #stopping = false;
@@ -78,6 +84,7 @@ export class Transmission implements RequestHandler {
     this.#negotiated = options.negotiated;
     this.#writer = options.writer;
     this.#budget = options.budget;
+    this.#timer = options.timer;
     this.#log = options.log;
     this.#clientName = options.clientName;
     this.#progressed = options.progressed;
@@ -128,7 +135,12 @@ export class Transmission implements RequestHandler {
     const parked = this.#parkedRead;
     this.#waitsForBudget = false;
     this.#parkedRead = undefined;
-    if (parked !== undefined) this.#runRead(parked, readReplyBytes(parked.length, this.#negotiated.structuredReplies));
+    if (parked !== undefined) {
+      const { request, begunMs } = parked;
+      this.#timer.begin(begunMs);
+      this.#runRead(request, readReplyBytes(request.length, this.#negotiated.structuredReplies));
+      this.#timer.end();
+    }
     this.#progressed();
   }
 
@@ -183,11 +195,12 @@ export class Transmission implements RequestHandler {
       return;
     }
     if (pending === undefined) {
+      this.#timer.finished(write.type, write.length);
       this.#writer.simpleReply(0, write.cookieHigh, write.cookieLow);
       return;
     }
     this.#budget.charge(payload.length);
-    this.#track(pending, write, payload.length);
+    this.#track(pending, write, payload.length, this.#timer.begunMs);
     if (this.#budget.isExhausted) {
       this.#waitsForBudget = true;
       this.#budget.waitFor(0);
@@ -197,6 +210,7 @@ export class Transmission implements RequestHandler {
   /** Opens the write and pushes its first piece, which is never its last. */
   #startOpenWrite(piece: Buffer): void {
     const { offset, length } = this.#write;
+    this.#openWriteBegunMs = this.#timer.begunMs;
     let opened: OpenWrite | Promise<OpenWrite>;
     try {
       opened = this.#negotiated.nbdExport.device.openWrite(offset, length, writeFlags(this.#write));
@@ -264,8 +278,10 @@ export class Transmission implements RequestHandler {
       this.#fail(write, thrown);
       return;
     }
-    if (pending === undefined) this.#writer.simpleReply(0, write.cookieHigh, write.cookieLow);
-    else this.#track(pending, write, 0);
+    if (pending === undefined) {
+      this.#timer.finishedLater(write.type, write.length, this.#openWriteBegunMs);
+      this.#writer.simpleReply(0, write.cookieHigh, write.cookieLow);
+    } else this.#track(pending, write, 0, this.#openWriteBegunMs);
   }
 
   /** The rest of the payload is consumed, and then the write is answered. */
@@ -294,7 +310,7 @@ export class Transmission implements RequestHandler {
       this.#runRead(request, bytes);
       return;
     }
-    this.#parkedRead = { ...request };
+    this.#parkedRead = { request: { ...request }, begunMs: this.#timer.begunMs };
     this.#waitsForBudget = true;
     this.#budget.waitFor(bytes);
   }
@@ -320,8 +336,10 @@ export class Transmission implements RequestHandler {
       return;
     }
     this.#budget.giveBack(takenBytes - reservation.length);
-    if (pending === undefined) this.#writer.commit(reservation, reservation.length);
-    else this.#trackRead(pending, request, reservation);
+    if (pending === undefined) {
+      this.#timer.finished(request.type, request.length);
+      this.#writer.commit(reservation, reservation.length);
+    } else this.#trackRead(pending, request, reservation);
   }
 
   #planSparse(device: BlockDevice, { flags, offset, length }: Readonly<RequestHeader>): ReadPiece[] | undefined {
@@ -331,10 +349,12 @@ export class Transmission implements RequestHandler {
 
   #trackRead(pending: Promise<void>, request: Readonly<RequestHeader>, reservation: Reservation): void {
     const identity = identityOf(request);
+    const { begunMs } = this.#timer;
     this.#requestsInFlight += 1;
     pending.then(
       () => {
         this.#requestsInFlight -= 1;
+        this.#timer.finishedLater(identity.type, identity.length, begunMs);
         this.#writer.commit(reservation, reservation.length);
         this.#progressed();
       },
@@ -365,8 +385,10 @@ export class Transmission implements RequestHandler {
       this.#fail(request, thrown);
       return;
     }
-    if (pending === undefined) this.#writer.simpleReply(0, request.cookieHigh, request.cookieLow);
-    else this.#track(pending, request, 0);
+    if (pending === undefined) {
+      this.#timer.finished(request.type, request.length);
+      this.#writer.simpleReply(0, request.cookieHigh, request.cookieLow);
+    } else this.#track(pending, request, 0, this.#timer.begunMs);
   }
 
   #replyExtents(extents: readonly Extent[], request: Readonly<RequestHeader>): void {
@@ -392,13 +414,14 @@ export class Transmission implements RequestHandler {
   }
 
   /** A request without data in its reply, which is answered when `pending` is done. */
-  #track(pending: Promise<void>, request: Readonly<RequestHeader>, chargedBytes: number): void {
+  #track(pending: Promise<void>, request: Readonly<RequestHeader>, chargedBytes: number, begunMs: number): void {
     const identity = identityOf(request);
     this.#requestsInFlight += 1;
     pending.then(
       () => {
         this.#requestsInFlight -= 1;
         this.#budget.giveBack(chargedBytes);
+        this.#timer.finishedLater(identity.type, identity.length, begunMs);
         this.#writer.simpleReply(0, identity.cookieHigh, identity.cookieLow);
         this.#progressed();
       },
@@ -418,6 +441,7 @@ export class Transmission implements RequestHandler {
   }
 
   #refuse({ cookieHigh, cookieLow }: RequestIdentity, refusal: Refusal): void {
+    this.#timer.failed();
     if (this.#negotiated.structuredReplies) {
       this.#writer.errorChunk(errnoOf(refusal), refusal.message, cookieHigh, cookieLow);
     } else {
@@ -456,6 +480,6 @@ function writeFlags({ flags }: Readonly<RequestHeader>): WriteFlags {
   return (flags & COMMAND_FLAG.FUA) === 0 ? WRITE_PLAIN : WRITE_FUA;
 }
 
-function identityOf({ type, flags, cookieHigh, cookieLow }: Readonly<RequestHeader>): RequestIdentity {
-  return { type, flags, cookieHigh, cookieLow };
+function identityOf({ type, flags, cookieHigh, cookieLow, length }: Readonly<RequestHeader>): RequestIdentity {
+  return { type, flags, cookieHigh, cookieLow, length };
 }

@@ -1,4 +1,5 @@
 import type { ColobusError } from "../../proto/errors.ts";
+import type { PeerIdentity } from "../host/peer-certificate.ts";
 
 /**
  * A connection between two agents that carries whole binary messages in order, or ends. In production it is a
@@ -7,12 +8,16 @@ import type { ColobusError } from "../../proto/errors.ts";
 export interface Link {
   /** What to call the other end in logs and status. */
   readonly peerAddress: string;
+  /** Who the other end is by its certificate; undefined where it has shown none. */
+  readonly peerIdentity?: PeerIdentity | undefined;
   /** Bytes handed to `send` that the network has not taken yet. */
   readonly queuedBytes: number;
   /** Sends the concatenation of `parts` as one message. The link owns the parts from now on. No-op once closed. */
   send(parts: readonly Uint8Array[]): void;
   /** Starts delivery. `message` buffers belong to the receiver. `closed` is called exactly once, and nothing after it. */
   start(handlers: LinkHandlers): void;
+  /** The other end has proved to be the peer: from now on it may send much. */
+  proved?(): void;
   /** Ends the link, telling the other end why. `closed` still follows. */
   close(reason: ColobusError): void;
 }

@@ -104,6 +104,11 @@ export class Session {
     return this.#options.link.peerAddress;
   }
 
+  /** Who the peer is by its certificate; undefined where it has shown none. */
+  get peerSubject(): string | undefined {
+    return this.#options.link.peerIdentity?.subject;
+  }
+
   send(message: HeaderMessage): void {
     this.sendParts(encodeMessage(message));
   }
@@ -206,6 +211,7 @@ export class Session {
         "Put the same token into the --token-file of both agents.",
       );
     }
+    this.#options.link.proved?.();
     if (peer.probe) {
       // It has this side's hello, and compares the two itself. The timer of the handshake ends it if it stays.
       this.#handshake = { step: "asked" };

@@ -1,6 +1,6 @@
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, statfsSync, truncateSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -81,7 +81,7 @@ export class BenchPair implements FailoverContestant {
     try {
       await pair.startSecondary();
       await pair.startPrimary();
-      await pair.#wait("a", "committed");
+      await pair.#until("a", "protected", ({ protection }) => protection.state === "Protected");
     } catch (error) {
       await pair.stop();
       throw error;
@@ -114,6 +114,13 @@ export class BenchPair implements FailoverContestant {
   /** Resolves when the secondary has everything, and has acknowledged it as stable. */
   idle(): Promise<void> {
     return this.#until("a", "idle", ({ peers: [peer] }) => peer?.replication === "Established" && peer.lagBytes === 0);
+  }
+
+  /** What each agent says, and how much room there is. */
+  async explain(): Promise<string> {
+    const said = await Promise.all((["a", "b"] as const).map((side) => this.#describe(side)));
+    const { bavail, bsize } = statfsSync(this.directory);
+    return `${said.join("; ")}; ${Math.floor((bavail * bsize) / (1024 * 1024))} MiB are free in ${this.directory}`;
   }
 
   /** Measured in the agent. */
@@ -190,10 +197,21 @@ export class BenchPair implements FailoverContestant {
 
   async #until(side: Side, what: string, isReached: (status: Status) => boolean): Promise<void> {
     const deadlineMs = performance.now() + COMMAND_TIMEOUT_MS;
-    while (!isReached(await this.status(side))) {
-      if (performance.now() > deadlineMs) throw new Error(`${this.name} has not become ${what} in time`);
-      await sleep(5);
+    for (;;) {
+      const status = await this.status(side);
+      if (isReached(status)) return;
+      const isFull = status.protection.reason === "overlay-full"; // nobody will make room
+      if (!isFull && performance.now() < deadlineMs) await sleep(5);
+      else throw new Error(`${this.name} has not become ${what}: ${await this.#describe(side)}`);
     }
+  }
+
+  async #describe(side: Side): Promise<string> {
+    const { role, protection, peers } = await this.status(side);
+    const [peer] = peers;
+    const why = protection.reason === null ? protection.state : `${protection.state}, ${protection.reason}`;
+    const error = peer?.lastError === undefined || peer.lastError === null ? "" : `, ${peer.lastError.message}`;
+    return `${role}: ${why}, ${peer?.replication ?? "no peer"}, ${peer?.lagBytes ?? 0} bytes behind${error}`;
   }
 
   async #wait(side: Side, condition: WaitCondition): Promise<void> {

@@ -1,20 +1,20 @@
 import type { ReplicatedContestant } from "./contestant.ts";
 import type { RunningLoad } from "./fio.ts";
 
-/** Takes a checkpoint every `everyMs` until the load has finished; one that takes longer delays the next. */
+/** Takes a checkpoint every `everyMs` until the load has finished; one that takes longer delays the next. Returns how many. */
 export async function checkpointEvery(
   contestant: ReplicatedContestant,
   everyMs: number,
   running: RunningLoad,
-): Promise<void> {
+): Promise<number> {
   const ended = running.finished.then(
     () => true,
     () => true, // the caller awaits it too
   );
-  for (;;) {
+  for (let taken = 1; ; taken += 1) {
     const nextMs = performance.now() + everyMs;
     await contestant.checkpoint(running);
-    if (await Promise.race([ended, sleepUntil(nextMs)])) return;
+    if (await Promise.race([ended, sleepUntil(nextMs)])) return taken;
   }
 }
 

@@ -12,6 +12,8 @@ export interface Contestant {
   readonly processes: ReadonlyMap<string, number>;
   /** Resolves when every copy has everything that was written. */
   idle(): Promise<void>;
+  /** What may tell why something has failed. */
+  explain?(): Promise<string>;
   /** Ends the processes and removes the disks. */
   stop(): Promise<void>;
 }

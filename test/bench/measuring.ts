@@ -1,4 +1,5 @@
 import { execFile } from "node:child_process";
+import { readFileSync, statfsSync } from "node:fs";
 import { promisify } from "node:util";
 import type { Plot } from "./plot.ts";
 
@@ -74,6 +75,34 @@ export function rotated<T>(members: readonly T[], round: number): T[] {
 /** Resolves when what was written before is on the device, and does not compete with what is measured next. */
 export async function settle(place: Place): Promise<void> {
   if (place.name === "disk") await run("sync", ["--file-system", place.directory]);
+}
+
+/** What a load may write beside the disks: into overlays, and logs that are not applied yet. */
+const LOAD_BYTES = 4 * 1024 ** 3;
+const DISK_BYTES_MIN = 64 * 1024 ** 2;
+
+/**
+ * How large disks may be of which `copies` lie in the place at once: as `wanted`, or a half, a quarter and so on of it, where
+ * a place that runs full would be measured instead. Throws where there is no room for small ones.
+ */
+export function diskBytesIn(place: Place, copies: number, wanted: number): number {
+  const free = freeBytesOf(place);
+  let bytes = wanted;
+  while (copies * bytes + LOAD_BYTES > free) bytes /= 2;
+  const mib = Math.floor(free / 1024 ** 2);
+  if (bytes < DISK_BYTES_MIN) throw new Error(`${place.directory} has ${mib} MiB free, too little for ${copies} disks`);
+  if (bytes < wanted) {
+    process.stderr.write(`bench: ${place.directory} has ${mib} MiB free: disks of ${bytes / 1024 ** 2} MiB\n`);
+  }
+  return bytes;
+}
+
+/** A file system in memory has no more than the memory that is left. */
+function freeBytesOf({ name, directory }: Place): number {
+  const { bavail, bsize } = statfsSync(directory);
+  if (name === "disk") return bavail * bsize;
+  const [, kib = "0"] = /^MemAvailable: *(\d+) kB$/m.exec(readFileSync("/proc/meminfo", "utf8")) ?? [];
+  return Math.min(bavail * bsize, Number(kib) * 1024);
 }
 
 export function progress(bench: string, place: Place, round: number, rounds: number): void {

@@ -1,6 +1,6 @@
 /**
- * Our pair beside QEMU's and beside servers without replication: the same loads on filled disks of 1 GiB, in turns, in
- * another order each round. All copies are on this machine and share its processors.
+ * Our pair beside QEMU's and beside servers without replication: the same loads on filled disks of 1 GiB at most, in turns,
+ * in another order each round. All copies are on this machine and share its processors.
  *
  * Both pairs take a checkpoint after each load, so that each begins with empty overlays, and in the last load also every
  * 100 ms. A comparison is the median over the rounds of the two figures' ratio within a round.
@@ -11,14 +11,27 @@ import { checkpointEvery } from "./checkpoint-every.ts";
 import { isReplicated, type Contestant, type ReplicatedContestant } from "./contestant.ts";
 import { runLoad, type Load, type Workload } from "./fio.ts";
 import { latencyPlot } from "./latency-plot.ts";
-import { median, progress, rotated, settle, type Measured, type Row, type Setting, type Target } from "./measuring.ts";
+import {
+  diskBytesIn,
+  median,
+  progress,
+  rotated,
+  settle,
+  type Measured,
+  type Row,
+  type Setting,
+  type Target,
+} from "./measuring.ts";
 import { PLAIN_SERVERS, PlainServer } from "./plain-servers.ts";
 import { AGENT_MEMORY_MAX_MIB, cpuSeconds, peakBytes } from "./process-figures.ts";
 import { QEMU_PAIR, QemuPair } from "./qemu-pair.ts";
-import { namedWithLoss, Seat, stopAll } from "./seat.ts";
+import { explained, namedWithLoss, Seat, stopAll } from "./seat.ts";
 
 const MIB = 1024 * 1024;
-const DISK_BYTES = 1024 * MIB;
+/** Where there is room for those of all contestants at once. */
+const DISK_BYTES_MAX = 1024 * MIB;
+/** Two of each of the pairs, and one of each of the servers. */
+const COPIES = 2 * 5 + PLAIN_SERVERS.length;
 const RAMP_SECONDS = 1;
 
 interface NamedWorkload extends Workload {
@@ -50,10 +63,18 @@ const OURS = pairName("process");
 const OURS_POWER = pairName("power");
 const OURS_MC = pairName("process", "mc");
 const OURS_MC_POWER = pairName("power", "mc");
+/** What can be compared; undefined where there is none. */
+const COMPARED = {
+  "requests": (sample: Sample) => sample.requestsPerSecond,
+  "checkpoints": (sample: Sample) => sample.checkpointsPerSecond,
+  "the secondary's CPU for a request": ({ cpuUsPerRequest: { secondary } }: Sample) => secondary,
+} as const;
 const COMPARISONS: readonly {
   readonly workload: WorkloadName;
   readonly ours: string;
   readonly other: string;
+  /** Default: requests. */
+  readonly figure?: keyof typeof COMPARED;
   readonly atLeast?: number;
 }[] = [
   { workload: "randwrite 4k qd1", ours: OURS, other: "QEMU COLO", atLeast: 2.5 },
@@ -68,10 +89,15 @@ const COMPARISONS: readonly {
   { workload: EVERY_100_MS, ours: OURS, other: "QEMU COLO" },
   { workload: "randwrite 4k qd32", ours: OURS_MC, other: OURS },
   { workload: EVERY_100_MS, ours: OURS_MC, other: OURS, atLeast: 1.2 },
+  { workload: EVERY_100_MS, ours: OURS_MC, other: OURS, figure: "checkpoints" },
+  { workload: EVERY_100_MS, ours: OURS_MC, other: OURS, figure: "the secondary's CPU for a request" },
   { workload: EVERY_100_MS, ours: OURS_MC_POWER, other: OURS_POWER },
+  { workload: EVERY_100_MS, ours: OURS_MC_POWER, other: OURS_POWER, figure: "checkpoints" },
 ];
 
 interface Sample extends Load {
+  /** undefined: none are taken beside this load. */
+  readonly checkpointsPerSecond: number | undefined;
   /** CPU of all processes that serve, for each GiB that was moved. */
   readonly cpuSecondsPerGib: number;
   /** That of each process, by what it is, for each request. */
@@ -91,7 +117,7 @@ interface Turn {
 }
 
 export async function measurePeers({ place, rounds, seconds }: Setting): Promise<Measured> {
-  const { pairs, servers } = seatsIn(place.directory, seconds);
+  const { pairs, servers } = seatsIn(place.directory, diskBytesIn(place, COPIES, DISK_BYTES_MAX), seconds);
   const seats = [...pairs, ...servers];
   const samples: Samples = new Map(
     WORKLOADS.flatMap((workload) => seats.map((seat) => [sampleKey(workload.name, seat.name), new Map()])),
@@ -120,7 +146,7 @@ export async function measurePeers({ place, rounds, seconds }: Setting): Promise
     tables: [
       ...WORKLOADS.map((workload) => ({
         title: workload.name,
-        rows: names(workload).map((name) => rowOf(name, samples.get(sampleKey(workload.name, name)), rounds)),
+        rows: names(workload).map((name) => rowOf(name, workload, samples.get(sampleKey(workload.name, name)), rounds)),
       })),
       { title: "memory", rows: memory.map(({ what, mib }) => ({ what, figures: { "peak MiB": mib } })) },
     ],
@@ -141,24 +167,31 @@ export async function measurePeers({ place, rounds, seconds }: Setting): Promise
 
 function seatsIn(
   parent: string,
+  sizeBytes: number,
   seconds: number,
 ): { readonly pairs: readonly Seat<ReplicatedContestant>[]; readonly servers: readonly Seat<Contestant>[] } {
   const seat = <T extends Contestant>(name: string, start: () => Promise<T>): Seat<T> =>
     new Seat(name, async () => {
       const contestant = await start();
-      await measure(contestant, WARM_UP, { directory: parent, seconds, round: 0 });
-      return contestant;
+      try {
+        await measure(contestant, WARM_UP, { directory: parent, seconds, round: 0 });
+        return contestant;
+      } catch (error) {
+        const reason = await explained(error, contestant);
+        await contestant.stop();
+        throw reason;
+      }
     });
   const ours = (durability: Durability, mode: Mode) =>
     seat<ReplicatedContestant>(pairName(durability, mode), () =>
-      BenchPair.start({ parent, sizeBytes: DISK_BYTES, durability, mode, isFilled: true }),
+      BenchPair.start({ parent, sizeBytes, durability, mode, isFilled: true }),
     );
   return {
     pairs: [
       ...DURABILITIES.flatMap((durability) => [ours(durability, "colo"), ours(durability, "mc")]),
-      seat<ReplicatedContestant>(QEMU_PAIR, () => QemuPair.start(parent, DISK_BYTES)),
+      seat<ReplicatedContestant>(QEMU_PAIR, () => QemuPair.start(parent, sizeBytes)),
     ],
-    servers: PLAIN_SERVERS.map((name) => seat(name, () => PlainServer.start(name, parent, DISK_BYTES))),
+    servers: PLAIN_SERVERS.map((name) => seat(name, () => PlainServer.start(name, parent, sizeBytes))),
   };
 }
 
@@ -172,9 +205,14 @@ async function measure(
   const cpuBefore = cpuOf();
   const options = { uris: contestant.uris, directory, workload, seconds, rampSeconds: RAMP_SECONDS, seed: round };
   const { checkpointEveryMs } = workload;
+  let checkpointsPerSecond: number | undefined;
   const measured =
     checkpointEveryMs !== undefined && isReplicated(contestant)
-      ? await runLoad(options, (running) => checkpointEvery(contestant, checkpointEveryMs, running))
+      ? await runLoad(options, async (running) => {
+          const startedMs = performance.now();
+          const taken = await checkpointEvery(contestant, checkpointEveryMs, running);
+          checkpointsPerSecond = (taken * 1000) / (performance.now() - startedMs);
+        })
       : await runLoad(options);
   await contestant.idle();
   const cpu = cpuOf().map((after, index) => after - (cpuBefore[index] ?? 0));
@@ -184,6 +222,7 @@ async function measure(
   if (isReplicated(contestant)) await contestant.checkpoint();
   return {
     ...measured,
+    checkpointsPerSecond,
     cpuSecondsPerGib: cpu.reduce((sum, used) => sum + used, 0) / gib,
     cpuUsPerRequest: Object.fromEntries(
       processes.map(([process], index) => [process, ((cpu[index] ?? 0) * 1e6) / requests]),
@@ -193,7 +232,12 @@ async function measure(
 }
 
 /** The CPU of a server without replication stands where that of a primary does. */
-function rowOf(name: string, byRound: ReadonlyMap<number, Sample> | undefined, rounds: number): Row {
+function rowOf(
+  name: string,
+  workload: NamedWorkload,
+  byRound: ReadonlyMap<number, Sample> | undefined,
+  rounds: number,
+): Row {
   const samples = taken(byRound);
   const of = (figure: (sample: Sample) => number | undefined): number | null => {
     const figures = samples.map(figure).filter((value) => value !== undefined);
@@ -211,18 +255,27 @@ function rowOf(name: string, byRound: ReadonlyMap<number, Sample> | undefined, r
       "primary's CPU µs": of(({ cpuUsPerRequest: { primary, server } }) => primary ?? server),
       "secondary's CPU µs": of(({ cpuUsPerRequest: { secondary } }) => secondary),
       "CPU s/GiB": of((sample) => sample.cpuSecondsPerGib),
+      ...(workload.checkpointEveryMs === undefined
+        ? {}
+        : { "checkpoints/s": of((sample) => sample.checkpointsPerSecond) }),
     },
   };
 }
 
 /** The median of the ratios within a round; of those rounds in which neither failed. */
-function targetOf({ workload, ours, other, atLeast }: (typeof COMPARISONS)[number], samples: Samples): Target {
+function targetOf(
+  { workload, ours, other, figure = "requests", atLeast }: (typeof COMPARISONS)[number],
+  samples: Samples,
+): Target {
   const others = samples.get(sampleKey(workload, other));
-  const ratios = [...(samples.get(sampleKey(workload, ours)) ?? [])].flatMap(([round, { requestsPerSecond }]) => {
+  const figureOf = COMPARED[figure];
+  const ratios = [...(samples.get(sampleKey(workload, ours)) ?? [])].flatMap(([round, sample]) => {
     const beside = others?.get(round);
-    return beside === undefined ? [] : [requestsPerSecond / beside.requestsPerSecond];
+    const [one, two] = [figureOf(sample), beside === undefined ? undefined : figureOf(beside)];
+    return one === undefined || two === undefined ? [] : [one / two];
   });
-  return { what: `${workload}: ${ours} beside ${other}`, value: median(ratios), unit: "times", atLeast };
+  const what = figure === "requests" ? workload : `${workload}, ${figure}`;
+  return { what: `${what}: ${ours} beside ${other}`, value: median(ratios), unit: "times", atLeast };
 }
 
 /** Of each process, over all rounds. */

@@ -39,9 +39,14 @@ export class Seat<T extends Contestant> {
     let hasFailed = true;
     const result = await attempt(`${this.name}: ${what}`, async () => {
       this.#contestant ??= await this.#start();
-      const measured = await measure(this.#contestant);
-      hasFailed = false;
-      return measured;
+      const contestant = this.#contestant;
+      try {
+        const measured = await measure(contestant);
+        hasFailed = false;
+        return measured;
+      } catch (error) {
+        throw await explained(error, contestant);
+      }
     });
     if (hasFailed) await attempt(`${this.name}: end`, () => this.stop());
     return result;
@@ -51,6 +56,21 @@ export class Seat<T extends Contestant> {
     const contestant = this.#contestant;
     this.#contestant = undefined;
     await contestant?.stop();
+  }
+}
+
+/** The error, with what the contestant says of itself. */
+export async function explained(error: unknown, contestant: Contestant): Promise<unknown> {
+  if (contestant.explain === undefined) return error;
+  const state = await stateOf(contestant.explain());
+  return new Error(`${error instanceof Error ? error.message : String(error)}. ${state}`, { cause: error });
+}
+
+async function stateOf(explaining: Promise<string>): Promise<string> {
+  try {
+    return await explaining;
+  } catch (error) {
+    return `It cannot be asked why: ${String(error)}`;
   }
 }
 

@@ -96,26 +96,30 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy") && canMount())("a file system 
     expectSame(readFileSync(join(space, "vda.img")), pair.image("a"));
   });
 
-  it("below the secondary's state directory: a prepared checkpoint can be committed, and all goes on when there is room", async () => {
-    const space = scratchFileSystem(SPACE);
-    const pair = await start({}, { secondaryState: join(space, "state") });
-    await qemuIo(pair.primary.uri(), "write -P 0x11 0 8M");
-    await pair.checkpoint();
-    const { epoch } = await pair.primary.get<{ epoch: number }>("checkpoint", "--prepare");
-    const committed = await readDisk(pair.secondary.uri());
-    const free = fill(space);
-    await qemuIo(pair.primary.uri(), "write -P 0x22 0 8M", "flush", "read -P 0x22 0 8M");
-    await untilBothSay(pair, "overlay-full");
-    expectSame(await readDisk(pair.secondary.uri()), committed);
-    // The record was allocated beforehand.
-    expect((await pair.primary.cli("commit", String(epoch))).code).toBe(0);
-    expect((await pair.secondary.status()).epoch.committed).toBe(epoch);
-    free();
-    await pair.untilProtected();
-    await pair.checkpoint();
-    expectSame(await readDisk(pair.secondary.uri()), pair.image("a"));
-    expectSame(pair.image("b"), pair.image("a"));
-  });
+  it.each(["colo", "mc"])(
+    "below the secondary's state directory in mode %s: a prepared checkpoint can be committed, and all goes on when there is room",
+    async (mode) => {
+      const space = scratchFileSystem(SPACE);
+      const pair = await start({}, { secondaryState: join(space, "state"), flags: ["--mode", mode] });
+      await qemuIo(pair.primary.uri(), "write -P 0x11 0 8M");
+      await pair.checkpoint();
+      const { epoch } = await pair.primary.get<{ epoch: number }>("checkpoint", "--prepare");
+      const committed = await readDisk(pair.secondary.uri());
+      const free = fill(space);
+      await qemuIo(pair.primary.uri(), "write -P 0x22 0 8M", "flush", "read -P 0x22 0 8M");
+      await untilBothSay(pair, "overlay-full");
+      expectSame(await readDisk(pair.secondary.uri()), committed);
+      // The record was allocated beforehand.
+      expect((await pair.primary.cli("commit", String(epoch))).code).toBe(0);
+      expect((await pair.secondary.status()).epoch.committed).toBe(epoch);
+      free();
+      await pair.untilProtected();
+      await pair.checkpoint();
+      expectSame(await readDisk(pair.secondary.uri()), pair.image("a"));
+      await pair.secondary.until("applied", ({ disks }) => disks.every(({ bufferBytes }) => bufferBytes === 0));
+      expectSame(pair.image("b"), pair.image("a"));
+    },
+  );
 });
 
 describe.runIf(requirePeers("qemu-io", "nbdcopy", "python3:nbd") && canMount() && canMakeBlockDevices())(

@@ -8,59 +8,12 @@ import { SeededRandom } from "../sim/seeded-random.ts";
 import { AgentPair, MIB } from "../support/agent-pair.ts";
 import { expectSame, NbdClient, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
+import { StampingGuest } from "../support/stamping-guest.ts";
 
 const ROUNDS = Number(process.env.COLOBUS_KILLS ?? 10);
 const ROUND_LIMIT_MS = 20_000;
 const SIZE = 16 * MIB;
-const BLOCK_BYTES = 4096;
-const BLOCKS = SIZE / BLOCK_BYTES;
 const MAX_DELAY_MS = 400;
-
-/** A guest that stamps random blocks with a counter, and remembers what each block may hold. */
-class StampingGuest {
-  readonly #random: SeededRandom;
-  /** The values that a block may have: one once its last write was acknowledged. */
-  readonly blocks = new Map<number, Set<number>>();
-  #stamp = 0;
-  acknowledged = 0;
-
-  constructor(random: SeededRandom) {
-    this.#random = random;
-  }
-
-  /** Writes until a write fails, or `isOver`. */
-  async write(client: NbdClient, isOver: () => boolean): Promise<void> {
-    while (!isOver()) {
-      const block = this.#random.below(BLOCKS);
-      this.#stamp += 1;
-      const stamp = this.#stamp;
-      const before = this.blocks.get(block) ?? new Set([0]);
-      this.blocks.set(block, new Set([...before, stamp]));
-      const pattern = Buffer.alloc(8);
-      pattern.writeBigUInt64BE(BigInt(stamp));
-      try {
-        await client.write({ offset: block * BLOCK_BYTES, length: BLOCK_BYTES }, pattern);
-      } catch {
-        return; // the server is gone: the write is in doubt
-      }
-      this.blocks.set(block, new Set([stamp]));
-      this.acknowledged += 1;
-    }
-  }
-
-  /** Fails unless the disk holds every acknowledged write; what was in doubt is known from here on. */
-  check(disk: Buffer): void {
-    for (const [block, possible] of this.blocks) {
-      const content = disk.subarray(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES);
-      const stamp = Number(content.readBigUInt64BE(0));
-      expect(possible.has(stamp), `block ${block} holds ${stamp}, not ${[...possible].join(" or ")}`).toBe(true);
-      const pattern = Buffer.alloc(8);
-      pattern.writeBigUInt64BE(BigInt(stamp));
-      expectSame(content, Buffer.alloc(BLOCK_BYTES, pattern));
-      this.blocks.set(block, new Set([stamp]));
-    }
-  }
-}
 
 describe.runIf(requirePeers("nbdcopy", "python3:nbd"))("kill -9 of either side", () => {
   it(
@@ -68,7 +21,7 @@ describe.runIf(requirePeers("nbdcopy", "python3:nbd"))("kill -9 of either side",
     async () => {
       const random = new SeededRandom(1);
       const pair = await AgentPair.protected({ disks: { vda: SIZE }, flags: ["--peer-timeout", "2s"] });
-      const guest = new StampingGuest(random);
+      const guest = new StampingGuest(random, SIZE);
       const kills = { primary: 0, secondary: 0 };
       let client = await NbdClient.connect(pair.primary.uri());
       for (let round = 0; round < ROUNDS; round += 1) {

@@ -62,6 +62,19 @@ const ofHandshake = (from: Side, about = "", nth = 1): Case => ({
 
 const ofStream = (from: Side, provoke: Case["provoke"]): Case => ({ group: "in the stream", from, provoke });
 
+/** The job goes on by itself in the next session; it is not waited for. */
+const ofVerify = (from: Side, about = ""): Case => ({
+  group: "in the stream",
+  from,
+  about,
+  provoke: (pair) => pair.primary.control.verify({ repair: false, speed: 0, wait: false, timeoutMs: TIMEOUT_MS }),
+  afterwards: async (pair) => {
+    const job = (await pair.primary.control.jobs()).findLast(({ type }) => type === "verify");
+    expect(job?.verify).toMatchObject({ ranges: 0, differingBytes: 0 });
+    if (job !== undefined && job.state !== "concluded") await pair.primary.control.job(job.id, "cancel");
+  },
+});
+
 const unknown = (): Outcome => "outcome-unknown";
 const knownIfArrived = (act: Act): Outcome => (act === "cut-after" ? "done" : "outcome-unknown");
 
@@ -217,7 +230,10 @@ const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
     ofOrder("checkpoint", inAnyCase, { from: "secondary", about: "to one that commits", outcome: knownIfArrived }),
     ofOrder("commit", inAnyCase, { from: "secondary", about: "to a commit", outcome: knownIfArrived }),
     ofOrder("discard", inAnyCase, { from: "secondary", about: "to a discard", outcome: knownIfArrived }),
+    ofVerify("secondary", "to a checksum"),
   ],
+  "verify": [ofVerify("primary")],
+  "checksum": [ofVerify("primary")],
   "takeover": [
     ofRoles({
       from: "primary",

@@ -3,13 +3,14 @@
  * about. A heading with a symptom whose commands no test runs fails the last test.
  */
 import { execFile } from "node:child_process";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import type { JobStatus } from "../../proto/control-api.ts";
 import { AgentPair, AgentUnderTest, freePort, MIB } from "../support/agent-pair.ts";
 import { MAIN } from "../support/cli-runner.ts";
+import { readSections, sectionOf, withNames } from "../support/doc-sections.ts";
 import { expectSame, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
 import { ToolProcess } from "../support/tool-process.ts";
@@ -18,30 +19,11 @@ import { presentResync, startSlowResync } from "../support/slow-resync.ts";
 const execute = promisify(execFile);
 const LIMIT_MS = 60_000;
 
-interface Section {
-  readonly heading: string;
-  readonly isFailure: boolean;
-  /** The commands of the section's shell blocks, each on one line. */
-  readonly commands: readonly string[];
-}
-
-function readSections(): Section[] {
-  const text = readFileSync(join(import.meta.dirname, "../../docs/operations.md"), "utf8");
-  return text
-    .split(/^## /m)
-    .slice(1)
-    .map((section) => {
-      const blocks = [...section.matchAll(/^```sh\n(.*?)^```$/gms)].map(([, block = ""]) => block);
-      const lines = blocks.join("").replaceAll("\\\n", " ").split("\n");
-      return {
-        heading: section.slice(0, section.indexOf("\n")),
-        isFailure: section.includes("**Symptom.**"),
-        commands: lines.filter((line) => line.startsWith("colobus ")),
-      };
-    });
-}
-
-const sections = readSections();
+const sections = readSections("docs/operations.md").map((section) => ({
+  ...section,
+  isFailure: section.text.includes("**Symptom.**"),
+  commands: section.commands.filter((line) => line.startsWith("colobus ")),
+}));
 const used = new Set<string>();
 
 /** Runs the commands of a section at one agent, with what the document's example names replaced by what there is. */
@@ -50,10 +32,9 @@ async function follow(
   agent: AgentUnderTest,
   names: Readonly<Record<string, string>> = {},
 ): Promise<void> {
-  const section = sections.find((candidate) => candidate.heading === heading);
-  if (section === undefined) throw new Error(`docs/operations.md has no heading "${heading}"`);
+  const { commands } = sectionOf(sections, heading);
   used.add(heading);
-  for (const command of section.commands) await runCommand(agent, command, names);
+  for (const command of commands) await runCommand(agent, command, names);
 }
 
 async function runCommand(
@@ -61,9 +42,7 @@ async function runCommand(
   command: string,
   names: Readonly<Record<string, string>>,
 ): Promise<void> {
-  let line = command;
-  for (const [example, real] of Object.entries(names)) line = line.replaceAll(example, real);
-  const shell = `colobus() { "${process.execPath}" "${MAIN}" "$@"; }; ${line}`;
+  const shell = `colobus() { "${process.execPath}" "${MAIN}" "$@"; }; ${withNames(command, names)}`;
   await execute("/bin/sh", ["-c", shell], { env: { ...process.env, COLOBUS_RUN: agent.run }, timeout: LIMIT_MS });
 }
 
@@ -177,7 +156,7 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("the commands of the operatio
     mkdirSync(join(root, "images"), { recursive: true });
     writeFileSync(join(root, "token"), "0123456789abcdef0123456789abcdef", { mode: 0o600 });
     const heading = "No secondary after a failover";
-    const [start = "", ...others] = sections.find((section) => section.heading === heading)?.commands ?? [];
+    const [start = "", ...others] = sectionOf(sections, heading).commands;
     // The pair of the test has no token, and another name.
     const line = start
       .replace(" --insecure --token-file /etc/colobus-token", "")

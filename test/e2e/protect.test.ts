@@ -1,61 +1,33 @@
 /**
  * A real VM survives the loss of its host, twice: `colobus protect` on host A, a failover to B, where it goes on and is
- * protected again, and a failover back. COLOBUS_VM_PAIRS=10 makes twenty of it.
+ * protected again, and a failover back. COLOBUS_VM_PAIRS=10 makes twenty of it. There the VM runs while its
+ * memory is written, where that is possible; back it is paused. Another has a file system on a second disk, and each host a network of its own.
  */
+import { copyFileSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { ProtectionRound } from "../../cli/protection.ts";
-import { AgentPair, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
-import { ColobusProcess } from "../support/cli-runner.ts";
+import { AgentPair, makeImage, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import { CountingVm, nextHash, requireCountingGuest, writeInitramfs, type Step } from "../support/counting-guest.ts";
+import { tool } from "../support/nbd-tools.ts";
+import { canMakeNamespaces, NetworkNamespaces } from "../support/network-namespaces.ts";
+import { requirePeers } from "../support/peers.ts";
+import { ProtectProcess } from "../support/protect-process.ts";
+import { scratchDirectory } from "../support/scratch.ts";
 
 const PAIRS = Number(process.env["COLOBUS_VM_PAIRS"] ?? 1);
 const STEPS = 3;
 /** The moment of the loss is drawn from so long: a round takes about half of it. */
 const LOSS_WITHIN_MS = 2_000;
 
-type Committed = Extract<ProtectionRound, { state: "committed" }>;
-
-class ProtectProcess {
-  readonly #process: ColobusProcess;
-
-  constructor(vm: CountingVm, agent: AgentUnderTest) {
-    const args = ["protect", "--qmp", vm.qmp, "--interval", "1s", "--json", "--run", agent.run];
-    this.#process = new ColobusProcess(args);
-  }
-
-  get committed(): Committed[] {
-    const lines = this.#process.stdout.split("\n").filter((line) => line.endsWith("}"));
-    return lines
-      .map((line) => JSON.parse(line) as ProtectionRound)
-      .filter((round): round is Committed => round.state === "committed");
-  }
-
-  async untilCommitted(): Promise<void> {
-    await Promise.race([
-      this.#process.untilPrinted('"committed"'),
-      this.#process.ended.then(({ stderr }) => Promise.reject(new Error(`protect has ended: ${stderr}`))),
-    ]);
-  }
-
-  kill(): void {
-    this.#process.child.kill("SIGKILL");
-  }
-
-  async stop(): Promise<number | null> {
-    this.#process.child.kill("SIGTERM");
-    return (await this.#process.ended).code;
-  }
-}
-
 /** Loses the VM and its agent at some moment, and has the other side go on. Returns the VM there. */
 async function loseHost(
   vm: CountingVm,
   source: AgentUnderTest,
   target: AgentUnderTest,
-  create: () => CountingVm,
+  create: () => CountingVm | Promise<CountingVm>,
+  ...flags: string[]
 ): Promise<CountingVm> {
-  const protect = new ProtectProcess(vm, source);
+  const protect = new ProtectProcess(vm, source, ...flags);
   await protect.untilCommitted();
   const lossMs = Math.random() * LOSS_WITHIN_MS;
   await new Promise((resolve) => {
@@ -68,15 +40,13 @@ async function loseHost(
   await target.until("alone", ({ peers }) => peers[0]?.connection === "Connecting");
   const { epoch } = await target.get<{ epoch: number }>("failover");
   expect(epoch).toBeGreaterThanOrEqual(acknowledged?.epoch ?? Infinity);
-  const after = create();
+  const after = await create();
   await after.untilListening();
   await target.get("vmstate", "--qmp", after.qmp);
   const [first] = await after.untilSteps(STEPS);
   expectToFollow(first, before);
-  const rounds = protect.committed.map(
-    ({ pauseMs, vmstateBytes }) => `${Math.round(pauseMs)} ms of ${vmstateBytes} bytes`,
-  );
-  process.stderr.write(`lost after ${Math.round(lossMs)} ms, back to step ${first?.n}; pauses: ${rounds.join(", ")}\n`);
+  const told = `lost after ${Math.round(lossMs)} ms, back to step ${first?.n}; pauses`;
+  process.stderr.write(`${[told, ...flags].join(" ")}: ${protect.pauses}\n`);
   return after;
 }
 
@@ -97,6 +67,20 @@ function expectToFollow(first: Step | undefined, before: readonly Step[]): void 
   else expect(first?.n).toBeLessThanOrEqual((before.at(-1)?.n ?? 0) + 2);
 }
 
+/** An image with an ext4 of this size. */
+async function makeFileSystem(sizeBytes: number): Promise<Buffer> {
+  const path = join(scratchDirectory(), "ext4");
+  makeImage(path, sizeBytes);
+  await tool("mkfs.ext4", "-q", "-b", "1024", path);
+  return readFileSync(path);
+}
+
+/** What a host would find that mounts this copy: the journal is replayed, and nothing else is to be mended. */
+async function expectSoundFileSystem(path: string): Promise<void> {
+  await tool("e2fsck", "-E", "journal_only", "-p", path);
+  await tool("fsck.ext4", "-fn", path);
+}
+
 describe.runIf(requireCountingGuest())("a protected VM", () => {
   it.each(Array.from({ length: PAIRS }, (_, index) => index + 1))(
     "goes on on the other host from the last checkpoint, there and back, pair %i",
@@ -104,20 +88,67 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
       const pair = await AgentPair.protected({ disks: { vda: 4 * MIB }, flags: ["--peer-timeout", "1s"] });
       const { primary, secondary, root } = pair;
       writeInitramfs(join(root, "initramfs"));
-      const onA = new CountingVm({ directory: root, name: "a", diskUri: primary.uri(), waits: false });
+      const onA = new CountingVm({ directory: root, name: "a", diskUris: [primary.uri()], waits: false });
       await onA.untilSteps(STEPS);
       await expectToRunOn(onA, primary);
-      const onB = await loseHost(onA, primary, secondary, () => {
-        return new CountingVm({ directory: root, name: "b", diskUri: secondary.uri(), waits: true });
-      });
+      const onB = await loseHost(
+        onA,
+        primary,
+        secondary,
+        () => new CountingVm({ directory: root, name: "b", diskUris: [secondary.uri()], waits: true }),
+        "--background-snapshot",
+        "auto",
+      );
 
       await primary.start();
       await primary.get("rejoin", "--peer", `ws://127.0.0.1:${pair.port}`);
       await secondary.until("protected", ({ protection }) => protection.state === "Protected");
-      const back = await loseHost(onB, secondary, primary, () => {
-        return new CountingVm({ directory: root, name: "a2", diskUri: primary.uri(), waits: true });
-      });
+      const back = await loseHost(
+        onB,
+        secondary,
+        primary,
+        () => new CountingVm({ directory: root, name: "a2", diskUris: [primary.uri()], waits: true }),
+        "--background-snapshot",
+        "off",
+      );
       await back.kill();
+    },
+    300_000,
+  );
+
+  it.runIf(requirePeers("mkfs.ext4", "e2fsck", "fsck.ext4", "nbdcopy", "ip") && canMakeNamespaces())(
+    "goes on with two disks, one with a file system that is sound at the checkpoint and later",
+    async () => {
+      const network = new NetworkNamespaces();
+      const pair = await AgentPair.protected({
+        disks: { vda: 4 * MIB, vdb: await makeFileSystem(16 * MIB) },
+        flags: ["--peer-timeout", "1s", "--insecure"],
+        hosts: network,
+      });
+      const { primary, secondary, root } = pair;
+      writeInitramfs(join(root, "initramfs"));
+      const disksOf = (agent: AgentUnderTest): string[] => [agent.uri("vda"), agent.uri("vdb")];
+      const { launcher } = network.a;
+      const onA = new CountingVm({ directory: root, name: "a", diskUris: disksOf(primary), launcher, waits: false });
+      await onA.untilSteps(STEPS);
+      const copy = join(root, "copy");
+      const onB = await loseHost(onA, primary, secondary, async () => {
+        await tool("nbdcopy", secondary.uri("vdb"), copy);
+        await expectSoundFileSystem(copy);
+        const { launcher: there } = network.b;
+        return new CountingVm({
+          directory: root,
+          name: "b",
+          diskUris: disksOf(secondary),
+          launcher: there,
+          waits: true,
+        });
+      });
+      await onB.kill();
+      await secondary.get("wait", "merged");
+      await secondary.stop();
+      copyFileSync(pair.imagePath("b", "vdb"), copy);
+      await expectSoundFileSystem(copy);
     },
     300_000,
   );

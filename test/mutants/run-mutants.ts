@@ -34,6 +34,8 @@ const KINDS = {
   "Arbiter": { program: "run-arbiter-lives.ts", usual: 0 },
   "Buffered": { program: "run-buffered-lives.ts", usual: 0 },
   "Buffered-roles": { program: "run-buffered-role-lives.ts", usual: 0 },
+  "Mirror": { program: "run-mirror-lives.ts", usual: 0 },
+  "Mirror-roles": { program: "run-mirror-role-lives.ts", usual: 0 },
 } as const;
 type Kind = keyof typeof KINDS;
 const ALL_KINDS = Object.keys(KINDS) as Kind[];

@@ -88,6 +88,10 @@ export class DiskModel {
       }),
     );
     copy.#writes = [...clones.values()];
+    for (const [write, later] of this.#flushedLater) {
+      const clone = clones.get(write);
+      if (clone !== undefined) copy.#flushedLater.set(clone, [...later]);
+    }
     copy.#powerLost = this.#powerLost;
     return copy;
   }
@@ -146,6 +150,11 @@ export class DiskModel {
   /** Takes the requests that are under way on `other` for this disk's: they waited until this one took its place. */
   takeOver(other: DiskModel): void {
     for (const write of other.unsettled()) this.begin(write);
+    this.takeReads(other);
+  }
+
+  /** The same of reads alone. */
+  takeReads(other: DiskModel): void {
     const flushed = this.#flushed ?? this.#current;
     this.#flushedShared = true;
     for (const read of other.#reads) {

@@ -76,11 +76,14 @@ export class LifeFailover {
     this.#recovered = false;
     const status = this.#scene.statusOf(this.#scene.pair.secondary);
     if (status === undefined) return;
+    const hadGuest = this.#promoted;
     if (!this.#promoted) this.#scene.model.observeCommitted(status.epoch.committed);
     this.#becomePromoted();
     // Nothing says that the other side was not promoted meanwhile, but the operator knows.
     if (status.protection.reason === "held") await this.#scene.pair.secondary.agent?.startAlone();
-    this.#recovered = await this.#guest.readAll();
+    const contents = await this.#guest.readContents();
+    this.#recovered = contents !== undefined;
+    if (contents !== undefined && !hadGuest) this.#scene.model.checkPromoted(contents);
   }
 
   async #losePrimary(force: boolean): Promise<void> {
@@ -184,7 +187,10 @@ export class LifeFailover {
     const { pair, plan, calls } = this.#scene;
     await untilUp(pair.secondary);
     assert(this.#recovered || pair.secondary.agent === undefined, "the promoted side was not read back");
-    if (calls.count("write") === 0) await this.#guest.readAll();
+    if (calls.count("write") === 0) {
+      const contents = await this.#guest.readContents();
+      if (contents !== undefined) this.#scene.model.checkPromoted(contents);
+    }
     for (let crash = 0; crash <= crashes; crash += 1) {
       await this.#slowDown();
       if (crash < crashes) this.#crashWithin(120);
@@ -223,7 +229,10 @@ export class LifeFailover {
 
   #crashWithin(calls: number): void {
     const { durability } = this.#scene.plan.pair;
-    const kind = durability === "power" ? this.#random.pick(["process", "power"] as const) : "process";
+    const drawn = durability === "power" ? this.#random.pick(["process", "power"] as const) : "process";
+    const { mode, ack } = this.#scene.plan.pair;
+    // Where guests go on before their writes are durable on a mirror, it has nothing to return to after a loss of power.
+    const kind = mode === "mirror" && ack !== "applied" && !this.#promoted ? "process" : drawn;
     this.#scene.pair.secondary.host.disk.faults.crashAt(1 + this.#random.below(calls), kind);
   }
 

@@ -82,9 +82,14 @@ export class LifeGuest {
       () => device.zero(offset, length, { fua, mayUnmap }),
       () => {
         write.settled = true;
+        this.#acknowledged(model, write);
         if (fua) model.flushed(new Set([...covered, write]));
       },
     );
+  }
+
+  #acknowledged(model: DiskModel, write: ModelWrite): void {
+    this.#scene.acknowledged(this.#scene.model.guest.indexOf(model), write, this.member);
   }
 
   /** A write whose payload comes in pieces, and sometimes not to its end. */
@@ -150,15 +155,22 @@ export class LifeGuest {
 
   /** Reads and checks everything; resolves with whether it came to its end. No write may be under way. */
   async readAll(): Promise<boolean> {
+    return (await this.readContents()) !== undefined;
+  }
+
+  /** As `readAll`, with what was read. */
+  async readContents(): Promise<readonly Buffer[] | undefined> {
+    const contents: Buffer[] = [];
     for (const [index, disk] of this.#scene.plan.pair.disks.entries()) {
       const model = this.#scene.model.guest[index];
       const device = this.member.device(disk);
-      if (model === undefined || device === undefined) return false;
+      if (model === undefined || device === undefined) return undefined;
       const content = await this.#read(disk, model, device, 0, disk.sizeBytes);
-      if (content === undefined) return false;
+      if (content === undefined) return undefined;
       model.adopt(content);
+      contents.push(content);
     }
-    return true;
+    return contents;
   }
 
   #write(disk: PairDisk, model: DiskModel, device: BlockDevice, write: ModelWrite, data: Buffer): void {
@@ -172,6 +184,7 @@ export class LifeGuest {
       () => device.write(data, offset, { fua }),
       () => {
         write.settled = true;
+        this.#acknowledged(model, write);
         if (fua) model.flushed(new Set([...covered, write]));
       },
     );

@@ -93,6 +93,8 @@ export interface LifePlan {
   readonly ioErrors: boolean;
   /** How much of the initial images is not zero. */
   readonly filled: number;
+  /** An operator has the copies compared before these operations, ascending. */
+  readonly verifies: readonly number[];
   /** Of the checkpoints, so many come with a VM state. */
   readonly vmStateShare: number;
 }
@@ -147,6 +149,37 @@ export function drawBufferedLife(random: SeededRandom): LifePlan {
   };
 }
 
+/** A life of a pair without epochs (mode `mirror`): drawn like any other, but for what is about checkpoints. */
+export function drawMirrorLife(random: SeededRandom): LifePlan {
+  const plan = drawLife(random);
+  const draws = random.fork("mirror");
+  const ack = draws.pick<AckPolicy>(["applied", "applied", "applied", "received", "async"]);
+  return {
+    ...plan,
+    pair: {
+      ...plan.pair,
+      mode: "mirror",
+      ack,
+      access: plan.pair.access === "off" ? "off" : "read-only",
+      onCongestion: ack === "async" ? draws.pick(["throttle", "detach"]) : "throttle",
+      checkpointEveryMs: undefined,
+      retain: 0,
+    },
+    weights: {
+      ...plan.weights,
+      "view-write": 0,
+      "view-zero": 0,
+      "view-flush": 0,
+      "kept-read": 0,
+      "checkpoint": 0,
+      "prepare": 0,
+      "commit": 0,
+      "discard": 0,
+    },
+    vmStateShare: 0,
+  };
+}
+
 export function drawLife(random: SeededRandom): LifePlan {
   const durability = random.pick<Durability>(["power", "power", "power", "process"]);
   const access = random.pick<SecondaryExport>(["read-write", "read-write", "read-only", "read-only", "off"]);
@@ -194,6 +227,8 @@ export function drawLife(random: SeededRandom): LifePlan {
     gapMs: random.pick([0.2, 2, 10]),
     ending: random.pick<Ending>(["synced", "failover", "failover", "failover-of-synced"]),
     filled: random.pick([0, 0.3, 1]),
+    // A stream of its own, so that the rest of a life is as it was.
+    verifies: drawVerifies(random.fork("verifies"), operations),
     vmStateShare: random.fork("VM states").pick([0, 0.3, 0.8]),
   };
 }
@@ -231,6 +266,11 @@ function drawFaults(random: SeededRandom, operations: number): LifePlan["faults"
   if (on.length === 0) on.push(random.pick(FAULT_KINDS));
   const count = FAULTS_MIN + random.below(random.pick([1, 4, 10]));
   return Array.from({ length: count }, () => ({ at: random.below(operations), kind: random.pick(on) }));
+}
+
+function drawVerifies(random: SeededRandom, operations: number): number[] {
+  const count = random.chance(0.5) ? 1 + random.below(12) : 0;
+  return Array.from({ length: count }, () => random.below(operations)).sort((left, right) => left - right);
 }
 
 function drawMessageFaults(random: SeededRandom, operations: number): LifePlan["faults"] {

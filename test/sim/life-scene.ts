@@ -1,7 +1,9 @@
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import { Calls } from "./calls.ts";
+import type { ModelWrite } from "./disk-model.ts";
 import type { FaultKind, LifePlan } from "./life-plan.ts";
+import { MirrorStream } from "./mirror-stream.ts";
 import { PairModel } from "./pair-model.ts";
 import { makePair, type Pair, type PairDisk, type PairMember } from "./pair.ts";
 import { SeededRandom } from "./seeded-random.ts";
@@ -25,6 +27,7 @@ export class LifeScene {
     restarts: 0,
     congested: 0,
     vmStates: 0,
+    verifies: 0,
     faults: {} as Partial<Record<FaultKind, number>>,
   };
   /** Processes whose clients make no new requests: they are being stopped. */
@@ -62,7 +65,8 @@ export class LifeScene {
     const primary = disks.map(drawContent);
     // Sometimes the secondary starts with a copy, mostly with something else.
     const secondary = contents.chance(0.2) ? primary : disks.map(drawContent);
-    this.model = new PairModel(disks, primary, (member, event) => this.#happened(member, event));
+    const stream = this.plan.pair.mode === "mirror" ? new MirrorStream(this.plan.pair) : undefined;
+    this.model = new PairModel(disks, primary, (member, event) => this.#happened(member, event), stream);
     this.pair = makePair(this.world, this.plan.pair, { primary, secondary }, this.model);
     this.model.watch(this.pair.primary);
     this.calls.isExcused = (process) => {
@@ -143,6 +147,12 @@ export class LifeScene {
     this.#primaryLineage = lineage;
   }
 
+  /** A guest of the primary was told of its write. */
+  acknowledged(disk: number, write: ModelWrite, by: PairMember): void {
+    if (by !== this.pair.primary) return;
+    if (this.statusOf(by)?.peers[0]?.replication === "Established") this.model.acknowledged(disk, write);
+  }
+
   /** Notes the secondary's committed epoch as it is now. False when it is no secondary any more, or cannot be asked. */
   observeCommitted(): boolean {
     const status = this.statusOf(this.pair.secondary);
@@ -158,6 +168,7 @@ export class LifeScene {
     this.note(`${member.name}: ${type} ${code} ${typeof about === "string" ? about : JSON.stringify(about)}`);
     if (type === "checkpoint-given-up" && member === this.pair.secondary) this.observeCommitted();
     if (member === this.pair.primary) this.lookAtLineage();
+    if (type === "verify-difference") this.world.fail("a verify", new Error(`it reports ${JSON.stringify(data)}`));
     if (type === "guests-released") this.calls.restart(member.host.process);
     const isOfSpoiled = this.messagesSpoiled > 0 && /^message \d+ of the peer came/.test(String(data.message));
     if (code === "internal" || (code === "protocol-error" && !isOfSpoiled)) {

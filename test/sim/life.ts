@@ -4,10 +4,18 @@ import { LifeFailover } from "./life-failover.ts";
 import { LifeFaults } from "./life-faults.ts";
 import { LifeGuest } from "./life-guest.ts";
 import { LifeOperator } from "./life-operator.ts";
-import { drawBufferedLife, drawLife, drawSharedLife, OPERATION_KINDS, type OperationKind } from "./life-plan.ts";
+import {
+  drawBufferedLife,
+  drawLife,
+  drawMirrorLife,
+  drawSharedLife,
+  OPERATION_KINDS,
+  type OperationKind,
+} from "./life-plan.ts";
 import { LifeReader } from "./life-reader.ts";
 import { LifeScene } from "./life-scene.ts";
 import type { LifeCounts } from "./life-totals.ts";
+import { LifeVerify } from "./life-verify.ts";
 import { PairStates } from "./pair-states.ts";
 import { imagePath, type PairMember } from "./pair.ts";
 import type { SeededRandom } from "./seeded-random.ts";
@@ -51,6 +59,12 @@ export function runBufferedLife(seed: number, print?: (line: string) => void): P
   return live(seed, new LifeScene(seed, { replay, print, draw: drawBufferedLife }));
 }
 
+/** One life of a pair without epochs (mode `mirror`), as `runLife`. */
+export function runMirrorLife(seed: number, print?: (line: string) => void): Promise<LifeReport> {
+  const replay = `npx tsx test/sim/run-mirror-lives.ts --seed ${seed}`;
+  return live(seed, new LifeScene(seed, { replay, print, draw: drawMirrorLife }));
+}
+
 /** Lives one life. Rejects with SimFailure, which names the seed, when an invariant is broken. */
 export function runLife(seed: number, print?: (line: string) => void): Promise<LifeReport> {
   return live(seed, new LifeScene(seed, { replay: replayCommand(seed), print, draw: drawLife }));
@@ -82,6 +96,7 @@ async function live(seed: number, scene: LifeScene): Promise<LifeReport> {
       "failovers": counts.failovers,
       "congested": counts.congested,
       "VM states": counts.vmStates,
+      "verifies": counts.verifies,
       "steps": world.steps,
       "virtual hours": world.nowMs / 3_600_000,
       ...Object.fromEntries(faults),
@@ -97,6 +112,7 @@ class Life {
   readonly #guest: LifeGuest;
   readonly #reader: LifeReader;
   readonly #operator: LifeOperator;
+  readonly #verify: LifeVerify;
   readonly #faults: LifeFaults;
   readonly #failover: LifeFailover;
   readonly #pairs = new PairStates();
@@ -114,12 +130,24 @@ class Life {
     this.#guest = new LifeGuest(scene, random.fork("guest"));
     this.#reader = new LifeReader(scene, random.fork("reader"));
     this.#operator = new LifeOperator(scene, random.fork("operator"));
+    this.#verify = new LifeVerify(scene, random.fork("verify"));
     this.#faults = new LifeFaults(scene, random.fork("faults"));
     this.#failover = new LifeFailover(scene, random.fork("failover"), this.#guest, this.#operator.vmStates);
   }
 
   get pairs(): LifeReport["pairs"] {
     return this.#pairs.counts;
+  }
+
+  /** Guests of a mirror go on before their writes are durable there: it has no state after a loss of power. */
+  get #acksEarly(): boolean {
+    const { mode, ack } = this.#scene.plan.pair;
+    return mode === "mirror" && ack !== "applied";
+  }
+
+  /** In mode `mirror` there is one at the end of each sync. */
+  get #checkpointsMin(): number {
+    return this.#scene.plan.pair.mode === "mirror" ? 1 : CHECKPOINTS_MIN;
   }
 
   async live(): Promise<void> {
@@ -133,7 +161,8 @@ class Life {
     await this.#faults.over();
     await this.#untilUp(pair.secondary);
     const { model } = this.#scene;
-    const isReady = model.counts.committed >= CHECKPOINTS_MIN && model.committed > 0;
+    if (plan.pair.mode === "mirror") this.#scene.observeCommitted();
+    const isReady = model.counts.committed >= this.#checkpointsMin && model.committed > 0;
     if (plan.ending !== "failover" || !isReady) await this.#quiesce();
     if (plan.ending !== "synced") {
       this.#atPeace = false;
@@ -145,9 +174,14 @@ class Life {
   async #operate(): Promise<void> {
     const { plan, counts, pair } = this.#scene;
     const faults = [...plan.faults];
+    const verifies = [...plan.verifies];
     while (counts.operations < plan.operations) {
       while (faults[0] !== undefined && faults[0].at <= counts.operations)
         this.#faults.inject(faults.shift()?.kind ?? "link-cut");
+      while ((verifies[0] ?? Infinity) <= counts.operations) {
+        verifies.shift();
+        this.#verify.do();
+      }
       await this.#scene.sleep(plan.gapMs * 2 * this.#random.fraction());
       if (this.#guest.isRunning) await this.#guest.untilRoom();
       await this.#do(this.#drawOperation());
@@ -214,7 +248,8 @@ class Life {
       this.#guest.do("write");
       await calls.settled();
       await this.#takeLastCheckpoint();
-    } while (model.counts.committed < CHECKPOINTS_MIN);
+    } while (model.counts.committed < this.#checkpointsMin);
+    await this.#verify.all();
     await this.#idle();
     if (plan.pair.mode === "mc") await this.#untilApplied();
     // An automatic checkpoint may be under way: it would change nothing.
@@ -259,6 +294,7 @@ class Life {
   async #takeLastCheckpoint(): Promise<void> {
     for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt += 1) {
       await this.#untilSynced();
+      if (this.#scene.plan.pair.mode === "mirror") return this.#untilStable();
       const epoch = await this.#operator.takeCheckpoint(false, CHECKPOINT_WITHIN_MS);
       if (epoch !== undefined) return;
       // A sync that seems over while its end is on the way may not fit into what the operator's limit has left.
@@ -266,6 +302,21 @@ class Life {
       if (isLast && this.#scene.plan.pair.overlayLimitBytes !== undefined) await this.#operator.giveUp();
     }
     assert.fail("a pair in peace can take no checkpoint");
+  }
+
+  /** Everything that was sent is in the secondary's images. */
+  async #untilStable(): Promise<void> {
+    const { pair, world } = this.#scene;
+    const deadlineMs = world.nowMs + CHECKPOINT_WITHIN_MS;
+    const isStable = (): boolean => {
+      const status = this.#scene.statusOf(pair.primary);
+      return status?.protection.state === "Protected" && status.peers[0]?.lagBytes === 0;
+    };
+    while (!isStable()) {
+      assert(world.nowMs < deadlineMs, "a pair in peace is not protected");
+      await this.#scene.sleep(10);
+    }
+    this.#scene.observeCommitted();
   }
 
   async #untilSynced(): Promise<void> {
@@ -300,7 +351,7 @@ class Life {
     if (member === pair.secondary) this.#reader.died();
     if (member === pair.secondary && !this.#failover.isPromoted) {
       model.secondaryDied(kind);
-      if (kind === "power" && plan.pair.durability === "process") model.secondaryMayBeVoid();
+      if (kind === "power" && (plan.pair.durability === "process" || this.#acksEarly)) model.secondaryMayBeVoid();
     }
     if (member === this.#guest.member) model.guestDied(kind);
     calls.died(member.host.process);
@@ -322,7 +373,10 @@ class Life {
         host.restart();
         // Whoever recovers may die of it.
         if (!this.#atPeace && this.#random.chance(0.1)) {
-          host.disk.faults.crashAt(1 + this.#random.below(60), this.#scene.plan.pair.durability);
+          host.disk.faults.crashAt(
+            1 + this.#random.below(60),
+            this.#acksEarly ? "process" : this.#scene.plan.pair.durability,
+          );
         }
       }
       this.#scene.note(`${member.name} starts`);

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
-import { DiskModel } from "./disk-model.ts";
+import type { DataMessage, Message } from "../../proto/replication-messages.ts";
+import { DiskModel, type ModelWrite } from "./disk-model.ts";
+import type { MirrorStream } from "./mirror-stream.ts";
 import { imagePath, type PairDisk, type PairMember, type PairObserver } from "./pair.ts";
 import { SeededRandom } from "./seeded-random.ts";
 import type { CrashKind } from "./simulated-crash.ts";
@@ -42,6 +44,8 @@ export class PairModel implements PairObserver {
   readonly #discarded = new Set<number>();
   readonly #prepared = new Set<number>();
   readonly #listener: (member: PairMember, event: AgentEvent) => void;
+  /** In mode `mirror`: what has followed each barrier. */
+  readonly #stream: MirrorStream | undefined;
   #primary: PairMember | undefined;
   #lastClosed = 0;
   /** The secondary may find that it has lost its checkpoint: it never fsyncs, and its host lost its power. */
@@ -58,7 +62,10 @@ export class PairModel implements PairObserver {
     disks: readonly PairDisk[],
     contents: readonly Buffer[],
     listener: (member: PairMember, event: AgentEvent) => void,
+    stream?: MirrorStream,
   ) {
+    this.#stream = stream;
+    if (stream !== undefined) this.sent = (message, by) => this.#sent(stream, message, by);
     this.#disks = disks;
     this.guest = contents.map((content) => new DiskModel(content));
     this.#listener = listener;
@@ -87,6 +94,17 @@ export class PairModel implements PairObserver {
         for (const epoch of message.epochs) this.#discardsAsked.add(epoch);
         break;
     }
+  }
+
+  sent?: (message: DataMessage | Extract<Message, { type: "sync" }>, by: PairMember) => void;
+
+  #sent(stream: MirrorStream, message: Parameters<MirrorStream["sent"]>[0], by: PairMember): void {
+    if (this.#primary === by) stream.sent(message, by);
+  }
+
+  /** The primary has told its guest of a write, while the pair called itself Established. */
+  acknowledged(disk: number, write: ModelWrite): void {
+    if (this.#primary !== undefined) this.#stream?.acknowledged(this.#primary, disk, write);
   }
 
   happened(member: PairMember, event: AgentEvent): void {
@@ -147,6 +165,14 @@ export class PairModel implements PairObserver {
       return content;
     });
     this.#snapshots.set(epoch, snapshot);
+    const by = this.#primary;
+    if (by === undefined) return;
+    this.#stream?.barrier(
+      epoch,
+      by,
+      snapshot.map((content) => new DiskModel(content)),
+      snapshot,
+    );
   }
 
   // What the secondary shows
@@ -175,12 +201,16 @@ export class PairModel implements PairObserver {
     this.committed = epoch;
     // A request of the secondary's VM that is still under way waited for the commit, and goes to the new view.
     const old = this.view;
-    this.view = snapshot.map((content, index) => {
-      const disk = new DiskModel(content);
-      const replaced = old[index];
-      if (replaced !== undefined) disk.takeOver(replaced);
-      return disk;
-    });
+    if (this.#stream !== undefined) {
+      this.view = this.#stream.at(epoch);
+      for (const [index, disk] of old.entries()) this.view[index]?.takeReads(disk);
+    } else
+      this.view = snapshot.map((content, index) => {
+        const disk = new DiskModel(content);
+        const replaced = old[index];
+        if (replaced !== undefined) disk.takeOver(replaced);
+        return disk;
+      });
     for (const set of [this.#prepared, this.#discardsAsked, this.#commitsAsked]) {
       for (const old of set) if (old <= epoch) set.delete(old);
     }
@@ -207,6 +237,7 @@ export class PairModel implements PairObserver {
   }
 
   secondaryDied(kind: CrashKind): void {
+    this.#stream?.secondaryDied();
     for (const disk of this.view) disk.crashed(kind);
   }
 
@@ -252,6 +283,11 @@ export class PairModel implements PairObserver {
     for (const asked of [this.#prepared, this.#discardsAsked, this.#commitsAsked]) asked.clear();
   }
 
+  /** Nobody has written since the promotion. */
+  checkPromoted(contents: readonly Buffer[]): void {
+    this.#stream?.checkPrefix(this.committed, contents);
+  }
+
   /** The host of the guest's disks has died. */
   guestDied(kind: CrashKind): void {
     for (const disk of this.guest) disk.crashed(kind);
@@ -271,9 +307,11 @@ export class PairModel implements PairObserver {
     const snapshot = this.#snapshots.get(this.committed);
     assert(snapshot !== undefined);
     this.guest =
-      discardActive || this.#withVmState.has(this.committed)
-        ? snapshot.map((content) => new DiskModel(content))
-        : this.view;
+      this.#stream !== undefined
+        ? this.#stream.promoted(this.committed)
+        : discardActive || this.#withVmState.has(this.committed)
+          ? snapshot.map((content) => new DiskModel(content))
+          : this.view;
     this.view = [];
     this.#primary = undefined;
   }

@@ -30,7 +30,7 @@ export interface PairOptions {
   /** In mode `mc`; the default where it is not said. */
   readonly bufferMemoryBytes?: number;
   /** `colo` unless it is said. In mode `shared` both hosts reach the images of host `a`. */
-  readonly mode?: "colo" | "mc" | "shared";
+  readonly mode?: "colo" | "mc" | "shared" | "mirror";
   /** Mode `shared`: there is a place for the mark. */
   readonly isMarked?: boolean;
   readonly onPeerLoss?: PeerLossPolicy;
@@ -60,6 +60,8 @@ export interface PairOptions {
 export interface PairObserver {
   /** A primary puts a request into the stream: called before anything later can be in it. */
   requested(message: Extract<Message, { type: "barrier" | "commit" | "discard" }>, by: PairMember): void;
+  /** A primary of mode `mirror` puts writes, or a phase of a sync, into the stream. */
+  sent?: ((message: Extract<Message, { type: "data" | "sync" }>, by: PairMember) => void) | undefined;
   happened(member: PairMember, event: AgentEvent): void;
 }
 
@@ -224,7 +226,15 @@ class ObservedLink implements Link {
         this.#observer.requested(message, this.#owner);
       }
     }
+    if (this.#observer.sent !== undefined) this.#observeStream(this.#observer, parts);
     this.#link.send(parts);
+  }
+
+  #observeStream(observer: PairObserver, parts: readonly Uint8Array[]): void {
+    const message = decodeMessage(Buffer.concat(parts));
+    if (message.type === "data" || (message.type === "sync" && message.phase === "begin")) {
+      observer.sent?.(message, this.#owner);
+    }
   }
 
   start(handlers: Parameters<Link["start"]>[0]): void {

@@ -7,6 +7,7 @@ import type { AckPolicy, Durability } from "../../proto/words.ts";
 import { Calls } from "./calls.ts";
 import { ModelWrite, type DiskModel } from "./disk-model.ts";
 import type { LifeCounts } from "./life-totals.ts";
+import { MirrorStream } from "./mirror-stream.ts";
 import { PairStates } from "./pair-states.ts";
 import { imagePath, makePair, urlOf, type Pair, type PairDisk, type PairMember } from "./pair.ts";
 import { RoleModel } from "./role-model.ts";
@@ -61,6 +62,11 @@ export function runRoleLife(seed: number, print?: (line: string) => void): Promi
   return live(seed, new RoleLife(seed, "colo", print));
 }
 
+/** The same of a pair in mode `mirror`. */
+export function runMirrorRoleLife(seed: number, print?: (line: string) => void): Promise<RoleLifeReport> {
+  return live(seed, new RoleLife(seed, "mirror", print));
+}
+
 /** The same of a pair in mode `mc`. */
 export function runBufferedRoleLife(seed: number, print?: (line: string) => void): Promise<RoleLifeReport> {
   return live(seed, new RoleLife(seed, "mc", print));
@@ -82,6 +88,12 @@ async function live(seed: number, life: RoleLife): Promise<RoleLifeReport> {
   return { seed, counts, pairs: life.pairs.counts };
 }
 
+const PROGRAM_OF_MODE = {
+  colo: "run-role-lives",
+  mc: "run-buffered-role-lives",
+  mirror: "run-mirror-role-lives",
+} as const;
+
 class RoleLife {
   readonly world: SimWorld;
   readonly counts = Object.fromEntries(COUNTED.map((name) => [name, 0])) as Record<(typeof COUNTED)[number], number>;
@@ -91,15 +103,15 @@ class RoleLife {
   readonly #pair: Pair;
   readonly #model: RoleModel;
   readonly #durability: Durability;
-  readonly #mode: "colo" | "mc";
+  readonly #mode: "colo" | "mc" | "mirror";
   readonly #print: ((line: string) => void) | undefined;
   readonly #events = new Map<PairMember, number>();
   #parted = false;
   /** When an operator only asks what the two would do. */
   readonly #asking: SeededRandom;
 
-  constructor(seed: number, mode: "colo" | "mc", print?: (line: string) => void) {
-    const program = mode === "mc" ? "run-buffered-role-lives" : "run-role-lives";
+  constructor(seed: number, mode: "colo" | "mc" | "mirror", print?: (line: string) => void) {
+    const program = PROGRAM_OF_MODE[mode];
     this.world = new SimWorld(seed, { replay: `npx tsx test/sim/${program}.ts --seed ${seed}` });
     this.#mode = mode;
     this.#random = this.world.random;
@@ -107,8 +119,13 @@ class RoleLife {
     this.#calls = new Calls(this.world);
     this.#durability = this.#random.pick<Durability>(["power", "power", "process"]);
     const contents = DISKS.map(({ sizeBytes }) => this.#bytes(sizeBytes));
-    this.#model = new RoleModel(DISKS, contents, (member, event) => this.#happened(member, event));
-    const ack = this.#random.pick<AckPolicy>(["async", "async", "received", "applied"]);
+    const drawnAck = this.#random.pick<AckPolicy>(["async", "async", "received", "applied"]);
+    const ack =
+      mode === "mirror"
+        ? this.#random.fork("ack").pick<AckPolicy>(["async", "received", "applied", "applied"])
+        : drawnAck;
+    const stream = mode === "mirror" ? new MirrorStream({ ack, durability: this.#durability }) : undefined;
+    this.#model = new RoleModel(DISKS, contents, (member, event) => this.#happened(member, event), stream);
     const congestion = this.#random.fork("congestion");
     this.#pair = makePair(
       this.world,
@@ -124,7 +141,7 @@ class RoleLife {
         peerTimeoutMs: 5_000,
         createImages: false,
         checkpointEveryMs: undefined,
-        retain: this.#random.pick([0, 0, RETAIN_MAX]),
+        retain: this.#random.pick([0, 0, RETAIN_MAX]) * (mode === "mirror" ? 0 : 1),
         overlayLimitBytes: undefined,
       },
       { primary: contents, secondary: contents.map((content) => Buffer.alloc(content.length)) },
@@ -169,7 +186,8 @@ class RoleLife {
     const roll = this.#random.below(100);
     if (roll < 45)
       for (const one of this.#members) for (let count = this.#random.below(12); count > 0; count -= 1) this.#guest(one);
-    else if (roll < 60) for (const one of this.#members) void this.#checkpoint(one);
+    else if (roll < 60)
+      for (const one of this.#members) void (this.#mode === "mirror" ? this.#readView(one) : this.#checkpoint(one));
     else if (roll < 66) await this.#crash(member);
     else if (roll < 74) await this.#startIfDown(member);
     else if (roll < 79) this.#part(!this.#parted);
@@ -200,18 +218,21 @@ class RoleLife {
     else if (roll < 3) this.#flush(member, disk, model);
     else if (roll < 4) {
       const write = new ModelWrite(offset, length, undefined);
-      this.#change(member, model, write, `zeroes ${disk.name}`, () =>
+      this.#change(member, index, model, write, `zeroes ${disk.name}`, () =>
         device.zero(offset, length, { fua: false, mayUnmap: true }),
       );
     } else {
       const data = this.#bytes(length);
       const write = new ModelWrite(offset, length, data);
-      this.#change(member, model, write, `writes ${disk.name}`, () => device.write(data, offset, { fua: false }));
+      this.#change(member, index, model, write, `writes ${disk.name}`, () =>
+        device.write(data, offset, { fua: false }),
+      );
     }
   }
 
   #change(
     member: PairMember,
+    index: number,
     model: DiskModel,
     write: ModelWrite,
     what: string,
@@ -224,7 +245,9 @@ class RoleLife {
       if (outcome.kind === "done") {
         this.counts.writes += 1;
         write.settled = true;
-        const isConnected = this.#statusOf(member)?.peers[0]?.connection === "Connected";
+        const [peer] = this.#statusOf(member)?.peers ?? [];
+        const isConnected = peer?.connection === "Connected";
+        if (peer?.replication === "Established") this.#model.acknowledged(member, index, write);
         const isOutOfStream = outOfStream !== undefined && outOfStream === this.#outOfStream(member);
         if (!isConnected || isOutOfStream) this.#model.acknowledgedAlone(member);
       } else if (outcome.kind === "failed") this.#assertGuestError(outcome.error);
@@ -292,11 +315,38 @@ class RoleLife {
   ): Promise<boolean> {
     const { agent } = member;
     if (agent === undefined || this.#statusOf(member)?.role !== "Primary") return false;
+    if (this.#mode === "mirror") return this.#isMirrored(member);
     const outcome = await this.#calls.make(member, "checkpoint", timeoutMs + 10, () =>
       agent.checkpoint({ prepare, timeoutMs }, new AbortController().signal),
     );
     if (outcome.kind === "done") this.counts.checkpoints += 1;
     return outcome.kind === "done" && !prepare;
+  }
+
+  /** Without epochs: everything is on the secondary, and a failover returns it. */
+  #isMirrored(member: PairMember): boolean {
+    const status = this.#statusOf(member);
+    if (status?.protection.state !== "Protected" || status.peers[0]?.lagBytes !== 0) return false;
+    this.counts.checkpoints += 1;
+    return true;
+  }
+
+  /** What a secondary shows is what a failover would return. */
+  async #readView(member: PairMember): Promise<void> {
+    const epoch = this.#statusOf(member)?.epoch.committed ?? 0;
+    if (this.#statusOf(member)?.role !== "Secondary" || epoch === 0) return;
+    for (const [index, disk] of DISKS.entries()) {
+      const device = member.device(disk);
+      if (device === undefined) return;
+      const model = this.#model.checkpointOf(epoch, index);
+      const content = Buffer.alloc(disk.sizeBytes);
+      const reading = model.beginRead();
+      const outcome = await this.#calls.make(member, "view", CALL_SLACK_MS, () => device.read(content, 0));
+      model.endRead(reading);
+      const status = this.#statusOf(member);
+      if (outcome.kind !== "done" || status?.role !== "Secondary" || status.epoch.committed !== epoch) return;
+      model.check(content, 0, `the view of ${disk.name} on ${member.name} since ${epoch}`, reading);
+    }
   }
 
   /** The operator believes that the primary is gone: it is down, or cut off. */
@@ -511,6 +561,7 @@ class RoleLife {
     await this.#calls.settled();
     const primary = this.#members.find((member) => this.#statusOf(member)?.role === "Primary") ?? missing();
     await primary.agent?.wait({ condition: "merged", timeoutMs: COMMAND_MS }, new AbortController().signal);
+    if (this.#mode === "mirror") await this.#together();
     assert(
       (await this.#checkpoint(primary, COMMAND_MS, false)) ||
         (await this.#checkpoint(primary, COMMAND_MS, false)) ||

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
-import { DiskModel } from "./disk-model.ts";
+import { DiskModel, type ModelWrite } from "./disk-model.ts";
+import type { MirrorStream } from "./mirror-stream.ts";
 import type { PairDisk, PairMember, PairObserver } from "./pair.ts";
 import type { CrashKind } from "./simulated-crash.ts";
 
@@ -17,12 +18,17 @@ export class RoleModel implements PairObserver {
   /** Writes acknowledged while the peer was known to be gone, which it has not heard of yet. */
   readonly #alone = new Map<PairMember, number>();
   readonly #contents: readonly Buffer[];
+  /** In mode `mirror`: what has followed each barrier. */
+  readonly #stream: MirrorStream | undefined;
 
   constructor(
     disks: readonly PairDisk[],
     contents: readonly Buffer[],
     listener: (member: PairMember, event: AgentEvent) => void,
+    stream?: MirrorStream,
   ) {
+    this.#stream = stream;
+    if (stream !== undefined) this.sent = (message, by) => stream.sent(message, by);
     this.#disks = disks;
     this.#contents = contents;
     this.#listener = listener;
@@ -49,10 +55,31 @@ export class RoleModel implements PairObserver {
   requested(message: Parameters<PairObserver["requested"]>[0], by: PairMember): void {
     if (message.type !== "barrier") return;
     assert(!this.#checkpoints.has(message.epoch), `epoch ${message.epoch} is closed a second time`);
-    this.#checkpoints.set(
+    this.#closed(
       message.epoch,
-      this.#disks.map((_, index) => this.diskOf(by, index).fork()),
+      by,
+      this.#disks.map((_, index) => this.diskOf(by, index)),
     );
+  }
+
+  #closed(epoch: number, by: PairMember, disks: readonly DiskModel[]): void {
+    const forks = disks.map((disk) => disk.fork());
+    this.#checkpoints.set(epoch, forks);
+    this.#stream?.barrier(epoch, by, forks);
+  }
+
+  sent?: PairObserver["sent"];
+
+  /** A guest was told of its write while the pair called itself Established. */
+  acknowledged(member: PairMember, index: number, write: ModelWrite): void {
+    this.#stream?.acknowledged(member, index, write);
+  }
+
+  /** What a secondary's view may show of a disk. */
+  checkpointOf(epoch: number, index: number): DiskModel {
+    const disk = this.#checkpoints.get(epoch)?.[index];
+    assert(disk !== undefined, `no barrier has closed epoch ${epoch}`);
+    return disk;
   }
 
   happened(member: PairMember, event: AgentEvent): void {
@@ -69,7 +96,7 @@ export class RoleModel implements PairObserver {
 
   /** A side was promoted to a checkpoint: from here on its guest sees that. */
   promoted(member: PairMember, epoch: number): void {
-    const checkpoint = this.#checkpoints.get(epoch);
+    const checkpoint = this.#stream?.promoted(epoch) ?? this.#checkpoints.get(epoch);
     assert(checkpoint !== undefined, `${member.name} was promoted to epoch ${epoch}, which no barrier has closed`);
     this.#alone.delete(member);
     this.#guests.set(
@@ -92,6 +119,7 @@ export class RoleModel implements PairObserver {
   }
 
   died(member: PairMember, kind: CrashKind): void {
+    if (!this.#guests.has(member)) this.#stream?.secondaryDied();
     for (const disk of this.#guests.get(member) ?? []) disk.crashed(kind);
   }
 
@@ -109,12 +137,7 @@ export class RoleModel implements PairObserver {
   #demoted(member: PairMember): void {
     const epoch = member.agent?.status().epoch.committed;
     const guest = this.#guests.get(member);
-    if (epoch !== undefined && guest !== undefined) {
-      this.#checkpoints.set(
-        epoch,
-        guest.map((disk) => disk.fork()),
-      );
-    }
+    if (epoch !== undefined && guest !== undefined) this.#closed(epoch, member, guest);
     this.#guests.delete(member);
   }
 }

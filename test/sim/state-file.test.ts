@@ -29,6 +29,7 @@ const RECORD: StateRecord = {
   merge: null,
   lostSyncs: [],
   replaysOwed: [],
+  mirrors: [],
   bootId: "boot",
 };
 const UPDATES = 5;

@@ -3,29 +3,50 @@
  * block n of the disk. Before each step it looks whether the disk holds the record of the step that its memory knows, and
  * none of a later one; else it halts. So memory and disk of different moments are found out by the guest itself.
  *
+ * A second disk has an ext4, where each step is a line of a file, and checked past the page cache likewise.
+ *
  * It is a kernel and a busybox, which `npm run setup:peers` puts into GUEST_DIRECTORY, in software emulation.
  */
 import { spawn, type ChildProcess } from "node:child_process";
 import { createHash } from "node:crypto";
 import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { onTestFailed, onTestFinished } from "vitest";
+import { onTestFinished } from "vitest";
 import { requirePeers } from "./peers.ts";
+import { accepts } from "./tool-process.ts";
 
 export const GUEST_DIRECTORY = process.env["COLOBUS_TEST_GUEST"] ?? "/var/cache/colobus-test-guest";
-const MODULES = ["virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"];
+/** Each after those that it needs. */
+const MODULES = ["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"];
 const PROGRAM = "qemu-system-x86_64";
 const BLOCK_BYTES = 512;
 const POLL_MS = 50;
+const LAST_CHARS = 1_500;
 
 const INIT = `#!/busybox sh
 /busybox mount -t devtmpfs dev /dev
 for module in ${MODULES.join(" ")}; do /busybox insmod /$module.ko; done
+if [ ! -b /dev/vda ]; then
+  echo "MISMATCH: there is no disk"
+  /busybox poweroff -f
+fi
+has_files=
+if [ -b /dev/vdb ]; then
+  has_files=yes
+  /busybox mkdir /disk /proc
+  /busybox mount -t proc proc /proc
+  /busybox mount -t ext4 /dev/vdb /disk || echo "MISMATCH: there is no file system"
+fi
 n=0
 hash=start
 # What the disk has, whatever the memory's cache of it says.
 record() { /busybox blockdev --flushbufs /dev/vda; /busybox dd if=/dev/vda bs=${BLOCK_BYTES} count=1 skip=$1 2>/dev/null | /busybox head -n 1 | /busybox tr -d '\\0'; }
+last_line() { echo 3 > /proc/sys/vm/drop_caches; /busybox tail -n 1 /disk/chain; }
 while :; do
+  if [ -n "$has_files" ] && [ $n -gt 0 ] && [ "$(last_line)" != "$n $hash" ]; then
+    echo "MISMATCH: memory has $n $hash, the file $(last_line)"
+    /busybox poweroff -f
+  fi
   if [ $n -gt 0 ] && [ "$(record $n)" != "$n $hash" ]; then
     echo "MISMATCH: memory has $n $hash, the disk $(record $n)"
     /busybox poweroff -f
@@ -37,6 +58,11 @@ while :; do
   n=$((n + 1))
   hash=$(echo "$n $hash" | /busybox sha256sum | /busybox cut -c 1-64)
   echo "$n $hash" | /busybox dd of=/dev/vda bs=${BLOCK_BYTES} count=1 seek=$n conv=sync,notrunc,fsync 2>/dev/null
+  if [ -n "$has_files" ]; then
+    echo "$n $hash" >> /disk/chain
+    echo "$n" > /disk/step-$((n % 20))
+    /busybox sync
+  fi
   echo "STEP $n $hash"
 done
 `;
@@ -76,7 +102,12 @@ export function writeInitramfs(path: string): void {
 export interface QemuOptions {
   readonly directory: string;
   readonly name: string;
-  readonly diskUri: string;
+  /** Of its disks: the raw one, and the one with the file system, if it has one. */
+  readonly diskUris: readonly string[];
+  /** Instead of a raw disk: an empty node of this size, which gets its file later. */
+  readonly emptyBytes?: number;
+  /** What its command line begins with: where it runs. */
+  readonly launcher?: readonly string[];
   /** It waits for the state of another one; else it boots. */
   readonly waits: boolean;
 }
@@ -85,27 +116,40 @@ export interface QemuOptions {
 export class CountingVm {
   readonly qmp: string;
   readonly #console: string;
+  readonly #log: string;
   readonly #process: ChildProcess;
   readonly #ended: Promise<void>;
   #hasEnded = false;
 
-  constructor({ directory, name, diskUri, waits }: QemuOptions) {
+  constructor({ directory, name, diskUris, emptyBytes, launcher = [], waits }: QemuOptions) {
     this.qmp = join(directory, `${name}.qmp`);
     this.#console = join(directory, `${name}.console`);
     const log = join(directory, `${name}.errors`);
+    this.#log = log;
     const errors = openSync(log, "w");
-    const socket = new URL(diskUri).searchParams.get("socket");
-    const disk = `driver=nbd,node-name=vda,server.type=unix,server.path=${socket},export=vda,reconnect-delay=30`;
+    const disks = diskUris.map((text) => {
+      const uri = new URL(text);
+      const name = uri.pathname.slice(1);
+      const server = `server.type=unix,server.path=${uri.searchParams.get("socket")}`;
+      const image = `driver=nbd,node-name=${name},${server},export=${name},reconnect-delay=30`;
+      return ["-blockdev", image, "-device", `virtio-blk-pci,drive=${name}`];
+    });
+    if (emptyBytes !== undefined) {
+      const nothing = `driver=null-co,node-name=vda-none,size=${emptyBytes}`;
+      const vda = "driver=raw,node-name=vda,file=vda-none";
+      disks.push(["-blockdev", nothing, "-blockdev", vda, "-device", "virtio-blk-pci,drive=vda"]);
+    }
     const flags = [
       ["-M", "pc,accel=tcg", "-m", "96M", "-nodefaults", "-display", "none", "-no-reboot"],
       ["-kernel", join(GUEST_DIRECTORY, "vmlinuz"), "-initrd", join(directory, "initramfs")],
-      ["-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off"],
+      ["-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off no_timer_check"],
       ["-chardev", `file,id=console,path=${this.#console}`, "-serial", "chardev:console"],
-      ["-blockdev", disk, "-device", "virtio-blk-pci,drive=vda"],
+      ...disks,
       ["-qmp", `unix:${this.qmp},server=on,wait=off`],
       waits ? ["-incoming", "defer"] : [],
     ].flat();
-    this.#process = spawn(PROGRAM, flags, { stdio: ["ignore", errors, errors] });
+    const [program = PROGRAM, ...words] = [...launcher, PROGRAM, ...flags];
+    this.#process = spawn(program, words, { stdio: ["ignore", errors, errors] });
     closeSync(errors);
     this.#ended = new Promise((resolve) => {
       this.#process.once("close", () => {
@@ -113,15 +157,16 @@ export class CountingVm {
         resolve();
       });
     });
-    onTestFailed(() => {
-      if (existsSync(log)) process.stderr.write(`\n--- ${name}: ${readFileSync(log, "utf8").slice(-2000)}\n`);
-      process.stderr.write(`${this.consoleText.slice(-1500)}\n`);
-    });
     onTestFinished(() => this.kill());
   }
 
   get consoleText(): string {
     return existsSync(this.#console) ? readFileSync(this.#console, "utf8") : "";
+  }
+
+  /** For a failure: nothing of it is left when the test is over. */
+  get #lastWords(): string {
+    return `${readFileSync(this.#log, "utf8")}\n${this.consoleText.slice(-LAST_CHARS)}`;
   }
 
   /** What has come so far. Throws where the guest has found a mismatch, or its steps do not follow from each other. */
@@ -148,8 +193,8 @@ export class CountingVm {
     for (;;) {
       const steps = this.steps();
       if (steps.length >= count) return steps;
-      if (this.#hasEnded) throw new Error(`the VM has ended after ${steps.length} steps`);
-      if (Date.now() > deadline) throw new Error(`the guest has made ${steps.length} steps, not ${count}`);
+      if (this.#hasEnded) throw new Error(`the VM has ended after ${steps.length} steps: ${this.#lastWords}`);
+      if (Date.now() > deadline) throw new Error(`${steps.length} steps, not ${count}: ${this.#lastWords}`);
       await new Promise((resolve) => {
         setTimeout(resolve, POLL_MS);
       });
@@ -158,12 +203,18 @@ export class CountingVm {
 
   /** Resolves when QEMU takes commands. */
   async untilListening(): Promise<void> {
-    while (!existsSync(this.qmp)) {
-      if (this.#hasEnded) throw new Error("the VM has ended");
+    while (!(await accepts(this.qmp))) {
+      if (this.#hasEnded) throw new Error(`the VM has ended: ${this.#lastWords}`);
       await new Promise((resolve) => {
         setTimeout(resolve, POLL_MS);
       });
     }
+  }
+
+  /** Resolves when QEMU has ended by itself, with what it said. */
+  async untilEnded(): Promise<string> {
+    await this.#ended;
+    return readFileSync(this.#log, "utf8");
   }
 
   /** kill -9. */

@@ -14,9 +14,11 @@ import type {
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
+  JobRequest,
   JobSpeed,
   JobStatus,
   JobVerb,
+  MirrorRequest,
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
@@ -26,18 +28,20 @@ import type {
   SwitchoverRequest,
   VmStateAnswer,
   VmStateRequest,
+  ReloadAnswer,
   ResyncAnswer,
   ResyncRequest,
   RollbackAnswer,
   RollbackRequest,
   Status,
   WaitAnswer,
+  VerifyRequest,
   WaitRequest,
 } from "../../proto/control-api.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import { EventLog } from "../../shared/control/event-log.ts";
 import { ManualClock } from "./manual-clock.ts";
-import { protectedPrimary } from "./status-examples.ts";
+import { differingVerify, protectedPrimary } from "./status-examples.ts";
 
 export interface RecordedCall {
   readonly name: string;
@@ -59,6 +63,10 @@ export class FakeAgentControl implements AgentControl {
 
   status(): Status {
     return this.currentStatus;
+  }
+
+  metrics(): string {
+    return 'colobus_protected{vm="web"} 1\n';
   }
 
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
@@ -168,6 +176,11 @@ export class FakeAgentControl implements AgentControl {
     return { role: "Secondary", lineage: "2".repeat(32) };
   }
 
+  async reload(): Promise<ReloadAnswer> {
+    await this.#called("reload", {}, undefined);
+    return { applied: ["log-level"], needsRestart: ["window"] };
+  }
+
   async resync(request: ResyncRequest, signal: AbortSignal): Promise<ResyncAnswer> {
     await this.#called("resync", request, signal);
     if (!request.giveUpCheckpoint) return { outcome: "resumed", job: "resync-1", givenUpEpoch: null };
@@ -187,6 +200,11 @@ export class FakeAgentControl implements AgentControl {
     return { epoch: request.epoch, fromEpoch: this.currentStatus.epoch.committed };
   }
 
+  async verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus> {
+    await this.#called("verify", request, signal);
+    return differingVerify(request);
+  }
+
   async wait(request: WaitRequest, signal: AbortSignal): Promise<WaitAnswer> {
     await this.#called("wait", request, signal);
     return { condition: request.condition };
@@ -196,8 +214,14 @@ export class FakeAgentControl implements AgentControl {
     return this.currentStatus.jobs;
   }
 
-  async job(id: string, verb: JobVerb): Promise<JobStatus> {
-    await this.#called("job", { id, verb }, undefined);
+  async mirror(request: MirrorRequest, signal: AbortSignal): Promise<JobStatus> {
+    await this.#called("mirror", request, signal);
+    const { disk, target } = request;
+    return { ...this.#find("full-sync-1"), id: "mirror-2", type: "mirror", disk, target };
+  }
+
+  async job(id: string, verb: JobVerb, { force }: JobRequest = { force: false }): Promise<JobStatus> {
+    await this.#called("job", force ? { id, verb, force } : { id, verb }, undefined);
     const state = { pause: "paused", resume: "running", cancel: "aborting", complete: "concluded" } as const;
     return { ...this.#find(id), state: state[verb] };
   }

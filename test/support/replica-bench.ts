@@ -108,6 +108,8 @@ export class ReplicaBench {
   failure: ColobusError | undefined;
   stable = 0;
   #sequence = 0;
+  /** Mode `mirror`: the images are what a failover returns. */
+  follows = false;
   /** Retained checkpoints that had to go. */
   readonly retainedDropped: number[] = [];
   readonly quota: OverlayQuota | undefined;
@@ -260,6 +262,7 @@ export class ReplicaBench {
     this.#sequence = 0;
     return new ReplicaWriter({
       disks: this.disks,
+      follows: () => this.follows,
       clock: this.#clock,
       durability: this.state.record.durability,
       sharesDisks: this.state.record.mode === "shared",

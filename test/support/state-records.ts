@@ -26,6 +26,7 @@ export function stateRecord(changes: Partial<StateRecord> = {}): StateRecord {
     merge: null,
     lostSyncs: [],
     replaysOwed: [],
+    mirrors: [],
     bootId: "boot-1",
     ...changes,
   };

@@ -41,6 +41,8 @@ export function runningSync(): JobStatus {
     speedLimit: 0,
     startedAt: "2026-01-01T00:00:00.000Z",
     endedAt: null,
+    target: null,
+    outcome: null,
     error: null,
   };
 }
@@ -52,6 +54,7 @@ function concludedSync(): JobStatus {
     progress: { doneBytes: 10 * GIB, totalBytes: 10 * GIB },
     etaMs: null,
     endedAt: "2026-01-01T00:01:00.000Z",
+    outcome: "completed",
   };
 }
 
@@ -148,6 +151,42 @@ export function lonelySecondary(): Status {
       ageMs: 95_000,
       lastContactMs: 93_000,
       wouldLose: { writes: 17, bytes: 69_632, atLeast: true },
+    },
+  };
+}
+
+/** A verify of 10 GiB that has found two differences, or, of the disk `vdb`, none. */
+export function differingVerify({
+  disk,
+  repair,
+  wait,
+}: {
+  readonly disk?: string | undefined;
+  readonly repair: boolean;
+  readonly wait: boolean;
+}): JobStatus {
+  const differences =
+    disk === "vdb" || !wait
+      ? []
+      : [
+          { disk: "vda", offset: 65_536, length: 16_384 },
+          { disk: "vda", offset: 1_048_576, length: 32_768 },
+        ];
+  const checkedBytes = wait ? 10 * GIB : 0;
+  return {
+    ...concludedSync(),
+    id: "verify-3",
+    type: "verify",
+    disk: disk ?? null,
+    state: wait ? "concluded" : "running",
+    endedAt: wait ? concludedSync().endedAt : null,
+    progress: { doneBytes: checkedBytes, totalBytes: 10 * GIB },
+    verify: {
+      differences,
+      ranges: differences.length,
+      differingBytes: differences.reduce((sum, { length }) => sum + length, 0),
+      checkedBytes,
+      repairs: repair,
     },
   };
 }

@@ -35,7 +35,8 @@ export class ToolProcess {
   }
 }
 
-function accepts(path: string): Promise<boolean> {
+/** Whether somebody listens on the unix socket. */
+export function accepts(path: string): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect({ path });
     socket.once("connect", () => {

@@ -52,6 +52,14 @@ describe("a contestant", () => {
     expect(started.map(({ isStopped }) => isStopped)).toEqual([true, true]);
   });
 
+  it("that fails says of itself what may tell why", async () => {
+    const { seat, said } = seated(() =>
+      Promise.resolve(Object.assign(new FakeContestant(), { explain: () => Promise.resolve("0 MiB are free") })),
+    );
+    expect(await seat.measure("load", failing)).toBeUndefined();
+    expect(said).toEqual(["bench: fake: load: this round is lost: it hangs. 0 MiB are free\n"]);
+  });
+
   it("that does not start, or does not end, ends nothing but its round", async () => {
     let starts = 0;
     const { seat, said } = seated(() => {

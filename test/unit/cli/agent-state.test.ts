@@ -7,6 +7,7 @@ import { SeededRandom } from "../../sim/seeded-random.ts";
 import { SimRandom } from "../../sim/sim-random.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { seededStorage } from "../../support/overlay-bench.ts";
+import { ManualClock } from "../../support/manual-clock.ts";
 import { SilentLog } from "../../support/silent-log.ts";
 
 const CONFIG: AgentConfig = {
@@ -45,7 +46,14 @@ function storageWithImage(): MemoryStorage {
 
 function open(storage: MemoryStorage, changes: Partial<AgentConfig> = {}): Promise<StateFile> {
   const random = new SimRandom(new SeededRandom(1));
-  const host = { storage, images: new FileImages(storage), random, bootId: "boot-1", log: new SilentLog() };
+  const host = {
+    storage,
+    images: new FileImages(storage),
+    random,
+    bootId: "boot-1",
+    log: new SilentLog(),
+    clock: new ManualClock(),
+  };
   return openAgentState(host, { ...CONFIG, ...changes });
 }
 
@@ -66,7 +74,14 @@ describe("the agent's state", () => {
     const random = new SimRandom(new SeededRandom(1));
     const begin = (): Promise<StateFile> => {
       const storage = storageWithImage();
-      const host = { storage, images: new FileImages(storage), random, bootId: "boot-1", log: new SilentLog() };
+      const host = {
+        storage,
+        images: new FileImages(storage),
+        random,
+        bootId: "boot-1",
+        log: new SilentLog(),
+        clock: new ManualClock(),
+      };
       return openAgentState(host, { ...CONFIG, role: "Primary" });
     };
     const one = await begin();
@@ -94,7 +109,10 @@ describe("the agent's state", () => {
     const random = new SimRandom(new SeededRandom(1));
     const images = new FileImages(storage);
     const start = (): Promise<StateFile> =>
-      openAgentState({ storage, images, random, bootId: "boot-1", log: new SilentLog() }, { ...CONFIG, ...shared });
+      openAgentState(
+        { storage, images, random, bootId: "boot-1", log: new SilentLog(), clock: new ManualClock() },
+        { ...CONFIG, ...shared },
+      );
     const first = await start();
     await first.update((record) => ({ ...record, epochReserved: 7 }));
     await first.close();
@@ -123,6 +141,28 @@ describe("the agent's state", () => {
     }
   });
 
+  it.each([
+    ["guests were told of what is not fsynced, and the host has lost its power", true, "boot-2", 0],
+    ["guests were told of what is not fsynced, and the agent alone has died", true, "boot-1", 3],
+    ["guests were told of what is fsynced, and the host has lost its power", false, "boot-2", 3],
+  ] as const)("of a mirror has a state to return to, or not: %s", async (_, acksUnsynced, bootId, epoch) => {
+    const storage = storageWithImage();
+    const mirror = { ...CONFIG, mode: "mirror" } as const;
+    const state = await open(storage, mirror);
+    await state.update((record) => ({ ...record, acksUnsynced, committed: { epoch: 3, atMs: 1 } }));
+    await state.close();
+    const random = new SimRandom(new SeededRandom(2));
+    const host = {
+      storage,
+      images: new FileImages(storage),
+      random,
+      clock: new ManualClock(),
+      bootId,
+      log: new SilentLog(),
+    };
+    expect((await openAgentState(host, mirror)).record.committed.epoch).toBe(epoch);
+  });
+
   it.each<readonly [string, string, boolean, number]>([
     ["of the same boot", "boot-1", false, 1],
     ["of another boot", "boot-2", false, 0],
@@ -133,7 +173,14 @@ describe("the agent's state", () => {
     await first.update((record) => ({ ...record, lostSyncs: [{ disk: "vda", active: null }] }));
     await first.close();
     const images = new FileImages(storage);
-    const host = { storage, images, random: new SimRandom(new SeededRandom(2)), bootId, log: new SilentLog() };
+    const host = {
+      storage,
+      images,
+      random: new SimRandom(new SeededRandom(2)),
+      bootId,
+      log: new SilentLog(),
+      clock: new ManualClock(),
+    };
     const { record } = await openAgentState(host, { ...CONFIG, role: "Primary", adoptImages });
     expect(record.lostSyncs).toHaveLength(count);
   });

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { ColobusError } from "../../../proto/errors.ts";
 import { GuestGate } from "../../../primary/guest-gate.ts";
 import { ReplicatedDisk, type Forwarding, type SyncContent } from "../../../primary/replicated-disk.ts";
 import type { Pending } from "../../../shared/block/block-device.ts";
@@ -157,6 +158,53 @@ describe("a replicated disk", () => {
     await open.end();
     expect(forwarding.forwarded).toEqual(["flush", "write 0+1 x", "flush"]);
     expect(child.operations.filter(({ kind }) => kind === "flush")).toHaveLength(2);
+  });
+});
+
+describe("a replicated disk whose guests are refused", () => {
+  const refusal = new ColobusError("handed-over", "this side is not Primary any more");
+
+  it("leaves the child alone where a change has waited for its mark", async () => {
+    const { child, gate, forwarding, disk } = bench();
+    const mark = deferred();
+    forwarding.marking = mark.promise;
+    const writing = disk.write(Buffer.from("late"), 0, NO_FLAGS);
+    gate.refuse(refusal);
+    mark.resolve();
+    await expect(writing).rejects.toThrow(refusal);
+    expect(child.bytes.subarray(0, 4)).toEqual(Buffer.alloc(4));
+    expect(forwarding.forwarded).toEqual([]);
+    expect(disk.isBusy(0, SIZE)).toBe(false);
+  });
+
+  it("leaves the child alone where the payload is still arriving", async () => {
+    const { child, gate, forwarding, disk } = bench();
+    const open = await disk.openWrite(0, 8, NO_FLAGS);
+    void open.push(Buffer.from("soon"));
+    gate.refuse(refusal);
+    expect(() => open.push(Buffer.from("late"))).toThrow(refusal);
+    open.abandon();
+    expect(child.bytes.subarray(0, 8)).toEqual(Buffer.from("soon\0\0\0\0"));
+    expect(forwarding.forwarded).toEqual(["write 0+4 soon"]);
+    expect(disk.isBusy(0, SIZE)).toBe(false);
+  });
+
+  it("waits for what the child has under way, whether that fails or not", async () => {
+    const { child, gate, disk } = bench();
+    const writes = [deferred(), deferred()];
+    child.write = () => writes.shift()?.promise;
+    const [one, other] = [...writes];
+    const results = Promise.allSettled([
+      disk.write(Buffer.from("a"), 0, NO_FLAGS),
+      disk.write(Buffer.from("b"), 1, NO_FLAGS),
+    ]);
+    gate.refuse(refusal);
+    const quiet = disk.quiet();
+    one?.resolve();
+    expect(await isDone(quiet)).toBe(false);
+    other?.reject(new Error("no"));
+    await quiet;
+    expect((await results).map(({ status }) => status)).toEqual(["fulfilled", "rejected"]);
   });
 });
 

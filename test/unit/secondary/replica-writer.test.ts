@@ -47,6 +47,30 @@ describe("the replica writer", () => {
     expect(image(storage)).toEqual(expected);
   });
 
+  it("applies what has arrived when its session ends, up to the first request, where images follow the primary", async () => {
+    const { storage, bench: made } = await committed();
+    let hasRun = false;
+    made.follows = true;
+    for (let value = 1; value <= 3; value += 1) made.push([write(value * 100, Buffer.alloc(100, value))]);
+    made.writer.enqueue(async () => {
+      hasRun = true;
+      return Promise.resolve();
+    });
+    made.push([write(400, Buffer.alloc(100, 4))]);
+    await made.writer.stop();
+    const expected = Buffer.alloc(SIZE);
+    expected.fill(1, 100, 200).fill(2, 200, 300).fill(3, 300, 400);
+    expect(image(storage)).toEqual(expected);
+    expect(hasRun).toBe(false);
+  });
+
+  it("drops what has arrived when its session ends, where there is a checkpoint to return to", async () => {
+    const { storage, bench: made } = await committed();
+    for (let value = 1; value <= 3; value += 1) made.push([write(value * 100, Buffer.alloc(100, value))]);
+    await made.writer.stop();
+    expect(image(storage).subarray(300, 400)).toEqual(Buffer.alloc(100));
+  });
+
   it("calls what is in the page cache stable where process crashes are all that is to be survived", async () => {
     const { bench: made } = await committed();
     made.push([write(0, Buffer.from("x")), write(1, Buffer.from("y"))]);

@@ -67,6 +67,17 @@ describe("requests", () => {
     });
   });
 
+  it("answers /metrics as text, under the type that Prometheus asks for", async () => {
+    const { control, socketPath } = await serveFakeAgent();
+    const raw = openRaw(socketPath);
+    raw.socket.write("GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    const received = await raw.received;
+    expect(received).toMatch(/^HTTP\/1\.1 200 /);
+    expect(received).toMatch(/^content-type: text\/plain; version=0\.0\.4; charset=utf-8\r$/m);
+    expect(received.slice(received.indexOf("\r\n\r\n") + 4)).toBe(control.metrics());
+    expect(await ask(socketPath, "POST", "/metrics")).toMatchObject({ status: 405 });
+  });
+
   it("fills in defaults: an empty body is an empty request", async () => {
     const { control, socketPath } = await serveFakeAgent();
     expect((await ask(socketPath, "POST", "/v1/checkpoint")).status).toBe(200);

@@ -61,7 +61,9 @@ async function linked(): Promise<Pair> {
   const dialled = await new WebSocketDialer(`ws://127.0.0.1:${made.port}`).dial(new AbortController().signal);
   onTestFinished(() => dialled.close(new ColobusError("shutting-down", "the test is over")));
   await expect.poll(() => made.accepted.length, { interval: 1 }).toBe(1);
-  return { ...made, dialled, served: present(made.accepted[0]) };
+  const served = present(made.accepted[0]);
+  for (const link of [dialled, served]) link.proved?.();
+  return { ...made, dialled, served };
 }
 
 /** What a server that is no agent answers to a client; resolves when the client is gone. */
@@ -309,6 +311,7 @@ describe("the listener", () => {
     });
     await expect.poll(() => accepted.length).toBe(1);
     const ear = new Ear(present(accepted[0]));
+    accepted[0]?.proved?.();
     misbehave(socket);
     expect((await ear.end()).code).toBe(code);
     expect(await closed).toBe(closeCode);

@@ -1,0 +1,94 @@
+/** `colobus doctor`'s examination, of a machine, of a configuration, and of an agent that may run. */
+import { dirname } from "node:path";
+import type { Status } from "../proto/control-api.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
+import type { ControlClient } from "../shared/control/api-client.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import { runDirectoryOfAgent } from "./agent-flags.ts";
+import type { ProcessConfig } from "./agent-process.ts";
+import { checkLink, checkSockets, checkStatus, checkToken } from "./check-agent.ts";
+import { checkDirectory } from "./check-directory.ts";
+import { checkNode, checkOpenFiles, checkProgram, readLimits, watchClock } from "./check-machine.ts";
+import { failed, ok, warning, type Finding } from "./finding.ts";
+
+export interface Examination {
+  /** The agent that is to be looked at; undefined: none. */
+  readonly client: ControlClient | undefined;
+  /** Why there is none. */
+  readonly unreachable: ColobusError | undefined;
+  /** What the agent is started with; undefined: it was not named. */
+  readonly config: ProcessConfig | undefined;
+  readonly clock: Clock;
+  readonly timeoutMs: number;
+  readonly signal: AbortSignal;
+}
+
+export async function examine(examination: Examination): Promise<Finding[]> {
+  const { config, clock } = examination;
+  const checkClock = watchClock(clock);
+  const findings = [checkNode()];
+  const status = await askAgent(examination, findings);
+  findings.push(
+    status === undefined
+      ? checkOpenFiles("this shell", readLimits("self"))
+      : checkOpenFiles("the agent", readLimits(status.pid)),
+  );
+  if (status !== undefined) findings.push(...checkStatus(status));
+  const run = examination.client === undefined ? "" : runDirectoryOfAgent(examination.client);
+  if (status !== undefined && run !== "") findings.push(...checkSockets(run));
+  findings.push(...(await checkImages(status, config, clock)));
+  if (config?.tokenFile !== undefined) findings.push(checkToken(config.tokenFile));
+  const peers = new Set([...(config?.agent.peers ?? []), ...(status?.peers ?? []).flatMap(({ url }) => url ?? [])]);
+  for (const url of peers) findings.push(await checkLink(url, clock));
+  findings.push(checkClock());
+  return findings;
+}
+
+async function askAgent(
+  { client, unreachable, timeoutMs, signal }: Examination,
+  findings: Finding[],
+): Promise<Status | undefined> {
+  try {
+    if (client === undefined) throw unreachable ?? new ColobusError("agent-unreachable", "no agent is named");
+    const status = await client.status({ timeoutMs, signal });
+    findings.push(ok("agent", `the agent answers, process ${status.pid}`));
+    return status;
+  } catch (error) {
+    const { code, message, action } = asColobusError(error);
+    const isAbsent = code === "agent-unreachable";
+    findings.push(
+      isAbsent ? warning("agent", `no agent was looked at: ${message}`, action) : failed("agent", message, action),
+    );
+    return undefined;
+  }
+}
+
+async function checkImages(
+  status: Status | undefined,
+  config: ProcessConfig | undefined,
+  clock: Clock,
+): Promise<Finding[]> {
+  const locations = (config?.agent.disks ?? status?.disks ?? []).map(({ image }) => parseImageLocation(image));
+  const needsDirect = (config?.agent.mode ?? status?.mode) === "shared";
+  const findings: Finding[] = [];
+  const sizeBytes = (status?.disks ?? []).reduce((sum, disk) => sum + (disk.sizeBytes ?? 0), 0);
+  const state = config?.agent.stateDirectory;
+  if (state !== undefined) {
+    const neededBytes = (status?.role ?? config?.agent.role) === "Secondary" ? sizeBytes : 0;
+    findings.push(...checkDirectory({ name: "state", path: state, clock, neededBytes, needsDirect: false }));
+  }
+  for (const path of new Set(locations.flatMap(directoryOf))) {
+    findings.push(...checkDirectory({ name: "images", path, clock, neededBytes: 0, needsDirect }));
+  }
+  if (locations.some(({ kind }) => kind === "format")) {
+    for (const program of ["qemu-nbd", "qemu-img"]) findings.push(await checkProgram(program));
+  }
+  return findings;
+}
+
+/** Where an image's file lies: a device, or another host's image, has no directory to be looked at. */
+function directoryOf(location: ImageLocation): string[] {
+  if (location.kind === "nbd" || location.path.startsWith("/dev/")) return [];
+  return [dirname(location.path)];
+}

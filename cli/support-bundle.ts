@@ -1,0 +1,139 @@
+/**
+ * What `colobus support-bundle` collects: everything that whoever helps would ask for, as files of one archive.
+ *
+ * It has no secret: the token file is not read, commands of hooks and what they print are left out, also of the log, and
+ * what a URL says of a user is removed from every text. It has no content of a disk; names of hosts, VMs, paths and
+ * addresses stay.
+ */
+import { execFile } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { arch, cpus, freemem, platform, release, tmpdir, totalmem } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { AGENT_VERSION } from "../proto/versions.ts";
+import type { AgentKeys } from "./agent-keys.ts";
+import { examine, type Examination } from "./doctor.ts";
+import { inspectFile } from "./inspection.ts";
+
+const TAR_TIMEOUT_MS = 60_000;
+/** The end of a log: what happened last is what is asked for. */
+const LOG_MAX_BYTES = 4 * 1024 * 1024;
+
+/** Commands of hooks may hold passwords. */
+const KEPT_OUT: readonly (keyof AgentKeys)[] = ["fence-peer", "on-failover"];
+
+export interface SupportBundle {
+  readonly file: string;
+  readonly entries: readonly string[];
+}
+
+export interface BundleOptions extends Examination {
+  /** What is written; replaced where it exists. */
+  readonly file: string;
+  /** The configuration, as it was written. */
+  readonly keys: AgentKeys | undefined;
+  readonly stateDirectory: string | undefined;
+  /** A file that the agent's log goes to. */
+  readonly log: string | undefined;
+}
+
+/** Errors: `io-error` when the archive cannot be written. What cannot be collected is told in its place. */
+export async function collectBundle(options: BundleOptions): Promise<SupportBundle> {
+  const scratch = mkdtempSync(join(tmpdir(), "colobus-support-"));
+  const root = join(scratch, "colobus-support");
+  try {
+    mkdirSync(root, { mode: 0o700 });
+    const entries: string[] = [];
+    for (const [name, collect] of Object.entries(collectors(options))) {
+      const text = await collected(collect);
+      if (text === undefined) continue;
+      writeFileSync(join(root, name), withoutUserInfo(text), { mode: 0o600 });
+      entries.push(name);
+    }
+    const file = resolve(options.file);
+    await archive(scratch, "colobus-support", file);
+    return { file, entries };
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+}
+
+type Collect = () => unknown;
+
+function collectors(options: BundleOptions): Record<string, Collect> {
+  const { client, timeoutMs, signal, keys, stateDirectory, log } = options;
+  const call = { timeoutMs, signal };
+  const record = stateDirectory === undefined ? undefined : join(stateDirectory, "state");
+  return {
+    "versions.json": () => describeMachine(),
+    "status.json": () => client?.status(call),
+    "jobs.json": () => client?.jobs(call),
+    "events.json": () => client?.events(0, call),
+    "metrics.txt": () => client?.metrics(call),
+    "doctor.json": () => examine(options),
+    "config.json": () => (keys === undefined ? undefined : withoutSecrets(keys)),
+    "record.json": () => (record !== undefined && existsSync(record) ? inspectFile(record) : undefined),
+    "agent.log": () => (log === undefined ? undefined : readEnd(log)),
+  };
+}
+
+/** The text of an entry; undefined: there is none. */
+async function collected(collect: Collect): Promise<string | undefined> {
+  try {
+    const value = await collect();
+    return value === undefined || typeof value === "string" ? value : JSON.stringify(value, null, 2);
+  } catch (error) {
+    return JSON.stringify({ error: asColobusError(error).toJSON() }, null, 2);
+  }
+}
+
+function describeMachine(): unknown {
+  return {
+    colobus: AGENT_VERSION,
+    versions: process.versions,
+    platform: `${platform()} ${release()} ${arch()}`,
+    processors: cpus().length,
+    memoryBytes: totalmem(),
+    freeBytes: freemem(),
+    at: new Date().toISOString(),
+  };
+}
+
+function withoutSecrets(keys: AgentKeys): unknown {
+  const left: readonly string[] = KEPT_OUT;
+  return Object.fromEntries(
+    Object.entries(keys).map(([key, value]) => [key, left.includes(key) && value !== undefined ? "(left out)" : value]),
+  );
+}
+
+/** `scheme://user:password@host` as `scheme://host`. */
+function withoutUserInfo(text: string): string {
+  return text.replaceAll(/([a-z][a-z0-9+.-]*:\/\/)[^/\s"'@]*@/gi, "$1");
+}
+
+function readEnd(path: string): string {
+  const bytes = readFileSync(path);
+  const text = bytes.subarray(Math.max(0, bytes.length - LOG_MAX_BYTES)).toString("utf8");
+  // The agent logs the command of a hook, and what it prints.
+  return text.replaceAll(/"(command|line)":"(?:[^"\\]|\\.)*"/g, '"$1":"(left out)"');
+}
+
+/** Nobody finds half of an archive under its name. */
+async function archive(directory: string, name: string, file: string): Promise<void> {
+  const part = join(dirname(file), `.colobus-support-${process.pid}`);
+  try {
+    writeFileSync(part, "", { mode: 0o600 }); // tar keeps the mode of a file that is there
+    await new Promise<void>((done, fail) => {
+      execFile("tar", ["-C", directory, "-czf", part, name], { timeout: TAR_TIMEOUT_MS }, (error, _, stderr) => {
+        if (error === null) done();
+        else fail(new Error(stderr.trim() === "" ? error.message : stderr.trim()));
+      });
+    });
+    renameSync(part, file);
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    throw new ColobusError("io-error", `${file} cannot be written: ${why}`, "Name another file.", { cause: error });
+  } finally {
+    rmSync(part, { force: true });
+  }
+}

@@ -1,0 +1,109 @@
+/** What the TLS flags mean together, and which of an agent's addresses may be used with them. */
+import { resolve } from "node:path";
+import { ColobusError } from "../proto/errors.ts";
+import { parseImageLocation } from "../shared/block/image-location.ts";
+import type { TlsPaths } from "../shared/host/tls-files.ts";
+import type { ProcessConfig } from "./agent-process.ts";
+
+export interface TlsConfig {
+  readonly paths: TlsPaths;
+  /** Names of which the peer's certificate must have one; none: the first peer's stays the peer's. */
+  readonly peerNames: readonly string[];
+}
+
+interface TlsFlags {
+  readonly "tls-cert"?: string | undefined;
+  readonly "tls-key"?: string | undefined;
+  readonly "tls-ca"?: string | undefined;
+  readonly "tls-peer"?: readonly string[] | undefined;
+}
+
+/** undefined when no TLS flag is given. Errors: `usage` for flags that mean nothing together. */
+export function parseTls(flags: TlsFlags, hasToken: boolean): TlsConfig | undefined {
+  const { "tls-cert": cert, "tls-key": key, "tls-ca": ca, "tls-peer": peerNames = [] } = flags;
+  if ((cert === undefined) !== (key === undefined)) {
+    const [given, missing] = cert === undefined ? ["--tls-key", "--tls-cert"] : ["--tls-cert", "--tls-key"];
+    throw new ColobusError("usage", `${given} is given without ${missing}`, "Give both, or neither.");
+  }
+  if (peerNames.length > 0 && ca === undefined) {
+    throw new ColobusError("usage", "--tls-peer is given without --tls-ca", "Nobody vouches for the peer's names.");
+  }
+  if (cert === undefined && ca === undefined) return undefined;
+  if (ca === undefined && !hasToken) {
+    throw new ColobusError(
+      "usage",
+      "--tls-cert is given without --tls-ca and without --token-file",
+      "The peer must prove who it is: by a certificate (--tls-ca), or by the token.",
+    );
+  }
+  const absolute = (path: string | undefined): string | undefined => (path === undefined ? undefined : resolve(path));
+  return { paths: { cert: absolute(cert), key: absolute(key), ca: absolute(ca) }, peerNames };
+}
+
+/** Why a peer's URL may not be dialled; undefined when it may. Errors of it are `usage`. */
+export function dialRefusal(
+  url: string,
+  config: Pick<ProcessConfig, "tls" | "tokenFile" | "insecure">,
+): ColobusError | undefined {
+  const { protocol, hostname } = new URL(url);
+  if (protocol === "wss:") {
+    const shows = config.tls?.paths.cert !== undefined && config.tls.paths.ca !== undefined;
+    if (shows || config.tokenFile !== undefined) return undefined;
+    return new ColobusError(
+      "usage",
+      `${url} needs something that proves who this agent is`,
+      "Give --tls-cert, --tls-key and --tls-ca; or --token-file.",
+    );
+  }
+  if (config.insecure || isLoopback(hostname)) return undefined;
+  return new ColobusError(
+    "usage",
+    `${url} is not encrypted and leaves this machine`,
+    "Use wss://; or keep the link within a protected network and say --insecure, together with --token-file.",
+  );
+}
+
+/** Only `--insecure` lets anything unencrypted cross a network. Errors: `usage`. */
+export function assertAddressesAllowed(config: ProcessConfig): void {
+  for (const url of config.agent.peers) {
+    const refusal = dialRefusal(url, config);
+    if (refusal !== undefined) throw refusal;
+  }
+  if (config.insecure) return;
+  const arbiter = config.arbiters.find((url) => url.startsWith("http:") && !isLoopback(new URL(url).hostname));
+  if (arbiter !== undefined) {
+    throw new ColobusError(
+      "usage",
+      `${arbiter} is not encrypted and leaves this machine`,
+      "Use https://; or keep the way to the arbiter within a protected network and say --insecure.",
+    );
+  }
+  for (const { image } of config.agent.disks) assertImageAllowed(image, config);
+  for (const [flag, address, isEncrypted] of [
+    ["--listen", config.listen, config.tls?.paths.cert !== undefined],
+    ["--nbd-listen", config.nbdListen, false],
+  ] as const) {
+    if (address === undefined || isEncrypted || isLoopback(address.host)) continue;
+    throw new ColobusError(
+      "usage",
+      `${flag} ${address.host}:${address.port} is open to the network and not encrypted`,
+      "Listen on a loopback address, use TLS, or keep it within a protected network and say --insecure.",
+    );
+  }
+}
+
+/** The same, of one image. */
+export function assertImageAllowed(image: string, { insecure }: Pick<ProcessConfig, "insecure">): void {
+  const location = parseImageLocation(image);
+  if (insecure || location.kind !== "nbd" || location.address.kind === "unix") return;
+  if (isLoopback(location.address.host)) return;
+  throw new ColobusError(
+    "usage",
+    `${image} is not encrypted and leaves this machine`,
+    "Keep the way to the server within a protected network and say --insecure.",
+  );
+}
+
+function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "[::1]" || host === "::1" || /^127\.\d+\.\d+\.\d+$/.test(host);
+}

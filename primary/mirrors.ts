@@ -1,0 +1,444 @@
+import { ColobusError, asColobusError } from "../proto/errors.ts";
+import type { JobSpeed, MirrorRequest } from "../proto/control-api.ts";
+import {
+  CHILD_TIMEOUT_DEFAULT_MS,
+  CLUSTER_MAX_BYTES,
+  CLUSTER_MIN_BYTES,
+  MIRROR_GRANULARITY_DEFAULT_MAX_BYTES,
+  MIRRORS_MAX,
+  STATE_RETRY_MS,
+} from "../proto/limits.ts";
+import { fitsStateSlot, type MirrorMark, type StateRecord } from "../proto/state-record.ts";
+import type { EventType, JobOutcome } from "../proto/words.ts";
+import type { Child } from "../shared/block/block-device.ts";
+import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
+import {
+  clusterGeometry,
+  endClusterOf,
+  firstClusterOf,
+  type ClusterGeometry,
+} from "../shared/block/cluster-geometry.ts";
+import type { Stretch } from "../shared/block/data-stretches.ts";
+import type { DiskImage } from "../shared/block/disk-image.ts";
+import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { Job } from "../shared/jobs/job.ts";
+import type { JobList } from "../shared/jobs/job-list.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { DirtyMap } from "../shared/replication/dirty-map.ts";
+import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
+import { DiskCopy } from "./disk-copy.ts";
+import { follow, FollowedChild, unfollow } from "./followed-child.ts";
+import { begun, ended, openMirrors, pivoted } from "./mirror-record.ts";
+import { MirrorTarget } from "./mirror-target.ts";
+import { MirrorWork } from "./mirror-work.ts";
+import type { ReplicatedDisk } from "./replicated-disk.ts";
+
+/** The images that mirrors copy to, and what becomes of one that a disk is given. */
+export interface MirrorTargets {
+  /**
+   * Opens the target of a new mirror, and makes it first where that is asked for. Errors: `usage`, those of opening or
+   * making it, `image-busy` where this agent uses it already, `size-mismatch`.
+   */
+  open(request: MirrorRequest, sizeBytes: number, signal: AbortSignal): Promise<DiskImage>;
+  /** Opens a recorded target. Errors: those of opening it. */
+  reopen(target: string, sizeBytes: number): DiskImage;
+  /** The parts of the disk that the top layer of its image holds. Errors: `not-supported` where that is not known. */
+  topLayer(disk: ReplicatedDisk): Promise<readonly Stretch[]>;
+  /** `image` is the disk's from now on; the one before is to be closed when `left` resolves. */
+  pivoted(disk: string, image: DiskImage, left: Promise<void>): void;
+  /** Where the dirty bitmap of a mirror lies; the directory is there. */
+  tracker(slot: number, geometry: ClusterGeometry): DirtyTrackerOptions;
+}
+
+export interface MirrorsOptions {
+  readonly state: StateFile;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
+  readonly jobs: JobList;
+  readonly targets: MirrorTargets;
+  readonly disks: () => readonly ReplicatedDisk[];
+  readonly settleEveryMs: number;
+}
+
+interface Mirror {
+  mark: MirrorMark;
+  readonly geometry: ClusterGeometry;
+  readonly copy: DiskCopy;
+  readonly target: MirrorTarget;
+  work: MirrorWork | undefined;
+  job: Job | undefined;
+}
+
+/**
+ * Owns the mirrors of one primary: those that an earlier process has left, which follow their disks from before the first
+ * request of a guest on, and new ones. A mirror is recorded when its bitmap is durable and follows the disk, and its end
+ * is one more record; so after a crash it goes on, or is over, and a disk has its old image or the new one.
+ */
+export class Mirrors {
+  readonly #options: MirrorsOptions;
+  readonly #open: Mirror[] = [];
+  /** Slots and targets of mirrors that are about to begin. */
+  readonly #starting = new Map<number, string>();
+  /** Disks that have another image than the role began with. */
+  readonly #pivoted = new Set<string>();
+  #timer: Timer | undefined;
+  #settling: Promise<void> = Promise.resolve();
+  #stopped = false;
+
+  constructor(options: MirrorsOptions, sizes: ReadonlyMap<string, number>) {
+    this.#options = options;
+    for (const mark of options.state.record.mirrors) options.jobs.skip(mark.id);
+    for (const mark of openMirrors(options.state.record)) {
+      const sizeBytes = sizes.get(mark.disk);
+      if (sizeBytes !== undefined) this.#open.push(this.#takeUp(mark, sizeBytes));
+    }
+  }
+
+  /** `child` with the mirrors of an earlier process that follow it. */
+  followed(disk: string, child: Child): Child {
+    const copies = this.#open.filter(({ mark }) => mark.disk === disk).map(({ copy }) => copy);
+    return copies.length === 0 ? child : new FollowedChild(child, copies);
+  }
+
+  /** Whether a mirror's target has become the disk's image in this process. */
+  hasPivoted(disk: string): boolean {
+    return this.#pivoted.has(disk);
+  }
+
+  start(): void {
+    for (const mirror of this.#open) this.#launch(mirror);
+    this.#schedule();
+  }
+
+  /**
+   * Begins a mirror. Resolves with its job when a crash leaves it going on. Errors: `not-found` (no such disk), `usage`,
+   * `not-supported`, `merge-unfinished`, those of the target and of the storage.
+   */
+  async begin(request: MirrorRequest, signal: AbortSignal): Promise<Job> {
+    const { jobs, clock, state } = this.#options;
+    assertCanMirror(state.record, request.disk);
+    const disk = this.#disk(request.disk);
+    const geometry = this.#geometryOf(request, disk.sizeBytes);
+    const mark: MirrorMark = {
+      id: jobs.newId("mirror"),
+      disk: disk.name,
+      target: request.target,
+      slot: this.#freeSlot(),
+      isTracked: true,
+      sync: request.sync,
+      copyMode: request.copyMode,
+      granularityBytes: geometry.clusterBytes,
+      unmap: request.unmap,
+      speed: request.speed,
+      onSourceError: request.onSourceError,
+      onTargetError: request.onTargetError,
+      startedAtMs: clock.wallMs(),
+      outcome: null,
+      endedAtMs: null,
+      doneBytes: 0,
+      error: null,
+    };
+    this.#assertRoom(mark);
+    this.#starting.set(mark.slot, mark.target);
+    try {
+      return await this.#begin(mark, disk, geometry, request, signal);
+    } finally {
+      this.#starting.delete(mark.slot);
+    }
+  }
+
+  /** Nothing is under way any more on the disks: what is left dirty is settled, and the targets are closed. */
+  async stop(reason: ColobusError): Promise<void> {
+    this.#stopped = true;
+    this.#timer?.cancel();
+    await this.#settling;
+    for (const mirror of this.#open) {
+      mirror.job?.conclude(reason);
+      await mirror.job?.finished();
+      await this.#settleAll(mirror);
+      mirror.copy.close();
+      mirror.target.close();
+    }
+  }
+
+  async #begin(
+    mark: MirrorMark,
+    disk: ReplicatedDisk,
+    geometry: ClusterGeometry,
+    request: MirrorRequest,
+    signal: AbortSignal,
+  ): Promise<Job> {
+    const { targets, state } = this.#options;
+    const image = await targets.open(request, disk.sizeBytes, signal);
+    let tracker: DirtyTracker;
+    try {
+      const initial = mark.sync === "full" ? "all-dirty" : "clean";
+      tracker = await DirtyTracker.create(targets.tracker(mark.slot, geometry), initial);
+    } catch (error) {
+      image.close();
+      throw error;
+    }
+    const mirror = this.#mirrorOf(mark, geometry, tracker, image);
+    await follow(disk, mirror.copy);
+    try {
+      if (mark.sync === "top") await tracker.addRuns(clustersOf(await targets.topLayer(disk), geometry));
+      this.#assertGoing(signal);
+      await state.update((record) => begun(record, { ...mark, isTracked: mirror.copy.tracker !== undefined }));
+    } catch (error) {
+      mirror.copy.holdBack();
+      mirror.target.close();
+      await unfollow(disk, mirror.copy);
+      mirror.copy.close();
+      throw error;
+    }
+    this.#open.push(mirror);
+    return this.#launch(mirror);
+  }
+
+  /** What an earlier process has left: it lacks everything where its bitmap cannot be believed. */
+  #takeUp(mark: MirrorMark, sizeBytes: number): Mirror {
+    const { targets, log } = this.#options;
+    const geometry = clusterGeometry(sizeBytes, mark.granularityBytes);
+    const trackerOptions = targets.tracker(mark.slot, geometry);
+    const tracker = mark.isTracked ? DirtyTracker.open(trackerOptions) : undefined;
+    if (tracker !== undefined) return this.#mirrorOf(mark, geometry, tracker, undefined);
+    log.warn({ job: mark.id }, "the mirror's dirty bitmap cannot be read: everything is copied");
+    DirtyTracker.remove(trackerOptions);
+    const map = new DirtyMap(geometry);
+    map.addAll();
+    return this.#mirrorOf(mark, geometry, map, undefined);
+  }
+
+  #mirrorOf(mark: MirrorMark, geometry: ClusterGeometry, dirty: DirtyMap, image: DiskImage | undefined): Mirror {
+    const { clock, targets } = this.#options;
+    const open = (): DiskImage => targets.reopen(mark.target, geometry.sizeBytes);
+    const target = new MirrorTarget(mark.target, geometry.sizeBytes, open, image);
+    const copy = new DiskCopy({
+      disk: mark.disk,
+      name: mark.id,
+      child: target,
+      geometry,
+      dirty,
+      clock,
+      timeoutMs: CHILD_TIMEOUT_DEFAULT_MS,
+      state: image === undefined ? "broken" : "syncing",
+      isWrittenThrough: mark.copyMode === "write-blocking",
+      unmap: mark.unmap,
+      changed: () => mirror.work?.copyChanged(),
+      untracked: () => this.#untracked(mark.id),
+    });
+    const mirror: Mirror = { mark, geometry, copy, target, work: undefined, job: undefined };
+    return mirror;
+  }
+
+  #launch(mirror: Mirror): Job {
+    const { jobs, emit, targets } = this.#options;
+    const { mark, geometry, copy, target } = mirror;
+    const work = new MirrorWork({
+      mark,
+      disk: this.#disk(mark.disk),
+      geometry,
+      copy,
+      target,
+      record: (outcome, error) => this.#record(mirror, outcome, error),
+      pivoted: (image, left) => {
+        this.#pivoted.add(mark.disk);
+        targets.pivoted(mark.disk, image, left);
+        emit("disk-pivoted", { disk: mark.disk, image: mark.target, job: mark.id });
+      },
+      left: () => this.#left(mirror),
+      speedSet: (speed) => this.#recordSpeed(mark.id, speed),
+      ready: () => emit("job-ready", { id: mark.id, type: "mirror", disk: mark.disk }),
+    });
+    mirror.work = work;
+    mirror.job = jobs.start(work, { speed: mark.speed, id: mark.id });
+    return mirror.job;
+  }
+
+  async #record(mirror: Mirror, outcome: JobOutcome, error: ColobusError | undefined): Promise<void> {
+    const { state, clock } = this.#options;
+    const { doneBytes } = mirror.work?.progress() ?? { doneBytes: 0 };
+    const end = { outcome, endedAtMs: clock.wallMs(), doneBytes, error };
+    if (outcome !== "pivoted") {
+      await this.#untilRecorded(() => state.update((record) => ended(record, mirror.mark.id, end)));
+      return;
+    }
+    assertNoCopies(state.record, mirror.mark.disk);
+    try {
+      await state.update((record) => pivoted(record, mirror.mark, end));
+    } catch (failure) {
+      // Which of the two records is on the disk is not known, and no guest may write before it is.
+      await this.#untilRecorded(() => state.update((record) => record));
+      throw failure;
+    }
+  }
+
+  /** Tries again until it is recorded, or the agent stops: then the next process decides by what it finds. */
+  async #untilRecorded(update: () => Promise<unknown>): Promise<void> {
+    for (;;) {
+      try {
+        await update();
+        return;
+      } catch (error) {
+        if (this.#stopped) return;
+        this.#options.log.warn({ reason: asColobusError(error) }, "the end of a mirror cannot be recorded yet");
+      }
+      await new Promise<void>((resolve) => {
+        this.#options.clock.after(STATE_RETRY_MS, resolve);
+      });
+    }
+  }
+
+  #left(mirror: Mirror): void {
+    this.#open.splice(this.#open.indexOf(mirror), 1);
+    mirror.copy.close();
+    DirtyTracker.remove(this.#options.targets.tracker(mirror.mark.slot, mirror.geometry));
+  }
+
+  async #untracked(id: string): Promise<void> {
+    await this.#change(id, (mark) => ({ ...mark, isTracked: false }));
+  }
+
+  #recordSpeed(id: string, speed: JobSpeed): void {
+    this.#change(id, (mark) => ({ ...mark, speed })).catch((error: unknown) =>
+      this.#options.log.warn({ reason: asColobusError(error) }, "the speed of a mirror is not recorded"),
+    );
+  }
+
+  async #change(id: string, change: (mark: MirrorMark) => MirrorMark): Promise<void> {
+    await this.#options.state.update((record) => ({
+      ...record,
+      mirrors: record.mirrors.map((mark) => (mark.id === id ? change(mark) : mark)),
+    }));
+  }
+
+  #schedule(): void {
+    if (this.#stopped) return;
+    this.#timer = this.#options.clock.after(this.#options.settleEveryMs, () => {
+      this.#settling = this.#settle().finally(() => this.#schedule());
+    });
+  }
+
+  async #settle(): Promise<void> {
+    for (const { mark, copy } of this.#open.slice()) {
+      const disk = this.#disk(mark.disk);
+      // What a broken copy has taken cannot be made durable.
+      if (copy.state === "broken") continue;
+      await copy.tracker
+        ?.settle({
+          inFlight: () => new ClusterBitmap(),
+          isBusy: (offset, length) => disk.isBusy(offset, length),
+          flush: () => flushBoth(disk, copy),
+        })
+        .catch((error: unknown) =>
+          this.#options.log.warn({ reason: asColobusError(error) }, "the bitmap of a mirror could not be settled"),
+        );
+    }
+  }
+
+  async #settleAll({ mark, copy }: Mirror): Promise<void> {
+    if (copy.state === "broken") return;
+    const disk = this.#disk(mark.disk);
+    await copy.tracker
+      ?.settleAll({ inFlight: () => new ClusterBitmap(), flush: () => flushBoth(disk, copy) })
+      .catch((error: unknown) =>
+        this.#options.log.warn({ reason: asColobusError(error) }, "the bitmap of a mirror could not be settled"),
+      );
+  }
+
+  #disk(name: string): ReplicatedDisk {
+    const disk = this.#options.disks().find((candidate) => candidate.name === name);
+    if (disk !== undefined) return disk;
+    throw new ColobusError("not-found", `there is no disk "${name}"`, "`colobus status` lists the disks.");
+  }
+
+  #geometryOf({ granularityBytes }: MirrorRequest, sizeBytes: number): ClusterGeometry {
+    const ofDisks = this.#options.state.record.clusterBytes;
+    const chosen = granularityBytes ?? Math.min(ofDisks, MIRROR_GRANULARITY_DEFAULT_MAX_BYTES);
+    if (Number.isInteger(Math.log2(chosen)) && chosen >= CLUSTER_MIN_BYTES && chosen <= CLUSTER_MAX_BYTES) {
+      return clusterGeometry(sizeBytes, chosen);
+    }
+    throw new ColobusError(
+      "usage",
+      `a granularity of ${chosen} bytes is not possible`,
+      `Choose a power of two from ${CLUSTER_MIN_BYTES} to ${CLUSTER_MAX_BYTES}.`,
+    );
+  }
+
+  #freeSlot(): number {
+    const taken = new Set([...this.#open.map(({ mark }) => mark.slot), ...this.#starting.keys()]);
+    for (let slot = 0; slot < MIRRORS_MAX; slot += 1) if (!taken.has(slot)) return slot;
+    throw new ColobusError(
+      "job-state",
+      `there are ${MIRRORS_MAX} mirrors already`,
+      "Complete or cancel one of them: `colobus jobs`.",
+    );
+  }
+
+  #assertRoom(mark: MirrorMark): void {
+    const { record } = this.#options.state;
+    const isTaken = [...this.#open.map((mirror) => mirror.mark.target), ...this.#starting.values()].includes(
+      mark.target,
+    );
+    if (isTaken) {
+      throw new ColobusError("image-busy", `${mark.target} is the target of another mirror`, "Name another target.");
+    }
+    const end = { endedAtMs: mark.startedAtMs, doneBytes: 0, error: undefined };
+    if (fitsStateSlot(pivoted(begun(record, mark), mark, end))) return;
+    throw new ColobusError(
+      "not-supported",
+      "the state record has no room for another mirror",
+      "Use shorter paths, or complete or cancel other mirrors.",
+    );
+  }
+
+  #assertGoing(signal: AbortSignal): void {
+    if (this.#stopped) throw new ColobusError("shutting-down", "the primary agent is being stopped");
+    signal.throwIfAborted();
+  }
+}
+
+function assertCanMirror(record: StateRecord, disk: string): void {
+  const { mode, merge } = record;
+  assertNoCopies(record, disk);
+  if (mode === "shared") {
+    throw new ColobusError(
+      "not-supported",
+      "a shared disk cannot be mirrored: the secondary would go on with the old one",
+      "Copy it while no agent uses it.",
+    );
+  }
+  if (merge !== null) {
+    throw new ColobusError(
+      "merge-unfinished",
+      "the overlays of the last failover are not merged into the images yet",
+      "Wait for it: `colobus wait merged`.",
+    );
+  }
+}
+
+function assertNoCopies({ disks }: StateRecord, name: string): void {
+  const children = disks.find((disk) => disk.name === name)?.quorum?.children ?? [];
+  if (children.length < 2) return;
+  throw new ColobusError(
+    "not-supported",
+    `disk ${name} has copies beside its image, and a mirror takes the place of the image alone`,
+    "Remove the copies first: `colobus child remove`.",
+  );
+}
+
+/** What the journal of a copy says is clean then is so on both media. */
+async function flushBoth(disk: ReplicatedDisk, copy: DiskCopy): Promise<void> {
+  await disk.flushChild();
+  const fault = await copy.flush();
+  if (fault !== undefined) throw fault;
+}
+
+function clustersOf(stretches: readonly Stretch[], geometry: ClusterGeometry): ClusterRun[] {
+  return stretches.map(({ offset, length }) => ({
+    first: firstClusterOf(geometry, offset),
+    end: endClusterOf(geometry, offset, length),
+  }));
+}

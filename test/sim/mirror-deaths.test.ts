@@ -1,0 +1,75 @@
+import { describe, expect, it } from "vitest";
+import type { CopyMode, Durability, JobOutcome } from "../../proto/words.ts";
+import { MirrorScene } from "./mirror-scene.ts";
+
+/**
+ * The host of a primary that mirrors its disk dies at each of its storage calls, from the start of the mirror to its end.
+ * Started again it has the old image or the new one, and the mirror goes on, or is over. Whatever it says to have come to
+ * is true, and the guest and the secondary notice nothing.
+ */
+const WITHIN_MS = 60_000;
+/** What a mirror of this disk takes at least. */
+const CALLS_MIN = 30;
+
+interface Ended {
+  readonly scene: MirrorScene;
+  readonly outcome: JobOutcome | undefined;
+}
+
+/** Lives until its `dyingCall`-th storage call, and once more. undefined when the mirror was over before that. */
+async function dieAt(
+  dyingCall: number,
+  durability: Durability,
+  copyMode: CopyMode,
+  how: "complete" | "cancel",
+): Promise<Ended | undefined> {
+  const scene = new MirrorScene(dyingCall, durability);
+  const { world } = scene;
+  await scene.start();
+  scene.host.disk.faults.crashAt(dyingCall, durability);
+  let isOver = false;
+  world.schedule(0, () => void scene.run(copyMode, how).then(() => (isOver = true)));
+  await world.run({ until: () => !scene.host.alive || isOver, forMs: WITHIN_MS });
+  if (scene.host.alive) return undefined;
+  await scene.restart();
+  const outcome = scene.mirror?.outcome ?? undefined;
+  if (outcome === undefined) {
+    await scene.do("the mirror", () => (scene.mirror === undefined ? scene.run(copyMode, how) : scene.end(how)));
+  }
+  return { scene, outcome };
+}
+
+interface Case {
+  readonly durability: Durability;
+  readonly copyMode: CopyMode;
+  readonly how: "complete" | "cancel";
+  readonly expected: JobOutcome;
+}
+
+describe("a mirror, whose host dies at every storage call", () => {
+  it.each<Case>([
+    { durability: "process", copyMode: "background", how: "complete", expected: "pivoted" },
+    { durability: "power", copyMode: "background", how: "complete", expected: "pivoted" },
+    { durability: "power", copyMode: "write-blocking", how: "complete", expected: "pivoted" },
+    { durability: "power", copyMode: "background", how: "cancel", expected: "completed" },
+  ])(
+    "goes on, or is over as it says: $durability, $copyMode, $how",
+    async ({ durability, copyMode, how, expected }) => {
+      let deaths = 0;
+      let ends = 0;
+      for (;;) {
+        const ended = await dieAt(deaths + 1, durability, copyMode, how);
+        if (ended === undefined) break;
+        deaths += 1;
+        if (ended.outcome !== undefined) {
+          ends += 1;
+          expect(ended.outcome).toBe(expected);
+        }
+        expect(ended.scene.mirror).toMatchObject({ outcome: expected, error: null });
+        await ended.scene.checkEnd(expected);
+      }
+      expect(deaths).toBeGreaterThan(CALLS_MIN);
+      expect(ends).toBeGreaterThan(0);
+    },
+  );
+});

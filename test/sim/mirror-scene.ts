@@ -1,0 +1,188 @@
+import assert from "node:assert/strict";
+import type { JobStatus, MirrorRequest } from "../../proto/control-api.ts";
+import type { CopyMode, Durability, JobOutcome } from "../../proto/words.ts";
+import { present } from "../support/present.ts";
+import { Calls } from "./calls.ts";
+import { imagePath, makePair, type Pair, type PairOptions } from "./pair.ts";
+import type { SimHost } from "./sim-host.ts";
+import { SimWorld } from "./world.ts";
+
+const CLUSTER_BYTES = 4096;
+const DISK = { name: "vda", sizeBytes: 16 * CLUSTER_BYTES };
+const TARGET = "/images/target.img";
+const TIMEOUT_MS = 60_000;
+const OPTIONS: Omit<PairOptions, "durability"> = {
+  disks: [DISK],
+  clusterBytes: CLUSTER_BYTES,
+  ack: "async",
+  access: "off",
+  windowBytes: 1024 * 1024,
+  peerTimeoutMs: 5_000,
+  createImages: false,
+  checkpointEveryMs: undefined,
+  retain: 0,
+  overlayLimitBytes: undefined,
+};
+/** A guest's write, and how many there are before the mirror and while it is at work. */
+const WRITE_BYTES = 3000;
+const WRITES = 6;
+
+/**
+ * The primary of a pair with one disk, which mirrors it; its guest, and a model of what the disk has to hold. A write that
+ * was under way when the host died is there, or not, or in part.
+ */
+export class MirrorScene {
+  readonly world: SimWorld;
+  readonly #pair: Pair;
+  readonly #calls: Calls;
+  readonly #content: Buffer;
+  /** What a write that was not answered may have changed. */
+  #unsure: { offset: number; length: number } | undefined;
+  #fill = 0;
+
+  constructor(seed: number, durability: Durability) {
+    this.world = new SimWorld(seed);
+    this.#calls = new Calls(this.world);
+    this.#content = Buffer.alloc(DISK.sizeBytes);
+    this.world.random.fill(this.#content);
+    this.#pair = makePair(
+      this.world,
+      { ...OPTIONS, durability },
+      { primary: [Buffer.from(this.#content)], secondary: [Buffer.alloc(DISK.sizeBytes)] },
+      { requested: () => undefined, happened: () => undefined },
+    );
+  }
+
+  get host(): SimHost {
+    return this.#pair.primary.host;
+  }
+
+  get mirror(): JobStatus | undefined {
+    return this.#pair.primary.agent?.jobs().findLast(({ type }) => type === "mirror");
+  }
+
+  /** Lets something happen in the world, and waits for its end. */
+  do<T>(what: string, work: () => Promise<T>): Promise<T> {
+    const done = new Promise<T>((resolve, reject) => {
+      this.world.schedule(0, () => void work().then(resolve, reject));
+    });
+    return this.world.runFor(what, done);
+  }
+
+  async start(): Promise<void> {
+    const { primary, secondary } = this.#pair;
+    await this.do("the start", async () => {
+      await secondary.start();
+      await primary.start();
+      await primary.agent?.wait({ condition: "committed", timeoutMs: TIMEOUT_MS }, new AbortController().signal);
+    });
+    await this.do("writes", async () => {
+      for (let count = 0; count < WRITES; count += 1) await this.write();
+    });
+  }
+
+  /** Begins the mirror, writes while it is at work, and ends it. Whatever is asked of a dead agent is lost. */
+  async run(copyMode: CopyMode, how: "complete" | "cancel"): Promise<void> {
+    const { agent } = this.#pair.primary;
+    const request: MirrorRequest = {
+      disk: DISK.name,
+      target: TARGET,
+      sync: "full",
+      copyMode,
+      speed: 0,
+      granularityBytes: CLUSTER_BYTES,
+      unmap: true,
+      onSourceError: "report",
+      onTargetError: "report",
+      create: true,
+      timeoutMs: TIMEOUT_MS,
+    };
+    const job = await this.#ask("mirror", () => agent?.mirror(request, new AbortController().signal));
+    if (job === undefined) return;
+    const { process } = this.host;
+    for (let count = 0; count < WRITES && process.alive; count += 1) await this.write();
+    if (process.alive) await this.end(how);
+  }
+
+  /** Lets the mirror that is there become ready, and ends it. */
+  async end(how: "complete" | "cancel"): Promise<void> {
+    const { process } = this.host;
+    await this.#until(() => this.mirror?.state === "ready");
+    const { agent } = this.#pair.primary;
+    const { mirror } = this;
+    if (!process.alive || agent === undefined || mirror === undefined) return;
+    await this.#ask(how, () => agent.job(mirror.id, how, { force: false }));
+    await this.#until(() => this.mirror?.state === "concluded");
+  }
+
+  async write(): Promise<void> {
+    const device = this.#pair.primary.device(DISK);
+    if (device === undefined) return;
+    this.#fill = (this.#fill % 250) + 1;
+    const offset = (this.#fill * 7919) % (DISK.sizeBytes - WRITE_BYTES);
+    const bytes = Buffer.alloc(WRITE_BYTES, this.#fill);
+    this.#unsure = { offset, length: WRITE_BYTES };
+    const done = await this.#ask("write", () => device.write(bytes, offset, { fua: true }) ?? Promise.resolve());
+    if (!done) return;
+    bytes.copy(this.#content, offset);
+    this.#unsure = undefined;
+  }
+
+  /** The primary starts again after its death. Its disk shows everything that the guest was told is there. */
+  async restart(): Promise<void> {
+    const { primary } = this.#pair;
+    this.host.disk.faults.clear();
+    this.host.restart();
+    assert(await this.do("the start of the primary", () => primary.start()));
+    await this.check();
+  }
+
+  /** The disk as its guest reads it. What was unsure is as it is found. */
+  async check(): Promise<void> {
+    const content = Buffer.alloc(DISK.sizeBytes);
+    const read = async (): Promise<void> => this.#pair.primary.device(DISK)?.read(content, 0);
+    await this.do("a read of the disk", read);
+    if (this.#unsure !== undefined) {
+      const { offset, length } = this.#unsure;
+      content.copy(this.#content, offset, offset, offset + length);
+      this.#unsure = undefined;
+    }
+    assert(content.equals(this.#content), "the disk does not hold what its guest has written");
+  }
+
+  /** The file that a mirror's outcome says to hold the disk does so, and so does the secondary. */
+  async checkEnd(outcome: JobOutcome): Promise<void> {
+    const { primary, secondary } = this.#pair;
+    const image = present(primary.agent?.status().disks[0]).image;
+    assert.equal(image, outcome === "pivoted" ? TARGET : imagePath(DISK));
+    assert(this.host.disk.readFile(TARGET)?.equals(this.#content), "the target is not what the disk was");
+    await this.do("a later write", () => this.write());
+    await this.check();
+    assert(this.host.disk.readFile(image)?.equals(this.#content), "the image is not what the disk is");
+    if (outcome !== "pivoted") return;
+    await this.do("the last checkpoint", async () => {
+      const { agent } = primary;
+      const { signal } = new AbortController();
+      await agent?.wait({ condition: "synced", timeoutMs: TIMEOUT_MS }, signal);
+      await agent?.checkpoint({ prepare: false, timeoutMs: TIMEOUT_MS }, signal);
+    });
+    const copy = secondary.host.disk.readFile(imagePath(DISK));
+    assert(copy?.equals(this.#content), "the secondary has not what the disk holds");
+  }
+
+  /** Resolves with what was answered; undefined when the host has died. */
+  async #ask<T>(what: string, call: () => Promise<T> | undefined): Promise<T | true | undefined> {
+    const { primary } = this.#pair;
+    const outcome = await this.#calls.make(primary, what, TIMEOUT_MS, async () => call());
+    return outcome.kind === "done" ? (outcome.value ?? true) : undefined;
+  }
+
+  async #until(isReached: () => boolean): Promise<void> {
+    const { process } = this.host;
+    while (process.alive && !isReached()) {
+      await new Promise<void>((resolve) => {
+        this.world.schedule(5, resolve);
+      });
+    }
+  }
+}

@@ -1,0 +1,47 @@
+import type { ProtectionRound } from "../../cli/protection.ts";
+import type { AgentUnderTest } from "./agent-pair.ts";
+import { ColobusProcess } from "./cli-runner.ts";
+import type { CountingVm } from "./counting-guest.ts";
+
+export type CommittedRound = Extract<ProtectionRound, { state: "committed" }>;
+
+/** `colobus protect` of a VM, once a second. */
+export class ProtectProcess {
+  readonly #process: ColobusProcess;
+
+  constructor(vm: CountingVm, agent: AgentUnderTest, ...flags: string[]) {
+    const args = ["protect", "--qmp", vm.qmp, "--interval", "1s", "--json", "--run", agent.run, ...flags];
+    this.#process = new ColobusProcess(args);
+  }
+
+  get committed(): CommittedRound[] {
+    const lines = this.#process.stdout.split("\n").filter((line) => line.endsWith("}"));
+    return lines
+      .map((line) => JSON.parse(line) as ProtectionRound)
+      .filter((round): round is CommittedRound => round.state === "committed");
+  }
+
+  /** The pauses so far, as one line tells them. */
+  get pauses(): string {
+    return this.committed
+      .map(({ pauseMs, vmstateBytes }) => `${Math.round(pauseMs)} ms of ${vmstateBytes} bytes`)
+      .join(", ");
+  }
+
+  async untilCommitted(): Promise<void> {
+    await Promise.race([
+      this.#process.untilPrinted('"committed"'),
+      this.#process.ended.then(({ stderr }) => Promise.reject(new Error(`protect has ended: ${stderr}`))),
+    ]);
+  }
+
+  kill(): void {
+    this.#process.child.kill("SIGKILL");
+  }
+
+  /** As a service manager ends it. Returns the exit code. */
+  async stop(): Promise<number | null> {
+    this.#process.child.kill("SIGTERM");
+    return (await this.#process.ended).code;
+  }
+}

@@ -1,0 +1,322 @@
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import type { ProtectionRound } from "../../../cli/protection.ts";
+import { ColobusError } from "../../../proto/errors.ts";
+import { NodeClock } from "../../../shared/host/node-clock.ts";
+import { nextTurn, runInProcess, type ServedAgent } from "../../support/control-harness.ts";
+import { FakeQmp, type Mishap } from "../../support/fake-qmp.ts";
+import { runProtect, serveProtectableAgent, type ProtectRun } from "../../support/protect-run.ts";
+
+/** So short that rounds follow each other; what cannot be met is told. */
+const INTERVAL = "1ms";
+const ONE_ROUND = "1h";
+const WAYS = ["off", "on"] as const;
+
+const committed = (rounds: readonly ProtectionRound[]): boolean => rounds.at(-1)?.state === "committed";
+
+interface Bench extends ServedAgent {
+  readonly vm: FakeQmp;
+  readonly protect: (
+    isEnough?: (rounds: readonly ProtectionRound[]) => boolean,
+    ...args: string[]
+  ) => Promise<ProtectRun>;
+  /** What the agent was asked, without the status. */
+  readonly asked: () => string[];
+}
+
+async function bench(interval = INTERVAL): Promise<Bench> {
+  const agent = await serveProtectableAgent();
+  const vm = await new FakeQmp(join(agent.run, "qmp.sock")).listen();
+  const flags = ["--run", agent.run, "--qmp", vm.socket, "--interval", interval];
+  return {
+    ...agent,
+    vm,
+    protect: (isEnough = committed, ...args) => runProtect([...flags, ...args], isEnough),
+    asked: () => agent.control.calls.map(({ name }) => name),
+  };
+}
+
+/** Has the first `command` go wrong, and no later one. */
+function once(command: string, mishap: Mishap): FakeQmp["mishap"] {
+  let left = 1;
+  return (asked) => (asked === command && left-- > 0 ? mishap : undefined);
+}
+
+/** What the VM was told while it was protected, without what is set before and after. */
+function steps({ commands }: FakeQmp): string[] {
+  return commands.filter((command) => !command.startsWith("migrate-set-"));
+}
+
+describe("a round with the VM's memory", () => {
+  it("places the barrier and writes the state while the VM is paused", async () => {
+    const { vm, control, protect, asked } = await bench(ONE_ROUND);
+    const seen: string[] = [];
+    control.before = ({ name }) => void seen.push(`${name}: ${vm.runState}`);
+    vm.beforeState = () => Promise.resolve(void seen.push(`state: ${vm.runState}`));
+    const { result, rounds } = await protect(committed, "--background-snapshot", "off");
+    expect(result).toMatchObject({ code: 0, stderr: "" });
+    expect(rounds).toEqual([expect.objectContaining({ epoch: 43, state: "committed" })]);
+    expect(seen).toEqual(["checkpoint: paused", "state: paused", "commit: running"]);
+    expect(steps(vm)).toEqual(["stop", "migrate", "cont"]);
+    expect(asked()).toEqual(["checkpoint", "commit"]);
+    expect(control.calls[0]?.request).toMatchObject({ prepare: true, vmstate: true });
+  });
+
+  it.each([true, false])(
+    "lets the VM run before the state is written, where QEMU resumes it itself: %s",
+    async (itself) => {
+      const { vm, control, protect } = await bench(ONE_ROUND);
+      vm.resumesItself = itself;
+      const seen: string[] = [];
+      control.before = ({ name }) => void seen.push(`${name}: ${vm.runState}`);
+      let write = (): void => undefined;
+      vm.beforeState = async () => {
+        await new Promise<void>((resolve) => {
+          write = resolve;
+        });
+        seen.push(`state: ${vm.runState}`);
+      };
+      let asks = 0;
+      vm.beforeFrozen = async () => {
+        const asked = new Promise<void>((resolve) => {
+          vm.mishap = (command) => void (command === "query-migrate" && (asks += 1) === 3 && resolve());
+        });
+        await asked;
+        seen.push(`frozen: ${vm.runState}`);
+      };
+      // Not before it runs, by one or the other.
+      vm.hasRunState = (state) => void (state === "running" && setImmediate(() => write()));
+      const { result, rounds } = await protect((all) => all.length > 0, "--background-snapshot", "on");
+      expect(rounds).toMatchObject([{ state: "committed" }]);
+      expect(result).toMatchObject({ code: 0, stderr: "" });
+      expect(seen).toEqual(["checkpoint: paused", "frozen: paused", "state: running", "commit: running"]);
+      expect(steps(vm)).toEqual(itself ? ["stop", "migrate"] : ["stop", "migrate", "cont"]);
+    },
+  );
+
+  it("leaves QEMU's migrations as they were found", async () => {
+    const { vm, protect } = await bench();
+    const before = vm.parameters;
+    await protect();
+    expect(vm.parameters).toEqual(before);
+    expect(vm.background).toBe(false);
+  });
+
+  it("lets a VM run that a killed protection has left paused", async () => {
+    const { vm, protect } = await bench();
+    vm.runState = "postmigrate";
+    await protect();
+    expect(steps(vm)[0]).toBe("cont");
+    expect(vm.runState).toBe("running");
+  });
+
+  it("leaves a VM paused that somebody else has paused, and does without the background snapshot", async () => {
+    const { vm, protect } = await bench();
+    vm.runState = "paused";
+    const { rounds } = await protect();
+    expect(rounds).toMatchObject([{ state: "committed" }]);
+    expect(steps(vm)).toEqual(["migrate"]);
+    expect(vm.runState).not.toBe("running");
+  });
+
+  it("fails when another lets the VM run while its state is written", async () => {
+    const { vm, protect } = await bench();
+    let isFirst = true;
+    vm.beforeState = async () => {
+      if (isFirst) vm.setRunState("running");
+      isFirst = false;
+    };
+    const { rounds } = await protect(committed, "--background-snapshot", "off");
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "vm-refused" } }, { state: "committed" }]);
+    expect(rounds[0]).toMatchObject({ error: { message: expect.stringContaining("let run by another") } });
+  });
+});
+
+describe.each(WAYS)("a step that fails, with --background-snapshot %s,", (background) => {
+  it.each(["stop", "migrate"])("withdraws the checkpoint, and the next round is committed: %s", async (command) => {
+    const { vm, protect, asked } = await bench();
+    vm.mishap = once(command, { error: "Not now." });
+    const { result, rounds } = await protect(committed, "--background-snapshot", background);
+    expect(result.code).toBe(0);
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "vm-refused" } }, { state: "committed" }]);
+    const begun = command === "stop" ? [] : ["checkpoint", "discard"];
+    expect(asked()).toEqual([...begun, "checkpoint", "commit"]);
+    expect(vm.runState).toBe("running");
+  });
+
+  it("has the VM run again when it is refused at first", async () => {
+    const { vm, protect } = await bench();
+    vm.resumesItself = false;
+    vm.mishap = once("cont", { error: "Not now." });
+    const { rounds } = await protect(committed, "--background-snapshot", background);
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "vm-refused" } }, { state: "committed" }]);
+    expect(vm.runState).toBe("running");
+  });
+
+  it("ends nothing when the state breaks off", async () => {
+    const { vm, control, protect } = await bench();
+    const order: string[] = [];
+    control.before = ({ name }) => void (name === "discard" && order.push(`discard: ${vm.runState}`));
+    let isFirst = true;
+    vm.beforeState = async () => {
+      if (!isFirst) return;
+      isFirst = false;
+      throw new Error("Broken pipe");
+    };
+    const { rounds } = await protect(committed, "--background-snapshot", background);
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "vm-refused" } }, { state: "committed" }]);
+    expect(rounds[0]).toMatchObject({ error: { message: expect.stringContaining("Broken pipe") } });
+    // The VM runs before anything else is done.
+    expect(order).toEqual(["discard: running"]);
+    expect(vm.runState).toBe("running");
+  });
+
+  it.each(["checkpoint", "commit"])("lets the VM go on when it is the agent's %s", async (name) => {
+    const { vm, control, protect } = await bench();
+    let isFirst = true;
+    control.before = (call) => {
+      if (call.name !== name || !isFirst) return;
+      isFirst = false;
+      throw new ColobusError("no-peer", "The peer is gone.", "Wait.");
+    };
+    const { rounds } = await protect(committed, "--background-snapshot", background);
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "no-peer" } }, { state: "committed" }]);
+    expect(control.calls.map((call) => call.name).includes("discard")).toBe(name === "commit");
+    expect(vm.runState).toBe("running");
+  });
+
+  it("is given up after the time limit when the state does not end", async () => {
+    const { vm, protect } = await bench();
+    let isFirst = true;
+    vm.beforeState = async () => {
+      if (!isFirst) return;
+      isFirst = false;
+      await new Promise<never>(() => {});
+    };
+    const { rounds } = await protect(committed, "--background-snapshot", background, "--timeout", "1s");
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "timed-out" } }, { state: "committed" }]);
+    expect(vm.commands).toContain("migrate_cancel");
+    expect(vm.runState).toBe("running");
+  });
+
+  it("ends the protection when QEMU is gone", async () => {
+    const { vm, protect, asked } = await bench();
+    vm.mishap = once("migrate", "end");
+    const { result, rounds } = await protect(committed, "--background-snapshot", background);
+    expect(result.code).toBe(1);
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "vm-unreachable" } }]);
+    expect(asked()).toEqual(["checkpoint", "discard"]);
+  });
+});
+
+describe("a stop that is not answered in time", () => {
+  it("is taken back by another connection", async () => {
+    const { vm, protect } = await bench();
+    vm.mishap = (command) => {
+      if (command !== "stop") return undefined;
+      vm.runState = "paused";
+      return "silence";
+    };
+    const { result, rounds } = await protect((all) => all.length > 1, "--timeout", "1s");
+    expect(rounds[0]).toMatchObject({ state: "failed", error: { code: "timed-out" } });
+    expect(vm.runState).toBe("running");
+    expect(result.code).toBe(1);
+  });
+});
+
+describe("--background-snapshot", () => {
+  const REASON = "Background-snapshot is not supported by host kernel";
+  const incapable: FakeQmp["mishap"] = (command, args) => {
+    const isAsked =
+      command === "migrate-set-capabilities" && JSON.stringify(args).includes('background-snapshot","state":true');
+    return isAsked ? { error: REASON } : undefined;
+  };
+
+  it("auto pauses the VM for the whole of its state where QEMU or the host is not capable, and says so once", async () => {
+    const { vm, protect } = await bench();
+    vm.mishap = incapable;
+    const { result, rounds } = await protect((all) => all.length === 3);
+    expect(rounds.map(({ state }) => state)).toEqual(["committed", "committed", "committed"]);
+    expect(result.stderr.split("\n").filter((line) => line.includes(REASON))).toHaveLength(1);
+    expect(steps(vm).slice(0, 3)).toEqual(["stop", "migrate", "cont"]);
+  });
+
+  it("auto pauses the VM for the whole of its state after two that could not begin, and says so once", async () => {
+    const { vm, protect } = await bench();
+    vm.mishap = (command) => (command === "migrate" && vm.background === true ? { error: "No userfault." } : undefined);
+    const { result, rounds } = await protect((all) => all.length === 5);
+    expect(rounds.map(({ state }) => state)).toEqual(["failed", "failed", "committed", "committed", "committed"]);
+    expect(result.stderr.match(/since the background snapshot is not possible/g)).toHaveLength(1);
+    expect(vm.runState).toBe("running");
+  });
+
+  it("on is refused there, with QEMU's reason", async () => {
+    const { vm, protect } = await bench();
+    vm.mishap = incapable;
+    const { result } = await protect(committed, "--background-snapshot", "on");
+    expect(result.code).toBe(1);
+    expect(JSON.parse(result.stdout)).toMatchObject({
+      error: { code: "vm-refused", message: expect.stringContaining(REASON) },
+    });
+    expect(steps(vm)).toEqual([]);
+  });
+
+  it("off does not ask for it", async () => {
+    const { vm, protect } = await bench(ONE_ROUND);
+    vm.mishap = incapable;
+    expect((await protect(committed, "--background-snapshot", "off")).result).toMatchObject({ code: 0, stderr: "" });
+  });
+});
+
+describe("rounds", () => {
+  it("begin when a checkpoint is wanted before the interval is over", async () => {
+    const { control, vm, run } = await bench();
+    let told = 0;
+    const { rounds } = await runProtect(["--run", run, "--qmp", vm.socket, "--interval", "1h"], (all) => {
+      if (all.length === 1) {
+        const tell = setInterval(() => {
+          told += 1;
+          control.log.emit("checkpoint-wanted");
+          if (all.length > 1 || told > 200) clearInterval(tell);
+        }, 20);
+      }
+      return all.length === 2;
+    });
+    expect(rounds).toMatchObject([{ state: "committed" }, { state: "committed" }]);
+  });
+
+  it("tell when they take longer than the interval", async () => {
+    const { protect, control } = await bench();
+    control.before = nextTurn;
+    const { result } = await protect((all) => all.length === 2);
+    expect(result.stderr).toContain("the interval of 1 ms cannot be met");
+  });
+
+  it("end with the one that is under way when the protection is to end", async () => {
+    const { control, vm, run, asked } = await bench();
+    const interrupt = new AbortController();
+    control.before = ({ name }) => {
+      if (name === "checkpoint") interrupt.abort();
+    };
+    const result = await runInProcess(["protect", "--run", run, "--qmp", vm.socket, "--interval", "1ms"], {
+      clock: new NodeClock(),
+      interrupted: interrupt.signal,
+    });
+    expect(result.code).toBe(0);
+    expect(result.stdout).toMatch(/^checkpoint 43 committed in .*\n$/);
+    expect(asked()).toEqual(["checkpoint", "commit"]);
+    expect(vm.runState).toBe("running");
+  });
+
+  it("leave the VM alone while no secondary is in sync, and tell of it once", async () => {
+    const { control, vm, protect } = await bench();
+    const inSync = control.currentStatus;
+    control.currentStatus = { ...inSync, peers: [] };
+    const { rounds } = await protect((all) => {
+      control.currentStatus = inSync;
+      return committed(all);
+    });
+    expect(rounds).toMatchObject([{ state: "waiting", reason: "no secondary is in sync" }, { state: "committed" }]);
+    expect(steps(vm).filter((step) => step === "stop")).toHaveLength(1);
+  });
+});

@@ -1,0 +1,119 @@
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
+import { ControlClient } from "../../../../shared/control/api-client.ts";
+import { ControlServer } from "../../../../shared/control/api-server.ts";
+import { NodeClock } from "../../../../shared/host/node-clock.ts";
+import { RefusalLog } from "../../../../shared/host/refusal-log.ts";
+import { TlsFiles } from "../../../../shared/host/tls-files.ts";
+import { readBearerToken } from "../../../../shared/host/token-file.ts";
+import { makeClient, makeForeignHost, makeHosts, type CertificateFiles } from "../../../support/certificates.ts";
+import { FakeAgentControl } from "../../../support/fake-agent-control.ts";
+import { present } from "../../../support/present.ts";
+import { SilentLog } from "../../../support/silent-log.ts";
+
+const TOKEN = "0123456789abcdef0123456789abcdef";
+
+let root: string;
+let host: CertificateFiles;
+let operator: CertificateFiles;
+let stranger: CertificateFiles;
+
+beforeAll(async () => {
+  root = mkdtempSync(join(tmpdir(), "colobus-test-"));
+  host = present((await makeHosts(join(root, "ca"), "host-a"))[0]);
+  operator = await makeClient(join(root, "ca"), "operator");
+  stranger = await makeClient(join(root, "another-ca"), "operator");
+});
+afterAll(() => rmSync(root, { recursive: true }));
+
+async function serving(own = host) {
+  const log = new SilentLog();
+  const clock = new NodeClock();
+  const control = new FakeAgentControl();
+  const server = new ControlServer({ control, log });
+  const files = new TlsFiles({ paths: own, clock, log });
+  const refusals = new RefusalLog({ clock, log, port: "control" });
+  const port = await server.listenTls("127.0.0.1", 0, { files, token: Buffer.from(TOKEN), refusals });
+  onTestFinished(() => server.close());
+  const reasons = (): unknown[] =>
+    log.lines
+      .filter(({ message }) => message === "a connection was refused")
+      .map(({ fields }) => (fields as { reason: string }).reason);
+  return { port, reasons, control };
+}
+
+function client(
+  port: number,
+  token: string | undefined,
+  tls: Partial<CertificateFiles> = { ca: host.ca },
+): ControlClient {
+  const read = (path: string | undefined): Buffer | undefined => (path === undefined ? undefined : readFileSync(path));
+  const options = Object.fromEntries(Object.entries(tls).map(([key, path]) => [key, read(path)]));
+  return new ControlClient({ kind: "url", url: `https://127.0.0.1:${port}`, token, tls: options });
+}
+
+describe("the control API over TLS", () => {
+  it("answers who knows the token, with a certificate of its own or without", async () => {
+    const { port, reasons } = await serving();
+    expect((await client(port, TOKEN).status()).vm).toBeDefined();
+    expect((await client(port, TOKEN, operator).status()).vm).toBeDefined();
+    const events = client(port, TOKEN).follow(0)[Symbol.asyncIterator]();
+    await events.return?.();
+    expect(reasons()).toEqual([]);
+  });
+
+  it.each([
+    ["no token", undefined, "the request has no token"],
+    ["another token", TOKEN.toUpperCase(), "the request has another token than the agent"],
+  ])("refuses who has %s, and logs it once", async (_, token, reason) => {
+    const { port, reasons } = await serving();
+    await expect(client(port, token).status()).rejects.toMatchObject({ code: "auth-failed" });
+    await expect(client(port, token).startAlone()).rejects.toMatchObject({ code: "auth-failed" });
+    expect(reasons()).toEqual([reason]);
+  });
+
+  it("refuses a certificate of another authority, whatever the token", async () => {
+    const { port, reasons } = await serving();
+    const shown = { ...stranger, ca: host.ca };
+    await expect(client(port, TOKEN, shown).status()).rejects.toMatchObject({ code: "auth-failed" });
+    expect(reasons()).toHaveLength(1);
+  });
+
+  it("is not believed by a client that has another authority, or wants another host", async () => {
+    const { port } = await serving();
+    const another = await serving(await makeForeignHost(join(root, "ca"), "elsewhere"));
+    await expect(client(port, TOKEN, { ca: stranger.ca }).status()).rejects.toMatchObject({
+      code: "agent-unreachable",
+      message: expect.stringContaining("is not signed by") as string,
+    });
+    await expect(client(another.port, TOKEN).status()).rejects.toMatchObject({
+      message: expect.stringContaining("is of another host") as string,
+    });
+  });
+
+  it("tells nothing to a client without TLS", async () => {
+    const { port, reasons } = await serving();
+    const answer = await new Promise<string>((resolve) => {
+      const socket = connect(port, "127.0.0.1", () => socket.write("GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n"));
+      let text = "";
+      socket.on("data", (chunk: Buffer) => (text += chunk.toString("latin1")));
+      socket.on("error", () => undefined);
+      socket.on("close", () => resolve(text));
+    });
+    expect(answer).not.toContain("HTTP");
+    expect(reasons()).toEqual(["the client speaks no TLS, and this port does"]);
+  });
+});
+
+describe("a control token", () => {
+  it("can be sent in a header", () => {
+    const path = join(root, "token");
+    writeFileSync(path, "one word and another one\n", { mode: 0o600 });
+    expect(() => readBearerToken(path, "--token-file")).toThrow("has characters that cannot be sent");
+    writeFileSync(path, `${TOKEN}\n`);
+    expect(readBearerToken(path, "--token-file").toString()).toBe(TOKEN);
+  });
+});
