@@ -26,7 +26,7 @@ type QuorumOptions = z.infer<z.ZodObject<typeof quorumOptionsShape>>;
 
 export function quorumFlags<T>(yargs: Argv<T>): Argv<T> {
   const text = (describe: string) => ({ type: "string", requiresArg: true, describe }) as const;
-  return yargs
+  yargs
     .option("child", {
       ...text("A copy of a disk beside its image, as DISK:NAME=IMAGE; repeat it for each"),
       array: true,
@@ -47,7 +47,8 @@ export function quorumFlags<T>(yargs: Argv<T>): Argv<T> {
     .option(
       "child-timeout",
       text(`A copy that takes longer for a request is broken (${formatDuration(CHILD_TIMEOUT_DEFAULT_MS)})`),
-    ) as unknown as Argv<T>;
+    );
+  return yargs;
 }
 
 type QuorumConfig = Pick<

@@ -9,24 +9,20 @@
  * Invariants: no change is acknowledged that a copy lacks before the record says that this copy is not sound. A copy is
  * recorded as sound only when it has everything durably. One whose bitmap is not known to be whole is copied whole.
  */
-import type { ChildStatus, JobSpeed } from "../proto/control-api.ts";
+import type { ChildStatus } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { CHILDREN_MAX, QUORUM_EVENT_EVERY_MS, STATE_RETRY_MS } from "../proto/limits.ts";
+import { QUORUM_EVENT_EVERY_MS, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { RecordedChild, RecordedQuorum } from "../proto/state-record.ts";
-import type { EventType } from "../proto/words.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
-import type { Clock, Timer } from "../shared/host/clock.ts";
-import type { Log } from "../shared/host/log.ts";
-import type { Random } from "../shared/host/random.ts";
-import type { Storage } from "../shared/host/storage.ts";
-import type { JobList } from "../shared/jobs/job-list.ts";
+import type { Timer } from "../shared/host/clock.ts";
 import { lostSync } from "../shared/journal/lost-syncs.ts";
-import type { StateFile } from "../shared/journal/state-file.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
 import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
+import { assertAddable, assertRemovable } from "./child-rules.ts";
+import type { ChildrenContext } from "./children-context.ts";
 import { ChildRecovery } from "./child-recovery.ts";
 import { DiskCopy } from "./disk-copy.ts";
 import { replaceFollowed } from "./followed-child.ts";
@@ -35,34 +31,6 @@ import { Quorum } from "./quorum.ts";
 import { RateLimitedEvents } from "./rate-limited-events.ts";
 import { LOCAL_CHILD, newChild, newLocalChild, quorumOf, updateQuorum } from "./recorded-quorum.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
-
-/** What the copies of all disks of an agent are made with. */
-export interface ChildrenContext {
-  readonly storage: Storage;
-  readonly clock: Clock;
-  readonly random: Random;
-  readonly log: Log;
-  readonly state: StateFile;
-  readonly jobs: JobList;
-  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
-  readonly stateDirectory: string;
-  readonly extentBytes: number;
-  readonly settleEveryMs: number;
-  readonly dirtyFileMinBytes: number | undefined;
-  readonly timeoutMs: number;
-  readonly speed: JobSpeed;
-  /** The rules of a disk that gets its first further copy. */
-  readonly policy: Omit<RecordedQuorum, "children">;
-  /** Opens the image of a copy. Errors: those of opening it; `image-changed` when it is not as the mark says. */
-  readonly open: (
-    disk: string,
-    child: { readonly name: string; readonly image: string; readonly cleanMark: string | null },
-  ) => DiskImage;
-  /** Finds out how large an image is, after making it at `sizeBytes` where that is asked for. */
-  readonly measure: (image: string, createBytes: number | undefined) => Promise<number>;
-  /** What flushes of the disk's own image have lost is made up for. */
-  readonly localMended: (disk: string) => void;
-}
 
 export interface DiskChildrenOptions extends ChildrenContext {
   readonly disk: string;
@@ -594,45 +562,13 @@ export class DiskChildren {
   }
 
   #assertAddable(name: string, image: string): void {
-    const { disk, state } = this.#options;
-    const quorum = this.#recordedQuorum ?? this.#options.policy;
-    const refuse = (what: string, action: string): never => {
-      throw new ColobusError("child-refused", what, action);
-    };
-    if (name === LOCAL_CHILD || this.#recordedQuorum?.children.some((child) => child.name === name) === true) {
-      refuse(`disk ${disk} has a copy ${name} already`, "Choose another name.");
-    }
-    if (quorum.blkverify) refuse(`the copies of disk ${disk} are compared by twos (blkverify)`, "Start without it.");
-    if (this.#members.length >= CHILDREN_MAX) {
-      refuse(`disk ${disk} has ${CHILDREN_MAX} copies`, "Remove one first: `colobus child remove`.");
-    }
-    const isUsed = state.record.disks.some(
-      (other) => other.image === image || other.quorum?.children.some((child) => child.image === image) === true,
-    );
-    if (isUsed) refuse(`${image} is a disk's image, or a copy, already`, "Name another image.");
+    const { disk, state, policy } = this.#options;
+    assertAddable({ disk, name, image, record: state.record, policy: this.#recordedQuorum ?? policy });
   }
 
   #assertRemovable(member: Member, isReplaced: boolean): void {
-    const { disk } = this.#options;
-    const { voteThreshold, blkverify } = this.#recordedQuorum ?? this.#options.policy;
-    const others = this.#members.filter((other) => other !== member);
-    const refuse = (what: string, action: string): never => {
-      throw new ColobusError("child-refused", what, action);
-    };
-    if (member.copy.name === LOCAL_CHILD) refuse(`${LOCAL_CHILD} is the disk's own image`, "Remove another copy.");
-    if (blkverify) refuse(`the copies of disk ${disk} are compared by twos (blkverify)`, "Start without it.");
-    if (!isReplaced && others.length < voteThreshold) {
-      refuse(
-        `the number of copies of disk ${disk} cannot be lower than the vote threshold ${voteThreshold}`,
-        "Add another copy first: `colobus child add`.",
-      );
-    }
-    const sound = others.filter(({ copy }) => copy.state === "sound").length;
-    if (sound === 0 || (member.copy.state === "sound" && sound < voteThreshold)) {
-      refuse(`too few of the other copies of disk ${disk} are sound`, "Wait until they are: `colobus jobs`.");
-    }
-    if (others.length === 1 && others[0]?.copy.state !== "sound") {
-      refuse(`the image of disk ${disk} lacks something`, "Wait until it is sound: `colobus jobs`.");
-    }
+    const others = this.#members.filter((other) => other !== member).map(({ copy }) => copy);
+    const policy = this.#recordedQuorum ?? this.#options.policy;
+    assertRemovable({ disk: this.#options.disk, copy: member.copy, others, policy, isReplaced });
   }
 }

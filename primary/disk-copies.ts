@@ -4,7 +4,8 @@ import type { Child } from "../shared/block/block-device.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
-import { DiskChildren, type ChildrenContext } from "./disk-children.ts";
+import type { ChildrenContext } from "./children-context.ts";
+import { DiskChildren } from "./disk-children.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 
 export interface DiskCopiesOptions {

@@ -24,7 +24,7 @@ import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
-import type { ChildrenContext } from "./disk-children.ts";
+import type { ChildrenContext } from "./children-context.ts";
 import { DiskCopies } from "./disk-copies.ts";
 import { changesOf, originalsOf } from "./disk-forwarding.ts";
 import { DiskHealth, type FailedAccess } from "./disk-health.ts";

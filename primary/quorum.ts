@@ -264,7 +264,9 @@ export class Quorum implements Child {
     length: number,
   ): Pending {
     if (outcomes.some((outcome) => outcome instanceof Promise)) {
-      return Promise.all(outcomes).then((settled) => this.#decide(copies, settled, during, offset, length));
+      return Promise.all(outcomes.map((outcome) => Promise.resolve(outcome))).then((settled) =>
+        this.#decide(copies, settled, during, offset, length),
+      );
     }
     return this.#decide(copies, outcomes as readonly Outcome[], during, offset, length);
   }
@@ -277,6 +279,12 @@ export class Quorum implements Child {
     length: number,
   ): Pending {
     const taken = copies.filter((copy, index) => outcomes[index] === undefined && copy.state === "sound").length;
+    if (taken > 0 && length > 0) {
+      // One that has refused it while nobody else was sound is not the only one any more.
+      for (const [index, copy] of copies.entries()) {
+        if (outcomes[index] !== undefined && copy.state === "sound") copy.miss(offset, length);
+      }
+    }
     if (taken >= this.#options.policy().voteThreshold) return this.#options.recorded();
     // The last sound copy has refused the change: nobody knows what it has there, and nobody else is to have anything.
     if (taken === 0 && length > 0) {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { combineExtents } from "../../../primary/combine-extents.ts";
-import { DiskCopy } from "../../../primary/disk-copy.ts";
+import type { DiskCopy } from "../../../primary/disk-copy.ts";
 import { electContent } from "../../../primary/elect-content.ts";
 import { Quorum, type QuorumPolicy } from "../../../primary/quorum.ts";
 import { ColobusError } from "../../../proto/errors.ts";
@@ -130,7 +130,10 @@ describe("a quorum", () => {
 
   it("delays nothing beyond the time limit of a copy that hangs", async () => {
     const bench = new QuorumBench(2);
-    bench.medium(0).gate = () => new Promise<void>(() => undefined);
+    bench.medium(0).gate = () =>
+      new Promise<void>(() => {
+        // It never answers.
+      });
     const target = Buffer.alloc(3);
     const reading = bench.quorum.read(target, 0);
     const writing = bench.quorum.write(Buffer.from("abc"), CLUSTER, NO_FUA);
