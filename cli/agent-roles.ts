@@ -1,9 +1,8 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { BUFFER_MEMORY_DEFAULT_BYTES, CHILD_TIMEOUT_DEFAULT_MS, STATE_RETRY_MS } from "../proto/limits.ts";
+import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
-import type { ChildrenContext } from "../primary/children-context.ts";
 import { allFailed } from "../primary/mirror-record.ts";
 import { NamedBitmaps } from "../primary/named-bitmaps.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
@@ -33,10 +32,10 @@ import type { AgentOptions } from "./agent-host.ts";
 import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import type { LiveSettings } from "./live-config.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
+import { childrenContext } from "./children-context.ts";
 import type { DiskExports } from "./disk-export.ts";
 import { MirrorTargets } from "./mirror-targets.ts";
 import { PeerBinding, refuse } from "./peer-binding.ts";
-import { quorumPolicyOf } from "./quorum-options.ts";
 import type { Judged } from "./verdict-answer.ts";
 
 export interface ActivePrimary {
@@ -468,7 +467,11 @@ export class AgentRoles {
       jobs,
       children,
       tracking,
-      copies: this.#copiesContext(),
+      // Copies beside the images are a primary's whose disks are its own images, and not overlays over them.
+      copies:
+        state.record.mode === "shared" || this.#promoted.length > 0
+          ? undefined
+          : childrenContext(this.#options, this.#lostSyncs),
       peerUrl: state.record.peers[0] ?? null,
       mayHaveHadPeer: this.#mayHaveHadPeer,
       mayBeSuperseded: this.#mayBeSuperseded,
@@ -512,39 +515,6 @@ export class AgentRoles {
     assert(active.role === "Primary", "a primary's disk has got another image");
     this.#promoted = []; // their merge is finished: a mirror needs that
     return active.children.splice(index, 1, image)[0];
-  }
-
-  /** Copies beside the images are a primary's whose disks are its own images, and not overlays over them. */
-  #copiesContext(): ChildrenContext | undefined {
-    const { agent, state, emit, jobs, childImages } = this.#options;
-    const { host, config } = agent;
-    if (state.record.mode === "shared" || this.#promoted.length > 0) return undefined;
-    const { stateDirectory, extentBytes, settleEveryMs, dirtyFileMinBytes, resyncSpeed } = config;
-    return {
-      storage: host.storage,
-      clock: host.clock,
-      random: host.random,
-      log: host.log,
-      state,
-      jobs,
-      emit,
-      stateDirectory,
-      extentBytes,
-      settleEveryMs,
-      dirtyFileMinBytes,
-      timeoutMs: config.childTimeoutMs ?? CHILD_TIMEOUT_DEFAULT_MS,
-      speed: resyncSpeed,
-      policy: quorumPolicyOf(config),
-      open: (disk, { name, image, cleanMark }) => {
-        const sizeBytes = state.record.disks.find((recorded) => recorded.name === disk)?.sizeBytes ?? null;
-        return childImages.open({ name: `${disk}.${name}`, image, sizeBytes, cleanMark });
-      },
-      measure: async (image, createBytes) => {
-        if (createBytes !== undefined) await childImages.create(image, createBytes);
-        return childImages.measure(image);
-      },
-      localMended: (disk) => void this.#lostSyncs.mended({ disk, active: null }),
-    };
   }
 
   /** The disks whose sizes are known: a secondary's may still be to be made. */

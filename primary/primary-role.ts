@@ -8,23 +8,14 @@ import {
 } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
-import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
-import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { BlockDevice, Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
-import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
-import type { Log } from "../shared/host/log.ts";
-import type { Random } from "../shared/host/random.ts";
-import type { JobList } from "../shared/jobs/job-list.ts";
-import type { SharedMark } from "../shared/journal/shared-mark.ts";
-import type { StateFile } from "../shared/journal/state-file.ts";
 import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
-import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
-import type { ChildrenContext } from "./children-context.ts";
 import { DiskCopies } from "./disk-copies.ts";
 import { changesOf, originalsOf } from "./disk-forwarding.ts";
 import { DiskHealth, type FailedAccess } from "./disk-health.ts";
@@ -32,8 +23,8 @@ import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { Mirroring } from "./mirroring.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
-import { Mirrors, type MirrorTargets } from "./mirrors.ts";
-import { markedBoth, type NamedBitmaps } from "./named-bitmaps.ts";
+import { Mirrors } from "./mirrors.ts";
+import type { NamedBitmaps } from "./named-bitmaps.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
@@ -45,51 +36,7 @@ import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
 import { VerifyJobs } from "./verify-jobs.ts";
 import { VmStates } from "./vm-states.ts";
-
-export interface PrimaryOptions {
-  readonly clock: Clock;
-  readonly random: Random;
-  readonly log: Log;
-  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
-  readonly state: StateFile;
-  readonly jobs: JobList;
-  readonly children: readonly { readonly name: string; readonly child: Child }[];
-  readonly tracking: PeerTracking;
-  readonly bitmaps: NamedBitmaps;
-  /** What copies beside the images are made with; undefined: there are none, and none may be added. */
-  readonly copies: ChildrenContext | undefined;
-  /** Whom this side dials; null: it waits for a peer to dial. */
-  readonly peerUrl: string | null;
-  /** Whether a peer may have been met that the record does not know of. */
-  readonly mayHaveHadPeer: boolean;
-  /** As for `GuestPolicy`. */
-  readonly mayBeSuperseded: boolean;
-  readonly onPeerLoss: PeerLossPolicy;
-  readonly onCongestion: CongestionPolicy;
-  /** This and what is said of checkpoints may change: `settingsChanged` follows. */
-  readonly resyncSpeed: JobSpeed;
-  /** The peer has taken over the role that this side handed to it. */
-  readonly handedOver: () => void;
-  /** A handshake has come to a verdict. */
-  readonly judged: () => void;
-  readonly token: Buffer | undefined;
-  readonly ack: AckPolicy;
-  readonly peerTimeoutMs: number;
-  readonly windowBytes: number;
-  readonly assumeInSync: boolean;
-  /** In mode `shared`: barriers up to this one may lack what the host's loss of power took. */
-  readonly unflushedThrough: number;
-  /** The mark beside shared disks. */
-  readonly sharedMark: SharedMark | undefined;
-  /** Takes a checkpoint of the disks by itself every so often; undefined: only when asked. */
-  readonly checkpointEveryMs: number | undefined;
-  readonly maxCheckpointAgeMs: number | undefined;
-  /** With an arbiter: this agent's lease. */
-  readonly lease: OwnLease | undefined;
-  readonly mirrorTargets: MirrorTargets;
-  /** How often the bitmaps of mirrors are settled. */
-  readonly settleEveryMs: number;
-}
+import type { PrimaryOptions } from "./primary-options.ts";
 
 /**
  * The primary's role: serves the disks and keeps the secondary equal. It puts the parts together that own the guests, the

@@ -1,0 +1,39 @@
+import { CHILD_TIMEOUT_DEFAULT_MS } from "../proto/limits.ts";
+import type { ChildrenContext } from "../primary/children-context.ts";
+import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
+import type { AgentRolesOptions } from "./agent-roles.ts";
+import { quorumPolicyOf } from "./quorum-options.ts";
+
+/** What the copies beside the images of an agent's disks are made with. */
+export function childrenContext(
+  { agent, state, emit, jobs, childImages }: AgentRolesOptions,
+  lostSyncs: Pick<LostSyncs, "mended">,
+): ChildrenContext {
+  const { host, config } = agent;
+  const { stateDirectory, extentBytes, settleEveryMs, dirtyFileMinBytes, resyncSpeed } = config;
+  return {
+    storage: host.storage,
+    clock: host.clock,
+    random: host.random,
+    log: host.log,
+    state,
+    jobs,
+    emit,
+    stateDirectory,
+    extentBytes,
+    settleEveryMs,
+    dirtyFileMinBytes,
+    timeoutMs: config.childTimeoutMs ?? CHILD_TIMEOUT_DEFAULT_MS,
+    speed: resyncSpeed,
+    policy: quorumPolicyOf(config),
+    open: (disk, { name, image, cleanMark }) => {
+      const sizeBytes = state.record.disks.find((recorded) => recorded.name === disk)?.sizeBytes ?? null;
+      return childImages.open({ name: `${disk}.${name}`, image, sizeBytes, cleanMark });
+    },
+    measure: async (image, createBytes) => {
+      if (createBytes !== undefined) await childImages.create(image, createBytes);
+      return childImages.measure(image);
+    },
+    localMended: (disk) => void lostSyncs.mended({ disk, active: null }),
+  };
+}
