@@ -10,7 +10,6 @@ import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { ChildrenContext } from "./children-context.ts";
-import type { GuestPolicy } from "./guest-policy.ts";
 import type { MirrorTargets } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
 

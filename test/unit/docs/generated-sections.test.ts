@@ -48,6 +48,7 @@ describe("generated documentation", () => {
       "error.message: string",
       "error.action: string",
       "tookMs: number",
+      "checksum: bytes",
     ]);
     expect(schemaFields(MESSAGE_SCHEMAS.proof).at(-1)).toMatchObject({ path: "mac", type: "bytes", required: true });
   });
