@@ -116,7 +116,7 @@ export class Handshake {
     assert(this.wantsTls, "STARTTLS was answered");
     this.#isSecure = true;
     this.#structuredReplies = false;
-    this.#allocationSelectedFor = undefined;
+    this.#deselect();
     this.#expectOption();
   }
 

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../../proto/errors.ts";
 import { CHUNK, COMMAND, COMMAND_FLAG, OPTION, OPTION_REPLY } from "../../../../proto/nbd-protocol.ts";
+import { Handshake } from "../../../../shared/nbd/handshake.ts";
 import type { MetaContext } from "../../../../shared/nbd/meta-context.ts";
 import { MemoryDevice } from "../../../support/memory-device.ts";
 import { NbdHarness, TestDirectory, TestExport } from "../../../support/nbd-harness.ts";
@@ -143,5 +144,25 @@ describe("contexts beside base:allocation", () => {
     harness.takeOutput();
     harness.send(request({ type: COMMAND.BLOCK_STATUS, cookie: 5, offset: 0, length: CLUSTER }));
     expect(harness.takeOutput().readUInt16BE(6)).toBe(CHUNK.ERROR);
+  });
+});
+
+describe("contexts that were selected before TLS", () => {
+  it("are forgotten: the words may have been somebody else's", () => {
+    const exported = new BitmapExport("vda", new MemoryDevice(SIZE));
+    const handshake = new Handshake(new TestDirectory(exported), () => undefined, "offered");
+    const send = (...parts: Buffer[]): void => {
+      for (const part of parts) for (let at = 0; at < part.length;) at = handshake.consume(part, at);
+    };
+    const select = option(OPTION.SET_META_CONTEXT, metaData("vda", ["base:allocation", ONE]));
+    send(clientFlags(), STRUCTURED, select, option(OPTION.STARTTLS));
+    handshake.tlsStarted();
+    send(STRUCTURED, option(OPTION.GO, infoData("vda")));
+    const { outcome } = handshake;
+    expect(outcome?.kind === "transmission" && outcome.negotiated).toMatchObject({
+      structuredReplies: true,
+      allocationContext: false,
+      contexts: [],
+    });
   });
 });
