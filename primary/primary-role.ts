@@ -323,33 +323,38 @@ export class PrimaryRole {
     await this.#keeper?.stop(reason);
     this.#syncs.end(reason);
     this.verifies.end(reason);
-    const { record } = this.#options.state;
-    try {
-      // What this side holds back of a disk that another host writes by now must never get there.
-      if (record.mode !== "shared" || !record.outdated) {
+    const { state, tracking } = this.#options;
+    const { mode, outdated } = state.record;
+    let fault: ColobusError | undefined;
+    const attempt = async (step: () => Promise<unknown>): Promise<void> => {
+      try {
+        await step();
+      } catch (error) {
+        fault ??= asColobusError(error);
+      }
+    };
+    // What this side holds back of a disk that another host writes by now must never get there.
+    if (mode !== "shared" || !outdated) {
+      await attempt(async () => {
         for (const disk of this.disks) await disk.quiet();
         for (const disk of this.disks) await disk.child.flush();
-      }
-      await this.copies.leave(reason, isDemoted);
-    } catch (error) {
-      await this.bitmaps.close();
-      await this.#options.tracking.close().catch(() => undefined); // what could not be flushed stays dirty
-      await this.mirrors.stop(asColobusError(error));
-      return asColobusError(error);
+      });
     }
-    await this.mirrors.stop(new ColobusError("not-primary", "this side is not Primary any more"));
-    try {
-      await this.bitmaps.close();
-      await this.#options.tracking.close();
-      await this.#options.state.update((record) => ({
+    await attempt(() => this.copies.leave(reason, isDemoted));
+    await attempt(() =>
+      this.mirrors.stop(fault ?? new ColobusError("not-primary", "this side is not Primary any more")),
+    );
+    await attempt(() => this.bitmaps.close());
+    await attempt(() => tracking.close()); // what could not be flushed stays dirty
+    if (fault !== undefined) return fault;
+    await attempt(() =>
+      state.update((record) => ({
         ...record,
         committed: { epoch: this.checkpoints.committed, atMs: this.checkpoints.committedAtMs ?? 0 },
         epochReserved: this.checkpoints.openEpoch - 1,
-      }));
-      return undefined;
-    } catch (error) {
-      return asColobusError(error);
-    }
+      })),
+    );
+    return fault;
   }
 
   #newKeeper(): PermitKeeper | undefined {
