@@ -217,7 +217,7 @@ describe.runIf(PEERS)("operator commands", () => {
     for (const { follower } of followers) await follower.untilPrinted("checkpoint-committed");
     const { epoch } = checkpointAnswerSchema.parse(await primary.get("checkpoint"));
     for (const { follower } of followers) {
-      await follower.untilPrinted(`"type":"checkpoint-committed","data":{"epoch":${epoch}}`);
+      await follower.untilPrinted(`"type":"checkpoint-committed","data":{"epoch":${epoch}`);
       follower.child.kill("SIGINT");
       const { code, stdout } = await follower.ended;
       expect(code).toBe(0);
