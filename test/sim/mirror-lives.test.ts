@@ -4,8 +4,8 @@ import { LifeTotals } from "./life-totals.ts";
 import { runMirrorLife } from "./life.ts";
 import { runMirrorRoleLife } from "./role-life.ts";
 
-const groups = lifeGroups(livesToLive("COLOBUS_MIRROR_LIVES", { inCi: 150, here: 40 }), 20);
-const roleGroups = lifeGroups(livesToLive("COLOBUS_MIRROR_ROLE_LIVES", { inCi: 300, here: 60 }), 20);
+const groups = lifeGroups(livesToLive("COLOBUS_MIRROR_LIVES", { inCi: 100, here: 40 }), 20);
+const roleGroups = lifeGroups(livesToLive("COLOBUS_MIRROR_ROLE_LIVES", { inCi: 160, here: 60 }), 20);
 
 describe("whole lives of a pair without epochs", () => {
   it.each(groups)("returns every acknowledged write in lives $from to $to", async ({ from, to }) => {

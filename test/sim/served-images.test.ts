@@ -10,7 +10,7 @@ import { SimWorld } from "./world.ts";
  * Pairs whose images lie behind NBD servers that die and take unflushed writes along, while the agents are killed, lose
  * their power, or lose each other. What a guest was answered is there, and each checkpoint is what it was.
  */
-const LIVES = livesToLive("COLOBUS_SERVED_LIVES", { inCi: 50, here: 10 });
+const LIVES = livesToLive("COLOBUS_SERVED_LIVES", { inCi: 30, here: 10 });
 const ROUNDS = 6;
 const DISK = { name: "vda", sizeBytes: 512 * 1024 };
 /** Writes of one round lie apart, each in a slot of its own. */
