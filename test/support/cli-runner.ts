@@ -1,9 +1,18 @@
-/** The built command line, run as a process of its own: the only way in which end-to-end tests give orders. */
+/**
+ * The command line: the only way in which end-to-end tests give orders. Agents, and whatever runs until it is stopped, are
+ * processes of the built program; an order that is given and answered runs the same command inside the test, since there
+ * are thousands of them, and starting Node costs more than most of what they do.
+ */
 import { spawn, type ChildProcessByStdio } from "node:child_process";
 import { existsSync } from "node:fs";
 import type { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { onTestFinished } from "vitest";
+import { inspectCommand } from "../../cli/commands/inspect.ts";
+import { OPERATOR_COMMANDS } from "../../cli/operator-commands.ts";
+import { Output } from "../../cli/output.ts";
+import { runCli } from "../../cli/run-cli.ts";
+import { NodeClock } from "../../shared/host/node-clock.ts";
 
 export const MAIN = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
 
@@ -71,9 +80,31 @@ export interface Ended {
   readonly stderr: string;
 }
 
+const ORDERS = [...OPERATOR_COMMANDS, inspectCommand];
+/** Reads the standard input of its process. */
+const STDIN = "-";
+
 /** Runs `colobus ARGS` to its end. */
 export function runColobus(...args: string[]): Promise<Ended> {
-  return new ColobusProcess(args).ended;
+  const isOrder = ORDERS.some(({ name }) => name === args[0]) && !args.includes(STDIN);
+  return isOrder ? runHere(args) : new ColobusProcess(args).ended;
+}
+
+async function runHere(args: readonly string[]): Promise<Ended> {
+  const written = { stdout: "", stderr: "" };
+  const sink = (name: keyof typeof written) => ({
+    write: (text: string | Uint8Array, done?: () => void) => {
+      written[name] += typeof text === "string" ? text : Buffer.from(text).toString();
+      done?.();
+    },
+    on: () => undefined,
+  });
+  const { COLOBUS_RUN: _, ...env } = process.env;
+  const output = new Output(sink("stdout"), sink("stderr"), env);
+  const { signal } = new AbortController();
+  const host = { output, env, clock: new NodeClock(), terminated: signal, interrupted: signal };
+  const code = await runCli(args, ORDERS, host);
+  return { code, signal: null, ...written };
 }
 
 export interface Answered<T> {
