@@ -280,10 +280,9 @@ export class Quorum implements Child {
   ): Pending {
     const taken = copies.filter((copy, index) => outcomes[index] === undefined && copy.state === "sound").length;
     if (taken > 0 && length > 0) {
-      // One that has refused it while nobody else was sound is not the only one any more.
-      for (const [index, copy] of copies.entries()) {
-        if (outcomes[index] !== undefined && copy.state === "sound") copy.miss(offset, length);
-      }
+      // One that has refused it while nobody else was sound could do so unmarked, and is not the only one any more. It may
+      // not even be sound by now: of several changes that it has refused, another one was decided first.
+      for (const [index, copy] of copies.entries()) if (outcomes[index] !== undefined) copy.miss(offset, length);
     }
     if (taken >= this.#options.policy().voteThreshold) return this.#options.recorded();
     // The last sound copy has refused the change: nobody knows what it has there, and nobody else is to have anything.

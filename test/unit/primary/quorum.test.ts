@@ -113,6 +113,27 @@ describe("a quorum", () => {
     expect(bench.copies[1]?.dirtyBytes).toBe(2 * CLUSTER);
   });
 
+  it("lacks, on a copy that was the last sound one, all that it has refused and another one has taken", async () => {
+    const bench = new QuorumBench(3);
+    for (const index of [1, 2]) bench.medium(index).gate = failing;
+    await bench.write("abc", 0);
+    bench.medium(1).gate = undefined;
+    bench.copies[1]?.beginSync();
+    await bench.copies[1]?.place(0, Buffer.alloc(CLUSTER, "abc"));
+    // Copy 2 hangs, so that the changes are decided when copy 1 is sound.
+    const hanging: (() => void)[] = [];
+    bench.medium(2).gate = () => new Promise<void>((resolve) => hanging.push(resolve));
+    bench.copies[2]?.beginSync();
+    bench.medium(0).gate = failing;
+    const writing = [bench.write("def", 5 * CLUSTER), bench.write("ghi", 7 * CLUSTER)];
+    expect(await bench.copies[1]?.finishSync()).toBe(true);
+    bench.copies[1]?.becomeSound();
+    for (const resume of hanging) resume();
+    await Promise.all(writing);
+    expect(bench.states).toEqual(["syncing", "sound", "syncing"]);
+    expect([5, 6, 7].map((cluster) => bench.copies[0]?.has(cluster * CLUSTER, 1))).toEqual([false, true, false]);
+  });
+
   it("falls through to the next copy at a read, in order, and never to one that lacks the range", async () => {
     const bench = new QuorumBench(3);
     await bench.write("abc", 0);
