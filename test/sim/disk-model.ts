@@ -21,6 +21,8 @@ export class ModelWrite {
   data: Uint8Array | undefined;
   /** The guest was told that it is done. */
   settled = false;
+  /** Which call of the disk's it was. */
+  place = 0;
 
   constructor(offset: number, length: number, data: Uint8Array | undefined) {
     this.offset = offset;
@@ -57,7 +59,9 @@ export class DiskModel {
   #flushedShared = true;
   /** Since the last flush, in the order of the calls. */
   #writes: ModelWrite[] = [];
-  /** For a write that no flush has covered yet: later ones over it that a flush has covered. */
+  /** How many there have been. */
+  #calls = 0;
+  /** For a write that no flush has covered yet: later ones over it that a flush has covered, in the order of the calls. */
   readonly #flushedLater = new Map<ModelWrite, ModelWrite[]>();
   readonly #reads = new Set<ModelRead>();
   #powerLost = false;
@@ -84,10 +88,12 @@ export class DiskModel {
       this.#writes.map((write) => {
         const clone = new ModelWrite(write.offset, write.length, write.data);
         clone.settled = write.settled;
+        clone.place = write.place;
         return [write, clone] as const;
       }),
     );
     copy.#writes = [...clones.values()];
+    copy.#calls = this.#calls;
     for (const [write, later] of this.#flushedLater) {
       const clone = clones.get(write);
       if (clone !== undefined) copy.#flushedLater.set(clone, [...later]);
@@ -118,7 +124,7 @@ export class DiskModel {
       this.#current = Buffer.from(this.#current);
     }
     apply(write, this.#current, write);
-    this.#writes.push(write);
+    this.#add(write);
     for (const read of this.#reads) read.during.push(write);
   }
 
@@ -188,7 +194,7 @@ export class DiskModel {
         if (!earlier.touches(write.offset, write.length)) continue;
         const list = this.#flushedLater.get(earlier);
         if (list === undefined) this.#flushedLater.set(earlier, [write]);
-        else list.push(write);
+        else list.splice(list.findLastIndex(({ place }) => place < write.place) + 1, 0, write);
       }
     }
     this.#writes = open;
@@ -219,7 +225,7 @@ export class DiskModel {
       const found = Buffer.from(actual.subarray(write.offset, write.offset + write.length));
       const known = new ModelWrite(write.offset, write.length, found);
       known.settled = true;
-      this.#writes.push(known);
+      this.#add(known);
     }
   }
 
@@ -248,6 +254,11 @@ export class DiskModel {
       `${what} is wrong in ${wrong} bytes of [${first}, ${end}): ` +
         `${hex(actual, first - offset)} instead of ${hex(this.#current, first)}`,
     );
+  }
+
+  #add(write: ModelWrite): void {
+    write.place = this.#calls++;
+    this.#writes.push(write);
   }
 
   /** `writes` are all that may cover `at`. */
