@@ -29,6 +29,7 @@ import { replaceFollowed } from "./followed-child.ts";
 import { LateImage } from "./late-image.ts";
 import { Quorum } from "./quorum.ts";
 import { RateLimitedEvents } from "./rate-limited-events.ts";
+import { RecordedState, type StateWords } from "./recorded-state.ts";
 import { LOCAL_CHILD, newChild, newLocalChild, quorumOf, updateQuorum } from "./recorded-quorum.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 
@@ -41,8 +42,6 @@ export interface DiskChildrenOptions extends ChildrenContext {
   readonly freeze: () => void;
 }
 
-type RecordedState = Pick<RecordedChild, "sound" | "tracked" | "lostSync">;
-
 interface Member {
   readonly copy: DiskCopy;
   /** undefined: the disk's own. */
@@ -50,7 +49,7 @@ interface Member {
   readonly late: LateImage | undefined;
   recovery: ChildRecovery | undefined;
   /** What the record says. */
-  recorded: RecordedState;
+  readonly recorded: RecordedState;
   /** It lacks nothing, and is being recorded as sound. */
   isFinishing: boolean;
   /** Its bitmap cannot be written, and is being recorded as worth nothing. */
@@ -302,7 +301,7 @@ export class DiskChildren {
       image: child.image ?? undefined,
       late,
       recovery: undefined,
-      recorded: { sound: child.sound, tracked: child.tracked, lostSync: child.lostSync },
+      recorded: new RecordedState(child),
       isFinishing: false,
       isLosingTrack: false,
       tracking: undefined,
@@ -367,6 +366,7 @@ export class DiskChildren {
   #changed(member: Member): void {
     const { emit, disk } = this.#options;
     const { copy } = member;
+    if (copy.state === "broken") member.isFinishing = false;
     this.#isOverstated = this.#looksOverstated();
     void this.#record();
     if (this.#stopped) return;
@@ -381,12 +381,13 @@ export class DiskChildren {
     const { copy } = member;
     member.isFinishing = true;
     await this.#record();
+    const { isFinishing } = member; // not if it has broken meanwhile, however well it is by now
     member.isFinishing = false;
-    if (copy.state === "syncing" && copy.isClean && member.recorded.sound) {
+    if (isFinishing && copy.state === "syncing" && copy.isClean && member.recorded.isSound) {
       copy.becomeSound();
       if (copy.name === LOCAL_CHILD) this.#options.localMended(this.#options.disk);
-      return true;
     }
+    if (copy.state === "sound") return true;
     this.#isOverstated = this.#looksOverstated();
     void this.#record();
     return false;
@@ -433,53 +434,48 @@ export class DiskChildren {
   }
 
   /** What the record is to say of a copy. */
-  #wanted({ copy, isFinishing, isLosingTrack }: Member): RecordedState {
+  #wanted({ copy, isFinishing, isLosingTrack }: Member): StateWords {
     const isSound = copy.state === "sound" || (isFinishing && copy.state === "syncing" && copy.isClean);
     const tracked = copy.tracker !== undefined && !isLosingTrack;
     return { sound: isSound, tracked, lostSync: copy.hasLostWrites && !(isFinishing && isSound) };
   }
 
   #looksOverstated(): boolean {
-    return this.#members.some((member) => {
-      const { recorded } = member;
-      const { sound, tracked, lostSync } = this.#wanted(member);
-      return (recorded.sound && !sound) || (recorded.tracked && !tracked) || (!recorded.lostSync && lostSync);
-    });
+    return this.#members.some((member) => member.recorded.overstates(this.#wanted(member)));
   }
 
   /** Resolves when the record says what is. It is tried again for as long as the role lasts. */
   #record(): Promise<void> {
-    this.#recording ??= this.#recordAll().finally(() => {
-      this.#recording = undefined;
-    });
-    return this.#recording;
+    if (this.#recording === undefined && !this.#isRecorded) this.#recording = this.#recordAll();
+    return this.#recording ?? Promise.resolve();
+  }
+
+  get #isRecorded(): boolean {
+    return this.#members.every((member) => member.recorded.says(this.#wanted(member)));
   }
 
   async #recordAll(): Promise<void> {
     const { state, disk, clock, log } = this.#options;
-    for (;;) {
+    while (!this.#isRecorded) {
       const wanted = new Map(this.#members.map((member) => [member, this.#wanted(member)]));
-      const isRecorded = [...wanted].every(
-        ([{ recorded }, { sound, tracked, lostSync }]) =>
-          recorded.sound === sound && recorded.tracked === tracked && recorded.lostSync === lostSync,
-      );
-      if (isRecorded) return;
+      for (const [{ recorded }, states] of wanted) recorded.attempt(states);
       const byName = new Map([...wanted].map(([{ copy }, states]) => [copy.name, states]));
       try {
         await updateQuorum(state, disk, (quorum) => ({
           ...quorum,
           children: quorum.children.map((child) => ({ ...child, ...byName.get(child.name) })),
         }));
-        for (const [member, states] of wanted) member.recorded = states;
+        for (const [{ recorded }, states] of wanted) recorded.written(states);
         this.#isOverstated = this.#looksOverstated();
       } catch (error) {
-        if (this.#stopped) return;
+        if (this.#stopped) break;
         log.warn({ disk, reason: asColobusError(error) }, "which copies are sound cannot be recorded yet");
         await new Promise<void>((resolve) => {
           clock.after(STATE_RETRY_MS, resolve);
         });
       }
     }
+    this.#recording = undefined; // at once: what is not so any more a moment later is to be recorded anew
   }
 
   #schedule(): void {
@@ -499,8 +495,8 @@ export class DiskChildren {
     const disk = this.#started;
     for (const member of this.#members) {
       const { copy } = member;
+      if (copy.state === "sound" && copy.tracker === undefined && !this.#stopped) await this.#tracked(member);
       if (copy.state !== "sound" || this.#stopped) continue;
-      if (copy.tracker === undefined) await this.#tracked(member);
       await copy.tracker?.settle({
         inFlight: () => new ClusterBitmap(),
         isBusy: (offset, length) => disk.isBusy(offset, length),

@@ -86,6 +86,8 @@ export class DiskCopy {
   /** Flushes that failed: what they covered is dirty again, also where it was placed meanwhile. */
   #losses = 0;
   #hasLostWrites: boolean;
+  /** What a flush has lost is not dirty: nobody else had it then. It is once the copy breaks. */
+  #owesLosses: boolean;
 
   constructor(options: DiskCopyOptions) {
     this.#options = options;
@@ -97,6 +99,7 @@ export class DiskCopy {
     this.#isWrittenThrough = options.isWrittenThrough ?? true;
     this.#mayUnmap = options.unmap ?? true;
     this.#hasLostWrites = options.hasLostWrites ?? false;
+    this.#owesLosses = this.#hasLostWrites && options.state === "sound";
     const whom = `copy ${options.name} of disk ${options.disk}`;
     this.#lacks = new ColobusError("child-syncing", `${whom} has not got everything yet`);
     this.#limit = new TimeLimit({
@@ -259,6 +262,7 @@ export class DiskCopy {
     this.#options.refused?.(during, offset, length, fault);
     if (!this.#mayBreak) return fault;
     if (length > 0) this.#dirty.addBytes(offset, length);
+    if (this.#owesLosses) this.#addLosses();
     this.#set("broken");
     return fault;
   }
@@ -353,12 +357,17 @@ export class DiskCopy {
     this.#losses += 1;
     const isNews = !this.#hasLostWrites;
     this.#hasLostWrites = true;
+    this.#owesLosses = true;
     const fault = this.failed("flush", error, 0, 0);
     if (isNews) this.#options.lostWrites?.();
-    if (!this.#isBroken) return fault;
+    return fault;
+  }
+
+  /** What no flush has surely covered is dirty. */
+  #addLosses(): void {
+    this.#owesLosses = false;
     if (this.#tracker === undefined) this.#dirty.addAll();
     else this.#dirty.addBitmap(this.#tracker.unsettled());
-    return fault;
   }
 
   /** What the copy lacks is in memory alone from now on. */

@@ -105,8 +105,8 @@ export class Quorum implements Child {
   }
 
   flush(): Pending {
-    // Only what is sound counts, and only that has everything that is to become durable.
-    const asked = this.#copies.filter(({ state }) => state === "sound");
+    // Only what is sound counts. A copy that lacks nothing may be sound before the next flush, by a flush before this one.
+    const asked = this.#copies.filter(({ state, isClean }) => state === "sound" || (state === "syncing" && isClean));
     return this.#decided(
       asked,
       asked.map((copy) => copy.flush()),

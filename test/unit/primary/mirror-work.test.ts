@@ -6,41 +6,15 @@ import { MirrorWork } from "../../../primary/mirror-work.ts";
 import { ColobusError } from "../../../proto/errors.ts";
 import { DISK_RETRY_MS, JOB_FOLLOW_EVERY_MS } from "../../../proto/limits.ts";
 import type { MirrorMark } from "../../../proto/state-record.ts";
-import type { DiskImage } from "../../../shared/block/disk-image.ts";
 import { Job } from "../../../shared/jobs/job.ts";
 import { DirtyMap } from "../../../shared/replication/dirty-map.ts";
 import { COPY_CLUSTER_BYTES as CLUSTER, COPY_TIMEOUT_MS, CopyBench } from "../../support/copy-bench.ts";
-import { MemoryDevice } from "../../support/memory-device.ts";
+import { MemoryImage } from "../../support/memory-image.ts";
 import { turn } from "../../support/memory-storage.ts";
 
 const NO_FUA = { fua: false } as const;
 const CLUSTERS = 8;
 const broken = (): ColobusError => new ColobusError("io-error", "the device is broken");
-
-class MemoryImage extends MemoryDevice implements DiskImage {
-  readonly hasLostWrites = false;
-  isClosed = false;
-
-  override flush(): Promise<void> {
-    return super.flush() ?? Promise.resolve();
-  }
-
-  rewritten(): void {
-    // Nothing is lost here.
-  }
-
-  syncOwn(): Promise<void> {
-    return this.flush();
-  }
-
-  changeMark(): string {
-    return "";
-  }
-
-  close(): void {
-    this.isClosed = true;
-  }
-}
 
 /** A mirror of a disk in memory, and its job. */
 class MirrorBench {

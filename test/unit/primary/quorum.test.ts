@@ -122,7 +122,10 @@ describe("a quorum", () => {
     await bench.copies[1]?.place(0, Buffer.alloc(CLUSTER, "abc"));
     // Copy 2 hangs, so that the changes are decided when copy 1 is sound.
     const hanging: (() => void)[] = [];
-    bench.medium(2).gate = () => new Promise<void>((resolve) => hanging.push(resolve));
+    bench.medium(2).gate = () =>
+      new Promise<void>((resolve) => {
+        hanging.push(resolve);
+      });
     bench.copies[2]?.beginSync();
     bench.medium(0).gate = failing;
     const writing = [bench.write("def", 5 * CLUSTER), bench.write("ghi", 7 * CLUSTER)];
@@ -185,6 +188,38 @@ describe("a quorum", () => {
     await bench.quorum.flush();
     expect(bench.states).toEqual(["broken", "sound", "sound"]);
     expect(bench.copies[0]?.dirtyBytes).toBe(16 * CLUSTER);
+  });
+
+  it("flushes a copy that lacks nothing as well: it may be sound before the next flush", async () => {
+    const bench = new QuorumBench(3);
+    for (const index of [1, 2]) bench.medium(index).gate = failing;
+    await bench.write("abc", 0);
+    for (const index of [1, 2]) {
+      bench.medium(index).gate = undefined;
+      bench.copies[index]?.beginSync();
+    }
+    await bench.copies[1]?.place(0, Buffer.alloc(CLUSTER));
+    expect(await bench.copies[1]?.finishSync()).toBe(true);
+    await bench.write("def", CLUSTER);
+    for (const medium of bench.media) medium.operations = [];
+    await bench.quorum.flush();
+    expect(bench.media.map(({ operations }) => operations?.length)).toEqual([1, 1, 0]);
+  });
+
+  it("lacks, on a copy that was the last sound one, what a flush of it has lost, however it breaks later", async () => {
+    const bench = new QuorumBench(2);
+    bench.medium(1).gate = failing;
+    await bench.write("abc", 0);
+    bench.medium(1).gate = undefined;
+    bench.copies[1]?.beginSync();
+    bench.medium(0).gate = failing;
+    expect(() => bench.quorum.flush()).toThrow("the device is broken");
+    await bench.copies[1]?.place(0, Buffer.alloc(CLUSTER));
+    bench.copies[1]?.becomeSound();
+    expect(bench.copies[0]?.dirtyBytes).toBe(0);
+    await bench.write("def", CLUSTER);
+    expect(bench.states).toEqual(["broken", "sound"]);
+    expect(bench.copies[0]?.dirtyBytes).toBe(bench.quorum.sizeBytes);
   });
 
   it("trims and zeroes every copy", async () => {
