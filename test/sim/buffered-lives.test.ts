@@ -4,8 +4,8 @@ import { LifeTotals } from "./life-totals.ts";
 import { runBufferedLife } from "./life.ts";
 import { runBufferedRoleLife } from "./role-life.ts";
 
-const groups = lifeGroups(livesToLive("COLOBUS_BUFFERED_LIVES", { inCi: 140, here: 60 }), 20);
-const roleGroups = lifeGroups(livesToLive("COLOBUS_BUFFERED_ROLE_LIVES", { inCi: 100, here: 40 }), 20);
+const groups = lifeGroups(livesToLive("COLOBUS_BUFFERED_LIVES", { inCi: 100, here: 60 }), 20);
+const roleGroups = lifeGroups(livesToLive("COLOBUS_BUFFERED_ROLE_LIVES", { inCi: 80, here: 40 }), 20);
 
 describe("whole lives of a pair whose secondary buffers", () => {
   it.each(groups)("keeps every promise in lives $from to $to", async ({ from, to }) => {

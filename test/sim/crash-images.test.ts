@@ -8,7 +8,7 @@ import { CRASH_STAGES, lookAtImages } from "./crash-images.ts";
  * leaves. Each stage says which side dies, and what must hold then. There are more images than can be looked at each
  * time, so a run draws some; `COLOBUS_CRASH_IMAGES` is about how many of each stage, or `all`.
  */
-const IMAGES_IN_CI = 250;
+const IMAGES_IN_CI = 150;
 const IMAGES_HERE = 200;
 /** Those of killed processes: there are fewer of them. */
 const PROCESS_SHARE = 0.25;
