@@ -34,7 +34,7 @@ import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { formatImageLocation, parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import { agentKeysSchema, type AgentKeys } from "./agent-keys.ts";
-import type { HostPort, ProcessConfig } from "./agent-process.ts";
+import type { HostPort, ProcessConfig } from "./process-config.ts";
 import type { Hook } from "./hook.ts";
 import { NBD_TLS, parseNbdTls, parseTls } from "./tls-options.ts";
 import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";

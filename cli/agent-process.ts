@@ -1,7 +1,6 @@
 import { chmodSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
-import type { LogLevel } from "../proto/words.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
@@ -22,42 +21,12 @@ import type { Dialer } from "../shared/replication/link.ts";
 import { WebSocketDialer, WebSocketListener, type ListenSecurity } from "../shared/replication/websocket-link.ts";
 import { Agent } from "./agent.ts";
 import { AgentImages } from "./agent-images.ts";
-import type { AgentConfig } from "./agent-config.ts";
 import { runFailoverHook, type PromotedVm } from "./failover-hook.ts";
 import { fencePeer, type FencedPeer } from "./fence-peer.ts";
 import type { Hook } from "./hook.ts";
 import { LiveConfig, type ConfigSource } from "./live-config.ts";
-import { assertAddressesAllowed, assertImageAllowed, dialRefusal, type TlsConfig } from "./tls-options.ts";
-
-export interface HostPort {
-  readonly host: string;
-  readonly port: number;
-}
-
-export interface ProcessConfig {
-  readonly agent: AgentConfig;
-  /** Holds `control.sock`, `nbd.sock` and `vmstate.sock`. */
-  readonly runDirectory: string;
-  /** Where the agent accepts its peer. */
-  readonly listen: HostPort | undefined;
-  /** Where the exports are served over TCP beside the unix socket. */
-  readonly nbdListen: HostPort | undefined;
-  /** What clients there have to do about TLS; anything but `off` needs `tls`, with all three files. */
-  readonly nbdTls: "required" | "offered" | "off";
-  readonly tokenFile: string | undefined;
-  /** Where the control API is served over TCP beside the unix socket, with TLS, and the file with the token for it. */
-  readonly control: { readonly address: HostPort; readonly tokenFile: string } | undefined;
-  /** undefined: no TLS. */
-  readonly tls: TlsConfig | undefined;
-  /** URLs of the members of one etcd cluster; none: there is no arbiter. */
-  readonly arbiters: readonly string[];
-  /** Run before a failover; undefined: none. */
-  readonly fence: Hook | undefined;
-  readonly onFailover: Hook | undefined;
-  /** Plain WebSocket and NBD over addresses other than loopback. */
-  readonly insecure: boolean;
-  readonly logLevel: LogLevel;
-}
+import type { ProcessConfig } from "./process-config.ts";
+import { assertAddressesAllowed, assertImageAllowed, dialRefusal } from "./tls-options.ts";
 
 /** One agent on this machine: its sockets, and its end. */
 export class AgentProcess {

@@ -1,12 +1,18 @@
 import { CHILD_TIMEOUT_DEFAULT_MS } from "../proto/limits.ts";
 import type { ChildrenContext } from "../primary/children-context.ts";
+import type { ImageSource } from "../shared/block/disk-image.ts";
 import type { LostSyncs } from "../shared/journal/lost-syncs.ts";
-import type { AgentRolesOptions } from "./agent-roles.ts";
+import type { AgentOptions } from "./agent-host.ts";
 import { quorumPolicyOf } from "./quorum-options.ts";
+
+export interface ChildrenContextOptions extends Pick<ChildrenContext, "state" | "emit" | "jobs"> {
+  readonly agent: AgentOptions;
+  readonly childImages: ImageSource;
+}
 
 /** What the copies beside the images of an agent's disks are made with. */
 export function childrenContext(
-  { agent, state, emit, jobs, childImages }: AgentRolesOptions,
+  { agent, state, emit, jobs, childImages }: ChildrenContextOptions,
   lostSyncs: Pick<LostSyncs, "mended">,
 ): ChildrenContext {
   const { host, config } = agent;

@@ -12,7 +12,8 @@ import type { Role } from "../proto/words.ts";
 import { createImage } from "../shared/block/image.ts";
 import { createLogger } from "../shared/host/log.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
-import { AgentProcess, type ProcessConfig } from "./agent-process.ts";
+import { AgentProcess } from "./agent-process.ts";
+import type { ProcessConfig } from "./process-config.ts";
 
 /** Both agents of a VM "demo" on this machine, with everything that is theirs below one directory. */
 export class Demo {

@@ -6,7 +6,7 @@ import { parseImageLocation, type ImageLocation } from "../shared/block/image-lo
 import type { ControlClient } from "../shared/control/api-client.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { runDirectoryOfAgent } from "./agent-flags.ts";
-import type { ProcessConfig } from "./agent-process.ts";
+import type { ProcessConfig } from "./process-config.ts";
 import { checkLink, checkSockets, checkStatus, checkToken } from "./check-agent.ts";
 import { checkDirectory } from "./check-directory.ts";
 import { checkNode, checkOpenFiles, checkProgram, readLimits, watchClock } from "./check-machine.ts";

@@ -3,7 +3,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { LogLevel } from "../proto/words.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { agentKeysSchema, RELOADABLE_KEYS, type AgentKey, type AgentKeys } from "./agent-keys.ts";
-import type { ProcessConfig } from "./agent-process.ts";
+import type { ProcessConfig } from "./process-config.ts";
 import type { Hook } from "./hook.ts";
 
 /** Where the configuration of a running agent comes from. */

@@ -2,14 +2,7 @@
 import { resolve } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
-import type { TlsPaths } from "../shared/host/tls-files.ts";
-import type { ProcessConfig } from "./agent-process.ts";
-
-export interface TlsConfig {
-  readonly paths: TlsPaths;
-  /** Names of which the peer's certificate must have one; none: the first peer's stays the peer's. */
-  readonly peerNames: readonly string[];
-}
+import type { ProcessConfig, TlsConfig } from "./process-config.ts";
 
 interface TlsFlags {
   readonly "tls-cert"?: string | undefined;
