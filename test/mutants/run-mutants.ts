@@ -39,7 +39,9 @@ const KINDS = {
 } as const;
 type Kind = keyof typeof KINDS;
 const ALL_KINDS = Object.keys(KINDS) as Kind[];
-/** One mutant takes no longer: a pair that hangs itself is stopped by the simulator long before. */
+/** What a life leaves behind adds up: a process lives so many at most. */
+const LIVES_PER_PROCESS = 500;
+/** One process takes no longer: a pair that hangs itself is stopped by the simulator long before. */
 const LIMIT_MS = 15 * 60_000;
 
 interface Mutant {
@@ -120,11 +122,14 @@ function run(args: readonly string[], cwd: string): Promise<{ code: number | nul
 }
 
 async function liveLives(copy: string, kind: Kind, lives: number): Promise<Verdict> {
-  const args = [`test/sim/${KINDS[kind].program}`, "--from", "1", "--count", String(lives), "--until-failure"];
-  const { code, output } = await run(["--import", "tsx", ...args], copy);
-  const [, seed, what] = /^seed (\d+): (.+)$/m.exec(output) ?? [];
-  if (seed !== undefined) return { found: true, by: what ?? "", seeds: Number(seed) };
-  if (code !== 0) throw new Error(`the simulator does not run:\n${output}`);
+  for (let from = 1; from <= lives; from += LIVES_PER_PROCESS) {
+    const count = Math.min(LIVES_PER_PROCESS, lives + 1 - from);
+    const args = [`test/sim/${KINDS[kind].program}`, "--from", String(from), "--count", String(count)];
+    const { code, output } = await run(["--import", "tsx", ...args, "--until-failure"], copy);
+    const [, seed, what] = /^seed (\d+): (.+)$/m.exec(output) ?? [];
+    if (seed !== undefined) return { found: true, by: what ?? "", seeds: Number(seed) };
+    if (code !== 0) throw new Error(`the simulator does not run:\n${output}`);
+  }
   return { found: false, by: "", seeds: lives };
 }
 
