@@ -128,6 +128,9 @@ async function liveLives(copy: string, kind: Kind, lives: number): Promise<Verdi
     const { code, output } = await run(["--import", "tsx", ...args, "--until-failure"], copy);
     const [, seed, what] = /^seed (\d+): (.+)$/m.exec(output) ?? [];
     if (seed !== undefined) return { found: true, by: what ?? "", seeds: Number(seed) };
+    // Time stands still then, and nothing but memory ends it.
+    if (output.includes("JavaScript heap out of memory"))
+      return { found: true, by: "it never comes to rest", seeds: from };
     if (code !== 0) throw new Error(`the simulator does not run:\n${output}`);
   }
   return { found: false, by: "", seeds: lives };
