@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
+import { ColobusError } from "../proto/errors.ts";
 import {
   CLUSTER_DEFAULT_BYTES,
   EXTENT_BYTES,
@@ -15,11 +16,19 @@ import { NodeStorage } from "../shared/host/node-storage.ts";
 import { AgentProcess } from "./agent-process.ts";
 import type { ProcessConfig } from "./process-config.ts";
 
+/** How long the pair may take until it is in sync before the demo says that it is not. */
+const IN_SYNC_TIMEOUT_MS = 10_000;
+
+const NOT_IN_SYNC = `
+They are not in sync, as after a failover: \`status\` and \`connect --dry-run\` of the primary say what is to be decided.
+`;
+
 /** Both agents of a VM "demo" on this machine, with everything that is theirs below one directory. */
 export class Demo {
   readonly #root: string;
   readonly #isScratch: boolean;
   readonly #agents: AgentProcess[] = [];
+  #isInSync = false;
 
   private constructor(root: string, isScratch: boolean) {
     this.#root = root;
@@ -27,10 +36,11 @@ export class Demo {
   }
 
   /**
-   * Starts the demo below `directory`, or below a scratch directory, with a disk of `sizeBytes` if there is none yet.
+   * Starts the demo below `directory`, or below a scratch directory, with a disk of `sizeBytes` if there is none yet,
+   * and resolves when the pair is in sync, or when `signal` aborts, or when it takes too long: it may need its operator.
    * On an error nothing is left running.
    */
-  static async start(directory: string | undefined, sizeBytes: number): Promise<Demo> {
+  static async start(directory: string | undefined, sizeBytes: number, signal: AbortSignal): Promise<Demo> {
     const root = directory === undefined ? mkdtempSync(join(tmpdir(), "colobus-")) : resolve(directory);
     const demo = new Demo(root, directory === undefined);
     try {
@@ -46,7 +56,9 @@ export class Demo {
       demo.#agents.push(secondary);
       const listenPort = secondary.listenPort ?? port;
       writeFileSync(portFile, `${listenPort}\n`);
-      demo.#agents.push(await AgentProcess.start(demoConfig(root, "Primary", listenPort), log));
+      const primary = await AgentProcess.start(demoConfig(root, "Primary", listenPort), log);
+      demo.#agents.push(primary);
+      demo.#isInSync = await becomesInSync(primary, signal);
       return demo;
     } catch (error) {
       await demo.stop();
@@ -61,7 +73,7 @@ export class Demo {
 
   /** What to look at and try next; each line works when it is pasted into another terminal. */
   describe(): string {
-    return describeDemo(this.#root, this.#isScratch);
+    return describeDemo(this.#root, this.#isScratch, this.#isInSync);
   }
 }
 
@@ -110,14 +122,25 @@ function uriOf(root: string, side: "a" | "b"): string {
   return `nbd+unix:///vda?socket=${join(root, side, "nbd.sock")}`;
 }
 
-function describeDemo(root: string, scratch: boolean): string {
+/** Whether the pair is in sync within `IN_SYNC_TIMEOUT_MS`: it is not where the last demo ended with a failover. */
+async function becomesInSync({ agent }: AgentProcess, signal: AbortSignal): Promise<boolean> {
+  try {
+    await agent.wait({ condition: "synced", timeoutMs: IN_SYNC_TIMEOUT_MS }, signal);
+    return true;
+  } catch (error) {
+    if (error instanceof ColobusError && error.code === "timed-out") return false;
+    throw error;
+  }
+}
+
+function describeDemo(root: string, scratch: boolean, isInSync: boolean): string {
   const colobus = `${process.execPath} ${process.argv[1] ?? "colobus"}`;
   const a = join(root, "a");
   const b = join(root, "b");
   const primary = uriOf(root, "a");
   const secondary = uriOf(root, "b");
   return `Both agents of the VM "demo" run on this machine, with everything in ${root}.
-
+${isInSync ? "" : NOT_IN_SYNC}
   primary    ${primary}
   secondary  ${secondary}   (the last committed checkpoint)
 

@@ -18,7 +18,7 @@ export const demoCommand = defineCommand({
   run: async ({ keepIn, size }, host) => {
     const sizeBytes = parseSize(size, "--size");
     const { Demo } = await import("../demo.ts");
-    const demo = await Demo.start(keepIn, sizeBytes);
+    const demo = await Demo.start(keepIn, sizeBytes, host.terminated);
     host.output.text(demo.describe());
     await untilAborted(host.terminated);
     await demo.stop();
