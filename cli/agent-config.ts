@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { jobSpeedSchema } from "../proto/control-api.ts";
-import { OVERLAY_LIMIT_MIN_BYTES, RETAINED_MAX } from "../proto/limits.ts";
+import { OVERLAY_LIMIT_MIN_BYTES, RETAINED_MAX, SECONDARIES_MAX } from "../proto/limits.ts";
 import {
   ACK_POLICIES,
   CONGESTION_POLICIES,
@@ -35,6 +35,8 @@ export const agentConfigSchema = z.object({
   childTimeoutMs: z.number().positive().optional(),
   /** URLs of the peers that the agent dials. */
   peers: z.array(z.string()),
+  /** How many secondaries it may have as a primary; undefined: one. */
+  secondaries: z.int().positive().max(SECONDARIES_MAX).optional(),
   ack: z.enum(ACK_POLICIES),
   durability: z.enum(DURABILITIES),
   peerTimeoutMs: z.number().positive(),

@@ -26,6 +26,7 @@ import { Connector } from "../shared/replication/connector.ts";
 import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { probePeer } from "../shared/replication/peer-probe.ts";
+import { mainSlotOf, onlyWith, slotsOf } from "../shared/replication/peer-slots.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent-host.ts";
@@ -41,7 +42,6 @@ import type { Judged } from "./verdict-answer.ts";
 export interface ActivePrimary {
   readonly role: "Primary";
   readonly primary: PrimaryRole;
-  readonly tracking: PeerTracking;
   /** One for each disk, as it is at present. */
   readonly children: OwnedChild[];
 }
@@ -85,7 +85,7 @@ export class AgentRoles {
   readonly vmStates: VmStateStore;
   readonly #options: AgentRolesOptions;
   #active: ActivePrimary | ActiveSecondary;
-  #connector: Connector | undefined;
+  #connectors: readonly Connector[] = [];
   #promoted: readonly PromotedDisk[] = [];
   #promotedEpoch = 0;
   #wasPromotedHere = false;
@@ -99,7 +99,11 @@ export class AgentRoles {
   /** Takes up the recorded role. Errors: those of opening the images. */
   constructor(options: AgentRolesOptions) {
     this.#options = options;
-    this.#binding = new PeerBinding({ ...options.agent.host, state: options.state });
+    this.#binding = new PeerBinding({
+      ...options.agent.host,
+      state: options.state,
+      secondaries: options.agent.config.secondaries ?? 1,
+    });
     this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
     const { record } = options.state;
     this.vmStates = new VmStateStore({
@@ -141,20 +145,20 @@ export class AgentRoles {
     this.#dial();
   }
 
-  accept(link: Link, ended?: (wasOpen: boolean) => void): void {
+  accept(link: Link, ended?: (wasOpen: boolean) => void, url?: string): void {
     const refusal = this.#stopping
       ? new ColobusError("shutting-down", "the agent is being stopped", "Try again later.")
       : this.#binding.refusalOf(link);
     if (refusal !== undefined) refuse(link, refusal, () => ended?.(false));
-    else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended);
+    else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended, url);
     else this.#active.secondary.accept(link, ended);
   }
 
-  /** Dials `url` from now on; undefined: whom it dialled before, again. */
+  /** Dials `url` alone from now on; undefined: whom it dialled before, again. */
   async redial(url?: string): Promise<void> {
     const { state } = this.#options;
     if (url !== undefined) await state.update((record) => ({ ...record, peers: [url] }));
-    this.#connector?.stop();
+    this.#hangUp();
     this.#dial();
   }
 
@@ -200,8 +204,7 @@ export class AgentRoles {
         lineage: lineage ?? newId(host.random),
       });
       await active.tracking.close();
-      const tracking = promotion.tracking ?? PeerTracking.open(this.#trackingOptions());
-      this.#active = this.#servePromotion(promotion, tracking);
+      this.#active = this.#servePromotion(promotion, promotion.tracking);
       this.#wasPromotedHere = true;
       this.#active.primary.start();
       this.#options.emit("failover", { epoch: promotion.epoch });
@@ -214,10 +217,10 @@ export class AgentRoles {
 
   /**
    * The primary becomes Secondary, with what its images hold now as its checkpoint; without any where an image cannot be
-   * flushed. Its clients are sent away. While the record cannot be written it serves nobody, and tries again.
+   * flushed. Its clients are sent away. Of what is known of its peers, only what is about the `newer` side is kept. While the record cannot be written it serves nobody, and tries again.
    * Errors: `merge-unfinished`; those of opening the images, after which it serves nobody until it is started again.
    */
-  demote(request: { readonly discardsOwn: boolean }): Promise<void> {
+  demote(request: { readonly discardsOwn: boolean; readonly newer: string }): Promise<void> {
     return this.#change(async () => {
       const active = this.#active;
       if (active.role === "Secondary") return;
@@ -229,7 +232,7 @@ export class AgentRoles {
           "Wait for it: `colobus wait merged`.",
         );
       }
-      this.#connector?.stop();
+      this.#hangUp();
       active.primary.refuseGuests(new ColobusError("handed-over", "this side is not Primary any more"));
       exports.withdrawAll();
       agent.dropClients();
@@ -247,7 +250,7 @@ export class AgentRoles {
       const atMs = agent.host.clock.wallMs();
       await this.#record((whole) =>
         demoted(
-          allFailed({ ...whole, disks: whole.disks.map(withoutCopies) }, atMs, notPrimary),
+          allFailed({ ...onlyWith(whole, request.newer), disks: whole.disks.map(withoutCopies) }, atMs, notPrimary),
           checkpoint,
           request.discardsOwn,
         ),
@@ -269,7 +272,7 @@ export class AgentRoles {
   async stop(drainMs: number): Promise<void> {
     this.#stopping = true;
     this.#lostSyncs.stop();
-    this.#connector?.stop();
+    this.#hangUp();
     await this.#changing;
     await this.vmStates.settled();
     const active = this.#active;
@@ -308,10 +311,20 @@ export class AgentRoles {
     return result;
   }
 
-  /** Keeps a link to the recorded peer, if there is one. */
+  /** Keeps a link to each recorded peer: a secondary has one. */
   #dial(): void {
-    const [url] = this.#options.state.record.peers;
-    if (url === undefined || this.#stopping) return;
+    if (this.#stopping) return;
+    const { peers, role } = this.#options.state.record;
+    this.#connectors = (role === "Primary" ? peers : peers.slice(0, 1)).map((url) => this.#newConnector(url));
+    for (const connector of this.#connectors) connector.start();
+  }
+
+  #hangUp(): void {
+    for (const connector of this.#connectors) connector.stop();
+    this.#connectors = [];
+  }
+
+  #newConnector(url: string): Connector {
     const { host } = this.#options.agent;
     const connector: Connector = new Connector({
       dialer: this.#binding.guard(host.dialer(url)),
@@ -319,18 +332,17 @@ export class AgentRoles {
       random: host.random,
       isWanted: () => {
         const active = this.#active;
-        return active.role === "Primary" ? !active.primary.isConnected : !active.secondary.isConnected;
+        return active.role === "Primary" ? !active.primary.isConnectedTo(url) : !active.secondary.isConnected;
       },
-      connected: (link) => this.accept(link, (wasOpen) => connector.lost(wasOpen)),
+      connected: (link) => this.accept(link, (wasOpen) => connector.lost(wasOpen), url),
       failed: (reason) => {
         this.#binding.told(reason, url);
         const active = this.#active;
-        if (active.role === "Primary") active.primary.dialFailed(reason);
+        if (active.role === "Primary") active.primary.dialFailed(reason, url);
         else active.secondary.dialFailed(reason);
       },
     });
-    this.#connector = connector;
-    connector.start();
+    return connector;
   }
 
   /** Changes the record, as soon as it can be written. Errors: why not, when the agent is stopped meanwhile. */
@@ -401,7 +413,6 @@ export class AgentRoles {
     const { agent, state } = this.#options;
     const { host, config } = agent;
     const { record } = state;
-    const tracking = PeerTracking.open(this.#trackingOptions());
     if (record.merge !== null) {
       const promotion = recoverPromotion({
         ...host,
@@ -410,7 +421,7 @@ export class AgentRoles {
         record,
         lostSyncs: this.#lostSyncs,
       });
-      return this.#servePromotion(promotion, tracking);
+      return this.#servePromotion(promotion);
     }
     const children: { name: string; child: DiskImage }[] = [];
     try {
@@ -424,7 +435,7 @@ export class AgentRoles {
       for (const { child } of children) child.close();
       throw error;
     }
-    return this.#primaryOver(children, tracking);
+    return this.#primaryOver(children);
   }
 
   get #mayHaveHadPeer(): boolean {
@@ -441,7 +452,8 @@ export class AgentRoles {
     return this.#isStarting && sharedMark !== undefined && !isMarkOwn && this.#mayHaveHadPeer;
   }
 
-  #servePromotion(promotion: PromotedDisks, tracking: PeerTracking): ActivePrimary {
+  /** `tracking`: the bitmaps about the peer, where they are open already. */
+  #servePromotion(promotion: PromotedDisks, tracking?: PeerTracking): ActivePrimary {
     this.#promoted = promotion.disks.map(({ disk }) => disk);
     this.#promotedEpoch = promotion.epoch;
     return this.#primaryOver(
@@ -452,7 +464,7 @@ export class AgentRoles {
 
   #primaryOver(
     children: readonly { readonly name: string; readonly child: Child & OwnedChild }[],
-    tracking: PeerTracking,
+    tracking?: PeerTracking,
   ): ActivePrimary {
     const { agent, state, emit, jobs, exports } = this.#options;
     const { host, config, token } = agent;
@@ -466,16 +478,16 @@ export class AgentRoles {
       state,
       jobs,
       children,
-      tracking,
+      trackings: this.#openTrackings(tracking),
       // Copies beside the images are a primary's whose disks are its own images, and not overlays over them.
       copies:
         state.record.mode === "shared" || this.#promoted.length > 0
           ? undefined
           : childrenContext(this.#options, this.#lostSyncs),
-      peerUrl: state.record.peers[0] ?? null,
+      peerUrls: state.record.peers,
       mayHaveHadPeer: this.#mayHaveHadPeer,
       mayBeSuperseded: this.#mayBeSuperseded,
-      handedOver: () => this.#handedOver(),
+      handedOver: (peer) => this.#handedOver(peer),
       judged: () => this.#options.changed(),
       token,
       ack: config.ack,
@@ -506,7 +518,7 @@ export class AgentRoles {
     exports.serveCheckpoints(undefined);
     exports.serveContexts((disk) => bitmaps.contextsOf(disk));
     for (const disk of primary.disks) exports.put(disk.name, state.record.vm, primary.exported(disk), false);
-    return { role: "Primary", primary, tracking, children: children.map(({ child }) => child) };
+    return { role: "Primary", primary, children: children.map(({ child }) => child) };
   }
 
   /** A disk of the primary has another image. Returns the one before, which is to be closed. */
@@ -517,8 +529,23 @@ export class AgentRoles {
     return active.children.splice(index, 1, image)[0];
   }
 
+  /** A place for each secondary that there may be: that of the record's own peer, those of which it says something, and free ones. */
+  #openTrackings(own?: PeerTracking): { readonly slot: number; readonly tracking: PeerTracking }[] {
+    const { agent, state } = this.#options;
+    const { record } = state;
+    const slots = [...slotsOf(record)];
+    for (let slot = 0; slots.length < (agent.config.secondaries ?? 1); slot += 1) {
+      if (!slots.includes(slot)) slots.push(slot);
+    }
+    return slots.map((slot) => ({
+      slot,
+      tracking:
+        own !== undefined && slot === mainSlotOf(record) ? own : PeerTracking.open(this.#trackingOptions(slot)),
+    }));
+  }
+
   /** The disks whose sizes are known: a secondary's may still be to be made. */
-  #trackingOptions(): PeerTrackingOptions {
+  #trackingOptions(slot = mainSlotOf(this.#options.state.record)): PeerTrackingOptions {
     const { agent, state, emit } = this.#options;
     const { storage, clock, random, log } = agent.host;
     const disks = state.record.disks.flatMap(({ name, sizeBytes }) =>
@@ -526,11 +553,20 @@ export class AgentRoles {
         ? []
         : {
             geometry: clusterGeometry(sizeBytes, state.record.clusterBytes),
-            directory: overlayDirectory(agent.config.stateDirectory, name),
+            directory: this.#bitmapDirectory(name, slot),
           },
     );
     const { extentBytes, settleEveryMs, dirtyFileMinBytes } = agent.config;
-    return { storage, clock, random, log, state, disks, extentBytes, settleEveryMs, dirtyFileMinBytes, emit };
+    return { storage, clock, random, log, state, slot, disks, extentBytes, settleEveryMs, dirtyFileMinBytes, emit };
+  }
+
+  /** Where the dirty bitmap of a disk lies. A directory that is lost with its bitmap costs a full sync. */
+  #bitmapDirectory(disk: string, slot: number): string {
+    const { config, host } = this.#options.agent;
+    const directory = overlayDirectory(config.stateDirectory, disk);
+    if (slot === 0) return directory;
+    host.storage.makeDirectory(`${directory}/peer-${slot}`);
+    return `${directory}/peer-${slot}`;
   }
 
   /** The primary hands its role to this side. */
@@ -541,8 +577,8 @@ export class AgentRoles {
   }
 
   /** The peer has taken the role that this side handed to it. */
-  #handedOver(): void {
-    this.demote({ discardsOwn: false }).catch((error: unknown) =>
+  #handedOver(peer: string): void {
+    this.demote({ discardsOwn: false, newer: peer }).catch((error: unknown) =>
       this.#options.agent.host.log.error({ reason: asColobusError(error) }, "the role could not be laid down"),
     );
   }

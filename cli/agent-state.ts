@@ -12,6 +12,7 @@ import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { bitmapsLost } from "../shared/journal/bitmap-entry.ts";
 import { StateFile } from "../shared/journal/state-file.ts";
+import { onlyWith, withoutPeers } from "../shared/replication/peer-slots.ts";
 import type { AgentConfig } from "./agent-config.ts";
 import { initialQuorum } from "./quorum-options.ts";
 
@@ -150,7 +151,7 @@ function suspect(whole: StateRecord, agentId: string): StateRecord {
   const record = { ...bitmapsLost(whole, "power-lost"), disks: whole.disks.map(withUntrackedCopies) };
   // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
   if (record.mode === "shared" && record.role === "Primary") return record;
-  const untracked = { ...record, tracks: null, pairing: null, mirrors: record.mirrors.map(withoutBitmap) };
+  const untracked = { ...withoutPeers(record), mirrors: record.mirrors.map(withoutBitmap) };
   if (record.role === "Primary") return untracked;
   return { ...untracked, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [] };
 }
@@ -241,7 +242,7 @@ async function adoptImages(host: StateHost, state: StateFile, config: AgentConfi
   const reason = new ColobusError("image-changed", "the agent was started with --adopt-image");
   await state.update((record) =>
     allFailed(
-      { ...bitmapsLost(record, "image-adopted"), disks, tracks: null, lostSyncs: [] },
+      { ...bitmapsLost(onlyWith(record, undefined), "image-adopted"), disks, tracks: null, lostSyncs: [] },
       host.clock.wallMs(),
       reason,
     ),

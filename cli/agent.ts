@@ -350,7 +350,7 @@ export class Agent implements AgentControl {
   }
 
   async verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus> {
-    const job = this.#primary("verify").verifies.start(request);
+    const job = this.#primary("verify").verify(request);
     if (request.wait) {
       const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
       try {
@@ -501,9 +501,9 @@ export class Agent implements AgentControl {
     const { epoch, peers, jobs, role } = this.status();
     switch (condition) {
       case "connected":
-        return peers.some((peer) => peer.connection === "Connected");
+        return peers.length > 0 && peers.every((peer) => peer.connection === "Connected");
       case "synced":
-        return peers.some((peer) => isInSync(peer.replication));
+        return peers.length > 0 && peers.every((peer) => isInSync(peer.replication));
       case "committed":
         return epoch.committed > 0;
       case "merged":

@@ -4,6 +4,7 @@ import type { Log } from "../shared/host/log.ts";
 import { RefusalLog } from "../shared/host/refusal-log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Dialer, Link } from "../shared/replication/link.ts";
+import { mainSlotOf, peerEntryOf, slotsOf } from "../shared/replication/peer-slots.ts";
 
 /**
  * Binds the pair to whom its certificates name: once a session has begun with a peer that has shown one, the record has its
@@ -12,18 +13,30 @@ import type { Dialer, Link } from "../shared/replication/link.ts";
  */
 export class PeerBinding {
   readonly #state: StateFile;
+  readonly #secondaries: number;
   readonly #refusals: RefusalLog;
 
-  constructor(options: { readonly state: StateFile; readonly clock: Clock; readonly log: Log }) {
+  /** `secondaries`: how many this agent may have as a primary. */
+  constructor(options: {
+    readonly state: StateFile;
+    readonly secondaries: number;
+    readonly clock: Clock;
+    readonly log: Log;
+  }) {
     this.#state = options.state;
+    this.#secondaries = options.secondaries;
     this.#refusals = new RefusalLog({ ...options, port: "replication" });
   }
 
   /** Why the other end of the link is not the peer; undefined when nothing speaks against it. It is logged once. */
   refusalOf({ peerIdentity, peerAddress }: Link): ColobusError | undefined {
-    const { peerSubject } = this.#state.record;
+    const { record } = this.#state;
     if (peerIdentity === undefined || peerIdentity.isNamed) return undefined;
-    if (peerSubject === undefined || peerSubject === peerIdentity.subject) return undefined;
+    const slots = record.role === "Primary" ? slotsOf(record) : [mainSlotOf(record)];
+    const subjects = slots.map((slot) => peerEntryOf(record, slot).peerSubject);
+    // Whoever fills a place that is free yet is one that the authority vouches for.
+    if (subjects.includes(undefined) || subjects.includes(peerIdentity.subject)) return undefined;
+    if (record.role === "Primary" && subjects.length < this.#secondaries) return undefined;
     const reason = new ColobusError(
       "auth-failed",
       "the certificate is valid, but of another host than the peer that this agent is paired with",

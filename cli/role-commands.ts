@@ -57,7 +57,9 @@ export class RoleCommands {
       const verdict = await this.#handshake(deadline, peer);
       if (!already && roles.active.role === "Primary") {
         assertBehind(verdict, state.record.agentId);
-        if (verdict.verdict.kind === "outdated") await roles.demote({ discardsOwn: false });
+        if (verdict.verdict.kind === "outdated") {
+          await roles.demote({ discardsOwn: false, newer: verdict.peer.agentId });
+        }
         else await this.#until(deadline, () => roles.active.role === "Secondary", "the role is not laid down yet");
       }
       return { already, peer, epoch: state.record.committed.epoch };
@@ -77,7 +79,7 @@ export class RoleCommands {
       }
       known ??= await this.#handshake(deadline);
       if (request.discardMyData) {
-        await this.#discard(known.verdict);
+        await this.#discard(this.#gravest() ?? known);
         await this.#until(deadline, () => this.#isConnected(), "the peer has not connected again yet");
       }
       const verdict = this.#describe(this.#lastVerdict() ?? known);
@@ -106,7 +108,7 @@ export class RoleCommands {
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
       const lineage = newId(random);
-      await primary.handOver(lineage, request.timeoutMs, signal);
+      await primary.handOver(lineage, request.timeoutMs, signal, request.peer);
       const isOver = (): boolean => roles.active.role === "Secondary" || state.record.handOver === null;
       await this.#until(deadline, isOver, "the secondary was asked to take the role, and has not said so yet");
       if (roles.active.role === "Primary") {
@@ -122,7 +124,7 @@ export class RoleCommands {
     }
   }
 
-  async #discard(verdict: Verdict): Promise<void> {
+  async #discard({ verdict, peer }: Judged): Promise<void> {
     const { roles, state } = this.#options;
     if (verdict.kind === "sync") {
       throw new ColobusError(
@@ -132,7 +134,7 @@ export class RoleCommands {
       );
     }
     if (verdict.kind === "refused" && verdict.rule !== "unrelated") throw refusal(verdict, state.record.agentId);
-    if (roles.active.role === "Primary") await roles.demote({ discardsOwn: true });
+    if (roles.active.role === "Primary") await roles.demote({ discardsOwn: true, newer: peer.agentId });
     else await state.update((record) => ({ ...record, discardsOwn: true }));
     await roles.redial();
   }
@@ -149,13 +151,20 @@ export class RoleCommands {
     let judged: Judged | undefined;
     const isJudged = (): boolean => {
       const last = this.#lastVerdict();
-      if (last !== before) judged = last;
+      if (last !== before && this.#isOf(last, url)) judged = last;
       return judged !== undefined;
     };
     const what = url === undefined ? "no peer has connected yet" : `the agent at ${url} has not answered yet`;
     await this.#until(deadline, isJudged, what);
     assert(judged !== undefined);
     return judged;
+  }
+
+  /** Whether the handshake was with the peer at `url`: of several, another one may dial this side meanwhile. */
+  #isOf(judged: Judged | undefined, url: string | undefined): boolean {
+    const { active } = this.#options.roles;
+    if (url === undefined || active.role === "Secondary" || judged === undefined) return true;
+    return active.primary.mayBeAt(judged, url);
   }
 
   /** What the two would do, as the peer's history is now. Who dials nobody waits for the peer's own next handshake. */
@@ -183,6 +192,12 @@ export class RoleCommands {
     return `${found}${found.endsWith(".") ? "" : "."} By now ${changedBytes.here} bytes have changed here`;
   }
 
+  /** Of several peers, the one with which this side is no pair, if there is one. */
+  #gravest(): Judged | undefined {
+    const { active } = this.#options.roles;
+    return active.role === "Primary" ? active.primary.verdicts[0] : active.secondary.lastVerdict;
+  }
+
   #lastVerdict(): Judged | undefined {
     const { active } = this.#options.roles;
     return active.role === "Primary" ? active.primary.lastVerdict : active.secondary.lastVerdict;
@@ -197,7 +212,10 @@ export class RoleCommands {
     const { state, roles } = this.#options;
     const { agentId: self, disks } = state.record;
     const diskBytes = disks.reduce((sum, { sizeBytes }) => sum + (sizeBytes ?? 0), 0);
-    return describeVerdict({ judged, self, changedHere: roles.active.tracking.bytes, diskBytes });
+    const { active } = roles;
+    const changedHere =
+      active.role === "Primary" ? active.primary.changedBytes(judged.peer.agentId) : active.tracking.bytes;
+    return describeVerdict({ judged, self, changedHere, diskBytes });
   }
 
   #primary(command: string): PrimaryRole {

@@ -14,7 +14,7 @@ export interface DiskCopiesOptions {
   /** In mode `shared`. */
   readonly sharesDisks: boolean;
   readonly images: readonly { readonly name: string; readonly child: Child }[];
-  readonly tracking: Pick<PeerTracking, "add">;
+  readonly trackings: readonly { readonly tracking: Pick<PeerTracking, "add"> }[];
   /** Guests are not to change anything before an operator has looked. */
   readonly freeze: () => void;
   /** Whether the disk has another image than the one that it was opened with. */
@@ -77,7 +77,9 @@ export class DiskCopies {
       if (lacks === undefined || !isDemoted) continue;
       fault = lacks;
       // The peer is to send what the image lacks.
-      await this.#options.tracking.add(index, [...clusterRuns(copies.localDirty)]);
+      for (const { tracking } of this.#options.trackings) {
+        await tracking.add(index, [...clusterRuns(copies.localDirty)]);
+      }
     }
     if (fault !== undefined) throw fault;
   }

@@ -1,37 +1,35 @@
-import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { CopyBeforeWrite } from "./copy-before-write.ts";
 import type { FailedAccess } from "./disk-health.ts";
 import type { GuestGate } from "./guest-gate.ts";
 import { markedBoth, type NamedBitmaps } from "./named-bitmaps.ts";
 import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import type { Forwarding } from "./replicated-disk.ts";
-import type { Replicator } from "./replicator.ts";
+import type { Secondaries } from "./secondaries.ts";
 
 type Failed = (access: FailedAccess, error: unknown) => void;
 
 export interface ChangeForwarding {
-  readonly tracking: Pick<PeerTracking, "mark">;
   readonly bitmaps: Pick<NamedBitmaps, "mark">;
   readonly checkpoints: Pick<PrimaryCheckpoints, "countWrite">;
-  readonly replicator: () => Replicator;
+  readonly secondaries: () => Secondaries;
   readonly failed: Failed;
 }
 
 /** The changes of the disk with this index go into the stream. */
 export function changesOf(
   disk: number,
-  { tracking, bitmaps, checkpoints, replicator, failed }: ChangeForwarding,
+  { bitmaps, checkpoints, secondaries, failed }: ChangeForwarding,
 ): Forwarding {
   return {
-    mark: (offset, length) => markedBoth(tracking, bitmaps, disk, offset, length),
+    mark: (offset, length) => markedBoth(secondaries(), bitmaps, disk, offset, length),
     forward: (kind, offset, length, payload) => {
       checkpoints.countWrite(length);
-      return replicator().forward(kind, disk, offset, length, payload);
+      return secondaries().forward(kind, disk, offset, length, payload);
     },
-    room: () => replicator().room(),
-    flush: () => replicator().flush(),
+    room: () => secondaries().room(),
+    flush: () => secondaries().flush(),
     failed: (offset, length, error) => {
-      replicator().sendAgain(disk, offset, length);
+      secondaries().sendAgain(disk, offset, length);
       failed({ during: "write", offset, length }, error);
     },
     refused: (during, offset, length, error) => failed({ during, offset, length }, error),

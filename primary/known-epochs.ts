@@ -13,7 +13,10 @@ export interface KnownEpochs {
  * Takes over what a secondary says as it opens a session. Returns whether it tells of a commit that is news: one that
  * this agent had asked for, or one that it finds.
  */
-export function learnEpochs(known: KnownEpochs, peer: Hello, nowMs: number): "asked" | "found" | undefined {
+export function learnEpochs(
+  known: KnownEpochs,
+  peer: Pick<Hello, "committed" | "prepared" | "outdated">,
+  nowMs: number): "asked" | "found" | undefined {
   // A former primary's own last state is no checkpoint of this side's.
   const committed = peer.outdated ? 0 : peer.committed;
   const isNews = committed > known.committed;

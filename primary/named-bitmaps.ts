@@ -359,7 +359,7 @@ export class NamedBitmaps {
   }
 }
 
-/** Done when the bitmap of the peer and those for backup tools both have the range. Errors: those of either. */
+/** Done when the bitmaps of the peers and those for backup tools both have the range. Errors: those of either. */
 export function markedBoth(
   tracking: Pick<PeerTracking, "mark">,
   bitmaps: Pick<NamedBitmaps, "mark">,

@@ -5,12 +5,15 @@ import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/clu
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { confirmed } from "../shared/replication/lineage.ts";
+import { confirmed, namingKnown } from "../shared/replication/lineage.ts";
+import { withPeerEntry } from "../shared/replication/peer-slots.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { SourceSession } from "./source-session.ts";
 
 export interface PairingOptions {
   readonly state: StateFile;
+  /** Which of the record's peers this is about. */
+  readonly slot: number;
   readonly tracking: PeerTracking;
   readonly random: Random;
   readonly geometries: readonly ClusterGeometry[];
@@ -79,17 +82,15 @@ export class Pairing {
   }
 
   async #begin(session: SourceSession, hello: Hello, peer: Hello, extent: SyncExtent): Promise<void> {
-    const { state, tracking, random, opened } = this.#options;
+    const { state, slot, tracking, random, opened } = this.#options;
     if (session.isClosed) return;
     if (extent === "full" || extent === "assumed") await tracking.begin(peer.agentId, extent);
     if (session.isClosed) return;
     const id = random.bytes(16).toString("hex");
     const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;
-    await state.update((record) => ({
-      ...record,
-      pairing: { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] },
-      ...(session.peerSubject === undefined ? {} : { peerSubject: session.peerSubject }),
-    }));
+    const pairing = { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] };
+    const { peerSubject } = session;
+    await state.update((record) => withPeerEntry(namingKnown(record), slot, { pairing, peerSubject }));
     this.#session = id;
     const openEpoch = await opened(peer);
     if (session.isClosed) return;

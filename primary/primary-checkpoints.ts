@@ -11,15 +11,17 @@ import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import { EpochCounter } from "./epoch-counter.ts";
 import { learnEpochs, type KnownEpochs } from "./known-epochs.ts";
 import { lostPeer } from "./no-peer.ts";
+import type { EpochSession } from "./session-group.ts";
 import type { SharedDisks } from "./shared-disks.ts";
-import type { SourceSession } from "./source-session.ts";
 
 export interface PrimaryCheckpointsOptions {
   readonly clock: Clock;
   readonly state: StateFile;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
-  /** The open session with the secondary. Errors: `no-peer`. */
-  readonly session: () => SourceSession;
+  /** The open session with the secondary; of several, those that have the epoch. Errors: `no-peer`. */
+  readonly session: (epoch?: number) => EpochSession;
+  /** Whom a barrier goes to now. Errors: `no-peer`. */
+  readonly barrierSession: () => EpochSession;
   /** Whether the secondary has everything, so that a barrier may be placed. */
   readonly isEstablished: () => boolean;
   /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
@@ -35,7 +37,7 @@ export interface PrimaryCheckpointsOptions {
  * with the milliseconds of that which the commit took, 0 where none is asked for.
  */
 interface Placed {
-  readonly session: SourceSession;
+  readonly session: EpochSession;
   readonly epoch: number;
   readonly done: Promise<number>;
 }
@@ -56,7 +58,7 @@ export class PrimaryCheckpoints {
   /** The secondary has given up what it had of epochs up to this one. An answer about one may be read after that. */
   #voidThrough = 0;
   /** Barriers that are answered and await their VM state, and the session that this has to come in. Ascending. */
-  readonly #awaiting = new Map<number, SourceSession>();
+  readonly #awaiting = new Map<number, EpochSession>();
   #hasCountedWrites = false;
 
   constructor(options: PrimaryCheckpointsOptions) {
@@ -100,7 +102,7 @@ export class PrimaryCheckpoints {
   }
 
   /** The checkpoint that awaits its VM state: the newest where no epoch is named. Errors: `epoch-unknown`. */
-  awaiting(epoch: number | undefined): { readonly epoch: number; readonly session: SourceSession } {
+  awaiting(epoch: number | undefined): { readonly epoch: number; readonly session: EpochSession } {
     const wanted = epoch ?? [...this.#awaiting.keys()].at(-1) ?? 0;
     const session = this.#awaiting.get(wanted);
     if (session !== undefined) return { epoch: wanted, session };
@@ -115,7 +117,7 @@ export class PrimaryCheckpoints {
    * The VM state of `epoch` has arrived in `session` and is stored, after `vmstateMs`. Errors: `epoch-unknown` when it
    * came too late.
    */
-  stored(epoch: number, session: SourceSession, vmstateMs: number): void {
+  stored(epoch: number, session: EpochSession, vmstateMs: number): void {
     if (this.awaiting(epoch).session !== session) throw lostPeer();
     this.#awaiting.delete(epoch);
     if (epoch > this.#voidThrough)
@@ -182,7 +184,7 @@ export class PrimaryCheckpoints {
       if (this.#awaiting.has(epoch)) throw vmStateAwaited(epoch);
       this.#assertOnDisk(epoch);
       const commitMs = await deadline.race(
-        this.#commit(this.#options.session(), epoch),
+        this.#commit(this.#options.session(epoch), epoch),
         `the commit of checkpoint ${epoch} was asked for and its outcome is not known yet`,
       );
       return { epoch, state: "committed", commitMs };
@@ -213,10 +215,13 @@ export class PrimaryCheckpoints {
     }
   }
 
-  /** A secondary opens a session, and says what it has. Returns the epoch that is open from here on. */
-  learn(peer: Hello): number {
+  /**
+   * A secondary opens a session, and says what it has; where there are several, what all of them have. Returns the epoch
+   * that is open from here on.
+   */
+  learn(peer: Pick<Hello, "epochSeen" | "committed" | "prepared" | "outdated">): number {
     this.#epochs.skipThrough(peer.epochSeen);
-    this.#awaiting.clear();
+    for (const [epoch, session] of this.#awaiting) if (session.isClosed) this.#awaiting.delete(epoch);
     // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
     if (peer.committed < this.#known.committed) this.#volumesComplete = false;
     const news = learnEpochs(this.#known, peer, this.#options.clock.wallMs());
@@ -237,6 +242,12 @@ export class PrimaryCheckpoints {
     this.#volumesComplete = false;
   }
 
+  /** Another secondary has given up what it had, and this is what the others have. */
+  left({ committed, prepared }: { readonly committed: number; readonly prepared: number[] }): void {
+    this.#known.committed = committed;
+    this.#known.prepared = prepared;
+  }
+
   /** The secondary has given up everything that it had of epochs up to `throughEpoch`. */
   givenUp(throughEpoch: number): void {
     this.#voidThrough = throughEpoch;
@@ -251,7 +262,7 @@ export class PrimaryCheckpoints {
   #place({ commit, vmstate }: { readonly commit: boolean; readonly vmstate: boolean }): Placed {
     // The sync may have begun anew, or the session been lost, while the number was reserved.
     if (!this.#options.isEstablished()) throw lostPeer();
-    const session = this.#options.session();
+    const session = this.#options.barrierSession();
     const epoch = this.#epochs.close();
     const done = commit ? this.#barrierAndCommit(session, epoch) : this.#barrier(session, epoch, vmstate);
     done.catch(() => undefined); // whoever asked for the checkpoint has the error, unless the deadline came first
@@ -288,7 +299,7 @@ export class PrimaryCheckpoints {
     );
   }
 
-  async #barrier(session: SourceSession, epoch: number, vmstate: boolean): Promise<number> {
+  async #barrier(session: EpochSession, epoch: number, vmstate: boolean): Promise<number> {
     const { clock } = this.#options;
     const startedMs = clock.nowMs();
     try {
@@ -318,7 +329,7 @@ export class PrimaryCheckpoints {
   async #flushed(
     disks: Pick<SharedDisks, "flush" | "noteUnflushed">,
     closing: Promise<number>,
-    session: SourceSession,
+    session: EpochSession,
     epoch: number,
   ): Promise<void> {
     const [closed, flushed] = await Promise.allSettled([closing, disks.flush()]);
@@ -331,7 +342,7 @@ export class PrimaryCheckpoints {
   }
 
   /** Has the secondary forget what are no checkpoints. Where it cannot be told, the next session's hello names them again. */
-  async #withdraw(session: SourceSession, epochs: readonly number[]): Promise<void> {
+  async #withdraw(session: EpochSession, epochs: readonly number[]): Promise<void> {
     try {
       await session.request((id) => ({ type: "discard", id, epochs: [...epochs] }));
     } catch (error) {
@@ -341,7 +352,7 @@ export class PrimaryCheckpoints {
     this.#options.emit("checkpoint-discarded", { epochs });
   }
 
-  #barrierAndCommit(session: SourceSession, epoch: number): Promise<number> {
+  #barrierAndCommit(session: EpochSession, epoch: number): Promise<number> {
     const { clock } = this.#options;
     return this.#committing(epoch, async () => {
       const startedMs = clock.nowMs();
@@ -353,7 +364,7 @@ export class PrimaryCheckpoints {
   }
 
   /** Resolves with the milliseconds that it took. */
-  async #commit(session: SourceSession, epoch: number): Promise<number> {
+  async #commit(session: EpochSession, epoch: number): Promise<number> {
     const { clock } = this.#options;
     const startedMs = clock.nowMs();
     await this.#committing(epoch, async () => {

@@ -21,12 +21,13 @@ export interface PrimaryOptions {
   readonly state: StateFile;
   readonly jobs: JobList;
   readonly children: readonly { readonly name: string; readonly child: Child }[];
-  readonly tracking: PeerTracking;
+  /** Of the slots for secondaries, that of the record's own peer first: at least one. */
+  readonly trackings: readonly { readonly slot: number; readonly tracking: PeerTracking }[];
   readonly bitmaps: NamedBitmaps;
   /** What copies beside the images are made with; undefined: there are none, and none may be added. */
   readonly copies: ChildrenContext | undefined;
-  /** Whom this side dials; null: it waits for a peer to dial. */
-  readonly peerUrl: string | null;
+  /** Whom this side dials; empty: it waits for peers to dial. */
+  readonly peerUrls: readonly string[];
   /** Whether a peer may have been met that the record does not know of. */
   readonly mayHaveHadPeer: boolean;
   /** As for `GuestPolicy`. */
@@ -35,8 +36,8 @@ export interface PrimaryOptions {
   readonly onCongestion: CongestionPolicy;
   /** This and what is said of checkpoints may change: `settingsChanged` follows. */
   readonly resyncSpeed: JobSpeed;
-  /** The peer has taken over the role that this side handed to it. */
-  readonly handedOver: () => void;
+  /** That peer has taken over the role that this side handed to it. */
+  readonly handedOver: (peer: string) => void;
   /** A handshake has come to a verdict. */
   readonly judged: () => void;
   readonly token: Buffer | undefined;

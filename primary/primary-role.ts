@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import {
   notProtected,
   type DiskStatus,
@@ -5,16 +6,20 @@ import {
   type PeerStatus,
   type ResyncAnswer,
   type Status,
+  type VerifyRequest,
 } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
+import type { StateRecord } from "../proto/state-record.ts";
 import type { BlockDevice, Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
-import type { Verdict } from "../shared/replication/verdict.ts";
+import { peerEntryOf, slotsOf, withPeerEntry } from "../shared/replication/peer-slots.ts";
+import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import type { Job } from "../shared/jobs/job.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
 import { DiskCopies } from "./disk-copies.ts";
 import { changesOf, originalsOf } from "./disk-forwarding.ts";
@@ -22,7 +27,9 @@ import { DiskHealth, type FailedAccess } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { Mirroring } from "./mirroring.ts";
+import { LineageKeeper } from "./lineage-keeper.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
+import { PeerEpochs } from "./peer-epochs.ts";
 import { Mirrors } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
@@ -30,11 +37,12 @@ import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
-import { Replicator } from "./replicator.ts";
+import type { Replicator } from "./replicator.ts";
+import { Secondaries } from "./secondaries.ts";
+import { SecondaryPlace, type Judged } from "./secondary-place.ts";
+import { SessionGroup, type EpochSession } from "./session-group.ts";
 import { SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
-import { SyncJobs } from "./sync-jobs.ts";
-import { VerifyJobs } from "./verify-jobs.ts";
 import { VmStates } from "./vm-states.ts";
 import type { PrimaryOptions } from "./primary-options.ts";
 
@@ -48,13 +56,18 @@ export class PrimaryRole {
   readonly vmStates: VmStates;
   readonly copies: DiskCopies;
   readonly mirrors: Mirrors;
-  readonly verifies: VerifyJobs;
   readonly bitmaps: NamedBitmaps;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
-  readonly #replicator: Replicator;
-  readonly #syncs: SyncJobs;
+  readonly #places: readonly SecondaryPlace[];
+  readonly #secondaries: Secondaries;
+  readonly #lineages: LineageKeeper;
+  /** Where there are several secondaries: what each has. */
+  readonly #epochs: PeerEpochs;
+  /** Where there are several: those that have not spoken since the start, and may have been promoted meanwhile. */
+  readonly #unheard: Set<string>;
+  #isHandingOver = false;
   /** Called at every change of the replication state. */
   readonly #watchers = new Set<() => void>();
   readonly #automatic: AutomaticCheckpoints;
@@ -64,18 +77,17 @@ export class PrimaryRole {
   readonly #keeper: PermitKeeper | undefined;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
-  /** In mode `mirror`. */
-  readonly #mirroring: Mirroring | undefined;
   /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
   #unflushed: number[] = [];
-  #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
+  #lastVerdict: Judged | undefined;
 
   constructor(options: PrimaryOptions) {
     this.#options = options;
     this.bitmaps = options.bitmaps;
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
-    this.#syncs = new SyncJobs(options.jobs, options.resyncSpeed);
+    this.#epochs = new PeerEpochs(record);
+    this.#unheard = new Set(options.trackings.length > 1 && this.#guests.isHeld ? peersOf(record) : []);
     const takeCheckpoint = (): Promise<unknown> =>
       this.checkpoints.checkpoint(
         { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
@@ -97,7 +109,7 @@ export class PrimaryRole {
       context: options.copies,
       sharesDisks: this.#shared !== undefined,
       images: options.children,
-      tracking: options.tracking,
+      trackings: options.trackings,
       freeze: () => this.#guests.freeze(),
       hasPivoted: (disk) => this.mirrors.hasPivoted(disk),
     });
@@ -108,7 +120,8 @@ export class PrimaryRole {
       clock: options.clock,
       state: options.state,
       emit: options.emit,
-      session: () => this.#connectedSession(),
+      session: (epoch) => this.#connectedSession(epoch),
+      barrierSession: () => this.#barrierSession(),
       isEstablished: () => this.#takesBarriers,
       untilEstablished: () => this.#untilEstablished(),
       sharedDisks: this.#shared,
@@ -117,23 +130,21 @@ export class PrimaryRole {
         return this.#shared?.protect();
       },
     });
-    if (record.mode === "mirror") {
-      this.#mirroring = new Mirroring({
-        ...options,
-        checkpoints: this.checkpoints,
-        isEstablished: () => this.isEstablished,
-        take: takeCheckpoint,
-      });
-    }
     this.vmStates = new VmStates({ ...options, checkpoints: this.checkpoints });
     this.disks = options.children.map(({ name, child }, index) => this.#replicatedDisk(name, child, index));
-    this.#replicator = this.#newReplicator();
-    this.verifies = new VerifyJobs({
+    this.#lineages = new LineageKeeper({
       ...options,
-      sharesDisks: this.#shared !== undefined,
-      disks: this.disks,
-      geometries: this.#geometries,
-      replicator: this.#replicator,
+      assertServing: () => this.#guests.gate.assertServing(),
+      streaming: () => this.#secondaries.sessions(({ streamingSession }) => streamingSession),
+    });
+    this.#places = options.trackings.map(({ slot, tracking }, index) =>
+      this.#newPlace(slot, tracking, options.peerUrls[index] ?? null, takeCheckpoint),
+    );
+    this.#secondaries = new Secondaries({
+      ...options,
+      places: this.#places,
+      hello: () => this.hello(),
+      pulse: this.#keeper?.pulse,
     });
     this.#status = new PrimaryStatus({
       state: options.state,
@@ -144,25 +155,17 @@ export class PrimaryRole {
       disks: this.disks,
       health: this.#health,
       guests: this.#guests,
-      replicator: this.#replicator,
-      syncs: this.#syncs,
-      verifies: this.verifies,
+      places: this.#places,
       checkpoints: this.checkpoints,
-      mirroring: this.#mirroring,
+      committedBy: (place) => this.#committedBy(place),
       ack: options.ack,
       isPaired: () => this.#isPaired,
       children: (disk) => this.copies.describe(disk),
-      verdict: () => this.#lastVerdict?.verdict,
     });
   }
 
   start(): void {
-    const { tracking } = this.#options;
-    tracking.start({
-      inFlight: (disk) => this.#replicator.inFlight(disk),
-      isBusy: (disk, offset, length) => this.disks[disk]?.isBusy(offset, length) ?? false,
-      flush: async (disk) => this.disks[disk]?.flushChild(),
-    });
+    for (const place of this.#places) place.start();
     this.bitmaps.start(this.disks, () => this.checkpoints.openEpoch);
     this.copies.start(this.disks);
     this.#automatic.start();
@@ -176,17 +179,42 @@ export class PrimaryRole {
   }
 
   /** Takes a link to a peer, whoever has dialled. */
-  accept(link: Link, ended?: (wasOpen: boolean) => void): void {
-    this.#replicator.accept(link, ended);
+  accept(link: Link, ended?: (wasOpen: boolean) => void, url?: string): void {
+    this.#secondaries.accept(link, ended, url);
   }
 
-  dialFailed(reason: ColobusError): void {
-    this.#replicator.dialFailed(reason);
+  dialFailed(reason: ColobusError, url: string): void {
+    this.#secondaries.dialFailed(reason, url);
   }
 
   /** What the last handshake with a proved peer came to. */
-  get lastVerdict(): { readonly verdict: Verdict; readonly peer: Hello } | undefined {
+  get lastVerdict(): Judged | undefined {
     return this.#lastVerdict;
+  }
+
+  /** What the last handshakes with the peers came to, those first that are no pair with this side. */
+  get verdicts(): readonly Judged[] {
+    const all = this.#places.flatMap(({ judged }) => judged ?? []);
+    const isPair = ({ verdict }: Judged): boolean => verdict.kind === "sync";
+    return [...all.filter((judged) => !isPair(judged)), ...all.filter(isPair)];
+  }
+
+  /** Whether the peer at `url` is connected, or the only one is, whoever has dialled. */
+  isConnectedTo(url: string): boolean {
+    return this.#places.length === 1 ? this.isConnected : this.#secondaries.isConnectedTo(url);
+  }
+
+  /** Whether a handshake may have been with the peer at `url`: where there are several, only that which this side has dialled there. */
+  mayBeAt(judged: Judged, url: string): boolean {
+    return (
+      this.#places.length === 1 || this.#places.some((place) => place.judged === judged && place.replicator.url === url)
+    );
+  }
+
+  /** Bytes that were changed here and that the peer may lack. */
+  changedBytes(peer: string): number {
+    const place = this.#places.find(({ peerId }) => peerId === peer) ?? this.#places[0];
+    return place?.tracking.bytes ?? 0;
   }
 
   /** Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`, `handed-over`. */
@@ -194,6 +222,7 @@ export class PrimaryRole {
     // Without the mark nobody could tell that the secondary's checkpoint is void.
     this.#shared?.goAlone();
     const waited = this.#guests.startAlone();
+    this.#unheard.clear();
     if (this.#keeper?.refusal === undefined) return waited;
     this.#keeper.insist();
     return true;
@@ -209,9 +238,11 @@ export class PrimaryRole {
    * records whom the role goes to before it asks. Resolves when the secondary was asked; the next handshake tells what
    * became of it. Errors: `no-peer`, the secondary's refusal: guests go on then; `timed-out`.
    */
-  async handOver(lineage: string, timeoutMs: number, signal: AbortSignal): Promise<void> {
-    const { state, tracking } = this.#options;
-    const session = this.#connectedSession();
+  async handOver(lineage: string, timeoutMs: number, signal: AbortSignal, peer?: string): Promise<void> {
+    const { state } = this.#options;
+    const { replicator, tracking } = this.#placeToOrder(peer);
+    const { session } = replicator;
+    this.#isHandingOver = true;
     const deadline = new Deadline(this.#options.clock, timeoutMs, signal);
     try {
       const context = {
@@ -226,11 +257,12 @@ export class PrimaryRole {
           if (this.#shared !== undefined) for (const { child } of this.#options.children) await child.letGo?.();
         },
         assertInSync: () => {
-          if (!this.isEstablished || session.peer === undefined || !tracking.isClean) throw lostPeer();
+          if (replicator.establishedSession !== session || session.peer === undefined || !tracking.isClean) throw lostPeer();
         },
       };
       await handOver(context, lineage);
     } finally {
+      this.#isHandingOver = false;
       deadline.end();
     }
   }
@@ -252,22 +284,32 @@ export class PrimaryRole {
   }
 
   get isConnected(): boolean {
-    return this.#replicator.isConnected;
+    return this.#secondaries.isConnected;
   }
 
   get isEstablished(): boolean {
-    return this.#replicator.isEstablished;
+    return this.#secondaries.isEstablished;
   }
 
   /** Whether a barrier may be placed: where the disks are shared the secondary lacks nothing, even while its overlays are full. */
   get #takesBarriers(): boolean {
-    return this.isEstablished || (this.#shared !== undefined && this.#replicator.isConnected);
+    if (this.#shared !== undefined) return this.isConnected;
+    return this.isEstablished && !(this.#guests.isHeld && this.#unheard.size > 0);
   }
 
-  /** Lets a paused sync go on. Errors: `no-peer`; why the secondary takes no writes. */
+  /** Lets paused syncs go on. Errors: `no-peer`; why the secondary takes no writes. */
   resync(): ResyncAnswer {
     this.#connectedSession();
-    return this.#syncs.resume(this.#replicator);
+    const connected = this.#places.filter(({ replicator }) => replicator.isConnected);
+    const answers = connected.map((place) => place.resync());
+    const answer = answers.find(({ outcome }) => outcome !== "nothing-to-do") ?? answers[0];
+    if (answer === undefined) throw lostPeer();
+    return answer;
+  }
+
+  /** Compares the copy of a secondary, which is named where there are several. Errors: as `VerifyJobs.start`; `usage`. */
+  verify(request: VerifyRequest): Job {
+    return this.#placeToOrder(request.peer).verifies.start(request);
   }
 
   describePeers(): PeerStatus[] {
@@ -310,7 +352,7 @@ export class PrimaryRole {
    */
   async stop(drainMs: number, { isDemoted } = { isDemoted: false }): Promise<ColobusError | undefined> {
     this.#automatic.stop();
-    this.#mirroring?.stop();
+    for (const { mirroring } of this.#places) mirroring?.stop();
     this.#health.stop();
     let timer: Timer | undefined;
     const timeout = new Promise<void>((resolve) => {
@@ -318,12 +360,12 @@ export class PrimaryRole {
     });
     const reason = new ColobusError("shutting-down", "the primary agent is being stopped");
     this.#guests.gate.refuse(reason);
-    await this.#replicator.stop(timeout, reason);
+    await this.#secondaries.stop(timeout, reason);
+    await this.#lineages.settled();
     timer?.cancel();
     await this.#keeper?.stop(reason);
-    this.#syncs.end(reason);
-    this.verifies.end(reason);
-    const { state, tracking } = this.#options;
+    for (const place of this.#places) place.end(reason);
+    const { state } = this.#options;
     const { mode, outdated } = state.record;
     let fault: ColobusError | undefined;
     const attempt = async (step: () => Promise<unknown>): Promise<void> => {
@@ -345,12 +387,12 @@ export class PrimaryRole {
       this.mirrors.stop(fault ?? new ColobusError("not-primary", "this side is not Primary any more")),
     );
     await attempt(() => this.bitmaps.close());
-    await attempt(() => tracking.close()); // what could not be flushed stays dirty
+    // What could not be flushed stays dirty.
+    for (const { tracking } of this.#places) await attempt(() => tracking.close());
     if (fault !== undefined) return fault;
     await attempt(() =>
       state.update((record) => ({
-        ...record,
-        committed: { epoch: this.checkpoints.committed, atMs: this.checkpoints.committedAtMs ?? 0 },
+        ...this.#withCommitted(record),
         epochReserved: this.checkpoints.openEpoch - 1,
       })),
     );
@@ -369,56 +411,64 @@ export class PrimaryRole {
     });
   }
 
-  #newReplicator(): Replicator {
+  #newPlace(slot: number, tracking: PeerTracking, url: string | null, take: () => Promise<unknown>): SecondaryPlace {
     const options = this.#options;
-    return new Replicator({
-      url: options.peerUrl,
-      clock: options.clock,
-      random: options.random,
-      log: options.log,
-      emit: options.emit,
-      state: options.state,
-      tracking: options.tracking,
+    return new SecondaryPlace({
+      ...options,
+      slot,
+      tracking,
+      url,
+      disks: this.disks,
       geometries: this.#geometries,
-      token: options.token,
-      ack: options.ack,
-      peerTimeoutMs: options.peerTimeoutMs,
-      windowBytes: options.windowBytes,
-      detachesWhenCongested: options.onCongestion === "detach",
-      hello: () => this.hello(),
-      assertServing: () => this.#guests.gate.assertServing(),
-      frozen: () => this.#guests.frozen(),
-      mayGoAlone: () => this.#keeper?.mayGoAlone(),
-      pulse: this.#keeper?.pulse,
-      judged: (verdict, peer) => this.#judged(verdict, peer),
+      guests: this.#guests,
+      lineages: this.#lineages,
+      keeper: this.#keeper,
+      mirroring:
+        options.state.record.mode === "mirror" ? (place) => this.#newMirroring(place, take) : undefined,
+      judged: (judged) => this.#judged(judged),
       opened: (peer) => this.#opened(peer),
-      syncNeeded: (kind) => this.#startSync(kind),
-      inSync: () => this.#inSync(),
-      syncInterrupted: (reason) => {
-        this.#mirroring?.lacks();
-        this.#syncs.end(reason);
-      },
-      notified: (notice) => this.#notified(notice),
+      syncing: () => this.#notify(),
+      inSync: (place) => this.#inSync(place),
+      notified: (place, notice, peer) => this.#notified(place, notice, peer),
       paused: () => this.#paused(),
-      lost: (reason) => {
-        this.#mirroring?.lacks();
-        this.#syncs.end(reason);
-        if (options.onPeerLoss === "freeze") this.#guests.freeze();
+      lost: () => {
+        if (options.onPeerLoss === "freeze" && !this.isConnected) this.#guests.freeze();
         this.#notify();
       },
     });
   }
 
+  #newMirroring(place: SecondaryPlace, take: () => Promise<unknown>): Mirroring {
+    const { checkpoints } = this;
+    const committed = (): number => this.#committedBy(place);
+    return new Mirroring({
+      ...this.#options,
+      checkpoints: {
+        get openEpoch() {
+          return checkpoints.openEpoch;
+        },
+        get committed() {
+          return committed();
+        },
+        lackNothingYet: () => checkpoints.lackNothingYet(),
+      },
+      isEstablished: () => place.replicator.isEstablished,
+      take,
+    });
+  }
+
   /** What a handshake means for this side's guests, before anything else follows from it. */
-  #judged(verdict: Verdict, peer: Hello): void {
+  #judged(judged: Judged): void {
     const { state, emit, handedOver } = this.#options;
     const { agentId } = state.record;
-    const isNews = this.#lastVerdict?.verdict.kind !== verdict.kind;
-    this.#lastVerdict = { verdict, peer };
-    if (verdict.kind === "hand-over" && verdict.from === agentId) handedOver();
+    const { verdict, peer } = judged;
+    const before = this.#lastVerdict;
+    const isNews = before?.verdict.kind !== verdict.kind || before.peer.agentId !== peer.agentId;
+    this.#lastVerdict = judged;
+    if (verdict.kind === "hand-over" && verdict.from === agentId) handedOver(verdict.to);
     if (verdict.kind === "outdated" && verdict.agent === agentId) this.#guests.becomeOutdated(peer);
     if (verdict.kind === "split-brain" && isNews) {
-      const wouldLoseBytes = { here: this.#options.tracking.bytes, there: peer.changedBytes };
+      const wouldLoseBytes = { here: this.changedBytes(peer.agentId), there: peer.changedBytes };
       emit("split-brain", { peer: peer.agentId, wouldLoseBytes });
     }
     this.#options.judged();
@@ -433,8 +483,8 @@ export class PrimaryRole {
         child,
         geometry: clusterGeometry(child.sizeBytes, state.record.clusterBytes),
       })),
-      session: () => this.#replicator.establishedSession,
-      endSession: (reason) => this.#replicator.endSession(reason),
+      session: () => this.#places[0]?.replicator.establishedSession,
+      endSession: (reason) => this.#places[0]?.replicator.endSession(reason),
       overwritten: (bytes) => this.checkpoints.countWrite(bytes),
       unflushedThrough,
       mark: this.#options.sharedMark,
@@ -454,12 +504,10 @@ export class PrimaryRole {
       return new ReplicatedDisk(name, shared, gate, originalsOf(index, { child: shared, bitmaps, gate, failed }));
     }
     const own = this.mirrors.followed(name, this.copies.child(index) ?? child);
-    const { tracking } = this.#options;
     const forwarding = changesOf(index, {
-      tracking,
       bitmaps,
       checkpoints: this.checkpoints,
-      replicator: () => this.#replicator,
+      secondaries: () => this.#secondaries,
       failed,
     });
     return new ReplicatedDisk(name, own, gate, forwarding);
@@ -467,21 +515,52 @@ export class PrimaryRole {
 
   /** What this side says of itself to a peer. */
   hello(): Hello {
+    const [first, ...others] = this.#places;
+    assert(first !== undefined, "there is a place for a secondary");
+    const { record } = this.#options.state;
     return {
-      ...ownHello(this.#options.state.record, this.#options),
+      ...ownHello(record, { ...this.#options, tracking: first.tracking }),
       role: "Primary",
       ack: this.#options.ack,
       disks: this.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
-      committed: this.checkpoints.committed,
+      committed: this.#committedBy(first),
       prepared: [...this.checkpoints.prepared],
       epochSeen: this.checkpoints.openEpoch - 1,
       assumeInSync: this.#options.assumeInSync,
+      ...(others.length === 0 ? {} : { otherPeers: others.map((place) => this.#helloOf(place)) }),
     };
   }
 
-  /** The two are a pair, and the peer was not promoted meanwhile: guests may go on. */
+  /** What the hello says to the secondary of a place other than the first. */
+  #helloOf(place: SecondaryPlace): NonNullable<Hello["otherPeers"]>[number] {
+    const { pairing } = peerEntryOf(this.#options.state.record, place.slot);
+    const { peer, bytes } = place.tracking;
+    return { pairing, tracks: peer, changedBytes: bytes, committed: this.#committedBy(place) };
+  }
+
+  /** The last checkpoint that the secondary of a place is known to have committed. */
+  #committedBy(place: SecondaryPlace): number {
+    return this.#places.length === 1 ? this.checkpoints.committed : this.#epochs.committedBy(place.peerId ?? "");
+  }
+
+  #withCommitted(record: StateRecord): StateRecord {
+    const { committed, committedAtMs } = this.checkpoints;
+    const [first, ...others] = this.#places;
+    const epoch = first === undefined ? committed : this.#committedBy(first);
+    const whole = { ...record, committed: { epoch, atMs: committedAtMs ?? 0 } };
+    return others.reduce(
+      (changed, place) =>
+        peerEntryOf(changed, place.slot).pairing === null
+          ? changed
+          : withPeerEntry(changed, place.slot, { committed: this.#committedBy(place) }),
+      whole,
+    );
+  }
+
+  /** The two are a pair, and the peer was not promoted meanwhile: guests may go on, where nobody else may have been. */
   async #opened(peer: Hello): Promise<number> {
     const { state } = this.#options;
+    if (this.#places.length > 1) return this.#openedOneOf(peer);
     if (state.record.handOver !== null) {
       await state.update((record) => ({ ...record, handOver: null }));
       this.#keeper?.resume();
@@ -489,6 +568,29 @@ export class PrimaryRole {
     if (this.#shared !== undefined) return this.#openedShared(this.#shared, peer);
     this.#guests.release();
     return this.checkpoints.learn(peer);
+  }
+
+  async #openedOneOf(peer: Hello): Promise<number> {
+    const { state } = this.#options;
+    if (state.record.handOver === peer.agentId) {
+      await state.update((record) => ({ ...record, handOver: null }));
+    }
+    this.#unheard.delete(peer.agentId);
+    const mayHaveGone = this.#unheard.size > 0 || state.record.handOver !== null || this.#isHandingOver;
+    if (!this.#guests.isHeld || !mayHaveGone) this.#guests.release();
+    this.#epochs.learn(peer);
+    const before = this.checkpoints.committed;
+    const { epochSeen } = peer;
+    const open = this.checkpoints.learn({ epochSeen, outdated: false, ...this.#summaryWith(peer.agentId) });
+    // What is told to be committed by now, no other one that may know the lineage may go behind.
+    if (this.checkpoints.committed > before && !this.#guests.isHeld) await this.#lineages.parted();
+    return open;
+  }
+
+  /** What the secondaries have, those that are connected and `peer`. */
+  #summaryWith(peer?: string): { readonly committed: number; readonly prepared: number[] } {
+    const connected = [...this.#secondaries.sessions(openSession).keys()];
+    return this.#epochs.summary(peer === undefined ? connected : [...connected, peer]);
   }
 
   /** Guests wait until the secondary takes originals. What it has prepared counts when the shared disk has it. */
@@ -502,57 +604,46 @@ export class PrimaryRole {
     return this.checkpoints.learn(shared.countedOf(peer, isKept));
   }
 
-  #startSync(kind: "full-sync" | "resync"): void {
-    this.#mirroring?.lacks();
-    this.#syncs.start({
-      type: kind,
-      replicator: this.#replicator,
-      disks: this.disks,
-      geometries: this.#geometries,
-      windowBytes: this.#options.windowBytes,
-    });
-    this.#notify();
-  }
-
   /** The secondary has everything. If it has no checkpoint yet, it gets one now: only then is the VM protected. */
-  #inSync(): void {
-    this.#syncs.done();
+  #inSync(place: SecondaryPlace): void {
     if (this.#shared !== undefined) {
       this.checkpoints.disown(this.#unflushed.splice(0));
       this.#shared.watched();
       this.#guests.release();
     }
     this.#notify();
-    if (this.#mirroring !== undefined) this.#mirroring.inSync();
-    else if (this.checkpoints.committed === 0) this.#automatic.want();
+    if (place.mirroring !== undefined) place.mirroring.inSync();
+    else if (this.#committedBy(place) === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
   }
 
   /** Takes up what has changed in the options. */
   settingsChanged({ resyncSpeed }: { readonly resyncSpeed?: JobSpeed }): void {
-    if (resyncSpeed !== undefined) this.#syncs.setSpeed(resyncSpeed);
+    if (resyncSpeed !== undefined) for (const { syncs } of this.#places) syncs.setSpeed(resyncSpeed);
     this.#automatic.restart();
     this.#notify();
   }
 
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
   #paused(): void {
-    this.#mirroring?.lacks();
     this.checkpoints.disown(this.#unflushed.splice(0));
     this.#notify();
     if (this.#shared !== undefined && this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
   }
 
-  #notified(notice: Notice): void {
+  #notified(place: SecondaryPlace, notice: Notice, peer: string): void {
     if (notice.type === "wanted") {
       const { freeableBytes, limitBytes } = notice;
       this.#options.emit("checkpoint-wanted", { freeableBytes, limitBytes });
       if (this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
       return;
     }
-    this.checkpoints.givenUp(notice.throughEpoch);
-    if (!this.isEstablished) return;
-    if (this.#mirroring !== undefined) this.#mirroring.inSync();
+    this.#epochs.givenUp(peer, notice.throughEpoch);
+    const left = this.#summaryWith();
+    if (this.#places.length > 1 && left.committed > 0) this.checkpoints.left(left);
+    else this.checkpoints.givenUp(notice.throughEpoch);
+    if (!place.replicator.isEstablished) return;
+    if (place.mirroring !== undefined) place.mirroring.inSync();
     else this.#automatic.want();
   }
 
@@ -563,14 +654,70 @@ export class PrimaryRole {
 
   /** There is a secondary, or one is to be dialled. */
   get #isPaired(): boolean {
-    return this.#options.peerUrl !== null || this.#lastVerdict !== undefined;
+    return this.#options.peerUrls.length > 0 || this.#lastVerdict !== undefined;
   }
 
-  /** The session with the secondary. Errors: `no-peer`. */
-  #connectedSession(): SourceSession {
-    if (!this.#isPaired) {
-      throw neverHadPeer();
-    }
-    return this.#replicator.session;
+  /** The sessions with the secondaries; only with those that have `epoch`, where one is named and any has. Errors: `no-peer`. */
+  #connectedSession(epoch?: number): EpochSession {
+    if (!this.#isPaired) throw neverHadPeer();
+    const [first, ...others] = this.#places;
+    assert(first !== undefined, "there is a place for a secondary");
+    if (others.length === 0) return first.replicator.session;
+    const sessions = this.#secondaries.sessions(openSession);
+    if (sessions.size === 0) return first.replicator.session; // which says why there is none
+    const having = [...sessions].filter(([peer]) => epoch === undefined || this.#epochs.isPreparedBy(peer, epoch));
+    return this.#group(new Map(having.length === 0 ? sessions : having));
   }
+
+  /** Whom a barrier goes to: all that have everything. Errors: `no-peer`. */
+  #barrierSession(): EpochSession {
+    if (this.#places.length === 1) return this.#connectedSession();
+    return this.#group(this.#secondaries.sessions(({ establishedSession }) => establishedSession));
+  }
+
+  #group(members: ReadonlyMap<string, SourceSession>): SessionGroup {
+    return new SessionGroup({
+      members,
+      answered: (peer, question) => {
+        if (question.type === "barrier" && question.commit) this.#epochs.committed(peer, question.epoch);
+        else if (question.type === "barrier" && question.vmstate !== true) this.#epochs.prepared(peer, question.epoch);
+        else if (question.type === "vmstate-end") this.#epochs.prepared(peer, question.epoch);
+        else if (question.type === "commit") this.#epochs.committed(peer, question.epoch);
+        else if (question.type === "discard") this.#epochs.discarded(peer, question.epochs);
+      },
+      parted: () => this.#lineages.parted(),
+    });
+  }
+
+  /** The place of the secondary that an order is for: `peer` is its agent id, or whom this side dials for it. Errors: `no-peer`, `usage`. */
+  #placeToOrder(peer: string | undefined): SecondaryPlace {
+    if (!this.#isPaired) throw neverHadPeer();
+    const used = this.#places.filter(({ isUsed }) => isUsed);
+    const named = used.filter((place) => peer === undefined || place.peerId === peer || place.replicator.url === peer);
+    const connected = named.filter(({ replicator }) => replicator.isConnected);
+    const [chosen, another] = connected.length === 0 ? named : connected;
+    if (peer !== undefined && chosen === undefined) {
+      throw new ColobusError("no-peer", `this primary has no secondary ${peer}`, "See `colobus status`.");
+    }
+    if (another !== undefined) {
+      throw new ColobusError(
+        "usage",
+        "this primary has several secondaries",
+        "Name the one that is meant with --peer: its agent id, or the URL that this side dials; see `colobus status`.",
+      );
+    }
+    const place = chosen ?? this.#places[0];
+    assert(place !== undefined, "there is a place for a secondary");
+    if (!place.replicator.isConnected) void place.replicator.session; // which says why there is none
+    return place;
+  }
+}
+
+function openSession(replicator: Replicator): SourceSession | undefined {
+  return replicator.isConnected ? replicator.session : undefined;
+}
+
+/** The peers of which the record says something. */
+function peersOf(record: StateRecord): string[] {
+  return slotsOf(record).flatMap((slot) => peerEntryOf(record, slot).pairing?.peer ?? []);
 }

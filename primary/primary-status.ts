@@ -1,18 +1,15 @@
+import assert from "node:assert/strict";
 import type { ChildStatus, DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import type { AckPolicy } from "../proto/words.ts";
-import type { Verdict } from "../shared/replication/verdict.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { describePrimaryDisks } from "./describe-disks.ts";
 import type { DiskHealth } from "./disk-health.ts";
 import type { GuestPolicy } from "./guest-policy.ts";
-import type { Mirroring } from "./mirroring.ts";
 import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { describePrimaryProtection } from "./primary-protection.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
-import type { Replicator } from "./replicator.ts";
-import type { SyncJobs } from "./sync-jobs.ts";
-import type { VerifyJobs } from "./verify-jobs.ts";
+import type { SecondaryPlace } from "./secondary-place.ts";
 
 export interface PrimaryStatusOptions {
   readonly state: Pick<StateFile, "record">;
@@ -21,18 +18,15 @@ export interface PrimaryStatusOptions {
   readonly disks: readonly ReplicatedDisk[];
   readonly health: DiskHealth;
   readonly guests: GuestPolicy;
-  readonly replicator: Replicator;
-  readonly syncs: Pick<SyncJobs, "isHeld">;
-  readonly verifies: Pick<VerifyJobs, "isRunning">;
+  readonly places: readonly SecondaryPlace[];
   readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAtMs" | "volumeSinceCommit">;
-  /** In mode `mirror`. */
-  readonly mirroring: Pick<Mirroring, "isTakenUp"> | undefined;
+  /** The last checkpoint that the secondary of a place is known to have committed. */
+  readonly committedBy: (place: SecondaryPlace) => number;
   readonly ack: AckPolicy;
   /** Whether there is a secondary, or one is to be dialled. */
   readonly isPaired: () => boolean;
   /** The copies of a disk, by its index; empty where its image is the only one. */
   readonly children: (disk: number) => readonly ChildStatus[];
-  readonly verdict: () => Verdict | undefined;
 }
 
 /** What status says of a primary. It reads the role's parts, and changes none. */
@@ -44,51 +38,71 @@ export class PrimaryStatus {
   }
 
   describePeers(): PeerStatus[] {
-    const { isPaired, replicator, syncs, verifies } = this.#parts;
-    if (!isPaired()) return [];
-    const peer = replicator.describe();
-    if (peer.replication === "Established" && !this.#isTakenUp) return [{ ...peer, replication: "SyncSource" }];
-    if (peer.replication === "Established" && verifies.isRunning) return [{ ...peer, replication: "VerifyS" }];
-    const isHeld = peer.replication === "SyncSource" && syncs.isHeld;
-    return [isHeld ? { ...peer, replication: "PausedSyncS" } : peer];
+    return this.#used.map((place) => place.describe());
   }
 
-  /** In mode `mirror` a sync is over when the secondary has taken it up. */
-  get #isTakenUp(): boolean {
-    return this.#parts.mirroring?.isTakenUp !== false;
+  /** The places that a secondary has, or is dialled for. */
+  get #used(): readonly SecondaryPlace[] {
+    const { isPaired, places } = this.#parts;
+    if (!isPaired()) return [];
+    const used = places.filter(({ isUsed }) => isUsed);
+    return used.length === 0 ? places.slice(0, 1) : used;
   }
 
   describeDisks(): DiskStatus[] {
-    const { state, disks, health, isPaired, replicator, children } = this.#parts;
-    const dirtyBytes = (disk: number): number => (isPaired() ? replicator.dirtyBytes(disk) : 0);
+    const { state, disks, health, children } = this.#parts;
+    const dirtyBytes = (disk: number): number =>
+      Math.max(0, ...this.#used.map(({ replicator }) => replicator.dirtyBytes(disk)));
     return describePrimaryDisks(state.record, disks, health, { dirtyBytes, children });
   }
 
+  /** The VM is protected while one of its secondaries protects it. */
   describeProtection(): Status["protection"] {
-    const { state, clock, health, disks, verdict, guests, isPaired, replicator, checkpoints } = this.#parts;
+    const [first, ...others] = this.#used.length === 0 ? this.#parts.places : this.#used;
+    assert(first !== undefined, "there is a place for a secondary");
+    let best = this.#describeProtectionBy(first);
+    for (const place of others) {
+      if (best.state === "Protected") break;
+      const other = this.#describeProtectionBy(place);
+      if (other.state === "Protected" || !best.isConnected) best = other;
+    }
+    const { isConnected: _, ...protection } = best;
+    return protection;
+  }
+
+  #describeProtectionBy(place: SecondaryPlace): Status["protection"] & { readonly isConnected: boolean } {
+    const { state, clock, health, disks, guests, isPaired, checkpoints } = this.#parts;
+    const { replicator } = place;
     const nowMs = clock.wallMs();
-    return describePrimaryProtection({
+    const committed = this.#parts.committedBy(place);
+    // Of an older one than the newest it is not known when that was.
+    const atMs = committed === checkpoints.committed ? checkpoints.committedAtMs : 0;
+    const protection = describePrimaryProtection({
       record: state.record,
       failed: health.first ?? disks.find(({ child }) => child.fault !== undefined)?.child.fault,
-      verdict: verdict(),
+      verdict: place.judged?.verdict,
       guests,
       hasPeer: isPaired(),
       replicator,
-      isSynced: replicator.isEstablished && this.#isTakenUp,
-      committed: checkpoints.committed,
-      checkpointAgeMs: nowMs - (checkpoints.committedAtMs ?? nowMs),
+      isSynced: replicator.isEstablished && place.isTakenUp,
+      committed,
+      checkpointAgeMs: nowMs - (atMs ?? nowMs),
       maxCheckpointAgeMs: this.#parts.maxCheckpointAgeMs,
     });
+    return { ...protection, isConnected: replicator.isConnected };
   }
 
   /** What the secondary would return to if this side died now, as far as this side knows. */
   describeRecoverable(): Status["recoverable"] {
-    const { isPaired, clock, replicator, checkpoints } = this.#parts;
+    const { isPaired, clock, checkpoints, committedBy } = this.#parts;
     const { committed, committedAtMs } = checkpoints;
     if (committed === 0 || !isPaired()) return null;
     const nowMs = clock.wallMs();
-    const session = replicator.establishedSession;
-    if (this.#parts.mirroring?.isTakenUp === true && session !== undefined) {
+    // The one that has the newest checkpoint, and is connected if any of those is.
+    const newest = this.#used.filter((place) => committedBy(place) === committed);
+    const place = newest.find(({ replicator }) => replicator.isEstablished) ?? newest[0] ?? this.#used[0];
+    const session = place?.replicator.establishedSession;
+    if (place?.mirroring?.isTakenUp === true && session !== undefined) {
       const mayLack = this.#parts.ack === "async";
       return {
         epoch: committed,
@@ -105,7 +119,7 @@ export class PrimaryStatus {
     return {
       epoch: committed,
       ageMs: Math.max(0, nowMs - (committedAtMs ?? nowMs)),
-      lastContactMs: replicator.describe().lastContactMs,
+      lastContactMs: place?.describe().lastContactMs ?? null,
       wouldLose: { writes, bytes, atLeast: !complete },
     };
   }

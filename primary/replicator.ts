@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError, isForWantOfSpace } from "../proto/errors.ts";
-import { UNAUTHENTICATED_LINKS_MAX, WRITE_PIECE_MAX_BYTES } from "../proto/limits.ts";
+import { WRITE_PIECE_MAX_BYTES } from "../proto/limits.ts";
 import type { PeerStatus } from "../proto/control-api.ts";
 import type { Hello, Notice, OperationKind, SyncPhase } from "../proto/replication-messages.ts";
 import type { AckPolicy, EventType, ReplicationState } from "../proto/words.ts";
@@ -11,22 +11,23 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { goneAlone, shared } from "../shared/replication/lineage.ts";
-import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
-import type { Pulse } from "../shared/replication/pulse.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
+import type { LineageKeeper } from "./lineage-keeper.ts";
 import { Pairing } from "./pairing.ts";
-import { SourceSession } from "./source-session.ts";
+import type { SentRange } from "./send-window.ts";
+import type { SourceSession } from "./source-session.ts";
 
 /** Zeroed ranges are sent in operations of at most this length: the secondary may have to save what lies there. */
 const ZERO_PIECE_MAX_BYTES = 64 * 1024 * 1024;
 
 export interface ReplicatorOptions {
-  /** Whom this side dials; null: it waits for a peer to dial. */
+  /** Whom this side dials first for this secondary; null: it waits for a peer to dial. */
   readonly url: string | null;
+  /** Which of the record's peers this is. */
+  readonly slot: number;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -34,21 +35,16 @@ export interface ReplicatorOptions {
   readonly state: StateFile;
   readonly tracking: PeerTracking;
   readonly geometries: readonly ClusterGeometry[];
-  readonly token: Buffer | undefined;
+  readonly lineages: LineageKeeper;
   readonly ack: AckPolicy;
-  readonly peerTimeoutMs: number;
-  readonly windowBytes: number;
   /** Whether a guest's write that finds the window full leaves the stream, instead of waiting. */
   readonly detachesWhenCongested: boolean;
-  readonly hello: () => Hello;
   /** Throws the reason for which guests are refused, if they are: then nothing may be acknowledged. */
   readonly assertServing: () => void;
   /** Done when the policy lets writes go on without the secondary, or it is back. */
   readonly frozen: () => Pending;
   /** Done when an arbiter knows that writes go on without the secondary, where there is one, or it is back. */
   readonly mayGoAlone: () => Pending;
-  /** What pings carry, where an arbiter decides who serves. */
-  readonly pulse?: Pulse | undefined;
   /** A peer has proved itself, and this is what the two are to do. */
   readonly judged: (verdict: Verdict, peer: Hello) => void;
   /** The two are a pair: resolves with the epoch that is open from here on. */
@@ -60,7 +56,7 @@ export interface ReplicatorOptions {
   /** A sync that is under way ends before it is done. */
   readonly syncInterrupted: (reason: ColobusError) => void;
   /** The secondary tells something that needs no answer. */
-  readonly notified: (notice: Notice) => void;
+  readonly notified: (notice: Notice, peer: string) => void;
   /** The secondary takes no writes for now. */
   readonly paused: () => void;
   readonly lost: (reason: ColobusError) => void;
@@ -84,15 +80,15 @@ type Phase =
  * remembers as dirty whatever the secondary may lack. A session that a peer opens takes the place of an older one once
  * the peer has proved itself and the two are found to be a pair.
  *
- * Before a write is acknowledged without a secondary that may have adopted the lineage, a new lineage is durable: from
- * then on the two have parted, and neither can be taken for the other.
+ * Before a write is acknowledged without the secondary, `LineageKeeper` sees to it that the two have parted for everybody,
+ * and neither can be taken for the other.
  */
 export class Replicator {
   readonly #options: ReplicatorOptions;
   readonly #pairing: Pairing;
   #phase: Phase = { name: "connecting" };
-  #unproved = 0;
-  #minting: Promise<void> | undefined;
+  /** Whom this side dials for it, as far as that is known. */
+  #url: string | null;
   #lastError: ColobusError | undefined;
   #lastContactMs: number | undefined;
   #standsAlone = false;
@@ -102,6 +98,7 @@ export class Replicator {
 
   constructor(options: ReplicatorOptions) {
     this.#options = options;
+    this.#url = options.url;
     this.#pairing = new Pairing(options);
   }
 
@@ -117,6 +114,26 @@ export class Replicator {
     return this.#phase.name === "established";
   }
 
+  /** The session into whose stream guests' writes go. */
+  get streamingSession(): SourceSession | undefined {
+    return this.#phase.name === "established" || this.#phase.name === "syncing" ? this.#phase.session : undefined;
+  }
+
+  /** The peer of the session that is open, or opening. */
+  get peerId(): string | undefined {
+    return this.#phase.name === "connecting" ? undefined : this.#phase.session.peer?.agentId;
+  }
+
+  /** Whether a session is open, or opening. */
+  get isTaken(): boolean {
+    return this.#phase.name !== "connecting";
+  }
+
+  /** Whom this side dials for it; null: nobody, as far as that is known. */
+  get url(): string | null {
+    return this.#url;
+  }
+
   /** The session in which the secondary lacks nothing and takes everything. */
   get establishedSession(): SourceSession | undefined {
     return this.#phase.name === "established" ? this.#phase.session : undefined;
@@ -128,9 +145,9 @@ export class Replicator {
       const why = this.#lastError === undefined ? "" : `: ${this.#lastError.message}`;
       throw new ColobusError(
         "no-peer",
-        this.#options.url === null
+        this.#url === null
           ? `no secondary is connected${why}`
-          : `the secondary at ${this.#options.url} is not connected${why}`,
+          : `the secondary at ${this.#url} is not connected${why}`,
         this.#lastError?.action ?? "Start the secondary agent, and check --peer.",
       );
     }
@@ -168,46 +185,13 @@ export class Replicator {
     if (this.#phase.name !== "connecting") this.#phase.session.close(reason);
   }
 
-  /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasOpen` tells that it had been a session. */
-  accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined): void {
-    if (this.#stopping || this.#unproved >= UNAUTHENTICATED_LINKS_MAX) {
-      link.start({ message: () => undefined, closed: () => ended(false) });
-      link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
-      return;
+  /** The session is over. `missing` is what the secondary may not have. */
+  closed(session: SourceSession, reason: ColobusError, missing: readonly SentRange[], wasOpen: boolean): void {
+    // An original that did not arrive is sent again: what it stands for was not overwritten.
+    for (const { disk, firstCluster, endCluster } of this.#sharesDisks ? [] : missing) {
+      this.#options.tracking.dirty(disk).addClusters(firstCluster, endCluster);
     }
-    const options = this.#options;
-    let isProved = false;
-    let wasOpen = false;
-    this.#unproved += 1;
-    const hello = options.hello();
-    const session = new SourceSession({
-      link,
-      clock: options.clock,
-      hello,
-      token: options.token,
-      peerTimeoutMs: options.peerTimeoutMs,
-      windowBytes: options.windowBytes,
-      pulse: options.pulse,
-      opened: (peer) => {
-        this.#unproved -= 1;
-        isProved = true;
-        this.#open(session, hello, peer);
-        wasOpen = true;
-      },
-      differs: (disk, runs) => this.#receiveDifferences(session, disk, runs),
-      ready: () => this.#ready(session),
-      stalled: (reason) => this.#stalled(session, reason),
-      notified: (notice) => options.notified(notice),
-      closed: (reason, missing) => {
-        if (!isProved) this.#unproved -= 1;
-        // An original that did not arrive is sent again: what it stands for was not overwritten.
-        for (const { disk, firstCluster, endCluster } of this.#sharesDisks ? [] : missing) {
-          options.tracking.dirty(disk).addClusters(firstCluster, endCluster);
-        }
-        this.#lost(session, reason, wasOpen);
-        ended(wasOpen);
-      },
-    });
+    this.#lost(session, reason, wasOpen);
   }
 
   /** A dial failed. */
@@ -225,7 +209,6 @@ export class Replicator {
     this.#stopping = true;
     if (this.#phase.name !== "connecting") this.#phase.session.close(reason);
     await this.#pairing.settled();
-    await this.#minting?.catch(() => undefined); // the write that waits for it has the error
   }
 
   /**
@@ -322,10 +305,10 @@ export class Replicator {
 
   describe(): PeerStatus {
     const session = this.isConnected ? this.session : undefined;
-    const { url, geometries } = this.#options;
+    const { geometries } = this.#options;
     return {
-      url,
-      address: url ?? this.#peerIdentity?.address ?? null,
+      url: this.#url,
+      address: this.#url ?? this.#peerIdentity?.address ?? null,
       connection: session !== undefined ? "Connected" : this.#standsAlone ? "StandAlone" : "Connecting",
       replication: REPLICATION_OF_PHASE[this.#phase.name],
       lagBytes: [...geometries.keys()].reduce((sum, disk) => sum + this.dirtyBytes(disk), session?.unstableBytes ?? 0),
@@ -337,10 +320,11 @@ export class Replicator {
   }
 
   /** A peer has proved itself: either the two are a pair, and its session takes the place of any other, or it is refused. */
-  #open(session: SourceSession, hello: Hello, peer: Hello): void {
+  open(session: SourceSession, hello: Hello, peer: Hello, url: string | null): void {
     const options = this.#options;
+    if (this.#stopping) throw new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later.");
     const verdict = decideBetween(hello, peer);
-    const isOld = this.#minting !== undefined || hello.lineage !== options.state.record.lineage;
+    const isOld = options.lineages.isMinting || hello.lineage !== options.state.record.lineage;
     if (isOld && (verdict.kind !== "sync" || this.#sharesDisks)) {
       // The peer was told of a history that is not this side's any more: the next handshake decides.
       throw new ColobusError(
@@ -349,6 +333,7 @@ export class Replicator {
         "It is tried again.",
       );
     }
+    this.#url = url ?? this.#url;
     this.#peerIdentity = { agentId: peer.agentId, agentVersion: peer.agentVersion, address: session.peerAddress };
     this.#standsAlone = verdict.kind === "outdated" || verdict.kind === "split-brain";
     options.judged(verdict, peer);
@@ -373,14 +358,14 @@ export class Replicator {
       .catch((error: unknown) => session.close(asColobusError(error)));
   }
 
-  #receiveDifferences(session: SourceSession, disk: number, runs: readonly ClusterRun[]): void {
+  receiveDifferences(session: SourceSession, disk: number, runs: readonly ClusterRun[]): void {
     if (this.#phase.name !== "opening" || this.#phase.session !== session) {
       throw new ColobusError("protocol-error", "the peer tells differences where none are asked for");
     }
     this.#pairing.differ(disk, runs);
   }
 
-  #ready(session: SourceSession): void {
+  ready(session: SourceSession): void {
     if (this.#phase.name !== "opening" || this.#phase.session !== session) {
       throw new ColobusError("protocol-error", `the peer sent "ready" twice`);
     }
@@ -395,18 +380,19 @@ export class Replicator {
     const options = this.#options;
     const { stalledBy } = this.#phase;
     session.tell({ type: "united" });
-    options.emit("peer-connected", { url: options.url, address: session.peerAddress, agentId: session.peer?.agentId });
+    options.emit("peer-connected", { url: this.#url, address: session.peerAddress, agentId: session.peer?.agentId });
     options.log.info({ peer: this.#peerName }, "the secondary is connected");
     this.#lastError = undefined;
     // A secondary of shared disks is told of the history even so, which has to be recorded first.
-    const mayPause = !this.#sharesDisks || options.state.record.history.shared;
+    const mayPause = !this.#sharesDisks || options.lineages.isKnownBy(peerOf(session));
     if (stalledBy !== undefined && mayPause) this.#pause(session, stalledBy);
     else this.#beginSync(session, session.peer?.lineage === null ? "full-sync" : "resync");
   }
 
   #beginSync(session: SourceSession, kind: "full-sync" | "resync"): void {
+    const { lineages } = this.#options;
     // A lineage that is being minted for a write that went on alone is the one that the secondary has to hear of.
-    if (this.#minting !== undefined || !this.#options.state.record.history.shared) {
+    if (lineages.isMinting || !lineages.isKnownBy(peerOf(session))) {
       this.#share(session, kind);
       return;
     }
@@ -425,7 +411,7 @@ export class Replicator {
    */
   #share(session: SourceSession, kind: "full-sync" | "resync"): void {
     const before = this.#phase;
-    this.#options.state.update(shared).then(
+    this.#options.lineages.share(peerOf(session)).then(
       () => {
         const phase = this.#phase;
         if (phase.name === "connecting" || phase.session !== session) return;
@@ -484,23 +470,11 @@ export class Replicator {
 
   /** Done when a write may be acknowledged that the secondary does not have. Errors: `io-error`. */
   #alone(): Pending {
-    const { state, random, emit, log, assertServing, frozen, mayGoAlone } = this.#options;
+    const { lineages, assertServing, frozen, mayGoAlone } = this.#options;
     assertServing();
     const waiting = frozen() ?? mayGoAlone();
     if (waiting !== undefined) return waiting.then(() => (this.isConnected ? undefined : this.#alone()));
-    if (this.#minting !== undefined) return this.#minting;
-    if (!state.record.history.shared) return undefined;
-    this.#minting = state
-      .update((record) => (record.history.shared ? goneAlone(record, random.bytes(16).toString("hex")) : record))
-      .then(({ lineage }) => {
-        emit("lineage-changed", { lineage, origin: "alone" });
-        log.info({ lineage }, "writes go on without the secondary: a new lineage begins");
-        assertServing();
-      })
-      .finally(() => {
-        this.#minting = undefined;
-      });
-    return this.#minting;
+    return lineages.parted();
   }
 
   /** What the guest waits for in a session, or, when that is lost first, what lets it go on alone. */
@@ -509,7 +483,7 @@ export class Replicator {
   }
 
   /** The secondary's overlays are full, or have room again. Meanwhile writes go on locally, and dirty. */
-  #stalled(session: SourceSession, reason: ColobusError | undefined): void {
+  stalled(session: SourceSession, reason: ColobusError | undefined): void {
     if (this.#phase.name === "opening") {
       this.#phase = { name: "opening", session, stalledBy: reason };
     } else if (reason !== undefined && this.isConnected) {
@@ -518,6 +492,10 @@ export class Replicator {
       if (isForWantOfSpace(this.#phase.reason)) this.#options.emit("overlay-freed", { peer: this.#peerName });
       this.#beginSync(session, "resync");
     }
+  }
+
+  notified(notice: Notice): void {
+    this.#options.notified(notice, this.peerId ?? "");
   }
 
   #pause(session: SourceSession, reason: ColobusError): void {
@@ -550,14 +528,14 @@ export class Replicator {
     if (this.#stopping) return;
     // A refused session is tried again for ever: each reason is reported once.
     if (isNews) {
-      emit(wasConnected ? "peer-disconnected" : "peer-refused", { url: this.#options.url, ...reason.toJSON() });
+      emit(wasConnected ? "peer-disconnected" : "peer-refused", { url: this.#url, ...reason.toJSON() });
       log.warn({ peer: this.#peerName, reason, wasOpen }, "the session with the peer ended");
     }
     if (wasConnected) lost(reason);
   }
 
   get #peerName(): string | null {
-    return this.#options.url ?? this.#peerIdentity?.address ?? null;
+    return this.#url ?? this.#peerIdentity?.address ?? null;
   }
 
   /** Sends in pieces that the protocol and the secondary take well. Returns the number of the last one. */
@@ -594,6 +572,12 @@ export class Replicator {
     if (geometry === undefined) throw new RangeError(`there is no disk ${disk}`);
     return geometry;
   }
+}
+
+/** The id of the peer of a session that is open. */
+function peerOf({ peer }: SourceSession): string {
+  assert(peer !== undefined, "the peer of an open session is known");
+  return peer.agentId;
 }
 
 const ACK_POSITIONS = { async: undefined, received: "received", applied: "stable" } as const satisfies Record<

@@ -24,7 +24,7 @@ type Answer = Extract<Message, { type: "answer" }>;
 
 type RequestMessage = Extract<
   Message,
-  { type: "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" | "checksum" }
+  { type: "lineage" | "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" | "checksum" }
 >;
 
 interface Request {
@@ -287,6 +287,7 @@ export class SourceSession {
       case "checksum":
       case "data":
       case "sync":
+      case "lineage":
       case "barrier":
       case "commit":
       case "discard":

@@ -5,7 +5,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
-import type { SourceSession } from "./source-session.ts";
+import type { EpochSession } from "./session-group.ts";
 import type { VmStateBytes } from "./vm-state-stream.ts";
 
 export interface VmStatesOptions {
@@ -121,7 +121,7 @@ export class VmStates {
   }
 
   /** Where the secondary cannot be told, it withdraws the checkpoint by itself as the session ends. */
-  async #withdraw(epoch: number, session: SourceSession): Promise<void> {
+  async #withdraw(epoch: number, session: EpochSession): Promise<void> {
     const { checkpoints, log } = this.#options;
     if (session.isClosed) return;
     try {

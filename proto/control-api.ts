@@ -347,7 +347,12 @@ export const startAloneAnswerSchema = z.object({
 });
 export type StartAloneAnswer = z.infer<typeof startAloneAnswerSchema>;
 
-export const switchoverRequestSchema = z.strictObject({ closeClients: z.boolean().default(false), timeoutMs });
+export const switchoverRequestSchema = z.strictObject({
+  closeClients: z.boolean().default(false),
+  /** Of several secondaries, the one that is meant: its agent id, or the URL that this side dials for it. */
+  peer: z.string().optional(),
+  timeoutMs,
+});
 export type SwitchoverRequest = z.infer<typeof switchoverRequestSchema>;
 export const switchoverAnswerSchema = z.object({
   role: z.literal("Secondary"),
@@ -378,6 +383,8 @@ export type ResyncAnswer = z.infer<typeof resyncAnswerSchema>;
 export const verifyRequestSchema = z.strictObject({
   /** Left out: all disks. */
   disk: z.string().optional(),
+  /** As for a switchover. */
+  peer: z.string().optional(),
   repair: z.boolean().default(false),
   speed: jobSpeedSchema.default("dynamic"),
   /** Answer when the job is concluded. */

@@ -158,6 +158,9 @@ export const PEER_TIMEOUT_DEFAULT_MS = 5_000;
 export const RECONNECT_MIN_MS = 100;
 export const RECONNECT_MAX_MS = 5_000;
 
+/** Secondaries of one primary. */
+export const SECONDARIES_MAX = 4;
+
 /** Lineages that a side goes back to, or has heard of, and that it still tells apart from strange ones. */
 export const ANCESTORS_MAX = 32;
 /** Runs of dirty clusters in one `differs` message. */

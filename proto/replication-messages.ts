@@ -13,7 +13,7 @@
  * The encoding functions leave the number 0, and the decoding function passes it over: the session knows it.
  *
  * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `differs` as often
- * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `barrier`, `vmstate`, `vmstate-end`,
+ * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `lineage`, `barrier`, `vmstate`, `vmstate-end`,
  * `commit`, `discard`, `takeover`, `verify` and `checksum`; the secondary sends `ack`, `answer`, `vmstate-ack`, `stall`, `unstall`, `wanted` and
  * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes. A side whose `hello` says `probe` closes
  * after the proofs.
@@ -30,6 +30,7 @@ import {
   HANDSHAKE_MESSAGE_MAX_BYTES,
   MESSAGE_MAX_BYTES,
   PREPARED_EPOCHS_MAX,
+  SECONDARIES_MAX,
   VERIFY_HOLE_BYTES,
   VMSTATE_CHUNK_BYTES,
 } from "./limits.ts";
@@ -121,6 +122,18 @@ const helloSchema = z.object({
   epochSeen: epoch,
   /** On a primary: the operator says that the copies are identical (`--assume-in-sync`). */
   assumeInSync: z.boolean(),
+  /** On a primary of several secondaries: what counts instead of the fields above for the peer that one of them is about. */
+  otherPeers: z
+    .array(
+      z.object({
+        pairing: z.object({ peer: text, sessions: z.array(text).max(2) }).nullable(),
+        tracks: text.nullable(),
+        changedBytes: z.int().nonnegative(),
+        committed: epoch,
+      }),
+    )
+    .max(SECONDARIES_MAX)
+    .optional(),
   /** This side only asks what the two would do: it closes once both have proved themselves, and nothing follows. */
   probe: z.boolean(),
 });
@@ -161,6 +174,16 @@ export const MESSAGE_SCHEMAS = {
     phase: z.enum(SYNC_PHASES),
     totalBytes: z.int().nonnegative(),
     /** The primary's history: heard of at the beginning, and adopted at the end. */
+    lineage: text,
+    ancestors: z.array(text).max(ANCESTORS_MAX),
+  }),
+  /**
+   * A new lineage of the primary's, which has gone on without another secondary. Behind everything that was sent before it
+   * is heard of, or adopted where everything has arrived.
+   */
+  "lineage": z.object({
+    type: z.literal("lineage"),
+    id: z.int().positive(),
     lineage: text,
     ancestors: z.array(text).max(ANCESTORS_MAX),
   }),
@@ -205,7 +228,7 @@ export const MESSAGE_SCHEMAS = {
     offset: z.int().nonnegative(),
     length: z.int().positive().max(VERIFY_HOLE_BYTES),
   }),
-  /** Ends the request `id` (`barrier`, `vmstate-end`, `commit`, `discard`, `takeover`, `checksum`): done, or failed for a reason. */
+  /** Ends the request `id` (`lineage`, `barrier`, `vmstate-end`, `commit`, `discard`, `takeover`, `checksum`): done, or failed for a reason. */
   "answer": z.object({
     type: z.literal("answer"),
     id: z.int().positive(),

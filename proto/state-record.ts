@@ -20,7 +20,7 @@ import assert from "node:assert/strict";
 import { crc32 } from "node:zlib";
 import { Packr } from "msgpackr";
 import { z } from "zod";
-import { ANCESTORS_MAX, BITMAPS_MAX, STATE_SLOT_BYTES } from "./limits.ts";
+import { ANCESTORS_MAX, BITMAPS_MAX, SECONDARIES_MAX, STATE_SLOT_BYTES } from "./limits.ts";
 import { STATE_RECORD_VERSION } from "./versions.ts";
 import {
   BITMAP_FAULTS,
@@ -106,6 +106,8 @@ const quorumSchema = z.object({
 });
 export type RecordedQuorum = z.infer<typeof quorumSchema>;
 
+const pairing = z.object({ peer: z.string(), sessions: z.array(z.string()).max(2) }).nullable();
+
 export const stateRecordSchema = z.object({
   agentId: z.string().length(32),
   vm: z.string(),
@@ -119,13 +121,18 @@ export const stateRecordSchema = z.object({
     origin: z.enum(LINEAGE_ORIGINS),
     /** A peer may know the lineage, and supersede it: going on without that peer begins a new one. */
     shared: z.boolean(),
+    /**
+     * On a primary: the peers that may know it. Left out where `shared` says that there is one: that of `pairing`, or
+     * nobody knows which.
+     */
+    knownBy: z.array(z.string()).optional(),
     /** The lineages that this one goes back to, newest first. */
     ancestors: z.array(z.string()).max(ANCESTORS_MAX),
     /** Lineages that a source has begun to send here, not adopted yet, newest first. */
     heard: z.array(z.string()).max(ANCESTORS_MAX),
   }),
   /** The peer of the last session, and the ids of the last two sessions with it, newest first. */
-  pairing: z.object({ peer: z.string(), sessions: z.array(z.string()).max(2) }).nullable(),
+  pairing,
   /** The subject of the certificate with which the peer of the last session has proved itself, where it has shown one. */
   peerSubject: z.string().optional(),
   /**
@@ -133,6 +140,21 @@ export const stateRecordSchema = z.object({
    * secondary, that it has changed nothing by itself.
    */
   tracks: z.string().nullable(),
+  /** Which place the dirty bitmaps of `tracks` have; left out: the first one, 0. */
+  peerSlot: z.int().nonnegative().optional(),
+  /** On a primary of several secondaries: what `pairing`, `tracks`, `peerSubject` and `committed` say of one, for each other one. */
+  otherPeers: z
+    .array(
+      z.object({
+        slot: z.int().nonnegative(),
+        pairing,
+        tracks: z.string().nullable(),
+        peerSubject: z.string().optional(),
+        committed: epoch,
+      }),
+    )
+    .max(SECONDARIES_MAX)
+    .optional(),
   /** On a primary: it has met a newer lineage, and serves nothing. On a secondary: the checkpoint is a former primary's own state. */
   outdated: z.boolean(),
   /** The operator gave up what is here for the peer's. */

@@ -219,6 +219,9 @@ export class ReplicaSession {
       case "sync":
         this.#receiveSync(message);
         break;
+      case "lineage":
+        this.#receiveLineage(message);
+        break;
       case "barrier":
         this.#receiveBarrier(message);
         break;
@@ -373,6 +376,20 @@ export class ReplicaSession {
       }
       this.#options.synced(this, phase);
     });
+  }
+
+  #receiveLineage({ id, lineage, ancestors }: Extract<Message, { type: "lineage" }>): void {
+    const writer = this.#stream();
+    this.#countRequest();
+    writer.enqueue(() =>
+      this.#request(id, async () => {
+        const { history } = this.#options;
+        await history.hear(lineage);
+        if (this.#sync !== "none") return;
+        this.#source = { lineage, ancestors };
+        await history.adopt(this.#source);
+      }),
+    );
   }
 
   /** Behind everything that was sent before, as a barrier is. */

@@ -35,6 +35,11 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
     meaning: "Operations, numbered from `firstSequence` on, in the order in which they are applied.",
   },
   "sync": { from: "primary", meaning: "The clusters that the secondary may lack follow, or have all been sent." },
+  "lineage": {
+    from: "primary",
+    meaning:
+      "A new lineage has begun, because another secondary is missing. Answered when it is durable here that this one has heard of it, or has adopted it, behind everything sent before.",
+  },
   "barrier": {
     from: "primary",
     meaning:
@@ -74,7 +79,7 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   "answer": {
     from: "secondary",
     meaning:
-      "The outcome of the barrier, state, commit, discard or checksum of that `id`; `error` is null when it was done.",
+      "The outcome of the lineage, barrier, state, commit, discard or checksum of that `id`; `error` is null when it was done.",
   },
   "ack": { from: "secondary", meaning: "How far the operations have come; see below." },
   "stall": {
@@ -125,6 +130,8 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   probe:
     "This side only asks what the two would do (`colobus connect --dry-run`): it closes after the proofs, and nothing follows on either side.",
   assumeInSync: "`--assume-in-sync` of the primary.",
+  otherPeers:
+    "Of a primary of several secondaries: what counts in place of the fields of the same names above for the peer that `pairing`, or else `tracks`, names.",
 };
 
 export function messageTable(): string {

@@ -1,6 +1,6 @@
 /** `colobus rejoin`, `connect`, `start-alone` and `switchover`: who of the two is Primary, and what becomes of the other. */
 import type { ConnectAnswer } from "../../proto/control-api.ts";
-import { agentFlags, clientOf, timeoutOf } from "../agent-flags.ts";
+import { agentFlags, clientOf, givenOnce, timeoutOf } from "../agent-flags.ts";
 import { defineCommand } from "../command.ts";
 import { formatBytes } from "../quantities.ts";
 
@@ -66,9 +66,19 @@ export const switchoverCommand = defineCommand({
         default: false,
         describe: "Also while clients that may write are connected: they are sent away",
       })
+      .option("peer", {
+        type: "string",
+        requiresArg: true,
+        describe: "Of several secondaries, the one to take over: its agent id, or the URL that this side dials",
+      })
       .example("$0 switchover", "Before maintenance of this host"),
   run: async (args, host) => {
-    const request = { closeClients: args.closeClients, timeoutMs: timeoutOf(args) };
+    const peer = givenOnce("--peer", args.peer);
+    const request = {
+      closeClients: args.closeClients,
+      timeoutMs: timeoutOf(args),
+      ...(peer === undefined ? {} : { peer }),
+    };
     host.output.result(
       args.json,
       await clientOf(args, host).switchover(request, host.interrupted),

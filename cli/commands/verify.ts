@@ -22,6 +22,11 @@ export const verifyCommand = defineCommand({
         requiresArg: true,
         describe: "Bytes per second read on each side; 0 is no limit, dynamic (the default) yields to guests",
       })
+      .option("peer", {
+        type: "string",
+        requiresArg: true,
+        describe: "Of several secondaries, the one to compare: its agent id, or the URL that this side dials",
+      })
       .option("wait", {
         type: "boolean",
         default: false,
@@ -32,7 +37,15 @@ export const verifyCommand = defineCommand({
   run: async (args, host) => {
     const { disk, repair, wait } = args;
     const speed = parseJobSpeed(givenOnce("--speed", args.speed) ?? "dynamic", "--speed");
-    const request = { repair, speed, wait, timeoutMs: timeoutOf(args), ...(disk === undefined ? {} : { disk }) };
+    const peer = givenOnce("--peer", args.peer);
+    const request = {
+      repair,
+      speed,
+      wait,
+      timeoutMs: timeoutOf(args),
+      ...(disk === undefined ? {} : { disk }),
+      ...(peer === undefined ? {} : { peer }),
+    };
     const job = await clientOf(args, host).verify(request, host.interrupted);
     host.output.result(args.json, job, renderVerify);
     if (!wait) return EXIT.done;

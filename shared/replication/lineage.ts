@@ -2,6 +2,7 @@ import { bitmapsLost } from "../journal/bitmap-entry.ts";
 import { ANCESTORS_MAX } from "../../proto/limits.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
+import { peerEntryOf, slotsOf, withPeerEntry } from "./peer-slots.ts";
 
 /**
  * What happens to a side's history, as pure changes of its state record; `verdict.ts` reads the outcome. Each change is
@@ -39,24 +40,44 @@ export function historyFieldsOf(record: StateRecord): HistoryFields {
   };
 }
 
-/** A primary goes on without the peer that may know its lineage. */
-export function goneAlone(record: StateRecord, lineage: string): StateRecord {
+/**
+ * The peers that may know a primary's lineage: a promotion of one supersedes it. The empty name is that of a peer of which
+ * nothing else is known.
+ */
+export function knownBy({ history, pairing }: StateRecord): readonly string[] {
+  return history.shared ? (history.knownBy ?? [pairing?.peer ?? ""]) : [];
+}
+
+/** Before the record's peer is another one: who may know the lineage is named, and not taken for the peer any more. */
+export function namingKnown(record: StateRecord): StateRecord {
+  const { history } = record;
+  if (!history.shared || history.knownBy !== undefined) return record;
+  return { ...record, history: { ...history, knownBy: [...knownBy(record)] } };
+}
+
+/** A primary goes on without a peer that may know its lineage. `staying` are to hear of the new one before anything else. */
+export function goneAlone(record: StateRecord, lineage: string, staying: readonly string[] = []): StateRecord {
+  const history = { origin: "alone", shared: false, ancestors: behind(record), heard: record.history.heard } as const;
   return {
     ...record,
     lineage,
-    history: { origin: "alone", shared: false, ancestors: behind(record), heard: record.history.heard },
+    history: staying.length === 0 ? history : { ...history, shared: true, knownBy: [...staying] },
   };
 }
 
 /** The peer may know the lineage from now on, and a promotion there supersede it. */
-export function shared(record: StateRecord): StateRecord {
-  return { ...record, history: { ...record.history, shared: true } };
+export function shared(record: StateRecord, peer: string): StateRecord {
+  const known = [...new Set([...knownBy(record), peer])];
+  return { ...record, history: { ...record.history, shared: true, knownBy: known } };
 }
 
 /** The peer has recorded the session as well: from now on none before it proves anything. */
 export function confirmed(record: StateRecord, session: string): StateRecord {
-  if (record.pairing?.sessions[0] !== session) return record;
-  return { ...record, pairing: { peer: record.pairing.peer, sessions: [session] } };
+  const slot = slotsOf(record).find((one) => peerEntryOf(record, one).pairing?.sessions[0] === session);
+  const peer = slot === undefined ? undefined : peerEntryOf(record, slot).pairing?.peer;
+  return slot === undefined || peer === undefined
+    ? record
+    : withPeerEntry(record, slot, { pairing: { peer, sessions: [session] } });
 }
 
 /** A source of another lineage begins to send. */

@@ -1,6 +1,5 @@
 import { asColobusError, type ColobusError } from "../../proto/errors.ts";
 import { SETTLE_SOON_MS } from "../../proto/limits.ts";
-import type { StateRecord } from "../../proto/state-record.ts";
 import type { Pending } from "../block/block-device.ts";
 import type { ClusterBitmap, ClusterRun } from "../block/cluster-bitmap.ts";
 import type { ClusterGeometry } from "../block/cluster-geometry.ts";
@@ -10,6 +9,7 @@ import type { Random } from "../host/random.ts";
 import type { Storage } from "../host/storage.ts";
 import type { StateFile } from "../journal/state-file.ts";
 import { DirtyMap } from "./dirty-map.ts";
+import { peerEntryOf, withPeerEntry } from "./peer-slots.ts";
 import { DirtyTracker, type DirtyTrackerOptions, type SettleSource } from "./dirty-tracker.ts";
 
 export interface TrackedDisk {
@@ -24,6 +24,8 @@ export interface PeerTrackingOptions {
   readonly random: Random;
   readonly log: Log;
   readonly state: StateFile;
+  /** Which of the record's peers this is about. */
+  readonly slot: number;
   readonly disks: readonly TrackedDisk[];
   readonly extentBytes: number;
   readonly settleEveryMs: number;
@@ -45,7 +47,7 @@ export interface TrackingSource {
 
 /**
  * Owns what is known of the difference between this side's disks and one peer's copy of them: for each disk the clusters
- * that the peer may lack. The state record names that peer (`tracks`); for any other the bitmaps prove nothing.
+ * that the peer may lack. The state record names that peer (`tracks` of its slot); for any other the bitmaps prove nothing.
  *
  * While no peer is tracked, what is written is remembered in memory only: the first session with a peer sends everything.
  * A bitmap that cannot be made durable is given up for the time being, in the record first, so that no later process
@@ -77,7 +79,7 @@ export class PeerTracking {
 
   /** What an earlier process has left. A bitmap that cannot be read is none: everything will be sent. */
   static open(options: PeerTrackingOptions): PeerTracking {
-    const { tracks } = options.state.record;
+    const { tracks } = peerEntryOf(options.state.record, options.slot);
     if (tracks === null) {
       const { storage } = options;
       for (const { directory } of options.disks) DirtyTracker.remove({ storage, directory });
@@ -166,7 +168,7 @@ export class PeerTracking {
         await this.add(index, [{ first: 0, end: geometry.clusterCount }]);
       }
     }
-    await this.#options.state.update((record) => ({ ...record, tracks: peer }));
+    await this.#record(peer);
     this.#peer = peer;
   }
 
@@ -179,7 +181,7 @@ export class PeerTracking {
 
   /** The bitmaps are about nobody any more. */
   async forget(): Promise<void> {
-    await this.#options.state.update((record) => ({ ...record, tracks: null }));
+    await this.#record(null);
     this.#peer = null;
     for (const tracker of this.#trackers ?? []) await tracker.forget();
     this.#trackers = undefined;
@@ -231,13 +233,13 @@ export class PeerTracking {
 
   /** The bitmaps cannot be made durable: no later process may believe them. */
   #giveUp(thrown: unknown): Promise<void> {
-    const { state, log, emit } = this.#options;
+    const { log, emit } = this.#options;
     this.#losing ??= (async () => {
       const reason = asColobusError(thrown);
       log.warn({ reason }, "the dirty bitmap cannot be written: it is kept in memory only");
       emit("state-error", reason.toJSON());
       try {
-        await state.update((record: StateRecord) => ({ ...record, tracks: null }));
+        await this.#record(null);
       } finally {
         this.#losing = undefined;
       }
@@ -250,6 +252,11 @@ export class PeerTracking {
       this.#trackers = undefined;
     })();
     return this.#losing;
+  }
+
+  async #record(tracks: string | null): Promise<void> {
+    const { state, slot } = this.#options;
+    await state.update((record) => withPeerEntry(record, slot, { tracks }));
   }
 
   #schedule(): void {
@@ -274,7 +281,7 @@ export class PeerTracking {
       // It was given up, and may be written again.
       const peer = this.#peer;
       await this.#makeDurable();
-      await this.#options.state.update((record) => ({ ...record, tracks: peer }));
+      await this.#record(peer);
       this.#options.emit("state-mended", {});
       return;
     }

@@ -26,8 +26,16 @@ export function decideShared(one: HistoryFacts, other: HistoryFacts): Verdict {
 }
 
 /** The decision that the two sides' mode asks for. They run the same one. */
-export function decideBetween(one: Hello, other: Hello): Verdict {
+export function decideBetween(first: Hello, second: Hello): Verdict {
+  const one = asToldTo(second.agentId, first);
+  const other = asToldTo(first.agentId, second);
   return one.mode === "shared" ? decideShared(one, other) : decide(one, other);
+}
+
+/** What a hello says to one peer: a primary of several secondaries tells each of all. */
+export function asToldTo(peer: string, hello: Hello): Hello {
+  const told = hello.otherPeers?.find(({ pairing, tracks }) => (pairing?.peer ?? tracks) === peer);
+  return told === undefined ? hello : { ...hello, ...told };
 }
 
 function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {

@@ -165,7 +165,7 @@ function takeStep(world: World, session: Session, from: Side, to: Side, rules: R
       session.phase = "announcing";
       return true;
     case "announcing":
-      if (rules.sharesFirst) from.record = rules.shared(from.record);
+      if (rules.sharesFirst) from.record = rules.shared(from.record, to.record.agentId);
       session.phase = "hearing";
       return true;
     case "hearing":
@@ -173,7 +173,7 @@ function takeStep(world: World, session: Session, from: Side, to: Side, rules: R
       session.phase = "syncing";
       return true;
     case "syncing":
-      if (!rules.sharesFirst) from.record = rules.shared(from.record);
+      if (!rules.sharesFirst) from.record = rules.shared(from.record, to.record.agentId);
       if (arrive(session, from, to) || send(session, from, to, rules)) return true;
       if (hasCheckpoint(to)) to.record = rules.adopted(to.record, sourceOf(from));
       from.truth.alone = false;

@@ -35,7 +35,7 @@ export function readRemains(world: SimWorld, host: SimHost): Remains {
     directory: `${STATE_DIRECTORY}/disks/${name}`,
   }));
   const options = { storage, clock, random, log: SILENT_LOG, state, disks, emit: () => undefined };
-  const tracking = PeerTracking.open({ ...options, extentBytes: record.clusterBytes, settleEveryMs: 1 });
+  const tracking = PeerTracking.open({ ...options, extentBytes: record.clusterBytes, slot: 0, settleEveryMs: 1 });
   const dirty = tracking.peer === null ? undefined : disks.map((_, disk) => tracking.dirty(disk).dirtyClusters());
   return { record, dirty };
 }

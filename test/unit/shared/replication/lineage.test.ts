@@ -89,10 +89,10 @@ describe("a side's history", () => {
 
   it.each<readonly [string, boolean, StateRecord]>([
     ["a new one", false, record({ shared: false })],
-    ["one whose secondary may have adopted its lineage", true, shared(record({ shared: false }))],
+    ["one whose secondary may have adopted its lineage", true, shared(record({ shared: false }), "b")],
     ["one that went on alone", true, goneAlone(record(), "L2")],
     ["one that was promoted, and that nobody has followed yet", false, promoted(record(), "L2", true)],
-    ["one that was promoted, and has a secondary", true, shared(promoted(record(), "L2", true))],
+    ["one that was promoted, and has a secondary", true, shared(promoted(record(), "L2", true), "b")],
     ["an outdated one", true, record({ shared: false }, { outdated: true })],
     ["one that has handed its role over", true, record({ shared: false }, { handOver: "peer" })],
     ["a secondary", false, record({}, { role: "Secondary" })],

@@ -1,0 +1,130 @@
+import { asColobusError } from "../proto/errors.ts";
+import type { EventType } from "../proto/words.ts";
+import type { Pending } from "../shared/block/block-device.ts";
+import type { Log } from "../shared/host/log.ts";
+import type { Random } from "../shared/host/random.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { goneAlone, knownBy, shared } from "../shared/replication/lineage.ts";
+import { peerEntryOf, slotsOf } from "../shared/replication/peer-slots.ts";
+import type { SourceSession } from "./source-session.ts";
+
+export interface LineageKeeperOptions {
+  readonly state: StateFile;
+  readonly random: Random;
+  readonly log: Log;
+  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
+  /** Throws the reason for which guests are refused, if they are: then nothing may be acknowledged. */
+  readonly assertServing: () => void;
+  /** The sessions into whose streams guests' writes go, by the peer's id. */
+  readonly streaming: () => ReadonlyMap<string, SourceSession>;
+}
+
+/**
+ * Owns the lineage of a primary's disks: which peers may know it, and when a new one begins.
+ *
+ * Nothing is acknowledged, neither a write nor a checkpoint, that a peer lacks which may know the lineage: a new one is
+ * durable first, and the peers that do get it have heard of it. So a peer that is promoted supersedes what it was sent,
+ * and has diverged from what was acknowledged without it.
+ */
+export class LineageKeeper {
+  readonly #options: LineageKeeperOptions;
+  #minting: Promise<void> | undefined;
+
+  constructor(options: LineageKeeperOptions) {
+    this.#options = options;
+  }
+
+  /** The record's lineage is about to be another one. */
+  get isMinting(): boolean {
+    return this.#minting !== undefined;
+  }
+
+  /** Whether the peer may be told of the lineage: it is recorded that it may know it. */
+  isKnownBy(peer: string): boolean {
+    return knownBy(this.#options.state.record).includes(peer);
+  }
+
+  /**
+   * Done when what the peers that are not streaming lack may be acknowledged. undefined at once where none of them can know
+   * the lineage. Errors: `io-error`; why guests are refused.
+   */
+  parted(): Pending {
+    if (this.#minting !== undefined) return this.#minting;
+    if (this.#absent.length === 0) return undefined;
+    this.#minting = this.#mint().finally(() => {
+      this.#minting = undefined;
+    });
+    return this.#minting;
+  }
+
+  /**
+   * Records that `peer` may know the lineage from now on: to be done before it is told. A peer whose place another one has
+   * taken is not waited for: what follows is without it. Errors: `io-error`.
+   */
+  async share(peer: string): Promise<void> {
+    const { state, random, emit } = this.#options;
+    const before = state.record.lineage;
+    const { lineage } = await state.update((record) => {
+      const kept = slotsOf(record).map((slot) => peerEntryOf(record, slot).pairing?.peer);
+      const isGone = (known: string): boolean => known !== peer && !kept.includes(known);
+      // A shared disk's secondary cannot be left behind: what it holds is void, and the mark says so.
+      const isParted = record.mode !== "shared" && knownBy(record).some(isGone);
+      const streaming = [...this.#options.streaming().keys()];
+      return shared(isParted ? goneAlone(record, newLineage(random), streaming) : record, peer);
+    });
+    if (lineage === before) return;
+    emit("lineage-changed", { lineage, origin: "alone" });
+    await this.#tell();
+  }
+
+  /** Resolves when no lineage is being minted, whatever has become of it: who waits for it has the error. */
+  async settled(): Promise<void> {
+    await this.#minting?.catch(() => undefined);
+  }
+
+  /** Peers that may know the lineage, and get nothing now. */
+  get #absent(): readonly string[] {
+    const { state, streaming } = this.#options;
+    const known = knownBy(state.record);
+    if (known.length === 0) return known;
+    const present = streaming();
+    return known.filter((peer) => !present.has(peer));
+  }
+
+  async #mint(): Promise<void> {
+    const { state, random, emit, log, streaming, assertServing } = this.#options;
+    // One of those that stay may be lost before it has heard of it: then it is without that one as well.
+    while (this.#absent.length > 0) {
+      const before = state.record.lineage;
+      const { lineage } = await state.update((record) => {
+        const present = [...streaming().keys()];
+        const isParted = knownBy(record).some((peer) => !present.includes(peer));
+        return isParted ? goneAlone(record, newLineage(random), present) : record;
+      });
+      if (lineage === before) continue;
+      emit("lineage-changed", { lineage, origin: "alone" });
+      log.info({ lineage }, "writes go on without the secondary: a new lineage begins");
+      await this.#tell();
+    }
+    assertServing();
+  }
+
+  /** Resolves when each peer that is streaming has heard of the lineage, durably, or its session is lost. */
+  async #tell(): Promise<void> {
+    const { state, streaming } = this.#options;
+    const { lineage, history } = state.record;
+    const told = [...streaming()].map(async ([peer, session]) => {
+      if (!this.isKnownBy(peer)) return; // it hears of it when its sync begins
+      try {
+        await session.request((id) => ({ type: "lineage", id, lineage: lineage ?? "", ancestors: history.ancestors }));
+      } catch (error) {
+        session.close(asColobusError(error));
+      }
+    });
+    await Promise.all(told);
+  }
+}
+
+function newLineage(random: Random): string {
+  return random.bytes(16).toString("hex");
+}

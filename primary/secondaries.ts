@@ -1,0 +1,222 @@
+import { ColobusError } from "../proto/errors.ts";
+import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
+import type { Hello, OperationKind } from "../proto/replication-messages.ts";
+import type { Pending } from "../shared/block/block-device.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import type { Link } from "../shared/replication/link.ts";
+import { peerEntryOf } from "../shared/replication/peer-slots.ts";
+import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import type { Pulse } from "../shared/replication/pulse.ts";
+import type { Replicator } from "./replicator.ts";
+import { SourceSession } from "./source-session.ts";
+
+/** A place for one secondary, and what keeps it equal. */
+export interface Place {
+  readonly slot: number;
+  readonly tracking: PeerTracking;
+  readonly replicator: Replicator;
+}
+
+export interface SecondariesOptions {
+  readonly clock: Clock;
+  readonly state: StateFile;
+  /** One for each secondary that there may be, at least one. */
+  readonly places: readonly Place[];
+  readonly token: Buffer | undefined;
+  readonly peerTimeoutMs: number;
+  readonly windowBytes: number;
+  readonly hello: () => Hello;
+  /** What pings carry, where an arbiter decides who serves. */
+  readonly pulse?: Pulse | undefined;
+}
+
+/**
+ * Owns the links to a primary's secondaries until their peers have proved themselves, gives each its place, and puts a
+ * guest's operation into the stream of each. A secondary keeps its place by its agent id; where there is only one place,
+ * whoever comes last has it.
+ *
+ * A guest waits for each secondary that is in a session as far as `--ack` says, and for none that is not.
+ */
+export class Secondaries {
+  readonly #options: SecondariesOptions;
+  readonly all: readonly Replicator[];
+  readonly #first: Replicator;
+  /** Beside the first one. */
+  readonly #others: readonly Replicator[];
+  #unproved = 0;
+  #stopping = false;
+
+  constructor(options: SecondariesOptions) {
+    this.#options = options;
+    const [first, ...others] = options.places.map(({ replicator }) => replicator);
+    if (first === undefined) throw new RangeError("a primary has a place for a secondary");
+    this.all = [first, ...others];
+    this.#first = first;
+    this.#others = others;
+  }
+
+
+  get isConnected(): boolean {
+    return this.#first.isConnected || this.#others.some((one) => one.isConnected);
+  }
+
+  get isEstablished(): boolean {
+    return this.#first.isEstablished || this.#others.some((one) => one.isEstablished);
+  }
+
+  /** Whether a peer that this side dialled at `url` is connected. */
+  isConnectedTo(url: string): boolean {
+    return this.all.some((one) => one.url === url && one.isConnected);
+  }
+
+  /** By the peer's id, those of which `choose` names a session. */
+  sessions(choose: (replicator: Replicator) => SourceSession | undefined): Map<string, SourceSession> {
+    const sessions = new Map<string, SourceSession>();
+    for (const replicator of this.all) {
+      const session = choose(replicator);
+      if (session?.peer !== undefined) sessions.set(session.peer.agentId, session);
+    }
+    return sessions;
+  }
+
+  /**
+   * Takes a link to a peer, whoever has dialled; `url`: this side has, there. `ended` is called when it is over: `wasOpen`
+   * tells that it had been a session.
+   */
+  accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined, url: string | null = null): void {
+    if (this.#stopping || this.#unproved >= UNAUTHENTICATED_LINKS_MAX) {
+      link.start({ message: () => undefined, closed: () => ended(false) });
+      link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
+      return;
+    }
+    const options = this.#options;
+    let isProved = false;
+    let wasOpen = false;
+    /** Whom a refusal is told of before it is known whose link this is. */
+    let owner = this.all.find((one) => url !== null && one.url === url) ?? this.#first;
+    this.#unproved += 1;
+    const hello = options.hello();
+    const session = new SourceSession({
+      link,
+      clock: options.clock,
+      hello,
+      token: options.token,
+      peerTimeoutMs: options.peerTimeoutMs,
+      windowBytes: options.windowBytes,
+      pulse: options.pulse,
+      opened: (peer) => {
+        this.#unproved -= 1;
+        isProved = true;
+        owner = this.#placeOf(peer, session.peerSubject, url);
+        owner.open(session, hello, peer, url);
+        wasOpen = true;
+      },
+      differs: (disk, runs) => owner.receiveDifferences(session, disk, runs),
+      ready: () => owner.ready(session),
+      stalled: (reason) => owner.stalled(session, reason),
+      notified: (notice) => owner.notified(notice),
+      closed: (reason, missing) => {
+        if (!isProved) this.#unproved -= 1;
+        owner.closed(session, reason, missing, wasOpen);
+        ended(wasOpen);
+      },
+    });
+  }
+
+  /** A dial failed. */
+  dialFailed(reason: ColobusError, url: string | null): void {
+    (this.all.find((one) => one.url === url) ?? this.#first).dialFailed(reason);
+  }
+
+  /** As `Replicator.forward`, to each of them: done when all of them are. */
+  forward(kind: OperationKind, disk: number, offset: number, length: number, payload: Buffer | undefined): Pending {
+    if (this.#others.length === 0) return this.#first.forward(kind, disk, offset, length, payload);
+    let pending: Pending;
+    let refusal: unknown;
+    for (const one of this.all) {
+      // None of them misses it, whatever another one has refused it for.
+      try {
+        pending = both(pending, one.forward(kind, disk, offset, length, payload));
+      } catch (error) {
+        refusal ??= error;
+      }
+    }
+    if (refusal === undefined) return pending;
+    pending?.catch(() => undefined); // the refusal is told
+    throw refusal;
+  }
+
+  /** As `Replicator.room`. */
+  room(): Pending {
+    let pending = this.#first.room();
+    for (const one of this.#others) pending = both(pending, one.room());
+    return pending;
+  }
+
+  /** As `Replicator.flush`. */
+  flush(): Pending {
+    let pending = this.#first.flush();
+    for (const one of this.#others) pending = both(pending, one.flush());
+    return pending;
+  }
+
+  /** As `Replicator.sendAgain`. */
+  sendAgain(disk: number, offset: number, length: number): void {
+    for (const one of this.all) one.sendAgain(disk, offset, length);
+  }
+
+  /** As `PeerTracking.mark`, for each of them. */
+  mark(disk: number, offset: number, length: number): Pending {
+    const [first, ...others] = this.#options.places;
+    let pending = first?.tracking.mark(disk, offset, length);
+    for (const { tracking } of others) pending = both(pending, tracking.mark(disk, offset, length));
+    return pending;
+  }
+
+  /** Leaves the sessions, once everything sent is stable there or `drainTimeout` resolves. */
+  async stop(drainTimeout: Promise<void>, reason: ColobusError): Promise<void> {
+    await Promise.all(this.all.map((one) => one.stop(drainTimeout, reason)));
+    this.#stopping = true;
+  }
+
+  /** Errors: `role-conflict` where every place is another secondary's. */
+  #placeOf(peer: Hello, subject: string | undefined, url: string | null): Replicator {
+    const { places, state } = this.#options;
+    const [only, ...others] = places;
+    if (only !== undefined && others.length === 0) return only.replicator;
+    const entries = places.map((place) => ({ place, entry: peerEntryOf(state.record, place.slot) }));
+    const own = entries.find(({ place, entry }) => {
+      return (place.replicator.peerId ?? entry.pairing?.peer ?? entry.tracks) === peer.agentId;
+    });
+    if (own !== undefined) {
+      const recorded = own.entry.peerSubject;
+      if (recorded !== undefined && subject !== undefined && subject !== recorded) throw takenName();
+      return own.place.replicator;
+    }
+    const free = entries.filter(
+      ({ place, entry }) => entry.pairing === null && entry.tracks === null && !place.replicator.isTaken,
+    );
+    const found = free.find(({ place }) => url !== null && place.replicator.url === url) ?? free[0];
+    if (found !== undefined) return found.place.replicator;
+    throw new ColobusError(
+      "role-conflict",
+      `this primary has its ${places.length} secondaries, and the peer is none of them`,
+      "To put it in the place of one that is gone for good: `colobus forget AGENT_ID` on the primary, which `colobus status` names.",
+    );
+  }
+}
+
+function takenName(): ColobusError {
+  return new ColobusError(
+    "auth-failed",
+    "the certificate is valid, but of another host than the secondary whose agent id the peer names",
+    "Connect the right hosts; a host that takes a secondary's place begins with an empty state directory.",
+  );
+}
+
+function both(one: Pending, other: Pending): Pending {
+  if (one === undefined) return other;
+  if (other === undefined) return one;
+  return Promise.all([one, other]).then(() => undefined);
+}

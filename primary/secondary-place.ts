@@ -1,0 +1,178 @@
+import type { PeerStatus, ResyncAnswer } from "../proto/control-api.ts";
+import type { ColobusError } from "../proto/errors.ts";
+import type { Hello, Notice } from "../proto/replication-messages.ts";
+import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import { peerEntryOf } from "../shared/replication/peer-slots.ts";
+import type { Verdict } from "../shared/replication/verdict.ts";
+import type { GuestPolicy } from "./guest-policy.ts";
+import type { LineageKeeper } from "./lineage-keeper.ts";
+import type { Mirroring } from "./mirroring.ts";
+import type { PermitKeeper } from "./permit-keeper.ts";
+import type { PrimaryOptions } from "./primary-options.ts";
+import type { ReplicatedDisk } from "./replicated-disk.ts";
+import { Replicator } from "./replicator.ts";
+import { SyncJobs } from "./sync-jobs.ts";
+import { VerifyJobs } from "./verify-jobs.ts";
+
+/** What a handshake with a proved peer came to. */
+export interface Judged {
+  readonly verdict: Verdict;
+  readonly peer: Hello;
+}
+
+export interface SecondaryPlaceOptions extends Pick<
+  PrimaryOptions,
+  | "clock"
+  | "random"
+  | "log"
+  | "emit"
+  | "state"
+  | "jobs"
+  | "ack"
+  | "windowBytes"
+  | "onCongestion"
+  | "resyncSpeed"
+> {
+  readonly slot: number;
+  readonly tracking: PeerTracking;
+  /** Whom this side dials first for the place; null: it waits for a peer to dial. */
+  readonly url: string | null;
+  readonly disks: readonly ReplicatedDisk[];
+  readonly geometries: readonly ClusterGeometry[];
+  readonly guests: GuestPolicy;
+  readonly lineages: LineageKeeper;
+  /** With an arbiter. */
+  readonly keeper: PermitKeeper | undefined;
+  /** In mode `mirror`, of this secondary. */
+  readonly mirroring: ((place: SecondaryPlace) => Mirroring) | undefined;
+  readonly judged: (judged: Judged) => void;
+  readonly opened: (peer: Hello) => Promise<number>;
+  /** A sync of this secondary has begun. */
+  readonly syncing: () => void;
+  readonly inSync: (place: SecondaryPlace) => void;
+  readonly notified: (place: SecondaryPlace, notice: Notice, peer: string) => void;
+  readonly paused: () => void;
+  readonly lost: () => void;
+}
+
+/**
+ * One secondary of a primary, or the place for one: its stream, its syncs and comparisons, and what is known of its copy.
+ * It keeps these in step with each other; what they mean for guests and checkpoints is the role's to decide.
+ */
+export class SecondaryPlace {
+  readonly slot: number;
+  readonly tracking: PeerTracking;
+  readonly replicator: Replicator;
+  readonly syncs: SyncJobs;
+  readonly verifies: VerifyJobs;
+  readonly mirroring: Mirroring | undefined;
+  readonly #options: SecondaryPlaceOptions;
+  #judged: Judged | undefined;
+
+  constructor(options: SecondaryPlaceOptions) {
+    this.#options = options;
+    this.slot = options.slot;
+    this.tracking = options.tracking;
+    this.syncs = new SyncJobs(options.jobs, options.resyncSpeed);
+    this.replicator = this.#newReplicator();
+    this.verifies = new VerifyJobs({
+      ...options,
+      sharesDisks: options.state.record.mode === "shared",
+      replicator: this.replicator,
+    });
+    this.mirroring = options.mirroring?.(this);
+  }
+
+  /** What the last handshake with a proved peer came to here. */
+  get judged(): Judged | undefined {
+    return this.#judged;
+  }
+
+  /** The secondary that has the place, as far as that is known. */
+  get peerId(): string | undefined {
+    const { pairing, tracks } = peerEntryOf(this.#options.state.record, this.slot);
+    return this.replicator.peerId ?? pairing?.peer ?? tracks ?? undefined;
+  }
+
+  /** Whether a secondary has the place, had it, or is to be dialled for it. */
+  get isUsed(): boolean {
+    return this.replicator.url !== null || this.#judged !== undefined || this.peerId !== undefined;
+  }
+
+  /** In mode `mirror` a sync is over when the secondary has taken it up. */
+  get isTakenUp(): boolean {
+    return this.mirroring?.isTakenUp !== false;
+  }
+
+  start(): void {
+    const { disks } = this.#options;
+    this.tracking.start({
+      inFlight: (disk) => this.replicator.inFlight(disk),
+      isBusy: (disk, offset, length) => disks[disk]?.isBusy(offset, length) ?? false,
+      flush: async (disk) => disks[disk]?.flushChild(),
+    });
+  }
+
+  /** Lets a paused sync go on. Errors: why the secondary takes no writes. */
+  resync(): ResyncAnswer {
+    return this.syncs.resume(this.replicator);
+  }
+
+  describe(): PeerStatus {
+    const peer = this.replicator.describe();
+    const agentId = peer.agentId ?? this.peerId ?? null;
+    if (peer.replication === "Established" && !this.isTakenUp) return { ...peer, agentId, replication: "SyncSource" };
+    if (peer.replication === "Established" && this.verifies.isRunning) {
+      return { ...peer, agentId, replication: "VerifyS" };
+    }
+    const isHeld = peer.replication === "SyncSource" && this.syncs.isHeld;
+    return isHeld ? { ...peer, agentId, replication: "PausedSyncS" } : { ...peer, agentId };
+  }
+
+  /** Ends the jobs of the place. */
+  end(reason: ColobusError): void {
+    this.syncs.end(reason);
+    this.verifies.end(reason);
+  }
+
+  #newReplicator(): Replicator {
+    const options = this.#options;
+    const { guests, keeper } = options;
+    return new Replicator({
+      ...options,
+      detachesWhenCongested: options.onCongestion === "detach",
+      assertServing: () => guests.gate.assertServing(),
+      frozen: () => guests.frozen(),
+      mayGoAlone: () => keeper?.mayGoAlone(),
+      judged: (verdict, peer) => {
+        this.#judged = { verdict, peer };
+        options.judged(this.#judged);
+      },
+      syncNeeded: (type) => {
+        this.mirroring?.lacks();
+        const { disks, geometries, windowBytes } = options;
+        this.syncs.start({ type, replicator: this.replicator, disks, geometries, windowBytes });
+        options.syncing();
+      },
+      inSync: () => {
+        this.syncs.done();
+        options.inSync(this);
+      },
+      syncInterrupted: (reason) => {
+        this.mirroring?.lacks();
+        this.syncs.end(reason);
+      },
+      notified: (notice, peer) => options.notified(this, notice, peer),
+      paused: () => {
+        this.mirroring?.lacks();
+        options.paused();
+      },
+      lost: (reason) => {
+        this.mirroring?.lacks();
+        this.syncs.end(reason);
+        options.lost();
+      },
+    });
+  }
+}
