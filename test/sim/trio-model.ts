@@ -1,0 +1,147 @@
+import assert from "node:assert/strict";
+import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import { DiskModel } from "./disk-model.ts";
+import type { PairDisk, PairMember, PairObserver } from "./pair.ts";
+import type { SimProcess } from "./sim-host.ts";
+import type { CrashKind } from "./simulated-crash.ts";
+
+interface Checkpoint {
+  readonly by: PairMember;
+  readonly process: SimProcess;
+  readonly disks: readonly DiskModel[];
+}
+
+/**
+ * The truth about a primary with two secondaries whose roles change: for each side what its guest must see while it serves,
+ * for each checkpoint what a promotion to it must show, and for each side who has something that was told while it was
+ * missing. What was told so is never lost without an operator's word: who has it is not synced from the side that lacks it.
+ */
+export class TrioModel implements PairObserver {
+  readonly #disks: readonly PairDisk[];
+  readonly #listener: (member: PairMember, event: AgentEvent) => void;
+  readonly #guests = new Map<PairMember, DiskModel[]>();
+  readonly #checkpoints = new Map<number, Checkpoint>();
+  /** What a former primary's images held as it became Secondary: its checkpoint, until a newer one is committed there. */
+  readonly #own = new Map<PairMember, { readonly epoch: number; readonly disks: readonly DiskModel[] }>();
+  /** By the name of the side that was missing: the names of those that have what was told meanwhile. */
+  readonly #told = new Map<string, Set<string>>();
+
+  constructor(disks: readonly PairDisk[], listener: (member: PairMember, event: AgentEvent) => void) {
+    this.#disks = disks;
+    this.#listener = listener;
+  }
+
+  begin(primary: PairMember, contents: readonly Buffer[]): void {
+    this.#guests.set(
+      primary,
+      contents.map((content) => new DiskModel(content)),
+    );
+  }
+
+  isCurrent(member: PairMember, model: DiskModel): boolean {
+    return this.#guests.get(member)?.includes(model) === true;
+  }
+
+  diskOf(member: PairMember, index: number): DiskModel {
+    const model = this.#guests.get(member)?.[index];
+    assert(model !== undefined, `${member.name} has served no guest`);
+    return model;
+  }
+
+  /** A barrier goes to all secondaries that take part, at the same place of each stream. */
+  requested(message: Parameters<PairObserver["requested"]>[0], by: PairMember): void {
+    if (message.type !== "barrier") return;
+    const { process } = by.host;
+    const closed = this.#checkpoints.get(message.epoch);
+    const disks = this.#disks.map((_, index) => this.diskOf(by, index).fork());
+    if (closed !== undefined) {
+      assert(closed.by === by && closed.process === process, `epoch ${message.epoch} is closed a second time`);
+      for (const [index, disk] of disks.entries()) {
+        assert(
+          disk.content().equals(closed.disks[index]?.content() ?? Buffer.alloc(0)),
+          `the barrier of epoch ${message.epoch} has another place in the second stream`,
+        );
+      }
+      return;
+    }
+    this.#checkpoints.set(message.epoch, { by, process, disks });
+  }
+
+  /** What a secondary's view may show of a disk. */
+  checkpointOf(member: PairMember, epoch: number, index: number): DiskModel {
+    const own = this.#own.get(member);
+    const disks = own?.epoch === epoch ? own.disks : this.#checkpoints.get(epoch)?.disks;
+    const disk = disks?.[index];
+    assert(disk !== undefined, `no barrier has closed epoch ${epoch}`);
+    return disk;
+  }
+
+  happened(member: PairMember, event: AgentEvent): void {
+    if (event.type === "sync-started" || event.type === "sync-finished") this.#synced(member, event);
+    if (event.type === "checkpoint-committed") this.#own.delete(member);
+    if (event.type === "role-changed" && event.data.role === "Primary") this.#promotedUnawares(member);
+    if (event.type === "role-changed" && event.data.role === "Secondary") this.#demoted(member);
+    this.#listener(member, event);
+  }
+
+  /** Something was told to guests or to an operator while `missing` got nothing; `holders` have it. */
+  toldWithout(missing: string, holders: readonly string[]): void {
+    const told = this.#told.get(missing) ?? new Set();
+    for (const holder of holders) told.add(holder);
+    this.#told.set(missing, told);
+  }
+
+  /** An operator has given up what that side has. */
+  gaveUp(member: PairMember): void {
+    for (const holders of this.#told.values()) holders.delete(member.name);
+  }
+
+  /** A side was promoted to a checkpoint: from here on its guest sees that. */
+  promoted(member: PairMember, epoch: number): void {
+    this.#guests.set(
+      member,
+      this.#disks.map((_, index) => this.checkpointOf(member, epoch, index).fork()),
+    );
+    this.#own.delete(member);
+  }
+
+  /** Everything of a disk as its guest reads it, while nobody writes. */
+  readBack(member: PairMember, index: number, content: Buffer): void {
+    const disk = this.diskOf(member, index);
+    disk.check(content, 0, `${this.#disks[index]?.name} on ${member.name}`);
+    disk.adopt(content);
+  }
+
+  died(member: PairMember, kind: CrashKind): void {
+    for (const disk of this.#guests.get(member) ?? []) disk.crashed(kind);
+  }
+
+  started(member: PairMember, status: Status | undefined): void {
+    // It may have been promoted by the very call over which it died.
+    if (status?.role === "Primary" && !this.#guests.has(member)) this.promoted(member, status.epoch.committed);
+  }
+
+  /** A primary sends to a side: that one hears of what it has missed, and what it has that the primary lacks goes. */
+  #synced(primary: PairMember, { type, data }: AgentEvent): void {
+    const target = typeof data.peer === "string" ? /[abc]$/.exec(data.peer)?.[0] : undefined;
+    if (target === undefined) return;
+    assert(
+      this.#told.get(primary.name)?.has(target) !== true,
+      `${type}: ${target} is synced from ${primary.name}, which lacks what was told with ${target} meanwhile`,
+    );
+    this.#told.delete(target);
+    for (const holders of this.#told.values()) if (holders.has(primary.name)) holders.add(target);
+  }
+
+  #promotedUnawares(member: PairMember): void {
+    const epoch = member.agent?.status().epoch.committed;
+    if (epoch !== undefined) this.promoted(member, epoch);
+  }
+
+  #demoted(member: PairMember): void {
+    const epoch = member.agent?.status().epoch.committed;
+    const guest = this.#guests.get(member);
+    if (epoch !== undefined && guest !== undefined) this.#own.set(member, { epoch, disks: guest.map((disk) => disk.fork()) });
+    this.#guests.delete(member);
+  }
+}
