@@ -23,6 +23,7 @@ export const agentKeysSchema = z.strictObject({
   "state": scalar.optional(),
   "disk": list.optional(),
   "peer": list.optional(),
+  "secondaries": scalar.optional(),
   "listen": scalar.optional(),
   "mode": z.enum(MODES).optional(),
   "ack": z.enum(ACK_POLICIES).optional(),

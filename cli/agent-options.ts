@@ -37,6 +37,7 @@ import { agentKeysSchema, type AgentKeys } from "./agent-keys.ts";
 import type { HostPort, ProcessConfig } from "./process-config.ts";
 import type { Hook } from "./hook.ts";
 import { NBD_TLS, parseNbdTls, parseTls } from "./tls-options.ts";
+import { parseSecondaries } from "./secondaries-options.ts";
 import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
 import { parseQuorum, quorumFlags } from "./quorum-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
@@ -73,7 +74,8 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
       "cluster-size",
       text(`Unit of copy-before-write (${formatBytes(CLUSTER_DEFAULT_BYTES)}); the same on both sides`),
     )
-    .option("peer", many("URL of the peer that this agent dials: wss://HOST:PORT, or ws:// without TLS"))
+    .option("peer", many("URL of the peer that this agent dials: wss://HOST:PORT, or ws:// without TLS; a primary's: one for each"))
+    .option("secondaries", text("How many secondaries this agent may have as a primary (as many as --peer)"))
     .option("listen", text("HOST:PORT where the peer connects"))
     .option(
       "ack",
@@ -175,9 +177,6 @@ export function processConfigOf(
     throw missing("--state DIR", "The directory keeps the agent's records and overlays.");
   const disks = parseDisks(options.disk ?? []);
   const peers = (options.peer ?? []).map(parsePeer);
-  if (peers.length > 1) {
-    throw invalid("--peer", peers.join(", "), "This release keeps one secondary; give --peer once.");
-  }
   if (peers.length === 0 && options.listen === undefined) {
     throw role === "Primary"
       ? missing("--peer WS_URL", "It names the secondary agent; or --listen HOST:PORT, where that connects.")
@@ -193,6 +192,7 @@ export function processConfigOf(
       disks,
       ...(role === "Primary" ? parseQuorum(options, disks, options.mode) : {}),
       peers,
+      ...parseSecondaries(options, role),
       ack: options.ack ?? ACK_BY_MODE[options.mode ?? "colo"],
       durability: options.durability ?? "power",
       peerTimeoutMs: positive(

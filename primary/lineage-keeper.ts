@@ -29,6 +29,8 @@ export interface LineageKeeperOptions {
 export class LineageKeeper {
   readonly #options: LineageKeeperOptions;
   #minting: Promise<void> | undefined;
+  /** Peers that are about to be told of the lineage. */
+  readonly #sharing = new Set<string>();
 
   constructor(options: LineageKeeperOptions) {
     this.#options = options;
@@ -58,10 +60,28 @@ export class LineageKeeper {
   }
 
   /**
-   * Records that `peer` may know the lineage from now on: to be done before it is told. A peer whose place another one has
-   * taken is not waited for: what follows is without it. Errors: `io-error`.
+   * Records that `peer` may know the lineage, and calls `begin`, which is to put it into that one's stream: nothing is minted
+   * between the two. A peer whose place another one has taken is not waited for: what follows is without it. Errors: `io-error`.
    */
-  async share(peer: string): Promise<void> {
+  async share(peer: string, begin: () => void): Promise<void> {
+    this.#sharing.add(peer);
+    try {
+      do {
+        await this.settled();
+        await this.#share(peer);
+      } while (this.isMinting || !this.isKnownBy(peer));
+      begin();
+    } finally {
+      this.#sharing.delete(peer);
+    }
+  }
+
+  /** Resolves when no lineage is being minted, whatever has become of it: who waits for it has the error. */
+  async settled(): Promise<void> {
+    await this.#minting?.catch(() => undefined);
+  }
+
+  async #share(peer: string): Promise<void> {
     const { state, random, emit } = this.#options;
     const before = state.record.lineage;
     const { lineage } = await state.update((record) => {
@@ -77,18 +97,13 @@ export class LineageKeeper {
     await this.#tell();
   }
 
-  /** Resolves when no lineage is being minted, whatever has become of it: who waits for it has the error. */
-  async settled(): Promise<void> {
-    await this.#minting?.catch(() => undefined);
-  }
-
-  /** Peers that may know the lineage, and get nothing now. */
+  /** Peers that may know the lineage, and get nothing now. One that is about to hear of it does not know it yet. */
   get #absent(): readonly string[] {
     const { state, streaming } = this.#options;
     const known = knownBy(state.record);
     if (known.length === 0) return known;
     const present = streaming();
-    return known.filter((peer) => !present.has(peer));
+    return known.filter((peer) => !present.has(peer) && !this.#sharing.has(peer));
   }
 
   async #mint(): Promise<void> {
@@ -98,7 +113,7 @@ export class LineageKeeper {
       const before = state.record.lineage;
       const { lineage } = await state.update((record) => {
         const present = [...streaming().keys()];
-        const isParted = knownBy(record).some((peer) => !present.includes(peer));
+        const isParted = knownBy(record).some((peer) => !present.includes(peer) && !this.#sharing.has(peer));
         return isParted ? goneAlone(record, newLineage(random), present) : record;
       });
       if (lineage === before) continue;

@@ -411,15 +411,15 @@ export class Replicator {
    */
   #share(session: SourceSession, kind: "full-sync" | "resync"): void {
     const before = this.#phase;
-    this.#options.lineages.share(peerOf(session)).then(
-      () => {
-        const phase = this.#phase;
-        if (phase.name === "connecting" || phase.session !== session) return;
-        if (phase.name === "opening" && phase.stalledBy !== undefined) this.#pause(session, phase.stalledBy);
-        else if (phase === before) this.#beginSync(session, kind);
-      },
-      (error: unknown) => session.close(asColobusError(error)),
-    );
+    const begin = (): void => {
+      const phase = this.#phase;
+      if (phase.name === "connecting" || phase.session !== session) return;
+      if (phase.name === "opening" && phase.stalledBy !== undefined) this.#pause(session, phase.stalledBy);
+      else if (phase === before) this.#beginSync(session, kind);
+    };
+    this.#options.lineages
+      .share(peerOf(session), begin)
+      .catch((error: unknown) => session.close(asColobusError(error)));
   }
 
   #tellSync(session: SourceSession, phase: SyncPhase): void {

@@ -1,5 +1,5 @@
 import { bitmapsLost } from "../journal/bitmap-entry.ts";
-import { ANCESTORS_MAX } from "../../proto/limits.ts";
+import { ANCESTORS_MAX, SECONDARIES_MAX } from "../../proto/limits.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import { peerEntryOf, slotsOf, withPeerEntry } from "./peer-slots.ts";
@@ -57,7 +57,14 @@ export function namingKnown(record: StateRecord): StateRecord {
 
 /** A primary goes on without a peer that may know its lineage. `staying` are to hear of the new one before anything else. */
 export function goneAlone(record: StateRecord, lineage: string, staying: readonly string[] = []): StateRecord {
-  const history = { origin: "alone", shared: false, ancestors: behind(record), heard: record.history.heard } as const;
+  const left = leftBehind(record, staying);
+  const history = {
+    origin: "alone",
+    shared: false,
+    ancestors: keeping(behind(record), left),
+    heard: record.history.heard,
+    ...(left.length === 0 ? {} : { left }),
+  } as const;
   return {
     ...record,
     lineage,
@@ -65,10 +72,28 @@ export function goneAlone(record: StateRecord, lineage: string, staying: readonl
   };
 }
 
+/** Peers that are left behind, with the last lineage that each may know. The newest are remembered. */
+function leftBehind(record: StateRecord, staying: readonly string[]): { peer: string; lineage: string }[] {
+  const { lineage, history } = record;
+  const parting = knownBy(record).filter((peer) => !staying.includes(peer) && peer !== "");
+  const now = lineage === null ? [] : parting.map((peer) => ({ peer, lineage }));
+  const before = (history.left ?? []).filter(({ peer }) => !staying.includes(peer) && !parting.includes(peer));
+  return [...now, ...before].slice(0, SECONDARIES_MAX);
+}
+
+/** The newest lineages, and of the older ones those that a peer may still have: one that parts often keeps them related. */
+function keeping(lineages: readonly string[], left: readonly { readonly lineage: string }[]): string[] {
+  const room = ANCESTORS_MAX - SECONDARIES_MAX;
+  const older = lineages.slice(room).filter((lineage) => left.some((one) => one.lineage === lineage));
+  return [...lineages.slice(0, room), ...older];
+}
+
 /** The peer may know the lineage from now on, and a promotion there supersede it. */
 export function shared(record: StateRecord, peer: string): StateRecord {
   const known = [...new Set([...knownBy(record), peer])];
-  return { ...record, history: { ...record.history, shared: true, knownBy: known } };
+  const { left: before, ...history } = record.history;
+  const left = (before ?? []).filter((one) => one.peer !== peer);
+  return { ...record, history: { ...history, shared: true, knownBy: known, ...(left.length === 0 ? {} : { left }) } };
 }
 
 /** The peer has recorded the session as well: from now on none before it proves anything. */

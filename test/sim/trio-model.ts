@@ -54,8 +54,9 @@ export class TrioModel implements PairObserver {
     const { process } = by.host;
     const closed = this.#checkpoints.get(message.epoch);
     const disks = this.#disks.map((_, index) => this.diskOf(by, index).fork());
-    if (closed !== undefined) {
-      assert(closed.by === by && closed.process === process, `epoch ${message.epoch} is closed a second time`);
+    // A barrier that no other side has ever seen is void with the side that placed it: another one may use its number.
+    if (closed?.by === by) {
+      assert(closed.process === process, `epoch ${message.epoch} is closed a second time`);
       for (const [index, disk] of disks.entries()) {
         assert(
           disk.content().equals(closed.disks[index]?.content() ?? Buffer.alloc(0)),

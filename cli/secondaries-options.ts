@@ -1,0 +1,42 @@
+/** The flags about several secondaries, and what they exclude. */
+import { ColobusError } from "../proto/errors.ts";
+import { SECONDARIES_MAX } from "../proto/limits.ts";
+import type { Mode, Role } from "../proto/words.ts";
+
+interface SecondariesKeys {
+  readonly "secondaries"?: string | undefined;
+  readonly "peer"?: readonly string[] | undefined;
+  readonly "mode"?: Mode | undefined;
+  readonly "arbiter"?: readonly string[] | undefined;
+}
+
+/** How many secondaries the agent may have as a primary. Errors: `usage`. */
+export function parseSecondaries(options: SecondariesKeys, role: Role): { readonly secondaries?: number } {
+  const peers = options.peer?.length ?? 0;
+  if (role === "Secondary" && peers > 1) {
+    throw new ColobusError("usage", "a secondary has one primary", "Give --peer once: the agent that is Primary.");
+  }
+  const count = options.secondaries === undefined ? Math.max(1, peers) : Number(options.secondaries);
+  if (!Number.isInteger(count) || count < 1 || count > SECONDARIES_MAX) {
+    throw new ColobusError(
+      "usage",
+      `--secondaries ${JSON.stringify(options.secondaries ?? String(peers))} is not possible`,
+      `Write a number from 1 to ${SECONDARIES_MAX}; each --peer of a primary is one.`,
+    );
+  }
+  if (count < peers) {
+    throw new ColobusError(
+      "usage",
+      `--secondaries ${count} and ${peers} --peer contradict each other`,
+      "Leave --secondaries out, or make it as many.",
+    );
+  }
+  if (count === 1) return {};
+  const excluded = options.mode === "shared" ? "--mode shared" : options.arbiter === undefined ? undefined : "--arbiter";
+  if (excluded === undefined) return { secondaries: count };
+  throw new ColobusError(
+    "usage",
+    `${excluded} and several secondaries contradict each other`,
+    "Give one --peer, and no --secondaries.",
+  );
+}
