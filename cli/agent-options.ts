@@ -74,7 +74,10 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
       "cluster-size",
       text(`Unit of copy-before-write (${formatBytes(CLUSTER_DEFAULT_BYTES)}); the same on both sides`),
     )
-    .option("peer", many("URL of the peer that this agent dials: wss://HOST:PORT, or ws:// without TLS; a primary's: one for each"))
+    .option(
+      "peer",
+      many("URL of the peer that this agent dials: wss://HOST:PORT, or ws:// without TLS; a primary's: one for each"),
+    )
     .option("secondaries", text("How many secondaries this agent may have as a primary (as many as --peer)"))
     .option("listen", text("HOST:PORT where the peer connects"))
     .option(

@@ -22,7 +22,6 @@ import type { JobList } from "../shared/jobs/job-list.ts";
 import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { Connector } from "../shared/replication/connector.ts";
 import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { probePeer } from "../shared/replication/peer-probe.ts";
@@ -36,6 +35,7 @@ import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import { childrenContext } from "./children-context.ts";
 import type { DiskExports } from "./disk-export.ts";
 import { MirrorTargets } from "./mirror-targets.ts";
+import { PeerConnectors } from "./peer-connectors.ts";
 import { PeerBinding, refuse } from "./peer-binding.ts";
 import type { Judged } from "./verdict-answer.ts";
 
@@ -85,7 +85,7 @@ export class AgentRoles {
   readonly vmStates: VmStateStore;
   readonly #options: AgentRolesOptions;
   #active: ActivePrimary | ActiveSecondary;
-  #connectors: readonly Connector[] = [];
+  readonly #connectors: PeerConnectors;
   #promoted: readonly PromotedDisk[] = [];
   #promotedEpoch = 0;
   #wasPromotedHere = false;
@@ -104,6 +104,7 @@ export class AgentRoles {
       state: options.state,
       secondaries: options.agent.config.secondaries ?? 1,
     });
+    this.#connectors = this.#newConnectors();
     this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
     const { record } = options.state;
     this.vmStates = new VmStateStore({
@@ -158,7 +159,6 @@ export class AgentRoles {
   async redial(url?: string): Promise<void> {
     const { state } = this.#options;
     if (url !== undefined) await state.update((record) => ({ ...record, peers: [url] }));
-    this.#hangUp();
     this.#dial();
   }
 
@@ -232,7 +232,7 @@ export class AgentRoles {
           "Wait for it: `colobus wait merged`.",
         );
       }
-      this.#hangUp();
+      this.#connectors.hangUp();
       active.primary.refuseGuests(new ColobusError("handed-over", "this side is not Primary any more"));
       exports.withdrawAll();
       agent.dropClients();
@@ -272,7 +272,7 @@ export class AgentRoles {
   async stop(drainMs: number): Promise<void> {
     this.#stopping = true;
     this.#lostSyncs.stop();
-    this.#hangUp();
+    this.#connectors.hangUp();
     await this.#changing;
     await this.vmStates.settled();
     const active = this.#active;
@@ -315,34 +315,26 @@ export class AgentRoles {
   #dial(): void {
     if (this.#stopping) return;
     const { peers, role } = this.#options.state.record;
-    this.#connectors = (role === "Primary" ? peers : peers.slice(0, 1)).map((url) => this.#newConnector(url));
-    for (const connector of this.#connectors) connector.start();
+    this.#connectors.dial(role === "Primary" ? peers : peers.slice(0, 1));
   }
 
-  #hangUp(): void {
-    for (const connector of this.#connectors) connector.stop();
-    this.#connectors = [];
-  }
-
-  #newConnector(url: string): Connector {
+  #newConnectors(): PeerConnectors {
     const { host } = this.#options.agent;
-    const connector: Connector = new Connector({
-      dialer: this.#binding.guard(host.dialer(url)),
-      clock: host.clock,
-      random: host.random,
-      isWanted: () => {
+    return new PeerConnectors({
+      ...host,
+      dialer: (url) => this.#binding.guard(host.dialer(url)),
+      isWanted: (url) => {
         const active = this.#active;
         return active.role === "Primary" ? !active.primary.isConnectedTo(url) : !active.secondary.isConnected;
       },
-      connected: (link) => this.accept(link, (wasOpen) => connector.lost(wasOpen), url),
-      failed: (reason) => {
+      connected: (link, ended, url) => this.accept(link, ended, url),
+      failed: (reason, url) => {
         this.#binding.told(reason, url);
         const active = this.#active;
         if (active.role === "Primary") active.primary.dialFailed(reason, url);
         else active.secondary.dialFailed(reason);
       },
     });
-    return connector;
   }
 
   /** Changes the record, as soon as it can be written. Errors: why not, when the agent is stopped meanwhile. */
@@ -539,8 +531,7 @@ export class AgentRoles {
     }
     return slots.map((slot) => ({
       slot,
-      tracking:
-        own !== undefined && slot === mainSlotOf(record) ? own : PeerTracking.open(this.#trackingOptions(slot)),
+      tracking: own !== undefined && slot === mainSlotOf(record) ? own : PeerTracking.open(this.#trackingOptions(slot)),
     }));
   }
 

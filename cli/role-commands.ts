@@ -59,8 +59,7 @@ export class RoleCommands {
         assertBehind(verdict, state.record.agentId);
         if (verdict.verdict.kind === "outdated") {
           await roles.demote({ discardsOwn: false, newer: verdict.peer.agentId });
-        }
-        else await this.#until(deadline, () => roles.active.role === "Secondary", "the role is not laid down yet");
+        } else await this.#until(deadline, () => roles.active.role === "Secondary", "the role is not laid down yet");
       }
       return { already, peer, epoch: state.record.committed.epoch };
     } finally {

@@ -4,10 +4,10 @@ import { SECONDARIES_MAX } from "../proto/limits.ts";
 import type { Mode, Role } from "../proto/words.ts";
 
 interface SecondariesKeys {
-  readonly "secondaries"?: string | undefined;
-  readonly "peer"?: readonly string[] | undefined;
-  readonly "mode"?: Mode | undefined;
-  readonly "arbiter"?: readonly string[] | undefined;
+  readonly secondaries?: string | undefined;
+  readonly peer?: readonly string[] | undefined;
+  readonly mode?: Mode | undefined;
+  readonly arbiter?: readonly string[] | undefined;
 }
 
 /** How many secondaries the agent may have as a primary. Errors: `usage`. */
@@ -32,7 +32,8 @@ export function parseSecondaries(options: SecondariesKeys, role: Role): { readon
     );
   }
   if (count === 1) return {};
-  const excluded = options.mode === "shared" ? "--mode shared" : options.arbiter === undefined ? undefined : "--arbiter";
+  const excluded =
+    options.mode === "shared" ? "--mode shared" : options.arbiter === undefined ? undefined : "--arbiter";
   if (excluded === undefined) return { secondaries: count };
   throw new ColobusError(
     "usage",

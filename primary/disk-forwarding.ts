@@ -16,10 +16,7 @@ export interface ChangeForwarding {
 }
 
 /** The changes of the disk with this index go into the stream. */
-export function changesOf(
-  disk: number,
-  { bitmaps, checkpoints, secondaries, failed }: ChangeForwarding,
-): Forwarding {
+export function changesOf(disk: number, { bitmaps, checkpoints, secondaries, failed }: ChangeForwarding): Forwarding {
   return {
     mark: (offset, length) => markedBoth(secondaries(), bitmaps, disk, offset, length),
     forward: (kind, offset, length, payload) => {

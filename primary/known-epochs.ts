@@ -16,7 +16,8 @@ export interface KnownEpochs {
 export function learnEpochs(
   known: KnownEpochs,
   peer: Pick<Hello, "committed" | "prepared" | "outdated">,
-  nowMs: number): "asked" | "found" | undefined {
+  nowMs: number,
+): "asked" | "found" | undefined {
   // A former primary's own last state is no checkpoint of this side's.
   const committed = peer.outdated ? 0 : peer.committed;
   const isNews = committed > known.committed;

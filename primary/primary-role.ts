@@ -17,19 +17,20 @@ import type { Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
-import { peerEntryOf, slotsOf, withPeerEntry } from "../shared/replication/peer-slots.ts";
+import { peerEntryOf, slotsOf } from "../shared/replication/peer-slots.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Job } from "../shared/jobs/job.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
 import { DiskCopies } from "./disk-copies.ts";
 import { changesOf, originalsOf } from "./disk-forwarding.ts";
+import { EpochSessions } from "./epoch-sessions.ts";
 import { DiskHealth, type FailedAccess } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { Mirroring } from "./mirroring.ts";
 import { LineageKeeper } from "./lineage-keeper.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
-import { PeerEpochs } from "./peer-epochs.ts";
+import { placeToOrder } from "./place-to-order.ts";
 import { Mirrors } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
@@ -37,12 +38,10 @@ import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
-import type { Replicator } from "./replicator.ts";
 import { Secondaries } from "./secondaries.ts";
 import { SecondaryPlace, type Judged } from "./secondary-place.ts";
-import { SessionGroup, type EpochSession } from "./session-group.ts";
+import type { EpochSession } from "./session-group.ts";
 import { SharedDisks } from "./shared-disks.ts";
-import type { SourceSession } from "./source-session.ts";
 import { VmStates } from "./vm-states.ts";
 import type { PrimaryOptions } from "./primary-options.ts";
 
@@ -63,8 +62,7 @@ export class PrimaryRole {
   readonly #places: readonly SecondaryPlace[];
   readonly #secondaries: Secondaries;
   readonly #lineages: LineageKeeper;
-  /** Where there are several secondaries: what each has. */
-  readonly #epochs: PeerEpochs;
+  readonly #epochs: EpochSessions;
   /** Where there are several: those that have not spoken since the start, and may have been promoted meanwhile. */
   readonly #unheard: Set<string>;
   #isHandingOver = false;
@@ -86,7 +84,13 @@ export class PrimaryRole {
     this.bitmaps = options.bitmaps;
     const { record } = options.state;
     this.#guests = new GuestPolicy(options);
-    this.#epochs = new PeerEpochs(record);
+    this.#epochs = new EpochSessions({
+      state: options.state,
+      places: () => this.#places,
+      secondaries: () => this.#secondaries,
+      lineages: () => this.#lineages,
+      committed: () => this.checkpoints.committed,
+    });
     this.#unheard = new Set(options.trackings.length > 1 && this.#guests.isHeld ? peersOf(record) : []);
     const takeCheckpoint = (): Promise<unknown> =>
       this.checkpoints.checkpoint(
@@ -121,7 +125,7 @@ export class PrimaryRole {
       state: options.state,
       emit: options.emit,
       session: (epoch) => this.#connectedSession(epoch),
-      barrierSession: () => this.#barrierSession(),
+      barrierSession: () => this.#epochs.forBarrier(),
       isEstablished: () => this.#takesBarriers,
       untilEstablished: () => this.#untilEstablished(),
       sharedDisks: this.#shared,
@@ -157,7 +161,7 @@ export class PrimaryRole {
       guests: this.#guests,
       places: this.#places,
       checkpoints: this.checkpoints,
-      committedBy: (place) => this.#committedBy(place),
+      committedBy: (place) => this.#epochs.committedBy(place),
       ack: options.ack,
       isPaired: () => this.#isPaired,
       children: (disk) => this.copies.describe(disk),
@@ -257,7 +261,8 @@ export class PrimaryRole {
           if (this.#shared !== undefined) for (const { child } of this.#options.children) await child.letGo?.();
         },
         assertInSync: () => {
-          if (replicator.establishedSession !== session || session.peer === undefined || !tracking.isClean) throw lostPeer();
+          if (replicator.establishedSession !== session || session.peer === undefined || !tracking.isClean)
+            throw lostPeer();
         },
       };
       await handOver(context, lineage);
@@ -392,7 +397,7 @@ export class PrimaryRole {
     if (fault !== undefined) return fault;
     await attempt(() =>
       state.update((record) => ({
-        ...this.#withCommitted(record),
+        ...this.#epochs.recorded(record, this.checkpoints.committedAtMs ?? 0),
         epochReserved: this.checkpoints.openEpoch - 1,
       })),
     );
@@ -423,8 +428,7 @@ export class PrimaryRole {
       guests: this.#guests,
       lineages: this.#lineages,
       keeper: this.#keeper,
-      mirroring:
-        options.state.record.mode === "mirror" ? (place) => this.#newMirroring(place, take) : undefined,
+      mirroring: options.state.record.mode === "mirror" ? (place) => this.#newMirroring(place, take) : undefined,
       judged: (judged) => this.#judged(judged),
       opened: (peer) => this.#opened(peer),
       syncing: () => this.#notify(),
@@ -440,7 +444,7 @@ export class PrimaryRole {
 
   #newMirroring(place: SecondaryPlace, take: () => Promise<unknown>): Mirroring {
     const { checkpoints } = this;
-    const committed = (): number => this.#committedBy(place);
+    const committed = (): number => this.#epochs.committedBy(place);
     return new Mirroring({
       ...this.#options,
       checkpoints: {
@@ -515,46 +519,21 @@ export class PrimaryRole {
 
   /** What this side says of itself to a peer. */
   hello(): Hello {
-    const [first, ...others] = this.#places;
+    const [first] = this.#places;
     assert(first !== undefined, "there is a place for a secondary");
     const { record } = this.#options.state;
+    const otherPeers = this.#epochs.helloToOthers();
     return {
       ...ownHello(record, { ...this.#options, tracking: first.tracking }),
       role: "Primary",
       ack: this.#options.ack,
       disks: this.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
-      committed: this.#committedBy(first),
+      committed: this.#epochs.committedBy(first),
       prepared: [...this.checkpoints.prepared],
       epochSeen: this.checkpoints.openEpoch - 1,
       assumeInSync: this.#options.assumeInSync,
-      ...(others.length === 0 ? {} : { otherPeers: others.map((place) => this.#helloOf(place)) }),
+      ...(otherPeers === undefined ? {} : { otherPeers }),
     };
-  }
-
-  /** What the hello says to the secondary of a place other than the first. */
-  #helloOf(place: SecondaryPlace): NonNullable<Hello["otherPeers"]>[number] {
-    const { pairing } = peerEntryOf(this.#options.state.record, place.slot);
-    const { peer, bytes } = place.tracking;
-    return { pairing, tracks: peer, changedBytes: bytes, committed: this.#committedBy(place) };
-  }
-
-  /** The last checkpoint that the secondary of a place is known to have committed. */
-  #committedBy(place: SecondaryPlace): number {
-    return this.#places.length === 1 ? this.checkpoints.committed : this.#epochs.committedBy(place.peerId ?? "");
-  }
-
-  #withCommitted(record: StateRecord): StateRecord {
-    const { committed, committedAtMs } = this.checkpoints;
-    const [first, ...others] = this.#places;
-    const epoch = first === undefined ? committed : this.#committedBy(first);
-    const whole = { ...record, committed: { epoch, atMs: committedAtMs ?? 0 } };
-    return others.reduce(
-      (changed, place) =>
-        peerEntryOf(changed, place.slot).pairing === null
-          ? changed
-          : withPeerEntry(changed, place.slot, { committed: this.#committedBy(place) }),
-      whole,
-    );
   }
 
   /** The two are a pair, and the peer was not promoted meanwhile: guests may go on, where nobody else may have been. */
@@ -578,19 +557,12 @@ export class PrimaryRole {
     this.#unheard.delete(peer.agentId);
     const mayHaveGone = this.#unheard.size > 0 || state.record.handOver !== null || this.#isHandingOver;
     if (!this.#guests.isHeld || !mayHaveGone) this.#guests.release();
-    this.#epochs.learn(peer);
     const before = this.checkpoints.committed;
     const { epochSeen } = peer;
-    const open = this.checkpoints.learn({ epochSeen, outdated: false, ...this.#summaryWith(peer.agentId) });
+    const open = this.checkpoints.learn({ epochSeen, outdated: false, ...this.#epochs.learn(peer) });
     // What is told to be committed by now, no other one that may know the lineage may go behind.
     if (this.checkpoints.committed > before && !this.#guests.isHeld) await this.#lineages.parted();
     return open;
-  }
-
-  /** What the secondaries have, those that are connected and `peer`. */
-  #summaryWith(peer?: string): { readonly committed: number; readonly prepared: number[] } {
-    const connected = [...this.#secondaries.sessions(openSession).keys()];
-    return this.#epochs.summary(peer === undefined ? connected : [...connected, peer]);
   }
 
   /** Guests wait until the secondary takes originals. What it has prepared counts when the shared disk has it. */
@@ -613,7 +585,7 @@ export class PrimaryRole {
     }
     this.#notify();
     if (place.mirroring !== undefined) place.mirroring.inSync();
-    else if (this.#committedBy(place) === 0) this.#automatic.want();
+    else if (this.#epochs.committedBy(place) === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
   }
 
@@ -638,9 +610,8 @@ export class PrimaryRole {
       if (this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
       return;
     }
-    this.#epochs.givenUp(peer, notice.throughEpoch);
-    const left = this.#summaryWith();
-    if (this.#places.length > 1 && left.committed > 0) this.checkpoints.left(left);
+    const left = this.#epochs.givenUp(peer, notice.throughEpoch);
+    if (left !== undefined) this.checkpoints.left(left);
     else this.checkpoints.givenUp(notice.throughEpoch);
     if (!place.replicator.isEstablished) return;
     if (place.mirroring !== undefined) place.mirroring.inSync();
@@ -660,61 +631,14 @@ export class PrimaryRole {
   /** The sessions with the secondaries; only with those that have `epoch`, where one is named and any has. Errors: `no-peer`. */
   #connectedSession(epoch?: number): EpochSession {
     if (!this.#isPaired) throw neverHadPeer();
-    const [first, ...others] = this.#places;
-    assert(first !== undefined, "there is a place for a secondary");
-    if (others.length === 0) return first.replicator.session;
-    const sessions = this.#secondaries.sessions(openSession);
-    if (sessions.size === 0) return first.replicator.session; // which says why there is none
-    const having = [...sessions].filter(([peer]) => epoch === undefined || this.#epochs.isPreparedBy(peer, epoch));
-    return this.#group(new Map(having.length === 0 ? sessions : having));
+    return this.#epochs.connected(epoch);
   }
 
-  /** Whom a barrier goes to: all that have everything. Errors: `no-peer`. */
-  #barrierSession(): EpochSession {
-    if (this.#places.length === 1) return this.#connectedSession();
-    return this.#group(this.#secondaries.sessions(({ establishedSession }) => establishedSession));
-  }
-
-  #group(members: ReadonlyMap<string, SourceSession>): SessionGroup {
-    return new SessionGroup({
-      members,
-      answered: (peer, question) => {
-        if (question.type === "barrier" && question.commit) this.#epochs.committed(peer, question.epoch);
-        else if (question.type === "barrier" && question.vmstate !== true) this.#epochs.prepared(peer, question.epoch);
-        else if (question.type === "vmstate-end") this.#epochs.prepared(peer, question.epoch);
-        else if (question.type === "commit") this.#epochs.committed(peer, question.epoch);
-        else if (question.type === "discard") this.#epochs.discarded(peer, question.epochs);
-      },
-      parted: () => this.#lineages.parted(),
-    });
-  }
-
-  /** The place of the secondary that an order is for: `peer` is its agent id, or whom this side dials for it. Errors: `no-peer`, `usage`. */
+  /** Errors: as `placeToOrder`. */
   #placeToOrder(peer: string | undefined): SecondaryPlace {
     if (!this.#isPaired) throw neverHadPeer();
-    const used = this.#places.filter(({ isUsed }) => isUsed);
-    const named = used.filter((place) => peer === undefined || place.peerId === peer || place.replicator.url === peer);
-    const connected = named.filter(({ replicator }) => replicator.isConnected);
-    const [chosen, another] = connected.length === 0 ? named : connected;
-    if (peer !== undefined && chosen === undefined) {
-      throw new ColobusError("no-peer", `this primary has no secondary ${peer}`, "See `colobus status`.");
-    }
-    if (another !== undefined) {
-      throw new ColobusError(
-        "usage",
-        "this primary has several secondaries",
-        "Name the one that is meant with --peer: its agent id, or the URL that this side dials; see `colobus status`.",
-      );
-    }
-    const place = chosen ?? this.#places[0];
-    assert(place !== undefined, "there is a place for a secondary");
-    if (!place.replicator.isConnected) void place.replicator.session; // which says why there is none
-    return place;
+    return placeToOrder(this.#places, peer);
   }
-}
-
-function openSession(replicator: Replicator): SourceSession | undefined {
-  return replicator.isConnected ? replicator.session : undefined;
 }
 
 /** The peers of which the record says something. */

@@ -145,9 +145,7 @@ export class Replicator {
       const why = this.#lastError === undefined ? "" : `: ${this.#lastError.message}`;
       throw new ColobusError(
         "no-peer",
-        this.#url === null
-          ? `no secondary is connected${why}`
-          : `the secondary at ${this.#url} is not connected${why}`,
+        this.#url === null ? `no secondary is connected${why}` : `the secondary at ${this.#url} is not connected${why}`,
         this.#lastError?.action ?? "Start the secondary agent, and check --peer.",
       );
     }

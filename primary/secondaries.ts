@@ -1,4 +1,4 @@
-import { ColobusError } from "../proto/errors.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
 import type { Hello, OperationKind } from "../proto/replication-messages.ts";
 import type { Pending } from "../shared/block/block-device.ts";
@@ -55,7 +55,6 @@ export class Secondaries {
     this.#first = first;
     this.#others = others;
   }
-
 
   get isConnected(): boolean {
     return this.#first.isConnected || this.#others.some((one) => one.isConnected);
@@ -133,13 +132,13 @@ export class Secondaries {
   forward(kind: OperationKind, disk: number, offset: number, length: number, payload: Buffer | undefined): Pending {
     if (this.#others.length === 0) return this.#first.forward(kind, disk, offset, length, payload);
     let pending: Pending;
-    let refusal: unknown;
+    let refusal: ColobusError | undefined;
     for (const one of this.all) {
       // None of them misses it, whatever another one has refused it for.
       try {
         pending = both(pending, one.forward(kind, disk, offset, length, payload));
       } catch (error) {
-        refusal ??= error;
+        refusal ??= asColobusError(error);
       }
     }
     if (refusal === undefined) return pending;

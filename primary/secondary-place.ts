@@ -23,16 +23,7 @@ export interface Judged {
 
 export interface SecondaryPlaceOptions extends Pick<
   PrimaryOptions,
-  | "clock"
-  | "random"
-  | "log"
-  | "emit"
-  | "state"
-  | "jobs"
-  | "ack"
-  | "windowBytes"
-  | "onCongestion"
-  | "resyncSpeed"
+  "clock" | "random" | "log" | "emit" | "state" | "jobs" | "ack" | "windowBytes" | "onCongestion" | "resyncSpeed"
 > {
   readonly slot: number;
   readonly tracking: PeerTracking;

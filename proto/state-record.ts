@@ -127,7 +127,10 @@ export const stateRecordSchema = z.object({
      */
     knownBy: z.array(z.string()).optional(),
     /** On a primary: peers that may know no later lineage than the one that is named, where there are later ones. */
-    left: z.array(z.object({ peer: z.string(), lineage: z.string() })).max(SECONDARIES_MAX).optional(),
+    left: z
+      .array(z.object({ peer: z.string(), lineage: z.string() }))
+      .max(SECONDARIES_MAX)
+      .optional(),
     /** The lineages that this one goes back to, newest first. */
     ancestors: z.array(z.string()).max(ANCESTORS_MAX),
     /** Lineages that a source has begun to send here, not adopted yet, newest first. */

@@ -81,6 +81,8 @@ class TrioLife {
   readonly #mode: "colo" | "mc";
   readonly #print: ((line: string) => void) | undefined;
   readonly #parted = new Set<string>();
+  /** How many sessions a primary has lost. */
+  readonly #losses = new Map<PairMember, number>();
 
   constructor(seed: number, print?: (line: string) => void) {
     this.world = new SimWorld(seed, { replay: `npx tsx test/sim/run-trio-lives.ts --seed ${seed}` });
@@ -256,18 +258,38 @@ class TrioLife {
     const { agent } = member;
     if (agent === undefined || this.#statusOf(member)?.role !== "Primary") return false;
     const missingBefore = this.#missing(member);
+    const established = this.#established(member);
+    const losses = this.#losses.get(member);
     const outcome = await this.#calls.make(
       member,
       "checkpoint",
       timeoutMs + 10,
       () => agent.checkpoint({ prepare, timeoutMs }, signal()),
-      ({ kind }) => {
-        if (kind === "done" && !prepare) this.#tell(member, missingBefore);
+      (told) => {
+        if (told.kind !== "done" || prepare) return;
+        this.#tell(member, missingBefore);
+        if (this.#losses.get(member) === losses) this.#assertCommittedOnAll(member, established, told.value.epoch);
       },
     );
     if (outcome.kind !== "done" || prepare) return false;
     this.counts.checkpoints += 1;
     return true;
+  }
+
+  /** A checkpoint that is told to be committed is so on each secondary that has had everything all along. */
+  #assertCommittedOnAll(member: PairMember, names: readonly string[], epoch: number): void {
+    for (const name of names) {
+      const committed = this.#statusOf(this.#member(name))?.epoch.committed ?? epoch;
+      assert(
+        committed >= epoch,
+        `checkpoint ${epoch} of ${member.name} is done, and ${name} has committed ${committed}`,
+      );
+    }
+  }
+
+  #established(member: PairMember): string[] {
+    const peers = this.#statusOf(member)?.peers ?? [];
+    return peers.flatMap((peer) => (peer.replication === "Established" ? this.#nameOf(peer) : []));
   }
 
   /** What a secondary shows is what a failover would return. */
@@ -515,7 +537,10 @@ class TrioLife {
 
   #happened(member: PairMember, { type, data }: AgentEvent): void {
     const code = typeof data.code === "string" ? data.code : "";
-    this.#note(`${member.name}: ${type} ${code} ${typeof data.epoch === "number" ? data.epoch : ""} ${String(data.peer ?? "")}`);
+    this.#note(
+      `${member.name}: ${type} ${code} ${typeof data.epoch === "number" ? data.epoch : ""} ${typeof data.peer === "string" ? data.peer : ""}`,
+    );
+    if (type === "peer-disconnected") this.#losses.set(member, (this.#losses.get(member) ?? 0) + 1);
     if (type === "guests-released") this.#calls.restart(member.host.process);
     if (code === "internal" || code === "protocol-error") {
       this.world.fail(`${member.name} reports ${type}`, new Error(String(data.message)));

@@ -142,7 +142,8 @@ export class TrioModel implements PairObserver {
   #demoted(member: PairMember): void {
     const epoch = member.agent?.status().epoch.committed;
     const guest = this.#guests.get(member);
-    if (epoch !== undefined && guest !== undefined) this.#own.set(member, { epoch, disks: guest.map((disk) => disk.fork()) });
+    if (epoch !== undefined && guest !== undefined)
+      this.#own.set(member, { epoch, disks: guest.map((disk) => disk.fork()) });
     this.#guests.delete(member);
   }
 }

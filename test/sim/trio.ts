@@ -25,7 +25,9 @@ export function makeTrio(
     for (const [index, disk] of options.disks.entries()) {
       host.disk.addFile(imagePath(disk), disk.sizeBytes);
       const inode = host.disk.file(imagePath(disk));
-      host.disk.change(inode, () => inode.write(name === "a" ? (contents[index] ?? Buffer.alloc(0)) : Buffer.alloc(1), 0));
+      host.disk.change(inode, () =>
+        inode.write(name === "a" ? (contents[index] ?? Buffer.alloc(0)) : Buffer.alloc(1), 0),
+      );
       inode.makeDurable(inode.position);
     }
     const { mode, durability, ack, windowBytes, onCongestion } = options;

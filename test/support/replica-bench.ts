@@ -77,7 +77,8 @@ export function trackingOptions(storage: MemoryStorage, state: StateFile): PeerT
     log: new SilentLog(),
     state,
     extentBytes: 4 * state.record.clusterBytes,
-    slot: 0, settleEveryMs: 5_000,
+    slot: 0,
+    settleEveryMs: 5_000,
     emit: () => undefined,
     disks: state.record.disks.map(({ name, sizeBytes }) => ({
       geometry: clusterGeometry(sizeBytes ?? 0, state.record.clusterBytes),

@@ -6,6 +6,7 @@ import {
   demoted,
   goneAlone,
   heard,
+  knownBy,
   mustHold,
   promoted,
   shared,
@@ -62,8 +63,24 @@ describe("a side's history", () => {
   it("keeps a bounded number of ancestors, the newest", () => {
     let present = record();
     for (let count = 0; count < 100; count += 1) present = goneAlone(present, `N${count}`);
-    expect(present.history.ancestors).toHaveLength(ANCESTORS_MAX);
+    expect(present.history.ancestors.length).toBeLessThanOrEqual(ANCESTORS_MAX);
     expect(present.history.ancestors[0]).toBe("N98");
+  });
+
+  it("stays related to a peer that it has left behind, however often it has parted from another one since", () => {
+    let present = goneAlone(shared(shared(record({ shared: false }), "b"), "c"), "N0", ["c"]);
+    const last = present.history.ancestors[0] ?? "";
+    for (let count = 1; count < 100; count += 1) present = goneAlone(shared(present, "c"), `N${count}`);
+    expect(present.history.ancestors).toContain(last);
+    expect(present.history.ancestors.length).toBeLessThanOrEqual(ANCESTORS_MAX);
+    expect(shared(present, "b").history.left).toEqual([{ peer: "c", lineage: "N98" }]);
+  });
+
+  it("knows who may know it: those that were told, and those that stay when a new one begins", () => {
+    const both = shared(shared(record({ shared: false }), "b"), "c");
+    expect(knownBy(both)).toEqual(["b", "c"]);
+    expect(knownBy(goneAlone(both, "L2", ["c"]))).toEqual(["c"]);
+    expect(knownBy(goneAlone(both, "L2"))).toEqual([]);
   });
 
   it("of a former primary keeps its own state as an outdated checkpoint", () => {

@@ -1,0 +1,119 @@
+import type { Hello } from "../proto/replication-messages.ts";
+import type { StateRecord } from "../proto/state-record.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { peerEntryOf, withPeerEntry } from "../shared/replication/peer-slots.ts";
+import type { LineageKeeper } from "./lineage-keeper.ts";
+import { PeerEpochs } from "./peer-epochs.ts";
+import type { Replicator } from "./replicator.ts";
+import type { Secondaries } from "./secondaries.ts";
+import type { SecondaryPlace } from "./secondary-place.ts";
+import { SessionGroup, type EpochSession } from "./session-group.ts";
+import type { SourceSession } from "./source-session.ts";
+
+export interface EpochSessionsOptions {
+  readonly state: StateFile;
+  readonly places: () => readonly SecondaryPlace[];
+  readonly secondaries: () => Secondaries;
+  readonly lineages: () => LineageKeeper;
+  /** What the only secondary has committed, where there is but one place. */
+  readonly committed: () => number;
+}
+
+/** What the secondaries have together. */
+type Summary = ReturnType<PeerEpochs["summary"]>;
+
+/**
+ * Which of a primary's secondaries take part in a checkpoint, and what each of them has. Where there is one place, its
+ * session is asked itself.
+ */
+export class EpochSessions {
+  readonly #options: EpochSessionsOptions;
+  readonly #epochs: PeerEpochs;
+
+  constructor(options: EpochSessionsOptions) {
+    this.#options = options;
+    this.#epochs = new PeerEpochs(options.state.record);
+  }
+
+  /** Those that are connected; only those that have `epoch`, where one is named and any has. Errors: `no-peer`. */
+  connected(epoch?: number): EpochSession {
+    const [first, ...others] = this.#options.places();
+    if (first === undefined) throw new RangeError("there is a place for a secondary");
+    if (others.length === 0) return first.replicator.session;
+    const sessions = this.#sessions;
+    if (sessions.size === 0) return first.replicator.session; // which says why there is none
+    const having = [...sessions].filter(([peer]) => epoch === undefined || this.#epochs.isPreparedBy(peer, epoch));
+    return this.#group(new Map(having.length === 0 ? sessions : having));
+  }
+
+  /** Whom a barrier goes to: all that have everything. Errors: `no-peer`. */
+  forBarrier(): EpochSession {
+    if (this.#options.places().length === 1) return this.connected();
+    return this.#group(this.#options.secondaries().sessions(({ establishedSession }) => establishedSession));
+  }
+
+  /** The last checkpoint that the secondary of a place is known to have committed. */
+  committedBy(place: SecondaryPlace): number {
+    const { places, committed } = this.#options;
+    return places().length === 1 ? committed() : this.#epochs.committedBy(place.peerId ?? "");
+  }
+
+  /** One of several opens a session, and says what it has. Returns what all have then. */
+  learn(peer: Hello): Summary {
+    this.#epochs.learn(peer);
+    return this.#epochs.summary([...this.#sessions.keys(), peer.agentId]);
+  }
+
+  /** One has given up what it had of epochs up to this one. Returns what the others have; undefined: none has anything. */
+  givenUp(peer: string, throughEpoch: number): Summary | undefined {
+    this.#epochs.givenUp(peer, throughEpoch);
+    if (this.#options.places().length === 1) return undefined;
+    const left = this.#epochs.summary([...this.#sessions.keys()]);
+    return left.committed > 0 ? left : undefined;
+  }
+
+  /** What the hello says to the secondaries of all places but the first. */
+  helloToOthers(): Hello["otherPeers"] {
+    const [, ...others] = this.#options.places();
+    if (others.length === 0) return undefined;
+    return others.map((place) => {
+      const { pairing } = peerEntryOf(this.#options.state.record, place.slot);
+      const { peer, bytes } = place.tracking;
+      return { pairing, tracks: peer, changedBytes: bytes, committed: this.committedBy(place) };
+    });
+  }
+
+  /** The record with what each has committed, the first of them at `atMs`. */
+  recorded(record: StateRecord, atMs: number): StateRecord {
+    const [first, ...others] = this.#options.places();
+    const epoch = first === undefined ? 0 : this.committedBy(first);
+    const whole = { ...record, committed: { epoch, atMs } };
+    const known = others.filter(({ slot }) => peerEntryOf(record, slot).pairing !== null);
+    return known.reduce(
+      (changed, place) => withPeerEntry(changed, place.slot, { committed: this.committedBy(place) }),
+      whole,
+    );
+  }
+
+  get #sessions(): Map<string, SourceSession> {
+    return this.#options.secondaries().sessions(openSession);
+  }
+
+  #group(members: ReadonlyMap<string, SourceSession>): SessionGroup {
+    return new SessionGroup({
+      members,
+      answered: (peer, question) => {
+        if (question.type === "barrier" && question.commit) this.#epochs.committed(peer, question.epoch);
+        else if (question.type === "barrier" && question.vmstate !== true) this.#epochs.prepared(peer, question.epoch);
+        else if (question.type === "vmstate-end") this.#epochs.prepared(peer, question.epoch);
+        else if (question.type === "commit") this.#epochs.committed(peer, question.epoch);
+        else if (question.type === "discard") this.#epochs.discarded(peer, question.epochs);
+      },
+      parted: () => this.#options.lineages().parted(),
+    });
+  }
+}
+
+function openSession(replicator: Replicator): SourceSession | undefined {
+  return replicator.isConnected ? replicator.session : undefined;
+}
