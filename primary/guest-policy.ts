@@ -23,6 +23,7 @@ export interface GuestPolicyOptions {
 export class GuestPolicy {
   readonly gate = new GuestGate();
   readonly #options: GuestPolicyOptions;
+  #isOutdated = false;
 
   constructor(options: GuestPolicyOptions) {
     this.#options = options;
@@ -36,6 +37,11 @@ export class GuestPolicy {
 
   get isHeld(): boolean {
     return this.gate.state === "held";
+  }
+
+  /** This side has learned that it is behind, whatever the record says yet. */
+  get isOutdated(): boolean {
+    return this.#isOutdated || this.#options.state.record.outdated;
   }
 
   /** Changes wait until the secondary is back. */
@@ -85,6 +91,7 @@ export class GuestPolicy {
   becomeOutdated(peer: { readonly agentId: string; readonly lineage: string | null }): void {
     const { state, log, emit } = this.#options;
     if (state.record.outdated) return;
+    this.#isOutdated = true;
     // First the guests, then the record: they must not go on, whatever becomes of the record.
     this.gate.refuse(outdated());
     state

@@ -108,6 +108,7 @@ export class LineageKeeper {
 
   async #mint(): Promise<void> {
     const { state, random, emit, log, streaming, assertServing } = this.#options;
+    assertServing();
     // One of those that stay may be lost before it has heard of it: then it is without that one as well.
     while (this.#absent.length > 0) {
       const before = state.record.lineage;

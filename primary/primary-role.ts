@@ -470,12 +470,20 @@ export class PrimaryRole {
     const isNews = before?.verdict.kind !== verdict.kind || before.peer.agentId !== peer.agentId;
     this.#lastVerdict = judged;
     if (verdict.kind === "hand-over" && verdict.from === agentId) handedOver(verdict.to);
-    if (verdict.kind === "outdated" && verdict.agent === agentId) this.#guests.becomeOutdated(peer);
+    if (verdict.kind === "outdated" && verdict.agent === agentId) this.#becomeOutdated(peer);
     if (verdict.kind === "split-brain" && isNews) {
       const wouldLoseBytes = { here: this.changedBytes(peer.agentId), there: peer.changedBytes };
       emit("split-brain", { peer: peer.agentId, wouldLoseBytes });
     }
     this.#options.judged();
+  }
+
+  /** Another secondary than the one that has said so may still take this side's stream: it is to follow the newer side. */
+  #becomeOutdated(peer: Hello): void {
+    this.#guests.becomeOutdated(peer);
+    if (this.#places.length === 1) return;
+    const reason = new ColobusError("outdated", "this side is behind another one's history", "Nothing.");
+    for (const { replicator } of this.#places) replicator.endSession(reason);
   }
 
   #shareDisks(): SharedDisks {
@@ -561,7 +569,7 @@ export class PrimaryRole {
     const { epochSeen } = peer;
     const open = this.checkpoints.learn({ epochSeen, outdated: false, ...this.#epochs.learn(peer) });
     // What is told to be committed by now, no other one that may know the lineage may go behind.
-    if (this.checkpoints.committed > before && !this.#guests.isHeld) await this.#lineages.parted();
+    if (this.checkpoints.committed > before && this.#guests.gate.state === "open") await this.#lineages.parted();
     return open;
   }
 

@@ -39,6 +39,8 @@ export interface ReplicatorOptions {
   readonly ack: AckPolicy;
   /** Whether a guest's write that finds the window full leaves the stream, instead of waiting. */
   readonly detachesWhenCongested: boolean;
+  /** This side has learned from another secondary that it is behind. */
+  readonly isOutdated: () => boolean;
   /** Throws the reason for which guests are refused, if they are: then nothing may be acknowledged. */
   readonly assertServing: () => void;
   /** Done when the policy lets writes go on without the secondary, or it is back. */
@@ -345,6 +347,9 @@ export class Replicator {
       );
     }
     assert(verdict.kind === "sync" && verdict.target === peer.agentId, "of a pair, the Primary is the source");
+    if (options.isOutdated() && !hello.outdated) {
+      throw new ColobusError("outdated", "this side has just learned that it is behind", "It is tried again.");
+    }
     if (this.#phase.name !== "connecting") {
       this.#phase.session.close(
         new ColobusError("replaced", "a newer session with the peer takes the place of this one"),

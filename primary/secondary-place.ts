@@ -133,6 +133,7 @@ export class SecondaryPlace {
     return new Replicator({
       ...options,
       detachesWhenCongested: options.onCongestion === "detach",
+      isOutdated: () => guests.isOutdated,
       assertServing: () => guests.gate.assertServing(),
       frozen: () => guests.frozen(),
       mayGoAlone: () => keeper?.mayGoAlone(),

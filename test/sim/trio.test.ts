@@ -1,0 +1,244 @@
+import { describe, expect, it } from "vitest";
+import type { PeerStatus, Status } from "../../proto/control-api.ts";
+import type { ColobusError } from "../../proto/errors.ts";
+import { lifeGroups, livesToLive } from "./life-groups.ts";
+import { LifeTotals } from "./life-totals.ts";
+import { urlOf, type PairDisk, type PairMember } from "./pair.ts";
+import { runTrioLife } from "./trio-life.ts";
+import { makeTrio } from "./trio.ts";
+import { SimWorld } from "./world.ts";
+
+/** Lives of a primary with two secondaries; `COLOBUS_TRIO_LIVES` says how many. */
+const groups = lifeGroups(livesToLive("COLOBUS_TRIO_LIVES", { inCi: 60, here: 20 }), 20);
+
+const DISKS: readonly PairDisk[] = [{ name: "vda", sizeBytes: 32 * 4096 }];
+const CLUSTER = 4096;
+const COMMAND = { timeoutMs: 60_000 } as const;
+const LIMIT_MS = 120_000;
+
+/** Three hosts of which a test says step by step what happens. */
+class Trio {
+  readonly world = new SimWorld(1);
+  readonly a: PairMember;
+  readonly b: PairMember;
+  readonly c: PairMember;
+  /** Bytes that a sync of each secondary began with, in the order in which they began. */
+  readonly syncs: { readonly peer: string; readonly bytes: number }[] = [];
+
+  constructor(mode: "colo" | "mc" | "mirror" = "colo") {
+    const [a, b, c] = makeTrio(
+      this.world,
+      {
+        mode,
+        disks: DISKS,
+        durability: "power",
+        ack: mode === "mirror" ? "applied" : "async",
+        windowBytes: 1 << 20,
+        onCongestion: "throttle",
+      },
+      [Buffer.alloc(DISKS[0]?.sizeBytes ?? 0, 0x11)],
+      {
+        requested: () => undefined,
+        happened: (_, { type, data }) => {
+          if (type === "sync-started" && typeof data.bytes === "number") {
+            this.syncs.push({ peer: String(data.peer).slice(-1), bytes: data.bytes });
+          }
+        },
+      },
+    );
+    if (a === undefined || b === undefined || c === undefined) throw new Error("there are three");
+    this.a = a;
+    this.b = b;
+    this.c = c;
+  }
+
+  do<T>(what: string, work: () => Promise<T>): Promise<T> {
+    return this.world.runFor(
+      what,
+      new Promise<T>((resolve, reject) => {
+        this.world.schedule(0, () => void work().then(resolve, reject));
+      }),
+    );
+  }
+
+  until(what: string, condition: () => boolean): Promise<void> {
+    return this.world.runUntil(what, condition, LIMIT_MS);
+  }
+
+  /** All three run, and the two secondaries have the first checkpoint. */
+  async start(mode = "colo"): Promise<void> {
+    for (const member of [this.b, this.c, this.a]) await this.do("a start", () => member.start());
+    await this.until("both to have everything", () => this.inSync().length === 2);
+    if (mode !== "mirror") await this.checkpoint();
+    // What is stable there is settled here.
+    await this.world.run({ forMs: 2_000 });
+  }
+
+  async restart(member: PairMember): Promise<void> {
+    member.host.restart();
+    await this.do("a start", () => member.start());
+  }
+
+  status(member = this.a): Status {
+    const status = member.agent?.status();
+    if (status === undefined) throw new Error(`${member.name} is down`);
+    return status;
+  }
+
+  peer(name: "b" | "c"): PeerStatus | undefined {
+    return this.status().peers.find(({ url }) => url === urlOf(name));
+  }
+
+  inSync(member = this.a): PeerStatus[] {
+    return this.status(member).peers.filter(({ replication }) => replication === "Established");
+  }
+
+  checkpoint(member = this.a): Promise<number | undefined> {
+    return this.do("a checkpoint", async () => {
+      const answer = await member.agent?.checkpoint({ prepare: false, ...COMMAND }, new AbortController().signal);
+      return answer?.epoch;
+    });
+  }
+
+  write(cluster: number, byte: number, member = this.a): Promise<void> {
+    return this.do("a write", async () => {
+      await member.device(DISKS[0] as PairDisk)?.write(Buffer.alloc(CLUSTER, byte), cluster * CLUSTER, { fua: false });
+    });
+  }
+
+  /** What the guest of a primary, or the view of a secondary, shows of a cluster: its first byte. */
+  read(cluster: number, member: PairMember): Promise<number | undefined> {
+    const content = Buffer.alloc(CLUSTER);
+    return this.do("a read", async () => {
+      await member.device(DISKS[0] as PairDisk)?.read(content, cluster * CLUSTER);
+      return content[0];
+    });
+  }
+
+  failover(member: PairMember): Promise<void> {
+    return this.do("a failover", async () => {
+      const request = { force: false, dryRun: false, discardActive: false, ...COMMAND };
+      await member.agent?.failover(request, new AbortController().signal);
+    });
+  }
+
+  /** Resolves with what became of it. */
+  follow(member: PairMember, primary: PairMember): Promise<string> {
+    return this.do("a rejoin", async () => {
+      const request = { peer: urlOf(primary.name), ...COMMAND };
+      try {
+        await member.agent?.rejoin(request, new AbortController().signal);
+        return "done";
+      } catch (error) {
+        return (error as ColobusError).code;
+      }
+    });
+  }
+
+  cutOff(member: PairMember, on = true): void {
+    for (const other of [this.a, this.b, this.c]) {
+      if (other !== member) this.world.network.partition(member.name, other.name, on);
+    }
+  }
+}
+
+describe("a primary with two secondaries", () => {
+  it.each(["colo", "mc", "mirror"] as const)(
+    "in mode %s goes on with one while the other is cut off, which comes back by a delta",
+    async (mode) => {
+      const trio = new Trio(mode);
+      await trio.start(mode);
+      trio.cutOff(trio.b);
+      await trio.until("the loss", () => trio.peer("b")?.connection !== "Connected");
+      await trio.write(3, 0x33);
+      expect(trio.peer("c")).toMatchObject({ connection: "Connected", replication: "Established" });
+      expect(trio.status().protection.state).toBe("Protected");
+      if (mode !== "mirror") expect(await trio.checkpoint()).toBe(trio.status(trio.c).epoch.committed);
+      expect(await trio.read(3, trio.c)).toBe(0x33);
+      trio.syncs.length = 0;
+      trio.cutOff(trio.b, false);
+      await trio.until("both to be in sync", () => trio.inSync().length === 2);
+      expect(trio.syncs).toEqual([{ peer: "b", bytes: expect.any(Number) }]);
+      // One extent of the activity log at most, of a disk of many.
+      expect(trio.syncs[0]?.bytes).toBeLessThanOrEqual(2 * CLUSTER);
+      if (mode !== "mirror") await trio.checkpoint();
+      expect(await trio.read(3, trio.b)).toBe(0x33);
+      expect(trio.status(trio.b).lineage).toBe(trio.status().lineage);
+      expect(trio.status(trio.c).lineage).toBe(trio.status().lineage);
+    },
+  );
+
+  it("has a checkpoint that it has told of on the side that was there, and the one that was not has parted from it", async () => {
+    const trio = new Trio();
+    await trio.start();
+    // B has the write, and not the checkpoint that commits it.
+    await trio.write(3, 0x33);
+    trio.cutOff(trio.b);
+    await trio.until("the loss", () => trio.peer("b")?.connection !== "Connected");
+    await trio.checkpoint();
+    trio.a.host.crash("power");
+    trio.cutOff(trio.b, false);
+    await trio.until("the loss of A", () => trio.status(trio.b).peers[0]?.connection !== "Connected");
+    await trio.failover(trio.b);
+    expect(await trio.read(3, trio.b)).toBe(0x11);
+    await trio.follow(trio.c, trio.b);
+    await trio.until("C's answer", () => trio.status(trio.c).peers[0]?.lastError !== null);
+    expect(trio.status(trio.c).peers[0]?.lastError?.code).toBe("split-brain");
+    expect(await trio.read(3, trio.c)).toBe(0x33);
+  });
+
+  it("has the other secondary follow the one that was promoted, by a full sync, and itself by a delta", async () => {
+    const trio = new Trio();
+    await trio.start();
+    await trio.write(3, 0x33);
+    await trio.checkpoint();
+    await trio.write(4, 0x44);
+    trio.a.host.crash("process");
+    await trio.until("the loss of A", () => trio.status(trio.b).peers[0]?.connection !== "Connected");
+    await trio.failover(trio.b);
+    await trio.write(5, 0x55, trio.b);
+    trio.syncs.length = 0;
+    expect(await trio.follow(trio.c, trio.b)).toBe("done");
+    await trio.until("C to be in sync", () => trio.inSync(trio.b).length === 1);
+    await trio.restart(trio.a);
+    // C, which it dials as its own, has heard of B's history: it serves nobody.
+    await trio.until("A to be outdated", () => trio.status(trio.a).protection.reason === "outdated");
+    expect(await trio.follow(trio.a, trio.b)).toBe("done");
+    await trio.until("A to be in sync", () => trio.inSync(trio.b).length === 2);
+    expect(trio.syncs).toEqual([
+      { peer: "c", bytes: 32 * CLUSTER },
+      { peer: "a", bytes: expect.any(Number) },
+    ]);
+    expect(trio.syncs[1]?.bytes).toBeLessThanOrEqual(4 * CLUSTER);
+    await trio.checkpoint(trio.b);
+    for (const member of [trio.a, trio.b, trio.c]) {
+      expect([await trio.read(3, member), await trio.read(4, member), await trio.read(5, member)]).toEqual([
+        0x33, 0x11, 0x55,
+      ]);
+    }
+  });
+
+  it("has its guests wait after a start until both have spoken, since either may have been promoted", async () => {
+    const trio = new Trio();
+    await trio.start();
+    trio.a.host.crash("process");
+    await trio.until("the loss of A", () => trio.status(trio.b).peers[0]?.connection !== "Connected");
+    trio.cutOff(trio.b);
+    await trio.failover(trio.b);
+    await trio.restart(trio.a);
+    await trio.until("C to be connected", () => trio.peer("c")?.connection === "Connected");
+    await trio.world.run({ forMs: 10_000 });
+    expect(trio.status().protection.reason).toBe("held");
+    trio.cutOff(trio.b, false);
+    await trio.until("A to be outdated", () => trio.status().protection.reason === "outdated");
+  });
+
+  it.each(groups)("loses nothing that was told, in lives $from to $to", async ({ from, to }) => {
+    const totals = new LifeTotals();
+    for (let seed = from; seed <= to; seed += 1) totals.add(await runTrioLife(seed));
+    process.stdout.write(`trio lives ${from} to ${to}: ${totals.describe()}\n`);
+    for (const name of ["failovers", "follows", "splits", "discards", "partitions", "told without one"] as const) {
+      expect(totals.counts[name], name).toBeGreaterThan(0);
+    }
+  });
+});
