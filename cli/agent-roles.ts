@@ -25,9 +25,9 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { probePeer } from "../shared/replication/peer-probe.ts";
-import { mainSlotOf, onlyWith, slotsOf } from "../shared/replication/peer-slots.ts";
+import { onlyWith } from "../shared/replication/peer-slots.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
-import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
+import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent-host.ts";
 import { mayHaveLostSyncs, newId, unflushedThrough } from "./agent-state.ts";
 import type { LiveSettings } from "./live-config.ts";
@@ -35,6 +35,7 @@ import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import { childrenContext } from "./children-context.ts";
 import type { DiskExports } from "./disk-export.ts";
 import { MirrorTargets } from "./mirror-targets.ts";
+import { PeerTrackings } from "./peer-trackings.ts";
 import { PeerConnectors } from "./peer-connectors.ts";
 import { PeerBinding, refuse } from "./peer-binding.ts";
 import type { Judged } from "./verdict-answer.ts";
@@ -95,6 +96,7 @@ export class AgentRoles {
   #isStarting = true;
   readonly #lostSyncs: LostSyncs;
   readonly #binding: PeerBinding;
+  readonly #trackings: PeerTrackings;
 
   /** Takes up the recorded role. Errors: those of opening the images. */
   constructor(options: AgentRolesOptions) {
@@ -105,6 +107,7 @@ export class AgentRoles {
       secondaries: options.agent.config.secondaries ?? 1,
     });
     this.#connectors = this.#newConnectors();
+    this.#trackings = new PeerTrackings(options);
     this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
     const { record } = options.state;
     this.vmStates = new VmStateStore({
@@ -356,7 +359,7 @@ export class AgentRoles {
   #openSecondary(options: { readonly mayHaveLostWrites: boolean }): ActiveSecondary {
     const { agent, state, emit } = this.#options;
     const { host, config, token } = agent;
-    const tracking = PeerTracking.open(this.#trackingOptions());
+    const tracking = this.#trackings.open();
     const secondary: SecondaryRole = new SecondaryRole({
       storage: host.storage,
       images: this.#options.images,
@@ -371,7 +374,7 @@ export class AgentRoles {
       access: config.secondaryExport,
       tracking,
       peerUrl: state.record.peers[0] ?? null,
-      trackingOptions: () => this.#trackingOptions(),
+      trackingOptions: () => this.#trackings.options(),
       takeOver: (lineage) => this.#takeOver(lineage),
       judged: () => this.#options.changed(),
       token,
@@ -460,7 +463,7 @@ export class AgentRoles {
   ): ActivePrimary {
     const { agent, state, emit, jobs, exports } = this.#options;
     const { host, config, token } = agent;
-    const bitmaps = new NamedBitmaps({ ...this.#trackingOptions(), ...config, disks: namedGeometries(state.record) });
+    const bitmaps = new NamedBitmaps({ ...this.#trackings.options(), ...config, disks: namedGeometries(state.record) });
     const primary = new PrimaryRole({
       bitmaps,
       clock: host.clock,
@@ -470,7 +473,7 @@ export class AgentRoles {
       state,
       jobs,
       children,
-      trackings: this.#openTrackings(tracking),
+      trackings: this.#trackings.openAll(tracking),
       // Copies beside the images are a primary's whose disks are its own images, and not overlays over them.
       copies:
         state.record.mode === "shared" || this.#promoted.length > 0
@@ -519,45 +522,6 @@ export class AgentRoles {
     assert(active.role === "Primary", "a primary's disk has got another image");
     this.#promoted = []; // their merge is finished: a mirror needs that
     return active.children.splice(index, 1, image)[0];
-  }
-
-  /** A place for each secondary that there may be: that of the record's own peer, those of which it says something, and free ones. */
-  #openTrackings(own?: PeerTracking): { readonly slot: number; readonly tracking: PeerTracking }[] {
-    const { agent, state } = this.#options;
-    const { record } = state;
-    const slots = [...slotsOf(record)];
-    for (let slot = 0; slots.length < (agent.config.secondaries ?? 1); slot += 1) {
-      if (!slots.includes(slot)) slots.push(slot);
-    }
-    return slots.map((slot) => ({
-      slot,
-      tracking: own !== undefined && slot === mainSlotOf(record) ? own : PeerTracking.open(this.#trackingOptions(slot)),
-    }));
-  }
-
-  /** The disks whose sizes are known: a secondary's may still be to be made. */
-  #trackingOptions(slot = mainSlotOf(this.#options.state.record)): PeerTrackingOptions {
-    const { agent, state, emit } = this.#options;
-    const { storage, clock, random, log } = agent.host;
-    const disks = state.record.disks.flatMap(({ name, sizeBytes }) =>
-      sizeBytes === null
-        ? []
-        : {
-            geometry: clusterGeometry(sizeBytes, state.record.clusterBytes),
-            directory: this.#bitmapDirectory(name, slot),
-          },
-    );
-    const { extentBytes, settleEveryMs, dirtyFileMinBytes } = agent.config;
-    return { storage, clock, random, log, state, slot, disks, extentBytes, settleEveryMs, dirtyFileMinBytes, emit };
-  }
-
-  /** Where the dirty bitmap of a disk lies. A directory that is lost with its bitmap costs a full sync. */
-  #bitmapDirectory(disk: string, slot: number): string {
-    const { config, host } = this.#options.agent;
-    const directory = overlayDirectory(config.stateDirectory, disk);
-    if (slot === 0) return directory;
-    host.storage.makeDirectory(`${directory}/peer-${slot}`);
-    return `${directory}/peer-${slot}`;
   }
 
   /** The primary hands its role to this side. */

@@ -10,6 +10,7 @@ import type {
   VerdictAnswer,
 } from "../proto/control-api.ts";
 import { ColobusError, type ErrorCode } from "../proto/errors.ts";
+import { changedBytesFor, gravestOf, mayBeAt } from "../primary/place-orders.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
@@ -163,7 +164,7 @@ export class RoleCommands {
   #isOf(judged: Judged | undefined, url: string | undefined): boolean {
     const { active } = this.#options.roles;
     if (url === undefined || active.role === "Secondary" || judged === undefined) return true;
-    return active.primary.mayBeAt(judged, url);
+    return mayBeAt(active.primary.places, judged, url);
   }
 
   /** What the two would do, as the peer's history is now. Who dials nobody waits for the peer's own next handshake. */
@@ -194,7 +195,7 @@ export class RoleCommands {
   /** Of several peers, the one with which this side is no pair, if there is one. */
   #gravest(): Judged | undefined {
     const { active } = this.#options.roles;
-    return active.role === "Primary" ? active.primary.verdicts[0] : active.secondary.lastVerdict;
+    return active.role === "Primary" ? gravestOf(active.primary.places) : active.secondary.lastVerdict;
   }
 
   #lastVerdict(): Judged | undefined {
@@ -213,7 +214,7 @@ export class RoleCommands {
     const diskBytes = disks.reduce((sum, { sizeBytes }) => sum + (sizeBytes ?? 0), 0);
     const { active } = roles;
     const changedHere =
-      active.role === "Primary" ? active.primary.changedBytes(judged.peer.agentId) : active.tracking.bytes;
+      active.role === "Primary" ? changedBytesFor(active.primary.places, judged.peer.agentId) : active.tracking.bytes;
     return describeVerdict({ judged, self, changedHere, diskBytes });
   }
 

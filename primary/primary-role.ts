@@ -27,10 +27,10 @@ import { EpochSessions } from "./epoch-sessions.ts";
 import { DiskHealth, type FailedAccess } from "./disk-health.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
-import { Mirroring } from "./mirroring.ts";
+import { leaveDisks } from "./leave-disks.ts";
 import { LineageKeeper } from "./lineage-keeper.ts";
 import { lostPeer, neverHadPeer } from "./no-peer.ts";
-import { placeToOrder } from "./place-to-order.ts";
+import { changedBytesFor, placeToOrder, resyncAll } from "./place-orders.ts";
 import { Mirrors } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
@@ -196,29 +196,14 @@ export class PrimaryRole {
     return this.#lastVerdict;
   }
 
-  /** What the last handshakes with the peers came to, those first that are no pair with this side. */
-  get verdicts(): readonly Judged[] {
-    const all = this.#places.flatMap(({ judged }) => judged ?? []);
-    const isPair = ({ verdict }: Judged): boolean => verdict.kind === "sync";
-    return [...all.filter((judged) => !isPair(judged)), ...all.filter(isPair)];
+  /** One for each secondary that there may be. */
+  get places(): readonly SecondaryPlace[] {
+    return this.#places;
   }
 
   /** Whether the peer at `url` is connected, or the only one is, whoever has dialled. */
   isConnectedTo(url: string): boolean {
-    return this.#places.length === 1 ? this.isConnected : this.#secondaries.isConnectedTo(url);
-  }
-
-  /** Whether a handshake may have been with the peer at `url`: where there are several, only that which this side has dialled there. */
-  mayBeAt(judged: Judged, url: string): boolean {
-    return (
-      this.#places.length === 1 || this.#places.some((place) => place.judged === judged && place.replicator.url === url)
-    );
-  }
-
-  /** Bytes that were changed here and that the peer may lack. */
-  changedBytes(peer: string): number {
-    const place = this.#places.find(({ peerId }) => peerId === peer) ?? this.#places[0];
-    return place?.tracking.bytes ?? 0;
+    return this.#secondaries.isConnectedTo(url);
   }
 
   /** Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`, `handed-over`. */
@@ -305,11 +290,7 @@ export class PrimaryRole {
   /** Lets paused syncs go on. Errors: `no-peer`; why the secondary takes no writes. */
   resync(): ResyncAnswer {
     this.#connectedSession();
-    const connected = this.#places.filter(({ replicator }) => replicator.isConnected);
-    const answers = connected.map((place) => place.resync());
-    const answer = answers.find(({ outcome }) => outcome !== "nothing-to-do") ?? answers[0];
-    if (answer === undefined) throw lostPeer();
-    return answer;
+    return resyncAll(this.#places);
   }
 
   /** Compares the copy of a secondary, which is named where there are several. Errors: as `VerifyJobs.start`; `usage`. */
@@ -370,38 +351,20 @@ export class PrimaryRole {
     timer?.cancel();
     await this.#keeper?.stop(reason);
     for (const place of this.#places) place.end(reason);
-    const { state } = this.#options;
-    const { mode, outdated } = state.record;
-    let fault: ColobusError | undefined;
-    const attempt = async (step: () => Promise<unknown>): Promise<void> => {
-      try {
-        await step();
-      } catch (error) {
-        fault ??= asColobusError(error);
-      }
-    };
-    // What this side holds back of a disk that another host writes by now must never get there.
-    if (mode !== "shared" || !outdated) {
-      await attempt(async () => {
-        for (const disk of this.disks) await disk.quiet();
-        for (const disk of this.disks) await disk.child.flush();
-      });
-    }
-    await attempt(() => this.copies.leave(reason, isDemoted));
-    await attempt(() =>
-      this.mirrors.stop(fault ?? new ColobusError("not-primary", "this side is not Primary any more")),
-    );
-    await attempt(() => this.bitmaps.close());
-    // What could not be flushed stays dirty.
-    for (const { tracking } of this.#places) await attempt(() => tracking.close());
-    if (fault !== undefined) return fault;
-    await attempt(() =>
-      state.update((record) => ({
+    return leaveDisks({
+      state: this.#options.state,
+      disks: this.disks,
+      copies: this.copies,
+      mirrors: this.mirrors,
+      bitmaps: this.bitmaps,
+      places: this.#places,
+      isDemoted,
+      reason,
+      recorded: (record) => ({
         ...this.#epochs.recorded(record, this.checkpoints.committedAtMs ?? 0),
         epochReserved: this.checkpoints.openEpoch - 1,
-      })),
-    );
-    return fault;
+      }),
+    });
   }
 
   #newKeeper(): PermitKeeper | undefined {
@@ -428,7 +391,9 @@ export class PrimaryRole {
       guests: this.#guests,
       lineages: this.#lineages,
       keeper: this.#keeper,
-      mirroring: options.state.record.mode === "mirror" ? (place) => this.#newMirroring(place, take) : undefined,
+      checkpoints: this.checkpoints,
+      committed: (place) => this.#epochs.committedBy(place),
+      take,
       judged: (judged) => this.#judged(judged),
       opened: (peer) => this.#opened(peer),
       syncing: () => this.#notify(),
@@ -439,25 +404,6 @@ export class PrimaryRole {
         if (options.onPeerLoss === "freeze" && !this.isConnected) this.#guests.freeze();
         this.#notify();
       },
-    });
-  }
-
-  #newMirroring(place: SecondaryPlace, take: () => Promise<unknown>): Mirroring {
-    const { checkpoints } = this;
-    const committed = (): number => this.#epochs.committedBy(place);
-    return new Mirroring({
-      ...this.#options,
-      checkpoints: {
-        get openEpoch() {
-          return checkpoints.openEpoch;
-        },
-        get committed() {
-          return committed();
-        },
-        lackNothingYet: () => checkpoints.lackNothingYet(),
-      },
-      isEstablished: () => place.replicator.isEstablished,
-      take,
     });
   }
 
@@ -472,7 +418,7 @@ export class PrimaryRole {
     if (verdict.kind === "hand-over" && verdict.from === agentId) handedOver(verdict.to);
     if (verdict.kind === "outdated" && verdict.agent === agentId) this.#becomeOutdated(peer);
     if (verdict.kind === "split-brain" && isNews) {
-      const wouldLoseBytes = { here: this.changedBytes(peer.agentId), there: peer.changedBytes };
+      const wouldLoseBytes = { here: changedBytesFor(this.#places, peer.agentId), there: peer.changedBytes };
       emit("split-brain", { peer: peer.agentId, wouldLoseBytes });
     }
     this.#options.judged();

@@ -64,8 +64,9 @@ export class Secondaries {
     return this.#first.isEstablished || this.#others.some((one) => one.isEstablished);
   }
 
-  /** Whether a peer that this side dialled at `url` is connected. */
+  /** Whether the peer that this side dialled at `url` is connected; where there is one place, whether anybody is. */
   isConnectedTo(url: string): boolean {
+    if (this.#others.length === 0) return this.isConnected;
     return this.all.some((one) => one.url === url && one.isConnected);
   }
 
@@ -201,7 +202,7 @@ export class Secondaries {
     throw new ColobusError(
       "role-conflict",
       `this primary has its ${places.length} secondaries, and the peer is none of them`,
-      "To put it in the place of one that is gone for good: `colobus forget AGENT_ID` on the primary, which `colobus status` names.",
+      "Start this primary with a larger --secondaries; a secondary that is gone for good keeps its place in this release.",
     );
   }
 }

@@ -7,8 +7,9 @@ import { peerEntryOf } from "../shared/replication/peer-slots.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { GuestPolicy } from "./guest-policy.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
-import type { Mirroring } from "./mirroring.ts";
+import { Mirroring } from "./mirroring.ts";
 import type { PermitKeeper } from "./permit-keeper.ts";
+import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import type { PrimaryOptions } from "./primary-options.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
@@ -35,8 +36,11 @@ export interface SecondaryPlaceOptions extends Pick<
   readonly lineages: LineageKeeper;
   /** With an arbiter. */
   readonly keeper: PermitKeeper | undefined;
-  /** In mode `mirror`, of this secondary. */
-  readonly mirroring: ((place: SecondaryPlace) => Mirroring) | undefined;
+  readonly checkpoints: Pick<PrimaryCheckpoints, "openEpoch" | "lackNothingYet">;
+  /** The last checkpoint that the secondary of the place is known to have committed. */
+  readonly committed: (place: SecondaryPlace) => number;
+  /** Takes a checkpoint. */
+  readonly take: () => Promise<unknown>;
   readonly judged: (judged: Judged) => void;
   readonly opened: (peer: Hello) => Promise<number>;
   /** A sync of this secondary has begun. */
@@ -57,6 +61,7 @@ export class SecondaryPlace {
   readonly replicator: Replicator;
   readonly syncs: SyncJobs;
   readonly verifies: VerifyJobs;
+  /** In mode `mirror`. */
   readonly mirroring: Mirroring | undefined;
   readonly #options: SecondaryPlaceOptions;
   #judged: Judged | undefined;
@@ -72,7 +77,7 @@ export class SecondaryPlace {
       sharesDisks: options.state.record.mode === "shared",
       replicator: this.replicator,
     });
-    this.mirroring = options.mirroring?.(this);
+    this.mirroring = options.state.record.mode === "mirror" ? this.#newMirroring() : undefined;
   }
 
   /** What the last handshake with a proved peer came to here. */
@@ -125,6 +130,24 @@ export class SecondaryPlace {
   end(reason: ColobusError): void {
     this.syncs.end(reason);
     this.verifies.end(reason);
+  }
+
+  #newMirroring(): Mirroring {
+    const { checkpoints, committed } = this.#options;
+    const committedHere = (): number => committed(this);
+    return new Mirroring({
+      ...this.#options,
+      checkpoints: {
+        get openEpoch() {
+          return checkpoints.openEpoch;
+        },
+        get committed() {
+          return committedHere();
+        },
+        lackNothingYet: () => checkpoints.lackNothingYet(),
+      },
+      isEstablished: () => this.replicator.isEstablished,
+    });
   }
 
   #newReplicator(): Replicator {

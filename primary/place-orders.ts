@@ -1,0 +1,55 @@
+/** What an operator's orders ask of the places for secondaries. */
+import type { ResyncAnswer } from "../proto/control-api.ts";
+import { ColobusError } from "../proto/errors.ts";
+import { lostPeer } from "./no-peer.ts";
+import type { Judged, SecondaryPlace } from "./secondary-place.ts";
+
+/**
+ * The place of the secondary that an order is for: `peer` is its agent id, or whom this side dials for it; it need not be
+ * named where one is connected. Errors: `no-peer`, `usage`.
+ */
+export function placeToOrder(places: readonly SecondaryPlace[], peer: string | undefined): SecondaryPlace {
+  const used = places.filter(({ isUsed }) => isUsed);
+  const named = used.filter((place) => peer === undefined || place.peerId === peer || place.replicator.url === peer);
+  const connected = named.filter(({ replicator }) => replicator.isConnected);
+  const [chosen, another] = connected.length === 0 ? named : connected;
+  if (peer !== undefined && chosen === undefined) {
+    throw new ColobusError("no-peer", `this primary has no secondary ${peer}`, "See `colobus status`.");
+  }
+  if (another !== undefined) {
+    throw new ColobusError(
+      "usage",
+      "this primary has several secondaries",
+      "Name the one that is meant with --peer: its agent id, or the URL that this side dials; see `colobus status`.",
+    );
+  }
+  const place = chosen ?? places[0];
+  if (place === undefined) throw new RangeError("there is a place for a secondary");
+  if (!place.replicator.isConnected) void place.replicator.session; // which says why there is none
+  return place;
+}
+
+/** Lets paused syncs go on. Errors: `no-peer`; why a secondary takes no writes. */
+export function resyncAll(places: readonly SecondaryPlace[]): ResyncAnswer {
+  const connected = places.filter(({ replicator }) => replicator.isConnected);
+  const answers = connected.map((place) => place.resync());
+  const answer = answers.find(({ outcome }) => outcome !== "nothing-to-do") ?? answers[0];
+  if (answer === undefined) throw lostPeer();
+  return answer;
+}
+
+/** The last handshake with a peer that is no pair with this side; undefined: there is none. */
+export function gravestOf(places: readonly SecondaryPlace[]): Judged | undefined {
+  return places.map(({ judged }) => judged).find((judged) => judged !== undefined && judged.verdict.kind !== "sync");
+}
+
+/** Whether a handshake may have been with the peer at `url`: of several, only with whom this side has dialled there. */
+export function mayBeAt(places: readonly SecondaryPlace[], judged: Judged, url: string): boolean {
+  return places.length === 1 || places.some((place) => place.judged === judged && place.replicator.url === url);
+}
+
+/** Bytes that were changed here and that the peer may lack. */
+export function changedBytesFor(places: readonly SecondaryPlace[], peer: string): number {
+  const place = places.find(({ peerId }) => peerId === peer) ?? places[0];
+  return place?.tracking.bytes ?? 0;
+}
