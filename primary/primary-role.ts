@@ -8,7 +8,7 @@ import {
   type Status,
   type VerifyRequest,
 } from "../proto/control-api.ts";
-import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { BlockDevice, Child } from "../shared/block/block-device.ts";
@@ -17,7 +17,7 @@ import type { Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
-import { peerEntryOf, slotsOf } from "../shared/replication/peer-slots.ts";
+import { peersOf } from "../shared/replication/peer-slots.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Job } from "../shared/jobs/job.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
@@ -56,10 +56,11 @@ export class PrimaryRole {
   readonly copies: DiskCopies;
   readonly mirrors: Mirrors;
   readonly bitmaps: NamedBitmaps;
+  /** One for each secondary that there may be. */
+  readonly places: readonly SecondaryPlace[];
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
-  readonly #places: readonly SecondaryPlace[];
   readonly #secondaries: Secondaries;
   readonly #lineages: LineageKeeper;
   readonly #epochs: EpochSessions;
@@ -86,7 +87,7 @@ export class PrimaryRole {
     this.#guests = new GuestPolicy(options);
     this.#epochs = new EpochSessions({
       state: options.state,
-      places: () => this.#places,
+      places: () => this.places,
       secondaries: () => this.#secondaries,
       lineages: () => this.#lineages,
       committed: () => this.checkpoints.committed,
@@ -141,12 +142,12 @@ export class PrimaryRole {
       assertServing: () => this.#guests.gate.assertServing(),
       streaming: () => this.#secondaries.sessions(({ streamingSession }) => streamingSession),
     });
-    this.#places = options.trackings.map(({ slot, tracking }, index) =>
+    this.places = options.trackings.map(({ slot, tracking }, index) =>
       this.#newPlace(slot, tracking, options.peerUrls[index] ?? null, takeCheckpoint),
     );
     this.#secondaries = new Secondaries({
       ...options,
-      places: this.#places,
+      places: this.places,
       hello: () => this.hello(),
       pulse: this.#keeper?.pulse,
     });
@@ -159,7 +160,7 @@ export class PrimaryRole {
       disks: this.disks,
       health: this.#health,
       guests: this.#guests,
-      places: this.#places,
+      places: this.places,
       checkpoints: this.checkpoints,
       committedBy: (place) => this.#epochs.committedBy(place),
       ack: options.ack,
@@ -169,7 +170,7 @@ export class PrimaryRole {
   }
 
   start(): void {
-    for (const place of this.#places) place.start();
+    for (const place of this.places) place.start();
     this.bitmaps.start(this.disks, () => this.checkpoints.openEpoch);
     this.copies.start(this.disks);
     this.#automatic.start();
@@ -194,11 +195,6 @@ export class PrimaryRole {
   /** What the last handshake with a proved peer came to. */
   get lastVerdict(): Judged | undefined {
     return this.#lastVerdict;
-  }
-
-  /** One for each secondary that there may be. */
-  get places(): readonly SecondaryPlace[] {
-    return this.#places;
   }
 
   /** Whether the peer at `url` is connected, or the only one is, whoever has dialled. */
@@ -290,7 +286,7 @@ export class PrimaryRole {
   /** Lets paused syncs go on. Errors: `no-peer`; why the secondary takes no writes. */
   resync(): ResyncAnswer {
     this.#connectedSession();
-    return resyncAll(this.#places);
+    return resyncAll(this.places);
   }
 
   /** Compares the copy of a secondary, which is named where there are several. Errors: as `VerifyJobs.start`; `usage`. */
@@ -338,7 +334,7 @@ export class PrimaryRole {
    */
   async stop(drainMs: number, { isDemoted } = { isDemoted: false }): Promise<ColobusError | undefined> {
     this.#automatic.stop();
-    for (const { mirroring } of this.#places) mirroring?.stop();
+    for (const { mirroring } of this.places) mirroring?.stop();
     this.#health.stop();
     let timer: Timer | undefined;
     const timeout = new Promise<void>((resolve) => {
@@ -350,14 +346,14 @@ export class PrimaryRole {
     await this.#lineages.settled();
     timer?.cancel();
     await this.#keeper?.stop(reason);
-    for (const place of this.#places) place.end(reason);
+    for (const place of this.places) place.end(reason);
     return leaveDisks({
       state: this.#options.state,
       disks: this.disks,
       copies: this.copies,
       mirrors: this.mirrors,
       bitmaps: this.bitmaps,
-      places: this.#places,
+      places: this.places,
       isDemoted,
       reason,
       recorded: (record) => ({
@@ -418,7 +414,7 @@ export class PrimaryRole {
     if (verdict.kind === "hand-over" && verdict.from === agentId) handedOver(verdict.to);
     if (verdict.kind === "outdated" && verdict.agent === agentId) this.#becomeOutdated(peer);
     if (verdict.kind === "split-brain" && isNews) {
-      const wouldLoseBytes = { here: changedBytesFor(this.#places, peer.agentId), there: peer.changedBytes };
+      const wouldLoseBytes = { here: changedBytesFor(this.places, peer.agentId), there: peer.changedBytes };
       emit("split-brain", { peer: peer.agentId, wouldLoseBytes });
     }
     this.#options.judged();
@@ -427,9 +423,9 @@ export class PrimaryRole {
   /** Another secondary than the one that has said so may still take this side's stream: it is to follow the newer side. */
   #becomeOutdated(peer: Hello): void {
     this.#guests.becomeOutdated(peer);
-    if (this.#places.length === 1) return;
+    if (this.places.length === 1) return;
     const reason = new ColobusError("outdated", "this side is behind another one's history", "Nothing.");
-    for (const { replicator } of this.#places) replicator.endSession(reason);
+    for (const { replicator } of this.places) replicator.endSession(reason);
   }
 
   #shareDisks(): SharedDisks {
@@ -441,8 +437,8 @@ export class PrimaryRole {
         child,
         geometry: clusterGeometry(child.sizeBytes, state.record.clusterBytes),
       })),
-      session: () => this.#places[0]?.replicator.establishedSession,
-      endSession: (reason) => this.#places[0]?.replicator.endSession(reason),
+      session: () => this.places[0]?.replicator.establishedSession,
+      endSession: (reason) => this.places[0]?.replicator.endSession(reason),
       overwritten: (bytes) => this.checkpoints.countWrite(bytes),
       unflushedThrough,
       mark: this.#options.sharedMark,
@@ -473,7 +469,7 @@ export class PrimaryRole {
 
   /** What this side says of itself to a peer. */
   hello(): Hello {
-    const [first] = this.#places;
+    const [first] = this.places;
     assert(first !== undefined, "there is a place for a secondary");
     const { record } = this.#options.state;
     const otherPeers = this.#epochs.helloToOthers();
@@ -493,7 +489,7 @@ export class PrimaryRole {
   /** The two are a pair, and the peer was not promoted meanwhile: guests may go on, where nobody else may have been. */
   async #opened(peer: Hello): Promise<number> {
     const { state } = this.#options;
-    if (this.#places.length > 1) return this.#openedOneOf(peer);
+    if (this.places.length > 1) return this.#openedOneOf(peer);
     if (state.record.handOver !== null) {
       await state.update((record) => ({ ...record, handOver: null }));
       this.#keeper?.resume();
@@ -545,7 +541,7 @@ export class PrimaryRole {
 
   /** Takes up what has changed in the options. */
   settingsChanged({ resyncSpeed }: { readonly resyncSpeed?: JobSpeed }): void {
-    if (resyncSpeed !== undefined) for (const { syncs } of this.#places) syncs.setSpeed(resyncSpeed);
+    if (resyncSpeed !== undefined) for (const { syncs } of this.places) syncs.setSpeed(resyncSpeed);
     this.#automatic.restart();
     this.#notify();
   }
@@ -591,11 +587,6 @@ export class PrimaryRole {
   /** Errors: as `placeToOrder`. */
   #placeToOrder(peer: string | undefined): SecondaryPlace {
     if (!this.#isPaired) throw neverHadPeer();
-    return placeToOrder(this.#places, peer);
+    return placeToOrder(this.places, peer);
   }
-}
-
-/** The peers of which the record says something. */
-function peersOf(record: StateRecord): string[] {
-  return slotsOf(record).flatMap((slot) => peerEntryOf(record, slot).pairing?.peer ?? []);
 }

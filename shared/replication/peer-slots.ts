@@ -65,3 +65,8 @@ export function withoutPeers(record: StateRecord): StateRecord {
   const { otherPeers: _, ...own } = record;
   return { ...own, pairing: null, tracks: null };
 }
+
+/** The peers of which the record says something. */
+export function peersOf(record: StateRecord): string[] {
+  return slotsOf(record).flatMap((slot) => peerEntryOf(record, slot).pairing?.peer ?? []);
+}
