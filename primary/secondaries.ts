@@ -197,12 +197,15 @@ export class Secondaries {
     const free = entries.filter(
       ({ place, entry }) => entry.pairing === null && entry.tracks === null && !place.replicator.isTaken,
     );
+    // Whoever answers where a secondary that is not connected was dialled is on its host, and has taken its place.
+    const replaced = entries.find(({ place }) => url !== null && place.replicator.url === url);
+    if (replaced !== undefined && !replaced.place.replicator.isTaken) return replaced.place.replicator;
     const found = free.find(({ place }) => url !== null && place.replicator.url === url) ?? free[0];
     if (found !== undefined) return found.place.replicator;
     throw new ColobusError(
       "role-conflict",
       `this primary has its ${places.length} secondaries, and the peer is none of them`,
-      "Start this primary with a larger --secondaries; a secondary that is gone for good keeps its place in this release.",
+      "Start this primary with a larger --secondaries. One that is gone for good keeps its place, unless the primary dials the new one at its URL.",
     );
   }
 }

@@ -72,6 +72,9 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/connect discardMyData": "Give up what this side has and the peer has not, and become its secondary.",
   "POST /v1/resync giveUpCheckpoint": "On a secondary: make it Inconsistent, and free its overlays.",
   "POST /v1/rollback epoch": "The retained checkpoint that becomes the committed one.",
+  "POST /v1/switchover peer":
+    "Of several secondaries, the one that takes over: its agent id, or the URL that this side dials for it.",
+  "POST /v1/verify peer": "Of several secondaries, the one to compare, named as for a switchover.",
   "POST /v1/verify disk": "The disk to be compared; left out: all of them.",
   "POST /v1/verify repair": "Have what differs sent again, when everything is compared.",
   "POST /v1/verify speed": "Bytes per second that are read on each side; 0 is no limit; `dynamic` yields to guests.",
