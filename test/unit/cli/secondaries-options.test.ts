@@ -1,0 +1,25 @@
+import { describe, expect, it } from "vitest";
+import { parseSecondaries } from "../../../cli/secondaries-options.ts";
+
+describe("the flags about several secondaries", () => {
+  it.each([
+    ["none", {}, {}],
+    ["one peer", { peer: ["ws://b"] }, {}],
+    ["as many as are dialled", { peer: ["ws://b", "ws://c"] }, { secondaries: 2 }],
+    ["more than are dialled", { peer: ["ws://b"], secondaries: "3" }, { secondaries: 3 }],
+    ["those that dial", { secondaries: "2" }, { secondaries: 2 }],
+  ] as const)("take %s", (_, options, expected) => {
+    expect(parseSecondaries(options, "Primary")).toEqual(expected);
+  });
+
+  it.each([
+    ["fewer than are dialled", { peer: ["ws://b", "ws://c"], secondaries: "1" }, "Primary"],
+    ["too many", { secondaries: "5" }, "Primary"],
+    ["no number", { secondaries: "two" }, "Primary"],
+    ["mode shared", { secondaries: "2", mode: "shared" }, "Primary"],
+    ["an arbiter", { secondaries: "2", arbiter: ["http://e"] }, "Primary"],
+    ["a secondary that dials two", { peer: ["ws://b", "ws://c"] }, "Secondary"],
+  ] as const)("refuse %s", (_, options, role) => {
+    expect(() => parseSecondaries(options, role)).toThrow(expect.objectContaining({ code: "usage" }));
+  });
+});
