@@ -35,6 +35,7 @@ const COUNTED = [
   "operations",
   "writes",
   "checkpoints",
+  "decisions",
   "failovers",
   "rejoins",
   "follows",
@@ -135,7 +136,8 @@ class TrioLife {
     const roll = this.#random.below(100);
     if (roll < 45)
       for (const one of this.#members) for (let count = this.#random.below(12); count > 0; count -= 1) this.#guest(one);
-    else if (roll < 60) for (const one of this.#members) void this.#checkpoint(one);
+    else if (roll < 57) for (const one of this.#members) void this.#checkpoint(one);
+    else if (roll < 60) for (const one of this.#members) void this.#decide(one);
     else if (roll < 66) await this.#crash(member);
     else if (roll < 74) await this.#startIfDown(member);
     else if (roll < 80) this.#part(member);
@@ -253,7 +255,7 @@ class TrioLife {
   async #checkpoint(
     member: PairMember,
     timeoutMs = this.#random.pick([100, QUICK_MS, COMMAND_MS]),
-    prepare = this.#random.chance(0.2),
+    prepare = this.#random.chance(0.4),
   ): Promise<boolean> {
     const { agent } = member;
     if (agent === undefined || this.#statusOf(member)?.role !== "Primary") return false;
@@ -274,6 +276,44 @@ class TrioLife {
     if (outcome.kind !== "done" || prepare) return false;
     this.counts.checkpoints += 1;
     return true;
+  }
+
+  /** What a hook does about a checkpoint that is prepared. */
+  async #decide(member: PairMember): Promise<void> {
+    const { agent } = member;
+    const prepared = this.#statusOf(member)?.epoch.prepared ?? [];
+    if (agent === undefined || prepared.length === 0 || this.#statusOf(member)?.role !== "Primary") return;
+    const epoch = this.#random.pick(prepared);
+    const missingBefore = this.#missing(member);
+    const legal: readonly ErrorCode[] = [
+      "no-peer",
+      "timed-out",
+      "outcome-unknown",
+      "epoch-unknown",
+      "epoch-committed",
+      "outdated",
+      "handed-over",
+      "shutting-down",
+      "not-primary",
+    ];
+    if (this.#random.chance(0.3)) {
+      const withdrawn = await this.#calls.make(member, "discard", QUICK_MS + 10, () =>
+        agent.discard({ epoch, timeoutMs: QUICK_MS }, signal()),
+      );
+      this.#assertLegal("discard", withdrawn, legal);
+      return;
+    }
+    const outcome = await this.#calls.make(
+      member,
+      "commit",
+      QUICK_MS + 10,
+      () => agent.commit({ epoch, timeoutMs: QUICK_MS }, signal()),
+      ({ kind }) => {
+        if (kind === "done") this.#tell(member, missingBefore);
+      },
+    );
+    this.#assertLegal("commit", outcome, legal);
+    if (outcome.kind === "done") this.counts.decisions += 1;
   }
 
   /** A checkpoint that is told to be committed is so on each secondary that has had everything all along. */

@@ -218,6 +218,22 @@ describe("a primary with two secondaries", () => {
     }
   });
 
+  it("sends a VM state to both, which belongs to the checkpoint there", async () => {
+    const trio = new Trio();
+    await trio.start();
+    const chunk = Buffer.alloc(300 * 1024, 0x77);
+    const answer = await trio.do("a checkpoint", async () => {
+      const pieces = [chunk, chunk, chunk].values();
+      const bytes = { next: () => Promise.resolve(pieces.next()) };
+      return trio.a.agent?.checkpointWithVmState({ prepare: false, ...COMMAND }, bytes, new AbortController().signal);
+    });
+    expect(answer).toMatchObject({ state: "committed", vmstateBytes: 3 * chunk.length });
+    for (const member of [trio.b, trio.c]) {
+      expect(trio.status(member).epoch.committed).toBe(answer?.epoch);
+      expect(trio.status(member).vmstate).toMatchObject({ epoch: answer?.epoch, bytes: 3 * chunk.length });
+    }
+  });
+
   it("has its guests wait after a start until both have spoken, since either may have been promoted", async () => {
     const trio = new Trio();
     await trio.start();
