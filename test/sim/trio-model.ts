@@ -25,6 +25,8 @@ export class TrioModel implements PairObserver {
   readonly #own = new Map<PairMember, { readonly epoch: number; readonly disks: readonly DiskModel[] }>();
   /** By the name of the side that was missing: the names of those that have what was told meanwhile. */
   readonly #told = new Map<string, Set<string>>();
+  /** Names of sides whose operator has given up what they have, and where nothing was committed since: that word stands. */
+  readonly #givenUp = new Set<string>();
 
   constructor(disks: readonly PairDisk[], listener: (member: PairMember, event: AgentEvent) => void) {
     this.#disks = disks;
@@ -79,7 +81,10 @@ export class TrioModel implements PairObserver {
 
   happened(member: PairMember, event: AgentEvent): void {
     if (event.type === "sync-started" || event.type === "sync-finished") this.#synced(member, event);
-    if (event.type === "checkpoint-committed") this.#own.delete(member);
+    if (event.type === "checkpoint-committed") {
+      this.#own.delete(member);
+      this.#givenUp.delete(member.name);
+    }
     if (event.type === "role-changed" && event.data.role === "Primary") this.#promotedUnawares(member);
     if (event.type === "role-changed" && event.data.role === "Secondary") this.#demoted(member);
     this.#listener(member, event);
@@ -88,12 +93,13 @@ export class TrioModel implements PairObserver {
   /** Something was told to guests or to an operator while `missing` got nothing; `holders` have it. */
   toldWithout(missing: string, holders: readonly string[]): void {
     const told = this.#told.get(missing) ?? new Set();
-    for (const holder of holders) told.add(holder);
+    for (const holder of holders) if (!this.#givenUp.has(holder)) told.add(holder);
     this.#told.set(missing, told);
   }
 
   /** An operator has given up what that side has. */
   gaveUp(member: PairMember): void {
+    this.#givenUp.add(member.name);
     for (const holders of this.#told.values()) holders.delete(member.name);
   }
 
@@ -131,6 +137,7 @@ export class TrioModel implements PairObserver {
       `${type}: ${target} is synced from ${primary.name}, which lacks what was told with ${target} meanwhile`,
     );
     this.#told.delete(target);
+    if (this.#givenUp.has(target)) return;
     for (const holders of this.#told.values()) if (holders.has(primary.name)) holders.add(target);
   }
 
