@@ -27,6 +27,8 @@ export class TrioModel implements PairObserver {
   readonly #told = new Map<string, Set<string>>();
   /** Names of sides whose operator has given up what they have, and where nothing was committed since: that word stands. */
   readonly #givenUp = new Set<string>();
+  /** By name: who has sent to a side last. */
+  readonly #sources = new Map<string, PairMember>();
 
   constructor(disks: readonly PairDisk[], listener: (member: PairMember, event: AgentEvent) => void) {
     this.#disks = disks;
@@ -85,6 +87,7 @@ export class TrioModel implements PairObserver {
       this.#own.delete(member);
       this.#givenUp.delete(member.name);
     }
+    if (event.type === "sync-finished" || event.type === "checkpoint-committed") this.#adopted(member);
     if (event.type === "role-changed" && event.data.role === "Primary") this.#promotedUnawares(member);
     if (event.type === "role-changed" && event.data.role === "Secondary") this.#demoted(member);
     this.#listener(member, event);
@@ -137,8 +140,15 @@ export class TrioModel implements PairObserver {
       `${type}: ${target} is synced from ${primary.name}, which lacks what was told with ${target} meanwhile`,
     );
     this.#told.delete(target);
-    if (this.#givenUp.has(target)) return;
-    for (const holders of this.#told.values()) if (holders.has(primary.name)) holders.add(target);
+    this.#sources.set(target, primary);
+  }
+
+  /** A secondary that has made its source's history its own has what that one has. */
+  #adopted(member: PairMember): void {
+    const source = this.#sources.get(member.name);
+    const lineage = member.agent?.status().lineage;
+    if (this.#givenUp.has(member.name) || source === undefined || source.agent?.status().lineage !== lineage) return;
+    for (const holders of this.#told.values()) if (holders.has(source.name)) holders.add(member.name);
   }
 
   #promotedUnawares(member: PairMember): void {
