@@ -5,7 +5,7 @@
 import { chownSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { describe, expect, it, onTestFailed, onTestFinished } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import type { Status } from "../../proto/control-api.ts";
 import { askColobus } from "../support/cli-runner.ts";
 import { ContainerEngine, requireEngine, type Finished } from "../support/container-engine.ts";
@@ -18,6 +18,7 @@ import { scratchDirectory } from "../support/scratch.ts";
 const LIMIT_MS = 15 * 60_000;
 const IMAGE = "colobus-test";
 const NODE_USER = 1000;
+const SERVICES = ["primary", "secondary"];
 const COMPOSE_FILE = fileURLToPath(new URL("../../compose.yaml", import.meta.url));
 
 const sections = readSections("docs/containers.md");
@@ -30,9 +31,10 @@ class Stack {
 
   constructor(engine: ContainerEngine) {
     this.engine = engine;
-    onTestFinished(async () => void (await this.compose("--profile try down --volumes --timeout 20")));
-    onTestFailed(async () => {
-      process.stderr.write((await this.compose("--profile try logs --tail 40")).output);
+    onTestFinished(async ({ task }) => {
+      const failed = task.result?.state === "fail";
+      if (failed) process.stderr.write((await this.compose("--profile try logs --tail 40")).output);
+      await this.compose("--profile try down --volumes --timeout 20");
     });
   }
 
@@ -42,7 +44,7 @@ class Stack {
   }
 
   makeRunDirectories(): void {
-    for (const service of ["primary", "secondary"]) {
+    for (const service of SERVICES) {
       mkdirSync(this.run(service), { mode: 0o700 });
       chownSync(this.run(service), NODE_USER, NODE_USER);
     }
@@ -75,7 +77,17 @@ class Stack {
     for (const command of commands.slice(from, to)) {
       const [, line] = /^docker compose (.*)$/.exec(command) ?? [];
       if (line === undefined) throw new Error(`a command that the test does not know: ${command}`);
-      if (line !== "build primary") await this.must(line);
+      if (line === "build primary") continue;
+      // Debian's compose cannot wait itself.
+      await this.must(line.replace(" --wait", ""));
+      if (line.includes(" --wait")) await this.untilAnswering(SERVICES);
+    }
+  }
+
+  async untilAnswering(services: readonly string[]): Promise<void> {
+    for (const service of services) {
+      const ask = async (): Promise<number | null> => (await askColobus("status", "--run", this.run(service))).code;
+      await expect.poll(ask, { timeout: 30_000, message: service }).toBe(0);
     }
   }
 
@@ -121,7 +133,7 @@ describe.runIf(requireEngine() && requirePeers("qemu-io"))("a pair in containers
       expect((await stack.must("exec primary grep ^CapBnd /proc/self/status")).trim()).toMatch(/:\s0+$/);
       expect((await stack.compose("exec primary touch /opt/colobus/new")).output).toContain("Read-only");
       expect((await stack.compose("exec primary sh -c", "command -v g++ make python3")).code).not.toBe(0);
-      for (const service of ["primary", "secondary"]) expect(await stack.health(service), service).toBe(0);
+      for (const service of SERVICES) expect(await stack.health(service), service).toBe(0);
 
       await qemuIo(stack.uri("primary"), "write -P 7 0 1M", "flush");
       await stack.follow("A failover, rehearsed", 0, 1);

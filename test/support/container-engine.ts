@@ -4,7 +4,7 @@
  * any way out: the containers reach each other, and nothing of the machine's network or its packet filter is touched.
  */
 import { spawn, spawnSync, type ChildProcess } from "node:child_process";
-import { openSync, closeSync, existsSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { onTestFinished } from "vitest";
@@ -119,6 +119,9 @@ export class ContainerEngine {
     });
     daemon.kill("SIGTERM");
     await ended;
+    // It leaves its own network mounted.
+    const mounts = join(this.#exec, "netns");
+    if (existsSync(mounts)) for (const name of readdirSync(mounts)) runNow("umount", join(mounts, name));
   }
 }
 
