@@ -4,7 +4,7 @@
  * any way out: the containers reach each other, and nothing of the machine's network or its packet filter is touched.
  */
 import { spawn, spawnSync, type ChildProcess } from "node:child_process";
-import { closeSync, existsSync, openSync, readdirSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { onTestFinished } from "vitest";
@@ -119,9 +119,9 @@ export class ContainerEngine {
     });
     daemon.kill("SIGTERM");
     await ended;
-    // It leaves its own network mounted.
-    const mounts = join(this.#exec, "netns");
-    if (existsSync(mounts)) for (const name of readdirSync(mounts)) runNow("umount", join(mounts, name));
+    // It may leave its own network mounted.
+    const mounts = readFileSync("/proc/self/mountinfo", "utf8").split(/\s+/);
+    for (const mounted of mounts.filter((word) => word.startsWith(`${this.#exec}/`))) runNow("umount", mounted);
   }
 }
 
