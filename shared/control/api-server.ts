@@ -20,6 +20,7 @@ import {
   commitRequestSchema,
   discardRequestSchema,
   connectRequestSchema,
+  measureLinkRequestSchema,
   failoverRequestSchema,
   rejoinRequestSchema,
   startAloneRequestSchema,
@@ -236,6 +237,9 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/connect", (request, _reply, signal) =>
       control.connect(parseFields(connectRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/measure-link", (request, _reply, signal) =>
+      control.measureLink(parseFields(measureLinkRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/start-alone", (request) => {
       parseFields(startAloneRequestSchema, request.body ?? {});
