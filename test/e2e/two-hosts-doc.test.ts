@@ -55,7 +55,7 @@ class Host {
 
   /** Runs lines of a shell, which stops at the first that fails. */
   async run(script: string): Promise<void> {
-    const [program = "/bin/sh", ...words] = [...this.#network.launcher, "/bin/sh"];
+    const [program, ...words] = [...this.#network.launcher, "/bin/sh"];
     const colobus = `colobus() { "${process.execPath}" "${MAIN}" "$@"; }`;
     const env = { ...process.env, COLOBUS_RUN: this.path("/run/colobus/web") };
     const child = spawn(program, [...words, "-exc", `${colobus}\n${this.localized(script)}`], { env });
