@@ -21,6 +21,7 @@ COPY shared shared
 COPY primary primary
 COPY secondary secondary
 COPY cli cli
+COPY page page
 COPY tools tools
 RUN npm run build && npm prune --omit=dev --no-audit --no-fund
 
