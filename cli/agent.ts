@@ -70,6 +70,7 @@ import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
 import { StoredVmStates } from "./stored-vm-states.ts";
+import { logTransition } from "./transition-log.ts";
 
 /**
  * One agent: the disks of one VM in one role at a time, its exports, its jobs and its events. It is written against
@@ -104,6 +105,7 @@ export class Agent implements AgentControl {
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
     this.#events.follow((event) => this.#metrics.count(event));
+    this.#events.follow((event) => logTransition(options.host.log, event));
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
