@@ -41,7 +41,7 @@ class StatusPage {
   readonly #events = new EventsSection();
   readonly #signIn = new SignIn((token) => this.#enter(token));
   readonly #dialog: FailoverDialog;
-  readonly #vm = element("h1", {}, "Colobus");
+  readonly #vm = element("h1", {}, "Status");
   readonly #what = element("p", { class: "what" });
   readonly #live = element("p", { class: "live" });
   readonly #main = element("main", { id: "main", tabindex: "-1" });
@@ -99,7 +99,7 @@ class StatusPage {
         if (!this.#isFollowing) void this.#follow();
       } catch (error) {
         const fault = asAgentFault(error);
-        if (fault.isForWantOfToken) this.#shut(this.#api.token === undefined ? "" : `Not taken: ${fault.message}.`);
+        if (fault.isForWantOfToken) this.#shut(`Refused: ${fault.message}.`);
         else this.#showSilence(fault.message);
         restMs = RETRY_MS;
       }
