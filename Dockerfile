@@ -29,6 +29,7 @@ COPY shared shared
 COPY primary primary
 COPY secondary secondary
 COPY cli cli
+COPY page page
 RUN npm run build && cp -r dist /runtime/
 
 FROM ${NODE_IMAGE}

@@ -1,9 +1,11 @@
 import { chmodSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
+import { StatusPage } from "../shared/control/status-page.ts";
 import { VmStateSocket } from "../shared/control/vm-state-socket.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
 import { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
@@ -29,6 +31,9 @@ import { LiveConfig, type ConfigSource } from "./live-config.ts";
 import type { ProcessConfig } from "./process-config.ts";
 import { assertAddressesAllowed, assertImageAllowed, dialRefusal } from "./tls-options.ts";
 
+/** Where the build leaves the status page: beside the folder of whatever file this has become a part of. */
+const PAGE_DIRECTORY = fileURLToPath(new URL("../page/", import.meta.url));
+
 /** One agent on this machine: its sockets, and its end. */
 export class AgentProcess {
   readonly agent: Agent;
@@ -48,7 +53,7 @@ export class AgentProcess {
     this.#tls = tls;
     this.#manager = new ServiceManager({ env: process.env, pid: process.pid, clock: new NodeClock(), log });
     this.#nbd = new NbdServer({ directory: agent.exports, clock: new NodeClock(), log });
-    this.#control = new ControlServer({ control: agent, log });
+    this.#control = new ControlServer({ control: agent, log, page: new StatusPage(PAGE_DIRECTORY) });
     this.#vmStates = new VmStateSocket({ control: agent, log });
     const refusals = new RefusalLog({ clock: new NodeClock(), log, port: "replication" });
     this.#listener =

@@ -152,7 +152,7 @@ export class Takeover {
 
   /** Takes over when nothing speaks against it. What does is told once. */
   async #look(): Promise<void> {
-    const { clock, lease, log, emit } = this.#options;
+    const { clock, lease, emit } = this.#options;
     try {
       if (clock.nowMs() < this.#notBeforeMs) return;
       if (this.#lonely() === undefined) return;
@@ -162,7 +162,6 @@ export class Takeover {
       const decision = this.#decide(secondary, seen);
       if (decision.kind === "wait") return;
       if (decision.kind === "refused") throw refused(decision.why);
-      log.warn({}, "the primary is not heard by this side, and has no lease: this side takes over");
       emit("takeover-started", { holder: seen.record?.holder ?? null });
       this.#notBeforeMs = clock.nowMs() + lease.ttlMs;
       await this.#options.failOver();
@@ -172,7 +171,6 @@ export class Takeover {
       if (reason.message === this.#lastFailure || reason.code === "arbiter-unreachable") return;
       this.#lastFailure = reason.message;
       emit("takeover-failed", reason.toJSON());
-      log.warn({ reason }, "this side does not take over by itself");
     }
   }
 

@@ -304,7 +304,6 @@ export class PermitKeeper {
       why,
       "See `colobus status` on the other side; when it surely serves nobody: `colobus start-alone` here.",
     );
-    this.#options.log.warn({ reason }, "this side may not serve");
     this.#options.emit("lease-refused", reason.toJSON());
     this.#marking?.settle(reason);
     this.permit.refuse(reason);

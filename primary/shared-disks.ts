@@ -181,7 +181,6 @@ export class SharedDisks {
       // A session that is opening, or paused, is about a checkpoint that will be void.
       endSession(new ColobusError("replaced", "guests go on without the secondary", "Nothing: it is tried again."));
       emit("lineage-changed", { lineage, origin: "alone" });
-      log.info({ lineage }, "guests go on without the secondary, whose checkpoint is void: a new lineage begins");
     }
     guests.gate.assertServing();
     this.#isMarked = true;

@@ -12,6 +12,7 @@ import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest }
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { Readable } from "node:stream";
+import { TLSSocket } from "node:tls";
 import { z } from "zod";
 import {
   awaitedVmStateRequestSchema,
@@ -53,11 +54,15 @@ import type { Log } from "../host/log.ts";
 import { listenOnUnixSocket } from "../host/unix-socket.ts";
 import { EventStream } from "./event-stream.ts";
 import { EXPOSITION_TYPE } from "./exposition.ts";
+import { DOOR_PATH, isForPage, PAGE_PATHS, type StatusPage } from "./status-page.ts";
 import { ControlTlsListener, type ControlTlsListenerOptions } from "./tls-listener.ts";
+import { forwardedPageRefusal } from "./web-page-requests.ts";
 
 export interface ControlServerOptions {
   readonly control: AgentControl;
   readonly log: Log;
+  /** Served at `/`; undefined: nothing is there. */
+  readonly page?: StatusPage | undefined;
 }
 
 type Method = "GET" | "POST" | "PUT";
@@ -117,6 +122,7 @@ export class ControlServer {
     this.#installParser();
     this.#app.addHook("onRequest", (request, reply, done) => this.#accept(request, reply, done));
     this.#installRoutes();
+    if (options.page !== undefined) this.#installPage(options.page);
     this.#app.setErrorHandler((error, _request, reply) => this.#answerError(error, reply));
     this.#app.setNotFoundHandler((request, reply) =>
       this.#answerError(
@@ -281,6 +287,11 @@ export class ControlServer {
     );
   }
 
+  #installPage(page: StatusPage): void {
+    for (const path of PAGE_PATHS) this.#route("GET", path, (_request, reply) => page.send(path, reply));
+    this.#route("GET", DOOR_PATH, ({ raw }) => ({ wantsToken: raw.socket instanceof TLSSocket }));
+  }
+
   #installVmStateRoutes(): void {
     const control = this.#control;
     this.#serve("/v1/vmstate", {
@@ -375,7 +386,7 @@ export class ControlServer {
     if (!takesVmState(request)) destroyUnlessComplete(request);
     reply.raw.once("close", () => this.#settle(connection, Math.min(1, connection.outstanding)));
     if (this.#closing === undefined) {
-      done();
+      done(refusalOf(request));
     } else {
       reply.header("connection", "close");
       done(shuttingDown());
@@ -431,6 +442,12 @@ export class ControlServer {
         `content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
     );
   }
+}
+
+/** Over TLS the listener has looked at it already. */
+function refusalOf({ raw }: FastifyRequest): ColobusError | undefined {
+  if (raw.socket instanceof TLSSocket || isForPage(raw.method, raw.url)) return undefined;
+  return forwardedPageRefusal(raw.headers);
 }
 
 /** `value` as `schema` wants it. Throws `usage`, naming the first field that is not. */
