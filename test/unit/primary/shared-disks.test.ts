@@ -17,7 +17,11 @@ const FIRST = "f".repeat(32);
 const PLAIN = { fua: false } as const;
 
 async function turns(): Promise<void> {
-  for (let count = 0; count < 60; count += 1) await Promise.resolve();
+  for (let count = 0; count < 20; count += 1) {
+    await new Promise((resolve) => {
+      setImmediate(resolve);
+    });
+  }
 }
 
 function openPromise() {
