@@ -1,8 +1,9 @@
 /**
  * Faults of a pair that shares its disk, one after another, under writes of a guest that knows what was acknowledged: the
  * secondary's export stays at the last checkpoint through each of them, and the next checkpoint has every acknowledged write.
+ * `shared-disk-cases.test.ts` and `shared-formats.test.ts` kill one side at a time.
  */
-import { describe, expect, it } from "vitest";
+import { describe, it } from "vitest";
 import { SeededRandom } from "../sim/seeded-random.ts";
 import { type AgentPair, MIB } from "../support/agent-pair.ts";
 import { untilNoFormatServer } from "../support/format-servers.ts";
@@ -22,19 +23,6 @@ const FAULTS: Readonly<Record<string, (pair: AgentPair) => Promise<"goes on" | "
     await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
     secondary.thaw();
     return "goes on";
-  },
-  "the secondary is killed": async ({ primary, secondary }) => {
-    await secondary.crash();
-    await primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
-    await untilNoFormatServer(secondary.run);
-    await secondary.start();
-    return "goes on";
-  },
-  "the primary is killed": async ({ primary, secondary }) => {
-    await primary.crash();
-    await secondary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
-    await primary.start();
-    return "lost its disk";
   },
   "both are killed": async ({ primary, secondary }) => {
     await Promise.all([primary.crash(), secondary.crash()]);
