@@ -133,6 +133,7 @@ export class Agent implements AgentControl {
     const emit = (type: EventType, data: Record<string, unknown>): void => this.#emit(type, data);
     this.#arbitration = openArbitration(options, state, emit, {
       candidate: () => this.#candidate(),
+      assertFit: (secondary) => this.#failovers.assertFit(secondary),
       failOver: () => this.#failovers.takeOver(),
     });
     this.#roles = new AgentRoles({

@@ -23,6 +23,8 @@ export interface TakeoverOptions {
   readonly isAutomatic: boolean;
   /** The secondary that could be promoted now; undefined: there is none, or it is being promoted. */
   readonly candidate: () => SecondaryRole | undefined;
+  /** Errors: why it could not be promoted, whatever the arbiter says. */
+  readonly assertFit: (secondary: SecondaryRole) => Promise<void>;
   /** Promotes it: `claim` is called on the way. */
   readonly failOver: () => Promise<unknown>;
 }
@@ -155,7 +157,9 @@ export class Takeover {
     const { clock, lease, emit } = this.#options;
     try {
       if (clock.nowMs() < this.#notBeforeMs) return;
-      if (this.#lonely() === undefined) return;
+      const lonely = this.#lonely();
+      if (lonely === undefined) return;
+      await this.#options.assertFit(lonely);
       const seen = await lease.read();
       const secondary = this.#lonely();
       if (secondary === undefined || this.promise.leftMs(seen.record?.ttlMs ?? 0) > 0) return;

@@ -439,6 +439,8 @@ export class PrimaryRole {
       unflushedThrough,
       mark: this.#options.sharedMark,
       goesAlone: this.#options.onPeerLoss === "continue",
+      mayGoAlone: () => this.#keeper?.mayGoAlone(),
+      wentAlone: () => this.#keeper?.wentAlone(),
       random: this.#options.random,
       log: this.#options.log,
       emit: this.#options.emit,
