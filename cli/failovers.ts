@@ -163,6 +163,7 @@ export class Failovers {
     return {
       already: false,
       dryRun: request.dryRun,
+      mode: this.#options.state.record.mode,
       epoch: recoverable?.epoch ?? 0,
       ageMs: recoverable?.ageMs ?? null,
       wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: true },
@@ -182,6 +183,7 @@ export class Failovers {
     return {
       already: true,
       dryRun,
+      mode: state.record.mode,
       epoch: state.record.committed.epoch,
       ageMs: null,
       wouldLose: { writes: 0, bytes: 0, atLeast: false },

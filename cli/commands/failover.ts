@@ -73,11 +73,9 @@ async function startVm(
 function renderFailover(answer: FailoverAnswer): string {
   if (answer.already) return "already Primary: nothing to do";
   const age = answer.ageMs === null ? "age unknown" : `${formatDuration(answer.ageMs)} old`;
-  const lines = [
-    answer.dryRun
-      ? `would become Primary from checkpoint ${answer.epoch}, ${age}, ${renderLoss(answer.wouldLose)}`
-      : `now Primary from checkpoint ${answer.epoch}, ${age}, ${renderLoss(answer.wouldLose)}`,
-  ];
+  const what = answer.mode === "mirror" ? "the last stable write" : `checkpoint ${answer.epoch}`;
+  const becomes = answer.dryRun ? "would become Primary" : "now Primary";
+  const lines = [`${becomes} from ${what}, ${age}, ${renderLoss(answer.wouldLose)}`];
   if (answer.discardedActiveBytes > 0) {
     const discarded = answer.dryRun ? "would be left out" : "left out";
     lines.push(`${formatBytes(answer.discardedActiveBytes)} of the secondary's own writes ${discarded}`);
