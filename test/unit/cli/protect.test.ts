@@ -110,6 +110,22 @@ describe("a round with the VM's memory", () => {
     expect(vm.runState).toBe("running");
   });
 
+  it("ends what a killed protection has begun, and lets the VM run that it had paused", async () => {
+    const first = await bench();
+    const marks: unknown[] = [];
+    first.vm.hasRunState = () => marks.push(first.vm.parameters);
+    await first.protect();
+    // QEMU as it was when the VM was paused is what a protection finds that comes after one killed there.
+    const { vm, protect } = await bench();
+    vm.parameters = marks[0] as typeof vm.parameters;
+    vm.runState = "paused";
+    vm.migration.status = "active";
+    const { rounds } = await protect();
+    expect(steps(vm).slice(0, 2)).toEqual(["migrate_cancel", "cont"]);
+    expect(rounds).toMatchObject([{ state: "committed" }]);
+    expect(vm.runState).toBe("running");
+  });
+
   it("leaves a VM paused that somebody else has paused, and does without the background snapshot", async () => {
     const { vm, protect } = await bench();
     vm.runState = "paused";
