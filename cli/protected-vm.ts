@@ -163,7 +163,24 @@ export class ProtectedVm {
     if ((await this.#status()) !== RUNNING) await this.#orRunAgain("cont");
   }
 
-  /** Ends a migration that is under way. */
+  /**
+   * Resolves when no migration is under way any more. One in the background must not be cut short: QEMU 7.2 leaves the
+   * guest's memory write-protected then, and the guest hangs. Errors: `timed-out`, `vm-unreachable`.
+   */
+  async untilIdle(): Promise<void> {
+    const { clock, timeoutMs } = this.#options;
+    const untilMs = clock.nowMs() + timeoutMs;
+    for (;;) {
+      const { status = "none" } = migrationSchema.parse(await this.#qmp.execute("query-migrate"));
+      if (status === "none" || OVER.has(status)) return;
+      if (clock.nowMs() > untilMs) throw this.#late("written");
+      const { expired, timer } = this.#after(BACKGROUND_POLL_MS);
+      await Promise.race([expired, this.#qmp.ended]);
+      timer.cancel();
+    }
+  }
+
+  /** Ends a migration that is under way, and not in the background. */
   async cancelSave(): Promise<void> {
     await this.#qmp.execute("migrate_cancel");
   }
@@ -186,28 +203,22 @@ export class ProtectedVm {
     const found = parametersSchema.parse(await this.#qmp.execute("query-migrate-parameters"));
     const isOurs = [AS_FAST_AS_IT_CAN, PAUSED_HERE].some((ours) => ours["downtime-limit"] === found["downtime-limit"]);
     // Those of a protection that was killed: what was before them is not known, and what it has begun serves nobody.
-    if (isOurs) await this.#endMigration();
-    else this.#found = found;
-    await this.#qmp.execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }] });
-    await this.setBackground(false);
+    if (!isOurs) this.#found = found;
+    else if (this.#isBackground === true) await this.untilIdle();
+    else {
+      await this.cancelSave();
+      await this.untilIdle();
+    }
+    // In one: QEMU would look whether it is capable of what is not to stay.
+    const background = this.#isBackground === undefined ? [] : [{ capability: BACKGROUND, state: false }];
+    await this.#qmp.execute("migrate-set-capabilities", {
+      capabilities: [{ capability: "events", state: true }, ...background],
+    });
+    if (this.#isBackground !== undefined) this.#isBackground = false;
     const status = await this.#status();
     const wasPausedHere = status === PAUSED && found["downtime-limit"] === PAUSED_HERE["downtime-limit"];
     if (status === AFTER_MIGRATION || wasPausedHere) await this.#orRunAgain("cont");
     await this.#qmp.execute("migrate-set-parameters", AS_FAST_AS_IT_CAN);
-  }
-
-  async #endMigration(): Promise<void> {
-    const { clock, timeoutMs } = this.#options;
-    const untilMs = clock.nowMs() + timeoutMs;
-    for (let isCancelled = false; ; isCancelled = true) {
-      const { status = "none" } = migrationSchema.parse(await this.#qmp.execute("query-migrate"));
-      if (status === "none" || OVER.has(status)) return;
-      if (clock.nowMs() > untilMs) throw this.#late("given up");
-      if (!isCancelled) await this.cancelSave();
-      const { expired, timer } = this.#after(BACKGROUND_POLL_MS);
-      await Promise.race([expired, this.#qmp.ended]);
-      timer.cancel();
-    }
   }
 
   /**
