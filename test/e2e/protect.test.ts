@@ -73,7 +73,11 @@ async function expectToOutlive(vm: CountingVm, { root, primary: source, secondar
 /** Resolves when a state that is not there yet begins to arrive. */
 async function untilStateWritten(directory: string): Promise<void> {
   const known = new Set(readdirSync(directory));
-  while (readdirSync(directory).every((name) => known.has(name))) await new Promise((resolve) => setImmediate(resolve));
+  while (readdirSync(directory).every((name) => known.has(name))) {
+    await new Promise((resolve) => {
+      setImmediate(resolve);
+    });
+  }
 }
 
 /** The restored guest goes on from a step that the lost one has made; it checks its disk against its memory itself. */

@@ -205,7 +205,9 @@ describe.each(WAYS)("a step that fails, with --background-snapshot %s,", (backgr
     const { vm, protect, control } = await bench();
     let isFirst = true;
     let end: () => void = () => undefined;
-    const isEnded = new Promise<void>((resolve) => (end = resolve));
+    const isEnded = new Promise<void>((resolve) => {
+      end = resolve;
+    });
     vm.beforeState = async () => {
       if (!isFirst) return;
       isFirst = false;
