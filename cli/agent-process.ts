@@ -15,6 +15,7 @@ import { NodeRandom } from "../shared/host/node-random.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
 import { readProcessFigures } from "../shared/host/process-figures.ts";
 import { RefusalLog } from "../shared/host/refusal-log.ts";
+import { ServiceManager } from "../shared/host/service-manager.ts";
 import { TlsFiles } from "../shared/host/tls-files.ts";
 import { readBearerToken, readToken } from "../shared/host/token-file.ts";
 import { NbdServer } from "../shared/nbd/server.ts";
@@ -39,6 +40,7 @@ export class AgentProcess {
   readonly #listener: WebSocketListener | undefined;
   readonly #log: Log;
   readonly #tls: TlsFiles | undefined;
+  readonly #manager: ServiceManager;
   #listenPort: number | undefined;
   #stopped: Promise<void> | undefined;
 
@@ -46,6 +48,7 @@ export class AgentProcess {
     this.agent = agent;
     this.#log = log;
     this.#tls = tls;
+    this.#manager = new ServiceManager({ env: process.env, pid: process.pid, clock: new NodeClock(), log });
     this.#nbd = new NbdServer({ directory: agent.exports, clock: new NodeClock(), log });
     this.#control = new ControlServer({ control: agent, log });
     this.#vmStates = new VmStateSocket({ control: agent, log });
@@ -140,13 +143,17 @@ export class AgentProcess {
     if (config.listen !== undefined) {
       this.#listenPort = await this.#listener?.listen(config.listen.host, config.listen.port);
     }
-    await this.#nbd.listenUnix(join(config.runDirectory, "nbd.sock"));
+    const [nbd, vmState, control] = ["nbd.sock", "vmstate.sock", "control.sock"].map((name) =>
+      join(config.runDirectory, name),
+    ) as [string, string, string];
+    await this.#nbd.listenUnix(nbd, this.#manager.socketAt(nbd));
     chmodSync(config.runDirectory, 0o700);
     await this.#listenForNbd(config);
-    await this.#vmStates.listen(join(config.runDirectory, "vmstate.sock"));
+    await this.#vmStates.listen(vmState, this.#manager.socketAt(vmState));
     await this.#listenForControl(config);
     // The control socket comes last: whoever finds it finds an agent that serves.
-    await this.#control.listenUnix(join(config.runDirectory, "control.sock"));
+    await this.#control.listenUnix(control, this.#manager.socketAt(control));
+    this.#manager.ready(`${this.agent.role} of VM ${config.agent.vm}`);
   }
 
   async #listenForNbd({ nbdListen, nbdTls }: ProcessConfig): Promise<void> {
@@ -166,6 +173,7 @@ export class AgentProcess {
   }
 
   async #stop(): Promise<void> {
+    this.#manager.stopping();
     this.#tls?.stop();
     this.agent.leave();
     await this.#vmStates.close();
@@ -173,6 +181,7 @@ export class AgentProcess {
     await this.agent.stop(SHUTDOWN_TIMEOUT_MS / 3);
     await this.#listener?.close();
     await this.#control.close();
+    this.#manager.stop();
   }
 }
 

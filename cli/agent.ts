@@ -319,6 +319,8 @@ export class Agent implements AgentControl {
     return this.#roleCommands.connect(request, signal);
   }
 
+  measureLink: AgentControl["measureLink"] = (request, signal) => this.#roleCommands.measureLink(request, signal);
+
   async startAlone(): Promise<StartAloneAnswer> {
     return Promise.resolve(this.#roleCommands.startAlone());
   }

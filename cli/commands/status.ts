@@ -1,6 +1,8 @@
 /** `colobus status`: the agent's state, once, or with --watch whenever something has happened. */
+import { ColobusError, EXIT } from "../../proto/errors.ts";
 import { agentFlags, clientOf, timeoutOf } from "../agent-flags.ts";
-import { defineCommand } from "../command.ts";
+import { ailmentOf } from "../agent-health.ts";
+import { defineCommand, ReportedFailure } from "../command.ts";
 import { renderStatus } from "../render-status.ts";
 import { watchStatus } from "../watch-status.ts";
 
@@ -13,6 +15,11 @@ export const statusCommand = defineCommand({
   builder: (yargs) =>
     agentFlags(yargs)
       .option("watch", { type: "boolean", default: false, describe: "Show it again whenever something has happened" })
+      .option("check", {
+        type: "boolean",
+        default: false,
+        describe: "Fail when the agent cannot do its part: for health checks",
+      })
       .example("$0 status --run /run/colobus/vm1", "The state of one agent")
       .example("$0 status --json", "All figures: sizes in bytes, times in milliseconds"),
   run: async (args, host) => {
@@ -20,9 +27,14 @@ export const statusCommand = defineCommand({
     const timeoutMs = timeoutOf(args);
     const client = clientOf(args, host);
     if (!args.watch) {
-      output.result(args.json, await client.status({ timeoutMs, signal: interrupted }), renderStatus);
-      return;
+      const status = await client.status({ timeoutMs, signal: interrupted });
+      output.result(args.json, status, renderStatus);
+      const ailment = args.check ? ailmentOf(status) : undefined;
+      if (ailment === undefined) return;
+      output.remark(`colobus: ${ailment}`);
+      throw new ReportedFailure(EXIT.failed);
     }
+    if (args.check) throw new ColobusError("usage", "--check looks once.", "Leave --watch or --check out.");
     await watchStatus({
       client,
       clock,

@@ -20,6 +20,7 @@ import {
   commitRequestSchema,
   discardRequestSchema,
   connectRequestSchema,
+  measureLinkRequestSchema,
   failoverRequestSchema,
   rejoinRequestSchema,
   startAloneRequestSchema,
@@ -126,12 +127,13 @@ export class ControlServer {
   }
 
   /**
-   * Starts to serve at `path`, replacing a socket that a killed agent left. The socket has mode 0600.
+   * Starts to serve at `path`, replacing a socket that a killed agent left, or on the one that is `inherited`, as a
+   * descriptor. The socket has mode 0600.
    * Errors: `address-in-use`, `permission-denied`, `not-found` (no such directory), `usage` (path too long).
    */
-  async listenUnix(path: string): Promise<void> {
+  async listenUnix(path: string, inherited?: number): Promise<void> {
     await this.#app.ready();
-    await listenOnUnixSocket(this.#app.server, path);
+    await listenOnUnixSocket(this.#app.server, path, inherited);
     this.#log.info({ path }, "control API listens");
   }
 
@@ -235,6 +237,9 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/connect", (request, _reply, signal) =>
       control.connect(parseFields(connectRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/measure-link", (request, _reply, signal) =>
+      control.measureLink(parseFields(measureLinkRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/start-alone", (request) => {
       parseFields(startAloneRequestSchema, request.body ?? {});
