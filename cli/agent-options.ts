@@ -37,7 +37,7 @@ import { agentKeysSchema, type AgentKeys } from "./agent-keys.ts";
 import type { HostPort, ProcessConfig } from "./process-config.ts";
 import type { Hook } from "./hook.ts";
 import { NBD_TLS, parseNbdTls, parseTls } from "./tls-options.ts";
-import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
+import { parseArbiterAccess, parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
 import { parseQuorum, quorumFlags } from "./quorum-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
@@ -101,6 +101,10 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
         `How long a lease lasts that is not renewed (${formatDuration(LEASE_TTL_DEFAULT_MS)}); the same on both sides`,
       ),
     )
+    .option("arbiter-user-file", text("File with NAME:PASSWORD of the user that etcd knows this agent as"))
+    .option("arbiter-tls-ca", text("Certificate authority of https:// members (those that Node knows)"))
+    .option("arbiter-tls-cert", text("Certificate that this side shows to https:// members"))
+    .option("arbiter-tls-key", text("Key of that certificate"))
     .option("failover", word(FAILOVER_KINDS, "Whether a secondary takes over by itself, with --arbiter (manual)"))
     .option(
       "on-congestion",
@@ -222,6 +226,7 @@ export function processConfigOf(
       arbiterTtlMs: parseArbiterTtl(options["arbiter-ttl"]),
     },
     arbiters: parseArbiters(options),
+    arbiterAccess: parseArbiterAccess(options),
     runDirectory: resolve(run),
     listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),

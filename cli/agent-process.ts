@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
+import type { EtcdAccess } from "../shared/arbiter/etcd-gateway.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
 import { StatusPage } from "../shared/control/status-page.ts";
 import { VmStateSocket } from "../shared/control/vm-state-socket.ts";
@@ -29,6 +30,7 @@ import { fencePeer, type FencedPeer } from "./fence-peer.ts";
 import type { Hook } from "./hook.ts";
 import { LiveConfig, type ConfigSource } from "./live-config.ts";
 import type { ProcessConfig } from "./process-config.ts";
+import { openArbiterAccess } from "./arbiter-options.ts";
 import { assertAddressesAllowed, assertImageAllowed, dialRefusal } from "./tls-options.ts";
 
 /** Where the build leaves the status page: beside the folder of whatever file this has become a part of. */
@@ -72,6 +74,7 @@ export class AgentProcess {
     const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile, "--token-file");
     const tls =
       config.tls === undefined ? undefined : new TlsFiles({ paths: config.tls.paths, clock: new NodeClock(), log });
+    const access = openArbiterAccess(config.arbiterAccess, new NodeClock(), log);
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
     const live = new LiveConfig(config, source);
     const running: { process?: AgentProcess } = {};
@@ -90,9 +93,10 @@ export class AgentProcess {
       config: config.agent,
       token,
       acceptsPeers: config.listen !== undefined,
-      arbiter: arbiterOf(config),
+      arbiter: arbiterOf(config, access),
       reload: () => {
         tls?.reload();
+        access.tls?.reload();
         return live.reload();
       },
       get fence() {
@@ -209,8 +213,8 @@ function dialerOf(url: string, config: ProcessConfig, files: TlsFiles | undefine
 }
 
 /** What makes the arbiter of an agent; undefined where none is configured. */
-function arbiterOf({ arbiters, agent }: ProcessConfig): ((agentId: string) => Arbiter) | undefined {
+function arbiterOf({ arbiters, agent }: ProcessConfig, access: EtcdAccess): ((agentId: string) => Arbiter) | undefined {
   if (arbiters.length === 0) return undefined;
   const { vm, arbiterTtlMs: ttlMs = LEASE_TTL_DEFAULT_MS } = agent;
-  return (agentId) => new EtcdArbiter({ endpoints: arbiters, vm, agentId, ttlMs, clock: new NodeClock() });
+  return (agentId) => new EtcdArbiter({ endpoints: arbiters, vm, agentId, ttlMs, clock: new NodeClock(), access });
 }

@@ -26,11 +26,9 @@ export function describeLoss(loss: FailoverAnswer["wouldLose"]): string {
 export function describeFailover(answer: FailoverAnswer): string[] {
   if (answer.already) return ["already Primary: nothing to do"];
   const age = answer.ageMs === null ? "age unknown" : `${formatDuration(answer.ageMs)} old`;
-  const lines = [
-    answer.dryRun
-      ? `would become Primary from checkpoint ${answer.epoch}, ${age}, ${describeLoss(answer.wouldLose)}`
-      : `now Primary from checkpoint ${answer.epoch}, ${age}, ${describeLoss(answer.wouldLose)}`,
-  ];
+  const what = answer.mode === "mirror" ? "the last stable write" : `checkpoint ${answer.epoch}`;
+  const becomes = answer.dryRun ? "would become Primary" : "now Primary";
+  const lines = [`${becomes} from ${what}, ${age}, ${describeLoss(answer.wouldLose)}`];
   if (answer.discardedActiveBytes > 0) {
     const discarded = answer.dryRun ? "would be left out" : "left out";
     lines.push(`${formatBytes(answer.discardedActiveBytes)} of the secondary's own writes ${discarded}`);

@@ -177,6 +177,7 @@ export class Failovers {
     return {
       already: false,
       dryRun: request.dryRun,
+      mode: this.#options.state.record.mode,
       epoch: recoverable?.epoch ?? 0,
       ageMs: recoverable?.ageMs ?? null,
       wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: true },
@@ -196,6 +197,7 @@ export class Failovers {
     return {
       already: true,
       dryRun,
+      mode: state.record.mode,
       epoch: state.record.committed.epoch,
       ageMs: null,
       wouldLose: { writes: 0, bytes: 0, atLeast: false },

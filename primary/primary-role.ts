@@ -366,6 +366,7 @@ export class PrimaryRole {
       isConnected: () => this.isConnected,
       isEstablished: () => this.isEstablished,
       committed: () => this.checkpoints.committed,
+      vouched: () => this.#guests.vouched({ freezes: this.#options.onPeerLoss === "freeze" }),
     });
   }
 

@@ -291,6 +291,8 @@ export const failoverAnswerSchema = z.object({
   /** True when the agent was Primary already and nothing was done. */
   already: z.boolean(),
   dryRun: z.boolean(),
+  /** In `mirror` nothing is returned to: what is stable is served, and `epoch` counts syncs only. */
+  mode: z.enum(MODES),
   epoch,
   /** Age of the checkpoint that is served; null where it is not known. */
   ageMs: ms.nullable(),

@@ -242,6 +242,8 @@ export const BUFFER_MEMORY_DEFAULT_BYTES = 64 * MIB;
 /** … in pieces of this size, or of the smaller one where that is little. Each log has one more that is being filled. */
 export const BUFFER_CHUNK_MAX_BYTES = 256 * KIB;
 export const BUFFER_CHUNK_MIN_BYTES = 64 * KIB;
+/** What applied logs of one disk may keep of storage, for the next ones. */
+export const BUFFER_SPARE_BYTES = 32 * MIB;
 /**
  * Parts of clusters that the block buffers of all disks index; beyond, writes wait until something is applied. A 4 KiB
  * write is one, a longer one has one for each cluster; whole clusters of zeroes are not counted.

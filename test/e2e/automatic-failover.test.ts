@@ -169,9 +169,18 @@ describe.runIf(requirePeers("etcd"))("a pair with an arbiter", () => {
     survivor.close();
   });
 
-  it("is failed over by hand where that is said, and hands the role over with the lease", async () => {
+  it("has a restarted primary serve while its peer is away, hands the role over with the lease, and fails over by hand", async () => {
     const etcd = await Etcd.start();
     const { primary, secondary } = await pairUnder(etcd);
+    await secondary.crash();
+    await primary.crash();
+    await primary.start();
+    // The record says that the peer, which is away, was not promoted: nobody waits for it.
+    const alone = await NbdGuest.connect(join(primary.run, "nbd.sock"));
+    await alone.write(0, Buffer.alloc(BLOCK, 0x44));
+    alone.close();
+    await secondary.start();
+    await primary.until("protected again", ({ protection }) => protection.state === "Protected");
     await primary.get("switchover");
     await secondary.until("serving", isServing);
     await primary.until("secondary", ({ role }) => role === "Secondary");

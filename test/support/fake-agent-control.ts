@@ -135,7 +135,7 @@ export class FakeAgentControl implements AgentControl {
 
   async failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
     await this.#called("failover", request, signal);
-    const { role, recoverable } = this.currentStatus;
+    const { role, mode, recoverable } = this.currentStatus;
     if (role === "Secondary" && recoverable === null) {
       throw new ColobusError(
         "no-checkpoint",
@@ -147,6 +147,7 @@ export class FakeAgentControl implements AgentControl {
     return {
       already,
       dryRun: request.dryRun,
+      mode,
       epoch: recoverable?.epoch ?? 0,
       ageMs: recoverable?.ageMs ?? null,
       wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: false },
