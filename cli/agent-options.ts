@@ -38,7 +38,7 @@ import type { HostPort, ProcessConfig } from "./process-config.ts";
 import type { Hook } from "./hook.ts";
 import { NBD_TLS, parseNbdTls, parseTls } from "./tls-options.ts";
 import { parseSecondaries } from "./secondaries-options.ts";
-import { parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
+import { parseArbiterAccess, parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
 import { parseQuorum, quorumFlags } from "./quorum-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
@@ -106,6 +106,10 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
         `How long a lease lasts that is not renewed (${formatDuration(LEASE_TTL_DEFAULT_MS)}); the same on both sides`,
       ),
     )
+    .option("arbiter-user-file", text("File with NAME:PASSWORD of the user that etcd knows this agent as"))
+    .option("arbiter-tls-ca", text("Certificate authority of https:// members (those that Node knows)"))
+    .option("arbiter-tls-cert", text("Certificate that this side shows to https:// members"))
+    .option("arbiter-tls-key", text("Key of that certificate"))
     .option("failover", word(FAILOVER_KINDS, "Whether a secondary takes over by itself, with --arbiter (manual)"))
     .option(
       "on-congestion",
@@ -225,6 +229,7 @@ export function processConfigOf(
       arbiterTtlMs: parseArbiterTtl(options["arbiter-ttl"]),
     },
     arbiters: parseArbiters(options),
+    arbiterAccess: parseArbiterAccess(options),
     runDirectory: resolve(run),
     listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
@@ -320,7 +325,11 @@ function refuseOnShared(options: AgentKeys): void {
     ["--on-congestion detach", options["on-congestion"] === "detach", "Writes wait for the secondary."],
     ["--create", options.create === true, "The shared disk is there already."],
     ["--assume-in-sync", options["assume-in-sync"] === true, "There is nothing to sync."],
-    ["--arbiter", options.arbiter !== undefined, "Nobody takes a shared disk over by itself in this release."],
+    [
+      "--failover automatic without --fence-peer",
+      options.failover === "automatic" && options["fence-peer"] === undefined,
+      "Two hosts that write one disk destroy it: name the command that powers the other one off, or cuts it off from the disk.",
+    ],
     ["--adopt-image", options["adopt-image"] === true, "Start both agents with empty state directories instead."],
   ];
   for (const [flag, isGiven, why] of refused) {

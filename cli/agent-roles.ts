@@ -24,6 +24,7 @@ import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { demoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
+import { measureLink, type LinkFigures } from "../shared/replication/measure-link.ts";
 import { probePeer } from "../shared/replication/peer-probe.ts";
 import { onlyWith } from "../shared/replication/peer-slots.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
@@ -188,6 +189,16 @@ export class AgentRoles {
       const now = role().hello();
       if (now.role === hello.role && now.lineage === hello.lineage) return judged;
     }
+  }
+
+  /** Measures the link to the peer at `url`. Errors: as `measureLink`. */
+  measureLink(url: string, signal: AbortSignal): Promise<LinkFigures> {
+    const { host, config, token } = this.#options.agent;
+    const { peerTimeoutMs } = config;
+    const active = this.#active;
+    const hello = (active.role === "Primary" ? active.primary : active.secondary).hello();
+    const dialer = this.#binding.guard(host.dialer(url));
+    return measureLink({ dialer, clock: host.clock, hello, token, peerTimeoutMs, signal });
   }
 
   /**

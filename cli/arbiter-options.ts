@@ -2,12 +2,59 @@
 import { ColobusError } from "../proto/errors.ts";
 import { LEASE_TTL_MIN_MS } from "../proto/limits.ts";
 import type { FailoverKind } from "../proto/words.ts";
+import type { EtcdAccess } from "../shared/arbiter/etcd-gateway.ts";
+import type { Clock } from "../shared/host/clock.ts";
+import type { Log } from "../shared/host/log.ts";
+import { TlsFiles, type TlsPaths } from "../shared/host/tls-files.ts";
+import { readLogin } from "../shared/host/token-file.ts";
 import { formatDuration, parseDuration } from "./quantities.ts";
 
 export interface ArbiterOptions {
   readonly "arbiter"?: readonly string[] | undefined;
   readonly "arbiter-ttl"?: string | undefined;
+  readonly "arbiter-user-file"?: string | undefined;
+  readonly "arbiter-tls-ca"?: string | undefined;
+  readonly "arbiter-tls-cert"?: string | undefined;
+  readonly "arbiter-tls-key"?: string | undefined;
   readonly "failover"?: FailoverKind | undefined;
+}
+
+const WITH_ARBITER = [
+  "arbiter-ttl",
+  "arbiter-user-file",
+  "arbiter-tls-ca",
+  "arbiter-tls-cert",
+  "arbiter-tls-key",
+] as const satisfies readonly (keyof ArbiterOptions)[];
+
+/** How the arbiter is spoken to, by files that are still to be read. */
+export interface ArbiterAccess {
+  readonly userFile: string | undefined;
+  readonly tls: TlsPaths;
+}
+
+const ARBITER_TLS_FLAGS = { cert: "--arbiter-tls-cert", key: "--arbiter-tls-key", ca: "--arbiter-tls-ca" } as const;
+
+/** Errors: `usage`: a certificate without its key, or the other way round. */
+export function parseArbiterAccess(options: ArbiterOptions): ArbiterAccess {
+  const { "arbiter-tls-cert": cert, "arbiter-tls-key": key, "arbiter-tls-ca": ca } = options;
+  if ((cert === undefined) !== (key === undefined)) {
+    throw new ColobusError("usage", "--arbiter-tls-cert and --arbiter-tls-key go together", "Give both, or neither.");
+  }
+  return { userFile: options["arbiter-user-file"], tls: { cert, key, ca } };
+}
+
+/** Reads the files. Errors: `usage`, naming the flag. */
+export function openArbiterAccess(
+  { userFile, tls: paths }: ArbiterAccess,
+  clock: Clock,
+  log: Log,
+): EtcdAccess & { readonly tls: TlsFiles | undefined } {
+  const isPlain = paths.cert === undefined && paths.ca === undefined;
+  return {
+    login: userFile === undefined ? undefined : readLogin(userFile, "--arbiter-user-file"),
+    tls: isPlain ? undefined : new TlsFiles({ paths, flags: ARBITER_TLS_FLAGS, clock, log }),
+  };
 }
 
 /** The URLs of the arbiter's members. Errors: `usage`. */
@@ -29,8 +76,9 @@ export function parseArbiters(options: ArbiterOptions): string[] {
       "Two agents alone cannot tell a dead peer from a lost network: give both an etcd that they can reach.",
     );
   }
-  if (options["arbiter-ttl"] !== undefined) {
-    throw new ColobusError("usage", "--arbiter-ttl goes with --arbiter", "Leave it out, or name the arbiter.");
+  for (const flag of WITH_ARBITER) {
+    if (options[flag] === undefined) continue;
+    throw new ColobusError("usage", `--${flag} goes with --arbiter`, "Leave it out, or name the arbiter.");
   }
   return [];
 }

@@ -1,3 +1,4 @@
+import { parseArbiterAccess } from "./arbiter-options.ts";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -111,6 +112,7 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
     nbdTls: "off",
     control: undefined,
     arbiters: [],
+    arbiterAccess: parseArbiterAccess({}),
     fence: undefined,
     onFailover: undefined,
     insecure: false,

@@ -80,6 +80,15 @@ export class Failovers {
     }
   }
 
+  /**
+   * Makes sure that a takeover would not stop half-way: nobody is claimed from, or fenced, for a checkpoint that is void,
+   * or where there is no way to fence. Errors: `fence-failed`, `unprotected`, `image-busy`.
+   */
+  async assertFit(secondary: SecondaryRole): Promise<void> {
+    this.#assertFenceable(BY_ITSELF);
+    await secondary.assertProtected(false);
+  }
+
   /** The arbiter lets this secondary take over. Errors: what keeps it from being promoted. */
   async takeOver(): Promise<void> {
     await this.#options.settled();
@@ -128,7 +137,12 @@ export class Failovers {
     if (fence === undefined) return;
     const { record } = state;
     const { address } = secondary.describePeer();
-    const peer = { vm: record.vm, agentId: record.pairing?.peer ?? null, address };
+    const peer = {
+      vm: record.vm,
+      agentId: record.pairing?.peer ?? null,
+      address,
+      sharesDisks: record.mode === "shared",
+    };
     try {
       await fence(peer);
     } catch (error) {
@@ -163,6 +177,7 @@ export class Failovers {
     return {
       already: false,
       dryRun: request.dryRun,
+      mode: this.#options.state.record.mode,
       epoch: recoverable?.epoch ?? 0,
       ageMs: recoverable?.ageMs ?? null,
       wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: true },
@@ -182,6 +197,7 @@ export class Failovers {
     return {
       already: true,
       dryRun,
+      mode: state.record.mode,
       epoch: state.record.committed.epoch,
       ageMs: null,
       wouldLose: { writes: 0, bytes: 0, atLeast: false },

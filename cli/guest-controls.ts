@@ -64,6 +64,7 @@ export async function withMemory(vm: ProtectedVm, options: WithMemoryOptions): P
   let inBackground = false;
   return {
     pause: async () => {
+      await vm.untilIdle();
       const mayRun = await vm.pause();
       // A VM that somebody else has paused must stay so, and QEMU 7.2 would let it run.
       inBackground = isBackground && mayRun;
@@ -75,7 +76,8 @@ export async function withMemory(vm: ProtectedVm, options: WithMemoryOptions): P
         await (inBackground ? beginInBackground() : vm.beginSave(socket));
       },
       finish: () => (inBackground ? vm.finishSave() : nothing()),
-      cancel: () => vm.cancelSave(),
+      // In the background it goes on to its end, which the agent takes: see `untilIdle`.
+      cancel: () => (inBackground ? nothing() : vm.cancelSave()),
     },
   };
 }

@@ -1,3 +1,4 @@
+import type { ArbiterAccess } from "./arbiter-options.ts";
 import type { LogLevel } from "../proto/words.ts";
 import type { TlsPaths } from "../shared/host/tls-files.ts";
 import type { AgentConfig } from "./agent-config.ts";
@@ -32,6 +33,7 @@ export interface ProcessConfig {
   readonly tls: TlsConfig | undefined;
   /** URLs of the members of one etcd cluster; none: there is no arbiter. */
   readonly arbiters: readonly string[];
+  readonly arbiterAccess: ArbiterAccess;
   /** Run before a failover; undefined: none. */
   readonly fence: Hook | undefined;
   readonly onFailover: Hook | undefined;

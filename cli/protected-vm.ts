@@ -22,9 +22,14 @@ const AS_FAST_AS_IT_CAN: Parameters = {
   "downtime-limit": VM_DOWNTIME_LIMIT_MS,
 };
 
+/** The same while the VM is paused for a checkpoint: so that whoever comes after a protection that was killed knows it. */
+const PAUSED_HERE: Parameters = { ...AS_FAST_AS_IT_CAN, "downtime-limit": VM_DOWNTIME_LIMIT_MS - 1 };
+
 /** In these states the VM runs, or would if it were not for an earlier checkpoint. */
 const RUNNING = "running";
 const AFTER_MIGRATION = "postmigrate";
+/** In this one somebody has paused it. */
+const PAUSED = "paused";
 /** How a migration ends. */
 const OVER = new Set(["completed", "failed", "cancelled"]);
 
@@ -63,7 +68,8 @@ export class ProtectedVm {
   }
 
   /**
-   * Connects, and has migrations go as fast as they can. A VM that an earlier checkpoint has left paused goes on.
+   * Connects, and has migrations go as fast as they can. A VM that a protection which was killed has left paused goes on,
+   * and the migration that it has begun is ended.
    * Errors: `vm-unreachable`, `vm-refused`, `timed-out`.
    */
   static async connect(options: ProtectedVmOptions): Promise<ProtectedVm> {
@@ -103,6 +109,7 @@ export class ProtectedVm {
    */
   async pause(): Promise<boolean> {
     if ((await this.#status()) === RUNNING) {
+      await this.#qmp.execute("migrate-set-parameters", PAUSED_HERE);
       await this.#orRunAgain("stop");
       this.#isPausedHere = true;
     }
@@ -112,8 +119,10 @@ export class ProtectedVm {
 
   /** Lets the VM run that was paused here, if it does not yet. Errors: `vm-refused`, `timed-out`, `vm-unreachable`. */
   async resume(): Promise<void> {
-    if (this.#isPausedHere && !this.#hasRun) await this.#orRunAgain("cont");
+    if (!this.#isPausedHere) return;
+    if (!this.#hasRun) await this.#orRunAgain("cont");
     this.#isPausedHere = false;
+    await this.#qmp.execute("migrate-set-parameters", AS_FAST_AS_IT_CAN);
   }
 
   /**
@@ -154,7 +163,24 @@ export class ProtectedVm {
     if ((await this.#status()) !== RUNNING) await this.#orRunAgain("cont");
   }
 
-  /** Ends a migration that is under way. */
+  /**
+   * Resolves when no migration is under way any more. One in the background must not be cut short: QEMU 7.2 leaves the
+   * guest's memory write-protected then, and the guest hangs. Errors: `timed-out`, `vm-unreachable`.
+   */
+  async untilIdle(): Promise<void> {
+    const { clock, timeoutMs } = this.#options;
+    const untilMs = clock.nowMs() + timeoutMs;
+    for (;;) {
+      const { status = "none" } = migrationSchema.parse(await this.#qmp.execute("query-migrate"));
+      if (status === "none" || OVER.has(status)) return;
+      if (clock.nowMs() > untilMs) throw this.#late("written");
+      const { expired, timer } = this.#after(BACKGROUND_POLL_MS);
+      await Promise.race([expired, this.#qmp.ended]);
+      timer.cancel();
+    }
+  }
+
+  /** Ends a migration that is under way, and not in the background. */
   async cancelSave(): Promise<void> {
     await this.#qmp.execute("migrate_cancel");
   }
@@ -174,13 +200,25 @@ export class ProtectedVm {
   async #take(): Promise<void> {
     const capabilities = capabilitiesSchema.parse(await this.#qmp.execute("query-migrate-capabilities"));
     this.#isBackground = capabilities.find(({ capability }) => capability === BACKGROUND)?.state;
-    await this.#qmp.execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }] });
     const found = parametersSchema.parse(await this.#qmp.execute("query-migrate-parameters"));
+    const isOurs = [AS_FAST_AS_IT_CAN, PAUSED_HERE].some((ours) => ours["downtime-limit"] === found["downtime-limit"]);
+    // Those of a protection that was killed: what was before them is not known, and what it has begun serves nobody.
+    if (!isOurs) this.#found = found;
+    else if (this.#isBackground === true) await this.untilIdle();
+    else {
+      await this.cancelSave();
+      await this.untilIdle();
+    }
+    // In one: QEMU would look whether it is capable of what is not to stay.
+    const background = this.#isBackground === undefined ? [] : [{ capability: BACKGROUND, state: false }];
+    await this.#qmp.execute("migrate-set-capabilities", {
+      capabilities: [{ capability: "events", state: true }, ...background],
+    });
+    if (this.#isBackground !== undefined) this.#isBackground = false;
+    const status = await this.#status();
+    const wasPausedHere = status === PAUSED && found["downtime-limit"] === PAUSED_HERE["downtime-limit"];
+    if (status === AFTER_MIGRATION || wasPausedHere) await this.#orRunAgain("cont");
     await this.#qmp.execute("migrate-set-parameters", AS_FAST_AS_IT_CAN);
-    // Else they are those of a protection that was killed, and what was before them is not known.
-    if (found["downtime-limit"] !== VM_DOWNTIME_LIMIT_MS) this.#found = found;
-    await this.setBackground(false);
-    if ((await this.#status()) === AFTER_MIGRATION) await this.#orRunAgain("cont");
   }
 
   /**

@@ -24,6 +24,8 @@ export class GuestPolicy {
   readonly gate = new GuestGate();
   readonly #options: GuestPolicyOptions;
   #isOutdated = false;
+  /** Guests have waited since the start for what the peer has to say. */
+  #isHeldFromStart = false;
 
   constructor(options: GuestPolicyOptions) {
     this.#options = options;
@@ -31,6 +33,7 @@ export class GuestPolicy {
     if (record.outdated) this.gate.refuse(outdated());
     else if (options.mayBeSuperseded || mustHold(record, options.mayHaveHadPeer)) {
       this.gate.hold();
+      this.#isHeldFromStart = true;
       options.emit("guests-held", { reason: this.describeHold() });
     }
   }
@@ -57,9 +60,21 @@ export class GuestPolicy {
 
   /** The peer has spoken, and was not promoted meanwhile; or an operator has said so. */
   release(): void {
+    this.#isHeldFromStart = false;
     if (!this.#areWaiting) return;
     this.gate.open();
     this.#options.emit("guests-released", {});
+  }
+
+  /**
+   * By the arbiter the peer was not promoted: guests that have waited for it since the start may go on, or, with `freezes`,
+   * read.
+   */
+  vouched({ freezes }: { readonly freezes: boolean }): void {
+    const { record } = this.#options.state;
+    if (!this.#isHeldFromStart || this.#options.mayBeSuperseded || record.handOver !== null || record.outdated) return;
+    this.release();
+    if (freezes) this.freeze();
   }
 
   /**

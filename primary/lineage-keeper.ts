@@ -1,7 +1,6 @@
 import { asColobusError } from "../proto/errors.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";
-import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { goneAlone, knownBy, shared } from "../shared/replication/lineage.ts";
@@ -11,7 +10,6 @@ import type { SourceSession } from "./source-session.ts";
 export interface LineageKeeperOptions {
   readonly state: StateFile;
   readonly random: Random;
-  readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
   /** Throws the reason for which guests are refused, if they are: then nothing may be acknowledged. */
   readonly assertServing: () => void;
@@ -107,7 +105,7 @@ export class LineageKeeper {
   }
 
   async #mint(): Promise<void> {
-    const { state, random, emit, log, streaming, assertServing } = this.#options;
+    const { state, random, emit, streaming, assertServing } = this.#options;
     assertServing();
     // One of those that stay may be lost before it has heard of it: then it is without that one as well.
     while (this.#absent.length > 0) {
@@ -119,7 +117,6 @@ export class LineageKeeper {
       });
       if (lineage === before) continue;
       emit("lineage-changed", { lineage, origin: "alone" });
-      log.info({ lineage }, "writes go on without the secondary: a new lineage begins");
       await this.#tell();
     }
     assertServing();

@@ -3,7 +3,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { LEASE_RENEWALS } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
 import type { ArbiterState } from "../shared/arbiter/arbiter.ts";
-import { decideServing } from "../shared/arbiter/claim-rules.ts";
+import { decideServing, vouchesFor } from "../shared/arbiter/claim-rules.ts";
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -22,6 +22,8 @@ export interface PermitKeeperOptions {
   readonly isEstablished: () => boolean;
   /** The checkpoint that the secondary is known to have committed. */
   readonly committed: () => number;
+  /** The arbiter says that the peer was not promoted while this side was away. */
+  readonly vouched: () => void;
 }
 
 /** A turn that comes this much before the next renewal is due renews as well. */
@@ -120,6 +122,13 @@ export class PermitKeeper {
       this.#look();
     }
     return this.#marking.done.then(() => this.mayGoAlone());
+  }
+
+  /** Guests have gone on without the secondary, which lacks what they write, under another lineage. */
+  wentAlone(): void {
+    this.#judgePeer(true);
+    this.#isStale = true;
+    this.#look();
   }
 
   /** The session with the secondary was opened, or is lost. */
@@ -258,6 +267,7 @@ export class PermitKeeper {
     if (!(await this.#sent((entry) => lease.claim(seen, entry, this.#insists)))) return;
     this.#insists = false;
     this.permit.allow();
+    if (vouchesFor(seen.record, state.record)) this.#options.vouched();
   }
 
   async #renew(): Promise<void> {
@@ -304,7 +314,6 @@ export class PermitKeeper {
       why,
       "See `colobus status` on the other side; when it surely serves nobody: `colobus start-alone` here.",
     );
-    this.#options.log.warn({ reason }, "this side may not serve");
     this.#options.emit("lease-refused", reason.toJSON());
     this.#marking?.settle(reason);
     this.permit.refuse(reason);

@@ -372,6 +372,7 @@ export class PrimaryRole {
       isConnected: () => this.isConnected,
       isEstablished: () => this.isEstablished,
       committed: () => this.checkpoints.committed,
+      vouched: () => this.#guests.vouched({ freezes: this.#options.onPeerLoss === "freeze" }),
     });
   }
 
@@ -443,6 +444,8 @@ export class PrimaryRole {
       unflushedThrough,
       mark: this.#options.sharedMark,
       goesAlone: this.#options.onPeerLoss === "continue",
+      mayGoAlone: () => this.#keeper?.mayGoAlone(),
+      wentAlone: () => this.#keeper?.wentAlone(),
       random: this.#options.random,
       log: this.#options.log,
       emit: this.#options.emit,

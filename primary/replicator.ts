@@ -186,12 +186,12 @@ export class Replicator {
   }
 
   /** The session is over. `missing` is what the secondary may not have. */
-  closed(session: SourceSession, reason: ColobusError, missing: readonly SentRange[], wasOpen: boolean): void {
+  closed(session: SourceSession, reason: ColobusError, missing: readonly SentRange[]): void {
     // An original that did not arrive is sent again: what it stands for was not overwritten.
     for (const { disk, firstCluster, endCluster } of this.#sharesDisks ? [] : missing) {
       this.#options.tracking.dirty(disk).addClusters(firstCluster, endCluster);
     }
-    this.#lost(session, reason, wasOpen);
+    this.#lost(session, reason);
   }
 
   /** A dial failed. */
@@ -384,7 +384,6 @@ export class Replicator {
     const { stalledBy } = this.#phase;
     session.tell({ type: "united" });
     options.emit("peer-connected", { url: this.#url, address: session.peerAddress, agentId: session.peer?.agentId });
-    options.log.info({ peer: this.#peerName }, "the secondary is connected");
     this.#lastError = undefined;
     // A secondary of shared disks is told of the history even so, which has to be recorded first.
     const mayPause = !this.#sharesDisks || options.lineages.isKnownBy(peerOf(session));
@@ -451,7 +450,7 @@ export class Replicator {
 
   /** Guests write faster than the secondary takes it: they go on without it until it has caught up with what was sent. */
   #detach(session: SourceSession): void {
-    const { emit, log, syncInterrupted } = this.#options;
+    const { emit, syncInterrupted } = this.#options;
     syncInterrupted(
       new ColobusError(
         "connection-lost",
@@ -462,7 +461,6 @@ export class Replicator {
     this.#phase = { name: "detached", session };
     this.#tellSync(session, "pause");
     emit("congested", { peer: this.#peerName, windowBytes: session.unstableBytes });
-    log.warn({ peer: this.#peerName }, "the secondary is too slow: writes go on without it until it has caught up");
     const resume = (): void => {
       if (this.#phase.name === "detached" && this.#phase.session === session) this.#beginSync(session, "resync");
     };
@@ -512,13 +510,11 @@ export class Replicator {
       peer: this.#peerName,
       ...reason.toJSON(),
     });
-    const meanwhile = this.#sharesDisks ? "guests wait" : "they are remembered as dirty";
-    this.#options.log.warn({ reason }, `the secondary takes no writes; ${meanwhile}`);
     this.#options.paused();
   }
 
-  #lost(session: SourceSession, reason: ColobusError, wasOpen: boolean): void {
-    const { emit, log, clock, lost } = this.#options;
+  #lost(session: SourceSession, reason: ColobusError): void {
+    const { emit, clock, lost } = this.#options;
     if (session.isProbe && reason.code !== "auth-failed") return;
     const wasCurrent = this.#phase.name !== "connecting" && this.#phase.session === session;
     // An older session that was replaced, or a stranger's: the current one goes on.
@@ -532,7 +528,6 @@ export class Replicator {
     // A refused session is tried again for ever: each reason is reported once.
     if (isNews) {
       emit(wasConnected ? "peer-disconnected" : "peer-refused", { url: this.#url, ...reason.toJSON() });
-      log.warn({ peer: this.#peerName, reason, wasOpen }, "the session with the peer ended");
     }
     if (wasConnected) lost(reason);
   }

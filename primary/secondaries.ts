@@ -118,7 +118,7 @@ export class Secondaries {
       notified: (notice) => owner.notified(notice),
       closed: (reason, missing) => {
         if (!isProved) this.#unproved -= 1;
-        owner.closed(session, reason, missing, wasOpen);
+        owner.closed(session, reason, missing);
         ended(wasOpen);
       },
     });

@@ -26,7 +26,8 @@
  * | 28 | 4 | reserved, zero |
  *
  * Of two records about the same byte the later one counts. The first record that fails its checksum, breaks the
- * sequence, or leaves the disk ends the log: a torn tail is cut, not fatal.
+ * sequence, or leaves the disk ends the log: a torn tail is cut, not fatal. A log may begin in the file of an earlier one:
+ * what that has left behind the tail is not sound under this log's id.
  */
 import assert from "node:assert/strict";
 import { crc32 } from "node:zlib";

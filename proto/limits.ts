@@ -134,6 +134,10 @@ export const LINK_CLOSE_TIMEOUT_MS = 2_000;
 export const UNAUTHENTICATED_LINKS_MAX = 16;
 /** What such a link may have sent; beyond, it is dropped. */
 export const UNAUTHENTICATED_BYTES_MAX = 256 * KIB;
+/** What a `ping` that measures the link has with it at most. */
+export const LINK_MEASURE_CHUNK_BYTES = 32 * KIB;
+/** What one measurement of the link sends at most. */
+export const LINK_MEASURE_MAX_BYTES = 8 * MIB;
 /** Connections to the replication port, whatever they are up to; further ones are dropped at once. */
 export const LINK_CONNECTIONS_MAX = 64;
 /** The headers of a WebSocket handshake, or of a request to the control API: all of them, and how many. */
@@ -241,6 +245,8 @@ export const BUFFER_MEMORY_DEFAULT_BYTES = 64 * MIB;
 /** … in pieces of this size, or of the smaller one where that is little. Each log has one more that is being filled. */
 export const BUFFER_CHUNK_MAX_BYTES = 256 * KIB;
 export const BUFFER_CHUNK_MIN_BYTES = 64 * KIB;
+/** What applied logs of one disk may keep of storage, for the next ones. */
+export const BUFFER_SPARE_BYTES = 32 * MIB;
 /**
  * Parts of clusters that the block buffers of all disks index; beyond, writes wait until something is applied. A 4 KiB
  * write is one, a longer one has one for each cluster; whole clusters of zeroes are not counted.

@@ -25,6 +25,7 @@ import { BufferView } from "./buffer-view.ts";
 import { EpochBuffer, listBufferLogs } from "./epoch-buffer.ts";
 import type { EpochOverlay, EpochView, Freeing, OverlaySource, ReadBelow } from "./epoch-overlay.ts";
 import type { OverlayContext } from "./overlay-files.ts";
+import { SpareLogs } from "./spare-logs.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 
 /** What a block buffer needs to take changes, and to apply them. */
@@ -51,6 +52,7 @@ export class BlockBuffer implements EpochOverlay {
   readonly #host: BufferHost | undefined;
   readonly #view: BufferView;
   readonly #latest: BufferView;
+  readonly #spares: SpareLogs;
   /** Oldest first. */
   #committed: EpochBuffer[] = [];
   #open: EpochBuffer[] = [];
@@ -76,6 +78,7 @@ export class BlockBuffer implements EpochOverlay {
     this.#host = host;
     this.#openEpoch = epochs.open;
     this.#mustRewrite = epochs.mayHaveLostWrites ?? false;
+    this.#spares = new SpareLogs(context);
     const version = (): number => this.#version;
     this.#view = new BufferView(() => this.#committed, version);
     this.#latest = new BufferView(() => [...this.#committed, ...this.#open], version);
@@ -84,6 +87,7 @@ export class BlockBuffer implements EpochOverlay {
   /** Reads back the logs on disk. */
   static recover(context: OverlayContext, base: DiskImage, epochs: BufferEpochs, host?: BufferHost): BlockBuffer {
     const disk = new BlockBuffer(context, base, epochs, host);
+    SpareLogs.removeLeft(context);
     for (const { epoch, ordinal } of listBufferLogs(context)) {
       const buffer = EpochBuffer.tryRecover(context, epoch, ordinal);
       if (buffer === undefined) continue;
@@ -275,6 +279,7 @@ export class BlockBuffer implements EpochOverlay {
   async removeBehind(): Promise<void> {
     await this.#dropping;
     await retireAll([...this.#committed.splice(0), ...this.#open.splice(0)]);
+    this.#spares.remove();
   }
 
   describeGenerations(): { epoch: number; bytes: number }[] {
@@ -287,6 +292,9 @@ export class BlockBuffer implements EpochOverlay {
 
   async flush(): Promise<void> {
     for (const buffer of [...this.#committed, ...this.#open]) await buffer.sync();
+    // The names of what is gone as well: a log that comes back would be applied again.
+    this.#spares.remove();
+    await this.#context.storage.syncDirectory(this.#context.directory);
   }
 
   close(): void {
@@ -310,8 +318,9 @@ export class BlockBuffer implements EpochOverlay {
       quota?.settle();
       return undefined;
     } catch (error) {
-      if (error instanceof ColobusError && (error.code === "overlay-full" || error.code === "out-of-space"))
-        return error;
+      if (!(error instanceof ColobusError)) throw error;
+      if (error.code === "out-of-space" && this.#spares.remove()) return this.#tryAppend(changes);
+      if (error.code === "overlay-full" || error.code === "out-of-space") return error;
       throw error;
     }
   }
@@ -325,7 +334,7 @@ export class BlockBuffer implements EpochOverlay {
   }
 
   #createBuffer(memory: BufferMemory, epoch: number): EpochBuffer {
-    const buffer = EpochBuffer.create(this.#context, memory, epoch, this.#nextOrdinal);
+    const buffer = EpochBuffer.create(this.#context, { memory, spares: this.#spares }, epoch, this.#nextOrdinal);
     this.#nextOrdinal += 1;
     return buffer;
   }

@@ -68,12 +68,20 @@ export class BufferLog {
     this.#sequence = end.sequence;
   }
 
-  /** Starts an empty log at `path`, replacing what a crash may have left there. */
-  static create(storage: Storage, path: string, header: BufferLogHeader, memory: BufferMemory): BufferLog {
+  /**
+   * Starts an empty log at `path`, over what is there already of a log with another id. A caller who cannot say that of
+   * what a crash may have left has it cut off (`isCut`).
+   */
+  static create(
+    storage: Storage,
+    path: string,
+    header: BufferLogHeader,
+    { memory, isCut }: { readonly memory: BufferMemory; readonly isCut: boolean },
+  ): BufferLog {
     const file = storage.open(path, { kind: "buffer-log", create: "if-missing" });
     const log = new BufferLog(file, header, memory, { tailBytes: 0, sequence: 0 });
     try {
-      if (file.sizeBytes() > 0) file.truncate(0);
+      if (isCut && file.sizeBytes() > 0) file.truncate(0);
       log.#stage(encodeBufferLogHeader(header));
       log.#writeStaged();
       return log;
@@ -119,6 +127,11 @@ export class BufferLog {
 
   get sizeBytes(): number {
     return this.#tailBytes;
+  }
+
+  /** What its file takes, with what an earlier log may have left behind the tail. */
+  get fileBytes(): number {
+    return this.#file.sizeBytes();
   }
 
   /** Whether it takes more records. */
@@ -175,6 +188,13 @@ export class BufferLog {
       at += length;
     }
     return undefined;
+  }
+
+  /** What lies at `position`, if that is in memory in one piece. It is the log's, and stays until the next append, or `close`. */
+  tryView(position: number, length: number): Buffer | undefined {
+    const index = Math.floor(position / this.#chunkBytes);
+    const at = position - index * this.#chunkBytes;
+    return at + length > this.#chunkBytes ? undefined : this.#chunks[index]?.subarray(at, at + length);
   }
 
   /** Everything appended before the call is durable when the promise resolves; the name is the caller's to make so. */

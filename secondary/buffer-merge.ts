@@ -101,7 +101,7 @@ function partsOf(buffers: readonly EpochBuffer[], cluster: number, clusterBytes:
   const parts: Part[] = [];
   for (let at = buffers.length - 1; at >= 0; at -= 1) {
     const buffer = buffers[at];
-    if (buffer === undefined || !buffer.index.has(cluster)) continue;
+    if (buffer === undefined) continue;
     const { index } = buffer;
     for (let fragment = index.first(cluster); fragment >= 0; fragment = index.next(fragment)) {
       const start = index.startOf(fragment);
@@ -144,7 +144,7 @@ function addUncovered(parts: Part[], part: Part): void {
   parts.sort((one, other) => one.start - other.start);
 }
 
-/** Gathers adjacent parts, and writes them together. */
+/** Gathers adjacent parts, and writes them together. A part that stays alone is written from where it lies. */
 class StretchWriter {
   /** What was written, in stretches of usual length. */
   cost = 0;
@@ -152,6 +152,8 @@ class StretchWriter {
   readonly #scratch: Buffer;
   #offset = 0;
   #length = 0;
+  /** All that is gathered, where it is one part that its log has in memory. */
+  #alone: Buffer | undefined;
   #reads: Promise<void>[] = [];
 
   constructor(geometry: ClusterGeometry, target: MergeTarget) {
@@ -193,7 +195,17 @@ class StretchWriter {
       this.cost += 1;
       return this.#target.zero(offset, length, part.position === DISCARD_POSITION);
     }
-    if (this.#length === 0) this.#offset = offset;
+    if (this.#length === 0) {
+      this.#offset = offset;
+      this.#alone = part.buffer.tryView(part.position, length);
+      if (this.#alone !== undefined) {
+        this.#length = length;
+        return undefined;
+      }
+    } else if (this.#alone !== undefined) {
+      this.#alone.copy(this.#scratch);
+      this.#alone = undefined;
+    }
     const into = this.#scratch.subarray(this.#length, this.#length + length);
     const reading = part.buffer.readAt(into, part.position, 0);
     if (reading !== undefined) this.#reads.push(reading);
@@ -205,6 +217,8 @@ class StretchWriter {
     const length = this.#length;
     this.#length = 0;
     this.cost += Math.ceil(length / STRETCH_BYTES);
-    return this.#target.write(this.#scratch.subarray(0, length), this.#offset);
+    const gathered = this.#alone ?? this.#scratch.subarray(0, length);
+    this.#alone = undefined;
+    return this.#target.write(gathered, this.#offset);
   }
 }

@@ -5,6 +5,13 @@ import { BufferLog, type BufferedChange, type VisitRecord } from "./buffer-log.t
 import type { BufferMemory } from "./buffer-memory.ts";
 import { DISCARD_POSITION, FragmentIndex, ZERO_POSITION } from "./fragment-index.ts";
 import type { OverlayContext } from "./overlay-files.ts";
+import type { SpareLogs } from "./spare-logs.ts";
+
+/** What the logs of one disk are made with. */
+export interface LogSupplies {
+  readonly memory: BufferMemory;
+  readonly spares: SpareLogs;
+}
 
 /** What a primary has changed on one disk in one epoch: a log, and the index of it. */
 export class EpochBuffer {
@@ -13,7 +20,8 @@ export class EpochBuffer {
   readonly index: FragmentIndex;
   readonly #context: OverlayContext;
   #log: BufferLog | undefined;
-  #isRecovered = false;
+  /** undefined: it is recovered, and what becomes of its file is of no use. */
+  #spares: SpareLogs | undefined;
   #nameSynced = false;
   #readers = 0;
   #retired = false;
@@ -27,17 +35,18 @@ export class EpochBuffer {
   }
 
   /** An empty one. Errors: those of making its log; nothing is left then that anybody would rely on. */
-  static create(context: OverlayContext, memory: BufferMemory, epoch: number, ordinal: number): EpochBuffer {
+  static create(context: OverlayContext, { memory, spares }: LogSupplies, epoch: number, ordinal: number): EpochBuffer {
     const buffer = new EpochBuffer(context, epoch, ordinal);
+    buffer.#spares = spares;
     const id = context.random.bytes(16);
-    buffer.#log = BufferLog.create(context.storage, buffer.#path, { ...buffer.#header(), id }, memory);
+    const isCut = !spares.tryTake(buffer.#path);
+    buffer.#log = BufferLog.create(context.storage, buffer.#path, { ...buffer.#header(), id }, { memory, isCut });
     return buffer;
   }
 
   /** Reads back what an earlier agent left; undefined when that is nothing: its file is removed then. */
   static tryRecover(context: OverlayContext, epoch: number, ordinal: number): EpochBuffer | undefined {
     const buffer = new EpochBuffer(context, epoch, ordinal);
-    buffer.#isRecovered = true;
     buffer.#log = BufferLog.open(context.storage, buffer.#path, buffer.#header(), buffer.#enter);
     if (buffer.#log !== undefined && !buffer.index.isEmpty) return buffer;
     buffer.#log?.close();
@@ -71,9 +80,11 @@ export class EpochBuffer {
   /** Makes everything taken before the call durable. Errors: `io-error`; then the buffer is damaged. */
   async sync(): Promise<void> {
     await this.#log?.sync();
+    const settle = this.#spares?.beginSync();
     if (this.#nameSynced) return;
     await this.#context.storage.syncDirectory(this.#context.directory);
     this.#nameSynced = true;
+    settle?.();
   }
 
   /**
@@ -81,7 +92,7 @@ export class EpochBuffer {
    * may have had any of it synced. Errors: `io-error`; the buffer stays damaged then.
    */
   mend(): void {
-    if (this.#isRecovered) {
+    if (this.#spares === undefined) {
       this.writeAgain();
       return;
     }
@@ -129,6 +140,11 @@ export class EpochBuffer {
     return undefined;
   }
 
+  /** What lies at `position`, where the log has it in memory in one piece: until the next change, and until it is retired. */
+  tryView(position: number, length: number): Buffer | undefined {
+    return position < 0 ? undefined : this.#log?.tryView(position, length);
+  }
+
   /** A reader begins that must wait in between; it ends with `leave`. */
   enter(): void {
     this.#readers += 1;
@@ -139,7 +155,10 @@ export class EpochBuffer {
     if (this.#retired && this.#readers === 0) this.#gone?.();
   }
 
-  /** Closes and removes the log, off the event loop, when the last reader has left. Nobody may enter any more. */
+  /**
+   * Closes the log when the last reader has left, and removes it, off the event loop, or leaves its file to a later one.
+   * Nobody may enter any more.
+   */
   async retire(): Promise<void> {
     this.#retired = true;
     if (this.#readers > 0) {
@@ -147,7 +166,10 @@ export class EpochBuffer {
         this.#gone = resolve;
       });
     }
+    // What a failed sync has left of a file is not known: it is not relied on again.
+    const reusableBytes = this.#log === undefined || this.#log.isDamaged ? undefined : this.#log.fileBytes;
     this.close();
+    if (reusableBytes !== undefined && this.#spares?.tryPut(this.#path, reusableBytes) === true) return;
     await this.#context.storage.removeBehind(this.#path);
   }
 

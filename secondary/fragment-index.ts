@@ -10,6 +10,7 @@
 import assert from "node:assert/strict";
 import { ClusterBitmap, clusterRuns, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { ClusterTable } from "./cluster-table.ts";
 
 /** Positions that lie in no log: zeroes, and zeroes whose space is freed. */
 export const ZERO_POSITION = -1;
@@ -25,7 +26,8 @@ const NONE = -1;
 
 export class FragmentIndex {
   readonly #geometry: ClusterGeometry;
-  readonly #heads = new Map<number, number>();
+  /** The first fragment of each cluster with a list. */
+  readonly #heads = new ClusterTable();
   #starts = new Uint32Array(FIRST_CAPACITY);
   #lengths = new Uint32Array(FIRST_CAPACITY);
   #positions = new Float64Array(FIRST_CAPACITY);
@@ -54,7 +56,7 @@ export class FragmentIndex {
   }
 
   has(cluster: number): boolean {
-    return this.#heads.has(cluster) || (!this.#zeroed.isEmpty && this.#zeroed.has(cluster));
+    return this.#heads.get(cluster) >= 0 || (!this.#zeroed.isEmpty && this.#zeroed.has(cluster));
   }
 
   intersects(first: number, end: number): boolean {
@@ -87,7 +89,7 @@ export class FragmentIndex {
 
   /** The first fragment of the cluster, by its handle, which the next change may void; negative: there is none. */
   first(cluster: number): number {
-    return this.#heads.get(cluster) ?? NONE;
+    return this.#heads.get(cluster);
   }
 
   next(fragment: number): number {
@@ -157,7 +159,7 @@ export class FragmentIndex {
       this.#drop(fragment);
       fragment = next;
     }
-    this.#heads.delete(cluster);
+    this.#heads.remove(cluster);
   }
 
   #insert(cluster: number, start: number, end: number, position: number): void {

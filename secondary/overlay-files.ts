@@ -208,7 +208,9 @@ export function listOverlayEpochs(storage: Storage, directory: string, kind: "ge
 export function removeOverlayFiles(storage: Storage, directory: string): void {
   if (!storage.exists(directory)) return;
   for (const name of storage.list(directory)) {
-    if (/^(?:(?:hidden|active|merge)\.\d+\.(?:data|journal)|buffer\.\d+\.\d+\.log|merge\.reserve)$/.test(name))
+    if (
+      /^(?:(?:hidden|active|merge)\.\d+\.(?:data|journal)|buffer\.(?:spare|\d+)\.\d+\.log|merge\.reserve)$/.test(name)
+    )
       storage.remove(`${directory}/${name}`);
   }
 }

@@ -1,3 +1,4 @@
+import type { StateRecord } from "../../proto/state-record.ts";
 import type { ArbiterState } from "./arbiter.ts";
 
 /** What an agent may do by what the arbiter says: claim the lease now, wait for it, or leave it to another. */
@@ -23,6 +24,18 @@ export function decideServing({ state, agentId, lineage, hasSecondary }: Serving
     return { kind: "refused", why: `by the arbiter's record agent ${record.holder} serves, under a later history` };
   }
   return leaseHolder === null || leaseHolder === agentId ? { kind: "claim" } : heldByOther(leaseHolder);
+}
+
+/**
+ * Whether the arbiter's record, which a primary has claimed the lease over, says that no peer of its was promoted since its
+ * own state record was written: it names this side, under a history that it knows, and no epoch that it has not reserved.
+ */
+export function vouchesFor(
+  record: ArbiterState["record"],
+  { agentId, lineage, history, epochReserved }: Pick<StateRecord, "agentId" | "lineage" | "history" | "epochReserved">,
+): boolean {
+  if (record?.holder !== agentId || record.committed > epochReserved) return false;
+  return record.lineage === lineage || history.ancestors.includes(record.lineage);
 }
 
 export interface TakeoverClaim {

@@ -4,7 +4,7 @@ import { ColobusError } from "../../proto/errors.ts";
 import { ARBITER_CALL_SHARE } from "../../proto/limits.ts";
 import type { Clock } from "../host/clock.ts";
 import type { Arbiter, ArbiterState } from "./arbiter.ts";
-import { EtcdGateway } from "./etcd-gateway.ts";
+import { EtcdGateway, type EtcdAccess } from "./etcd-gateway.ts";
 
 export interface EtcdArbiterOptions {
   /** Base URLs of the members' client ports. */
@@ -13,6 +13,8 @@ export interface EtcdArbiterOptions {
   readonly agentId: string;
   readonly ttlMs: number;
   readonly clock: Clock;
+  /** Default: etcd takes everybody. */
+  readonly access?: EtcdAccess;
 }
 
 /** 64-bit numbers are strings in etcd's JSON, and left out where they are 0. */
@@ -54,7 +56,12 @@ export class EtcdArbiter implements Arbiter {
 
   constructor(options: EtcdArbiterOptions) {
     this.#options = options;
-    this.#gateway = new EtcdGateway(options.endpoints, options.clock, options.ttlMs * ARBITER_CALL_SHARE);
+    this.#gateway = new EtcdGateway(
+      options.endpoints,
+      options.clock,
+      options.ttlMs * ARBITER_CALL_SHARE,
+      options.access,
+    );
     this.#recordKey = base64(`colobus/${options.vm}/record`);
     this.#leaseKey = base64(`colobus/${options.vm}/lease`);
   }

@@ -1,24 +1,40 @@
-import type { z } from "zod";
+import { z } from "zod";
 import { ColobusError } from "../../proto/errors.ts";
 import { ARBITER_ANSWER_MAX_BYTES } from "../../proto/limits.ts";
 import type { Clock } from "../host/clock.ts";
+import { postJson, type PostAnswer } from "../host/post-json.ts";
+import type { TlsFiles } from "../host/tls-files.ts";
+import type { Login } from "../host/token-file.ts";
+
+/** How an etcd is spoken to that does not take everybody. */
+export interface EtcdAccess {
+  readonly login?: Login | undefined;
+  /** Of `https://` endpoints: what this side believes, and shows. Default: the authorities that Node knows, and nothing. */
+  readonly tls?: Pick<TlsFiles, "options"> | undefined;
+}
+
+const authenticateAnswer = z.object({ token: z.string().min(1) });
 
 /**
  * The JSON gateway of an etcd cluster: one HTTP request for each call, to the endpoint that answered last, and to the
  * others in turn when that fails. No connection is waited for longer than the timeout, and no answer is believed that is
- * not of the expected form.
+ * not of the expected form. Where etcd knows users, a call brings the token that it has given for name and password, and a
+ * call that is refused with one is made once more with a new one: etcd forgets tokens.
  */
 export class EtcdGateway {
   readonly #endpoints: readonly string[];
   readonly #clock: Clock;
   readonly #timeoutMs: number;
+  readonly #access: EtcdAccess;
+  #token: string | undefined;
   #preferred = 0;
 
   /** `timeoutMs` bounds a whole call, however many endpoints it asks. */
-  constructor(endpoints: readonly string[], clock: Clock, timeoutMs: number) {
+  constructor(endpoints: readonly string[], clock: Clock, timeoutMs: number, access: EtcdAccess = {}) {
     this.#endpoints = endpoints;
     this.#clock = clock;
     this.#timeoutMs = timeoutMs;
+    this.#access = access;
   }
 
   /** Errors: `arbiter-unreachable`; the call may have been done all the same, by any of the endpoints. */
@@ -28,7 +44,7 @@ export class EtcdGateway {
       const index = (this.#preferred + tried) % this.#endpoints.length;
       const endpoint = this.#endpoints[index] ?? "";
       try {
-        const parsed = answer.safeParse(await this.#post(endpoint, path, body));
+        const parsed = answer.safeParse(await this.#ask(endpoint, path, body));
         if (parsed.success) {
           this.#preferred = index;
           return parsed.data;
@@ -45,37 +61,40 @@ export class EtcdGateway {
     );
   }
 
-  async #post(endpoint: string, path: string, body: object): Promise<unknown> {
+  async #ask(endpoint: string, path: string, body: object): Promise<unknown> {
     const given = new AbortController();
     const timer = this.#clock.after(this.#timeoutMs / this.#endpoints.length, () => given.abort());
-    try {
-      const response = await fetch(new URL(path, endpoint), {
-        method: "POST",
-        headers: { "content-type": "application/json" },
-        body: JSON.stringify(body),
+    const { login, tls } = this.#access;
+    const post = (to: string, what: object, token?: string): Promise<PostAnswer> =>
+      postJson(new URL(to, endpoint), what, {
+        authorization: token,
+        tls: tls?.options,
         signal: given.signal,
-        redirect: "error",
+        answerMaxBytes: ARBITER_ANSWER_MAX_BYTES,
       });
-      const text = await readText(response);
-      if (!response.ok) throw new Error(`it refuses: ${response.status} ${text.slice(0, 200).trim()}`);
-      return JSON.parse(text) as unknown;
+    try {
+      if (login === undefined) return contentOf(await post(path, body));
+      const known = this.#token;
+      if (known !== undefined) {
+        const answer = await post(path, body, known);
+        if (!isRefusal(answer)) return contentOf(answer);
+        if (this.#token === known) this.#token = undefined;
+      }
+      this.#token ??= authenticateAnswer.parse(contentOf(await post("/v3/auth/authenticate", login))).token;
+      return contentOf(await post(path, body, this.#token));
     } finally {
       timer.cancel();
     }
   }
 }
 
-/** The body as text, unless it is longer than any answer that is expected. */
-async function readText(response: Response): Promise<string> {
-  const chunks: Uint8Array[] = [];
-  let length = 0;
-  if (response.body === null) return "";
-  for await (const chunk of response.body as AsyncIterable<Uint8Array>) {
-    length += chunk.length;
-    if (length > ARBITER_ANSWER_MAX_BYTES) throw new Error("its answer is too long");
-    chunks.push(chunk);
-  }
-  return Buffer.concat(chunks).toString("utf8");
+function isRefusal({ status }: PostAnswer): boolean {
+  return status >= 400 && status < 500;
+}
+
+function contentOf({ status, text }: PostAnswer): unknown {
+  if (status < 200 || status > 299) throw new Error(`it refuses: ${status} ${text.slice(0, 200).trim()}`);
+  return JSON.parse(text) as unknown;
 }
 
 function describe(error: unknown): string {

@@ -25,8 +25,8 @@ export class VmStateSocket {
   }
 
   /** Errors: as `listenOnUnixSocket`. */
-  listen(path: string): Promise<void> {
-    return listenOnUnixSocket(this.#server, path);
+  listen(path: string, inherited?: number): Promise<void> {
+    return listenOnUnixSocket(this.#server, path, inherited);
   }
 
   /** Breaks off what is being received, and listens no more. */
@@ -52,9 +52,23 @@ export class VmStateSocket {
       this.#log.info({ epoch, bytes }, "a VM state is stored");
     } catch (error) {
       this.#log.warn({ reason: asColobusError(error) }, "a VM state was not taken");
+      await readToEnd(socket);
     } finally {
       this.#calls.delete(socket);
       socket.destroy();
     }
   }
+}
+
+/**
+ * What nobody wants is read all the same: a QEMU that cannot write a background snapshot to its end leaves the guest's memory
+ * write-protected, and the guest hangs (seen with 7.2).
+ */
+async function readToEnd(socket: Socket): Promise<void> {
+  if (socket.destroyed || socket.readableEnded) return;
+  await new Promise<void>((resolve) => {
+    socket.once("end", resolve);
+    socket.once("close", resolve);
+    socket.resume();
+  });
 }

@@ -32,6 +32,8 @@ interface Loaded {
 
 export interface TlsFilesOptions {
   readonly paths: TlsPaths;
+  /** What the paths are called instead. */
+  readonly flags?: Readonly<Record<keyof TlsPaths, string>>;
   readonly clock: Clock;
   /** undefined: for one use, by a command. */
   readonly log?: Log | undefined;
@@ -39,6 +41,7 @@ export interface TlsFilesOptions {
 
 export class TlsFiles {
   readonly paths: TlsPaths;
+  readonly #flags: Readonly<Record<keyof TlsPaths, string>>;
   readonly #clock: Clock;
   readonly #log: Log | undefined;
   readonly #listeners: ((options: SecureContextOptions) => void)[] = [];
@@ -50,6 +53,7 @@ export class TlsFiles {
   /** Reads the files. Errors: `usage`, naming the flag and what is wrong. */
   constructor(options: TlsFilesOptions) {
     this.paths = options.paths;
+    this.#flags = options.flags ?? TLS_FLAGS;
     this.#clock = options.clock;
     this.#log = options.log;
     this.#loaded = this.#load(this.#stamp());
@@ -111,11 +115,11 @@ export class TlsFiles {
 
   #load(stamp: string): Loaded {
     const { cert: certPath, key: keyPath, ca: caPath } = this.paths;
-    const cert = certPath === undefined ? undefined : read(certPath, "cert");
-    const key = keyPath === undefined ? undefined : readKey(keyPath);
-    const ca = caPath === undefined ? undefined : read(caPath, "ca");
+    const cert = certPath === undefined ? undefined : read(certPath, this.#flags.cert);
+    const key = keyPath === undefined ? undefined : readKey(keyPath, this.#flags.key);
+    const ca = caPath === undefined ? undefined : read(caPath, this.#flags.ca);
     if (cert !== undefined && key !== undefined) this.#assertCertificate(cert, key);
-    if (ca !== undefined) parseCertificate(ca, "ca", caPath ?? "");
+    if (ca !== undefined) parseCertificate(ca, this.#flags.ca, caPath ?? "");
     const options: SecureContextOptions = {
       minVersion: "TLSv1.2",
       ...(cert === undefined ? {} : { cert }),
@@ -125,55 +129,55 @@ export class TlsFiles {
     try {
       return { options, context: createSecureContext(options), stamp };
     } catch (error) {
-      throw unusable("cert", certPath ?? caPath ?? "", messageOf(error), error);
+      throw unusable(this.#flags.cert, certPath ?? caPath ?? "", messageOf(error), error);
     }
   }
 
   #assertCertificate(cert: Buffer, key: Buffer): void {
     const { cert: certPath = "", key: keyPath = "" } = this.paths;
-    const own = parseCertificate(cert, "cert", certPath);
+    const own = parseCertificate(cert, this.#flags.cert, certPath);
     let fits: boolean;
     try {
       fits = own.checkPrivateKey(createPrivateKey(key));
     } catch (error) {
-      throw unusable("key", keyPath, "it is not a private key in PEM form without a passphrase", error);
+      throw unusable(this.#flags.key, keyPath, "it is not a private key in PEM form without a passphrase", error);
     }
-    if (!fits) throw unusable("key", keyPath, `it is not the key of ${certPath}`);
+    if (!fits) throw unusable(this.#flags.key, keyPath, `it is not the key of ${certPath}`);
     const leftMs = Date.parse(own.validTo) - this.#clock.wallMs();
-    if (leftMs <= 0) throw unusable("cert", certPath, `it has expired on ${own.validTo}`);
+    if (leftMs <= 0) throw unusable(this.#flags.cert, certPath, `it has expired on ${own.validTo}`);
     if (leftMs < CERTIFICATE_WARN_MS) {
       this.#log?.warn({ path: certPath, validTo: own.validTo }, "the TLS certificate expires soon");
     }
   }
 }
 
-function read(path: string, what: keyof TlsPaths): Buffer {
+function read(path: string, flag: string): Buffer {
   try {
     return readFileSync(path);
   } catch (error) {
-    throw unusable(what, path, messageOf(error), error);
+    throw unusable(flag, path, messageOf(error), error);
   }
 }
 
-function readKey(path: string): Buffer {
-  const key = read(path, "key");
+function readKey(path: string, flag: string): Buffer {
+  const key = read(path, flag);
   if ((statSync(path).mode & 0o007) === 0) return key;
   throw new ColobusError("usage", `the key ${path} is accessible to others`, `Run \`chmod 600 ${path}\`.`);
 }
 
-function parseCertificate(pem: Buffer, what: keyof TlsPaths, path: string): X509Certificate {
+function parseCertificate(pem: Buffer, flag: string, path: string): X509Certificate {
   try {
     return new X509Certificate(pem);
   } catch (error) {
-    throw unusable(what, path, "it is not a certificate in PEM form", error);
+    throw unusable(flag, path, "it is not a certificate in PEM form", error);
   }
 }
 
-function unusable(what: keyof TlsPaths, path: string, why: string, cause?: unknown): ColobusError {
+function unusable(flag: string, path: string, why: string, cause?: unknown): ColobusError {
   return new ColobusError(
     "usage",
-    `${TLS_FLAGS[what]} ${path} cannot be used: ${why}`,
-    `Check ${TLS_FLAGS[what]}; \`colobus certs\` makes certificates.`,
+    `${flag} ${path} cannot be used: ${why}`,
+    `Check ${flag}; \`colobus certs\` makes certificates.`,
     { cause },
   );
 }

@@ -233,10 +233,9 @@ export class PeerTracking {
 
   /** The bitmaps cannot be made durable: no later process may believe them. */
   #giveUp(thrown: unknown): Promise<void> {
-    const { log, emit } = this.#options;
+    const { emit } = this.#options;
     this.#losing ??= (async () => {
       const reason = asColobusError(thrown);
-      log.warn({ reason }, "the dirty bitmap cannot be written: it is kept in memory only");
       emit("state-error", reason.toJSON());
       try {
         await this.#record(null);

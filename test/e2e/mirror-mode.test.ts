@@ -42,7 +42,7 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy", "python3:nbd"))("mode mirror",
     await writing;
     await untilAlone(pair);
     const answer = await secondary.get("failover");
-    expect(answer).toMatchObject({ already: false, wouldLose: { writes: 0 } });
+    expect(answer).toMatchObject({ already: false, mode: "mirror", wouldLose: { writes: 0 } });
     for (const { disk, guest } of guests) guest.check(await readDisk(secondary.uri(disk)));
 
     await secondary.get("wait", "merged");

@@ -3,7 +3,7 @@
  * protected again, and a failover back. COLOBUS_VM_PAIRS=10 makes twenty of it. There the VM runs while its
  * memory is written, where that is possible; back it is paused. Another has a file system on a second disk, and each host a network of its own.
  */
-import { copyFileSync, readFileSync } from "node:fs";
+import { copyFileSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { AgentPair, makeImage, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
@@ -50,12 +50,34 @@ async function loseHost(
   return after;
 }
 
-/** A protection that ends leaves the VM running. */
-async function expectToRunOn(vm: CountingVm, agent: AgentUnderTest): Promise<void> {
-  const protect = new ProtectProcess(vm, agent);
+/**
+ * A protection that is killed while a state is written leaves the VM running, or the next one has it run again, and the
+ * checkpoint before in force. The next protection goes on, and one that ends leaves the VM running.
+ */
+async function expectToOutlive(vm: CountingVm, { root, primary: source, secondary: target }: AgentPair): Promise<void> {
+  const protect = new ProtectProcess(vm, source, "--background-snapshot", "auto");
   await protect.untilCommitted();
-  expect(await protect.stop()).toBe(0);
-  await vm.untilSteps(vm.steps().length + 2);
+  await untilStateWritten(join(root, "b", "state", "vmstate"));
+  protect.kill();
+  const committed = protect.committed.at(-1)?.epoch ?? Infinity;
+  const next = new ProtectProcess(vm, source, "--background-snapshot", "auto");
+  const before = vm.steps().length;
+  expect((await target.status()).recoverable?.epoch).toBeGreaterThanOrEqual(committed);
+  await next.untilCommitted();
+  expect(next.committed[0]?.epoch).toBeGreaterThan(committed);
+  expect(await next.stop()).toBe(0);
+  await vm.untilSteps(before + 2);
+  process.stderr.write(`killed while a state was written: ${next.pauses}\n`);
+}
+
+/** Resolves when a state that is not there yet begins to arrive. */
+async function untilStateWritten(directory: string): Promise<void> {
+  const known = new Set(readdirSync(directory));
+  while (readdirSync(directory).every((name) => known.has(name))) {
+    await new Promise((resolve) => {
+      setImmediate(resolve);
+    });
+  }
 }
 
 /** The restored guest goes on from a step that the lost one has made; it checks its disk against its memory itself. */
@@ -90,7 +112,7 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
       writeInitramfs(join(root, "initramfs"));
       const onA = new CountingVm({ directory: root, name: "a", diskUris: [primary.uri()], waits: false });
       await onA.untilSteps(STEPS);
-      await expectToRunOn(onA, primary);
+      await expectToOutlive(onA, pair);
       const onB = await loseHost(
         onA,
         primary,

@@ -1,12 +1,19 @@
 /** The arbiter in a real etcd. */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
+import { z } from "zod";
 import type { ArbiterEntry } from "../../proto/arbiter-record.ts";
 import { EtcdArbiter } from "../../shared/arbiter/etcd-arbiter.ts";
+import { EtcdGateway, type EtcdAccess } from "../../shared/arbiter/etcd-gateway.ts";
 import { NodeClock } from "../../shared/host/node-clock.ts";
+import { TlsFiles, type TlsPaths } from "../../shared/host/tls-files.ts";
+import { makeHosts } from "../support/certificates.ts";
 import { Etcd } from "../support/etcd.ts";
 import { requirePeers } from "../support/peers.ts";
+import { present } from "../support/present.ts";
+import { scratchDirectory } from "../support/scratch.ts";
 
 const TTL_MS = 3_000;
 const NOBODY = "http://127.0.0.1:1";
@@ -75,6 +82,43 @@ describe.runIf(requirePeers("etcd"))("an arbiter in etcd", () => {
     expect(await a.amend((await a.read()).revision, entryOf(vm, "a"))).toBeUndefined();
   });
 
+  it("takes those who show a certificate, where it asks for one", async () => {
+    const [server, client] = await makeHosts(join(scratchDirectory(), "ca"), "etcd", "agent");
+    const { url } = await Etcd.start(present(server));
+    const clock = new NodeClock();
+    const { cert, key, ca } = present(client);
+    const agent = (paths: TlsPaths): EtcdArbiter => {
+      const access = { tls: new TlsFiles({ paths, clock }) };
+      return new EtcdArbiter({ endpoints: [url], vm: "vm", agentId: "a", ttlMs: TTL_MS, clock, access });
+    };
+    expect(await agent({ cert, key, ca }).claim("0", entryOf("vm", "a"), false)).toMatchObject({ leaseHolder: "a" });
+    for (const paths of [
+      { cert: undefined, key: undefined, ca },
+      { cert, key, ca: undefined },
+    ]) {
+      await expect(agent(paths).read()).rejects.toMatchObject({ code: "arbiter-unreachable" });
+    }
+  });
+
+  it("takes those who know a password, where it has users", async () => {
+    const { url } = await Etcd.start();
+    const clock = new NodeClock();
+    const gateway = new EtcdGateway([url], clock, TTL_MS);
+    const login = { name: "root", password: "of:the tests" };
+    await gateway.call("/v3/auth/user/add", login, z.object({}));
+    await gateway.call("/v3/auth/role/add", { name: "root" }, z.object({}));
+    await gateway.call("/v3/auth/user/grant", { user: "root", role: "root" }, z.object({}));
+    await gateway.call("/v3/auth/enable", {}, z.object({}));
+    const agent = (access: EtcdAccess): EtcdArbiter =>
+      new EtcdArbiter({ endpoints: [url], vm: "vm", agentId: "a", ttlMs: TTL_MS, clock, access });
+    const known = agent({ login });
+    expect(await known.claim("0", entryOf("vm", "a"), false)).toMatchObject({ leaseHolder: "a" });
+    expect(await known.renew()).toMatchObject({ leaseHolder: "a" });
+    for (const access of [{}, { login: { ...login, password: "wrong" } }]) {
+      await expect(agent(access).read()).rejects.toMatchObject({ code: "arbiter-unreachable" });
+    }
+  });
+
   it("is found behind an endpoint that does not answer", async () => {
     const { vm, a } = await agents([NOBODY]);
     expect(await a.claim("0", entryOf(vm, "a"), false)).toMatchObject({ leaseHolder: "a" });
@@ -101,6 +145,30 @@ describe("what is no etcd", () => {
     const endpoints = [`http://127.0.0.1:${port}`];
     const arbiter = new EtcdArbiter({ endpoints, vm: "vm", agentId: "a", ttlMs: TTL_MS, clock: new NodeClock() });
     await expect(arbiter.read()).rejects.toMatchObject({ code: "arbiter-unreachable" });
+  });
+
+  it("is asked for a new token once it has forgotten the last one", async () => {
+    const seen: string[] = [];
+    let current = 1;
+    const server = createServer((request, response) => {
+      const isLogin = request.url === "/v3/auth/authenticate";
+      seen.push(isLogin ? "login" : (request.headers.authorization ?? "nobody"));
+      const isKnown = isLogin || request.headers.authorization === `token-${current}`;
+      request.resume().once("end", () => {
+        response.writeHead(isKnown ? 200 : 401).end(JSON.stringify(isLogin ? { token: `token-${current}` } : {}));
+      });
+    });
+    await new Promise<void>((resolve) => {
+      server.listen(0, "127.0.0.1", resolve);
+    });
+    onTestFinished(() => void server.close());
+    const { port } = server.address() as AddressInfo;
+    const login = { name: "agent", password: "secret" };
+    const gateway = new EtcdGateway([`http://127.0.0.1:${port}`], new NodeClock(), TTL_MS, { login });
+    await gateway.call("/v3/kv/range", {}, z.object({}));
+    current = 2;
+    await gateway.call("/v3/kv/range", {}, z.object({}));
+    expect(seen).toEqual(["login", "token-1", "token-1", "login", "token-2"]);
   });
 
   it("is given up when it does not answer", async () => {

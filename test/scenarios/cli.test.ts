@@ -23,6 +23,7 @@ const EXAMPLES = {
   "protected-primary": examples.protectedPrimary,
   "syncing-primary": examples.syncingPrimary,
   "lonely-secondary": examples.lonelySecondary,
+  "lonely-mirror": () => ({ ...examples.lonelySecondary(), mode: "mirror" as const }),
 };
 
 class CliScenario {

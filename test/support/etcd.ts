@@ -1,4 +1,5 @@
 import { freePort } from "./agent-pair.ts";
+import type { CertificateFiles } from "./certificates.ts";
 import { scratchDirectory } from "./scratch.ts";
 import { ToolProcess } from "./tool-process.ts";
 
@@ -12,10 +13,15 @@ export class Etcd {
     this.#process = process;
   }
 
-  /** Resolves when it answers. */
-  static async start(): Promise<Etcd> {
-    const url = `http://127.0.0.1:${await freePort()}`;
+  /** Resolves when it answers. With `tls` only to clients that show a certificate of the same authority. */
+  static async start(tls?: CertificateFiles): Promise<Etcd> {
+    const url = `${tls === undefined ? "http" : "https"}://127.0.0.1:${await freePort()}`;
     const peerUrl = `http://127.0.0.1:${await freePort()}`;
+    const healthUrl = `http://127.0.0.1:${await freePort()}`;
+    const security =
+      tls === undefined
+        ? []
+        : [`--cert-file=${tls.cert}`, `--key-file=${tls.key}`, `--trusted-ca-file=${tls.ca}`, "--client-cert-auth"];
     const process = new ToolProcess("etcd", [
       `--data-dir=${scratchDirectory()}`,
       "--logger=zap",
@@ -27,8 +33,10 @@ export class Etcd {
       `--listen-peer-urls=${peerUrl}`,
       `--listen-client-urls=${url}`,
       `--advertise-client-urls=${url}`,
+      `--listen-metrics-urls=${healthUrl}`,
+      ...security,
     ]);
-    while (!(await answers(url))) {
+    while (!(await answers(healthUrl))) {
       await new Promise((resolve) => {
         setTimeout(resolve, 20);
       });

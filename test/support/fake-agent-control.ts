@@ -13,6 +13,8 @@ import type {
   CommitRequest,
   ConnectAnswer,
   ConnectRequest,
+  MeasureLinkAnswer,
+  MeasureLinkRequest,
   DiscardAnswer,
   DiscardRequest,
   FailoverAnswer,
@@ -57,6 +59,13 @@ export class FakeAgentControl implements AgentControl {
   readonly log = new EventLog(this.clock);
   readonly calls: RecordedCall[] = [];
   currentStatus: Status = protectedPrimary();
+  linkFigures: MeasureLinkAnswer = {
+    url: "ws://127.0.0.1:7800",
+    roundTripMs: 0.4,
+    clockAheadMs: 0.1,
+    bytesPerSecond: 400_000_000,
+    sentBytes: 6_291_456,
+  };
   /** The VM state that was sent last. */
   taken = Buffer.alloc(0);
   /** The VM state that is to be read. */
@@ -126,7 +135,7 @@ export class FakeAgentControl implements AgentControl {
 
   async failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
     await this.#called("failover", request, signal);
-    const { role, recoverable } = this.currentStatus;
+    const { role, mode, recoverable } = this.currentStatus;
     if (role === "Secondary" && recoverable === null) {
       throw new ColobusError(
         "no-checkpoint",
@@ -138,6 +147,7 @@ export class FakeAgentControl implements AgentControl {
     return {
       already,
       dryRun: request.dryRun,
+      mode,
       epoch: recoverable?.epoch ?? 0,
       ageMs: recoverable?.ageMs ?? null,
       wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: false },
@@ -150,6 +160,11 @@ export class FakeAgentControl implements AgentControl {
   async rejoin(request: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer> {
     await this.#called("rejoin", request, signal);
     return { already: this.currentStatus.role === "Secondary", peer: request.peer, epoch: 42 };
+  }
+
+  async measureLink(request: MeasureLinkRequest, signal: AbortSignal): Promise<MeasureLinkAnswer> {
+    await this.#called("measureLink", request, signal);
+    return this.linkFigures;
   }
 
   async connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer> {

@@ -1,5 +1,10 @@
+import { chmodSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { parseArbiters, parseArbiterTtl } from "../../../cli/arbiter-options.ts";
+import { openArbiterAccess, parseArbiterAccess, parseArbiters, parseArbiterTtl } from "../../../cli/arbiter-options.ts";
+import { ManualClock } from "../../support/manual-clock.ts";
+import { scratchDirectory } from "../../support/scratch.ts";
+import { SilentLog } from "../../support/silent-log.ts";
 
 describe("the flags about an arbiter", () => {
   it("take several members, and whole seconds", () => {
@@ -13,6 +18,7 @@ describe("the flags about an arbiter", () => {
   it.each([
     ["a secondary that takes over with nobody to ask", { failover: "automatic" as const }],
     ["a lease that nobody gives", { "arbiter-ttl": "5s" }],
+    ["a user that nobody asks for", { "arbiter-user-file": "/etc/user" }],
     ["another protocol", { arbiter: ["etcd://127.0.0.1:2379"] }],
     ["no URL", { arbiter: ["127.0.0.1"] }],
   ])("refuse %s", (_, options) => {
@@ -21,5 +27,26 @@ describe("the flags about an arbiter", () => {
 
   it.each(["2s", "3500ms", "soon"])("refuse a lease of %s", (text) => {
     expect(() => parseArbiterTtl(text)).toThrow(expect.objectContaining({ code: "usage" }));
+  });
+
+  it("read the user from a file of the agent's own, with a name and a password", () => {
+    const file = join(scratchDirectory(), "user");
+    const open = (): unknown => {
+      const access = parseArbiterAccess({ "arbiter-user-file": file });
+      return openArbiterAccess(access, new ManualClock(), new SilentLog()).login;
+    };
+    expect(open).toThrow(/cannot be read/);
+    writeFileSync(file, "agent:with:colons\n", { mode: 0o600 });
+    expect(open()).toEqual({ name: "agent", password: "with:colons" });
+    chmodSync(file, 0o644);
+    expect(open).toThrow(/accessible to others/);
+    writeFileSync(file, "agent");
+    expect(open).toThrow(/has no user/);
+  });
+
+  it("refuse a certificate without its key, and name the flag of one that cannot be read", () => {
+    expect(() => parseArbiterAccess({ "arbiter-tls-cert": "cert.pem" })).toThrow(/go together/);
+    const access = parseArbiterAccess({ "arbiter-tls-ca": "/nowhere/ca.pem" });
+    expect(() => openArbiterAccess(access, new ManualClock(), new SilentLog())).toThrow(/^--arbiter-tls-ca \/nowhere/);
   });
 });

@@ -110,6 +110,22 @@ describe("a round with the VM's memory", () => {
     expect(vm.runState).toBe("running");
   });
 
+  it("ends what a killed protection has begun, and lets the VM run that it had paused", async () => {
+    const first = await bench();
+    const marks: unknown[] = [];
+    first.vm.hasRunState = () => marks.push(first.vm.parameters);
+    await first.protect();
+    // QEMU as it was when the VM was paused is what a protection finds that comes after one killed there.
+    const { vm, protect } = await bench();
+    vm.parameters = marks[0] as typeof vm.parameters;
+    vm.runState = "paused";
+    vm.migration.status = "active";
+    const { rounds } = await protect();
+    expect(steps(vm).slice(0, 2)).toEqual(["migrate_cancel", "cont"]);
+    expect(rounds).toMatchObject([{ state: "committed" }]);
+    expect(vm.runState).toBe("running");
+  });
+
   it("leaves a VM paused that somebody else has paused, and does without the background snapshot", async () => {
     const { vm, protect } = await bench();
     vm.runState = "paused";
@@ -185,17 +201,26 @@ describe.each(WAYS)("a step that fails, with --background-snapshot %s,", (backgr
     expect(vm.runState).toBe("running");
   });
 
-  it("is given up after the time limit when the state does not end", async () => {
-    const { vm, protect } = await bench();
+  it("is given up after the time limit when the state does not end, and in the background not cut short", async () => {
+    const { vm, protect, control } = await bench();
     let isFirst = true;
+    let end: () => void = () => undefined;
+    const isEnded = new Promise<void>((resolve) => {
+      end = resolve;
+    });
     vm.beforeState = async () => {
       if (!isFirst) return;
       isFirst = false;
-      await new Promise<never>(() => {});
+      await isEnded;
+    };
+    vm.mishap = (command) => {
+      // The next round waits for it; the agent has read the state to its end meanwhile.
+      if (command === "query-migrate" && control.calls.some(({ name }) => name === "discard")) end();
+      return undefined;
     };
     const { rounds } = await protect(committed, "--background-snapshot", background, "--timeout", "1s");
     expect(rounds).toMatchObject([{ state: "failed", error: { code: "timed-out" } }, { state: "committed" }]);
-    expect(vm.commands).toContain("migrate_cancel");
+    expect(vm.commands.includes("migrate_cancel")).toBe(background === "off");
     expect(vm.runState).toBe("running");
   });
 

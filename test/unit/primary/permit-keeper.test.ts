@@ -19,7 +19,9 @@ class Scene {
   readonly arbiter = new MemoryArbiter("a");
   readonly keeper: PermitKeeper;
   isConnected = true;
+  vouchedTimes = 0;
   handOver: string | null = null;
+  lineage = "first";
 
   constructor() {
     const { clock } = this;
@@ -35,12 +37,22 @@ class Scene {
       isConnected: () => this.isConnected,
       isEstablished: () => this.isConnected,
       committed: () => 7,
+      vouched: () => void (this.vouchedTimes += 1),
     });
   }
 
   get #record(): Partial<StateRecord> {
-    const { handOver } = this;
-    return { agentId: "a", vm: "vm", lineage: "first", pairing: { peer: "b", sessions: [] }, handOver };
+    const { handOver, lineage } = this;
+    const history: StateRecord["history"] = { origin: "created", shared: true, ancestors: ["zeroth"], heard: [] };
+    return {
+      agentId: "a",
+      vm: "vm",
+      lineage,
+      history,
+      epochReserved: 8,
+      pairing: { peer: "b", sessions: [] },
+      handOver,
+    };
   }
 
   async start(): Promise<void> {
@@ -159,6 +171,14 @@ describe("a primary with an arbiter", () => {
     expect(scene.arbiter.state).toMatchObject({ leaseHolder: "a", record: { holder: "a", lineage: "first" } });
   });
 
+  it("tells the arbiter of a lineage that was begun alone, also where the secondary was still connected", async () => {
+    const made = await started();
+    made.lineage = "alone";
+    made.keeper.wentAlone();
+    await turns();
+    expect(made.arbiter.state.record).toMatchObject({ lineage: "alone", outdated: ["b"] });
+  });
+
   it("keeps what an earlier process has told of the secondary", async () => {
     scene = new Scene();
     scene.isConnected = false;
@@ -166,6 +186,26 @@ describe("a primary with an arbiter", () => {
     scene.arbiter.put(entry, null);
     await scene.start();
     expect(scene.outdated).toEqual(["b"]);
+  });
+
+  it.each([
+    ["it served last, and nobody since", {}, 1],
+    ["it served last, under a history that goes on in its own", { lineage: "zeroth" }, 1],
+    ["it served last, under a history that it does not know any more", { lineage: "later" }, 0],
+    ["it served last, and has forgotten checkpoints since", { committed: 9 }, 0],
+    ["another served last", { holder: "b" }, 0],
+  ])("says whether the peer was not promoted, when by the record %s", async (_, more, times) => {
+    scene = new Scene();
+    scene.isConnected = false;
+    const entry = { vm: "vm", lineage: "first", holder: "a", committed: 7, outdated: [], ttlMs: TTL_MS };
+    scene.arbiter.put({ ...entry, ...more }, null);
+    await scene.start();
+    expect(scene.keeper.permit.isValid).toBe(true);
+    expect(scene.vouchedTimes).toBe(times);
+  });
+
+  it("does not say that without a record", async () => {
+    expect((await started()).vouchedTimes).toBe(0);
   });
 
   it("names the peer and gives the lease up when it hands the role over, and takes both back when that fails", async () => {

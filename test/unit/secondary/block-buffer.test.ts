@@ -6,6 +6,7 @@ import { BlockBuffer } from "../../../secondary/block-buffer.ts";
 import type { BufferedChange } from "../../../secondary/buffer-log.ts";
 import { BufferMemory } from "../../../secondary/buffer-memory.ts";
 import { FragmentIndex, positionBehind } from "../../../secondary/fragment-index.ts";
+import type { OverlayContext } from "../../../secondary/overlay-files.ts";
 import { clusterGeometry } from "../../../shared/block/cluster-geometry.ts";
 import type { ColobusError } from "../../../proto/errors.ts";
 import type { Durability } from "../../../proto/words.ts";
@@ -15,6 +16,7 @@ import { CLUSTER_BYTES, overlaysOn, pattern, seededStorage } from "../../support
 
 const SIZE = 16 * CLUSTER_BYTES;
 const IMAGE = "/images/vda.img";
+const DIRECTORY = "/state/disks/vda";
 const TURNS = 50;
 
 /** A block buffer over an empty disk whose checkpoint 1 is committed. */
@@ -22,13 +24,14 @@ class Scene {
   readonly storage: MemoryStorage = seededStorage(1);
   readonly clock = new ManualClock();
   readonly failures: ColobusError[] = [];
+  readonly context: OverlayContext;
   readonly base: DiskImage;
   readonly buffer: BlockBuffer;
   applied = 0;
   wanted = 0;
 
   constructor({ fragments = 1000, durability = "process" }: { fragments?: number; durability?: Durability } = {}) {
-    const context = overlaysOn(this.storage, SIZE, durability);
+    this.context = overlaysOn(this.storage, SIZE, durability);
     this.storage.disk.addDirectory("/images");
     this.storage.disk.addFile(IMAGE, SIZE);
     this.base = openImage(this.storage, IMAGE);
@@ -39,7 +42,7 @@ class Scene {
       failed: (reason: ColobusError) => void this.failures.push(reason),
       applied: () => void (this.applied += 1),
     };
-    this.buffer = BlockBuffer.recover(context, this.base, { committed: 1, open: 2 }, host);
+    this.buffer = BlockBuffer.recover(this.context, this.base, { committed: 1, open: 2 }, host);
   }
 
   write(offset: number, length: number, seed: number): Promise<void> {
@@ -59,6 +62,10 @@ class Scene {
       this.clock.endTurn();
       await turn();
     }
+  }
+
+  logs(): string[] {
+    return this.storage.list(DIRECTORY);
   }
 
   content(): Buffer {
@@ -161,6 +168,61 @@ it("joins what withdrawn checkpoints leave, and shows the same", async () => {
   await joining;
   expect(scene.buffer.describeGenerations().length).toBeLessThanOrEqual(3);
   expect(await scene.latest()).toEqual(before);
+});
+
+it("begins a log in the file of one that is applied, and reads back nothing of that one", async () => {
+  const scene = new Scene();
+  await scene.write(0, SIZE, 1);
+  scene.commit(2);
+  await scene.settle();
+  expect(scene.logs()).toEqual(["buffer.spare.0.log"]);
+  await scene.write(CLUSTER_BYTES, 100, 2);
+  expect(scene.logs()).toEqual(["buffer.3.1.log"]);
+  expect(scene.storage.disk.readFile(`${DIRECTORY}/buffer.3.1.log`).length).toBeGreaterThan(SIZE);
+  scene.buffer.close();
+  const recovered = BlockBuffer.recover(scene.context, scene.base, { committed: 2, open: 3 });
+  const found = Buffer.alloc(SIZE);
+  await recovered.readLatest(found, 0);
+  const expected = pattern(SIZE, 1);
+  pattern(100, 2).copy(expected, CLUSTER_BYTES);
+  expect(found).toEqual(expected);
+});
+
+it("leaves an applied log's file alone under power until its old name cannot come back", async () => {
+  const scene = new Scene({ durability: "power" });
+  const epochOf = async (epoch: number): Promise<void> => {
+    await scene.write(0, 100, epoch);
+    await scene.buffer.sync();
+    scene.commit(epoch);
+    await scene.settle();
+  };
+  await epochOf(2);
+  expect(scene.logs()).toEqual(["buffer.spare.0.log"]);
+  await scene.write(0, 100, 3);
+  expect(scene.logs()).toEqual(["buffer.3.1.log", "buffer.spare.0.log"]);
+  await epochOf(3);
+  expect(scene.logs()).toEqual(["buffer.spare.0.log", "buffer.spare.1.log"]);
+  await scene.write(0, 100, 4);
+  expect(scene.logs()).toEqual(["buffer.4.2.log", "buffer.spare.1.log"]);
+});
+
+it("gives up the files it has put by when there is no space, and leaves none behind a clean stop", async () => {
+  const scene = new Scene();
+  await scene.write(0, SIZE, 1);
+  scene.buffer.openEpoch(3);
+  await scene.write(0, 100, 2);
+  scene.commit(3);
+  await scene.settle();
+  expect(scene.logs()).toEqual(["buffer.spare.0.log", "buffer.spare.1.log"]);
+  scene.storage.disk.faults.inject({ op: "write", kind: "buffer-log", error: "out-of-space", times: 1 });
+  await scene.write(0, 100, 3);
+  expect((await scene.latest()).subarray(0, 100)).toEqual(pattern(100, 3));
+  expect(scene.logs()).toEqual(["buffer.4.2.log"]);
+  scene.commit(4);
+  await scene.settle();
+  expect(scene.logs()).toEqual(["buffer.spare.2.log"]);
+  await scene.buffer.flush();
+  expect(scene.logs()).toEqual([]);
 });
 
 it("indexes zeroes of terabytes in little, and writes over them", () => {
