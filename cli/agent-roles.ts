@@ -339,13 +339,15 @@ export class AgentRoles {
       dialer: (url) => this.#binding.guard(host.dialer(url)),
       isWanted: (url) => {
         const active = this.#active;
-        return active.role === "Primary" ? !active.primary.isConnectedTo(url) : !active.secondary.isConnected;
+        return active.role === "Primary"
+          ? !active.primary.secondaries.isConnectedTo(url)
+          : !active.secondary.isConnected;
       },
       connected: (link, ended, url) => this.accept(link, ended, url),
       failed: (reason, url) => {
         this.#binding.told(reason, url);
         const active = this.#active;
-        if (active.role === "Primary") active.primary.dialFailed(reason, url);
+        if (active.role === "Primary") active.primary.secondaries.dialFailed(reason, url);
         else active.secondary.dialFailed(reason);
       },
     });

@@ -10,7 +10,6 @@ import {
 } from "../proto/control-api.ts";
 import { ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
-import type { StateRecord } from "../proto/state-record.ts";
 import type { BlockDevice, Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Timer } from "../shared/host/clock.ts";
@@ -56,12 +55,13 @@ export class PrimaryRole {
   readonly copies: DiskCopies;
   readonly mirrors: Mirrors;
   readonly bitmaps: NamedBitmaps;
+  /** The links to the secondaries. */
+  readonly secondaries: Secondaries;
   /** One for each secondary that there may be. */
   readonly places: readonly SecondaryPlace[];
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
-  readonly #secondaries: Secondaries;
   readonly #lineages: LineageKeeper;
   readonly #epochs: EpochSessions;
   /** Where there are several: those that have not spoken since the start, and may have been promoted meanwhile. */
@@ -88,7 +88,7 @@ export class PrimaryRole {
     this.#epochs = new EpochSessions({
       state: options.state,
       places: () => this.places,
-      secondaries: () => this.#secondaries,
+      secondaries: () => this.secondaries,
       lineages: () => this.#lineages,
       committed: () => this.checkpoints.committed,
     });
@@ -140,12 +140,12 @@ export class PrimaryRole {
     this.#lineages = new LineageKeeper({
       ...options,
       assertServing: () => this.#guests.gate.assertServing(),
-      streaming: () => this.#secondaries.sessions(({ streamingSession }) => streamingSession),
+      streaming: () => this.secondaries.sessions(({ streamingSession }) => streamingSession),
     });
     this.places = options.trackings.map(({ slot, tracking }, index) =>
       this.#newPlace(slot, tracking, options.peerUrls[index] ?? null, takeCheckpoint),
     );
-    this.#secondaries = new Secondaries({
+    this.secondaries = new Secondaries({
       ...options,
       places: this.places,
       hello: () => this.hello(),
@@ -185,21 +185,12 @@ export class PrimaryRole {
 
   /** Takes a link to a peer, whoever has dialled. */
   accept(link: Link, ended?: (wasOpen: boolean) => void, url?: string): void {
-    this.#secondaries.accept(link, ended, url);
-  }
-
-  dialFailed(reason: ColobusError, url: string): void {
-    this.#secondaries.dialFailed(reason, url);
+    this.secondaries.accept(link, ended, url);
   }
 
   /** What the last handshake with a proved peer came to. */
   get lastVerdict(): Judged | undefined {
     return this.#lastVerdict;
-  }
-
-  /** Whether the peer at `url` is connected, or the only one is, whoever has dialled. */
-  isConnectedTo(url: string): boolean {
-    return this.#secondaries.isConnectedTo(url);
   }
 
   /** Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`, `handed-over`. */
@@ -270,11 +261,11 @@ export class PrimaryRole {
   }
 
   get isConnected(): boolean {
-    return this.#secondaries.isConnected;
+    return this.secondaries.isConnected;
   }
 
   get isEstablished(): boolean {
-    return this.#secondaries.isEstablished;
+    return this.secondaries.isEstablished;
   }
 
   /** Whether a barrier may be placed: where the disks are shared the secondary lacks nothing, even while its overlays are full. */
@@ -342,7 +333,7 @@ export class PrimaryRole {
     });
     const reason = new ColobusError("shutting-down", "the primary agent is being stopped");
     this.#guests.gate.refuse(reason);
-    await this.#secondaries.stop(timeout, reason);
+    await this.secondaries.stop(timeout, reason);
     await this.#lineages.settled();
     timer?.cancel();
     await this.#keeper?.stop(reason);
@@ -464,7 +455,7 @@ export class PrimaryRole {
     const forwarding = changesOf(index, {
       bitmaps,
       checkpoints: this.checkpoints,
-      secondaries: () => this.#secondaries,
+      secondaries: () => this.secondaries,
       failed,
     });
     return new ReplicatedDisk(name, own, gate, forwarding);
