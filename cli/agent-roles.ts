@@ -6,6 +6,7 @@ import type { EventType } from "../proto/words.ts";
 import { allFailed } from "../primary/mirror-record.ts";
 import { NamedBitmaps } from "../primary/named-bitmaps.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
+import type { GrownPeers } from "../primary/resizes.ts";
 import { withoutCopies } from "../primary/recorded-quorum.ts";
 import { MergeWork } from "../secondary/merge-work.ts";
 import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files.ts";
@@ -15,7 +16,7 @@ import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import { statesNeeded, VmStateStore } from "../secondary/vm-state-store.ts";
 import type { Child } from "../shared/block/block-device.ts";
-import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import { keepLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
@@ -34,6 +35,7 @@ import type { LiveSettings } from "./live-config.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import { childrenContext } from "./children-context.ts";
 import type { DiskExports } from "./disk-export.ts";
+import { cleanMarkOf, namedGeometries } from "./recorded-disks.ts";
 import { MirrorTargets } from "./mirror-targets.ts";
 import { PeerBinding, refuse } from "./peer-binding.ts";
 import type { Judged } from "./verdict-answer.ts";
@@ -257,6 +259,29 @@ export class AgentRoles {
       emit("role-changed", { role: "Secondary" });
       if (!this.#stopping) this.#dial();
       this.#options.changed();
+    });
+  }
+
+  /**
+   * Makes a disk of `primary` longer, which the secondaries of `grown` have done already. Errors: as `Resizes.grow`;
+   * `not-primary` when the role has changed meanwhile, or ends.
+   */
+  grow(primary: PrimaryRole, disk: number, sizeBytes: number, grown: GrownPeers): Promise<void> {
+    return this.#change(async () => {
+      const active = this.#active;
+      if (active.role !== "Primary" || active.primary !== primary || this.#stopping) {
+        throw new ColobusError(
+          "not-primary",
+          "this side is not Primary any more",
+          "See `colobus status` on both sides.",
+        );
+      }
+      await primary.resizes.grow(disk, sizeBytes, grown);
+      const { state, exports } = this.#options;
+      const replicated = primary.disks[disk];
+      if (replicated !== undefined) {
+        exports.put(replicated.name, state.record.vm, primary.exported(replicated), false);
+      }
     });
   }
 
@@ -560,15 +585,4 @@ export class AgentRoles {
     });
     jobs.start(work, { speed: agent.config.resyncSpeed, held: false });
   }
-}
-
-/** A shared disk that was never opened for writing, and so says nothing, was not flushed: it was not left in good order. */
-function cleanMarkOf({ mode }: StateRecord, mark: string | undefined): string | null {
-  return mode === "shared" && mark === "" ? null : (mark ?? null);
-}
-
-function namedGeometries({ disks, clusterBytes }: StateRecord): { name: string; geometry: ClusterGeometry }[] {
-  return disks.flatMap(({ name, sizeBytes }) =>
-    sizeBytes === null ? [] : { name, geometry: clusterGeometry(sizeBytes, clusterBytes) },
-  );
 }

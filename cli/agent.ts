@@ -27,6 +27,8 @@ import type {
   StoredVmState,
   StoredVmStateRequest,
   ReloadAnswer,
+  ResizeAnswer,
+  ResizeRequest,
   ResyncAnswer,
   ResyncRequest,
   RollbackAnswer,
@@ -63,9 +65,11 @@ import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
 import { changeChild } from "./change-child.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
+import { describeSecondary, type RoleStatus } from "./describe-secondary.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
 import { assertEpochs } from "./no-epochs.ts";
+import { resizeDisk } from "./resize-disk.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
@@ -362,6 +366,16 @@ export class Agent implements AgentControl {
     return job.describe();
   }
 
+  resize(request: ResizeRequest, signal: AbortSignal): Promise<ResizeAnswer> {
+    const { host, dropClients } = this.#options;
+    return resizeDisk(
+      { primary: this.#primary("resize"), roles: this.#roles, dropClients },
+      request,
+      host.clock,
+      signal,
+    );
+  }
+
   changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {
     return changeChild(this.#primary("child"), request, this.#options.host.clock, signal);
   }
@@ -536,24 +550,6 @@ export class Agent implements AgentControl {
 function openSharedMark({ host, config }: AgentOptions, state: StateFile): SharedMark | undefined {
   if (config.sharedMark === undefined) return undefined;
   return new SharedMark(host.storage, config.sharedMark, () => state.record.agentId);
-}
-
-type RoleStatus = Pick<Status, "epoch" | "peers" | "disks" | "protection" | "recoverable">;
-
-function describeSecondary(secondary: SecondaryRole): RoleStatus {
-  const { checkpoints } = secondary;
-  return {
-    epoch: {
-      open: checkpoints.openEpoch,
-      prepared: [...checkpoints.prepared],
-      committed: checkpoints.committed.epoch,
-      retained: [...checkpoints.kept.retained],
-    },
-    peers: [secondary.describePeer()],
-    disks: secondary.describeDisks(),
-    protection: secondary.describeProtection(),
-    recoverable: secondary.describeRecoverable(),
-  };
 }
 
 /** What is listed beside the disks: the committed checkpoint, and the retained ones. */

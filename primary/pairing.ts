@@ -2,7 +2,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { SyncExtent } from "../proto/words.ts";
 import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
-import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { confirmed } from "../shared/replication/lineage.ts";
@@ -78,10 +78,23 @@ export class Pairing {
     return this.#beginning;
   }
 
+  /** A disk that is shorter on the secondary lacks what is behind its end there. */
+  async #addMissing(hello: Hello, peer: Hello): Promise<void> {
+    for (const [disk, { name, sizeBytes }] of hello.disks.entries()) {
+      const there = peer.disks.find((one) => one.name === name)?.sizeBytes ?? null;
+      const geometry = this.#options.geometries[disk];
+      if (geometry === undefined || sizeBytes === null || there === null || there >= sizeBytes) continue;
+      await this.#options.tracking.add(disk, [
+        { first: firstClusterOf(geometry, there), end: endClusterOf(geometry, 0, sizeBytes) },
+      ]);
+    }
+  }
+
   async #begin(session: SourceSession, hello: Hello, peer: Hello, extent: SyncExtent): Promise<void> {
     const { state, tracking, random, opened } = this.#options;
     if (session.isClosed) return;
     if (extent === "full" || extent === "assumed") await tracking.begin(peer.agentId, extent);
+    else await this.#addMissing(hello, peer);
     if (session.isClosed) return;
     const id = random.bytes(16).toString("hex");
     const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;

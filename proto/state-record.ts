@@ -148,6 +148,13 @@ export const stateRecordSchema = z.object({
       sizeBytes: z.int().positive().nullable(),
       /** What tells a change of the image, written at a clean stop only; null: the agent runs, or has crashed. */
       cleanMark: z.string().nullable(),
+      /** A growth of the image is under way: it has at least `sizeBytes`, and at most these, and is to have them. */
+      growsTo: z.int().positive().optional(),
+      /**
+       * On a secondary: the size before it has grown for a primary that is not known to have grown as well, and may
+       * still have any size from this one on.
+       */
+      formerSizeBytes: z.int().positive().optional(),
       /** What the command line names, where a mirror has put another image in its place. */
       formerImage: z.string().optional(),
       /** The copies beside the image, and the rules for them; left out where there were never any. */

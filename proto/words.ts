@@ -215,6 +215,7 @@ export const EVENT_TYPES = [
   "job-changed",
   "job-ready",
   "disk-pivoted",
+  "disk-resized",
   "stalled",
   "lease-acquired",
   "lease-lost",

@@ -65,6 +65,11 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
     meaning:
       "A switchover: the secondary, which has committed everything, becomes Primary, which ends the session; answered only when it refuses.",
   },
+  "resize": {
+    from: "primary",
+    meaning:
+      "A disk of the primary's is about to grow: the secondary makes its own at least that long, durably, and answers.",
+  },
   "verify": { from: "primary", meaning: "Checksums are going to be asked for, or are not any more: for status only." },
   "checksum": {
     from: "primary",

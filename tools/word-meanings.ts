@@ -243,6 +243,7 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "job-changed": "A job has another state than before.",
   "job-ready": "A job has nothing left to copy for the first time: it follows, and can be completed.",
   "disk-pivoted": "A disk has the target of a mirror for its image.",
+  "disk-resized": "A disk has grown (`colobus resize`).",
   "stalled":
     "The agent was held up for a second or longer, by itself or by its host, and answered nobody; the data has how often, and the longest.",
   "lease-acquired": "This side has claimed the arbiter's lease.",
