@@ -24,7 +24,7 @@ import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
-import { demoted } from "../shared/replication/lineage.ts";
+import { demoted, historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { probePeer } from "../shared/replication/peer-probe.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
@@ -162,17 +162,24 @@ export class AgentRoles {
 
   /**
    * Asks the recorded peer what the two would do; nothing follows from the answer on either side. There is a peer to
-   * dial. Errors: as `probePeer`.
+   * dial. With `asIf` it is what they would do if the record were changed so. Errors: as `probePeer`.
    */
-  async probe(url: string, signal: AbortSignal): Promise<Judged> {
+  async probe(
+    url: string,
+    signal: AbortSignal,
+    { asIf }: { readonly asIf?: (record: StateRecord) => StateRecord } = {},
+  ): Promise<Judged> {
     const { host, config, token } = this.#options.agent;
     const role = (): PrimaryRole | SecondaryRole =>
       this.#active.role === "Primary" ? this.#active.primary : this.#active.secondary;
     for (;;) {
-      const hello = role().hello();
+      const own = role().hello();
+      // Of somebody whom no certificate was seen of yet nothing is bound.
+      const hello = asIf === undefined ? own : { ...own, ...historyFieldsOf(asIf(this.#options.state.record)) };
+      const dialer = asIf === undefined ? this.#binding.guard(host.dialer(url)) : host.dialer(url);
       const { peerTimeoutMs } = config;
       const judged = await probePeer({
-        dialer: this.#binding.guard(host.dialer(url)),
+        dialer,
         clock: host.clock,
         hello,
         token,

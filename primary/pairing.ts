@@ -1,5 +1,6 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { Hello } from "../proto/replication-messages.ts";
+import type { StateRecord } from "../proto/state-record.ts";
 import type { SyncExtent } from "../proto/words.ts";
 import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import { endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
@@ -62,12 +63,16 @@ export class Pairing {
   unite(): Promise<void> {
     const differing = this.#differing;
     const session = this.#session;
+    const peer = this.#options.state.record.pairing?.peer;
     this.#differing = [];
     const united = this.#beginning.then(async () => {
       for (const [disk, clusters] of differing.entries()) {
         if (!clusters.isEmpty) await this.#options.tracking.add(disk, [...clusterRuns(clusters)]);
       }
-      await this.#options.state.update((record) => (session === undefined ? record : confirmed(record, session)));
+      await this.#options.state.update((record) => {
+        stillWith(record, peer);
+        return session === undefined ? record : confirmed(record, session);
+      });
     });
     this.#beginning = united.catch(() => undefined); // the caller has the error
     return united;
@@ -99,7 +104,7 @@ export class Pairing {
     const id = random.bytes(16).toString("hex");
     const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;
     await state.update((record) => ({
-      ...record,
+      ...stillWith(record, peer.agentId),
       pairing: { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] },
       ...(session.peerSubject === undefined ? {} : { peerSubject: session.peerSubject }),
     }));
@@ -109,4 +114,10 @@ export class Pairing {
     const diskSizes = hello.disks.map((disk) => disk.sizeBytes ?? 0);
     session.begin({ session: id, extent, lineage: hello.lineage ?? "", openEpoch, diskSizes });
   }
+}
+
+/** The record, unless an operator has had another agent take the peer's place since the handshake. */
+function stillWith(record: StateRecord, peer: string | undefined): StateRecord {
+  if (peer !== undefined && record.replaced?.includes(peer) !== true) return record;
+  throw new ColobusError("peer-replaced", "an operator had another agent take the peer's place");
 }

@@ -334,6 +334,10 @@ export type RejoinAnswer = z.infer<typeof rejoinAnswerSchema>;
 export const connectRequestSchema = z.strictObject({
   dryRun: z.boolean().default(false),
   discardMyData: z.boolean().default(false),
+  /** On a primary whose peer is lost: another agent takes its place. */
+  acceptNewPeer: z.boolean().optional(),
+  /** With `acceptNewPeer`: whom to dial from now on. */
+  peer: z.string().optional(),
   timeoutMs,
 });
 export type ConnectRequest = z.infer<typeof connectRequestSchema>;

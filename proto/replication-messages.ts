@@ -30,6 +30,7 @@ import {
   HANDSHAKE_MESSAGE_MAX_BYTES,
   MESSAGE_MAX_BYTES,
   PREPARED_EPOCHS_MAX,
+  REPLACED_PEERS_MAX,
   VERIFY_HOLE_BYTES,
   VMSTATE_CHUNK_BYTES,
 } from "./limits.ts";
@@ -119,6 +120,8 @@ const helloSchema = z.object({
   ancestors: z.array(text).max(ANCESTORS_MAX),
   heard: z.array(text).max(ANCESTORS_MAX),
   pairing: z.object({ peer: text, sessions: z.array(text).max(2) }).nullable(),
+  /** Agents that another one has taken the place of, by an operator's word; left out where there are none. */
+  replaced: z.array(text).max(REPLACED_PEERS_MAX).optional(),
   /** The agent whose copy this side's dirty bitmaps count from. */
   tracks: text.nullable(),
   outdated: z.boolean(),

@@ -20,7 +20,7 @@ import assert from "node:assert/strict";
 import { crc32 } from "node:zlib";
 import { Packr } from "msgpackr";
 import { z } from "zod";
-import { ANCESTORS_MAX, BITMAPS_MAX, STATE_SLOT_BYTES } from "./limits.ts";
+import { ANCESTORS_MAX, BITMAPS_MAX, REPLACED_PEERS_MAX, STATE_SLOT_BYTES } from "./limits.ts";
 import { STATE_RECORD_VERSION } from "./versions.ts";
 import {
   BITMAP_FAULTS,
@@ -126,6 +126,8 @@ export const stateRecordSchema = z.object({
   }),
   /** The peer of the last session, and the ids of the last two sessions with it, newest first. */
   pairing: z.object({ peer: z.string(), sessions: z.array(z.string()).max(2) }).nullable(),
+  /** Agents that an operator had another one take the place of (`connect --accept-new-peer`), newest first: they are refused. */
+  replaced: z.array(z.string()).max(REPLACED_PEERS_MAX).optional(),
   /** The subject of the certificate with which the peer of the last session has proved itself, where it has shown one. */
   peerSubject: z.string().optional(),
   /**

@@ -285,6 +285,8 @@ export const VERDICT_RULE_MEANINGS: Record<VerdictRule, string> = {
   "two-primaries": "Two primaries have one and the same history: a state directory, or a whole host, was copied.",
   "put-back":
     "The Primary is behind by a history that no peer can know by its own record: it was put back to a backup, and what it has acknowledged since may be nowhere else.",
+  "replaced-peer":
+    "The secondary is one that another agent was to take the place of, by an operator's word (`connect --accept-new-peer`).",
   "diverged": "The two have a common history, and each has gone on without the other.",
   "unrelated": "The two have no common history.",
 };

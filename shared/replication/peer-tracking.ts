@@ -189,7 +189,8 @@ export class PeerTracking {
     const tracker = this.#trackers?.[disk];
     if (tracker !== undefined) tracker.addGrown(first);
     // A secondary that tracks nobody has changed nothing by itself.
-    else if (this.#peer !== null || this.#options.state.record.role === "Primary") this.dirty(disk).addClusters(first, geometry.clusterCount);
+    else if (this.#peer !== null || this.#options.state.record.role === "Primary")
+      this.dirty(disk).addClusters(first, geometry.clusterCount);
   }
 
   /** The bitmaps are about nobody any more. */
