@@ -26,7 +26,6 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
 import { demoted, historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
-import { probePeer } from "../shared/replication/peer-probe.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent-host.ts";
@@ -35,6 +34,7 @@ import type { LiveSettings } from "./live-config.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import { childrenContext } from "./children-context.ts";
 import type { DiskExports } from "./disk-export.ts";
+import { askPeer } from "./ask-peer.ts";
 import { cleanMarkOf, namedGeometries } from "./recorded-disks.ts";
 import { MirrorTargets } from "./mirror-targets.ts";
 import { PeerBinding, refuse } from "./peer-binding.ts";
@@ -164,32 +164,21 @@ export class AgentRoles {
    * Asks the recorded peer what the two would do; nothing follows from the answer on either side. There is a peer to
    * dial. With `asIf` it is what they would do if the record were changed so. Errors: as `probePeer`.
    */
-  async probe(
+  probe(
     url: string,
     signal: AbortSignal,
     { asIf }: { readonly asIf?: (record: StateRecord) => StateRecord } = {},
   ): Promise<Judged> {
     const { host, config, token } = this.#options.agent;
-    const role = (): PrimaryRole | SecondaryRole =>
-      this.#active.role === "Primary" ? this.#active.primary : this.#active.secondary;
-    for (;;) {
-      const own = role().hello();
-      // Of somebody whom no certificate was seen of yet nothing is bound.
-      const hello = asIf === undefined ? own : { ...own, ...historyFieldsOf(asIf(this.#options.state.record)) };
-      const dialer = asIf === undefined ? this.#binding.guard(host.dialer(url)) : host.dialer(url);
-      const { peerTimeoutMs } = config;
-      const judged = await probePeer({
-        dialer,
-        clock: host.clock,
-        hello,
-        token,
-        peerTimeoutMs,
-        signal,
-      });
-      // What was said of a history that is not this side's any more explains nothing.
-      const now = role().hello();
-      if (now.role === hello.role && now.lineage === hello.lineage) return judged;
-    }
+    const dialer = host.dialer(url);
+    const { peerTimeoutMs } = config;
+    // Of a peer that is to be another one no certificate is bound.
+    const options = { ...host, token, peerTimeoutMs, signal, dialer: asIf ? dialer : this.#binding.guard(dialer) };
+    return askPeer(options, () => {
+      const active = this.#active;
+      const own = active.role === "Primary" ? active.primary.hello() : active.secondary.hello();
+      return asIf === undefined ? own : { ...own, ...historyFieldsOf(asIf(this.#options.state.record)) };
+    });
   }
 
   /**
