@@ -253,6 +253,7 @@ const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
       outcome: unknown,
       // Whether the secondary has grown or not, it is taken; and it grows when it is asked again.
       afterwards: async (pair) => {
+        await pair.untilProtected();
         await grow(pair, 0);
         expect(await sizesOf(pair)).toEqual([pair.asked, pair.asked]);
       },
