@@ -30,8 +30,8 @@ export interface Command {
   readonly name: string;
   /** The command with its positional arguments, as usage messages show it. */
   readonly usage: string;
-  /** Adds the command to `yargs`; when a command line is parsed that names it, calls `chosen` with what is to be run. */
-  install(yargs: Argv, building: (yargs: Argv) => void, chosen: (run: RunCommand) => void): void;
+  /** Adds the command to `yargs`; when a command line is parsed that names it, calls `chosen` with what is to be run, which throws. */
+  install(yargs: Argv, building: (yargs: Argv) => void, chosen: (run: RunCommand) => never): void;
 }
 
 /** A command has told itself what is wrong, as its result: only the exit code is left. */

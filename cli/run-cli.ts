@@ -35,6 +35,19 @@ export async function runCli(
   }
 }
 
+/**
+ * Leaves the parser when it has called a command's handler. Behind that it would lay out the command's help text, in case
+ * that the handler fails, which takes longer than all that it has done till then.
+ */
+class CommandChosen extends Error {
+  readonly run: RunCommand;
+
+  constructor(run: RunCommand) {
+    super("the command line is parsed");
+    this.run = run;
+  }
+}
+
 interface ParsedCommandLine {
   /** Help, version or completions: text that the parser itself answers with. */
   readonly output: string;
@@ -42,12 +55,11 @@ interface ParsedCommandLine {
 }
 
 function parseCommandLine(argv: readonly string[], commands: readonly Command[], host: CommandHost): ParsedCommandLine {
-  let run: RunCommand | undefined;
   let output = "";
   let usage: string | undefined;
   let parser: Argv = yargs([]);
   const complain = (message: string | undefined, thrown: unknown): never => {
-    if (thrown instanceof ColobusError) throw thrown;
+    if (thrown instanceof ColobusError || thrown instanceof CommandChosen) throw thrown;
     const flags = parser.parsed === false ? [] : Object.keys(parser.parsed.aliases);
     throw usageError(message ?? String(thrown), { argv, commands: commands.map(({ name }) => name), usage, flags });
   };
@@ -79,15 +91,20 @@ function parseCommandLine(argv: readonly string[], commands: readonly Command[],
         parser = inner;
         usage = command.usage;
       },
-      (chosen) => {
-        run = chosen;
+      (run) => {
+        throw new CommandChosen(run);
       },
     );
   }
-  void parser.parse([...argv], {}, (_error, _args, text) => {
-    output = text;
-  });
-  return { output, run };
+  try {
+    void parser.parse([...argv], {}, (_error, _args, text) => {
+      output = text;
+    });
+    return { output, run: undefined };
+  } catch (thrown) {
+    if (thrown instanceof CommandChosen) return { output, run: thrown.run };
+    throw thrown;
+  }
 }
 
 /** Read before the parser, since its complaints too must be JSON. */
