@@ -201,6 +201,7 @@ class ResizeScene {
 interface Case {
   readonly side: "primary" | "secondary";
   readonly durability: Durability;
+  readonly what: string;
   readonly mode?: Mode;
   readonly isSwapped?: boolean;
 }
@@ -229,12 +230,12 @@ async function dieAt(dyingCall: number, { side, durability, mode, isSwapped }: C
 
 describe("a resize, while a host dies at every storage call", () => {
   it.each<Case>([
-    { side: "primary", durability: "power" },
-    { side: "primary", durability: "process" },
-    { side: "secondary", durability: "power" },
-    { side: "secondary", durability: "power", mode: "mc" },
-    { side: "primary", durability: "power", isSwapped: true },
-  ])("of the $side is finished or undone, and goes on: $durability $mode $isSwapped", async (one) => {
+    { what: "primary without power", side: "primary", durability: "power" },
+    { what: "killed primary", side: "primary", durability: "process" },
+    { what: "secondary without power", side: "secondary", durability: "power" },
+    { what: "secondary with a block buffer", side: "secondary", durability: "power", mode: "mc" },
+    { what: "primary whose secondary takes over", side: "primary", durability: "power", isSwapped: true },
+  ])("is finished or undone, and goes on: $what", async (one) => {
     let deaths = 0;
     while (await dieAt(deaths + 1, one)) deaths += 1;
     expect(deaths).toBeGreaterThan(CALLS_MIN);
@@ -257,6 +258,19 @@ describe("a resize", () => {
       await scene.restart(scene.secondary);
       await scene.finish();
       expect(scene.secondary.device(DISK)?.sizeBytes).toBe(LONGER);
+    });
+  });
+
+  it("alone has what is written behind the former end sent, also where the primary dies meanwhile", async () => {
+    const scene = await begun();
+    await scene.do("it", async () => {
+      scene.secondary.host.crash("process");
+      await scene.lose();
+      await scene.order();
+      scene.primary.host.crash("power");
+      await scene.restart(scene.primary);
+      await scene.restart(scene.secondary);
+      await scene.finish();
     });
   });
 
