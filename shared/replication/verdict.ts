@@ -108,9 +108,13 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   return { kind: "refused", rule: "unrelated" };
 }
 
-/** An operator had another agent take the secondary's place: to have it back would be to lose that one. */
+/**
+ * An operator had another agent take the secondary's place: to have it back would be to lose that one. But a primary that is
+ * behind has to hear of it, from whomever.
+ */
 export function isReplaced(primary: HistoryFacts, secondary: HistoryFacts): boolean {
-  return primary.replaced?.includes(secondary.agentId) === true;
+  if (primary.replaced?.includes(secondary.agentId) !== true) return false;
+  return secondary.discardsOwn || findBehind(primary, secondary) !== primary;
 }
 
 /**
