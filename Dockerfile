@@ -1,6 +1,8 @@
 # The agents and the command line. `docker build -t colobus .`, then see compose.yaml.
 
-FROM node:24-bookworm-slim AS build
+ARG NODE_IMAGE=node:24-bookworm-slim
+
+FROM ${NODE_IMAGE} AS build
 # roaring is compiled where no prebuilt binary can be fetched.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ make python3 \
@@ -14,33 +16,42 @@ RUN test -d /usr/local/include/node \
 ENV npm_config_nodedir=/usr/local
 WORKDIR /build
 COPY package.json package-lock.json ./
-RUN npm ci --no-audit --no-fund
+# What runs is bundled into dist, but for the libraries that are compiled for the machine: a copy of them goes along.
+RUN npm ci --no-audit --no-fund \
+    && mkdir -p /runtime/node_modules/@koromix \
+    && cp -r node_modules/koffi node_modules/roaring /runtime/node_modules/ \
+    && cp -r node_modules/@koromix/koffi-linux-* /runtime/node_modules/@koromix/ \
+    && cp package.json /runtime/
 COPY tsconfig.json ./
+COPY tools/build.ts tools/
 COPY proto proto
 COPY shared shared
 COPY primary primary
 COPY secondary secondary
 COPY cli cli
-COPY tools tools
-RUN npm run build && npm prune --omit=dev --no-audit --no-fund
+COPY page page
+RUN npm run build && cp -r dist /runtime/
 
-FROM node:24-bookworm-slim
+FROM ${NODE_IMAGE}
 LABEL org.opencontainers.image.title="colobus" \
       org.opencontainers.image.description="Checkpointed replication of a virtual machine's disks to a second host" \
       org.opencontainers.image.licenses="Apache-2.0"
-WORKDIR /opt/colobus
-COPY --from=build /build/package.json ./
-COPY --from=build /build/node_modules node_modules
-COPY --from=build /build/dist dist
-COPY LICENSE ./
+# `colobus certs` runs it.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends openssl \
+    && rm -rf /var/lib/apt/lists/*
+# The image's user owns the places of state, sockets and images: a new volume there takes that over.
 RUN printf '#!/bin/sh\nexec node --enable-source-maps /opt/colobus/dist/cli/main.js "$@"\n' >/usr/local/bin/colobus \
     && chmod 0755 /usr/local/bin/colobus \
-    && install -d -o node -g node -m 0700 /var/lib/colobus /run/colobus
+    && install -d -o node -g node -m 0700 /var/lib/colobus /run/colobus /disks
+WORKDIR /opt/colobus
+COPY LICENSE ./
+COPY --from=build /runtime ./
 ENV NODE_ENV=production COLOBUS_RUN=/run/colobus
 USER node
-VOLUME ["/var/lib/colobus", "/run/colobus"]
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["colobus", "status"]
+# Healthy is an agent that can do its role's part. That a VM is not protected for lack of the other host is no fault of this one.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=3 CMD ["colobus", "status", "--check", "--timeout", "8s"]
 # Node is process 1 and handles SIGTERM itself.
 ENTRYPOINT ["node", "--enable-source-maps", "/opt/colobus/dist/cli/main.js"]
 CMD ["--help"]

@@ -44,7 +44,7 @@ export class AgentImages implements ImageSource {
   /** The servers that read what another host writes, by location. */
   readonly #readers = new Map<string, StreamSource>();
   /** What is known of images that two hosts use, by location. */
-  readonly #facts = new Map<string, FormatFacts>();
+  readonly #facts = new Map<string, SharedFacts>();
   /** Images that were connected before their disks are opened, by location. */
   readonly #connected = new Map<string, NbdImage>();
 
@@ -138,30 +138,37 @@ export class AgentImages implements ImageSource {
     const facts = this.#facts.get(location);
     assert(facts !== undefined, "a shared image was looked at before it is opened");
     const { sizeBytes, unitBytes } = facts;
-    const options = { ...this.#imageOptions(location, parsed, use), sizeBytes };
+    const isShared = parsed.kind === "nbd";
+    const options = { ...this.#imageOptions(location, parsed, use), sizeBytes, isShared };
     if (use === "foreign") return new ForeignNbdImage(options);
     return new NbdImage({ ...options, onDemand: true, placementBytes: unitBytes });
   }
 
-  /** Looks at an image that two hosts use. Errors: `not-supported`, those of opening it. */
-  async #look(location: string, parsed: ServedLocation): Promise<FormatFacts> {
-    if (parsed.kind === "nbd") {
-      throw new ColobusError(
-        "not-supported",
-        `${location} cannot be a shared disk: what its server caches, and what it keeps there, cannot be known from here`,
-        "In mode `shared`, name a raw file or a block device that both hosts see, or an image as qcow2:PATH.",
-      );
-    }
-    if (!SHARED_FORMATS.includes(parsed.format)) {
+  /**
+   * Looks at an image that two hosts use. Errors: `not-supported`, those of opening it.
+   *
+   * A server that both hosts reach is what makes them see one disk: its connections have to share one cache. It has to
+   * take writes from either host too, which a promotion would find out too late.
+   */
+  async #look(location: string, parsed: ServedLocation): Promise<SharedFacts> {
+    if (parsed.kind === "format" && !SHARED_FORMATS.includes(parsed.format)) {
       throw new ColobusError(
         "not-supported",
         `${location} cannot be a shared disk: ${parsed.format} is not known to be readable while another host writes it`,
         `Formats that are: ${SHARED_FORMATS.join(", ")}; or name a raw file or a block device.`,
       );
     }
-    const facts = await readFormatFacts(parsed);
+    const facts = parsed.kind === "format" ? await readFormatFacts(parsed) : await this.#lookAtExport(location, parsed);
     this.#facts.set(location, facts);
     return facts;
+  }
+
+  async #lookAtExport(location: string, parsed: ServedLocation): Promise<SharedFacts> {
+    const options = this.#imageOptions(location, parsed, "shared");
+    const image = await NbdImage.connect({ ...options, sizeBytes: undefined, isShared: true });
+    const { sizeBytes } = image;
+    image.close();
+    return { sizeBytes, unitBytes: undefined };
   }
 
   async #connect(location: string, parsed: ServedLocation): Promise<NbdImage> {
@@ -195,3 +202,6 @@ export class AgentImages implements ImageSource {
 }
 
 type ServedLocation = Exclude<ImageLocation, { kind: "file" }>;
+
+/** `unitBytes`: undefined where one server knows, for both hosts, where it keeps what. */
+type SharedFacts = Omit<FormatFacts, "unitBytes"> & { readonly unitBytes: number | undefined };

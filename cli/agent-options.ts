@@ -317,7 +317,11 @@ function refuseOnShared(options: AgentKeys): void {
     ["--on-congestion detach", options["on-congestion"] === "detach", "Writes wait for the secondary."],
     ["--create", options.create === true, "The shared disk is there already."],
     ["--assume-in-sync", options["assume-in-sync"] === true, "There is nothing to sync."],
-    ["--arbiter", options.arbiter !== undefined, "Nobody takes a shared disk over by itself in this release."],
+    [
+      "--failover automatic without --fence-peer",
+      options.failover === "automatic" && options["fence-peer"] === undefined,
+      "Two hosts that write one disk destroy it: name the command that powers the other one off, or cuts it off from the disk.",
+    ],
     ["--adopt-image", options["adopt-image"] === true, "Start both agents with empty state directories instead."],
   ];
   for (const [flag, isGiven, why] of refused) {

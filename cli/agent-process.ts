@@ -1,9 +1,11 @@
 import { chmodSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
 import { ControlServer } from "../shared/control/api-server.ts";
+import { StatusPage } from "../shared/control/status-page.ts";
 import { VmStateSocket } from "../shared/control/vm-state-socket.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
 import { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
@@ -14,6 +16,7 @@ import { NodeRandom } from "../shared/host/node-random.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
 import { readProcessFigures } from "../shared/host/process-figures.ts";
 import { RefusalLog } from "../shared/host/refusal-log.ts";
+import { ServiceManager } from "../shared/host/service-manager.ts";
 import { TlsFiles } from "../shared/host/tls-files.ts";
 import { readBearerToken, readToken } from "../shared/host/token-file.ts";
 import { NbdServer } from "../shared/nbd/server.ts";
@@ -28,6 +31,9 @@ import { LiveConfig, type ConfigSource } from "./live-config.ts";
 import type { ProcessConfig } from "./process-config.ts";
 import { assertAddressesAllowed, assertImageAllowed, dialRefusal } from "./tls-options.ts";
 
+/** Where the build leaves the status page: beside the folder of whatever file this has become a part of. */
+const PAGE_DIRECTORY = fileURLToPath(new URL("../page/", import.meta.url));
+
 /** One agent on this machine: its sockets, and its end. */
 export class AgentProcess {
   readonly agent: Agent;
@@ -37,6 +43,7 @@ export class AgentProcess {
   readonly #listener: WebSocketListener | undefined;
   readonly #log: Log;
   readonly #tls: TlsFiles | undefined;
+  readonly #manager: ServiceManager;
   #listenPort: number | undefined;
   #stopped: Promise<void> | undefined;
 
@@ -44,8 +51,9 @@ export class AgentProcess {
     this.agent = agent;
     this.#log = log;
     this.#tls = tls;
+    this.#manager = new ServiceManager({ env: process.env, pid: process.pid, clock: new NodeClock(), log });
     this.#nbd = new NbdServer({ directory: agent.exports, clock: new NodeClock(), log });
-    this.#control = new ControlServer({ control: agent, log });
+    this.#control = new ControlServer({ control: agent, log, page: new StatusPage(PAGE_DIRECTORY) });
     this.#vmStates = new VmStateSocket({ control: agent, log });
     const refusals = new RefusalLog({ clock: new NodeClock(), log, port: "replication" });
     this.#listener =
@@ -136,13 +144,17 @@ export class AgentProcess {
     if (config.listen !== undefined) {
       this.#listenPort = await this.#listener?.listen(config.listen.host, config.listen.port);
     }
-    await this.#nbd.listenUnix(join(config.runDirectory, "nbd.sock"));
+    const [nbd, vmState, control] = ["nbd.sock", "vmstate.sock", "control.sock"].map((name) =>
+      join(config.runDirectory, name),
+    ) as [string, string, string];
+    await this.#nbd.listenUnix(nbd, this.#manager.socketAt(nbd));
     chmodSync(config.runDirectory, 0o700);
     await this.#listenForNbd(config);
-    await this.#vmStates.listen(join(config.runDirectory, "vmstate.sock"));
+    await this.#vmStates.listen(vmState, this.#manager.socketAt(vmState));
     await this.#listenForControl(config);
     // The control socket comes last: whoever finds it finds an agent that serves.
-    await this.#control.listenUnix(join(config.runDirectory, "control.sock"));
+    await this.#control.listenUnix(control, this.#manager.socketAt(control));
+    this.#manager.ready(`${this.agent.role} of VM ${config.agent.vm}`);
   }
 
   async #listenForNbd({ nbdListen, nbdTls }: ProcessConfig): Promise<void> {
@@ -162,6 +174,7 @@ export class AgentProcess {
   }
 
   async #stop(): Promise<void> {
+    this.#manager.stopping();
     this.#tls?.stop();
     this.agent.leave();
     await this.#vmStates.close();
@@ -169,6 +182,7 @@ export class AgentProcess {
     await this.agent.stop(SHUTDOWN_TIMEOUT_MS / 3);
     await this.#listener?.close();
     await this.#control.close();
+    this.#manager.stop();
   }
 }
 

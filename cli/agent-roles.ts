@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
+import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { allFailed } from "../primary/mirror-record.ts";
+import { mergeUnfinished } from "../primary/merge-unfinished.ts";
 import { NamedBitmaps } from "../primary/named-bitmaps.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
 import type { GrownPeers } from "../primary/resizes.ts";
@@ -26,6 +28,7 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import { Connector } from "../shared/replication/connector.ts";
 import { demoted, historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
+import { measureLink, type LinkFigures } from "../shared/replication/measure-link.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent-host.ts";
@@ -174,11 +177,20 @@ export class AgentRoles {
     const { peerTimeoutMs } = config;
     // Of a peer that is to be another one no certificate is bound.
     const options = { ...host, token, peerTimeoutMs, signal, dialer: asIf ? dialer : this.#binding.guard(dialer) };
-    return askPeer(options, () => {
-      const active = this.#active;
-      const own = active.role === "Primary" ? active.primary.hello() : active.secondary.hello();
-      return asIf === undefined ? own : { ...own, ...historyFieldsOf(asIf(this.#options.state.record)) };
-    });
+    const said = (): Partial<Hello> => (asIf === undefined ? {} : historyFieldsOf(asIf(this.#options.state.record)));
+    return askPeer(options, () => ({ ...this.#hello, ...said() }));
+  }
+
+  get #hello(): Hello {
+    return this.#active.role === "Primary" ? this.#active.primary.hello() : this.#active.secondary.hello();
+  }
+
+  /** Measures the link to the peer at `url`. Errors: as `measureLink`. */
+  measureLink(url: string, signal: AbortSignal): Promise<LinkFigures> {
+    const { host, config, token } = this.#options.agent;
+    const { peerTimeoutMs } = config;
+    const dialer = this.#binding.guard(host.dialer(url));
+    return measureLink({ ...host, dialer, hello: this.#hello, token, peerTimeoutMs, signal });
   }
 
   /**
@@ -220,13 +232,7 @@ export class AgentRoles {
       const active = this.#active;
       if (active.role === "Secondary") return;
       const { state, agent, exports, emit } = this.#options;
-      if (state.record.merge !== null) {
-        throw new ColobusError(
-          "merge-unfinished",
-          "the overlays of the last failover are not merged into the images yet",
-          "Wait for it: `colobus wait merged`.",
-        );
-      }
+      if (state.record.merge !== null) throw mergeUnfinished();
       this.#connector?.stop();
       active.primary.refuseGuests(new ColobusError("handed-over", "this side is not Primary any more"));
       exports.withdrawAll();

@@ -113,12 +113,14 @@ function torn(record: StateRecord): StateRecord {
 
 /**
  * Whether a server that wrote a shared disk for a primary was killed: what it held of barriers whose flush was not done is
- * gone then, as after a loss of power. Waits until a server that still writes has ended.
+ * gone then, as after a loss of power. Of one that somebody else runs nobody here knows. Waits until a server that still
+ * writes has ended.
  */
 async function hasLostBarriers(record: StateRecord, { images }: StateHost): Promise<boolean> {
   const isUnclean = record.disks.some(({ cleanMark }) => cleanMark === null);
   if (record.mode !== "shared" || record.role !== "Primary" || !isUnclean) return false;
-  return record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "shared");
+  const isServed = record.disks.some(({ image }) => parseImageLocation(image).kind === "nbd");
+  return isServed || record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "shared");
 }
 
 /** Since the host has booted, readers see what its devices have; nobody knows when another host has. */

@@ -44,7 +44,7 @@ import type {
 } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
-import { isInSync, type EventType, type Role, type WaitCondition } from "../proto/words.ts";
+import { type EventType, type Role, type WaitCondition } from "../proto/words.ts";
 import { describeMirror } from "../primary/mirror-record.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import { withoutCleanMarks } from "../primary/recorded-quorum.ts";
@@ -65,7 +65,6 @@ import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
 import { changeChild } from "./change-child.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
-import { describeSecondary, type RoleStatus } from "./describe-secondary.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
 import { assertEpochs } from "./no-epochs.ts";
@@ -74,6 +73,8 @@ import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
 import { StoredVmStates } from "./stored-vm-states.ts";
+import { logTransition } from "./transition-log.ts";
+import { describePrimary, describeSecondary, isReached } from "./role-status.ts";
 
 /**
  * One agent: the disks of one VM in one role at a time, its exports, its jobs and its events. It is written against
@@ -108,6 +109,7 @@ export class Agent implements AgentControl {
     this.#state = state;
     this.#events = new EventLog(options.host.clock);
     this.#events.follow((event) => this.#metrics.count(event));
+    this.#events.follow((event) => logTransition(options.host.log, event));
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
@@ -134,6 +136,7 @@ export class Agent implements AgentControl {
     const emit = (type: EventType, data: Record<string, unknown>): void => this.#emit(type, data);
     this.#arbitration = openArbitration(options, state, emit, {
       candidate: () => this.#candidate(),
+      assertFit: (secondary) => this.#failovers.assertFit(secondary),
       failOver: () => this.#failovers.takeOver(),
     });
     this.#roles = new AgentRoles({
@@ -232,7 +235,9 @@ export class Agent implements AgentControl {
     const { config, host } = this.#options;
     const { active } = this.#roles;
     const view =
-      active.role === "Primary" ? this.#describePrimary(active.primary) : describeSecondary(active.secondary);
+      active.role === "Primary"
+        ? describePrimary(active.primary, this.#roles.promoted)
+        : describeSecondary(active.secondary);
     return {
       role: record.role,
       vm: record.vm,
@@ -322,6 +327,8 @@ export class Agent implements AgentControl {
   connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer> {
     return this.#roleCommands.connect(request, signal);
   }
+
+  measureLink: AgentControl["measureLink"] = (request, signal) => this.#roleCommands.measureLink(request, signal);
 
   async startAlone(): Promise<StartAloneAnswer> {
     return Promise.resolve(this.#roleCommands.startAlone());
@@ -497,32 +504,8 @@ export class Agent implements AgentControl {
     this.#emit("protection-changed", { ...protection });
   }
 
-  #describePrimary(primary: PrimaryRole): RoleStatus {
-    const disks = primary.describeDisks().map((disk, index) => {
-      const promoted = this.#roles.promoted[index];
-      return promoted === undefined ? disk : { ...disk, ...promoted.storage };
-    });
-    return {
-      epoch: primary.checkpoints.describe(),
-      peers: primary.describePeers(),
-      disks,
-      protection: primary.describeProtection(),
-      recoverable: primary.describeRecoverable(),
-    };
-  }
-
   #isReached(condition: WaitCondition): boolean {
-    const { epoch, peers, jobs, role } = this.status();
-    switch (condition) {
-      case "connected":
-        return peers.some((peer) => peer.connection === "Connected");
-      case "synced":
-        return peers.some((peer) => isInSync(peer.replication));
-      case "committed":
-        return epoch.committed > 0;
-      case "merged":
-        return role === "Primary" && this.#state.record.merge === null && jobs.every(isNoOpenMerge);
-    }
+    return isReached(condition, this.status(), this.#state.record);
   }
 
   #secondary(command: string): SecondaryRole {
@@ -550,9 +533,4 @@ export class Agent implements AgentControl {
 function openSharedMark({ host, config }: AgentOptions, state: StateFile): SharedMark | undefined {
   if (config.sharedMark === undefined) return undefined;
   return new SharedMark(host.storage, config.sharedMark, () => state.record.agentId);
-}
-
-/** What is listed beside the disks: the committed checkpoint, and the retained ones. */
-function isNoOpenMerge(job: JobStatus): boolean {
-  return job.type !== "merge" || job.state === "concluded";
 }

@@ -17,7 +17,7 @@ export function openArbitration(
   { host, config, arbiter }: AgentOptions,
   state: StateFile,
   emit: (type: EventType, data: Record<string, unknown>) => void,
-  roles: Pick<TakeoverOptions, "candidate" | "failOver">,
+  roles: Pick<TakeoverOptions, "candidate" | "assertFit" | "failOver">,
 ): Arbitration | undefined {
   if (arbiter === undefined) return undefined;
   const { agentId } = state.record;

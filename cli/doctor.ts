@@ -8,6 +8,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import { runDirectoryOfAgent } from "./agent-flags.ts";
 import type { ProcessConfig } from "./process-config.ts";
 import { checkLink, checkSockets, checkStatus, checkToken } from "./check-agent.ts";
+import { checkPeer } from "./check-peer.ts";
 import { checkDirectory } from "./check-directory.ts";
 import { checkNode, checkOpenFiles, checkProgram, readLimits, watchClock } from "./check-machine.ts";
 import { failed, ok, warning, type Finding } from "./finding.ts";
@@ -41,6 +42,10 @@ export async function examine(examination: Examination): Promise<Finding[]> {
   if (config?.tokenFile !== undefined) findings.push(checkToken(config.tokenFile));
   const peers = new Set([...(config?.agent.peers ?? []), ...(status?.peers ?? []).flatMap(({ url }) => url ?? [])]);
   for (const url of peers) findings.push(await checkLink(url, clock));
+  if (examination.client !== undefined && status !== undefined) {
+    const { timeoutMs, signal } = examination;
+    findings.push(...(await checkPeer(examination.client, status, { timeoutMs, signal })));
+  }
   findings.push(checkClock());
   return findings;
 }

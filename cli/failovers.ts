@@ -80,6 +80,15 @@ export class Failovers {
     }
   }
 
+  /**
+   * Makes sure that a takeover would not stop half-way: nobody is claimed from, or fenced, for a checkpoint that is void,
+   * or where there is no way to fence. Errors: `fence-failed`, `unprotected`, `image-busy`.
+   */
+  async assertFit(secondary: SecondaryRole): Promise<void> {
+    this.#assertFenceable(BY_ITSELF);
+    await secondary.assertProtected(false);
+  }
+
   /** The arbiter lets this secondary take over. Errors: what keeps it from being promoted. */
   async takeOver(): Promise<void> {
     await this.#options.settled();
@@ -128,7 +137,12 @@ export class Failovers {
     if (fence === undefined) return;
     const { record } = state;
     const { address } = secondary.describePeer();
-    const peer = { vm: record.vm, agentId: record.pairing?.peer ?? null, address };
+    const peer = {
+      vm: record.vm,
+      agentId: record.pairing?.peer ?? null,
+      address,
+      sharesDisks: record.mode === "shared",
+    };
     try {
       await fence(peer);
     } catch (error) {

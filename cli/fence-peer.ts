@@ -7,6 +7,8 @@ export interface FencedPeer {
   readonly vm: string;
   readonly agentId: string | null;
   readonly address: string | null;
+  /** The two use one disk, which the peer must not write any more; else it only must not serve. */
+  readonly sharesDisks: boolean;
 }
 
 /** What the exit codes mean that let a promotion go on. */
@@ -16,6 +18,8 @@ const FENCED: Readonly<Record<number, string>> = {
   5: "the peer cannot be reached, and is taken for dead",
   7: "the peer was powered off",
 };
+/** Of those, what says that the peer writes no more: one that cannot be reached may still reach the disk. */
+const WRITES_NO_MORE: readonly (string | number)[] = [4, 7];
 const PEER_IS_PRIMARY = 6;
 
 /**
@@ -40,6 +44,11 @@ export async function fencePeer(hook: Hook, peer: FencedPeer, clock: Clock, log:
     throw refused(asColobusError(error).message);
   }
   const meaning = typeof outcome === "number" ? FENCED[outcome] : undefined;
+  if (meaning !== undefined && peer.sharesDisks && !WRITES_NO_MORE.includes(outcome)) {
+    throw refused(
+      `says that ${meaning} (exit code ${outcome}), and what it may still write would destroy the shared disk`,
+    );
+  }
   if (meaning !== undefined) {
     log.info({ exitCode: outcome }, `the fence hook has ended: ${meaning}`);
     return meaning;
@@ -52,6 +61,6 @@ function refused(what: string): ColobusError {
   return new ColobusError(
     "fence-failed",
     `the fence hook ${what}`,
-    "See the log for its output; make sure that the peer does not serve, and say `colobus failover --force`.",
+    "See the log for its output; make sure that the peer does not serve, and say `colobus failover --force`, or --fenced in mode shared.",
   );
 }

@@ -12,8 +12,9 @@ import type { ColobusError } from "../proto/errors.ts";
 export interface TextSink {
   readonly isTTY?: boolean;
   readonly columns?: number;
+  readonly rows?: number;
   write(text: string | Uint8Array, written?: () => void): unknown;
-  on(event: "error", listener: (error: NodeJS.ErrnoException) => void): unknown;
+  on(event: "error" | "resize", listener: (error: NodeJS.ErrnoException) => void): unknown;
 }
 
 type Tone = "good" | "bad" | "warn" | "heading" | "quiet";
@@ -27,18 +28,24 @@ export const paintNothing: Paint = (_tone, text) => text;
 /** Whether to colour has been decided by then: styleText would ask the process's own stdout. */
 const paintForTerminal: Paint = (tone, text) => styleText(TONES[tone], text, { validateStream: false });
 
-const CLEAR_SCREEN = "\u001b[H\u001b[2J";
+/** Of a screen that does not tell. */
+const ROWS_DEFAULT = 24;
 
 export class Output {
   readonly #stdout: TextSink;
   readonly #stderr: TextSink;
   readonly #readerGone = new AbortController();
+  readonly #hasBlocks: boolean;
+  /** Whether stdout is a screen that can be drawn on. */
+  readonly canDraw: boolean;
   readonly paint: Paint;
 
   constructor(stdout: TextSink, stderr: TextSink, env: Readonly<Record<string, string | undefined>>) {
     this.#stdout = stdout;
     this.#stderr = stderr;
-    const colours = stdout.isTTY === true && (env.NO_COLOR ?? "") === "" && env.TERM !== "dumb";
+    this.canDraw = stdout.isTTY === true && env.TERM !== "dumb";
+    this.#hasBlocks = /utf-?8/i.test([env.LC_ALL, env.LC_CTYPE, env.LANG].find((name) => (name ?? "") !== "") ?? "");
+    const colours = this.canDraw && (env.NO_COLOR ?? "") === "";
     this.paint = colours ? paintForTerminal : paintNothing;
     stdout.on("error", () => this.#readerGone.abort());
     // Nobody is left to be told.
@@ -50,14 +57,29 @@ export class Output {
     return this.#readerGone.signal;
   }
 
-  /** Whether stdout is a screen that can be redrawn. */
+  /** Columns of the screen. */
+  get columns(): number {
+    return this.#stdout.columns ?? 100;
+  }
+
+  /** The screen's size now, and what can be drawn on it. */
+  get size(): { readonly columns: number; readonly rows: number; readonly hasBlocks: boolean } {
+    return { columns: this.columns, rows: this.#stdout.rows ?? ROWS_DEFAULT, hasBlocks: this.#hasBlocks };
+  }
+
+  /** Whether stdout is a terminal. */
   get isScreen(): boolean {
     return this.#stdout.isTTY === true;
   }
 
-  /** Columns of the screen. */
-  get columns(): number {
-    return this.#stdout.columns ?? 100;
+  /** Calls `resized` whenever the screen has another size. */
+  onResize(resized: () => void): void {
+    this.#stdout.on("resize", resized);
+  }
+
+  /** What a terminal is told, as it is; `written` is called when it has gone out. */
+  control(text: string, written?: () => void): void {
+    if (!this.#readerGone.signal.aborted) this.#stdout.write(text, written);
   }
 
   /** One JSON document, as one line. */
@@ -81,12 +103,6 @@ export class Output {
   result<T>(json: boolean, value: T, render: (value: T, paint: Paint) => string): void {
     if (json) this.document(value);
     else this.text(render(withoutControlCharacters(value), this.paint));
-  }
-
-  /** Replaces what is on the screen; elsewhere, adds the text. */
-  redraw<T>(value: T, render: (value: T, paint: Paint) => string): void {
-    const text = render(withoutControlCharacters(value), this.paint);
-    this.#write(this.isScreen ? `${CLEAR_SCREEN}${text}\n` : `${text}\n\n`);
   }
 
   /** The reason of a failure, on stderr, and with `json` also as the document on stdout. */

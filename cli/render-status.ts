@@ -5,6 +5,7 @@
 import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import { DELAY_SHOWN_MIN_MS, STALL_MIN_MS } from "../proto/limits.ts";
 import type { DiskState } from "../proto/words.ts";
+import { describeRecoverable } from "./describe-failover.ts";
 import type { Paint } from "./output.ts";
 import { formatBytes, formatDuration } from "./quantities.ts";
 import { renderJobLines } from "./render-jobs.ts";
@@ -36,15 +37,28 @@ const EXPORT_COLUMNS = [
   { title: "URI" },
 ] as const;
 
+/** The parts of the status, each of its lines. */
+export interface StatusSections {
+  readonly headline: string[];
+  readonly peers: string[];
+  readonly disks: string[];
+  readonly jobs: string[];
+  readonly exports: string[];
+}
+
+export function statusSections(status: Status, paint: Paint): StatusSections {
+  return {
+    headline: renderHeadline(status, paint),
+    peers: renderPeers(status.peers, paint),
+    disks: renderDisks(status.disks, paint),
+    jobs: renderUnfinishedJobs(status, paint),
+    exports: renderExports(status, paint),
+  };
+}
+
 export function renderStatus(status: Status, paint: Paint): string {
-  const sections = [
-    renderHeadline(status, paint),
-    renderPeers(status.peers, paint),
-    renderDisks(status.disks, paint),
-    renderUnfinishedJobs(status, paint),
-    renderExports(status, paint),
-  ];
-  return sections
+  const { headline, peers, disks, jobs, exports } = statusSections(status, paint);
+  return [headline, peers, disks, jobs, exports]
     .filter((lines) => lines.length > 0)
     .map((lines) => lines.join("\n"))
     .join("\n\n");
@@ -106,25 +120,9 @@ function field(name: string, text: string): string {
   return `  ${name.padEnd(9)} ${text}`;
 }
 
-function renderRecoverable({ recoverable, role, mode }: Status, paint: Paint): string {
-  if (recoverable === null) {
-    return paint(
-      "warn",
-      role === "Primary" ? "not possible: no secondary holds a checkpoint" : "not possible: no checkpoint is committed",
-    );
-  }
-  const peer = role === "Primary" ? "secondary" : "primary";
-  const contact =
-    recoverable.lastContactMs === null ? "" : `, ${peer} last heard ${formatDuration(recoverable.lastContactMs)} ago`;
-  const what = mode === "mirror" ? "to the last stable write" : `to checkpoint ${recoverable.epoch}`;
-  return `${what}, ${formatDuration(recoverable.ageMs)} old, ${renderLoss(recoverable.wouldLose)}${contact}`;
-}
-
-/** What a failover drops: `losing nothing`, `losing at least 3 writes (12 KiB)`. */
-export function renderLoss(loss: { writes: number; bytes: number; atLeast: boolean }): string {
-  const atLeast = loss.atLeast ? "at least " : "";
-  if (loss.writes === 0) return loss.atLeast ? "losing what the primary has not sent" : "losing nothing";
-  return `losing ${atLeast}${loss.writes} ${loss.writes === 1 ? "write" : "writes"} (${formatBytes(loss.bytes)})`;
+function renderRecoverable(status: Status, paint: Paint): string {
+  const text = describeRecoverable(status);
+  return status.recoverable === null ? paint("warn", text) : text;
 }
 
 function renderPeers(peers: readonly PeerStatus[], paint: Paint): string[] {

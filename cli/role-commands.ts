@@ -2,6 +2,8 @@ import assert from "node:assert/strict";
 import type {
   ConnectAnswer,
   ConnectRequest,
+  MeasureLinkAnswer,
+  MeasureLinkRequest,
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
@@ -86,6 +88,24 @@ export class RoleCommands {
       const verdict = this.#describe(this.#lastVerdict() ?? known);
       return { dryRun: false, connected: this.#isConnected(), verdict };
     } finally {
+      deadline.end();
+    }
+  }
+
+  /** Errors: `not-supported` on a side that is dialled; `timed-out`; as `measureLink`. */
+  async measureLink(request: MeasureLinkRequest, signal: AbortSignal): Promise<MeasureLinkAnswer> {
+    const { roles, state } = this.#options;
+    const [url] = state.record.peers;
+    if (url === undefined) {
+      throw new ColobusError("not-supported", "this side does not dial its peer", "Ask on the other host.");
+    }
+    const deadline = this.#deadline(request.timeoutMs, signal);
+    const given = new AbortController();
+    try {
+      const figures = await deadline.race(roles.measureLink(url, given.signal), `${url} has not been measured yet`);
+      return { url, ...figures };
+    } finally {
+      given.abort();
       deadline.end();
     }
   }

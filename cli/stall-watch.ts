@@ -3,13 +3,11 @@ import { STALL_MIN_MS, STALL_TELL_EVERY_MS } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
-import type { Log } from "../shared/host/log.ts";
 
 export interface StallWatchOptions {
   /** undefined: nobody measures. */
   readonly eventLoopDelay?: EventLoopDelay;
   readonly clock: Clock;
-  readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
 }
 
@@ -47,13 +45,12 @@ export class StallWatch {
   }
 
   #tell(): void {
-    const { clock, log, emit } = this.#options;
+    const { clock, emit } = this.#options;
     this.#timer = undefined;
     if (this.#untold.length === 0) return;
     const data = { stalls: this.#untold.length, longestMs: Math.round(Math.max(...this.#untold)) };
     this.#untold = [];
     this.#timer = clock.after(STALL_TELL_EVERY_MS, () => this.#tell());
-    log.warn(data, "this agent was held up: it answered nobody meanwhile");
     emit("stalled", data);
   }
 }

@@ -55,7 +55,6 @@ export class StateWatch {
     if (!this.#isFailing) {
       this.#isFailing = true;
       emit("state-error", fault.toJSON());
-      log.error({ reason: fault }, "the state record cannot be written");
     }
     this.#timer ??= this.#options.clock.after(STATE_RETRY_MS, () => {
       this.#timer = undefined;

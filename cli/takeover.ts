@@ -23,6 +23,8 @@ export interface TakeoverOptions {
   readonly isAutomatic: boolean;
   /** The secondary that could be promoted now; undefined: there is none, or it is being promoted. */
   readonly candidate: () => SecondaryRole | undefined;
+  /** Errors: why it could not be promoted, whatever the arbiter says. */
+  readonly assertFit: (secondary: SecondaryRole) => Promise<void>;
   /** Promotes it: `claim` is called on the way. */
   readonly failOver: () => Promise<unknown>;
 }
@@ -152,17 +154,18 @@ export class Takeover {
 
   /** Takes over when nothing speaks against it. What does is told once. */
   async #look(): Promise<void> {
-    const { clock, lease, log, emit } = this.#options;
+    const { clock, lease, emit } = this.#options;
     try {
       if (clock.nowMs() < this.#notBeforeMs) return;
-      if (this.#lonely() === undefined) return;
+      const lonely = this.#lonely();
+      if (lonely === undefined) return;
+      await this.#options.assertFit(lonely);
       const seen = await lease.read();
       const secondary = this.#lonely();
       if (secondary === undefined || this.promise.leftMs(seen.record?.ttlMs ?? 0) > 0) return;
       const decision = this.#decide(secondary, seen);
       if (decision.kind === "wait") return;
       if (decision.kind === "refused") throw refused(decision.why);
-      log.warn({}, "the primary is not heard by this side, and has no lease: this side takes over");
       emit("takeover-started", { holder: seen.record?.holder ?? null });
       this.#notBeforeMs = clock.nowMs() + lease.ttlMs;
       await this.#options.failOver();
@@ -172,7 +175,6 @@ export class Takeover {
       if (reason.message === this.#lastFailure || reason.code === "arbiter-unreachable") return;
       this.#lastFailure = reason.message;
       emit("takeover-failed", reason.toJSON());
-      log.warn({ reason }, "this side does not take over by itself");
     }
   }
 

@@ -1,9 +1,9 @@
 /**
- * Shows the status anew whenever the agent reports an event, at most every REDRAW_MIN_MS: a burst of events costs one
- * request. Ends when interrupted; throws when the agent goes away.
+ * Looks at the agent anew whenever it reports an event, at most every REDRAW_MIN_MS: a burst of events costs one look.
+ * Ends when interrupted; throws when the agent goes away.
  */
-import type { AgentEvent, Status } from "../proto/control-api.ts";
-import type { ControlClient } from "../shared/control/api-client.ts";
+import type { AgentEvent } from "../proto/control-api.ts";
+import type { CallOptions, ControlClient } from "../shared/control/api-client.ts";
 import type { Clock } from "../shared/host/clock.ts";
 
 const REDRAW_MIN_MS = 500;
@@ -14,31 +14,36 @@ export interface WatchOptions {
   /** For each request. */
   readonly timeoutMs: number;
   readonly interrupted: AbortSignal;
-  /** Show it again after this time though no event came: ages and progress have none. undefined: never. */
+  /** Look again after this time though no event came: ages and progress have none. undefined: never. */
   readonly refreshMs: number | undefined;
-  readonly show: (status: Status) => void;
+  /** Asks the agent, and shows what it says. */
+  readonly look: (call: CallOptions) => Promise<void>;
+  /** Is given every event, those that the agent still keeps first. */
+  readonly heard?: (event: AgentEvent) => void;
 }
 
-export async function watchStatus({
+export async function watchAgent({
   client,
   clock,
   timeoutMs,
   interrupted,
   refreshMs,
-  show,
+  look,
+  heard = () => {},
 }: WatchOptions): Promise<void> {
   const finished = new AbortController();
   const signal = AbortSignal.any([interrupted, finished.signal]);
   const call = { timeoutMs, signal };
   const changes = new ChangeFlag();
   try {
-    const lastEvent = (await client.events(0, call)).at(-1);
-    const following = raiseForEach(client.follow(lastEvent?.sequence ?? 0, call), changes);
+    const kept = await client.events(0, call);
+    kept.forEach(heard);
+    const following = raiseForEach(client.follow(kept.at(-1)?.sequence ?? 0, call), changes, heard);
     // The races below report its failure; one that comes between them must wait until then.
     following.catch(() => {});
     while (!interrupted.aborted) {
       changes.lower();
-      show(await client.status(call));
+      await look(call);
       await Promise.race([pause(clock, REDRAW_MIN_MS, signal), following]);
       const changed = changes.raised();
       await Promise.race(
@@ -55,8 +60,15 @@ export async function watchStatus({
   }
 }
 
-async function raiseForEach(events: AsyncIterable<AgentEvent>, changes: ChangeFlag): Promise<void> {
-  for await (const _event of events) changes.raise();
+async function raiseForEach(
+  events: AsyncIterable<AgentEvent>,
+  changes: ChangeFlag,
+  heard: (event: AgentEvent) => void,
+): Promise<void> {
+  for await (const event of events) {
+    heard(event);
+    changes.raise();
+  }
 }
 
 /** Whether something has happened since it was last lowered, and a promise of that. */

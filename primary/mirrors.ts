@@ -30,6 +30,7 @@ import { DirtyMap } from "../shared/replication/dirty-map.ts";
 import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
 import { DiskCopy } from "./disk-copy.ts";
 import { follow, FollowedChild, unfollow } from "./followed-child.ts";
+import { mergeUnfinished } from "./merge-unfinished.ts";
 import { begun, ended, openMirrors, pivoted } from "./mirror-record.ts";
 import { MirrorTarget } from "./mirror-target.ts";
 import { MirrorWork } from "./mirror-work.ts";
@@ -424,13 +425,7 @@ function assertCanMirror(record: StateRecord, disk: string): void {
       "Copy it while no agent uses it.",
     );
   }
-  if (merge !== null) {
-    throw new ColobusError(
-      "merge-unfinished",
-      "the overlays of the last failover are not merged into the images yet",
-      "Wait for it: `colobus wait merged`.",
-    );
-  }
+  if (merge !== null) throw mergeUnfinished();
 }
 
 function assertNoCopies({ disks }: StateRecord, name: string): void {

@@ -122,6 +122,13 @@ export class PermitKeeper {
     return this.#marking.done.then(() => this.mayGoAlone());
   }
 
+  /** Guests have gone on without the secondary, which lacks what they write, under another lineage. */
+  wentAlone(): void {
+    this.#judgePeer(true);
+    this.#isStale = true;
+    this.#look();
+  }
+
   /** The session with the secondary was opened, or is lost. */
   connectionChanged(): void {
     if (this.#options.isConnected()) this.#marking?.settle();
@@ -304,7 +311,6 @@ export class PermitKeeper {
       why,
       "See `colobus status` on the other side; when it surely serves nobody: `colobus start-alone` here.",
     );
-    this.#options.log.warn({ reason }, "this side may not serve");
     this.#options.emit("lease-refused", reason.toJSON());
     this.#marking?.settle(reason);
     this.permit.refuse(reason);

@@ -432,7 +432,7 @@ export class PrimaryRole {
   #shareDisks(): SharedDisks {
     const { state, children, unflushedThrough } = this.#options;
     return new SharedDisks({
-      state,
+      ...this.#options,
       guests: this.#guests,
       disks: children.map(({ child }) => ({
         child,
@@ -444,9 +444,8 @@ export class PrimaryRole {
       unflushedThrough,
       mark: this.#options.sharedMark,
       goesAlone: this.#options.onPeerLoss === "continue",
-      random: this.#options.random,
-      log: this.#options.log,
-      emit: this.#options.emit,
+      mayGoAlone: () => this.#keeper?.mayGoAlone(),
+      wentAlone: () => this.#keeper?.wentAlone(),
     });
   }
 

@@ -204,7 +204,7 @@ export class Replicator {
         for (const { disk, firstCluster, endCluster } of this.#sharesDisks ? [] : missing) {
           options.tracking.dirty(disk).addClusters(firstCluster, endCluster);
         }
-        this.#lost(session, reason, wasOpen);
+        this.#lost(session, reason);
         ended(wasOpen);
       },
     });
@@ -396,7 +396,6 @@ export class Replicator {
     const { stalledBy } = this.#phase;
     session.tell({ type: "united" });
     options.emit("peer-connected", { url: options.url, address: session.peerAddress, agentId: session.peer?.agentId });
-    options.log.info({ peer: this.#peerName }, "the secondary is connected");
     this.#lastError = undefined;
     // A secondary of shared disks is told of the history even so, which has to be recorded first.
     const mayPause = !this.#sharesDisks || options.state.record.history.shared;
@@ -462,7 +461,7 @@ export class Replicator {
 
   /** Guests write faster than the secondary takes it: they go on without it until it has caught up with what was sent. */
   #detach(session: SourceSession): void {
-    const { emit, log, syncInterrupted } = this.#options;
+    const { emit, syncInterrupted } = this.#options;
     syncInterrupted(
       new ColobusError(
         "connection-lost",
@@ -473,7 +472,6 @@ export class Replicator {
     this.#phase = { name: "detached", session };
     this.#tellSync(session, "pause");
     emit("congested", { peer: this.#peerName, windowBytes: session.unstableBytes });
-    log.warn({ peer: this.#peerName }, "the secondary is too slow: writes go on without it until it has caught up");
     const resume = (): void => {
       if (this.#phase.name === "detached" && this.#phase.session === session) this.#beginSync(session, "resync");
     };
@@ -484,7 +482,7 @@ export class Replicator {
 
   /** Done when a write may be acknowledged that the secondary does not have. Errors: `io-error`. */
   #alone(): Pending {
-    const { state, random, emit, log, assertServing, frozen, mayGoAlone } = this.#options;
+    const { state, random, emit, assertServing, frozen, mayGoAlone } = this.#options;
     assertServing();
     const waiting = frozen() ?? mayGoAlone();
     if (waiting !== undefined) return waiting.then(() => (this.isConnected ? undefined : this.#alone()));
@@ -494,7 +492,6 @@ export class Replicator {
       .update((record) => (record.history.shared ? goneAlone(record, random.bytes(16).toString("hex")) : record))
       .then(({ lineage }) => {
         emit("lineage-changed", { lineage, origin: "alone" });
-        log.info({ lineage }, "writes go on without the secondary: a new lineage begins");
         assertServing();
       })
       .finally(() => {
@@ -531,13 +528,11 @@ export class Replicator {
       peer: this.#peerName,
       ...reason.toJSON(),
     });
-    const meanwhile = this.#sharesDisks ? "guests wait" : "they are remembered as dirty";
-    this.#options.log.warn({ reason }, `the secondary takes no writes; ${meanwhile}`);
     this.#options.paused();
   }
 
-  #lost(session: SourceSession, reason: ColobusError, wasOpen: boolean): void {
-    const { emit, log, clock, lost } = this.#options;
+  #lost(session: SourceSession, reason: ColobusError): void {
+    const { emit, clock, lost } = this.#options;
     if (session.isProbe && reason.code !== "auth-failed") return;
     const wasCurrent = this.#phase.name !== "connecting" && this.#phase.session === session;
     // An older session that was replaced, or a stranger's: the current one goes on.
@@ -551,7 +546,6 @@ export class Replicator {
     // A refused session is tried again for ever: each reason is reported once.
     if (isNews) {
       emit(wasConnected ? "peer-disconnected" : "peer-refused", { url: this.#options.url, ...reason.toJSON() });
-      log.warn({ peer: this.#peerName, reason, wasOpen }, "the session with the peer ended");
     }
     if (wasConnected) lost(reason);
   }

@@ -11,6 +11,7 @@ import { cannotGrow, growRecorded } from "../shared/block/growth.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { DiskCopies } from "./disk-copies.ts";
+import { mergeUnfinished } from "./merge-unfinished.ts";
 import { openMirrors } from "./mirror-record.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
@@ -139,13 +140,7 @@ function assertUnused(record: StateRecord, name: string): void {
       "Resize on the side that serves; on this one: `colobus rejoin --peer WS_URL`.",
     );
   }
-  if (record.merge !== null) {
-    throw new ColobusError(
-      "merge-unfinished",
-      "the overlays of the last failover are not merged into the images yet",
-      "Wait for it: `colobus wait merged`.",
-    );
-  }
+  if (record.merge !== null) throw mergeUnfinished();
   const mirror = openMirrors(record).find(({ disk }) => disk === name);
   if (mirror !== undefined) {
     throw new ColobusError(

@@ -31,6 +31,10 @@ export interface SharedDisksOptions {
   readonly mark: SharedMark | undefined;
   /** Whether guests go on by themselves when the secondary is lost. */
   readonly goesAlone: boolean;
+  /** With an arbiter: done when it knows that the secondary is to take nothing over. Errors: why this side may not serve. */
+  readonly mayGoAlone: () => Pending;
+  /** A new lineage was begun for guests who go on alone. */
+  readonly wentAlone: () => void;
   readonly random: Random;
   readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
@@ -42,8 +46,8 @@ export interface SharedDisksOptions {
  *
  * Without a secondary guests' changes wait: the disk is the only copy, and what is overwritten without an original is
  * overwritten for both sides. Only a history that no secondary can have a checkpoint of needs none. Such a one is begun
- * where the policy, or the operator, lets guests go on alone: first the mark says *unprotected*, on the shared storage,
- * then the new lineage is recorded, and only then is anything overwritten.
+ * where the policy, or the operator, lets guests go on alone: first the arbiter is told, where there is one, then the mark
+ * says *unprotected*, on the shared storage, then the new lineage is recorded, and only then is anything overwritten.
  */
 export class SharedDisks {
   readonly children: readonly CopyBeforeWrite[];
@@ -167,9 +171,10 @@ export class SharedDisks {
   }
 
   async #beginAlone(mark: SharedMark): Promise<void> {
-    const { guests, state, random, session, endSession, emit, log } = this.#options;
+    const { guests, state, random, session, endSession, mayGoAlone, wentAlone, emit, log } = this.#options;
     await mark.assertNobodyMerges(log);
     await mark.assertNotTakenBy(state.record.pairing?.peer, log);
+    await mayGoAlone();
     if (session() !== undefined) return;
     this.#isProtected = false;
     await mark.write("unprotected");
@@ -178,10 +183,10 @@ export class SharedDisks {
       const { lineage } = await state.update((record) =>
         record.history.shared ? goneAlone(record, random.bytes(16).toString("hex")) : record,
       );
+      wentAlone();
       // A session that is opening, or paused, is about a checkpoint that will be void.
       endSession(new ColobusError("replaced", "guests go on without the secondary", "Nothing: it is tried again."));
       emit("lineage-changed", { lineage, origin: "alone" });
-      log.info({ lineage }, "guests go on without the secondary, whose checkpoint is void: a new lineage begins");
     }
     guests.gate.assertServing();
     this.#isMarked = true;

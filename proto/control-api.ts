@@ -344,6 +344,19 @@ export type ConnectRequest = z.infer<typeof connectRequestSchema>;
 export const connectAnswerSchema = z.object({ dryRun: z.boolean(), connected: z.boolean(), verdict: verdictSchema });
 export type ConnectAnswer = z.infer<typeof connectAnswerSchema>;
 
+export const measureLinkRequestSchema = z.strictObject({ timeoutMs });
+export type MeasureLinkRequest = z.infer<typeof measureLinkRequestSchema>;
+export const measureLinkAnswerSchema = z.object({
+  url: z.string(),
+  roundTripMs: ms,
+  /** By how much the peer's time of day is ahead; wrong by half a round trip at most. */
+  clockAheadMs: z.number(),
+  /** Of what was sent to the peer. */
+  bytesPerSecond: z.number().nonnegative(),
+  sentBytes: bytes,
+});
+export type MeasureLinkAnswer = z.infer<typeof measureLinkAnswerSchema>;
+
 export const startAloneRequestSchema = z.strictObject({});
 export const startAloneAnswerSchema = z.object({
   /** False when no guest was held. */
@@ -510,6 +523,8 @@ export interface AgentControl {
   failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer>;
   rejoin(request: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer>;
   connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer>;
+  /** Measures the link to the peer that this side dials. */
+  measureLink(request: MeasureLinkRequest, signal: AbortSignal): Promise<MeasureLinkAnswer>;
   startAlone(): Promise<StartAloneAnswer>;
   switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer>;
   /** Reads the configuration file anew. */

@@ -134,6 +134,10 @@ export const LINK_CLOSE_TIMEOUT_MS = 2_000;
 export const UNAUTHENTICATED_LINKS_MAX = 16;
 /** What such a link may have sent; beyond, it is dropped. */
 export const UNAUTHENTICATED_BYTES_MAX = 256 * KIB;
+/** What a `ping` that measures the link has with it at most. */
+export const LINK_MEASURE_CHUNK_BYTES = 32 * KIB;
+/** What one measurement of the link sends at most. */
+export const LINK_MEASURE_MAX_BYTES = 8 * MIB;
 /** Connections to the replication port, whatever they are up to; further ones are dropped at once. */
 export const LINK_CONNECTIONS_MAX = 64;
 /** The headers of a WebSocket handshake, or of a request to the control API: all of them, and how many. */

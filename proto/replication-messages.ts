@@ -16,7 +16,7 @@
  * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `barrier`, `vmstate`, `vmstate-end`,
  * `commit`, `discard`, `takeover`, `verify` and `checksum`; the secondary sends `ack`, `answer`, `vmstate-ack`, `stall`, `unstall`, `wanted` and
  * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes. A side whose `hello` says `probe` closes
- * after the proofs.
+ * after the proofs, and may measure the link with a `ping` or some before.
  */
 import assert from "node:assert/strict";
 import { Packr } from "msgpackr";
@@ -28,6 +28,7 @@ import {
   DIFFERS_RUNS_MAX,
   DISKS_MAX,
   HANDSHAKE_MESSAGE_MAX_BYTES,
+  LINK_MEASURE_CHUNK_BYTES,
   MESSAGE_MAX_BYTES,
   PREPARED_EPOCHS_MAX,
   REPLACED_PEERS_MAX,
@@ -252,12 +253,16 @@ export const MESSAGE_SCHEMAS = {
   /**
    * Says that its sender lives. With an arbiter the primary's has its clock in `at`, and the secondary answers each of
    * those at once: `heard` is that clock, and it will not take over by itself for `promiseMs` from when it has heard it.
+   * Who only asks (`probe`) may measure the link with pings of an `at`, with `padding` or without, and `wallMs` of the
+   * answer is the peer's time of day.
    */
   "ping": z.object({
     type: z.literal("ping"),
     at: z.number().optional(),
     heard: z.number().optional(),
     promiseMs: z.number().nonnegative().optional(),
+    wallMs: z.number().nonnegative().optional(),
+    padding: byteString((length) => length <= LINK_MEASURE_CHUNK_BYTES).optional(),
   }),
   "refuse": z.object({ type: z.literal("refuse"), error: errorBody }),
 } as const;

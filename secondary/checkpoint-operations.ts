@@ -1,6 +1,5 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { EventType } from "../proto/words.ts";
-import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { CheckpointView } from "./checkpoint-view.ts";
 import type { Checkpoints } from "./checkpoints.ts";
@@ -16,7 +15,6 @@ export interface CheckpointOperationsOptions {
   /** Ends every session, and does the work before another can begin. */
   readonly withoutSessions: <T>(why: string, work: () => Promise<T>) => Promise<T>;
   readonly random: Random;
-  readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
   /** Storage was freed. */
   readonly freed: () => void;
@@ -35,7 +33,7 @@ export class CheckpointOperations {
    * A session that is open goes on. Returns the epoch that was given up; 0: there was none. Errors: `io-error`.
    */
   async giveUp(): Promise<number> {
-    const { checkpoints, emit, log } = this.#options;
+    const { checkpoints, emit } = this.#options;
     const session = this.#options.session();
     let epoch = 0;
     const inStream = await session?.betweenWrites(async () => {
@@ -46,10 +44,7 @@ export class CheckpointOperations {
     if (inStream !== true) {
       epoch = await this.#options.withoutSessions("its checkpoint is given up", () => checkpoints.giveUp());
     }
-    if (epoch > 0) {
-      emit("checkpoint-given-up", { epoch });
-      log.warn({ epoch }, "the committed checkpoint was given up: this side is Inconsistent");
-    }
+    if (epoch > 0) emit("checkpoint-given-up", { epoch });
     this.#options.freed();
     return epoch;
   }
@@ -59,7 +54,7 @@ export class CheckpointOperations {
    * epoch that was committed before. Errors: `peer-connected`, `epoch-unknown`, `io-error`.
    */
   async rollBack(epoch: number): Promise<number> {
-    const { checkpoints, emit, log, random } = this.#options;
+    const { checkpoints, emit, random } = this.#options;
     const session = this.#options.session();
     if (session !== undefined) {
       throw new ColobusError(
@@ -71,10 +66,7 @@ export class CheckpointOperations {
     const from = checkpoints.committed.epoch;
     const newAgentId = random.bytes(16).toString("hex");
     await this.#options.withoutSessions("it is rolled back", () => checkpoints.rollBack(epoch, newAgentId));
-    if (from !== epoch) {
-      emit("rolled-back", { epoch, fromEpoch: from });
-      log.warn({ epoch, from }, "an earlier checkpoint is the committed one now");
-    }
+    if (from !== epoch) emit("rolled-back", { epoch, fromEpoch: from });
     return from;
   }
 

@@ -147,7 +147,6 @@ export class ReplicaSessions {
       },
       givenUp: (epoch) => {
         emit("checkpoint-given-up", { epoch });
-        options.log.warn({ epoch }, "the shared disk was overwritten without this side: its checkpoint is void");
       },
       closed: (closed, reason) => {
         this.#closed(closed, reason);
@@ -252,7 +251,6 @@ export class ReplicaSessions {
     this.#current = session;
     this.#lastError = undefined;
     this.#options.emit("peer-connected", { address: session.peerAddress, agentId: session.peer?.agentId ?? null });
-    this.#options.log.info({ peer: session.peerAddress }, "the primary is connected");
   }
 
   #closed(session: ReplicaSession, reason: ColobusError): void {
@@ -264,14 +262,12 @@ export class ReplicaSessions {
       this.#lastContactMs = this.#options.clock.nowMs() - session.silenceMs;
       this.#lastError = reason;
       this.#options.emit("peer-disconnected", { address: session.peerAddress, ...reason.toJSON() });
-      this.#options.log.warn({ peer: session.peerAddress, reason }, "the session with the primary ended");
     } else if (session.isProbe && reason.code !== "auth-failed") {
       return;
     } else if (this.#endings === 0 && reason.code !== "replaced" && reason.message !== this.#lastError?.message) {
       // A refused primary tries again for ever: each reason is reported once.
       this.#lastError = reason;
       this.#options.emit("peer-refused", { address: session.peerAddress, ...reason.toJSON() });
-      this.#options.log.warn({ peer: session.peerAddress, reason }, "a session was refused, or did not begin");
     }
   }
 }

@@ -2,7 +2,7 @@
 # Installs the programs of other projects that the interop, end-to-end and benchmark runs talk to.
 set -euo pipefail
 
-packages=(openssl etcd-server qemu-utils qemu-system-x86 libnbd-bin python3-libnbd nbdkit fio strace util-linux-extra iproute2 e2fsprogs systemd)
+packages=(openssl chromium etcd-server qemu-utils qemu-system-x86 libnbd-bin python3-libnbd nbdkit fio strace util-linux-extra iproute2 e2fsprogs systemd docker.io docker-compose debootstrap)
 
 if ! command -v apt-get >/dev/null; then
   echo "setup-peers: this machine has no apt-get. Install the equivalents of: ${packages[*]}" >&2
@@ -27,12 +27,20 @@ fetch_guest() {
   rm -rf "$scratch"
 }
 
+# What the tests of the container image build upon: Debian with the Node of the image, from the two package registries.
+base=${COLOBUS_TEST_BASE_IMAGE:-/var/cache/colobus-test-base-image.tar}
+
+make_base() {
+  [ -e "$base" ] || bash "$(dirname "$0")/../test/support/make-base-image.sh" "$base"
+}
+
 missing=()
 for package in "${packages[@]}"; do
   if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then missing+=("$package"); fi
 done
 if [ ${#missing[@]} -eq 0 ]; then
   fetch_guest
+  if [ "$(id -u)" -eq 0 ]; then make_base; fi
   echo "setup-peers: everything is installed: ${packages[*]}"
   exit 0
 fi
@@ -41,7 +49,9 @@ if [ "$(id -u)" -ne 0 ]; then
   exit 1
 fi
 
-export DEBIAN_FRONTEND=noninteractive
+# Nor is anything started that is installed: the tests start what they need.
+export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
 fetch_guest
+make_base

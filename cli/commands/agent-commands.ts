@@ -31,15 +31,13 @@ async function runAgent(args: AgentArguments & OutputFlags, role: Role, host: Co
       agentProcess.reloadCertificates();
       return;
     }
-    agent.reload().then(
-      (answer) => log.info(answer, "the configuration was read anew"),
-      (error: unknown) => log.error({ reason: asColobusError(error) }, "the configuration was not read anew"),
-    );
+    agent.reload().catch((error: unknown) => {
+      log.error({ reason: asColobusError(error) }, "the configuration was not read anew");
+    });
   });
   const started = { role: agent.role, vm: config.agent.vm, run: config.runDirectory };
   host.output.result(args.json, started, ({ role, vm, run }) => `${role} agent of VM ${vm} serves in ${run}`);
   await untilAborted(host.terminated);
-  log.info({}, "the agent is being stopped");
   await agentProcess.stop();
 }
 

@@ -3,9 +3,8 @@ import type { FailoverAnswer } from "../../proto/control-api.ts";
 import type { ControlClient } from "../../shared/control/api-client.ts";
 import { agentFlags, clientOf, givenOnce, runDirectoryOfAgent, timeoutOf } from "../agent-flags.ts";
 import { defineCommand, type CommandHost } from "../command.ts";
+import { describeFailover } from "../describe-failover.ts";
 import { runFailoverHook } from "../failover-hook.ts";
-import { formatBytes, formatDuration } from "../quantities.ts";
-import { renderLoss } from "../render-status.ts";
 
 export const failoverCommand = defineCommand({
   command: "failover",
@@ -49,7 +48,7 @@ export const failoverCommand = defineCommand({
     const answer = await client.failover(request, host.interrupted);
     if (command !== undefined && !answer.dryRun && !answer.already)
       await startVm(command, client, answer, host, request);
-    host.output.result(args.json, answer, renderFailover);
+    host.output.result(args.json, answer, (result) => describeFailover(result).join("\n"));
   },
 });
 
@@ -68,25 +67,4 @@ async function startVm(
     { command, timeoutMs },
     { clock: host.clock, output: (line) => host.output.remark(line) },
   );
-}
-
-function renderFailover(answer: FailoverAnswer): string {
-  if (answer.already) return "already Primary: nothing to do";
-  const age = answer.ageMs === null ? "age unknown" : `${formatDuration(answer.ageMs)} old`;
-  const lines = [
-    answer.dryRun
-      ? `would become Primary from checkpoint ${answer.epoch}, ${age}, ${renderLoss(answer.wouldLose)}`
-      : `now Primary from checkpoint ${answer.epoch}, ${age}, ${renderLoss(answer.wouldLose)}`,
-  ];
-  if (answer.discardedActiveBytes > 0) {
-    const discarded = answer.dryRun ? "would be left out" : "left out";
-    lines.push(`${formatBytes(answer.discardedActiveBytes)} of the secondary's own writes ${discarded}`);
-  }
-  if (answer.mergeBytes > 0) {
-    const jobs = answer.jobs.length === 0 ? "" : ` (${answer.jobs.join(", ")})`;
-    lines.push(
-      `${formatBytes(answer.mergeBytes)} ${answer.dryRun ? "would be" : "are"} merged in the background${jobs}`,
-    );
-  }
-  return lines.join("\n");
 }

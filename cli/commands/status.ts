@@ -1,37 +1,55 @@
 /** `colobus status`: the agent's state, once, or with --watch whenever something has happened. */
+import { ColobusError, EXIT } from "../../proto/errors.ts";
 import { agentFlags, clientOf, timeoutOf } from "../agent-flags.ts";
-import { defineCommand } from "../command.ts";
+import { ailmentOf } from "../agent-health.ts";
+import { defineCommand, ReportedFailure } from "../command.ts";
 import { renderStatus } from "../render-status.ts";
-import { watchStatus } from "../watch-status.ts";
-
-/** On a screen, figures that no event announces (ages, lag, progress) are brought up to date this often. */
-const SCREEN_REFRESH_MS = 2_000;
+import { showLiveView } from "../live-view.ts";
+import { watchAgent } from "../watch-status.ts";
 
 export const statusCommand = defineCommand({
   command: "status",
   describe: "Show whether the VM is protected, and the state of peers, disks, epochs and jobs",
   builder: (yargs) =>
     agentFlags(yargs)
-      .option("watch", { type: "boolean", default: false, describe: "Show it again whenever something has happened" })
+      .option("watch", {
+        type: "boolean",
+        default: false,
+        describe: "Show it live, on a terminal with what became of it; else again whenever something has happened",
+      })
+      .option("check", {
+        type: "boolean",
+        default: false,
+        describe: "Fail when the agent cannot do its part: for health checks",
+      })
       .example("$0 status --run /run/colobus/vm1", "The state of one agent")
+      .example("$0 status --watch", "A live view; Ctrl-C ends it")
       .example("$0 status --json", "All figures: sizes in bytes, times in milliseconds"),
   run: async (args, host) => {
     const { output, clock, interrupted } = host;
     const timeoutMs = timeoutOf(args);
     const client = clientOf(args, host);
     if (!args.watch) {
-      output.result(args.json, await client.status({ timeoutMs, signal: interrupted }), renderStatus);
+      const status = await client.status({ timeoutMs, signal: interrupted });
+      output.result(args.json, status, renderStatus);
+      const ailment = args.check ? ailmentOf(status) : undefined;
+      if (ailment === undefined) return;
+      output.remark(`colobus: ${ailment}`);
+      throw new ReportedFailure(EXIT.failed);
+    }
+    if (args.check) throw new ColobusError("usage", "--check looks once.", "Leave --watch or --check out.");
+    const watched = { client, clock, timeoutMs, interrupted };
+    if (output.canDraw && !args.json) {
+      await showLiveView(output, watched);
       return;
     }
-    await watchStatus({
-      client,
-      clock,
-      timeoutMs,
-      interrupted,
-      refreshMs: output.isScreen && !args.json ? SCREEN_REFRESH_MS : undefined,
-      show: (status) => {
+    await watchAgent({
+      ...watched,
+      refreshMs: undefined,
+      look: async (call) => {
+        const status = await client.status(call);
         if (args.json) output.document(status);
-        else output.redraw(status, renderStatus);
+        else output.result(false, status, (shown, paint) => `${renderStatus(shown, paint)}\n`);
       },
     });
   },

@@ -150,7 +150,7 @@ export class OwnLease {
   }
 
   async #heard<T>(call: () => Promise<T>): Promise<T> {
-    const { emit, log } = this.#options;
+    const { emit } = this.#options;
     try {
       const answer = await call();
       if (this.#lastError !== undefined) emit("arbiter-reachable", {});
@@ -160,7 +160,6 @@ export class OwnLease {
       const reason = asColobusError(error);
       if (this.#lastError === undefined) {
         emit("arbiter-unreachable", reason.toJSON());
-        log.warn({ reason }, "the arbiter cannot be used");
       }
       this.#lastError = reason;
       throw reason;

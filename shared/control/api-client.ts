@@ -21,6 +21,9 @@ import {
   errorAnswerSchema,
   eventSchema,
   connectAnswerSchema,
+  measureLinkAnswerSchema,
+  type MeasureLinkAnswer,
+  type MeasureLinkRequest,
   failoverAnswerSchema,
   jobSchema,
   rejoinAnswerSchema,
@@ -226,6 +229,10 @@ export class ControlClient {
 
   connect(request: ConnectRequest, signal?: AbortSignal): Promise<ConnectAnswer> {
     return this.#wait("/v1/connect", request, connectAnswerSchema, signal);
+  }
+
+  measureLink(request: MeasureLinkRequest, signal?: AbortSignal): Promise<MeasureLinkAnswer> {
+    return this.#wait("/v1/measure-link", request, measureLinkAnswerSchema, signal);
   }
 
   startAlone(options: CallOptions = {}): Promise<StartAloneAnswer> {

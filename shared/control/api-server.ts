@@ -12,6 +12,7 @@ import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest }
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { Readable } from "node:stream";
+import { TLSSocket } from "node:tls";
 import { z } from "zod";
 import {
   awaitedVmStateRequestSchema,
@@ -20,6 +21,7 @@ import {
   commitRequestSchema,
   discardRequestSchema,
   connectRequestSchema,
+  measureLinkRequestSchema,
   failoverRequestSchema,
   rejoinRequestSchema,
   startAloneRequestSchema,
@@ -53,11 +55,15 @@ import type { Log } from "../host/log.ts";
 import { listenOnUnixSocket } from "../host/unix-socket.ts";
 import { EventStream } from "./event-stream.ts";
 import { EXPOSITION_TYPE } from "./exposition.ts";
+import { DOOR_PATH, isForPage, PAGE_PATHS, type StatusPage } from "./status-page.ts";
 import { ControlTlsListener, type ControlTlsListenerOptions } from "./tls-listener.ts";
+import { forwardedPageRefusal } from "./web-page-requests.ts";
 
 export interface ControlServerOptions {
   readonly control: AgentControl;
   readonly log: Log;
+  /** Served at `/`; undefined: nothing is there. */
+  readonly page?: StatusPage | undefined;
 }
 
 type Method = "GET" | "POST" | "PUT";
@@ -117,6 +123,7 @@ export class ControlServer {
     this.#installParser();
     this.#app.addHook("onRequest", (request, reply, done) => this.#accept(request, reply, done));
     this.#installRoutes();
+    if (options.page !== undefined) this.#installPage(options.page);
     this.#app.setErrorHandler((error, _request, reply) => this.#answerError(error, reply));
     this.#app.setNotFoundHandler((request, reply) =>
       this.#answerError(
@@ -127,12 +134,13 @@ export class ControlServer {
   }
 
   /**
-   * Starts to serve at `path`, replacing a socket that a killed agent left. The socket has mode 0600.
+   * Starts to serve at `path`, replacing a socket that a killed agent left, or on the one that is `inherited`, as a
+   * descriptor. The socket has mode 0600.
    * Errors: `address-in-use`, `permission-denied`, `not-found` (no such directory), `usage` (path too long).
    */
-  async listenUnix(path: string): Promise<void> {
+  async listenUnix(path: string, inherited?: number): Promise<void> {
     await this.#app.ready();
-    await listenOnUnixSocket(this.#app.server, path);
+    await listenOnUnixSocket(this.#app.server, path, inherited);
     this.#log.info({ path }, "control API listens");
   }
 
@@ -237,6 +245,9 @@ export class ControlServer {
     this.#route("POST", "/v1/connect", (request, _reply, signal) =>
       control.connect(parseFields(connectRequestSchema, request.body ?? {}), signal),
     );
+    this.#route("POST", "/v1/measure-link", (request, _reply, signal) =>
+      control.measureLink(parseFields(measureLinkRequestSchema, request.body ?? {}), signal),
+    );
     this.#route("POST", "/v1/start-alone", (request) => {
       parseFields(startAloneRequestSchema, request.body ?? {});
       return control.startAlone();
@@ -278,6 +289,11 @@ export class ControlServer {
     this.#route("POST", "/v1/wait", (request, _reply, signal) =>
       control.wait(parseFields(waitRequestSchema, request.body ?? {}), signal),
     );
+  }
+
+  #installPage(page: StatusPage): void {
+    for (const path of PAGE_PATHS) this.#route("GET", path, (_request, reply) => page.send(path, reply));
+    this.#route("GET", DOOR_PATH, ({ raw }) => ({ wantsToken: raw.socket instanceof TLSSocket }));
   }
 
   #installVmStateRoutes(): void {
@@ -374,7 +390,7 @@ export class ControlServer {
     if (!takesVmState(request)) destroyUnlessComplete(request);
     reply.raw.once("close", () => this.#settle(connection, Math.min(1, connection.outstanding)));
     if (this.#closing === undefined) {
-      done();
+      done(refusalOf(request));
     } else {
       reply.header("connection", "close");
       done(shuttingDown());
@@ -430,6 +446,12 @@ export class ControlServer {
         `content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
     );
   }
+}
+
+/** Over TLS the listener has looked at it already. */
+function refusalOf({ raw }: FastifyRequest): ColobusError | undefined {
+  if (raw.socket instanceof TLSSocket || isForPage(raw.method, raw.url)) return undefined;
+  return forwardedPageRefusal(raw.headers);
 }
 
 /** `value` as `schema` wants it. Throws `usage`, naming the first field that is not. */

@@ -1,9 +1,8 @@
 /** Reading of server-sent events (WHATWG HTML section 9.2), as far as the control API uses them: the `data` field. */
-import { StringDecoder } from "node:string_decoder";
 import { ColobusError } from "../../proto/errors.ts";
 
 export class ServerSentEventParser {
-  readonly #decoder = new StringDecoder("utf8");
+  readonly #decoder = new TextDecoder();
   readonly #maxEventLength: number;
   #line = "";
   #data: string[] = [];
@@ -17,7 +16,7 @@ export class ServerSentEventParser {
   /** The `data` of every event that `chunk` completes. */
   push(chunk: Uint8Array): string[] {
     const events: string[] = [];
-    const lines = (this.#line + this.#decoder.write(chunk)).split("\n");
+    const lines = (this.#line + this.#decoder.decode(chunk, { stream: true })).split("\n");
     this.#line = lines.pop() ?? "";
     for (const line of lines) {
       const event = this.#takeLine(line.endsWith("\r") ? line.slice(0, -1) : line);

@@ -4,7 +4,7 @@
  *
  * The token comes as `Authorization: Bearer …` with each request, and is looked at before anything of the body is read. A
  * client's certificate is asked for where there is an authority for it; one that is shown must be sound. Requests of web
- * pages are refused.
+ * pages are refused, but those of the status page, whose own files need no token.
  */
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { IncomingMessage, ServerResponse } from "node:http";
@@ -22,6 +22,8 @@ import {
 import { admitClient } from "../host/peer-certificate.ts";
 import type { RefusalLog } from "../host/refusal-log.ts";
 import type { TlsFiles } from "../host/tls-files.ts";
+import { isForPage } from "./status-page.ts";
+import { pageRefusal } from "./web-page-requests.ts";
 
 export interface ControlTlsListenerOptions {
   readonly files: TlsFiles;
@@ -123,9 +125,9 @@ export class ControlTlsListener {
       if (error instanceof ColobusError) return error;
       throw error;
     }
-    if (request.headers.origin !== undefined) {
-      return new ColobusError("auth-failed", "the request comes from a web page", "Use the command line.");
-    }
+    if (isForPage(request.method, request.url)) return undefined;
+    const foreign = pageRefusal(request.headers);
+    if (foreign !== undefined) return foreign;
     const [, shown] = /^Bearer (\S+)$/.exec(request.headers.authorization ?? "") ?? [];
     if (shown === undefined) {
       return new ColobusError(

@@ -25,8 +25,8 @@ export class VmStateSocket {
   }
 
   /** Errors: as `listenOnUnixSocket`. */
-  listen(path: string): Promise<void> {
-    return listenOnUnixSocket(this.#server, path);
+  listen(path: string, inherited?: number): Promise<void> {
+    return listenOnUnixSocket(this.#server, path, inherited);
   }
 
   /** Breaks off what is being received, and listens no more. */

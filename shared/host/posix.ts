@@ -43,7 +43,28 @@ const callFadvise = libc.func("int posix_fadvise(int fd, int64_t offset, int64_t
   length: number,
   advice: number,
 ) => number;
+const callSocket = libc.func("int socket(int domain, int type, int protocol)") as (
+  domain: number,
+  type: number,
+  protocol: number,
+) => number;
+const callSendto = libc.func(
+  "int64_t sendto(int fd, const void *buf, size_t len, int flags, const void *address, uint32_t address_len)",
+) as (
+  fd: number,
+  buffer: Uint8Array,
+  length: number,
+  flags: number,
+  address: Uint8Array,
+  addressLength: number,
+) => number;
+const callClose = libc.func("int close(int fd)") as (fd: number) => number;
 const callFlock = libc.func("int flock(int fd, int operation)") as (fd: number, operation: number) => number;
+
+// <sys/socket.h>, for x86, ARM, POWER, s390 and RISC-V.
+const AF_UNIX = 1;
+const SOCK_DGRAM_CLOEXEC_NONBLOCK = 2 | 0o2000000 | 0o4000;
+const MSG_NOSIGNAL = 0x4000;
 
 // <linux/fs.h>, <linux/falloc.h>, <fcntl.h>, <sys/file.h>: the same on every architecture that Node runs on.
 const RWF_NOWAIT = 0x8;
@@ -172,4 +193,22 @@ export function lockExclusive(fd: number): number {
 
 export function unlock(fd: number): number {
   return callFlock(fd, LOCK_UN) === 0 ? 0 : -koffi.errno();
+}
+
+/**
+ * Sends one datagram to the unix socket at `path`, whose leading `@` stands for Linux' abstract addresses: its bytes, or
+ * `-errno`. It does not wait: EAGAIN when the receiver's queue is full.
+ */
+export function sendToUnixSocket(path: string, text: string): number {
+  const fd = callSocket(AF_UNIX, SOCK_DGRAM_CLOEXEC_NONBLOCK, 0);
+  if (fd < 0) return -koffi.errno();
+  // struct sockaddr_un: the family as the machine has its numbers, and the path.
+  const name = Buffer.from(path);
+  if (path.startsWith("@")) name[0] = 0;
+  const address = Buffer.concat([new Uint8Array(Uint16Array.of(AF_UNIX).buffer), name]);
+  const payload = Buffer.from(text);
+  const sent = callSendto(fd, payload, payload.length, MSG_NOSIGNAL, address, address.length);
+  const result = sent >= 0 ? sent : -koffi.errno();
+  callClose(fd);
+  return result;
 }

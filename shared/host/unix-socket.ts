@@ -25,20 +25,21 @@ export function assertUnixSocketPath(path: string): void {
 }
 
 /**
- * Makes `server` listen on `path`, replacing a dead socket there.
+ * Makes `server` listen on `path`, replacing a dead socket there; or on `inherited`, the descriptor of a socket that listens
+ * there already, which stays when the server is closed.
  * Errors: `address-in-use` when something answers at the path, or it is not a socket; `permission-denied`; `not-found`
  * when the directory does not exist; `usage` when the path is too long.
  */
-export async function listenOnUnixSocket(server: Server, path: string): Promise<void> {
+export async function listenOnUnixSocket(server: Server, path: string, inherited?: number): Promise<void> {
   assertUnixSocketPath(path);
-  await removeDeadSocket(path);
+  if (inherited === undefined) await removeDeadSocket(path);
   await new Promise<void>((resolve, reject) => {
     const failed = (error: NodeJS.ErrnoException): void => reject(socketError(error, path, "listen on"));
     server.once("error", failed);
     // The socket file is made inside listen(), before it returns, so no other file is made under this mask.
     const mask = process.umask(0o177);
     try {
-      server.listen({ path }, () => {
+      server.listen(inherited === undefined ? { path } : { fd: inherited }, () => {
         server.off("error", failed);
         resolve();
       });

@@ -5,10 +5,11 @@ import type { DiskImage } from "../block/disk-image.ts";
 import { NbdImage, type NbdImageOptions } from "./nbd-image.ts";
 
 /**
- * An image behind an NBD server that another host writes, through a server of its own: read, and never changed, until
- * that host is known to write it no more.
+ * An image behind an NBD server that another host writes: read, and never changed, until that host is known to write it
+ * no more. The other host uses the same server (`isShared`), which shows at once what it has taken; or each has one of its
+ * own.
  *
- * The server of a format remembers where content lies. What it remembers holds for all content that was not overwritten
+ * A server of this host's own for a format remembers where content lies. What it remembers holds for all content that was not overwritten
  * since the last checkpoint: the other host has flushed what leads there before it, and an original of the whole unit
  * goes before anything moves it (`CopyBeforeWrite`). With each checkpoint it holds no more: see `invalidate`.
  *

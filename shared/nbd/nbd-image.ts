@@ -23,22 +23,16 @@ import type { StreamSource } from "../host/byte-stream.ts";
 import type { Clock } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";
 import type { Random } from "../host/random.ts";
+import { assertUsable } from "./assert-usable.ts";
 import type { ServerExport } from "./client-handshake.ts";
 import { NbdClient } from "./nbd-client.ts";
 import { OpenRequest, type RequestOptions } from "./open-request.ts";
 import { UnflushedChanges } from "./unflushed-changes.ts";
 
-const SECTOR_BYTES = 512;
 /** A block status has a length of 32 bits; whole mebibytes, so that any alignment is kept. */
 const STATUS_BYTES_MAX = 2 ** 31;
 const FLUSH: RequestOptions = { type: COMMAND.FLUSH, flags: 0, offset: 0, length: 0 };
 const ZEROES = Buffer.alloc(1024 * 1024);
-/** What an export has to keep to, once requests rely on it. */
-const RELIED_ON =
-  TRANSMISSION_FLAG.SEND_FLUSH |
-  TRANSMISSION_FLAG.SEND_FUA |
-  TRANSMISSION_FLAG.SEND_WRITE_ZEROES |
-  TRANSMISSION_FLAG.SEND_CACHE;
 
 export interface NbdImageOptions {
   readonly source: StreamSource;
@@ -49,6 +43,8 @@ export interface NbdImageOptions {
   readonly onDemand?: boolean;
   /** Nothing is ever changed, so the export may be a read-only one. Default: false. */
   readonly isReadOnly?: boolean;
+  /** Another host uses the same export of the same server: what one has flushed, the other has to see. Default: false. */
+  readonly isShared?: boolean;
   /** See `Child`. */
   readonly placementBytes?: number | undefined;
   readonly clock: Clock;
@@ -60,6 +56,7 @@ export class NbdImage implements DiskImage {
   readonly asksForExtents = true;
   readonly placementBytes: number | undefined;
   readonly #isReadOnly: boolean;
+  readonly #isShared: boolean;
   readonly #source: StreamSource;
   readonly #client: NbdClient;
   readonly #unflushed = new UnflushedChanges();
@@ -91,6 +88,7 @@ export class NbdImage implements DiskImage {
     this.#sizeBytes = options.sizeBytes;
     this.placementBytes = options.placementBytes;
     this.#isReadOnly = options.isReadOnly === true;
+    this.#isShared = options.isShared === true;
     this.#client = new NbdClient({
       ...options,
       failsFast,
@@ -375,48 +373,14 @@ export class NbdImage implements DiskImage {
   }
 
   #accept(exported: ServerExport): void {
-    const { name } = this.#source;
-    const { sizeBytes, flags, blockBytes } = exported;
-    if (this.#sizeBytes !== undefined && sizeBytes !== this.#sizeBytes) {
-      throw new ColobusError(
-        "image-changed",
-        `${name} has ${sizeBytes} bytes, and the disk has ${this.#sizeBytes}`,
-        "Serve the image that this agent has used before.",
-      );
-    }
-    if (sizeBytes === 0 || sizeBytes % SECTOR_BYTES !== 0) {
-      throw new ColobusError(
-        "image-format",
-        `${name} has ${sizeBytes} bytes, and a disk has at least one sector and whole ones of ${SECTOR_BYTES} bytes`,
-        "Serve an image of the disk's size.",
-      );
-    }
-    if (!this.#isReadOnly && (flags & TRANSMISSION_FLAG.READ_ONLY) !== 0) {
-      throw new ColobusError("read-only", `${name} is served read-only`, "Serve it writable.");
-    }
-    if (!this.#isReadOnly && (flags & TRANSMISSION_FLAG.SEND_FLUSH) === 0) {
-      throw new ColobusError(
-        "not-supported",
-        `the server of ${name} cannot flush, so nothing would ever be known to be durable`,
-        "Use a server that can (nbd-server: `flush = true`).",
-      );
-    }
-    if (blockBytes > 1) {
-      throw new ColobusError(
-        "not-supported",
-        `the server of ${name} takes only requests that are aligned to ${blockBytes} bytes`,
-        "Let it take any (nbdkit: --filter=blocksize), or put qemu-nbd in between.",
-      );
-    }
-    const lacking = (this.#exported?.flags ?? 0) & RELIED_ON & ~flags;
-    if (lacking !== 0) {
-      throw new ColobusError(
-        "image-changed",
-        `the server of ${name} can do less than the one before it`,
-        "Serve the image as before, or start this agent again.",
-      );
-    }
-    this.#sizeBytes = sizeBytes;
+    assertUsable(exported, {
+      name: this.#source.name,
+      sizeBytes: this.#sizeBytes,
+      before: this.#exported,
+      isReadOnly: this.#isReadOnly,
+      isShared: this.#isShared,
+    });
+    this.#sizeBytes = exported.sizeBytes;
     this.#exported = exported;
     this.#maxPayload = Math.min(exported.maxPayloadBytes, NBD_CLIENT_PAYLOAD_BYTES_MAX);
   }

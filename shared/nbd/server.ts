@@ -85,12 +85,13 @@ export class NbdServer {
   }
 
   /**
-   * Serves clients at `path`, which only this user may connect to. A socket left by a killed process is replaced.
+   * Serves clients at `path`, which only this user may connect to. A socket left by a killed process is replaced; one that
+   * is `inherited`, as a descriptor, is taken over.
    * Errors: `address-in-use` when a process answers there; `permission-denied`, `not-found`, `usage`, `io-error`.
    */
-  async listenUnix(path: string): Promise<void> {
+  async listenUnix(path: string, inherited?: number): Promise<void> {
     const listener = this.#createListener("unix");
-    await listenOnUnixSocket(listener, path);
+    await listenOnUnixSocket(listener, path, inherited);
     this.#listening(listener);
     this.#log.info({ path }, "NBD server listens");
   }

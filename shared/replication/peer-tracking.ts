@@ -247,10 +247,9 @@ export class PeerTracking {
 
   /** The bitmaps cannot be made durable: no later process may believe them. */
   #giveUp(thrown: unknown): Promise<void> {
-    const { state, log, emit } = this.#options;
+    const { state, emit } = this.#options;
     this.#losing ??= (async () => {
       const reason = asColobusError(thrown);
-      log.warn({ reason }, "the dirty bitmap cannot be written: it is kept in memory only");
       emit("state-error", reason.toJSON());
       try {
         await state.update((record: StateRecord) => ({ ...record, tracks: null }));

@@ -1,6 +1,6 @@
 import { createHash, createHmac, timingSafeEqual } from "node:crypto";
 import { ColobusError } from "../../proto/errors.ts";
-import { HANDSHAKE_MESSAGE_MAX_BYTES, HANDSHAKE_TIMEOUT_MS } from "../../proto/limits.ts";
+import { HANDSHAKE_MESSAGE_MAX_BYTES, HANDSHAKE_TIMEOUT_MS, LINK_MEASURE_MAX_BYTES } from "../../proto/limits.ts";
 import {
   decodeMessage,
   encodeMessage,
@@ -28,6 +28,8 @@ export interface SessionHandlers {
   opened(peer: Hello): void;
   /** A message of the open session, validated. May throw a ColobusError, which ends the session with that reason. */
   message(message: Exclude<Message, { type: "hello" | "proof" | "refuse" | "ping" }>): void;
+  /** The peer has answered this side's ping `at`, which measures the link, at its time of day `wallMs`. */
+  echoed?(at: number, wallMs: number): void;
   /** The session is over; called exactly once, and nothing is called after it. */
   closed(reason: ColobusError): void;
 }
@@ -49,7 +51,7 @@ export interface SessionOptions {
  *
  *     hello ──> proof ──> open ──> closed
  *                 │                  ^
- *                 └───> asked ───────┘  (the peer only asks what the two would do, and knows it now)
+ *                 └───> asked ───────┘  (the peer only asks what the two would do, and knows it now; it may measure)
  *
  * The proof is an HMAC over both hellos with both nonces, so the token never crosses the link, and no part of a hello
  * can be altered under way. Nothing but hello and proof is accepted before the session is open.
@@ -66,6 +68,7 @@ export class Session {
   #lastSentMs: number;
   #timer: Timer;
   #isProbe = false;
+  #measuredBytes = 0;
 
   constructor(options: SessionOptions) {
     const { link, clock, hello } = options;
@@ -170,6 +173,8 @@ export class Session {
     } else if (this.#handshake.step === "open" && message.type !== "hello" && message.type !== "proof") {
       if (message.type === "ping") this.#receivePing(message);
       else this.#options.handlers.message(message);
+    } else if (this.#handshake.step === "asked" && message.type === "ping") {
+      this.#echo(message);
     } else {
       throw new ColobusError("protocol-error", `the peer sent "${message.type}" where the handshake does not allow it`);
     }
@@ -234,8 +239,19 @@ export class Session {
     return true;
   }
 
-  #receivePing({ at, heard, promiseMs }: Extract<Message, { type: "ping" }>): void {
-    const { pulse } = this.#options;
+  /** Answers who measures the link. The timer of the handshake, and the bytes, bound for how long. */
+  #echo({ at, padding }: Extract<Message, { type: "ping" }>): void {
+    if (at === undefined) return; // a heartbeat
+    this.#measuredBytes += padding?.length ?? 0;
+    if (this.#measuredBytes > LINK_MEASURE_MAX_BYTES) {
+      throw new ColobusError("protocol-error", "the peer sends more than a measurement of the link needs");
+    }
+    this.send({ type: "ping", heard: at, wallMs: this.#options.clock.wallMs() });
+  }
+
+  #receivePing({ at, heard, promiseMs, wallMs }: Extract<Message, { type: "ping" }>): void {
+    const { pulse, handlers } = this.#options;
+    if (heard !== undefined && wallMs !== undefined) handlers.echoed?.(heard, wallMs);
     if (pulse === undefined) return;
     if (pulse.of === "Primary") {
       if (heard !== undefined && promiseMs !== undefined) pulse.heard(heard, promiseMs);

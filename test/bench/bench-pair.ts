@@ -1,9 +1,10 @@
-import type { ChildProcess } from "node:child_process";
+import { execFile, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, statfsSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, renameSync, rmSync, statfsSync, truncateSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { promisify } from "node:util";
 import { statusSchema, type Status } from "../../proto/control-api.ts";
 import type { Durability, Mode, WaitCondition } from "../../proto/words.ts";
 import { ControlClient } from "../../shared/control/api-client.ts";
@@ -27,6 +28,8 @@ export interface PairOptions {
   readonly disks?: number;
   /** Images without holes. Default false: they are empty. */
   readonly isFilled?: boolean;
+  /** Of the images, behind format servers of the agents. Default `raw`. */
+  readonly format?: BenchFormat;
   /** Default `read-only`. */
   readonly secondaryExport?: "read-only" | "read-write";
   /** What both agents are joined by. Default: loopback. */
@@ -36,10 +39,15 @@ export interface PairOptions {
 }
 
 type Side = "a" | "b";
+type BenchFormat = "raw" | "qcow2";
+const run = promisify(execFile);
 
 /** What a pair is called in tables. */
-export function pairName(durability: Durability, mode: Mode = "colo"): string {
-  return ["Colobus", ...(mode === "colo" ? [] : [mode]), ...(durability === "power" ? ["power"] : [])].join(", ");
+export function pairName(durability: Durability, mode: Mode = "colo", format: BenchFormat = "raw"): string {
+  const words = format === "raw" ? [] : [format];
+  return ["Colobus", ...(mode === "colo" ? [] : [mode]), ...words, ...(durability === "power" ? ["power"] : [])].join(
+    ", ",
+  );
 }
 
 /** A primary and a secondary agent as two processes on this machine, for measurements. */
@@ -52,7 +60,7 @@ export class BenchPair implements FailoverContestant {
   readonly #agents = new Map<Side, ChildProcess>();
 
   private constructor(options: PairOptions, port: number) {
-    this.name = pairName(options.durability, options.mode);
+    this.name = pairName(options.durability, options.mode, options.format);
     this.directory = makeDirectory(options.parent);
     this.#options = options;
     this.#port = port;
@@ -70,6 +78,7 @@ export class BenchPair implements FailoverContestant {
         writeFileSync(image, "");
         truncateSync(image, options.sizeBytes);
       }
+      if (options.format === "qcow2") await convertToQcow2(image);
     }
     for (const side of ["a", "b"]) mkdirSync(join(pair.directory, side));
     return pair;
@@ -225,9 +234,9 @@ export class BenchPair implements FailoverContestant {
 
   /** Starts an agent and waits for its ready line. */
   async #spawn(side: Side, [role = "", ...flags]: readonly string[]): Promise<void> {
-    const run = join(this.directory, side);
-    const disks = this.#disks.flatMap((disk) => ["--disk", `${disk}=${this.#imageOf(side, disk)}`]);
-    const places = ["--run", run, "--state", join(run, "state"), ...disks];
+    const directory = join(this.directory, side);
+    const disks = this.#disks.flatMap((disk) => ["--disk", `${disk}=${this.#locationOf(side, disk)}`]);
+    const places = ["--run", directory, "--state", join(directory, "state"), ...disks];
     const { isProbed = false, durability, mode = "colo" } = this.#options;
     const common = ["--mode", mode, "--durability", durability, "--log-level", "error"];
     const nodeFlags = isProbed ? PROBE_FLAGS : [];
@@ -259,6 +268,11 @@ export class BenchPair implements FailoverContestant {
     return join(this.directory, `${this.#options.mode === "shared" ? "shared" : side}-${disk}.img`);
   }
 
+  #locationOf(side: Side, disk: string): string {
+    const prefix = this.#options.format === "qcow2" ? "qcow2:" : "";
+    return `${prefix}${this.#imageOf(side, disk)}`;
+  }
+
   #nbdSocket(side: Side): string {
     return join(this.directory, side, "nbd.sock");
   }
@@ -266,6 +280,13 @@ export class BenchPair implements FailoverContestant {
   #uriOf(side: Side, disk: string): string {
     return `nbd+unix:///${disk}?socket=${this.#nbdSocket(side)}`;
   }
+}
+
+async function convertToQcow2(image: string): Promise<void> {
+  const raw = `${image}.raw`;
+  renameSync(image, raw);
+  await run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw, image]);
+  rmSync(raw);
 }
 
 export async function freePort(): Promise<number> {

@@ -25,6 +25,7 @@ const PASSES = ["first write", "rewrite"] as const;
 type Pass = (typeof PASSES)[number];
 
 const SHARED = pairName("process", "shared");
+const SHARED_QCOW2 = pairName("process", "shared", "qcow2");
 const OTHERS = [pairName("process"), QEMU_PAIR];
 
 /** The loads by their round; by workload, pass and contestant. */
@@ -32,7 +33,7 @@ type Samples = ReadonlyMap<string, Map<number, Load>>;
 
 /**
  * What it costs to overwrite a block for the first time since the last checkpoint, and again: in mode `shared`, in `colo`,
- * and in QEMU's pair, which has no such mode. After a checkpoint the same blocks are written twice, in the same order. QEMU
+ * and in QEMU's pair, which has no such mode; in mode `shared` also on a qcow2 image, behind the agents' qemu-nbd. After a checkpoint the same blocks are written twice, in the same order. QEMU
  * keeps originals of 64 KiB, ours are smaller: the small writes lie so far apart that in each first one an original is kept.
  */
 export async function measureSharedDisks({ place, rounds }: Setting): Promise<Measured> {
@@ -72,34 +73,42 @@ export async function measureSharedDisks({ place, rounds }: Setting): Promise<Me
         rows: seats.map((seat) => rowOf(seat.name, samples.get(sampleKey(name, pass, seat.name)), rounds)),
       })),
     ),
-    targets: WORKLOADS.flatMap(({ name }) => [
-      ...PASSES.flatMap((pass) =>
-        OTHERS.map((other) =>
+    targets: WORKLOADS.flatMap(({ name }) => {
+      const beside = (one: string, other: string): Target[] =>
+        PASSES.map((pass) =>
           ratioOf(
-            `${name}, ${pass}: ${SHARED} beside ${other}`,
-            samples.get(sampleKey(name, pass, SHARED)),
+            `${name}, ${pass}: ${one} beside ${other}`,
+            samples.get(sampleKey(name, pass, one)),
             samples.get(sampleKey(name, pass, other)),
           ),
-        ),
-      ),
-      ratioOf(
-        `${name}: ${SHARED}, first write beside rewrite`,
-        samples.get(sampleKey(name, "first write", SHARED)),
-        samples.get(sampleKey(name, "rewrite", SHARED)),
-      ),
-    ]),
+        );
+      const firstBesideRewrite = (one: string): Target =>
+        ratioOf(
+          `${name}: ${one}, first write beside rewrite`,
+          samples.get(sampleKey(name, "first write", one)),
+          samples.get(sampleKey(name, "rewrite", one)),
+        );
+      return [
+        ...OTHERS.flatMap((other) => beside(SHARED, other)),
+        firstBesideRewrite(SHARED),
+        ...[SHARED, QEMU_PAIR].flatMap((other) => beside(SHARED_QCOW2, other)),
+        firstBesideRewrite(SHARED_QCOW2),
+      ];
+    }),
     plots: [],
   };
 }
 
 function seatsIn(parent: string): readonly Seat<ReplicatedContestant>[] {
-  const ours = (mode: Mode, durability: Durability): Seat<ReplicatedContestant> =>
-    new Seat(pairName(durability, mode), () =>
-      BenchPair.start({ parent, sizeBytes: DISK_BYTES, durability, mode, isFilled: true }),
+  const ours = (mode: Mode, durability: Durability, format: "raw" | "qcow2" = "raw"): Seat<ReplicatedContestant> =>
+    new Seat(pairName(durability, mode, format), () =>
+      BenchPair.start({ parent, sizeBytes: DISK_BYTES, durability, mode, format, isFilled: true }),
     );
   return [
     ours("shared", "process"),
     ours("shared", "power"),
+    ours("shared", "process", "qcow2"),
+    ours("shared", "power", "qcow2"),
     ours("colo", "process"),
     new Seat<ReplicatedContestant>(QEMU_PAIR, () => QemuPair.start(parent, DISK_BYTES)),
   ];

@@ -1,26 +1,60 @@
 /** A pair that a real etcd decides over. */
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { COMMAND } from "../../proto/nbd-protocol.ts";
-import type { Status } from "../../proto/control-api.ts";
-import { AgentPair, MIB } from "../support/agent-pair.ts";
+import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import { type AgentUnderTest, AgentPair, MIB } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { Etcd } from "../support/etcd.ts";
 import { NbdGuest } from "../support/nbd-guest.ts";
 import { NbdTestSocket, request } from "../support/nbd-client.ts";
 import { requirePeers } from "../support/peers.ts";
+import { scratchDirectory } from "../support/scratch.ts";
 import { SteadyGuest } from "../support/steady-guest.ts";
 
 const SIZE = 4 * MIB;
 const OUTSTANDING = 16;
 const BLOCK = 4096;
 
+function flagsFor(etcd: Etcd): string[] {
+  return ["--peer-timeout", "1s", "--arbiter", etcd.url, "--arbiter-ttl", "3s"];
+}
+
 async function pairUnder(etcd: Etcd, ...flags: string[]): Promise<AgentPair> {
   return AgentPair.protected({
     disks: { vda: Buffer.alloc(SIZE, 0x11) },
-    flags: ["--peer-timeout", "1s", "--arbiter", etcd.url, "--arbiter-ttl", "3s", "--durability", "process", ...flags],
+    flags: [...flagsFor(etcd), "--durability", "process", ...flags],
     primaryFlags: ["--assume-in-sync"],
   });
+}
+
+/**
+ * A pair that shares its disk, with a hook that kills the primary's process, in place of its host, once `allow` is called; before
+ * that it says that the peer cannot be reached.
+ */
+async function sharingPairUnder(etcd: Etcd): Promise<{ pair: AgentPair; allow: () => void }> {
+  const scratch = scratchDirectory();
+  const hook = join(scratch, "fence.sh");
+  const pidFile = join(scratch, "pid");
+  writeFileSync(hook, `#!/bin/sh\n[ -e ${pidFile} ] || exit 5\nkill -9 $(cat ${pidFile}); exit 7\n`, { mode: 0o755 });
+  const pair = await AgentPair.protected({
+    disks: { vda: Buffer.alloc(SIZE, 0x11) },
+    shared: {},
+    flags: [...flagsFor(etcd), "--failover", "automatic", "--fence-peer", hook, "--shared-mark", join(scratch, "mark")],
+    primaryFlags: ["--on-peer-loss", "continue"],
+  });
+  return { pair, allow: () => writeFileSync(pidFile, String(pair.primary.pid)) };
+}
+
+async function untilEvent(agent: AgentUnderTest, type: string): Promise<AgentEvent> {
+  for (;;) {
+    const found = (await agent.control.events(0)).find((event) => event.type === type);
+    if (found !== undefined) return found;
+    await new Promise((resolve) => {
+      setTimeout(resolve, 20);
+    });
+  }
 }
 
 const isPrimary = ({ role }: Status): boolean => role === "Primary";
@@ -105,6 +139,34 @@ describe.runIf(requirePeers("etcd"))("a pair with an arbiter", () => {
     const { failover, protection } = await primary.status();
     expect(failover.arbiter).toMatchObject({ state: "unreachable", lastError: { code: "arbiter-unreachable" } });
     expect(protection.state).toBe("Protected");
+  });
+
+  it("takes a shared disk over by itself once the primary is fenced, and not before", async () => {
+    const etcd = await Etcd.start();
+    const { pair, allow } = await sharingPairUnder(etcd);
+    const { primary, secondary } = pair;
+    const guest = await NbdGuest.connect(join(primary.run, "nbd.sock"));
+    await guest.write(0, Buffer.alloc(BLOCK, 0x22));
+    await pair.checkpoint();
+    await guest.write(0, Buffer.alloc(BLOCK, 0x33));
+    primary.freeze();
+    const { data } = await untilEvent(secondary, "takeover-failed");
+    expect(data).toMatchObject({ code: "fence-failed", message: expect.stringContaining("exit code 5") });
+    expect((await secondary.status()).role).toBe("Secondary");
+    allow();
+    await secondary.until("promoted", isServing);
+    const survivor = await NbdGuest.connect(join(secondary.run, "nbd.sock"));
+    expect(await survivor.read(0, BLOCK)).toEqual(Buffer.alloc(BLOCK, 0x22));
+    await survivor.write(BLOCK, Buffer.alloc(BLOCK, 0x44));
+    await secondary.get("wait", "merged");
+    await primary.untilEnded();
+    await primary.start();
+    await primary.until("outdated", ({ protection }) => protection.reason === "outdated");
+    expect(pair.image("a").subarray(0, 3 * BLOCK)).toEqual(
+      Buffer.concat([Buffer.alloc(BLOCK, 0x22), Buffer.alloc(BLOCK, 0x44), Buffer.alloc(BLOCK, 0x11)]),
+    );
+    guest.close();
+    survivor.close();
   });
 
   it("is failed over by hand where that is said, and hands the role over with the lease", async () => {

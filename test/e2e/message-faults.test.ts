@@ -15,6 +15,11 @@ import { expectSame } from "../support/nbd-tools.ts";
 const SIZE = 8 * MIB;
 const ACTS = ["cut-before", "cut-after", "hold", "drop"] as const satisfies readonly FaultAct[];
 type Act = (typeof ACTS)[number];
+/** In CI each message has two of the acts, in turns. */
+const ACTS_IN_CI: readonly (readonly Act[])[] = [
+  ["cut-before", "drop"],
+  ["cut-after", "hold"],
+];
 
 const PLAIN: PairOptions = { flags: ["--peer-timeout", "2s"], primaryFlags: ["--assume-in-sync"] };
 /** Of a secondary whose overlays are soon full. */
@@ -286,9 +291,12 @@ const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
 describe("the link, or one message, is lost", () => {
   it.each(Object.keys(GROUPS) as Group[])("at every message %s, and the pair finds together again", async (group) => {
     const pair = await FaultedPair.start(Buffer.alloc(SIZE, 0x11), GROUPS[group]);
+    let turn = 0;
     for (const [type, cases] of Object.entries(CASES) as [MessageType, readonly Case[]][]) {
       for (const one of cases.filter((candidate) => candidate.group === group)) {
-        for (const act of ACTS) {
+        const acts = process.env.CI === "true" ? (ACTS_IN_CI[turn % ACTS_IN_CI.length] ?? ACTS) : ACTS;
+        turn += 1;
+        for (const act of acts) {
           const name = `${act}: "${type}" of the ${one.from} ${one.about ?? ""}`;
           await loseLink(pair, type, act, one).catch((error: unknown) => {
             throw new Error(`${name}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
@@ -382,7 +390,7 @@ async function loseLink(pair: FaultedPair, type: MessageType, act: Act, one: Cas
     () => "done",
     (error: unknown) => (error as { code?: unknown }).code ?? error,
   );
-  await soon(fault.reached, "the message");
+  await soon(reachedBefore(fault.reached, outcome), "the message");
   // The beginning of a session is provoked by one that is lost before.
   const before = one.group === "at the beginning of a session" ? connections + 1 : connections;
   if (act === "hold") {
@@ -414,6 +422,13 @@ async function expectNoticed(pair: FaultedPair, told: readonly (number | undefin
   expect(later.flat().map(({ data }) => data.message)).toContainEqual(
     expect.stringMatching(/^message \d+ of the peer came where \d+ was expected/),
   );
+}
+
+/** Done when the message comes; fails when the order is refused or fails without it. */
+async function reachedBefore(reached: Promise<unknown>, outcome: Promise<unknown>): Promise<void> {
+  const isReached = reached.then(() => true);
+  const first = await Promise.race([isReached, outcome.then((told) => (told === "done" ? isReached : told))]);
+  if (first !== true) throw new Error(`the order ended before the message, with ${String(first)}`);
 }
 
 function soon<T>(promise: Promise<T>, what: string): Promise<T> {

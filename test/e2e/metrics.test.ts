@@ -15,6 +15,7 @@ describe.runIf(requirePeers("qemu-io"))("the metrics of a pair", () => {
   it("count what a guest and an operator have done, and go on through a failover", async () => {
     const pair = await AgentPair.protected({
       disks: { vda: Buffer.alloc(SIZE, 0x11) },
+      flags: ["--log-level", "debug"],
       primaryFlags: ["--assume-in-sync"],
     });
     const before = await scrape(pair.primary);
@@ -41,5 +42,22 @@ describe.runIf(requirePeers("qemu-io"))("the metrics of a pair", () => {
     expect(valueOf(promoted, "colobus_device_written_bytes_total", { disk: "vda" })).toBe(4096);
     expect(valueOf(promoted, "colobus_events_total", { type: "failover" })).toBe(1);
     expect(valueOf(promoted, "colobus_checkpoints_total", { outcome: "committed" })).toBeGreaterThan(0);
+
+    // The log has a line for each event, with its fields, and no other about the same.
+    const events = await pair.secondary.control.events(0);
+    const lines = pair.secondary.log
+      .split("\n")
+      .filter((line) => line.startsWith("{"))
+      .map((line) => JSON.parse(line) as Record<string, unknown>);
+    const told = lines.filter(({ event }) => event !== undefined);
+    expect(told.map(({ event, sequence }) => [sequence, event])).toEqual(
+      events.map(({ sequence, type }) => [sequence, type]),
+    );
+    for (const [index, { data }] of events.entries()) expect(told[index]).toMatchObject(data);
+    expect(events.map(({ type }) => type)).toEqual(
+      expect.arrayContaining(["peer-connected", "checkpoint-committed", "peer-disconnected", "role-changed", "merged"]),
+    );
+    const others = lines.filter(({ event }) => event === undefined).map(({ msg }) => String(msg));
+    expect(others.filter((msg) => /session|connected|checkpoint|merge|role/i.test(msg))).toEqual([]);
   });
 });

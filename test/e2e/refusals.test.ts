@@ -472,6 +472,10 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "nbdcopy"))("an agent that ca
       [[...primary, "--mode", "shared", "--on-peer-loss", "continue"], /continue without --shared-mark contradict/],
       [[...primary, "--mode", "shared", "--assume-in-sync"], /shared and --assume-in-sync contradict/],
       [[...primary, "--mode", "shared", "--adopt-image"], /shared and --adopt-image contradict/],
+      [
+        [...primary, "--mode", "shared", "--arbiter", "http://127.0.0.1:1", "--failover", "automatic"],
+        /automatic without --fence-peer contradict/,
+      ],
       [[...secondary, ...disk, ...listen, "--mode", "shared", "--create"], /shared and --create contradict/],
       [[...primary, "--shared-mark", "M"], /--shared-mark "M"/],
       [[...primary, "--mode", "mirror", "--checkpoint-every", "5s"], /mirror and --checkpoint-every contradict/],

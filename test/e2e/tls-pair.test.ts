@@ -3,6 +3,7 @@ import { chmodSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { RejoinAnswer } from "../../proto/control-api.ts";
+import type { Finding } from "../../cli/finding.ts";
 import { EXIT } from "../../proto/errors.ts";
 import { AgentPair, AgentUnderTest, makeImage, MIB } from "../support/agent-pair.ts";
 import { makeExpired, makeHosts, renewHosts, tlsFlags } from "../support/certificates.ts";
@@ -35,6 +36,8 @@ describe.runIf(requirePeers("qemu-io", "openssl"))("a pair over wss with mutual 
     await pair.start();
     await qemuIo(primary.uri(), "write -P 7 0 64k", "flush");
     await pair.checkpoint();
+    const { findings } = await primary.get<{ findings: Finding[] }>("doctor");
+    expect(findings).toContainEqual({ check: "peer's clock", state: "ok", message: expect.anything(), action: "" });
 
     // Renewed while the session runs: it goes on, and the next one is made with the new ones.
     await renewHosts(ca, "host-a", "host-b");

@@ -1,5 +1,6 @@
+/** The files in packaging/: systemd takes them, and their command lines are what colobus takes. */
 import { execFile } from "node:child_process";
-import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
@@ -9,38 +10,82 @@ import { requirePeers } from "../support/peers.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 
 const execute = promisify(execFile);
-const NAME = "colobus-protect@.service";
-const UNIT = fileURLToPath(new URL(`../../packaging/systemd/${NAME}`, import.meta.url));
-const AGENT = "[Unit]\nDescription=An agent\n[Service]\nExecStart=/bin/true\n";
+const PACKAGING = fileURLToPath(new URL("../../packaging", import.meta.url));
+const UNITS = readdirSync(join(PACKAGING, "systemd"));
+const AGENTS = ["colobus-primary@.service", "colobus-secondary@.service"];
+/** Of 100, as `systemd-analyze security` counts them. */
+const EXPOSURE_MAX = 20;
 
-function settingOf(name: string): string {
-  const [, value = ""] = new RegExp(`^${name}=(.*)$`, "m").exec(readFileSync(UNIT, "utf8")) ?? [];
+function unit(name: string): string {
+  return readFileSync(join(PACKAGING, "systemd", name), "utf8");
+}
+
+function settingOf(name: string, setting: string): string {
+  const [, value = ""] = new RegExp(`^${setting}=(.*)$`, "m").exec(unit(name)) ?? [];
   return value.replace(/^"(.*)"$/, "$1");
 }
 
-describe("the service unit of colobus protect", () => {
-  it.runIf(requirePeers("systemd-analyze"))("is one that systemd takes", async () => {
-    const directory = scratchDirectory();
-    copyFileSync(UNIT, join(directory, NAME));
-    writeFileSync(join(directory, "colobus@.service"), AGENT);
-    const env = { ...process.env, SYSTEMD_UNIT_PATH: `${directory}:` };
-    const instance = join(directory, NAME.replace("@", "@web"));
-    copyFileSync(UNIT, instance);
-    const { stdout, stderr } = await execute("systemd-analyze", ["verify", instance], { env });
+function ofVm(name: string): string {
+  return name.replace("@", "@web");
+}
+
+/** All units with an instance of each beside them, where systemd looks for them and its own. */
+function installed(): { directory: string; env: NodeJS.ProcessEnv } {
+  const directory = scratchDirectory();
+  for (const name of UNITS) {
+    for (const as of [name, ofVm(name)]) cpSync(join(PACKAGING, "systemd", name), join(directory, as));
+  }
+  return { directory, env: { ...process.env, SYSTEMD_UNIT_PATH: `${directory}:` } };
+}
+
+describe.runIf(requirePeers("systemd-analyze"))("the units", () => {
+  it("are what systemd takes", async () => {
+    const { directory, env } = installed();
+    const paths = UNITS.map((name) => join(directory, ofVm(name)));
+    const { stdout, stderr } = await execute("systemd-analyze", ["verify", ...paths], { env });
     expect(stdout + stderr).toBe("");
   });
 
-  it.each(["", "--disks-only --interval 30s"])(
-    "has a command line that colobus takes, with PROTECT=%j",
-    async (given) => {
-      const [variable = "", ...flags] = settingOf("Environment").split("=");
-      const run = scratchDirectory();
-      const line = settingOf("ExecStart")
-        .replace(`$${variable}`, given || flags.join("="))
-        .replaceAll("/run/colobus/%i", run);
-      const [, program, ...words] = line.split(" ");
-      expect(program).toBe("colobus");
-      expect(await runInProcess(words)).toMatchObject({ code: 3 }); // there is no agent; a wrong flag would be 2
-    },
-  );
+  it("leave an agent little that it could do to its host", async () => {
+    const { directory, env } = installed();
+    const paths = AGENTS.map((name) => join(directory, ofVm(name)));
+    const limit = ["security", "--offline=true", `--threshold=${EXPOSURE_MAX}`];
+    await execute("systemd-analyze", [...limit, ...paths], { env });
+  });
+});
+
+describe.runIf(requirePeers("systemd-sysusers", "systemd-tmpfiles"))("the user and the directories", () => {
+  it("are made as they are declared", async () => {
+    const root = scratchDirectory();
+    mkdirSync(join(root, "etc"));
+    const file = (kind: string): string => join(PACKAGING, kind, "colobus.conf");
+    await execute("systemd-sysusers", [`--root=${root}`, file("sysusers.d")]);
+    expect(readFileSync(join(root, "etc/passwd"), "utf8")).toMatch(/^colobus:/m);
+    await execute("systemd-tmpfiles", [`--root=${root}`, "--create", file("tmpfiles.d")]);
+    for (const path of ["etc", "run", "var/lib"]) expect(readdirSync(join(root, path))).toContain("colobus");
+  });
+});
+
+describe("the command lines", () => {
+  it.each(["", "--disks-only --interval 30s"])("of colobus protect, with PROTECT=%j", async (given) => {
+    const name = "colobus-protect@.service";
+    const [variable = "", ...flags] = settingOf(name, "Environment").split("=");
+    const run = scratchDirectory();
+    const line = settingOf(name, "ExecStart")
+      .replace(`$${variable}`, given || flags.join("="))
+      .replaceAll("/run/colobus/%i", run);
+    const [, program, ...words] = line.split(" ");
+    expect(program).toBe("colobus");
+    expect(await runInProcess(words)).toMatchObject({ code: 3 }); // there is no agent; a wrong flag would be 2
+  });
+
+  it.each(AGENTS)("of %s, with the sockets of its unit", (name) => {
+    const role = /colobus-(\w+)@/.exec(name)?.[1];
+    expect(settingOf(name, "ExecStart")).toBe(
+      `/usr/bin/env colobus ${role} --config /etc/colobus/%i.yaml --run /run/colobus/%i --state /var/lib/colobus/%i`,
+    );
+    const sockets = unit(name.replace(".service", ".socket")).match(/^ListenStream=.*$/gm);
+    const expected = ["nbd", "vmstate", "control"].map((one) => `ListenStream=/run/colobus/%i/${one}.sock`);
+    expect(sockets).toEqual(expected);
+  });
 });

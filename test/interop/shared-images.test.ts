@@ -12,6 +12,7 @@ import { tool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 import { SilentLog } from "../support/silent-log.ts";
+import { ToolProcess } from "../support/tool-process.ts";
 
 const MIB = 1024 * 1024;
 const PLAIN = { fua: false } as const;
@@ -76,11 +77,35 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img"))("an image of a format that 
     },
   );
 
-  it.each(["vhdx:/disk", "parallels:/disk", "qed:/disk", "nbd://localhost/disk"])(
-    "is refused where that is not safe: %s",
-    async (image) => {
-      const images = imagesIn(scratchDirectory(), "a");
-      await expect(images.measure(image, "foreign")).rejects.toMatchObject({ code: "not-supported" });
-    },
-  );
+  it.each(["vhdx:/disk", "parallels:/disk", "qed:/disk"])("is refused where that is not safe: %s", async (image) => {
+    const images = imagesIn(scratchDirectory(), "a");
+    await expect(images.measure(image, "foreign")).rejects.toMatchObject({ code: "not-supported" });
+  });
+
+  it("behind one server is refused where that is there for one client alone, or to be read only", async () => {
+    const root = scratchDirectory();
+    await tool("qemu-img", "create", "-q", "-f", "raw", join(root, "disk.img"), String(MIB));
+    const refusalOf = async (...flags: string[]): Promise<unknown> => {
+      const socket = join(root, `${flags.join("")}.sock`);
+      const server = new ToolProcess("qemu-nbd", [
+        "-f",
+        "raw",
+        "-t",
+        `--socket=${socket}`,
+        ...flags,
+        join(root, "disk.img"),
+      ]);
+      await server.untilListening(socket);
+      const refused = imagesIn(root, flags.join("")).measure(`nbd+unix:///?socket=${socket}`, "foreign");
+      return refused.then(
+        () => undefined,
+        (error: unknown) => error,
+      );
+    };
+    expect(await refusalOf("--shared=1")).toMatchObject({
+      code: "not-supported",
+      message: expect.stringContaining("multi-conn"),
+    });
+    expect(await refusalOf("--shared=0", "--read-only")).toMatchObject({ code: "read-only" });
+  });
 });

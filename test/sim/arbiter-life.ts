@@ -1,14 +1,17 @@
 import assert from "node:assert/strict";
+import { ColobusError } from "../../proto/errors.ts";
 import { Calls } from "./calls.ts";
 import type { LifeCounts } from "./life-totals.ts";
 import { makePair, type Pair, type PairDisk, type PairMember } from "./pair.ts";
+import type { SeededRandom } from "./seeded-random.ts";
 import { SimArbiter } from "./sim-arbiter.ts";
 import { SimWorld } from "./world.ts";
 
 /**
  * One life of a pair that an arbiter decides over, with guests on both hosts that try all the time. Whatever is cut off,
  * frozen or killed: once a side has served under a later promotion, no guest of the other side gets a success, reads
- * included. In quiet lives only the arbiter fails: then no guest waits, and nobody is promoted.
+ * included. In quiet lives only the arbiter fails: then no guest waits, and nobody is promoted. Where the two share their
+ * disk, whoever takes over has the other host powered off first, which does not always work.
  */
 const DISK: PairDisk = { name: "vda", sizeBytes: 64 * 4096 };
 const TTL_MS = 4_000;
@@ -21,6 +24,11 @@ const FAULT_EVERY_MS = [200, 6_000] as const;
 /** Longer than everything that anybody waits for after the last fault. */
 const SETTLE_MS = 10 * TTL_MS;
 const STARTED_WITHIN_MS = 120_000;
+const SHARED = 0.35;
+const FENCE_MS = [1, 800] as const;
+const FENCE_FAILS = 0.2;
+/** A side that may not start yet, because the other one merges, tries again. */
+const START_AGAIN_MS = 500;
 /** A guest whose pair is connected does not wait longer for what an arbiter may have a say in. */
 const QUIET_REQUEST_MS = 1_500;
 
@@ -63,6 +71,8 @@ class ArbiterLife {
   readonly #calls: Calls;
   readonly #counts: Record<string, number> = {};
   readonly #isQuiet: boolean;
+  readonly #isShared: boolean;
+  readonly #fencing: SeededRandom;
   /** Which promotion each host serves under; 0: the first primary's reign. */
   readonly #reigns = new Map<string, number>([["a", 0]]);
   readonly #servedReigns = new Set<number>([0]);
@@ -75,8 +85,12 @@ class ArbiterLife {
     this.#calls = new Calls(world);
     this.#isQuiet = world.random.chance(0.25);
     this.#arbiter = new SimArbiter(world, world.random.fork("arbiter"), TTL_MS);
+    this.#fencing = world.random.fork("fencing");
+    this.#isShared = this.#fencing.chance(SHARED);
     if (!this.#isQuiet && world.random.chance(0.6)) this.#arbiter.slow(world.random.pick(["a", "b"]));
     const contents = Buffer.alloc(DISK.sizeBytes, 1);
+    const ack = world.random.pick(["async", "received", "applied"] as const);
+    const onPeerLoss = world.random.chance(0.7) ? "continue" : "freeze";
     this.#pair = makePair(
       world,
       {
@@ -85,8 +99,11 @@ class ArbiterLife {
         durability: "process",
         // Requests that are under way when a side stops.
         storage: { syncMs: [5, 60] },
-        ack: world.random.pick(["async", "received", "applied"]),
-        onPeerLoss: world.random.chance(0.7) ? "continue" : "freeze",
+        ...(this.#isShared
+          ? { mode: "shared", isMarked: onPeerLoss === "continue" || this.#fencing.chance(0.5) }
+          : { mode: "colo" }),
+        ack: this.#isShared ? "applied" : ack,
+        onPeerLoss,
         access: "read-only",
         windowBytes: 1024 * 1024,
         peerTimeoutMs: PEER_TIMEOUT_MS,
@@ -95,12 +112,14 @@ class ArbiterLife {
         retain: 0,
         overlayLimitBytes: undefined,
         arbiter: { service: this.#arbiter, ttlMs: TTL_MS },
+        fence: (member) => this.#fencePeerOf(member),
       },
       { primary: [contents], secondary: [Buffer.alloc(DISK.sizeBytes)] },
       {
         requested: () => undefined,
         happened: (member, { type, data }) => {
           this.#count(type);
+          if (type === "takeover-failed") assert.notEqual((data as { code?: string }).code, "internal");
           if (type !== "role-changed" || (data as { role?: string }).role !== "Primary") return;
           this.#promotions += 1;
           this.#reigns.set(member.name, this.#promotions);
@@ -186,11 +205,7 @@ class ArbiterLife {
         member.host.freeze(false);
         member.host.crash("process");
         this.#calls.died(member.host.process);
-        this.#world.schedule(lengthMs, () => {
-          if (member.host.alive) return;
-          member.host.restart();
-          void member.start();
-        });
+        this.#world.schedule(lengthMs, () => this.#restart(member));
         break;
       case "partition":
         network.partition("a", "b", true);
@@ -212,6 +227,30 @@ class ArbiterLife {
         member.host.wallOffsetMs -= lengthMs;
         break;
     }
+  }
+
+  #restart(member: PairMember): void {
+    if (member.host.alive) return;
+    member.host.restart();
+    void member.start(this.#isShared ? ["image-busy"] : []).then((isStarted) => {
+      if (!isStarted) this.#world.schedule(START_AGAIN_MS, () => this.#restart(member));
+    });
+  }
+
+  /** On disks of their own nobody needs that. */
+  async #fencePeerOf(member: PairMember): Promise<void> {
+    if (!this.#isShared) return;
+    const peer = this.#members.find((other) => other !== member);
+    assert(peer !== undefined);
+    await new Promise<void>((resolve) => {
+      this.#world.schedule(this.#fencing.within(FENCE_MS), resolve);
+    });
+    if (this.#fencing.chance(FENCE_FAILS)) throw new ColobusError("fence-failed", "the hook has failed");
+    this.#count("fenced");
+    if (peer.host.alive) peer.host.freeze(false);
+    peer.host.crash("power");
+    this.#calls.died(peer.host.process);
+    this.#world.schedule(this.#fencing.within([100, 3 * TTL_MS]), () => this.#restart(peer));
   }
 
   /** One guest of the host tries a request, and another one when that has ended. */

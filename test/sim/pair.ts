@@ -54,6 +54,8 @@ export interface PairOptions {
   readonly servesImages?: boolean;
   /** Who decides which side serves; the secondary takes over by itself then. */
   readonly arbiter?: { readonly service: SimArbiter; readonly ttlMs: number };
+  /** The hook that fences the peer of `member` before a failover there; rejects when it could not. */
+  readonly fence?: (member: PairMember) => Promise<void>;
 }
 
 /** What the pair tells about itself, as it happens. */
@@ -85,6 +87,7 @@ export class PairMember {
   readonly #observer: PairObserver;
   readonly #servers: ((process: SimProcess) => ImageSource) | undefined;
   readonly #arbiter: SimArbiter | undefined;
+  readonly #fence: PairOptions["fence"];
   #running: { readonly process: SimProcess; readonly agent: Agent } | undefined;
   #stopping: SimProcess | undefined;
 
@@ -95,7 +98,9 @@ export class PairMember {
     observer: PairObserver,
     servers?: (process: SimProcess) => ImageSource,
     arbiter?: SimArbiter,
+    fence?: PairOptions["fence"],
   ) {
+    this.#fence = fence;
     this.#servers = servers;
     this.#arbiter = arbiter;
     this.#world = world;
@@ -137,6 +142,7 @@ export class PairMember {
       this.host.onDeath(() => resolve(false));
     });
     const arbiter = this.#arbiter;
+    const fence = this.#fence;
     const opened = Agent.open({
       host: this.#agentHost(process),
       config: this.#config,
@@ -144,7 +150,7 @@ export class PairMember {
       acceptsPeers: true,
       exportUri: (name) => `sim://${this.name}/${name}`,
       dropClients: () => undefined,
-      fence: undefined,
+      fence: fence === undefined ? undefined : () => fence(this).then(() => "the peer was powered off"),
       startVm: undefined,
       arbiter: arbiter === undefined ? undefined : (agentId) => arbiter.clientOf(process, agentId),
     }).then(
@@ -309,7 +315,8 @@ export function makePair(
       ...(isPrimary && options.checkpointEveryMs !== undefined ? { checkpointEveryMs: options.checkpointEveryMs } : {}),
     };
     const arbiter = options.arbiter?.service;
-    if (options.servesImages !== true) return new PairMember(world, host, config, observer, undefined, arbiter);
+    const { fence } = options;
+    if (options.servesImages !== true) return new PairMember(world, host, config, observer, undefined, arbiter, fence);
     const random = new SeededRandom(world.seed).fork(`servers of ${name}`);
     const killed = new Set<string>();
     return new PairMember(
@@ -319,6 +326,7 @@ export function makePair(
       observer,
       (process) => new ServedImages({ world, process, random, killed }),
       arbiter,
+      fence,
     );
   };
   return { primary: member("a"), secondary: member("b") };

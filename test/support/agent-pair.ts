@@ -76,6 +76,11 @@ export class AgentUnderTest {
     await running.ended;
   }
 
+  /** Resolves when the process has ended, whoever ends it. */
+  async untilEnded(): Promise<void> {
+    await this.#process?.ended;
+  }
+
   freeze(): void {
     this.#running().child.kill("SIGSTOP");
   }

@@ -101,9 +101,10 @@ export async function runInProcess(argv: readonly string[], options: CliOptions 
     isTTY,
     columns: 100,
     on: () => {},
-    write: (text: string) => {
-      result[name] += text;
-      if (name === "stdout") options.onStdout?.(text);
+    write: (text: string | Uint8Array, written?: () => void) => {
+      result[name] += String(text);
+      if (name === "stdout") options.onStdout?.(String(text));
+      written?.();
     },
   });
   const output = new Output(sink("stdout", options.tty ?? false), sink("stderr", false), env);

@@ -13,6 +13,8 @@ import type {
   CommitRequest,
   ConnectAnswer,
   ConnectRequest,
+  MeasureLinkAnswer,
+  MeasureLinkRequest,
   DiscardAnswer,
   DiscardRequest,
   FailoverAnswer,
@@ -59,6 +61,13 @@ export class FakeAgentControl implements AgentControl {
   readonly log = new EventLog(this.clock);
   readonly calls: RecordedCall[] = [];
   currentStatus: Status = protectedPrimary();
+  linkFigures: MeasureLinkAnswer = {
+    url: "ws://127.0.0.1:7800",
+    roundTripMs: 0.4,
+    clockAheadMs: 0.1,
+    bytesPerSecond: 400_000_000,
+    sentBytes: 6_291_456,
+  };
   /** The VM state that was sent last. */
   taken = Buffer.alloc(0);
   /** The VM state that is to be read. */
@@ -152,6 +161,11 @@ export class FakeAgentControl implements AgentControl {
   async rejoin(request: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer> {
     await this.#called("rejoin", request, signal);
     return { already: this.currentStatus.role === "Secondary", peer: request.peer, epoch: 42 };
+  }
+
+  async measureLink(request: MeasureLinkRequest, signal: AbortSignal): Promise<MeasureLinkAnswer> {
+    await this.#called("measureLink", request, signal);
+    return this.linkFigures;
   }
 
   async connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer> {

@@ -103,24 +103,32 @@ describe("the agent's state", () => {
     }
   });
 
-  it("counts no barrier of a shared disk whose server was killed, before a flush, with the last process", async () => {
+  /** Starts an agent on a shared disk again, after a crash; returns which barriers count only when they were flushed. */
+  async function unflushedAfterCrash(image: string, wasKilled: boolean): Promise<number> {
     const storage = storageWithImage();
     const shared = { role: "Primary", mode: "shared" } as const;
     const random = new SimRandom(new SeededRandom(1));
     const images = new FileImages(storage);
+    images.measure = () => Promise.resolve(65_536);
     const start = (): Promise<StateFile> =>
       openAgentState(
         { storage, images, random, bootId: "boot-1", log: new SilentLog(), clock: new ManualClock() },
-        { ...CONFIG, ...shared },
+        { ...CONFIG, ...shared, disks: [{ name: "vda", image }] },
       );
     const first = await start();
     await first.update((record) => ({ ...record, epochReserved: 7 }));
     await first.close();
-    const second = await start();
-    expect(second.record.unflushedThrough).toBe(0);
-    await second.close();
-    images.haveLostWrites = () => Promise.resolve(true);
-    expect((await start()).record.unflushedThrough).toBe(7);
+    images.haveLostWrites = () => Promise.resolve(wasKilled);
+    return (await start()).record.unflushedThrough;
+  }
+
+  it("counts no barrier of a shared disk whose server was killed, before a flush, with the last process", async () => {
+    expect(await unflushedAfterCrash("/images/vda.img", false)).toBe(0);
+    expect(await unflushedAfterCrash("/images/vda.img", true)).toBe(7);
+  });
+
+  it("counts no barrier of a shared disk, before a flush, whose server nobody here knows anything of", async () => {
+    expect(await unflushedAfterCrash("nbd://storage:10809/vda", false)).toBe(7);
   });
 
   it("is durable before anybody acts on it, even where the last process died before its fsync", async () => {

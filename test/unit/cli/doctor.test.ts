@@ -4,8 +4,10 @@ import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { checkDirectory } from "../../../cli/check-directory.ts";
 import { checkLink, checkSockets, checkStatus, checkToken } from "../../../cli/check-agent.ts";
+import { checkPeer } from "../../../cli/check-peer.ts";
 import { checkNode, checkOpenFiles, checkProgram, watchClock } from "../../../cli/check-machine.ts";
 import type { Finding } from "../../../cli/finding.ts";
+import { ControlClient } from "../../../shared/control/api-client.ts";
 import { NodeClock } from "../../../shared/host/node-clock.ts";
 import { runInProcess, serveFakeAgent } from "../../support/control-harness.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
@@ -129,6 +131,36 @@ describe("what a doctor finds of an agent", () => {
     const port = await listen();
     expect((await checkLink(`ws://127.0.0.1:${port}`, clock)).state).not.toBe("failed");
     expect(await checkLink("ws://127.0.0.1:1", clock)).toMatchObject({ state: "failed" });
+  });
+});
+
+describe("what a doctor has the agent measure", () => {
+  const options = { timeoutMs: 5_000, signal: new AbortController().signal };
+
+  it.each([
+    [{}, "ok", "ok"],
+    [{ roundTripMs: 45 }, "warning", "ok"],
+    [{ bytesPerSecond: 1_000_000 }, "warning", "ok"],
+    [{ clockAheadMs: -3_000 }, "ok", "warning"],
+    [{ clockAheadMs: 520, roundTripMs: 44 }, "warning", "ok"],
+  ])("%j: link %s, clock %s", async (figures, link, clocks) => {
+    const { socketPath, control } = await serveFakeAgent();
+    control.linkFigures = { ...control.linkFigures, ...figures };
+    const client = new ControlClient({ kind: "socket", path: socketPath });
+    const findings = await checkPeer(client, protectedPrimary(), options);
+    expect(states(findings)).toEqual({ "link speed": link, "peer's clock": clocks });
+    for (const { state, action } of findings) expect(action !== "").toBe(state === "warning");
+  });
+
+  it("is nothing on the side that is dialled, or without a session", async () => {
+    const { socketPath, control } = await serveFakeAgent();
+    const client = new ControlClient({ kind: "socket", path: socketPath });
+    const status = protectedPrimary();
+    for (const changes of [{ url: null }, { connection: "Connecting" as const }]) {
+      const peers = status.peers.map((peer) => ({ ...peer, ...changes }));
+      expect(await checkPeer(client, { ...status, peers }, options)).toEqual([]);
+    }
+    expect(control.calls).toEqual([]);
   });
 });
 

@@ -15,8 +15,8 @@ class RecordingSink implements TextSink {
     this.text += text;
   }
 
-  on(_event: "error", listener: (error: NodeJS.ErrnoException) => void): void {
-    this.fail = listener;
+  on(event: "error" | "resize", listener: (error: NodeJS.ErrnoException) => void): void {
+    if (event === "error") this.fail = listener;
   }
 }
 
@@ -59,15 +59,6 @@ describe("stdout", () => {
     const value = { message: "\u001b[2J\n" };
     new Output(stdout, new RecordingSink(), {}).result(true, value, () => "");
     expect(JSON.parse(stdout.text)).toEqual(value);
-  });
-
-  it("is cleared before a redraw only where it is a screen", () => {
-    const screen = new RecordingSink(true);
-    new Output(screen, new RecordingSink(), {}).redraw("x", (text) => text);
-    expect(screen.text).toBe("\u001b[H\u001b[2Jx\n");
-    const file = new RecordingSink();
-    new Output(file, new RecordingSink(), {}).redraw("x", (text) => text);
-    expect(file.text).toBe("x\n\n");
   });
 });
 

@@ -2,7 +2,6 @@ import { describe, expect, it } from "vitest";
 import { StallWatch } from "../../../cli/stall-watch.ts";
 import { EventLoopDelay } from "../../../shared/host/event-loop-delay.ts";
 import { HeldUpClock } from "../../support/held-up-clock.ts";
-import { SilentLog } from "../../support/silent-log.ts";
 
 function watched() {
   const clock = new HeldUpClock();
@@ -10,7 +9,6 @@ function watched() {
   const watch = new StallWatch({
     eventLoopDelay: new EventLoopDelay(clock),
     clock,
-    log: new SilentLog(),
     emit: (type, data) => void events.push({ type, ...data }),
   });
   watch.start();
@@ -52,7 +50,7 @@ describe("an agent that is held up", () => {
   });
 
   it("knows nothing where nobody measures", () => {
-    const options = { clock: new HeldUpClock(), log: new SilentLog(), emit: () => undefined };
+    const options = { clock: new HeldUpClock(), emit: () => undefined };
     const watch = new StallWatch(options);
     watch.start();
     expect(watch.describe()).toBeNull();

@@ -12,7 +12,8 @@ async function idleTurns(): Promise<void> {
   for (let i = 0; i < 50; i++) await nextTurn();
 }
 
-async function startWatching(flags: readonly string[], tty: boolean) {
+/** `pieces`: how many are written until the first status is shown. */
+async function startWatching(flags: readonly string[], tty: boolean, pieces = 1) {
   const agent = await serveFakeAgent();
   const clock = new ManualClock();
   const interrupt = new AbortController();
@@ -23,7 +24,7 @@ async function startWatching(flags: readonly string[], tty: boolean) {
     interrupted: interrupt.signal,
     onStdout: (text) => shown.push(text),
   });
-  await until(() => shown.length === 1 && clock.pendingTimers === 1);
+  await until(() => shown.length === pieces && clock.pendingTimers === 1);
   return { ...agent, clock, interrupt, shown, done };
 }
 
@@ -48,15 +49,37 @@ describe("status --watch", () => {
     expect((await done).code).toBe(0);
   });
 
-  it("brings a screen up to date without an event, and redraws in place", async () => {
-    const { clock, interrupt, shown, done } = await startWatching([], true);
+  it("takes the whole screen, brings it up to date without an event, and gives it back", async () => {
+    const { control, clock, interrupt, shown, done } = await startWatching([], true, 2);
+    expect(shown[0]).toBe("\u001b[?1049h\u001b[?25l");
+    control.currentStatus = { ...control.currentStatus, vm: "renamed\u001b[2J" };
     clock.advance(500);
     await until(() => clock.pendingTimers === 1);
-    clock.advance(1500);
-    await until(() => shown.length === 2);
-    expect(shown.every((text) => text.startsWith("\u001b[H\u001b[2J"))).toBe(true);
+    clock.advance(500);
+    await until(() => shown.length === 3);
+    expect(shown.slice(1).every((text) => text.startsWith("\u001b[H"))).toBe(true);
+    expect(shown[2]).toContain("renamed?[2J");
     interrupt.abort();
-    expect((await done).code).toBe(0);
+    expect(await done).toMatchObject({ code: 0, stderr: "" });
+    expect(shown[3]).toBe("\u001b[?25h\u001b[?1049l");
+    expect(shown).toHaveLength(4);
+  });
+
+  it("gives the screen back before it says that the agent has gone", async () => {
+    const { server, shown, done } = await startWatching([], true, 2);
+    await server.close();
+    expect((await done).code).toBe(3);
+    expect(shown.at(-1)).toBe("\u001b[?25h\u001b[?1049l");
+  });
+
+  it("writes plain text, one status after another, where there is no screen", async () => {
+    const { control, clock, interrupt, shown, done } = await startWatching([], false);
+    control.log.emit("merged");
+    clock.advance(500);
+    await until(() => shown.length === 2);
+    expect(shown.join("")).not.toContain("\u001b");
+    interrupt.abort();
+    await done;
   });
 
   it("fails with 3 when the agent goes away", async () => {

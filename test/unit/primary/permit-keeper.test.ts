@@ -20,6 +20,7 @@ class Scene {
   readonly keeper: PermitKeeper;
   isConnected = true;
   handOver: string | null = null;
+  lineage = "first";
 
   constructor() {
     const { clock } = this;
@@ -39,8 +40,8 @@ class Scene {
   }
 
   get #record(): Partial<StateRecord> {
-    const { handOver } = this;
-    return { agentId: "a", vm: "vm", lineage: "first", pairing: { peer: "b", sessions: [] }, handOver };
+    const { handOver, lineage } = this;
+    return { agentId: "a", vm: "vm", lineage, pairing: { peer: "b", sessions: [] }, handOver };
   }
 
   async start(): Promise<void> {
@@ -157,6 +158,14 @@ describe("a primary with an arbiter", () => {
     await turns();
     expect(scene.keeper.permit.isValid).toBe(true);
     expect(scene.arbiter.state).toMatchObject({ leaseHolder: "a", record: { holder: "a", lineage: "first" } });
+  });
+
+  it("tells the arbiter of a lineage that was begun alone, also where the secondary was still connected", async () => {
+    const made = await started();
+    made.lineage = "alone";
+    made.keeper.wentAlone();
+    await turns();
+    expect(made.arbiter.state.record).toMatchObject({ lineage: "alone", outdated: ["b"] });
   });
 
   it("keeps what an earlier process has told of the secondary", async () => {

@@ -1,4 +1,5 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { get } from "node:https";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -105,6 +106,43 @@ describe("the control API over TLS", () => {
     });
     expect(answer).not.toContain("HTTP");
     expect(reasons()).toEqual(["the client speaks no TLS, and this port does"]);
+  });
+});
+
+describe("the control API over TLS, asked by a browser", () => {
+  /** What a request with these headers is answered: the status and the reason. */
+  async function asked(port: number, path: string, headers: Readonly<Record<string, string>>) {
+    return new Promise<{ status: number | undefined; body: string }>((resolve, reject) => {
+      const url = `https://127.0.0.1:${port}${path}`;
+      get(url, { headers, ca: readFileSync(host.ca), agent: false }, (answer) => {
+        let body = "";
+        answer.setEncoding("utf8").on("data", (text: string) => (body += text));
+        answer.on("end", () => resolve({ status: answer.statusCode, body }));
+      }).on("error", reject);
+    });
+  }
+
+  it("gives the page's files to everybody, and nothing else without the token", async () => {
+    const { port, reasons } = await serving();
+    // There is no page here: it is not that the token is missing.
+    expect((await asked(port, "/", { "sec-fetch-site": "cross-site" })).status).toBe(404);
+    expect((await asked(port, "/page/door", {})).status).toBe(404);
+    expect(reasons()).toEqual([]);
+    for (const path of ["/v1/status", "/metrics", "/page/other", "/page", "//"]) {
+      expect((await asked(port, path, {})).status).toBe(401);
+    }
+  });
+
+  it("answers the agent's own page, and no other, whatever the token", async () => {
+    const { port } = await serving();
+    const authorization = `Bearer ${TOKEN}`;
+    const own = `https://127.0.0.1:${port}`;
+    expect((await asked(port, "/v1/status", { authorization, origin: own })).status).toBe(200);
+    for (const headers of [{ origin: "https://evil.example" }, { "sec-fetch-site": "cross-site" }]) {
+      const { status, body } = await asked(port, "/v1/status", { authorization, ...headers });
+      expect(status).toBe(401);
+      expect(body).toContain("not the agent's own");
+    }
   });
 });
 

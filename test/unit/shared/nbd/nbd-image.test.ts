@@ -392,6 +392,18 @@ describe("opening an image on an NBD server", () => {
     expect(await refused((server) => (server.flags &= ~TRANSMISSION_FLAG.SEND_FLUSH))).toBe("not-supported");
   });
 
+  it("is opened for two hosts only where the server's connections share one cache", async () => {
+    const server = new FakeNbdServer(SIZE);
+    const open = (): Promise<NbdImage> =>
+      NbdImage.connect({ ...options(server, new ManualClock(), SIZE), isShared: true });
+    await expect(open()).rejects.toMatchObject({
+      code: "not-supported",
+      message: expect.stringContaining("multi-conn"),
+    });
+    server.flags |= TRANSMISSION_FLAG.CAN_MULTI_CONN;
+    expect((await open()).sizeBytes).toBe(SIZE);
+  });
+
   it("without waiting has the first requests wait", async () => {
     const server = new FakeNbdServer(SIZE);
     const image = new NbdImage(options(server, new ManualClock(), SIZE));
