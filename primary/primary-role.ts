@@ -16,6 +16,7 @@ import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
+import { Changing } from "./changing.ts";
 import { DiskCopies } from "./disk-copies.ts";
 import { changesOf, originalsOf } from "./disk-forwarding.ts";
 import { DiskHealth, type FailedAccess } from "./disk-health.ts";
@@ -31,6 +32,7 @@ import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
+import { Resizes } from "./resizes.ts";
 import { SharedDisks } from "./shared-disks.ts";
 import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
@@ -50,13 +52,14 @@ export class PrimaryRole {
   readonly mirrors: Mirrors;
   readonly verifies: VerifyJobs;
   readonly bitmaps: NamedBitmaps;
+  readonly resizes: Resizes;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
   readonly #replicator: Replicator;
   readonly #syncs: SyncJobs;
-  /** Called at every change of the replication state. */
-  readonly #watchers = new Set<() => void>();
+  /** At every change of the replication state. */
+  readonly #changing = new Changing();
   readonly #automatic: AutomaticCheckpoints;
   readonly #health: DiskHealth;
   readonly #status: PrimaryStatus;
@@ -134,6 +137,14 @@ export class PrimaryRole {
       disks: this.disks,
       geometries: this.#geometries,
       replicator: this.#replicator,
+    });
+    this.resizes = new Resizes({
+      ...options,
+      disks: this.disks,
+      geometries: this.#geometries,
+      copies: this.copies,
+      verifies: this.verifies,
+      replicators: () => [this.#replicator],
     });
     this.#status = new PrimaryStatus({
       state: options.state,
@@ -291,15 +302,9 @@ export class PrimaryRole {
 
   /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
   #untilEstablished(): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const check = (): void => {
-        if (this.#takesBarriers) resolve();
-        else if (!this.isConnected) reject(lostPeer());
-        else return;
-        this.#watchers.delete(check);
-      };
-      this.#watchers.add(check);
-      check();
+    return this.#changing.until(() => {
+      if (!this.#takesBarriers && !this.isConnected) throw lostPeer();
+      return this.#takesBarriers;
     });
   }
 
@@ -428,7 +433,7 @@ export class PrimaryRole {
   #shareDisks(): SharedDisks {
     const { state, children, unflushedThrough } = this.#options;
     return new SharedDisks({
-      state,
+      ...this.#options,
       guests: this.#guests,
       disks: children.map(({ child }) => ({
         child,
@@ -442,9 +447,6 @@ export class PrimaryRole {
       goesAlone: this.#options.onPeerLoss === "continue",
       mayGoAlone: () => this.#keeper?.mayGoAlone(),
       wentAlone: () => this.#keeper?.wentAlone(),
-      random: this.#options.random,
-      log: this.#options.log,
-      emit: this.#options.emit,
     });
   }
 
@@ -560,7 +562,7 @@ export class PrimaryRole {
   }
 
   #notify(): void {
-    for (const watcher of this.#watchers) watcher();
+    this.#changing.changed();
     this.#keeper?.connectionChanged();
   }
 
@@ -571,9 +573,7 @@ export class PrimaryRole {
 
   /** The session with the secondary. Errors: `no-peer`. */
   #connectedSession(): SourceSession {
-    if (!this.#isPaired) {
-      throw neverHadPeer();
-    }
+    if (!this.#isPaired) throw neverHadPeer();
     return this.#replicator.session;
   }
 }

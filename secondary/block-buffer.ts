@@ -103,6 +103,9 @@ export class BlockBuffer implements EpochOverlay {
     return disk;
   }
 
+  /** A log has no size of its own. */
+  lengthen(): void {}
+
   get version(): number {
     return this.#version;
   }

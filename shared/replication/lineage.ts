@@ -1,5 +1,5 @@
 import { bitmapsLost } from "../journal/bitmap-entry.ts";
-import { ANCESTORS_MAX } from "../../proto/limits.ts";
+import { ANCESTORS_MAX, REPLACED_PEERS_MAX } from "../../proto/limits.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 
@@ -17,6 +17,7 @@ export type HistoryFields = Pick<
   | "ancestors"
   | "heard"
   | "pairing"
+  | "replaced"
   | "tracks"
   | "outdated"
   | "discardsOwn"
@@ -36,7 +37,17 @@ export function historyFieldsOf(record: StateRecord): HistoryFields {
     outdated,
     discardsOwn,
     handOver,
+    ...(record.replaced === undefined ? {} : { replaced: record.replaced }),
   };
+}
+
+/** An operator has given the peer up: the next one that is blank takes its place, whoever its certificate names. */
+export function peerGivenUp(record: StateRecord): StateRecord {
+  const { peerSubject: _, ...rest } = record;
+  const peer = record.pairing?.peer ?? record.tracks;
+  if (peer === null) return rest;
+  const replaced = [...new Set([peer, ...(record.replaced ?? [])])].slice(0, REPLACED_PEERS_MAX);
+  return { ...rest, pairing: null, replaced };
 }
 
 /** A primary goes on without the peer that may know its lineage. */
