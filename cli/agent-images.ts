@@ -119,6 +119,10 @@ export class AgentImages implements ImageSource {
     await createFormatImage(this.#options.storage, parsed.format, parsed.path, sizeBytes);
   }
 
+  async grow(location: string, sizeBytes: number): Promise<void> {
+    return this.#files.grow(location, sizeBytes);
+  }
+
   async #prepareOwn(disk: StateRecord["disks"][number], parsed: ServedLocation): Promise<void> {
     if (this.#connected.has(disk.image)) return;
     const mark = this.#source(disk.image, parsed).changeMark();

@@ -1,11 +1,14 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
+import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { allFailed } from "../primary/mirror-record.ts";
+import { mergeUnfinished } from "../primary/merge-unfinished.ts";
 import { NamedBitmaps } from "../primary/named-bitmaps.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
+import type { GrownPeers } from "../primary/resizes.ts";
 import { withoutCopies } from "../primary/recorded-quorum.ts";
 import { MergeWork } from "../secondary/merge-work.ts";
 import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files.ts";
@@ -15,17 +18,15 @@ import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import { statesNeeded, VmStateStore } from "../secondary/vm-state-store.ts";
 import type { Child } from "../shared/block/block-device.ts";
-import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import { keepLosses } from "../shared/block/lost-writes.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { demoted } from "../shared/replication/lineage.ts";
+import { demoted, historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { measureLink, type LinkFigures } from "../shared/replication/measure-link.ts";
-import { probePeer } from "../shared/replication/peer-probe.ts";
 import { onlyWith } from "../shared/replication/peer-slots.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
@@ -35,6 +36,8 @@ import type { LiveSettings } from "./live-config.ts";
 import { checkpointExportsOf } from "./checkpoint-exports.ts";
 import { childrenContext } from "./children-context.ts";
 import type { DiskExports } from "./disk-export.ts";
+import { askPeer } from "./ask-peer.ts";
+import { cleanMarkOf, namedGeometries } from "./recorded-disks.ts";
 import { MirrorTargets } from "./mirror-targets.ts";
 import { PeerTrackings } from "./peer-trackings.ts";
 import { PeerConnectors } from "./peer-connectors.ts";
@@ -168,37 +171,32 @@ export class AgentRoles {
 
   /**
    * Asks the recorded peer what the two would do; nothing follows from the answer on either side. There is a peer to
-   * dial. Errors: as `probePeer`.
+   * dial. With `asIf` it is what they would do if the record were changed so. Errors: as `probePeer`.
    */
-  async probe(url: string, signal: AbortSignal): Promise<Judged> {
+  probe(
+    url: string,
+    signal: AbortSignal,
+    { asIf }: { readonly asIf?: (record: StateRecord) => StateRecord } = {},
+  ): Promise<Judged> {
     const { host, config, token } = this.#options.agent;
-    const role = (): PrimaryRole | SecondaryRole =>
-      this.#active.role === "Primary" ? this.#active.primary : this.#active.secondary;
-    for (;;) {
-      const hello = role().hello();
-      const { peerTimeoutMs } = config;
-      const judged = await probePeer({
-        dialer: this.#binding.guard(host.dialer(url)),
-        clock: host.clock,
-        hello,
-        token,
-        peerTimeoutMs,
-        signal,
-      });
-      // What was said of a history that is not this side's any more explains nothing.
-      const now = role().hello();
-      if (now.role === hello.role && now.lineage === hello.lineage) return judged;
-    }
+    const dialer = host.dialer(url);
+    const { peerTimeoutMs } = config;
+    // Of a peer that is to be another one no certificate is bound.
+    const options = { ...host, token, peerTimeoutMs, signal, dialer: asIf ? dialer : this.#binding.guard(dialer) };
+    const said = (): Partial<Hello> => (asIf === undefined ? {} : historyFieldsOf(asIf(this.#options.state.record)));
+    return askPeer(options, () => ({ ...this.#hello, ...said() }));
+  }
+
+  get #hello(): Hello {
+    return this.#active.role === "Primary" ? this.#active.primary.hello() : this.#active.secondary.hello();
   }
 
   /** Measures the link to the peer at `url`. Errors: as `measureLink`. */
   measureLink(url: string, signal: AbortSignal): Promise<LinkFigures> {
     const { host, config, token } = this.#options.agent;
     const { peerTimeoutMs } = config;
-    const active = this.#active;
-    const hello = (active.role === "Primary" ? active.primary : active.secondary).hello();
     const dialer = this.#binding.guard(host.dialer(url));
-    return measureLink({ dialer, clock: host.clock, hello, token, peerTimeoutMs, signal });
+    return measureLink({ ...host, dialer, hello: this.#hello, token, peerTimeoutMs, signal });
   }
 
   /**
@@ -239,13 +237,7 @@ export class AgentRoles {
       const active = this.#active;
       if (active.role === "Secondary") return;
       const { state, agent, exports, emit } = this.#options;
-      if (state.record.merge !== null) {
-        throw new ColobusError(
-          "merge-unfinished",
-          "the overlays of the last failover are not merged into the images yet",
-          "Wait for it: `colobus wait merged`.",
-        );
-      }
+      if (state.record.merge !== null) throw mergeUnfinished();
       this.#connectors.hangUp();
       active.primary.refuseGuests(new ColobusError("handed-over", "this side is not Primary any more"));
       exports.withdrawAll();
@@ -274,6 +266,29 @@ export class AgentRoles {
       emit("role-changed", { role: "Secondary" });
       if (!this.#stopping) this.#dial();
       this.#options.changed();
+    });
+  }
+
+  /**
+   * Makes a disk of `primary` longer, which the secondaries of `grown` have done already. Errors: as `Resizes.grow`;
+   * `not-primary` when the role has changed meanwhile, or ends.
+   */
+  grow(primary: PrimaryRole, disk: number, sizeBytes: number, grown: GrownPeers): Promise<void> {
+    return this.#change(async () => {
+      const active = this.#active;
+      if (active.role !== "Primary" || active.primary !== primary || this.#stopping) {
+        throw new ColobusError(
+          "not-primary",
+          "this side is not Primary any more",
+          "See `colobus status` on both sides.",
+        );
+      }
+      await primary.resizes.grow(disk, sizeBytes, grown);
+      const { state, exports } = this.#options;
+      const replicated = primary.disks[disk];
+      if (replicated !== undefined) {
+        exports.put(replicated.name, state.record.vm, primary.exported(replicated), false);
+      }
     });
   }
 
@@ -564,15 +579,4 @@ export class AgentRoles {
     });
     jobs.start(work, { speed: agent.config.resyncSpeed, held: false });
   }
-}
-
-/** A shared disk that was never opened for writing, and so says nothing, was not flushed: it was not left in good order. */
-function cleanMarkOf({ mode }: StateRecord, mark: string | undefined): string | null {
-  return mode === "shared" && mark === "" ? null : (mark ?? null);
-}
-
-function namedGeometries({ disks, clusterBytes }: StateRecord): { name: string; geometry: ClusterGeometry }[] {
-  return disks.flatMap(({ name, sizeBytes }) =>
-    sizeBytes === null ? [] : { name, geometry: clusterGeometry(sizeBytes, clusterBytes) },
-  );
 }

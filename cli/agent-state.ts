@@ -5,6 +5,7 @@ import { allFailed } from "../primary/mirror-record.ts";
 import { withoutCopies, withUntrackedCopies } from "../primary/recorded-quorum.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
+import { finishGrowths, withoutGrowth } from "../shared/block/growth.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
@@ -56,6 +57,7 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
       replaysOwed: [],
       disks: namedAsRecorded(record.disks, config),
     }));
+    await finishGrowths(existing, host.images, host.log);
     if (isSuspect) {
       host.log.warn(
         { durability: "process" },
@@ -234,7 +236,7 @@ async function adoptImages(host: StateHost, state: StateFile, config: AgentConfi
   for (const disk of state.record.disks) {
     const image = config.disks.find(({ name }) => name === disk.name)?.image ?? disk.image;
     disks.push({
-      ...withoutCopies(disk),
+      ...withoutGrowth(withoutCopies(disk)),
       name: disk.name,
       image,
       sizeBytes: await host.images.measure(image, imageUseOf(state.record)),

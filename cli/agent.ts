@@ -27,6 +27,8 @@ import type {
   StoredVmState,
   StoredVmStateRequest,
   ReloadAnswer,
+  ResizeAnswer,
+  ResizeRequest,
   ResyncAnswer,
   ResyncRequest,
   RollbackAnswer,
@@ -66,6 +68,7 @@ import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
 import { assertEpochs } from "./no-epochs.ts";
+import { resizeDisk } from "./resize-disk.ts";
 import { RoleCommands } from "./role-commands.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
@@ -368,6 +371,16 @@ export class Agent implements AgentControl {
       }
     }
     return job.describe();
+  }
+
+  resize(request: ResizeRequest, signal: AbortSignal): Promise<ResizeAnswer> {
+    const { host, dropClients } = this.#options;
+    return resizeDisk(
+      { primary: this.#primary("resize"), roles: this.#roles, dropClients },
+      request,
+      host.clock,
+      signal,
+    );
   }
 
   changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {

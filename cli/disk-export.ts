@@ -8,11 +8,11 @@ import { CheckpointExport, type CheckpointExports } from "./checkpoint-exports.t
 /** The export of one disk: what is behind it changes with the agent's role, while clients stay connected. */
 export class DiskExport implements NbdExport {
   readonly name: string;
-  readonly sizeBytes: number;
   readonly description: string;
   readonly figures = new GuestFigures();
   clients = 0;
   #device: BlockDevice | undefined;
+  #sizeBytes: number;
   #readOnly: boolean;
   readonly #contexts: () => readonly MetaContext[];
 
@@ -25,7 +25,7 @@ export class DiskExport implements NbdExport {
   ) {
     this.name = name;
     this.description = `disk ${name} of VM ${vm}`;
-    this.sizeBytes = device.sizeBytes;
+    this.#sizeBytes = device.sizeBytes;
     this.#device = device;
     this.#readOnly = readOnly;
     this.#contexts = contexts;
@@ -36,6 +36,11 @@ export class DiskExport implements NbdExport {
     return this.#device;
   }
 
+  /** What clients are told as they connect. */
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
   get contexts(): readonly MetaContext[] {
     return this.#contexts();
   }
@@ -44,8 +49,9 @@ export class DiskExport implements NbdExport {
     return this.#readOnly;
   }
 
-  /** Puts another device of the same size behind the export. */
+  /** Puts another device behind the export, of the same disk: it may have grown. */
   replace(device: BlockDevice, readOnly: boolean): void {
+    this.#sizeBytes = device.sizeBytes;
     this.#device = device;
     this.#readOnly = readOnly;
   }

@@ -12,6 +12,7 @@ import { jobCommand, jobsCommand } from "./commands/jobs.ts";
 import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
 import { mirrorCommand } from "./commands/mirror.ts";
+import { resizeCommand } from "./commands/resize.ts";
 import { resyncCommand, rollbackCommand } from "./commands/recover.ts";
 import { metricsCommand } from "./commands/metrics.ts";
 import { protectCommand } from "./commands/protect.ts";
@@ -41,6 +42,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   startAloneCommand,
   resyncCommand,
   mirrorCommand,
+  resizeCommand,
   rollbackCommand,
   verifyCommand,
   childCommand,

@@ -18,6 +18,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import { peerGivenUp } from "../shared/replication/lineage.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { AgentRoles } from "./agent-roles.ts";
@@ -74,6 +75,8 @@ export class RoleCommands {
   async connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer> {
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
+      if (request.acceptNewPeer === true) return await this.#acceptNewPeer(request, deadline);
+      if (request.peer !== undefined) throw new ColobusError("usage", "--peer is said with --accept-new-peer");
       let known = this.#isConnected() ? this.#lastVerdict() : undefined;
       if (request.dryRun) {
         known ??= await this.#ask(deadline);
@@ -142,6 +145,59 @@ export class RoleCommands {
     } finally {
       deadline.end();
     }
+  }
+
+  /**
+   * Has another agent take the place of the peer, which is lost: from here on that one is refused, and a blank one gets
+   * everything. Errors: `peer-connected`; `timed-out`, and the order stands.
+   */
+  async #acceptNewPeer(request: ConnectRequest, deadline: Deadline): Promise<ConnectAnswer> {
+    const { roles, state } = this.#options;
+    if (this.#primary("connect --accept-new-peer").places.length > 1) {
+      throw new ColobusError(
+        "not-supported",
+        "this primary has several secondaries, of which another one can take no place yet",
+        "Dial the new one at the lost one's address, with an empty state directory.",
+      );
+    }
+    if (request.discardMyData) {
+      throw new ColobusError("usage", "a side that gives its data up has no new peer to accept");
+    }
+    if (this.#isConnected()) {
+      throw new ColobusError(
+        "peer-connected",
+        "the peer is connected: it is not lost",
+        "If another host is to take its place, stop its agent first.",
+      );
+    }
+    const url = request.peer ?? state.record.peers[0];
+    if (request.dryRun) {
+      if (url === undefined) {
+        throw new ColobusError(
+          "usage",
+          "this agent dials nobody, so there is nobody to ask",
+          "Say --peer WS_URL; or ask on the other host: `colobus connect --dry-run`.",
+        );
+      }
+      const asked = new AbortController();
+      try {
+        const asking = roles.probe(url, asked.signal, { asIf: peerGivenUp });
+        const judged = await deadline.race(asking, `the agent at ${url} has not answered yet`);
+        return { dryRun: true, connected: false, verdict: this.#describe(judged) };
+      } finally {
+        asked.abort();
+      }
+    }
+    await state.update(peerGivenUp);
+    const before = this.#lastVerdict();
+    await roles.redial(request.peer);
+    const isOther = (judged: Judged | undefined): boolean =>
+      judged !== before && judged?.verdict.kind !== "sync" && judged?.verdict.rule !== "replaced-peer";
+    const isAnswered = (): boolean => this.#isConnected() || isOther(this.#lastVerdict());
+    await this.#until(deadline, isAnswered, "no new peer has connected yet; it is accepted when it does");
+    const judged = this.#lastVerdict();
+    assert(judged !== undefined);
+    return { dryRun: false, connected: this.#isConnected(), verdict: this.#describe(judged) };
   }
 
   async #discard({ verdict, peer }: Judged): Promise<void> {

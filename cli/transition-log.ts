@@ -54,6 +54,7 @@ const LINES: Readonly<Record<EventType, readonly [level: LogLevel, phrase: strin
   "job-changed": ["info", "a job has another state"],
   "job-ready": ["info", "a job is ready"],
   "disk-pivoted": ["info", "a disk has another image"],
+  "disk-resized": ["info", "a disk has grown"],
   "stalled": ["warn", "this agent was held up: it answered nobody meanwhile"],
   "lease-acquired": ["info", "this side has the lease"],
   "lease-lost": ["warn", "this side has the lease no more"],

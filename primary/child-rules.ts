@@ -1,6 +1,7 @@
 import { ColobusError } from "../proto/errors.ts";
 import { CHILDREN_MAX } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
+import { assertNotGrowing } from "../shared/block/growth.ts";
 import type { DiskCopy } from "./disk-copy.ts";
 import type { QuorumPolicy } from "./quorum.ts";
 import { LOCAL_CHILD, quorumOf } from "./recorded-quorum.ts";
@@ -16,6 +17,7 @@ export function assertAddable(wanted: {
   readonly policy: Policy;
 }): void {
   const { disk, name, image, record, policy } = wanted;
+  assertNotGrowing(record, disk);
   const children = quorumOf(record, disk)?.children ?? [];
   if (name === LOCAL_CHILD || children.some((child) => child.name === name)) {
     throw refused(`disk ${disk} has a copy ${name} already`, "Choose another name.");

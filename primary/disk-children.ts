@@ -9,14 +9,16 @@
  * Invariants: no change is acknowledged that a copy lacks before the record says that this copy is not sound. A copy is
  * recorded as sound only when it has everything durably. One whose bitmap is not known to be whole is copied whole.
  */
+import assert from "node:assert/strict";
 import type { ChildStatus } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { QUORUM_EVENT_EVERY_MS, STATE_RETRY_MS } from "../proto/limits.ts";
 import type { RecordedChild, RecordedQuorum } from "../proto/state-record.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
-import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { growGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
+import { assertNotGrowing } from "../shared/block/growth.ts";
 import type { Timer } from "../shared/host/clock.ts";
 import { lostSync } from "../shared/journal/lost-syncs.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
@@ -61,7 +63,7 @@ interface Member {
 export class DiskChildren {
   readonly #options: DiskChildrenOptions;
   readonly #events: RateLimitedEvents;
-  readonly #quorum: Quorum;
+  #quorum: Quorum;
   #members: Member[] = [];
   #disk: ReplicatedDisk | undefined;
   /** The record calls a copy sound, or its bitmap whole, that is not. */
@@ -108,6 +110,13 @@ export class DiskChildren {
     return local?.copy.dirty.dirtyClusters() ?? new ClusterBitmap();
   }
 
+  /** The image, which is the only copy, has `sizeBytes` from now on. */
+  grow(sizeBytes: number): void {
+    assert(this.#members.length === 0, "a disk with further copies does not grow");
+    growGeometry(this.#options.geometry, sizeBytes);
+    this.#quorum = this.#newQuorum();
+  }
+
   /** Begins to bring copies what they lack. `disk` has `child` as its child. */
   start(disk: ReplicatedDisk): void {
     this.#disk = disk;
@@ -147,14 +156,17 @@ export class DiskChildren {
     }
     this.#assertAddable(name, image);
     const child = newChild(name, image);
-    await state.update((record) => ({
-      ...record,
-      disks: record.disks.map((recorded) => {
-        if (recorded.name !== disk) return recorded;
-        const quorum = recorded.quorum ?? { ...policy, children: [newLocalChild()] };
-        return { ...recorded, quorum: { ...quorum, children: [...quorum.children, child] } };
-      }),
-    }));
+    await state.update((record) => {
+      assertNotGrowing(record, disk);
+      return {
+        ...record,
+        disks: record.disks.map((recorded) => {
+          if (recorded.name !== disk) return recorded;
+          const quorum = recorded.quorum ?? { ...policy, children: [newLocalChild()] };
+          return { ...recorded, quorum: { ...quorum, children: [...quorum.children, child] } };
+        }),
+      };
+    });
     const isFirst = this.#members.length === 0;
     const added: Member[] = isFirst ? [this.#open(newLocalChild(), true)] : [];
     added.push(this.#open(child, false));

@@ -44,6 +44,11 @@ export class DiskCopies {
     return this.#disks[disk]?.child;
   }
 
+  /** The image of a disk that has no other copies has `sizeBytes` from now on. */
+  grow(disk: number, sizeBytes: number): void {
+    this.#disks[disk]?.grow(sizeBytes);
+  }
+
   start(disks: readonly ReplicatedDisk[]): void {
     for (const [index, disk] of disks.entries()) this.#disks[index]?.start(disk);
   }

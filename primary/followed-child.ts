@@ -9,12 +9,10 @@ import type { ReplicatedDisk } from "./replicated-disk.ts";
  * itself has refused is dirty on every follower: nobody knows what the child has there.
  */
 export class FollowedChild implements Child {
-  readonly sizeBytes: number;
   readonly #child: Child;
   readonly #followers: readonly DiskCopy[];
 
   constructor(child: Child, followers: readonly DiskCopy[]) {
-    this.sizeBytes = child.sizeBytes;
     this.#child = child;
     this.#followers = followers;
   }
@@ -38,6 +36,10 @@ export class FollowedChild implements Child {
 
   get fault(): Child["fault"] {
     return this.#child.fault;
+  }
+
+  get sizeBytes(): number {
+    return this.#child.sizeBytes;
   }
 
   read(target: Uint8Array, offset: number): Pending {

@@ -20,6 +20,7 @@ import {
 } from "../shared/block/cluster-geometry.ts";
 import type { Stretch } from "../shared/block/data-stretches.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
+import { assertNotGrowing } from "../shared/block/growth.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Job } from "../shared/jobs/job.ts";
@@ -29,6 +30,7 @@ import { DirtyMap } from "../shared/replication/dirty-map.ts";
 import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
 import { DiskCopy } from "./disk-copy.ts";
 import { follow, FollowedChild, unfollow } from "./followed-child.ts";
+import { mergeUnfinished } from "./merge-unfinished.ts";
 import { begun, ended, openMirrors, pivoted } from "./mirror-record.ts";
 import { MirrorTarget } from "./mirror-target.ts";
 import { MirrorWork } from "./mirror-work.ts";
@@ -185,7 +187,11 @@ export class Mirrors {
     try {
       if (mark.sync === "top") await tracker.addRuns(clustersOf(await targets.topLayer(disk), geometry));
       this.#assertGoing(signal);
-      await state.update((record) => begun(record, { ...mark, isTracked: mirror.copy.tracker !== undefined }));
+      await state.update((record) => {
+        if (disk.sizeBytes !== geometry.sizeBytes) throw resized(disk.name);
+        assertNotGrowing(record, disk.name);
+        return begun(record, { ...mark, isTracked: mirror.copy.tracker !== undefined });
+      });
     } catch (error) {
       mirror.copy.holdBack();
       mirror.target.close();
@@ -400,9 +406,18 @@ export class Mirrors {
   }
 }
 
+function resized(disk: string): ColobusError {
+  return new ColobusError(
+    "job-state",
+    `disk ${disk} was resized meanwhile`,
+    "Try again, with an image of its new size.",
+  );
+}
+
 function assertCanMirror(record: StateRecord, disk: string): void {
   const { mode, merge } = record;
   assertNoCopies(record, disk);
+  assertNotGrowing(record, disk);
   if (mode === "shared") {
     throw new ColobusError(
       "not-supported",
@@ -410,13 +425,7 @@ function assertCanMirror(record: StateRecord, disk: string): void {
       "Copy it while no agent uses it.",
     );
   }
-  if (merge !== null) {
-    throw new ColobusError(
-      "merge-unfinished",
-      "the overlays of the last failover are not merged into the images yet",
-      "Wait for it: `colobus wait merged`.",
-    );
-  }
+  if (merge !== null) throw mergeUnfinished();
 }
 
 function assertNoCopies({ disks }: StateRecord, name: string): void {

@@ -6,7 +6,12 @@ import { DIRTY_BITMAP_FLAG, DIRTY_BITMAP_NAMESPACE } from "../proto/nbd-protocol
 import type { BitmapFault } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
-import { clusterEndOffset, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import {
+  clusterEndOffset,
+  firstClusterOf,
+  growGeometry,
+  type ClusterGeometry,
+} from "../shared/block/cluster-geometry.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
@@ -107,6 +112,15 @@ export class NamedBitmaps {
       if (marked !== undefined) all = all === undefined ? marked : Promise.all([all, marked]).then(() => undefined);
     }
     return all;
+  }
+
+  /** The disk has `sizeBytes` from now on: every bitmap has what is behind its former end. */
+  grow(disk: number, sizeBytes: number): void {
+    const geometry = this.#options.disks[disk]?.geometry;
+    if (geometry === undefined || sizeBytes <= geometry.sizeBytes) return;
+    const first = firstClusterOf(geometry, geometry.sizeBytes);
+    growGeometry(geometry, sizeBytes);
+    for (const { tracker } of this.#live[disk] ?? []) tracker.addGrown(first);
   }
 
   list(): BitmapStatus[] {

@@ -1,8 +1,9 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { Hello } from "../proto/replication-messages.ts";
+import type { StateRecord } from "../proto/state-record.ts";
 import type { SyncExtent } from "../proto/words.ts";
 import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
-import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { confirmed, namingKnown } from "../shared/replication/lineage.ts";
@@ -65,12 +66,16 @@ export class Pairing {
   unite(): Promise<void> {
     const differing = this.#differing;
     const session = this.#session;
+    const peer = this.#options.state.record.pairing?.peer;
     this.#differing = [];
     const united = this.#beginning.then(async () => {
       for (const [disk, clusters] of differing.entries()) {
         if (!clusters.isEmpty) await this.#options.tracking.add(disk, [...clusterRuns(clusters)]);
       }
-      await this.#options.state.update((record) => (session === undefined ? record : confirmed(record, session)));
+      await this.#options.state.update((record) => {
+        stillWith(record, peer);
+        return session === undefined ? record : confirmed(record, session);
+      });
     });
     this.#beginning = united.catch(() => undefined); // the caller has the error
     return united;
@@ -81,20 +86,41 @@ export class Pairing {
     return this.#beginning;
   }
 
+  /** A disk that is shorter on the secondary lacks what is behind its end there. */
+  async #addMissing(hello: Hello, peer: Hello): Promise<void> {
+    for (const [disk, { name, sizeBytes }] of hello.disks.entries()) {
+      const there = peer.disks.find((one) => one.name === name)?.sizeBytes ?? null;
+      const geometry = this.#options.geometries[disk];
+      if (geometry === undefined || sizeBytes === null || there === null || there >= sizeBytes) continue;
+      await this.#options.tracking.add(disk, [
+        { first: firstClusterOf(geometry, there), end: endClusterOf(geometry, 0, sizeBytes) },
+      ]);
+    }
+  }
+
   async #begin(session: SourceSession, hello: Hello, peer: Hello, extent: SyncExtent): Promise<void> {
     const { state, slot, tracking, random, opened } = this.#options;
     if (session.isClosed) return;
     if (extent === "full" || extent === "assumed") await tracking.begin(peer.agentId, extent);
+    else await this.#addMissing(hello, peer);
     if (session.isClosed) return;
     const id = random.bytes(16).toString("hex");
     const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;
     const pairing = { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] };
     const { peerSubject } = session;
-    await state.update((record) => withPeerEntry(namingKnown(record), slot, { pairing, peerSubject }));
+    await state.update((record) =>
+      withPeerEntry(stillWith(namingKnown(record), peer.agentId), slot, { pairing, peerSubject }),
+    );
     this.#session = id;
     const openEpoch = await opened(peer);
     if (session.isClosed) return;
     const diskSizes = hello.disks.map((disk) => disk.sizeBytes ?? 0);
     session.begin({ session: id, extent, lineage: hello.lineage ?? "", openEpoch, diskSizes });
   }
+}
+
+/** The record, unless an operator has had another agent take the peer's place since the handshake. */
+function stillWith(record: StateRecord, peer: string | undefined): StateRecord {
+  if (peer !== undefined && record.replaced?.includes(peer) !== true) return record;
+  throw new ColobusError("peer-replaced", "an operator had another agent take the peer's place");
 }

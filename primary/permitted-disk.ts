@@ -7,12 +7,10 @@ import type { ServingPermit } from "./serving-permit.ts";
  * again when it is done. A request that is done outside the permit waits until that is renewed, or fails.
  */
 export class PermittedDisk implements BlockDevice {
-  readonly sizeBytes: number;
   readonly #disk: BlockDevice;
   readonly #permit: Pick<ServingPermit, "admit">;
 
   constructor(disk: BlockDevice, permit: Pick<ServingPermit, "admit">) {
-    this.sizeBytes = disk.sizeBytes;
     this.#disk = disk;
     this.#permit = permit;
   }
@@ -23,6 +21,10 @@ export class PermittedDisk implements BlockDevice {
 
   get asksForExtents(): boolean {
     return this.#disk.asksForExtents === true;
+  }
+
+  get sizeBytes(): number {
+    return this.#disk.sizeBytes;
   }
 
   read(target: Uint8Array, offset: number): Pending {

@@ -20,6 +20,7 @@ import { peersOf } from "../shared/replication/peer-slots.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { Job } from "../shared/jobs/job.ts";
 import { AutomaticCheckpoints } from "./automatic-checkpoints.ts";
+import { Changing } from "./changing.ts";
 import { DiskCopies } from "./disk-copies.ts";
 import { changesOf, originalsOf } from "./disk-forwarding.ts";
 import { EpochSessions } from "./epoch-sessions.ts";
@@ -37,6 +38,7 @@ import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
+import { Resizes } from "./resizes.ts";
 import { Secondaries } from "./secondaries.ts";
 import { SecondaryPlace, type Judged } from "./secondary-place.ts";
 import type { EpochSession } from "./session-group.ts";
@@ -55,6 +57,7 @@ export class PrimaryRole {
   readonly copies: DiskCopies;
   readonly mirrors: Mirrors;
   readonly bitmaps: NamedBitmaps;
+  readonly resizes: Resizes;
   /** The links to the secondaries. */
   readonly secondaries: Secondaries;
   /** One for each secondary that there may be. */
@@ -67,8 +70,8 @@ export class PrimaryRole {
   /** Where there are several: those that have not spoken since the start, and may have been promoted meanwhile. */
   readonly #unheard: Set<string>;
   #isHandingOver = false;
-  /** Called at every change of the replication state. */
-  readonly #watchers = new Set<() => void>();
+  /** At every change of the replication state. */
+  readonly #changing = new Changing();
   readonly #automatic: AutomaticCheckpoints;
   readonly #health: DiskHealth;
   readonly #status: PrimaryStatus;
@@ -150,6 +153,13 @@ export class PrimaryRole {
       places: this.places,
       hello: () => this.hello(),
       pulse: this.#keeper?.pulse,
+    });
+    this.resizes = new Resizes({
+      ...options,
+      disks: this.disks,
+      geometries: this.#geometries,
+      copies: this.copies,
+      places: this.places,
     });
     this.#status = new PrimaryStatus({
       state: options.state,
@@ -306,15 +316,9 @@ export class PrimaryRole {
 
   /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
   #untilEstablished(): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const check = (): void => {
-        if (this.#takesBarriers) resolve();
-        else if (!this.isConnected) reject(lostPeer());
-        else return;
-        this.#watchers.delete(check);
-      };
-      this.#watchers.add(check);
-      check();
+    return this.#changing.until(() => {
+      if (!this.#takesBarriers && !this.isConnected) throw lostPeer();
+      return this.#takesBarriers;
     });
   }
 
@@ -423,7 +427,7 @@ export class PrimaryRole {
   #shareDisks(): SharedDisks {
     const { state, children, unflushedThrough } = this.#options;
     return new SharedDisks({
-      state,
+      ...this.#options,
       guests: this.#guests,
       disks: children.map(({ child }) => ({
         child,
@@ -437,9 +441,6 @@ export class PrimaryRole {
       goesAlone: this.#options.onPeerLoss === "continue",
       mayGoAlone: () => this.#keeper?.mayGoAlone(),
       wentAlone: () => this.#keeper?.wentAlone(),
-      random: this.#options.random,
-      log: this.#options.log,
-      emit: this.#options.emit,
     });
   }
 
@@ -563,7 +564,7 @@ export class PrimaryRole {
   }
 
   #notify(): void {
-    for (const watcher of this.#watchers) watcher();
+    this.#changing.changed();
     this.#keeper?.connectionChanged();
   }
 

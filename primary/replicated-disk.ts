@@ -46,7 +46,6 @@ export type SyncContent = Buffer | number;
  */
 export class ReplicatedDisk implements BlockDevice {
   readonly name: string;
-  readonly sizeBytes: number;
   #child: Child;
   readonly #lock = new RangeLock();
   readonly #gate: GuestGate;
@@ -64,10 +63,13 @@ export class ReplicatedDisk implements BlockDevice {
 
   constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
     this.name = name;
-    this.sizeBytes = child.sizeBytes;
     this.#child = child;
     this.#gate = gate;
     this.#forwarding = forwarding;
+  }
+
+  get sizeBytes(): number {
+    return this.#child.sizeBytes;
   }
 
   /** What the writes go to at present. */

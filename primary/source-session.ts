@@ -24,7 +24,7 @@ type Answer = Extract<Message, { type: "answer" }>;
 
 type RequestMessage = Extract<
   Message,
-  { type: "lineage" | "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" | "checksum" }
+  { type: "lineage" | "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" | "resize" | "checksum" }
 >;
 
 interface Request {
@@ -283,6 +283,7 @@ export class SourceSession {
       case "begin":
       case "united":
       case "takeover":
+      case "resize":
       case "verify":
       case "checksum":
       case "data":

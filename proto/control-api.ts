@@ -336,6 +336,10 @@ export type RejoinAnswer = z.infer<typeof rejoinAnswerSchema>;
 export const connectRequestSchema = z.strictObject({
   dryRun: z.boolean().default(false),
   discardMyData: z.boolean().default(false),
+  /** On a primary whose peer is lost: another agent takes its place. */
+  acceptNewPeer: z.boolean().optional(),
+  /** With `acceptNewPeer`: whom to dial from now on. */
+  peer: z.string().optional(),
   timeoutMs,
 });
 export type ConnectRequest = z.infer<typeof connectRequestSchema>;
@@ -450,6 +454,24 @@ export type ChildRequest = z.infer<typeof childRequestSchema>;
 export const childAnswerSchema = z.object({ disk: z.string(), children: z.array(childSchema) });
 export type ChildAnswer = z.infer<typeof childAnswerSchema>;
 
+export const resizeRequestSchema = z.strictObject({
+  disk: z.string(),
+  sizeBytes: z.int().positive(),
+  /** Send the clients away when it is done: they see the new size when they connect again. */
+  closeClients: z.boolean().default(false),
+  timeoutMs,
+});
+export type ResizeRequest = z.infer<typeof resizeRequestSchema>;
+export const resizeAnswerSchema = z.object({
+  disk: z.string(),
+  sizeBytes: bytes,
+  /** The same where nothing was to be done. */
+  formerSizeBytes: bytes,
+  /** How many secondaries have grown as well; others follow when they connect. */
+  grownPeers: z.int().nonnegative(),
+});
+export type ResizeAnswer = z.infer<typeof resizeAnswerSchema>;
+
 export const waitRequestSchema = z.strictObject({ condition: z.enum(WAIT_CONDITIONS), timeoutMs });
 export type WaitRequest = z.infer<typeof waitRequestSchema>;
 export const waitAnswerSchema = z.object({ condition: z.enum(WAIT_CONDITIONS) });
@@ -520,6 +542,8 @@ export interface AgentControl {
   rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer>;
   /** Begins to compare the replicas. */
   verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus>;
+  /** Makes a disk longer, on both sides. */
+  resize(request: ResizeRequest, signal: AbortSignal): Promise<ResizeAnswer>;
   changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer>;
   bitmaps(): BitmapStatus[];
   bitmap(verb: (typeof BITMAP_VERBS)[number], request: BitmapRequest, signal: AbortSignal): Promise<BitmapStatus>;

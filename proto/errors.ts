@@ -165,6 +165,14 @@ export const ERRORS = {
     "The other side has not proved who it is: another token, or no certificate that is accepted.",
   ),
   "unrelated": row("EIO", 4028, 409, EXIT.failed, false, "The two disk sets have no common history."),
+  "peer-replaced": row(
+    "EIO",
+    4043,
+    409,
+    EXIT.failed,
+    false,
+    "An operator had another agent take this secondary's place (`connect --accept-new-peer`).",
+  ),
   "outdated": row(
     "EIO",
     4030,

@@ -167,6 +167,8 @@ export const SECONDARIES_MAX = 4;
 
 /** Lineages that a side goes back to, or has heard of, and that it still tells apart from strange ones. */
 export const ANCESTORS_MAX = 32;
+/** Peers that were replaced, the latest ones, which a primary still refuses. */
+export const REPLACED_PEERS_MAX = 8;
 /** Runs of dirty clusters in one `differs` message. */
 export const DIFFERS_RUNS_MAX = 4096;
 

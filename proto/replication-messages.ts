@@ -31,6 +31,7 @@ import {
   LINK_MEASURE_CHUNK_BYTES,
   MESSAGE_MAX_BYTES,
   PREPARED_EPOCHS_MAX,
+  REPLACED_PEERS_MAX,
   SECONDARIES_MAX,
   VERIFY_HOLE_BYTES,
   VMSTATE_CHUNK_BYTES,
@@ -98,8 +99,19 @@ const helloSchema = z.object({
   clusterBytes: z.int().positive(),
   /** The send window that this side is configured with; the smaller one of the two counts. */
   windowBytes: z.int().positive(),
-  /** `sizeBytes` is null where the secondary is to make the image at the primary's size. */
-  disks: z.array(z.object({ name: text, sizeBytes: z.int().positive().nullable() })).max(DISKS_MAX),
+  /**
+   * `sizeBytes` is null where the secondary is to make the image at the primary's size. A secondary's disk that was grown
+   * for a primary which may not have grown itself has its size before as `formerSizeBytes`.
+   */
+  disks: z
+    .array(
+      z.object({
+        name: text,
+        sizeBytes: z.int().positive().nullable(),
+        formerSizeBytes: z.int().positive().optional(),
+      }),
+    )
+    .max(DISKS_MAX),
   /** 16 random bytes; `proof` is bound to both sides' nonces. */
   nonce: byteString((length) => length === 16),
   /** Whether this side holds a pre-shared token. */
@@ -110,6 +122,8 @@ const helloSchema = z.object({
   ancestors: z.array(text).max(ANCESTORS_MAX),
   heard: z.array(text).max(ANCESTORS_MAX),
   pairing: z.object({ peer: text, sessions: z.array(text).max(2) }).nullable(),
+  /** Agents that another one has taken the place of, by an operator's word; left out where there are none. */
+  replaced: z.array(text).max(REPLACED_PEERS_MAX).optional(),
   /** The agent whose copy this side's dirty bitmaps count from. */
   tracks: text.nullable(),
   outdated: z.boolean(),
@@ -219,6 +233,13 @@ export const MESSAGE_SCHEMAS = {
   }),
   /** The primary has stopped serving, and asks the secondary, which has everything, to take its role under `lineage`. */
   "takeover": z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: text }),
+  /** A disk is to have at least `sizeBytes`: the primary's is about to grow. */
+  "resize": z.object({
+    type: z.literal("resize"),
+    id: z.int().positive(),
+    disk: z.int().nonnegative(),
+    sizeBytes: z.int().positive(),
+  }),
   /** The primary begins, or ends, asking for checksums. */
   "verify": z.object({ type: z.literal("verify"), active: z.boolean() }),
   /** Asks what a range holds once everything sent before this is applied, and nothing that is sent later. */
@@ -229,7 +250,7 @@ export const MESSAGE_SCHEMAS = {
     offset: z.int().nonnegative(),
     length: z.int().positive().max(VERIFY_HOLE_BYTES),
   }),
-  /** Ends the request `id` (`lineage`, `barrier`, `vmstate-end`, `commit`, `discard`, `takeover`, `checksum`): done, or failed for a reason. */
+  /** Ends the request `id` (`lineage`, `barrier`, `vmstate-end`, `commit`, `discard`, `takeover`, `resize`, `checksum`): done, or failed for a reason. */
   "answer": z.object({
     type: z.literal("answer"),
     id: z.int().positive(),

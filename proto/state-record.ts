@@ -20,7 +20,7 @@ import assert from "node:assert/strict";
 import { crc32 } from "node:zlib";
 import { Packr } from "msgpackr";
 import { z } from "zod";
-import { ANCESTORS_MAX, BITMAPS_MAX, SECONDARIES_MAX, STATE_SLOT_BYTES } from "./limits.ts";
+import { ANCESTORS_MAX, BITMAPS_MAX, REPLACED_PEERS_MAX, SECONDARIES_MAX, STATE_SLOT_BYTES } from "./limits.ts";
 import { STATE_RECORD_VERSION } from "./versions.ts";
 import {
   BITMAP_FAULTS,
@@ -138,6 +138,8 @@ export const stateRecordSchema = z.object({
   }),
   /** The peer of the last session, and the ids of the last two sessions with it, newest first. */
   pairing,
+  /** Agents that an operator had another one take the place of (`connect --accept-new-peer`), newest first: they are refused. */
+  replaced: z.array(z.string()).max(REPLACED_PEERS_MAX).optional(),
   /** The subject of the certificate with which the peer of the last session has proved itself, where it has shown one. */
   peerSubject: z.string().optional(),
   /**
@@ -175,6 +177,13 @@ export const stateRecordSchema = z.object({
       sizeBytes: z.int().positive().nullable(),
       /** What tells a change of the image, written at a clean stop only; null: the agent runs, or has crashed. */
       cleanMark: z.string().nullable(),
+      /** A growth of the image is under way: it has at least `sizeBytes`, and at most these, and is to have them. */
+      growsTo: z.int().positive().optional(),
+      /**
+       * On a secondary: the size before it has grown for a primary that is not known to have grown as well, and may
+       * still have any size from this one on.
+       */
+      formerSizeBytes: z.int().positive().optional(),
       /** What the command line names, where a mirror has put another image in its place. */
       formerImage: z.string().optional(),
       /** The copies beside the image, and the rules for them; left out where there were never any. */

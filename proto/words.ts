@@ -25,6 +25,7 @@ export const VERDICT_RULES = [
   "two-primaries",
   "diverged",
   "put-back",
+  "replaced-peer",
   "unrelated",
 ] as const;
 export type VerdictRule = (typeof VERDICT_RULES)[number];
@@ -215,6 +216,7 @@ export const EVENT_TYPES = [
   "job-changed",
   "job-ready",
   "disk-pivoted",
+  "disk-resized",
   "stalled",
   "lease-acquired",
   "lease-lost",

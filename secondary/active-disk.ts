@@ -60,6 +60,11 @@ export class ActiveDisk {
     return this.#files.epoch;
   }
 
+  /** The disk is to have `sizeBytes`. Errors: the storage's. */
+  lengthen(sizeBytes: number): void {
+    this.#files.lengthen(sizeBytes);
+  }
+
   /** Writes must be locked in multiples of this many bytes. */
   get partBytes(): number {
     return this.#partBytes;

@@ -8,7 +8,8 @@
  * buffers up to its epoch.
  *
  * Invariants: a change is in a log before it counts, and before the base has it. The base never has anything of an epoch
- * that is not committed, or that came after a kept checkpoint; so applying can begin anew after any crash. A buffer that
+ * that is not committed, or that came after a kept checkpoint; so applying can begin anew after any crash. Logs go in the
+ * order of what is in them, and none while an earlier one cannot be removed. A buffer that
  * is recovered takes no more changes: a torn tail has only what its sender was never told to be stable.
  */
 import assert from "node:assert/strict";
@@ -67,6 +68,9 @@ export class BlockBuffer implements EpochOverlay {
   #mustRewrite: boolean;
   #makingDurable: Promise<void> | undefined;
   #dropping: Promise<void> | undefined;
+  /** Nobody needs them any more, and their logs are still there: in the order in which they are to go. */
+  readonly #unneeded: EpochBuffer[] = [];
+  #removing: Promise<void> = Promise.resolve();
   /** Logs of this disk are numbered, so that those of one epoch have an order. */
   #nextOrdinal = 0;
   /** What the memory was told of. */
@@ -98,6 +102,9 @@ export class BlockBuffer implements EpochOverlay {
     disk.#recount();
     return disk;
   }
+
+  /** A log has no size of its own. */
+  lengthen(): void {}
 
   get version(): number {
     return this.#version;
@@ -230,7 +237,7 @@ export class BlockBuffer implements EpochOverlay {
     this.#committed = this.#committed.filter((buffer) => buffer.epoch <= epoch);
     this.#version += 1;
     this.#recount();
-    return () => retireAll(dropped);
+    return () => this.#retire(dropped);
   }
 
   giveUp(): Freeing {
@@ -251,7 +258,7 @@ export class BlockBuffer implements EpochOverlay {
       const joined = await this.#joinPair(pair);
       if (joined === undefined) return;
       const isTaken = await exclusively(() => this.#tryReplace(pair, joined));
-      await retireAll(isTaken ? pair : [joined]);
+      await this.#retire(isTaken ? pair : [joined]);
       if (!isTaken) return;
     }
   }
@@ -273,12 +280,12 @@ export class BlockBuffer implements EpochOverlay {
     if (isBaseAll) dropped.push(...this.#committed.splice(0));
     this.#version += 1;
     // What cannot be removed now is removed with the other overlays, when the merge is done.
-    this.#dropping = retireAll(dropped).catch(() => undefined);
+    this.#dropping = this.#retire(dropped).catch(() => undefined);
   }
 
   async removeBehind(): Promise<void> {
     await this.#dropping;
-    await retireAll([...this.#committed.splice(0), ...this.#open.splice(0)]);
+    await this.#retire([...this.#committed.splice(0), ...this.#open.splice(0)]);
     this.#spares.remove();
   }
 
@@ -355,7 +362,7 @@ export class BlockBuffer implements EpochOverlay {
     this.#open = this.#open.filter((buffer) => !lost.includes(buffer));
     this.#recount();
     this.#mustRewrite = false;
-    await retireAll(lost);
+    await this.#retire(lost);
   }
 
   /** The first buffers that no checkpoint tells apart, while there are more than `atMost`. What is being applied stays. */
@@ -409,7 +416,7 @@ export class BlockBuffer implements EpochOverlay {
   #apply(): void {
     const host = this.#host;
     if (host === undefined || this.#ended || this.#applying !== undefined || this.#retry !== undefined) return;
-    if (this.#applicable().length === 0) return;
+    if (this.#applicable().length === 0 && this.#unneeded.length === 0) return;
     this.#applying = this.#applyAll(host).finally(() => {
       this.#applying = undefined;
     });
@@ -421,9 +428,10 @@ export class BlockBuffer implements EpochOverlay {
 
   async #applyAll(host: BufferHost): Promise<void> {
     for (;;) {
-      const buffers = this.#applicable();
-      if (buffers.length === 0 || this.#ended) return;
       try {
+        await this.#retire([]);
+        const buffers = this.#applicable();
+        if (buffers.length === 0 || this.#ended) return;
         const target = intoBase(this.#base);
         if (!(await mergeBuffers(buffers, this.#context.geometry, target, this.#rest))) return;
         if (this.#context.durability === "power") await this.#base.syncOwn();
@@ -431,7 +439,7 @@ export class BlockBuffer implements EpochOverlay {
         this.#version += 1; // what was asked of the base before is not what it shows now
         this.#recount();
         this.#failure = undefined;
-        await retireAll(buffers);
+        await this.#retire(buffers);
         host.applied();
       } catch (error) {
         this.#failure = asColobusError(error);
@@ -443,6 +451,23 @@ export class BlockBuffer implements EpochOverlay {
         return;
       }
     }
+  }
+
+  /**
+   * Removes the logs of buffers that nobody needs any more, and before them those that could not be removed till now: one
+   * that stayed while a later one went would be applied again after a start, over newer data. Errors: `io-error`; what is
+   * left is tried again before the next ones.
+   */
+  #retire(buffers: readonly EpochBuffer[]): Promise<void> {
+    this.#unneeded.push(...buffers);
+    const removed = this.#removing.then(async () => {
+      for (let next = this.#unneeded[0]; next !== undefined; next = this.#unneeded[0]) {
+        await next.retire();
+        this.#unneeded.shift();
+      }
+    });
+    this.#removing = removed.catch(() => undefined); // the caller has the error
+    return removed;
   }
 
   /** Lets others run. False: nothing is to be moved any more. */
@@ -484,10 +509,6 @@ function bytesOf(buffers: readonly EpochBuffer[]): number {
 
 function countOf(buffers: readonly EpochBuffer[]): number {
   return buffers.reduce((sum, { index }) => sum + index.count, 0);
-}
-
-async function retireAll(buffers: readonly EpochBuffer[]): Promise<void> {
-  for (const buffer of buffers) await buffer.retire();
 }
 
 function indexFull(): ColobusError {

@@ -103,10 +103,10 @@ export class BufferLog {
   ): BufferLog | undefined {
     const file = storage.open(path, { kind: "buffer-log", create: "never" });
     try {
-      const scanned = scanBufferLog(file, visit);
+      const scanned = scanBufferLog(file, visit, expected.diskSizeBytes);
       const isExpected =
         scanned !== undefined &&
-        scanned.header.diskSizeBytes === expected.diskSizeBytes &&
+        scanned.header.diskSizeBytes <= expected.diskSizeBytes && // the disk may have grown since
         scanned.header.epoch === expected.epoch &&
         scanned.header.ordinal === expected.ordinal;
       if (!isExpected) {
@@ -327,10 +327,11 @@ function asBuffer(bytes: Uint8Array): Buffer {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-/** Calls `visit` for each sound record of a log. Returns its header and where it ends; undefined: it is no such log. */
+/** Calls `visit` for each sound record of a log, and of a disk of that size: it may have grown since the log was begun. Returns its header and where it ends; undefined: it is no such log. */
 export function scanBufferLog(
   file: StorageFile,
   visit: VisitRecord,
+  diskSizeBytes = Infinity,
 ): { readonly header: BufferLogHeader; readonly tailBytes: number; readonly sequence: number } | undefined {
   const size = file.sizeBytes();
   const headerBytes = Buffer.alloc(Math.min(size, BUFFER_LOG_HEADER_BYTES));
@@ -346,7 +347,7 @@ export function scanBufferLog(
     const head = decodeBufferRecordHead(reader.read(tailBytes, BUFFER_RECORD_HEAD_BYTES), seed);
     if (head === undefined || head.sequence !== sequence + 1) break;
     const position = tailBytes + BUFFER_RECORD_HEAD_BYTES;
-    if (head.offset + head.length > header.diskSizeBytes || position + head.payloadBytes > size) break;
+    if (head.offset + head.length > diskSizeBytes || position + head.payloadBytes > size) break;
     let checksum = head.headChecksum;
     for (let at = 0; at < head.payloadBytes; at += READ_BYTES) {
       checksum = crc32(reader.read(position + at, Math.min(READ_BYTES, head.payloadBytes - at)), checksum);

@@ -19,7 +19,6 @@ import type { ViewGate } from "./view-gate.ts";
  * fails with `no-checkpoint`.
  */
 export class CommittedView implements BlockDevice {
-  readonly sizeBytes: number;
   readonly #stack: OverlayStack;
   readonly #gate: ViewGate;
   readonly #lock = new RangeLock();
@@ -28,11 +27,14 @@ export class CommittedView implements BlockDevice {
   #successor: Child | undefined;
 
   constructor(stack: OverlayStack, gate: ViewGate, hasCheckpoint: () => boolean, access: SecondaryExport) {
-    this.sizeBytes = stack.geometry.sizeBytes;
     this.#stack = stack;
     this.#gate = gate;
     this.#hasCheckpoint = hasCheckpoint;
     this.#access = access;
+  }
+
+  get sizeBytes(): number {
+    return this.#stack.geometry.sizeBytes;
   }
 
   /**

@@ -79,6 +79,8 @@ export interface EpochOverlay extends EpochView {
   dropUncommitted(isBaseAll: boolean): void;
   /** Everything is merged: frees everything, off the event loop. */
   removeBehind(): Promise<void>;
+  /** The disk is to have `sizeBytes`. Errors: the storage's. */
+  lengthen(sizeBytes: number): void;
   /** What status shows: bytes in each epoch that holds any. */
   describeGenerations(): { epoch: number; bytes: number }[];
   /** Makes everything durable, whatever `durability` promises: for a clean stop. */

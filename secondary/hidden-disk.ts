@@ -111,6 +111,10 @@ export class HiddenDisk implements EpochOverlay {
     this.#mustRewrite = false;
   }
 
+  lengthen(sizeBytes: number): void {
+    for (const { files } of [...this.#kept, ...this.#generations]) files.lengthen(sizeBytes);
+  }
+
   /** Generations that hold anything, oldest first. */
   generations(): readonly Generation[] {
     return this.#generations;

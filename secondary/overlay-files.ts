@@ -104,6 +104,12 @@ export class OverlayFiles {
     return true;
   }
 
+  /** The disk is to have `sizeBytes`: the data file reads as zeroes behind what it holds. Errors: the storage's. */
+  lengthen(sizeBytes: number): void {
+    const data = this.#open?.data;
+    if (data !== undefined && data.sizeBytes() < sizeBytes) data.truncate(sizeBytes);
+  }
+
   get exists(): boolean {
     return this.#open !== undefined;
   }

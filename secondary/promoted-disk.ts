@@ -2,7 +2,13 @@ import { ColobusError } from "../proto/errors.ts";
 import type { Durability } from "../proto/words.ts";
 import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
-import { clusterEndOffset, clustersToBytes, endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
+import {
+  clusterEndOffset,
+  clustersToBytes,
+  endClusterOf,
+  firstClusterOf,
+  growGeometry,
+} from "../shared/block/cluster-geometry.ts";
 import { RangeLock } from "../shared/block/range-lock.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import { MergeJournal } from "./merge-journal.ts";
@@ -25,7 +31,6 @@ const MERGE_PIECE_BYTES = { process: 1024 * 1024, power: 4 * 1024 * 1024 } as co
  * and the record before the stretch is released. Interrupted anywhere, the merge goes on from its journal.
  */
 export class PromotedDisk implements Child {
-  readonly sizeBytes: number;
   readonly #context: OverlayContext;
   readonly #gate: ViewGate;
   readonly #lock = new RangeLock();
@@ -39,7 +44,6 @@ export class PromotedDisk implements Child {
 
   /** `epoch` is the committed one on which the overlays lie. */
   constructor(context: OverlayContext, stack: OverlayStack, gate: ViewGate, epoch: number) {
-    this.sizeBytes = stack.geometry.sizeBytes;
     this.#context = context;
     this.#gate = gate;
     this.#base = stack.base;
@@ -49,6 +53,20 @@ export class PromotedDisk implements Child {
     stack.merged = merged;
     this.#unmerged = stack.coveredClusters();
     this.#totalBytes = clustersToBytes(context.geometry, this.#unmerged.size);
+  }
+
+  get sizeBytes(): number {
+    return this.#context.geometry.sizeBytes;
+  }
+
+  /** Once it is merged, where the base can: undefined otherwise. */
+  get grow(): Child["grow"] {
+    const base = this.#base;
+    if (this.#stack !== undefined || base.grow === undefined) return undefined;
+    return async (sizeBytes) => {
+      await base.grow?.(sizeBytes);
+      if (sizeBytes > this.sizeBytes) growGeometry(this.#context.geometry, sizeBytes);
+    };
   }
 
   get mergeTotalBytes(): number {

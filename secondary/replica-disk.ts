@@ -2,7 +2,9 @@ import assert from "node:assert/strict";
 import type { DiskStatus } from "../proto/control-api.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { DiskState, SecondaryExport } from "../proto/words.ts";
+import { growGeometry } from "../shared/block/cluster-geometry.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
+import { cannotGrow } from "../shared/block/growth.ts";
 import { ActiveDisk } from "./active-disk.ts";
 import { CheckpointView } from "./checkpoint-view.ts";
 import { CommittedView } from "./committed-view.ts";
@@ -71,6 +73,26 @@ export class ReplicaDisk {
   replaceBase(base: DiskImage): void {
     this.stack.base.close();
     this.stack.base = base;
+  }
+
+  /**
+   * Makes the base and the overlays longer; durable when the promise resolves. `grown` is to follow once the record has the
+   * size. What is added reads in every view as the base has it, which is zeroes in a file. Errors: `not-supported`; the storage's.
+   */
+  async lengthen(sizeBytes: number): Promise<void> {
+    const { base } = this;
+    if (base.grow === undefined) throw cannotGrow(this.name);
+    await base.grow(sizeBytes);
+    this.epochs.lengthen(sizeBytes);
+    this.active.lengthen(sizeBytes);
+  }
+
+  /** The disk has `sizeBytes` from now on. Errors: the storage's. */
+  grown(sizeBytes: number): void {
+    if (sizeBytes > this.context.geometry.sizeBytes) growGeometry(this.context.geometry, sizeBytes);
+    // What was begun meanwhile.
+    this.epochs.lengthen(sizeBytes);
+    this.active.lengthen(sizeBytes);
   }
 
   /** What keeps the epochs apart. */

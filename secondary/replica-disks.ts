@@ -3,6 +3,7 @@ import type { StateRecord } from "../proto/state-record.ts";
 import type { ColobusError } from "../proto/errors.ts";
 import type { SecondaryExport } from "../proto/words.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
+import { growRecorded } from "../shared/block/growth.ts";
 import { noteLosses } from "../shared/block/lost-writes.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Random } from "../shared/host/random.ts";
@@ -39,14 +40,17 @@ export interface ReplicaDisksOptions {
   readonly applyFailed: (reason: ColobusError, disk: string) => void;
   /** What is committed is in the base of `disk`. */
   readonly applied: (disk: string) => void;
-  /** Disks have come into being at the primary's size. */
+  /** Disks have come into being at the primary's size, or have grown. */
   readonly disksCreated: () => void;
+  /** The disk, by its index in the record, has grown. */
+  readonly grown: (disk: number, sizeBytes: number) => void;
 }
 
 /** Owns the secondary's disks: opens those whose size is recorded, and makes the others when a primary tells their size. */
 export class ReplicaDisks {
   readonly #options: ReplicaDisksOptions;
   #disks: ReplicaDisk[] = [];
+  #changing: Promise<unknown> = Promise.resolve();
 
   constructor(options: ReplicaDisksOptions) {
     this.#options = options;
@@ -71,15 +75,55 @@ export class ReplicaDisks {
     }
   }
 
+  /**
+   * Makes a disk as long as the primary's is, or is to be, if it is not; one at a time. Durable when the promise resolves.
+   * Errors: `not-supported`; the storage's, after which it is as it was.
+   */
+  grow(name: string, sizeBytes: number): Promise<void> {
+    return this.#change(() => this.#grow(name, sizeBytes));
+  }
+
+  #change<T>(change: () => Promise<T>): Promise<T> {
+    const changed = this.#changing.then(change);
+    this.#changing = changed.catch(() => undefined); // the caller has the error
+    return changed;
+  }
+
+  async #grow(name: string, sizeBytes: number): Promise<void> {
+    const { state, grown, disksCreated } = this.#options;
+    const disk = this.#disks.find((candidate) => candidate.name === name);
+    assert(disk !== undefined, "the handshake has compared the names");
+    if (disk.context.geometry.sizeBytes >= sizeBytes) return;
+    await growRecorded(state, name, sizeBytes, { grow: () => disk.lengthen(sizeBytes) });
+    disk.grown(sizeBytes);
+    grown(
+      state.record.disks.findIndex((recorded) => recorded.name === name),
+      sizeBytes,
+    );
+    disksCreated();
+  }
+
+  /** Resolves when no disk is being made, or made longer, any more. */
+  settled(): Promise<unknown> {
+    return this.#changing;
+  }
+
   /** The disks in the primary's order; images that were to be created are, and the record then names their size. */
-  async prepare(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
+  prepare(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
+    return this.#change(() => this.#prepare(names, sizes));
+  }
+
+  async #prepare(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
     const { images, state } = this.#options;
     const created = new Map<string, number>();
     for (const [index, name] of names.entries()) {
       const recorded = state.record.disks.find((disk) => disk.name === name);
       const sizeBytes = sizes[index];
       assert(recorded !== undefined && sizeBytes !== undefined, "the handshake has compared the names");
-      if (recorded.sizeBytes !== null) continue;
+      if (recorded.sizeBytes !== null) {
+        await this.#grow(name, sizeBytes);
+        continue;
+      }
       await images.create(recorded.image, sizeBytes);
       created.set(name, sizeBytes);
       this.#disks.push(this.#openDisk({ ...recorded, sizeBytes }));

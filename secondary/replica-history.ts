@@ -1,6 +1,7 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { Hello, Message } from "../proto/replication-messages.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { sizesAgreed } from "../shared/block/growth.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { adopted, heard } from "../shared/replication/lineage.ts";
@@ -35,7 +36,7 @@ export class ReplicaHistory {
    */
   async paired(peer: Hello, begin: BeginMessage, peerSubject: string | undefined): Promise<void> {
     await this.#options.state.update((record) => ({
-      ...record,
+      ...sizesAgreed(record, peer.disks),
       pairing: { peer: peer.agentId, sessions: [begin.session] },
       ...(peerSubject === undefined ? {} : { peerSubject }),
     }));
@@ -47,9 +48,12 @@ export class ReplicaHistory {
   ownChanges(peer: Hello | undefined): readonly ClusterBitmap[] | undefined {
     const { tracking, state } = this.#options;
     if (tracking.peer === null || peer === undefined) return undefined;
-    return peer.disks.map(({ name }) => {
+    return peer.disks.map(({ name, sizeBytes }) => {
       const index = state.record.disks.findIndex((disk) => disk.name === name);
-      return tracking.dirty(index).dirtyClusters();
+      const clusters = tracking.dirty(index).dirtyClusters();
+      // What lies behind the end of the peer's disk is no part of it.
+      clusters.removeRange(Math.ceil((sizeBytes ?? 0) / state.record.clusterBytes), clusters.maximum() + 1);
+      return clusters;
     });
   }
 

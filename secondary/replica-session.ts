@@ -52,6 +52,8 @@ export interface ReplicaSessionOptions {
   readonly opened: (session: ReplicaSession) => Promise<void>;
   /** The disks in the order of the primary's hello; makes those that are to be created at the primary's size. */
   readonly prepareDisks: (names: readonly string[], sizes: readonly number[]) => Promise<readonly ReplicaDisk[]>;
+  /** Makes a disk at least that long. Errors: why it cannot be; it is as it was then. */
+  readonly growDisk: (name: string, sizeBytes: number) => Promise<void>;
   /** undefined: the overlays can take writes; else why not. */
   readonly fullness: () => ColobusError | undefined;
   /** The stream may begin. */
@@ -252,6 +254,9 @@ export class ReplicaSession {
         this.#stream();
         this.#isVerified = message.active;
         break;
+      case "resize":
+        this.#receiveResize(message);
+        break;
       case "checksum":
         this.#receiveChecksum(message);
         break;
@@ -266,6 +271,15 @@ export class ReplicaSession {
       case "given-up":
         throw new ColobusError("protocol-error", `a primary does not send "${message.type}"`);
     }
+  }
+
+  /** The primary is about to have a disk grown: from the answer on it may write behind its present end. */
+  #receiveResize({ id, disk: index, sizeBytes }: Extract<Message, { type: "resize" }>): void {
+    const disk = this.#disks[index];
+    if (disk === undefined || this.#options.hello.mode === "shared") {
+      throw new ColobusError("protocol-error", "the peer has a disk grown that it must not");
+    }
+    this.#answer(id, () => this.#options.growDisk(disk.name, sizeBytes));
   }
 
   #receiveBegin(message: BeginMessage): void {

@@ -123,6 +123,7 @@ export class ReplicaSessions {
       takeOver: (lineage) => this.#takeOver(session, lineage),
       opened: (opened) => this.#opened(opened),
       prepareDisks: (names, sizes) => options.disks.prepare(names, sizes),
+      growDisk: (name, sizeBytes) => options.disks.grow(name, sizeBytes),
       fullness: () => {
         space.retry();
         return space.full ?? faults.waits;
@@ -231,7 +232,9 @@ export class ReplicaSessions {
       pairing: record.tracks !== null && tracking.peer === null ? null : record.pairing,
       role: "Secondary",
       ack: "async",
-      disks: record.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
+      disks: record.disks.map(({ name, sizeBytes, formerSizeBytes }) =>
+        formerSizeBytes === undefined ? { name, sizeBytes } : { name, sizeBytes, formerSizeBytes },
+      ),
       committed: record.committed.epoch,
       // What awaits its VM state ends with the session in which that was to come.
       prepared: [...this.#options.checkpoints().prepared],

@@ -8,6 +8,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
+import { withoutFormerSize } from "../shared/block/growth.ts";
 import { forgetLosses } from "../shared/block/lost-writes.ts";
 import { lostSync, type LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
@@ -74,7 +75,7 @@ export interface SecondaryOptions {
   /** Writes to the images were lost, perhaps, that readers still see: what arrives is written even where it seems equal. */
   readonly mayHaveLostWrites: boolean;
   readonly lostSyncs: LostSyncs;
-  /** Disks have come into being at the primary's size. */
+  /** Disks have come into being at the primary's size, or have grown. */
   readonly disksCreated: () => void;
 }
 
@@ -118,6 +119,7 @@ export class SecondaryRole {
     );
     this.#disks = new ReplicaDisks({
       ...options,
+      grown: (disk, sizeBytes) => options.tracking.grow(disk, sizeBytes),
       gate: this.gate,
       quota: () => this.#space.quota,
       bufferMemory,
@@ -296,6 +298,7 @@ export class SecondaryRole {
       this.#sessions.welcome(); // still Secondary
       throw error;
     }
+    await this.#disks.settled();
     await Promise.all(this.disks.map(({ epochs }) => epochs.end()));
     await this.checkpoints.settled();
     const { state, lostSyncs } = this.#options;
@@ -314,6 +317,7 @@ export class SecondaryRole {
       const tracking = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({
         ...promoted(record, options.lineage, epoch > 0 && !record.outdated),
+        disks: record.disks.map(withoutFormerSize),
         tracks: tracking?.peer ?? null,
         prepared: [],
         retained: [],
@@ -368,6 +372,7 @@ export class SecondaryRole {
   async close(): Promise<void> {
     await this.#sessions.end(new ColobusError("shutting-down", "the secondary agent is being stopped"));
     this.#faults.end();
+    await this.#disks.settled();
     await Promise.all(this.disks.map(({ epochs }) => epochs.end()));
     await this.checkpoints.settled();
     const marks = await flushDisks(this.disks, this.#options.vmStates, this.#options.log);

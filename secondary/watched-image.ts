@@ -6,15 +6,17 @@ import type { DiskImage } from "../shared/block/disk-image.ts";
  * read, that nothing had been overwritten without its original. The primary writes the mark before it does so.
  */
 export class WatchedImage implements DiskImage {
-  readonly sizeBytes: number;
   readonly #image: DiskImage;
   readonly #confirm: () => Promise<void>;
 
   /** Takes over `image`. `confirm` rejects with why a read counts for nothing. */
   constructor(image: DiskImage, confirm: () => Promise<void>) {
-    this.sizeBytes = image.sizeBytes;
     this.#image = image;
     this.#confirm = confirm;
+  }
+
+  get sizeBytes(): number {
+    return this.#image.sizeBytes;
   }
 
   read(target: Uint8Array, offset: number): Pending {

@@ -13,6 +13,7 @@ import {
   mirrorRequestSchema,
   rejoinRequestSchema,
   reloadRequestSchema,
+  resizeRequestSchema,
   resyncRequestSchema,
   bitmapRequestSchema,
   rollbackRequestSchema,
@@ -45,6 +46,7 @@ const REQUESTS: readonly (readonly [route: string, schema: z.ZodType])[] = [
   ["POST /v1/resync", resyncRequestSchema],
   ["POST /v1/rollback", rollbackRequestSchema],
   ["POST /v1/verify", verifyRequestSchema],
+  ["POST /v1/resize", resizeRequestSchema],
   ["POST /v1/children", childRequestSchema],
   ["POST /v1/bitmaps/VERB", bitmapRequestSchema],
   ["POST /v1/wait", waitRequestSchema],
@@ -72,6 +74,9 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/rejoin peer": "URL of the agent that was promoted.",
   "POST /v1/connect dryRun": "Only explain what the two would do.",
   "POST /v1/connect discardMyData": "Give up what this side has and the peer has not, and become its secondary.",
+  "POST /v1/connect acceptNewPeer":
+    "On a primary whose peer is not connected: another agent takes its place, and that one is refused from then on.",
+  "POST /v1/connect peer": "With `acceptNewPeer`: whom the primary dials from then on.",
   "POST /v1/resync giveUpCheckpoint": "On a secondary: make it Inconsistent, and free its overlays.",
   "POST /v1/rollback epoch": "The retained checkpoint that becomes the committed one.",
   "POST /v1/switchover peer":
@@ -81,6 +86,10 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/verify repair": "Have what differs sent again, when everything is compared.",
   "POST /v1/verify speed": "Bytes per second that are read on each side; 0 is no limit; `dynamic` yields to guests.",
   "POST /v1/verify wait": "Answer when the job is concluded, instead of when it has begun.",
+  "POST /v1/resize disk": "The disk.",
+  "POST /v1/resize sizeBytes": "Its new size: whole sectors of 512 bytes, and not less than it has.",
+  "POST /v1/resize closeClients":
+    "Send the disks' NBD clients away when it is done: they see the size when they connect again.",
   "POST /v1/children verb": "What is done with the copy.",
   "POST /v1/children disk": "The disk.",
   "POST /v1/children name": "The copy of the disk.",

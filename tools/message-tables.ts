@@ -70,6 +70,11 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
     meaning:
       "A switchover: the secondary, which has committed everything, becomes Primary, which ends the session; answered only when it refuses.",
   },
+  "resize": {
+    from: "primary",
+    meaning:
+      "A disk of the primary's is about to grow: the secondary makes its own at least that long, durably, and answers.",
+  },
   "verify": { from: "primary", meaning: "Checksums are going to be asked for, or are not any more: for status only." },
   "checksum": {
     from: "primary",
@@ -124,6 +129,7 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   pairing: "The peer of the last session, and the ids of the last two sessions with it.",
   tracks: "Whose copy this side's dirty bitmaps count from.",
   outdated: "A primary that has met a newer history; a secondary whose checkpoint is a former primary's own state.",
+  replaced: "Agents that another one has taken the place of (`connect --accept-new-peer`): a primary refuses them.",
   discardsOwn: "The operator gave up what this side has.",
   handOver: "The agent to which this primary has handed its role, while it is not known whether that arrived.",
   changedBytes: "What this side's dirty bitmaps name.",

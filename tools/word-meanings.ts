@@ -243,6 +243,7 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "job-changed": "A job has another state than before.",
   "job-ready": "A job has nothing left to copy for the first time: it follows, and can be completed.",
   "disk-pivoted": "A disk has the target of a mirror for its image.",
+  "disk-resized": "A disk has grown (`colobus resize`).",
   "stalled":
     "The agent was held up for a second or longer, by itself or by its host, and answered nobody; the data has how often, and the longest.",
   "lease-acquired": "This side has claimed the arbiter's lease.",
@@ -284,6 +285,8 @@ export const VERDICT_RULE_MEANINGS: Record<VerdictRule, string> = {
   "two-primaries": "Two primaries have one and the same history: a state directory, or a whole host, was copied.",
   "put-back":
     "The Primary is behind by a history that no peer can know by its own record: it was put back to a backup, and what it has acknowledged since may be nowhere else.",
+  "replaced-peer":
+    "The secondary is one that another agent was to take the place of, by an operator's word (`connect --accept-new-peer`).",
   "diverged": "The two have a common history, and each has gone on without the other.",
   "unrelated": "The two have no common history.",
 };

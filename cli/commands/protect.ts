@@ -22,8 +22,9 @@ export const protectCommand = defineCommand({
       })
       .option("background-snapshot", {
         choices: BACKGROUND_CHOICES,
-        default: "auto" as const,
-        describe: "Whether the VM runs while its memory is written; auto: where QEMU and the host are capable of it",
+        default: "off" as const,
+        describe:
+          "Whether the VM runs while its memory is written; auto: where QEMU and the host are capable of it. An agent that dies meanwhile leaves the VM hanging",
       })
       .option("disks-only", { type: "boolean", default: false, describe: "Leave the memory out, and the VM running" })
       .option("qga", {

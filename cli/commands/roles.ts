@@ -35,11 +35,27 @@ export const connectCommand = defineCommand({
         default: false,
         describe: "Give up what this side has and the peer has not, and become its secondary",
       })
+      .option("accept-new-peer", {
+        type: "boolean",
+        default: false,
+        describe: "On a primary: another agent takes the place of the peer, which is lost, and gets everything",
+      })
+      .option("peer", {
+        type: "string",
+        requiresArg: true,
+        describe: "With --accept-new-peer: where the new one is, wss://HOST:PORT, if this side dials",
+      })
       .example("$0 connect --dry-run", "Why the two do, or do not, come together")
       .example("$0 connect --discard-my-data", "Resolve a split brain, on the side whose changes go"),
   run: async (args, host) => {
-    const { dryRun, discardMyData } = args;
-    const request = { dryRun, discardMyData, timeoutMs: timeoutOf(args) };
+    const { dryRun, discardMyData, acceptNewPeer, peer } = args;
+    const request = {
+      dryRun,
+      discardMyData,
+      ...(acceptNewPeer ? { acceptNewPeer } : {}),
+      ...(peer === undefined ? {} : { peer }),
+      timeoutMs: timeoutOf(args),
+    };
     host.output.result(args.json, await clientOf(args, host).connect(request, host.interrupted), renderVerdict);
   },
 });

@@ -80,6 +80,11 @@ export interface Child extends Omit<BlockDevice, "openWrite"> {
    */
   ready?(): Promise<void>;
   /**
+   * Makes it longer; durable when the promise resolves. What is added reads as whatever lies there: zeroes in a file that
+   * was made longer. Errors: the storage's; it is as long as it was then. Absent where its length is another program's business.
+   */
+  readonly grow?: ((sizeBytes: number) => Promise<void>) | undefined;
+  /**
    * Makes everything durable, and gives the image back until the next request, which opens it again: meanwhile another
    * host may take it over. Nothing may be under way. Errors: `io-error`; it is not given back then. Absent where the image
    * is this host's alone.

@@ -1,7 +1,11 @@
+import assert from "node:assert/strict";
 import { ColobusError } from "../../proto/errors.ts";
 import { CLUSTER_MAX_BYTES, CLUSTER_MIN_BYTES, DISK_MAX_CLUSTERS } from "../../proto/limits.ts";
 
-/** How a disk divides into clusters. The last cluster may be shorter than the others. */
+/**
+ * How a disk divides into clusters. The last cluster may be shorter than the others. All parts of a disk share one geometry,
+ * and see it grow (`growGeometry`): what is derived from its size is not kept.
+ */
 export interface ClusterGeometry {
   readonly sizeBytes: number;
   readonly clusterBytes: number;
@@ -30,6 +34,12 @@ export function clusterGeometry(sizeBytes: number, clusterBytes: number): Cluste
     );
   }
   return { sizeBytes, clusterBytes, clusterCount };
+}
+
+/** The disk has `sizeBytes` from now on. Errors: `usage`, as `clusterGeometry`. */
+export function growGeometry(geometry: ClusterGeometry, sizeBytes: number): void {
+  assert(sizeBytes >= geometry.sizeBytes, "a disk does not shrink");
+  Object.assign(geometry, clusterGeometry(sizeBytes, geometry.clusterBytes));
 }
 
 export function firstClusterOf(geometry: ClusterGeometry, offset: number): number {

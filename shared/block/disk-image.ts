@@ -107,6 +107,8 @@ export interface ImageSource {
   topLayer?(location: string): Promise<readonly Stretch[] | undefined>;
   /** Whether nothing is at `location` yet, and `create` could make an image there. */
   canCreate(location: string): boolean;
+  /** Makes the image longer, which nobody has open; durable when the promise resolves. Absent where images cannot grow. */
+  grow?(location: string, sizeBytes: number): Promise<void>;
   /** Makes an image that reads as zeroes; durable when the promise resolves, also where an earlier try has made it. */
   create(location: string, sizeBytes: number): Promise<void>;
 }

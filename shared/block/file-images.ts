@@ -55,6 +55,15 @@ export class FileImages implements ImageSource {
     else await this.#storage.syncDirectory(dirname(pathOf(location)));
   }
 
+  async grow(location: string, sizeBytes: number): Promise<void> {
+    const image = this.#open(location, "own");
+    try {
+      await image.grow(sizeBytes);
+    } finally {
+      image.close();
+    }
+  }
+
   #open(location: string, use: ImageUse): Image {
     const parsed = parseImageLocation(location);
     const options = { isRaw: parsed.kind === "file" && parsed.isExplicit };

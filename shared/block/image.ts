@@ -14,7 +14,7 @@
  */
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
-import { ColobusError } from "../../proto/errors.ts";
+import { asColobusError, ColobusError } from "../../proto/errors.ts";
 import type { OpenOptions, Storage, StorageFile } from "../host/storage.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "./block-device.ts";
 import type { DiskImage, ImageNotes } from "./disk-image.ts";
@@ -24,7 +24,7 @@ const SECTOR_BYTES = 512;
 const QCOW2_MAGIC = Buffer.from("QFI\xfb", "latin1");
 
 export class Image implements BlockDevice, DiskImage {
-  readonly sizeBytes: number;
+  #sizeBytes: number;
   #file: StorageFile;
   /** For an image that two hosts use: how to open it for requests, and otherwise. */
   readonly #use: SharedUse | undefined;
@@ -44,9 +44,13 @@ export class Image implements BlockDevice, DiskImage {
   /** Takes over `file`, of which the first `sizeBytes` are the disk. With `use` it is opened again by the first request. */
   constructor(file: StorageFile, sizeBytes: number, use?: SharedUse) {
     this.#file = file;
-    this.sizeBytes = sizeBytes;
+    this.#sizeBytes = sizeBytes;
     this.#use = use;
     this.#isTaken = use === undefined;
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
   }
 
   /** The file as requests use it. Errors: `image-busy` and the others of opening it. */
@@ -146,6 +150,15 @@ export class Image implements BlockDevice, DiskImage {
       at = stop;
     }
     return extents;
+  }
+
+  async grow(sizeBytes: number): Promise<void> {
+    const file = this.#taken;
+    assertSize(file.path, sizeBytes);
+    if (file.sizeBytes() < sizeBytes) lengthen(file, sizeBytes);
+    await this.syncOwn();
+    this.#data = { start: 0, end: 0 };
+    this.#sizeBytes = Math.max(this.#sizeBytes, sizeBytes);
   }
 
   #isData(offset: number): boolean {
@@ -330,6 +343,21 @@ function openOrExplain(
       "image-missing",
       `the image ${path} does not exist`,
       `Check the path, or make an image of the disk's size: \`truncate -s SIZE ${path}\`. A secondary started with --create makes its images itself.`,
+      { cause: error },
+    );
+  }
+}
+
+/** A device has the size that its maker has given it. */
+function lengthen(file: StorageFile, sizeBytes: number): void {
+  try {
+    file.truncate(sizeBytes);
+  } catch (error) {
+    const fault = asColobusError(error);
+    throw new ColobusError(
+      fault.code,
+      `the image ${file.path} has ${file.sizeBytes()} bytes, and cannot be made ${sizeBytes} bytes long: ${fault.message}`,
+      "Give it that size first, if it is a block device (`lvextend`); or make room. Then resize again.",
       { cause: error },
     );
   }

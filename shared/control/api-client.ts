@@ -30,6 +30,7 @@ import {
   startAloneAnswerSchema,
   switchoverAnswerSchema,
   reloadAnswerSchema,
+  resizeAnswerSchema,
   resyncAnswerSchema,
   rollbackAnswerSchema,
   statusSchema,
@@ -60,6 +61,8 @@ import {
   type RejoinRequest,
   type StartAloneAnswer,
   type ReloadAnswer,
+  type ResizeAnswer,
+  type ResizeRequest,
   type ResyncAnswer,
   type ResyncRequest,
   type RollbackAnswer,
@@ -254,6 +257,10 @@ export class ControlClient {
 
   verify(request: VerifyRequest, signal?: AbortSignal): Promise<JobStatus> {
     return this.#wait("/v1/verify", request, jobSchema, signal);
+  }
+
+  resize(request: ResizeRequest, signal?: AbortSignal): Promise<ResizeAnswer> {
+    return this.#wait("/v1/resize", request, resizeAnswerSchema, signal);
   }
 
   changeChild(request: ChildRequest, signal?: AbortSignal): Promise<ChildAnswer> {

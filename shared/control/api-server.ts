@@ -30,6 +30,7 @@ import {
   reloadRequestSchema,
   jobRequestSchema,
   mirrorRequestSchema,
+  resizeRequestSchema,
   resyncRequestSchema,
   bitmapRequestSchema,
   BITMAP_VERBS,
@@ -272,6 +273,9 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/verify", (request, _reply, signal) =>
       control.verify(parseFields(verifyRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/resize", (request, _reply, signal) =>
+      control.resize(parseFields(resizeRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/children", (request, _reply, signal) =>
       control.changeChild(parseFields(childRequestSchema, request.body ?? {}), signal),

@@ -71,16 +71,16 @@ export class ClusterJournal {
 
   /**
    * Opens the journal at `path`, calls `apply` for each entry in order, and cuts a torn tail. With `onlySynced`, entries
-   * that no sync mark covers are left out, now and for ever.
-   * Returns undefined when the header is torn or belongs to another disk, kind or epoch than `expected`: such a journal
-   * never had a synced frame.
+   * that no sync mark covers are left out, now and for ever. `begun` is called with the header first.
+   * Returns undefined when the header is torn or belongs to another disk, kind or epoch than `expected`, or to a larger
+   * disk: such a journal never had a synced frame.
    */
   static open(
     storage: Storage,
     path: string,
     expected: Omit<JournalHeader, "id">,
     apply: (entry: JournalEntry) => void,
-    options: { readonly onlySynced?: boolean } = {},
+    options: { readonly onlySynced?: boolean; readonly begun?: (header: JournalHeader) => void } = {},
   ): ClusterJournal | undefined {
     const file = storage.open(path, { kind: "journal", create: "never" });
     try {
@@ -91,13 +91,14 @@ export class ClusterJournal {
       if (
         header === undefined ||
         header.kind !== expected.kind ||
-        header.diskSizeBytes !== expected.diskSizeBytes ||
+        header.diskSizeBytes > expected.diskSizeBytes || // the disk may have grown since
         header.clusterBytes !== expected.clusterBytes ||
         header.epoch !== expected.epoch
       ) {
         file.close();
         return undefined;
       }
+      options.begun?.(header);
       const onlySynced = options.onlySynced ?? false;
       const end = readFrames(file, size, header, apply, onlySynced);
       if (end.tailBytes < size) file.truncate(end.tailBytes);

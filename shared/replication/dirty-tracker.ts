@@ -9,7 +9,7 @@ import {
   intersectsRange,
   type ClusterRun,
 } from "../block/cluster-bitmap.ts";
-import type { ClusterGeometry } from "../block/cluster-geometry.ts";
+import { firstClusterOf, type ClusterGeometry } from "../block/cluster-geometry.ts";
 import type { Random } from "../host/random.ts";
 import type { Storage } from "../host/storage.ts";
 import { ClusterJournal } from "../journal/cluster-journal.ts";
@@ -126,8 +126,12 @@ export class DirtyTracker extends DirtyMap {
       const recorded = new ClusterBitmap();
       const { sizeBytes, clusterBytes } = options.geometry;
       const expected = { kind: "dirty", diskSizeBytes: sizeBytes, clusterBytes, epoch: number } as const;
-      const journal = ClusterJournal.open(options.storage, pathOf(options, number), expected, (entry) =>
-        applyJournalEntry(recorded, entry),
+      const journal = ClusterJournal.open(
+        options.storage,
+        pathOf(options, number),
+        expected,
+        (entry) => applyJournalEntry(recorded, entry),
+        { begun: (header) => addGrown(recorded, header.diskSizeBytes, options.geometry) },
       );
       if (journal?.hasSyncMark === true) {
         for (const other of listNumbers(options)) {
@@ -176,6 +180,16 @@ export class DirtyTracker extends DirtyMap {
    */
   unsettled(): ClusterBitmap {
     return this.#recorded.clone();
+  }
+
+  /**
+   * The disk has grown: the clusters from `first` on, which lay behind its end or had it in them, are dirty. Durable without
+   * an entry, once the record has the new size: the journal's header says for which size it was begun.
+   */
+  addGrown(first: number): void {
+    const { clusterCount } = this.#options.geometry;
+    this.#recorded.addRange(first, clusterCount);
+    this.addClusters(first, clusterCount);
   }
 
   /** Adds clusters that differ for another reason than a write here. Durable when the promise resolves. */
@@ -369,6 +383,12 @@ export class DirtyTracker extends DirtyMap {
     const first = extent * this.#extentClusters;
     return [first, Math.min(first + this.#extentClusters, this.#options.geometry.clusterCount)];
   }
+}
+
+/** What lies behind the former end of a disk that has grown is dirty, but for what is said of it later. */
+function addGrown(recorded: ClusterBitmap, formerBytes: number, geometry: ClusterGeometry): void {
+  if (formerBytes >= geometry.sizeBytes) return;
+  recorded.addRange(firstClusterOf(geometry, formerBytes), geometry.clusterCount);
 }
 
 function newJournal({ storage, random, geometry, directory }: DirtyTrackerOptions, number: number): ClusterJournal {

@@ -1,5 +1,5 @@
 import { bitmapsLost } from "../journal/bitmap-entry.ts";
-import { ANCESTORS_MAX, SECONDARIES_MAX } from "../../proto/limits.ts";
+import { ANCESTORS_MAX, REPLACED_PEERS_MAX, SECONDARIES_MAX } from "../../proto/limits.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import { peerEntryOf, slotsOf, withPeerEntry } from "./peer-slots.ts";
@@ -18,6 +18,7 @@ export type HistoryFields = Pick<
   | "ancestors"
   | "heard"
   | "pairing"
+  | "replaced"
   | "tracks"
   | "outdated"
   | "discardsOwn"
@@ -37,6 +38,7 @@ export function historyFieldsOf(record: StateRecord): HistoryFields {
     outdated,
     discardsOwn,
     handOver,
+    ...(record.replaced === undefined ? {} : { replaced: record.replaced }),
   };
 }
 
@@ -53,6 +55,15 @@ export function namingKnown(record: StateRecord): StateRecord {
   const { history } = record;
   if (!history.shared || history.knownBy !== undefined) return record;
   return { ...record, history: { ...history, knownBy: [...knownBy(record)] } };
+}
+
+/** An operator has given the peer up: the next one that is blank takes its place, whoever its certificate names. */
+export function peerGivenUp(record: StateRecord): StateRecord {
+  const { peerSubject: _, ...rest } = namingKnown(record);
+  const peer = record.pairing?.peer ?? record.tracks;
+  if (peer === null) return rest;
+  const replaced = [...new Set([peer, ...(record.replaced ?? [])])].slice(0, REPLACED_PEERS_MAX);
+  return { ...rest, pairing: null, replaced };
 }
 
 /** A primary goes on without a peer that may know its lineage. `staying` are to hear of the new one before anything else. */

@@ -27,6 +27,20 @@ export function findMismatch(self: Hello, peer: Hello): ColobusError | undefined
   return findDiskMismatch(self, peer);
 }
 
+/**
+ * Whether sizes that differ are those of a disk that grows: a secondary that is not blank follows its primary, and one that
+ * has grown first may be larger, as it says. Two primaries are told what is wrong by the verdict.
+ */
+function mayGrow(self: Hello, peer: Hello, name: string): boolean {
+  if (self.mode === "shared") return false;
+  if (self.role === peer.role) return true;
+  const [primary, secondary] = self.role === "Primary" ? [self, peer] : [peer, self];
+  const here = primary.disks.find((disk) => disk.name === name)?.sizeBytes ?? 0;
+  const there = secondary.disks.find((disk) => disk.name === name);
+  if (here > (there?.sizeBytes ?? 0)) return secondary.lineage !== null || secondary.pairing !== null;
+  return here >= (there?.formerSizeBytes ?? Infinity);
+}
+
 function findDiskMismatch(self: Hello, peer: Hello): ColobusError | undefined {
   const names = (hello: Hello): string =>
     hello.disks
@@ -42,12 +56,12 @@ function findDiskMismatch(self: Hello, peer: Hello): ColobusError | undefined {
   }
   for (const { name, sizeBytes } of self.disks) {
     const other = peer.disks.find((disk) => disk.name === name)?.sizeBytes ?? null;
-    if (sizeBytes !== null && other !== null && sizeBytes !== other) {
+    if (sizeBytes !== null && other !== null && sizeBytes !== other && !mayGrow(self, peer, name)) {
       const larger = sizeBytes > other ? "peer's" : "local";
       return new ColobusError(
         "size-mismatch",
         `disk ${name} has ${other} bytes on the peer and ${sizeBytes} bytes here`,
-        `Make the two images of one size (the ${larger} one is smaller: \`truncate -s ${Math.max(sizeBytes, other)} IMAGE\`), then restart that agent: a primary with --adopt-image, a secondary with an empty state directory.`,
+        `Make the two images of one size. The ${larger} one is smaller: on a primary, \`colobus resize ${name} ${Math.max(sizeBytes, other)}\`; a secondary that was never synced is started again, with an empty state directory and an image made longer (\`truncate -s ${Math.max(sizeBytes, other)} IMAGE\`).`,
       );
     }
   }

@@ -2,7 +2,7 @@ import { asColobusError, type ColobusError } from "../../proto/errors.ts";
 import { SETTLE_SOON_MS } from "../../proto/limits.ts";
 import type { Pending } from "../block/block-device.ts";
 import type { ClusterBitmap, ClusterRun } from "../block/cluster-bitmap.ts";
-import type { ClusterGeometry } from "../block/cluster-geometry.ts";
+import { firstClusterOf, growGeometry, type ClusterGeometry } from "../block/cluster-geometry.ts";
 import type { Clock, Timer } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";
 import type { Random } from "../host/random.ts";
@@ -177,6 +177,22 @@ export class PeerTracking {
     const tracker = this.#trackers?.[disk];
     if (tracker !== undefined) await tracker.addRuns(runs);
     else for (const { first, end } of runs) this.dirty(disk).addClusters(first, end);
+  }
+
+  /**
+   * The disk has `sizeBytes` from now on. What is behind its former end counts as different, for this process and, since the
+   * files say for which size they were begun, for every later one.
+   */
+  grow(disk: number, sizeBytes: number): void {
+    const geometry = this.#options.disks[disk]?.geometry;
+    if (geometry === undefined || sizeBytes <= geometry.sizeBytes) return;
+    const first = firstClusterOf(geometry, geometry.sizeBytes);
+    growGeometry(geometry, sizeBytes);
+    const tracker = this.#trackers?.[disk];
+    if (tracker !== undefined) tracker.addGrown(first);
+    // A secondary that tracks nobody has changed nothing by itself.
+    else if (this.#peer !== null || this.#options.state.record.role === "Primary")
+      this.dirty(disk).addClusters(first, geometry.clusterCount);
   }
 
   /** The bitmaps are about nobody any more. */

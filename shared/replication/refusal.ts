@@ -60,6 +60,12 @@ function refused(rule: Extract<Verdict, { kind: "refused" }>["rule"]): ColobusEr
         "the peer is Primary, and so is this agent, with one and the same history: a state directory was copied",
         "Stop one of them, and give it an empty state directory.",
       );
+    case "replaced-peer":
+      return new ColobusError(
+        "peer-replaced",
+        "another agent was to take this secondary's place, by an operator's word on the primary",
+        "Stop this secondary. To have it back, give it an empty state directory: it is synced anew.",
+      );
     case "unrelated":
       return new ColobusError(
         "unrelated",

@@ -5,6 +5,7 @@ import {
   decidePrimaries,
   findBehind,
   haveMetLast,
+  isReplaced,
   type HistoryFacts,
   type Verdict,
 } from "./verdict.ts";
@@ -42,6 +43,7 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   if (primary.outdated) {
     return { kind: "outdated", rule: "source-outdated", agent: primary.agentId, newer: secondary.agentId };
   }
+  if (isReplaced(primary, secondary)) return { kind: "refused", rule: "replaced-peer" };
   const arm = (isKept: boolean): Verdict => ({
     kind: "sync",
     rule: isKept ? "checkpoint-stands" : "checkpoint-void",

@@ -24,6 +24,8 @@ export interface HistoryFacts {
   readonly heard: readonly string[];
   /** What both sides recorded of their last sessions: the same ids on both, or one side was replaced or restored. */
   readonly pairing: Pairing | null;
+  /** Agents that another one has taken the place of, by an operator's word. */
+  readonly replaced?: readonly string[] | undefined;
   /** Whose copy this side's dirty bitmap counts from; null: this side has changed nothing by itself since it was a target. */
   readonly tracks: string | null;
   /** The last committed checkpoint: the secondary's own; on a primary the last that this very secondary acknowledged. */
@@ -58,7 +60,10 @@ export type Verdict =
   /** `from` gave its role to `to`, which has taken it: `from` is Secondary from here on. */
   | { readonly kind: "hand-over"; readonly rule: VerdictRule; readonly from: string; readonly to: string }
   | { readonly kind: "split-brain"; readonly rule: VerdictRule }
-  | { readonly kind: "refused"; readonly rule: "same-agent" | "no-primary" | "two-primaries" | "unrelated" };
+  | {
+      readonly kind: "refused";
+      readonly rule: "same-agent" | "no-primary" | "two-primaries" | "replaced-peer" | "unrelated";
+    };
 
 /** The decision; the same for (one, other) and (other, one). */
 export function decide(one: HistoryFacts, other: HistoryFacts): Verdict {
@@ -89,6 +94,7 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   if (primary.outdated) {
     return { kind: "outdated", rule: "source-outdated", agent: primary.agentId, newer: secondary.agentId };
   }
+  if (isReplaced(primary, secondary)) return { kind: "refused", rule: "replaced-peer" };
   if (isBlankFor(primary, secondary)) return sync(primary, secondary, "blank-target");
   if (secondary.discardsOwn) return sync(primary, secondary, "own-data-discarded");
   if (primary.lineage === secondary.lineage) return sync(primary, secondary, "same-lineage");
@@ -100,6 +106,15 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   }
   if (areRelated(primary, secondary)) return { kind: "split-brain", rule: "diverged" };
   return { kind: "refused", rule: "unrelated" };
+}
+
+/**
+ * An operator had another agent take the secondary's place: to have it back would be to lose that one. But a primary that is
+ * behind has to hear of it, from whomever.
+ */
+export function isReplaced(primary: HistoryFacts, secondary: HistoryFacts): boolean {
+  if (primary.replaced?.includes(secondary.agentId) !== true) return false;
+  return secondary.discardsOwn || findBehind(primary, secondary) !== primary;
 }
 
 /**

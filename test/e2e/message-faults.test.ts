@@ -163,6 +163,21 @@ const ORDERS = {
   },
 } as const satisfies Record<string, Order>;
 
+/** Resizes to as much more than was asked for last; `asked` is the size. */
+async function grow(pair: FaultedPair, byBytes: number): Promise<unknown> {
+  const [sizeBytes] = await sizesOf(pair);
+  pair.asked = byBytes === 0 ? pair.asked : (sizeBytes ?? 0) + byBytes;
+  return pair.primary.control.resize({
+    disk: "vda",
+    sizeBytes: pair.asked,
+    closeClients: false,
+    timeoutMs: TIMEOUT_MS,
+  });
+}
+
+const sizesOf = async (pair: FaultedPair): Promise<(number | null | undefined)[]> =>
+  Promise.all([pair.primary, pair.secondary].map(async (agent) => (await agent.status()).disks[0]?.sizeBytes));
+
 const expectUnknown = (pair: FaultedPair): Promise<void> =>
   expect(pair.commit(pair.asked)).rejects.toMatchObject({ code: "epoch-unknown" });
 
@@ -238,6 +253,18 @@ const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
     ofOrder("commit", inAnyCase, { from: "secondary", about: "to a commit", outcome: knownIfArrived }),
     ofOrder("discard", inAnyCase, { from: "secondary", about: "to a discard", outcome: knownIfArrived }),
     ofVerify("secondary", "to a checksum"),
+  ],
+  "resize": [
+    {
+      ...ofStream("primary", (pair) => grow(pair, 64 * 1024)),
+      outcome: unknown,
+      // Whether the secondary has grown or not, it is taken; and it grows when it is asked again.
+      afterwards: async (pair) => {
+        await pair.untilProtected();
+        await grow(pair, 0);
+        expect(await sizesOf(pair)).toEqual([pair.asked, pair.asked]);
+      },
+    },
   ],
   "verify": [ofVerify("primary")],
   "checksum": [ofVerify("primary")],

@@ -60,6 +60,19 @@ async function pairOfEquals(
   return { pair, urlOfA: `ws://127.0.0.1:${port}`, urlOfB: `ws://127.0.0.1:${pair.port}` };
 }
 
+/** An agent on another host, that takes the place of the pair's secondary. */
+async function otherSecondary(pair: AgentPair): Promise<{ agent: AgentUnderTest; url: string }> {
+  const root = join(pair.root, "c");
+  mkdirSync(root, { recursive: true });
+  const port = await freePort();
+  const agent = new AgentUnderTest("the new secondary", join(root, "run"), [...pair.secondary.command, "--create"]);
+  agent.setFlag("--run", join(root, "run"));
+  agent.setFlag("--state", join(root, "state"));
+  agent.setFlag("--disk", `vda=${join(root, "vda.img")}`);
+  agent.setFlag("--listen", `127.0.0.1:${port}`);
+  return { agent, url: `ws://127.0.0.1:${port}` };
+}
+
 const EXAMPLE_URL = "ws://192.0.2.2:7000";
 
 async function untilAlone(agent: AgentUnderTest): Promise<void> {
@@ -144,6 +157,18 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("the commands of the operatio
     expect((await primary.status()).protection.reason).toBe("held");
     await follow("Guests wait after a start", primary);
     await qemuIo(primary.uri(), "write -P 1 0 1M");
+
+    const fresh = await otherSecondary(pair);
+    await fresh.agent.start();
+    await follow("The host of the secondary is lost for good", primary, { [EXAMPLE_URL]: fresh.url });
+    await primary.until("protected", ({ protection }) => protection.state === "Protected");
+    for (const command of sectionOf(sections, "Grow a disk").commands) {
+      await runCommand(primary, command, { "40GiB": "40MiB" });
+    }
+    await qemuIo(primary.uri(), "write -P 3 39M 1M");
+    await primary.get("checkpoint");
+    await qemuIo(fresh.agent.uri(), "read -P 3 39M 1M", "read -P 1 0 1M", "read -P 0 38M 1M");
+    await fresh.agent.stop();
   });
 
   it("give a promoted side a new secondary", async () => {

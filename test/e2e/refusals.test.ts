@@ -54,7 +54,7 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
         "disk vda has 2097152 bytes on the peer and 4194304 bytes here",
         "disk vda has 4194304 bytes on the peer and 2097152 bytes here",
       ],
-      advises: /truncate -s 4194304 .*a secondary with an empty state directory/,
+      advises: /empty state directory .*truncate -s 4194304/,
       spoil: (pair) => truncateSync(pair.imagePath("b"), SIZE / 2),
       mend: (pair) => {
         truncateSync(pair.imagePath("b"), SIZE);

@@ -55,6 +55,13 @@ const syncAnyway = (primary: HistoryFacts, secondary: HistoryFacts): Verdict => 
 
 export const BUGS: readonly Bug[] = [
   {
+    name: "an agent that was replaced is taken again",
+    broken: { decide: decideOn(({ replaced: _, ...facts }) => facts) },
+    begin: replaced,
+    promise: "an agent that was replaced is synced again",
+    interventions: 2,
+  },
+  {
     name: "no lineage begins with a write without the peer",
     broken: { goneAlone: (record) => record },
     begin: protectedWorld,

@@ -48,7 +48,8 @@ function sideKey(
     (record.outdated ? 64 : 0) |
     (record.discardsOwn ? 128 : 0) |
     (view === null ? 256 : 0) |
-    (prepared === null ? 512 : 0);
+    (prepared === null ? 512 : 0) |
+    (record.replaced?.includes(peer) === true ? 1024 : 0);
   const truths =
     (truth.alone ? 1 : 0) |
     (truth.superseded ? 2 : 0) |

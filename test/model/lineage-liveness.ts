@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { refusalOf } from "../../shared/replication/refusal.ts";
 import type { Verdict } from "../../shared/replication/verdict.ts";
 import { keyOf } from "./lineage-key.ts";
-import { discard, failover, forcedFailover, rejoin, STARTS } from "./lineage-operator.ts";
+import { discard, failover, forcedFailover, giveBlank, rejoin, STARTS } from "./lineage-operator.ts";
 import { acknowledge, greet, judge, step } from "./lineage-session.ts";
 import type { Event, Rules, World } from "./lineage-world.ts";
 
@@ -73,6 +73,9 @@ function actionsOf(world: World, verdict: Verdict): Event[] {
   }
   if (verdict.kind === "refused" && verdict.rule === "no-primary") {
     return [failover(0), failover(1), forcedFailover(0), forcedFailover(1)];
+  }
+  if (verdict.kind === "refused" && verdict.rule === "replaced-peer") {
+    return [giveBlank(world.sides[0].record.role === "Secondary" ? 0 : 1)];
   }
   return [discard(world.sides[0].record.role === "Secondary" ? 0 : 1)];
 }

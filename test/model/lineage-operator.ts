@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { peerGivenUp } from "../../shared/replication/lineage.ts";
 import type { Verdict } from "../../shared/replication/verdict.ts";
 import { changed, crash, demote, endSession, promote } from "./lineage-roles.ts";
 import { commitEarly, isStreaming, sendCluster } from "./lineage-session.ts";
@@ -127,6 +128,32 @@ function processEvents(index: SideIndex): Event[] {
   ];
 }
 
+/** The operator has another agent take the peer's place (`connect --accept-new-peer`); that one is to come. */
+function acceptNewPeer(index: SideIndex): Event {
+  return eventOf(
+    "accept a new peer of",
+    index,
+    (world, self, peer) =>
+      world.replacements > 0 &&
+      world.session === null &&
+      self.up &&
+      self.record.role === "Primary" &&
+      !self.record.outdated &&
+      self.record.pairing?.peer === peer.record.agentId,
+    (world, self) => {
+      world.greeting = null;
+      self.record = peerGivenUp(self.record);
+    },
+  );
+}
+
+/** What an operator does who is told that the side was replaced. */
+export function giveBlank(index: SideIndex): Event {
+  const found = processEvents(index).find(({ name }) => name.startsWith("blank secondary"));
+  assert(found !== undefined);
+  return found;
+}
+
 /** A process that has ended is started again, by whatever watches over it. */
 function start(index: SideIndex): Event {
   return eventOf(
@@ -241,6 +268,7 @@ function operatorEvents(index: SideIndex): Event[] {
     forcedFailover(index),
     rejoin(index),
     discard(index),
+    acceptNewPeer(index),
     eventOf(
       "give up the checkpoint of",
       index,

@@ -71,6 +71,7 @@ export const judge: Event = {
 function openSession(world: World, source: SideIndex, extent: Session["extent"]): void {
   const [from, to] = [world.sides[source], world.sides[other(source)]];
   assert(from.record.role === "Primary" && to.record.role === "Secondary", "the primary is not the source");
+  assert(from.record.replaced?.includes(to.record.agentId) !== true, "an agent that was replaced is synced again");
   assert(!from.truth.blank || !to.truth.whole || to.truth.givenUp, "a blank replacement overwrites the only copy");
   world.session = {
     source,

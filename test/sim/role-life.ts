@@ -11,6 +11,7 @@ import { MirrorStream } from "./mirror-stream.ts";
 import { PairStates } from "./pair-states.ts";
 import { imagePath, makePair, urlOf, type Pair, type PairDisk, type PairMember } from "./pair.ts";
 import { RoleModel } from "./role-model.ts";
+import { RoleResizes } from "./role-resizes.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import { SimulatedCrash, type CrashKind } from "./simulated-crash.ts";
 import { SimWorld } from "./world.ts";
@@ -35,6 +36,9 @@ const TOGETHER_WITHIN_MS = 600_000;
 const RETAIN_MAX = 2;
 const WRITE_MAX_BYTES = 3 * 4096;
 
+/** How much longer a disk may get. */
+const GROWTH_MAX_BYTES = 12 * 4096;
+
 const COUNTED = [
   "operations",
   "writes",
@@ -52,6 +56,7 @@ const COUNTED = [
   "cut links",
   "congested",
   "dry runs",
+  "resizes",
 ] as const;
 
 export interface RoleLifeReport extends LifeCounts {
@@ -109,6 +114,8 @@ class RoleLife {
   #parted = false;
   /** When an operator only asks what the two would do. */
   readonly #asking: SeededRandom;
+  /** undefined: the disks keep their sizes. */
+  readonly #resizes: RoleResizes | undefined;
 
   constructor(seed: number, mode: "colo" | "mc" | "mirror", print?: (line: string) => void) {
     const program = PROGRAM_OF_MODE[mode];
@@ -125,7 +132,8 @@ class RoleLife {
         ? this.#random.fork("ack").pick<AckPolicy>(["async", "received", "applied", "applied"])
         : drawnAck;
     const stream = mode === "mirror" ? new MirrorStream({ ack, durability: this.#durability }) : undefined;
-    this.#model = new RoleModel(DISKS, contents, (member, event) => this.#happened(member, event), stream);
+    const longest = contents.map((content) => Buffer.concat([content, Buffer.alloc(GROWTH_MAX_BYTES)]));
+    this.#model = new RoleModel(DISKS, longest, (member, event) => this.#happened(member, event), stream);
     const congestion = this.#random.fork("congestion");
     this.#pair = makePair(
       this.world,
@@ -149,6 +157,10 @@ class RoleLife {
     );
     this.#model.begin(this.#pair.primary);
     this.#asking = this.#random.fork("asking");
+    const resizing = this.#random.fork("resizing");
+    this.#resizes = resizing.chance(0.5)
+      ? new RoleResizes({ calls: this.#calls, random: resizing, disks: DISKS, growthMaxBytes: GROWTH_MAX_BYTES })
+      : undefined;
     this.#calls.isExcused = (process) => {
       const member = this.#members.find(({ host }) => host.process === process);
       const reason = member === undefined ? null : this.#statusOf(member)?.protection.reason;
@@ -167,6 +179,7 @@ class RoleLife {
     const actions = ACTIONS_MIN + this.#random.below(60);
     for (let action = 0; action < actions || this.#isThin(); action += 1) {
       await this.#act();
+      if (this.#resizes?.isDue() === true) void this.#resize(this.#random.pick(this.#members));
       if (this.#asking.chance(0.1)) void this.#ask(this.#asking.pick(this.#members));
       const [a, b] = this.#members.map((member) => this.#statusOf(member));
       this.pairs.look(a, b);
@@ -212,7 +225,7 @@ class RoleLife {
     this.counts.operations += 1;
     const roll = this.#random.below(10);
     const length = 1 + this.#random.below(WRITE_MAX_BYTES);
-    const offset = this.#random.below(disk.sizeBytes - length);
+    const offset = this.#random.below(device.sizeBytes - length);
     const model = this.#model.diskOf(member, index);
     if (roll < 2) this.#read(member, disk, model, offset, length);
     else if (roll < 3) this.#flush(member, disk, model);
@@ -339,7 +352,7 @@ class RoleLife {
       const device = member.device(disk);
       if (device === undefined) return;
       const model = this.#model.checkpointOf(epoch, index);
-      const content = Buffer.alloc(disk.sizeBytes);
+      const content = Buffer.alloc(device.sizeBytes);
       const reading = model.beginRead();
       const outcome = await this.#calls.make(member, "view", CALL_SLACK_MS, () => device.read(content, 0));
       model.endRead(reading);
@@ -386,11 +399,13 @@ class RoleLife {
 
   async #readBack(member: PairMember): Promise<void> {
     for (const [index, disk] of DISKS.entries()) {
-      const content = Buffer.alloc(disk.sizeBytes);
+      const content = Buffer.alloc(disk.sizeBytes + GROWTH_MAX_BYTES);
       const device = member.device(disk);
       // Past the gate: guests may have to wait, but what they will see is there.
       const child = device instanceof ReplicatedDisk ? device.child : device;
-      const outcome = await this.#calls.make(member, "read", CALL_SLACK_MS, () => child?.read(content, 0));
+      const outcome = await this.#calls.make(member, "read", CALL_SLACK_MS, () =>
+        child?.read(content.subarray(0, child.sizeBytes), 0),
+      );
       if (outcome.kind !== "done") return;
       this.#model.readBack(member, index, content);
     }
@@ -402,6 +417,7 @@ class RoleLife {
     const status = this.#statusOf(member);
     if (agent === undefined || status?.role !== "Primary") return;
     const { reason } = status.protection;
+    if (status.peers[0]?.lastError?.code === "size-mismatch") await this.#resizeToPeer(member);
     const signal = new AbortController().signal;
     const other = member === this.#pair.primary ? "b" : "a";
     if (reason === "outdated") {
@@ -437,6 +453,20 @@ class RoleLife {
     }
   }
 
+  async #resize(member: PairMember): Promise<void> {
+    if (this.#statusOf(member)?.role === "Primary")
+      await this.#resizes?.grow(member, (line) => this.#note(line), this.counts);
+  }
+
+  /** A side that grew alone, and was outdated then, is longer than the one that was promoted. */
+  async #resizeToPeer(member: PairMember): Promise<void> {
+    const peer = this.#members.find((other) => other !== member) ?? missing();
+    for (const disk of DISKS) {
+      const sizeBytes = this.#statusOf(peer)?.disks.find(({ name }) => name === disk.name)?.sizeBytes ?? 0;
+      await this.#resizes?.growTo(member, disk, sizeBytes, (line) => this.#note(line), this.counts);
+    }
+  }
+
   /** Nothing may follow from the question: the model goes on as if it had not been asked. */
   async #ask(member: PairMember): Promise<void> {
     const { agent } = member;
@@ -449,7 +479,14 @@ class RoleLife {
     if (outcome.kind === "done") this.counts["dry runs"] += 1;
     if (outcome.kind === "failed") {
       // A promotion, while it is asked, ends it as it ends a session.
-      const legal: readonly ErrorCode[] = ["timed-out", "connection-lost", "peer-timeout", "shutting-down", "replaced"];
+      const legal: readonly ErrorCode[] = [
+        "timed-out",
+        "connection-lost",
+        "peer-timeout",
+        "shutting-down",
+        "replaced",
+        "size-mismatch",
+      ];
       assert(
         legal.includes(outcome.error.code),
         `a dry run failed with ${outcome.error.code}: ${outcome.error.message}`,
@@ -572,8 +609,11 @@ class RoleLife {
     for (const [index, disk] of DISKS.entries()) {
       const [a, b] = this.#members.map(({ host }) => host.disk.readFile(imagePath(disk)));
       assert(a !== undefined && b !== undefined);
-      this.#model.diskOf(primary, index).check(a, 0, `${disk.name} on a at the end`);
-      assert(a.equals(b), `the copies of ${disk.name} differ at the end`);
+      const sizeBytes = primary.device(disk)?.sizeBytes ?? 0;
+      assert(a.length >= sizeBytes && b.length >= sizeBytes, `a copy of ${disk.name} is too short at the end`);
+      this.#model.diskOf(primary, index).check(a.subarray(0, sizeBytes), 0, `${disk.name} on a at the end`);
+      const isEqual = a.subarray(0, sizeBytes).equals(b.subarray(0, sizeBytes));
+      assert(isEqual, `the copies of ${disk.name} differ at the end`);
     }
   }
 

@@ -34,6 +34,8 @@ import type {
   VmStateAnswer,
   VmStateRequest,
   ReloadAnswer,
+  ResizeAnswer,
+  ResizeRequest,
   ResyncAnswer,
   ResyncRequest,
   RollbackAnswer,
@@ -211,6 +213,12 @@ export class FakeAgentControl implements AgentControl {
     const local = { name: "local", kind: "image", path: `/images/${disk}.img`, state: "sound" } as const;
     const added = image === undefined ? [] : [{ name, kind: "image", path: image, state: "syncing" } as const];
     return { disk, children: [local, ...added] };
+  }
+
+  async resize(request: ResizeRequest, signal: AbortSignal): Promise<ResizeAnswer> {
+    await this.#called("resize", request, signal);
+    const { disk, sizeBytes } = request;
+    return { disk, sizeBytes, formerSizeBytes: sizeBytes / 2, grownPeers: 1 };
   }
 
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {

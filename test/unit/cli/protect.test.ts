@@ -260,7 +260,7 @@ describe("--background-snapshot", () => {
   it("auto pauses the VM for the whole of its state where QEMU or the host is not capable, and says so once", async () => {
     const { vm, protect } = await bench();
     vm.mishap = incapable;
-    const { result, rounds } = await protect((all) => all.length === 3);
+    const { result, rounds } = await protect((all) => all.length === 3, "--background-snapshot", "auto");
     expect(rounds.map(({ state }) => state)).toEqual(["committed", "committed", "committed"]);
     expect(result.stderr.split("\n").filter((line) => line.includes(REASON))).toHaveLength(1);
     expect(steps(vm).slice(0, 3)).toEqual(["stop", "migrate", "cont"]);
@@ -269,7 +269,7 @@ describe("--background-snapshot", () => {
   it("auto pauses the VM for the whole of its state after two that could not begin, and says so once", async () => {
     const { vm, protect } = await bench();
     vm.mishap = (command) => (command === "migrate" && vm.background === true ? { error: "No userfault." } : undefined);
-    const { result, rounds } = await protect((all) => all.length === 5);
+    const { result, rounds } = await protect((all) => all.length === 5, "--background-snapshot", "auto");
     expect(rounds.map(({ state }) => state)).toEqual(["failed", "failed", "committed", "committed", "committed"]);
     expect(result.stderr.match(/since the background snapshot is not possible/g)).toHaveLength(1);
     expect(vm.runState).toBe("running");

@@ -46,6 +46,7 @@ const EXAMPLES: { readonly [Type in Exclude<MessageType, "data" | "vmstate">]: E
   "commit": { type: "commit", id: 2, epoch: 5 },
   "discard": { type: "discard", id: 3, epochs: [6, 7] },
   "takeover": { type: "takeover", id: 4, lineage: "2".repeat(32) },
+  "resize": { type: "resize", id: 5, disk: 1, sizeBytes: 2 ** 44 },
   "verify": { type: "verify", active: true },
   "checksum": { type: "checksum", id: 6, disk: 1, offset: 2 ** 43, length: 1_048_576 },
   "answer": { type: "answer", id: 3, error, tookMs: 0.5 },

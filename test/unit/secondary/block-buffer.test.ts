@@ -238,3 +238,29 @@ it("indexes zeroes of terabytes in little, and writes over them", () => {
   expect(index.zeroesOf(0)).toBeUndefined();
   expect(positionBehind(-2, 5)).toBe(-2);
 });
+
+it.each(["applied", "rolled back"] as const)(
+  "keeps the order of its logs where one that is %s cannot be removed: none is applied again over newer data",
+  async (fate) => {
+    const scene = new Scene();
+    await scene.write(0, CLUSTER_BYTES, 2);
+    scene.storage.disk.faults.inject({ op: ["rename", "removeBehind"], error: "io-error", times: 1 });
+    if (fate === "applied") scene.commit(2);
+    else
+      await scene.buffer
+        .rollBack(1)()
+        .catch(() => undefined); // told, and tried again
+    await scene.settle();
+    scene.buffer.openEpoch(3);
+    await scene.write(0, CLUSTER_BYTES, 3);
+    scene.commit(3);
+    await scene.settle();
+    scene.clock.advance(DISK_RETRY_MS);
+    await scene.settle();
+    const recovered = BlockBuffer.recover(scene.context, scene.base, { committed: 3, open: 4 });
+    const found = Buffer.alloc(CLUSTER_BYTES);
+    await recovered.readLatest(found, 0);
+    expect(found).toEqual(pattern(CLUSTER_BYTES, 3));
+    expect(recovered.isApplied).toBe(true);
+  },
+);

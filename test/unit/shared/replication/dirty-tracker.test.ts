@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { Durability } from "../../../../proto/words.ts";
 import { ClusterBitmap } from "../../../../shared/block/cluster-bitmap.ts";
-import { clusterGeometry } from "../../../../shared/block/cluster-geometry.ts";
+import { clusterGeometry, growGeometry } from "../../../../shared/block/cluster-geometry.ts";
 import {
   DirtyTracker,
   type DirtyTrackerOptions,
@@ -216,5 +216,25 @@ describe("the dirty tracker", () => {
     const tracker = await DirtyTracker.create(options(storage), "all-dirty");
     await tracker.forget();
     expect(storage.list(DIRECTORY)).toEqual([]);
+  });
+
+  it("finds what lies behind the former end of a disk that has grown dirty, but for what was settled since", async () => {
+    const storage = emptyStorage();
+    const grown = { ...options(storage), geometry: clusterGeometry(CLUSTERS * CLUSTER - 512, CLUSTER) };
+    const tracker = await DirtyTracker.create(grown, "clean");
+    await tracker.mark((CLUSTERS - 1) * CLUSTER, 100); // its extent had the former end in it
+    growGeometry(grown.geometry, (CLUSTERS + 10) * CLUSTER);
+    tracker.addGrown(CLUSTERS - 1);
+    const longer = { ...options(storage), geometry: clusterGeometry((CLUSTERS + 10) * CLUSTER, CLUSTER) };
+    const left = forked(storage);
+    left.crash("power");
+    const found = present(DirtyTracker.open({ ...longer, storage: left }));
+    expect(found.dirtyClusters().toArray()).toEqual(range(CLUSTERS - 4, CLUSTERS + 10));
+
+    tracker.removeClusters(0, CLUSTERS + 8);
+    await settleUntilIdle(tracker);
+    await tracker.settleAll(IDLE);
+    storage.crash("power");
+    expect(present(DirtyTracker.open(longer)).dirtyClusters().toArray()).toEqual(range(CLUSTERS + 8, CLUSTERS + 10));
   });
 });

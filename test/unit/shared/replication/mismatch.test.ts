@@ -7,6 +7,12 @@ const disks = (...sizes: (readonly [string, number | null])[]): Partial<Hello> =
   disks: sizes.map(([name, sizeBytes]) => ({ name, sizeBytes })),
 });
 
+/** A secondary that has grown to 1024 bytes for a primary that may not have. */
+const grownFrom = (formerSizeBytes: number): Partial<Hello> => ({
+  disks: [{ name: "a", sizeBytes: 1024, formerSizeBytes }],
+  lineage: "1",
+});
+
 describe("a mismatch of two agents", () => {
   it.each<readonly [string, Partial<Hello>, Partial<Hello>, string, readonly string[]]>([
     ["VM", { vm: "mail" }, { vm: "web" }, "vm-mismatch", ['"mail"', '"web"']],
@@ -31,6 +37,10 @@ describe("a mismatch of two agents", () => {
     }
   });
 
+  it("of a disk that was never of the primary's size is refused, though its secondary has grown", () => {
+    expect(findMismatch(primaryHello(disks(["a", 256])), secondaryHello(grownFrom(512)))?.code).toBe("size-mismatch");
+  });
+
   it("of disk sizes says which image is to be made larger, and how large", () => {
     const mismatch = findMismatch(primaryHello(disks(["vda", 2048])), secondaryHello(disks(["vda", 1024])));
     expect(mismatch?.action).toMatch(/peer's one is smaller.*truncate -s 2048/);
@@ -44,6 +54,9 @@ describe("a mismatch of two agents", () => {
     ["an image that is yet to be made", disks(["a", 512]), disks(["a", null])],
     ["another release of the same protocol", { agentVersion: "9.0" }, {}],
     ["another acknowledgement policy", { ack: "applied" }, {}],
+    ["a disk that has grown while its secondary was away", disks(["a", 1024]), { ...disks(["a", 512]), lineage: "1" }],
+    ["a disk that has grown on the secondary first", disks(["a", 1024]), grownFrom(512)],
+    ["a disk that was to grow, and has not", disks(["a", 512]), grownFrom(512)],
   ])("is not seen in %s", (_, ours, theirs) => {
     expect(findMismatch(primaryHello(ours), secondaryHello(theirs))).toBeUndefined();
     expect(findMismatch(secondaryHello(theirs), primaryHello(ours))).toBeUndefined();

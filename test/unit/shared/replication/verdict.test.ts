@@ -108,6 +108,24 @@ describe("the verdict of a handshake", () => {
       { kind: "outdated", agent: "a", newer: "b" },
     ],
     [
+      "an agent that was replaced",
+      primary({ replaced: ["b"] }),
+      secondary(),
+      { kind: "refused", rule: "replaced-peer" },
+    ],
+    [
+      "an agent that was replaced, and gives its data up",
+      primary({ replaced: ["c", "b"] }),
+      secondary({ lineage: "L2", ancestors: ["L1"], discardsOwn: true }),
+      { kind: "refused", rule: "replaced-peer" },
+    ],
+    [
+      "an agent that was replaced, and is ahead of the primary",
+      primary({ replaced: ["b"] }),
+      secondary({ lineage: "L2", ancestors: ["L1"] }),
+      { kind: "outdated", agent: "a", newer: "b" },
+    ],
+    [
       "a secondary that is ahead of a primary which has told nobody of its history",
       primary({ shared: false }),
       secondary({ lineage: "L2", ancestors: ["L1"] }),

@@ -1,0 +1,315 @@
+import assert from "node:assert/strict";
+import { describe, expect, it } from "vitest";
+import type { ResizeAnswer } from "../../proto/control-api.ts";
+import type { Durability } from "../../proto/words.ts";
+import { bufferedBytes } from "./buffered-bytes.ts";
+import { Calls, type Outcome } from "./calls.ts";
+import {
+  imagePath,
+  makePair,
+  urlOf,
+  type PairDisk,
+  type PairMember,
+  type PairObserver,
+  type PairOptions,
+} from "./pair.ts";
+import { SimWorld } from "./world.ts";
+
+/**
+ * Either host dies at each of its storage calls while a disk is resized and written behind its former end. Started again,
+ * the two come together, with both sizes or with one; what was acknowledged is there; and the order can be given again.
+ */
+type Mode = "colo" | "mc" | "mirror";
+
+const OPTIONS: Omit<PairOptions, "durability" | "mode"> = {
+  disks: [{ name: "vda", sizeBytes: 10 * 4096 + 1536 }],
+  clusterBytes: 4096,
+  ack: "async",
+  access: "read-only",
+  windowBytes: 1024 * 1024,
+  peerTimeoutMs: 5_000,
+  createImages: false,
+  checkpointEveryMs: undefined,
+  retain: 0,
+  overlayLimitBytes: undefined,
+};
+
+const SEED = 1;
+const SIZE = 10 * 4096 + 1536;
+/** The former end lies within a cluster, and within an extent of the dirty bitmap; so does the new one. */
+const LONGER = 15 * 4096 + 512;
+const WRITTEN_AT = SIZE + 700;
+const COMMAND = { timeoutMs: 20_000 } as const;
+const CALLS_MIN = 10;
+const DATA = Buffer.alloc(9000, 0xd7);
+
+const OBSERVER: PairObserver = { requested: () => undefined, happened: () => undefined };
+const DISK: PairDisk = { name: "vda", sizeBytes: SIZE };
+
+class ResizeScene {
+  readonly world = new SimWorld(SEED);
+  readonly primary: PairMember;
+  readonly secondary: PairMember;
+  readonly #calls = new Calls(this.world);
+  readonly #mode: Mode;
+  /** What the committed checkpoint has. */
+  #committed: Buffer = Buffer.alloc(0);
+  /** The write behind the former end was acknowledged. */
+  #isWritten = false;
+
+  constructor(durability: Durability, mode: Mode = "colo") {
+    this.#mode = mode;
+    const content = Buffer.alloc(SIZE, 0x41);
+    const pair = makePair(
+      this.world,
+      { ...OPTIONS, mode, durability },
+      { primary: [content], secondary: [Buffer.alloc(SIZE)] },
+      OBSERVER,
+    );
+    this.primary = pair.primary;
+    this.secondary = pair.secondary;
+  }
+
+  do<T>(what: string, work: () => Promise<T>): Promise<T> {
+    return this.world.runFor(
+      what,
+      new Promise<T>((resolve, reject) => {
+        this.world.schedule(0, () => void work().then(resolve, reject));
+      }),
+    );
+  }
+
+  /** Both run, a checkpoint is committed, and the overlays hold what was written since. */
+  begin(): Promise<void> {
+    return this.do("the start", async () => {
+      await this.secondary.start();
+      await this.primary.start();
+      await this.until("committed");
+      const device = this.primary.device(DISK);
+      await device?.write(Buffer.alloc(9000, 0x42), SIZE - 9000, { fua: true });
+      await this.checkpoint();
+      await device?.write(Buffer.alloc(5000, 0x43), SIZE - 5000, { fua: true });
+    });
+  }
+
+  async checkpoint(member = this.primary): Promise<void> {
+    if (this.#mode === "mirror") return;
+    await member.agent?.checkpoint({ prepare: false, ...COMMAND }, new AbortController().signal);
+    this.#committed = await this.read(member, 0, member.device(DISK)?.sizeBytes ?? 0);
+  }
+
+  resize(member: PairMember, sizeBytes = LONGER): Promise<Outcome<ResizeAnswer>> {
+    const { agent } = member;
+    const request = { disk: "vda", sizeBytes, closeClients: false, ...COMMAND };
+    return this.#calls.make(member, "resize", COMMAND.timeoutMs, () => {
+      assert(agent !== undefined);
+      return agent.resize(request, new AbortController().signal);
+    });
+  }
+
+  /** The order, and what a guest does when it has the new size. */
+  async order(): Promise<Outcome<ResizeAnswer>> {
+    const outcome = await this.resize(this.primary);
+    if (outcome.kind !== "done") return outcome;
+    const device = this.primary.device(DISK);
+    const written = await this.#calls.make(this.primary, "write", COMMAND.timeoutMs, () =>
+      device?.write(DATA, WRITTEN_AT, { fua: true }),
+    );
+    this.#isWritten = written.kind === "done";
+    return outcome;
+  }
+
+  async restart(member: PairMember): Promise<void> {
+    member.host.disk.faults.clear();
+    member.host.restart();
+    assert(await member.start());
+  }
+
+  async read(member: PairMember, offset: number, length: number): Promise<Buffer> {
+    const content = Buffer.alloc(length);
+    await member.device(DISK)?.read(content, offset);
+    return content;
+  }
+
+  /** The view is the committed checkpoint, and nothing behind the end that the disk had then. */
+  async checkView(): Promise<void> {
+    const sizeBytes = this.secondary.device(DISK)?.sizeBytes ?? 0;
+    assert(sizeBytes === SIZE || sizeBytes === LONGER);
+    const expected = Buffer.alloc(sizeBytes);
+    this.#committed.copy(expected);
+    assert((await this.read(this.secondary, 0, sizeBytes)).equals(expected), "the view is another one");
+  }
+
+  /** The order is given again, and everything goes on behind the former end. */
+  async finish(primary = this.primary): Promise<void> {
+    await this.until("synced", primary);
+    const outcome = await this.resize(primary);
+    assert(outcome.kind === "done", outcome.kind === "failed" ? outcome.error.message : outcome.kind);
+    assert.equal(primary.device(DISK)?.sizeBytes, LONGER);
+    if (this.#isWritten && primary === this.primary) {
+      assert((await this.read(primary, WRITTEN_AT, DATA.length)).equals(DATA), "what was acknowledged is lost");
+    }
+    await primary.device(DISK)?.write(Buffer.alloc(512, 0x99), LONGER - 512, { fua: false });
+    await this.until("synced", primary);
+    await this.checkpoint(primary);
+    await this.checkpoint(primary); // in mode mc the base has what the last but one committed
+    if (this.#mode === "mc") await this.#applied();
+    this.checkCopies();
+  }
+
+  /** What is committed is in the base. */
+  async #applied(): Promise<void> {
+    while (bufferedBytes(this.secondary) > 0) await this.#sleep();
+  }
+
+  async until(condition: "synced" | "merged" | "committed", member = this.primary): Promise<void> {
+    await member.agent?.wait({ condition, ...COMMAND }, new AbortController().signal);
+  }
+
+  /** The secondary is promoted in the primary's place, which is down, and resizes; that one starts again, and rejoins. */
+  async swap(): Promise<PairMember> {
+    const { secondary } = this;
+    const signal = new AbortController().signal;
+    const request = { force: true, dryRun: false, discardActive: false, ...COMMAND };
+    await secondary.agent?.failover(request, signal);
+    await this.checkView();
+    await this.until("merged", secondary);
+    await this.restart(this.primary);
+    const { agent } = this.primary;
+    while (agent?.status().protection.reason !== "outdated") await this.#sleep();
+    await this.resize(secondary);
+    await agent.rejoin({ peer: urlOf("b"), ...COMMAND }, signal);
+    return secondary;
+  }
+
+  #sleep(): Promise<void> {
+    return new Promise((resolve) => {
+      this.world.schedule(1, resolve);
+    });
+  }
+
+  async lose(): Promise<void> {
+    while (this.primary.agent?.status().peers[0]?.connection === "Connected") await this.#sleep();
+  }
+
+  checkCopies(): void {
+    const [a, b] = [this.primary, this.secondary].map(({ host }) => host.disk.readFile(imagePath(DISK)));
+    assert(a?.length === LONGER && b?.equals(a) === true, "the copies differ");
+  }
+}
+
+interface Case {
+  readonly side: "primary" | "secondary";
+  readonly durability: Durability;
+  readonly what: string;
+  readonly mode?: Mode;
+  readonly isSwapped?: boolean;
+}
+
+/** False when the order was over before the host's `dyingCall`-th storage call. */
+async function dieAt(dyingCall: number, { side, durability, mode, isSwapped }: Case): Promise<boolean> {
+  const scene = new ResizeScene(durability, mode);
+  const dying = scene[side];
+  await scene.begin();
+  dying.host.disk.faults.crashAt(dyingCall, durability);
+  let isOver = false;
+  scene.world.schedule(0, () => void scene.order().then(() => (isOver = true)));
+  await scene.world.run({ until: () => !dying.host.alive || isOver, forMs: 60_000 });
+  if (dying.host.alive) return false;
+  await scene.do(`the life after call ${dyingCall}`, async () => {
+    const primary = isSwapped === true ? await scene.swap() : scene.primary;
+    if (isSwapped !== true) {
+      if (side === "secondary") await scene.lose();
+      await scene.restart(dying);
+      await scene.checkView();
+    }
+    await scene.finish(primary);
+  });
+  return true;
+}
+
+describe("a resize, while a host dies at every storage call", () => {
+  it.each<Case>([
+    { what: "primary without power", side: "primary", durability: "power" },
+    { what: "killed primary", side: "primary", durability: "process" },
+    { what: "secondary without power", side: "secondary", durability: "power" },
+    { what: "secondary with a block buffer", side: "secondary", durability: "power", mode: "mc" },
+    { what: "primary whose secondary takes over", side: "primary", durability: "power", isSwapped: true },
+  ])("is finished or undone, and goes on: $what", async (one) => {
+    let deaths = 0;
+    while (await dieAt(deaths + 1, one)) deaths += 1;
+    expect(deaths).toBeGreaterThan(CALLS_MIN);
+  });
+});
+
+describe("a resize", () => {
+  async function begun(): Promise<ResizeScene> {
+    const scene = new ResizeScene("power");
+    await scene.begin();
+    return scene;
+  }
+
+  it("without a secondary is followed by that when it connects", async () => {
+    const scene = await begun();
+    await scene.do("it", async () => {
+      scene.secondary.host.crash("process");
+      await scene.lose();
+      expect(await scene.order()).toMatchObject({ kind: "done", value: { formerSizeBytes: SIZE, grownPeers: 0 } });
+      await scene.restart(scene.secondary);
+      await scene.finish();
+      expect(scene.secondary.device(DISK)?.sizeBytes).toBe(LONGER);
+    });
+  });
+
+  it("alone has what is written behind the former end sent, also where the primary dies meanwhile", async () => {
+    const scene = await begun();
+    await scene.do("it", async () => {
+      scene.secondary.host.crash("process");
+      await scene.lose();
+      await scene.order();
+      scene.primary.host.crash("power");
+      await scene.restart(scene.primary);
+      await scene.restart(scene.secondary);
+      await scene.finish();
+    });
+  });
+
+  it("that the secondary cannot do changes nothing on either side", async () => {
+    const scene = await begun();
+    const { primary, secondary } = scene;
+    await scene.do("it", async () => {
+      secondary.host.disk.faults.inject({ op: "truncate", path: imagePath(DISK), error: "out-of-space" });
+      expect(await scene.order()).toMatchObject({ kind: "failed", error: { code: "out-of-space" } });
+      for (const member of [primary, secondary]) expect(member.device(DISK)?.sizeBytes).toBe(SIZE);
+      expect(await scene.order()).toMatchObject({ kind: "done", value: { grownPeers: 1 } });
+      await scene.finish();
+    });
+  });
+
+  it("that only the secondary has done leaves it longer, and is finished, or gone beyond, later", async () => {
+    const scene = await begun();
+    const { primary, secondary } = scene;
+    await scene.do("it", async () => {
+      primary.host.disk.faults.inject({ op: "truncate", path: imagePath(DISK), error: "out-of-space" });
+      expect(await scene.order()).toMatchObject({ kind: "failed", error: { code: "out-of-space" } });
+      expect(primary.device(DISK)?.sizeBytes).toBe(SIZE);
+      expect(secondary.device(DISK)?.sizeBytes).toBe(LONGER);
+      secondary.host.crash("power");
+      await scene.lose();
+      await scene.restart(secondary);
+      await scene.until("synced");
+      await scene.checkView();
+      await scene.checkpoint();
+      await scene.finish();
+    });
+  });
+
+  it("to a smaller size, or of no whole sectors is refused; to the same one it is done", async () => {
+    const scene = await begun();
+    await scene.do("it", async () => {
+      expect(await scene.resize(scene.primary, SIZE - 512)).toMatchObject({ error: { code: "not-supported" } });
+      expect(await scene.resize(scene.primary, LONGER + 1)).toMatchObject({ error: { code: "usage" } });
+      expect(await scene.resize(scene.primary, SIZE)).toMatchObject({ kind: "done", value: { formerSizeBytes: SIZE } });
+    });
+  });
+});
