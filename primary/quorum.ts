@@ -16,6 +16,7 @@ import assert from "node:assert/strict";
 import { ColobusError } from "../proto/errors.ts";
 import type { ReadPattern } from "../proto/words.ts";
 import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
+import { both } from "../shared/block/both.ts";
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { combineExtents } from "./combine-extents.ts";
 import type { DiskCopy, Outcome } from "./disk-copy.ts";
@@ -320,9 +321,4 @@ export class Quorum implements Child {
       "See the disk's children in `colobus status`.",
     );
   }
-}
-
-function both(one: Pending, other: Pending): Pending {
-  if (one === undefined) return other;
-  return other === undefined ? one : Promise.all([one, other]).then(() => undefined);
 }

@@ -7,6 +7,7 @@ import type {
   WriteFlags,
   ZeroFlags,
 } from "../shared/block/block-device.ts";
+import { both } from "../shared/block/both.ts";
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import { WRITE_AHEAD_BYTES } from "../proto/limits.ts";
@@ -432,12 +433,6 @@ export class ReplicatedDisk implements BlockDevice {
     const forwarded = forward();
     return { local: local === undefined ? undefined : this.#underWay(local, offset, length), forwarded };
   }
-}
-
-function both(one: Pending, other: Pending): Pending {
-  if (one === undefined) return other;
-  if (other === undefined) return one;
-  return Promise.all([one, other]).then(() => undefined);
 }
 
 /** As `both`, but nothing is under way any more when it fails. */

@@ -2,6 +2,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
 import type { Hello, OperationKind } from "../proto/replication-messages.ts";
 import type { Pending } from "../shared/block/block-device.ts";
+import { both } from "../shared/block/both.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
@@ -168,9 +169,11 @@ export class Secondaries {
 
   /** As `PeerTracking.mark`, for each of them. */
   mark(disk: number, offset: number, length: number): Pending {
-    const [first, ...others] = this.#options.places;
-    let pending = first?.tracking.mark(disk, offset, length);
-    for (const { tracking } of others) pending = both(pending, tracking.mark(disk, offset, length));
+    const { places } = this.#options;
+    let pending = places[0]?.tracking.mark(disk, offset, length);
+    for (let index = 1; index < places.length; index += 1) {
+      pending = both(pending, places[index]?.tracking.mark(disk, offset, length));
+    }
     return pending;
   }
 
@@ -216,10 +219,4 @@ function takenName(): ColobusError {
     "the certificate is valid, but of another host than the secondary whose agent id the peer names",
     "Connect the right hosts; a host that takes a secondary's place begins with an empty state directory.",
   );
-}
-
-function both(one: Pending, other: Pending): Pending {
-  if (one === undefined) return other;
-  if (other === undefined) return one;
-  return Promise.all([one, other]).then(() => undefined);
 }
