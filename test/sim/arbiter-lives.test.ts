@@ -4,7 +4,7 @@ import { lifeGroups, livesToLive } from "./life-groups.ts";
 import { LifeTotals } from "./life-totals.ts";
 
 /** Lives of a pair that an arbiter decides over; `COLOBUS_ARBITER_LIVES` says how many. */
-const groups = lifeGroups(livesToLive("COLOBUS_ARBITER_LIVES", { inCi: 40, here: 20 }), 20);
+const groups = lifeGroups(livesToLive("COLOBUS_ARBITER_LIVES", { inCi: 20, here: 20 }), 20);
 
 describe("lives of a pair with an arbiter", () => {
   it.each(groups)("have one side at a time whose guests succeed, in lives $from to $to", async ({ from, to }) => {

@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { runChildLife } from "./child-life.ts";
 import { lifeGroups, livesToLive } from "./life-groups.ts";
 
-const groups = lifeGroups(livesToLive("COLOBUS_CHILD_LIVES", { inCi: 450, here: 60 }), 30);
+const groups = lifeGroups(livesToLive("COLOBUS_CHILD_LIVES", { inCi: 500, here: 60 }), 30);
 
 describe("the copies of a disk", () => {
   it.each(groups)("are all equal, and lack nothing, after lives $from to $to", async ({ from, to }) => {

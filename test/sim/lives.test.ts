@@ -7,7 +7,7 @@ const OPERATIONS_MIN = 300;
 const FAULTS_MIN = 5;
 const CHECKPOINTS_MIN = 5;
 
-const groups = lifeGroups(livesToLive("COLOBUS_LIVES", { inCi: 250, here: 150 }), 50);
+const groups = lifeGroups(livesToLive("COLOBUS_LIVES", { inCi: 200, here: 150 }), 50);
 
 describe("whole lives of a pair", () => {
   it.each(groups)("keeps every promise in lives $from to $to", async ({ from, to }) => {

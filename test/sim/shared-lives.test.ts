@@ -3,7 +3,7 @@ import { lifeGroups, livesToLive } from "./life-groups.ts";
 import { LifeTotals } from "./life-totals.ts";
 import { runSharedLife } from "./life.ts";
 
-const groups = lifeGroups(livesToLive("COLOBUS_SHARED_LIVES", { inCi: 140, here: 60 }), 20);
+const groups = lifeGroups(livesToLive("COLOBUS_SHARED_LIVES", { inCi: 90, here: 60 }), 20);
 
 describe("whole lives of a pair that shares its disks", () => {
   it.each(groups)("keeps every promise in lives $from to $to", async ({ from, to }) => {
