@@ -5,7 +5,7 @@ import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import { allFailed } from "../primary/mirror-record.ts";
-import { mergeUnfinished } from "../primary/merge-unfinished.ts";
+import { mergeUnfinished } from "../shared/jobs/merge-unfinished.ts";
 import { NamedBitmaps } from "../primary/named-bitmaps.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
 import type { GrownPeers } from "../primary/resizes.ts";

@@ -30,7 +30,7 @@ import { DirtyMap } from "../shared/replication/dirty-map.ts";
 import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
 import { DiskCopy } from "./disk-copy.ts";
 import { follow, FollowedChild, unfollow } from "./followed-child.ts";
-import { mergeUnfinished } from "./merge-unfinished.ts";
+import { mergeUnfinished } from "../shared/jobs/merge-unfinished.ts";
 import { begun, ended, openMirrors, pivoted } from "./mirror-record.ts";
 import { MirrorTarget } from "./mirror-target.ts";
 import { MirrorWork } from "./mirror-work.ts";

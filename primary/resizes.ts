@@ -10,7 +10,7 @@ import {
 import { cannotGrow, growRecorded } from "../shared/block/growth.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { DiskCopies } from "./disk-copies.ts";
-import { mergeUnfinished } from "./merge-unfinished.ts";
+import { mergeUnfinished } from "../shared/jobs/merge-unfinished.ts";
 import { openMirrors } from "./mirror-record.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";

@@ -11,6 +11,7 @@ import {
 } from "../shared/block/cluster-geometry.ts";
 import { RangeLock } from "../shared/block/range-lock.ts";
 import { isZero } from "../shared/block/zeroes.ts";
+import { mergeUnfinished } from "../shared/jobs/merge-unfinished.ts";
 import { MergeJournal } from "./merge-journal.ts";
 import { removeOverlayFiles, type OverlayContext } from "./overlay-files.ts";
 import type { OverlayStack } from "./overlay-stack.ts";
@@ -59,11 +60,12 @@ export class PromotedDisk implements Child {
     return this.#context.geometry.sizeBytes;
   }
 
-  /** Once it is merged, where the base can: undefined otherwise. */
+  /** Where the base can. Errors: `merge-unfinished`. */
   get grow(): Child["grow"] {
     const base = this.#base;
-    if (this.#stack !== undefined || base.grow === undefined) return undefined;
+    if (base.grow === undefined) return undefined;
     return async (sizeBytes) => {
+      if (this.#stack !== undefined) throw mergeUnfinished();
       await base.grow?.(sizeBytes);
       if (sizeBytes > this.sizeBytes) growGeometry(this.#context.geometry, sizeBytes);
     };

@@ -106,7 +106,8 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy") && canMount())("a file system 
       const { epoch } = await pair.primary.get<{ epoch: number }>("checkpoint", "--prepare");
       const committed = await readDisk(pair.secondary.uri());
       const free = fill(space);
-      await qemuIo(pair.primary.uri(), "write -P 0x22 0 8M", "flush", "read -P 0x22 0 8M");
+      // More than what is there already of a log that is not needed any more.
+      await qemuIo(pair.primary.uri(), "write -P 0x22 0 20M", "flush", "read -P 0x22 0 20M");
       await untilBothSay(pair, "overlay-full");
       expectSame(await readDisk(pair.secondary.uri()), committed);
       // The record was allocated beforehand.

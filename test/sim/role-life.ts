@@ -159,7 +159,13 @@ class RoleLife {
     this.#asking = this.#random.fork("asking");
     const resizing = this.#random.fork("resizing");
     this.#resizes = resizing.chance(0.5)
-      ? new RoleResizes({ calls: this.#calls, random: resizing, disks: DISKS, growthMaxBytes: GROWTH_MAX_BYTES })
+      ? new RoleResizes({
+          calls: this.#calls,
+          random: resizing,
+          disks: DISKS,
+          growthMaxBytes: GROWTH_MAX_BYTES,
+          statusOf: (member) => this.#statusOf(member),
+        })
       : undefined;
     this.#calls.isExcused = (process) => {
       const member = this.#members.find(({ host }) => host.process === process);
@@ -417,7 +423,8 @@ class RoleLife {
     const status = this.#statusOf(member);
     if (agent === undefined || status?.role !== "Primary") return;
     const { reason } = status.protection;
-    if (status.peers[0]?.lastError?.code === "size-mismatch") await this.#resizeToPeer(member);
+    const statuses = this.#members.map((side) => this.#statusOf(side));
+    if (statuses.some((one) => one?.peers[0]?.lastError?.code === "size-mismatch")) await this.#resizeToPeer(member);
     const signal = new AbortController().signal;
     const other = member === this.#pair.primary ? "b" : "a";
     if (reason === "outdated") {

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import type { Status } from "../../proto/control-api.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import type { Calls } from "./calls.ts";
 import type { PairDisk, PairMember } from "./pair.ts";
@@ -22,6 +23,7 @@ export interface RoleResizesOptions {
   readonly random: SeededRandom;
   readonly disks: readonly PairDisk[];
   readonly growthMaxBytes: number;
+  readonly statusOf: (member: PairMember) => Status | undefined;
 }
 
 /** The operator who has disks of a pair grow, bit by bit, whichever side serves. */
@@ -40,7 +42,7 @@ export class RoleResizes {
   async grow(member: PairMember, note: (line: string) => void, counts: { resizes: number }): Promise<void> {
     const { random, disks, growthMaxBytes } = this.#options;
     const disk = random.pick(disks);
-    const presentBytes = member.device(disk)?.sizeBytes;
+    const presentBytes = this.#sizeOf(member, disk);
     if (presentBytes === undefined) return;
     const limit = disk.sizeBytes + growthMaxBytes;
     const sectors = 1 + random.below(random.pick([1, 4, 40]));
@@ -56,7 +58,7 @@ export class RoleResizes {
     counts: { resizes: number },
   ): Promise<void> {
     const { agent } = member;
-    if (agent === undefined || (member.device(disk)?.sizeBytes ?? 0) > sizeBytes) return;
+    if (agent === undefined || (this.#sizeOf(member, disk) ?? 0) > sizeBytes) return;
     note(`resize ${disk.name} to ${sizeBytes} on ${member.name}`);
     const request = { disk: disk.name, sizeBytes, closeClients: false, timeoutMs: COMMAND_MS };
     const outcome = await this.#options.calls.make(member, "resize", COMMAND_MS + 10, () =>
@@ -64,11 +66,15 @@ export class RoleResizes {
     );
     if (outcome.kind === "done") {
       counts.resizes += 1;
-      assert((member.device(disk)?.sizeBytes ?? sizeBytes) >= sizeBytes, `${disk.name} has not grown`);
+      assert((this.#sizeOf(member, disk) ?? sizeBytes) >= sizeBytes, `${disk.name} has not grown`);
     }
     if (outcome.kind === "failed") {
       const { code, message } = outcome.error;
       assert(LEGAL_CODES.includes(code), `resize failed with ${code}: ${message}`);
     }
+  }
+
+  #sizeOf(member: PairMember, { name }: PairDisk): number | undefined {
+    return this.#options.statusOf(member)?.disks.find((disk) => disk.name === name)?.sizeBytes ?? undefined;
   }
 }

@@ -1,4 +1,4 @@
-import { ColobusError } from "../proto/errors.ts";
+import { ColobusError } from "../../proto/errors.ts";
 
 /** Why what needs the images alone has to wait after a failover. */
 export function mergeUnfinished(): ColobusError {
