@@ -16,6 +16,10 @@ export function parseSecondaries(options: SecondariesKeys, role: Role): { readon
   if (role === "Secondary" && peers > 1) {
     throw new ColobusError("usage", "a secondary has one primary", "Give --peer once: the agent that is Primary.");
   }
+  const twice = options.peer?.find((url, index, all) => all.indexOf(url) !== index);
+  if (twice !== undefined) {
+    throw new ColobusError("usage", `--peer ${twice} is given twice`, "Give each secondary's address once.");
+  }
   const count = options.secondaries === undefined ? Math.max(1, peers) : Number(options.secondaries);
   if (!Number.isInteger(count) || count < 1 || count > SECONDARIES_MAX) {
     throw new ColobusError(

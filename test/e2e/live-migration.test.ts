@@ -129,6 +129,7 @@ describe.runIf(requireCountingGuest())("a protected VM that is migrated", () => 
     await run(a, others[switchoverAt]?.text ?? "");
     await run(tried, add);
     await tried.vm.kill();
+    await secondary.get("wait", "synced"); // the two connect again in their new roles
     await secondary.get("switchover", "--close-clients");
     await a.execute("migrate_cancel");
     await onA.untilSteps(onA.steps().length + 2);

@@ -4,7 +4,7 @@ import { LifeTotals } from "./life-totals.ts";
 import { runRoleLife } from "./role-life.ts";
 
 /** Lives of a pair whose roles change; `COLOBUS_ROLE_LIVES` says how many. */
-const groups = lifeGroups(livesToLive("COLOBUS_ROLE_LIVES", { inCi: 700, here: 200 }), 50);
+const groups = lifeGroups(livesToLive("COLOBUS_ROLE_LIVES", { inCi: 600, here: 200 }), 50);
 
 describe("lives of changing roles", () => {
   it.each(groups)("lose nothing that was acknowledged, in lives $from to $to", async ({ from, to }) => {

@@ -14,6 +14,7 @@ describe("the flags about several secondaries", () => {
 
   it.each([
     ["fewer than are dialled", { peer: ["ws://b", "ws://c"], secondaries: "1" }, "Primary"],
+    ["one that is dialled twice", { peer: ["ws://b", "ws://c", "ws://b"] }, "Primary"],
     ["too many", { secondaries: "5" }, "Primary"],
     ["no number", { secondaries: "two" }, "Primary"],
     ["mode shared", { secondaries: "2", mode: "shared" }, "Primary"],
