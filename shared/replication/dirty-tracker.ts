@@ -237,8 +237,18 @@ export class DirtyTracker extends DirtyMap {
     await this.#options.storage.syncDirectory(this.#options.directory);
   }
 
+  /** Resolves when no mark is waited for any more, whatever has become of it: who waits has the error. */
+  async settled(): Promise<void> {
+    for (let last = this.#lastSync; last !== undefined; last = this.#lastSync) await last.catch(() => undefined);
+  }
+
+  /** For an end in good order, once `settled`. */
   close(): void {
     this.#journal.close();
+  }
+
+  get #lastSync(): Promise<void> | undefined {
+    return this.#nextSync ?? this.#syncing;
   }
 
   /** Enters the extents of [first, end) that are not marked, and resolves when they are. */

@@ -228,6 +228,8 @@ export class PeerTracking {
       } catch (error) {
         fault ??= asColobusError(error);
       }
+      // A write that waits for its mark is refused after it: the mark is no less to be made.
+      await tracker.settled();
       tracker.close();
     }
     if (fault !== undefined) throw fault;

@@ -170,6 +170,15 @@ describe("the dirty tracker", () => {
     expect(dirtyAfter(storage, "power")).toEqual([3, 4, 19]);
   });
 
+  it("has made every mark that is waited for before it may be closed", async () => {
+    const tracker = await DirtyTracker.create(options(emptyStorage()), "clean");
+    // The second one waits for the fsync behind the first one's.
+    const marks = [tracker.mark(0, 100), tracker.mark(EXTENT, 100)];
+    await tracker.settled();
+    tracker.close();
+    expect(await Promise.allSettled(marks)).toMatchObject([{ status: "fulfilled" }, { status: "fulfilled" }]);
+  });
+
   it("finds what was added for a peer's sake, and everything where that is how it began", async () => {
     const storage = emptyStorage();
     const tracker = await DirtyTracker.create(options(storage), "clean");
