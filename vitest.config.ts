@@ -35,7 +35,7 @@ export default defineConfig({
       project("scenarios", 0, 20_000, true, { isolate: false }),
       project("sim", 1, 300_000, true),
       project("interop", 2, 120_000, false, { isolate: false }),
-      project("e2e", 3, 180_000, true, { maxWorkers: 4, isolate: false }),
+      project("e2e", 3, 180_000, true, { maxWorkers: 3, isolate: false }),
     ],
     coverage: {
       provider: "v8",
