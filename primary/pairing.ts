@@ -7,7 +7,7 @@ import { endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/bl
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { confirmed, namingKnown } from "../shared/replication/lineage.ts";
-import { withPeerEntry } from "../shared/replication/peer-slots.ts";
+import { peerEntryOf, withPeerEntry } from "../shared/replication/peer-slots.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { SourceSession } from "./source-session.ts";
 
@@ -66,13 +66,14 @@ export class Pairing {
   unite(): Promise<void> {
     const differing = this.#differing;
     const session = this.#session;
-    const peer = this.#options.state.record.pairing?.peer;
+    const { state, slot } = this.#options;
+    const peer = peerEntryOf(state.record, slot).pairing?.peer;
     this.#differing = [];
     const united = this.#beginning.then(async () => {
       for (const [disk, clusters] of differing.entries()) {
         if (!clusters.isEmpty) await this.#options.tracking.add(disk, [...clusterRuns(clusters)]);
       }
-      await this.#options.state.update((record) => {
+      await state.update((record) => {
         stillWith(record, peer);
         return session === undefined ? record : confirmed(record, session);
       });

@@ -168,6 +168,18 @@ describe("a primary with two secondaries", () => {
     },
   );
 
+  it("takes the second one in while the first has never been there", async () => {
+    const trio = new Trio();
+    for (const member of [trio.c, trio.a]) await trio.do("a start", () => member.start());
+    await trio.until("the second to have everything", () => trio.inSync().length === 1);
+    expect(trio.peer("c")).toMatchObject({ connection: "Connected", replication: "Established" });
+    await trio.write(0, 0x22);
+    await trio.checkpoint();
+    expect(await trio.read(0, trio.c)).toBe(0x22);
+    await trio.do("the first", () => trio.b.start());
+    await trio.until("both to have everything", () => trio.inSync().length === 2);
+  });
+
   it("has a checkpoint that it has told of on the side that was there, and the one that was not has parted from it", async () => {
     const trio = new Trio();
     await trio.start();
