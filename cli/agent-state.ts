@@ -9,7 +9,7 @@ import { finishGrowths, withoutGrowth } from "../shared/block/growth.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
-import type { Random } from "../shared/host/random.ts";
+import { newId, type Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import { bitmapsLost } from "../shared/journal/bitmap-entry.ts";
 import { StateFile } from "../shared/journal/state-file.ts";
@@ -294,8 +294,4 @@ function assertSame(record: StateRecord, config: AgentConfig): void {
       );
     }
   }
-}
-
-export function newId(random: Random): string {
-  return random.bytes(16).toString("hex");
 }

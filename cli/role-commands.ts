@@ -16,13 +16,12 @@ import { changedBytesFor, gravestOf, mayBeAt } from "../primary/place-orders.ts"
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
-import type { Random } from "../shared/host/random.ts";
+import { newId, type Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { peerGivenUp } from "../shared/replication/lineage.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { AgentRoles } from "./agent-roles.ts";
-import { newId } from "./agent-state.ts";
 import type { DiskExports } from "./disk-export.ts";
 import { describeVerdict, type Judged } from "./verdict-answer.ts";
 

@@ -6,11 +6,10 @@ import { decideTakeover, type ClaimDecision } from "../shared/arbiter/claim-rule
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
-import type { Random } from "../shared/host/random.ts";
+import { newId, type Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { TakeoverPromise } from "../secondary/takeover-promise.ts";
-import { newId } from "./agent-state.ts";
 
 export interface TakeoverOptions {
   readonly clock: Clock;

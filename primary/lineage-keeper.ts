@@ -1,7 +1,7 @@
 import { asColobusError } from "../proto/errors.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";
-import type { Random } from "../shared/host/random.ts";
+import { newId, type Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { goneAlone, knownBy, shared } from "../shared/replication/lineage.ts";
 import { peerEntryOf, slotsOf } from "../shared/replication/peer-slots.ts";
@@ -88,7 +88,7 @@ export class LineageKeeper {
       // A shared disk's secondary cannot be left behind: what it holds is void, and the mark says so.
       const isParted = record.mode !== "shared" && knownBy(record).some(isGone);
       const streaming = [...this.#options.streaming().keys()];
-      return shared(isParted ? goneAlone(record, newLineage(random), streaming) : record, peer);
+      return shared(isParted ? goneAlone(record, newId(random), streaming) : record, peer);
     });
     if (lineage === before) return;
     emit("lineage-changed", { lineage, origin: "alone" });
@@ -113,7 +113,7 @@ export class LineageKeeper {
       const { lineage } = await state.update((record) => {
         const present = [...streaming().keys()];
         const isParted = knownBy(record).some((peer) => !present.includes(peer) && !this.#sharing.has(peer));
-        return isParted ? goneAlone(record, newLineage(random), present) : record;
+        return isParted ? goneAlone(record, newId(random), present) : record;
       });
       if (lineage === before) continue;
       emit("lineage-changed", { lineage, origin: "alone" });
@@ -136,8 +136,4 @@ export class LineageKeeper {
     });
     await Promise.all(told);
   }
-}
-
-function newLineage(random: Random): string {
-  return random.bytes(16).toString("hex");
 }

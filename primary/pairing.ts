@@ -4,7 +4,7 @@ import type { StateRecord } from "../proto/state-record.ts";
 import type { SyncExtent } from "../proto/words.ts";
 import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import { endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
-import type { Random } from "../shared/host/random.ts";
+import { newId, type Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { confirmed, namingKnown } from "../shared/replication/lineage.ts";
 import { peerEntryOf, withPeerEntry } from "../shared/replication/peer-slots.ts";
@@ -105,7 +105,7 @@ export class Pairing {
     if (extent === "full" || extent === "assumed") await tracking.begin(peer.agentId, extent);
     else await this.#addMissing(hello, peer);
     if (session.isClosed) return;
-    const id = random.bytes(16).toString("hex");
+    const id = newId(random);
     const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;
     const pairing = { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] };
     const { peerSubject } = session;

@@ -4,7 +4,7 @@ import type { EventType } from "../proto/words.ts";
 import type { Child, Pending } from "../shared/block/block-device.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Log } from "../shared/host/log.ts";
-import type { Random } from "../shared/host/random.ts";
+import { newId, type Random } from "../shared/host/random.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { goneAlone } from "../shared/replication/lineage.ts";
@@ -181,7 +181,7 @@ export class SharedDisks {
     if (session() !== undefined) return; // the next checkpoint says that it is protected again
     if (state.record.history.shared) {
       const { lineage } = await state.update((record) =>
-        record.history.shared ? goneAlone(record, random.bytes(16).toString("hex")) : record,
+        record.history.shared ? goneAlone(record, newId(random)) : record,
       );
       wentAlone();
       // A session that is opening, or paused, is about a checkpoint that will be void.

@@ -1,6 +1,6 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { EventType } from "../proto/words.ts";
-import type { Random } from "../shared/host/random.ts";
+import { newId, type Random } from "../shared/host/random.ts";
 import type { CheckpointView } from "./checkpoint-view.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { CheckpointHold } from "./kept-checkpoints.ts";
@@ -64,7 +64,7 @@ export class CheckpointOperations {
       );
     }
     const from = checkpoints.committed.epoch;
-    const newAgentId = random.bytes(16).toString("hex");
+    const newAgentId = newId(random);
     await this.#options.withoutSessions("it is rolled back", () => checkpoints.rollBack(epoch, newAgentId));
     if (from !== epoch) emit("rolled-back", { epoch, fromEpoch: from });
     return from;

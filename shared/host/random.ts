@@ -5,3 +5,8 @@ export interface Random {
   /** A number in [0, 1), for jitter. */
   fraction(): number;
 }
+
+/** 128 random bits in hexadecimal: what an agent, a lineage or a pairing is told apart by. */
+export function newId(random: Random): string {
+  return random.bytes(16).toString("hex");
+}
