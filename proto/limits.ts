@@ -149,6 +149,8 @@ export const HANDSHAKE_REFUSAL_MAX_BYTES = 1 * KIB;
 export const WINDOW_DEFAULT_BYTES = 64 * MIB;
 /** Bytes handed to the secondary but not yet stable there, as a multiple of the window. */
 export const UNSTABLE_WINDOWS = 4;
+/** What the secondary holds in memory and has not applied, as a share of the window: beyond, it acknowledges nothing more as received. */
+export const QUEUE_WINDOW_SHARE = 1 / 2;
 /** An acknowledgement that no guest waits for comes at the latest after this time, or this part of the window. */
 export const ACK_DELAY_MS = 2;
 export const ACK_WINDOW_SHARE = 1 / 32;

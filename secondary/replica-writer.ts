@@ -8,9 +8,9 @@ import {
   APPLY_UNSYNCED_BATCH_OPERATIONS,
   NBD_MAX_IN_FLIGHT_BYTES,
   OPERATION_COST_BYTES,
+  QUEUE_WINDOW_SHARE,
   SYNC_BEHIND_BYTES,
   SYNC_BEHIND_MS,
-  UNSTABLE_WINDOWS,
 } from "../proto/limits.ts";
 import type { DataMessage, Operation } from "../proto/replication-messages.ts";
 import type { AckPolicy, Durability } from "../proto/words.ts";
@@ -124,7 +124,7 @@ export class ReplicaWriter {
       bytes += operation.payload.length;
     }
     // A primary looks at its window between requests, so each of its guests' may go beyond it.
-    if (this.#queuedBytes + bytes > this.#options.windowBytes * UNSTABLE_WINDOWS + NBD_MAX_IN_FLIGHT_BYTES) {
+    if (this.#queuedBytes + bytes > this.#queueMaxBytes + this.#options.windowBytes + NBD_MAX_IN_FLIGHT_BYTES) {
       throw new ColobusError("protocol-error", "the peer sent much more than its window allows");
     }
     this.#queuedBytes += bytes;
@@ -220,7 +220,13 @@ export class ReplicaWriter {
     }
     this.#queue.splice(0, taken);
     this.#queuedBytes -= bytes;
+    if (this.#acknowledged.received < this.#receivedSequence) this.#acknowledgeSoon();
     return operations;
+  }
+
+  /** Beyond, what arrives is not acknowledged: the primary's window fills, and neither memory nor a barrier's wait grows. */
+  get #queueMaxBytes(): number {
+    return this.#options.windowBytes * QUEUE_WINDOW_SHARE;
   }
 
   #assertOfMode(operation: Operation, disk: ReplicaDisk): void {
@@ -481,7 +487,9 @@ export class ReplicaWriter {
     this.#ackTimer?.cancel();
     this.#ackTimer = undefined;
     this.#unacknowledgedBytes = 0;
-    const received = this.#receivedSequence;
+    const { received: before } = this.#acknowledged;
+    const isQueueLong = this.#queuedBytes > this.#queueMaxBytes;
+    const received = isQueueLong ? Math.max(before, this.#appliedSequence) : this.#receivedSequence;
     const stable = this.#stableSequence;
     if (this.#stopped || this.#ending) return;
     if (received === this.#acknowledged.received && stable === this.#acknowledged.stable) return;

@@ -4,6 +4,7 @@ import { ColobusError } from "../../../proto/errors.ts";
 import {
   ACK_DELAY_MS,
   ACK_WINDOW_SHARE,
+  QUEUE_WINDOW_SHARE,
   HANDSHAKE_TIMEOUT_MS,
   REQUESTS_MAX,
   UNAUTHENTICATED_LINKS_MAX,
@@ -38,6 +39,7 @@ const DISKS: Hello["disks"] = [{ name: "vda", sizeBytes: SIZE }];
 const HISTORY = { lineage: "1".repeat(32), ancestors: [] };
 
 class Bench {
+  readonly windowBytes = 65_536;
   readonly storage: MemoryStorage;
   readonly clock = new ManualClock();
   readonly events: string[] = [];
@@ -66,7 +68,7 @@ class Bench {
       takeOver: () => undefined,
       judged: () => undefined,
       peerTimeoutMs: 4000,
-      windowBytes: 65_536,
+      windowBytes: this.windowBytes,
       bootId: "boot-1",
       retain: 0,
       overlayLimitBytes: undefined,
@@ -363,6 +365,29 @@ describe("a secondary with several links", () => {
     other.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     await bench.settle();
     expect(types(other.take())).toEqual(["ack", "answer"]);
+  });
+
+  it("acknowledges no more than it takes into its queue, until that is applied", async () => {
+    const bench = await Bench.open({}, "power");
+    const primary = await bench.begin();
+    primary.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
+    primary.send({ type: "barrier", id: 1, epoch: 1, commit: true });
+    await bench.settle();
+    const held = new Held();
+    bench.storage.hold = (operation, path) => (operation === "sync" ? held.wait(path) : undefined);
+    const writes = Math.ceil((bench.windowBytes * QUEUE_WINDOW_SHARE) / CLUSTER_BYTES) + 2;
+    for (let sequence = 1; sequence <= writes; sequence += 1) {
+      primary.write(sequence, 0, 0, Buffer.alloc(CLUSTER_BYTES, sequence));
+    }
+    const received = async (): Promise<number> => {
+      await bench.settle();
+      bench.clock.advance(ACK_DELAY_MS);
+      return Math.max(...primary.take().map((message) => (message.type === "ack" ? message.received : 0)));
+    };
+    expect(await received()).toBeLessThan(writes);
+    held.release();
+    bench.storage.hold = undefined;
+    expect(await received()).toBe(writes);
   });
 
   it("takes no more of them than it can afford, until some have gone", async () => {

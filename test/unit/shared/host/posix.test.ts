@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import { closeSync, openSync, writeSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
@@ -69,6 +70,16 @@ describe("system calls", () => {
     expect(data).toBeLessThanOrEqual(offset);
     expect(seekHole(fd, offset)).toBe(offset + 3);
     expect(seekData(fd, offset + 3)).toBe(-ENXIO);
+  });
+
+  it("write what is larger than one call takes, whole and in its place", () => {
+    const fd = openScratch();
+    const whole = randomBytes(5 * 64 * 1024 + 1234);
+    expect(pwriteAll(fd, whole.subarray(3), 777)).toBe(0);
+    expect(seekEnd(fd)).toBe(777 + whole.length - 3);
+    const target = Buffer.alloc(whole.length - 3);
+    expect(preadAll(fd, target, 777)).toBe(target.length);
+    expect(target.equals(whole.subarray(3))).toBe(true);
   });
 
   it("report the kernel's error number", () => {
