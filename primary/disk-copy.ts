@@ -300,20 +300,15 @@ export class DiskCopy {
     this.#tracker = tracker;
   }
 
-  /** Allocation of a range that the copy `has`; all data where it does not say in time. */
-  async extents(offset: number, length: number, maxExtents: number): Promise<Extent[]> {
+  /** Allocation of a range that the copy `has`, at once where its child knows; all data where it does not say in time. */
+  extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
+    // Whoever reads it is told why, if it is not this copy's server alone.
+    const unknown = (): Extent[] => [{ length, hole: false, zero: false }];
     try {
       const extents = this.child.extents(offset, length, maxExtents);
-      if (!(extents instanceof Promise)) return extents;
-      let answer: Extent[] = [];
-      await this.#limit.guard(
-        extents.then((told) => {
-          answer = told;
-        }),
-      );
-      return answer;
+      return extents instanceof Promise ? this.#inTime(extents).catch(unknown) : extents;
     } catch {
-      return [{ length, hole: false, zero: false }]; // whoever reads it is told why, if it is not this copy's server alone
+      return unknown();
     }
   }
 
@@ -321,6 +316,11 @@ export class DiskCopy {
   close(): void {
     this.#limit.stop();
     this.#tracker?.close();
+  }
+
+  async #inTime<T>(asked: Promise<T>): Promise<T> {
+    await this.#limit.guard(asked.then(() => undefined));
+    return asked;
   }
 
   get #mayBreak(): boolean {

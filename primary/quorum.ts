@@ -123,10 +123,10 @@ export class Quorum implements Child {
 
   /** A stretch is zero where all copies say so. */
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
-    const asked = this.#readable(offset, length);
-    return Promise.all(asked.map((copy) => copy.extents(offset, length, maxExtents))).then((answers) =>
-      combineExtents(answers, length, maxExtents),
-    );
+    const answers = this.#readable(offset, length).map((copy) => copy.extents(offset, length, maxExtents));
+    const known = answers.filter((answer): answer is Extent[] => !(answer instanceof Promise));
+    if (known.length === answers.length) return combineExtents(known, length, maxExtents);
+    return Promise.all(answers.map(async (answer) => answer)).then((all) => combineExtents(all, length, maxExtents));
   }
 
   /** The copies that have the range, sound ones first. */

@@ -59,8 +59,10 @@ export interface ReadPiece {
   readonly zero: boolean;
 }
 
+type Extents = Pick<BlockDevice, "extents" | "asksForExtents">;
+
 /** The pieces of a read, in order and covering all of it; undefined when there is no zero extent worth a hole. */
-export function planSparseRead(device: BlockDevice, offset: number, length: number): ReadPiece[] | undefined {
+export function planSparseRead(device: Extents, offset: number, length: number): ReadPiece[] | undefined {
   if (device.asksForExtents === true) return undefined;
   const extents = device.extents(offset, length, EXTENTS_MAX);
   assert(!(extents instanceof Promise), "a device that need not ask answers at once");

@@ -4,6 +4,7 @@ import type { DiskCopy } from "../../../primary/disk-copy.ts";
 import { electContent } from "../../../primary/elect-content.ts";
 import { Quorum, type QuorumPolicy } from "../../../primary/quorum.ts";
 import { ColobusError } from "../../../proto/errors.ts";
+import { planSparseRead } from "../../../shared/nbd/read-reply.ts";
 import { COPY_CLUSTER_BYTES as CLUSTER, COPY_TIMEOUT_MS, CopyBench } from "../../support/copy-bench.ts";
 import { MemoryDevice, type OperationGate } from "../../support/memory-device.ts";
 import { turn } from "../../support/memory-storage.ts";
@@ -231,10 +232,14 @@ describe("a quorum", () => {
     }
   });
 
-  it("says zero only where all copies do", async () => {
+  it("says zero only where all copies do, and at once where they know", () => {
     const bench = new QuorumBench(2);
     void bench.medium(1).write(Buffer.from("x"), 4 * CLUSTER, NO_FUA);
-    expect(await bench.quorum.extents(0, 16 * CLUSTER, 8)).toEqual([
+    expect(planSparseRead(bench.quorum, 4 * CLUSTER, 12 * CLUSTER)).toEqual([
+      { offset: 4 * CLUSTER, length: CLUSTER, zero: false },
+      { offset: 5 * CLUSTER, length: 11 * CLUSTER, zero: true },
+    ]);
+    expect(bench.quorum.extents(0, 16 * CLUSTER, 8)).toEqual([
       { length: 4 * CLUSTER, hole: true, zero: true },
       { length: CLUSTER, hole: false, zero: false },
       { length: 11 * CLUSTER, hole: true, zero: true },
