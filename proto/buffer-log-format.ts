@@ -70,11 +70,12 @@ export function encodeBufferLogHeader(header: BufferLogHeader): Buffer {
   return bytes;
 }
 
-/** undefined when the bytes are no whole header of a version that this release knows. */
-export function decodeBufferLogHeader(bytes: Buffer): BufferLogHeader | undefined {
+/** undefined when the bytes are no whole header; a number: the version of the format, which this release does not know. */
+export function decodeBufferLogHeader(bytes: Buffer): BufferLogHeader | number | undefined {
   if (bytes.length < BUFFER_LOG_HEADER_BYTES || !bytes.subarray(0, 8).equals(MAGIC)) return undefined;
   if (bytes.readUInt32BE(60) !== crc32(bytes.subarray(0, 60))) return undefined;
-  if (bytes.readUInt32BE(8) !== BUFFER_LOG_VERSION) return undefined;
+  const version = bytes.readUInt32BE(8);
+  if (version !== BUFFER_LOG_VERSION) return version;
   return {
     ordinal: bytes.readUInt32BE(12),
     diskSizeBytes: Number(bytes.readBigUInt64BE(16)),

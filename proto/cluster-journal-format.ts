@@ -96,11 +96,12 @@ export function encodeJournalHeader(header: JournalHeader): Buffer {
   return bytes;
 }
 
-/** undefined when the bytes are no whole header of a version that this release knows. */
-export function decodeJournalHeader(bytes: Buffer): JournalHeader | undefined {
+/** undefined when the bytes are no whole header; a number: the version of the format, which this release does not know. */
+export function decodeJournalHeader(bytes: Buffer): JournalHeader | number | undefined {
   if (bytes.length < JOURNAL_HEADER_BYTES || !bytes.subarray(0, 8).equals(MAGIC)) return undefined;
   if (bytes.readUInt32BE(60) !== crc32(bytes.subarray(0, 60))) return undefined;
-  if (bytes.readUInt32BE(8) !== CLUSTER_JOURNAL_VERSION) return undefined;
+  const version = bytes.readUInt32BE(8);
+  if (version !== CLUSTER_JOURNAL_VERSION) return version;
   const kindNumber = bytes.readUInt32BE(12);
   const kind = (Object.keys(JOURNAL_KINDS) as JournalKind[]).find((name) => JOURNAL_KINDS[name] === kindNumber);
   if (kind === undefined) return undefined;

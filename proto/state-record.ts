@@ -269,9 +269,13 @@ export type StateSlot =
   | { readonly kind: "valid"; readonly sequence: number; readonly record: StateRecord }
   | { readonly kind: "empty" }
   | { readonly kind: "torn" }
-  | { readonly kind: "newer"; readonly version: number };
+  | { readonly kind: "newer"; readonly version: number }
+  | { readonly kind: "unknown"; readonly reason: string };
 
-/** What one slot holds. `empty`: never written. `newer`: written by a later version of Colobus. */
+/**
+ * What one slot holds. `empty`: never written. `newer`: of a later version of the format. `unknown`: sound, and of this
+ * version, but what it says is nothing that this release knows. Neither may be passed over for the other slot, which is older.
+ */
 export function decodeStateSlot(slot: Buffer): StateSlot {
   if (slot.every((byte) => byte === 0)) return { kind: "empty" };
   if (!slot.subarray(0, 8).equals(MAGIC) || slot.readUInt32BE(28) !== crc32(slot.subarray(0, 28))) {
@@ -284,6 +288,10 @@ export function decodeStateSlot(slot: Buffer): StateSlot {
   const body = slot.subarray(HEADER_BYTES, HEADER_BYTES + length);
   if (slot.readUInt32BE(24) !== crc32(body)) return { kind: "torn" };
   const parsed = stateRecordSchema.safeParse(packr.unpack(body));
-  if (!parsed.success) return { kind: "torn" };
+  if (!parsed.success) return { kind: "unknown", reason: describeIssue(parsed.error) };
   return { kind: "valid", sequence: Number(slot.readBigUInt64BE(16)), record: parsed.data };
+}
+
+function describeIssue({ issues: [issue] }: z.ZodError): string {
+  return `${issue?.path.join(".") ?? ""}: ${issue?.message ?? ""}`;
 }

@@ -26,6 +26,7 @@ import { ColobusError } from "../proto/errors.ts";
 import { BUFFER_CHUNK_MIN_BYTES } from "../proto/limits.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import type { Storage, StorageFile } from "../shared/host/storage.ts";
+import { laterVersion } from "../shared/journal/later-version.ts";
 import type { BufferMemory } from "./buffer-memory.ts";
 
 const READ_BYTES = 1024 * 1024;
@@ -94,6 +95,7 @@ export class BufferLog {
   /**
    * Opens the log at `path`, calls `visit` for each record in order, and cuts a torn tail. It takes no more records.
    * Returns undefined when the header is torn or belongs to another disk or epoch: such a log was never relied on.
+   * Errors: `state-corrupt` when it is of another version of the format; those of the storage.
    */
   static open(
     storage: Storage,
@@ -327,7 +329,10 @@ function asBuffer(bytes: Uint8Array): Buffer {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-/** Calls `visit` for each sound record of a log, and of a disk of that size: it may have grown since the log was begun. Returns its header and where it ends; undefined: it is no such log. */
+/**
+ * Calls `visit` for each sound record of a log, and of a disk of that size: it may have grown since the log was begun.
+ * Returns its header and where it ends; undefined: it is no such log. Errors: `state-corrupt`, as of `BufferLog.open`.
+ */
 export function scanBufferLog(
   file: StorageFile,
   visit: VisitRecord,
@@ -338,6 +343,7 @@ export function scanBufferLog(
   file.readNow(headerBytes, 0);
   const header = decodeBufferLogHeader(headerBytes);
   if (header === undefined) return undefined;
+  if (typeof header === "number") throw laterVersion(file.path, `log of a block buffer, version ${header}`);
   const seed = bufferRecordSeed(header.id);
   const reader = new WindowReader(file, size);
   let tailBytes = BUFFER_LOG_HEADER_BYTES;

@@ -14,6 +14,7 @@ import {
 } from "../../proto/cluster-journal-format.ts";
 import { asColobusError, ColobusError } from "../../proto/errors.ts";
 import type { Storage, StorageFile } from "../host/storage.ts";
+import { laterVersion } from "./later-version.ts";
 
 const MAX_FRAME_BYTES = JOURNAL_FRAME_HEAD_BYTES + JOURNAL_FRAME_MAX_ENTRIES * JOURNAL_ENTRY_BYTES;
 const READ_BYTES = 1024 * 1024;
@@ -73,7 +74,8 @@ export class ClusterJournal {
    * Opens the journal at `path`, calls `apply` for each entry in order, and cuts a torn tail. With `onlySynced`, entries
    * that no sync mark covers are left out, now and for ever. `begun` is called with the header first.
    * Returns undefined when the header is torn or belongs to another disk, kind or epoch than `expected`, or to a larger
-   * disk: such a journal never had a synced frame.
+   * disk: such a journal never had a synced frame. Errors: `state-corrupt` when it is of another version of the format;
+   * those of the storage.
    */
   static open(
     storage: Storage,
@@ -85,9 +87,7 @@ export class ClusterJournal {
     const file = storage.open(path, { kind: "journal", create: "never" });
     try {
       const size = file.sizeBytes();
-      const headerBytes = Buffer.alloc(Math.min(size, JOURNAL_HEADER_BYTES));
-      file.readNow(headerBytes, 0);
-      const header = decodeJournalHeader(headerBytes);
+      const header = readHeader(file);
       if (
         header === undefined ||
         header.kind !== expected.kind ||
@@ -203,13 +203,19 @@ export function scanClusterJournal(
   file: StorageFile,
   visit: (entry: JournalEntry) => void,
 ): { header: JournalHeader; tailBytes: number; frames: number } | undefined {
-  const size = file.sizeBytes();
-  const headerBytes = Buffer.alloc(Math.min(size, JOURNAL_HEADER_BYTES));
-  file.readNow(headerBytes, 0);
-  const header = decodeJournalHeader(headerBytes);
+  const header = readHeader(file);
   if (header === undefined) return undefined;
-  const end = readFrames(file, size, header, visit, false);
+  const end = readFrames(file, file.sizeBytes(), header, visit, false);
   return { header, tailBytes: end.tailBytes, frames: end.sequence };
+}
+
+/** undefined: it is torn. Errors: `state-corrupt` where a release has written it that has another format. */
+function readHeader(file: StorageFile): JournalHeader | undefined {
+  const bytes = Buffer.alloc(Math.min(file.sizeBytes(), JOURNAL_HEADER_BYTES));
+  file.readNow(bytes, 0);
+  const header = decodeJournalHeader(bytes);
+  if (typeof header === "number") throw laterVersion(file.path, `cluster journal version ${header}`);
+  return header;
 }
 
 interface JournalEnd {

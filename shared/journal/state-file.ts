@@ -2,6 +2,7 @@ import { asColobusError, ColobusError } from "../../proto/errors.ts";
 import { STATE_SLOT_BYTES } from "../../proto/limits.ts";
 import { decodeStateSlot, encodeStateSlot, type StateRecord } from "../../proto/state-record.ts";
 import type { Storage, StorageFile } from "../host/storage.ts";
+import { laterVersion } from "./later-version.ts";
 
 /**
  * Owns the state record on disk: two preallocated slots, always fsynced, whatever `durability` says. The file's lock
@@ -54,13 +55,8 @@ export class StateFile {
       });
       let newest: { record: StateRecord; sequence: number } | undefined;
       for (const slot of slots) {
-        if (slot.kind === "newer") {
-          throw new ColobusError(
-            "state-corrupt",
-            `${path} was written by a later version of Colobus (state record version ${slot.version})`,
-            "Start that version, or a later one, with this state directory.",
-          );
-        }
+        if (slot.kind === "newer") throw laterVersion(path, `state record version ${slot.version}`);
+        if (slot.kind === "unknown") throw laterVersion(path, slot.reason);
         if (slot.kind === "valid" && slot.sequence > (newest?.sequence ?? 0)) newest = slot;
       }
       if (newest !== undefined) return new StateFile(file, newest.record, newest.sequence, false);

@@ -1,3 +1,4 @@
+import { crc32 } from "node:zlib";
 import { describe, expect, it } from "vitest";
 import {
   BUFFER_LOG_HEADER_BYTES,
@@ -11,6 +12,7 @@ import {
   type BufferLogHeader,
   type BufferRecord,
 } from "../../../proto/buffer-log-format.ts";
+import { BUFFER_LOG_VERSION } from "../../../proto/versions.ts";
 import { scanBufferLog } from "../../../secondary/buffer-log.ts";
 import { goldenBytes } from "../../support/golden.ts";
 import { MemoryStorage } from "../../support/memory-storage.ts";
@@ -72,6 +74,16 @@ describe("the log of a block buffer", () => {
       expect(found?.tailBytes ?? 0).toBeLessThanOrEqual(at);
       expect(found?.records ?? []).toEqual(RECORDS.slice(0, found?.records.length ?? 0));
     }
+  });
+
+  it("of a later version is refused", () => {
+    const bytes = encode();
+    bytes.writeUInt32BE(BUFFER_LOG_VERSION + 1, 8);
+    bytes.writeUInt32BE(crc32(bytes.subarray(0, 60)), 60);
+    expect(decodeBufferLogHeader(bytes)).toBe(BUFFER_LOG_VERSION + 1);
+    expect(() => scan(bytes)).toThrow(
+      expect.objectContaining({ code: "state-corrupt", message: expect.stringContaining("later version") }) as Error,
+    );
   });
 
   it("takes no records of another log", () => {

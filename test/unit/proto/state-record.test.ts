@@ -1,7 +1,9 @@
+import { crc32 } from "node:zlib";
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { DISKS_MAX, PREPARED_EPOCHS_MAX, STATE_SLOT_BYTES } from "../../../proto/limits.ts";
 import { decodeStateSlot, encodeStateSlot, stateRecordSchema, type StateRecord } from "../../../proto/state-record.ts";
+import { STATE_RECORD_VERSION } from "../../../proto/versions.ts";
 import { MODES } from "../../../proto/words.ts";
 import { goldenBytes } from "../../support/golden.ts";
 import { stateRecord } from "../../support/state-records.ts";
@@ -107,6 +109,10 @@ describe("a slot of the state record", () => {
 
   it("that was never written is empty, and one of a later version is told apart", () => {
     expect(decodeStateSlot(Buffer.alloc(STATE_SLOT_BYTES))).toEqual({ kind: "empty" });
+    const later = encodeStateSlot(3, FULL);
+    later.writeUInt32BE(STATE_RECORD_VERSION + 1, 8);
+    later.writeUInt32BE(crc32(later.subarray(0, 28)), 28);
+    expect(decodeStateSlot(later)).toEqual({ kind: "newer", version: STATE_RECORD_VERSION + 1 });
   });
 
   it("has room for the largest record that the limits allow", () => {

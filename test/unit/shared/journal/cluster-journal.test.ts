@@ -1,9 +1,11 @@
+import { crc32 } from "node:zlib";
 import { describe, expect, it } from "vitest";
 import {
   JOURNAL_FRAME_MAX_ENTRIES,
   JOURNAL_HEADER_BYTES,
   type JournalEntry,
 } from "../../../../proto/cluster-journal-format.ts";
+import { CLUSTER_JOURNAL_VERSION } from "../../../../proto/versions.ts";
 import { ClusterJournal, scanClusterJournal } from "../../../../shared/journal/cluster-journal.ts";
 import { MemoryStorage } from "../../../support/memory-storage.ts";
 import { present } from "../../../support/present.ts";
@@ -50,6 +52,25 @@ describe("the cluster journal", () => {
     second.journal.append([held(4)]);
     second.journal.close();
     expect(foundBy(storage)).toEqual([1, 2, 3, 4]);
+  });
+
+  it("of a later version is refused, and left as it is", () => {
+    const storage = new MemoryStorage();
+    const journal = create(storage);
+    journal.append([held(1)]);
+    journal.close();
+    const file = storage.disk.file(PATH);
+    const header = Buffer.alloc(JOURNAL_HEADER_BYTES);
+    file.content.read(header, 0);
+    header.writeUInt32BE(CLUSTER_JOURNAL_VERSION + 1, 8);
+    header.writeUInt32BE(crc32(header.subarray(0, 60)), 60);
+    file.write(header, 0);
+    const { sizeBytes } = file.content;
+    expect(() => opened(storage)).toThrow(
+      expect.objectContaining({ code: "state-corrupt", message: expect.stringContaining("later version") }) as Error,
+    );
+    expect(file.content.sizeBytes).toBe(sizeBytes);
+    expect(storage.openPaths).toEqual([]);
   });
 
   it("replaces what a crash left at its path", () => {

@@ -1,3 +1,5 @@
+import { crc32 } from "node:zlib";
+import { Packr } from "msgpackr";
 import { describe, expect, it } from "vitest";
 import { STATE_SLOT_BYTES } from "../../../../proto/limits.ts";
 import { encodeStateSlot } from "../../../../proto/state-record.ts";
@@ -26,6 +28,12 @@ async function setEpoch(state: StateFile, epoch: number): Promise<void> {
 function reopened(storage: MemoryStorage, kind: "process" | "power" = "process"): number | undefined {
   storage.crash(kind);
   return StateFile.open(storage, DIRECTORY)?.record.epochReserved;
+}
+
+/** A slot whose header was changed, with the checksum that it has then. */
+function sealed(slot: Buffer): Buffer {
+  slot.writeUInt32BE(crc32(slot.subarray(0, 28)), 28);
+  return slot;
 }
 
 function corruptSlot(storage: MemoryStorage, index: number): void {
@@ -100,10 +108,29 @@ describe("the state file", () => {
     storage.crash("process");
     const newer = encodeStateSlot(2, stateRecord());
     newer.writeUInt32BE(99, 8);
-    const { crc32 } = await import("node:zlib");
-    newer.writeUInt32BE(crc32(newer.subarray(0, 28)), 28);
-    storage.disk.file(PATH).write(newer, 0);
+    storage.disk.file(PATH).write(sealed(newer), 0);
     expect(() => StateFile.open(storage, DIRECTORY)).toThrow(/later version.*99/);
+    expect(storage.openPaths).toEqual([]);
+  });
+
+  it("with a word that this release does not know is refused as well, and not taken for torn", async () => {
+    const storage = newStorage();
+    await created(storage, 1);
+    storage.crash("process");
+    const body = new Packr({ useRecords: false }).pack({ ...stateRecord(), mode: "paired" });
+    const newer = encodeStateSlot(2, stateRecord());
+    newer.fill(0, 64);
+    body.copy(newer, 64);
+    newer.writeUInt32BE(body.length, 12);
+    newer.writeUInt32BE(crc32(body), 24);
+    storage.disk.file(PATH).write(sealed(newer), 0);
+    expect(() => StateFile.open(storage, DIRECTORY)).toThrow(
+      expect.objectContaining({
+        code: "state-corrupt",
+        message: expect.stringMatching(/later version.*mode/),
+      }) as Error,
+    );
+    expect(storage.openPaths).toEqual([]);
   });
 
   it("keeps the old record when an update cannot be written, and takes the next one", async () => {
