@@ -4,8 +4,8 @@
  */
 import { z } from "zod";
 import { ColobusError } from "./errors.ts";
+import { ARBITER_RECORD_VERSION } from "./versions.ts";
 
-const ARBITER_RECORD_VERSION = 1;
 const OUTDATED_MAX = 16;
 
 export const arbiterRecordSchema = z.object({

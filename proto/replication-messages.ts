@@ -37,7 +37,7 @@ import {
   VMSTATE_CHUNK_BYTES,
 } from "./limits.ts";
 import { vmStateMarkSchema } from "./state-record.ts";
-import { REPLICATION_PROTOCOL_VERSION } from "./versions.ts";
+import { REPLICATION_PROTOCOL_OLDEST, REPLICATION_PROTOCOL_VERSION } from "./versions.ts";
 import { ACK_POLICIES, MODES, ROLES, SYNC_EXTENTS } from "./words.ts";
 
 const NUMBER_OFFSET = 4;
@@ -89,7 +89,9 @@ const FINDINGS_MAX = 300;
 
 const helloSchema = z.object({
   type: z.literal("hello"),
-  protocol: z.literal(REPLICATION_PROTOCOL_VERSION),
+  /** The newest version of the protocol that this side speaks, and the oldest where that is another one. */
+  protocol: z.int().positive(),
+  protocolOldest: z.int().positive().optional(),
   agentVersion: text,
   agentId: text,
   vm: text,
@@ -360,7 +362,7 @@ export function numberOf(bytes: Buffer): number {
 
 /**
  * The message in `bytes`, every field checked. Payloads and other byte fields are views of `bytes`.
- * Errors: `protocol-error`; `protocol-mismatch` for a `hello` of another protocol version.
+ * Errors: `protocol-error`; `protocol-mismatch` for a `hello` of a release that speaks no version which this one does.
  */
 export function decodeMessage(bytes: Buffer): Message {
   if (bytes.length < HEAD_BYTES) throw malformed("it is shorter than its head");
@@ -373,7 +375,7 @@ export function decodeMessage(bytes: Buffer): Message {
   if (bytes.length > HANDSHAKE_MESSAGE_MAX_BYTES) throw malformed("it is too long");
   if (typeof header.type !== "string" || !Object.hasOwn(MESSAGE_SCHEMAS, header.type))
     throw malformed("its type is unknown");
-  if (header.type === "hello" && header.protocol !== REPLICATION_PROTOCOL_VERSION) throw otherVersion(header);
+  if (header.type === "hello" && !speaksOurs(header)) throw otherVersion(header);
   const parsed = MESSAGE_SCHEMAS[header.type as keyof typeof MESSAGE_SCHEMAS].safeParse(header);
   if (!parsed.success) throw malformed(`${header.type}: ${z.prettifyError(parsed.error).slice(0, FINDINGS_MAX)}`);
   return parsed.data;
@@ -460,12 +462,21 @@ function shown(version: unknown): string {
   return typeof version === "number" || typeof version === "string" ? oneLine(String(version).slice(0, 40)) : "unknown";
 }
 
-function otherVersion(header: Record<string, unknown>): ColobusError {
-  const { protocol, agentVersion } = header;
+/** Whether the sender of a hello speaks a version of the protocol that this release does: the newest such is spoken. */
+function speaksOurs({ protocol, protocolOldest = protocol }: Record<string, unknown>): boolean {
+  if (!isCount(protocol) || !isCount(protocolOldest)) return false;
+  return protocolOldest <= REPLICATION_PROTOCOL_VERSION && protocol >= REPLICATION_PROTOCOL_OLDEST;
+}
+
+function otherVersion({ protocol, protocolOldest = protocol, agentVersion }: Record<string, unknown>): ColobusError {
   return new ColobusError(
     "protocol-mismatch",
-    `the peer speaks replication protocol ${shown(protocol)} (release ${shown(agentVersion)}), ` +
-      `this agent speaks ${REPLICATION_PROTOCOL_VERSION}`,
-    "Run the same release of Colobus on both hosts.",
+    `the peer speaks replication protocol ${versionRange(protocolOldest, protocol)} (release ${shown(agentVersion)}), ` +
+      `this agent speaks ${versionRange(REPLICATION_PROTOCOL_OLDEST, REPLICATION_PROTOCOL_VERSION)}`,
+    "Run the same release of Colobus on both hosts, or two that follow one another.",
   );
+}
+
+function versionRange(oldest: unknown, newest: unknown): string {
+  return oldest === newest ? shown(newest) : `${shown(oldest)} to ${shown(newest)}`;
 }

@@ -106,7 +106,9 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
 };
 
 const HELLO_MEANINGS: Record<keyof Hello, string> = {
-  protocol: "Version of this protocol. Another one is refused before anything else is looked at.",
+  protocol:
+    "The newest version of this protocol that this side speaks. Both speak the newest that both know; where there is none, that is refused before anything else is looked at.",
+  protocolOldest: "The oldest one, where that is another.",
   agentVersion: "Release, for logs and status.",
   agentId: "Random, for the life of a state directory.",
   vm: "`--vm`.",

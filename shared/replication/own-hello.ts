@@ -1,6 +1,6 @@
 import type { Hello } from "../../proto/replication-messages.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
-import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../../proto/versions.ts";
+import { AGENT_VERSION, REPLICATION_PROTOCOL_OLDEST, REPLICATION_PROTOCOL_VERSION } from "../../proto/versions.ts";
 import type { Random } from "../host/random.ts";
 import { historyFieldsOf } from "./lineage.ts";
 import type { PeerTracking } from "./peer-tracking.ts";
@@ -24,6 +24,9 @@ export function ownHello(record: StateRecord, options: OwnHelloOptions): Omit<He
     tracks: tracking.peer,
     changedBytes: tracking.bytes,
     protocol: REPLICATION_PROTOCOL_VERSION,
+    ...(REPLICATION_PROTOCOL_OLDEST < REPLICATION_PROTOCOL_VERSION
+      ? { protocolOldest: REPLICATION_PROTOCOL_OLDEST }
+      : {}),
     agentVersion: AGENT_VERSION,
     vm: record.vm,
     mode: record.mode,

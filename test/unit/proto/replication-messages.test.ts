@@ -192,6 +192,17 @@ describe("a message that is not of the protocol", () => {
     );
   });
 
+  it.each([
+    [{ protocol: 2, protocolOldest: 1 }, undefined],
+    [{ protocol: 7, protocolOldest: 1, ofLater: { field: 1 } }, undefined],
+    [{ protocol: 3, protocolOldest: 2 }, /protocol 2 to 3 .* speaks 1$/],
+    [{ protocol: 2, protocolOldest: "1" }, /protocol 1 to 2 .* speaks 1$/],
+  ])("is a hello of a release that speaks no version which this one does: %o", (versions, refusal) => {
+    const decode = (): unknown => decodeMessage(raw({ ...EXAMPLES.hello, ...versions }));
+    if (refusal === undefined) expect(decode()).toMatchObject({ type: "hello", protocol: versions.protocol });
+    else expect(decode).toThrow(expect.objectContaining({ message: expect.stringMatching(refusal) }) as Error);
+  });
+
   it("is explained in few words, however much is wrong with it", () => {
     let caught: unknown;
     try {
