@@ -16,6 +16,8 @@ export interface CommandHost {
   readonly terminated: AbortSignal;
   /** Aborts at the first SIGINT or SIGTERM, and when nobody reads stdout any more. */
   readonly interrupted: AbortSignal;
+  /** For what takes the whole screen: as `followJobControl`. */
+  readonly followJobControl: (leave: () => void, enter: () => void) => () => void;
 }
 
 export interface CommandDeclaration<U> {

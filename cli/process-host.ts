@@ -1,5 +1,6 @@
 /** The process as commands see it: its streams, its environment, and the signals that interrupt it. */
 import { EXIT } from "../proto/errors.ts";
+import { followJobControl } from "../shared/host/job-control.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import type { CommandHost } from "./command.ts";
 import { Output } from "./output.ts";
@@ -29,5 +30,6 @@ export function createProcessHost(): CommandHost {
     clock: new NodeClock(),
     terminated: signalled.signal,
     interrupted: AbortSignal.any([signalled.signal, output.readerGone]),
+    followJobControl,
   };
 }

@@ -23,7 +23,7 @@ export const statusCommand = defineCommand({
         describe: "Fail when the agent cannot do its part: for health checks",
       })
       .example("$0 status --run /run/colobus/vm1", "The state of one agent")
-      .example("$0 status --watch", "A live view; Ctrl-C ends it")
+      .example("$0 status --watch", "A live view; Ctrl-C ends it, Ctrl-Z stops it until fg")
       .example("$0 status --json", "All figures: sizes in bytes, times in milliseconds"),
   run: async (args, host) => {
     const { output, clock, interrupted } = host;
@@ -38,13 +38,15 @@ export const statusCommand = defineCommand({
       throw new ReportedFailure(EXIT.failed);
     }
     if (args.check) throw new ColobusError("usage", "--check looks once.", "Leave --watch or --check out.");
-    const watched = { client, clock, timeoutMs, interrupted };
     if (output.canDraw && !args.json) {
-      await showLiveView(output, watched);
+      await showLiveView(host, { client, timeoutMs });
       return;
     }
     await watchAgent({
-      ...watched,
+      client,
+      clock,
+      timeoutMs,
+      interrupted,
       refreshMs: undefined,
       look: async (call) => {
         const status = await client.status(call);

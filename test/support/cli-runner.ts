@@ -102,7 +102,7 @@ async function runHere(args: readonly string[]): Promise<Ended> {
   const { COLOBUS_RUN: _, ...env } = process.env;
   const output = new Output(sink("stdout"), sink("stderr"), env);
   const { signal } = new AbortController();
-  const host = { output, env, clock: new NodeClock(), terminated: signal, interrupted: signal };
+  const host = { output, env, clock: new NodeClock(), terminated: signal, interrupted: signal, followJobControl: () => () => {} };
   const code = await runCli(args, ORDERS, host);
   return { code, signal: null, ...written };
 }
