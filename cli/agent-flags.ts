@@ -8,7 +8,7 @@ import { CONTROL_SOCKET_NAME, findAgentDirectories } from "../shared/host/run-di
 import { NodeClock } from "../shared/host/node-clock.ts";
 import { readBearerToken } from "../shared/host/token-file.ts";
 import { TlsFiles } from "../shared/host/tls-files.ts";
-import type { CommandHost } from "./command.ts";
+import { COMMON_OPTIONS, type CommandHost } from "./command.ts";
 import { formatDuration, parseDuration } from "./quantities.ts";
 
 /** Where agents are looked for when neither --run nor COLOBUS_RUN says so. */
@@ -30,6 +30,7 @@ export interface AgentFlags extends OutputFlags {
 
 export function outputFlags<T>(yargs: Argv<T>): Argv<T & OutputFlags> {
   return yargs.option("json", {
+    group: COMMON_OPTIONS,
     type: "boolean",
     default: false,
     describe: "Write JSON, and nothing else, to stdout",
@@ -37,30 +38,15 @@ export function outputFlags<T>(yargs: Argv<T>): Argv<T & OutputFlags> {
 }
 
 export function agentFlags<T>(yargs: Argv<T>): Argv<T & AgentFlags> {
+  const text = (describe: string) => ({ group: COMMON_OPTIONS, type: "string", requiresArg: true, describe }) as const;
   return outputFlags(yargs)
-    .option("run", {
-      type: "string",
-      requiresArg: true,
-      describe: `The agent's run directory, or one above it (COLOBUS_RUN; ${RUN_DIRECTORY_DEFAULT})`,
-    })
-    .option("control", {
-      type: "string",
-      requiresArg: true,
-      describe: "The agent's control API instead: unix:PATH or https://HOST:PORT",
-    })
-    .option("token-file", {
-      type: "string",
-      requiresArg: true,
-      describe: "For https: file with the agent's control token (COLOBUS_TOKEN_FILE)",
-    })
-    .option("tls-ca", { type: "string", requiresArg: true, describe: "For https: who signs the agent's certificate" })
-    .option("tls-cert", { type: "string", requiresArg: true, describe: "For https: certificate to show" })
-    .option("tls-key", { type: "string", requiresArg: true, describe: "The key of that certificate" })
-    .option("timeout", {
-      type: "string",
-      requiresArg: true,
-      describe: `How long to wait, with a unit (default ${COMMAND_TIMEOUT_DEFAULT_MS / 1000}s)`,
-    });
+    .option("run", text(`The agent's run directory, or one above it (COLOBUS_RUN; ${RUN_DIRECTORY_DEFAULT})`))
+    .option("control", text("The agent's control API instead: unix:PATH or https://HOST:PORT"))
+    .option("token-file", text("For https: file with the agent's control token (COLOBUS_TOKEN_FILE)"))
+    .option("tls-ca", text("For https: certificate of the authority that signs the agent's"))
+    .option("tls-cert", text("For https: certificate that the agent is shown"))
+    .option("tls-key", text("For https: the key of that certificate"))
+    .option("timeout", text(`How long to wait, with a unit (default ${COMMAND_TIMEOUT_DEFAULT_MS / 1000}s)`));
 }
 
 /** Milliseconds that --timeout allows. */

@@ -33,13 +33,13 @@ import {
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { formatImageLocation, parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
-import { agentKeysSchema, type AgentKeys } from "./agent-keys.ts";
+import { agentKeysSchema, type AgentKey, type AgentKeys } from "./agent-keys.ts";
 import type { HostPort, ProcessConfig } from "./process-config.ts";
 import type { Hook } from "./hook.ts";
 import { NBD_TLS, parseNbdTls, parseTls } from "./tls-options.ts";
 import { parseSecondaries } from "./secondaries-options.ts";
 import { parseArbiterAccess, parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
-import { parseQuorum, quorumFlags } from "./quorum-options.ts";
+import { parseQuorum, quorumFlags, quorumOptionsShape } from "./quorum-options.ts";
 import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
 
 /** Names of disks become names of directories and exports. */
@@ -47,6 +47,38 @@ const DISK_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$/;
 const VM_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
 /** The window must hold at least a few of the largest messages. */
 const WINDOW_MIN_BYTES = 4 * 1024 * 1024;
+
+/** How help lists the flags; what is not here comes first. */
+const GROUPS: Readonly<Record<string, readonly AgentKey[]>> = {
+  "Link to the peer:": [
+    ...(["peer", "listen", "secondaries", "token-file", "tls-cert", "tls-key", "tls-ca", "tls-peer"] as const),
+    ...(["insecure", "peer-timeout", "window", "on-peer-loss", "on-congestion", "resync-speed"] as const),
+  ],
+  "Checkpoints:": [
+    ...(["checkpoint-every", "max-checkpoint-age", "retain", "overlay-limit", "buffer-memory"] as const),
+    ...(["cluster-size", "secondary-export"] as const),
+  ],
+  "Failover:": [
+    ...(["fence-peer", "fence-timeout", "on-failover", "on-failover-timeout", "shared-mark", "failover"] as const),
+    ...([
+      "arbiter",
+      "arbiter-ttl",
+      "arbiter-user-file",
+      "arbiter-tls-ca",
+      "arbiter-tls-cert",
+      "arbiter-tls-key",
+    ] as const),
+  ],
+  "Several copies on this host:": [
+    "child",
+    "child-timeout",
+    "vote-threshold",
+    "read-pattern",
+    "rewrite-corrupted",
+    "blkverify",
+  ],
+  "Clients over TCP:": ["nbd-listen", "nbd-tls", "control-listen", "control-token-file"],
+};
 
 export interface AgentArguments {
   readonly config: string | undefined;
@@ -64,8 +96,17 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("run", text("Directory for control.sock and nbd.sock (COLOBUS_RUN)"))
     .option("state", text("Directory for the agent's records and overlays"))
     .option("disk", many("A disk as NAME=IMAGE: a path, FORMAT:PATH (qcow2: …) or nbd:// URI; repeat it for each"))
-    .option("mode", word(MODES, "What is forwarded, and where it lands (colo)"))
-    .option("durability", word(DURABILITIES, "What a stable write survives (power)"))
+    .option(
+      "mode",
+      word(
+        MODES,
+        "colo: checkpoints, by originals that the secondary keeps; mc: by a log there, for many in a second; shared: one disk for both hosts; mirror: no checkpoints, every write on both (colo)",
+      ),
+    )
+    .option(
+      "durability",
+      word(DURABILITIES, "What a stable write survives: the end of the agent, or a loss of power too (power)"),
+    )
     .option(
       "peer-timeout",
       text(`Silence after which the peer is given up (${formatDuration(PEER_TIMEOUT_DEFAULT_MS)})`),
@@ -82,7 +123,10 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("listen", text("HOST:PORT where the peer connects"))
     .option(
       "ack",
-      word(ACK_POLICIES, "What a guest's write waits for while this side is Primary (async; applied in mode mirror)"),
+      word(
+        ACK_POLICIES,
+        "What a guest's write waits for while this side is Primary: nothing of the secondary; that it has it; that it is stable there (async; applied in mode mirror)",
+      ),
     )
     .option("window", text(`Bytes under way to the secondary at most (${formatBytes(WINDOW_DEFAULT_BYTES)})`))
     .option("checkpoint-every", text("Take a checkpoint of the disks by itself this often (off)"))
@@ -139,26 +183,38 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("tls-peer", many("Name that the peer's certificate must have; repeat it for each (whom it first met)"))
     .option("insecure", flag("Allow unencrypted links beyond this machine"))
     .option("log-level", word(LOG_LEVELS, "Least severe lines to log (info)"));
-  const ofRole =
-    role === "Primary"
-      ? quorumFlags(shared)
-          .option("assume-in-sync", flag("The images are identical already: skip the first sync"))
-          .option("adopt-image", flag("Take images other than recorded, or changed meanwhile, as they are"))
-          .example(
-            "$0 primary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --peer ws://127.0.0.1:7000",
-            "",
-          )
-      : shared
-          .option("create", flag("Make missing images at the primary's size"))
-          .option(
-            "secondary-export",
-            word(SECONDARY_EXPORTS, "Access to the committed view before a failover (read-only)"),
-          )
-          .example(
-            "$0 secondary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --listen 127.0.0.1:7000 --create",
-            "",
-          );
-  return ofRole;
+  const isOfRole = (key: AgentKey): boolean =>
+    role === "Primary" ? key !== "secondary-export" : !(key in quorumOptionsShape);
+  for (const [title, keys] of Object.entries(GROUPS)) {
+    const own = keys.filter(isOfRole);
+    if (own.length > 0) shared.group(own, title);
+  }
+  return role === "Primary"
+    ? quorumFlags(shared)
+        .option("assume-in-sync", flag("The images are identical already: skip the first sync"))
+        .option("adopt-image", flag("Take images other than recorded, or changed meanwhile, as they are"))
+        .example(
+          "$0 primary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --peer ws://127.0.0.1:7000",
+          "Serve an image, and copy it to a secondary on the same machine",
+        )
+        .example(
+          "$0 primary --config /etc/colobus/web.yaml",
+          "The same from a file: colobus config check tells what is wrong with it",
+        )
+    : shared
+        .option("create", flag("Make missing images at the primary's size"))
+        .option(
+          "secondary-export",
+          word(SECONDARY_EXPORTS, "Access to the committed view before a failover (read-only)"),
+        )
+        .example(
+          "$0 secondary --run /run/colobus/web-2 --state /var/lib/colobus/web-2 --disk vda=/vm/web-2.img --listen 127.0.0.1:7000 --create",
+          "Wait for a primary, and make the image at the size of its own",
+        )
+        .example(
+          "$0 secondary --config /etc/colobus/web.yaml",
+          "The same from a file: colobus config check tells what is wrong with it",
+        );
 }
 
 /** What flags and configuration file say together; flags win. Errors: `usage`, with the place in the file. */

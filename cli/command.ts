@@ -7,6 +7,12 @@ import type { ArgumentsCamelCase, Argv } from "yargs";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Output } from "./output.ts";
 
+/** As yargs names them. */
+const ARGUMENTS = "Positionals:";
+const OWN_OPTIONS = "Options:";
+/** Of the options that many commands have. */
+export const COMMON_OPTIONS = "Common options:";
+
 /** What the process gives to a command. */
 export interface CommandHost {
   readonly output: Output;
@@ -67,7 +73,8 @@ export function defineCommand<U>(declaration: CommandDeclaration<U>): Command {
         describe,
         (inner) => {
           building(inner);
-          return builder(inner);
+          // Before any other group: what is a command's own is listed first.
+          return builder(inner.group([], ARGUMENTS).group([], OWN_OPTIONS));
         },
         (args) => chosen((host) => run(args, host)),
       );

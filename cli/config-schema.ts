@@ -1,10 +1,10 @@
 /** What is known of each key of the configuration: from its flag's description, and from its schema. */
-import type { Argv } from "yargs";
 import { z } from "zod";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import { ROLES } from "../proto/words.ts";
 import { agentKeysSchema, RELOADABLE_KEYS, type AgentKey } from "./agent-keys.ts";
 import { agentOptions } from "./agent-options.ts";
+import { describeFlags } from "./describe-commands.ts";
 
 export interface KeyDescription {
   readonly key: AgentKey;
@@ -16,15 +16,8 @@ export interface KeyDescription {
 
 /** Every key, in the order in which help lists the flags. */
 export function describeKeys(): KeyDescription[] {
-  const described = new Map<string, string>();
-  const recorder = {
-    option(name: string, { describe }: { readonly describe: string }): unknown {
-      described.set(name, describe);
-      return recorder;
-    },
-    example: (): unknown => recorder,
-  };
-  for (const role of ROLES) agentOptions(recorder as unknown as Argv, role);
+  const flags = ROLES.flatMap((role) => describeFlags((yargs) => agentOptions(yargs, role)).options);
+  const described = new Map(flags.map(({ name, describe }) => [name, describe]));
   const reloadable: readonly string[] = RELOADABLE_KEYS;
   return [...described]
     .filter((entry): entry is [AgentKey, string] => entry[0] in agentKeysSchema.shape)

@@ -11,6 +11,10 @@ import { ReportedFailure, type Command, type CommandHost, type RunCommand } from
 import { usageError } from "./usage-error.ts";
 
 const HELP_COLUMNS_MAX = 110;
+export const PROGRAM_MEANING = "keeps a second host ready to take over a virtual machine's disks";
+const COMMAND_HELP = "colobus COMMAND --help has a command's flags and examples.";
+export const EXIT_CODE_MEANINGS =
+  "Exit codes: 0 done, 1 refused or failed, 2 usage, 3 agent not reachable, 4 timed out or outcome unknown.";
 
 /** Runs `argv` (without the interpreter and the script) and resolves with the exit code. It never rejects. */
 export async function runCli(
@@ -66,7 +70,7 @@ function parseCommandLine(argv: readonly string[], commands: readonly Command[],
   parser
     .scriptName("colobus")
     .locale("en")
-    .usage("$0 COMMAND: keeps a second host ready to take over a virtual machine's disks")
+    .usage(`$0 COMMAND: ${PROGRAM_MEANING}`)
     .parserConfiguration({
       "parse-numbers": false,
       "parse-positional-numbers": false,
@@ -79,9 +83,9 @@ function parseCommandLine(argv: readonly string[], commands: readonly Command[],
     .help()
     .alias("help", "h")
     .wrap(Math.min(HELP_COLUMNS_MAX, host.output.columns))
-    .epilogue(
-      "Exit codes: 0 done, 1 refused or failed, 2 usage, 3 agent not reachable, 4 timed out or outcome unknown.",
-    )
+    .example("$0 demo", "Both agents on this machine, to try everything with")
+    .example("$0 status --run /run/colobus/web", "Whether the VM is protected, and what to do if not")
+    .epilogue(`${COMMAND_HELP}\n${EXIT_CODE_MEANINGS}`)
     .exitProcess(false)
     .fail(complain);
   for (const command of commands) {

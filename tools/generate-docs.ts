@@ -1,6 +1,6 @@
-/** Writes every generated section into its file (`npm run docs`). */
-import { readFileSync, writeFileSync } from "node:fs";
-import { GENERATED_SECTIONS, withSection } from "./generated-sections.ts";
+/** Writes every generated section into its file, and every generated file (`npm run docs`). */
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { GENERATED_FILES, GENERATED_SECTIONS, withSection } from "./generated-sections.ts";
 
 const root = new URL("../", import.meta.url);
 
@@ -12,4 +12,12 @@ for (const section of GENERATED_SECTIONS) {
     writeFileSync(path, after);
     console.log(`${section.file}: ${section.name} written`);
   }
+}
+
+for (const [file, content] of GENERATED_FILES) {
+  const path = new URL(file, root);
+  if (existsSync(path) && readFileSync(path, "utf8") === content) continue;
+  mkdirSync(new URL(".", path), { recursive: true });
+  writeFileSync(path, content);
+  console.log(`${file} written`);
 }

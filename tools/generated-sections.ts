@@ -11,6 +11,7 @@ import { configTable } from "./config-tables.ts";
 import { requestTable, statusTable } from "./control-tables.ts";
 import { diskErrorTable } from "./disk-error-rows.ts";
 import { limitTables } from "./limit-tables.ts";
+import { manPage } from "./man-page.ts";
 import { markdownTable } from "./markdown-table.ts";
 import { metricTable } from "./metric-tables.ts";
 import { helloTable, messageTable, operationTable } from "./message-tables.ts";
@@ -88,6 +89,9 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   { name: "metrics", file: "docs/metrics.md", body: metricTable() },
   ...limits(),
 ];
+
+/** Files that are generated as a whole, by their path from the repository's root. */
+export const GENERATED_FILES: ReadonlyMap<string, string> = new Map([["packaging/man/colobus.1", manPage()]]);
 
 /** `text` with `section` between its markers. Throws when the markers are not there exactly once, in order. */
 export function withSection(text: string, section: GeneratedSection): string {

@@ -35,7 +35,11 @@ export const certsCommand = defineCommand({
       .option("ca-only", { type: "boolean", default: false, describe: "Make the authority only" })
       .option("renew", { type: "boolean", default: false, describe: "Replace the certificates that are there" })
       .option("timeout", { type: "string", requiresArg: true, describe: "How long to wait, with a unit (default 60s)" })
-      .example("$0 certs /etc/colobus/tls --host db1,192.0.2.1 --host db2,192.0.2.2", ""),
+      .example(
+        "$0 certs /etc/colobus/tls --host db1,192.0.2.1 --host db2,192.0.2.2",
+        "For each host a directory to copy there",
+      )
+      .example("$0 certs /etc/colobus/tls --renew --host db1,192.0.2.1", "Before they run out"),
   run: async (args, host) => {
     const { makeCertificates } = await import("../../shared/host/make-certificates.ts");
     const made = await makeCertificates({

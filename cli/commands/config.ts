@@ -20,7 +20,11 @@ export const configCommand = defineCommand({
   describe: "Check a configuration file, print its JSON schema, or have a running agent read its file anew",
   builder: (yargs) =>
     agentFlags(yargs)
-      .positional("action", { choices: ACTIONS, demandOption: true, describe: "What to do" })
+      .positional("action", {
+        choices: ACTIONS,
+        demandOption: true,
+        describe: "check needs a file; reload is for a running agent",
+      })
       .positional("file", { type: "string", describe: "The file, for check" })
       .option("role", {
         type: "string",

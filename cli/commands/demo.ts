@@ -14,7 +14,8 @@ export const demoCommand = defineCommand({
         requiresArg: true,
         describe: "Keep everything in this directory (default: a scratch one)",
       })
-      .option("size", { type: "string", requiresArg: true, default: SIZE_DEFAULT, describe: "Size of the disk" }),
+      .option("size", { type: "string", requiresArg: true, default: SIZE_DEFAULT, describe: "Size of the disk" })
+      .example("$0 demo", "Prints what to try next, in another terminal; Ctrl-C ends it, and nothing is left"),
   run: async ({ keepIn, size }, host) => {
     const sizeBytes = parseSize(size, "--size");
     const { Demo } = await import("../demo.ts");

@@ -5,7 +5,7 @@ import { defineCommand } from "../command.ts";
 
 export const resyncCommand = defineCommand({
   command: "resync",
-  describe: "Let a paused resync go on, or give the checkpoint up for it",
+  describe: "Let a paused resync go on; or, where the overlays have no room for it, give the checkpoint up",
   builder: (yargs) =>
     agentFlags(yargs)
       .option("give-up-checkpoint", {

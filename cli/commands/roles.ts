@@ -26,7 +26,7 @@ export const rejoinCommand = defineCommand({
 
 export const connectCommand = defineCommand({
   command: "connect",
-  describe: "Speak to the peer now, and say what the two would do",
+  describe: "Speak to the peer now; say what the two would do, or resolve that they do not come together",
   builder: (yargs) =>
     agentFlags(yargs)
       .option("dry-run", { type: "boolean", default: false, describe: "Only explain: rule, direction, bytes" })
@@ -62,7 +62,7 @@ export const connectCommand = defineCommand({
 
 export const startAloneCommand = defineCommand({
   command: "start-alone",
-  describe: "Let guests go on that wait for the peer",
+  describe: "Let guests go on that wait for the peer, which is lost: only where it was not promoted",
   builder: (yargs) => agentFlags(yargs).example("$0 start-alone", "When the peer is surely not Primary"),
   run: async (args, host) => {
     const call = { timeoutMs: timeoutOf(args), signal: host.interrupted };

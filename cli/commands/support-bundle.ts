@@ -16,7 +16,7 @@ export const supportBundleCommand = defineCommand({
         requiresArg: true,
         describe: "The file that its log goes to: the end of it is taken",
       })
-      .example("$0 support-bundle --run /run/colobus/web --config /etc/colobus/web.yaml", ""),
+      .example("$0 support-bundle --run /run/colobus/web --config /etc/colobus/web.yaml", "What to send to who helps"),
   run: async (args, host) => {
     const configFile = givenOnce("--config", args.config);
     const { readConfigFile } = await import("../config-file.ts");

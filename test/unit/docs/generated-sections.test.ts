@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import * as LIMITS from "../../../proto/limits.ts";
 import { MESSAGE_SCHEMAS } from "../../../proto/replication-messages.ts";
-import { GENERATED_SECTIONS, withSection } from "../../../tools/generated-sections.ts";
+import { GENERATED_FILES, GENERATED_SECTIONS, withSection } from "../../../tools/generated-sections.ts";
 import { limitTables } from "../../../tools/limit-tables.ts";
 import { markdownTable } from "../../../tools/markdown-table.ts";
 import { schemaFields } from "../../../tools/schema-fields.ts";
@@ -13,6 +13,10 @@ describe("generated documentation", () => {
   it.each(GENERATED_SECTIONS)("$file lists the $name that the code declares (else: npm run docs)", (section) => {
     const text = readFileSync(new URL(section.file, root), "utf8");
     expect(withSection(text, section)).toBe(text);
+  });
+
+  it.each([...GENERATED_FILES])("is in %s what the code declares (else: npm run docs)", (file, content) => {
+    expect(readFileSync(new URL(file, root), "utf8")).toBe(content);
   });
 
   it("replaces what stands between the markers and nothing else", () => {
