@@ -23,7 +23,7 @@ RUN npm ci --no-audit --no-fund \
     && cp -r node_modules/@koromix/koffi-linux-* /runtime/node_modules/@koromix/ \
     && cp package.json /runtime/
 COPY tsconfig.json ./
-COPY tools/build.ts tools/
+COPY tools/build.ts tools/bundle-program.ts tools/
 COPY proto proto
 COPY shared shared
 COPY primary primary

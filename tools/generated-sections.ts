@@ -42,6 +42,7 @@ import {
   VERDICT_RULE_MEANINGS,
   WAIT_CONDITION_MEANINGS,
 } from "./word-meanings.ts";
+import { versionTable } from "./version-table.ts";
 
 export interface GeneratedSection {
   readonly name: string;
@@ -86,6 +87,7 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   { name: "requests", file: "docs/control-api.md", body: requestTable() },
   { name: "status", file: "docs/control-api.md", body: statusTable() },
   { name: "configuration", file: "docs/configuration.md", body: configTable() },
+  { name: "versions", file: "docs/upgrade.md", body: versionTable() },
   { name: "metrics", file: "docs/metrics.md", body: metricTable() },
   ...limits(),
 ];

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { onTestFailed } from "vitest";
 import type { Status } from "../../proto/control-api.ts";
 import { ControlClient } from "../../shared/control/api-client.ts";
-import { askColobus, ColobusProcess, runColobus, type Answered, type Ended } from "./cli-runner.ts";
+import { askColobus, ColobusProcess, MAIN, runColobus, type Answered, type Ended } from "./cli-runner.ts";
 import { scratchDirectory } from "./scratch.ts";
 
 const REACHED_WITHIN_MS = 60_000;
@@ -20,6 +20,8 @@ export class AgentUnderTest {
   /** The whole command line after `colobus`. */
   readonly command: string[];
   readonly control: ControlClient;
+  /** The program of the release that the next start runs. */
+  main = MAIN;
   readonly #launcher: readonly string[];
   #process: ColobusProcess | undefined;
 
@@ -38,7 +40,7 @@ export class AgentUnderTest {
   /** Starts the agent and resolves when it serves. */
   async start(): Promise<void> {
     if (this.isRunning) throw new Error(`${this.name} runs already`);
-    this.#process = new ColobusProcess(this.command, this.#launcher);
+    this.#process = new ColobusProcess(this.command, this.#launcher, this.main);
     await this.#process.untilPrinted("serves in");
   }
 

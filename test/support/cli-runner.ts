@@ -25,13 +25,13 @@ export class ColobusProcess {
   #ended = false;
 
   /**
-   * Starts `colobus ARGS`, behind the words of `launcher`, which replace themselves by it. The process is killed when the
-   * test has finished, if it still runs.
+   * Starts `colobus ARGS`, behind the words of `launcher`, which replace themselves by it; `main` is that of another
+   * release. The process is killed when the test has finished, if it still runs.
    */
-  constructor(args: readonly string[], launcher: readonly string[] = []) {
-    if (!existsSync(MAIN)) throw new Error(`${MAIN} is missing: run "npm run build" first.`);
+  constructor(args: readonly string[], launcher: readonly string[] = [], main = MAIN) {
+    if (!existsSync(main)) throw new Error(`${main} is missing: run "npm run build" first.`);
     const { COLOBUS_RUN: _, ...env } = process.env;
-    const [program = process.execPath, ...words] = [...launcher, process.execPath, MAIN, ...args];
+    const [program = process.execPath, ...words] = [...launcher, process.execPath, main, ...args];
     this.child = spawn(program, words, { stdio: ["ignore", "pipe", "pipe"], env });
     this.child.stdout.setEncoding("utf8").on("data", (text: string) => (this.stdout += text));
     this.child.stderr.setEncoding("utf8").on("data", (text: string) => (this.stderr += text));
@@ -102,7 +102,14 @@ async function runHere(args: readonly string[]): Promise<Ended> {
   const { COLOBUS_RUN: _, ...env } = process.env;
   const output = new Output(sink("stdout"), sink("stderr"), env);
   const { signal } = new AbortController();
-  const host = { output, env, clock: new NodeClock(), terminated: signal, interrupted: signal, followJobControl: () => () => {} };
+  const host = {
+    output,
+    env,
+    clock: new NodeClock(),
+    terminated: signal,
+    interrupted: signal,
+    followJobControl: () => () => {},
+  };
   const code = await runCli(args, ORDERS, host);
   return { code, signal: null, ...written };
 }

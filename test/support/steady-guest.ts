@@ -25,8 +25,8 @@ export class SteadyGuest {
     this.#writing.catch(() => undefined); // whoever waits for the guest has the error
   }
 
-  /** `disk` is what the export holds now; it is kept up to date. */
-  static async start(agent: AgentUnderTest, disk: Buffer): Promise<SteadyGuest> {
+  /** `disk` is what the export vda of the `nbd.sock` in the run directory holds now; it is kept up to date. */
+  static async start(agent: Pick<AgentUnderTest, "run">, disk: Buffer): Promise<SteadyGuest> {
     return new SteadyGuest(await NbdGuest.connect(join(agent.run, "nbd.sock")), disk);
   }
 
