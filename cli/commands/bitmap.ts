@@ -21,7 +21,11 @@ export const bitmapCommand = defineCommand({
   describe: "Add, clear, remove or list bitmaps of what guests change, for backups",
   builder: (yargs) =>
     agentFlags(yargs)
-      .positional("verb", { choices: [...BITMAP_VERBS, "list"] as const, demandOption: true, describe: "What to do" })
+      .positional("verb", {
+        choices: [...BITMAP_VERBS, "list"] as const,
+        demandOption: true,
+        describe: "add begins to note what is changed; clear begins anew, as after a backup; list needs no name",
+      })
       .positional("disk", { type: "string", describe: "The disk; for list: only its bitmaps" })
       .positional("name", { type: "string", describe: "The bitmap" })
       .example(

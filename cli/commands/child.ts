@@ -10,7 +10,11 @@ export const childCommand = defineCommand({
   describe: "Add, remove or replace a copy of a disk beside its image",
   builder: (yargs) =>
     agentFlags(yargs)
-      .positional("verb", { choices: CHILD_VERBS, demandOption: true, describe: "What to do" })
+      .positional("verb", {
+        choices: CHILD_VERBS,
+        demandOption: true,
+        describe: "replace puts another image in the place of the copy of that name",
+      })
       .positional("disk", { type: "string", demandOption: true, describe: "The disk" })
       .positional("child", {
         type: "string",

@@ -26,7 +26,12 @@ export const jobCommand = defineCommand({
   describe: "Pause, resume, cancel or complete a job, or limit its speed",
   builder: (yargs) =>
     agentFlags(yargs)
-      .positional("verb", { choices: COMMAND_VERBS, demandOption: true, describe: "What to do" })
+      .positional("verb", {
+        choices: COMMAND_VERBS,
+        demandOption: true,
+        describe:
+          "complete makes a mirror's target the disk's image; cancel ends a verify, or a mirror: where that is ready, with a copy that can be used; syncs and merges end by themselves",
+      })
       .positional("id", { type: "string", demandOption: true, describe: "The job, as colobus jobs names it" })
       .option("force", {
         type: "boolean",
