@@ -96,7 +96,7 @@ export function encodeJournalHeader(header: JournalHeader): Buffer {
   return bytes;
 }
 
-/** undefined when the bytes are no whole header; a number: the version of the format, which this release does not know. */
+/** undefined when the bytes are no whole header; a number: the version of the format, of which, or of whose kind, this release knows nothing. */
 export function decodeJournalHeader(bytes: Buffer): JournalHeader | number | undefined {
   if (bytes.length < JOURNAL_HEADER_BYTES || !bytes.subarray(0, 8).equals(MAGIC)) return undefined;
   if (bytes.readUInt32BE(60) !== crc32(bytes.subarray(0, 60))) return undefined;
@@ -104,7 +104,7 @@ export function decodeJournalHeader(bytes: Buffer): JournalHeader | number | und
   if (version !== CLUSTER_JOURNAL_VERSION) return version;
   const kindNumber = bytes.readUInt32BE(12);
   const kind = (Object.keys(JOURNAL_KINDS) as JournalKind[]).find((name) => JOURNAL_KINDS[name] === kindNumber);
-  if (kind === undefined) return undefined;
+  if (kind === undefined) return version;
   return {
     kind,
     diskSizeBytes: Number(bytes.readBigUInt64BE(16)),

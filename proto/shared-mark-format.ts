@@ -76,7 +76,7 @@ function decodeSlot(slot: Buffer): SharedMarkRecord | "newer" | undefined {
   if (slot.readUInt32BE(CRC_OFFSET) !== crc32(slot.subarray(0, CRC_OFFSET))) return undefined;
   if (slot.readUInt32BE(8) > SHARED_MARK_VERSION) return "newer";
   const state = SHARED_MARK_STATES[slot.readUInt32BE(12) - 1];
-  if (state === undefined) return undefined;
+  if (state === undefined) return "newer";
   const agentId = slot.toString("latin1", AGENT_ID_OFFSET, AGENT_ID_OFFSET + AGENT_ID_BYTES);
   return { state, agentId, sequence: Number(slot.readBigUInt64BE(16)) };
 }

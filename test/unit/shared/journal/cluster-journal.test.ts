@@ -54,7 +54,10 @@ describe("the cluster journal", () => {
     expect(foundBy(storage)).toEqual([1, 2, 3, 4]);
   });
 
-  it("of a later version is refused, and left as it is", () => {
+  it.each([
+    ["a later version", 8, CLUSTER_JOURNAL_VERSION + 1],
+    ["a kind that this one does not know", 12, 99],
+  ])("of %s is refused, and left as it is", (_, offset, value) => {
     const storage = new MemoryStorage();
     const journal = create(storage);
     journal.append([held(1)]);
@@ -62,7 +65,7 @@ describe("the cluster journal", () => {
     const file = storage.disk.file(PATH);
     const header = Buffer.alloc(JOURNAL_HEADER_BYTES);
     file.content.read(header, 0);
-    header.writeUInt32BE(CLUSTER_JOURNAL_VERSION + 1, 8);
+    header.writeUInt32BE(value, offset);
     header.writeUInt32BE(crc32(header.subarray(0, 60)), 60);
     file.write(header, 0);
     const { sizeBytes } = file.content;

@@ -129,11 +129,17 @@ describe("the bytes of the mark", () => {
     expect(decodeSharedMark(file)).toMatchObject({ kind: "mark", mark: { sequence: 1 } });
     put(1, (slot) => slot.fill(0, 30, 40));
     expect(decodeSharedMark(file)).toEqual({ kind: "unreadable" });
-    put(1);
-    put(2, (slot) => {
-      slot.writeUInt32BE(2, 8);
-      slot.writeUInt32BE(crc32(slot.subarray(0, 56)), 56);
-    });
-    expect(decodeSharedMark(file)).toEqual({ kind: "unreadable" });
+    // Another version, and another state.
+    for (const [offset, value] of [
+      [8, 2],
+      [12, 99],
+    ] as const) {
+      put(1);
+      put(2, (slot) => {
+        slot.writeUInt32BE(value, offset);
+        slot.writeUInt32BE(crc32(slot.subarray(0, 56)), 56);
+      });
+      expect(decodeSharedMark(file)).toEqual({ kind: "unreadable" });
+    }
   });
 });
