@@ -39,6 +39,7 @@ export const agentKeysSchema = z.strictObject({
   "secondary-export": z.enum(SECONDARY_EXPORTS).optional(),
   "nbd-listen": scalar.optional(),
   "nbd-tls": z.enum(NBD_TLS).optional(),
+  "nbd-psk-file": scalar.optional(),
   "token-file": scalar.optional(),
   "tls-cert": scalar.optional(),
   "tls-key": scalar.optional(),

@@ -175,7 +175,17 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("control-listen", text("Serve the control API on this HOST:PORT as well, with TLS and a token (off)"))
     .option("control-token-file", text("File with the token that clients of --control-listen must know"))
     .option("nbd-listen", text("Serve the exports on this HOST:PORT as well"))
-    .option("nbd-tls", word(NBD_TLS, "TLS, with a certificate, of clients there (required, where --tls-ca is given)"))
+    .option(
+      "nbd-tls",
+      word(
+        NBD_TLS,
+        "TLS of clients there, with a certificate or key (required, where --tls-ca or --nbd-psk-file is given)",
+      ),
+    )
+    .option(
+      "nbd-psk-file",
+      text("File with the pre-shared keys of clients there, in place of certificates: USER:KEY lines"),
+    )
     .option("token-file", text("File with the pre-shared token that both agents hold"))
     .option("tls-cert", text("This agent's certificate (PEM): --listen speaks TLS then, and a wss:// peer is shown it"))
     .option("tls-key", text("The key of that certificate"))
@@ -291,7 +301,7 @@ export function processConfigOf(
     nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
     tokenFile: options["token-file"],
     tls,
-    nbdTls: parseNbdTls(options["nbd-tls"], tls),
+    ...parseNbdTls(options, tls),
     control: parseControl(options),
     fence: parseHook(options, { flag: "fence-peer", timeout: "fence-timeout", defaultMs: FENCE_TIMEOUT_DEFAULT_MS }),
     onFailover: parseHook(options, {

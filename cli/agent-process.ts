@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { chmodSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -18,19 +19,18 @@ import { NodeStorage } from "../shared/host/node-storage.ts";
 import { readProcessFigures } from "../shared/host/process-figures.ts";
 import { RefusalLog } from "../shared/host/refusal-log.ts";
 import { ServiceManager } from "../shared/host/service-manager.ts";
-import { TlsFiles } from "../shared/host/tls-files.ts";
-import { readBearerToken, readToken } from "../shared/host/token-file.ts";
-import { NbdServer } from "../shared/nbd/server.ts";
+import type { TlsFiles } from "../shared/host/tls-files.ts";
+import { NbdServer, type NbdTls } from "../shared/nbd/server.ts";
 import type { Dialer } from "../shared/replication/link.ts";
 import { WebSocketDialer, WebSocketListener, type ListenSecurity } from "../shared/replication/websocket-link.ts";
 import { Agent } from "./agent.ts";
 import { AgentImages } from "./agent-images.ts";
+import { Credentials } from "./credentials.ts";
 import { runFailoverHook, type PromotedVm } from "./failover-hook.ts";
 import { fencePeer, type FencedPeer } from "./fence-peer.ts";
 import type { Hook } from "./hook.ts";
 import { LiveConfig, type ConfigSource } from "./live-config.ts";
 import type { ProcessConfig } from "./process-config.ts";
-import { openArbiterAccess } from "./arbiter-options.ts";
 import { assertAddressesAllowed, assertImageAllowed, dialRefusal } from "./tls-options.ts";
 
 /** Where the build leaves the status page: beside the folder of whatever file this has become a part of. */
@@ -44,15 +44,15 @@ export class AgentProcess {
   readonly #vmStates: VmStateSocket;
   readonly #listener: WebSocketListener | undefined;
   readonly #log: Log;
-  readonly #tls: TlsFiles | undefined;
+  readonly #credentials: Credentials;
   readonly #manager: ServiceManager;
   #listenPort: number | undefined;
   #stopped: Promise<void> | undefined;
 
-  private constructor(agent: Agent, log: Log, config: ProcessConfig, tls: TlsFiles | undefined) {
+  private constructor(agent: Agent, log: Log, config: ProcessConfig, credentials: Credentials) {
     this.agent = agent;
     this.#log = log;
-    this.#tls = tls;
+    this.#credentials = credentials;
     this.#manager = new ServiceManager({ env: process.env, pid: process.pid, clock: new NodeClock(), log });
     this.#nbd = new NbdServer({ directory: agent.exports, clock: new NodeClock(), log });
     this.#control = new ControlServer({ control: agent, log, page: new StatusPage(PAGE_DIRECTORY) });
@@ -61,7 +61,10 @@ export class AgentProcess {
     this.#listener =
       config.listen === undefined
         ? undefined
-        : new WebSocketListener((link) => agent.accept(link), { tls: listenSecurity(config, tls), refusals });
+        : new WebSocketListener((link) => agent.accept(link), {
+            tls: listenSecurity(config, credentials.tls),
+            refusals,
+          });
   }
 
   /**
@@ -71,10 +74,7 @@ export class AgentProcess {
   static async start(config: ProcessConfig, log: Log, source?: ConfigSource): Promise<AgentProcess> {
     assertAddressesAllowed(config);
     spareFullCollections();
-    const token = config.tokenFile === undefined ? undefined : readToken(config.tokenFile, "--token-file");
-    const tls =
-      config.tls === undefined ? undefined : new TlsFiles({ paths: config.tls.paths, clock: new NodeClock(), log });
-    const access = openArbiterAccess(config.arbiterAccess, new NodeClock(), log);
+    const credentials = new Credentials(config, log);
     mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
     const live = new LiveConfig(config, source);
     const running: { process?: AgentProcess } = {};
@@ -86,17 +86,16 @@ export class AgentProcess {
         images: new AgentImages({ ...machine, runDirectory }),
         bootId: readBootId(),
         pid: process.pid,
-        dialer: (url) => dialerOf(url, config, tls),
+        dialer: (url) => dialerOf(url, config, credentials.tls),
         eventLoopDelay: new EventLoopDelay(new NodeClock()),
         processFigures: readProcessFigures,
       },
       config: config.agent,
-      token,
+      token: credentials.token,
       acceptsPeers: config.listen !== undefined,
-      arbiter: arbiterOf(config, access),
+      arbiter: arbiterOf(config, credentials.arbiter),
       reload: () => {
-        tls?.reload();
-        access.tls?.reload();
+        credentials.reload();
         return live.reload();
       },
       get fence() {
@@ -111,8 +110,8 @@ export class AgentProcess {
       dropClients: () => running.process?.dropClients(),
       exportUri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${config.runDirectory}/nbd.sock`,
     });
-    const started = new AgentProcess(agent, log, config, tls);
-    tls?.watch();
+    const started = new AgentProcess(agent, log, config, credentials);
+    credentials.watch();
     running.process = started;
     try {
       await started.#listen(config);
@@ -130,7 +129,7 @@ export class AgentProcess {
 
   /** Reads certificates and keys again; sessions that run go on. `Agent.reload` does that too. */
   reloadCertificates(): void {
-    this.#tls?.reload();
+    this.#credentials.reload();
   }
 
   /** Sends the exports' clients away. */
@@ -163,23 +162,30 @@ export class AgentProcess {
 
   async #listenForNbd({ nbdListen, nbdTls }: ProcessConfig): Promise<void> {
     if (nbdListen === undefined) return;
+    await this.#nbd.listenTcp(nbdListen.host, nbdListen.port, nbdTls === "off" ? undefined : this.#nbdTls(nbdTls));
+  }
+
+  /** Clients have keys where there are some, else certificates. */
+  #nbdTls(offer: NbdTls["offer"]): NbdTls {
+    const { tls: files, nbdKeys: keys } = this.#credentials;
     const refusals = new RefusalLog({ clock: new NodeClock(), log: this.#log, port: "nbd" });
-    const files = this.#tls;
-    const tls = nbdTls === "off" || files === undefined ? undefined : { files, offer: nbdTls, refusals };
-    await this.#nbd.listenTcp(nbdListen.host, nbdListen.port, tls);
+    if (keys !== undefined) return { keys, random: new NodeRandom(), offer, refusals };
+    assert(files !== undefined, "who has to use TLS can");
+    return { files, offer, refusals };
   }
 
   async #listenForControl({ control }: ProcessConfig): Promise<void> {
-    if (control === undefined || this.#tls === undefined) return;
+    const { tls: files, controlToken: token } = this.#credentials;
+    if (control === undefined) return;
+    assert(files !== undefined && token !== undefined, "over TCP it has TLS and a token");
     const refusals = new RefusalLog({ clock: new NodeClock(), log: this.#log, port: "control" });
-    const token = readBearerToken(control.tokenFile, "--control-token-file");
     const { host, port } = control.address;
-    await this.#control.listenTls(host, port, { files: this.#tls, token, refusals });
+    await this.#control.listenTls(host, port, { files, token, refusals });
   }
 
   async #stop(): Promise<void> {
     this.#manager.stopping();
-    this.#tls?.stop();
+    this.#credentials.stop();
     this.agent.leave();
     await this.#vmStates.close();
     await this.#nbd.close();
@@ -193,7 +199,7 @@ export class AgentProcess {
 type StartedVm = Omit<PromotedVm, "run">;
 
 function startVm(vm: StartedVm, hook: Hook, run: string, log: Log): Promise<void> {
-  log.info({ command: hook.command, epoch: vm.epoch }, "the command that starts the VM runs");
+  log.info({ epoch: vm.epoch }, "the command that starts the VM runs");
   const output = (line: string): void => log.info({ line }, "on-failover");
   return runFailoverHook({ ...vm, run }, hook, { clock: new NodeClock(), output });
 }

@@ -8,6 +8,7 @@ import type { Log } from "../shared/host/log.ts";
 import { TlsFiles, type TlsPaths } from "../shared/host/tls-files.ts";
 import { readLogin } from "../shared/host/token-file.ts";
 import { formatDuration, parseDuration } from "./quantities.ts";
+import { hasLogin } from "./tls-options.ts";
 
 export interface ArbiterOptions {
   readonly "arbiter"?: readonly string[] | undefined;
@@ -61,6 +62,13 @@ export function openArbiterAccess(
 export function parseArbiters(options: ArbiterOptions): string[] {
   const urls = options.arbiter ?? [];
   for (const url of urls) {
+    if (hasLogin(url)) {
+      throw new ColobusError(
+        "usage",
+        "a URL of --arbiter names a user",
+        "Others can read a command line: put NAME:PASSWORD into a file, and name that with --arbiter-user-file.",
+      );
+    }
     if (URL.canParse(url) && ["http:", "https:"].includes(new URL(url).protocol)) continue;
     throw new ColobusError(
       "usage",

@@ -110,6 +110,7 @@ function demoConfig(root: string, role: Role, port: number): ProcessConfig {
     tokenFile: undefined,
     tls: undefined,
     nbdTls: "off",
+    nbdPskFile: undefined,
     control: undefined,
     arbiters: [],
     arbiterAccess: parseArbiterAccess({}),

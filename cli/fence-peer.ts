@@ -28,7 +28,7 @@ const PEER_IS_PRIMARY = 6;
  * Errors: `fence-failed` when it says that the peer is Primary, says nothing that is known, or takes too long.
  */
 export async function fencePeer(hook: Hook, peer: FencedPeer, clock: Clock, log: Log): Promise<string> {
-  log.info({ command: hook.command, peer: peer.address }, "the fence hook runs");
+  log.info({ peer: peer.address }, "the fence hook runs");
   const env = {
     COLOBUS_VM: peer.vm,
     COLOBUS_PEER: peer.agentId ?? "",

@@ -112,9 +112,9 @@ export class Output {
     this.#stderr.write(action === "" ? `colobus: ${message}\n` : `colobus: ${message}\n  ${action}\n`);
   }
 
-  /** Something that is not the result, on stderr. */
+  /** Something that is not the result, on stderr. It may have several lines, and words from anywhere. */
   remark(text: string): void {
-    this.#stderr.write(`${text}\n`);
+    this.#stderr.write(`${text.replace(UNPRINTABLE, "?")}\n`);
   }
 
   #write(text: string): void {
@@ -123,6 +123,7 @@ export class Output {
 }
 
 const CONTROL_CHARACTERS = /\p{Cc}/gu;
+const UNPRINTABLE = /[^\P{Cc}\n\t]/gu;
 const LINE_BREAKS = /[\r\n\t]+/g;
 
 /** A copy of `value` whose strings are one line each and have `?` in the place of control characters. */

@@ -24,8 +24,10 @@ export interface ProcessConfig {
   readonly listen: HostPort | undefined;
   /** Where the exports are served over TCP beside the unix socket. */
   readonly nbdListen: HostPort | undefined;
-  /** What clients there have to do about TLS; anything but `off` needs `tls`, with all three files. */
+  /** What clients there have to do about TLS; anything but `off` needs `nbdPskFile`, or `tls` with all three files. */
   readonly nbdTls: "required" | "offered" | "off";
+  /** The file with their keys; undefined: they have certificates. */
+  readonly nbdPskFile: string | undefined;
   readonly tokenFile: string | undefined;
   /** Where the control API is served over TCP beside the unix socket, with TLS, and the file with the token for it. */
   readonly control: { readonly address: HostPort; readonly tokenFile: string } | undefined;

@@ -114,14 +114,16 @@ function withoutUserInfo(text: string): string {
 function readEnd(path: string): string {
   const bytes = readFileSync(path);
   const text = bytes.subarray(Math.max(0, bytes.length - LOG_MAX_BYTES)).toString("utf8");
-  // The agent logs the command of a hook, and what it prints.
-  return text.replaceAll(/"(command|line)":"(?:[^"\\]|\\.)*"/g, '"$1":"(left out)"');
+  // The agent logs what a hook prints.
+  return text.replaceAll(/"line":"(?:[^"\\]|\\.)*"/g, '"line":"(left out)"');
 }
 
 /** Nobody finds half of an archive under its name. */
 async function archive(directory: string, name: string, file: string): Promise<void> {
-  const part = join(dirname(file), `.colobus-support-${process.pid}`);
+  let scratch: string | undefined;
   try {
+    scratch = mkdtempSync(join(dirname(file), ".colobus-support-")); // others cannot foresee its name, nor look into it
+    const part = join(scratch, "part");
     writeFileSync(part, "", { mode: 0o600 }); // tar keeps the mode of a file that is there
     await new Promise<void>((done, fail) => {
       execFile("tar", ["-C", directory, "-czf", part, name], { timeout: TAR_TIMEOUT_MS }, (error, _, stderr) => {
@@ -134,6 +136,6 @@ async function archive(directory: string, name: string, file: string): Promise<v
     const why = error instanceof Error ? error.message : String(error);
     throw new ColobusError("io-error", `${file} cannot be written: ${why}`, "Name another file.", { cause: error });
   } finally {
-    rmSync(part, { force: true });
+    if (scratch !== undefined) rmSync(scratch, { recursive: true, force: true });
   }
 }

@@ -35,17 +35,38 @@ export function parseTls(flags: TlsFlags, hasToken: boolean): TlsConfig | undefi
 
 export const NBD_TLS = ["required", "offered", "off"] as const;
 
-/** What clients of `--nbd-listen` have to do about TLS. Errors: `usage` where there is nothing to do it with. */
+interface NbdTlsFlags {
+  readonly "nbd-listen"?: string | undefined;
+  readonly "nbd-tls"?: (typeof NBD_TLS)[number] | undefined;
+  readonly "nbd-psk-file"?: string | undefined;
+}
+
+/**
+ * What clients of `--nbd-listen` have to do about TLS, and by what they prove who they are: keys where there is a file of
+ * them, else certificates. Errors: `usage` for flags that mean nothing together, or where there is nothing to do it with.
+ */
 export function parseNbdTls(
-  wanted: (typeof NBD_TLS)[number] | undefined,
+  flags: NbdTlsFlags,
   tls: TlsConfig | undefined,
-): (typeof NBD_TLS)[number] {
-  const isPossible = tls?.paths.cert !== undefined && tls.paths.ca !== undefined;
-  if (isPossible || wanted === undefined || wanted === "off") return wanted ?? (isPossible ? "required" : "off");
+): Pick<ProcessConfig, "nbdTls" | "nbdPskFile"> {
+  const { "nbd-listen": listen, "nbd-tls": wanted, "nbd-psk-file": pskFile } = flags;
+  if (pskFile !== undefined && listen === undefined) {
+    throw new ColobusError("usage", "--nbd-psk-file is given without --nbd-listen", "It is for clients there.");
+  }
+  if (pskFile !== undefined && wanted === "off") {
+    throw new ColobusError("usage", "--nbd-psk-file and --nbd-tls off contradict each other", "Leave one of them out.");
+  }
+  const isPossible = pskFile !== undefined || (tls?.paths.cert !== undefined && tls.paths.ca !== undefined);
+  if (isPossible || wanted === undefined || wanted === "off") {
+    return {
+      nbdTls: wanted ?? (isPossible ? "required" : "off"),
+      nbdPskFile: pskFile === undefined ? undefined : resolve(pskFile),
+    };
+  }
   throw new ColobusError(
     "usage",
-    `--nbd-tls ${wanted} needs a certificate, and an authority for those of the clients`,
-    "Give --tls-cert, --tls-key and --tls-ca.",
+    `--nbd-tls ${wanted} needs a certificate, and an authority for those of the clients; or keys of theirs`,
+    "Give --tls-cert, --tls-key and --tls-ca; or --nbd-psk-file.",
   );
 }
 
@@ -55,6 +76,13 @@ export function dialRefusal(
   config: Pick<ProcessConfig, "tls" | "tokenFile" | "insecure">,
 ): ColobusError | undefined {
   const { protocol, hostname } = new URL(url);
+  if (hasLogin(url)) {
+    return new ColobusError(
+      "usage",
+      `the peer's URL at ${hostname} names a user`,
+      "Leave that out: agents know each other by certificates, or by a --token-file.",
+    );
+  }
   if (protocol === "wss:") {
     const shows = config.tls?.paths.cert !== undefined && config.tls.paths.ca !== undefined;
     if (shows || config.tokenFile !== undefined) return undefined;
@@ -111,6 +139,13 @@ export function assertImageAllowed(image: string, { insecure }: Pick<ProcessConf
     `${image} is not encrypted and leaves this machine`,
     "Keep the way to the server within a protected network and say --insecure.",
   );
+}
+
+/** Whether a URL has a user or password in it, where others can read it: on the command line, in status and logs. */
+export function hasLogin(url: string): boolean {
+  if (!URL.canParse(url)) return false;
+  const { username, password } = new URL(url);
+  return username !== "" || password !== "";
 }
 
 function isLoopback(host: string): boolean {

@@ -9,6 +9,7 @@ import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.t
 import { endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
+import { ToldRefusals } from "../shared/host/refusal-log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
@@ -88,6 +89,8 @@ type Phase =
 export class Replicator {
   readonly #options: ReplicatorOptions;
   readonly #pairing: Pairing;
+  /** Of those who have not proved themselves. */
+  readonly #strangers: ToldRefusals;
   #phase: Phase = { name: "connecting" };
   /** Whom this side dials for it, as far as that is known. */
   #url: string | null;
@@ -102,6 +105,7 @@ export class Replicator {
     this.#options = options;
     this.#url = options.url;
     this.#pairing = new Pairing(options);
+    this.#strangers = new ToldRefusals(options.clock);
   }
 
   get #sharesDisks(): boolean {
@@ -529,7 +533,7 @@ export class Replicator {
     if (wasConnected) this.#lastContactMs = clock.nowMs() - session.silenceMs;
     if (this.#stopping) return;
     // A refused session is tried again for ever: each reason is reported once.
-    if (isNews) {
+    if (isNews && (session.isProved || this.#strangers.next(reason.code) !== undefined)) {
       emit(wasConnected ? "peer-disconnected" : "peer-refused", { url: this.#url, ...reason.toJSON() });
     }
     if (wasConnected) lost(reason);

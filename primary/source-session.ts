@@ -111,6 +111,11 @@ export class SourceSession {
     return this.#closed;
   }
 
+  /** Whether the other side has proved that it is the peer. */
+  get isProved(): boolean {
+    return this.#session.isProved;
+  }
+
   get peerAddress(): string {
     return this.#session.peerAddress;
   }

@@ -350,6 +350,11 @@ export function isErrorCode(value: unknown): value is ErrorCode {
   return typeof value === "string" && Object.hasOwn(ERRORS, value);
 }
 
+/** Words from outside as one line: they end on an operator's terminal. */
+export function oneLine(words: string): string {
+  return words.replaceAll(/\p{Cc}+/gu, " ");
+}
+
 /** Whether the overlays, or a file system, have no room: the disk itself is sound then. */
 export function isForWantOfSpace({ code }: ColobusError): boolean {
   return code === "overlay-full" || code === "out-of-space";

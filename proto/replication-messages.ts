@@ -21,7 +21,7 @@
 import assert from "node:assert/strict";
 import { Packr } from "msgpackr";
 import { z } from "zod";
-import { ColobusError, isErrorCode } from "./errors.ts";
+import { ColobusError, isErrorCode, oneLine } from "./errors.ts";
 import {
   ANCESTORS_MAX,
   BATCH_MAX_OPERATIONS,
@@ -77,6 +77,8 @@ const epoch = z.int().nonnegative();
 const byteString = (accepts: (length: number) => boolean): z.ZodType<Uint8Array> =>
   z.custom<Uint8Array>((value) => value instanceof Uint8Array && accepts(value.length));
 const text = z.string().max(1024);
+/** Of an agent, a lineage, a session. They are recorded, many of them in one record, and named to hooks. */
+const id = z.string().regex(/^[\x21-\x7e]{0,64}$/);
 const ERROR_TEXT_MAX = 4096;
 const errorBody = z.object({
   code: text,
@@ -93,7 +95,7 @@ const helloSchema = z.object({
   protocol: z.int().positive(),
   protocolOldest: z.int().positive().optional(),
   agentVersion: text,
-  agentId: text,
+  agentId: id,
   vm: text,
   mode: z.enum(MODES),
   role: z.enum(ROLES),
@@ -118,19 +120,19 @@ const helloSchema = z.object({
   nonce: byteString((length) => length === 16),
   /** Whether this side holds a pre-shared token. */
   hasToken: z.boolean(),
-  lineage: text.nullable(),
+  lineage: id.nullable(),
   /** Whether a peer may know the lineage; it is durable before one can. */
   shared: z.boolean(),
-  ancestors: z.array(text).max(ANCESTORS_MAX),
-  heard: z.array(text).max(ANCESTORS_MAX),
-  pairing: z.object({ peer: text, sessions: z.array(text).max(2) }).nullable(),
+  ancestors: z.array(id).max(ANCESTORS_MAX),
+  heard: z.array(id).max(ANCESTORS_MAX),
+  pairing: z.object({ peer: id, sessions: z.array(id).max(2) }).nullable(),
   /** Agents that another one has taken the place of, by an operator's word; left out where there are none. */
-  replaced: z.array(text).max(REPLACED_PEERS_MAX).optional(),
+  replaced: z.array(id).max(REPLACED_PEERS_MAX).optional(),
   /** The agent whose copy this side's dirty bitmaps count from. */
-  tracks: text.nullable(),
+  tracks: id.nullable(),
   outdated: z.boolean(),
   discardsOwn: z.boolean(),
-  handOver: text.nullable(),
+  handOver: id.nullable(),
   /** Bytes that this side's dirty bitmaps name: what it would lose if its data were given up. */
   changedBytes: z.int().nonnegative(),
   committed: epoch,
@@ -143,8 +145,8 @@ const helloSchema = z.object({
   otherPeers: z
     .array(
       z.object({
-        pairing: z.object({ peer: text, sessions: z.array(text).max(2) }).nullable(),
-        tracks: text.nullable(),
+        pairing: z.object({ peer: id, sessions: z.array(id).max(2) }).nullable(),
+        tracks: id.nullable(),
         changedBytes: z.int().nonnegative(),
         committed: epoch,
       }),
@@ -164,13 +166,13 @@ export const MESSAGE_SCHEMAS = {
   "begin": z.object({
     type: z.literal("begin"),
     /** Identifies the session; both sides record it before data flows. */
-    session: text,
+    session: id,
     /**
      * `delta`: the primary waits for what the secondary knows to differ. Else it knows already what it will send; with
      * `rearm` the secondary gives its checkpoint up before it is ready.
      */
     extent: z.enum(SYNC_EXTENTS),
-    lineage: text,
+    lineage: id,
     /** The epoch that the writes to come belong to. */
     openEpoch: epoch,
     /** Sizes of the disks, in the order of the primary's `hello`. */
@@ -191,8 +193,8 @@ export const MESSAGE_SCHEMAS = {
     phase: z.enum(SYNC_PHASES),
     totalBytes: z.int().nonnegative(),
     /** The primary's history: heard of at the beginning, and adopted at the end. */
-    lineage: text,
-    ancestors: z.array(text).max(ANCESTORS_MAX),
+    lineage: id,
+    ancestors: z.array(id).max(ANCESTORS_MAX),
   }),
   /**
    * A new lineage of the primary's, which has gone on without another secondary. Behind everything that was sent before it
@@ -201,8 +203,8 @@ export const MESSAGE_SCHEMAS = {
   "lineage": z.object({
     type: z.literal("lineage"),
     id: z.int().positive(),
-    lineage: text,
-    ancestors: z.array(text).max(ANCESTORS_MAX),
+    lineage: id,
+    ancestors: z.array(id).max(ANCESTORS_MAX),
   }),
   "barrier": z.object({
     type: z.literal("barrier"),
@@ -234,7 +236,7 @@ export const MESSAGE_SCHEMAS = {
     epochs: z.array(z.int().positive()).max(PREPARED_EPOCHS_MAX),
   }),
   /** The primary has stopped serving, and asks the secondary, which has everything, to take its role under `lineage`. */
-  "takeover": z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: text }),
+  "takeover": z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: id }),
   /** A disk is to have at least `sizeBytes`: the primary's is about to grow. */
   "resize": z.object({
     type: z.literal("resize"),
@@ -395,10 +397,6 @@ export function toErrorBody({ code, message, action }: ColobusError): ErrorBody 
 export function fromErrorBody(body: ErrorBody): ColobusError {
   const code = isErrorCode(body.code) ? body.code : "protocol-error";
   return new ColobusError(code, oneLine(body.message), oneLine(body.action));
-}
-
-function oneLine(words: string): string {
-  return words.replaceAll(/\p{Cc}+/gu, " ");
 }
 
 function unpackHeader(bytes: Buffer): Record<string, unknown> {

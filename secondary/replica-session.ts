@@ -127,6 +127,11 @@ export class ReplicaSession {
     return this.#session.isProbe;
   }
 
+  /** Whether the other side has proved that it is the peer. */
+  get isProved(): boolean {
+    return this.#session.isProved;
+  }
+
   get peerAddress(): string {
     return this.#session.peerAddress;
   }

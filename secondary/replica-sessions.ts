@@ -4,6 +4,7 @@ import type { Hello, SyncPhase } from "../proto/replication-messages.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
+import { ToldRefusals } from "../shared/host/refusal-log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
@@ -54,6 +55,8 @@ export class ReplicaSessions {
   readonly #sessions = new Set<ReplicaSession>();
   /** Sessions that have ended, and still apply what they had begun: nobody else may touch the disks before they are done. */
   readonly #leaving = new Set<Promise<void>>();
+  /** Of those who have not proved themselves. */
+  readonly #strangers: ToldRefusals;
   #current: ReplicaSession | undefined;
   #lastContactMs: number | undefined;
   #lastError: ColobusError | undefined;
@@ -64,6 +67,7 @@ export class ReplicaSessions {
 
   constructor(options: ReplicaSessionsOptions) {
     this.#options = options;
+    this.#strangers = new ToldRefusals(options.clock);
   }
 
   /** The session that is open. */
@@ -267,6 +271,7 @@ export class ReplicaSessions {
     } else if (this.#endings === 0 && reason.code !== "replaced" && reason.message !== this.#lastError?.message) {
       // A refused primary tries again for ever: each reason is reported once.
       this.#lastError = reason;
+      if (!session.isProved && this.#strangers.next(reason.code) === undefined) return;
       this.#options.emit("peer-refused", { address: session.peerAddress, ...reason.toJSON() });
     }
   }

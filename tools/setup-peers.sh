@@ -2,7 +2,7 @@
 # Installs the programs of other projects that the interop, end-to-end and benchmark runs talk to.
 set -euo pipefail
 
-packages=(openssl chromium etcd-server qemu-utils qemu-system-x86 libnbd-bin python3-libnbd nbdkit fio strace util-linux-extra iproute2 e2fsprogs systemd docker.io docker-compose debootstrap man-db)
+packages=(openssl gnutls-bin chromium etcd-server qemu-utils qemu-system-x86 libnbd-bin python3-libnbd nbdkit fio strace util-linux-extra iproute2 e2fsprogs systemd docker.io docker-compose debootstrap man-db)
 
 if ! command -v apt-get >/dev/null; then
   echo "setup-peers: this machine has no apt-get. Install the equivalents of: ${packages[*]}" >&2

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { ColobusError } from "../../proto/errors.ts";
+import { ColobusError, oneLine } from "../../proto/errors.ts";
 import { ARBITER_ANSWER_MAX_BYTES } from "../../proto/limits.ts";
 import type { Clock } from "../host/clock.ts";
 import { postJson, type PostAnswer } from "../host/post-json.ts";
@@ -102,5 +102,5 @@ function describe(error: unknown): string {
   if (error.name === "AbortError") return "it has not answered in time";
   const { cause } = error;
   const why = cause instanceof Error && cause.message !== "" ? cause.message : error.message;
-  return why.replaceAll(/\p{Cc}+/gu, " ");
+  return oneLine(why);
 }

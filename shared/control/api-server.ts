@@ -441,6 +441,9 @@ export class ControlServer {
         ? "The request's header is too large."
         : "What was sent is not an HTTP/1.1 request.";
     const body = JSON.stringify({ error: new ColobusError("usage", message, API_REFERENCE).toJSON() });
+    // A client that does not close its side must not keep its place.
+    const timer = setTimeout(() => socket.destroy(), CONTROL_CLOSE_GRACE_MS);
+    socket.once("close", () => clearTimeout(timer));
     socket.end(
       `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nconnection: close\r\ncontent-type: application/json\r\n` +
         `content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,

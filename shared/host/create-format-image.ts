@@ -1,7 +1,8 @@
-import { execFile } from "node:child_process";
+import { execFile, type ExecFileException } from "node:child_process";
 import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
 import type { Storage } from "./storage.ts";
+import { withUmask } from "./umask.ts";
 
 /**
  * Makes an image of a format that reads as zeroes; durable, name and content, when the promise resolves. A crash on the
@@ -26,23 +27,26 @@ export async function createFormatImage(
   await storage.syncDirectory(dirname(path));
 }
 
+/** What it makes is its owner's alone, as every file with a disk's content. */
 function runQemuImg(args: readonly string[], path: string): Promise<void> {
   return new Promise((resolve, reject) => {
-    execFile("qemu-img", args, (error, _, stderr) => {
-      if (error === null) resolve();
-      else if (error.code === "ENOENT") {
-        reject(
-          new ColobusError(
-            "not-found",
-            `to make ${path} takes qemu-img, which is not installed`,
-            "Install it (Debian: qemu-utils), or make the image yourself.",
-          ),
-        );
-      } else {
-        const said = stderr.trim() === "" ? error.message : stderr.trim();
-        const action = `Make it yourself with \`qemu-img create\`, and see what it says.`;
-        reject(new ColobusError("io-error", `cannot make the image ${path}: ${said}`, action));
-      }
-    });
+    withUmask(0o077, () =>
+      execFile("qemu-img", args, (error, _, stderr) => {
+        if (error === null) resolve();
+        else reject(qemuImgError(error, stderr.trim(), path));
+      }),
+    );
   });
+}
+
+function qemuImgError(error: ExecFileException, said: string, path: string): ColobusError {
+  if (error.code === "ENOENT") {
+    return new ColobusError(
+      "not-found",
+      `to make ${path} takes qemu-img, which is not installed`,
+      "Install it (Debian: qemu-utils), or make the image yourself.",
+    );
+  }
+  const action = `Make it yourself with \`qemu-img create\`, and see what it says.`;
+  return new ColobusError("io-error", `cannot make the image ${path}: ${said === "" ? error.message : said}`, action);
 }

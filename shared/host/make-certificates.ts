@@ -13,6 +13,7 @@ import { chmodSync, copyFileSync, existsSync, mkdirSync, renameSync, rmSync, wri
 import { isIP } from "node:net";
 import { join } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
+import { withUmask } from "./umask.ts";
 
 const CA_CERT = "ca-cert.pem";
 const CA_KEY = "ca-key.pem";
@@ -158,15 +159,12 @@ function openssl(args: readonly string[], options: MakeCertificatesOptions): Pro
   const { timeoutMs, signal } = options;
   return new Promise((resolve, reject) => {
     // What is written before its mode is set must not be open to others either.
-    const mask = process.umask(0o077);
-    try {
+    withUmask(0o077, () =>
       execFile("openssl", [...args], { timeout: timeoutMs, signal }, (error, _out, stderr) => {
         if (error === null) resolve();
         else reject(opensslError(error, stderr));
-      });
-    } finally {
-      process.umask(mask);
-    }
+      }),
+    );
   });
 }
 

@@ -1,17 +1,16 @@
 /**
  * The certificate, key and certificate authority that this agent was given as files, as they are now: each new connection
- * takes `context`, and one that is open goes on with what it began with.
- *
- * The files are read again when they change and when `reload` is called (SIGHUP). What cannot be used then is logged, and
- * what was read before stays in force.
+ * takes `options`, and one that is open goes on with what it began with.
  */
-import { createPrivateKey, X509Certificate } from "node:crypto";
-import { readFileSync, statSync } from "node:fs";
-import { createSecureContext, type SecureContext, type SecureContextOptions } from "node:tls";
+import { constants, createPrivateKey, X509Certificate } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { createSecureContext, type SecureContextOptions } from "node:tls";
 import { ColobusError } from "../../proto/errors.ts";
-import { CERTIFICATE_WARN_MS, TLS_FILES_LOOK_EVERY_MS } from "../../proto/limits.ts";
-import type { Clock, Timer } from "./clock.ts";
+import { CERTIFICATE_WARN_MS } from "../../proto/limits.ts";
+import type { Clock } from "./clock.ts";
 import type { Log } from "./log.ts";
+import { readPrivateFile } from "./private-file.ts";
+import { WatchedFiles } from "./watched-files.ts";
 
 export interface TlsPaths {
   /** With `key`: what this side shows. It may be followed by the intermediate certificates. */
@@ -24,11 +23,8 @@ export interface TlsPaths {
 /** What each of the paths is called where the operator names it. */
 export const TLS_FLAGS = { cert: "--tls-cert", key: "--tls-key", ca: "--tls-ca" } as const;
 
-interface Loaded {
-  readonly options: SecureContextOptions;
-  readonly context: SecureContext;
-  readonly stamp: string;
-}
+/** Of every connection. Each proves anew who it is: what an earlier one has proved may not hold any more. */
+export const CONNECTION_RULES = { minVersion: "TLSv1.2", secureOptions: constants.SSL_OP_NO_TICKET } as const;
 
 export interface TlsFilesOptions {
   readonly paths: TlsPaths;
@@ -44,11 +40,7 @@ export class TlsFiles {
   readonly #flags: Readonly<Record<keyof TlsPaths, string>>;
   readonly #clock: Clock;
   readonly #log: Log | undefined;
-  readonly #listeners: ((options: SecureContextOptions) => void)[] = [];
-  #loaded: Loaded;
-  /** The files that could not be used, so that they are told of once. */
-  #refusedStamp: string | undefined;
-  #timer: Timer | undefined;
+  readonly #files: WatchedFiles<SecureContextOptions>;
 
   /** Reads the files. Errors: `usage`, naming the flag and what is wrong. */
   constructor(options: TlsFilesOptions) {
@@ -56,81 +48,54 @@ export class TlsFiles {
     this.#flags = options.flags ?? TLS_FLAGS;
     this.#clock = options.clock;
     this.#log = options.log;
-    this.#loaded = this.#load(this.#stamp());
+    const { cert, key, ca } = options.paths;
+    const paths = [cert, key, ca].filter((path) => path !== undefined);
+    this.#files = new WatchedFiles({ paths, load: () => this.#load(), clock: options.clock, log: options.log });
   }
 
   /** For the next connection. */
-  get context(): SecureContext {
-    return this.#loaded.context;
-  }
-
-  /** The same for a server that makes its own. */
   get options(): SecureContextOptions {
-    return this.#loaded.options;
+    return this.#files.content;
   }
 
   /** Calls `listener` with what new connections take, whenever that changes. */
   onChange(listener: (options: SecureContextOptions) => void): void {
-    this.#listeners.push(listener);
+    this.#files.onChange(listener);
   }
 
   /** Begins to look after the files, until `stop`. */
   watch(): void {
-    this.#timer = this.#clock.after(TLS_FILES_LOOK_EVERY_MS, () => {
-      const stamp = this.#stamp();
-      if (stamp !== this.#loaded.stamp && stamp !== this.#refusedStamp) this.reload();
-      this.watch();
-    });
+    this.#files.watch();
   }
 
   stop(): void {
-    this.#timer?.cancel();
+    this.#files.stop();
   }
 
   /** Reads the files again. What cannot be used is logged and changes nothing. */
   reload(): void {
-    const stamp = this.#stamp();
-    try {
-      this.#loaded = this.#load(stamp);
-    } catch (error) {
-      if (!(error instanceof ColobusError)) throw error;
-      this.#refusedStamp = stamp;
-      this.#log?.error({ reason: error }, "the changed TLS files cannot be used: the old ones stay in force");
-      return;
-    }
-    this.#refusedStamp = undefined;
-    this.#log?.info({ ...this.paths }, "TLS files were read again");
-    for (const listener of this.#listeners) listener(this.#loaded.options);
+    this.#files.reload();
   }
 
-  /** Tells a file that was changed, or replaced. */
-  #stamp(): string {
-    return Object.values(this.paths)
-      .map((path: string | undefined) => {
-        const stat = path === undefined ? undefined : statSync(path, { throwIfNoEntry: false });
-        return stat === undefined ? "none" : `${stat.ino}:${stat.size}:${stat.mtimeMs}`;
-      })
-      .join(" ");
-  }
-
-  #load(stamp: string): Loaded {
+  #load(): SecureContextOptions {
     const { cert: certPath, key: keyPath, ca: caPath } = this.paths;
     const cert = certPath === undefined ? undefined : read(certPath, this.#flags.cert);
-    const key = keyPath === undefined ? undefined : readKey(keyPath, this.#flags.key);
+    const key = keyPath === undefined ? undefined : readPrivateFile(keyPath, "key", this.#flags.key);
     const ca = caPath === undefined ? undefined : read(caPath, this.#flags.ca);
     if (cert !== undefined && key !== undefined) this.#assertCertificate(cert, key);
     if (ca !== undefined) parseCertificate(ca, this.#flags.ca, caPath ?? "");
     const options: SecureContextOptions = {
-      minVersion: "TLSv1.2",
+      ...CONNECTION_RULES,
       ...(cert === undefined ? {} : { cert }),
       ...(key === undefined ? {} : { key }),
       ...(ca === undefined ? {} : { ca }),
     };
     try {
-      return { options, context: createSecureContext(options), stamp };
+      createSecureContext(options);
     } catch (error) {
       throw unusable(this.#flags.cert, certPath ?? caPath ?? "", messageOf(error), error);
     }
+    return options;
   }
 
   #assertCertificate(cert: Buffer, key: Buffer): void {
@@ -157,12 +122,6 @@ function read(path: string, flag: string): Buffer {
   } catch (error) {
     throw unusable(flag, path, messageOf(error), error);
   }
-}
-
-function readKey(path: string, flag: string): Buffer {
-  const key = read(path, flag);
-  if ((statSync(path).mode & 0o007) === 0) return key;
-  throw new ColobusError("usage", `the key ${path} is accessible to others`, `Run \`chmod 600 ${path}\`.`);
 }
 
 function parseCertificate(pem: Buffer, flag: string, path: string): X509Certificate {

@@ -1,5 +1,5 @@
-import { readFileSync, statSync } from "node:fs";
 import { ColobusError } from "../../proto/errors.ts";
+import { readPrivateFile } from "./private-file.ts";
 
 const TOKEN_MIN_BYTES = 16;
 const TOKEN_MAX_BYTES = 4096;
@@ -11,7 +11,7 @@ export interface Login {
 
 /** A secret: the file's content without the white space around it. Errors: `usage`, naming `flag`. */
 export function readToken(path: string, flag: string): Buffer {
-  const token = Buffer.from(readSecret(path, flag, "token"), "utf8");
+  const token = Buffer.from(readSecret(path, "token", flag), "utf8");
   if (token.length < TOKEN_MIN_BYTES || token.length > TOKEN_MAX_BYTES) {
     throw new ColobusError(
       "usage",
@@ -19,32 +19,20 @@ export function readToken(path: string, flag: string): Buffer {
       "Make one with `openssl rand -hex 32`, and put the same into the file on the other side.",
     );
   }
-  assertPrivate(path, "token");
   return token;
 }
 
 /** A name and a password, as `NAME:PASSWORD`. Errors: `usage`, naming `flag`. */
 export function readLogin(path: string, flag: string): Login {
-  const [, name, password] = /^([^:]+):(.+)$/s.exec(readSecret(path, flag, "user")) ?? [];
+  const [, name, password] = /^([^:]+):(.+)$/s.exec(readSecret(path, "user", flag)) ?? [];
   if (name === undefined || password === undefined) {
     throw new ColobusError("usage", `the user file ${path} has no user`, "Write one line into it: NAME:PASSWORD.");
   }
-  assertPrivate(path, "user");
   return { name, password };
 }
 
-function readSecret(path: string, flag: string, what: string): string {
-  try {
-    return readFileSync(path, "utf8").trim();
-  } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
-    throw new ColobusError("usage", `the ${what} file cannot be read: ${why}`, `Check ${flag}.`, { cause: error });
-  }
-}
-
-function assertPrivate(path: string, what: string): void {
-  if ((statSync(path).mode & 0o007) === 0) return;
-  throw new ColobusError("usage", `the ${what} file ${path} is accessible to others`, `Run \`chmod 600 ${path}\`.`);
+function readSecret(path: string, what: string, flag: string): string {
+  return readPrivateFile(path, what, flag).toString("utf8").trim();
 }
 
 /** The same for a secret that is sent in a header: printable, and in one piece. */

@@ -9,6 +9,7 @@ import { existsSync, lstatSync, unlinkSync } from "node:fs";
 import { connect, type Server } from "node:net";
 import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
+import { withUmask } from "./umask.ts";
 
 /** `sun_path` of the kernel's `struct sockaddr_un` without its terminating zero. */
 export const UNIX_SOCKET_PATH_MAX_BYTES = 107;
@@ -36,16 +37,13 @@ export async function listenOnUnixSocket(server: Server, path: string, inherited
   await new Promise<void>((resolve, reject) => {
     const failed = (error: NodeJS.ErrnoException): void => reject(socketError(error, path, "listen on"));
     server.once("error", failed);
-    // The socket file is made inside listen(), before it returns, so no other file is made under this mask.
-    const mask = process.umask(0o177);
-    try {
+    // The socket file is made inside listen(), before it returns.
+    withUmask(0o177, () =>
       server.listen(inherited === undefined ? { path } : { fd: inherited }, () => {
         server.off("error", failed);
         resolve();
-      });
-    } finally {
-      process.umask(mask);
-    }
+      }),
+    );
   });
 }
 

@@ -1,7 +1,7 @@
 /**
  * The NBD server: owns the listening sockets and the clients' sockets, and joins each to an `NbdConnection`, where
  * everything of the protocol is. Any number of sockets (unix and TCP) serve one directory of exports; all clients share
- * one byte budget. On TCP a client may be made to use TLS (STARTTLS, x509), with a certificate of its own.
+ * one byte budget. On TCP a client may be made to use TLS (STARTTLS), with a certificate of its own or a pre-shared key.
  *
  * Invariants: an error of a socket ends that connection and nothing else; a half-closed client still gets its replies;
  * after `close` no socket of this server is open.
@@ -34,11 +34,11 @@ import { StartTls, type StartTlsOptions } from "./starttls.ts";
 /** A TCP client that has vanished without a word is noticed after this silence. */
 const KEEP_ALIVE_DELAY_MS = 30_000;
 
-/** TLS of the clients on TCP, each with a certificate of the authority. */
-export interface NbdTls extends StartTlsOptions {
+/** TLS of the clients on TCP. */
+export type NbdTls = StartTlsOptions & {
   /** `offered`: clients may do without. */
   readonly offer: "offered" | "required";
-}
+};
 
 interface Offer {
   readonly offer: NbdTls["offer"];

@@ -6,6 +6,7 @@ import {
   encodeMessage,
   fromErrorBody,
   toErrorBody,
+  type ErrorBody,
   type HeaderMessage,
   type Hello,
   type Message,
@@ -15,6 +16,9 @@ import { findMismatch } from "./mismatch.ts";
 import type { Link } from "./link.ts";
 import { MessageNumbers } from "./message-numbers.ts";
 import type { Pulse } from "./pulse.ts";
+
+/** Characters of a stranger's sentence that are told. */
+const STRANGERS_WORDS_MAX = 200;
 
 type Handshake =
   | { readonly step: "hello" }
@@ -68,6 +72,7 @@ export class Session {
   #lastSentMs: number;
   #timer: Timer;
   #isProbe = false;
+  #isProved = false;
   #measuredBytes = 0;
 
   constructor(options: SessionOptions) {
@@ -101,6 +106,11 @@ export class Session {
   /** Whether the peer says that it only asks. Such a session is never `opened`, and its end is no news. */
   get isProbe(): boolean {
     return this.#isProbe;
+  }
+
+  /** Whether the other side has proved that it is the peer, as far as the two can: it holds the token, where there is one. */
+  get isProved(): boolean {
+    return this.#isProved;
   }
 
   get peerAddress(): string {
@@ -163,7 +173,7 @@ export class Session {
   #handle(message: Message, data: Buffer): void {
     if (message.type === "refuse") {
       // The peer closes the link itself; its reason is worth more than the close code.
-      const reason = fromErrorBody(message.error);
+      const reason = this.#isProved ? fromErrorBody(message.error) : strangersReason(message.error);
       this.#options.link.close(reason);
       this.#end(reason);
     } else if (this.#handshake.step === "hello" && message.type === "hello") {
@@ -216,6 +226,7 @@ export class Session {
         "Put the same token into the --token-file of both agents.",
       );
     }
+    this.#isProved = true;
     this.#options.link.proved?.();
     if (peer.probe) {
       // It has this side's hello, and compares the two itself. The timer of the handshake ends it if it stays.
@@ -282,6 +293,16 @@ export class Session {
       this.#scheduleHeartbeat();
     });
   }
+}
+
+/** What somebody says who has not proved to be the peer: nobody is to take it for advice of this agent's. */
+function strangersReason(body: ErrorBody): ColobusError {
+  const { code, message } = fromErrorBody(body);
+  return new ColobusError(
+    code,
+    `the other side has not proved who it is, and refuses this one: "${message.slice(0, STRANGERS_WORDS_MAX)}"`,
+    "See the log of the agent there.",
+  );
 }
 
 function digestOf(hello: Buffer): Buffer {

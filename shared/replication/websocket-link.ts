@@ -4,7 +4,7 @@ import { isIP, type Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { TLSSocket } from "node:tls";
 import { WebSocket, WebSocketServer } from "ws";
-import { ColobusError, ERRORS, type ErrorCode } from "../../proto/errors.ts";
+import { ColobusError, ERRORS, oneLine, type ErrorCode } from "../../proto/errors.ts";
 import {
   HANDSHAKE_REFUSAL_MAX_BYTES,
   HANDSHAKE_TIMEOUT_MS,
@@ -121,7 +121,13 @@ const TRIED_AGAIN = "Check the peer's host and the network between the two; the 
 
 function closeReason(peerAddress: string, closeCode: number, text: string): ColobusError {
   const code = CODE_OF_CLOSE.get(closeCode);
-  if (code !== undefined) return new ColobusError(code, text, "See the peer's log for the whole reason.");
+  if (code !== undefined) {
+    return new ColobusError(
+      code,
+      `the peer ends the link: ${oneLine(text)}`,
+      "See the peer's log for the whole reason.",
+    );
+  }
   return new ColobusError("connection-lost", `the link to ${peerAddress} ended (close code ${closeCode})`, TRIED_AGAIN);
 }
 
@@ -284,7 +290,7 @@ export class WebSocketListener {
     this.#server.on("upgrade", (request: IncomingMessage, socket: Duplex, head: Buffer) => {
       socket.on("error", () => socket.destroy());
       if (request.headers.origin !== undefined) {
-        socket.end("HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n");
+        answerAndClose(socket, "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n");
         return;
       }
       const { remoteAddress = "unknown", remotePort = 0 } = request.socket;
@@ -372,10 +378,17 @@ function clientFault(error: ClientError, isTls: boolean): string {
 /** Answers a handshake with why it is refused. */
 function refuseHandshake(socket: Duplex, reason: ColobusError): void {
   const body = `${reason.message}. ${reason.action}\n`;
-  socket.end(
+  answerAndClose(
+    socket,
     `HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Type: text/plain\r\n${REFUSAL_HEADER}: ${reason.code}\r\n` +
       `Content-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
   );
+}
+
+/** A client that does not close its side must not keep its place. */
+function answerAndClose(socket: Duplex, answer: string): void {
+  socket.once("finish", () => socket.destroy());
+  socket.end(answer);
 }
 
 function listenError(error: NodeJS.ErrnoException, host: string, port: number): ColobusError {

@@ -1,5 +1,5 @@
 /** Disks of other formats: agents with qemu-nbd behind them, which is killed, and dies with them. */
-import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { AgentPair, freePort, MIB, type AgentUnderTest, type PairOptions } from "../support/agent-pair.ts";
@@ -297,6 +297,7 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     await tool("rm", pair.imagePath("b"));
     await pair.start();
     expect((await secondary.status()).disks[0]?.sizeBytes).toBe(SIZE);
+    expect(statSync(pair.imagePath("b")).mode & 0o777).toBe(0o600);
     const info = await tool("qemu-img", "info", "-U", "--output=json", pair.imagePath("b"));
     expect(JSON.parse(info.toString())).toMatchObject({ "format": "qcow2", "virtual-size": SIZE });
   });

@@ -167,6 +167,30 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair that does not fit", (
   );
 });
 
+describe("somebody who holds no token, and has much to say", () => {
+  it("is told of as a stranger, and a few times at most", async () => {
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    const token = tokenFile(pair, "token", "0123456789abcdef0123456789abcdef");
+    const { secondary, primary, port } = pair;
+    for (const agent of [secondary, primary]) agent.setFlag("--token-file", token);
+    await secondary.start();
+    for (let count = 0; count < 40; count += 1) {
+      const stranger = await FakePeer.dial(port);
+      const error = { code: count % 2 === 0 ? "split-brain" : "outdated", message: `lie ${count}`, action: "rm -rf /" };
+      stranger.send({ type: "refuse", error });
+      await stranger.closed;
+    }
+    const { peers, protection } = await secondary.status();
+    expect(peers[0]).toMatchObject({ connection: "Connecting", lastError: { code: "outdated" } });
+    expect(peers[0]?.lastError?.message).toMatch(/^the other side has not proved who it is, .* "lie 39"$/);
+    expect(JSON.stringify(peers) + protection.nextAction).not.toContain("rm -rf");
+    const told = (await secondary.control.events(0)).filter(({ type }) => type === "peer-refused");
+    expect(told.map(({ data }) => data.code)).toEqual(["split-brain", "outdated"]);
+    await primary.start();
+    await pair.untilProtected();
+  });
+});
+
 describe("a peer of another kind", () => {
   const VERSION_2 = { protocol: 2, agentVersion: "2.0.0", newField: { deep: true } };
 

@@ -1,20 +1,21 @@
-/** NBD over TCP with TLS, tried by the clients that people use, and by one that does what it must not. */
+/** NBD over TCP with TLS and certificates, tried by the clients that people use, and by one that does what it must not. */
 import { execFile } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { connect as connectTls, type TLSSocket } from "node:tls";
+import type { SecureContextOptions } from "node:tls";
 import { promisify } from "node:util";
-import { afterAll, beforeAll, beforeEach, describe, expect, it, onTestFinished } from "vitest";
-import { NBD_OPTION_MAGIC, OPTION, OPTION_REPLY } from "../../proto/nbd-protocol.ts";
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { OPTION, OPTION_REPLY } from "../../proto/nbd-protocol.ts";
 import { NodeClock } from "../../shared/host/node-clock.ts";
 import { RefusalLog } from "../../shared/host/refusal-log.ts";
 import { TlsFiles } from "../../shared/host/tls-files.ts";
 import { NbdServer } from "../../shared/nbd/server.ts";
 import { makeClient, makeHosts, type CertificateFiles } from "../support/certificates.ts";
 import { MemoryDevice } from "../support/memory-device.ts";
+import { option } from "../support/nbd-client.ts";
 import { TestDirectory, TestExport } from "../support/nbd-harness.ts";
+import { NbdWire } from "../support/nbd-wire.ts";
 import { requirePeers } from "../support/peers.ts";
 import { present } from "../support/present.ts";
 import { SilentLog } from "../support/silent-log.ts";
@@ -69,6 +70,10 @@ async function failure(program: string, ...args: string[]): Promise<string> {
   }
 }
 
+function contentOf({ cert, key, ca }: CertificateFiles): SecureContextOptions {
+  return { cert: readFileSync(cert), key: readFileSync(key), ca: readFileSync(ca) };
+}
+
 const uriOf = (port: number, { cert }: CertificateFiles): string =>
   `nbds://127.0.0.1:${port}/vda?tls-certificates=${dirname(cert)}`;
 
@@ -118,21 +123,21 @@ describe.runIf(requirePeers("nbdinfo", "nbdcopy", "openssl"))("libnbd over TLS",
 describe.runIf(requirePeers("openssl"))("a client of its own making", () => {
   const REFUSED = [OPTION.LIST, OPTION.INFO, OPTION.GO, OPTION.STRUCTURED_REPLY, OPTION.SET_META_CONTEXT, 4711];
 
-  it.each(REFUSED)("gets ERR_TLS_REQD for option %i before STARTTLS", async (option) => {
-    const wire = await Wire.open(required);
-    wire.option(option);
-    expect(await wire.reply()).toEqual({ option, type: OPTION_REPLY.ERR_TLS_REQD });
+  it.each(REFUSED)("gets ERR_TLS_REQD for option %i before STARTTLS", async (refused) => {
+    const wire = await NbdWire.open(required);
+    wire.option(refused);
+    expect(await wire.reply()).toEqual({ option: refused, type: OPTION_REPLY.ERR_TLS_REQD });
     wire.option(OPTION.STARTTLS, Buffer.from("data"));
     expect((await wire.reply()).type).toBe(OPTION_REPLY.ERR_INVALID);
   });
 
   it("cannot use what it agreed on before TLS, nor begin TLS twice", async () => {
-    const wire = await Wire.open(offered);
+    const wire = await NbdWire.open(offered);
     wire.option(OPTION.STRUCTURED_REPLY);
     expect((await wire.reply()).type).toBe(OPTION_REPLY.ACK);
     wire.option(OPTION.STARTTLS);
     expect((await wire.reply()).type).toBe(OPTION_REPLY.ACK);
-    await wire.secure(client);
+    await wire.secure(contentOf(client));
     // Meta contexts need structured replies.
     wire.option(OPTION.LIST_META_CONTEXT, Buffer.alloc(8));
     expect((await wire.reply()).type).toBe(OPTION_REPLY.ERR_INVALID);
@@ -142,19 +147,33 @@ describe.runIf(requirePeers("openssl"))("a client of its own making", () => {
     expect((await wire.reply()).type).toBe(OPTION_REPLY.SERVER);
   });
 
+  it.each(["TLSv1.2", "TLSv1.3"] as const)(
+    "cannot resume the session of an earlier connection (%s)",
+    async (version) => {
+      const options = { ...contentOf(client), minVersion: version, maxVersion: version };
+      const first = await NbdWire.open(required);
+      const secured = await first.startTls(options);
+      first.option(OPTION.LIST);
+      await first.reply();
+      const second = await NbdWire.open(required);
+      const again = await second.startTls({ ...options, session: secured.getSession() });
+      expect(again.isSessionReused()).toBe(false);
+    },
+  );
+
   it("cannot slip words in that were sent before TLS began", async () => {
-    const wire = await Wire.open(offered);
-    wire.send(Buffer.concat([encodeOption(OPTION.STARTTLS), encodeOption(OPTION.STRUCTURED_REPLY)]));
+    const wire = await NbdWire.open(offered);
+    wire.send(Buffer.concat([option(OPTION.STARTTLS), option(OPTION.STRUCTURED_REPLY)]));
     await wire.closed;
     expect(log.lines.map(({ message }) => message)).toContain("NBD client sent more behind STARTTLS before TLS began");
   });
 
   it("is refused without a certificate, and that is logged once", async () => {
     for (let count = 0; count < 2; count += 1) {
-      const wire = await Wire.open(required);
+      const wire = await NbdWire.open(required);
       wire.option(OPTION.STARTTLS);
       await wire.reply();
-      await wire.secure({ ca: client.ca });
+      await wire.secure({ ca: readFileSync(client.ca) });
       wire.option(OPTION.LIST);
       await wire.closed;
       expect(wire.rest).toBe(0);
@@ -165,86 +184,3 @@ describe.runIf(requirePeers("openssl"))("a client of its own making", () => {
     ]);
   });
 });
-
-function encodeOption(option: number, data: Buffer = Buffer.alloc(0)): Buffer {
-  const header = Buffer.alloc(16);
-  header.writeBigUInt64BE(NBD_OPTION_MAGIC, 0);
-  header.writeUInt32BE(option, 8);
-  header.writeUInt32BE(data.length, 12);
-  return Buffer.concat([header, data]);
-}
-
-/** The negotiation, byte by byte. */
-class Wire {
-  #socket: Socket | TLSSocket;
-  #received: Buffer = Buffer.alloc(0);
-  #arrived: () => void = () => undefined;
-  readonly closed: Promise<void>;
-
-  private constructor(socket: Socket) {
-    this.#socket = socket;
-    this.closed = new Promise((resolve) => {
-      socket.once("close", () => resolve());
-    });
-    this.#listen();
-  }
-
-  static async open(port: number): Promise<Wire> {
-    const wire = new Wire(connect(port, "127.0.0.1"));
-    onTestFinished(() => void wire.#socket.destroy());
-    await wire.#take(18);
-    wire.send(Buffer.from([0, 0, 0, 3]));
-    return wire;
-  }
-
-  /** Bytes that were received and not taken. */
-  get rest(): number {
-    return this.#received.length;
-  }
-
-  send(bytes: Buffer): void {
-    this.#socket.write(bytes);
-  }
-
-  option(option: number, data?: Buffer): void {
-    this.send(encodeOption(option, data));
-  }
-
-  async reply(): Promise<{ option: number; type: number }> {
-    const header = await this.#take(20);
-    await this.#take(header.readUInt32BE(16));
-    return { option: header.readUInt32BE(8), type: header.readUInt32BE(12) };
-  }
-
-  async secure({ cert, key, ca }: Partial<CertificateFiles>): Promise<void> {
-    const read = (path: string | undefined): Buffer | undefined =>
-      path === undefined ? undefined : readFileSync(path);
-    const plain = this.#socket;
-    plain.removeAllListeners("data");
-    const options = { cert: read(cert), key: read(key), ca: read(ca), socket: plain, host: "localhost" };
-    await new Promise<void>((resolve, reject) => {
-      this.#socket = connectTls(options, resolve);
-      this.#socket.once("error", reject);
-    });
-    this.#listen();
-  }
-
-  #listen(): void {
-    this.#socket.on("error", () => undefined);
-    this.#socket.on("data", (chunk: Buffer) => {
-      this.#received = Buffer.concat([this.#received, chunk]);
-      this.#arrived();
-    });
-  }
-
-  async #take(length: number): Promise<Buffer> {
-    while (this.#received.length < length) {
-      await new Promise<void>((resolve) => {
-        this.#arrived = resolve;
-      });
-    }
-    const taken = this.#received.subarray(0, length);
-    this.#received = this.#received.subarray(length);
-    return taken;
-  }
-}

@@ -25,6 +25,14 @@ describe("the flags about an arbiter", () => {
     expect(() => parseArbiters(options)).toThrow(expect.objectContaining({ code: "usage" }));
   });
 
+  it("refuse a password in a URL, and do not repeat it", () => {
+    const parse = (): unknown => parseArbiters({ arbiter: ["https://agent:secret@etcd.example:2379"] });
+    expect(parse).toThrow(
+      expect.objectContaining({ code: "usage", action: expect.stringContaining("--arbiter-user-file") }),
+    );
+    expect(parse).not.toThrow("secret");
+  });
+
   it.each(["2s", "3500ms", "soon"])("refuse a lease of %s", (text) => {
     expect(() => parseArbiterTtl(text)).toThrow(expect.objectContaining({ code: "usage" }));
   });
@@ -40,6 +48,7 @@ describe("the flags about an arbiter", () => {
     expect(open()).toEqual({ name: "agent", password: "with:colons" });
     chmodSync(file, 0o644);
     expect(open).toThrow(/accessible to others/);
+    chmodSync(file, 0o600);
     writeFileSync(file, "agent");
     expect(open).toThrow(/has no user/);
   });

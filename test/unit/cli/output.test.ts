@@ -52,6 +52,9 @@ describe("stdout", () => {
     const hostile = { message: "\u001b[2Jall is well\u0007\u009b31m", lines: ["a\nb\tc"] };
     output.result(false, hostile, ({ message, lines }) => `${message} ${lines.join()}`);
     expect(stdout.text).toBe("?[2Jall is well??31m a b c\n");
+    const stderr = new RecordingSink(true);
+    new Output(stdout, stderr, {}).remark("two\n\tlines\u001b[2J\r");
+    expect(stderr.text).toBe("two\n\tlines?[2J?\n");
   });
 
   it("carries the same text unchanged as JSON", () => {

@@ -21,9 +21,8 @@ function scene(): Scene {
   const log = join(directory, "agent.log");
   mkdirSync(join(directory, "state"));
   writeFileSync(join(directory, "token"), TOKEN, { mode: 0o600 });
-  const hook = JSON.stringify({ command: `a "b" --password ${TOKEN}`, msg: "the command that starts the VM runs" });
   const output = JSON.stringify({ line: `the password is ${TOKEN}`, msg: "on-failover" });
-  writeFileSync(log, `{"msg":"dialled","url":"ws://user:${TOKEN}@[::1]:1"}\n${hook}\n${output}\n`);
+  writeFileSync(log, `{"msg":"dialled","url":"ws://user:${TOKEN}@[::1]:1"}\n${output}\n`);
   const lines = [
     `run: ${join(directory, "run")}`,
     `state: ${join(directory, "state")}`,
@@ -32,7 +31,7 @@ function scene(): Scene {
     `token-file: ${join(directory, "token")}`,
     `fence-peer: fence --password ${TOKEN}`,
     `on-failover: "PASSWORD=${TOKEN} start-vm"`,
-    `arbiter: http://user:${TOKEN}@127.0.0.1:2379`,
+    "arbiter: http://127.0.0.1:2379",
   ];
   writeFileSync(config, lines.join("\n"));
   return { directory, config, log };

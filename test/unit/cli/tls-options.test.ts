@@ -52,6 +52,8 @@ describe("a peer's URL", () => {
   it.each([
     ["ws://192.0.2.1:1", { ...plain, tokenFile: "/t", tls }, "is not encrypted and leaves this machine"],
     ["ws://localhost.example:1", plain, "is not encrypted and leaves this machine"],
+    ["ws://agent:secret@127.0.0.1:1", plain, "the peer's URL at 127.0.0.1 names a user"],
+    ["wss://agent@192.0.2.1:1", { ...plain, tls }, "names a user"],
     ["wss://192.0.2.1:1", { ...plain, insecure: true }, "needs something that proves who this agent is"],
   ])("%s may not", (url, config, message) => {
     expect(dialRefusal(url, config)?.message).toContain(message);
@@ -59,16 +61,30 @@ describe("a peer's URL", () => {
 });
 
 describe("TLS of NBD clients", () => {
-  it("is required where there are certificates, and off where there are none", () => {
-    expect(parseNbdTls(undefined, tls)).toBe("required");
-    expect(parseNbdTls(undefined, undefined)).toBe("off");
-    expect(parseNbdTls("offered", tls)).toBe("offered");
-    expect(parseNbdTls("off", tls)).toBe("off");
+  const listen = { "nbd-listen": "192.0.2.1:10809" };
+
+  it("is required where there are certificates or keys, and off where there are none", () => {
+    expect(parseNbdTls({}, tls)).toEqual({ nbdTls: "required", nbdPskFile: undefined });
+    expect(parseNbdTls({}, undefined).nbdTls).toBe("off");
+    expect(parseNbdTls({ "nbd-tls": "offered" }, tls).nbdTls).toBe("offered");
+    expect(parseNbdTls({ "nbd-tls": "off" }, tls).nbdTls).toBe("off");
+    const keys = { ...listen, "nbd-psk-file": "/p" };
+    for (const certificates of [tls, undefined]) {
+      expect(parseNbdTls(keys, certificates)).toEqual({ nbdTls: "required", nbdPskFile: "/p" });
+      expect(parseNbdTls({ ...keys, "nbd-tls": "offered" }, certificates).nbdTls).toBe("offered");
+    }
   });
 
-  it("needs an authority for the clients", () => {
+  it("needs an authority for the clients, or keys", () => {
     const withoutCa = parseTls({ "tls-cert": "/c", "tls-key": "/k" }, true);
-    expect(parseNbdTls(undefined, withoutCa)).toBe("off");
-    expect(() => parseNbdTls("required", withoutCa)).toThrow("--nbd-tls required needs a certificate");
+    expect(parseNbdTls({}, withoutCa).nbdTls).toBe("off");
+    expect(() => parseNbdTls({ "nbd-tls": "required" }, withoutCa)).toThrow("--nbd-tls required needs a certificate");
+  });
+
+  it("is not by keys where there are no clients, or no TLS", () => {
+    expect(() => parseNbdTls({ "nbd-psk-file": "/p" }, tls)).toThrow("without --nbd-listen");
+    expect(() => parseNbdTls({ ...listen, "nbd-psk-file": "/p", "nbd-tls": "off" }, tls)).toThrow(
+      "contradict each other",
+    );
   });
 });

@@ -132,6 +132,23 @@ describe("the replication messages", () => {
     expect(message.operations[0]?.payload.buffer).toBe(bytes.buffer);
   });
 
+  it.each([
+    ["as long as a record could not keep", "1".repeat(65)],
+    ["with what ends a variable of the environment", "1\0"],
+    ["with a line break", "1\n"],
+    ["with what is no plain letter", "ü"],
+  ])("with an id %s are refused", (_, id) => {
+    const { sync, hello } = EXAMPLES;
+    for (const message of [
+      { ...sync, ancestors: [id] },
+      { ...sync, lineage: id },
+      { ...hello, agentId: id },
+      { ...hello, pairing: { peer: id, sessions: [] } },
+    ]) {
+      expect(() => decodeMessage(raw(message))).toThrow(expect.objectContaining({ code: "protocol-error" }));
+    }
+  });
+
   it.each(ALL)("that are cut short anywhere are refused: $type", (message) => {
     const bytes = encoded(message);
     for (let length = 0; length < bytes.length; length += 1) {

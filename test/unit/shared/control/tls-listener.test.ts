@@ -14,6 +14,7 @@ import { makeClient, makeForeignHost, makeHosts, type CertificateFiles } from ".
 import { FakeAgentControl } from "../../../support/fake-agent-control.ts";
 import { present } from "../../../support/present.ts";
 import { SilentLog } from "../../../support/silent-log.ts";
+import { askStubbornly } from "../../../support/stubborn-client.ts";
 
 const TOKEN = "0123456789abcdef0123456789abcdef";
 
@@ -93,6 +94,12 @@ describe("the control API over TLS", () => {
     await expect(client(another.port, TOKEN).status()).rejects.toMatchObject({
       message: expect.stringContaining("is of another host") as string,
     });
+  });
+
+  it("closes the connection of a client that sends what is no request, and does not close it itself", async () => {
+    const { port } = await serving();
+    const answer = await askStubbornly(port, "\0 rubbish\r\n\r\n", readFileSync(host.ca));
+    expect(answer).toMatch(/^HTTP\/1\.1 400 /);
   });
 
   it("tells nothing to a client without TLS", async () => {

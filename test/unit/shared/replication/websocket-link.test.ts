@@ -8,6 +8,7 @@ import { WebSocketDialer, WebSocketListener } from "../../../../shared/replicati
 import { turn } from "../../../support/memory-storage.ts";
 import { pattern } from "../../../support/overlay-bench.ts";
 import { present } from "../../../support/present.ts";
+import { askStubbornly } from "../../../support/stubborn-client.ts";
 
 /** What one end of a link was told. */
 class Ear {
@@ -124,7 +125,10 @@ describe("a WebSocket link", () => {
     dialled.close(new ColobusError("internal", "again"));
     dialled.send([Buffer.from("too late")]);
     expect(await near.end()).toMatchObject({ code: "size-mismatch", action: "mend it" });
-    expect(await far.end()).toMatchObject({ code: "size-mismatch", message: "disk vda has another size" });
+    expect(await far.end()).toMatchObject({
+      code: "size-mismatch",
+      message: "the peer ends the link: disk vda has another size",
+    });
     expect(far.messages).toEqual([]);
   });
 
@@ -143,7 +147,7 @@ describe("a WebSocket link", () => {
     const { dialled, served } = await linked();
     const far = new Ear(served);
     dialled.close(new ColobusError("io-error", "ä".repeat(200)));
-    expect((await far.end()).message).toBe("ä".repeat(61));
+    expect((await far.end()).message).toBe(`the peer ends the link: ${"ä".repeat(61)}`);
   });
 
   it("that breaks ends as a lost connection", async () => {
@@ -271,6 +275,11 @@ describe("the listener", () => {
     expect(accepted).toEqual([]);
     const dialled = await new WebSocketDialer(`ws://127.0.0.1:${port}`).dial(new AbortController().signal);
     dialled.close(new ColobusError("shutting-down", "the test is over"));
+  });
+
+  it("closes the connection of a web page that does not", async () => {
+    const { port } = await listening();
+    expect(await askStubbornly(port, upgrade("origin: http://evil.example\r\n"))).toMatch(/^HTTP\/1\.1 403 /);
   });
 
   /** A client that can send what a dialer never would. */
