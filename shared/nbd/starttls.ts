@@ -100,15 +100,10 @@ function doorByCertificates(files: TlsFiles): Door {
 }
 
 /**
- * An external key of TLS 1.3 goes with SHA-256 (RFC 8446, 4.2.11). In TLS 1.2 the two are those that OpenSSL and GnuTLS share
- * and that keep what was recorded secret from who learns the key later.
+ * An external key of TLS 1.3 goes with SHA-256 (RFC 8446, 4.2.11). That of TLS 1.2 is the one which OpenSSL and GnuTLS share,
+ * which is authenticated, and which keeps what was recorded secret from who learns the key later.
  */
-const PSK_CIPHERS = [
-  "TLS_AES_128_GCM_SHA256",
-  "TLS_CHACHA20_POLY1305_SHA256",
-  "ECDHE-PSK-CHACHA20-POLY1305",
-  "DHE-PSK-AES256-GCM-SHA384",
-].join(":");
+const PSK_CIPHERS = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:ECDHE-PSK-CHACHA20-POLY1305";
 
 const UNKNOWN_USER = "the client names a user who has no key";
 
@@ -119,7 +114,6 @@ function doorByKeys({ keys, random }: { readonly keys: PskKeys; readonly random:
     ...SERVER_OPTIONS,
     ...CONNECTION_RULES,
     ciphers: PSK_CIPHERS,
-    dhparam: "auto",
     pskCallback: (socket, user) => {
       named.set(socket, user);
       return keys.content.get(user) ?? createHmac("sha256", decoySecret).update(user).digest();
