@@ -9,12 +9,12 @@ import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.t
 import { endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
-import { ToldRefusals } from "../shared/host/refusal-log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
+import { Strangers } from "../shared/replication/strangers.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
 import { Pairing } from "./pairing.ts";
@@ -89,8 +89,7 @@ type Phase =
 export class Replicator {
   readonly #options: ReplicatorOptions;
   readonly #pairing: Pairing;
-  /** Of those who have not proved themselves. */
-  readonly #strangers: ToldRefusals;
+  readonly #strangers: Strangers;
   #phase: Phase = { name: "connecting" };
   /** Whom this side dials for it, as far as that is known. */
   #url: string | null;
@@ -105,7 +104,7 @@ export class Replicator {
     this.#options = options;
     this.#url = options.url;
     this.#pairing = new Pairing(options);
-    this.#strangers = new ToldRefusals(options.clock);
+    this.#strangers = new Strangers(options.clock);
   }
 
   get #sharesDisks(): boolean {
@@ -533,7 +532,7 @@ export class Replicator {
     if (wasConnected) this.#lastContactMs = clock.nowMs() - session.silenceMs;
     if (this.#stopping) return;
     // A refused session is tried again for ever: each reason is reported once.
-    if (isNews && (session.isProved || this.#strangers.next(reason.code) !== undefined)) {
+    if (isNews && (session.isProved || this.#strangers.mayTell())) {
       emit(wasConnected ? "peer-disconnected" : "peer-refused", { url: this.#url, ...reason.toJSON() });
     }
     if (wasConnected) lost(reason);

@@ -110,7 +110,7 @@ export const TLS_FILES_LOOK_EVERY_MS = 5_000;
 export const CERTIFICATE_WARN_MS = 14 * 24 * 3600 * 1000;
 /** Why connections are refused is logged once; a reason that goes on, again after this time. */
 export const REFUSAL_TOLD_EVERY_MS = 600_000;
-/** Different reasons that are told apart. */
+/** Different reasons that are told apart; and events, in that time, about peers that have not proved themselves. */
 export const REFUSAL_REASONS_MAX = 64;
 
 // Replication

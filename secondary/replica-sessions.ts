@@ -4,13 +4,13 @@ import type { Hello, SyncPhase } from "../proto/replication-messages.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
-import { ToldRefusals } from "../shared/host/refusal-log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import { Strangers } from "../shared/replication/strangers.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
@@ -55,8 +55,7 @@ export class ReplicaSessions {
   readonly #sessions = new Set<ReplicaSession>();
   /** Sessions that have ended, and still apply what they had begun: nobody else may touch the disks before they are done. */
   readonly #leaving = new Set<Promise<void>>();
-  /** Of those who have not proved themselves. */
-  readonly #strangers: ToldRefusals;
+  readonly #strangers: Strangers;
   #current: ReplicaSession | undefined;
   #lastContactMs: number | undefined;
   #lastError: ColobusError | undefined;
@@ -67,7 +66,7 @@ export class ReplicaSessions {
 
   constructor(options: ReplicaSessionsOptions) {
     this.#options = options;
-    this.#strangers = new ToldRefusals(options.clock);
+    this.#strangers = new Strangers(options.clock);
   }
 
   /** The session that is open. */
@@ -271,7 +270,7 @@ export class ReplicaSessions {
     } else if (this.#endings === 0 && reason.code !== "replaced" && reason.message !== this.#lastError?.message) {
       // A refused primary tries again for ever: each reason is reported once.
       this.#lastError = reason;
-      if (!session.isProved && this.#strangers.next(reason.code) === undefined) return;
+      if (!session.isProved && !this.#strangers.mayTell()) return;
       this.#options.emit("peer-refused", { address: session.peerAddress, ...reason.toJSON() });
     }
   }

@@ -102,7 +102,8 @@ describe("the control API over TLS", () => {
     const { port } = await serving();
     const ca = readFileSync(host.ca);
     const rude = Array.from({ length: CONTROL_CONNECTIONS_MAX }, async () => {
-      const socket = connectTls({ port, host: "127.0.0.1", ca, allowHalfOpen: true });
+      const plain = connect({ port, host: "127.0.0.1", allowHalfOpen: true });
+      const socket = connectTls({ socket: plain, host: "127.0.0.1", ca });
       onTestFinished(() => void socket.destroy());
       socket.on("error", () => undefined);
       socket.resume().write("\0 rubbish\r\n\r\n");
