@@ -204,10 +204,7 @@ export class AgentRoles {
    * The secondary becomes Primary, from its last committed checkpoint, and serves at once; the merge follows behind.
    * Errors: `io-error`; it is still Secondary then.
    */
-  promote(
-    request: { readonly discardActive: boolean; readonly assertStill?: (() => void) | undefined },
-    lineage?: string,
-  ): Promise<Promotion> {
+  promote(request: Omit<Parameters<SecondaryRole["promote"]>[0], "lineage">, lineage?: string): Promise<Promotion> {
     return this.#change(async () => {
       const active = this.#active;
       assert(active.role === "Secondary", "only a secondary is promoted");
@@ -555,7 +552,7 @@ export class AgentRoles {
 
   /** The primary hands its role to this side. */
   #takeOver(lineage: string): void {
-    this.promote({ discardActive: false }, lineage).catch((error: unknown) =>
+    this.promote({ discardActive: false, isHandedOver: true }, lineage).catch((error: unknown) =>
       this.#options.agent.host.log.error({ reason: asColobusError(error) }, "the role could not be taken over"),
     );
   }

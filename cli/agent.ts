@@ -178,7 +178,8 @@ export class Agent implements AgentControl {
     try {
       const sharedMark = openSharedMark(options, state);
       await sharedMark?.assertNobodyMerges(host.log);
-      if (state.record.role === "Primary" && state.record.merge === null) await sharedMark?.endMerge(host.log);
+      if (state.record.role === "Secondary") await sharedMark?.withdraw(host.log);
+      else if (state.record.merge === null) await sharedMark?.endMerge(host.log);
       const isMarkOwn = (await sharedMark?.isOwn(host.log)) ?? false;
       await images.prepare(state.record.disks, imageUseOf(state.record));
       agent = new Agent(options, state, images, { sharedMark, isMarkOwn });

@@ -68,7 +68,7 @@ export class Failovers {
     secondary.assertPromotable(request.force);
     this.#assertFenceable(request);
     if (request.dryRun) {
-      if (!request.force) await secondary.assertProtected(false);
+      await secondary.assertProtected(request.force);
       return this.#describe(secondary, request);
     }
     const deadline = new Deadline(clock, request.timeoutMs, signal);
@@ -124,7 +124,7 @@ export class Failovers {
       await this.#fence(secondary, request);
       // The primary may have come back meanwhile.
       secondary.assertPromotable(request.force);
-      await secondary.assertProtected(request.force);
+      await secondary.secureCheckpoint(request.force);
       return await this.#promote(secondary, request, claim);
     } catch (error) {
       if (state.record.role === "Secondary") await claim?.giveUp();
@@ -135,6 +135,8 @@ export class Failovers {
   async #fence(secondary: SecondaryRole, request: FailoverRequest): Promise<void> {
     const { fence, log, state } = this.#options;
     if (fence === undefined) return;
+    // Nobody is powered off for a promotion that cannot be.
+    await secondary.assertProtected(request.force);
     const { record } = state;
     const { address } = secondary.describePeer();
     const peer = {

@@ -2,7 +2,13 @@ import { basename } from "node:path";
 import type { JournalEntry } from "../proto/cluster-journal-format.ts";
 import { ColobusError } from "../proto/errors.ts";
 import { STATE_SLOT_BYTES } from "../proto/limits.ts";
-import { decodeSharedMark, SHARED_MARK_BYTES, type DecodedSharedMark } from "../proto/shared-mark-format.ts";
+import {
+  decodeSharedMark,
+  SHARED_MARK_BYTES,
+  SHARED_MARK_FILE_BYTES,
+  type DecodedSharedMark,
+  type SharedMarkRecord,
+} from "../proto/shared-mark-format.ts";
 import { decodeStateSlot, type StateSlot } from "../proto/state-record.ts";
 import { applyJournalEntry, ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
@@ -47,7 +53,7 @@ type Inspection =
 export function inspectFile(path: string): Inspection {
   const file = new NodeStorage().open(path, { kind: "other", create: "never", readOnly: true });
   try {
-    if (file.sizeBytes() === SHARED_MARK_BYTES) return inspectMark(path, file);
+    if (file.sizeBytes() === SHARED_MARK_FILE_BYTES) return inspectMark(path, file);
     const vmState = path.endsWith(".state") ? tryScanVmState(file) : undefined;
     if (vmState !== undefined) return { kind: "vmstate", path, ...vmState };
     if (path.endsWith(".log")) return inspectBufferLog(path, file);
@@ -157,7 +163,7 @@ export function renderInspection(inspection: Inspection): string {
   }
   if (inspection.kind === "mark") {
     const { found } = inspection;
-    const says = found.kind === "mark" ? `${found.mark.state}, by agent ${found.mark.agentId}` : found.kind;
+    const says = found.kind === "mark" ? describeMark(found.mark) : found.kind;
     return `${basename(inspection.path)}: mark of a shared disk: ${says}`;
   }
   const lines = [`${basename(inspection.path)}: state record`];
@@ -166,6 +172,11 @@ export function renderInspection(inspection: Inspection): string {
     else lines.push(`  slot ${index}: sequence ${slot.sequence}`, indent(JSON.stringify(slot.record, null, 2)));
   });
   return lines.join("\n");
+}
+
+function describeMark({ state, agentId, holders }: SharedMarkRecord): string {
+  const by = `${state}, by agent ${agentId}`;
+  return holders.length === 0 ? by : `${by}; the checkpoints of these agents stand: ${holders.join(", ")}`;
 }
 
 function indent(text: string): string {

@@ -4,10 +4,11 @@ import { SECONDARIES_MAX } from "../proto/limits.ts";
 import type { Mode, Role } from "../proto/words.ts";
 
 interface SecondariesKeys {
-  readonly secondaries?: string | undefined;
-  readonly peer?: readonly string[] | undefined;
-  readonly mode?: Mode | undefined;
-  readonly arbiter?: readonly string[] | undefined;
+  readonly "secondaries"?: string | undefined;
+  readonly "peer"?: readonly string[] | undefined;
+  readonly "mode"?: Mode | undefined;
+  readonly "arbiter"?: readonly string[] | undefined;
+  readonly "shared-mark"?: string | undefined;
 }
 
 /** How many secondaries the agent may have as a primary. Errors: `usage`. */
@@ -36,12 +37,19 @@ export function parseSecondaries(options: SecondariesKeys, role: Role): { readon
     );
   }
   if (count === 1) return {};
-  const excluded =
-    options.mode === "shared" ? "--mode shared" : options.arbiter === undefined ? undefined : "--arbiter";
-  if (excluded === undefined) return { secondaries: count };
-  throw new ColobusError(
-    "usage",
-    `${excluded} and several secondaries contradict each other`,
-    "Give one --peer, and no --secondaries.",
-  );
+  if (options.arbiter !== undefined) {
+    throw new ColobusError(
+      "usage",
+      "--arbiter and several secondaries contradict each other",
+      "Give one --peer, and no --secondaries.",
+    );
+  }
+  if (options.mode === "shared" && options["shared-mark"] === undefined) {
+    throw new ColobusError(
+      "usage",
+      "several secondaries on a shared disk need a place that says whose checkpoint stands, and which one was promoted",
+      "Give every agent --shared-mark: one file beside the disk that all hosts can reach.",
+    );
+  }
+  return { secondaries: count };
 }

@@ -2,7 +2,7 @@
  * Owns: which clusters of one shared disk may be overwritten (mode `shared`).
  *
  * How: before the first change of a cluster in an epoch its original is read and sent, and the change waits until the
- * secondary has that stable. Originals of one event-loop turn travel in one message, and come back with one
+ * secondaries have that stable. Originals of one event-loop turn travel in one message, and come back with one
  * acknowledgement, so what a change waits for is a round trip for each batch. Later changes of the cluster in the same
  * epoch, on the same session, cost a look into a bitmap. What is a hole is not copied to be zeroed: it does not change.
  * Where the image moves content in units larger than a cluster (a format behind its server), originals are copied in whole
@@ -31,12 +31,15 @@ import type { SourceSession } from "./source-session.ts";
 
 const NO_FLAGS: WriteFlags = { fua: false };
 
-/** What of a session is needed to send originals, and to hear that they are stable. */
-export type OriginalsSession = Pick<SourceSession, "send" | "acknowledged" | "isFull" | "room">;
+/** Whoever takes originals, for as long as these are the same secondaries, in the same sessions. */
+export interface OriginalsSession extends Pick<SourceSession, "isFull" | "room"> {
+  /** Puts an original into the stream, `payload` as a view. Done when it is stable, or a session is lost. */
+  send(...original: Parameters<SourceSession["send"]>): Pending;
+}
 
 /** Where originals go, and what to do where there is nobody to take them. */
 export interface OriginalsStream {
-  /** The session that takes originals now; undefined: there is none. */
+  /** Who takes originals now: all that may have a checkpoint; undefined: not all of them do. */
   session(): OriginalsSession | undefined;
   /** Whether no secondary can hold originals of these disks, so that they may be overwritten without. */
   isUnwatched(): boolean;
@@ -300,10 +303,9 @@ export class CopyBeforeWrite implements Child {
     // The session may be another one by now, and the epoch.
     if (era !== this.#era || this.#currentSession() !== session) return;
     const range = { disk: this.#disk, firstCluster: first, endCluster: end };
-    const sequence = isZero(original)
+    const stable = isZero(original)
       ? session.send("zero-original", range, offset, length, undefined)
       : session.send("original", range, offset, length, original);
-    const stable = session.acknowledged(sequence, "stable");
     if (stable !== undefined) await stable;
     if (era === this.#era && this.#currentSession() === session) this.#copied.addRange(first, end);
   }

@@ -46,16 +46,29 @@ export class EpochSessions {
     return this.#group(new Map(having.length === 0 ? sessions : having));
   }
 
-  /** Whom a barrier goes to: all that have everything. Errors: `no-peer`. */
+  /** Whom a barrier goes to: all that have everything, as those of shared disks do that are connected. Errors: `no-peer`. */
   forBarrier(): EpochSession {
-    if (this.#options.places().length === 1) return this.connected();
+    const { places, state } = this.#options;
+    if (places().length === 1 || state.record.mode === "shared") return this.connected();
     return this.#group(this.#options.secondaries().sessions(({ establishedSession }) => establishedSession));
+  }
+
+  /** The one secondary of a place, which is connected, to be asked for something that is about its own epochs. Errors: `no-peer`. */
+  only(place: SecondaryPlace): EpochSession {
+    const { session } = place.replicator;
+    return this.#options.places().length === 1 ? session : this.#group(new Map([[place.peerId ?? "", session]]));
   }
 
   /** The last checkpoint that the secondary of a place is known to have committed. */
   committedBy(place: SecondaryPlace): number {
     const { places, committed } = this.#options;
     return places().length === 1 ? committed() : this.#epochs.committedBy(place.peerId ?? "");
+  }
+
+  /** The last checkpoint that a peer is known to have committed; 0: none, or it has no place. */
+  committedByPeer(peer: string): number {
+    const place = this.#options.places().find(({ peerId }) => peerId === peer);
+    return place === undefined ? 0 : this.committedBy(place);
   }
 
   /** One of several opens a session, and says what it has. Returns what all have then. */
@@ -109,7 +122,8 @@ export class EpochSessions {
         else if (question.type === "commit") this.#epochs.committed(peer, question.epoch);
         else if (question.type === "discard") this.#epochs.discarded(peer, question.epochs);
       },
-      parted: () => this.#options.lineages().parted(),
+      // Of shared disks the mark says whose checkpoints stand.
+      parted: () => (this.#options.state.record.mode === "shared" ? undefined : this.#options.lineages().parted()),
     });
   }
 }

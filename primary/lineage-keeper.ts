@@ -74,6 +74,24 @@ export class LineageKeeper {
     }
   }
 
+  /**
+   * Shared disks: leaves the peers of `leaving` behind, as the mark says already, where just these of all that may know the
+   * lineage are not there. Resolves with whether that was so, when those that stay have heard of the new one. Errors: `io-error`.
+   */
+  async leave(leaving: readonly string[], isThere: (peer: string) => boolean): Promise<boolean> {
+    await this.settled();
+    let isDone = false;
+    this.#minting = this.#leave(leaving, isThere)
+      .then((done) => {
+        isDone = done;
+      })
+      .finally(() => {
+        this.#minting = undefined;
+      });
+    await this.#minting;
+    return isDone;
+  }
+
   /** Resolves when no lineage is being minted, whatever has become of it: who waits for it has the error. */
   async settled(): Promise<void> {
     await this.#minting?.catch(() => undefined);
@@ -120,6 +138,22 @@ export class LineageKeeper {
       await this.#tell();
     }
     assertServing();
+  }
+
+  async #leave(leaving: readonly string[], isThere: (peer: string) => boolean): Promise<boolean> {
+    const { state, random, emit } = this.#options;
+    const before = state.record.lineage;
+    const { lineage } = await state.update((record) => {
+      const known = knownBy(record);
+      const gone = known.filter((peer) => !isThere(peer));
+      if (gone.length === 0 || gone.length !== leaving.length || !gone.every((peer) => leaving.includes(peer)))
+        return record;
+      return goneAlone(record, newId(random), known.filter(isThere));
+    });
+    if (lineage === before) return false;
+    emit("lineage-changed", { lineage, origin: "alone" });
+    await this.#tell();
+    return true;
   }
 
   /** Resolves when each peer that is streaming has heard of the lineage, durably, or its session is lost. */

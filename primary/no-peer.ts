@@ -17,3 +17,12 @@ export function lostPeer(): ColobusError {
     "It is tried again by itself; see `colobus status`.",
   );
 }
+
+/** Why a secondary is not taken while another one may have the role, and the disks, already. */
+export function handedToAnother(): ColobusError {
+  return new ColobusError(
+    "handed-over",
+    "the role is being handed to another secondary, or was, and it is not known whether that one has taken it",
+    "Nothing: it is tried again.",
+  );
+}

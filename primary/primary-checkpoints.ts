@@ -231,9 +231,9 @@ export class PrimaryCheckpoints {
     return this.#epochs.open;
   }
 
-  /** The secondary takes part again, and has prepared these, which are no checkpoints: it is told before anything else. */
-  disown(epochs: readonly number[]): void {
-    if (epochs.length > 0) void this.#withdraw(this.#options.session(), epochs);
+  /** The secondary of `session` takes part again, and has prepared these, which are no checkpoints: it is told before anything else. */
+  disown(session: EpochSession, epochs: readonly number[]): void {
+    if (epochs.length > 0) void this.#withdraw(session, epochs);
   }
 
   /** Mode `mirror`: the secondary had everything that was written before, or nearly; later writes count. */

@@ -29,7 +29,7 @@ import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { leaveDisks } from "./leave-disks.ts";
 import { LineageKeeper } from "./lineage-keeper.ts";
-import { lostPeer, neverHadPeer } from "./no-peer.ts";
+import { handedToAnother, lostPeer, neverHadPeer } from "./no-peer.ts";
 import { changedBytesFor, placeToOrder, resyncAll } from "./place-orders.ts";
 import { Mirrors } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
@@ -79,8 +79,6 @@ export class PrimaryRole {
   readonly #keeper: PermitKeeper | undefined;
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
-  /** Epochs that the secondary of the session has prepared, and that are no checkpoints. */
-  #unflushed: number[] = [];
   #lastVerdict: Judged | undefined;
 
   constructor(options: PrimaryOptions) {
@@ -239,9 +237,7 @@ export class PrimaryRole {
         deadline,
         arbiter: this.#keeper,
         checkpoint: () => this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal),
-        letGo: async () => {
-          if (this.#shared !== undefined) for (const { child } of this.#options.children) await child.letGo?.();
-        },
+        letGo: async () => this.#shared?.letGo(),
         assertInSync: () => {
           if (replicator.establishedSession !== session || session.peer === undefined || !tracking.isClean)
             throw lostPeer();
@@ -280,8 +276,10 @@ export class PrimaryRole {
 
   /** Whether a barrier may be placed: where the disks are shared the secondary lacks nothing, even while its overlays are full. */
   get #takesBarriers(): boolean {
-    if (this.#shared !== undefined) return this.isConnected;
-    return this.isEstablished && !(this.#guests.isHeld && this.#unheard.size > 0);
+    if (this.#guests.isHeld && this.#unheard.size > 0) return false;
+    if (this.#shared === undefined) return this.isEstablished;
+    // A flush would open the disks again, which another secondary than those that are connected may have by now.
+    return this.isConnected && (this.places.length === 1 || this.#options.state.record.handOver === null);
   }
 
   /** Lets paused syncs go on. Errors: `no-peer`; why the secondary takes no writes. */
@@ -387,13 +385,15 @@ export class PrimaryRole {
       committed: (place) => this.#epochs.committedBy(place),
       take,
       judged: (judged) => this.#judged(judged),
-      opened: (peer) => this.#opened(peer),
+      opened: (place, peer) => this.#opened(place, peer),
       syncing: () => this.#notify(),
       inSync: (place) => this.#inSync(place),
       notified: (place, notice, peer) => this.#notified(place, notice, peer),
-      paused: () => this.#paused(),
+      paused: (place) => this.#paused(place),
       lost: () => {
         if (options.onPeerLoss === "freeze" && !this.isConnected) this.#guests.freeze();
+        // The last one that had to speak may have done so, and be lost before it took originals.
+        if (this.#shared !== undefined && this.#guests.isHeld && this.isEstablished) this.#releaseUnlessGone();
         this.#notify();
       },
     });
@@ -425,20 +425,15 @@ export class PrimaryRole {
   }
 
   #shareDisks(): SharedDisks {
-    const { state, children, unflushedThrough } = this.#options;
     return new SharedDisks({
       ...this.#options,
       guests: this.#guests,
-      disks: children.map(({ child }) => ({
-        child,
-        geometry: clusterGeometry(child.sizeBytes, state.record.clusterBytes),
-      })),
-      session: () => this.places[0]?.replicator.establishedSession,
-      endSession: (reason) => this.places[0]?.replicator.endSession(reason),
+      geometries: this.#geometries,
+      places: () => this.places,
+      lineages: () => this.#lineages,
+      committedBy: (peer) => this.#epochs.committedByPeer(peer),
+      committed: () => this.checkpoints.committed,
       overwritten: (bytes) => this.checkpoints.countWrite(bytes),
-      unflushedThrough,
-      mark: this.#options.sharedMark,
-      goesAlone: this.#options.onPeerLoss === "continue",
       mayGoAlone: () => this.#keeper?.mayGoAlone(),
       wentAlone: () => this.#keeper?.wentAlone(),
     });
@@ -482,56 +477,62 @@ export class PrimaryRole {
   }
 
   /** The two are a pair, and the peer was not promoted meanwhile: guests may go on, where nobody else may have been. */
-  async #opened(peer: Hello): Promise<number> {
+  async #opened(place: SecondaryPlace, peer: Hello): Promise<number> {
     const { state } = this.#options;
-    if (this.places.length > 1) return this.#openedOneOf(peer);
+    if (this.places.length > 1) return this.#openedOneOf(place, peer);
     if (state.record.handOver !== null) {
       await state.update((record) => ({ ...record, handOver: null }));
       this.#keeper?.resume();
     }
-    if (this.#shared !== undefined) return this.#openedShared(this.#shared, peer);
-    this.#guests.release();
-    return this.checkpoints.learn(peer);
+    // Of shared disks guests wait until the secondary takes originals.
+    if (this.#shared === undefined) this.#guests.release();
+    return this.checkpoints.learn((await this.#shared?.opened(place, peer)) ?? peer);
   }
 
-  async #openedOneOf(peer: Hello): Promise<number> {
+  async #openedOneOf(place: SecondaryPlace, peer: Hello): Promise<number> {
     const { state } = this.#options;
     if (state.record.handOver === peer.agentId) {
       await state.update((record) => ({ ...record, handOver: null }));
     }
     this.#unheard.delete(peer.agentId);
-    const mayHaveGone = this.#unheard.size > 0 || state.record.handOver !== null || this.#isHandingOver;
-    if (!this.#guests.isHeld || !mayHaveGone) this.#guests.release();
+    if (this.#shared === undefined) this.#releaseUnlessGone();
+    else if (this.#isBeingHandedOver) throw handedToAnother();
+    const counted = (await this.#shared?.opened(place, peer)) ?? peer;
     const before = this.checkpoints.committed;
     const { epochSeen } = peer;
-    const open = this.checkpoints.learn({ epochSeen, outdated: false, ...this.#epochs.learn(peer) });
+    const open = this.checkpoints.learn({ epochSeen, outdated: false, ...this.#epochs.learn(counted) });
     // What is told to be committed by now, no other one that may know the lineage may go behind.
-    if (this.checkpoints.committed > before && this.#guests.gate.state === "open") await this.#lineages.parted();
+    const isTold = this.checkpoints.committed > before && this.#guests.gate.state === "open";
+    if (this.#shared === undefined && isTold) await this.#lineages.parted();
     return open;
   }
 
-  /** Guests wait until the secondary takes originals. What it has prepared counts when the shared disk has it. */
-  async #openedShared(shared: SharedDisks, peer: Hello): Promise<number> {
-    // Only what is opened for writing can flush what an earlier process has left in the host's cache.
-    for (const { child } of this.#options.children) await child.ready?.();
-    await shared.flush();
-    const verdict = this.#lastVerdict?.verdict;
-    const isKept = verdict?.kind === "sync" && verdict.extent === "keep";
-    this.#unflushed = isKept ? shared.unflushedOf(peer.prepared) : [];
-    return this.checkpoints.learn(shared.countedOf(peer, isKept));
+  get #isBeingHandedOver(): boolean {
+    return this.#isHandingOver || this.#options.state.record.handOver !== null;
+  }
+
+  /** Of several secondaries, one that has not spoken yet, or that the role goes to, may have been promoted: guests go on waiting for it. */
+  #releaseUnlessGone(): void {
+    if (!this.#guests.isHeld || !(this.#isBeingHandedOver || this.#unheard.size > 0)) this.#guests.release();
   }
 
   /** The secondary has everything. If it has no checkpoint yet, it gets one now: only then is the VM protected. */
   #inSync(place: SecondaryPlace): void {
     if (this.#shared !== undefined) {
-      this.checkpoints.disown(this.#unflushed.splice(0));
+      this.#disown(place);
       this.#shared.watched();
-      this.#guests.release();
+      this.#releaseUnlessGone();
+      if (this.places.length > 1 && !this.#guests.isHeld) void this.#shared.protect();
     }
     this.#notify();
     if (place.mirroring !== undefined) place.mirroring.inSync();
     else if (this.#epochs.committedBy(place) === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
+  }
+
+  #disown(place: SecondaryPlace): void {
+    const unflushed = this.#shared?.takeUnflushed(place) ?? [];
+    if (unflushed.length > 0) this.checkpoints.disown(this.#epochs.only(place), unflushed);
   }
 
   /** Takes up what has changed in the options. */
@@ -542,8 +543,8 @@ export class PrimaryRole {
   }
 
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
-  #paused(): void {
-    this.checkpoints.disown(this.#unflushed.splice(0));
+  #paused(place: SecondaryPlace): void {
+    this.#disown(place);
     this.#notify();
     if (this.#shared !== undefined && this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
   }

@@ -74,7 +74,9 @@ export class PrimaryStatus {
     const { state, clock, health, disks, guests, isPaired, checkpoints } = this.#parts;
     const { replicator } = place;
     const nowMs = clock.wallMs();
-    const committed = this.#parts.committedBy(place);
+    const told = this.#parts.committedBy(place);
+    // On shared disks who has an older one than the newest is not to be promoted.
+    const committed = state.record.mode === "shared" && told < checkpoints.committed ? 0 : told;
     // Of an older one than the newest it is not known when that was.
     const atMs = committed === checkpoints.committed ? checkpoints.committedAtMs : 0;
     const protection = describePrimaryProtection({

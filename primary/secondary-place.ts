@@ -42,12 +42,12 @@ export interface SecondaryPlaceOptions extends Pick<
   /** Takes a checkpoint. */
   readonly take: () => Promise<unknown>;
   readonly judged: (judged: Judged) => void;
-  readonly opened: (peer: Hello) => Promise<number>;
+  readonly opened: (place: SecondaryPlace, peer: Hello) => Promise<number>;
   /** A sync of this secondary has begun. */
   readonly syncing: () => void;
   readonly inSync: (place: SecondaryPlace) => void;
   readonly notified: (place: SecondaryPlace, notice: Notice, peer: string) => void;
-  readonly paused: () => void;
+  readonly paused: (place: SecondaryPlace) => void;
   readonly lost: () => void;
 }
 
@@ -164,6 +164,7 @@ export class SecondaryPlace {
         this.#judged = { verdict, peer };
         options.judged(this.#judged);
       },
+      opened: (peer) => options.opened(this, peer),
       syncNeeded: (type) => {
         this.mirroring?.lacks();
         const { disks, geometries, windowBytes } = options;
@@ -181,7 +182,7 @@ export class SecondaryPlace {
       notified: (notice, peer) => options.notified(this, notice, peer),
       paused: () => {
         this.mirroring?.lacks();
-        options.paused();
+        options.paused(this);
       },
       lost: (reason) => {
         this.mirroring?.lacks();

@@ -197,6 +197,11 @@ export const stateRecordSchema = z.object({
    * has flushed the disks for.
    */
   unflushedThrough: epoch.default(0),
+  /**
+   * On a primary of shared disks that has written their mark, or was about to: the mark that was there before, which the
+   * agent with that id had written; null: there was none. Any other mark of another agent tells that this one was promoted since.
+   */
+  markedOver: z.object({ agentId: z.string().nullable(), sequence: z.int().nonnegative() }).optional(),
   /** The checkpoint that a failover returns to; 0 before the first. */
   committed: checkpointSchema,
   /**

@@ -43,6 +43,8 @@ export interface ReplicaSessionOptions {
   readonly checkpoints: Checkpoints;
   readonly following: Following;
   readonly vmStates: VmStateStore;
+  /** There is a mark beside shared disks. */
+  readonly isMarked: boolean;
   /** The peer has proved itself, and this is what the two are to do. */
   readonly judged: (verdict: Verdict, peer: Hello) => void;
   readonly history: ReplicaHistory;
@@ -207,6 +209,7 @@ export class ReplicaSession {
     judged(verdict, peer);
     const refusal = refusalOf(verdict, hello.agentId);
     if (refusal !== undefined) throw refusal;
+    if (peer.mode === "shared" && peer.otherPeers !== undefined && !this.#options.isMarked) throw unmarked();
     assert(verdict.kind === "sync" && verdict.source === peer.agentId, "of a pair, the Primary is the source");
     this.#peer = peer;
     this.#extent = verdict.extent;
@@ -535,6 +538,14 @@ export class ReplicaSession {
     })();
     this.#options.closed(this, reason);
   }
+}
+
+function unmarked(): ColobusError {
+  return new ColobusError(
+    "not-supported",
+    "the primary may have several secondaries on the shared disk, of which only a mark tells which one was promoted",
+    "Start this agent with --shared-mark: the file that the primary's names, by this host's path.",
+  );
 }
 
 const SYNC_OF_PHASE = { begin: "active", pause: "paused", end: "none" } as const satisfies Record<SyncPhase, string>;

@@ -5,6 +5,7 @@ import type { EventType } from "../proto/words.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
+import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { ownHello } from "../shared/replication/own-hello.ts";
@@ -27,6 +28,8 @@ export interface ReplicaSessionsOptions {
   readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
   readonly state: StateFile;
+  /** The mark beside shared disks, where there is a place for it. */
+  readonly sharedMark: SharedMark | undefined;
   readonly tracking: PeerTracking;
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
@@ -121,6 +124,7 @@ export class ReplicaSessions {
       checkpoints: options.checkpoints(),
       following: options.following(),
       vmStates: options.vmStates,
+      isMarked: options.sharedMark !== undefined,
       judged: (verdict, peer) => this.#judged(verdict, peer),
       history: options.history,
       takeOver: (lineage) => this.#takeOver(session, lineage),

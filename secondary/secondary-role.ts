@@ -11,7 +11,7 @@ import type { Storage } from "../shared/host/storage.ts";
 import { withoutFormerSize } from "../shared/block/growth.ts";
 import { forgetLosses } from "../shared/block/lost-writes.ts";
 import { lostSync, type LostSyncs } from "../shared/journal/lost-syncs.ts";
-import type { SharedMark } from "../shared/journal/shared-mark.ts";
+import type { MarkWithdrawal, SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
@@ -268,16 +268,53 @@ export class SecondaryRole {
   }
 
   /**
-   * Makes sure that the originals lead from a shared disk back to the checkpoint. With `force` a checkpoint that they do
-   * not lead back to is given up instead: the disk is taken as it is. Errors: `unprotected`; `image-busy`, forced or not.
+   * Makes sure that the originals lead from a shared disk back to the checkpoint, or, with `force`, that the disk may be taken
+   * without. Errors: `unprotected`, unless forced; `image-busy`, forced or not.
    */
   async assertProtected(force: boolean): Promise<void> {
+    await this.#findVoid(force);
+  }
+
+  /** As `assertProtected`; a checkpoint that nothing leads back to is given up then: the disk is taken as it is. */
+  async secureCheckpoint(force: boolean): Promise<void> {
+    const reason = await this.#findVoid(force);
+    if (reason === undefined) return;
+    this.#options.log.warn({ reason }, "the operator has the shared disk taken as it is");
+    await this.operations.giveUp();
+  }
+
+  /** Why nothing leads back to the checkpoint, where that is forced; undefined: its originals do. */
+  async #findVoid(force: boolean): Promise<ColobusError | undefined> {
     try {
       await this.#options.sharedMark?.assertProtected(this.checkpoints.committed.epoch > 0);
+      return undefined;
     } catch (error) {
-      if (!force || asColobusError(error).code === "image-busy") throw error;
-      this.#options.log.warn({ reason: asColobusError(error) }, "the operator has the shared disk taken as it is");
-      await this.operations.giveUp();
+      const reason = asColobusError(error);
+      if (!force || reason.code === "image-busy") throw reason;
+      await this.#assertNobodyElseWrites();
+      return reason;
+    }
+  }
+
+  /** Whom an operator fences is the primary that this side knows: nobody else may be the one that writes. Errors: `image-busy`. */
+  async #assertNobodyElseWrites(): Promise<void> {
+    const { sharedMark, state, log } = this.#options;
+    const { pairing } = state.record;
+    if (pairing !== null) await sharedMark?.assertWrittenBy(pairing.peer, log);
+  }
+
+  /** Nobody else is promoted on the shared disk from here on, and nobody was since this side has looked. Errors: `image-busy`, `unprotected`. */
+  async #claimDisk(isHandedOver: boolean): Promise<MarkWithdrawal | undefined> {
+    const { sharedMark } = this.#options;
+    const claim = await sharedMark?.claim();
+    if (isHandedOver) return claim;
+    try {
+      await this.#assertNobodyElseWrites();
+      if (this.checkpoints.committed.epoch > 0) await sharedMark?.assertProtected(true);
+      return claim;
+    } catch (error) {
+      await claim?.withdraw();
+      throw error;
     }
   }
 
@@ -290,6 +327,8 @@ export class SecondaryRole {
     readonly discardActive: boolean;
     readonly lineage: string;
     readonly assertStill?: (() => void) | undefined;
+    /** The primary has given the role, and the disks, to this side. */
+    readonly isHandedOver?: boolean | undefined;
   }): Promise<Promotion> {
     await this.#sessions.end(new ColobusError("replaced", "this side was promoted: it is Primary now"));
     try {
@@ -301,7 +340,7 @@ export class SecondaryRole {
     await this.#disks.settled();
     await Promise.all(this.disks.map(({ epochs }) => epochs.end()));
     await this.checkpoints.settled();
-    const { state, lostSyncs } = this.#options;
+    const { state, sharedMark, lostSyncs, log } = this.#options;
     // What no flush has covered must not go back any more once guests have read it.
     if (this.#following.isOn) await this.#flushBases();
     const { epoch } = this.checkpoints.committed;
@@ -310,10 +349,12 @@ export class SecondaryRole {
     const discardsActive = options.discardActive || this.checkpoints.committed.vmstate !== undefined;
     const activeEpoch = discardsActive ? this.checkpoints.openEpoch : epoch;
     await this.gate.close();
+    let claim: MarkWithdrawal | undefined;
     let forWriting: Awaited<ReturnType<ReplicaDisks["openForWriting"]>> | undefined;
     try {
+      claim = await this.#claimDisk(options.isHandedOver === true);
       forWriting = await this.#disks.openForWriting();
-      await this.#options.sharedMark?.write("merging");
+      await sharedMark?.write("merging");
       const tracking = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({
         ...promoted(record, options.lineage, epoch > 0 && !record.outdated),
@@ -322,6 +363,7 @@ export class SecondaryRole {
         prepared: [],
         retained: [],
         merge: { activeEpoch },
+        ...(sharedMark === undefined ? {} : { markedOver: { agentId: null, sequence: 0 } }),
         acksUnsynced: false,
         epochReserved: Math.max(record.epochReserved, this.checkpoints.openEpoch),
       }));
@@ -345,6 +387,11 @@ export class SecondaryRole {
       return { epoch, disks, tracking };
     } catch (error) {
       forWriting?.giveUp();
+      await claim
+        ?.withdraw()
+        .catch((fault: unknown) =>
+          log.warn({ reason: asColobusError(fault) }, "the claim beside the mark is not withdrawn"),
+        );
       for (const { epochs } of this.disks) epochs.resume();
       this.#sessions.welcome(); // still Secondary
       throw error;

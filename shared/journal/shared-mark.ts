@@ -1,20 +1,39 @@
 import { dirname } from "node:path";
 import { asColobusError, ColobusError } from "../../proto/errors.ts";
 import {
+  decodeMarkClaims,
   decodeSharedMark,
+  encodeMarkClaim,
   encodeSharedMark,
+  MARK_CLAIMS_BYTES,
   SHARED_MARK_BYTES,
+  SHARED_MARK_FILE_BYTES,
   type DecodedSharedMark,
+  type MarkClaim,
   type SharedMarkRecord,
 } from "../../proto/shared-mark-format.ts";
-import type { SharedMarkState } from "../../proto/words.ts";
 import type { Log } from "../host/log.ts";
 import type { Storage, StorageFile } from "../host/storage.ts";
 
+/** A claim that was made, to be taken back where the promotion that it was for has failed. */
+export interface MarkWithdrawal {
+  /** Errors: those of the storage; the claim stands then, until this agent starts again. */
+  readonly withdraw: () => Promise<void>;
+}
+
+export interface StandOptions {
+  readonly holders: () => readonly string[];
+  /** Whether the mark tells that another agent was promoted since. */
+  readonly isTaken: (mark: SharedMarkRecord) => boolean;
+  /** undefined: there is no mark that can be read. */
+  readonly before: (mark: SharedMarkRecord | undefined) => Promise<void>;
+}
+
 /**
- * The mark beside a shared disk, as one of the two hosts sees it. It is read from the device each time, since the other
- * host may have written it, and is durable there when a write resolves. Who writes it has made sure that the other does
- * not: the primary while it is the primary, a promoted side after fencing.
+ * The mark beside shared disks, as one of the hosts sees it. It is read from the device each time, since another host may
+ * have written it, and is durable there when a write resolves. Who writes it has made sure that no other does: the primary
+ * while it is the primary, a promoted side after fencing. Of several secondaries that are promoted at once one goes on at most:
+ * each makes its claim in a slot of its own first, and then looks for the others'.
  */
 export class SharedMark {
   readonly #storage: Storage;
@@ -40,11 +59,64 @@ export class SharedMark {
     );
   }
 
-  /** Errors: those of the storage; the mark on the device is then the old one or the new one. */
-  write(state: SharedMarkState): Promise<void> {
-    const written = this.#tail.then(() => this.#write(state));
-    this.#tail = written.catch(() => undefined); // the caller has the error
-    return written;
+  /**
+   * The checkpoints of the agents that `holders` names, as the mark is written, stand: those of no others do. Returns them.
+   * `before` is called with the mark that is there, and is waited for. Errors: `outdated`, as `assertNotTaken`; those of
+   * `before`; those of the storage: the mark on the device is then the old one or the new one.
+   */
+  stand({ holders, isTaken, before }: StandOptions): Promise<readonly string[]> {
+    return this.#inTurn(async () => {
+      const found = await this.#read();
+      const mark = found.kind === "mark" ? found.mark : undefined;
+      if (mark !== undefined && isTaken(mark)) throw takenBy(mark.agentId);
+      await before(mark);
+      const standing = [...holders()];
+      await this.#write(found, standing.length === 0 ? "unprotected" : "protected", standing);
+      return standing;
+    });
+  }
+
+  /** Nothing leads back to any checkpoint, or only what this agent merges does. Errors: as `stand`, but for `outdated`. */
+  write(state: "unprotected" | "merging"): Promise<void> {
+    return this.#inTurn(async () => this.#write(await this.#read(), state, []));
+  }
+
+  /**
+   * To be called before anything is done that only a promoted side may do. Resolves when no other agent can be promoted from
+   * what the mark says now, once `write` has said that this one is. Errors: `image-busy`; those of the storage.
+   */
+  claim(): Promise<MarkWithdrawal> {
+    return this.#inTurn(async () => {
+      const before = await this.#read();
+      if (before.kind === "mark") assertNotMergedBy(before.mark, this.#agentId());
+      // The last slot may be another one's already, which must see its own claim.
+      await this.#assertUnclaimed(before);
+      await this.#writeClaim(before, false);
+      const withdraw = (): Promise<void> => this.#inTurn(() => this.#writeClaim(before, true));
+      try {
+        assertSame(before, await this.#read());
+        await this.#assertUnclaimed(before);
+      } catch (error) {
+        await this.#writeClaim(before, true);
+        throw error;
+      }
+      return { withdraw };
+    });
+  }
+
+  /** Ends a claim of an earlier process of this agent, which cannot be promoted any more. */
+  async withdraw(log: Log): Promise<void> {
+    try {
+      await this.#inTurn(async () => {
+        const mark = await this.#read();
+        const isClaimed = (await this.#readClaims()).some(
+          (claim) => claim.agentId === this.#agentId() && isAbout(claim, mark),
+        );
+        if (isClaimed) await this.#writeClaim(mark, true);
+      });
+    } catch (error) {
+      log.warn({ reason: asColobusError(error) }, "a claim beside the mark of the shared disk is not withdrawn");
+    }
   }
 
   /**
@@ -67,14 +139,23 @@ export class SharedMark {
     return (await this.#tryRead(log))?.agentId === this.#agentId();
   }
 
-  /** Throws when `peer`, which was this agent's secondary, has written the mark: only a promoted one does. Errors: `outdated`. */
-  async assertNotTakenBy(peer: string | undefined, log: Log): Promise<void> {
+  /** Throws when `isTaken` says of the mark that another agent was promoted on the disks. Errors: `outdated`. */
+  async assertNotTaken(isTaken: (mark: SharedMarkRecord) => boolean, log: Log): Promise<void> {
     const mark = await this.#tryRead(log);
-    if (mark === undefined || mark.agentId !== peer) return;
+    if (mark !== undefined && isTaken(mark)) throw takenBy(mark.agentId);
+  }
+
+  /**
+   * Throws when another agent than `primary` was promoted on the disks since this side has heard of that one: it may be the
+   * one that writes them. Errors: `image-busy`.
+   */
+  async assertWrittenBy(primary: string, log: Log): Promise<void> {
+    const mark = await this.#tryRead(log);
+    if (mark === undefined || mark.agentId === primary || mark.agentId === this.#agentId()) return;
     throw new ColobusError(
-      "outdated",
-      `agent ${mark.agentId} was promoted on the shared disk since this side has written its mark`,
-      "Start that agent, and make this side its secondary: `colobus rejoin`.",
+      "image-busy",
+      `agent ${mark.agentId} was promoted on the shared disk since this side has heard of its primary`,
+      `Make this side its secondary: \`colobus rejoin\`. When it is gone for good, power its host off, remove ${this.#path}, and try again.`,
     );
   }
 
@@ -88,13 +169,13 @@ export class SharedMark {
   }
 
   /**
-   * Throws when the disk may have been overwritten without its originals, or another agent is merging into it. `isNeeded`:
+   * Throws when the disk may have been overwritten without this agent's originals, or another one is merging into it. `isNeeded`:
    * where there is no mark yet, too. Errors: `unprotected`, `image-busy`, those of the storage.
    */
   async assertProtected(isNeeded: boolean): Promise<void> {
     const mark = await this.read();
     if (mark !== undefined) assertNotMergedBy(mark, this.#agentId());
-    if (mark?.state === "protected" || mark?.state === "merging") return;
+    if (mark?.state === "merging" || mark?.holders.includes(this.#agentId()) === true) return;
     if (mark === undefined && !isNeeded) return;
     throw new ColobusError(
       "unprotected",
@@ -105,30 +186,67 @@ export class SharedMark {
     );
   }
 
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#tail.then(work);
+    this.#tail = done.catch(() => undefined); // the caller has the error
+    return done;
+  }
+
   async #read(): Promise<DecodedSharedMark> {
-    if (!this.#storage.exists(this.#path)) return { kind: "none" };
+    const bytes = await this.#readBytes(0, SHARED_MARK_BYTES);
+    return bytes === undefined ? { kind: "none" } : decodeSharedMark(bytes);
+  }
+
+  async #readClaims(): Promise<readonly MarkClaim[]> {
+    const bytes = await this.#readBytes(SHARED_MARK_BYTES, MARK_CLAIMS_BYTES);
+    return bytes === undefined ? [] : decodeMarkClaims(bytes);
+  }
+
+  /** undefined: there is no mark. */
+  async #readBytes(offset: number, length: number): Promise<Buffer | undefined> {
+    if (!this.#storage.exists(this.#path)) return undefined;
     const file = this.#storage.open(this.#path, { kind: "other", create: "never", readOnly: true, direct: true });
     try {
-      const bytes = Buffer.alloc(SHARED_MARK_BYTES);
       // An agent that died as it made the file has promised nothing yet.
-      if (file.sizeBytes() < bytes.length) return { kind: "none" };
-      await file.read(bytes, 0);
-      return decodeSharedMark(bytes);
+      if (file.sizeBytes() < SHARED_MARK_FILE_BYTES) return undefined;
+      const bytes = Buffer.alloc(length);
+      await file.read(bytes, offset);
+      return bytes;
     } finally {
       file.close();
     }
   }
 
-  async #write(state: SharedMarkState): Promise<void> {
-    const found = await this.#read();
-    const sequence = (found.kind === "mark" ? found.mark.sequence : 0) + 1;
+  async #write(found: DecodedSharedMark, state: SharedMarkRecord["state"], holders: readonly string[]): Promise<void> {
+    const { slot, offset } = encodeSharedMark({
+      state,
+      agentId: this.#agentId(),
+      sequence: sequenceOf(found) + 1,
+      holders,
+    });
+    // Of two damaged slots neither may win over the new mark.
+    const before = found.kind === "unreadable" ? [{ slot: Buffer.alloc(SHARED_MARK_BYTES), offset: 0 }] : [];
+    await this.#writeSlots([...before, { slot, offset }]);
+  }
+
+  /** Errors: `image-busy`. */
+  async #assertUnclaimed(mark: DecodedSharedMark): Promise<void> {
+    const others = (await this.#readClaims()).filter(({ agentId }) => agentId !== this.#agentId());
+    const other = others.find((claim) => isAbout(claim, mark));
+    if (other !== undefined) throw claimedBy(other.agentId);
+  }
+
+  async #writeClaim(mark: DecodedSharedMark, isWithdrawn: boolean): Promise<void> {
+    const holders = mark.kind === "mark" ? mark.mark.holders : [];
+    const claim = { agentId: this.#agentId(), sequence: sequenceOf(mark), isWithdrawn };
+    await this.#writeSlots([encodeMarkClaim(claim, holders)]);
+  }
+
+  async #writeSlots(slots: readonly ReturnType<typeof encodeSharedMark>[]): Promise<void> {
     const file = this.#storage.open(this.#path, { kind: "other", create: "if-missing", fresh: true });
     try {
-      if (file.sizeBytes() < SHARED_MARK_BYTES) await this.#lengthen(file);
-      const { slot, offset } = encodeSharedMark({ state, agentId: this.#agentId(), sequence });
-      // Of two damaged slots neither may win over the new mark.
-      if (found.kind === "unreadable") file.write(Buffer.alloc(SHARED_MARK_BYTES), 0);
-      file.write(slot, offset);
+      if (file.sizeBytes() < SHARED_MARK_FILE_BYTES) await this.#lengthen(file);
+      for (const { slot, offset } of slots) file.write(slot, offset);
       await file.sync();
     } finally {
       file.close();
@@ -136,10 +254,40 @@ export class SharedMark {
   }
 
   async #lengthen(file: StorageFile): Promise<void> {
-    file.truncate(SHARED_MARK_BYTES);
+    file.truncate(SHARED_MARK_FILE_BYTES);
     await file.sync();
     await this.#storage.syncDirectory(dirname(this.#path));
   }
+}
+
+function sequenceOf(found: DecodedSharedMark): number {
+  return found.kind === "mark" ? found.mark.sequence : 0;
+}
+
+/** A claim about an older mark is over. */
+function isAbout({ sequence }: MarkClaim, mark: DecodedSharedMark): boolean {
+  return sequence === sequenceOf(mark);
+}
+
+/** Between the two looks nobody was promoted. Errors: `image-busy`. */
+function assertSame(before: DecodedSharedMark, now: DecodedSharedMark): void {
+  if (now.kind === "mark" && now.mark.sequence !== sequenceOf(before)) throw claimedBy(now.mark.agentId);
+}
+
+function claimedBy(agentId: string): ColobusError {
+  return new ColobusError(
+    "image-busy",
+    `agent ${agentId} is being promoted on the shared disk, or has died as it was about to be`,
+    "See `colobus status` there. If it is still Secondary, start it, or fail over there; then try again where it is to be done.",
+  );
+}
+
+function takenBy(agentId: string): ColobusError {
+  return new ColobusError(
+    "outdated",
+    `agent ${agentId} was promoted on the shared disk since this side has written its mark`,
+    "Start that agent, and make this side its secondary: `colobus rejoin`.",
+  );
 }
 
 function assertNotMergedBy(mark: SharedMarkRecord, self: string): void {

@@ -155,8 +155,9 @@ export function promoted(record: StateRecord, lineage: string, supersedesHeard: 
  * seen used, and is outdated until a newer one is committed.
  */
 export function demoted(record: StateRecord, checkpoint: StateRecord["committed"], discardsOwn: boolean): StateRecord {
+  const { markedOver: _, ...rest } = record;
   return {
-    ...bitmapsLost(record, "role-changed"),
+    ...bitmapsLost(rest, "role-changed"),
     role: "Secondary",
     committed: checkpoint,
     prepared: [],

@@ -1,9 +1,13 @@
-/** A primary with two secondaries, three real agents in network namespaces, of which one is cut off. Guests write all the while. */
-import { mkdirSync } from "node:fs";
+/**
+ * A primary with two secondaries, three real agents in network namespaces, of which one is cut off. Guests write all the
+ * while; on a disk of each host's own, or on one file that all three reach.
+ */
+import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { CheckpointAnswer, Status } from "../../proto/control-api.ts";
 import { AgentUnderTest, freePort, makeImage, MIB, type AgentHost } from "../support/agent-pair.ts";
+import type { ErrorDocument } from "../support/cli-runner.ts";
 import { expectSame, readDisk } from "../support/nbd-tools.ts";
 import { canMakeNamespaces } from "../support/network-namespaces.ts";
 import { requirePeers } from "../support/peers.ts";
@@ -18,26 +22,53 @@ const FLAGS = ["--vm", "test", "--peer-timeout", "1s", "--insecure", "--secondar
 const inSync = ({ peers }: Status): number =>
   peers.filter(({ replication, lagBytes }) => replication === "Established" && lagBytes === 0).length;
 
+/** Three agents, each in a namespace of its own, which are not started yet. */
+async function threeHosts(
+  imageOf: (root: string, name: string) => string,
+  flagsOf: (root: string, role: string) => readonly string[],
+) {
+  const network = new ThreeNamespaces();
+  const root = scratchDirectory();
+  const port = await freePort();
+  const urlOf = (host: AgentHost): string => `ws://${host.address}:${port}`;
+  const agent = (name: "a" | "b" | "c", role: string, own: readonly string[]): AgentUnderTest => {
+    mkdirSync(join(root, "run", name), { recursive: true });
+    mkdirSync(join(root, name));
+    const image = imageOf(root, name);
+    if (!existsSync(image)) makeImage(image, Buffer.alloc(SIZE, 0x11));
+    const run = join(root, "run", name);
+    const state = join(root, name, "state");
+    const command = [
+      role,
+      "--run",
+      run,
+      "--state",
+      state,
+      "--disk",
+      `vda=${image}`,
+      ...FLAGS,
+      ...flagsOf(root, role),
+      ...own,
+    ];
+    return new AgentUnderTest(name, run, command, network[name].launcher);
+  };
+  const listen = (host: AgentHost): readonly string[] => ["--listen", `${host.address}:${port}`];
+  const peers = ["--peer", urlOf(network.b), "--peer", urlOf(network.c)];
+  return {
+    network,
+    urlOf,
+    a: agent("a", "primary", [...peers, ...listen(network.a)]),
+    b: agent("b", "secondary", listen(network.b)),
+    c: agent("c", "secondary", listen(network.c)),
+  };
+}
+
 describe.runIf(requirePeers("ip", "nbdcopy") && canMakeNamespaces())("three hosts", () => {
   it("go on without the secondary that is cut off, which comes back by a delta", async () => {
-    const network = new ThreeNamespaces();
-    const root = scratchDirectory();
-    const port = await freePort();
-    const agent = (name: "a" | "b" | "c", host: AgentHost, role: string, flags: readonly string[]): AgentUnderTest => {
-      mkdirSync(join(root, "run", name), { recursive: true });
-      mkdirSync(join(root, name));
-      const image = join(root, name, "vda.img");
-      makeImage(image, Buffer.alloc(SIZE, 0x11));
-      const run = join(root, "run", name);
-      const state = join(root, name, "state");
-      const command = [role, "--run", run, "--state", state, "--disk", `vda=${image}`, ...FLAGS, ...flags];
-      return new AgentUnderTest(name, run, command, host.launcher);
-    };
-    const urlOf = (host: AgentHost): string => `ws://${host.address}:${port}`;
-    const peers = ["--assume-in-sync", "--peer", urlOf(network.b), "--peer", urlOf(network.c)];
-    const a = agent("a", network.a, "primary", peers);
-    const b = agent("b", network.b, "secondary", ["--listen", `${network.b.address}:${port}`]);
-    const c = agent("c", network.c, "secondary", ["--listen", `${network.c.address}:${port}`]);
+    const { network, urlOf, a, b, c } = await threeHosts(
+      (root, name) => join(root, name, "vda.img"),
+      (_, role) => (role === "primary" ? ["--assume-in-sync"] : []),
+    );
     await Promise.all([a.start(), b.start(), c.start()]);
     await a.until("in sync with both", (status) => inSync(status) === 2);
     const first = await a.get<CheckpointAnswer>("checkpoint");
@@ -67,5 +98,65 @@ describe.runIf(requirePeers("ip", "nbdcopy") && canMakeNamespaces())("three host
     await a.get("checkpoint");
     for (const one of [a, b, c]) expectSame(await readDisk(one.uri()), disk);
     for (const one of [a, b, c]) expect(await one.stop()).toMatchObject({ code: 0 });
+  });
+
+  it("share one disk, of which one is promoted, and no other one ever beside it", async () => {
+    const { network, urlOf, a, b, c } = await threeHosts(
+      (root) => join(root, "vda.img"),
+      (root) => ["--mode", "shared", "--shared-mark", join(root, "mark")],
+    );
+    await Promise.all([a.start(), b.start(), c.start()]);
+    const committed = ({ epoch }: Status): boolean => epoch.committed > 0;
+    await a.until("in sync with both", (status) => inSync(status) === 2);
+    await a.get<CheckpointAnswer>("checkpoint");
+    for (const one of [b, c]) await one.until("a checkpoint", committed);
+    const disk = Buffer.alloc(SIZE, 0x11);
+    const guest = await SteadyGuest.start(a, disk);
+    await guest.writesMore(SOME_WRITES);
+    for (const one of [b, c]) expectSame(await readDisk(one.uri()), Buffer.alloc(SIZE, 0x11));
+
+    // C protects the guest, who goes on without B: that one's checkpoint is void.
+    network.setLink("b", "down");
+    await a.until("without b", ({ peers }) =>
+      peers.some(({ url, connection }) => url === urlOf(network.b) && connection === "Connecting"),
+    );
+    await guest.writesMore(SOME_WRITES);
+    await guest.stop();
+    const { epoch } = await a.get<CheckpointAnswer>("checkpoint");
+    expect((await a.status()).protection.state).toBe("Protected");
+    await expect(readDisk(b.uri())).rejects.toThrow("Input/output error");
+    const refused = { code: 1, json: { error: { code: "unprotected" } } };
+    expect(await b.ask<ErrorDocument>("failover", "--fenced")).toMatchObject(refused);
+    expectSame(await readDisk(c.uri()), disk);
+
+    network.setLink("b", "up");
+    await a.until("in sync with both again", (status) => inSync(status) === 2);
+    await a.get<CheckpointAnswer>("checkpoint");
+    for (const one of [b, c]) await one.until("the next checkpoint", (status) => status.epoch.committed > epoch);
+    expectSame(await readDisk(b.uri()), disk);
+
+    await a.crash();
+    for (const one of [b, c]) await one.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
+    const answers = await Promise.all([b, c].map((one) => one.ask<ErrorDocument>("failover", "--fenced")));
+    const promoted = [b, c].filter((_, index) => answers[index]?.code === 0);
+    // Where each has seen the other's claim, both are still secondaries.
+    expect(promoted.length).toBeLessThan(2);
+    const [winner = b] = promoted;
+    const other = winner === b ? c : b;
+    if (promoted.length === 0) await winner.get("failover", "--fenced");
+    await winner.get("wait", "merged");
+    expectSame(await readDisk(winner.uri()), disk);
+    for (const force of [[], ["--force"]]) {
+      const again = await other.ask<ErrorDocument>("failover", "--fenced", ...force);
+      expect(again).toMatchObject({
+        code: 1,
+        json: { error: { code: force.length === 0 ? "unprotected" : "image-busy" } },
+      });
+    }
+    await other.get("rejoin", "--peer", urlOf(winner === b ? network.b : network.c));
+    await winner.until("in sync with the other one", (status) => inSync(status) === 1);
+    await winner.get<CheckpointAnswer>("checkpoint");
+    expectSame(await readDisk(other.uri()), disk);
+    for (const one of [b, c]) expect(await one.stop()).toMatchObject({ code: 0 });
   });
 });

@@ -31,6 +31,7 @@ const KINDS = {
   "Roles": { program: "run-role-lives.ts", usual: 0 },
   "Shared": { program: "run-shared-lives.ts", usual: 0 },
   "Shared-roles": { program: "run-shared-role-lives.ts", usual: 0 },
+  "Shared-trio": { program: "run-shared-trio-lives.ts", usual: 0 },
   "Arbiter": { program: "run-arbiter-lives.ts", usual: 0 },
   "Buffered": { program: "run-buffered-lives.ts", usual: 0 },
   "Buffered-roles": { program: "run-buffered-role-lives.ts", usual: 0 },

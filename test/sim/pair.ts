@@ -69,7 +69,8 @@ export interface PairObserver {
 
 const VM = "vm";
 const STATE_DIRECTORY = "/state";
-const MARK_PATH = "/images/mark";
+/** Where each host has the mark beside shared disks. */
+export const MARK_PATH = "/images/mark";
 /** Where the agent on a host accepts its peer. */
 export function urlOf(host: string): string {
   return `ws://${host}`;

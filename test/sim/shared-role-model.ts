@@ -2,24 +2,29 @@ import assert from "node:assert/strict";
 import type { AgentEvent } from "../../proto/control-api.ts";
 import { DiskModel } from "./disk-model.ts";
 import type { PairDisk, PairMember, PairObserver } from "./pair.ts";
+import type { SimProcess } from "./sim-host.ts";
 import type { CrashKind } from "./simulated-crash.ts";
 
 /**
- * The truth about a pair that shares its disks, and whose roles change: what the disks hold for the guest of the one side
+ * The truth about hosts that share their disks, and whose roles change: what the disks hold for the guest of the one side
  * that may write them, and what each checkpoint holds.
  */
 export class SharedRoleModel implements PairObserver {
   readonly #disks: readonly PairDisk[];
   readonly #listener: (member: PairMember, event: AgentEvent) => void;
-  readonly #checkpoints = new Map<number, readonly DiskModel[]>();
+  readonly #checkpoints = new Map<number, { readonly process: SimProcess; readonly disks: readonly DiskModel[] }>();
   #guest: readonly DiskModel[];
   #writer: PairMember | undefined;
+  readonly #mayReuse: boolean;
 
+  /** `mayReuse`: of three hosts one may be promoted that has not seen all epochs. */
   constructor(
     disks: readonly PairDisk[],
     contents: readonly Buffer[],
     listener: (member: PairMember, event: AgentEvent) => void,
+    { mayReuse = false } = {},
   ) {
+    this.#mayReuse = mayReuse;
     this.#disks = disks;
     this.#guest = contents.map((content) => new DiskModel(content));
     this.#listener = listener;
@@ -43,7 +48,7 @@ export class SharedRoleModel implements PairObserver {
   }
 
   checkpointOf(epoch: number, index: number): DiskModel {
-    const disk = this.#checkpoints.get(epoch)?.[index];
+    const disk = this.#checkpoints.get(epoch)?.disks[index];
     assert(disk !== undefined, `no barrier has closed epoch ${epoch}`);
     return disk;
   }
@@ -51,11 +56,19 @@ export class SharedRoleModel implements PairObserver {
   requested(message: Parameters<PairObserver["requested"]>[0], by: PairMember): void {
     if (message.type !== "barrier") return;
     assert(by === this.#writer, `${by.name} takes a checkpoint of disks that it does not write`);
-    assert(!this.#checkpoints.has(message.epoch), `epoch ${message.epoch} is closed a second time`);
-    this.#checkpoints.set(
-      message.epoch,
-      this.#guest.map((disk) => disk.fork()),
-    );
+    const { process } = by.host;
+    const before = this.#checkpoints.get(message.epoch);
+    const disks = this.#guest.map((disk) => disk.fork());
+    if (before?.process === process) {
+      const isSame = disks.every((disk, index) =>
+        disk.content().equals(before.disks[index]?.content() ?? Buffer.alloc(0)),
+      );
+      assert(isSame, `the barrier of epoch ${message.epoch} has another place in the second stream`);
+      return;
+    }
+    // One that no other side has seen is void with the side that has closed it.
+    assert(before === undefined || this.#mayReuse, `epoch ${message.epoch} is closed a second time`);
+    this.#checkpoints.set(message.epoch, { process, disks });
   }
 
   happened(member: PairMember, event: AgentEvent): void {

@@ -5,7 +5,7 @@ import type { ColobusError } from "../../proto/errors.ts";
 import { osError } from "../../shared/host/os-error.ts";
 import { PAGE_BYTES, type PageTable } from "./page-table.ts";
 import type { SeededRandom } from "./seeded-random.ts";
-import { SimInode } from "./sim-inode.ts";
+import { type Sharing, SimInode } from "./sim-inode.ts";
 import type { CrashKind } from "./simulated-crash.ts";
 import { StorageFaults } from "./storage-faults.ts";
 
@@ -298,9 +298,9 @@ export class SimDisk {
   }
 
   /** Puts a file of `owner` into this file system too: a disk that both hosts can reach. `owner` writes it for now. */
-  addShared(path: string, owner: SimDisk): void {
+  addShared(path: string, owner: SimDisk, { isPagewise = false, locksApart = false }: Sharing = {}): void {
     const inode = owner.file(path);
-    inode.shared = { writer: owner, caches: new Map() };
+    inode.shared ??= { writer: owner, caches: new Map(), isPagewise, locksApart };
     inode.references += 1;
     const parent = this.directory(posix.dirname(path), "addShared");
     parent.change({ set: { name: posix.basename(path), node: inode } });

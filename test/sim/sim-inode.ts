@@ -50,7 +50,14 @@ export interface SharedMedium {
   writer: object;
   /** What other hosts have read through their page cache: it stays there, whatever the writer does. */
   readonly caches: Map<object, Map<number, Uint8Array>>;
+  /** Hosts write it beside each other, each pages of its own, as the mark of a shared disk. */
+  readonly isPagewise: boolean;
+  /** A lock keeps off processes of the same host only, as on a LUN. */
+  readonly locksApart: boolean;
 }
+
+/** What a file that several hosts can reach is like. */
+export type Sharing = Partial<Pick<SharedMedium, "isPagewise" | "locksApart">>;
 
 export class SimInode {
   /** Set for a file that two hosts can reach. */
@@ -64,7 +71,8 @@ export class SimInode {
   #firstUnsynced = 0;
   /** Names that lead here, and files that are open. */
   references = 0;
-  locked = false;
+  /** By what: the host's disk where hosts lock apart. */
+  readonly locks = new Set<object>();
 
   constructor(current = new PageTable(), durable = new PageTable()) {
     this.#current = current;
@@ -187,7 +195,7 @@ export class SimInode {
 
   #restart(): void {
     this.#current = this.#durable.clone();
-    this.locked = false;
+    this.locks.clear();
   }
 
   #note(operation: Unsynced): void {

@@ -45,15 +45,16 @@ export class SimStorage implements Storage {
       }
       const inode = node ?? this.#disk.create(path);
       const lock = options.lock === true;
-      if (lock && inode.locked) {
+      const locker = inode.shared?.locksApart === true ? this.#disk : inode;
+      if (lock && inode.locks.has(locker)) {
         throw new ColobusError("image-busy", `another process has locked ${path}`, "Stop that process.");
       }
       inode.references++;
-      if (lock) inode.locked = true;
+      if (lock) inode.locks.add(locker);
       if (inode.shared !== undefined) openShared(inode, inode.shared, this.#disk, options);
       const file = new SimFile(this.#world, this.#disk, this.#process, inode, path, options, (closed) => {
         this.#files.delete(closed);
-        if (lock) inode.locked = false;
+        if (lock) inode.locks.delete(locker);
         this.#disk.release(inode);
       });
       this.#files.add(file);
@@ -248,7 +249,8 @@ class SimFile implements StorageFile {
     const error = this.#admit("sync", 0, 0);
     // What another host has written is in that host's cache; that of this one may have what an earlier process wrote.
     const { shared } = this.#inode;
-    const position = shared !== undefined && shared.writer !== this.#disk ? 0 : this.#inode.position;
+    const isOthers = shared !== undefined && !shared.isPagewise && shared.writer !== this.#disk;
+    const position = isOthers ? 0 : this.#inode.position;
     return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.syncMs, () => {
       if (error === undefined) this.#disk.makeDurable(this.#inode, position);
       else {
@@ -354,7 +356,10 @@ class SimFile implements StorageFile {
 function openShared(inode: SimInode, shared: SharedMedium, disk: SimDisk, options: OpenOptions): void {
   if (options.fresh === true) shared.caches.delete(disk);
   if (options.readOnly === true || options.direct === true || shared.writer === disk) return;
-  assert(inode.unsyncedCount === 0, "the other host's cache still holds writes: it was not fenced");
+  assert(
+    shared.isPagewise || inode.unsyncedCount === 0,
+    "the other host's cache still holds writes: it was not fenced",
+  );
   assert(!shared.caches.has(disk), "what this host's cache holds of the shared file is old");
   shared.writer = disk;
 }

@@ -1,152 +1,17 @@
 import { describe, expect, it } from "vitest";
-import type { PeerStatus, Status } from "../../proto/control-api.ts";
-import type { ColobusError } from "../../proto/errors.ts";
 import { lifeGroups, livesToLive } from "./life-groups.ts";
 import { LifeTotals } from "./life-totals.ts";
-import { urlOf, type PairDisk, type PairMember } from "./pair.ts";
+import { CLUSTER, COMMAND, ScriptedTrio } from "./scripted-trio.ts";
 import { runTrioLife } from "./trio-life.ts";
-import { makeTrio } from "./trio.ts";
-import { SimWorld } from "./world.ts";
 
 /** Lives of a primary with two secondaries; `COLOBUS_TRIO_LIVES` says how many. */
 const groups = lifeGroups(livesToLive("COLOBUS_TRIO_LIVES", { inCi: 60, here: 20 }), 20);
-
-const DISKS: readonly PairDisk[] = [{ name: "vda", sizeBytes: 32 * 4096 }];
-const CLUSTER = 4096;
-const COMMAND = { timeoutMs: 60_000 } as const;
-const LIMIT_MS = 120_000;
-
-/** Three hosts of which a test says step by step what happens. */
-class Trio {
-  readonly world = new SimWorld(1);
-  readonly a: PairMember;
-  readonly b: PairMember;
-  readonly c: PairMember;
-  /** Bytes that a sync of each secondary began with, in the order in which they began. */
-  readonly syncs: { readonly peer: string; readonly bytes: number }[] = [];
-
-  constructor(mode: "colo" | "mc" | "mirror" = "colo") {
-    const [a, b, c] = makeTrio(
-      this.world,
-      {
-        mode,
-        disks: DISKS,
-        durability: "power",
-        ack: mode === "mirror" ? "applied" : "async",
-        windowBytes: 1 << 20,
-        onCongestion: "throttle",
-      },
-      [Buffer.alloc(DISKS[0]?.sizeBytes ?? 0, 0x11)],
-      {
-        requested: () => undefined,
-        happened: (_, { type, data }) => {
-          if (type === "sync-started" && typeof data.bytes === "number") {
-            this.syncs.push({ peer: String(data.peer).slice(-1), bytes: data.bytes });
-          }
-        },
-      },
-    );
-    if (a === undefined || b === undefined || c === undefined) throw new Error("there are three");
-    this.a = a;
-    this.b = b;
-    this.c = c;
-  }
-
-  do<T>(what: string, work: () => Promise<T>): Promise<T> {
-    return this.world.runFor(
-      what,
-      new Promise<T>((resolve, reject) => {
-        this.world.schedule(0, () => void work().then(resolve, reject));
-      }),
-    );
-  }
-
-  until(what: string, condition: () => boolean): Promise<void> {
-    return this.world.runUntil(what, condition, LIMIT_MS);
-  }
-
-  /** All three run, and the two secondaries have the first checkpoint. */
-  async start(mode = "colo"): Promise<void> {
-    for (const member of [this.b, this.c, this.a]) await this.do("a start", () => member.start());
-    await this.until("both to have everything", () => this.inSync().length === 2);
-    if (mode !== "mirror") await this.checkpoint();
-    // What is stable there is settled here.
-    await this.world.run({ forMs: 2_000 });
-  }
-
-  async restart(member: PairMember): Promise<void> {
-    member.host.restart();
-    await this.do("a start", () => member.start());
-  }
-
-  status(member = this.a): Status {
-    const status = member.agent?.status();
-    if (status === undefined) throw new Error(`${member.name} is down`);
-    return status;
-  }
-
-  peer(name: "b" | "c"): PeerStatus | undefined {
-    return this.status().peers.find(({ url }) => url === urlOf(name));
-  }
-
-  inSync(member = this.a): PeerStatus[] {
-    return this.status(member).peers.filter(({ replication }) => replication === "Established");
-  }
-
-  checkpoint(member = this.a): Promise<number | undefined> {
-    return this.do("a checkpoint", async () => {
-      const answer = await member.agent?.checkpoint({ prepare: false, ...COMMAND }, new AbortController().signal);
-      return answer?.epoch;
-    });
-  }
-
-  write(cluster: number, byte: number, member = this.a): Promise<void> {
-    return this.do("a write", async () => {
-      await member.device(DISKS[0] as PairDisk)?.write(Buffer.alloc(CLUSTER, byte), cluster * CLUSTER, { fua: false });
-    });
-  }
-
-  /** What the guest of a primary, or the view of a secondary, shows of a cluster: its first byte. */
-  read(cluster: number, member: PairMember): Promise<number | undefined> {
-    const content = Buffer.alloc(CLUSTER);
-    return this.do("a read", async () => {
-      await member.device(DISKS[0] as PairDisk)?.read(content, cluster * CLUSTER);
-      return content[0];
-    });
-  }
-
-  failover(member: PairMember): Promise<void> {
-    return this.do("a failover", async () => {
-      const request = { force: false, dryRun: false, discardActive: false, ...COMMAND };
-      await member.agent?.failover(request, new AbortController().signal);
-    });
-  }
-
-  /** Resolves with what became of it. */
-  follow(member: PairMember, primary: PairMember): Promise<string> {
-    return this.do("a rejoin", async () => {
-      const request = { peer: urlOf(primary.name), ...COMMAND };
-      try {
-        await member.agent?.rejoin(request, new AbortController().signal);
-        return "done";
-      } catch (error) {
-        return (error as ColobusError).code;
-      }
-    });
-  }
-
-  cutOff(member: PairMember, on = true): void {
-    for (const other of [this.a, this.b, this.c]) {
-      if (other !== member) this.world.network.partition(member.name, other.name, on);
-    }
-  }
-}
 
 describe("a primary with two secondaries", () => {
   it.each(["colo", "mc", "mirror"] as const)(
     "in mode %s goes on with one while the other is cut off, which comes back by a delta",
     async (mode) => {
-      const trio = new Trio(mode);
+      const trio = new ScriptedTrio(mode);
       await trio.start(mode);
       trio.cutOff(trio.b);
       await trio.until("the loss", () => trio.peer("b")?.connection !== "Connected");
@@ -169,7 +34,7 @@ describe("a primary with two secondaries", () => {
   );
 
   it("takes the second one in while the first has never been there", async () => {
-    const trio = new Trio();
+    const trio = new ScriptedTrio();
     for (const member of [trio.c, trio.a]) await trio.do("a start", () => member.start());
     await trio.until("the second to have everything", () => trio.inSync().length === 1);
     expect(trio.peer("c")).toMatchObject({ connection: "Connected", replication: "Established" });
@@ -181,7 +46,7 @@ describe("a primary with two secondaries", () => {
   });
 
   it("has a checkpoint that it has told of on the side that was there, and the one that was not has parted from it", async () => {
-    const trio = new Trio();
+    const trio = new ScriptedTrio();
     await trio.start();
     // B has the write, and not the checkpoint that commits it.
     await trio.write(3, 0x33);
@@ -200,7 +65,7 @@ describe("a primary with two secondaries", () => {
   });
 
   it("has the other secondary follow the one that was promoted, by a full sync, and itself by a delta", async () => {
-    const trio = new Trio();
+    const trio = new ScriptedTrio();
     await trio.start();
     await trio.write(3, 0x33);
     await trio.checkpoint();
@@ -231,7 +96,7 @@ describe("a primary with two secondaries", () => {
   });
 
   it("sends a VM state to both, which belongs to the checkpoint there", async () => {
-    const trio = new Trio();
+    const trio = new ScriptedTrio();
     await trio.start();
     const chunk = Buffer.alloc(300 * 1024, 0x77);
     const answer = await trio.do("a checkpoint", async () => {
@@ -247,7 +112,7 @@ describe("a primary with two secondaries", () => {
   });
 
   it("has its guests wait after a start until both have spoken, since either may have been promoted", async () => {
-    const trio = new Trio();
+    const trio = new ScriptedTrio();
     await trio.start();
     trio.a.host.crash("process");
     await trio.until("the loss of A", () => trio.status(trio.b).peers[0]?.connection !== "Connected");

@@ -1,15 +1,25 @@
 import type { AgentConfig } from "../../cli/agent-config.ts";
-import type { AckPolicy, CongestionPolicy, Durability } from "../../proto/words.ts";
-import { imagePath, PairMember, urlOf, type PairDisk, type PairObserver } from "./pair.ts";
+import type { AckPolicy, CongestionPolicy, Durability, PeerLossPolicy } from "../../proto/words.ts";
+import { imagePath, MARK_PATH, PairMember, urlOf, type PairDisk, type PairObserver } from "./pair.ts";
+import type { SimDisk } from "./sim-disk.ts";
 import type { SimWorld } from "./world.ts";
 
 export interface TrioOptions {
-  readonly mode: "colo" | "mc" | "mirror";
+  /** In mode `shared` all hosts reach the images of host `a`, and the mark beside them. */
+  readonly mode: "colo" | "mc" | "mirror" | "shared";
   readonly disks: readonly PairDisk[];
   readonly durability: Durability;
   readonly ack: AckPolicy;
   readonly windowBytes: number;
   readonly onCongestion: CongestionPolicy;
+  /** `continue` unless it is said. */
+  readonly onPeerLoss?: PeerLossPolicy;
+  readonly clusterBytes?: number;
+  readonly retain?: number;
+  /** Mode `shared`: the hosts whose agents have no place for the mark. */
+  readonly unmarked?: readonly string[];
+  /** Mode `shared`: a lock on one host keeps nobody off on another one. */
+  readonly locksApart?: boolean;
 }
 
 /** Three hosts whose agents may each have two secondaries: `a` begins as the primary, and dials the others. */
@@ -19,10 +29,19 @@ export function makeTrio(
   contents: readonly Buffer[],
   observer: PairObserver,
 ): readonly PairMember[] {
+  const isShared = options.mode === "shared";
+  let shared: SimDisk | undefined;
   return ["a", "b", "c"].map((name) => {
     const host = world.host(name);
     host.disk.addDirectory("/images");
+    shared ??= host.disk;
+    if (isShared && shared === host.disk) host.disk.addFile(MARK_PATH, 0);
+    else if (isShared) host.disk.addShared(MARK_PATH, shared, { isPagewise: true });
     for (const [index, disk] of options.disks.entries()) {
+      if (isShared && shared !== host.disk) {
+        host.disk.addShared(imagePath(disk), shared, { locksApart: options.locksApart === true });
+        continue;
+      }
       host.disk.addFile(imagePath(disk), disk.sizeBytes);
       const inode = host.disk.file(imagePath(disk));
       host.disk.change(inode, () =>
@@ -42,15 +61,16 @@ export function makeTrio(
       ack,
       durability,
       peerTimeoutMs: 5_000,
-      onPeerLoss: "continue",
+      onPeerLoss: options.onPeerLoss ?? "continue",
+      ...(isShared && options.unmarked?.includes(name) !== true ? { sharedMark: MARK_PATH } : {}),
       onCongestion,
       resyncSpeed: "dynamic",
       windowBytes,
-      clusterBytes: 4096,
-      extentBytes: 8192,
+      clusterBytes: options.clusterBytes ?? 4096,
+      extentBytes: 2 * (options.clusterBytes ?? 4096),
       settleEveryMs: 300,
       secondaryExport: "read-only",
-      retain: 0,
+      retain: options.retain ?? 0,
       createImages: false,
       assumeInSync: false,
       adoptImages: false,

@@ -34,12 +34,12 @@ export class MemoryStorage implements Storage {
     if (node !== undefined && options.create === "new") throw diskError("EEXIST", path, "create");
     const inode = node ?? this.disk.create(path);
     const lock = options.lock === true;
-    if (lock && inode.locked) throw new ColobusError("image-busy", `another process has locked ${path}`);
+    if (lock && inode.locks.has(inode)) throw new ColobusError("image-busy", `another process has locked ${path}`);
     inode.references += 1;
-    if (lock) inode.locked = true;
+    if (lock) inode.locks.add(inode);
     const file = new MemoryFile(this, inode, path, options.kind, (closed) => {
       this.#files.delete(closed);
-      if (lock) inode.locked = false;
+      if (lock) inode.locks.delete(inode);
       this.disk.release(inode);
     });
     this.#files.add(file);

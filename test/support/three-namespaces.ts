@@ -1,4 +1,7 @@
-/** Three hosts' networks on one machine: `a` has a link of its own to each of `b` and `c`, as in `network-namespaces.ts`. */
+/**
+ * Three hosts' networks on one machine: `a` has a link of its own to each of `b` and `c`, as in `network-namespaces.ts`, which
+ * reach each other by way of it.
+ */
 import { spawnSync } from "node:child_process";
 import { onTestFinished } from "vitest";
 import type { AgentHost } from "./agent-pair.ts";
@@ -19,6 +22,7 @@ export class ThreeNamespaces {
       onTestFinished(() => run("ip", "netns", "delete", this.#name(end)));
       run("ip", "-n", this.#name(end), "link", "set", "lo", "up");
     }
+    run("ip", "netns", "exec", this.#name("a"), "sysctl", "-qw", "net.ipv4.ip_forward=1");
     this.a = this.#host("a", "10.98.1.1");
     this.b = this.#join("b", "10.98.1");
     this.c = this.#join("c", "10.98.2");
@@ -36,6 +40,7 @@ export class ThreeNamespaces {
     run("ip", "-n", end, "address", "add", `${net}.2/24`, "dev", "to-a");
     run("ip", "-n", hub, "link", "set", `to-${spoke}`, "up");
     run("ip", "-n", end, "link", "set", "to-a", "up");
+    run("ip", "-n", end, "route", "add", "default", "via", `${net}.1`);
     return this.#host(spoke, `${net}.2`);
   }
 

@@ -8,6 +8,8 @@ describe("the flags about several secondaries", () => {
     ["as many as are dialled", { peer: ["ws://b", "ws://c"] }, { secondaries: 2 }],
     ["more than are dialled", { peer: ["ws://b"], secondaries: "3" }, { secondaries: 3 }],
     ["those that dial", { secondaries: "2" }, { secondaries: 2 }],
+    ["a shared disk with a mark", { "secondaries": "2", "mode": "shared", "shared-mark": "M" }, { secondaries: 2 }],
+    ["a shared disk without a mark for one", { mode: "shared" }, {}],
   ] as const)("take %s", (_, options, expected) => {
     expect(parseSecondaries(options, "Primary")).toEqual(expected);
   });
@@ -17,7 +19,7 @@ describe("the flags about several secondaries", () => {
     ["one that is dialled twice", { peer: ["ws://b", "ws://c", "ws://b"] }, "Primary"],
     ["too many", { secondaries: "5" }, "Primary"],
     ["no number", { secondaries: "two" }, "Primary"],
-    ["mode shared", { secondaries: "2", mode: "shared" }, "Primary"],
+    ["a shared disk without a mark", { secondaries: "2", mode: "shared" }, "Primary"],
     ["an arbiter", { secondaries: "2", arbiter: ["http://e"] }, "Primary"],
     ["a secondary that dials two", { peer: ["ws://b", "ws://c"] }, "Secondary"],
   ] as const)("refuse %s", (_, options, role) => {

@@ -19,8 +19,7 @@ interface Sent {
 class FakeSession implements OriginalsSession {
   readonly sent: Sent[] = [];
   isFull = false;
-  #waiters: { readonly sequence: number; readonly resolve: () => void }[] = [];
-  #stable = 0;
+  #waiters: (() => void)[] = [];
 
   room(): Pending {
     return undefined;
@@ -28,20 +27,14 @@ class FakeSession implements OriginalsSession {
 
   send: OriginalsSession["send"] = (kind, _range, offset, length, payload) => {
     this.sent.push({ kind, offset, content: payload === undefined ? length : Buffer.from(payload) });
-    return this.sent.length;
-  };
-
-  acknowledged(sequence: number): Pending {
-    if (sequence <= this.#stable) return undefined;
     return new Promise((resolve) => {
-      this.#waiters.push({ sequence, resolve });
+      this.#waiters.push(resolve);
     });
-  }
+  };
 
   /** Everything sent so far is stable. */
   acknowledge(): void {
-    this.#stable = this.sent.length;
-    for (const { resolve } of this.#waiters.splice(0)) resolve();
+    for (const resolve of this.#waiters.splice(0)) resolve();
   }
 }
 

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { GuestPolicy } from "../../../primary/guest-policy.ts";
+import { LineageKeeper } from "../../../primary/lineage-keeper.ts";
 import { SharedDisks } from "../../../primary/shared-disks.ts";
 import { clusterGeometry } from "../../../shared/block/cluster-geometry.ts";
 import { SharedMark } from "../../../shared/journal/shared-mark.ts";
@@ -54,21 +55,29 @@ async function alone() {
   const image = new MemoryImage(4 * CLUSTER);
   const arbiter = openPromise();
   const told: (string | null)[] = [];
+  const lineages = new LineageKeeper({
+    state,
+    random: new SimRandom(new SeededRandom(1)),
+    emit,
+    assertServing: () => undefined,
+    streaming: () => new Map(),
+  });
   const { children } = new SharedDisks({
     state,
     guests,
-    disks: [{ child: image, geometry: clusterGeometry(4 * CLUSTER, CLUSTER) }],
-    session: () => undefined,
-    endSession: () => undefined,
+    children: [{ child: image }],
+    geometries: [clusterGeometry(4 * CLUSTER, CLUSTER)],
+    places: () => [],
+    lineages: () => lineages,
+    committedBy: () => 0,
+    committed: () => 0,
     overwritten: () => undefined,
     unflushedThrough: 0,
-    mark,
-    goesAlone: true,
+    sharedMark: mark,
+    onPeerLoss: "continue",
     mayGoAlone: () => arbiter.promise,
     wentAlone: () => told.push(state.record.lineage),
-    random: new SimRandom(new SeededRandom(1)),
     log,
-    emit,
   });
   const [disk] = children;
   if (disk === undefined) throw new Error("there is one disk");

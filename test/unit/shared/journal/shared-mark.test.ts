@@ -1,7 +1,13 @@
 import { crc32 } from "node:zlib";
 import { describe, expect, it } from "vitest";
-import { decodeSharedMark, encodeSharedMark, SHARED_MARK_BYTES } from "../../../../proto/shared-mark-format.ts";
-import { SHARED_MARK_STATES } from "../../../../proto/words.ts";
+import {
+  decodeMarkClaims,
+  decodeSharedMark,
+  encodeMarkClaim,
+  encodeSharedMark,
+  MARK_CLAIMS_BYTES,
+  SHARED_MARK_BYTES,
+} from "../../../../proto/shared-mark-format.ts";
 import { SharedMark } from "../../../../shared/journal/shared-mark.ts";
 import { seededStorage } from "../../../support/overlay-bench.ts";
 import type { MemoryStorage } from "../../../support/memory-storage.ts";
@@ -10,28 +16,49 @@ import { SilentLog } from "../../../support/silent-log.ts";
 const PATH = "/shared/mark";
 const A = "a".repeat(32);
 const B = "b".repeat(32);
+const C = "c".repeat(32);
 
-function sides(): { storage: MemoryStorage; a: SharedMark; b: SharedMark } {
+function sides(): { storage: MemoryStorage; a: SharedMark; b: SharedMark; c: SharedMark } {
   const storage = seededStorage(1);
   storage.disk.addDirectory("/shared");
-  return { storage, a: new SharedMark(storage, PATH, () => A), b: new SharedMark(storage, PATH, () => B) };
+  const side = (agentId: string): SharedMark => new SharedMark(storage, PATH, () => agentId);
+  return { storage, a: side(A), b: side(B), c: side(C) };
+}
+
+const isBy =
+  (...agentIds: readonly string[]) =>
+  ({ agentId }: { readonly agentId: string }): boolean =>
+    agentIds.includes(agentId);
+
+/** The checkpoints of `holders` stand, by the word of a side that takes a mark of `others` for that of a promoted one. */
+function stand(
+  mark: SharedMark,
+  holders: readonly string[],
+  others: readonly string[] = [],
+): Promise<readonly string[]> {
+  return mark.stand({ holders: () => holders, isTaken: isBy(...others), before: () => Promise.resolve() });
 }
 
 describe("the mark of a shared disk", () => {
   it("is nothing before it is written, and then what was written last, by whomever", async () => {
     const { a, b } = sides();
     expect(await a.read()).toBeUndefined();
-    for (const state of SHARED_MARK_STATES) {
+    for (const state of ["unprotected", "merging"] as const) {
       await a.write(state);
-      expect(await b.read()).toMatchObject({ state, agentId: A });
+      expect(await b.read()).toMatchObject({ state, agentId: A, holders: [] });
       await b.write(state);
-      expect(await a.read()).toMatchObject({ state, agentId: B });
+      expect(await a.read()).toMatchObject({ state, agentId: B, holders: [] });
+    }
+    for (const holders of [[B], [B, C], []]) {
+      expect(await stand(a, holders)).toEqual(holders);
+      const state = holders.length === 0 ? "unprotected" : "protected";
+      expect(await b.read()).toMatchObject({ state, agentId: A, holders });
     }
   });
 
   it("survives a loss of power as the last one that was written, or the one before", async () => {
     const { storage, a } = sides();
-    await a.write("protected");
+    await stand(a, [B]);
     const writing = a.write("unprotected").catch(() => undefined);
     storage.crash("power");
     void writing;
@@ -41,7 +68,7 @@ describe("the mark of a shared disk", () => {
 
   it("is durable when it is written", async () => {
     const { storage, a } = sides();
-    await a.write("protected");
+    await stand(a, [B]);
     await a.write("unprotected");
     storage.crash("power");
     expect(await new SharedMark(storage, PATH, () => B).read()).toMatchObject({ state: "unprotected" });
@@ -69,7 +96,7 @@ describe("the mark of a shared disk", () => {
     expect(await a.read()).toMatchObject({ state: "merging" });
     await b.endMerge(log);
     expect(await a.read()).toMatchObject({ state: "unprotected", agentId: B });
-    await b.write("protected");
+    await stand(b, [A]);
     await b.endMerge(log);
     expect(await a.read()).toMatchObject({ state: "protected" });
   });
@@ -78,15 +105,16 @@ describe("the mark of a shared disk", () => {
     const { storage, a, b } = sides();
     const log = new SilentLog();
     expect(await a.isOwn(log)).toBe(false);
-    await a.assertNotTakenBy(B, log);
-    await a.write("protected");
+    await a.assertNotTaken(isBy(B), log);
+    await stand(a, [B]);
     expect(await a.isOwn(log)).toBe(true);
-    await a.assertNotTakenBy(B, log);
+    await a.assertNotTaken(isBy(B), log);
     await b.write("unprotected");
     expect(await a.isOwn(log)).toBe(false);
-    await expect(a.assertNotTakenBy(B, log)).rejects.toMatchObject({ code: "outdated" });
-    await a.assertNotTakenBy("c".repeat(32), log);
-    await a.assertNotTakenBy(undefined, log);
+    await expect(a.assertNotTaken(isBy(C, B), log)).rejects.toMatchObject({ code: "outdated" });
+    await expect(stand(a, [C], [B])).rejects.toMatchObject({ code: "outdated" });
+    expect(await a.read()).toMatchObject({ state: "unprotected", agentId: B });
+    await a.assertNotTaken(isBy(C), log);
     for (const slot of [0, SHARED_MARK_BYTES / 2]) storage.disk.corrupt(PATH, slot + 20);
     expect(await b.isOwn(log)).toBe(false);
   });
@@ -95,31 +123,138 @@ describe("the mark of a shared disk", () => {
     const { storage, a, b } = sides();
     await b.assertProtected(false);
     await expect(b.assertProtected(true)).rejects.toMatchObject({ code: "unprotected" });
-    await a.write("protected");
+    await stand(a, [B]);
     await b.assertProtected(true);
     await a.write("unprotected");
     await expect(b.assertProtected(false)).rejects.toMatchObject({ code: "unprotected" });
-    await a.write("protected");
+    await stand(a, [B]);
     for (const slot of [0, SHARED_MARK_BYTES / 2]) storage.disk.corrupt(PATH, slot + 20);
     await expect(b.assertProtected(false)).rejects.toMatchObject({ code: "unprotected" });
-    await a.write("protected");
+    await stand(a, [B]);
     await b.assertProtected(true);
+  });
+});
+
+describe("the mark of a shared disk that several secondaries have", () => {
+  it("says of each whether its checkpoint stands", async () => {
+    const { a, b, c } = sides();
+    await stand(a, [B, C]);
+    await b.assertProtected(true);
+    await c.assertProtected(true);
+    await stand(a, [C]);
+    await expect(b.assertProtected(true)).rejects.toMatchObject({ code: "unprotected" });
+    await c.assertProtected(true);
+  });
+
+  it("voids the others' checkpoints with a promotion, also when the promoted side has a secondary again", async () => {
+    const { a, b, c } = sides();
+    await stand(a, [B, C]);
+    await b.write("merging");
+    await expect(c.assertProtected(true)).rejects.toMatchObject({ code: "image-busy" });
+    await b.write("unprotected");
+    await expect(c.assertProtected(true)).rejects.toMatchObject({ code: "unprotected" });
+    await stand(b, [A]);
+    await a.assertProtected(true);
+    await expect(c.assertProtected(true)).rejects.toMatchObject({ code: "unprotected" });
+  });
+
+  it("tells whose primary is not the one that writes the disk any more", async () => {
+    const { a, b, c } = sides();
+    const log = new SilentLog();
+    await c.assertWrittenBy(A, log);
+    await stand(a, [B, C]);
+    await c.assertWrittenBy(A, log);
+    await b.write("unprotected");
+    await expect(c.assertWrittenBy(A, log)).rejects.toMatchObject({ code: "image-busy" });
+    await c.assertWrittenBy(B, log);
+    await b.assertWrittenBy(A, log);
+  });
+
+  it("lets one of those that are promoted at once go on at most, whatever comes first", async () => {
+    for (let turn = 0; turn < 40; turn += 1) {
+      const { storage, a, b, c } = sides();
+      await stand(a, [B, C]);
+      let reads = 0;
+      // One of the two is held up at each of its accesses in turn.
+      storage.hold = () => {
+        reads += 1;
+        if (reads !== turn) return undefined;
+        return new Promise((resolve) => {
+          setImmediate(() => setImmediate(() => setImmediate(resolve)));
+        });
+      };
+      const promoted = await Promise.allSettled(
+        [b, c].map(async (side) => {
+          await side.claim();
+          await side.write("merging");
+        }),
+      );
+      const refused = promoted.filter(({ status }) => status === "rejected");
+      expect(refused.length, `held up at access ${turn}`).toBeGreaterThan(0);
+      for (const one of refused) expect(one).toMatchObject({ reason: { code: "image-busy" } });
+    }
+  });
+
+  it("has a claim until it is withdrawn, by the next process too, or a mark comes after it", async () => {
+    const { storage, a, b, c } = sides();
+    const log = new SilentLog();
+    await stand(a, [B, C]);
+    const { withdraw } = await b.claim();
+    await expect(c.claim()).rejects.toMatchObject({ code: "image-busy" });
+    await b.claim();
+    await withdraw();
+    await c.claim();
+    await expect(b.claim()).rejects.toMatchObject({ code: "image-busy" });
+    await new SharedMark(storage, PATH, () => C).withdraw(log);
+    await b.claim();
+    await stand(a, [B, C]);
+    await c.claim();
+  });
+
+  it("takes the claim of one that it does not name", async () => {
+    const { a, b, c } = sides();
+    await stand(a, [B]);
+    await c.claim();
+    await expect(b.claim()).rejects.toMatchObject({ code: "image-busy" });
+    await b.write("merging");
+    await expect(c.claim()).rejects.toMatchObject({ code: "image-busy" });
   });
 });
 
 describe("the bytes of the mark", () => {
   it("are those that the format describes", () => {
-    const { slot, offset } = encodeSharedMark({ state: "merging", agentId: A, sequence: 3 });
+    const { slot, offset } = encodeSharedMark({ state: "protected", agentId: A, sequence: 3, holders: [B, C] });
     expect(offset).toBe(SHARED_MARK_BYTES / 2);
-    expect(slot.subarray(0, 64).toString("hex")).toBe(
-      `434f4c4f4d41524b00000001000000030000000000000003${"61".repeat(32)}${slot.subarray(56, 60).toString("hex")}00000000`,
+    const holders = `00000002${"62".repeat(32)}${"63".repeat(32)}${"00".repeat(64)}`;
+    expect(slot.subarray(0, 196).toString("hex")).toBe(
+      `434f4c4f4d41524b00000001000000010000000000000003${"61".repeat(32)}${holders}${slot.subarray(188, 192).toString("hex")}00000000`,
     );
+  });
+
+  it("have a slot for the claim of each agent that the mark names, and one for any other", () => {
+    const claims = Buffer.alloc(MARK_CLAIMS_BYTES);
+    const put = (agentId: string, sequence: number, isWithdrawn = false): number => {
+      const { slot, offset } = encodeMarkClaim({ agentId, sequence, isWithdrawn }, [B, C]);
+      slot.copy(claims, offset - SHARED_MARK_BYTES);
+      return offset;
+    };
+    expect(decodeMarkClaims(claims)).toEqual([]);
+    expect([put(B, 7), put(C, 8), put(A, 9)]).toEqual([8192, 12_288, 24_576]);
+    const told = (): unknown => decodeMarkClaims(claims).map(({ agentId, sequence }) => [agentId, sequence]);
+    expect(told()).toEqual([
+      [B, 7],
+      [C, 8],
+      [A, 9],
+    ]);
+    put(C, 8, true);
+    claims[30] = 0xff; // of B's
+    expect(told()).toEqual([[A, 9]]);
   });
 
   it("are the older mark where the newer one is torn, and nothing of a later version is guessed at", () => {
     const file = Buffer.alloc(SHARED_MARK_BYTES);
     const put = (sequence: number, change?: (slot: Buffer) => void): void => {
-      const { slot, offset } = encodeSharedMark({ state: "protected", agentId: A, sequence });
+      const { slot, offset } = encodeSharedMark({ state: "protected", agentId: A, sequence, holders: [B] });
       change?.(slot);
       slot.copy(file, offset);
     };
@@ -129,15 +264,16 @@ describe("the bytes of the mark", () => {
     expect(decodeSharedMark(file)).toMatchObject({ kind: "mark", mark: { sequence: 1 } });
     put(1, (slot) => slot.fill(0, 30, 40));
     expect(decodeSharedMark(file)).toEqual({ kind: "unreadable" });
-    // Another version, and another state.
+    // Another version, another state, and more agents than there can be.
     for (const [offset, value] of [
       [8, 2],
       [12, 99],
+      [56, 99],
     ] as const) {
       put(1);
       put(2, (slot) => {
         slot.writeUInt32BE(value, offset);
-        slot.writeUInt32BE(crc32(slot.subarray(0, 56)), 56);
+        slot.writeUInt32BE(crc32(slot.subarray(0, 188)), 188);
       });
       expect(decodeSharedMark(file)).toEqual({ kind: "unreadable" });
     }
