@@ -326,6 +326,9 @@ export class Replicator {
   open(session: SourceSession, hello: Hello, peer: Hello, url: string | null): void {
     const options = this.#options;
     if (this.#stopping) throw new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later.");
+    if (hello.disks.some(({ sizeBytes }, disk) => sizeBytes !== this.#geometryOf(disk).sizeBytes)) {
+      throw new ColobusError("replaced", "a disk has grown during the handshake", "It is tried again.");
+    }
     const verdict = decideBetween(hello, peer);
     const isOld = options.lineages.isMinting || hello.lineage !== options.state.record.lineage;
     if (isOld && (verdict.kind !== "sync" || this.#sharesDisks)) {

@@ -43,31 +43,43 @@ const COMMAND = { timeoutMs: 20_000 } as const;
 const CALLS_MIN = 10;
 const DATA = Buffer.alloc(9000, 0xd7);
 
-const OBSERVER: PairObserver = { requested: () => undefined, happened: () => undefined };
 const DISK: PairDisk = { name: "vda", sizeBytes: SIZE };
 
 class ResizeScene {
-  readonly world = new SimWorld(SEED);
+  readonly world: SimWorld;
   readonly primary: PairMember;
   readonly secondary: PairMember;
-  readonly #calls = new Calls(this.world);
+  readonly #calls: Calls;
   readonly #mode: Mode;
   /** What the committed checkpoint has. */
   #committed: Buffer = Buffer.alloc(0);
   /** The write behind the former end was acknowledged. */
   #isWritten = false;
+  /** Why sessions have ended. */
+  readonly losses: unknown[] = [];
 
-  constructor(durability: Durability, mode: Mode = "colo") {
+  constructor(durability: Durability, mode: Mode = "colo", seed = SEED) {
+    this.world = new SimWorld(seed);
+    this.#calls = new Calls(this.world);
     this.#mode = mode;
     const content = Buffer.alloc(SIZE, 0x41);
     const pair = makePair(
       this.world,
       { ...OPTIONS, mode, durability },
       { primary: [content], secondary: [Buffer.alloc(SIZE)] },
-      OBSERVER,
+      this.#observer,
     );
     this.primary = pair.primary;
     this.secondary = pair.secondary;
+  }
+
+  get #observer(): PairObserver {
+    return {
+      requested: () => undefined,
+      happened: (_, { type, data }) => {
+        if (type === "peer-disconnected") this.losses.push(data.code);
+      },
+    };
   }
 
   do<T>(what: string, work: () => Promise<T>): Promise<T> {
@@ -159,7 +171,7 @@ class ResizeScene {
 
   /** What is committed is in the base. */
   async #applied(): Promise<void> {
-    while (bufferedBytes(this.secondary) > 0) await this.#sleep();
+    while (bufferedBytes(this.secondary) > 0) await this.sleep();
   }
 
   async until(condition: "synced" | "merged" | "committed", member = this.primary): Promise<void> {
@@ -176,20 +188,20 @@ class ResizeScene {
     await this.until("merged", secondary);
     await this.restart(this.primary);
     const { agent } = this.primary;
-    while (agent?.status().protection.reason !== "outdated") await this.#sleep();
+    while (agent?.status().protection.reason !== "outdated") await this.sleep();
     await this.resize(secondary);
     await agent.rejoin({ peer: urlOf("b"), ...COMMAND }, signal);
     return secondary;
   }
 
-  #sleep(): Promise<void> {
+  sleep(ms = 1): Promise<void> {
     return new Promise((resolve) => {
-      this.world.schedule(1, resolve);
+      this.world.schedule(ms, resolve);
     });
   }
 
   async lose(): Promise<void> {
-    while (this.primary.agent?.status().peers[0]?.connection === "Connected") await this.#sleep();
+    while (this.primary.agent?.status().peers[0]?.connection === "Connected") await this.sleep();
   }
 
   checkCopies(): void {
@@ -243,8 +255,8 @@ describe("a resize, while a host dies at every storage call", () => {
 });
 
 describe("a resize", () => {
-  async function begun(): Promise<ResizeScene> {
-    const scene = new ResizeScene("power");
+  async function begun(seed?: number): Promise<ResizeScene> {
+    const scene = new ResizeScene("power", "colo", seed);
     await scene.begin();
     return scene;
   }
@@ -260,6 +272,22 @@ describe("a resize", () => {
       expect(scene.secondary.device(DISK)?.sizeBytes).toBe(LONGER);
     });
   });
+
+  it.each(Array.from({ length: 24 }, (_, index) => index + 1))(
+    "while the two greet each other has them do it anew: seed %i",
+    async (seed) => {
+      const scene = await begun(seed);
+      await scene.do("it", async () => {
+        scene.primary.host.crash("process");
+        await scene.restart(scene.primary);
+        scene.losses.length = 0;
+        await scene.sleep((seed % 4) * 0.5);
+        await scene.order();
+        await scene.finish();
+        expect(scene.losses).not.toContain("protocol-error");
+      });
+    },
+  );
 
   it("alone has what is written behind the former end sent, also where the primary dies meanwhile", async () => {
     const scene = await begun();
