@@ -21,6 +21,8 @@ export interface AgentHost {
   readonly random: Random;
   readonly log: Log;
   readonly bootId: string;
+  /** What the host calls itself. */
+  readonly hostName: string;
   readonly pid: number;
   readonly dialer: (url: string) => Dialer;
   /** The agent starts and stops it. The simulator's processes are never late, and have none. */

@@ -12,6 +12,7 @@ import { VmStateSocket } from "../shared/control/vm-state-socket.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
 import { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import { spareFullCollections } from "../shared/host/heap.ts";
+import { readHostName } from "../shared/host/host-name.ts";
 import type { Log } from "../shared/host/log.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import { NodeRandom } from "../shared/host/node-random.ts";
@@ -85,6 +86,7 @@ export class AgentProcess {
         ...machine,
         images: new AgentImages({ ...machine, runDirectory }),
         bootId: readBootId(),
+        hostName: readHostName(),
         pid: process.pid,
         dialer: (url) => dialerOf(url, config, credentials.tls),
         eventLoopDelay: new EventLoopDelay(new NodeClock()),

@@ -29,6 +29,7 @@ import { demoted, historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { measureLink, type LinkFigures } from "../shared/replication/measure-link.ts";
 import { onlyWith } from "../shared/replication/peer-slots.ts";
+import { siteOf } from "../shared/replication/site.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { AgentOptions } from "./agent-host.ts";
@@ -400,6 +401,7 @@ export class AgentRoles {
       access: config.secondaryExport,
       tracking,
       peerUrl: state.record.peers[0] ?? null,
+      site: () => siteOf(state.record, host.hostName),
       trackingOptions: () => this.#trackings.options(),
       takeOver: (lineage) => this.#takeOver(lineage),
       judged: () => this.#options.changed(),
@@ -506,6 +508,7 @@ export class AgentRoles {
           ? undefined
           : childrenContext(this.#options, this.#lostSyncs),
       peerUrls: state.record.peers,
+      site: () => siteOf(state.record, host.hostName),
       mayHaveHadPeer: this.#mayHaveHadPeer,
       mayBeSuperseded: this.#mayBeSuperseded,
       handedOver: (peer) => this.#handedOver(peer),

@@ -16,6 +16,8 @@ import type {
   DiscardRequest,
   FailoverAnswer,
   FailoverRequest,
+  ForgetAnswer,
+  ForgetRequest,
   JobRequest,
   JobSpeed,
   JobStatus,
@@ -67,6 +69,7 @@ import { changeChild } from "./change-child.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
 import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
+import { describePlaces } from "./host-losses.ts";
 import { assertEpochs } from "./no-epochs.ts";
 import { resizeDisk } from "./resize-disk.ts";
 import { RoleCommands } from "./role-commands.ts";
@@ -239,7 +242,7 @@ export class Agent implements AgentControl {
       active.role === "Primary"
         ? describePrimary(active.primary, this.#roles.promoted)
         : describeSecondary(active.secondary);
-    return {
+    const status = {
       role: record.role,
       vm: record.vm,
       mode: record.mode,
@@ -267,6 +270,8 @@ export class Agent implements AgentControl {
       vmstate: this.#vmStates.describe(),
       eventLoopDelay: this.#stallWatch.describe(),
     };
+    const own = { here: host.hostName, onPeerLoss: config.onPeerLoss, disks: record.disks };
+    return { ...status, ...describePlaces(status, own) };
   }
 
   metrics(): string {
@@ -382,6 +387,10 @@ export class Agent implements AgentControl {
       host.clock,
       signal,
     );
+  }
+
+  forget(request: ForgetRequest, signal: AbortSignal): Promise<ForgetAnswer> {
+    return this.#roleCommands.forget(request, signal);
   }
 
   changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {

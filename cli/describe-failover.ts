@@ -1,4 +1,5 @@
-import type { FailoverAnswer, Status } from "../proto/control-api.ts";
+import type { CopyStatus, FailoverAnswer, HostStatus, Status } from "../proto/control-api.ts";
+import type { Mode } from "../proto/words.ts";
 import { formatBytes, formatDuration } from "./quantities.ts";
 
 /** What a failover would return to, in half a sentence, or why there is nothing to return to. */
@@ -11,8 +12,38 @@ export function describeRecoverable({ recoverable, role, mode }: Status): string
   const peer = role === "Primary" ? "secondary" : "primary";
   const contact =
     recoverable.lastContactMs === null ? "" : `, ${peer} last heard ${formatDuration(recoverable.lastContactMs)} ago`;
-  const what = mode === "mirror" ? "to the last stable write" : `to checkpoint ${recoverable.epoch}`;
-  return `${what}, ${formatDuration(recoverable.ageMs)} old, ${describeLoss(recoverable.wouldLose)}${contact}`;
+  return `to ${describeTarget(mode, recoverable.epoch)}, ${formatDuration(recoverable.ageMs)} old, ${describeLoss(recoverable.wouldLose)}${contact}`;
+}
+
+/** Whose copy it is: `Primary b`, `Secondary`. */
+export function describeCopy({ role, name }: Pick<CopyStatus, "role" | "name">): string {
+  return name === null || name === "local" ? role : `${role} ${name}`;
+}
+
+/** What becomes of the VM when a host is lost, behind "the VM ". */
+export function describeHostLoss({ ifLost }: HostStatus, mode: Mode): string {
+  switch (ifLost.outcome) {
+    case "protected":
+      return "goes on, and stays protected";
+    case "unprotected":
+      return "goes on, with nothing to fail over to";
+    case "frozen":
+      return "waits with its writes";
+    case "failover": {
+      const where = ifLost.failoverTo === null ? "" : ` on ${ifLost.failoverTo}`;
+      const loss = ifLost.wouldLose === null ? "" : `, ${describeLoss(ifLost.wouldLose)}`;
+      return `stops: a failover${where} returns to ${describeTarget(mode, ifLost.epoch ?? 0)}${loss}`;
+    }
+    case "copies":
+      return "stops: there is no checkpoint to return to, but a sound copy of each disk";
+    case "lost":
+      return "stops: nothing is left to go on with";
+  }
+}
+
+/** What a failover returns to. */
+function describeTarget(mode: Mode, epoch: number): string {
+  return mode === "mirror" ? "the last stable write" : `checkpoint ${epoch}`;
 }
 
 /** What a failover drops: `losing nothing`, `losing at least 3 writes (12 KiB)`. */
@@ -26,7 +57,7 @@ export function describeLoss(loss: FailoverAnswer["wouldLose"]): string {
 export function describeFailover(answer: FailoverAnswer): string[] {
   if (answer.already) return ["already Primary: nothing to do"];
   const age = answer.ageMs === null ? "age unknown" : `${formatDuration(answer.ageMs)} old`;
-  const what = answer.mode === "mirror" ? "the last stable write" : `checkpoint ${answer.epoch}`;
+  const what = describeTarget(answer.mode, answer.epoch);
   const becomes = answer.dryRun ? "would become Primary" : "now Primary";
   const lines = [`${becomes} from ${what}, ${age}, ${describeLoss(answer.wouldLose)}`];
   if (answer.discardedActiveBytes > 0) {

@@ -8,6 +8,7 @@ import { configCommand } from "./commands/config.ts";
 import { doctorCommand } from "./commands/doctor.ts";
 import { eventsCommand } from "./commands/events.ts";
 import { failoverCommand } from "./commands/failover.ts";
+import { forgetCommand } from "./commands/forget.ts";
 import { jobCommand, jobsCommand } from "./commands/jobs.ts";
 import { listCommand } from "./commands/list.ts";
 import { connectCommand, rejoinCommand, startAloneCommand, switchoverCommand } from "./commands/roles.ts";
@@ -39,6 +40,7 @@ export const OPERATOR_COMMANDS: readonly Command[] = [
   switchoverCommand,
   rejoinCommand,
   connectCommand,
+  forgetCommand,
   startAloneCommand,
   resyncCommand,
   mirrorCommand,

@@ -5,7 +5,7 @@
 import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import { DELAY_SHOWN_MIN_MS, STALL_MIN_MS } from "../proto/limits.ts";
 import type { DiskState } from "../proto/words.ts";
-import { describeRecoverable } from "./describe-failover.ts";
+import { describeCopy, describeHostLoss, describeRecoverable } from "./describe-failover.ts";
 import type { Paint } from "./output.ts";
 import { formatBytes, formatDuration } from "./quantities.ts";
 import { renderJobLines } from "./render-jobs.ts";
@@ -28,6 +28,16 @@ const DISK_COLUMNS = [
   { title: "ACTIVE", align: "right" },
   { title: "BUFFER", align: "right" },
   { title: "REPLICAS" },
+] as const;
+
+const COPY_COLUMNS = [
+  { title: "DISK" },
+  { title: "COPY" },
+  { title: "HOST" },
+  { title: "STATE" },
+  { title: "LACKS", align: "right" },
+  { title: "CHECKPOINT", align: "right" },
+  { title: "IMAGE" },
 ] as const;
 
 const EXPORT_COLUMNS = [
@@ -58,7 +68,7 @@ export function statusSections(status: Status, paint: Paint): StatusSections {
 
 export function renderStatus(status: Status, paint: Paint): string {
   const { headline, peers, disks, jobs, exports } = statusSections(status, paint);
-  return [headline, peers, disks, jobs, exports]
+  return [headline, peers, disks, renderCopies(status, paint), renderHosts(status, paint), jobs, exports]
     .filter((lines) => lines.length > 0)
     .map((lines) => lines.join("\n"))
     .join("\n\n");
@@ -171,6 +181,30 @@ function diskTone(state: DiskState): "good" | "warn" | "bad" {
     case "Failed":
       return "bad";
   }
+}
+
+function renderCopies({ copies }: Status, paint: Paint): string[] {
+  if (copies.length === 0) return [];
+  const rows = copies.map(({ disk, role, name, host, state, dirtyBytes, epoch, image }) => [
+    disk,
+    describeCopy({ role, name }),
+    host ?? "unknown",
+    paint(state === "sound" ? "good" : state === "broken" ? "bad" : "warn", state),
+    dirtyBytes === null ? "unknown" : formatBytes(dirtyBytes),
+    epoch === null ? "none" : String(epoch),
+    image ?? "unknown",
+  ]);
+  return renderTable(COPY_COLUMNS, rows, paint);
+}
+
+/** What is left of the VM without each of the hosts. */
+function renderHosts({ hosts, mode }: Status, paint: Paint): string[] {
+  return hosts.flatMap((host) => {
+    const { outcome, nextAction } = host.ifLost;
+    const tone = outcome === "protected" ? "good" : outcome === "lost" || outcome === "copies" ? "bad" : "warn";
+    const name = host.isHere ? `${host.name} (this host)` : host.name;
+    return [`if ${name} is lost, the VM ${paint(tone, describeHostLoss(host, mode))}`, `  ${nextAction}`];
+  });
 }
 
 /** Jobs that are at work, and those that failed; `colobus jobs` lists every one. */

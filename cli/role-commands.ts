@@ -2,6 +2,8 @@ import assert from "node:assert/strict";
 import type {
   ConnectAnswer,
   ConnectRequest,
+  ForgetAnswer,
+  ForgetRequest,
   MeasureLinkAnswer,
   MeasureLinkRequest,
   RejoinAnswer,
@@ -12,8 +14,10 @@ import type {
   VerdictAnswer,
 } from "../proto/control-api.ts";
 import { ColobusError, type ErrorCode } from "../proto/errors.ts";
-import { changedBytesFor, gravestOf, mayBeAt } from "../primary/place-orders.ts";
+import type { StateRecord } from "../proto/state-record.ts";
+import { changedBytesFor, gravestOf, mayBeAt, placeToForget, placeToReplace } from "../primary/place-orders.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
+import type { SecondaryPlace } from "../primary/secondary-place.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import { newId, type Random } from "../shared/host/random.ts";
@@ -75,7 +79,12 @@ export class RoleCommands {
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
       if (request.acceptNewPeer === true) return await this.#acceptNewPeer(request, deadline);
-      if (request.peer !== undefined) throw new ColobusError("usage", "--peer is said with --accept-new-peer");
+      for (const [flag, value] of [
+        ["--peer", request.peer],
+        ["--instead-of", request.insteadOf],
+      ] as const) {
+        if (value !== undefined) throw new ColobusError("usage", `${flag} is said with --accept-new-peer`);
+      }
       let known = this.#isConnected() ? this.#lastVerdict() : undefined;
       if (request.dryRun) {
         known ??= await this.#ask(deadline);
@@ -109,6 +118,33 @@ export class RoleCommands {
       given.abort();
       deadline.end();
     }
+  }
+
+  /** One of several secondaries is gone for good. Errors: as `placeToForget`; `io-error`; `timed-out`. */
+  async forget({ peer, timeoutMs }: ForgetRequest, signal: AbortSignal): Promise<ForgetAnswer> {
+    const deadline = this.#deadline(timeoutMs, signal);
+    try {
+      const primary = this.#primary("forget");
+      this.#assertPlacesAreOwn("forget");
+      const place = placeToForget(primary.places, peer);
+      const { peerId, replicator } = place;
+      const answer = { agentId: peerId ?? null, url: replicator.url };
+      await deadline.race(primary.giveUp(place, undefined), "the record is not written yet");
+      await this.#options.roles.redial();
+      return answer;
+    } finally {
+      deadline.end();
+    }
+  }
+
+  /** On a shared disk the mark says whose checkpoints stand, and an order here does not change it. Errors: `not-supported`. */
+  #assertPlacesAreOwn(command: string): void {
+    if (this.#options.state.record.mode !== "shared") return;
+    throw new ColobusError(
+      "not-supported",
+      `the mark of a shared disk names its secondaries, and \`colobus ${command}\` does not change it`,
+      "Nothing has to be done: one that is away is left behind, and holds nobody up.",
+    );
   }
 
   startAlone(): StartAloneAnswer {
@@ -147,56 +183,55 @@ export class RoleCommands {
   }
 
   /**
-   * Has another agent take the place of the peer, which is lost: from here on that one is refused, and a blank one gets
-   * everything. Errors: `peer-connected`; `timed-out`, and the order stands.
+   * Has another agent take the place of a peer, which is lost: from here on that one is refused, and a blank one gets
+   * everything. Errors: as `placeToReplace`; `timed-out`, and the order stands.
    */
   async #acceptNewPeer(request: ConnectRequest, deadline: Deadline): Promise<ConnectAnswer> {
     const { roles, state } = this.#options;
-    if (this.#primary("connect --accept-new-peer").places.length > 1) {
-      throw new ColobusError(
-        "not-supported",
-        "this primary has several secondaries, of which another one can take no place yet",
-        "Dial the new one at the lost one's address, with an empty state directory.",
-      );
-    }
+    const { dryRun, insteadOf } = request;
+    const primary = this.#primary("connect --accept-new-peer");
     if (request.discardMyData) {
       throw new ColobusError("usage", "a side that gives its data up has no new peer to accept");
     }
-    if (this.#isConnected()) {
-      throw new ColobusError(
-        "peer-connected",
-        "the peer is connected: it is not lost",
-        "If another host is to take its place, stop its agent first.",
-      );
-    }
-    const url = request.peer ?? state.record.peers[0];
-    if (request.dryRun) {
-      if (url === undefined) {
-        throw new ColobusError(
-          "usage",
-          "this agent dials nobody, so there is nobody to ask",
-          "Say --peer WS_URL; or ask on the other host: `colobus connect --dry-run`.",
-        );
-      }
-      const asked = new AbortController();
-      try {
-        const asking = roles.probe(url, asked.signal, { asIf: peerGivenUp });
-        const judged = await deadline.race(asking, `the agent at ${url} has not answered yet`);
-        return { dryRun: true, connected: false, verdict: this.#describe(judged) };
-      } finally {
-        asked.abort();
-      }
-    }
-    await state.update(peerGivenUp);
+    if (primary.places.length > 1) this.#assertPlacesAreOwn("connect --accept-new-peer");
+    const place = placeToReplace(primary.places, insteadOf);
+    const dialled = primary.places.length === 1 ? state.record.peers[0] : place.replicator.url;
+    const url = request.peer ?? dialled ?? undefined;
+    if (dryRun) return this.#askNewPeer(place, url, deadline);
     const before = this.#lastVerdict();
-    await roles.redial(request.peer);
+    const known = primary.places.map(({ peerId }) => peerId);
+    await primary.giveUp(place, url);
+    await roles.redial();
+    const newcomer = (): SecondaryPlace | undefined =>
+      primary.places.find(({ replicator, peerId }) => replicator.isConnected && !known.includes(peerId));
     const isOther = (judged: Judged | undefined): boolean =>
       judged !== before && judged?.verdict.kind !== "sync" && judged?.verdict.rule !== "replaced-peer";
-    const isAnswered = (): boolean => this.#isConnected() || isOther(this.#lastVerdict());
+    const isAnswered = (): boolean => newcomer() !== undefined || isOther(this.#lastVerdict());
     await this.#until(deadline, isAnswered, "no new peer has connected yet; it is accepted when it does");
-    const judged = this.#lastVerdict();
+    const found = newcomer();
+    const judged = found?.judged ?? this.#lastVerdict();
     assert(judged !== undefined);
-    return { dryRun: false, connected: this.#isConnected(), verdict: this.#describe(judged) };
+    return { dryRun: false, connected: found !== undefined, verdict: this.#describe(judged) };
+  }
+
+  /** What this side and the agent at `url` would do if the place were free. */
+  async #askNewPeer({ slot }: SecondaryPlace, url: string | undefined, deadline: Deadline): Promise<ConnectAnswer> {
+    if (url === undefined) {
+      throw new ColobusError(
+        "usage",
+        "this agent dials nobody, so there is nobody to ask",
+        "Say --peer WS_URL; or ask on the other host: `colobus connect --dry-run`.",
+      );
+    }
+    const asked = new AbortController();
+    try {
+      const asIf = (record: StateRecord): StateRecord => peerGivenUp(record, slot);
+      const asking = this.#options.roles.probe(url, asked.signal, { asIf });
+      const judged = await deadline.race(asking, `the agent at ${url} has not answered yet`);
+      return { dryRun: true, connected: false, verdict: this.#describe(judged) };
+    } finally {
+      asked.abort();
+    }
   }
 
   async #discard({ verdict, peer }: Judged): Promise<void> {

@@ -2,6 +2,7 @@
 import { resolve } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
+import { isLoopback } from "../shared/host/loopback.ts";
 import type { ProcessConfig, TlsConfig } from "./process-config.ts";
 
 interface TlsFlags {
@@ -146,8 +147,4 @@ export function hasLogin(url: string): boolean {
   if (!URL.canParse(url)) return false;
   const { username, password } = new URL(url);
   return username !== "" || password !== "";
-}
-
-function isLoopback(host: string): boolean {
-  return host === "localhost" || host === "[::1]" || host === "::1" || /^127\.\d+\.\d+\.\d+$/.test(host);
 }

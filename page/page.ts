@@ -9,6 +9,7 @@ import { describeFailover } from "../cli/describe-failover.ts";
 import { formatDuration } from "../cli/quantities.ts";
 import { VitalSigns } from "../shared/control/vital-signs.ts";
 import { AgentApi, asAgentFault, type Snapshot } from "./agent-api.ts";
+import { CopiesSection } from "./copies-section.ts";
 import { DisksSection } from "./disks-section.ts";
 import { element, setClass, setText } from "./element.ts";
 import { EventsSection } from "./events-section.ts";
@@ -37,6 +38,7 @@ class StatusPage {
   readonly #pair = new PairSection();
   readonly #plots = new PlotsSection();
   readonly #disks = new DisksSection();
+  readonly #copies = new CopiesSection();
   readonly #jobs = new JobsSection((id, verb) => void this.#job(id, verb));
   readonly #events = new EventsSection();
   readonly #signIn = new SignIn((token) => this.#enter(token));
@@ -160,6 +162,7 @@ class StatusPage {
     this.#pair.update(status);
     this.#plots.update(status, this.#vitals, nowMs, Math.max(this.#agentAheadMs, -nowMs));
     this.#disks.update(status);
+    this.#copies.update(status);
     this.#jobs.update(status);
   }
 
@@ -196,7 +199,7 @@ class StatusPage {
 
   #open(): void {
     this.#isShut = false;
-    const parts = [this.#summary, this.#pair, this.#plots, this.#jobs, this.#disks, this.#events];
+    const parts = [this.#summary, this.#pair, this.#plots, this.#jobs, this.#disks, this.#copies, this.#events];
     this.#main.replaceChildren(this.#notices.root, ...parts.map(({ root }) => root));
     this.#wake?.();
   }

@@ -11,7 +11,10 @@ export class PairSection {
   readonly root = section("pair", "Hosts", this.#pair);
 
   update(status: Status): void {
-    const shown = { status: { ...status, recoverable: null, jobs: [], disks: [] }, rows: fieldsOfThis(status) };
+    const shown = {
+      status: { ...status, recoverable: null, jobs: [], disks: [], copies: [], hosts: [] },
+      rows: fieldsOfThis(status),
+    };
     fill(this.#pair, shown, () => {
       const here = hostCard(status.role, "this host", fieldsOfThis(status));
       const [peer] = status.peers;

@@ -3,6 +3,7 @@ import type { StateRecord } from "../proto/state-record.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { peerEntryOf, withPeerEntry } from "../shared/replication/peer-slots.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
+import { mainFirst } from "./place-orders.ts";
 import { PeerEpochs } from "./peer-epochs.ts";
 import type { Replicator } from "./replicator.ts";
 import type { Secondaries } from "./secondaries.ts";
@@ -85,12 +86,19 @@ export class EpochSessions {
     return left.committed > 0 ? left : undefined;
   }
 
+  /** One is no secondary any more. Returns what the others have. */
+  forgotten(peer: string): Summary {
+    this.#epochs.forget(peer);
+    return this.#epochs.summary([...this.#sessions.keys()]);
+  }
+
   /** What the hello says to the secondaries of all places but the first. */
   helloToOthers(): Hello["otherPeers"] {
-    const [, ...others] = this.#options.places();
+    const { record } = this.#options.state;
+    const [, ...others] = mainFirst(this.#options.places(), record);
     if (others.length === 0) return undefined;
     return others.map((place) => {
-      const { pairing } = peerEntryOf(this.#options.state.record, place.slot);
+      const { pairing } = peerEntryOf(record, place.slot);
       const { peer, bytes } = place.tracking;
       return { pairing, tracks: peer, changedBytes: bytes, committed: this.committedBy(place) };
     });
@@ -98,7 +106,7 @@ export class EpochSessions {
 
   /** The record with what each has committed, the first of them at `atMs`. */
   recorded(record: StateRecord, atMs: number): StateRecord {
-    const [first, ...others] = this.#options.places();
+    const [first, ...others] = mainFirst(this.#options.places(), record);
     const epoch = first === undefined ? 0 : this.committedBy(first);
     const whole = { ...record, committed: { epoch, atMs } };
     const known = others.filter(({ slot }) => peerEntryOf(record, slot).pairing !== null);

@@ -1,5 +1,5 @@
 import { ColobusError } from "../proto/errors.ts";
-import type { Hello } from "../proto/replication-messages.ts";
+import type { Hello, Site } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { SyncExtent } from "../proto/words.ts";
 import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
@@ -18,6 +18,8 @@ export interface PairingOptions {
   readonly tracking: PeerTracking;
   readonly random: Random;
   readonly geometries: readonly ClusterGeometry[];
+  /** Where this side's images are. */
+  readonly site: () => Site;
   /** Resolves with the epoch that is open from here on. */
   readonly opened: (peer: Hello) => Promise<number>;
 }
@@ -100,7 +102,7 @@ export class Pairing {
   }
 
   async #begin(session: SourceSession, hello: Hello, peer: Hello, extent: SyncExtent): Promise<void> {
-    const { state, slot, tracking, random, opened } = this.#options;
+    const { state, slot, tracking, random, site, opened } = this.#options;
     if (session.isClosed) return;
     if (extent === "full" || extent === "assumed") await tracking.begin(peer.agentId, extent);
     else await this.#addMissing(hello, peer);
@@ -116,7 +118,7 @@ export class Pairing {
     const openEpoch = await opened(peer);
     if (session.isClosed) return;
     const diskSizes = hello.disks.map((disk) => disk.sizeBytes ?? 0);
-    session.begin({ session: id, extent, lineage: hello.lineage ?? "", openEpoch, diskSizes });
+    session.begin({ session: id, extent, lineage: hello.lineage ?? "", openEpoch, diskSizes, site: site() });
   }
 }
 

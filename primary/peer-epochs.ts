@@ -56,6 +56,11 @@ export class PeerEpochs {
     this.#peers.set(peer, { committed: 0, prepared: new Set(), voidThrough: throughEpoch });
   }
 
+  /** It is no secondary any more. */
+  forget(peer: string): void {
+    this.#peers.delete(peer);
+  }
+
   /** The newest checkpoint that any of them has committed, and those that one of `connected` has prepared after it, ascending. */
   summary(connected: readonly string[]): { readonly committed: number; readonly prepared: number[] } {
     const committed = Math.max(0, ...[...this.#peers.values()].map((known) => known.committed));

@@ -1,6 +1,8 @@
 /** What an operator's orders ask of the places for secondaries. */
 import type { ResyncAnswer } from "../proto/control-api.ts";
 import { ColobusError } from "../proto/errors.ts";
+import type { StateRecord } from "../proto/state-record.ts";
+import { mainSlotOf } from "../shared/replication/peer-slots.ts";
 import { lostPeer } from "./no-peer.ts";
 import type { Judged, SecondaryPlace } from "./secondary-place.ts";
 
@@ -27,6 +29,81 @@ export function placeToOrder(places: readonly SecondaryPlace[], peer: string | u
   if (place === undefined) throw new RangeError("there is a place for a secondary");
   if (!place.replicator.isConnected) void place.replicator.session; // which says why there is none
   return place;
+}
+
+/**
+ * The place of one of several secondaries that is gone for good; `peer` as for `placeToOrder`. Errors: `no-peer`; `usage`
+ * where it is the only one; `peer-connected`.
+ */
+export function placeToForget(places: readonly SecondaryPlace[], peer: string): SecondaryPlace {
+  const used = places.filter(({ isUsed }) => isUsed);
+  const place = namedPlace(used, peer);
+  if (used.length === 1) {
+    throw new ColobusError(
+      "usage",
+      "this primary has no other secondary",
+      "Have another one take its place: `colobus connect --accept-new-peer`.",
+    );
+  }
+  assertLost(place);
+  return place;
+}
+
+/**
+ * The place of a secondary that another one is to take; it need not be named where there is only one, or only one that is not
+ * connected. Errors: as `placeToForget`.
+ */
+export function placeToReplace(places: readonly SecondaryPlace[], peer: string | undefined): SecondaryPlace {
+  const used = places.filter(({ isUsed }) => isUsed);
+  if (peer !== undefined) {
+    const place = namedPlace(used, peer);
+    assertLost(place);
+    return place;
+  }
+  const lost = used.filter(({ replicator }) => !replicator.isConnected);
+  const [place = used[0] ?? places[0], another] = lost;
+  if (another !== undefined) {
+    throw new ColobusError(
+      "usage",
+      "this primary has several secondaries that are not connected",
+      "Name the one that is lost with --instead-of: its agent id, or the URL that this side dials; see `colobus status`.",
+    );
+  }
+  if (place === undefined) throw new RangeError("there is a place for a secondary");
+  assertLost(place);
+  return place;
+}
+
+/** Errors: `no-peer`. */
+function namedPlace(places: readonly SecondaryPlace[], peer: string): SecondaryPlace {
+  const place = places.find(({ peerId, replicator }) => peerId === peer || replicator.url === peer);
+  if (place !== undefined) return place;
+  throw new ColobusError("no-peer", `this primary has no secondary ${peer}`, "See `colobus status`.");
+}
+
+/** Errors: `peer-connected`. */
+function assertLost({ replicator }: SecondaryPlace): void {
+  if (!replicator.isConnected) return;
+  throw new ColobusError(
+    "peer-connected",
+    "the peer is connected: it is not lost",
+    "If another host is to take its place, stop its agent first.",
+  );
+}
+
+/** The URLs that a primary dials, in the order of the slots at its next start: one that has become free is behind the others. */
+export function withPeerUrl(urls: readonly string[], former: string | null, url: string | undefined): string[] {
+  const kept = urls.filter((one) => one !== former && one !== url);
+  return url === undefined ? kept : [...kept, url];
+}
+
+/** The places, that of the record's own peer first. */
+export function mainFirst<T extends { readonly slot: number }>(
+  places: readonly T[],
+  record: StateRecord,
+): readonly T[] {
+  const main = mainSlotOf(record);
+  return [...places.filter(({ slot }) => slot === main), ...places.filter(({ slot }) => slot !== main)];
 }
 
 /** Lets paused syncs go on. Errors: `no-peer`; why a secondary takes no writes. */

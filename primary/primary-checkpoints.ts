@@ -8,6 +8,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
+import { committedByPeer } from "../shared/replication/peer-slots.ts";
 import { EpochCounter } from "./epoch-counter.ts";
 import { learnEpochs, type KnownEpochs } from "./known-epochs.ts";
 import { lostPeer } from "./no-peer.ts";
@@ -66,7 +67,7 @@ export class PrimaryCheckpoints {
     const { record } = options.state;
     this.#epochs = new EpochCounter(options.state);
     this.#known = {
-      committed: record.committed.epoch,
+      committed: committedByPeer(record),
       committedAtMs: record.committed.epoch > 0 ? record.committed.atMs : undefined,
       prepared: [],
       asked: new Map(),
@@ -244,6 +245,8 @@ export class PrimaryCheckpoints {
 
   /** Another secondary has given up what it had, and this is what the others have. */
   left({ committed, prepared }: { readonly committed: number; readonly prepared: number[] }): void {
+    // What was written between the two checkpoints is not counted.
+    if (committed < this.#known.committed) this.#volumesComplete = false;
     this.#known.committed = committed;
     this.#known.prepared = prepared;
   }

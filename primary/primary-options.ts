@@ -1,4 +1,5 @@
 import type { JobSpeed } from "../proto/control-api.ts";
+import type { Site } from "../proto/replication-messages.ts";
 import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { Child } from "../shared/block/block-device.ts";
@@ -28,6 +29,8 @@ export interface PrimaryOptions {
   readonly copies: ChildrenContext | undefined;
   /** Whom this side dials; empty: it waits for peers to dial. */
   readonly peerUrls: readonly string[];
+  /** Where this side's images are. */
+  readonly site: () => Site;
   /** Whether a peer may have been met that the record does not know of. */
   readonly mayHaveHadPeer: boolean;
   /** As for `GuestPolicy`. */

@@ -1,4 +1,3 @@
-import assert from "node:assert/strict";
 import {
   notProtected,
   type DiskStatus,
@@ -14,7 +13,6 @@ import type { BlockDevice, Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
-import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { peersOf } from "../shared/replication/peer-slots.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
@@ -25,6 +23,7 @@ import { DiskCopies } from "./disk-copies.ts";
 import { changesOf, originalsOf } from "./disk-forwarding.ts";
 import { EpochSessions } from "./epoch-sessions.ts";
 import { DiskHealth, type FailedAccess } from "./disk-health.ts";
+import { giveUp } from "./give-up.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { leaveDisks } from "./leave-disks.ts";
@@ -36,6 +35,7 @@ import type { NamedBitmaps } from "./named-bitmaps.ts";
 import { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
+import { primaryHello } from "./primary-hello.ts";
 import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Resizes } from "./resizes.ts";
@@ -150,6 +150,7 @@ export class PrimaryRole {
       ...options,
       places: this.places,
       hello: () => this.hello(),
+      judged: (judged) => this.#judged(judged),
       pulse: this.#keeper?.pulse,
     });
     this.resizes = new Resizes({
@@ -291,6 +292,16 @@ export class PrimaryRole {
   /** Compares the copy of a secondary, which is named where there are several. Errors: as `VerifyJobs.start`; `usage`. */
   verify(request: VerifyRequest): Job {
     return this.#placeToOrder(request.peer).verifies.start(request);
+  }
+
+  /** A secondary is gone for good, and nothing waits for it. `url` and errors: as `giveUp`, and those of the storage: it is given up then. */
+  async giveUp(place: SecondaryPlace, url: string | undefined): Promise<void> {
+    const context = { ...this.#options, epochs: this.#epochs, checkpoints: this.checkpoints };
+    const gone = await giveUp({ ...context, isOnly: this.places.length === 1 }, place, url);
+    if (gone !== undefined) this.#unheard.delete(gone);
+    if (this.#shared === undefined && this.#guests.isHeld && this.isConnected) this.#releaseUnlessGone();
+    this.#notify();
+    await place.tracking.forget();
   }
 
   describePeers(): PeerStatus[] {
@@ -459,21 +470,8 @@ export class PrimaryRole {
 
   /** What this side says of itself to a peer. */
   hello(): Hello {
-    const [first] = this.places;
-    assert(first !== undefined, "there is a place for a secondary");
-    const { record } = this.#options.state;
-    const otherPeers = this.#epochs.helloToOthers();
-    return {
-      ...ownHello(record, { ...this.#options, tracking: first.tracking }),
-      role: "Primary",
-      ack: this.#options.ack,
-      disks: this.disks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
-      committed: this.#epochs.committedBy(first),
-      prepared: [...this.checkpoints.prepared],
-      epochSeen: this.checkpoints.openEpoch - 1,
-      assumeInSync: this.#options.assumeInSync,
-      ...(otherPeers === undefined ? {} : { otherPeers }),
-    };
+    const { places, checkpoints, disks } = this;
+    return primaryHello({ ...this.#options, epochs: this.#epochs, places, checkpoints, disks });
   }
 
   /** The two are a pair, and the peer was not promoted meanwhile: guests may go on, where nobody else may have been. */

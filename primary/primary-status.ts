@@ -121,7 +121,7 @@ export class PrimaryStatus {
     return {
       epoch: committed,
       ageMs: Math.max(0, nowMs - (committedAtMs ?? nowMs)),
-      lastContactMs: place?.describe().lastContactMs ?? null,
+      lastContactMs: place?.replicator.describe().lastContactMs ?? null,
       wouldLose: { writes, bytes, atLeast: !complete },
     };
   }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { asColobusError, ColobusError, isForWantOfSpace } from "../proto/errors.ts";
 import { WRITE_PIECE_MAX_BYTES } from "../proto/limits.ts";
 import type { PeerStatus } from "../proto/control-api.ts";
-import type { Hello, Notice, OperationKind, SyncPhase } from "../proto/replication-messages.ts";
+import type { Hello, Notice, OperationKind, Site, SyncPhase } from "../proto/replication-messages.ts";
 import type { AckPolicy, EventType, ReplicationState } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { ClusterBitmap, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
@@ -36,6 +36,8 @@ export interface ReplicatorOptions {
   readonly state: StateFile;
   readonly tracking: PeerTracking;
   readonly geometries: readonly ClusterGeometry[];
+  /** Where this side's images are. */
+  readonly site: () => Site;
   readonly lineages: LineageKeeper;
   readonly ack: AckPolicy;
   /** Whether a guest's write that finds the window full leaves the stream, instead of waiting. */
@@ -97,6 +99,8 @@ export class Replicator {
   #lastContactMs: number | undefined;
   #standsAlone = false;
   #peerIdentity: { readonly agentId: string; readonly agentVersion: string; readonly address: string } | undefined;
+  /** Where that peer's images are, as it said last. */
+  #peerSite: Site | undefined;
   #syncTotalBytes = 0;
   #stopping = false;
 
@@ -137,6 +141,11 @@ export class Replicator {
   /** Whom this side dials for it; null: nobody, as far as that is known. */
   get url(): string | null {
     return this.#url;
+  }
+
+  /** Where the secondary's images are, as it said last. */
+  get peerSite(): Site | undefined {
+    return this.#peerSite;
   }
 
   /** The session in which the secondary lacks nothing and takes everything. */
@@ -186,6 +195,22 @@ export class Replicator {
   /** Ends the session that is open, or opening: what was agreed on in its handshake holds no more. */
   endSession(reason: ColobusError): void {
     if (this.#phase.name !== "connecting") this.#phase.session.close(reason);
+  }
+
+  /** Whatever was known of the secondary is about nobody any more; `url`: whom this side dials from now on. */
+  release(url: string | null): void {
+    this.endSession(new ColobusError("peer-replaced", "an operator has given this secondary up"));
+    this.#url = url;
+    this.#peerIdentity = undefined;
+    this.#peerSite = undefined;
+    this.#lastError = undefined;
+    this.#lastContactMs = undefined;
+    this.#standsAlone = false;
+  }
+
+  /** Whom this side dials at `url` is another secondary. */
+  cede(url: string | null): void {
+    if (this.#url === url) this.#url = null;
   }
 
   /** The session is over. `missing` is what the secondary may not have. */
@@ -306,7 +331,7 @@ export class Replicator {
     return true;
   }
 
-  describe(): PeerStatus {
+  describe(): Omit<PeerStatus, "host" | "committed" | "disks"> {
     const session = this.isConnected ? this.session : undefined;
     const { geometries } = this.#options;
     return {
@@ -340,6 +365,7 @@ export class Replicator {
       );
     }
     this.#url = url ?? this.#url;
+    if (this.#peerIdentity?.agentId !== peer.agentId) this.#peerSite = undefined;
     this.#peerIdentity = { agentId: peer.agentId, agentVersion: peer.agentVersion, address: session.peerAddress };
     this.#standsAlone = verdict.kind === "outdated" || verdict.kind === "split-brain";
     options.judged(verdict, peer);
@@ -378,6 +404,7 @@ export class Replicator {
     if (this.#phase.name !== "opening" || this.#phase.session !== session) {
       throw new ColobusError("protocol-error", `the peer sent "ready" twice`);
     }
+    this.#peerSite = session.site;
     this.#pairing.unite().then(
       () => this.#start(session),
       (error: unknown) => session.close(asColobusError(error)),

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
 import type { Hello, OperationKind } from "../proto/replication-messages.ts";
@@ -8,8 +9,11 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { peerEntryOf } from "../shared/replication/peer-slots.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import { refusalOf } from "../shared/replication/refusal.ts";
+import { decideBetween } from "../shared/replication/shared-verdict.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import type { Replicator } from "./replicator.ts";
+import type { Judged } from "./secondary-place.ts";
 import { SourceSession } from "./source-session.ts";
 
 /** A place for one secondary, and what keeps it equal. */
@@ -28,6 +32,8 @@ export interface SecondariesOptions {
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
   readonly hello: () => Hello;
+  /** What a handshake with a secondary came to that an operator has given up. */
+  readonly judged: (judged: Judged) => void;
   /** What pings carry, where an arbiter decides who serves. */
   readonly pulse?: Pulse | undefined;
 }
@@ -96,6 +102,7 @@ export class Secondaries {
     let wasOpen = false;
     /** Whom a refusal is told of before it is known whose link this is. */
     let owner = this.all.find((one) => url !== null && one.url === url) ?? this.#first;
+    let isStranger = false;
     this.#unproved += 1;
     const hello = options.hello();
     const session = new SourceSession({
@@ -109,8 +116,11 @@ export class Secondaries {
       opened: (peer) => {
         this.#unproved -= 1;
         isProved = true;
+        isStranger = this.#isGivenUp(peer);
+        if (isStranger) throw this.#refusalOf(hello, peer);
         owner = this.#placeOf(peer, session.peerSubject, url);
         owner.open(session, hello, peer, url);
+        for (const one of this.all) if (one !== owner) one.cede(url);
         wasOpen = true;
       },
       differs: (disk, runs) => owner.receiveDifferences(session, disk, runs),
@@ -119,7 +129,7 @@ export class Secondaries {
       notified: (notice) => owner.notified(notice),
       closed: (reason, missing) => {
         if (!isProved) this.#unproved -= 1;
-        owner.closed(session, reason, missing);
+        if (!isStranger) owner.closed(session, reason, missing);
         ended(wasOpen);
       },
     });
@@ -183,6 +193,21 @@ export class Secondaries {
     this.#stopping = true;
   }
 
+  /** One that has no place any more. Where there is one place, it judges for itself. */
+  #isGivenUp({ agentId }: Hello): boolean {
+    const { places, state } = this.#options;
+    return places.length > 1 && state.record.replaced?.includes(agentId) === true;
+  }
+
+  /** It has no place, but this side has to hear of it if it was promoted. */
+  #refusalOf(hello: Hello, peer: Hello): ColobusError {
+    const verdict = decideBetween(hello, peer);
+    this.#options.judged({ verdict, peer });
+    const refusal = refusalOf(verdict, hello.agentId);
+    assert(refusal !== undefined, "one that was given up is no pair with this side");
+    return refusal;
+  }
+
   /** Errors: `role-conflict` where every place is another secondary's. */
   #placeOf(peer: Hello, subject: string | undefined, url: string | null): Replicator {
     const { places, state } = this.#options;
@@ -208,7 +233,7 @@ export class Secondaries {
     throw new ColobusError(
       "role-conflict",
       `this primary has its ${places.length} secondaries, and the peer is none of them`,
-      "Start this primary with a larger --secondaries. One that is gone for good keeps its place, unless the primary dials the new one at its URL.",
+      "Give up one that is gone for good: `colobus forget PEER` on the primary; or start it with a larger --secondaries.",
     );
   }
 }

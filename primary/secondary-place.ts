@@ -1,9 +1,11 @@
 import type { PeerStatus, ResyncAnswer } from "../proto/control-api.ts";
 import type { ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
+import type { ReplicationState } from "../proto/words.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { peerEntryOf } from "../shared/replication/peer-slots.ts";
+import { hostNameOf, imageAt } from "../shared/replication/site.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { GuestPolicy } from "./guest-policy.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
@@ -24,7 +26,17 @@ export interface Judged {
 
 export interface SecondaryPlaceOptions extends Pick<
   PrimaryOptions,
-  "clock" | "random" | "log" | "emit" | "state" | "jobs" | "ack" | "windowBytes" | "onCongestion" | "resyncSpeed"
+  | "clock"
+  | "random"
+  | "log"
+  | "emit"
+  | "state"
+  | "jobs"
+  | "site"
+  | "ack"
+  | "windowBytes"
+  | "onCongestion"
+  | "resyncSpeed"
 > {
   readonly slot: number;
   readonly tracking: PeerTracking;
@@ -116,14 +128,34 @@ export class SecondaryPlace {
   }
 
   describe(): PeerStatus {
+    const { site, disks, committed } = this.#options;
     const peer = this.replicator.describe();
-    const agentId = peer.agentId ?? this.peerId ?? null;
-    if (peer.replication === "Established" && !this.isTakenUp) return { ...peer, agentId, replication: "SyncSource" };
-    if (peer.replication === "Established" && this.verifies.isRunning) {
-      return { ...peer, agentId, replication: "VerifyS" };
-    }
-    const isHeld = peer.replication === "SyncSource" && this.syncs.isHeld;
-    return isHeld ? { ...peer, agentId, replication: "PausedSyncS" } : { ...peer, agentId };
+    const { peerSite } = this.replicator;
+    const epoch = committed(this);
+    return {
+      ...peer,
+      replication: this.#replicationOf(peer),
+      agentId: peer.agentId ?? this.peerId ?? null,
+      host: hostNameOf(peerSite, site(), peer.address),
+      committed: epoch === 0 ? null : epoch,
+      disks: disks.map(({ name }, disk) => ({
+        name,
+        image: imageAt(peerSite, name),
+        dirtyBytes: this.replicator.dirtyBytes(disk),
+      })),
+    };
+  }
+
+  #replicationOf({ replication }: Pick<PeerStatus, "replication">): ReplicationState {
+    if (replication === "Established" && !this.isTakenUp) return "SyncSource";
+    if (replication === "Established" && this.verifies.isRunning) return "VerifyS";
+    return replication === "SyncSource" && this.syncs.isHeld ? "PausedSyncS" : replication;
+  }
+
+  /** Its secondary is given up: the place is free, first for the agent at `url`. */
+  release(url: string | null): void {
+    this.#judged = undefined;
+    this.replicator.release(url);
   }
 
   /** Ends the jobs of the place. */

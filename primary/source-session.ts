@@ -7,6 +7,7 @@ import {
   type Message,
   type Notice,
   type OperationKind,
+  type Site,
 } from "../proto/replication-messages.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";
@@ -67,6 +68,7 @@ export class SourceSession {
   readonly #requests = new Map<number, Request>();
   #requestsMade = 0;
   #peer: Hello | undefined;
+  #site: Site | undefined;
   #closed = false;
   #lastProgressMs: number;
   #lastStableMs: number;
@@ -100,6 +102,11 @@ export class SourceSession {
 
   get peer(): Hello | undefined {
     return this.#peer;
+  }
+
+  /** Where the peer's images are, once it is ready. */
+  get site(): Site | undefined {
+    return this.#site;
   }
 
   /** Whether the peer says that it only asks what the two would do: the end of the session is no news then. */
@@ -259,6 +266,7 @@ export class SourceSession {
         this.#options.differs(message.disk, runsOf(message.runs));
         break;
       case "ready":
+        this.#site = message.site;
         this.#receiveReady(message.differs);
         break;
       case "ack":

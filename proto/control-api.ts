@@ -14,10 +14,12 @@ import {
   CHILD_STATES,
   CONNECTION_STATES,
   COPY_MODES,
+  COPY_STATES,
   DISK_STATES,
   DURABILITIES,
   EVENT_TYPES,
   FAILOVER_KINDS,
+  HOST_LOSSES,
   JOB_ERROR_POLICIES,
   JOB_OUTCOMES,
   JOB_STATES,
@@ -119,8 +121,52 @@ export const peerSchema = z.object({
   agentVersion: z.string().nullable(),
   lastContactMs: ms.nullable(),
   lastError: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
+  /** What it calls its host, else its address; null: nothing is known. */
+  host: z.string().nullable().default(null),
+  /** The checkpoint that a secondary is known to have committed; null of a primary, and before the first. */
+  committed: epoch.nullable().default(null),
+  /** Its images, as it said last, and what a secondary lacks of each disk. */
+  disks: z.array(z.object({ name: z.string(), image: z.string().nullable(), dirtyBytes: bytes })).default([]),
 });
 export type PeerStatus = z.infer<typeof peerSchema>;
+
+/** What a failover drops. */
+const wouldLose = z.object({ writes: z.int().nonnegative(), bytes, atLeast: z.boolean() });
+
+export const copySchema = z.object({
+  disk: z.string(),
+  /** `local`, the name of a child, or the id of a mirror; null: the one that a peer has. */
+  name: z.string().nullable(),
+  /** That of the agent which writes it. */
+  role: z.enum(ROLES),
+  agentId: z.string().nullable(),
+  /** null: not known, or, of a shared disk, neither of the two hosts. */
+  host: z.string().nullable(),
+  image: z.string().nullable(),
+  state: z.enum(COPY_STATES),
+  /** What it lacks, in clusters; null: not known of it alone. */
+  dirtyBytes: bytes.nullable(),
+  /** The checkpoint that it can return to; null: none. */
+  epoch: epoch.nullable(),
+});
+export type CopyStatus = z.infer<typeof copySchema>;
+
+export const hostSchema = z.object({
+  name: z.string(),
+  /** Whether the agent that says so runs there. */
+  isHere: z.boolean(),
+  ifLost: z.object({
+    outcome: z.enum(HOST_LOSSES),
+    /** Where a failover can be; null: nowhere, or it is not needed. */
+    failoverTo: z.string().nullable(),
+    /** The checkpoint that it returns to. */
+    epoch: epoch.nullable(),
+    /** null where nothing is dropped. */
+    wouldLose: wouldLose.nullable(),
+    nextAction: z.string(),
+  }),
+});
+export type HostStatus = z.infer<typeof hostSchema>;
 
 /** How late the agent came to what was due, in the last minute or so. */
 const eventLoopDelaySchema = z.object({
@@ -166,9 +212,13 @@ export const statusSchema = z.object({
       epoch,
       ageMs: ms,
       lastContactMs: ms.nullable(),
-      wouldLose: z.object({ writes: z.int().nonnegative(), bytes, atLeast: z.boolean() }),
+      wouldLose,
     })
     .nullable(),
+  /** Where each disk's copies are. */
+  copies: z.array(copySchema).default([]),
+  /** The hosts that something of the VM is on, and what their loss would mean; empty while this side is not to be believed. */
+  hosts: z.array(hostSchema).default([]),
   failover: z
     .object({
       kind: z.enum(FAILOVER_KINDS),
@@ -296,7 +346,7 @@ export const failoverAnswerSchema = z.object({
   epoch,
   /** Age of the checkpoint that is served; null where it is not known. */
   ageMs: ms.nullable(),
-  wouldLose: z.object({ writes: z.int().nonnegative(), bytes, atLeast: z.boolean() }),
+  wouldLose,
   discardedActiveBytes: bytes,
   mergeBytes: bytes,
   jobs: z.array(z.string()),
@@ -340,11 +390,27 @@ export const connectRequestSchema = z.strictObject({
   acceptNewPeer: z.boolean().optional(),
   /** With `acceptNewPeer`: whom to dial from now on. */
   peer: z.string().optional(),
+  /** With `acceptNewPeer`, of several secondaries the one that is lost: its agent id, or the URL that this side dials for it. */
+  insteadOf: z.string().optional(),
   timeoutMs,
 });
 export type ConnectRequest = z.infer<typeof connectRequestSchema>;
 export const connectAnswerSchema = z.object({ dryRun: z.boolean(), connected: z.boolean(), verdict: verdictSchema });
 export type ConnectAnswer = z.infer<typeof connectAnswerSchema>;
+
+export const forgetRequestSchema = z.strictObject({
+  /** The secondary: its agent id, or the URL that this side dials for it. */
+  peer: z.string(),
+  timeoutMs,
+});
+export type ForgetRequest = z.infer<typeof forgetRequestSchema>;
+export const forgetAnswerSchema = z.object({
+  /** null: it has never been met. */
+  agentId: z.string().nullable(),
+  /** Whom this side dials for it no more. */
+  url: z.string().nullable(),
+});
+export type ForgetAnswer = z.infer<typeof forgetAnswerSchema>;
 
 export const measureLinkRequestSchema = z.strictObject({ timeoutMs });
 export type MeasureLinkRequest = z.infer<typeof measureLinkRequestSchema>;
@@ -544,6 +610,7 @@ export interface AgentControl {
   verify(request: VerifyRequest, signal: AbortSignal): Promise<JobStatus>;
   /** Makes a disk longer, on both sides. */
   resize(request: ResizeRequest, signal: AbortSignal): Promise<ResizeAnswer>;
+  forget(request: ForgetRequest, signal: AbortSignal): Promise<ForgetAnswer>;
   changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer>;
   bitmaps(): BitmapStatus[];
   bitmap(verb: (typeof BITMAP_VERBS)[number], request: BitmapRequest, signal: AbortSignal): Promise<BitmapStatus>;

@@ -124,6 +124,8 @@ export const BATCH_MAX_OPERATIONS = 1024;
 export const WRITE_PIECE_MAX_BYTES = 1 * MIB;
 /** A message other than `data`, and any before the session is open. */
 export const HANDSHAKE_MESSAGE_MAX_BYTES = 64 * KIB;
+/** A peer is told the name of an image that is no longer than this. */
+export const IMAGE_TOLD_MAX_BYTES = 512;
 /** For the WebSocket handshake, for hello and proof, and for `begin` after them. */
 export const HANDSHAKE_TIMEOUT_MS = 10_000;
 /** From `begin` until `ready`: the secondary ends what an older session has under way first. */

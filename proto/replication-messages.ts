@@ -158,6 +158,19 @@ const helloSchema = z.object({
 });
 export type Hello = Omit<z.infer<typeof helloSchema>, "type">;
 
+/**
+ * Where a side's images are, for status only. It is told once both sides have proved themselves; an `image` is null where
+ * its name is too long to be told.
+ */
+const siteSchema = z.object({
+  /** The host's own name. */
+  host: text,
+  /** Two agents under the same one run on one machine. */
+  bootId: text,
+  disks: z.array(z.object({ name: text, image: text.nullable() })).max(DISKS_MAX),
+});
+export type Site = z.infer<typeof siteSchema>;
+
 /** What each message without a payload is made of. */
 export const MESSAGE_SCHEMAS = {
   "hello": helloSchema,
@@ -177,6 +190,7 @@ export const MESSAGE_SCHEMAS = {
     openEpoch: epoch,
     /** Sizes of the disks, in the order of the primary's `hello`. */
     diskSizes: z.array(z.int().positive()).max(DISKS_MAX),
+    site: siteSchema.optional(),
   }),
   /** Clusters that the secondary has changed by itself, before `ready`: index of the first and count, in turns. */
   "differs": z.object({
@@ -184,7 +198,7 @@ export const MESSAGE_SCHEMAS = {
     disk: z.int().nonnegative(),
     runs: z.array(z.int().nonnegative()).max(2 * DIFFERS_RUNS_MAX),
   }),
-  "ready": z.object({ type: z.literal("ready"), differs: z.int().nonnegative() }),
+  "ready": z.object({ type: z.literal("ready"), differs: z.int().nonnegative(), site: siteSchema.optional() }),
   /** The primary has recorded what `differs` named: the secondary may forget it. */
   "united": z.object({ type: z.literal("united") }),
   /** The primary starts, pauses, or ends, sending the clusters that the secondary may lack. */

@@ -55,6 +55,14 @@ export type DiskState = (typeof DISK_STATES)[number];
 export const CHILD_STATES = ["sound", "syncing", "broken"] as const;
 export type ChildState = (typeof CHILD_STATES)[number];
 
+/** Whether a copy of a disk, wherever it is, has everything, as far as the agent that says so knows. */
+export const COPY_STATES = ["sound", "syncing", "stale", "broken", "unknown"] as const;
+export type CopyState = (typeof COPY_STATES)[number];
+
+/** What becomes of the VM when a host is lost. */
+export const HOST_LOSSES = ["protected", "unprotected", "frozen", "failover", "copies", "lost"] as const;
+export type HostLoss = (typeof HOST_LOSSES)[number];
+
 /** Which copies of a disk are read: the first sound one, or all, and the majority wins. */
 export const READ_PATTERNS = ["fifo", "quorum"] as const;
 export type ReadPattern = (typeof READ_PATTERNS)[number];

@@ -7,6 +7,7 @@ import {
   type Hello,
   type Message,
   type Notice,
+  type Site,
   type SyncPhase,
   type VmStateMessage,
 } from "../proto/replication-messages.ts";
@@ -37,6 +38,8 @@ export interface ReplicaSessionOptions {
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
+  /** Where this side's images are. */
+  readonly site: () => Site;
   /** What pings carry, where an arbiter decides who serves. */
   readonly pulse?: Pulse | undefined;
   readonly durability: Durability;
@@ -81,6 +84,7 @@ export class ReplicaSession {
   readonly #options: ReplicaSessionOptions;
   readonly #session: Session;
   #peer: Hello | undefined;
+  #peerSite: Site | undefined;
   /** What the handshake came to. */
   #extent: SyncExtent | undefined;
   /** The primary's history, once everything of it has arrived. */
@@ -122,6 +126,11 @@ export class ReplicaSession {
   /** The primary's hello, once it has proved itself. */
   get peer(): Hello | undefined {
     return this.#peer;
+  }
+
+  /** Where the primary's images are, once it has begun. */
+  get peerSite(): Site | undefined {
+    return this.#peerSite;
   }
 
   /** Whether the peer says that it only asks what the two would do: the end of the session is no news then. */
@@ -293,6 +302,7 @@ export class ReplicaSession {
   #receiveBegin(message: BeginMessage): void {
     if (this.#beginning) throw new ColobusError("protocol-error", `the peer sent "begin" twice`);
     this.#beginning = true;
+    this.#peerSite = message.site;
     this.#beginTimer?.cancel();
     this.#begin(message).catch((error: unknown) => this.#fail(asColobusError(error)));
   }
@@ -347,7 +357,8 @@ export class ReplicaSession {
     this.#stalled = options.fullness();
     // First, so that the primary does not begin to send what there is no room for.
     if (this.#stalled !== undefined) this.#session.send({ type: "stall", error: toErrorBody(this.#stalled) });
-    this.#session.send({ type: "ready", differs: message.extent === "delta" ? this.#tellOwnChanges() : 0 });
+    const differs = message.extent === "delta" ? this.#tellOwnChanges() : 0;
+    this.#session.send({ type: "ready", differs, site: options.site() });
     options.ready();
   }
 

@@ -1,6 +1,6 @@
 import { ColobusError, isForWantOfSpace } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
-import type { Hello, SyncPhase } from "../proto/replication-messages.ts";
+import type { Hello, Site, SyncPhase } from "../proto/replication-messages.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
@@ -34,6 +34,8 @@ export interface ReplicaSessionsOptions {
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
+  /** Where this side's images are. */
+  readonly site: () => Site;
   /** What pings carry, where an arbiter decides who serves. */
   readonly pulse?: Pulse | undefined;
   /** The primary hands its role to this side, under that lineage. */
@@ -60,6 +62,7 @@ export class ReplicaSessions {
   readonly #leaving = new Set<Promise<void>>();
   readonly #strangers: Strangers;
   #current: ReplicaSession | undefined;
+  #peerSite: Site | undefined;
   #lastContactMs: number | undefined;
   #lastError: ColobusError | undefined;
   /** How many reasons there are to take no sessions now. */
@@ -75,6 +78,11 @@ export class ReplicaSessions {
   /** The session that is open. */
   get current(): ReplicaSession | undefined {
     return this.#current;
+  }
+
+  /** Where the primary's images are, as it said last. */
+  get peerSite(): Site | undefined {
+    return this.#peerSite;
   }
 
   /** Whether the last handshake found that the two are no pair any more. */
@@ -120,6 +128,7 @@ export class ReplicaSessions {
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
       pulse: options.pulse,
+      site: options.site,
       durability: options.state.record.durability,
       checkpoints: options.checkpoints(),
       following: options.following(),
@@ -256,6 +265,7 @@ export class ReplicaSessions {
     await Promise.all([...older.map((other) => other.end(reason)), ...this.#leaving]);
     if (!this.#sessions.has(session)) return;
     this.#current = session;
+    this.#peerSite = session.peerSite;
     this.#lastError = undefined;
     this.#options.emit("peer-connected", { address: session.peerAddress, agentId: session.peer?.agentId ?? null });
   }

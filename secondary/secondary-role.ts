@@ -1,6 +1,6 @@
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { BUFFER_FRAGMENTS_MAX } from "../proto/limits.ts";
-import type { Hello } from "../proto/replication-messages.ts";
+import type { Hello, Site } from "../proto/replication-messages.ts";
 import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
 import type { ImageSource } from "../shared/block/disk-image.ts";
@@ -52,6 +52,8 @@ export interface SecondaryOptions {
   readonly tracking: PeerTracking;
   /** Whom this side dials; null: it waits for a peer to dial. */
   readonly peerUrl: string | null;
+  /** Where this side's images are. */
+  readonly site: () => Site;
   /** What new dirty bitmaps are made of; the disks have come into being. */
   readonly trackingOptions: () => PeerTrackingOptions;
   /** The primary hands its role to this side, under that lineage. */

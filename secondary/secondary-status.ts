@@ -1,6 +1,8 @@
 import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/control-api.ts";
+import type { Site } from "../proto/replication-messages.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import { hostNameOf } from "../shared/replication/site.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
@@ -14,10 +16,14 @@ export interface SecondaryStatusOptions {
   readonly state: Pick<StateFile, "record">;
   readonly clock: Pick<Clock, "wallMs">;
   readonly peerUrl: string | null;
+  readonly site: () => Site;
   readonly checkpoints: Pick<Checkpoints, "committed" | "volumeSinceCommit">;
   readonly following: Pick<Following, "isOn" | "lastStableAtMs">;
   readonly disks: Pick<ReplicaDisks, "all">;
-  readonly sessions: Pick<ReplicaSessions, "current" | "contactAgeMs" | "lastError" | "lastVerdict" | "standsAlone">;
+  readonly sessions: Pick<
+    ReplicaSessions,
+    "current" | "peerSite" | "contactAgeMs" | "lastError" | "lastVerdict" | "standsAlone"
+  >;
   readonly space: Pick<OverlaySpace, "full">;
   readonly faults: Pick<DiskFaults, "latest" | "has">;
 }
@@ -31,12 +37,13 @@ export class SecondaryStatus {
   }
 
   describePeer(): PeerStatus {
-    const { sessions, checkpoints, peerUrl, space, faults } = this.#parts;
+    const { sessions, checkpoints, peerUrl, site, space, faults } = this.#parts;
     const session = sessions.current;
     const volume = checkpoints.volumeSinceCommit();
+    const address = session?.peerAddress ?? peerUrl;
     return {
       url: peerUrl,
-      address: session?.peerAddress ?? peerUrl,
+      address,
       connection: session !== undefined ? "Connected" : sessions.standsAlone ? "StandAlone" : "Connecting",
       replication: session?.replication ?? "Off",
       lagBytes: volume.bytes,
@@ -44,6 +51,9 @@ export class SecondaryStatus {
       agentVersion: session?.peer?.agentVersion ?? null,
       lastContactMs: sessions.contactAgeMs,
       lastError: (space.full ?? faults.latest ?? sessions.lastError)?.toJSON() ?? null,
+      host: hostNameOf(sessions.peerSite, site(), address),
+      committed: null,
+      disks: (sessions.peerSite?.disks ?? []).map((disk) => ({ ...disk, dirtyBytes: 0 })),
     };
   }
 

@@ -8,6 +8,7 @@ import {
   connectRequestSchema,
   discardRequestSchema,
   failoverRequestSchema,
+  forgetRequestSchema,
   jobRequestSchema,
   measureLinkRequestSchema,
   mirrorRequestSchema,
@@ -40,6 +41,7 @@ const REQUESTS: readonly (readonly [route: string, schema: z.ZodType])[] = [
   ["POST /v1/switchover", switchoverRequestSchema],
   ["POST /v1/rejoin", rejoinRequestSchema],
   ["POST /v1/connect", connectRequestSchema],
+  ["POST /v1/forget", forgetRequestSchema],
   ["POST /v1/measure-link", measureLinkRequestSchema],
   ["POST /v1/start-alone", startAloneRequestSchema],
   ["POST /v1/reload", reloadRequestSchema],
@@ -77,6 +79,9 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/connect acceptNewPeer":
     "On a primary whose peer is not connected: another agent takes its place, and that one is refused from then on.",
   "POST /v1/connect peer": "With `acceptNewPeer`: whom the primary dials from then on.",
+  "POST /v1/connect insteadOf":
+    "With `acceptNewPeer`, of several secondaries the one that is lost: its agent id, or the URL that the primary dials for it.",
+  "POST /v1/forget peer": "Of several secondaries, the one that is gone for good, named in the same way.",
   "POST /v1/resync giveUpCheckpoint": "On a secondary: make it Inconsistent, and free its overlays.",
   "POST /v1/rollback epoch": "The retained checkpoint that becomes the committed one.",
   "POST /v1/switchover peer":
@@ -139,6 +144,11 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "peers[].agentVersion": "The peer's release, once there was a session.",
   "peers[].lastContactMs": "Time since anything came from the peer; null: never.",
   "peers[].lastError": "Why there is no session, or why the secondary takes no writes.",
+  "peers[].host": "What the peer's host calls itself, once there was a session; until then its address.",
+  "peers[].committed": "The checkpoint that a secondary is known to have committed; null: none, and of a primary.",
+  "peers[].disks[].name": "A disk of the peer's.",
+  "peers[].disks[].image": "Its image there, as the peer said last; null: not known.",
+  "peers[].disks[].dirtyBytes": "Bytes in clusters that this secondary may lack.",
   "disks[].name": "Also the name of the export.",
   "disks[].sizeBytes": "null: the image is still to be made.",
   "disks[].state": "See [states.md](states.md#disk-states).",
@@ -194,6 +204,29 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
     "Writes after that checkpoint that are known here; in mode `mirror`, acknowledged ones that a failover does not return.",
   "recoverable.wouldLose.bytes": "Their bytes.",
   "recoverable.wouldLose.atLeast": "Whether there may be more: writes that this agent did not see.",
+  "copies[].disk": "The disk that it is a copy of.",
+  "copies[].name":
+    "`local` for a primary's own image, the name of a child, or the id of a mirror job; null for the only copy of a secondary, and for that of a peer.",
+  "copies[].role": "The role of the agent that writes it.",
+  "copies[].agentId": "That agent; null: not known yet.",
+  "copies[].host":
+    "Where it is: what that agent's host calls itself, or the host in an `nbd://` URI; null: not known, or a shared disk.",
+  "copies[].image": "Path of the image, or how it is named; null: not known.",
+  "copies[].state": "See [states.md](states.md#state-of-a-copy-wherever-it-is).",
+  "copies[].dirtyBytes": "What it lacks, in clusters; null: not known of it alone.",
+  "copies[].epoch": "The checkpoint that it can return to; null: none, or, of a primary's copies, none is needed.",
+  "hosts[].name":
+    "A host that the VM, or a copy, is on. None is listed by a side that is outdated or has diverged: ask the other one.",
+  "hosts[].isHere": "Whether this agent runs there.",
+  "hosts[].ifLost.outcome":
+    "What becomes of the VM if that host is lost now: see [states.md](states.md#when-a-host-is-lost).",
+  "hosts[].ifLost.failoverTo": "The host of the secondary that a failover is for; null: none is needed, or possible.",
+  "hosts[].ifLost.epoch": "The checkpoint that it returns to.",
+  "hosts[].ifLost.wouldLose": "What it drops, as in `recoverable`; null: nothing is lost.",
+  "hosts[].ifLost.wouldLose.writes": "Writes.",
+  "hosts[].ifLost.wouldLose.bytes": "Their bytes.",
+  "hosts[].ifLost.wouldLose.atLeast": "Whether there may be more.",
+  "hosts[].ifLost.nextAction": "What the operator does then.",
   "failover.kind": "`manual`, or `automatic` with an arbiter.",
   "failover.arbiter": "null where none is configured.",
   "failover.arbiter.state": "Whose lease it is, as the arbiter was last heard, or that it is not heard.",
@@ -245,7 +278,11 @@ function isFrame(type: string): boolean {
 
 /** Lists of words stand in states.md already. */
 function typeOf(path: string, type: string): string {
-  return /\.(connection|replication|reason)$|^jobs\[\]\.(type|state)$|^disks\[\]\.state$/.test(path) ? "word" : type;
+  return /\.(connection|replication|reason)$|^hosts\[\]\.ifLost\.outcome$|^jobs\[\]\.(type|state)$|^(disks|copies)\[\]\.state$/.test(
+    path,
+  )
+    ? "word"
+    : type;
 }
 
 /** A field without a sentence, or a sentence without a field, stops the generation. */

@@ -17,7 +17,8 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   },
   "begin": {
     from: "primary",
-    meaning: "The stream starts: the session's id, what will be sent, the open epoch, and the disks' sizes.",
+    meaning:
+      "The stream starts: the session's id, what will be sent, the open epoch, and the disks' sizes. `site`: where this side's images are, for status only.",
   },
   "differs": {
     from: "secondary",
@@ -27,7 +28,7 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   "ready": {
     from: "secondary",
     meaning:
-      "Nothing of an older session is under way, and the disks are open. It names how many `differs` came before it.",
+      "Nothing of an older session is under way, and the disks are open. It names how many `differs` came before it. `site` as in `begin`.",
   },
   "united": { from: "primary", meaning: "What `differs` named is durable here: the secondary forgets it." },
   "data": {

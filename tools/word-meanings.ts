@@ -9,10 +9,12 @@ import type {
   ChildState,
   ConnectionState,
   CopyMode,
+  CopyState,
   DiskState,
   Durability,
   EventType,
   FailoverKind,
+  HostLoss,
   JobErrorPolicy,
   JobOutcome,
   JobState,
@@ -52,6 +54,24 @@ export const CHILD_STATE_MEANINGS: Record<ChildState, string> = {
   sound: "It has everything that the disk has.",
   syncing: "It takes new writes, and is brought what it lacks.",
   broken: "It has failed, or not answered in time: it is asked for nothing until it was tried again with success.",
+};
+
+export const COPY_STATE_MEANINGS: Record<CopyState, string> = {
+  sound: "It has everything that the disk has.",
+  syncing: "It takes new writes, and is brought what it lacks.",
+  stale: "It gets no writes now. What it is missing is marked; a secondary's can return to its checkpoint.",
+  broken: "Its image fails, or does not answer.",
+  unknown: "The agent that writes it is not connected.",
+};
+
+export const HOST_LOSS_MEANINGS: Record<HostLoss, string> = {
+  protected: "The VM goes on, and another secondary protects it.",
+  unprotected: "The VM goes on, and has nothing to fail over to.",
+  frozen: "The VM's writes wait for the secondary, or for `colobus start-alone`.",
+  failover: "The VM stops, and a failover returns to the checkpoint that is named.",
+  copies:
+    "The VM stops. There is no checkpoint to return to, but a sound copy of each disk is left, as after a power cut.",
+  lost: "The VM stops, and nothing is left to go on with.",
 };
 
 export const DISK_STATE_MEANINGS: Record<DiskState, string> = {

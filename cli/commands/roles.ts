@@ -45,15 +45,22 @@ export const connectCommand = defineCommand({
         requiresArg: true,
         describe: "With --accept-new-peer: where the new one is, wss://HOST:PORT, if this side dials",
       })
+      .option("instead-of", {
+        type: "string",
+        requiresArg: true,
+        describe:
+          "With --accept-new-peer, of several secondaries the one that is lost: its agent id, or the URL dialled",
+      })
       .example("$0 connect --dry-run", "Why the two do, or do not, come together")
       .example("$0 connect --discard-my-data", "Resolve a split brain, on the side whose changes go"),
   run: async (args, host) => {
-    const { dryRun, discardMyData, acceptNewPeer, peer } = args;
+    const { dryRun, discardMyData, acceptNewPeer, peer, insteadOf } = args;
     const request = {
       dryRun,
       discardMyData,
       ...(acceptNewPeer ? { acceptNewPeer } : {}),
       ...(peer === undefined ? {} : { peer }),
+      ...(insteadOf === undefined ? {} : { insteadOf }),
       timeoutMs: timeoutOf(args),
     };
     host.output.result(args.json, await clientOf(args, host).connect(request, host.interrupted), renderVerdict);

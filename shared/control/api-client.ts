@@ -25,6 +25,7 @@ import {
   type MeasureLinkAnswer,
   type MeasureLinkRequest,
   failoverAnswerSchema,
+  forgetAnswerSchema,
   jobSchema,
   rejoinAnswerSchema,
   startAloneAnswerSchema,
@@ -62,6 +63,8 @@ import {
   type StartAloneAnswer,
   type ReloadAnswer,
   type ResizeAnswer,
+  type ForgetAnswer,
+  type ForgetRequest,
   type ResizeRequest,
   type ResyncAnswer,
   type ResyncRequest,
@@ -261,6 +264,10 @@ export class ControlClient {
 
   resize(request: ResizeRequest, signal?: AbortSignal): Promise<ResizeAnswer> {
     return this.#wait("/v1/resize", request, resizeAnswerSchema, signal);
+  }
+
+  forget(request: ForgetRequest, signal?: AbortSignal): Promise<ForgetAnswer> {
+    return this.#wait("/v1/forget", request, forgetAnswerSchema, signal);
   }
 
   changeChild(request: ChildRequest, signal?: AbortSignal): Promise<ChildAnswer> {

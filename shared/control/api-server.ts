@@ -23,6 +23,7 @@ import {
   connectRequestSchema,
   measureLinkRequestSchema,
   failoverRequestSchema,
+  forgetRequestSchema,
   rejoinRequestSchema,
   startAloneRequestSchema,
   switchoverRequestSchema,
@@ -276,6 +277,9 @@ export class ControlServer {
     );
     this.#route("POST", "/v1/resize", (request, _reply, signal) =>
       control.resize(parseFields(resizeRequestSchema, request.body ?? {}), signal),
+    );
+    this.#route("POST", "/v1/forget", (request, _reply, signal) =>
+      control.forget(parseFields(forgetRequestSchema, request.body ?? {}), signal),
     );
     this.#route("POST", "/v1/children", (request, _reply, signal) =>
       control.changeChild(parseFields(childRequestSchema, request.body ?? {}), signal),

@@ -2,7 +2,7 @@ import { bitmapsLost } from "../journal/bitmap-entry.ts";
 import { ANCESTORS_MAX, REPLACED_PEERS_MAX, SECONDARIES_MAX } from "../../proto/limits.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
-import { peerEntryOf, slotsOf, withPeerEntry } from "./peer-slots.ts";
+import { mainSlotOf, peerEntryOf, slotsOf, withoutPeerEntry, withPeerEntry } from "./peer-slots.ts";
 
 /**
  * What happens to a side's history, as pure changes of its state record; `verdict.ts` reads the outcome. Each change is
@@ -57,13 +57,17 @@ export function namingKnown(record: StateRecord): StateRecord {
   return { ...record, history: { ...history, knownBy: [...knownBy(record)] } };
 }
 
-/** An operator has given the peer up: the next one that is blank takes its place, whoever its certificate names. */
-export function peerGivenUp(record: StateRecord): StateRecord {
-  const { peerSubject: _, ...rest } = namingKnown(record);
-  const peer = record.pairing?.peer ?? record.tracks;
-  if (peer === null) return rest;
+/**
+ * An operator has given the peer of a slot up: the next one that is blank takes its place, whoever its certificate names, and
+ * that one is refused.
+ */
+export function peerGivenUp(record: StateRecord, slot = mainSlotOf(record)): StateRecord {
+  const { pairing, tracks } = peerEntryOf(record, slot);
+  const peer = pairing?.peer ?? tracks;
+  const freed = withoutPeerEntry(namingKnown(record), slot);
+  if (peer === null) return freed;
   const replaced = [...new Set([peer, ...(record.replaced ?? [])])].slice(0, REPLACED_PEERS_MAX);
-  return { ...rest, pairing: null, replaced };
+  return { ...freed, replaced };
 }
 
 /** A primary goes on without a peer that may know its lineage. `staying` are to hear of the new one before anything else. */

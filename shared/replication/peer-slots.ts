@@ -47,6 +47,24 @@ export function withPeerEntry(record: StateRecord, slot: number, change: Partial
   return { ...record, otherPeers: [...others, changed].sort((left, right) => left.slot - right.slot) };
 }
 
+/** Nothing is known of the slot's peer any more. The record's own fields name another one then, if there is one. */
+export function withoutPeerEntry(record: StateRecord, slot: number): StateRecord {
+  const { otherPeers, ...own } = record;
+  const others = (otherPeers ?? []).filter((other) => other.slot !== slot);
+  if (slot !== mainSlotOf(record)) return others.length === 0 ? own : { ...own, otherPeers: others };
+  const { peerSubject: _, ...rest } = own;
+  const [next, ...left] = others;
+  if (next === undefined) return { ...rest, pairing: null, tracks: null };
+  const { slot: peerSlot, committed, ...entry } = next;
+  return {
+    ...rest,
+    ...entry,
+    peerSlot,
+    committed: committed === record.committed.epoch ? record.committed : { epoch: committed, atMs: 0 },
+    ...(left.length === 0 ? {} : { otherPeers: left }),
+  };
+}
+
 /** The record's own fields name `peer` from here on, where anything is known of it, and nothing of the others is kept. */
 export function onlyWith(record: StateRecord, peer: string | undefined): StateRecord {
   const { otherPeers: _, ...own } = record;
@@ -64,6 +82,11 @@ export function onlyWith(record: StateRecord, peer: string | undefined): StateRe
 export function withoutPeers(record: StateRecord): StateRecord {
   const { otherPeers: _, ...own } = record;
   return { ...own, pairing: null, tracks: null };
+}
+
+/** The checkpoint that a primary's own peer is known to have committed. That of one that was given up is gone with it. */
+export function committedByPeer({ pairing, replaced, committed }: StateRecord): number {
+  return pairing === null && replaced !== undefined ? 0 : committed.epoch;
 }
 
 /** The peers of which the record says something. */

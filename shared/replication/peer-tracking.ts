@@ -198,10 +198,15 @@ export class PeerTracking {
   /** The bitmaps are about nobody any more. */
   async forget(): Promise<void> {
     await this.#record(null);
+    await this.#settling;
     this.#peer = null;
-    for (const tracker of this.#trackers ?? []) await tracker.forget();
+    const trackers = this.#trackers ?? [];
     this.#trackers = undefined;
     this.#sets = this.#options.disks.map(({ geometry }) => new DirtyMap(geometry));
+    for (const tracker of trackers) {
+      await tracker.settled(); // a write may wait for its mark
+      await tracker.forget();
+    }
   }
 
   /** Much has become equal: it is settled soon. */

@@ -97,7 +97,17 @@ describe.runIf(requirePeers("ip", "nbdcopy") && canMakeNamespaces())("three host
     expect(resync?.progress.totalBytes).toBeLessThan(SIZE);
     await a.get("checkpoint");
     for (const one of [a, b, c]) expectSame(await readDisk(one.uri()), disk);
-    for (const one of [a, b, c]) expect(await one.stop()).toMatchObject({ code: 0 });
+
+    expect(await c.stop()).toMatchObject({ code: 0 });
+    await a.until("without c", (status) => inSync(status) === 1);
+    expect(await a.get("forget", urlOf(network.c))).toMatchObject({ url: urlOf(network.c) });
+    expect(await a.stop()).toMatchObject({ code: 0 });
+    await a.start();
+    // Nothing waits for c any more: the VM goes on with b.
+    const { peers: left } = await a.until("protected", (status) => status.protection.state === "Protected");
+    expect(left.map(({ url }) => url)).toEqual([urlOf(network.b)]);
+    expectSame(await readDisk(a.uri()), disk);
+    for (const one of [a, b]) expect(await one.stop()).toMatchObject({ code: 0 });
   });
 
   it("share one disk, of which one is promoted, and no other one ever beside it", async () => {

@@ -181,6 +181,7 @@ export class PairMember {
       random: process.random,
       log: this.#log(process),
       bootId: this.host.bootId,
+      hostName: this.name,
       pid: 1,
       dialer: (url) => this.#observedDialer(process.dialer(new URL(url).host)),
       ...(this.#servers === undefined ? {} : { images: this.#servers(process) }),

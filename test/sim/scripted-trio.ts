@@ -1,13 +1,13 @@
-import type { PeerStatus, Status } from "../../proto/control-api.ts";
+import type { ConnectRequest, PeerStatus, Status } from "../../proto/control-api.ts";
 import type { ColobusError } from "../../proto/errors.ts";
-import { urlOf, type PairDisk, type PairMember } from "./pair.ts";
-import { makeTrio, type TrioOptions } from "./trio.ts";
+import { urlOf, type PairDisk, type PairMember, type PairObserver } from "./pair.ts";
+import { makeTrio, makeTrioMember, type TrioOptions } from "./trio.ts";
 import { SimWorld } from "./world.ts";
 
 const DISK: PairDisk = { name: "vda", sizeBytes: 32 * 4096 };
 export const CLUSTER = 4096;
 export const COMMAND = { timeoutMs: 60_000 } as const;
-const LIMIT_MS = 120_000;
+export const LIMIT_MS = 120_000;
 
 /** Three hosts of which a test says step by step what happens. */
 export class ScriptedTrio {
@@ -18,28 +18,28 @@ export class ScriptedTrio {
   /** Bytes that a sync of each secondary began with, in the order in which they began. */
   readonly syncs: { readonly peer: string; readonly bytes: number }[] = [];
 
+  readonly #options: TrioOptions;
+  readonly #observer: PairObserver = {
+    requested: () => undefined,
+    happened: (_, { type, data }) => {
+      if (type === "sync-started" && typeof data.bytes === "number") {
+        this.syncs.push({ peer: String(data.peer).slice(-1), bytes: data.bytes });
+      }
+    },
+  };
+
   constructor(mode: TrioOptions["mode"] = "colo", options: Partial<TrioOptions> = {}) {
-    const [a, b, c] = makeTrio(
-      this.world,
-      {
-        mode,
-        disks: [DISK],
-        durability: "power",
-        ack: mode === "mirror" || mode === "shared" ? "applied" : "async",
-        windowBytes: 1 << 20,
-        onCongestion: "throttle",
-        ...options,
-      },
-      [Buffer.alloc(DISK.sizeBytes, 0x11)],
-      {
-        requested: () => undefined,
-        happened: (_, { type, data }) => {
-          if (type === "sync-started" && typeof data.bytes === "number") {
-            this.syncs.push({ peer: String(data.peer).slice(-1), bytes: data.bytes });
-          }
-        },
-      },
-    );
+    this.#options = {
+      mode,
+      disks: [DISK],
+      durability: "power",
+      ack: mode === "mirror" || mode === "shared" ? "applied" : "async",
+      windowBytes: 1 << 20,
+      onCongestion: "throttle",
+      ...options,
+    };
+    const contents = [Buffer.alloc(DISK.sizeBytes, 0x11)];
+    const [a, b, c] = makeTrio(this.world, this.#options, contents, this.#observer);
     if (a === undefined || b === undefined || c === undefined) throw new Error("there are three");
     this.a = a;
     this.b = b;
@@ -131,20 +131,55 @@ export class ScriptedTrio {
 
   /** Resolves with what became of it. */
   follow(member: PairMember, primary: PairMember): Promise<string> {
-    return this.do("a rejoin", async () => {
-      const request = { peer: urlOf(primary.name), ...COMMAND };
-      try {
-        await member.agent?.rejoin(request, new AbortController().signal);
-        return "done";
-      } catch (error) {
-        return (error as ColobusError).code;
-      }
+    return this.#order("a rejoin", async (signal) => {
+      await member.agent?.rejoin({ peer: urlOf(primary.name), ...COMMAND }, signal);
     });
+  }
+
+  /** Another agent, with an empty state directory. */
+  async newcomer(name: string): Promise<PairMember> {
+    const member = makeTrioMember(this.world, name, this.#options, { observer: this.#observer });
+    await this.do("the new one", () => member.start());
+    return member;
+  }
+
+  /** Resolves with what became of it. */
+  forget(peer: string): Promise<string> {
+    return this.do("a forget", () => this.forgetNow(peer));
+  }
+
+  /** As `forget`, for a test that lets time pass itself. */
+  forgetNow(peer: string): Promise<string> {
+    return outcomeOf(async (signal) => {
+      await this.a.agent?.forget({ peer, ...COMMAND }, signal);
+    });
+  }
+
+  /** Another agent takes the place of one of the two. Resolves with what became of it. */
+  accept(request: Pick<ConnectRequest, "peer" | "insteadOf">): Promise<string> {
+    return this.#order("a new peer", async (signal) => {
+      const order = { dryRun: false, discardMyData: false, acceptNewPeer: true, ...COMMAND };
+      await this.a.agent?.connect({ ...order, ...request }, signal);
+    });
+  }
+
+  #order(what: string, give: (signal: AbortSignal) => Promise<void>): Promise<string> {
+    return this.do(what, () => outcomeOf(give));
   }
 
   cutOff(member: PairMember, on = true): void {
     for (const other of [this.a, this.b, this.c]) {
       if (other !== member) this.world.network.partition(member.name, other.name, on);
     }
+  }
+}
+
+/** `done`, or the code of the error. */
+async function outcomeOf(give: (signal: AbortSignal) => Promise<void>): Promise<string> {
+  try {
+    await give(new AbortController().signal);
+    return "done";
+  } catch (error) {
+    return (error as ColobusError).code;
   }
 }

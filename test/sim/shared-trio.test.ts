@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { lifeGroups, livesToLive } from "./life-groups.ts";
 import { LifeTotals } from "./life-totals.ts";
-import type { PairMember } from "./pair.ts";
+import { urlOf, type PairMember } from "./pair.ts";
 import { ScriptedTrio } from "./scripted-trio.ts";
 import { runSharedTrioLife } from "./shared-role-life.ts";
 
@@ -50,6 +50,8 @@ describe("a primary with two secondaries on one shared disk", () => {
     await trio.write(4, 0x44);
     expect(trio.peer("b")?.connection).not.toBe("Connected");
     expect(trio.status().protection.state).toBe("Protected");
+    expect(await trio.forget(urlOf("b"))).toBe("not-supported");
+    expect(await trio.accept({ peer: "ws://d:1", insteadOf: urlOf("b") })).toBe("not-supported");
     expect(await trio.read(4, trio.c)).toBe(0x11);
     await expect(trio.read(4, trio.b)).rejects.toMatchObject({ code: "unprotected" });
     await expect(trio.failover(trio.b, FENCED)).rejects.toMatchObject({ code: "unprotected" });

@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { lifeGroups, livesToLive } from "./life-groups.ts";
 import { LifeTotals } from "./life-totals.ts";
-import { CLUSTER, COMMAND, ScriptedTrio } from "./scripted-trio.ts";
+import { urlOf } from "./pair.ts";
+import { CLUSTER, COMMAND, LIMIT_MS, ScriptedTrio } from "./scripted-trio.ts";
 import { runTrioLife } from "./trio-life.ts";
 
 /** Lives of a primary with two secondaries; `COLOBUS_TRIO_LIVES` says how many. */
@@ -124,6 +125,127 @@ describe("a primary with two secondaries", () => {
     expect(trio.status().protection.reason).toBe("held");
     trio.cutOff(trio.b, false);
     await trio.until("A to be outdated", () => trio.status().protection.reason === "outdated");
+  });
+
+  it.each(["b", "c"] as const)("gives %s up for good: nothing waits for it, and it is refused", async (name) => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    const [gone, other] = name === "b" ? ([trio.b, trio.c] as const) : ([trio.c, trio.b] as const);
+    await trio.write(3, 0x33);
+    // The one that is given up has the newest checkpoint.
+    trio.cutOff(other);
+    await trio.until("the loss of the other one", () => trio.inSync().length === 1);
+    const newest = await trio.checkpoint();
+    trio.cutOff(other, false);
+    gone.host.crash("power");
+    await trio.until("the other one", () => trio.inSync().some(({ url }) => url === urlOf(other.name)));
+    await trio.until("the loss", () => trio.status().peers.some(({ connection }) => connection !== "Connected"));
+    const behind = trio.status(other).epoch.committed;
+    expect(behind).toBeLessThan(newest ?? 0);
+
+    expect(await trio.forget(urlOf(other.name))).toBe("peer-connected");
+    expect(await trio.forget("ws://nobody:1")).toBe("no-peer");
+    expect(await trio.forget(urlOf(name))).toBe("done");
+    expect(await trio.forget(urlOf(name))).toBe("no-peer");
+    expect(await trio.forget(urlOf(other.name))).toBe("usage");
+    expect(trio.status().peers.map(({ url }) => url)).toEqual([urlOf(other.name)]);
+    // What only that one had is nothing to return to.
+    expect(trio.status().recoverable).toMatchObject({ epoch: behind, wouldLose: { atLeast: true } });
+    await trio.write(4, 0x44);
+
+    trio.a.host.crash("process");
+    await trio.restart(trio.a);
+    await trio.until("a protected VM", () => trio.status().protection.state === "Protected");
+    await trio.write(5, 0x55);
+    expect(await trio.checkpoint()).toBe(trio.status(other).epoch.committed);
+    expect([await trio.read(3, other), await trio.read(4, other), await trio.read(5, other)]).toEqual([
+      0x33, 0x44, 0x55,
+    ]);
+
+    await trio.restart(gone);
+    await trio.follow(gone, trio.a);
+    await trio.until("the refusal", () => trio.status(gone).peers[0]?.lastError?.code === "peer-replaced");
+    expect(trio.status().peers.map(({ url, replication }) => [url, replication])).toEqual([
+      [urlOf(other.name), "Established"],
+    ]);
+    // The place that is free is for whoever comes with nothing.
+    const next = await trio.newcomer("d");
+    expect(await trio.follow(next, trio.a)).toBe("done");
+    await trio.until("both to be in sync", () => trio.inSync().length === 2);
+  });
+
+  it.each(["process", "power"] as const)("has given one up, or not, wherever it dies on the way: %s", async (kind) => {
+    const found = new Set<string>();
+    for (let call = 1; ; call += 1) {
+      const trio = new ScriptedTrio();
+      await trio.start();
+      trio.b.host.crash("power");
+      await trio.until("the loss", () => trio.inSync().length === 1);
+      trio.a.host.disk.faults.crashAt(call, kind);
+      let answer: string | undefined;
+      trio.world.schedule(0, () => {
+        void trio.forgetNow(urlOf("b")).then((given) => (answer = given));
+      });
+      await trio.world.run({ until: () => answer !== undefined || !trio.a.host.alive, forMs: LIMIT_MS });
+      const hasDied = !trio.a.host.alive;
+      trio.a.host.disk.faults.clear();
+      if (hasDied) await trio.restart(trio.a);
+      const isForgotten = trio.status().peers.length === 1;
+      found.add(`${hasDied ? "died" : "lived"}, ${isForgotten ? "given up" : "kept"}`);
+      if (isForgotten) {
+        await trio.until("a protected VM", () => trio.status().protection.state === "Protected");
+      } else {
+        await trio.restart(trio.b);
+        await trio.until("both to be in sync", () => trio.inSync().length === 2);
+      }
+      await trio.write(5, 0x55);
+      await trio.checkpoint();
+      expect(await trio.read(5, trio.c)).toBe(0x55);
+      if (!hasDied) break;
+    }
+    expect(found).toEqual(new Set(["died, kept", "died, given up", "lived, given up"]));
+  });
+
+  it("hears of the promotion of one that it has given up", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    trio.a.host.crash("process");
+    await trio.until("the loss of A", () => trio.status(trio.b).peers[0]?.connection !== "Connected");
+    trio.cutOff(trio.b);
+    await trio.failover(trio.b);
+    await trio.restart(trio.a);
+    await trio.until("C to be connected", () => trio.peer("c")?.connection === "Connected");
+    expect(trio.status().protection.reason).toBe("held");
+    expect(await trio.forget(urlOf("b"))).toBe("done");
+    await trio.until("guests to go on", () => trio.status().protection.state === "Protected");
+    trio.cutOff(trio.b, false);
+    expect(await trio.follow(trio.b, trio.a)).not.toBe("done");
+    await trio.until("A to be outdated", () => trio.status().protection.reason === "outdated");
+  });
+
+  it("has another agent take the place of one, while the other one goes on", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    trio.cutOff(trio.b);
+    trio.cutOff(trio.c);
+    await trio.until("the losses", () => trio.status().peers.every(({ connection }) => connection !== "Connected"));
+    expect(await trio.accept({ peer: urlOf("d") })).toBe("usage");
+    trio.cutOff(trio.c, false);
+    trio.world.network.partition("a", "c", false);
+    await trio.until("C to be in sync", () => trio.inSync().length === 1);
+    expect(await trio.accept({ peer: urlOf("d"), insteadOf: urlOf("c") })).toBe("peer-connected");
+
+    trio.syncs.length = 0;
+    await trio.newcomer("d");
+    expect(await trio.accept({ peer: urlOf("d"), insteadOf: urlOf("b") })).toBe("done");
+    await trio.until("both to be in sync", () => trio.inSync().length === 2);
+    expect(trio.syncs).toEqual([{ peer: "d", bytes: 32 * CLUSTER }]);
+    expect(trio.status().peers.map(({ url }) => url)).toEqual([urlOf("d"), urlOf("c")]);
+
+    trio.a.host.crash("process");
+    await trio.restart(trio.a);
+    await trio.until("both again", () => trio.inSync().length === 2);
+    expect(new Set(trio.status().peers.map(({ url }) => url))).toEqual(new Set([urlOf("c"), urlOf("d")]));
   });
 
   it.each(groups)("loses nothing that was told, in lives $from to $to", async ({ from, to }) => {

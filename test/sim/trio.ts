@@ -29,52 +29,71 @@ export function makeTrio(
   contents: readonly Buffer[],
   observer: PairObserver,
 ): readonly PairMember[] {
-  const isShared = options.mode === "shared";
-  let shared: SimDisk | undefined;
+  let owner: SimDisk | undefined;
   return ["a", "b", "c"].map((name) => {
-    const host = world.host(name);
-    host.disk.addDirectory("/images");
-    shared ??= host.disk;
-    if (isShared && shared === host.disk) host.disk.addFile(MARK_PATH, 0);
-    else if (isShared) host.disk.addShared(MARK_PATH, shared, { isPagewise: true });
-    for (const [index, disk] of options.disks.entries()) {
-      if (isShared && shared !== host.disk) {
-        host.disk.addShared(imagePath(disk), shared, { locksApart: options.locksApart === true });
-        continue;
-      }
-      host.disk.addFile(imagePath(disk), disk.sizeBytes);
-      const inode = host.disk.file(imagePath(disk));
-      host.disk.change(inode, () =>
-        inode.write(name === "a" ? (contents[index] ?? Buffer.alloc(0)) : Buffer.alloc(1), 0),
-      );
-      inode.makeDurable(inode.position);
-    }
-    const { mode, durability, ack, windowBytes, onCongestion } = options;
-    const config: AgentConfig = {
-      role: name === "a" ? "Primary" : "Secondary",
-      vm: "vm",
-      mode,
-      stateDirectory: "/state",
-      disks: options.disks.map((disk) => ({ name: disk.name, image: imagePath(disk) })),
-      peers: name === "a" ? [urlOf("b"), urlOf("c")] : [],
-      secondaries: 2,
-      ack,
-      durability,
-      peerTimeoutMs: 5_000,
-      onPeerLoss: options.onPeerLoss ?? "continue",
-      ...(isShared && options.unmarked?.includes(name) !== true ? { sharedMark: MARK_PATH } : {}),
-      onCongestion,
-      resyncSpeed: "dynamic",
-      windowBytes,
-      clusterBytes: options.clusterBytes ?? 4096,
-      extentBytes: 2 * (options.clusterBytes ?? 4096),
-      settleEveryMs: 300,
-      secondaryExport: "read-only",
-      retain: options.retain ?? 0,
-      createImages: false,
-      assumeInSync: false,
-      adoptImages: false,
-    };
-    return new PairMember(world, host, config, observer);
+    const member = makeTrioMember(world, name, options, { contents, observer, owner });
+    owner ??= member.host.disk;
+    return member;
   });
+}
+
+/** One of them, or another secondary: only `a` has the contents, and dials. In mode `shared` the images are the `owner`'s. */
+export function makeTrioMember(
+  world: SimWorld,
+  name: string,
+  options: TrioOptions,
+  {
+    contents = [],
+    observer,
+    owner,
+  }: {
+    readonly contents?: readonly Buffer[];
+    readonly observer: PairObserver;
+    readonly owner?: SimDisk | undefined;
+  },
+): PairMember {
+  const isShared = options.mode === "shared";
+  const host = world.host(name);
+  host.disk.addDirectory("/images");
+  if (isShared && owner === undefined) host.disk.addFile(MARK_PATH, 0);
+  else if (isShared && owner !== undefined) host.disk.addShared(MARK_PATH, owner, { isPagewise: true });
+  for (const [index, disk] of options.disks.entries()) {
+    if (isShared && owner !== undefined) {
+      host.disk.addShared(imagePath(disk), owner, { locksApart: options.locksApart === true });
+      continue;
+    }
+    host.disk.addFile(imagePath(disk), disk.sizeBytes);
+    const inode = host.disk.file(imagePath(disk));
+    host.disk.change(inode, () =>
+      inode.write(name === "a" ? (contents[index] ?? Buffer.alloc(0)) : Buffer.alloc(1), 0),
+    );
+    inode.makeDurable(inode.position);
+  }
+  const { mode, durability, ack, windowBytes, onCongestion } = options;
+  const config: AgentConfig = {
+    role: name === "a" ? "Primary" : "Secondary",
+    vm: "vm",
+    mode,
+    stateDirectory: "/state",
+    disks: options.disks.map((disk) => ({ name: disk.name, image: imagePath(disk) })),
+    peers: name === "a" ? [urlOf("b"), urlOf("c")] : [],
+    secondaries: 2,
+    ack,
+    durability,
+    peerTimeoutMs: 5_000,
+    onPeerLoss: options.onPeerLoss ?? "continue",
+    ...(isShared && options.unmarked?.includes(name) !== true ? { sharedMark: MARK_PATH } : {}),
+    onCongestion,
+    resyncSpeed: "dynamic",
+    windowBytes,
+    clusterBytes: options.clusterBytes ?? 4096,
+    extentBytes: 2 * (options.clusterBytes ?? 4096),
+    settleEveryMs: 300,
+    secondaryExport: "read-only",
+    retain: options.retain ?? 0,
+    createImages: false,
+    assumeInSync: false,
+    adoptImages: false,
+  };
+  return new PairMember(world, host, config, observer);
 }

@@ -35,6 +35,8 @@ import type {
   VmStateRequest,
   ReloadAnswer,
   ResizeAnswer,
+  ForgetAnswer,
+  ForgetRequest,
   ResizeRequest,
   ResyncAnswer,
   ResyncRequest,
@@ -219,6 +221,11 @@ export class FakeAgentControl implements AgentControl {
     await this.#called("resize", request, signal);
     const { disk, sizeBytes } = request;
     return { disk, sizeBytes, formerSizeBytes: sizeBytes / 2, grownPeers: 1 };
+  }
+
+  async forget(request: ForgetRequest, signal: AbortSignal): Promise<ForgetAnswer> {
+    await this.#called("forget", request, signal);
+    return { agentId: request.peer, url: null };
   }
 
   async rollback(request: RollbackRequest, signal: AbortSignal): Promise<RollbackAnswer> {

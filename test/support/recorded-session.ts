@@ -27,6 +27,7 @@ export function openFuzzAgent(
       random: new NodeRandom(),
       log: new SilentLog(),
       bootId: "boot",
+      hostName: "host",
       pid: 1,
       dialer: (url) => ({ url, dial }),
     },

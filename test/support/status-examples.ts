@@ -1,8 +1,14 @@
 /** Status answers as agents in well-known situations give them. */
+import { describePlaces } from "../../cli/host-losses.ts";
 import type { BitmapStatus, DiskStatus, JobStatus, PeerStatus, Status } from "../../proto/control-api.ts";
 
 const GIB = 1024 ** 3;
 const MIB = 1024 ** 2;
+
+/** The example with where its copies are, as an agent on the host `alpha` tells it. */
+function placed(status: Omit<Status, "copies" | "hosts">): Status {
+  return { ...status, ...describePlaces(status, { here: "alpha", onPeerLoss: "continue", disks: [] }) };
+}
 
 const disk: DiskStatus = {
   name: "vda",
@@ -14,7 +20,7 @@ const disk: DiskStatus = {
   bufferBytes: 0,
   image: "/srv/vda.raw",
   generations: [],
-  children: [{ name: "image", kind: "image", path: "/srv/vda.raw", state: "sound" }],
+  children: [{ name: "local", kind: "image", path: "/srv/vda.raw", state: "sound" }],
 };
 
 const peer: PeerStatus = {
@@ -27,6 +33,12 @@ const peer: PeerStatus = {
   agentVersion: "0.1.0",
   lastContactMs: 40,
   lastError: null,
+  host: "beta",
+  committed: 42,
+  disks: [
+    { name: "vda", image: "/srv/vda.raw", dirtyBytes: 0 },
+    { name: "vdb", image: "/srv/vdb.raw", dirtyBytes: 0 },
+  ],
 };
 
 export function runningSync(): JobStatus {
@@ -59,7 +71,7 @@ function concludedSync(): JobStatus {
 }
 
 export function protectedPrimary(): Status {
-  return {
+  return placed({
     role: "Primary",
     vm: "web",
     mode: "colo",
@@ -85,15 +97,23 @@ export function protectedPrimary(): Status {
     },
     vmstate: null,
     eventLoopDelay: { overMs: 55_000, p50Ms: 0.2, p99Ms: 1.5, p999Ms: 8, maxMs: 12, stalls: 0 },
-  };
+  });
 }
 
 /** A primary whose first sync runs: nothing can be recovered yet. */
 export function syncingPrimary(): Status {
-  return {
+  return placed({
     ...protectedPrimary(),
     epoch: { open: 1, prepared: [], committed: 0, retained: [] },
-    peers: [{ ...peer, replication: "SyncSource", lagBytes: 8 * MIB }],
+    peers: [
+      {
+        ...peer,
+        replication: "SyncSource",
+        lagBytes: 8 * MIB,
+        committed: null,
+        disks: [{ name: "vda", image: "/srv/vda.raw", dirtyBytes: 6 * GIB }],
+      },
+    ],
     disks: [{ ...disk, dirtyBytes: 6 * GIB }],
     jobs: [runningSync()],
     protection: {
@@ -102,12 +122,12 @@ export function syncingPrimary(): Status {
       nextAction: "Wait until the first sync has ended: colobus wait synced.",
     },
     recoverable: null,
-  };
+  });
 }
 
 /** A secondary whose primary is gone. */
 export function lonelySecondary(): Status {
-  return {
+  return placed({
     ...protectedPrimary(),
     role: "Secondary",
     epoch: { open: 44, prepared: [43], committed: 42, retained: [] },
@@ -120,6 +140,7 @@ export function lonelySecondary(): Status {
         replication: "Off",
         lagBytes: 0,
         lastContactMs: 93_000,
+        committed: null,
         lastError: {
           code: "peer-timeout",
           message: "The primary was silent for 5 s.",
@@ -152,7 +173,7 @@ export function lonelySecondary(): Status {
       lastContactMs: 93_000,
       wouldLose: { writes: 17, bytes: 69_632, atLeast: true },
     },
-  };
+  });
 }
 
 /** A verify of 10 GiB that has found two differences, or, of the disk `vdb`, none. */

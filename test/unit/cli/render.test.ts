@@ -59,7 +59,16 @@ describe("the status screen", () => {
   });
 
   it("leaves out what there is none of", () => {
-    const bare = { ...protectedPrimary(), peers: [], disks: [], jobs: [], exports: [], recoverable: null };
+    const bare = {
+      ...protectedPrimary(),
+      peers: [],
+      disks: [],
+      copies: [],
+      hosts: [],
+      jobs: [],
+      exports: [],
+      recoverable: null,
+    };
     const text = renderStatus(bare, paintNothing);
     expect(text).not.toMatch(/PEER|DISK|JOB|EXPORT/);
     expect(text).toContain("not possible: no secondary holds a checkpoint");

@@ -65,6 +65,7 @@ class Bench {
       tracking: PeerTracking.open(trackingOptions(storage, state)),
       trackingOptions: () => trackingOptions(storage, state),
       peerUrl: null,
+      site: () => ({ host: "beta", bootId: "boot-1", disks: [] }),
       takeOver: () => undefined,
       judged: () => undefined,
       peerTimeoutMs: 4000,

@@ -62,6 +62,7 @@ async function secondary(): Promise<Bench> {
     tracking: PeerTracking.open(trackingOptions(storage, state)),
     trackingOptions: () => trackingOptions(storage, state),
     peerUrl: null,
+    site: () => ({ host: "beta", bootId: "boot-1", disks: [] }),
     takeOver: () => undefined,
     judged: () => undefined,
     peerTimeoutMs: 1000,

@@ -8,6 +8,7 @@ import {
   heard,
   knownBy,
   mustHold,
+  peerGivenUp,
   promoted,
   shared,
 } from "../../../../shared/replication/lineage.ts";
@@ -121,5 +122,31 @@ describe("a side's history", () => {
     expect(mustHold(record({ shared: false }), true)).toBe(true);
     expect(mustHold(promoted(record(), "L2", true), true)).toBe(false);
     expect(mustHold(record({ shared: false }, { role: "Secondary" }), true)).toBe(false);
+  });
+});
+
+describe("a peer that was given up", () => {
+  const other = { slot: 2, pairing: { peer: "other", sessions: ["t"] }, tracks: "other", committed: 40 };
+  const several = record({ knownBy: ["peer", "other"] }, { committed: { epoch: 41, atMs: 7 }, otherPeers: [other] });
+
+  it("is refused, and may still know the lineage", () => {
+    const left = peerGivenUp(record());
+    expect(left).toMatchObject({ pairing: null, tracks: null, replaced: ["peer"] });
+    expect(knownBy(left)).toEqual(["peer"]);
+  });
+
+  it("leaves its place in the record to another one, with what that one has", () => {
+    const left = peerGivenUp(several);
+    expect(left).toMatchObject({ pairing: other.pairing, tracks: "other", peerSlot: 2, replaced: ["peer"] });
+    expect(left).toMatchObject({ committed: { epoch: 40, atMs: 0 } });
+    expect(left.otherPeers).toBeUndefined();
+    const alike = peerGivenUp({ ...several, otherPeers: [{ ...other, committed: 41 }] });
+    expect(alike.committed).toEqual({ epoch: 41, atMs: 7 });
+  });
+
+  it("leaves the record's own peer where it is", () => {
+    const left = peerGivenUp(several, 2);
+    expect(left).toMatchObject({ pairing: { peer: "peer" }, tracks: "peer", replaced: ["other"] });
+    expect(left.otherPeers).toBeUndefined();
   });
 });

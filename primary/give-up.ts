@@ -1,0 +1,40 @@
+import type { Log } from "../shared/host/log.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
+import { peerGivenUp } from "../shared/replication/lineage.ts";
+import type { EpochSessions } from "./epoch-sessions.ts";
+import { withPeerUrl } from "./place-orders.ts";
+import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
+import type { SecondaryPlace } from "./secondary-place.ts";
+
+export interface GiveUpContext {
+  readonly state: StateFile;
+  readonly log: Log;
+  /** Whether the primary has no other place. */
+  readonly isOnly: boolean;
+  readonly epochs: EpochSessions;
+  readonly checkpoints: PrimaryCheckpoints;
+}
+
+/**
+ * A secondary is gone for good: it is refused from now on, what only it had is no checkpoint any more, and its place is free,
+ * for the agent at `url` before others. Returns its id; undefined: nobody had the place. Errors: `io-error`.
+ */
+export async function giveUp(
+  context: GiveUpContext,
+  place: SecondaryPlace,
+  url: string | undefined,
+): Promise<string | undefined> {
+  const { state, log, isOnly, epochs, checkpoints } = context;
+  const { peerId, slot } = place;
+  const former = place.replicator.url;
+  await state.update((record) => ({
+    ...peerGivenUp(record, slot),
+    peers: isOnly && url !== undefined ? [url] : withPeerUrl(record.peers, former, url),
+    // Where it is the only one, the next secondary's session ends the hand-over.
+    handOver: !isOnly && record.handOver === peerId ? null : record.handOver,
+  }));
+  place.release(url ?? null);
+  if (peerId !== undefined) checkpoints.left(epochs.forgotten(peerId));
+  log.info({ peer: peerId, url: former }, "an operator has given a secondary up");
+  return peerId;
+}

@@ -1,0 +1,6 @@
+import { hostname } from "node:os";
+
+/** What this host calls itself. */
+export function readHostName(): string {
+  return hostname();
+}
