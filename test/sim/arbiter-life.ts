@@ -133,7 +133,7 @@ class ArbiterLife {
   }
 
   async live(): Promise<LifeCounts> {
-    await this.#in("the start", async () => {
+    await this.#world.do("the start", async () => {
       await this.#pair.secondary.start();
       await this.#pair.primary.start();
       await this.#pair.primary.agent?.wait(
@@ -242,9 +242,7 @@ class ArbiterLife {
     if (!this.#isShared) return;
     const peer = this.#members.find((other) => other !== member);
     assert(peer !== undefined);
-    await new Promise<void>((resolve) => {
-      this.#world.schedule(this.#fencing.within(FENCE_MS), resolve);
-    });
+    await this.#world.sleep(this.#fencing.within(FENCE_MS));
     if (this.#fencing.chance(FENCE_FAILS)) throw new ColobusError("fence-failed", "the hook has failed");
     this.#count("fenced");
     if (peer.host.alive) peer.host.freeze(false);
@@ -296,14 +294,5 @@ class ArbiterLife {
 
   async #pass(ms: number): Promise<void> {
     await this.#world.run({ forMs: ms });
-  }
-
-  async #in(what: string, work: () => Promise<void>): Promise<void> {
-    await this.#world.runFor(
-      what,
-      new Promise<void>((resolve, reject) => {
-        this.#world.schedule(0, () => void work().then(resolve, reject));
-      }),
-    );
   }
 }

@@ -19,6 +19,7 @@ import { ManualClock } from "../support/manual-clock.ts";
 import { MemoryStorage, turn } from "../support/memory-storage.ts";
 import { SilentLog } from "../support/silent-log.ts";
 import { stateRecord } from "../support/state-records.ts";
+import type { LifeCounts } from "./life-totals.ts";
 import { SeededRandom } from "./seeded-random.ts";
 import { SimDisk } from "./sim-disk.ts";
 import { SimRandom } from "./sim-random.ts";
@@ -29,11 +30,6 @@ const CLUSTERS = 40;
 const SIZE = CLUSTERS * CLUSTER - 3 * SECTOR;
 const DIRECTORY = "/state";
 const TIMEOUT_MS = 500;
-
-export interface ChildLifeReport {
-  readonly steps: number;
-  readonly counts: Readonly<Record<string, number>>;
-}
 
 /** What the disk should have, by sectors; undefined: nobody can know. */
 class SectorModel {
@@ -155,7 +151,7 @@ class ChildLife {
   #images: FickleImage[] = [];
   #process: Mortal | undefined;
   /** What a request came to that it should not have. */
-  #broken: unknown;
+  #broken: Error | undefined;
   #state: StateFile | undefined;
   #children: DiskChildren | undefined;
   #disk: ReplicatedDisk | undefined;
@@ -188,7 +184,7 @@ class ChildLife {
       await this.#step();
       await this.#breathe();
       this.#assertSoundCopiesAgree();
-      if (this.#broken !== undefined) throw new Error("a request", { cause: this.#broken });
+      if (this.#broken !== undefined) throw this.#broken;
     }
     await this.#mend();
   }
@@ -346,7 +342,7 @@ class ChildLife {
         try {
           done();
         } catch (error) {
-          this.#broken ??= error;
+          this.#broken ??= new Error(`a ${name}: ${messageOf(error)}`, { cause: error });
         }
       },
       (error: unknown) => {
@@ -484,12 +480,16 @@ class ChildLife {
 }
 
 /** Lives one life. A broken promise is an assertion that names the seed. */
-export async function runChildLife(seed: number): Promise<ChildLifeReport> {
+export async function runChildLife(seed: number): Promise<LifeCounts> {
   const life = new ChildLife(seed);
   try {
     await life.run();
   } catch (error) {
-    throw new Error(`child life ${seed}, step ${life.steps}`, { cause: error });
+    throw new Error(`child life ${seed}, step ${life.steps}: ${messageOf(error)}`, { cause: error });
   }
-  return { steps: life.steps, counts: life.counts };
+  return { counts: { ...life.counts, steps: life.steps }, pairs: {} };
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }

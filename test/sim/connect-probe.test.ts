@@ -42,11 +42,7 @@ function shown(member: PairMember): unknown {
 }
 
 function pass(scripted: ScriptedPair, ms: number): Promise<void> {
-  const passing = (): Promise<void> =>
-    new Promise((resolve) => {
-      scripted.world.schedule(ms, resolve);
-    });
-  return scripted.do("some time", passing);
+  return scripted.do("some time", () => scripted.world.sleep(ms));
 }
 
 /** Both sides were written to while the network parted them. */

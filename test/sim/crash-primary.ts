@@ -254,9 +254,7 @@ class PrimaryScene implements CrashScene<Operation> {
   }
 
   #sleep(ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      this.world.schedule(ms, resolve, this.host.process);
-    });
+    return this.world.sleep(ms, this.host.process);
   }
 }
 

@@ -50,10 +50,7 @@ const overwrite = async (pair: ScriptedPair): Promise<Outcome<unknown>> => {
 };
 const viewWrite = (pair: ScriptedPair): Promise<Outcome<unknown>> => pair.viewWrite(1, 3 * CLUSTER, 500);
 /** Extents are settled when nobody has touched them for a while: the next write marks its own again. */
-const settle = ({ world }: ScriptedPair): Promise<void> =>
-  new Promise((resolve) => {
-    world.schedule(SETTLED_MS, resolve);
-  });
+const settle = ({ world }: ScriptedPair): Promise<void> => world.sleep(SETTLED_MS);
 const onBitmap = (op: "write" | "sync"): Scenario => ({
   side: "primary",
   fault: { op, path: inDirty },

@@ -15,11 +15,8 @@ import { SimWorld } from "./world.ts";
 const CLUSTER = 4096;
 const WHILE_MS = 15_000;
 
-async function pass(scripted: ScriptedPair): Promise<void> {
-  const passing = new Promise<void>((resolve) => {
-    scripted.world.schedule(WHILE_MS, resolve);
-  });
-  await scripted.do("some time", () => passing);
+function pass(scripted: ScriptedPair): Promise<void> {
+  return scripted.do("some time", () => scripted.world.sleep(WHILE_MS));
 }
 
 async function protectedPair(seed = 1): Promise<ScriptedPair> {

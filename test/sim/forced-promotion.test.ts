@@ -30,9 +30,7 @@ describe("a secondary that is promoted by force from a state that was outdated",
       await scripted.do("a rejoin that is cut off in its sync", async () => {
         a.agent?.rejoin({ peer: urlOf("b"), ...COMMAND }, never).catch(() => undefined); // it ends as it may
         await scripted.until("the session", () => a.agent?.status().peers[0]?.connection === "Connected");
-        await new Promise<void>((resolve) => {
-          world.schedule(afterMs, resolve);
-        });
+        await world.sleep(afterMs);
         world.network.partition("a", "b", true);
         await a.agent?.failover(FAILOVER, never);
       });

@@ -65,7 +65,7 @@ export class LifeFailover {
     this.#operate(10);
     await calls.settled();
     pair.secondary.host.crash(this.#scene.plan.pair.durability);
-    await this.#scene.sleep(1);
+    await this.#scene.world.sleep(1);
     await untilUp(pair.secondary);
     assert(this.#recovered, "the promoted side was not read back");
     this.#checkImages();
@@ -74,7 +74,7 @@ export class LifeFailover {
   /** The promoted side has started again, or is found promoted: everything must be there. */
   async recover(): Promise<void> {
     this.#recovered = false;
-    const status = this.#scene.statusOf(this.#scene.pair.secondary);
+    const { status } = this.#scene.pair.secondary;
     if (status === undefined) return;
     const hadGuest = this.#promoted;
     if (!this.#promoted) this.#scene.model.observeCommitted(status.epoch.committed);
@@ -100,19 +100,19 @@ export class LifeFailover {
       ...(isLeftAlone ? [] : ["cut off"]),
       ...(force && !isShared ? ["overruled"] : []),
     ]);
-    this.#scene.note(`the primary is ${how}`);
+    this.#scene.world.note(`the primary is ${how}`);
     if (how === "killed") primary.host.crash("process");
     else if (how === "loses power") primary.host.crash("power");
     else if (how === "cut off") world.network.partition("a", "b", true);
     if (!force) {
       const isConnected = (): boolean => {
-        const status = this.#scene.statusOf(pair.secondary);
+        const { status } = pair.secondary;
         return status === undefined || status.peers[0]?.connection === "Connected";
       };
       const untilMs = world.nowMs + 3 * plan.pair.peerTimeoutMs + 10_000;
       while (isConnected()) {
         assert(world.nowMs < untilMs, "the secondary does not give its primary up");
-        await this.#scene.sleep(50);
+        await this.#scene.world.sleep(50);
       }
     }
     // Its guest is dead, or cut off too: nobody waits for it.
@@ -142,7 +142,7 @@ export class LifeFailover {
       if (pair.secondary.agent === undefined) return;
       assert.equal(agent.role, "Secondary");
     }
-    this.#scene.note("failover");
+    this.#scene.world.note("failover");
     const outcome = await calls.make(
       pair.secondary,
       "failover",
@@ -168,7 +168,7 @@ export class LifeFailover {
     if (outcome.kind === "failed") assert.fail(`failover: ${outcome.error.code}, ${outcome.error.message}`);
     if (outcome.kind !== "done") return;
     // A commit that was under way may have come before the promotion.
-    const status = this.#scene.statusOf(this.#scene.pair.secondary);
+    const { status } = this.#scene.pair.secondary;
     if (status === undefined) return;
     this.#scene.model.observeCommitted(status.epoch.committed);
     assert.equal(outcome.value.epoch, this.#scene.model.committed);
@@ -200,14 +200,14 @@ export class LifeFailover {
       for (let left = this.#random.below(OPERATIONS_MAX); left > 0 && isRunning(); left -= 1) {
         await this.#guest.untilRoom();
         if (isRunning()) this.#operate(1);
-        await this.#scene.sleep(plan.gapMs * this.#random.fraction());
+        await this.#scene.world.sleep(plan.gapMs * this.#random.fraction());
       }
       if (crash === crashes) break;
       if (pair.secondary.host.alive)
         pair.secondary.host.crash(
           plan.pair.durability === "power" ? this.#random.pick(["process", "power"]) : "process",
         );
-      await this.#scene.sleep(1);
+      await this.#scene.world.sleep(1);
       await untilUp(pair.secondary);
     }
   }

@@ -30,7 +30,7 @@ export class LifeFaults {
   inject(kind: FaultKind): void {
     const { counts } = this.#scene;
     counts.faults[kind] = (counts.faults[kind] ?? 0) + 1;
-    this.#scene.note(`fault: ${kind}`);
+    this.#scene.world.note(`fault: ${kind}`);
     this.#scene.disturb(true);
     const fault = this.#begin(kind).finally(() => {
       this.#active.delete(fault);
@@ -123,7 +123,7 @@ export class LifeFaults {
 
   /** Shorter or longer than it takes to be noticed. */
   #whileOn(): Promise<void> {
-    return this.#scene.sleep(this.#random.within([1, this.#random.pick([20, 1_000, 8_000])]));
+    return this.#scene.world.sleep(this.#random.within([1, this.#random.pick([20, 1_000, 8_000])]));
   }
 
   /** One message of the next few, of whichever side; none, when a later fault of this kind begins first. */
@@ -138,7 +138,7 @@ export class LifeFaults {
       return fate;
     };
     network.intercept = intercept;
-    await this.#scene.sleep(this.#messages.within([1, 2_000]));
+    await this.#scene.world.sleep(this.#messages.within([1, 2_000]));
     if (network.intercept === intercept) network.intercept = undefined;
   }
 

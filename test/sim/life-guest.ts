@@ -114,8 +114,8 @@ export class LifeGuest {
           if (pending !== undefined) await pending;
         }
         const pauseMs = pausesMs[index] ?? 0;
-        if (pauseMs > 0) await this.#scene.sleep(pauseMs);
-        while (process.frozen) await this.#scene.sleep(10);
+        if (pauseMs > 0) await this.#scene.world.sleep(pauseMs);
+        while (process.frozen) await this.#scene.world.sleep(10);
         if (givenUp && index === 1 && process.alive) {
           if (inImage) model.giveUp(write, this.#image(disk).subarray(offset, offset + length));
           open.abandon();
@@ -214,7 +214,7 @@ export class LifeGuest {
   /** A call of the guest, none of which may fail. Resolves with whether the process lived to answer it. */
   async #call(line: string, what: string, call: () => void | Promise<void>, done: () => void): Promise<boolean> {
     const { name } = this.member;
-    this.#scene.note(`guest on ${name} ${line}`);
+    this.#scene.world.note(`guest on ${name} ${line}`);
     const outcome = await this.#scene.calls.make(this.member, what, this.#limitMs, call, (ended) => {
       if (ended.kind === "failed") assert.fail(`${line}: ${ended.error.code}, ${ended.error.message}`);
       if (ended.kind === "done") done();

@@ -61,7 +61,7 @@ export class LifeOperator {
     const { agent } = pair.primary;
     if (agent === undefined) return undefined;
     const what = prepare ? "prepare" : "checkpoint";
-    this.#scene.note(`${what} within ${timeoutMs} ms`);
+    this.#scene.world.note(`${what} within ${timeoutMs} ms`);
     const outcome = await calls.make(
       pair.primary,
       what,
@@ -84,12 +84,12 @@ export class LifeOperator {
   #commit(): void {
     const { calls, model, pair } = this.#scene;
     const { agent } = pair.primary;
-    const prepared = this.#scene.statusOf(pair.primary)?.epoch.prepared ?? [];
+    const prepared = pair.primary.status?.epoch.prepared ?? [];
     if (agent === undefined) return;
     const epoch = prepared.length === 0 ? model.committed + this.#random.below(2) : this.#random.pick(prepared);
     if (epoch === 0) return;
     const timeoutMs = this.#timeoutMs();
-    this.#scene.note(`commit ${epoch}`);
+    this.#scene.world.note(`commit ${epoch}`);
     const signal = this.#signal();
     void calls.make(
       pair.primary,
@@ -116,11 +116,11 @@ export class LifeOperator {
   #discard(): void {
     const { calls, model, pair } = this.#scene;
     const { agent } = pair.primary;
-    const prepared = this.#scene.statusOf(pair.primary)?.epoch.prepared ?? [];
+    const prepared = pair.primary.status?.epoch.prepared ?? [];
     if (agent === undefined) return;
     const epoch = this.#random.chance(0.3) || prepared.length === 0 ? undefined : this.#random.pick(prepared);
     const timeoutMs = this.#timeoutMs();
-    this.#scene.note(`discard ${epoch ?? "all"}`);
+    this.#scene.world.note(`discard ${epoch ?? "all"}`);
     const request = epoch === undefined ? { timeoutMs } : { epoch, timeoutMs };
     const signal = this.#signal();
     void calls.make(
@@ -142,9 +142,9 @@ export class LifeOperator {
   /** Gives the checkpoint up whenever the secondary says that its overlays are full, until it is over. */
   async relieve(isOver: () => boolean): Promise<void> {
     for (;;) {
-      await this.#scene.sleep(LOOK_MS);
+      await this.#scene.world.sleep(LOOK_MS);
       if (isOver()) return;
-      if (this.#scene.statusOf(this.#scene.pair.secondary)?.protection.reason === "overlay-full") await this.giveUp();
+      if (this.#scene.pair.secondary.status?.protection.reason === "overlay-full") await this.giveUp();
     }
   }
 
@@ -153,7 +153,7 @@ export class LifeOperator {
     const { calls, model, pair } = this.#scene;
     const { agent } = pair.secondary;
     if (agent === undefined) return;
-    this.#scene.note("the operator gives the checkpoint up");
+    this.#scene.world.note("the operator gives the checkpoint up");
     model.checkpointGivenUp();
     await calls.make(
       pair.secondary,
@@ -172,7 +172,7 @@ export class LifeOperator {
   look(): void {
     const { model, pair, plan } = this.#scene;
     this.#observeSecondary();
-    const status = this.#scene.statusOf(pair.primary);
+    const { status } = pair.primary;
     if (status === undefined || status.role !== "Primary") return;
     const { windowBytes } = plan.pair;
     const [peer] = status.peers;
@@ -187,7 +187,7 @@ export class LifeOperator {
   }
 
   #observeSecondary(): void {
-    const status = this.#scene.statusOf(this.#scene.pair.secondary);
+    const { status } = this.#scene.pair.secondary;
     if (status?.role !== "Secondary") return;
     this.#scene.model.observeSecondary(status.epoch);
     if (this.vmStates.isDue()) void this.vmStates.check(this.#scene.pair.secondary);
@@ -195,14 +195,14 @@ export class LifeOperator {
 
   /** Whether nothing but a commit of this very epoch was asked for since it was prepared. */
   #preparedAlone(epoch: number): boolean {
-    const status = this.#scene.statusOf(this.#scene.pair.secondary);
+    const { status } = this.#scene.pair.secondary;
     return status?.epoch.prepared.includes(epoch) === true;
   }
 
   #tell(what: string, outcome: Outcome<unknown>): void {
     const how =
       outcome.kind === "failed" ? outcome.error.code : outcome.kind === "done" ? JSON.stringify(outcome.value) : "";
-    this.#scene.note(`${what}: ${outcome.kind} ${how}`);
+    this.#scene.world.note(`${what}: ${outcome.kind} ${how}`);
   }
 
   #assertLegal(

@@ -63,7 +63,7 @@ export class LifeReader {
     const { model, pair, plan } = this.#scene;
     const { agent, host } = pair.secondary;
     const { process } = host;
-    const epochs = this.#scene.statusOf(pair.secondary)?.epoch;
+    const epochs = pair.secondary.status?.epoch;
     if (agent === undefined || epochs === undefined || epochs.committed === 0) return;
     const disk = this.#random.pick(plan.pair.disks);
     const which = this.#random.pick(["committed", ...epochs.retained]);
@@ -75,7 +75,7 @@ export class LifeReader {
     for (let round = 0; round < 3; round += 1) {
       const { offset, length } = drawRange(this.#random, disk.sizeBytes, disk.sizeBytes);
       const target = Buffer.alloc(length);
-      this.#scene.note(`${opened.name} is read at [${offset}, +${length})`);
+      this.#scene.world.note(`${opened.name} is read at [${offset}, +${length})`);
       await this.#scene.calls.make(
         pair.secondary,
         "kept-read",
@@ -90,7 +90,7 @@ export class LifeReader {
           );
         },
       );
-      await this.#scene.sleep(this.#random.pick([0, 50, 1_000]));
+      await this.#scene.world.sleep(this.#random.pick([0, 50, 1_000]));
       if (!process.alive || this.#scene.paused.has(process)) break;
     }
     if (process.alive) agent.exports.closed(opened);
@@ -130,7 +130,7 @@ export class LifeReader {
     const device = this.#scene.pair.secondary.device(disk);
     const covered = this.#modelOf(disk)?.beginFlush();
     if (device === undefined || covered === undefined) return;
-    this.#scene.note(`the secondary's VM flushes ${disk.name}`);
+    this.#scene.world.note(`the secondary's VM flushes ${disk.name}`);
     void this.#scene.calls.make(
       this.#scene.pair.secondary,
       "view-flush",
@@ -151,7 +151,7 @@ export class LifeReader {
     this.#recovered = false;
     const { process } = secondary.host;
     const { access } = this.#scene.plan.pair;
-    const status = this.#scene.statusOf(secondary);
+    const { status } = secondary;
     if (status === undefined) return false;
     this.#scene.model.observeSecondary(status.epoch);
     if (access !== "off" && this.#scene.model.committed > 0) {
@@ -191,7 +191,7 @@ export class LifeReader {
     this.#scene.observeCommitted();
     const reading = this.#modelOf(disk)?.beginRead();
     let seen = false;
-    this.#scene.note(`view of ${disk.name} is read at [${offset}, +${length})`);
+    this.#scene.world.note(`view of ${disk.name} is read at [${offset}, +${length})`);
     await this.#scene.calls.make(
       secondary,
       "view-read",
@@ -225,7 +225,7 @@ export class LifeReader {
     const fua = this.#random.chance(0.1);
     const covered = model.beginFlush();
     model.begin(write);
-    this.#scene.note(
+    this.#scene.world.note(
       `the secondary's VM ${write.data === undefined ? "zeroes" : "writes"} ${disk.name} [${write.offset}, +${write.length})`,
     );
     void this.#scene.calls.make(

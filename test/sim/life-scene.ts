@@ -1,4 +1,4 @@
-import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/control-api.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import { Calls } from "./calls.ts";
 import type { ModelWrite } from "./disk-model.ts";
@@ -8,7 +8,6 @@ import { PairModel } from "./pair-model.ts";
 import { makePair, type Pair, type PairDisk, type PairMember } from "./pair.ts";
 import { SeededRandom } from "./seeded-random.ts";
 import type { SimProcess } from "./sim-host.ts";
-import { SimulatedCrash } from "./simulated-crash.ts";
 import { SimWorld } from "./world.ts";
 
 const POOL_BYTES = 1024 * 1024;
@@ -32,7 +31,6 @@ export class LifeScene {
   };
   /** Processes whose clients make no new requests: they are being stopped. */
   readonly paused = new Set<SimProcess>();
-  readonly #print: ((line: string) => void) | undefined;
   /** Faults that are on now. */
   #disturbances = 0;
   #primaryLineage: string | undefined;
@@ -48,8 +46,7 @@ export class LifeScene {
       readonly draw: (random: SeededRandom) => LifePlan;
     },
   ) {
-    this.world = new SimWorld(seed, { replay: options.replay });
-    this.#print = options.print;
+    this.world = new SimWorld(seed, { replay: options.replay, print: options.print });
     const { random } = this.world;
     this.plan = options.draw(random.fork("plan"));
     this.calls = new Calls(this.world);
@@ -72,24 +69,12 @@ export class LifeScene {
     this.calls.isExcused = (process) => {
       const member = [this.pair.primary, this.pair.secondary].find(({ host }) => host.process === process);
       if (member === undefined) return false;
-      const status = this.statusOf(member);
+      const { status } = member;
       // On shared disks every change waits for the secondary.
       const waits = status?.mode === "shared" && status.peers[0]?.replication !== "Established";
       return waits || status?.protection.reason === "held";
     };
     this.world.network.profile = { ...this.world.network.profile, ...this.plan.network };
-  }
-
-  /** Says what is done, for who replays the life, and in the report of a failure. */
-  note(line: string): void {
-    this.world.trace(`-- ${line}`);
-    this.#print?.(`${this.world.nowMs.toFixed(3).padStart(12)} ms  ${line}`);
-  }
-
-  sleep(ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      this.world.schedule(ms, resolve);
-    });
   }
 
   /** Bytes that nobody else has written, in all likelihood. They are never changed. */
@@ -123,25 +108,13 @@ export class LifeScene {
     this.#quietSinceMs = this.world.nowMs;
   }
 
-  /** What an agent says of itself; undefined when it does not run, or dies over the question. */
-  statusOf(member: PairMember): Status | undefined {
-    const { agent } = member;
-    if (agent === undefined || member.host.process.frozen) return undefined;
-    try {
-      return agent.status();
-    } catch (error) {
-      if (error instanceof SimulatedCrash) return undefined;
-      throw error;
-    }
-  }
-
   /**
    * Looks whether the primary of a shared disk has gone on alone, which it may have died over without a word. From there
    * on the disk is overwritten without the secondary, which hears of it from the mark, or when it is back.
    */
   lookAtLineage(): void {
     if (this.plan.pair.mode !== "shared") return;
-    const lineage = this.statusOf(this.pair.primary)?.lineage ?? undefined;
+    const lineage = this.pair.primary.status?.lineage ?? undefined;
     if (lineage === undefined || lineage === this.#primaryLineage) return;
     if (this.#primaryLineage !== undefined) this.model.checkpointGivenUp();
     this.#primaryLineage = lineage;
@@ -150,12 +123,12 @@ export class LifeScene {
   /** A guest of the primary was told of its write. */
   acknowledged(disk: number, write: ModelWrite, by: PairMember): void {
     if (by !== this.pair.primary) return;
-    if (this.statusOf(by)?.peers[0]?.replication === "Established") this.model.acknowledged(disk, write);
+    if (by.status?.peers[0]?.replication === "Established") this.model.acknowledged(disk, write);
   }
 
   /** Notes the secondary's committed epoch as it is now. False when it is no secondary any more, or cannot be asked. */
   observeCommitted(): boolean {
-    const status = this.statusOf(this.pair.secondary);
+    const { status } = this.pair.secondary;
     if (status?.role !== "Secondary") return false;
     this.model.observeCommitted(status.epoch.committed);
     return true;
@@ -165,7 +138,7 @@ export class LifeScene {
     if (type === "congested") this.counts.congested += 1;
     const code = typeof data.code === "string" ? data.code : "";
     const about = data.epoch ?? data.epochs ?? data.kind ?? data.message ?? "";
-    this.note(`${member.name}: ${type} ${code} ${typeof about === "string" ? about : JSON.stringify(about)}`);
+    this.world.note(`${member.name}: ${type} ${code} ${typeof about === "string" ? about : JSON.stringify(about)}`);
     if (type === "checkpoint-given-up" && member === this.pair.secondary) this.observeCommitted();
     if (member === this.pair.primary) this.lookAtLineage();
     if (type === "verify-difference") this.world.fail("a verify", new Error(`it reports ${JSON.stringify(data)}`));

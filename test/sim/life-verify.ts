@@ -24,7 +24,7 @@ export class LifeVerify {
   /** Begins a comparison, or does something to the one that is under way. */
   do(): void {
     const { agent } = this.#scene.pair.primary;
-    if (agent === undefined || this.#scene.statusOf(this.#scene.pair.primary)?.role !== "Primary") return;
+    if (agent === undefined || this.#scene.pair.primary.status?.role !== "Primary") return;
     const job = this.#check().find(({ state }) => state !== "concluded");
     if (job !== undefined) {
       const verb = this.#random.pick(["cancel", "pause", "resume"] as const);
@@ -43,7 +43,7 @@ export class LifeVerify {
     for (const job of this.#check()) if (job.state !== "concluded") this.#direct(job.id, "cancel");
     for (;;) {
       if (this.#check().every(({ state }) => state === "concluded")) break;
-      await this.#scene.sleep(10);
+      await this.#scene.world.sleep(10);
     }
     const job = await this.#verify({ disk: undefined, speed: 0, repair: false, wait: true });
     this.#check();
@@ -61,7 +61,7 @@ export class LifeVerify {
     const { calls, pair } = this.#scene;
     const { agent } = pair.primary;
     if (agent === undefined) return undefined;
-    this.#scene.note(`verify ${request.disk ?? "all"}`);
+    this.#scene.world.note(`verify ${request.disk ?? "all"}`);
     const outcome = await calls.make(
       pair.primary,
       "verify",
@@ -81,7 +81,7 @@ export class LifeVerify {
     const { calls, pair } = this.#scene;
     const { agent } = pair.primary;
     if (agent === undefined) return;
-    this.#scene.note(`job ${verb} ${id}`);
+    this.#scene.world.note(`job ${verb} ${id}`);
     void calls.make(
       pair.primary,
       `job ${verb}`,
@@ -93,7 +93,7 @@ export class LifeVerify {
 
   /** The comparisons so far: none has found anything. */
   #check(): JobStatus[] {
-    const jobs = (this.#scene.statusOf(this.#scene.pair.primary)?.jobs ?? []).filter(({ type }) => type === "verify");
+    const jobs = (this.#scene.pair.primary.status?.jobs ?? []).filter(({ type }) => type === "verify");
     for (const { id, verify } of jobs) assert.equal(verify?.ranges, 0, `${id} has found a difference`);
     return jobs;
   }

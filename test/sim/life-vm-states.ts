@@ -47,7 +47,7 @@ export class LifeVmStates {
     const { agent } = pair.primary;
     if (agent === undefined) return;
     const { process } = pair.primary.host;
-    this.#scene.note(`checkpoint with a VM state within ${timeoutMs} ms`);
+    this.#scene.world.note(`checkpoint with a VM state within ${timeoutMs} ms`);
     const barrier = await calls.make(
       pair.primary,
       "checkpoint",
@@ -68,7 +68,7 @@ export class LifeVmStates {
       timeoutMs + SLACK_MS,
       () => agent.receiveVmState({ epoch, timeoutMs }, bytes, signal),
       (ended) => {
-        this.#scene.note(`the VM state of ${epoch}: ${ended.kind === "failed" ? ended.error.code : ended.kind}`);
+        this.#scene.world.note(`the VM state of ${epoch}: ${ended.kind === "failed" ? ended.error.code : ended.kind}`);
         if (ended.kind === "failed") this.#assertLegal("the state", ended.error);
       },
     );
@@ -80,7 +80,7 @@ export class LifeVmStates {
       timeoutMs + SLACK_MS,
       () => agent.commit({ epoch, timeoutMs }, signal),
       (ended) => {
-        this.#scene.note(
+        this.#scene.world.note(
           `commit ${epoch} with its VM state: ${ended.kind === "failed" ? ended.error.code : ended.kind}`,
         );
         if (ended.kind === "failed") this.#assertLegal("the commit", ended.error);
@@ -93,7 +93,7 @@ export class LifeVmStates {
   async check(member: PairMember): Promise<void> {
     const { calls, model } = this.#scene;
     const { agent } = member;
-    const status = this.#scene.statusOf(member);
+    const { status } = member;
     if (agent === undefined || status === undefined) return;
     const { committed } = status.epoch;
     const expected = model.vmStateOf(committed);
@@ -132,7 +132,7 @@ export class LifeVmStates {
       const length = 1 + this.#random.below(this.#random.pick([4096, VMSTATE_CHUNK_BYTES]));
       yield bytes.subarray(at, at + length);
       at += length;
-      if (this.#random.chance(0.3)) await this.#scene.sleep(this.#random.pick([0.1, 5, 300]));
+      if (this.#random.chance(0.3)) await this.#scene.world.sleep(this.#random.pick([0.1, 5, 300]));
     }
   }
 

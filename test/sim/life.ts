@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { bufferedBytes } from "./buffered-bytes.ts";
+import { untilApplied } from "./buffered-bytes.ts";
 import { LifeFailover } from "./life-failover.ts";
 import { LifeFaults } from "./life-faults.ts";
 import { LifeGuest } from "./life-guest.ts";
@@ -13,6 +13,7 @@ import {
   type OperationKind,
 } from "./life-plan.ts";
 import { LifeReader } from "./life-reader.ts";
+import { liveIn } from "./life-run.ts";
 import { LifeScene } from "./life-scene.ts";
 import type { LifeCounts } from "./life-totals.ts";
 import { LifeVerify } from "./life-verify.ts";
@@ -73,16 +74,7 @@ export function runLife(seed: number, print?: (line: string) => void): Promise<L
 async function live(seed: number, scene: LifeScene): Promise<LifeReport> {
   const life = new Life(scene);
   const { world, model, counts } = scene;
-  let ended = false;
-  world.schedule(0, () => {
-    life.live().then(
-      () => {
-        ended = true;
-      },
-      (error: unknown) => world.fail("the life", error),
-    );
-  });
-  await world.runUntil("the end of the life", () => ended, 24 * 3_600_000);
+  await liveIn(world, () => life.live());
   const faults = Object.entries(counts.faults).map(([kind, count]) => [`fault ${kind}`, count] as const);
   return {
     seed,
@@ -182,11 +174,11 @@ class Life {
         verifies.shift();
         this.#verify.do();
       }
-      await this.#scene.sleep(plan.gapMs * 2 * this.#random.fraction());
+      await this.#scene.world.sleep(plan.gapMs * 2 * this.#random.fraction());
       if (this.#guest.isRunning) await this.#guest.untilRoom();
       await this.#do(this.#drawOperation());
       counts.operations += 1;
-      this.#pairs.look(this.#scene.statusOf(pair.primary), this.#scene.statusOf(pair.secondary));
+      this.#pairs.look(pair.primary.status, pair.secondary.status);
     }
   }
 
@@ -233,13 +225,13 @@ class Life {
   }
 
   #pause(): Promise<void> {
-    return this.#scene.sleep(this.#random.within([1, this.#random.pick([20, 200, 2_000])]));
+    return this.#scene.world.sleep(this.#random.within([1, this.#random.pick([20, 200, 2_000])]));
   }
 
   /** Nothing is wrong any more: the pair comes together, both copies are equal, and a checkpoint says so. */
   async #quiesce(): Promise<void> {
     const { calls, model, pair, plan } = this.#scene;
-    this.#scene.note("the pair is left in peace");
+    this.#scene.world.note("the pair is left in peace");
     await this.#untilUp(pair.primary);
     await this.#untilUp(pair.secondary);
     await calls.settled();
@@ -272,11 +264,7 @@ class Life {
   async #untilApplied(): Promise<void> {
     const { pair, plan } = this.#scene;
     for (let kept = 0; kept <= plan.pair.retain; kept += 1) await this.#takeLastCheckpoint();
-    const deadlineMs = this.#scene.world.nowMs + CHECKPOINT_WITHIN_MS;
-    while (bufferedBytes(pair.secondary) > 0) {
-      assert(this.#scene.world.nowMs < deadlineMs, "what is committed is not put into the base");
-      await this.#scene.sleep(10);
-    }
+    await untilApplied(this.#scene.world, [pair.secondary], CHECKPOINT_WITHIN_MS);
   }
 
   /** Left alone, the pair keeps its session, and everything that was sent becomes stable. */
@@ -284,8 +272,8 @@ class Life {
     const { calls, pair, plan } = this.#scene;
     await calls.settled();
     if (plan.pair.checkpointEveryMs !== undefined) return;
-    await this.#scene.sleep(plan.pair.peerTimeoutMs * 1.5);
-    const [peer] = this.#scene.statusOf(pair.primary)?.peers ?? [];
+    await this.#scene.world.sleep(plan.pair.peerTimeoutMs * 1.5);
+    const [peer] = pair.primary.status?.peers ?? [];
     assert.equal(peer?.replication, "Established");
     assert.equal(peer.lagBytes, 0);
   }
@@ -309,12 +297,12 @@ class Life {
     const { pair, world } = this.#scene;
     const deadlineMs = world.nowMs + CHECKPOINT_WITHIN_MS;
     const isStable = (): boolean => {
-      const status = this.#scene.statusOf(pair.primary);
+      const { status } = pair.primary;
       return status?.protection.state === "Protected" && status.peers[0]?.lagBytes === 0;
     };
     while (!isStable()) {
       assert(world.nowMs < deadlineMs, "a pair in peace is not protected");
-      await this.#scene.sleep(10);
+      await this.#scene.world.sleep(10);
     }
     this.#scene.observeCommitted();
   }
@@ -339,7 +327,8 @@ class Life {
   }
 
   async #untilUp(member: PairMember): Promise<void> {
-    while (member.agent === undefined || member.host.process.frozen || this.#reviving > 0) await this.#scene.sleep(10);
+    while (member.agent === undefined || member.host.process.frozen || this.#reviving > 0)
+      await this.#scene.world.sleep(10);
   }
 
   // Death and return
@@ -347,7 +336,7 @@ class Life {
   #died(member: PairMember, kind: CrashKind): void {
     const { calls, model, pair, plan, counts } = this.#scene;
     this.#scene.disturbed();
-    this.#scene.note(`${member.name} is dead: ${kind}`);
+    this.#scene.world.note(`${member.name} is dead: ${kind}`);
     if (member === pair.secondary) this.#reader.died();
     if (member === pair.secondary && !this.#failover.isPromoted) {
       model.secondaryDied(kind);
@@ -365,7 +354,7 @@ class Life {
     const start = (this.#starts.get(member) ?? 0) + 1;
     this.#starts.set(member, start);
     try {
-      await this.#scene.sleep(delayMs);
+      await this.#scene.world.sleep(delayMs);
       if (this.#failover.isGone(member) || this.#starts.get(member) !== start) return;
       const { host } = member;
       if (!host.alive) {
@@ -379,7 +368,7 @@ class Life {
           );
         }
       }
-      this.#scene.note(`${member.name} starts`);
+      this.#scene.world.note(`${member.name} starts`);
       const tolerated = member === this.#scene.pair.secondary ? this.#scene.deviceCodes : [];
       if (!(await member.start(tolerated))) return;
       this.#scene.disturbed();

@@ -17,14 +17,10 @@ describe("a write that goes on alone just as the secondary comes back", () => {
       const before = pair.primary.agent?.status().lineage;
       await scripted.do("a lost session", async () => {
         world.network.cut("a", "b");
-        await new Promise<void>((resolve) => {
-          world.schedule(world.random.within([0, WRITE_WITHIN_MS]), resolve);
-        });
+        await world.sleep(world.random.within([0, WRITE_WITHIN_MS]));
         await scripted.guestWrite(0, 0, 4096, "bytes");
         await scripted.wait("synced");
-        await new Promise<void>((resolve) => {
-          world.schedule(SETTLED_MS, resolve);
-        });
+        await world.sleep(SETTLED_MS);
       });
       const [here, there] = [pair.primary, pair.secondary].map(({ agent }) => agent?.status().lineage);
       if (here !== before) mintedCount += 1;

@@ -31,11 +31,7 @@ describe("a commit whose answer was lost", () => {
     const { world, pair } = scripted;
     loseCommitAnswer(scripted);
     await scripted.start();
-    await scripted.do("a long time", async () => {
-      await new Promise<void>((resolve) => {
-        world.schedule(LATER_MS, resolve);
-      });
-    });
+    await scripted.do("a long time", () => world.sleep(LATER_MS));
     const [here, there] = [pair.primary, pair.secondary].map(({ agent }) => agent?.status());
     expect(there?.epoch.committed).toBe(1);
     expect(here?.recoverable?.epoch).toBe(1);

@@ -43,8 +43,7 @@ export class MirrorScene {
   constructor(seed: number, durability: Durability) {
     this.world = new SimWorld(seed);
     this.#calls = new Calls(this.world);
-    this.#content = Buffer.alloc(DISK.sizeBytes);
-    this.world.random.fill(this.#content);
+    this.#content = this.world.random.bytes(DISK.sizeBytes);
     this.#pair = makePair(
       this.world,
       { ...OPTIONS, durability },
@@ -63,10 +62,7 @@ export class MirrorScene {
 
   /** Lets something happen in the world, and waits for its end. */
   do<T>(what: string, work: () => Promise<T>): Promise<T> {
-    const done = new Promise<T>((resolve, reject) => {
-      this.world.schedule(0, () => void work().then(resolve, reject));
-    });
-    return this.world.runFor(what, done);
+    return this.world.do(what, work);
   }
 
   async start(): Promise<void> {
@@ -179,10 +175,6 @@ export class MirrorScene {
 
   async #until(isReached: () => boolean): Promise<void> {
     const { process } = this.host;
-    while (process.alive && !isReached()) {
-      await new Promise<void>((resolve) => {
-        this.world.schedule(5, resolve);
-      });
-    }
+    while (process.alive && !isReached()) await this.world.sleep(5);
   }
 }

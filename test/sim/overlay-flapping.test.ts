@@ -22,10 +22,6 @@ describe("overlays that are full again as soon as there is room", () => {
     const events: AgentEvent[] = [];
     secondary.agent?.follow((event) => events.push(event));
     const count = (type: AgentEvent["type"]): number => events.filter((event) => event.type === type).length;
-    const sleep = (ms: number): Promise<void> =>
-      new Promise((resolve) => {
-        scripted.world.schedule(ms, resolve);
-      });
     const write = (clusters: number): Promise<unknown> => scripted.guestWrite(0, 0, clusters * CLUSTER, "bytes");
     const ask = (what: Promise<unknown> | undefined): Promise<unknown> => Promise.resolve(what).catch(() => undefined);
     await scripted.do("a busy guest, and an operator", async () => {
@@ -40,7 +36,7 @@ describe("overlays that are full again as soon as there is room", () => {
           await ask(primary.agent.checkpoint({ prepare: true, ...REQUEST }, signal));
           await write(16);
         }
-        await sleep(STEP_MS);
+        await scripted.world.sleep(STEP_MS);
       }
     });
     const full = count("overlay-full");

@@ -10,8 +10,7 @@ import type { CrashKind } from "./simulated-crash.ts";
 /** The VM state of an epoch: bytes that no other epoch's has, of one chunk mostly, and of several now and then. */
 export function vmStateBytesOf(epoch: number): Buffer {
   const random = new SeededRandom(epoch).fork("VM state");
-  const bytes = Buffer.alloc(1 + random.below(random.pick([100, 20_000, 700_000])));
-  random.fill(bytes);
+  const bytes = random.bytes(1 + random.below(random.pick([100, 20_000, 700_000])));
   bytes.write(String(epoch));
   return bytes;
 }

@@ -1,7 +1,7 @@
 import type { AgentHost } from "../../cli/agent-host.ts";
 import { Agent } from "../../cli/agent.ts";
 import type { AgentConfig } from "../../cli/agent-config.ts";
-import type { AgentEvent } from "../../proto/control-api.ts";
+import type { AgentEvent, Status } from "../../proto/control-api.ts";
 import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
 import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
 import type { AckPolicy, CongestionPolicy, Durability, PeerLossPolicy, SecondaryExport } from "../../proto/words.ts";
@@ -15,6 +15,7 @@ import type { SimHost, SimProcess } from "./sim-host.ts";
 import type { SimArbiter } from "./sim-arbiter.ts";
 import { SeededRandom } from "./seeded-random.ts";
 import { ServedImages } from "./served-images.ts";
+import { SimulatedCrash } from "./simulated-crash.ts";
 import type { SimWorld } from "./world.ts";
 
 /**
@@ -119,6 +120,18 @@ export class PairMember {
     const running = this.#running;
     if (running === undefined || !running.process.alive || running.process === this.#stopping) return undefined;
     return running.agent;
+  }
+
+  /** What the agent says of itself; undefined when it does not run, or dies over the question. */
+  get status(): Status | undefined {
+    const { agent } = this;
+    if (agent === undefined || this.host.process.frozen) return undefined;
+    try {
+      return agent.status();
+    } catch (error) {
+      if (error instanceof SimulatedCrash) return undefined;
+      throw error;
+    }
   }
 
   /** Stops the agent in good order. No client may use its exports, nor begin to. The process is to end then. */

@@ -26,11 +26,8 @@ function stateFiles(disk: SimDisk): string[] {
   return disk.paths().filter((path) => path.startsWith(STATE));
 }
 
-async function pass(scripted: ScriptedPair): Promise<void> {
-  const passing = new Promise<void>((resolve) => {
-    scripted.world.schedule(WHILE_MS, resolve);
-  });
-  await scripted.do("some time", () => passing);
+function pass(scripted: ScriptedPair): Promise<void> {
+  return scripted.do("some time", () => scripted.world.sleep(WHILE_MS));
 }
 
 function reasonOf(member: PairMember): string | null | undefined {

@@ -83,12 +83,7 @@ class ResizeScene {
   }
 
   do<T>(what: string, work: () => Promise<T>): Promise<T> {
-    return this.world.runFor(
-      what,
-      new Promise<T>((resolve, reject) => {
-        this.world.schedule(0, () => void work().then(resolve, reject));
-      }),
-    );
+    return this.world.do(what, work);
   }
 
   /** Both run, a checkpoint is committed, and the overlays hold what was written since. */
@@ -171,7 +166,7 @@ class ResizeScene {
 
   /** What is committed is in the base. */
   async #applied(): Promise<void> {
-    while (bufferedBytes(this.secondary) > 0) await this.sleep();
+    while (bufferedBytes(this.secondary) > 0) await this.world.sleep(1);
   }
 
   async until(condition: "synced" | "merged" | "committed", member = this.primary): Promise<void> {
@@ -188,20 +183,14 @@ class ResizeScene {
     await this.until("merged", secondary);
     await this.restart(this.primary);
     const { agent } = this.primary;
-    while (agent?.status().protection.reason !== "outdated") await this.sleep();
+    while (agent?.status().protection.reason !== "outdated") await this.world.sleep(1);
     await this.resize(secondary);
     await agent.rejoin({ peer: urlOf("b"), ...COMMAND }, signal);
     return secondary;
   }
 
-  sleep(ms = 1): Promise<void> {
-    return new Promise((resolve) => {
-      this.world.schedule(ms, resolve);
-    });
-  }
-
   async lose(): Promise<void> {
-    while (this.primary.agent?.status().peers[0]?.connection === "Connected") await this.sleep();
+    while (this.primary.agent?.status().peers[0]?.connection === "Connected") await this.world.sleep(1);
   }
 
   checkCopies(): void {
@@ -281,7 +270,7 @@ describe("a resize", () => {
         scene.primary.host.crash("process");
         await scene.restart(scene.primary);
         scene.losses.length = 0;
-        await scene.sleep((seed % 4) * 0.5);
+        await scene.world.sleep((seed % 4) * 0.5);
         await scene.order();
         await scene.finish();
         expect(scene.losses).not.toContain("protocol-error");

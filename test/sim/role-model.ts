@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
-import { DiskModel, type ModelWrite } from "./disk-model.ts";
+import type { DiskModel, ModelWrite } from "./disk-model.ts";
 import type { MirrorStream } from "./mirror-stream.ts";
 import type { PairDisk, PairMember, PairObserver } from "./pair.ts";
+import { ServingGuests } from "./serving-guests.ts";
 import type { CrashKind } from "./simulated-crash.ts";
 
 /**
@@ -10,62 +11,35 @@ import type { CrashKind } from "./simulated-crash.ts";
  * checkpoint what a promotion to it must show.
  */
 export class RoleModel implements PairObserver {
-  readonly #disks: readonly PairDisk[];
+  readonly guests: ServingGuests;
   readonly #listener: (member: PairMember, event: AgentEvent) => void;
-  /** What the guest of a side that is, or was, Primary must see. */
-  readonly #guests = new Map<PairMember, DiskModel[]>();
   readonly #checkpoints = new Map<number, readonly DiskModel[]>();
   /** Writes acknowledged while the peer was known to be gone, which it has not heard of yet. */
   readonly #alone = new Map<PairMember, number>();
-  readonly #contents: readonly Buffer[];
   /** In mode `mirror`: what has followed each barrier. */
   readonly #stream: MirrorStream | undefined;
 
   constructor(
     disks: readonly PairDisk[],
-    contents: readonly Buffer[],
     listener: (member: PairMember, event: AgentEvent) => void,
     stream?: MirrorStream,
   ) {
+    this.guests = new ServingGuests(disks);
     this.#stream = stream;
     if (stream !== undefined) this.sent = (message, by) => stream.sent(message, by);
-    this.#disks = disks;
-    this.#contents = contents;
     this.#listener = listener;
-  }
-
-  begin(primary: PairMember): void {
-    this.#guests.set(
-      primary,
-      this.#contents.map((content) => new DiskModel(content)),
-    );
-  }
-
-  /** Whether that is still what the side's guest sees: a request may be answered after its role was handed over. */
-  isCurrent(member: PairMember, model: DiskModel): boolean {
-    return this.#guests.get(member)?.includes(model) === true;
-  }
-
-  diskOf(member: PairMember, index: number): DiskModel {
-    const model = this.#guests.get(member)?.[index];
-    assert(model !== undefined, `${member.name} has served no guest`);
-    return model;
   }
 
   requested(message: Parameters<PairObserver["requested"]>[0], by: PairMember): void {
     if (message.type !== "barrier") return;
     assert(!this.#checkpoints.has(message.epoch), `epoch ${message.epoch} is closed a second time`);
-    this.#closed(
-      message.epoch,
-      by,
-      this.#disks.map((_, index) => this.diskOf(by, index)),
-    );
+    this.#closed(message.epoch, by, this.guests.forksOf(by));
   }
 
+  /** `disks` are no one else's. */
   #closed(epoch: number, by: PairMember, disks: readonly DiskModel[]): void {
-    const forks = disks.map((disk) => disk.fork());
-    this.#checkpoints.set(epoch, forks);
-    this.#stream?.barrier(epoch, by, forks);
+    this.#checkpoints.set(epoch, disks);
+    this.#stream?.barrier(epoch, by, disks);
   }
 
   sent?: PairObserver["sent"];
@@ -99,17 +73,7 @@ export class RoleModel implements PairObserver {
     const checkpoint = this.#stream?.promoted(epoch) ?? this.#checkpoints.get(epoch);
     assert(checkpoint !== undefined, `${member.name} was promoted to epoch ${epoch}, which no barrier has closed`);
     this.#alone.delete(member);
-    this.#guests.set(
-      member,
-      checkpoint.map((disk) => disk.fork()),
-    );
-  }
-
-  /** Everything of a disk as its guest reads it, while nobody writes. */
-  readBack(member: PairMember, index: number, content: Buffer): void {
-    const disk = this.diskOf(member, index);
-    disk.check(content, 0, `${this.#disks[index]?.name} on ${member.name}`);
-    disk.adopt(content);
+    this.guests.promoted(member, checkpoint);
   }
 
   /** An outdated primary has become Secondary of its own accord: nothing that it had told its guest alone may be lost. */
@@ -119,13 +83,13 @@ export class RoleModel implements PairObserver {
   }
 
   died(member: PairMember, kind: CrashKind): void {
-    if (!this.#guests.has(member)) this.#stream?.secondaryDied();
-    for (const disk of this.#guests.get(member) ?? []) disk.crashed(kind);
+    if (!this.guests.has(member)) this.#stream?.secondaryDied();
+    this.guests.died(member, kind);
   }
 
   started(member: PairMember, status: Status | undefined): void {
     // It may have been promoted by the very call over which it died.
-    if (status?.role === "Primary" && !this.#guests.has(member)) this.promoted(member, status.epoch.committed);
+    if (status?.role === "Primary" && !this.guests.has(member)) this.promoted(member, status.epoch.committed);
   }
 
   #promotedUnawares(member: PairMember): void {
@@ -133,11 +97,8 @@ export class RoleModel implements PairObserver {
     if (epoch !== undefined) this.promoted(member, epoch);
   }
 
-  /** What its images hold now is its checkpoint. */
   #demoted(member: PairMember): void {
-    const epoch = member.agent?.status().epoch.committed;
-    const guest = this.#guests.get(member);
-    if (epoch !== undefined && guest !== undefined) this.#closed(epoch, member, guest);
-    this.#guests.delete(member);
+    const checkpoint = this.guests.demoted(member);
+    if (checkpoint !== undefined) this.#closed(checkpoint.epoch, member, checkpoint.disks);
   }
 }

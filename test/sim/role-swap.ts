@@ -157,9 +157,7 @@ export class RoleSwap {
 
   async until(condition: () => boolean): Promise<void> {
     for (let stepMs = STEP_MIN_MS; !condition(); stepMs = Math.min(STEP_MAX_MS, stepMs * 1.5)) {
-      await new Promise<void>((resolve) => {
-        this.#scripted.world.schedule(stepMs, resolve, this.#mortal.process);
-      });
+      await this.#scripted.world.sleep(stepMs, this.#mortal.process);
     }
   }
 }

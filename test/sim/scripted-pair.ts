@@ -53,7 +53,7 @@ export class ScriptedPair {
     this.calls = new Calls(this.world);
     this.disks = options.disks ?? DISKS;
     this.options = { ...OPTIONS, ...options };
-    const contents = this.disks.map(({ sizeBytes }) => this.#bytes(sizeBytes));
+    const contents = this.disks.map(({ sizeBytes }) => this.#random.bytes(sizeBytes));
     this.model = new PairModel(this.disks, contents, () => undefined);
     this.pair = makePair(
       this.world,
@@ -68,12 +68,7 @@ export class ScriptedPair {
   async do<T>(what: string, work: () => Promise<T>): Promise<T> {
     this.#isInWorld = true;
     try {
-      return await this.world.runFor(
-        what,
-        new Promise<T>((resolve, reject) => {
-          this.world.schedule(0, () => void work().then(resolve, reject));
-        }),
-      );
+      return await this.world.do(what, work);
     } finally {
       this.#isInWorld = false;
     }
@@ -82,11 +77,7 @@ export class ScriptedPair {
   /** Lets time pass until the condition holds; fails, naming `what`, when it takes implausibly long. */
   async until(what: string, condition: () => boolean): Promise<void> {
     if (this.#isInWorld) {
-      while (!condition()) {
-        await new Promise<void>((resolve) => {
-          this.world.schedule(1, resolve);
-        });
-      }
+      while (!condition()) await this.world.sleep(1);
     } else await this.world.runUntil(what, condition, TIMEOUT_MS);
   }
 
@@ -202,7 +193,7 @@ export class ScriptedPair {
     { by = this.pair.primary, fua = false }: { readonly by?: PairMember; readonly fua?: boolean } = {},
   ): Promise<Outcome<unknown>> {
     const device = this.#device(by, index);
-    const write = new ModelWrite(offset, length, kind === "bytes" ? this.#bytes(length) : undefined);
+    const write = new ModelWrite(offset, length, kind === "bytes" ? this.#random.bytes(length) : undefined);
     this.model.guest[index]?.begin(write);
     const outcome = await this.calls.make(by, `guest's ${kind}`, TIMEOUT_MS, () =>
       write.data === undefined
@@ -227,7 +218,7 @@ export class ScriptedPair {
     const device = this.#device(this.pair.secondary, index);
     const epoch = this.pair.secondary.agent?.status().epoch;
     if (epoch === undefined) return { kind: "lost" };
-    const write = new ModelWrite(offset, length, this.#bytes(length));
+    const write = new ModelWrite(offset, length, this.#random.bytes(length));
     this.model.observeCommitted(epoch.committed);
     this.model.view[index]?.begin(write);
     const outcome = await this.calls.make(this.pair.secondary, "write of the view", TIMEOUT_MS, () =>
@@ -335,11 +326,7 @@ export class ScriptedPair {
 
   /** Waits for a condition of the primary, which is running or starting. */
   async wait(condition: "committed" | "synced"): Promise<void> {
-    while (this.pair.primary.agent === undefined) {
-      await new Promise<void>((resolve) => {
-        this.world.schedule(1, resolve);
-      });
-    }
+    while (this.pair.primary.agent === undefined) await this.world.sleep(1);
     await this.pair.primary.agent.wait({ condition, ...COMMAND }, new AbortController().signal);
   }
 
@@ -358,7 +345,7 @@ export class ScriptedPair {
     if (disk === undefined || device === undefined) return;
     const length = 1 + this.#random.below(3 * 4096);
     const offset = this.#random.below(disk.sizeBytes - length);
-    const write = new ModelWrite(offset, length, this.#bytes(length));
+    const write = new ModelWrite(offset, length, this.#random.bytes(length));
     if (member === this.pair.secondary) {
       this.model.observeCommitted(member.agent?.status().epoch.committed ?? 0);
       model = this.model.view[index];
@@ -367,11 +354,5 @@ export class ScriptedPair {
     await device.write(write.data ?? Buffer.alloc(0), offset, { fua: member === this.pair.secondary });
     write.settled = true;
     if (member === this.pair.secondary) model?.flushed(new Set([write]));
-  }
-
-  #bytes(length: number): Buffer {
-    const bytes = Buffer.alloc(length);
-    this.#random.fill(bytes);
-    return bytes;
   }
 }

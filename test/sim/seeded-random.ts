@@ -89,4 +89,10 @@ export class SeededRandom {
       }
     }
   }
+
+  bytes(length: number): Buffer {
+    const bytes = Buffer.alloc(length);
+    this.fill(bytes);
+    return bytes;
+  }
 }

@@ -69,13 +69,7 @@ class ServedPair {
   }
 
   #do(what: string, work: () => Promise<void>): Promise<void> {
-    return this.world.runFor(
-      what,
-      new Promise<void>((resolve, reject) => {
-        this.world.schedule(0, () => void work().then(resolve, reject));
-      }),
-      LIMIT_MS,
-    );
+    return this.world.do(what, work, LIMIT_MS);
   }
 
   async #write(): Promise<void> {
@@ -95,7 +89,7 @@ class ServedPair {
         bytes.copy(this.content, offset);
         work.push(device.write(bytes, offset, { fua }) ?? Promise.resolve());
       }
-      if (this.#random.chance(0.3)) await this.#sleep(this.#random.fraction() * 300);
+      if (this.#random.chance(0.3)) await this.world.sleep(this.#random.fraction() * 300);
     }
     await Promise.all(work);
     if (this.#random.chance(0.5)) await device.flush();
@@ -122,7 +116,7 @@ class ServedPair {
     if (kind === "partition") {
       this.world.network.partition("a", "b", true);
       await this.#write();
-      await this.#sleep(this.#random.fraction() * 12_000);
+      await this.world.sleep(this.#random.fraction() * 12_000);
       this.world.network.partition("a", "b", false);
       return;
     }
@@ -130,7 +124,7 @@ class ServedPair {
     const member = kind === "primary" ? primary : secondary;
     if (kind === "primary") await primary.device(DISK)?.flush();
     member.host.crash(this.#random.pick(["process", "power"]));
-    await this.#sleep(this.#random.fraction() * 8_000);
+    await this.world.sleep(this.#random.fraction() * 8_000);
     member.host.restart();
     assert(await member.start());
     if (kind === "primary") await this.#check(primary, this.content);
@@ -148,7 +142,7 @@ class ServedPair {
         return;
       } catch {
         // Without a session there is no checkpoint; the two come together again.
-        await this.#sleep(500);
+        await this.world.sleep(500);
       }
     }
   }
@@ -175,12 +169,6 @@ class ServedPair {
       const { agent } = secondary;
       await agent?.startAlone();
       await this.#check(secondary, this.committed);
-    });
-  }
-
-  #sleep(ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      this.world.schedule(ms, resolve);
     });
   }
 }

@@ -1,18 +1,17 @@
 import assert from "node:assert/strict";
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
-import type { ColobusError, ErrorCode } from "../../proto/errors.ts";
+import type { ErrorCode } from "../../proto/errors.ts";
 import type { Durability } from "../../proto/words.ts";
-import { ReplicatedDisk } from "../../primary/replicated-disk.ts";
-import { Calls, type Outcome } from "./calls.ts";
-import { ModelWrite } from "./disk-model.ts";
+import { present } from "../support/present.ts";
 import type { LifeCounts } from "./life-totals.ts";
-import { PairStates } from "./pair-states.ts";
 import { imagePath, makePair, urlOf, type PairDisk, type PairMember } from "./pair.ts";
+import { RoleGuests } from "./role-guests.ts";
+import { CALL_MS, COMMAND_MS, QUICK_MS, RoleScene } from "./role-scene.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import { SharedRoleModel } from "./shared-role-model.ts";
-import { SimulatedCrash, type CrashKind } from "./simulated-crash.ts";
+import type { CrashKind } from "./simulated-crash.ts";
 import { makeTrio } from "./trio.ts";
-import { SimWorld } from "./world.ts";
+import type { SimWorld } from "./world.ts";
 
 /**
  * The life of a pair, or of three hosts, that share their disks and change their roles: a guest writes on the side that
@@ -26,18 +25,11 @@ const DISKS: readonly PairDisk[] = [
   { name: "vdb", sizeBytes: 12 * 4096 },
 ];
 const ACTIONS_MIN = 50;
-const COMMAND_MS = 20_000;
-const QUICK_MS = 2_000;
-const CALL_SLACK_MS = 30_000;
 const TOGETHER_WITHIN_MS = 600_000;
 const WRITE_MAX_BYTES = 3 * 4096;
 
 const COUNTED = [
-  "operations",
-  "writes",
   "views read",
-  "checkpoints",
-  "failovers",
   "forced",
   "refused unprotected",
   "refused busy",
@@ -45,57 +37,38 @@ const COUNTED = [
   "at once",
   "of another one",
   "follows",
-  "rejoins",
-  "discards",
-  "alone",
   "both restart",
-  "process crashes",
-  "power losses",
-  "partitions",
 ] as const;
 
-export interface SharedRoleLifeReport extends LifeCounts {
-  readonly seed: number;
-}
+/** What a rejoin, and a side that is given up, may end with beside success. */
+const RESOLVE_CODES: readonly ErrorCode[] = [
+  "timed-out",
+  "usage",
+  "role-conflict",
+  "split-brain",
+  "merge-unfinished",
+  "outdated",
+  "handed-over",
+];
+const VIEW_CODES: readonly ErrorCode[] = ["unprotected", "no-checkpoint", "image-busy", "shutting-down", "outdated"];
 
 /** Of a pair. */
-export function runSharedRoleLife(seed: number, print?: (line: string) => void): Promise<SharedRoleLifeReport> {
-  return runLife(new SharedRoleLife(seed, "run-shared-role-lives.ts", placePair, print), seed);
+export function runSharedRoleLife(seed: number, print?: (line: string) => void): Promise<LifeCounts> {
+  return new SharedRoleLife(seed, "run-shared-role-lives", placePair, print).run();
 }
 
 /** Of three hosts. */
-export function runSharedTrioLife(seed: number, print?: (line: string) => void): Promise<SharedRoleLifeReport> {
-  return runLife(new SharedRoleLife(seed, "run-shared-trio-lives.ts", placeTrio, print), seed);
-}
-
-async function runLife(life: SharedRoleLife, seed: number): Promise<SharedRoleLifeReport> {
-  const { world } = life;
-  let ended = false;
-  world.schedule(0, () => {
-    life.live().then(
-      () => {
-        ended = true;
-      },
-      (error: unknown) => world.fail("the life", error),
-    );
-  });
-  await world.runUntil("the end of the life", () => ended, 24 * 3_600_000);
-  const counts = { ...life.counts, "steps": world.steps, "virtual hours": world.nowMs / 3_600_000 };
-  return { seed, counts, pairs: life.pairs.counts };
+export function runSharedTrioLife(seed: number, print?: (line: string) => void): Promise<LifeCounts> {
+  return new SharedRoleLife(seed, "run-shared-trio-lives", placeTrio, print).run();
 }
 
 class SharedRoleLife {
-  readonly world: SimWorld;
-  readonly counts = Object.fromEntries(COUNTED.map((name) => [name, 0])) as Record<(typeof COUNTED)[number], number>;
-  readonly pairs = new PairStates();
+  readonly #scene: RoleScene<(typeof COUNTED)[number]>;
   readonly #random: SeededRandom;
-  readonly #calls: Calls;
-  readonly #members: readonly PairMember[];
+  readonly #guests: RoleGuests;
   readonly #model: SharedRoleModel;
-  readonly #durability: Durability;
+  readonly #isTrio: boolean;
   readonly #isMarked: boolean;
-  readonly #print: ((line: string) => void) | undefined;
-  readonly #parted = new Set<PairMember>();
   /** Those that were asked to hand the role over since they have it: another one may be promoted while they run. */
   readonly #handingOver = new Set<PairMember>();
   readonly #byAgentId = new Map<string, PairMember>();
@@ -105,42 +78,45 @@ class SharedRoleLife {
   readonly #diedSecondary = new Set<PairMember>();
 
   constructor(seed: number, program: string, place: Placing, print?: (line: string) => void) {
-    this.world = new SimWorld(seed, { replay: `npx tsx test/sim/${program} --seed ${seed}` });
-    this.#random = this.world.random;
-    this.#print = print;
-    this.#calls = new Calls(this.world);
-    this.#durability = this.#random.pick<Durability>(["power", "power", "process"]);
-    const isTrio = place === placeTrio;
-    this.#isMarked = isTrio || this.#random.chance(0.7);
-    const contents = DISKS.map(({ sizeBytes }) => this.#bytes(sizeBytes));
+    const scene = new RoleScene(seed, { program, print, disks: DISKS, counted: COUNTED });
+    const { random, durability } = scene;
+    this.#scene = scene;
+    this.#random = random;
+    this.#isTrio = place === placeTrio;
+    this.#isMarked = this.#isTrio || random.chance(0.7);
+    const contents = DISKS.map(({ sizeBytes }) => random.bytes(sizeBytes));
     const listener = (member: PairMember, event: AgentEvent): void => this.#happened(member, event);
-    this.#model = new SharedRoleModel(DISKS, contents, listener, { mayReuse: isTrio });
-    const drawn = { random: this.#random, durability: this.#durability, isMarked: this.#isMarked };
-    this.#members = place(this.world, drawn, contents, this.#model);
-    this.#model.begin(this.#members[0] ?? missing());
-    this.#calls.isExcused = (process) => {
-      const member = this.#members.find(({ host }) => host.process === process);
-      const status = member === undefined ? undefined : this.#statusOf(member);
-      // Every change waits for the secondaries; and a primary that starts, for its peers.
-      const peers = status?.peers ?? [];
-      const isWhole = peers.length > 0 && peers.every(({ replication }) => replication === "Established");
-      return !isWhole || status?.protection.reason === "held";
-    };
+    const model = new SharedRoleModel(DISKS, contents, listener, { mayReuse: this.#isTrio });
+    this.#model = model;
+    const members = place(scene.world, { random, durability, isMarked: this.#isMarked }, contents, model);
+    model.begin(present(members[0]));
+    this.#guests = new RoleGuests(scene, { isCurrent: (_, disk) => model.guest.includes(disk), alsoLegal: [] });
+    scene.enter({
+      members,
+      died: (member, kind) => model.died(member, kind),
+      started: (member) => this.#started(member),
+      // The other side may be merging.
+      tolerated: ["image-busy"],
+      isExcused: (status) => {
+        // Every change waits for the secondaries; and a primary that starts, for its peers.
+        const peers = status?.peers ?? [];
+        const isWhole = peers.length > 0 && peers.every(({ replication }) => replication === "Established");
+        return !isWhole || status?.protection.reason === "held";
+      },
+    });
   }
 
-  get #isTrio(): boolean {
-    return this.#members.length > 2;
+  run(): Promise<LifeCounts> {
+    return this.#scene.run(() => this.#live());
   }
 
-  async live(): Promise<void> {
-    for (const member of this.#members) await this.#start(member);
+  async #live(): Promise<void> {
+    for (const member of this.#scene.members) await this.#scene.start(member);
     await this.#together();
     const actions = ACTIONS_MIN + this.#random.below(50);
     for (let action = 0; action < actions; action += 1) {
       await this.#act();
-      const [a, b] = this.#members.map((member) => this.#statusOf(member));
-      this.pairs.look(a, b);
-      await this.#sleep(this.#random.within([0, this.#random.pick([1, 30, 2_000])]));
+      await this.#scene.pause();
       await this.#readViews();
     }
     await this.#together();
@@ -148,13 +124,14 @@ class SharedRoleLife {
   }
 
   async #act(): Promise<void> {
-    const member = this.#random.pick(this.#members);
+    const { members } = this.#scene;
+    const member = this.#random.pick(members);
     const roll = this.#random.below(100);
     if (roll < 45) {
-      for (const one of this.#members) for (let count = this.#random.below(12); count > 0; count -= 1) this.#guest(one);
-    } else if (roll < 62) for (const one of this.#members) void this.#checkpoint(one);
-    else if (roll < 67) this.#crash(member, this.#drawCrash());
-    else if (roll < 74) await this.#startIfDown(member);
+      for (const one of members) for (let count = this.#random.below(12); count > 0; count -= 1) this.#guest(one);
+    } else if (roll < 62) for (const one of members) void this.#checkpoint(one);
+    else if (roll < 67) this.#crash(member, this.#scene.drawCrash());
+    else if (roll < 74) await this.#scene.startIfDown(member);
     else if (roll < 79) this.#part(member);
     else if (roll < 81) this.#cut(member);
     else if (roll < 90) await this.#changeRoles(member);
@@ -166,94 +143,39 @@ class SharedRoleLife {
   // The guest, and who reads the view
 
   #guest(member: PairMember): void {
-    if (this.#statusOf(member)?.role !== "Primary" || member !== this.#model.writer) return;
+    if (member.status?.role !== "Primary" || member !== this.#model.writer) return;
     const index = this.#random.below(DISKS.length);
-    const disk = DISKS[index] ?? missing();
-    const model = this.#model.guest[index] ?? missing();
-    const device = member.device(disk);
-    if (device === undefined) return;
-    this.counts.operations += 1;
+    const disk = present(DISKS[index]);
+    const model = present(this.#model.guest[index]);
+    if (member.device(disk) === undefined) return;
+    this.#scene.counts.operations += 1;
     const length = 1 + this.#random.below(WRITE_MAX_BYTES);
     const offset = this.#random.below(disk.sizeBytes - length);
+    const request = { member, disk, model, offset, length };
     const roll = this.#random.below(10);
-    if (roll < 2) {
-      const target = Buffer.alloc(length);
-      const reading = model.beginRead();
-      void this.#calls.make(
-        member,
-        "read",
-        CALL_SLACK_MS,
-        () => device.read(target, offset),
-        (outcome) => {
-          model.endRead(reading);
-          if (outcome.kind === "failed") this.#assertGuestError(outcome.error);
-          if (outcome.kind !== "done" || this.#model.guest[index] !== model) return;
-          model.check(target, offset, `${disk.name} on ${member.name}`, reading);
-        },
-      );
-    } else if (roll < 3) {
-      const covered = model.beginFlush();
-      void this.#calls.make(
-        member,
-        "flush",
-        CALL_SLACK_MS,
-        () => device.flush(),
-        (outcome) => {
-          if (outcome.kind === "done") model.flushed(covered);
-          else if (outcome.kind === "failed") this.#assertGuestError(outcome.error);
-        },
-      );
-    } else {
-      const data = roll < 4 ? undefined : this.#bytes(length);
-      const write = new ModelWrite(offset, length, data);
-      this.#note(`guest on ${member.name} writes ${disk.name} [${offset}, +${length})`);
-      model.begin(write);
-      void this.#calls.make(
-        member,
-        "write",
-        CALL_SLACK_MS,
-        () =>
-          data === undefined
-            ? device.zero(offset, length, { fua: false, mayUnmap: true })
-            : device.write(data, offset, { fua: false }),
-        (outcome) => {
-          if (outcome.kind === "failed") this.#assertGuestError(outcome.error);
-          if (outcome.kind !== "done") return;
-          this.#model.acknowledged(member);
-          this.counts.writes += 1;
-          write.settled = true;
-        },
-      );
+    if (roll < 2) this.#guests.read(request);
+    else if (roll < 3) this.#guests.flush(request);
+    else {
+      const data = roll < 4 ? undefined : this.#random.bytes(length);
+      this.#guests.write(request, data, () => this.#model.acknowledged(member));
     }
-  }
-
-  #assertGuestError({ code, message }: ColobusError): void {
-    const legal: readonly ErrorCode[] = ["outdated", "handed-over", "guests-held", "shutting-down", "read-only"];
-    assert(legal.includes(code), `a guest's request failed with ${code}: ${message}`);
   }
 
   /** What a secondary shows is its checkpoint, whatever the other side writes meanwhile. */
   async #readViews(): Promise<void> {
-    for (const member of this.#members) {
-      const status = this.#statusOf(member);
+    for (const member of this.#scene.members) {
+      const { status } = member;
       if (status?.role !== "Secondary" || status.epoch.committed === 0) continue;
       for (const [index, disk] of DISKS.entries()) {
         const device = member.device(disk);
         if (device === undefined) continue;
         const content = Buffer.alloc(disk.sizeBytes);
-        const outcome = await this.#calls.make(member, "view", CALL_SLACK_MS, () => device.read(content, 0));
+        const outcome = await this.#scene.calls.make(member, "view", CALL_MS, () => device.read(content, 0));
         if (outcome.kind === "failed") {
-          const legal: readonly ErrorCode[] = [
-            "unprotected",
-            "no-checkpoint",
-            "image-busy",
-            "shutting-down",
-            "outdated",
-          ];
-          assert(legal.includes(outcome.error.code), `a view failed with ${outcome.error.code}`);
+          assert(VIEW_CODES.includes(outcome.error.code), `a view failed with ${outcome.error.code}`);
         }
         if (outcome.kind !== "done") break;
-        const now = this.#statusOf(member);
+        const { status: now } = member;
         if (now?.role !== "Secondary" || now.epoch.committed === 0) break;
         if (!this.#model.hasCheckpoint(now.epoch.committed)) {
           assert(now.disks[index]?.state === "Outdated", `${member.name} shows what was no checkpoint`);
@@ -262,25 +184,20 @@ class SharedRoleLife {
         this.#model
           .checkpointOf(now.epoch.committed, index)
           .check(content, 0, `checkpoint ${now.epoch.committed} of ${disk.name} on ${member.name}`);
-        this.counts["views read"] += 1;
+        this.#scene.counts["views read"] += 1;
       }
     }
   }
 
   // The operator
 
-  async #checkpoint(
+  #checkpoint(
     member: PairMember,
     timeoutMs = this.#random.pick([100, QUICK_MS, COMMAND_MS]),
     prepare = this.#random.chance(0.2),
   ): Promise<boolean> {
-    const { agent } = member;
-    if (agent === undefined || this.#statusOf(member)?.role !== "Primary") return false;
-    const outcome = await this.#calls.make(member, "checkpoint", timeoutMs + 10, () =>
-      agent.checkpoint({ prepare, timeoutMs }, new AbortController().signal),
-    );
-    if (outcome.kind === "done") this.counts.checkpoints += 1;
-    return outcome.kind === "done" && !prepare;
+    if (member.status?.role !== "Primary") return Promise.resolve(false);
+    return this.#scene.checkpoint(member, timeoutMs, prepare);
   }
 
   async #changeRoles(member: PairMember): Promise<void> {
@@ -292,128 +209,106 @@ class SharedRoleLife {
 
   /** The primary that the side has followed last, which may be another one by now where there are three. */
   #primaryOf(member: PairMember): PairMember {
-    const [other, ...more] = this.#othersOf(member);
-    if (other === undefined || more.length === 0) return other ?? missing();
-    return this.#byAgentId.get(this.#followed.get(member) ?? "") ?? this.#model.writer ?? missing();
+    if (!this.#isTrio) return this.#scene.peerOf(member);
+    return present(this.#byAgentId.get(this.#followed.get(member) ?? "") ?? this.#model.writer);
   }
 
   /** The other host is powered off first, and comes back when the promotion is over. */
   async #failover(member: PairMember): Promise<void> {
-    const status = this.#statusOf(member);
-    if (status?.role !== "Secondary") return;
+    if (member.status?.role !== "Secondary") return;
     const other = this.#primaryOf(member);
     // What `process` promises of a merge ends with the power.
-    if (this.#durability === "process" && (other !== this.#model.writer || this.#mayBeMerging(other))) return;
+    if (this.#scene.durability === "process" && other !== this.#model.writer) return;
     const force = this.#random.chance(0.3);
-    this.#note(`failover on ${member.name}${force ? " --force" : ""}`);
+    this.#scene.world.note(`failover on ${member.name}${force ? " --force" : ""}`);
     this.#powerOff(other);
-    while (this.#statusOf(member)?.peers[0]?.connection === "Connected") await this.#sleep(100);
-    if (this.#isTrio && this.#model.writer !== other) this.counts["of another one"] += 1;
+    while (member.status?.peers[0]?.connection === "Connected") await this.#scene.world.sleep(100);
+    if (this.#isTrio && this.#model.writer !== other) this.#scene.counts["of another one"] += 1;
     await this.#promote(member, force);
-  }
-
-  /** Of a pair nobody else can be promoted while one merges: the other side does not start. */
-  #mayBeMerging(writer: PairMember): boolean {
-    if (!this.#isTrio) return false;
-    const jobs = this.#statusOf(writer)?.jobs;
-    return jobs === undefined || jobs.some(({ type, state }) => type === "merge" && state !== "concluded");
   }
 
   /** Two operators, or two scripts, each on the host of a secondary: one of these is promoted at most. */
   async #failoverAtOnce(): Promise<void> {
     const { writer } = this.#model;
     if (writer === undefined) return;
-    const others = this.#othersOf(writer);
-    const areSecondary = others.every((one) => this.#statusOf(one)?.role === "Secondary");
-    if (!areSecondary || (this.#durability === "process" && this.#mayBeMerging(writer))) return;
-    this.#note("failover on both at once");
-    this.counts["at once"] += 1;
+    const others = this.#scene.othersOf(writer);
+    const areSecondary = others.every(({ status }) => status?.role === "Secondary");
+    if (!areSecondary) return;
+    this.#scene.world.note("failover on both at once");
+    this.#scene.counts["at once"] += 1;
     this.#powerOff(writer);
-    const isConnected = (one: PairMember): boolean => this.#statusOf(one)?.peers[0]?.connection === "Connected";
-    while (others.some(isConnected)) await this.#sleep(100);
+    const isConnected = ({ status }: PairMember): boolean => status?.peers[0]?.connection === "Connected";
+    while (others.some(isConnected)) await this.#scene.world.sleep(100);
     const force = this.#random.chance(0.2);
     await Promise.all(
       others.map(async (one, index) => {
-        await this.#sleep(this.#random.within([0, 20]));
+        await this.#scene.world.sleep(this.#random.within([0, 20]));
         await this.#promote(one, force && index === 0);
       }),
     );
   }
 
   async #promote(member: PairMember, force: boolean): Promise<void> {
-    const { agent } = member;
-    if (agent === undefined) return;
-    const outcome = await this.#calls.make(member, "failover", COMMAND_MS + 10, () =>
-      agent.failover(
-        { force, dryRun: false, discardActive: false, fenced: true, timeoutMs: COMMAND_MS },
-        new AbortController().signal,
-      ),
-    );
+    if (member.agent === undefined) return;
+    const request = { force, dryRun: false, discardActive: false, fenced: true, timeoutMs: COMMAND_MS };
+    const legal: ErrorCode[] = ["image-busy", "no-checkpoint", "outdated", "timed-out"];
+    if (!force) legal.push("unprotected");
+    if (this.#isTrio) legal.push("peer-connected"); // to one that has come back, or was promoted meanwhile
+    const outcome = await this.#scene.command(member, "failover", (agent, signal) => agent.failover(request, signal), {
+      legal,
+    });
     if (outcome.kind === "failed") {
-      const { code, message } = outcome.error;
-      const legal: readonly ErrorCode[] = ["unprotected", "image-busy", "no-checkpoint", "outdated", "timed-out"];
-      const isOfTrio = this.#isTrio && code === "peer-connected"; // to one that has come back, or was promoted meanwhile
-      assert(isOfTrio || legal.includes(code), `failover failed with ${code}: ${message}`);
-      assert(!(force && code === "unprotected"), `a forced failover failed with ${message}`);
-      if (code === "unprotected") this.counts["refused unprotected"] += 1;
-      if (code === "image-busy") this.counts["refused busy"] += 1;
+      if (outcome.error.code === "unprotected") this.#scene.counts["refused unprotected"] += 1;
+      if (outcome.error.code === "image-busy") this.#scene.counts["refused busy"] += 1;
     }
     if (outcome.kind !== "done") return;
-    if (!outcome.value.already) this.counts[force ? "forced" : "failovers"] += 1;
+    if (!outcome.value.already) this.#scene.counts[force ? "forced" : "failovers"] += 1;
     await this.#readBack(member);
   }
 
   async #switchover(): Promise<void> {
     const { writer } = this.#model;
-    const status = writer === undefined ? undefined : this.#statusOf(writer);
-    if (writer?.agent === undefined || status?.role !== "Primary" || status.peers.length === 0) return;
-    const { agent } = writer;
+    const status = writer?.status;
+    if (writer === undefined || status?.role !== "Primary" || status.peers.length === 0) return;
     const peer = this.#random.pick(status.peers).agentId;
     if (peer === null) return;
-    this.#note(`switchover on ${writer.name}`);
+    this.#scene.world.note(`switchover on ${writer.name}`);
     this.#handingOver.add(writer);
-    const outcome = await this.#calls.make(writer, "switchover", COMMAND_MS + 10, () =>
-      agent.switchover({ closeClients: true, peer, timeoutMs: COMMAND_MS }, new AbortController().signal),
+    const request = { closeClients: true, peer, timeoutMs: COMMAND_MS };
+    const outcome = await this.#scene.command(
+      writer,
+      "switchover",
+      (agent, signal) => agent.switchover(request, signal),
+      {
+        legal: [
+          "no-peer",
+          "timed-out",
+          "outcome-unknown",
+          "no-checkpoint",
+          "outdated",
+          "too-many-prepared",
+          "guests-held",
+          "connection-lost",
+          "peer-timeout",
+        ],
+      },
     );
-    if (outcome.kind === "failed") {
-      const legal: readonly ErrorCode[] = [
-        "no-peer",
-        "timed-out",
-        "outcome-unknown",
-        "no-checkpoint",
-        "outdated",
-        "too-many-prepared",
-        "guests-held",
-        "connection-lost",
-        "peer-timeout",
-      ];
-      const { code, message } = outcome.error;
-      assert(legal.includes(code), `switchover failed with ${code}: ${message}`);
-    }
     if (outcome.kind !== "done") return;
-    this.counts.switchovers += 1;
+    this.#scene.counts.switchovers += 1;
     if (this.#model.writer !== undefined) await this.#readBack(this.#model.writer);
   }
 
   async #readBack(member: PairMember): Promise<void> {
-    if (member !== this.#model.writer) return;
-    for (const [index, disk] of DISKS.entries()) {
-      const content = Buffer.alloc(disk.sizeBytes);
-      const device = member.device(disk);
-      // Past the gate: guests may have to wait, but what they will see is there.
-      const child = device instanceof ReplicatedDisk ? device.child : device;
-      const outcome = await this.#calls.make(member, "read", CALL_SLACK_MS, () => child?.read(content, 0));
-      if (outcome.kind !== "done" || member !== this.#model.writer) return;
-      this.#model.readBack(index, content);
-    }
+    const isWriter = (): boolean => member === this.#model.writer;
+    if (!isWriter()) return;
+    await this.#scene.readBack(member, isWriter, (index, content) => this.#model.readBack(index, content));
   }
 
   /** What an operator does about what a side says of itself. */
   async #resolve(member: PairMember): Promise<void> {
-    const { agent } = member;
-    const status = this.#statusOf(member);
+    const { status } = member;
     const { writer } = this.#model;
-    if (agent === undefined || status === undefined || writer === undefined) return;
+    if (status === undefined || writer === undefined) return;
     const { reason } = status.protection;
     if (this.#isTrio) await this.#follow(member, writer, status);
     else if (status.role === "Primary" && reason === "outdated") await this.#rejoin(member, this.#primaryOf(member));
@@ -423,80 +318,52 @@ class SharedRoleLife {
   /** What an operator does so that a side follows the one that writes. */
   async #follow(member: PairMember, writer: PairMember, status: Status): Promise<void> {
     const [peer] = status.peers;
-    const isItsOwn = peer?.agentId === this.#statusOf(writer)?.agentId && peer?.connection === "Connected";
-    if (member === writer || this.#statusOf(writer)?.role !== "Primary") return;
+    const isItsOwn = peer?.agentId === writer.status?.agentId && peer?.connection === "Connected";
+    if (member === writer || writer.status?.role !== "Primary") return;
     if (status.role === "Secondary" && isItsOwn) return;
     const code = await this.#rejoin(member, writer);
-    const isSplit = this.#statusOf(member)?.peers.some(({ lastError }) => lastError?.code === "split-brain") === true;
+    const isSplit = member.status?.peers.some(({ lastError }) => lastError?.code === "split-brain") === true;
     if (code === "split-brain" || isSplit) await this.#discard(member);
   }
 
-  /** Returns the code of what kept it from that. */
+  /** Resolves with the code of what kept it from that. */
   async #rejoin(member: PairMember, primary: PairMember): Promise<ErrorCode | undefined> {
-    const { agent } = member;
-    if (agent === undefined) return undefined;
-    this.#note(`rejoin on ${member.name}`);
+    if (member.agent === undefined) return undefined;
+    this.#scene.world.note(`rejoin on ${member.name}`);
     const timeoutMs = this.#isTrio ? QUICK_MS : COMMAND_MS;
-    const outcome = await this.#calls.make(member, "rejoin", timeoutMs + 10, () =>
-      agent.rejoin({ peer: urlOf(primary.name), timeoutMs }, new AbortController().signal),
-    );
-    if (outcome.kind === "done") this.counts[outcome.value.already ? "follows" : "rejoins"] += 1;
-    return this.#refusalOf("rejoin", outcome);
+    const request = { peer: urlOf(primary.name), timeoutMs };
+    const outcome = await this.#scene.command(member, "rejoin", (agent, signal) => agent.rejoin(request, signal), {
+      timeoutMs,
+      legal: RESOLVE_CODES,
+    });
+    if (outcome.kind === "done") this.#scene.counts[outcome.value.already ? "follows" : "rejoins"] += 1;
+    return outcome.kind === "failed" ? outcome.error.code : undefined;
   }
 
   async #discard(member: PairMember): Promise<void> {
-    const { agent } = member;
-    if (agent === undefined) return;
-    this.#note(`connect --discard-my-data on ${member.name}`);
-    const outcome = await this.#calls.make(member, "connect", COMMAND_MS + 10, () =>
-      agent.connect({ dryRun: false, discardMyData: true, timeoutMs: COMMAND_MS }, new AbortController().signal),
-    );
-    this.#refusalOf("connect", outcome);
-    if (this.#statusOf(member)?.role === "Secondary") this.counts.discards += 1;
-  }
-
-  #refusalOf(what: string, outcome: Outcome<unknown>): ErrorCode | undefined {
-    if (outcome.kind !== "failed") return undefined;
-    const { code, message } = outcome.error;
-    const legal: readonly ErrorCode[] = [
-      "timed-out",
-      "usage",
-      "role-conflict",
-      "split-brain",
-      "merge-unfinished",
-      "outdated",
-      "handed-over",
-    ];
-    assert(legal.includes(code), `${what}: ${message}`);
-    return code;
+    if (member.agent === undefined) return;
+    this.#scene.world.note(`connect --discard-my-data on ${member.name}`);
+    const request = { dryRun: false, discardMyData: true, timeoutMs: COMMAND_MS };
+    await this.#scene.command(member, "connect", (agent, signal) => agent.connect(request, signal), {
+      legal: RESOLVE_CODES,
+    });
+    if (member.status?.role === "Secondary") this.#scene.counts.discards += 1;
   }
 
   /** Refused, or harmless, on a side that the other one was promoted over: the mark knows. */
   #startAlone(member: PairMember): void {
-    const { agent } = member;
-    const reason = this.#statusOf(member)?.protection.reason;
-    if (agent === undefined || !this.#isMarked || (reason !== "held" && reason !== "connecting")) return;
-    if (this.#statusOf(member)?.role !== "Primary") return;
-    this.#note(`start-alone on ${member.name}`);
-    void this.#calls.make(member, "start-alone", QUICK_MS, () => agent.startAlone());
-    this.counts.alone += 1;
+    const { status } = member;
+    const reason = status?.protection.reason;
+    if (!this.#isMarked || (reason !== "held" && reason !== "connecting") || status?.role !== "Primary") return;
+    this.#scene.startAlone(member);
   }
 
   // Faults
 
-  #drawCrash(): CrashKind {
-    return this.#random.pick<CrashKind>(this.#durability === "power" ? ["process", "power"] : ["process"]);
-  }
-
   #crash(member: PairMember, kind: CrashKind): void {
     if (!member.host.alive) return;
-    this.#note(`${member.name} dies: ${kind}`);
-    this.counts[kind === "power" ? "power losses" : "process crashes"] += 1;
-    if (this.#statusOf(member)?.role === "Secondary") this.#diedSecondary.add(member);
-    const { process } = member.host;
-    member.host.crash(kind);
-    this.#calls.died(process);
-    this.#model.died(member, kind);
+    if (member.status?.role === "Secondary") this.#diedSecondary.add(member);
+    this.#scene.crash(member, kind);
   }
 
   /** Fences the member off: of a process that is dead already the kernel may still hold writes. */
@@ -509,26 +376,18 @@ class SharedRoleLife {
   }
 
   async #bothRestart(): Promise<void> {
-    this.counts["both restart"] += 1;
-    const order = this.#random.chance(0.5) ? this.#members : [...this.#members].reverse();
-    for (const member of order) this.#crash(member, this.#drawCrash());
+    this.#scene.counts["both restart"] += 1;
+    const { members } = this.#scene;
+    const order = this.#random.chance(0.5) ? members : [...members].reverse();
+    for (const member of order) this.#crash(member, this.#scene.drawCrash());
     for (const member of order) {
-      await this.#sleep(this.#random.within([0, this.#random.pick([1, 8_000])]));
-      await this.#startIfDown(member);
+      await this.#scene.world.sleep(this.#random.within([0, this.#random.pick([1, 8_000])]));
+      await this.#scene.startIfDown(member);
     }
   }
 
-  async #startIfDown(member: PairMember): Promise<void> {
-    if (member.host.alive) return;
-    member.host.restart();
-    await this.#start(member);
-  }
-
-  async #start(member: PairMember): Promise<void> {
-    this.#note(`${member.name} starts`);
-    // The other side may be merging.
-    if (!(await member.start(["image-busy"]))) return;
-    const status = this.#statusOf(member);
+  async #started(member: PairMember): Promise<void> {
+    const { status } = member;
     if (status !== undefined) this.#byAgentId.set(status.agentId, member);
     const wasSecondary = this.#diedSecondary.delete(member);
     // It may have been promoted by the very call over which it died.
@@ -537,90 +396,57 @@ class SharedRoleLife {
       await this.#readBack(member);
   }
 
-  /** Cuts a host off, or lets it come back; of two hosts it is the same which. */
-  #part(drawn: PairMember, on?: boolean): void {
-    const member = this.#isTrio ? drawn : (this.#members[0] ?? drawn);
-    const isCut = on ?? !this.#parted.has(member);
-    if (isCut) {
-      this.counts.partitions += 1;
-      this.#parted.add(member);
-    } else this.#parted.delete(member);
-    this.#note(isCut ? `the network parts ${member.name} from the others` : `${member.name} is back in the network`);
-    for (const one of this.#members) {
-      for (const other of this.#othersOf(one)) {
-        const isParted = this.#parted.has(one) || this.#parted.has(other);
-        if (one.name < other.name) this.world.network.partition(one.name, other.name, isParted);
-      }
-    }
+  /** Of two hosts it is the same which is cut off. */
+  #part(drawn: PairMember): void {
+    const member = this.#isTrio ? drawn : this.#scene.member("a");
+    this.#scene.cutOff(member, !this.#scene.isCutOff(member));
   }
 
   #cut(member: PairMember): void {
-    const [other, ...more] = this.#othersOf(member);
-    if (other === undefined) return;
-    this.world.network.cut(member.name, more.length === 0 ? other.name : this.#random.pick([other, ...more]).name);
+    const others = this.#scene.othersOf(member);
+    const other = this.#isTrio ? this.#random.pick(others) : present(others[0]);
+    this.#scene.world.network.cut(member.name, other.name);
   }
 
   // The end
 
-  async #together(): Promise<void> {
-    for (const member of this.#members) this.#part(member, false);
-    const deadlineMs = this.world.nowMs + TOGETHER_WITHIN_MS;
-    for (;;) {
-      for (const member of this.#members) await this.#startIfDown(member);
-      const statuses = this.#members.map((member) => this.#statusOf(member));
-      const primaries = this.#members.filter((_, index) => statuses[index]?.role === "Primary");
-      const primary = this.#isTrio ? this.#model.writer : primaries[0];
-      const inSync = statuses.filter(
-        (status) => status?.role === "Secondary" && status.peers[0]?.replication === "Established",
+  #together(): Promise<void> {
+    this.#scene.reunite();
+    return this.#scene.untilTogether(async () => {
+      const { members } = this.#scene;
+      const primary = this.#isTrio ? this.#model.writer : this.#scene.primary;
+      const inSync = members.filter(
+        ({ status }) => status?.role === "Secondary" && status.peers[0]?.replication === "Established",
       );
-      if (inSync.length === this.#members.length - 1) {
-        if (primary !== undefined && (await this.#checkpoint(primary, COMMAND_MS, false))) return;
+      if (inSync.length === members.length - 1 && primary !== undefined) {
+        if (await this.#checkpoint(primary, COMMAND_MS, false)) return true;
       }
-      if (this.world.nowMs > deadlineMs) {
-        const say = statuses.map(
-          (status) => `${status?.role} ${status?.protection.reason} ${status?.peers[0]?.lastError?.message}`,
-        );
-        throw new Error(`the two do not come together: ${say.join("; ")}`);
-      }
-      for (const member of this.#members) await this.#resolve(member);
-      await this.#sleep(1_000);
-    }
+      for (const member of members) await this.#resolve(member);
+      return false;
+    }, TOGETHER_WITHIN_MS);
   }
 
   async #compare(): Promise<void> {
-    await this.#calls.settled();
-    const { writer } = this.#model;
-    assert(writer !== undefined);
+    await this.#scene.calls.settled();
+    const writer = present(this.#model.writer);
     await writer.agent?.wait({ condition: "merged", timeoutMs: COMMAND_MS }, new AbortController().signal);
     assert(await this.#checkpoint(writer, COMMAND_MS, false), "the last checkpoint is not taken");
     for (const [index, disk] of DISKS.entries()) {
       this.#model.guest[index]?.check(writer.host.disk.readFile(imagePath(disk)), 0, `${disk.name} at the end`);
     }
-    const readBefore = this.counts["views read"];
+    const readBefore = this.#scene.counts["views read"];
     await this.#readViews();
-    const read = this.counts["views read"] - readBefore;
+    const read = this.#scene.counts["views read"] - readBefore;
     if (this.#isTrio)
-      assert.equal(read, DISKS.length * (this.#members.length - 1), "each secondary shows the checkpoint");
+      assert.equal(read, DISKS.length * (this.#scene.members.length - 1), "each secondary shows the checkpoint");
   }
 
-  // Small things
-
-  #othersOf(member: PairMember): PairMember[] {
-    return this.#members.filter((other) => other !== member);
-  }
-
-  #happened(member: PairMember, { type, data }: AgentEvent): void {
-    const code = typeof data.code === "string" ? data.code : "";
-    this.#note(`${member.name}: ${type} ${code} ${typeof data.epoch === "number" ? data.epoch : ""}`);
-    if (type === "role-changed" && data.role === "Primary") {
-      this.#promoted(member, this.#statusOf(member));
-    }
-    if (type === "peer-connected" && typeof data.agentId === "string" && this.#statusOf(member)?.role === "Secondary") {
+  #happened(member: PairMember, event: AgentEvent): void {
+    const { type, data } = event;
+    this.#scene.happened(member, event);
+    if (type === "role-changed" && data.role === "Primary") this.#promoted(member, member.status);
+    if (type === "peer-connected" && typeof data.agentId === "string" && member.status?.role === "Secondary") {
       this.#followed.set(member, data.agentId);
-    }
-    if (type === "guests-released") this.#calls.restart(member.host.process);
-    if (code === "internal" || code === "protocol-error") {
-      this.world.fail(`${member.name} reports ${type}`, new Error(String(data.message)));
     }
   }
 
@@ -630,34 +456,6 @@ class SharedRoleLife {
     if (this.#isTrio) assert(isFenced, `${member.name} is promoted on disks that ${writer?.name} writes`);
     this.#handingOver.delete(member);
     this.#model.promoted(member, status?.epoch.committed ?? 0);
-  }
-
-  #statusOf(member: PairMember): Status | undefined {
-    const { agent } = member;
-    if (agent === undefined) return undefined;
-    try {
-      return agent.status();
-    } catch (error) {
-      if (error instanceof SimulatedCrash) return undefined;
-      throw error;
-    }
-  }
-
-  #sleep(ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      this.world.schedule(ms, resolve);
-    });
-  }
-
-  #note(line: string): void {
-    this.world.trace(`-- ${line}`);
-    this.#print?.(`${this.world.nowMs.toFixed(3).padStart(12)} ms  ${line}`);
-  }
-
-  #bytes(length: number): Buffer {
-    const bytes = Buffer.alloc(length);
-    this.#random.fill(bytes);
-    return bytes;
   }
 }
 
@@ -730,8 +528,4 @@ function placeTrio(
     contents,
     model,
   );
-}
-
-function missing(): never {
-  throw new Error("there is none");
 }

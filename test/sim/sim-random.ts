@@ -10,9 +10,7 @@ export class SimRandom implements Random {
   }
 
   bytes(length: number): Buffer {
-    const bytes = Buffer.alloc(length);
-    this.#stream.fill(bytes);
-    return bytes;
+    return this.#stream.bytes(length);
   }
 
   fraction(): number {

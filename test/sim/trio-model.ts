@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
-import { DiskModel } from "./disk-model.ts";
+import { present } from "../support/present.ts";
+import type { DiskModel } from "./disk-model.ts";
 import type { PairDisk, PairMember, PairObserver } from "./pair.ts";
+import { ServingGuests } from "./serving-guests.ts";
 import type { SimProcess } from "./sim-host.ts";
 import type { CrashKind } from "./simulated-crash.ts";
 
@@ -17,9 +19,8 @@ interface Checkpoint {
  * missing. What was told so is never lost without an operator's word: who has it is not synced from the side that lacks it.
  */
 export class TrioModel implements PairObserver {
-  readonly #disks: readonly PairDisk[];
+  readonly guests: ServingGuests;
   readonly #listener: (member: PairMember, event: AgentEvent) => void;
-  readonly #guests = new Map<PairMember, DiskModel[]>();
   readonly #checkpoints = new Map<number, Checkpoint>();
   /** What a former primary's images held as it became Secondary: its checkpoint, until a newer one is committed there. */
   readonly #own = new Map<PairMember, { readonly epoch: number; readonly disks: readonly DiskModel[] }>();
@@ -31,25 +32,8 @@ export class TrioModel implements PairObserver {
   readonly #sources = new Map<string, PairMember>();
 
   constructor(disks: readonly PairDisk[], listener: (member: PairMember, event: AgentEvent) => void) {
-    this.#disks = disks;
+    this.guests = new ServingGuests(disks);
     this.#listener = listener;
-  }
-
-  begin(primary: PairMember, contents: readonly Buffer[]): void {
-    this.#guests.set(
-      primary,
-      contents.map((content) => new DiskModel(content)),
-    );
-  }
-
-  isCurrent(member: PairMember, model: DiskModel): boolean {
-    return this.#guests.get(member)?.includes(model) === true;
-  }
-
-  diskOf(member: PairMember, index: number): DiskModel {
-    const model = this.#guests.get(member)?.[index];
-    assert(model !== undefined, `${member.name} has served no guest`);
-    return model;
   }
 
   /** A barrier goes to all secondaries that take part, at the same place of each stream. */
@@ -57,7 +41,7 @@ export class TrioModel implements PairObserver {
     if (message.type !== "barrier") return;
     const { process } = by.host;
     const closed = this.#checkpoints.get(message.epoch);
-    const disks = this.#disks.map((_, index) => this.diskOf(by, index).fork());
+    const disks = this.guests.forksOf(by);
     // A barrier that no other side has ever seen is void with the side that placed it: another one may use its number.
     if (closed?.by === by) {
       assert(closed.process === process, `epoch ${message.epoch} is closed a second time`);
@@ -74,11 +58,14 @@ export class TrioModel implements PairObserver {
 
   /** What a secondary's view may show of a disk. */
   checkpointOf(member: PairMember, epoch: number, index: number): DiskModel {
+    return present(this.#checkpointsOf(member, epoch)[index]);
+  }
+
+  #checkpointsOf(member: PairMember, epoch: number): readonly DiskModel[] {
     const own = this.#own.get(member);
     const disks = own?.epoch === epoch ? own.disks : this.#checkpoints.get(epoch)?.disks;
-    const disk = disks?.[index];
-    assert(disk !== undefined, `no barrier has closed epoch ${epoch}`);
-    return disk;
+    assert(disks !== undefined, `no barrier has closed epoch ${epoch}`);
+    return disks;
   }
 
   happened(member: PairMember, event: AgentEvent): void {
@@ -108,27 +95,17 @@ export class TrioModel implements PairObserver {
 
   /** A side was promoted to a checkpoint: from here on its guest sees that. */
   promoted(member: PairMember, epoch: number): void {
-    this.#guests.set(
-      member,
-      this.#disks.map((_, index) => this.checkpointOf(member, epoch, index).fork()),
-    );
+    this.guests.promoted(member, this.#checkpointsOf(member, epoch));
     this.#own.delete(member);
   }
 
-  /** Everything of a disk as its guest reads it, while nobody writes. */
-  readBack(member: PairMember, index: number, content: Buffer): void {
-    const disk = this.diskOf(member, index);
-    disk.check(content, 0, `${this.#disks[index]?.name} on ${member.name}`);
-    disk.adopt(content);
-  }
-
   died(member: PairMember, kind: CrashKind): void {
-    for (const disk of this.#guests.get(member) ?? []) disk.crashed(kind);
+    this.guests.died(member, kind);
   }
 
   started(member: PairMember, status: Status | undefined): void {
     // It may have been promoted by the very call over which it died.
-    if (status?.role === "Primary" && !this.#guests.has(member)) this.promoted(member, status.epoch.committed);
+    if (status?.role === "Primary" && !this.guests.has(member)) this.promoted(member, status.epoch.committed);
   }
 
   /** A primary sends to a side: that one hears of what it has missed, and what it has that the primary lacks goes. */
@@ -157,10 +134,7 @@ export class TrioModel implements PairObserver {
   }
 
   #demoted(member: PairMember): void {
-    const epoch = member.agent?.status().epoch.committed;
-    const guest = this.#guests.get(member);
-    if (epoch !== undefined && guest !== undefined)
-      this.#own.set(member, { epoch, disks: guest.map((disk) => disk.fork()) });
-    this.#guests.delete(member);
+    const checkpoint = this.guests.demoted(member);
+    if (checkpoint !== undefined) this.#own.set(member, checkpoint);
   }
 }

@@ -27,6 +27,8 @@ const STEPS_PER_TURN = 64;
 export interface WorldOptions {
   /** The command that replays this world; printed with a failure. */
   readonly replay?: string;
+  /** Is told what is done in this world, line by line. */
+  readonly print?: ((line: string) => void) | undefined;
 }
 
 export interface RunLimits {
@@ -66,6 +68,7 @@ export class SimWorld {
   readonly random: SeededRandom;
   readonly network: SimNetwork;
   readonly replay: string | undefined;
+  readonly #print: ((line: string) => void) | undefined;
   readonly #order: SeededRandom;
   readonly #queue = new EventQueue();
   readonly #trace = new TraceLog();
@@ -79,6 +82,7 @@ export class SimWorld {
   constructor(seed: number, options: WorldOptions = {}) {
     this.seed = seed;
     this.replay = options.replay;
+    this.#print = options.print;
     const root = new SeededRandom(seed);
     this.random = root.fork("test");
     this.#order = root.fork("order");
@@ -109,6 +113,12 @@ export class SimWorld {
     this.#trace.add(this.#nowMs, line, first, second);
   }
 
+  /** Says what is done, for who replays this world, and in the report of a failure. */
+  note(line: string): void {
+    this.trace(`-- ${line}`);
+    this.#print?.(`${this.#nowMs.toFixed(3).padStart(12)} ms  ${line}`);
+  }
+
   /** Adds content to the hash without a line. */
   traceBytes(bytes: Uint8Array): void {
     this.#trace.mix(sampleHash(bytes));
@@ -134,6 +144,13 @@ export class SimWorld {
     const event = new ScheduledEvent(this.#nowMs + delayMs, this.#order.next(), this.#sequence++, owner, callback);
     this.#queue.push(event);
     return event;
+  }
+
+  /** Resolves `ms` of virtual time from now, unless `owner` is dead by then. */
+  sleep(ms: number, owner?: EventOwner): Promise<void> {
+    return new Promise((resolve) => {
+      this.schedule(ms, resolve, owner);
+    });
   }
 
   /** Puts events back that came due while their owner was frozen: all are due now. */
@@ -216,6 +233,14 @@ export class SimWorld {
     promise.then(mark, mark);
     await this.runUntil(what, () => settled, withinMs);
     return await promise;
+  }
+
+  /** Has `work` begin as an event of this world, and runs until it ends, as `runFor`. */
+  do<T>(what: string, work: () => Promise<T>, withinMs?: number): Promise<T> {
+    const done = new Promise<T>((resolve, reject) => {
+      this.schedule(0, () => void work().then(resolve, reject));
+    });
+    return this.runFor(what, done, withinMs);
   }
 
   /** One step: undefined when the run goes on. Everything that followed from the step before has been done. */

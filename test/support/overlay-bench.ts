@@ -32,8 +32,7 @@ export function overlaysOn(
 
 /** `length` bytes that are a function of `seed`, none of them zero. */
 export function pattern(length: number, seed: number): Buffer {
-  const bytes = Buffer.alloc(length);
-  new SeededRandom(seed).fill(bytes);
+  const bytes = new SeededRandom(seed).bytes(length);
   for (let index = 0; index < length; index += 1) bytes[index] = (bytes[index] ?? 0) | 1;
   return bytes;
 }
