@@ -59,10 +59,6 @@ export class GuestGate {
     open();
   }
 
-  thaw(): void {
-    if (this.#gate.state === "frozen") this.open();
-  }
-
   /** Requests that wait, and all later ones, fail with `reason`. */
   refuse(reason: ColobusError): void {
     const before = this.#gate;

@@ -293,8 +293,10 @@ export type VmStateRequest = z.infer<typeof vmStateRequestSchema>;
 
 /** The same, for a checkpoint that awaits its state. */
 export const awaitedVmStateRequestSchema = z.strictObject({ timeoutMs: timeoutText });
-export const vmStateAnswerSchema = z.object({ epoch: epochNumber, bytes });
-export type VmStateAnswer = z.infer<typeof vmStateAnswerSchema>;
+export interface VmStateAnswer {
+  readonly epoch: number;
+  readonly bytes: number;
+}
 
 /** The query of a request for a stored VM state. */
 export const storedVmStateRequestSchema = z.strictObject({

@@ -206,27 +206,27 @@ export class HiddenDisk implements EpochOverlay {
 
   /** Originals that no barrier stands below belong to no checkpoint: a first sync that never came to its end left them. */
   beginWithoutBarrier(): undefined {
-    this.removeAll();
+    this.#removeAll();
   }
 
   /** Frees the storage of the kept generations up to `floor`, which it takes out at once. */
   release(floor: number): Freeing {
-    return freeing(this.dropKept(floor));
+    return freeing(this.#dropKept(floor));
   }
 
   /** The base has everything already. */
   giveUp(): Freeing {
-    return freeing(this.dropAll());
+    return freeing(this.#dropAll());
   }
 
   /** Removes every generation. The view of the disk is the base then. */
-  removeAll(): void {
-    for (const generation of this.dropAll()) generation.files.removeFiles();
+  #removeAll(): void {
+    for (const generation of this.#dropAll()) generation.files.removeFiles();
   }
 
-  /** Takes every generation out, and returns them, as `dropKept` does. */
-  dropAll(): Generation[] {
-    return [...this.dropKept(Infinity), ...this.#generations.splice(0)];
+  /** Takes every generation out, and returns them, as `#dropKept` does. */
+  #dropAll(): Generation[] {
+    return [...this.#dropKept(Infinity), ...this.#generations.splice(0)];
   }
 
   /** The barrier of the open epoch is durable: later originals go to a generation of `epoch`. */
@@ -254,7 +254,7 @@ export class HiddenDisk implements EpochOverlay {
    * Takes the kept generations up to `floor` out, in constant time, and returns them: the caller frees their files
    * behind the path.
    */
-  dropKept(floor: number): Generation[] {
+  #dropKept(floor: number): Generation[] {
     const needed = this.#kept.findIndex((generation) => generation.epoch > floor);
     this.#version += 1;
     return this.#kept.splice(0, needed < 0 ? this.#kept.length : needed);
@@ -275,11 +275,11 @@ export class HiddenDisk implements EpochOverlay {
     exclusively: (change: () => boolean) => Promise<boolean>,
   ): Promise<void> {
     for (;;) {
-      const pair = this.findJoinable(needed(), atMost);
+      const pair = this.#findJoinable(needed(), atMost);
       if (pair === undefined) return;
-      await this.copyOriginals(pair);
+      await this.#copyOriginals(pair);
       // Readers of the view may be in the generation that goes: they are let out first.
-      if (await exclusively(() => this.tryTakeOut(pair))) await pair.newer.files.removeBehind();
+      if (await exclusively(() => this.#tryTakeOut(pair))) await pair.newer.files.removeBehind();
     }
   }
 
@@ -294,11 +294,11 @@ export class HiddenDisk implements EpochOverlay {
 
   /** What is not committed lies in the base, and the originals lead back from there. */
   dropUncommitted(isBaseAll: boolean): void {
-    if (isBaseAll) this.removeAll();
+    if (isBaseAll) this.#removeAll();
   }
 
   async removeBehind(): Promise<void> {
-    await freeing(this.dropAll())();
+    await freeing(this.#dropAll())();
   }
 
   /**
@@ -306,7 +306,7 @@ export class HiddenDisk implements EpochOverlay {
    * generations: withdrawn checkpoints, and old ones that clients have open, would pile them up. undefined when nothing
    * is to be joined.
    */
-  findJoinable(needed: readonly number[], atMost: number): { older: Generation; newer: Generation } | undefined {
+  #findJoinable(needed: readonly number[], atMost: number): { older: Generation; newer: Generation } | undefined {
     if (this.#kept.length + this.#generations.length <= atMost) return undefined;
     const closed = [...this.#kept, ...this.#generations.slice(0, -1)];
     for (const [index, newer] of closed.entries()) {
@@ -319,7 +319,7 @@ export class HiddenDisk implements EpochOverlay {
   }
 
   /** Copies into `older` the originals that only `newer` has. Both stay readable, and say the same, throughout. */
-  async copyOriginals({ older, newer }: { older: Generation; newer: Generation }): Promise<void> {
+  async #copyOriginals({ older, newer }: { older: Generation; newer: Generation }): Promise<void> {
     const missing = newer.held.clone();
     missing.andNotInPlace(older.held);
     const { data } = newer.files;
@@ -331,7 +331,7 @@ export class HiddenDisk implements EpochOverlay {
   }
 
   /** Takes `newer` out, all of whose originals `older` has. False when a commit has dropped either meanwhile. */
-  tryTakeOut({ older, newer }: { older: Generation; newer: Generation }): boolean {
+  #tryTakeOut({ older, newer }: { older: Generation; newer: Generation }): boolean {
     const list = this.#kept.includes(newer) ? this.#kept : this.#generations;
     const at = list.indexOf(newer);
     if (at < 0 || !list.includes(older)) return false;

@@ -43,7 +43,7 @@ export class OverlayStack<Hidden extends EpochView = EpochOverlay> {
   }
 
   /** Whether the overlays may decide any byte of the range: false is certain. */
-  mayCover(offset: number, length: number): boolean {
+  #mayCover(offset: number, length: number): boolean {
     const first = firstClusterOf(this.geometry, offset);
     const end = endClusterOf(this.geometry, offset, length);
     return this.hidden.intersects(first, end) || this.active.intersects(first, end);
@@ -58,7 +58,7 @@ export class OverlayStack<Hidden extends EpochView = EpochOverlay> {
   }
 
   read(target: Uint8Array, offset: number): Pending {
-    if (!this.mayCover(offset, target.length)) return this.#readBase(target, offset);
+    if (!this.#mayCover(offset, target.length)) return this.#readBase(target, offset);
     return this.#readPieces(target, offset, true);
   }
 

@@ -15,7 +15,7 @@ import assert from "node:assert/strict";
 
 const INITIAL_CAPACITY = 64;
 
-/** The right to work on a range, from `acquire` or `tryAcquire` until `release`. */
+/** The right to work on a range, from `acquire` until `release`. */
 export class RangeHold {
   /** The row in the lock's table; -1 once released. Only the lock uses it. */
   index: number;
@@ -37,11 +37,6 @@ export class RangeLock {
   #ends = new Float64Array(INITIAL_CAPACITY);
   readonly #holds: RangeHold[] = [];
   #count = 0;
-
-  /** Holds the range if nobody holds or waits for any byte of it, else undefined. */
-  tryAcquire(offset: number, length: number): RangeHold | undefined {
-    return this.#countOverlaps(offset, offset + length) === 0 ? this.#add(offset, length, 0) : undefined;
-  }
 
   /** Holds the range at once if nobody holds or waits for any byte of it, else after everyone who came earlier. */
   acquire(offset: number, length: number): RangeHold | Promise<RangeHold> {

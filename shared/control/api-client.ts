@@ -35,7 +35,6 @@ import {
   resyncAnswerSchema,
   rollbackAnswerSchema,
   statusSchema,
-  vmStateAnswerSchema,
   waitAnswerSchema,
   type AgentEvent,
   type BitmapRequest,
@@ -74,7 +73,6 @@ import {
   type SwitchoverAnswer,
   type StoredVmStateRequest,
   type SwitchoverRequest,
-  type VmStateAnswer,
   type VmStateRequest,
   type WaitAnswer,
   type VerifyRequest,
@@ -185,12 +183,6 @@ export class ControlClient {
   checkpointWithVmState(request: VmStateRequest, content: Readable, signal?: AbortSignal): Promise<CheckpointAnswer> {
     const path = `/v1/vmstate?prepare=${request.prepare}&timeoutMs=${request.timeoutMs}`;
     return this.#upload(path, request.timeoutMs, content, checkpointAnswerSchema, signal);
-  }
-
-  /** Sends the VM state of a checkpoint that awaits it. */
-  sendVmState(epoch: number, timeoutMs: number, content: Readable, signal?: AbortSignal): Promise<VmStateAnswer> {
-    const path = `/v1/vmstate/${epoch}?timeoutMs=${timeoutMs}`;
-    return this.#upload(path, timeoutMs, content, vmStateAnswerSchema, signal);
   }
 
   /**

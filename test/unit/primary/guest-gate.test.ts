@@ -38,22 +38,21 @@ describe("the guests' gate", () => {
     expect(gate.admitChange()).toBeUndefined();
   });
 
-  it("lets reads through while changes are frozen, until it is thawed", async () => {
+  it("lets reads through while changes are frozen, until it is opened", async () => {
     const gate = new GuestGate();
     gate.freeze();
     expect(gate.admitRead()).toBeUndefined();
     const change = gate.admitChange();
     expect(await outcomeOf(change)).toBe("waits");
-    gate.thaw();
+    gate.open();
     expect(await outcomeOf(change)).toBe("done");
   });
 
-  it("does not thaw what is held, and holds what was frozen", async () => {
+  it("holds what was frozen, and does not freeze what is held", async () => {
     const gate = new GuestGate();
     gate.freeze();
     const change = gate.admitChange();
     gate.hold();
-    gate.thaw();
     gate.freeze();
     expect(gate.state).toBe("held");
     expect(await outcomeOf(change)).toBe("waits");

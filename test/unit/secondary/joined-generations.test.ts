@@ -43,17 +43,8 @@ describe("generations that withdrawn checkpoints leave", () => {
     }
     hidden.setNewestBarrier(1); // every barrier is withdrawn
 
-    let joined = 0;
-    for (;;) {
-      const pair = hidden.findJoinable([], GENERATIONS_MAX);
-      if (pair === undefined) break;
-      await hidden.copyOriginals(pair);
-      expect(hidden.tryTakeOut(pair)).toBe(true);
-      await pair.newer.files.removeBehind();
-      joined += 1;
-    }
-
-    expect(joined).toBe(rounds + 1 - GENERATIONS_MAX);
+    expect(hidden.generations()).toHaveLength(rounds + 1);
+    await hidden.join(() => [], GENERATIONS_MAX, atOnce);
     expect(hidden.generations()).toHaveLength(GENERATIONS_MAX);
     await expectView(hidden, committed);
     hidden.close();
@@ -69,11 +60,16 @@ describe("generations that withdrawn checkpoints leave", () => {
       hidden.setNewestBarrier(epoch);
       hidden.openEpoch(epoch + 1);
     }
-    expect(hidden.findJoinable([2, 3], 1)).toBeUndefined();
-    const pair = hidden.findJoinable([2], 1);
-    expect([pair?.older.epoch, pair?.newer.epoch]).toEqual([3, 4]);
+    await hidden.join(() => [2, 3], 1, atOnce);
+    expect(hidden.generations().map(({ epoch }) => epoch)).toEqual([2, 3, 4, 5]);
+    await hidden.join(() => [2], 1, atOnce);
+    expect(hidden.generations().map(({ epoch }) => epoch)).toEqual([2, 3, 5]);
     hidden.close();
   });
+
+  function atOnce(change: () => boolean): Promise<boolean> {
+    return Promise.resolve(change());
+  }
 
   async function expectView(hidden: HiddenDisk, committed: Buffer): Promise<void> {
     const stack = new OverlayStack(context.geometry, base, hidden, new ActiveDisk(context, 1));
