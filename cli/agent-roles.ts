@@ -21,6 +21,7 @@ import type { Child } from "../shared/block/block-device.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import { keepLosses } from "../shared/block/lost-writes.ts";
 import { newId } from "../shared/host/random.ts";
+import { sleep } from "../shared/host/sleep.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
@@ -377,9 +378,7 @@ export class AgentRoles {
       } catch (error) {
         if (this.#stopping) throw error;
       }
-      await new Promise<void>((resolve) => {
-        agent.host.clock.after(STATE_RETRY_MS, resolve);
-      });
+      await sleep(agent.host.clock, STATE_RETRY_MS);
     }
   }
 

@@ -1,6 +1,7 @@
 import { asColobusError, type ColobusError } from "../proto/errors.ts";
 import type { ControlClient } from "../shared/control/api-client.ts";
 import type { Clock } from "../shared/host/clock.ts";
+import { sleep } from "../shared/host/sleep.ts";
 import { isInSync } from "../proto/words.ts";
 import { untilAborted } from "./command.ts";
 
@@ -175,9 +176,7 @@ export class Protection {
         // The rounds tell that the agent is not there.
       }
       if (signal.aborted) return;
-      await new Promise<void>((resolve) => {
-        clock.after(intervalMs, resolve);
-      });
+      await sleep(clock, intervalMs);
     }
   }
 }

@@ -7,6 +7,7 @@ import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import { newId, type Random } from "../shared/host/random.ts";
+import { sleep } from "../shared/host/sleep.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { TakeoverPromise } from "../secondary/takeover-promise.ts";
@@ -110,9 +111,7 @@ export class Takeover {
       }
       const pauseMs = lease.ttlMs / TAKEOVER_LOOKS;
       waitedMs += pauseMs;
-      await new Promise<void>((resolve) => {
-        clock.after(pauseMs, resolve);
-      });
+      await sleep(clock, pauseMs);
     }
   }
 

@@ -19,7 +19,8 @@ import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { growGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import { assertNotGrowing } from "../shared/block/growth.ts";
-import type { Timer } from "../shared/host/clock.ts";
+import { RepeatedWork } from "../shared/host/repeated-work.ts";
+import { sleep } from "../shared/host/sleep.ts";
 import { lostSync } from "../shared/journal/lost-syncs.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
 import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
@@ -69,14 +70,20 @@ export class DiskChildren {
   /** The record calls a copy sound, or its bitmap whole, that is not. */
   #isOverstated = false;
   #recording: Promise<void> | undefined;
-  #settling: Promise<void> = Promise.resolve();
-  #timer: Timer | undefined;
+  readonly #settling: RepeatedWork;
   #stopped = false;
 
   /** Opens what the record names. The bitmaps are read; images that cannot be opened yet are tried again. */
   constructor(options: DiskChildrenOptions) {
     this.#options = options;
     this.#events = new RateLimitedEvents(options.clock, QUORUM_EVENT_EVERY_MS, options.emit);
+    const { clock, log, disk, settleEveryMs } = options;
+    this.#settling = new RepeatedWork({
+      clock,
+      everyMs: settleEveryMs,
+      work: () => this.#settle(),
+      failed: (error) => log.warn({ disk, reason: asColobusError(error) }, "the bitmap of a copy could not be settled"),
+    });
     const recorded = this.#recordedQuorum;
     this.#quorum = this.#newQuorum();
     const children = recorded?.children ?? [];
@@ -123,7 +130,7 @@ export class DiskChildren {
     if (this.#members.length === 0) return;
     void this.#record();
     for (const member of this.#members) this.#recover(member);
-    this.#schedule();
+    this.#settling.start();
   }
 
   /** Status' words; empty where the image is the only copy. */
@@ -172,7 +179,7 @@ export class DiskChildren {
     added.push(this.#open(child, false));
     await this.#attach(added);
     this.#options.emit("child-added", { disk, child: name, image });
-    if (isFirst) this.#schedule();
+    if (isFirst) this.#settling.start();
   }
 
   /**
@@ -218,11 +225,11 @@ export class DiskChildren {
    */
   async stop(reason: ColobusError): Promise<void> {
     this.#stopped = true;
-    this.#timer?.cancel();
+    const settled = this.#settling.stop();
     this.#events.stop();
     for (const { recovery } of this.#members) recovery?.stop(reason);
     for (const { recovery } of this.#members) await recovery?.settled();
-    await this.#settling;
+    await settled;
     await this.#recording;
     const marks = new Map<string, string>();
     for (const member of this.#members) {
@@ -482,25 +489,10 @@ export class DiskChildren {
       } catch (error) {
         if (this.#stopped) break;
         log.warn({ disk, reason: asColobusError(error) }, "which copies are sound cannot be recorded yet");
-        await new Promise<void>((resolve) => {
-          clock.after(STATE_RETRY_MS, resolve);
-        });
+        await sleep(clock, STATE_RETRY_MS);
       }
     }
     this.#recording = undefined; // at once: what is not so any more a moment later is to be recorded anew
-  }
-
-  #schedule(): void {
-    if (this.#stopped) return;
-    this.#timer?.cancel();
-    this.#timer = this.#options.clock.after(this.#options.settleEveryMs, () => {
-      const { log, disk } = this.#options;
-      this.#settling = this.#settle()
-        .catch((error: unknown) => {
-          log.warn({ disk, reason: asColobusError(error) }, "the bitmap of a copy could not be settled");
-        })
-        .finally(() => this.#schedule());
-    });
   }
 
   async #settle(): Promise<void> {

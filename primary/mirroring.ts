@@ -2,6 +2,7 @@ import { asColobusError } from "../proto/errors.ts";
 import { STATE_RETRY_MS } from "../proto/limits.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
+import { sleep } from "../shared/host/sleep.ts";
 import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 
 export interface MirroringOptions {
@@ -59,9 +60,7 @@ export class Mirroring {
       } catch (error) {
         log.warn({ error: asColobusError(error) }, "the end of the sync is not recorded yet; it is tried again");
       }
-      await new Promise<void>((resolve) => {
-        clock.after(STATE_RETRY_MS, resolve);
-      });
+      await sleep(clock, STATE_RETRY_MS);
     }
   }
 }

@@ -21,8 +21,10 @@ import {
 import type { Stretch } from "../shared/block/data-stretches.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import { assertNotGrowing } from "../shared/block/growth.ts";
-import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
+import { RepeatedWork } from "../shared/host/repeated-work.ts";
+import { sleep } from "../shared/host/sleep.ts";
 import type { Job } from "../shared/jobs/job.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -85,12 +87,17 @@ export class Mirrors {
   readonly #starting = new Map<number, string>();
   /** Disks that have another image than the role began with. */
   readonly #pivoted = new Set<string>();
-  #timer: Timer | undefined;
-  #settling: Promise<void> = Promise.resolve();
+  readonly #settling: RepeatedWork;
   #stopped = false;
 
   constructor(options: MirrorsOptions, sizes: ReadonlyMap<string, number>) {
     this.#options = options;
+    this.#settling = new RepeatedWork({
+      clock: options.clock,
+      everyMs: options.settleEveryMs,
+      work: () => this.#settle(),
+      failed: (error) => this.#unsettled(error),
+    });
     for (const mark of options.state.record.mirrors) options.jobs.skip(mark.id);
     for (const mark of openMirrors(options.state.record)) {
       const sizeBytes = sizes.get(mark.disk);
@@ -111,7 +118,7 @@ export class Mirrors {
 
   start(): void {
     for (const mirror of this.#open) this.#launch(mirror);
-    this.#schedule();
+    this.#settling.start();
   }
 
   /**
@@ -154,8 +161,7 @@ export class Mirrors {
   /** Nothing is under way any more on the disks: what is left dirty is settled, and the targets are closed. */
   async stop(reason: ColobusError): Promise<void> {
     this.#stopped = true;
-    this.#timer?.cancel();
-    await this.#settling;
+    await this.#settling.stop();
     for (const mirror of this.#open) {
       mirror.job?.conclude(reason);
       await mirror.job?.finished();
@@ -291,9 +297,7 @@ export class Mirrors {
         if (this.#stopped) return;
         this.#options.log.warn({ reason: asColobusError(error) }, "the end of a mirror cannot be recorded yet");
       }
-      await new Promise<void>((resolve) => {
-        this.#options.clock.after(STATE_RETRY_MS, resolve);
-      });
+      await sleep(this.#options.clock, STATE_RETRY_MS);
     }
   }
 
@@ -320,13 +324,6 @@ export class Mirrors {
     }));
   }
 
-  #schedule(): void {
-    if (this.#stopped) return;
-    this.#timer = this.#options.clock.after(this.#options.settleEveryMs, () => {
-      this.#settling = this.#settle().finally(() => this.#schedule());
-    });
-  }
-
   async #settle(): Promise<void> {
     for (const { mark, copy } of this.#open.slice()) {
       const disk = this.#disk(mark.disk);
@@ -338,9 +335,7 @@ export class Mirrors {
           isBusy: (offset, length) => disk.isBusy(offset, length),
           flush: () => flushBoth(disk, copy),
         })
-        .catch((error: unknown) =>
-          this.#options.log.warn({ reason: asColobusError(error) }, "the bitmap of a mirror could not be settled"),
-        );
+        .catch((error: unknown) => this.#unsettled(error));
     }
   }
 
@@ -349,9 +344,12 @@ export class Mirrors {
     const disk = this.#disk(mark.disk);
     await copy.tracker
       ?.settleAll({ inFlight: () => new ClusterBitmap(), flush: () => flushBoth(disk, copy) })
-      .catch((error: unknown) =>
-        this.#options.log.warn({ reason: asColobusError(error) }, "the bitmap of a mirror could not be settled"),
-      );
+      .catch((error: unknown) => this.#unsettled(error));
+  }
+
+  /** It has more than need be, and goes on. */
+  #unsettled(error: unknown): void {
+    this.#options.log.warn({ reason: asColobusError(error) }, "the bitmap of a mirror could not be settled");
   }
 
   #disk(name: string): ReplicatedDisk {

@@ -12,9 +12,10 @@ import {
   growGeometry,
   type ClusterGeometry,
 } from "../shared/block/cluster-geometry.ts";
-import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
+import { RepeatedWork } from "../shared/host/repeated-work.ts";
 import type { Storage } from "../shared/host/storage.ts";
 import type { BitmapEntry } from "../shared/journal/bitmap-entry.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -64,8 +65,7 @@ export class NamedBitmaps {
   #changing: Promise<unknown> = Promise.resolve();
   #disks: readonly ReplicatedDisk[] = [];
   #openEpoch: () => number = () => 0;
-  #timer: Timer | undefined;
-  #settling: Promise<void> = Promise.resolve();
+  readonly #settling: RepeatedWork;
   #closed = false;
 
   /** Takes up what the record lists. */
@@ -73,6 +73,12 @@ export class NamedBitmaps {
     this.#options = options;
     this.#root = `${options.stateDirectory}/bitmaps`;
     this.#live = options.disks.map(() => []);
+    this.#settling = new RepeatedWork({
+      clock: options.clock,
+      everyMs: options.settleEveryMs,
+      work: () => this.#settle(),
+      failed: (error) => options.log.warn({ reason: asColobusError(error) }, "a bitmap could not be settled"),
+    });
     const unreadable: BitmapEntry[] = [];
     for (const entry of this.#entries) {
       if (entry.fault !== null) continue;
@@ -90,7 +96,7 @@ export class NamedBitmaps {
   start(disks: readonly ReplicatedDisk[], openEpoch: () => number): void {
     this.#disks = disks;
     this.#openEpoch = openEpoch;
-    this.#schedule();
+    this.#settling.start();
   }
 
   /**
@@ -175,9 +181,9 @@ export class NamedBitmaps {
   /** For a clean stop, with no change under way: what the bitmaps have is exact then. */
   async close(): Promise<void> {
     this.#closed = true;
-    this.#timer?.cancel();
+    const settled = this.#settling.stop();
     await this.#changing;
-    await this.#settling;
+    await settled;
     for (const { entry, tracker } of this.#live.splice(0).flat()) {
       try {
         await tracker.settleAll(NOT_IN_FLIGHT);
@@ -308,17 +314,6 @@ export class NamedBitmaps {
     });
     this.#changing = result.catch(() => undefined); // the caller has the error
     return result;
-  }
-
-  #schedule(): void {
-    if (this.#closed) return;
-    this.#timer = this.#options.clock.after(this.#options.settleEveryMs, () => {
-      this.#settling = this.#settle()
-        .catch((error: unknown) => {
-          this.#options.log.warn({ reason: asColobusError(error) }, "a bitmap could not be settled");
-        })
-        .finally(() => this.#schedule());
-    });
   }
 
   async #settle(): Promise<void> {

@@ -1,19 +1,13 @@
 import { ColobusError } from "../proto/errors.ts";
-import {
-  DISK_RETRY_MS,
-  JOB_CHUNK_BYTES,
-  SYNC_HOLE_BYTES,
-  SYNC_STEP_BYTES,
-  SYNC_STEP_PIECES,
-  SYNC_WINDOW_SHARE,
-  SYNC_WINDOW_SHARE_BESIDE_GUESTS,
-} from "../proto/limits.ts";
+import { DISK_RETRY_MS, SYNC_WINDOW_SHARE, SYNC_WINDOW_SHARE_BESIDE_GUESTS } from "../proto/limits.ts";
 import type { JobState } from "../proto/words.ts";
-import { clusterEndOffset, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { JobWork } from "../shared/jobs/job.ts";
+import { ChunkPool } from "./chunk-pool.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 import type { Replicator } from "./replicator.ts";
 import type { SourceSession } from "./source-session.ts";
+import { bringAll, nextPieces, stepBytes, type SyncPiece, type SyncSource } from "./sync-pieces.ts";
 
 export interface SyncWorkOptions {
   readonly type: "full-sync" | "resync";
@@ -21,14 +15,6 @@ export interface SyncWorkOptions {
   readonly disks: readonly ReplicatedDisk[];
   readonly geometries: readonly ClusterGeometry[];
   readonly windowBytes: number;
-}
-
-/** A stretch of dirty clusters that is read, and sent, as one. */
-interface Piece {
-  readonly disk: number;
-  readonly offset: number;
-  readonly length: number;
-  readonly isHole: boolean;
 }
 
 /**
@@ -46,8 +32,8 @@ export class SyncWork implements JobWork {
   readonly #session: SourceSession;
   /** What was sent and is not known to have arrived, oldest first. */
   readonly #underWay: { readonly sequence: number; readonly buffer: Buffer | undefined; readonly bytes: number }[] = [];
-  /** Whole chunks for the next pieces: new ones for each would keep the garbage collector busy. */
-  readonly #spare: Buffer[] = [];
+  readonly #sources: readonly SyncSource[];
+  readonly #chunks = new ChunkPool();
   #underWayBytes = 0;
   #requestsSeen: number;
   #wasPaused = false;
@@ -55,6 +41,11 @@ export class SyncWork implements JobWork {
   constructor(options: SyncWorkOptions) {
     this.#options = options;
     this.#session = options.replicator.session;
+    this.#sources = options.geometries.map((geometry, index) => ({
+      disk: this.#disk(index),
+      geometry,
+      nextDirty: (from, maxClusters) => options.replicator.nextDirty(index, from, maxClusters),
+    }));
     this.#requestsSeen = this.guestRequests();
   }
 
@@ -83,16 +74,9 @@ export class SyncWork implements JobWork {
     const besideGuests = requests !== this.#requestsSeen;
     this.#requestsSeen = requests;
     await this.#untilRoom(windowBytes * (besideGuests ? SYNC_WINDOW_SHARE_BESIDE_GUESTS : SYNC_WINDOW_SHARE));
-    const pieces = await this.#nextPieces(Math.min(bytesMax, besideGuests ? JOB_CHUNK_BYTES : SYNC_STEP_BYTES));
+    const pieces = await nextPieces(this.#sources, stepBytes(bytesMax, besideGuests));
     if (pieces.length === 0) return replicator.tryFinishSync(this.#session) ? undefined : lost();
-    // All of them settle before a failure is reported: nothing is under way behind a job that has paused.
-    const outcomes = await Promise.allSettled(pieces.map((piece) => this.#send(piece)));
-    let bytes = 0;
-    for (const outcome of outcomes) {
-      if (outcome.status === "rejected") throw outcome.reason;
-      bytes += outcome.value;
-    }
-    return bytes;
+    return bringAll(pieces, (piece) => this.#send(piece));
   }
 
   /** Waits until less than `limitBytes` of this sync, and less than the window as a whole, are under way. */
@@ -106,43 +90,18 @@ export class SyncWork implements JobWork {
       }
       this.#underWay.shift();
       this.#underWayBytes -= oldest.bytes;
-      if (oldest.buffer !== undefined) this.#giveBack(oldest.buffer);
+      if (oldest.buffer !== undefined) this.#chunks.giveBack(oldest.buffer);
     }
     const room = this.#session.room();
     if (room !== undefined) await room;
   }
 
-  /** The next dirty stretches, `bytesMax` together or a little more, and holes between them, which take nothing of that. */
-  async #nextPieces(bytesMax: number): Promise<Piece[]> {
-    const pieces: Piece[] = [];
-    let bytes = 0;
-    for (const [disk, geometry] of this.#options.geometries.entries()) {
-      const clustersMax = Math.max(1, Math.floor(SYNC_HOLE_BYTES / geometry.clusterBytes));
-      const chunkMax = Math.min(JOB_CHUNK_BYTES, bytesMax);
-      const chunkBytes = Math.max(1, Math.floor(chunkMax / geometry.clusterBytes)) * geometry.clusterBytes;
-      let from = 0;
-      while (bytes < bytesMax && pieces.length < SYNC_STEP_PIECES) {
-        const run = this.#options.replicator.nextDirty(disk, from, clustersMax);
-        if (run === undefined) break;
-        const offset = run.first * geometry.clusterBytes;
-        const length = clusterEndOffset(geometry, run.end) - offset;
-        const startsWithHole = length > chunkBytes && this.#disk(disk).startsWithHole(offset, chunkBytes);
-        const isHole = startsWithHole instanceof Promise ? await startsWithHole : startsWithHole;
-        const piece = { disk, offset, length: isHole ? length : Math.min(length, chunkBytes), isHole };
-        pieces.push(piece);
-        if (!isHole) bytes += piece.length;
-        from = Math.ceil((offset + piece.length) / geometry.clusterBytes);
-      }
-    }
-    return pieces;
-  }
-
   /** Resolves with the bytes that were read. */
-  async #send({ disk, offset, length, isHole }: Piece): Promise<number> {
+  async #send({ source: disk, offset, length, isHole }: SyncPiece): Promise<number> {
     const { replicator, geometries } = this.#options;
     const clusterBytes = geometries[disk]?.clusterBytes ?? length;
     let buffer: Buffer | undefined;
-    const take = (bytes: number): Buffer => (buffer = this.#take(Math.min(bytes, JOB_CHUNK_BYTES)));
+    const take = (bytes: number): Buffer => (buffer = this.#chunks.take(bytes));
     let isInUse = false;
     const covered = await this.#disk(disk).readForSync(offset, length, take, clusterBytes, (content) => {
       const sequence = replicator.sendSynced(this.#session, disk, offset, content);
@@ -152,18 +111,9 @@ export class SyncWork implements JobWork {
       this.#underWay.push({ sequence, buffer: isInUse ? buffer : undefined, bytes });
       this.#underWayBytes += bytes;
     });
-    if (buffer !== undefined && !isInUse) this.#giveBack(buffer);
+    // What was sent is given back when it has arrived.
+    if (buffer !== undefined && !isInUse) this.#chunks.giveBack(buffer);
     return isHole ? 0 : covered;
-  }
-
-  #take(length: number): Buffer {
-    if (length < JOB_CHUNK_BYTES) return Buffer.allocUnsafe(length);
-    return this.#spare.pop() ?? Buffer.allocUnsafeSlow(JOB_CHUNK_BYTES);
-  }
-
-  /** The bytes have arrived, or were not sent: nobody reads them any more. */
-  #giveBack(buffer: Buffer): void {
-    if (buffer.length === JOB_CHUNK_BYTES) this.#spare.push(buffer);
   }
 
   #disk(index: number): ReplicatedDisk {

@@ -1,11 +1,5 @@
 import type { JobStatus, VerifyResult } from "../proto/control-api.ts";
-import {
-  DISK_RETRY_MS,
-  JOB_CHUNK_BYTES,
-  SYNC_STEP_BYTES,
-  VERIFY_HOLE_BYTES,
-  VERIFY_STEP_PIECES,
-} from "../proto/limits.ts";
+import { DISK_RETRY_MS, JOB_CHUNK_BYTES, VERIFY_HOLE_BYTES, VERIFY_STEP_PIECES } from "../proto/limits.ts";
 import type { EventType, JobState } from "../proto/words.ts";
 import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
@@ -13,6 +7,7 @@ import { CHECKSUM_OF_ZEROES, checksumOf } from "../shared/block/content-checksum
 import type { JobWork } from "../shared/jobs/job.ts";
 import type { ReplicatedDisk, SyncContent } from "./replicated-disk.ts";
 import type { SourceSession } from "./source-session.ts";
+import { stepBytes } from "./sync-pieces.ts";
 import { VerifyFindings } from "./verify-findings.ts";
 
 /** How many clusters are looked at again side by side. */
@@ -110,9 +105,7 @@ export class VerifyWork implements JobWork {
     const besideGuests = requests !== this.#requestsSeen;
     this.#requestsSeen = requests;
     this.#options.session();
-    const { pieces, next } = await this.#nextPieces(
-      Math.min(bytesMax, besideGuests ? JOB_CHUNK_BYTES : SYNC_STEP_BYTES),
-    );
+    const { pieces, next } = await this.#nextPieces(stepBytes(bytesMax, besideGuests));
     if (pieces.length === 0) {
       if (this.#options.repairs) await this.#options.sendAgain(this.#findings.runs());
       return undefined;

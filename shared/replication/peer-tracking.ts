@@ -3,9 +3,10 @@ import { SETTLE_SOON_MS } from "../../proto/limits.ts";
 import type { Pending } from "../block/block-device.ts";
 import type { ClusterBitmap, ClusterRun } from "../block/cluster-bitmap.ts";
 import { firstClusterOf, growGeometry, type ClusterGeometry } from "../block/cluster-geometry.ts";
-import type { Clock, Timer } from "../host/clock.ts";
+import type { Clock } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";
 import type { Random } from "../host/random.ts";
+import { RepeatedWork } from "../host/repeated-work.ts";
 import type { Storage } from "../host/storage.ts";
 import type { StateFile } from "../journal/state-file.ts";
 import { DirtyMap } from "./dirty-map.ts";
@@ -60,11 +61,8 @@ export class PeerTracking {
   /** The peer that the sets count from, durable or not. */
   #peer: string | null;
   #source: TrackingSource | undefined;
-  #timer: Timer | undefined;
+  readonly #settling: RepeatedWork;
   #losing: Promise<void> | undefined;
-  #settling: Promise<void> = Promise.resolve();
-  #closed = false;
-  #isSettlingSoon = false;
 
   private constructor(
     options: PeerTrackingOptions,
@@ -75,6 +73,12 @@ export class PeerTracking {
     this.#peer = peer;
     this.#trackers = trackers;
     this.#sets = trackers === undefined ? options.disks.map(({ geometry }) => new DirtyMap(geometry)) : [...trackers];
+    this.#settling = new RepeatedWork({
+      clock: options.clock,
+      everyMs: options.settleEveryMs,
+      work: () => this.#settle(),
+      failed: (error) => options.log.warn({ reason: asColobusError(error) }, "the dirty bitmap could not be settled"),
+    });
   }
 
   /** What an earlier process has left. A bitmap that cannot be read is none: everything will be sent. */
@@ -137,7 +141,7 @@ export class PeerTracking {
   /** Begins to settle what is idle, until `close`. */
   start(source: TrackingSource): void {
     this.#source = source;
-    this.#schedule();
+    this.#settling.start();
   }
 
   /**
@@ -161,7 +165,7 @@ export class PeerTracking {
    * since this process began (`assumed`). Durable when the promise resolves. Errors: `io-error`, `out-of-space`.
    */
   async begin(peer: string, extent: "full" | "assumed"): Promise<void> {
-    await this.#settling;
+    await this.#settling.settled();
     if (this.#trackers === undefined) await this.#makeDurable();
     if (extent === "full") {
       for (const [index, { geometry }] of this.#options.disks.entries()) {
@@ -211,10 +215,7 @@ export class PeerTracking {
 
   /** Much has become equal: it is settled soon. */
   settleSoon(): void {
-    this.#isSettlingSoon = true;
-    if (this.#timer === undefined) return; // it is being settled now, and will be again
-    this.#timer.cancel();
-    this.#schedule();
+    this.#settling.soon(SETTLE_SOON_MS);
   }
 
   /**
@@ -222,9 +223,7 @@ export class PeerTracking {
    * the storage; the files are closed, and whoever reads them finds more dirty than need be.
    */
   async close(): Promise<void> {
-    this.#closed = true;
-    this.#timer?.cancel();
-    await this.#settling;
+    await this.#settling.stop();
     const source = this.#source;
     let fault: ColobusError | undefined;
     for (const [disk, tracker] of (this.#trackers ?? []).entries()) {
@@ -279,20 +278,6 @@ export class PeerTracking {
   async #record(tracks: string | null): Promise<void> {
     const { state, slot } = this.#options;
     await state.update((record) => withPeerEntry(record, slot, { tracks }));
-  }
-
-  #schedule(): void {
-    if (this.#closed) return;
-    const afterMs = this.#isSettlingSoon ? SETTLE_SOON_MS : this.#options.settleEveryMs;
-    this.#isSettlingSoon = false;
-    this.#timer = this.#options.clock.after(afterMs, () => {
-      this.#timer = undefined;
-      this.#settling = this.#settle()
-        .catch((error: unknown) => {
-          this.#options.log.warn({ reason: asColobusError(error) }, "the dirty bitmap could not be settled");
-        })
-        .finally(() => this.#schedule());
-    });
   }
 
   async #settle(): Promise<void> {
