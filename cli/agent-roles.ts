@@ -1,97 +1,48 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { BUFFER_MEMORY_DEFAULT_BYTES, STATE_RETRY_MS } from "../proto/limits.ts";
+import { STATE_RETRY_MS } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
-import type { EventType } from "../proto/words.ts";
 import { allFailed } from "../primary/mirror-record.ts";
 import { mergeUnfinished } from "../shared/jobs/merge-unfinished.ts";
-import { NamedBitmaps } from "../primary/named-bitmaps.ts";
-import { PrimaryRole } from "../primary/primary-role.ts";
+import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { GrownPeers } from "../primary/resizes.ts";
 import { withoutCopies } from "../primary/recorded-quorum.ts";
 import { MergeWork } from "../secondary/merge-work.ts";
-import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files.ts";
 import type { PromotedDisk } from "../secondary/promoted-disk.ts";
-import { recoverPromotion } from "../secondary/recover-promotion.ts";
-import { SecondaryRole, type PromotedDisks, type Promotion } from "../secondary/secondary-role.ts";
-import type { OwnLease } from "../shared/arbiter/own-lease.ts";
-import { statesNeeded, VmStateStore } from "../secondary/vm-state-store.ts";
-import type { Child } from "../shared/block/block-device.ts";
-import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
-import { keepLosses } from "../shared/block/lost-writes.ts";
+import type { PromotedDisks, Promotion, SecondaryRole } from "../secondary/secondary-role.ts";
+import { statesNeeded, type VmStateStore } from "../secondary/vm-state-store.ts";
+import type { DiskImage } from "../shared/block/disk-image.ts";
 import { newId } from "../shared/host/random.ts";
 import { sleep } from "../shared/host/sleep.ts";
-import type { JobList } from "../shared/jobs/job-list.ts";
-import { LostSyncs } from "../shared/journal/lost-syncs.ts";
-import type { SharedMark } from "../shared/journal/shared-mark.ts";
-import type { StateFile } from "../shared/journal/state-file.ts";
 import { demoted, historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { measureLink, type LinkFigures } from "../shared/replication/measure-link.ts";
 import { onlyWith } from "../shared/replication/peer-slots.ts";
-import { siteOf } from "../shared/replication/site.ts";
-import type { Pulse } from "../shared/replication/pulse.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
-import type { AgentOptions } from "./agent-host.ts";
-import { mayHaveLostSyncs, unflushedThrough } from "./agent-state.ts";
+import { mayHaveLostSyncs } from "./agent-state.ts";
 import type { LiveSettings } from "./live-config.ts";
-import { checkpointExportsOf } from "./checkpoint-exports.ts";
-import { childrenContext } from "./children-context.ts";
-import type { DiskExports } from "./disk-export.ts";
 import { askPeer } from "./ask-peer.ts";
-import { cleanMarkOf, namedGeometries } from "./recorded-disks.ts";
-import { MirrorTargets } from "./mirror-targets.ts";
-import { PeerTrackings } from "./peer-trackings.ts";
+import { cleanMarkOf } from "./recorded-disks.ts";
 import { PeerConnectors } from "./peer-connectors.ts";
 import { PeerBinding, refuse } from "./peer-binding.ts";
+import {
+  RoleParts,
+  type ActivePrimary,
+  type ActiveSecondary,
+  type NamedChild,
+  type OwnedChild,
+  type RoleSurroundings,
+} from "./role-parts.ts";
 import type { Judged } from "./verdict-answer.ts";
 
-export interface ActivePrimary {
-  readonly role: "Primary";
-  readonly primary: PrimaryRole;
-  /** One for each disk, as it is at present. */
-  readonly children: OwnedChild[];
-}
-
-export interface ActiveSecondary {
-  readonly role: "Secondary";
-  readonly secondary: SecondaryRole;
-  readonly tracking: PeerTracking;
-}
-
-/** A local child that this agent has opened and closes. */
-type OwnedChild = DiskImage | PromotedDisk;
-
-export interface AgentRolesOptions {
-  readonly agent: AgentOptions;
-  readonly state: StateFile;
-  readonly images: ImageSource;
-  /** A disk has another image from now on. */
-  readonly adopted: (disk: string, image: DiskImage) => void;
-  /** Opens the copies beside the images: that one is away is told of the copy, and not of the disk. */
-  readonly childImages: ImageSource;
-  /** The mark beside shared disks, where there is a place for it. */
-  readonly sharedMark: SharedMark | undefined;
-  /** At the start this agent was the last one to write the mark. */
-  readonly isMarkOwn: boolean;
-  readonly exports: DiskExports;
-  readonly jobs: JobList;
-  /** With an arbiter: this agent's lease, and what its pings as a secondary promise. */
-  readonly lease: OwnLease | undefined;
-  readonly promises: Pulse | undefined;
-  readonly emit: (type: EventType, data: Record<string, unknown>) => void;
-  /** A handshake has come to a verdict, or a role has changed: who waits for that looks again. */
-  readonly changed: () => void;
-}
-
 /**
- * Owns the one role that an agent has at a time: what it is made of, the connection that it dials, and the change from
- * one role to the other. The state record decides; memory follows it.
+ * Owns the one role that an agent has at a time: the connection that it dials, and the change from one role to the other.
+ * What a role is made of is `RoleParts`'s. The state record decides; memory follows it.
  */
 export class AgentRoles {
-  readonly vmStates: VmStateStore;
-  readonly #options: AgentRolesOptions;
+  readonly #options: RoleSurroundings;
+  readonly #parts: RoleParts;
   #active: ActivePrimary | ActiveSecondary;
   readonly #connectors: PeerConnectors;
   #promoted: readonly PromotedDisk[] = [];
@@ -101,12 +52,10 @@ export class AgentRoles {
   #changing: Promise<unknown> = Promise.resolve();
   #stopping = false;
   #isStarting = true;
-  readonly #lostSyncs: LostSyncs;
   readonly #binding: PeerBinding;
-  readonly #trackings: PeerTrackings;
 
   /** Takes up the recorded role. Errors: those of opening the images. */
-  constructor(options: AgentRolesOptions) {
+  constructor(options: RoleSurroundings) {
     this.#options = options;
     this.#binding = new PeerBinding({
       ...options.agent.host,
@@ -114,24 +63,26 @@ export class AgentRoles {
       secondaries: options.agent.config.secondaries ?? 1,
     });
     this.#connectors = this.#newConnectors();
-    this.#trackings = new PeerTrackings(options);
-    this.#lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
-    const { record } = options.state;
-    this.vmStates = new VmStateStore({
-      ...options.agent.host,
-      stateDirectory: options.agent.config.stateDirectory,
-      durability: () => options.state.record.durability,
+    this.#parts = new RoleParts(options, {
+      takeOver: (lineage) => this.#takeOver(lineage),
+      handedOver: (peer) => this.#handedOver(peer),
+      replaceImage: (index, image) => this.#replaceImage(index, image),
     });
+    const { record } = options.state;
     this.vmStates.keepOnly(statesNeeded(record));
     this.#active =
       record.role === "Primary"
         ? this.#openPrimary()
-        : this.#openSecondary({ mayHaveLostWrites: mayHaveLostSyncs(record, options.agent.host.bootId) });
+        : this.#parts.openSecondary({ mayHaveLostWrites: mayHaveLostSyncs(record, options.agent.host.bootId) });
     this.#isStarting = false;
   }
 
   get active(): ActivePrimary | ActiveSecondary {
     return this.#active;
+  }
+
+  get vmStates(): VmStateStore {
+    return this.#parts.vmStates;
   }
 
   /** The disks that a promotion of this process, or one whose merge it has taken up, serves. */
@@ -262,7 +213,7 @@ export class AgentRoles {
         ),
       );
       this.vmStates.keepOnly(statesNeeded(state.record));
-      this.#active = this.#openSecondary({ mayHaveLostWrites: fault !== undefined });
+      this.#active = this.#parts.openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });
       if (!this.#stopping) this.#dial();
       this.#options.changed();
@@ -300,7 +251,7 @@ export class AgentRoles {
   /** Ends the role: sessions are left, disks are flushed and closed. */
   async stop(drainMs: number): Promise<void> {
     this.#stopping = true;
-    this.#lostSyncs.stop();
+    this.#parts.lostSyncs.stop();
     this.#connectors.hangUp();
     await this.#changing;
     await this.vmStates.settled();
@@ -382,169 +333,26 @@ export class AgentRoles {
     }
   }
 
-  #openSecondary(options: { readonly mayHaveLostWrites: boolean }): ActiveSecondary {
-    const { agent, state, emit } = this.#options;
-    const { host, config, token } = agent;
-    const tracking = this.#trackings.open();
-    const secondary: SecondaryRole = new SecondaryRole({
-      storage: host.storage,
-      images: this.#options.images,
-      sharedMark: this.#options.sharedMark,
-      clock: host.clock,
-      random: host.random,
-      log: host.log,
-      emit,
-      state,
-      vmStates: this.vmStates,
-      stateDirectory: config.stateDirectory,
-      access: config.secondaryExport,
-      tracking,
-      peerUrl: state.record.peers[0] ?? null,
-      site: () => siteOf(state.record, host.hostName),
-      trackingOptions: () => this.#trackings.options(),
-      takeOver: (lineage) => this.#takeOver(lineage),
-      judged: () => this.#options.changed(),
-      token,
-      peerTimeoutMs: config.peerTimeoutMs,
-      windowBytes: config.windowBytes,
-      pulse: this.#options.promises,
-      bootId: host.bootId,
-      retain: config.retain,
-      overlayLimitBytes: config.overlayLimitBytes,
-      bufferMemoryBytes: config.bufferMemoryBytes ?? BUFFER_MEMORY_DEFAULT_BYTES,
-      mayHaveLostWrites: options.mayHaveLostWrites,
-      lostSyncs: this.#lostSyncs,
-      disksCreated: () => this.#exportViews(secondary),
-    });
-    this.#exportViews(secondary);
-    return { role: "Secondary", secondary, tracking };
-  }
-
-  #exportViews(secondary: SecondaryRole): void {
-    const { agent, state, exports } = this.#options;
-    const { secondaryExport } = agent.config;
-    if (secondaryExport === "off") return;
-    for (const { name } of state.record.disks) {
-      const disk = secondary.disks.find((candidate) => candidate.name === name);
-      if (disk !== undefined) exports.put(name, state.record.vm, disk.view, secondaryExport === "read-only");
-    }
-    if (state.record.mode !== "mirror") exports.serveCheckpoints(checkpointExportsOf(secondary));
-  }
-
   #openPrimary(): ActivePrimary {
-    const { agent, state } = this.#options;
-    const { host, config } = agent;
-    const { record } = state;
-    if (record.merge !== null) {
-      const promotion = recoverPromotion({
-        ...host,
-        images: this.#options.images,
-        stateDirectory: config.stateDirectory,
-        record,
-        lostSyncs: this.#lostSyncs,
-      });
-      return this.#servePromotion(promotion);
-    }
-    const children: { name: string; child: DiskImage }[] = [];
-    try {
-      for (const disk of record.disks) {
-        removeOverlayFiles(host.storage, overlayDirectory(config.stateDirectory, disk.name));
-        const child = this.#options.images.open(disk, imageUseOf(record));
-        keepLosses(child, disk, this.#lostSyncs);
-        children.push({ name: disk.name, child });
-      }
-    } catch (error) {
-      for (const { child } of children) child.close();
-      throw error;
-    }
-    return this.#primaryOver(children);
-  }
-
-  get #mayHaveHadPeer(): boolean {
-    const { agent, state } = this.#options;
-    return !state.isNew && (agent.acceptsPeers || state.record.peers.length + agent.config.peers.length > 0);
-  }
-
-  /**
-   * Whether the peer may have been promoted by force on the disks that the two share, while this side was away: where they
-   * have a disk each that is found out when they meet, and here two would write one disk by then. Only a mark can tell.
-   */
-  get #mayBeSuperseded(): boolean {
-    const { sharedMark, isMarkOwn } = this.#options;
-    return this.#isStarting && sharedMark !== undefined && !isMarkOwn && this.#mayHaveHadPeer;
+    if (this.#options.state.record.merge !== null) return this.#servePromotion(this.#parts.recoverPromotion());
+    return this.#openPrimaryOver(this.#parts.openImages());
   }
 
   /** `tracking`: the bitmaps about the peer, where they are open already. */
   #servePromotion(promotion: PromotedDisks, tracking?: PeerTracking): ActivePrimary {
     this.#promoted = promotion.disks.map(({ disk }) => disk);
     this.#promotedEpoch = promotion.epoch;
-    return this.#primaryOver(
+    return this.#openPrimaryOver(
       promotion.disks.map(({ name, disk }) => ({ name, child: disk })),
       tracking,
     );
   }
 
-  #primaryOver(
-    children: readonly { readonly name: string; readonly child: Child & OwnedChild }[],
-    tracking?: PeerTracking,
-  ): ActivePrimary {
-    const { agent, state, emit, jobs, exports } = this.#options;
-    const { host, config, token } = agent;
-    const bitmaps = new NamedBitmaps({ ...this.#trackings.options(), ...config, disks: namedGeometries(state.record) });
-    const primary = new PrimaryRole({
-      bitmaps,
-      clock: host.clock,
-      random: host.random,
-      log: host.log,
-      emit,
-      state,
-      jobs,
-      children,
-      trackings: this.#trackings.openAll(tracking),
-      // Copies beside the images are a primary's whose disks are its own images, and not overlays over them.
-      copies:
-        state.record.mode === "shared" || this.#promoted.length > 0
-          ? undefined
-          : childrenContext(this.#options, this.#lostSyncs),
-      peerUrls: state.record.peers,
-      site: () => siteOf(state.record, host.hostName),
-      mayHaveHadPeer: this.#mayHaveHadPeer,
-      mayBeSuperseded: this.#mayBeSuperseded,
-      handedOver: (peer) => this.#handedOver(peer),
-      judged: () => this.#options.changed(),
-      token,
-      ack: config.ack,
-      peerTimeoutMs: config.peerTimeoutMs,
-      windowBytes: config.windowBytes,
-      onPeerLoss: config.onPeerLoss,
-      onCongestion: config.onCongestion,
-      get resyncSpeed() {
-        return config.resyncSpeed;
-      },
-      assumeInSync: config.assumeInSync,
-      sharedMark: this.#options.sharedMark,
-      unflushedThrough: unflushedThrough(state.record, host.bootId),
-      get checkpointEveryMs() {
-        return config.checkpointEveryMs;
-      },
-      get maxCheckpointAgeMs() {
-        return config.maxCheckpointAgeMs;
-      },
-      lease: this.#options.lease,
-      mirrorTargets: new MirrorTargets({
-        ...this.#options,
-        lostSyncs: this.#lostSyncs,
-        replaceImage: (index, image) => this.#replaceImage(index, image),
-      }),
-      settleEveryMs: config.settleEveryMs,
-    });
-    exports.serveCheckpoints(undefined);
-    exports.serveContexts((disk) => bitmaps.contextsOf(disk));
-    for (const disk of primary.disks) exports.put(disk.name, state.record.vm, primary.exported(disk), false);
-    return { role: "Primary", primary, children: children.map(({ child }) => child) };
+  #openPrimaryOver(children: readonly NamedChild[], tracking?: PeerTracking): ActivePrimary {
+    const isPromoted = this.#promoted.length > 0;
+    return this.#parts.openPrimary(children, { isPromoted, isStarting: this.#isStarting, tracking });
   }
 
-  /** A disk of the primary has another image. Returns the one before, which is to be closed. */
   #replaceImage(index: number, image: DiskImage): OwnedChild | undefined {
     const active = this.#active;
     assert(active.role === "Primary", "a primary's disk has got another image");
@@ -552,14 +360,12 @@ export class AgentRoles {
     return active.children.splice(index, 1, image)[0];
   }
 
-  /** The primary hands its role to this side. */
   #takeOver(lineage: string): void {
     this.promote({ discardActive: false, isHandedOver: true }, lineage).catch((error: unknown) =>
       this.#options.agent.host.log.error({ reason: asColobusError(error) }, "the role could not be taken over"),
     );
   }
 
-  /** The peer has taken the role that this side handed to it. */
   #handedOver(peer: string): void {
     this.demote({ discardsOwn: false, newer: peer }).catch((error: unknown) =>
       this.#options.agent.host.log.error({ reason: asColobusError(error) }, "the role could not be laid down"),

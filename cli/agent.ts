@@ -62,7 +62,7 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { AgentOptions } from "./agent-host.ts";
 import { AgentMetrics } from "./agent-metrics.ts";
-import { AgentRoles, type AgentRolesOptions } from "./agent-roles.ts";
+import { AgentRoles } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
 import { changeChild } from "./change-child.ts";
@@ -73,6 +73,7 @@ import { describePlaces } from "./host-losses.ts";
 import { assertEpochs } from "./no-epochs.ts";
 import { resizeDisk } from "./resize-disk.ts";
 import { RoleCommands } from "./role-commands.ts";
+import type { RoleSurroundings } from "./role-parts.ts";
 import { StallWatch } from "./stall-watch.ts";
 import { StateWatch } from "./state-watch.ts";
 import { StoredVmStates } from "./stored-vm-states.ts";
@@ -106,7 +107,7 @@ export class Agent implements AgentControl {
     options: AgentOptions,
     state: StateFile,
     images: ImageSource,
-    { sharedMark, isMarkOwn }: Pick<AgentRolesOptions, "sharedMark" | "isMarkOwn">,
+    { sharedMark, isMarkOwn }: Pick<RoleSurroundings, "sharedMark" | "isMarkOwn">,
   ) {
     this.#options = options;
     this.#state = state;
