@@ -86,11 +86,6 @@ export class ProtectedVm {
     }
   }
 
-  /** Resolves when the VM cannot be reached any more, with the reason. */
-  get ended(): Promise<ColobusError> {
-    return this.#qmp.ended;
-  }
-
   /**
    * Whether `beginSave` is to let the VM run while its memory is written. To allow it is to have QEMU look whether it and
    * the host are capable of it. Errors: `vm-refused`, with QEMU's reason; `timed-out`, `vm-unreachable`.

@@ -148,10 +148,6 @@ export class DiskCopy {
     return this.#limit.abandoned > 0;
   }
 
-  get isWrittenThrough(): boolean {
-    return this.#isWrittenThrough;
-  }
-
   /** From now on changes are written at once, where the copy lacks nothing. */
   writeThrough(): void {
     this.#isWrittenThrough = true;

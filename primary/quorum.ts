@@ -60,10 +60,6 @@ export class Quorum implements Child {
     this.sizeBytes = options.sizeBytes;
   }
 
-  get copies(): readonly DiskCopy[] {
-    return this.#copies;
-  }
-
   /** Nothing may be under way but reads. */
   setCopies(copies: readonly DiskCopy[]): void {
     assert(

@@ -56,10 +56,6 @@ export class ActiveDisk {
     return active;
   }
 
-  get epoch(): number {
-    return this.#files.epoch;
-  }
-
   /** The disk is to have `sizeBytes`. Errors: the storage's. */
   lengthen(sizeBytes: number): void {
     this.#files.lengthen(sizeBytes);

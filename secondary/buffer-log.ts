@@ -123,10 +123,6 @@ export class BufferLog {
     }
   }
 
-  get path(): string {
-    return this.#file.path;
-  }
-
   get sizeBytes(): number {
     return this.#tailBytes;
   }

@@ -175,11 +175,6 @@ export class Image implements BlockDevice, DiskImage {
     return this.#data.end;
   }
 
-  /** Bytes of storage that the image occupies. */
-  allocatedBytes(): number {
-    return this.#file.allocatedBytes();
-  }
-
   changeMark(): string {
     return this.#file.changeMark();
   }
