@@ -202,7 +202,7 @@ export class PeerTracking {
   /** The bitmaps are about nobody any more. */
   async forget(): Promise<void> {
     await this.#record(null);
-    await this.#settling;
+    await this.#settling.settled();
     this.#peer = null;
     const trackers = this.#trackers ?? [];
     this.#trackers = undefined;

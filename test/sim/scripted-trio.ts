@@ -47,12 +47,7 @@ export class ScriptedTrio {
   }
 
   do<T>(what: string, work: () => Promise<T>): Promise<T> {
-    return this.world.runFor(
-      what,
-      new Promise<T>((resolve, reject) => {
-        this.world.schedule(0, () => void work().then(resolve, reject));
-      }),
-    );
+    return this.world.do(what, work);
   }
 
   until(what: string, condition: () => boolean): Promise<void> {
