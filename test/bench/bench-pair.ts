@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { statusSchema, type Status } from "../../proto/control-api.ts";
-import type { Durability, Mode, WaitCondition } from "../../proto/words.ts";
+import type { AckPolicy, Durability, Mode, WaitCondition } from "../../proto/words.ts";
 import { ControlClient } from "../../shared/control/api-client.ts";
 import type { DelayFigures } from "../../shared/host/event-loop-delay.ts";
 import { writeFilledImage, type CheckpointTimes, type FailoverContestant, type SecondaryExport } from "./contestant.ts";
@@ -24,6 +24,8 @@ export interface PairOptions {
   readonly durability: Durability;
   /** Default `colo`. In `shared` both sides have one image. */
   readonly mode?: Mode;
+  /** Default: the mode's. */
+  readonly ack?: AckPolicy;
   /** How many disks. Default 1. */
   readonly disks?: number;
   /** Images without holes. Default false: they are empty. */
@@ -43,11 +45,19 @@ type BenchFormat = "raw" | "qcow2";
 const run = promisify(execFile);
 
 /** What a pair is called in tables. */
-export function pairName(durability: Durability, mode: Mode = "colo", format: BenchFormat = "raw"): string {
-  const words = format === "raw" ? [] : [format];
-  return ["Colobus", ...(mode === "colo" ? [] : [mode]), ...words, ...(durability === "power" ? ["power"] : [])].join(
-    ", ",
-  );
+export function pairName(
+  durability: Durability,
+  mode: Mode = "colo",
+  format: BenchFormat = "raw",
+  ack?: AckPolicy,
+): string {
+  const words = [
+    ...(mode === "colo" ? [] : [mode]),
+    ...(format === "raw" ? [] : [format]),
+    ...(ack === undefined ? [] : [ack]),
+    ...(durability === "power" ? ["power"] : []),
+  ];
+  return ["Colobus", ...words].join(", ");
 }
 
 /** A primary and a secondary agent as two processes on this machine, for measurements. */
@@ -60,7 +70,7 @@ export class BenchPair implements FailoverContestant {
   readonly #agents = new Map<Side, ChildProcess>();
 
   private constructor(options: PairOptions, port: number) {
-    this.name = pairName(options.durability, options.mode, options.format);
+    this.name = pairName(options.durability, options.mode, options.format, options.ack);
     this.directory = makeDirectory(options.parent);
     this.#options = options;
     this.#port = port;
@@ -237,8 +247,9 @@ export class BenchPair implements FailoverContestant {
     const directory = join(this.directory, side);
     const disks = this.#disks.flatMap((disk) => ["--disk", `${disk}=${this.#locationOf(side, disk)}`]);
     const places = ["--run", directory, "--state", join(directory, "state"), ...disks];
-    const { isProbed = false, durability, mode = "colo" } = this.#options;
-    const common = ["--mode", mode, "--durability", durability, "--log-level", "error"];
+    const { isProbed = false, durability, mode = "colo", ack } = this.#options;
+    const acks = ack === undefined ? [] : ["--ack", ack];
+    const common = ["--mode", mode, "--durability", durability, ...acks, "--log-level", "error"];
     const nodeFlags = isProbed ? PROBE_FLAGS : [];
     const { launcher } = this.#options.link ?? LOOPBACK;
     const command = [...launcher, process.execPath, ...nodeFlags, CLI, role, ...places, ...flags, ...common];

@@ -2,10 +2,10 @@
  * Our pair beside QEMU's and beside servers without replication: the same loads on filled disks of 1 GiB at most, in turns,
  * in another order each round. All copies are on this machine and share its processors.
  *
- * Both pairs take a checkpoint after each load, so that each begins with empty overlays, and in the last load also every
- * 100 ms. A comparison is the median over the rounds of the two figures' ratio within a round.
+ * Pairs that take checkpoints take one after each load, so that each begins with empty overlays, and in the last load also
+ * every 100 ms. A comparison is the median over the rounds of the two figures' ratio within a round.
  */
-import { DURABILITIES, type Durability, type Mode } from "../../proto/words.ts";
+import { DURABILITIES, type AckPolicy, type Durability, type Mode } from "../../proto/words.ts";
 import { BenchPair, pairName } from "./bench-pair.ts";
 import { checkpointEvery } from "./checkpoint-every.ts";
 import { isReplicated, type Contestant, type ReplicatedContestant } from "./contestant.ts";
@@ -30,8 +30,10 @@ import { explained, namedWithLoss, Seat, stopAll } from "./seat.ts";
 const MIB = 1024 * 1024;
 /** Where there is room for those of all contestants at once. */
 const DISK_BYTES_MAX = 1024 * MIB;
+/** What guests of a pair without epochs wait for: that a write has arrived on the secondary, or is in its image. */
+const MIRROR_ACKS = ["received", "applied"] as const satisfies readonly AckPolicy[];
 /** Two of each of the pairs, and one of each of the servers. */
-const COPIES = 2 * 5 + PLAIN_SERVERS.length;
+const COPIES = 2 * (5 + MIRROR_ACKS.length) + PLAIN_SERVERS.length;
 const RAMP_SECONDS = 1;
 
 interface NamedWorkload extends Workload {
@@ -63,6 +65,7 @@ const OURS = pairName("process");
 const OURS_POWER = pairName("power");
 const OURS_MC = pairName("process", "mc");
 const OURS_MC_POWER = pairName("power", "mc");
+const OURS_MIRRORS = MIRROR_ACKS.map((ack) => pairName("process", "mirror", "raw", ack));
 /** What can be compared; undefined where there is none. */
 const COMPARED = {
   "requests": (sample: Sample) => sample.requestsPerSecond,
@@ -93,6 +96,10 @@ const COMPARISONS: readonly {
   { workload: EVERY_100_MS, ours: OURS_MC, other: OURS, figure: "the secondary's CPU for a request" },
   { workload: EVERY_100_MS, ours: OURS_MC_POWER, other: OURS_POWER },
   { workload: EVERY_100_MS, ours: OURS_MC_POWER, other: OURS_POWER, figure: "checkpoints" },
+  ...OURS_MIRRORS.flatMap((ours) => [
+    { workload: "randwrite 4k qd1", ours, other: "qemu-nbd" } as const,
+    { workload: "randwrite 4k qd32", ours, other: "qemu-nbd" } as const,
+  ]),
 ];
 
 interface Sample extends Load {
@@ -117,8 +124,8 @@ interface Turn {
 }
 
 export async function measurePeers({ place, rounds, seconds }: Setting): Promise<Measured> {
-  const { pairs, servers } = seatsIn(place.directory, diskBytesIn(place, COPIES, DISK_BYTES_MAX), seconds);
-  const seats = [...pairs, ...servers];
+  const { pairs, others } = seatsIn(place.directory, diskBytesIn(place, COPIES, DISK_BYTES_MAX), seconds);
+  const seats = [...pairs, ...others];
   const samples: Samples = new Map(
     WORKLOADS.flatMap((workload) => seats.map((seat) => [sampleKey(workload.name, seat.name), new Map()])),
   );
@@ -169,7 +176,7 @@ function seatsIn(
   parent: string,
   sizeBytes: number,
   seconds: number,
-): { readonly pairs: readonly Seat<ReplicatedContestant>[]; readonly servers: readonly Seat<Contestant>[] } {
+): { readonly pairs: readonly Seat<ReplicatedContestant>[]; readonly others: readonly Seat<Contestant>[] } {
   const seat = <T extends Contestant>(name: string, start: () => Promise<T>): Seat<T> =>
     new Seat(name, async () => {
       const contestant = await start();
@@ -191,7 +198,29 @@ function seatsIn(
       ...DURABILITIES.flatMap((durability) => [ours(durability, "colo"), ours(durability, "mc")]),
       seat<ReplicatedContestant>(QEMU_PAIR, () => QemuPair.start(parent, sizeBytes)),
     ],
-    servers: PLAIN_SERVERS.map((name) => seat(name, () => PlainServer.start(name, parent, sizeBytes))),
+    others: [
+      ...MIRROR_ACKS.map((ack, index) =>
+        seat<Contestant>(OURS_MIRRORS[index] ?? "", async () =>
+          withoutCheckpoints(
+            await BenchPair.start({ parent, sizeBytes, durability: "process", mode: "mirror", ack, isFilled: true }),
+          ),
+        ),
+      ),
+      ...PLAIN_SERVERS.map((name) => seat<Contestant>(name, () => PlainServer.start(name, parent, sizeBytes))),
+    ],
+  };
+}
+
+/** A pair that takes none: there is nothing to be done after a load but to wait until everything is on both sides. */
+function withoutCheckpoints(pair: BenchPair): Contestant {
+  const { name, uris, processes } = pair;
+  return {
+    name,
+    uris,
+    processes,
+    idle: () => pair.idle(),
+    explain: () => pair.explain(),
+    stop: () => pair.stop(),
   };
 }
 
@@ -288,7 +317,7 @@ function memoryPeaks(
     for (const { peakMib } of WORKLOADS.flatMap((workload) => taken(samples.get(sampleKey(workload.name, name))))) {
       for (const [process, mib] of Object.entries(peakMib)) peaks.set(process, Math.max(mib, peaks.get(process) ?? 0));
     }
-    const isOurs = [OURS, OURS_POWER, OURS_MC, OURS_MC_POWER].includes(name);
+    const isOurs = [OURS, OURS_POWER, OURS_MC, OURS_MC_POWER, ...OURS_MIRRORS].includes(name);
     return [...peaks].map(([process, mib]) => ({ what: `${name}: ${process}`, mib, isOurs }));
   });
 }

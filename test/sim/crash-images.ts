@@ -1,6 +1,7 @@
 import type { Durability } from "../../proto/words.ts";
 import { bufferFailoverStage, failoverStage } from "./crash-failover.ts";
-import { primaryStage } from "./crash-primary.ts";
+import { mirrorPrimaryStage, primaryStage } from "./crash-primary.ts";
+import { mirrorStage } from "./crash-mirror.ts";
 import { rejoinStage } from "./crash-rejoin.ts";
 import type { CrashStage } from "./crash-scene.ts";
 import { bufferStage, secondaryStage } from "./crash-secondary.ts";
@@ -24,6 +25,8 @@ export const CRASH_STAGES: readonly CrashStage[] = [
   rejoinStage,
   bufferStage,
   bufferFailoverStage,
+  mirrorStage,
+  mirrorPrimaryStage,
 ];
 
 export interface CrashTotals {

@@ -45,7 +45,14 @@ const DRAIN_MS = 2_000;
 export const primaryStage: CrashStage<Operation> = {
   name: "primary",
   operations: OPERATIONS,
-  set: (seed, durability) => new PrimaryScene(seed, durability),
+  set: (seed, durability) => new PrimaryScene(seed, durability, "colo"),
+};
+
+/** The same of a pair without epochs. */
+export const mirrorPrimaryStage: CrashStage<Operation> = {
+  name: "mirror-primary",
+  operations: OPERATIONS.filter((operation) => operation !== "checkpoint"),
+  set: (seed, durability) => new PrimaryScene(seed, durability, "mirror"),
 };
 
 class PrimaryScene implements CrashScene<Operation> {
@@ -56,8 +63,10 @@ class PrimaryScene implements CrashScene<Operation> {
   #fresh = 0;
   #marked = 0;
 
-  constructor(seed: number, durability: Durability) {
+  constructor(seed: number, durability: Durability, mode: "colo" | "mirror") {
     this.#scripted = new ScriptedPair(seed, durability, {
+      mode,
+      ...(mode === "mirror" ? { access: "read-only" } : {}),
       disks: DISKS,
       clusterBytes: CLUSTER_BYTES,
       peerTimeoutMs: PEER_TIMEOUT_MS,

@@ -83,7 +83,7 @@ export class LifeFailover {
     if (status.protection.reason === "held") await this.#scene.pair.secondary.agent?.startAlone();
     const contents = await this.#guest.readContents();
     this.#recovered = contents !== undefined;
-    if (contents !== undefined && !hadGuest) this.#scene.model.checkPromoted(contents);
+    if (contents !== undefined && !hadGuest) this.#scene.model.checkMoment(contents);
   }
 
   async #losePrimary(force: boolean): Promise<void> {
@@ -189,7 +189,7 @@ export class LifeFailover {
     assert(this.#recovered || pair.secondary.agent === undefined, "the promoted side was not read back");
     if (calls.count("write") === 0) {
       const contents = await this.#guest.readContents();
-      if (contents !== undefined) this.#scene.model.checkPromoted(contents);
+      if (contents !== undefined) this.#scene.model.checkMoment(contents);
     }
     for (let crash = 0; crash <= crashes; crash += 1) {
       await this.#slowDown();

@@ -73,6 +73,15 @@ export class MirrorStream {
     }
   }
 
+  /** What a failover has to return, as one comparable text. */
+  describePromises(): string {
+    const followed = [...this.#followed].map(([epoch, { sent, isOpen }]) => {
+      const writes = sent.map(({ disk, write: { offset, length }, isTold }) => [disk, offset, length, isTold]);
+      return [epoch, isOpen, writes];
+    });
+    return JSON.stringify([this.#promisedEpoch, followed]);
+  }
+
   #isOldestOpen(epoch: number): boolean {
     for (const [other, { isOpen }] of this.#followed) if (isOpen && other < epoch) return false;
     return true;

@@ -150,7 +150,8 @@ export class PairModel implements PairObserver {
   describePromises(): string {
     const sets = [this.#commitsAsked, this.#discardsAsked, this.#discarded, this.#prepared];
     const epochs = [this.#lastClosed, this.committed, this.#committedAnswered];
-    return JSON.stringify([epochs, ...sets.map((set) => [...set]), this.view.map((disk) => disk.describeDoubt())]);
+    const view = this.view.map((disk) => disk.describeDoubt());
+    return JSON.stringify([epochs, ...sets.map((set) => [...set]), view, this.#stream?.describePromises()]);
   }
 
   #close(epoch: number): void {
@@ -282,8 +283,8 @@ export class PairModel implements PairObserver {
     for (const asked of [this.#prepared, this.#discardsAsked, this.#commitsAsked]) asked.clear();
   }
 
-  /** Nobody has written since the promotion. */
-  checkPromoted(contents: readonly Buffer[]): void {
+  /** What the secondary shows is of one moment, as far as a pair without epochs promises that; nobody has written to it. */
+  checkMoment(contents: readonly Buffer[]): void {
     this.#stream?.checkPrefix(this.committed, contents);
   }
 

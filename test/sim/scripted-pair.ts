@@ -4,6 +4,7 @@ import type { BlockDevice } from "../../shared/block/block-device.ts";
 import { bufferedBytes, checkpointsUntilApplied } from "./buffered-bytes.ts";
 import { Calls, type Outcome } from "./calls.ts";
 import { ModelWrite, type DiskModel } from "./disk-model.ts";
+import { MirrorStream } from "./mirror-stream.ts";
 import { PairModel } from "./pair-model.ts";
 import { imagePath, makePair, type Pair, type PairDisk, type PairMember, type PairOptions } from "./pair.ts";
 import type { SeededRandom } from "./seeded-random.ts";
@@ -54,7 +55,8 @@ export class ScriptedPair {
     this.disks = options.disks ?? DISKS;
     this.options = { ...OPTIONS, ...options };
     const contents = this.disks.map(({ sizeBytes }) => this.#random.bytes(sizeBytes));
-    this.model = new PairModel(this.disks, contents, () => undefined);
+    const stream = this.options.mode === "mirror" ? new MirrorStream({ ack: this.options.ack, durability }) : undefined;
+    this.model = new PairModel(this.disks, contents, () => undefined, stream);
     this.pair = makePair(
       this.world,
       { ...this.options, durability },
@@ -201,8 +203,13 @@ export class ScriptedPair {
         : device?.write(write.data, offset, { fua }),
     );
     write.settled = outcome.kind === "done";
+    if (write.settled && by === this.pair.primary && this.#isEstablished) this.model.acknowledged(index, write);
     if (write.settled && fua) this.model.guest[index]?.flushed(new Set([write]));
     return outcome;
+  }
+
+  get #isEstablished(): boolean {
+    return this.pair.primary.agent?.status().peers[0]?.replication === "Established";
   }
 
   async guestFlush(index: number, by: PairMember = this.pair.primary): Promise<Outcome<unknown>> {
@@ -248,12 +255,15 @@ export class ScriptedPair {
     const epoch = agent?.status().epoch;
     assert(epoch !== undefined, "the secondary does not run");
     this.model.observeSecondary(epoch);
+    const contents: Buffer[] = [];
     for (const [index, disk] of this.disks.entries()) {
       if (epoch.committed === 0) break;
       const content = Buffer.alloc(disk.sizeBytes);
       await this.pair.secondary.device(disk)?.read(content, 0);
       this.model.view[index]?.check(content, 0, `${disk.name} at epoch ${epoch.committed}`);
+      contents.push(content);
     }
+    if (contents.length > 0) this.model.checkMoment(contents);
     return epoch.committed;
   }
 
@@ -279,6 +289,27 @@ export class ScriptedPair {
   }
 
   async #recover(): Promise<void> {
+    if (this.options.mode === "mirror") await this.#untilFollowing();
+    else await this.#untilCommitted();
+    for (const disk of this.disks) {
+      const [primary, secondary] = [this.pair.primary, this.pair.secondary].map(({ host }) =>
+        host.disk.readFile(imagePath(disk)),
+      );
+      assert(primary !== undefined && secondary?.equals(primary) === true, `the copies of ${disk.name} differ`);
+    }
+  }
+
+  /** Without epochs: everything is in the secondary's images, and what comes is. */
+  async #untilFollowing(): Promise<void> {
+    await this.wait("synced");
+    await this.until("the pair to be protected", () => {
+      const status = this.pair.primary.agent?.status();
+      return status?.protection.state === "Protected" && status.peers[0]?.lagBytes === 0;
+    });
+    await this.lookAtView();
+  }
+
+  async #untilCommitted(): Promise<void> {
     // Until the primary has noticed the loss of power, it waits for the dead session.
     let taken = false;
     for (let attempt = 0; attempt < ATTEMPTS_MAX && !taken; attempt += 1) {
@@ -289,12 +320,6 @@ export class ScriptedPair {
     for (let left = checkpointsUntilApplied(this.options); left > 0; left -= 1) await this.checkpoint();
     if (this.options.mode === "mc") {
       await this.until("the base to have it", () => bufferedBytes(this.pair.secondary) === 0);
-    }
-    for (const disk of this.disks) {
-      const [primary, secondary] = [this.pair.primary, this.pair.secondary].map(({ host }) =>
-        host.disk.readFile(imagePath(disk)),
-      );
-      assert(primary !== undefined && secondary?.equals(primary) === true, `the copies of ${disk.name} differ`);
     }
   }
 
