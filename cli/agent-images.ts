@@ -93,6 +93,8 @@ export class AgentImages implements ImageSource {
       const { sizeBytes } = disk;
       return new NbdImage({ ...this.#imageOptions(disk.image, parsed), sizeBytes: sizeBytes ?? undefined });
     }
+    // It may have been made longer for a resize that is still to come.
+    if (disk.sizeBytes !== null && connected.sizeBytes > disk.sizeBytes) connected.cutTo(disk.sizeBytes);
     assertSizeAsRecorded(disk, connected.sizeBytes);
     this.#connected.delete(disk.image);
     return connected;
@@ -120,7 +122,14 @@ export class AgentImages implements ImageSource {
   }
 
   async grow(location: string, sizeBytes: number): Promise<void> {
-    return this.#files.grow(location, sizeBytes);
+    const parsed = parseImageLocation(location);
+    if (parsed.kind === "file") return this.#files.grow(location, sizeBytes);
+    const image = await NbdImage.connect({ ...this.#imageOptions(location, parsed), sizeBytes: undefined });
+    try {
+      await image.grow(sizeBytes);
+    } finally {
+      image.close();
+    }
   }
 
   async #prepareOwn(disk: StateRecord["disks"][number], parsed: ServedLocation): Promise<void> {

@@ -85,6 +85,11 @@ export interface Child extends Omit<BlockDevice, "openWrite"> {
    */
   readonly grow?: ((sizeBytes: number) => Promise<void>) | undefined;
   /**
+   * Undoes `grow` of a disk that keeps its `sizeBytes` after all: nothing but zeroes was written behind them. Durable when the
+   * promise resolves. Errors: the storage's. There where `grow` is, unless the disk has nobody to grow with.
+   */
+  readonly ungrow?: ((sizeBytes: number) => Promise<void>) | undefined;
+  /**
    * Makes everything durable, and gives the image back until the next request, which opens it again: meanwhile another
    * host may take it over. Nothing may be under way. Errors: `io-error`; it is not given back then. Absent where the image
    * is this host's alone.

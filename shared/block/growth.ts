@@ -46,7 +46,7 @@ export async function growRecorded(
 
 /** Finishes what an earlier process had begun; or gives it up, where the image cannot grow any more. Errors: those of the record. */
 export async function finishGrowths(state: StateFile, images: ImageSource, log: Log): Promise<void> {
-  for (const { name, image, growsTo } of state.record.disks) {
+  for (const { name, image, growsTo, quorum } of state.record.disks) {
     if (growsTo === undefined) continue;
     try {
       await images.grow?.(image, growsTo);
@@ -58,15 +58,25 @@ export async function finishGrowths(state: StateFile, images: ImageSource, log: 
       await state.update((record) => changed(record, name, withoutPlan));
       continue;
     }
+    for (const child of quorum?.children ?? []) {
+      try {
+        if (child.image !== null) await images.grow?.(child.image, growsTo);
+      } catch (error) {
+        log.warn(
+          { disk: name, child: child.name, reason: asColobusError(error) },
+          "a copy of a disk that was resized cannot be made longer: it is broken until it is",
+        );
+      }
+    }
     await state.update((record) => grown(record, name));
   }
 }
 
-/** Only a file, or a block device, is as long as this side makes it, or finds it. */
+/** Two hosts would have to make it longer at once. */
 export function cannotGrow(disk: string): ColobusError {
   return new ColobusError(
     "not-supported",
-    `the image of disk ${disk} lies behind a server, or on a shared disk: it cannot be made longer while it is used`,
+    `disk ${disk} is a shared one: it cannot be made longer while it is used`,
     'See docs/operations.md, "Grow a disk", for how such an image is made longer.',
   );
 }

@@ -29,6 +29,8 @@ export class Image implements BlockDevice, DiskImage {
   /** For an image that two hosts use: how to open it for requests, and otherwise. */
   readonly #use: SharedUse | undefined;
   #isTaken: boolean;
+  /** A `grow` has made the file longer. */
+  #isLengthened = false;
   /** A stretch without holes: to find its end takes some file systems as long as it has pages. */
   #data = { start: 0, end: 0 };
   /** The sync that runs. */
@@ -155,10 +157,26 @@ export class Image implements BlockDevice, DiskImage {
   async grow(sizeBytes: number): Promise<void> {
     const file = this.#taken;
     assertSize(file.path, sizeBytes);
-    if (file.sizeBytes() < sizeBytes) lengthen(file, sizeBytes);
-    await this.syncOwn();
+    const formerBytes = file.sizeBytes();
+    if (formerBytes < sizeBytes) lengthen(file, sizeBytes);
+    try {
+      await this.syncOwn();
+    } catch (error) {
+      if (formerBytes < sizeBytes) file.truncate(formerBytes);
+      throw error;
+    }
+    if (formerBytes < sizeBytes) this.#isLengthened = true;
     this.#data = { start: 0, end: 0 };
     this.#sizeBytes = Math.max(this.#sizeBytes, sizeBytes);
+  }
+
+  async ungrow(sizeBytes: number): Promise<void> {
+    this.#data = { start: 0, end: 0 };
+    this.#sizeBytes = sizeBytes;
+    // A device is as long as its maker has made it.
+    if (!this.#isLengthened) return;
+    this.#taken.truncate(sizeBytes);
+    await this.syncOwn();
   }
 
   #isData(offset: number): boolean {

@@ -34,6 +34,11 @@ export interface StreamSource {
    * what it had answered, and no flush had covered, is lost then.
    */
   wasKilled(): Promise<boolean>;
+  /**
+   * Makes what the server serves longer, where that is this agent's to do; streams are dialled again afterwards. Errors:
+   * `not-found` without qemu-img, `io-error`; it is as long as it was then. Absent where it is somebody else's.
+   */
+  grow?(sizeBytes: number): Promise<void>;
   /** Ends whatever was started to have a server. Resolves when nothing of it is left; `dial` may start it again. */
   stop(): Promise<void>;
   /**

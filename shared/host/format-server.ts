@@ -17,6 +17,7 @@ import { ColobusError } from "../../proto/errors.ts";
 import { FORMAT_SERVER_START_MS, FORMAT_SERVER_STOP_MS } from "../../proto/limits.ts";
 import type { ByteStream, StreamSource } from "./byte-stream.ts";
 import { foreignImageOptions, formatFault, type FormatImage } from "./format-fault.ts";
+import { growFormatImage } from "./grow-format-image.ts";
 import type { Log } from "./log.ts";
 import { dialAddress } from "./node-byte-stream.ts";
 import { errnoOf, fsError } from "./os-error.ts";
@@ -66,6 +67,8 @@ export class FormatServer implements StreamSource {
   /** An earlier process of the agent has left a server, which may still have the image. */
   #isInherited = false;
   #earlier: Promise<boolean> | undefined;
+  /** The image is being made longer: there is no server meanwhile. */
+  #growing: Promise<void> | undefined;
 
   constructor(options: FormatServerOptions) {
     assertUnixSocketPath(options.socketPath);
@@ -74,6 +77,7 @@ export class FormatServer implements StreamSource {
   }
 
   async dial(signal: AbortSignal): Promise<ByteStream> {
+    await this.#growing?.catch(() => undefined); // who has it grow is told
     await this.stop();
     await this.wasKilled();
     // The server of an earlier process gives its socket up before the image.
@@ -108,6 +112,22 @@ export class FormatServer implements StreamSource {
       await pause(RETRY_MS);
     }
     return false;
+  }
+
+  async grow(sizeBytes: number): Promise<void> {
+    const growing = this.#grow(sizeBytes);
+    this.#growing = growing;
+    try {
+      await growing;
+    } finally {
+      this.#growing = undefined;
+    }
+  }
+
+  async #grow(sizeBytes: number): Promise<void> {
+    await this.stop();
+    await this.wasKilled();
+    await growFormatImage(this.#options, sizeBytes);
   }
 
   async stop(): Promise<void> {

@@ -14,7 +14,7 @@ const RELIED_ON =
 export interface ExportUse {
   /** What to call the image in messages. */
   readonly name: string;
-  /** The size that it must have; undefined: whatever it has. */
+  /** The size that it must have at least: it may be made longer before its disk is. undefined: whatever it has. */
   readonly sizeBytes: number | undefined;
   /** The export of the connection before; undefined: there was none. */
   readonly before: ServerExport | undefined;
@@ -30,7 +30,7 @@ export interface ExportUse {
 export function assertUsable(exported: ServerExport, use: ExportUse): void {
   const { name, before, isReadOnly } = use;
   const { sizeBytes, flags, blockBytes } = exported;
-  if (use.sizeBytes !== undefined && sizeBytes !== use.sizeBytes) {
+  if (use.sizeBytes !== undefined && sizeBytes < use.sizeBytes) {
     throw new ColobusError(
       "image-changed",
       `${name} has ${sizeBytes} bytes, and the disk has ${use.sizeBytes}`,

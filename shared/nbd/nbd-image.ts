@@ -37,7 +37,7 @@ const ZEROES = Buffer.alloc(1024 * 1024);
 export interface NbdImageOptions {
   readonly source: StreamSource;
   readonly exportName: string;
-  /** The size that the export must have; undefined: whatever it has. */
+  /** The disk's size, which the export must have at least; undefined: what it has is the disk's. */
   readonly sizeBytes: number | undefined;
   /** The server is connected when there is something to ask it. Default: at once. */
   readonly onDemand?: boolean;
@@ -204,6 +204,42 @@ export class NbdImage implements DiskImage {
     return extents;
   }
 
+  /**
+   * An export of a server of somebody else's has to be that long already, so it may be asked for anew. What is on the way
+   * meanwhile goes to the next connection.
+   */
+  async grow(sizeBytes: number): Promise<void> {
+    if (this.sizeBytes >= sizeBytes) return this.syncOwn();
+    await this.syncOwn();
+    await this.ready();
+    if (this.#exportedBytes < sizeBytes) {
+      this.#client.leave();
+      await this.#source.grow?.(sizeBytes);
+      await this.ready();
+    }
+    if (this.#exportedBytes < sizeBytes) {
+      throw new ColobusError(
+        "not-supported",
+        `${this.#source.name} has ${this.#exportedBytes} bytes, and is made longer by whoever serves it`,
+        "Make it longer there first, and have its server say so; then resize again.",
+      );
+    }
+    await this.syncOwn();
+    this.#sizeBytes = sizeBytes;
+  }
+
+  /** The export stays as long as it is. */
+  ungrow(sizeBytes: number): Promise<void> {
+    this.#sizeBytes = sizeBytes;
+    return Promise.resolve();
+  }
+
+  /** The disk has these bytes of what is exported. */
+  cutTo(sizeBytes: number): void {
+    assert(this.sizeBytes >= sizeBytes, "an export has room for its disk");
+    this.#sizeBytes = sizeBytes;
+  }
+
   get hasLostWrites(): boolean {
     return this.#lost !== undefined;
   }
@@ -256,6 +292,10 @@ export class NbdImage implements DiskImage {
   close(): void {
     this.#client.close();
     void this.#source.stop();
+  }
+
+  get #exportedBytes(): number {
+    return this.#exported?.sizeBytes ?? 0;
   }
 
   #connected(): Promise<void> {
@@ -380,7 +420,7 @@ export class NbdImage implements DiskImage {
       isReadOnly: this.#isReadOnly,
       isShared: this.#isShared,
     });
-    this.#sizeBytes = exported.sizeBytes;
+    this.#sizeBytes ??= exported.sizeBytes;
     this.#exported = exported;
     this.#maxPayload = Math.min(exported.maxPayloadBytes, NBD_CLIENT_PAYLOAD_BYTES_MAX);
   }

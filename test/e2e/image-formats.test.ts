@@ -1,5 +1,5 @@
 /** Disks of other formats: agents with qemu-nbd behind them, which is killed, and dies with them. */
-import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { AgentPair, freePort, MIB, type AgentUnderTest, type PairOptions } from "../support/agent-pair.ts";
@@ -135,6 +135,26 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     expect(compared.toString()).toContain("identical");
     await Promise.all([primary.start(), secondary.start()]);
     expectSame(await readDisk(primary.uri()), expected);
+  });
+
+  it("grows on both sides under load, and is as large after a crash", async () => {
+    const pair = await qcow2Pair();
+    const { primary, secondary } = pair;
+    await pair.start();
+    const load = fio(primary.uri(), "--size=48M", "--io_size=48M", "--rate_iops=2500", "--verify=crc32c");
+    load.catch(() => undefined); // it is awaited below
+    await primary.get("resize", "vda", String(2 * SIZE));
+    await load;
+    await qemuIo(primary.uri(), `write -P 0x66 ${2 * SIZE - MIB} 1M`, "flush");
+    await pair.checkpoint();
+    await primary.crash();
+    await primary.start();
+    await pair.untilProtected();
+    await qemuIo(primary.uri(), `read -P 0x66 ${2 * SIZE - MIB} 1M`, `read -P 0 ${SIZE} 1M`);
+    await qemuIo(secondary.uri(), `read -P 0x66 ${2 * SIZE - MIB} 1M`);
+    expectSame(await readDisk(secondary.uri()), await readDisk(primary.uri()));
+    await primary.stop();
+    await tool("qemu-img", "check", "-q", pair.imagePath("a"));
   });
 
   it("goes on after a clean restart of both sides without sending everything again", async () => {
@@ -300,5 +320,43 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     expect(statSync(pair.imagePath("b")).mode & 0o777).toBe(0o600);
     const info = await tool("qemu-img", "info", "-U", "--output=json", pair.imagePath("b"));
     expect(JSON.parse(info.toString())).toMatchObject({ "format": "qcow2", "virtual-size": SIZE });
+  });
+});
+
+describe.runIf(requirePeers("qemu-nbd", "qemu-io"))("a disk on an NBD server", () => {
+  it("grows once its image was made longer there, and has the first part of it until then", async () => {
+    const root = scratchDirectory();
+    const [image, socket] = [join(root, "a.img"), join(root, "a.sock")];
+    writeFileSync(image, "");
+    truncateSync(image, SIZE);
+    const serve = async (): Promise<ToolProcess> => {
+      const server = new ToolProcess("qemu-nbd", ["-f", "raw", "-k", socket, "-t", image]);
+      await server.untilListening(socket);
+      return server;
+    };
+    const server = await serve();
+    const uri = `nbd+unix:///?socket=${socket}`;
+    const pair = await AgentPair.create({
+      disks: { vda: SIZE },
+      imageOf: (path) => (path.includes("/a/") ? uri : path),
+    });
+    const { primary, secondary } = pair;
+    await pair.start();
+    await qemuIo(primary.uri(), "write -P 1 0 1M");
+    const early = await primary.ask<ErrorDocument>("resize", "vda", String(2 * SIZE));
+    expect(early).toMatchObject({ code: 1, json: { error: { code: "not-supported" } } });
+    expect(early.json.error.action).toContain("resize again");
+    await server.end();
+    truncateSync(image, 2 * SIZE);
+    await serve();
+    await qemuIo(primary.uri(), "read -P 1 0 1M", "write -P 2 1M 1M");
+    expect((await primary.status()).disks[0]?.sizeBytes).toBe(SIZE);
+    await primary.stop();
+    await primary.start();
+    await primary.get("resize", "vda", String(2 * SIZE));
+    await qemuIo(primary.uri(), `write -P 3 ${2 * SIZE - MIB} 1M`, "read -P 2 1M 1M");
+    await pair.untilProtected();
+    await pair.checkpoint();
+    await qemuIo(secondary.uri(), `read -P 3 ${2 * SIZE - MIB} 1M`, "read -P 1 0 1M");
   });
 });

@@ -85,12 +85,17 @@ export class ServedImages implements ImageSource {
   create(location: string, sizeBytes: number): Promise<void> {
     return this.#files.create(location, sizeBytes);
   }
+
+  grow(location: string, sizeBytes: number): Promise<void> {
+    return this.#files.grow(location, sizeBytes);
+  }
 }
 
 class ServedFile implements StreamSource {
   readonly name: string;
   readonly #options: ServedImagesOptions;
   #session: ServerSession | undefined;
+  #growing: Promise<void> | undefined;
 
   constructor(options: ServedImagesOptions, path: string) {
     this.#options = options;
@@ -98,6 +103,7 @@ class ServedFile implements StreamSource {
   }
 
   async dial(): Promise<ByteStream> {
+    await this.#growing?.catch(() => undefined); // who has it grow is told
     await this.#session?.gone;
     const { process, killed } = this.#options;
     killed.delete(this.name);
@@ -108,6 +114,14 @@ class ServedFile implements StreamSource {
 
   wasKilled(): Promise<boolean> {
     return Promise.resolve(false);
+  }
+
+  grow(sizeBytes: number): Promise<void> {
+    const growing = this.stop().then(() => new FileImages(this.#options.process.storage).grow(this.name, sizeBytes));
+    this.#growing = growing;
+    return growing.finally(() => {
+      this.#growing = undefined;
+    });
   }
 
   async stop(): Promise<void> {

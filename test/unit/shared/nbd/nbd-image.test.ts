@@ -327,7 +327,7 @@ describe("a server that ends", () => {
   });
 
   it.each<[string, ErrorCode, (server: FakeNbdServer) => void]>([
-    ["another size", "image-changed", (server) => (server.sizeBytes = SIZE * 2)],
+    ["too few bytes", "image-changed", (server) => (server.sizeBytes = SIZE / 2)],
     ["no more flushes", "not-supported", (server) => (server.flags &= ~TRANSMISSION_FLAG.SEND_FLUSH)],
     ["no more zeroes", "image-changed", (server) => (server.flags &= ~TRANSMISSION_FLAG.SEND_WRITE_ZEROES)],
     ["only reads", "read-only", (server) => (server.flags |= TRANSMISSION_FLAG.READ_ONLY)],
@@ -549,5 +549,45 @@ describe("a server that breaks the protocol", () => {
 
   it.each(ofStatus)("by %s in answer to a block status is left, and asked again", async (_, reply) => {
     await survives(COMMAND.BLOCK_STATUS, reply);
+  });
+
+  it("has the first part of an export that was made longer, until the disk grows", async () => {
+    const bench = await connected();
+    const { image, server } = bench;
+    await image.write(Buffer.alloc(512, 7), 0, PLAIN);
+    server.content = Buffer.concat([server.content, Buffer.alloc(SIZE, 1)]);
+    server.durable = Buffer.concat([server.durable, Buffer.alloc(SIZE, 1)]);
+    server.sizeBytes = 2 * SIZE;
+    server.hangUp();
+    await redial(bench);
+    expect((await read(image, 0, 512))[0]).toBe(7);
+    expect(image.sizeBytes).toBe(SIZE);
+    await image.grow(2 * SIZE);
+    expect(image.sizeBytes).toBe(2 * SIZE);
+    expect((await read(image, 2 * SIZE - 512, 512))[0]).toBe(1);
+    await image.ungrow(SIZE);
+    expect(image.sizeBytes).toBe(SIZE);
+  });
+
+  it("asks anew for how long an export is when its disk is to grow, and says who makes it longer", async () => {
+    const bench = await connected();
+    const { image, server, clock } = bench;
+    const refusal = codeOf(image.grow(2 * SIZE));
+    await settle();
+    clock.advance(RECONNECT_MAX_MS);
+    expect(await refusal).toBe("not-supported");
+    expect(image.sizeBytes).toBe(SIZE);
+    server.content = Buffer.concat([server.content, Buffer.alloc(SIZE)]);
+    server.durable = Buffer.from(server.content);
+    server.sizeBytes = 2 * SIZE;
+    const growing = image.grow(2 * SIZE);
+    // What is asked for meanwhile goes to the next connection.
+    const writing = image.write(Buffer.alloc(512, 9), 512, PLAIN);
+    await settle();
+    clock.advance(RECONNECT_MAX_MS);
+    await growing;
+    await writing;
+    expect(image.sizeBytes).toBe(2 * SIZE);
+    expect(server.content[512]).toBe(9);
   });
 });
