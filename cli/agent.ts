@@ -446,13 +446,15 @@ export class Agent implements AgentControl {
   async job(id: string, verb: JobVerb, request?: JobRequest): Promise<JobStatus> {
     const job = this.#jobs.get(id);
     job.apply(verb, request);
-    return Promise.resolve(job.describe());
+    await job.kept();
+    return job.describe();
   }
 
   async setJobSpeed(id: string, speed: JobSpeed): Promise<JobStatus> {
     const job = this.#jobs.get(id);
     job.setSpeed(speed);
-    return Promise.resolve(job.describe());
+    await job.kept();
+    return job.describe();
   }
 
   events(afterSequence: number): AgentEvent[] {

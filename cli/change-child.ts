@@ -16,7 +16,7 @@ export async function changeChild(
   signal: AbortSignal,
 ): Promise<ChildAnswer> {
   const { verb, disk, name, image, create, timeoutMs } = request;
-  assertChildName(name);
+  if (verb !== "remove") assertChildName(name);
   if ((image === undefined) !== (verb === "remove")) {
     throw new ColobusError("usage", `a copy to ${verb} is named ${verb === "remove" ? "without" : "with"} its image`);
   }
@@ -24,8 +24,9 @@ export async function changeChild(
   const copies = primary.copies.of(disk);
   const deadline = new Deadline(clock, timeoutMs, signal);
   const change = async (): Promise<void> => {
-    if (verb !== "add") await copies.remove(name, { isReplaced: verb === "replace" });
-    if (image !== undefined) await copies.add(name, image, { create });
+    if (image === undefined) await copies.remove(name);
+    else if (verb === "add") await copies.add(name, image, { create });
+    else await copies.replace(name, image, { create });
   };
   try {
     await deadline.race(change(), `copy ${name} of disk ${disk} is not changed yet`);

@@ -44,7 +44,7 @@ export class MirrorTargets implements Targets {
     return { storage, random, directory, geometry, extentBytes, durability, fileMinBytes: dirtyFileMinBytes };
   }
 
-  pivoted(name: string, image: DiskImage, left: Promise<void>): void {
+  pivoted(name: string, image: DiskImage, left: Promise<unknown>): void {
     const { agent, state, adopted, lostSyncs, replaceImage } = this.#options;
     const index = state.record.disks.findIndex((disk) => disk.name === name);
     const disk = state.record.disks[index];
@@ -114,12 +114,13 @@ export class MirrorTargets implements Targets {
 
   #assertNotOwn(location: ImageLocation, target: string): void {
     const { agent, state } = this.#options;
-    for (const { name, image } of state.record.disks) {
-      const own = parseImageLocation(image);
-      if (isSame(own, location) || (location.kind === "nbd" && isSameServer(location, agent.exportUri(name)))) {
+    for (const { name, image, quorum } of state.record.disks) {
+      const copies = quorum?.children.flatMap((child) => child.image ?? []) ?? [];
+      const isOwn = [image, ...copies].some((own) => isSame(parseImageLocation(own), location));
+      if (isOwn || (location.kind === "nbd" && isSameServer(location, agent.exportUri(name)))) {
         throw new ColobusError(
           "image-busy",
-          `${target} is disk ${name} of this agent itself`,
+          `${target} is disk ${name} of this agent itself, or a copy of it`,
           "Name an image that nobody uses.",
         );
       }

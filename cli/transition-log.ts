@@ -45,6 +45,7 @@ const LINES: Readonly<Record<EventType, readonly [level: LogLevel, phrase: strin
   "child-sound": ["info", "a copy is sound"],
   "child-added": ["info", "a copy is added"],
   "child-removed": ["info", "a copy is removed"],
+  "child-replaced": ["info", "a copy is replaced"],
   "quorum-report-bad": ["warn", "the copies do not agree"],
   "quorum-failure": ["error", "too few copies agree"],
   "state-error": ["error", "the agent's state cannot be written"],

@@ -6,77 +6,94 @@
  * dirty bitmap in a directory of its own, in which ranges are marked before they are changed. After a crash the first copy
  * that was recorded as sound is the one to believe, and what the others may lack is what was marked.
  *
+ * One that is to take another's place stands beside it until it has everything; the record that calls it sound is the one
+ * that takes the other one out.
+ *
  * Invariants: no change is acknowledged that a copy lacks before the record says that this copy is not sound. A copy is
  * recorded as sound only when it has everything durably. One whose bitmap is not known to be whole is copied whole.
  */
-import assert from "node:assert/strict";
 import type { ChildStatus } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { QUORUM_EVENT_EVERY_MS, STATE_RETRY_MS } from "../proto/limits.ts";
+import { QUORUM_EVENT_EVERY_MS } from "../proto/limits.ts";
 import type { RecordedChild, RecordedQuorum } from "../proto/state-record.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
-import { growGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { firstClusterOf, growGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import { assertNotGrowing } from "../shared/block/growth.ts";
 import { RepeatedWork } from "../shared/host/repeated-work.ts";
-import { sleep } from "../shared/host/sleep.ts";
 import { lostSync } from "../shared/journal/lost-syncs.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
-import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
-import { assertAddable, assertRemovable } from "./child-rules.ts";
+import {
+  assertAddable,
+  assertGrowable,
+  assertRemovable,
+  assertReplaceable,
+  assertRoom,
+  unknownChild,
+} from "./child-rules.ts";
 import type { ChildrenContext } from "./children-context.ts";
+import { ChildrenRecord, identityOf } from "./children-record.ts";
 import { ChildRecovery } from "./child-recovery.ts";
+import { CopyBitmaps } from "./copy-bitmaps.ts";
+import { openCopyImage } from "./copy-image.ts";
 import { DiskCopy } from "./disk-copy.ts";
+import { forsake, leave, wordsOf, type Member } from "./disk-member.ts";
 import { replaceFollowed } from "./followed-child.ts";
-import { LateImage } from "./late-image.ts";
+import { growTogether } from "./grow-together.ts";
 import { Quorum } from "./quorum.ts";
 import { RateLimitedEvents } from "./rate-limited-events.ts";
-import { RecordedState, type StateWords } from "./recorded-state.ts";
-import { LOCAL_CHILD, newChild, newLocalChild, quorumOf, updateQuorum } from "./recorded-quorum.ts";
+import { RecordedState } from "./recorded-state.ts";
+import {
+  LOCAL_CHILD,
+  newChild,
+  newLocalChild,
+  newReplacement,
+  quorumOf,
+  updateQuorum,
+  withChild,
+} from "./recorded-quorum.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
+
+type OwnImage = Child & Partial<Pick<DiskImage, "rewritten" | "distrust">>;
+
+/** A disk whose own image another one has taken the place of. */
+export interface PivotedDisk {
+  /** What its requests go to. */
+  readonly child: Child;
+  /** Resolves when nothing is written to the image before any more. */
+  readonly left: Promise<void>;
+}
 
 export interface DiskChildrenOptions extends ChildrenContext {
   readonly disk: string;
-  /** The disk's own image. It is not closed here. */
-  readonly local: Child & Partial<Pick<DiskImage, "rewritten" | "distrust">>;
+  readonly local: OwnImage;
   readonly geometry: ClusterGeometry;
   /** `blkverify` has found a difference. */
   readonly freeze: () => void;
 }
 
-interface Member {
-  readonly copy: DiskCopy;
-  /** undefined: the disk's own. */
-  readonly image: string | undefined;
-  readonly late: LateImage | undefined;
-  recovery: ChildRecovery | undefined;
-  /** What the record says. */
-  readonly recorded: RecordedState;
-  /** It lacks nothing, and is being recorded as sound. */
-  isFinishing: boolean;
-  /** Its bitmap cannot be written, and is being recorded as worth nothing. */
-  isLosingTrack: boolean;
-  /** Its bitmap is being made. */
-  tracking: Promise<void> | undefined;
-}
-
 export class DiskChildren {
   readonly #options: DiskChildrenOptions;
   readonly #events: RateLimitedEvents;
-  #quorum: Quorum;
+  readonly #record: ChildrenRecord;
+  readonly #bitmaps: CopyBitmaps;
+  readonly #quorum: Quorum;
+  /** The disk's own image. It is not closed here. */
+  #local: OwnImage;
   #members: Member[] = [];
   #disk: ReplicatedDisk | undefined;
-  /** The record calls a copy sound, or its bitmap whole, that is not. */
-  #isOverstated = false;
-  #recording: Promise<void> | undefined;
   readonly #settling: RepeatedWork;
+  #changing: Promise<void> = Promise.resolve();
   #stopped = false;
 
   /** Opens what the record names. The bitmaps are read; images that cannot be opened yet are tried again. */
   constructor(options: DiskChildrenOptions) {
     this.#options = options;
+    this.#local = options.local;
     this.#events = new RateLimitedEvents(options.clock, QUORUM_EVENT_EVERY_MS, options.emit);
+    this.#record = new ChildrenRecord({ ...options, copies: () => this.#members });
+    this.#bitmaps = new CopyBitmaps(options);
     const { clock, log, disk, settleEveryMs } = options;
     this.#settling = new RepeatedWork({
       clock,
@@ -84,9 +101,8 @@ export class DiskChildren {
       work: () => this.#settle(),
       failed: (error) => log.warn({ disk, reason: asColobusError(error) }, "the bitmap of a copy could not be settled"),
     });
-    const recorded = this.#recordedQuorum;
     this.#quorum = this.#newQuorum();
-    const children = recorded?.children ?? [];
+    const children = quorumOf(options.state.record, options.disk)?.children ?? [];
     if (children.length < 2) return;
     const reference = Math.max(
       0,
@@ -94,12 +110,12 @@ export class DiskChildren {
     );
     this.#members = children.map((child, index) => this.#open(child, index === reference));
     this.#quorum.setCopies(this.#members.map(({ copy }) => copy));
-    this.#isOverstated = this.#looksOverstated();
+    this.#record.look();
   }
 
   /** What the disk's requests go to. */
   get child(): Child {
-    return this.#members.length > 0 ? this.#quorum : this.#options.local;
+    return this.#members.length > 0 ? this.#quorum : this.#local;
   }
 
   /** Why the disk's own image is not to be relied on by itself. */
@@ -117,18 +133,37 @@ export class DiskChildren {
     return local?.copy.dirty.dirtyClusters() ?? new ClusterBitmap();
   }
 
-  /** The image, which is the only copy, has `sizeBytes` from now on. */
+  /** Errors: `child-refused`: why not all copies can be made longer. */
+  assertMayGrow(): void {
+    assertGrowable(
+      this.#options.disk,
+      this.#members.map(({ copy }) => copy),
+    );
+  }
+
+  /** Makes the images of all copies longer. Durable when the promise resolves. Errors: why one cannot be; none is then. */
+  growImages(sizeBytes: number): Promise<void> {
+    return this.#inTurn(async () => {
+      this.assertMayGrow();
+      const images = this.#members.length === 0 ? [this.#local] : this.#members.map(({ copy }) => copy.child);
+      const { disk, clock, log, geometry } = this.#options;
+      await growTogether(images, { disk, clock, log, fromBytes: geometry.sizeBytes, toBytes: sizeBytes });
+    });
+  }
+
+  /** The images have grown, and the disk has `sizeBytes` from now on. */
   grow(sizeBytes: number): void {
-    assert(this.#members.length === 0, "a disk with further copies does not grow");
-    growGeometry(this.#options.geometry, sizeBytes);
-    this.#quorum = this.#newQuorum();
+    const { geometry } = this.#options;
+    const first = firstClusterOf(geometry, geometry.sizeBytes);
+    growGeometry(geometry, sizeBytes);
+    for (const { copy } of this.#members) copy.grown(first);
   }
 
   /** Begins to bring copies what they lack. `disk` has `child` as its child. */
   start(disk: ReplicatedDisk): void {
     this.#disk = disk;
     if (this.#members.length === 0) return;
-    void this.#record();
+    void this.#record.follow();
     for (const member of this.#members) this.#recover(member);
     this.#settling.start();
   }
@@ -136,10 +171,11 @@ export class DiskChildren {
   /** Status' words; empty where the image is the only copy. */
   describe(): ChildStatus[] {
     const ownImage = this.#options.state.record.disks.find(({ name }) => name === this.#options.disk)?.image ?? "";
-    return this.#members.map(({ copy, image }) => ({
-      name: copy.name,
+    return this.#members.map(({ copy, identity: { name, image, replaces } }) => ({
+      name,
       kind: "image",
       path: image ?? ownImage,
+      ...(replaces === undefined ? {} : { replaces }),
       state: copy.state,
       dirtyBytes: copy.dirtyBytes,
       lastError: copy.fault?.toJSON() ?? null,
@@ -150,9 +186,34 @@ export class DiskChildren {
    * Adds a copy, which is brought everything before it counts. Resolves when it is recorded. Errors: `child-refused`,
    * `size-mismatch`, those of opening or making the image.
    */
-  async add(name: string, image: string, { create }: { readonly create: boolean }): Promise<void> {
-    const { disk, geometry, measure, state, policy } = this.#options;
-    this.#assertAddable(name, image);
+  add(name: string, image: string, options: { readonly create: boolean }): Promise<void> {
+    return this.#take(image, options, () => {
+      const { disk, state } = this.#options;
+      assertAddable({ disk, name, image, record: state.record, policy: this.#policy });
+      return newChild(name, image);
+    });
+  }
+
+  /**
+   * Adds a copy that takes the place of the named one once it has everything: one record has the disk go on with it alone
+   * then. Resolves when it is recorded that it is to. Errors: as `add`; `child-unknown`.
+   */
+  replace(name: string, image: string, options: { readonly create: boolean }): Promise<void> {
+    return this.#take(image, options, () => {
+      const { disk, state } = this.#options;
+      assertReplaceable({ disk, name, image, record: state.record, policy: this.#policy });
+      return newReplacement(this.#named(name).identity, image);
+    });
+  }
+
+  /** `judge` says what is recorded of the new copy, or throws why there is to be none. */
+  async #take(
+    image: string,
+    { create }: { readonly create: boolean },
+    judge: () => RecordedChild & { readonly image: string },
+  ): Promise<void> {
+    const { disk, geometry, measure, state, emit } = this.#options;
+    judge();
     const sizeBytes = await measure(image, create ? geometry.sizeBytes : undefined);
     if (sizeBytes !== geometry.sizeBytes) {
       throw new ColobusError(
@@ -161,68 +222,77 @@ export class DiskChildren {
         "Name an image of the same size, or one that is not there yet, with --create.",
       );
     }
-    this.#assertAddable(name, image);
-    const child = newChild(name, image);
-    await state.update((record) => {
-      assertNotGrowing(record, disk);
-      return {
-        ...record,
-        disks: record.disks.map((recorded) => {
-          if (recorded.name !== disk) return recorded;
-          const quorum = recorded.quorum ?? { ...policy, children: [newLocalChild()] };
-          return { ...recorded, quorum: { ...quorum, children: [...quorum.children, child] } };
+    await this.#inTurn(async () => {
+      const child = judge();
+      await this.#record.alone(() =>
+        state.update((record) => {
+          assertNotGrowing(record, disk);
+          const changed = withChild(record, disk, child, this.#options.policy);
+          assertRoom(changed);
+          return changed;
         }),
-      };
+      );
+      const isFirst = this.#members.length === 0;
+      const added: Member[] = isFirst ? [this.#open(newLocalChild(), true)] : [];
+      added.push(this.#open(child, false));
+      await this.#attach(added);
+      emit("child-added", { disk, child: child.name, image });
+      if (isFirst) this.#settling.start();
     });
-    const isFirst = this.#members.length === 0;
-    const added: Member[] = isFirst ? [this.#open(newLocalChild(), true)] : [];
-    added.push(this.#open(child, false));
-    await this.#attach(added);
-    this.#options.emit("child-added", { disk, child: name, image });
-    if (isFirst) this.#settling.start();
+  }
+
+  /** Takes a copy out. Errors: `child-unknown`, `child-refused` where the others are too few, or lack something. */
+  async remove(name: string): Promise<void> {
+    const { disk, emit } = this.#options;
+    this.#assertRemovable(this.#named(name));
+    await this.#inTurn(async () => {
+      const replicated = this.#started;
+      const member = await replicated
+        .whileStill(() => this.#record.alone(() => this.#removeStill(name)))
+        .finally(() => void this.#record.follow()); // whatever was recorded, it is to be what is
+      emit("child-removed", { disk, child: name });
+      if (this.#members.length === 1) await this.#standAlone(replicated);
+      await this.#discard(member);
+    });
   }
 
   /**
-   * Takes a copy out. With `isReplaced` another one takes its place at once. Errors: `child-unknown`, `child-refused`
-   * where the others are too few, or lack something.
+   * Has `image`, which has everything durably, take the place of the disk's own, once `record` has that durable. No change
+   * is under way, and none begins. Errors: those of `record`; nothing has changed then.
    */
-  async remove(name: string, { isReplaced }: { readonly isReplaced: boolean }): Promise<void> {
-    const { disk, state, emit } = this.#options;
-    const member = this.#members.find(({ copy }) => copy.name === name);
-    if (member === undefined) {
-      throw new ColobusError("child-unknown", `disk ${disk} has no copy ${name}`, "See `colobus status`.");
-    }
-    this.#assertRemovable(member, isReplaced);
-    const replicated = this.#started;
-    await replicated.whileQuiet(async () => {
-      this.#assertRemovable(member, isReplaced);
-      const recorded = this.#recordedQuorum?.children.find((child) => child.name === name);
-      await updateQuorum(state, disk, (quorum) => ({
-        ...quorum,
-        children: quorum.children.filter((child) => child.name !== name),
-      }));
-      try {
-        // A read may have broken the others meanwhile.
-        this.#assertRemovable(member, isReplaced);
-      } catch (error) {
-        await updateQuorum(state, disk, (quorum) =>
-          recorded === undefined ? quorum : { ...quorum, children: [...quorum.children, recorded] },
-        );
-        throw error;
-      }
-      this.#members = this.#members.filter((other) => other !== member);
+  pivot(image: OwnImage, record: () => Promise<void>): Promise<PivotedDisk> {
+    return this.#record.alone(async () => {
+      await record();
+      this.#local = image;
+      const former = this.#members.find(({ copy }) => copy.name === LOCAL_CHILD);
+      if (former === undefined) return { child: image, left: Promise.resolve() };
+      const local = this.#open(newLocalChild(), true);
+      this.#members = this.#members.map((member) => (member === former ? local : member));
       this.#quorum.setCopies(this.#members.map(({ copy }) => copy));
+      this.#recover(local);
+      return { child: this.#quorum, left: forsake(former) };
     });
-    this.#isOverstated = this.#looksOverstated();
-    emit("child-removed", { disk, child: name });
-    if (this.#members.length === 1) await this.#standAlone(replicated);
-    await this.#discard(member);
   }
 
-  /**
-   * For the end of the role: nothing is written to the copies any more. Resolves with what could not be made durable, if
-   * anything. The images beside the disk's own are closed.
-   */
+  /** No change is under way, and nothing else is recorded of the copies. Returns the copy of that name, which is out. */
+  async #removeStill(name: string): Promise<Member> {
+    const member = this.#named(name);
+    this.#assertRemovable(member);
+    const others = this.#members.filter((other) => other !== member);
+    await this.#record.write(others.map((copy) => ({ copy, identity: copy.identity, words: copy.words() })));
+    try {
+      // A read may have broken the others meanwhile.
+      this.#assertRemovable(member);
+    } catch (error) {
+      await this.#record.writeAll();
+      throw error;
+    }
+    this.#members = others;
+    this.#quorum.setCopies(others.map(({ copy }) => copy));
+    return member;
+  }
+
+  /** For the end of the role: copies are brought nothing any more, and are what the disk is until `close`. */
   async stop(reason: ColobusError): Promise<void> {
     this.#stopped = true;
     const settled = this.#settling.stop();
@@ -230,13 +300,17 @@ export class DiskChildren {
     for (const { recovery } of this.#members) recovery?.stop(reason);
     for (const { recovery } of this.#members) await recovery?.settled();
     await settled;
-    await this.#recording;
+    await this.#record.stop();
+  }
+
+  /** No request comes any more. What can be made durable is; the images beside the disk's own are closed. Errors: `io-error`. */
+  async close(): Promise<void> {
     const marks = new Map<string, string>();
     for (const member of this.#members) {
-      const mark = await this.#leave(member);
-      if (mark !== undefined) marks.set(member.copy.name, mark);
+      const mark = await leave(member, this.#options);
+      if (mark !== undefined) marks.set(member.identity.name, mark);
     }
-    if (this.#members.length > 0) await this.#record();
+    await this.#record.follow();
     if (marks.size === 0) return;
     const { state, disk } = this.#options;
     await updateQuorum(state, disk, (quorum) => ({
@@ -245,8 +319,16 @@ export class DiskChildren {
     }));
   }
 
-  get #recordedQuorum(): RecordedQuorum | undefined {
-    return quorumOf(this.#options.state.record, this.#options.disk);
+  /** The rules for the copies. */
+  get #policy(): Omit<RecordedQuorum, "children"> {
+    return quorumOf(this.#options.state.record, this.#options.disk) ?? this.#options.policy;
+  }
+
+  /** Errors: `child-unknown`. */
+  #named(name: string): Member {
+    const member = this.#members.find(({ identity }) => identity.name === name);
+    if (member === undefined) throw unknownChild(this.#options.disk, name);
+    return member;
   }
 
   get #started(): ReplicatedDisk {
@@ -258,9 +340,9 @@ export class DiskChildren {
     const { disk, geometry, freeze } = this.#options;
     return new Quorum({
       disk,
-      sizeBytes: geometry.sizeBytes,
-      policy: () => this.#recordedQuorum ?? this.#options.policy,
-      recorded: () => (this.#isOverstated ? this.#record() : undefined),
+      geometry,
+      policy: () => this.#policy,
+      recorded: () => this.#record.untilTrue(),
       outvoted: (copy, offset, length) =>
         this.#events.tell("quorum-report-bad", `${copy.name} outvoted`, {
           disk,
@@ -277,12 +359,12 @@ export class DiskChildren {
   }
 
   #open(child: RecordedChild, isReference: boolean): Member {
-    const { disk, local, geometry, clock, timeoutMs } = this.#options;
+    const { disk, geometry, clock, timeoutMs } = this.#options;
+    const local = this.#local;
     if (child.image === null && child.lostSync) local.distrust?.(lostSync(`the image of disk ${disk}`));
     const { late, isChanged } =
-      child.image === null ? { late: undefined, isChanged: false } : this.#openImage(child, child.image);
-    const found =
-      child.tracked && !(isChanged && !isReference) ? DirtyTracker.open(this.#trackerOptions(child.name)) : undefined;
+      child.image === null ? { late: undefined, isChanged: false } : openCopyImage(this.#options, child, child.image);
+    const found = child.tracked && !(isChanged && !isReference) ? this.#bitmaps.open(child) : undefined;
     // What was marked may be on this copy and not on the others; it is the one to believe.
     if (isReference) found?.removeClusters(0, geometry.clusterCount);
     const dirty = found ?? new DirtyMap(geometry);
@@ -300,14 +382,11 @@ export class DiskChildren {
       mayBreak: () => this.#quorum.mayBreak(copy),
       changed: () => this.#changed(member),
       hasLostWrites: child.lostSync,
-      lostWrites: () => {
-        this.#isOverstated = this.#looksOverstated();
-        void this.#record();
-      },
+      lostWrites: () => void this.#record.follow(),
       refused: (during, offset, length, fault) =>
-        this.#events.tell("quorum-report-bad", `${child.name} ${during}`, {
+        this.#events.tell("quorum-report-bad", `${copy.name} ${during}`, {
           disk,
-          child: child.name,
+          child: copy.name,
           during,
           offset,
           length,
@@ -316,54 +395,17 @@ export class DiskChildren {
       untracked: (reason) => this.#loseTrack(member, reason),
     });
     const member: Member = {
+      identity: identityOf(child),
       copy,
-      image: child.image ?? undefined,
       late,
       recovery: undefined,
       recorded: new RecordedState(child),
+      words: () => wordsOf(member),
       isFinishing: false,
       isLosingTrack: false,
       tracking: undefined,
     };
     return member;
-  }
-
-  /** `isChanged`: another program has changed the image since the agent was cleanly stopped. */
-  #openImage(child: RecordedChild, image: string): { late: LateImage; isChanged: boolean } {
-    const { disk, geometry, open } = this.#options;
-    const { name } = child;
-    let isChanged = false;
-    let first: DiskImage | undefined;
-    if (child.cleanMark !== null) {
-      try {
-        first = open(disk, { name, image, cleanMark: child.cleanMark });
-      } catch (error) {
-        isChanged = asColobusError(error).code === "image-changed"; // otherwise the first request is told
-      }
-    }
-    const late = new LateImage(geometry.sizeBytes, () => {
-      const opened = first ?? open(disk, { name, image, cleanMark: null });
-      first = undefined;
-      if (child.lostSync) opened.distrust?.(lostSync(image));
-      return opened;
-    });
-    return { late, isChanged };
-  }
-
-  #trackerOptions(child: string): DirtyTrackerOptions {
-    const { storage, random, geometry, extentBytes, state, dirtyFileMinBytes } = this.#options;
-    const { durability } = state.record;
-    const directory = this.#directoryOf(child);
-    return { storage, random, directory, geometry, extentBytes, durability, fileMinBytes: dirtyFileMinBytes };
-  }
-
-  /** Holds the bitmap of one copy, and nothing else. */
-  #directoryOf(child: string): string {
-    const { stateDirectory, disk } = this.#options;
-    const directory = `${stateDirectory}/copies/${disk}.${child}`;
-    this.#options.storage.makeDirectory(`${stateDirectory}/copies`);
-    this.#options.storage.makeDirectory(directory);
-    return directory;
   }
 
   #recover(member: Member): void {
@@ -376,7 +418,7 @@ export class DiskChildren {
       jobs,
       speed,
       track: () => this.#tracked(member),
-      rewritten: () => (member.late ?? this.#options.local).rewritten?.(),
+      rewritten: () => (member.late ?? this.#local).rewritten?.(),
       finish: () => this.#finish(member),
     });
     member.recovery.look();
@@ -386,9 +428,9 @@ export class DiskChildren {
     const { emit, disk } = this.#options;
     const { copy } = member;
     if (copy.state === "broken") member.isFinishing = false;
-    this.#isOverstated = this.#looksOverstated();
-    void this.#record();
-    if (this.#stopped) return;
+    void this.#record.follow();
+    // One that was taken out may still be told that a read of it has failed.
+    if (this.#stopped || !this.#members.includes(member)) return;
     const type = { sound: "child-sound", syncing: "child-syncing", broken: "child-broken" } as const;
     const reason = copy.state === "broken" ? copy.fault?.toJSON() : undefined;
     emit(type[copy.state], { disk, child: copy.name, dirtyBytes: copy.dirtyBytes, ...reason });
@@ -398,8 +440,9 @@ export class DiskChildren {
   /** The copy has everything durably: it is recorded as sound, and is, unless it has failed meanwhile. */
   async #finish(member: Member): Promise<boolean> {
     const { copy } = member;
+    if (member.identity.replaces !== undefined) return this.#takePlace(member, this.#named(member.identity.replaces));
     member.isFinishing = true;
-    await this.#record();
+    await this.#record.follow();
     const { isFinishing } = member; // not if it has broken meanwhile, however well it is by now
     member.isFinishing = false;
     if (isFinishing && copy.state === "syncing" && copy.isClean && member.recorded.isSound) {
@@ -407,9 +450,49 @@ export class DiskChildren {
       if (copy.name === LOCAL_CHILD) this.#options.localMended(this.#options.disk);
     }
     if (copy.state === "sound") return true;
-    this.#isOverstated = this.#looksOverstated();
-    void this.#record();
+    void this.#record.follow();
     return false;
+  }
+
+  /**
+   * The copy has everything durably: one record has it, as sound, in the place of the former one. Resolves with whether it
+   * does; where a read has broken it meanwhile, the former one is put back. Errors: `io-error`; both remain then.
+   */
+  async #takePlace(member: Member, former: Member): Promise<boolean> {
+    const { copy } = member;
+    const { image } = member.identity;
+    const { name } = former.identity;
+    const identity = identityOf({ ...member.identity, name, replaces: undefined });
+    // It may have been taken out itself while the changes under way were waited for.
+    const isWell = (): boolean =>
+      copy.state === "syncing" && copy.isClean && !this.#stopped && this.#members.includes(member);
+    const switched = async (): Promise<boolean> => {
+      if (!isWell()) return false;
+      const words = { sound: true, tracked: member.words().tracked, lostSync: false };
+      const entries = this.#members
+        .filter((other) => other !== former)
+        .map((other) =>
+          other === member
+            ? { copy: other, identity, words }
+            : { copy: other, identity: other.identity, words: other.words() },
+        );
+      await this.#record.write(entries);
+      if (!isWell()) return false;
+      member.identity = identity;
+      copy.rename(name);
+      this.#members = this.#members.filter((other) => other !== former);
+      copy.becomeSound();
+      this.#quorum.setCopies(this.#members.map((other) => other.copy));
+      return true;
+    };
+    try {
+      if (!(await this.#started.whileStill(() => this.#record.alone(switched)))) return false;
+    } finally {
+      void this.#record.follow(); // whatever was recorded, it is to be what is
+    }
+    this.#options.emit("child-replaced", { disk: this.#options.disk, child: name, image });
+    await this.#discard(former);
+    return true;
   }
 
   /** One at a time. */
@@ -426,19 +509,16 @@ export class DiskChildren {
    */
   async #track(member: Member): Promise<void> {
     const { copy } = member;
-    const { geometry, storage, stateDirectory } = this.#options;
-    const options = this.#trackerOptions(copy.name);
-    for (const directory of [`${stateDirectory}/copies`, stateDirectory]) await storage.syncDirectory(directory);
-    const tracker = await DirtyTracker.create(options, "all-dirty");
+    const tracker = await this.#bitmaps.create(member.identity);
     if (copy.tracker !== undefined || this.#stopped) {
       tracker.close();
       return;
     }
-    tracker.removeClusters(0, geometry.clusterCount);
+    tracker.removeClusters(0, this.#options.geometry.clusterCount);
     tracker.addBitmap(copy.dirty.dirtyClusters());
     member.isLosingTrack = false;
     copy.track(tracker);
-    await this.#record();
+    await this.#record.follow();
   }
 
   async #loseTrack(member: Member, reason: ColobusError): Promise<void> {
@@ -448,51 +528,7 @@ export class DiskChildren {
       "the bitmap of a copy cannot be written: it may have to be copied anew",
     );
     member.isLosingTrack = true;
-    this.#isOverstated = this.#looksOverstated();
-    await this.#record();
-  }
-
-  /** What the record is to say of a copy. */
-  #wanted({ copy, isFinishing, isLosingTrack }: Member): StateWords {
-    const isSound = copy.state === "sound" || (isFinishing && copy.state === "syncing" && copy.isClean);
-    const tracked = copy.tracker !== undefined && !isLosingTrack;
-    return { sound: isSound, tracked, lostSync: copy.hasLostWrites && !(isFinishing && isSound) };
-  }
-
-  #looksOverstated(): boolean {
-    return this.#members.some((member) => member.recorded.overstates(this.#wanted(member)));
-  }
-
-  /** Resolves when the record says what is. It is tried again for as long as the role lasts. */
-  #record(): Promise<void> {
-    if (this.#recording === undefined && !this.#isRecorded) this.#recording = this.#recordAll();
-    return this.#recording ?? Promise.resolve();
-  }
-
-  get #isRecorded(): boolean {
-    return this.#members.every((member) => member.recorded.says(this.#wanted(member)));
-  }
-
-  async #recordAll(): Promise<void> {
-    const { state, disk, clock, log } = this.#options;
-    while (!this.#isRecorded) {
-      const wanted = new Map(this.#members.map((member) => [member, this.#wanted(member)]));
-      for (const [{ recorded }, states] of wanted) recorded.attempt(states);
-      const byName = new Map([...wanted].map(([{ copy }, states]) => [copy.name, states]));
-      try {
-        await updateQuorum(state, disk, (quorum) => ({
-          ...quorum,
-          children: quorum.children.map((child) => ({ ...child, ...byName.get(child.name) })),
-        }));
-        for (const [{ recorded }, states] of wanted) recorded.written(states);
-        this.#isOverstated = this.#looksOverstated();
-      } catch (error) {
-        if (this.#stopped) break;
-        log.warn({ disk, reason: asColobusError(error) }, "which copies are sound cannot be recorded yet");
-        await sleep(clock, STATE_RETRY_MS);
-      }
-    }
-    this.#recording = undefined; // at once: what is not so any more a moment later is to be recorded anew
+    await this.#record.follow();
   }
 
   async #settle(): Promise<void> {
@@ -516,7 +552,7 @@ export class DiskChildren {
       this.#quorum.setCopies(this.#members.map(({ copy }) => copy));
       return this.#quorum;
     });
-    void this.#record();
+    void this.#record.follow();
     for (const member of added) this.#recover(member);
   }
 
@@ -525,50 +561,34 @@ export class DiskChildren {
     const [local] = this.#members;
     await replaceFollowed(disk, () => {
       this.#members = [];
-      return this.#options.local;
+      return this.#local;
     });
     if (local !== undefined) await this.#discard(local);
   }
 
   async #discard(member: Member): Promise<void> {
-    member.recovery?.stop(new ColobusError("child-refused", "the copy was taken out"));
-    await member.recovery?.settled();
-    member.copy.close();
-    member.late?.close();
-    DirtyTracker.remove({ storage: this.#options.storage, directory: this.#directoryOf(member.copy.name) });
+    await forsake(member);
+    this.#bitmaps.remove(member.identity);
   }
 
-  /** Ends a copy's part in the role. Resolves with what tells a change of its image, where it is sound and was flushed. */
-  async #leave({ copy, late }: Member): Promise<string | undefined> {
-    const { log, disk } = this.#options;
-    let mark: string | undefined;
-    try {
-      if (copy.state !== "broken") {
-        await copy.tracker?.settleAll({
-          inFlight: () => new ClusterBitmap(),
-          flush: async () => {
-            const fault = await copy.flush();
-            if (fault !== undefined) throw fault;
-          },
-        });
-        if (copy.state === "sound") mark = await late?.opened?.changeMark();
-      }
-    } catch (error) {
-      log.warn({ disk, child: copy.name, reason: asColobusError(error) }, "a copy could not be left in good order");
-    }
-    copy.close();
-    late?.close();
-    return mark;
+  /** What operators have asked for is done in this order. */
+  #inTurn(change: () => Promise<void>): Promise<void> {
+    const result = this.#changing.then(change);
+    this.#changing = result.catch(() => undefined); // the caller has the error
+    return result;
   }
 
-  #assertAddable(name: string, image: string): void {
-    const { disk, state, policy } = this.#options;
-    assertAddable({ disk, name, image, record: state.record, policy: this.#recordedQuorum ?? policy });
-  }
-
-  #assertRemovable(member: Member, isReplaced: boolean): void {
-    const others = this.#members.filter((other) => other !== member).map(({ copy }) => copy);
-    const policy = this.#recordedQuorum ?? this.#options.policy;
-    assertRemovable({ disk: this.#options.disk, copy: member.copy, others, policy, isReplaced });
+  #assertRemovable({ identity, copy }: Member): void {
+    const { disk } = this.#options;
+    const others = this.#members.filter((other) => other.copy !== copy);
+    const { name } = identity;
+    const replacement = others.find((other) => other.identity.replaces === name)?.identity.name;
+    assertRemovable({
+      disk,
+      copy: { name, state: copy.state, replacement },
+      // What is to take another's place counts with that one.
+      others: others.filter((other) => other.identity.replaces === undefined).map((other) => other.copy),
+      policy: this.#policy,
+    });
   }
 }

@@ -3,9 +3,11 @@ import type { ChildStatus } from "../proto/control-api.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
+import type { DiskImage } from "../shared/block/disk-image.ts";
+import { cannotGrow } from "../shared/block/growth.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { ChildrenContext } from "./children-context.ts";
-import { DiskChildren } from "./disk-children.ts";
+import { DiskChildren, type PivotedDisk } from "./disk-children.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 
 export interface DiskCopiesOptions {
@@ -17,8 +19,6 @@ export interface DiskCopiesOptions {
   readonly trackings: readonly { readonly tracking: Pick<PeerTracking, "add"> }[];
   /** Guests are not to change anything before an operator has looked. */
   readonly freeze: () => void;
-  /** Whether the disk has another image than the one that it was opened with. */
-  readonly hasPivoted: (disk: string) => boolean;
 }
 
 /** The copies of all disks of a primary beside their images. */
@@ -44,7 +44,21 @@ export class DiskCopies {
     return this.#disks[disk]?.child;
   }
 
-  /** The image of a disk that has no other copies has `sizeBytes` from now on. */
+  /** Errors: `not-supported`, `child-refused`: why the disk cannot be made longer, as far as that is known before it is tried. */
+  assertMayGrow(disk: number, { name, child }: Pick<ReplicatedDisk, "name" | "child">): void {
+    const copies = this.#disks[disk];
+    if (copies !== undefined) copies.assertMayGrow();
+    else if (child.grow === undefined) throw cannotGrow(name);
+  }
+
+  /** Makes all images of a disk longer. Durable when the promise resolves. Errors: why not; none is then. */
+  growImages(disk: number, { name, child }: Pick<ReplicatedDisk, "name" | "child">, sizeBytes: number): Promise<void> {
+    const copies = this.#disks[disk];
+    if (copies !== undefined) return copies.growImages(sizeBytes);
+    return child.grow?.(sizeBytes) ?? Promise.reject(cannotGrow(name));
+  }
+
+  /** The images have grown, and the disk has `sizeBytes` from now on. */
   grow(disk: number, sizeBytes: number): void {
     this.#disks[disk]?.grow(sizeBytes);
   }
@@ -59,22 +73,39 @@ export class DiskCopies {
 
   /** For an operator's changes. Errors: `not-found`, `not-supported`. */
   of(name: string): DiskChildren {
-    const { images, sharesDisks, hasPivoted } = this.#options;
-    const index = images.findIndex((image) => image.name === name);
-    if (index < 0) throw new ColobusError("not-found", `there is no disk ${name}`, "See `colobus status`.");
-    const copies = hasPivoted(name) ? undefined : this.#disks[index];
+    const { images, sharesDisks } = this.#options;
+    if (!images.some((image) => image.name === name)) {
+      throw new ColobusError("not-found", `there is no disk ${name}`, "See `colobus status`.");
+    }
+    const copies = this.#find(name);
     if (copies !== undefined) return copies;
     throw new ColobusError(
       "not-supported",
       `disk ${name} takes no copies beside its image here`,
       sharesDisks
         ? "A shared disk has no copies: use a mode other than `shared`."
-        : "It was promoted, or the disk got another image: restart the agent when no merge is left.",
+        : "This side was promoted: restart the agent when no merge is left.",
     );
   }
 
-  /** Errors: where `isDemoted`, and the images alone are gone on with: why one of them is not what its disk was. */
-  async leave(reason: ColobusError, isDemoted: boolean): Promise<void> {
+  /** Why a disk's own image is not to be relied on by itself. */
+  localFault(name: string): ColobusError | undefined {
+    return this.#find(name)?.localFault;
+  }
+
+  /** See `DiskChildren.pivot`. */
+  async pivot(name: string, image: DiskImage, record: () => Promise<void>): Promise<PivotedDisk> {
+    const copies = this.#find(name);
+    if (copies !== undefined) return copies.pivot(image, record);
+    await record();
+    return { child: image, left: Promise.resolve() };
+  }
+
+  /**
+   * Nothing is written to the copies any more but what their disks are. Errors: where `isDemoted`, and the images alone are
+   * gone on with: why one of them is not what its disk was.
+   */
+  async stop(reason: ColobusError, isDemoted: boolean): Promise<void> {
     let fault: ColobusError | undefined;
     for (const [index, copies] of this.#disks.entries()) {
       await copies.stop(reason);
@@ -87,5 +118,19 @@ export class DiskCopies {
       }
     }
     if (fault !== undefined) throw fault;
+  }
+
+  /** No request comes any more. Errors: as `stop`, of what has been lost since. */
+  async close(isDemoted: boolean): Promise<void> {
+    let fault: ColobusError | undefined;
+    for (const copies of this.#disks) {
+      await copies.close();
+      if (isDemoted) fault ??= copies.localFault;
+    }
+    if (fault !== undefined) throw fault;
+  }
+
+  #find(name: string): DiskChildren | undefined {
+    return this.#disks[this.#options.images.findIndex((image) => image.name === name)];
   }
 }

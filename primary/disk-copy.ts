@@ -71,9 +71,9 @@ const UNMAP: ZeroFlags = { fua: false, mayUnmap: true };
 const NO_UNMAP: ZeroFlags = { fua: false, mayUnmap: false };
 
 export class DiskCopy {
-  readonly name: string;
   readonly child: Child;
   readonly #options: DiskCopyOptions;
+  #name: string;
   readonly #limit: TimeLimit;
   #dirty: DirtyMap;
   #tracker: DirtyTracker | undefined;
@@ -82,7 +82,7 @@ export class DiskCopy {
   #isWrittenThrough: boolean;
   readonly #mayUnmap: boolean;
   #fault: ColobusError | undefined;
-  readonly #lacks: ColobusError;
+  #lacks: ColobusError;
   /** Flushes that failed: what they covered is dirty again, also where it was placed meanwhile. */
   #losses = 0;
   #hasLostWrites: boolean;
@@ -91,7 +91,7 @@ export class DiskCopy {
 
   constructor(options: DiskCopyOptions) {
     this.#options = options;
-    this.name = options.name;
+    this.#name = options.name;
     this.child = options.child;
     this.#dirty = options.dirty;
     this.#tracker = options.dirty instanceof DirtyTracker ? options.dirty : undefined;
@@ -100,14 +100,23 @@ export class DiskCopy {
     this.#mayUnmap = options.unmap ?? true;
     this.#hasLostWrites = options.hasLostWrites ?? false;
     this.#owesLosses = this.#hasLostWrites && options.state === "sound";
-    const whom = `copy ${options.name} of disk ${options.disk}`;
-    this.#lacks = new ColobusError("child-syncing", `${whom} has not got everything yet`);
+    this.#lacks = this.#lacking();
     this.#limit = new TimeLimit({
       clock: options.clock,
       limitMs: options.timeoutMs,
-      whom,
+      whom: () => this.#whom,
       mayGiveUp: () => this.#mayBreak,
     });
+  }
+
+  get name(): string {
+    return this.#name;
+  }
+
+  /** It is called so from now on. */
+  rename(name: string): void {
+    this.#name = name;
+    this.#lacks = this.#lacking();
   }
 
   get state(): ChildState {
@@ -290,6 +299,18 @@ export class DiskCopy {
     this.#set("sound");
   }
 
+  /**
+   * The disk has grown by zeroes, and so has the copy: `first` is the cluster that had the former end in it, or lay behind it.
+   * What is known of the new ones is not written down, so that a crash leaves them dirty until they are settled.
+   */
+  grown(first: number): void {
+    const wasDirty = this.#dirty.dirtyClusters().has(first);
+    const { clusterCount } = this.#options.geometry;
+    this.#tracker?.addGrown(first);
+    this.#dirty.removeClusters(first, clusterCount);
+    if (wasDirty) this.#dirty.addClusters(first, first + 1);
+  }
+
   /** Has what the copy lacks written down from now on. The tracker has it all, and on disk what is under way as well. */
   track(tracker: DirtyTracker): void {
     this.#dirty = tracker;
@@ -308,15 +329,23 @@ export class DiskCopy {
     }
   }
 
-  /** Lets nothing be given up any more, and closes what it lacks. The child stays open. */
+  /** Nobody waits for the copy any more. Closes what it lacks; the child stays open. */
   close(): void {
-    this.#limit.stop();
+    this.#limit.close();
     this.#tracker?.close();
   }
 
   async #inTime<T>(asked: Promise<T>): Promise<T> {
     await this.#limit.guard(asked.then(() => undefined));
     return asked;
+  }
+
+  get #whom(): string {
+    return `copy ${this.#name} of disk ${this.#options.disk}`;
+  }
+
+  #lacking(): ColobusError {
+    return new ColobusError("child-syncing", `${this.#whom} has not got everything yet`);
   }
 
   get #mayBreak(): boolean {

@@ -1,4 +1,5 @@
 import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
+import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
 
 /**
@@ -6,14 +7,18 @@ import type { DiskImage } from "../shared/block/disk-image.ts";
  * fails its requests, and nothing else.
  */
 export class LateImage implements Child {
-  readonly sizeBytes: number;
+  readonly #geometry: Pick<ClusterGeometry, "sizeBytes">;
   readonly #open: () => DiskImage;
   #image: DiskImage | undefined;
 
-  /** `open` throws why the image cannot be opened. */
-  constructor(sizeBytes: number, open: () => DiskImage) {
-    this.sizeBytes = sizeBytes;
+  /** `geometry` is the disk's, which may grow; `open` throws why the image cannot be opened. */
+  constructor(geometry: Pick<ClusterGeometry, "sizeBytes">, open: () => DiskImage) {
+    this.#geometry = geometry;
     this.#open = open;
+  }
+
+  get sizeBytes(): number {
+    return this.#geometry.sizeBytes;
   }
 
   /** The image, where it is open. */
@@ -26,8 +31,9 @@ export class LateImage implements Child {
     return this.#image;
   }
 
+  /** Until it is open nobody knows. */
   get asksForExtents(): boolean {
-    return this.#image?.asksForExtents === true;
+    return this.#image === undefined || this.#image.asksForExtents === true;
   }
 
   get fault(): Child["fault"] {
@@ -48,6 +54,16 @@ export class LateImage implements Child {
 
   flush(): Pending {
     return this.#ready.flush();
+  }
+
+  get grow(): Child["grow"] {
+    const image = this.#ready;
+    return image.grow?.bind(image);
+  }
+
+  get ungrow(): Child["ungrow"] {
+    const image = this.#image;
+    return image?.ungrow?.bind(image);
   }
 
   prefetch(offset: number, length: number): void {

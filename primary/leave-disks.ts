@@ -10,7 +10,7 @@ import type { Place } from "./secondaries.ts";
 export interface LeaveDisksContext {
   readonly state: StateFile;
   readonly disks: readonly ReplicatedDisk[];
-  readonly copies: Pick<DiskCopies, "leave">;
+  readonly copies: Pick<DiskCopies, "stop" | "close">;
   readonly mirrors: Pick<Mirrors, "stop">;
   readonly bitmaps: Pick<NamedBitmaps, "close">;
   readonly places: readonly Pick<Place, "tracking">[];
@@ -43,11 +43,13 @@ export async function leaveDisks(context: LeaveDisksContext): Promise<ColobusErr
       for (const disk of disks) await disk.child.flush();
     });
   }
-  await attempt(() => copies.leave(reason, isDemoted));
+  await attempt(() => copies.stop(reason, isDemoted));
   await attempt(() => mirrors.stop(fault ?? new ColobusError("not-primary", "this side is not Primary any more")));
   await attempt(() => bitmaps.close());
   // What could not be flushed stays dirty.
   for (const { tracking } of places) await attempt(() => tracking.close());
+  // All of that has flushed the disks.
+  await attempt(() => copies.close(isDemoted));
   if (fault !== undefined) return fault;
   await attempt(() => state.update(recorded));
   return fault;

@@ -1,8 +1,10 @@
 import type { JobStatus } from "../proto/control-api.ts";
-import type { ColobusError } from "../proto/errors.ts";
+import { ColobusError, isErrorCode } from "../proto/errors.ts";
 import { MIRRORS_CONCLUDED_KEPT } from "../proto/limits.ts";
 import type { MirrorMark, StateRecord } from "../proto/state-record.ts";
 import type { JobOutcome } from "../proto/words.ts";
+import type { JobSettings } from "../shared/jobs/job.ts";
+import { withNewLocal } from "./recorded-quorum.ts";
 
 /** What a mirror has come to. */
 export interface MirrorEnd {
@@ -20,6 +22,19 @@ export function begun(record: StateRecord, mark: MirrorMark): StateRecord {
   return { ...record, mirrors: kept([...record.mirrors, mark]) };
 }
 
+/** A later process begins with the mirror's job so. */
+export function setTo(mark: MirrorMark, { speed, isPaused, error }: JobSettings): MirrorMark {
+  if (mark.outcome !== null) return mark;
+  return { ...mark, speed, isPaused, error: error === undefined ? null : shortened(error) };
+}
+
+/** What the job of a mirror that goes on is to begin with. */
+export function settingsOf({ speed, isPaused, error }: MirrorMark): JobSettings {
+  if (error === null) return { speed, isPaused, error: undefined };
+  const code = isErrorCode(error.code) ? error.code : "internal";
+  return { speed, isPaused, error: new ColobusError(code, error.message, error.action) };
+}
+
 /** The mirror is over. */
 export function ended(record: StateRecord, id: string, end: MirrorEnd): StateRecord {
   const { outcome, endedAtMs, doneBytes } = end;
@@ -32,11 +47,11 @@ export function ended(record: StateRecord, id: string, end: MirrorEnd): StateRec
 
 /** The mirror is over, and its target is the disk's image. What was noted of the image before concerns nobody any more. */
 export function pivoted(record: StateRecord, mark: MirrorMark, end: Omit<MirrorEnd, "outcome">): StateRecord {
-  const disks = record.disks.map((disk) =>
-    disk.name === mark.disk
-      ? { ...disk, image: mark.target, cleanMark: null, formerImage: disk.formerImage ?? disk.image }
-      : disk,
-  );
+  const disks = record.disks.map((disk) => {
+    if (disk.name !== mark.disk) return disk;
+    const changed = { ...disk, image: mark.target, cleanMark: null, formerImage: disk.formerImage ?? disk.image };
+    return disk.quorum === undefined ? changed : { ...changed, quorum: withNewLocal(disk.quorum) };
+  });
   const lostSyncs = record.lostSyncs.filter(({ disk }) => disk !== mark.disk);
   const replaysOwed = record.replaysOwed.filter((disk) => disk !== mark.disk);
   return ended({ ...record, disks, lostSyncs, replaysOwed }, mark.id, { ...end, outcome: "pivoted" });

@@ -26,12 +26,15 @@ export class MirrorTarget implements Child {
     this.#image.rewritten();
   }
 
-  /** The image, which its taker closes. It is open. */
-  take(): DiskImage {
-    const image = this.#image;
-    assert(image !== undefined, "an image that was flushed just now is open");
+  /** The image, which is open. */
+  get image(): DiskImage {
+    assert(this.#image !== undefined, "an image that was flushed just now is open");
+    return this.#image;
+  }
+
+  /** Somebody else closes the image. */
+  handOver(): void {
     this.#image = undefined;
-    return image;
   }
 
   close(): void {

@@ -14,13 +14,13 @@
  *                  └──────────────(cancelled, or an error)──────────────────────> record ──> cancelled | failed
  */
 import { ColobusError } from "../proto/errors.ts";
-import type { JobSpeed } from "../proto/control-api.ts";
 import type { MirrorMark } from "../proto/state-record.ts";
 import type { JobErrorPolicy, JobOutcome } from "../proto/words.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
-import type { FollowingWork, JobEnding, JobWork } from "../shared/jobs/job.ts";
+import type { FollowingWork, JobEnding, JobSettings, JobWork } from "../shared/jobs/job.ts";
 import { CopySync } from "./copy-sync.ts";
+import type { PivotedDisk } from "./disk-children.ts";
 import type { DiskCopy } from "./disk-copy.ts";
 import { unfollow, withoutFollower } from "./followed-child.ts";
 import type { MirrorTarget } from "./mirror-target.ts";
@@ -32,16 +32,16 @@ export interface MirrorWorkOptions {
   readonly geometry: ClusterGeometry;
   readonly copy: DiskCopy;
   readonly target: MirrorTarget;
-  /**
-   * Records that the mirror is over. For `pivoted`: with the target as the disk's image, in one record; an error says that
-   * it surely is not. For the others: resolves when that is durable, however long it takes.
-   */
+  /** Records that the mirror is over, and has not pivoted. Resolves when that is durable, however long it takes. */
   readonly record: (outcome: JobOutcome, error: ColobusError | undefined) => Promise<void>;
+  /** Records that the mirror is over, and `image` the disk's, in one record. Errors: it surely is not. */
+  readonly pivot: (image: DiskImage) => Promise<PivotedDisk>;
   /** The target is the disk's image from now on; the image before it is free once `left` resolves. */
-  readonly pivoted: (image: DiskImage, left: Promise<void>) => void;
+  readonly pivoted: (image: DiskImage, left: Promise<unknown>) => void;
   /** The copy follows no more, and its bitmap means nothing. */
   readonly left: () => void;
-  readonly speedSet: (speed: JobSpeed) => void;
+  /** Has what the job is set to recorded. Durable when the promise resolves. Errors: why it is not; they are logged. */
+  readonly keep: (settings: JobSettings) => Promise<void>;
   /** The disk is quiet enough to complete for the first time. */
   readonly ready: () => void;
 }
@@ -80,8 +80,8 @@ export class MirrorWork implements JobWork {
     return this.#options.disk.requests;
   }
 
-  speedChanged(speed: JobSpeed): void {
-    this.#options.speedSet(speed);
+  keep(settings: JobSettings): Promise<void> {
+    return this.#options.keep(settings);
   }
 
   /** The copy has another state. */
@@ -170,13 +170,14 @@ export class MirrorWork implements JobWork {
 
   /** No change of the disk is under way, and none begins. */
   async #pivot(put: PutChild): Promise<void> {
-    const { copy, target, record } = this.#options;
+    const { copy, target, pivot, pivoted, left } = this.#options;
     this.#failing = "record";
-    await record("pivoted", undefined);
-    const image = target.take();
-    const left = put((child) => withoutFollower(child, copy, image));
-    this.#options.pivoted(image, left);
-    this.#options.left();
+    const { image } = target;
+    const disk = await pivot(image);
+    target.handOver();
+    const unused = put((child) => withoutFollower(child, copy, disk.child));
+    pivoted(image, Promise.all([unused, disk.left]));
+    left();
   }
 
   /** Nothing reaches the target any more. Until that is recorded its bitmap is still marked. */

@@ -1,5 +1,6 @@
+import { isDeepStrictEqual } from "node:util";
 import { ColobusError, asColobusError } from "../proto/errors.ts";
-import type { JobSpeed, MirrorRequest } from "../proto/control-api.ts";
+import type { MirrorRequest } from "../proto/control-api.ts";
 import {
   CHILD_TIMEOUT_DEFAULT_MS,
   CLUSTER_MAX_BYTES,
@@ -25,15 +26,17 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import { RepeatedWork } from "../shared/host/repeated-work.ts";
 import { sleep } from "../shared/host/sleep.ts";
-import type { Job } from "../shared/jobs/job.ts";
+import type { Job, JobSettings } from "../shared/jobs/job.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
 import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
+import type { PivotedDisk } from "./disk-children.ts";
+import type { DiskCopies } from "./disk-copies.ts";
 import { DiskCopy } from "./disk-copy.ts";
 import { follow, FollowedChild, unfollow } from "./followed-child.ts";
 import { mergeUnfinished } from "../shared/jobs/merge-unfinished.ts";
-import { begun, ended, openMirrors, pivoted } from "./mirror-record.ts";
+import { begun, ended, openMirrors, pivoted, setTo, settingsOf, type MirrorEnd } from "./mirror-record.ts";
 import { MirrorTarget } from "./mirror-target.ts";
 import { MirrorWork } from "./mirror-work.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
@@ -50,7 +53,7 @@ export interface MirrorTargets {
   /** The parts of the disk that the top layer of its image holds. Errors: `not-supported` where that is not known. */
   topLayer(disk: ReplicatedDisk): Promise<readonly Stretch[]>;
   /** `image` is the disk's from now on; the one before is to be closed when `left` resolves. */
-  pivoted(disk: string, image: DiskImage, left: Promise<void>): void;
+  pivoted(disk: string, image: DiskImage, left: Promise<unknown>): void;
   /** Where the dirty bitmap of a mirror lies; the directory is there. */
   tracker(slot: number, geometry: ClusterGeometry): DirtyTrackerOptions;
 }
@@ -63,16 +66,19 @@ export interface MirrorsOptions {
   readonly jobs: JobList;
   readonly targets: MirrorTargets;
   readonly disks: () => readonly ReplicatedDisk[];
+  readonly copies: Pick<DiskCopies, "localFault" | "pivot">;
   readonly settleEveryMs: number;
 }
 
 interface Mirror {
-  mark: MirrorMark;
+  readonly mark: MirrorMark;
   readonly geometry: ClusterGeometry;
   readonly copy: DiskCopy;
   readonly target: MirrorTarget;
   work: MirrorWork | undefined;
   job: Job | undefined;
+  /** What the record says, or is about to say, of how the job is set; undefined: nobody knows. */
+  kept: { readonly settings: JobSettings; readonly done: Promise<void> } | undefined;
 }
 
 /**
@@ -85,8 +91,6 @@ export class Mirrors {
   readonly #open: Mirror[] = [];
   /** Slots and targets of mirrors that are about to begin. */
   readonly #starting = new Map<number, string>();
-  /** Disks that have another image than the role began with. */
-  readonly #pivoted = new Set<string>();
   readonly #settling: RepeatedWork;
   #stopped = false;
 
@@ -109,11 +113,6 @@ export class Mirrors {
   followed(disk: string, child: Child): Child {
     const copies = this.#open.filter(({ mark }) => mark.disk === disk).map(({ copy }) => copy);
     return copies.length === 0 ? child : new FollowedChild(child, copies);
-  }
-
-  /** Whether a mirror's target has become the disk's image in this process. */
-  hasPivoted(disk: string): boolean {
-    return this.#pivoted.has(disk);
   }
 
   start(): void {
@@ -141,6 +140,7 @@ export class Mirrors {
       granularityBytes: geometry.clusterBytes,
       unmap: request.unmap,
       speed: request.speed,
+      isPaused: false,
       onSourceError: request.onSourceError,
       onTargetError: request.onTargetError,
       startedAtMs: clock.wallMs(),
@@ -191,7 +191,11 @@ export class Mirrors {
     const mirror = this.#mirrorOf(mark, geometry, tracker, image);
     await follow(disk, mirror.copy);
     try {
-      if (mark.sync === "top") await tracker.addRuns(clustersOf(await targets.topLayer(disk), geometry));
+      if (mark.sync === "top") {
+        // From here on the mirror is told of what the image may miss.
+        this.#assertWhole(disk.name);
+        await tracker.addRuns(clustersOf(await targets.topLayer(disk), geometry));
+      }
       this.#assertGoing(signal);
       await state.update((record) => {
         if (disk.sizeBytes !== geometry.sizeBytes) throw resized(disk.name);
@@ -241,7 +245,7 @@ export class Mirrors {
       changed: () => mirror.work?.copyChanged(),
       untracked: () => this.#untracked(mark.id),
     });
-    const mirror: Mirror = { mark, geometry, copy, target, work: undefined, job: undefined };
+    const mirror: Mirror = { mark, geometry, copy, target, work: undefined, job: undefined, kept: undefined };
     return mirror;
   }
 
@@ -255,36 +259,43 @@ export class Mirrors {
       copy,
       target,
       record: (outcome, error) => this.#record(mirror, outcome, error),
+      pivot: (pivoting) => this.#pivot(mirror, pivoting),
       pivoted: (image, left) => {
-        this.#pivoted.add(mark.disk);
         targets.pivoted(mark.disk, image, left);
         emit("disk-pivoted", { disk: mark.disk, image: mark.target, job: mark.id });
       },
       left: () => this.#left(mirror),
-      speedSet: (speed) => this.#recordSpeed(mark.id, speed),
+      keep: (settings) => this.#keep(mirror, settings),
       ready: () => emit("job-ready", { id: mark.id, type: "mirror", disk: mark.disk }),
     });
     mirror.work = work;
-    mirror.job = jobs.start(work, { speed: mark.speed, id: mark.id });
+    const settings = settingsOf(mark);
+    mirror.kept = { settings, done: Promise.resolve() };
+    mirror.job = jobs.start(work, { ...settings, held: settings.isPaused, id: mark.id });
     return mirror.job;
   }
 
-  async #record(mirror: Mirror, outcome: JobOutcome, error: ColobusError | undefined): Promise<void> {
-    const { state, clock } = this.#options;
-    const { doneBytes } = mirror.work?.progress() ?? { doneBytes: 0 };
-    const end = { outcome, endedAtMs: clock.wallMs(), doneBytes, error };
-    if (outcome !== "pivoted") {
-      await this.#untilRecorded(() => state.update((record) => ended(record, mirror.mark.id, end)));
-      return;
-    }
-    assertNoCopies(state.record, mirror.mark.disk);
-    try {
-      await state.update((record) => pivoted(record, mirror.mark, end));
-    } catch (failure) {
-      // Which of the two records is on the disk is not known, and no guest may write before it is.
-      await this.#untilRecorded(() => state.update((record) => record));
-      throw failure;
-    }
+  #record(mirror: Mirror, outcome: JobOutcome, error: ColobusError | undefined): Promise<void> {
+    const end = { outcome, ...this.#endOf(mirror), error };
+    return this.#untilRecorded(() => this.#options.state.update((record) => ended(record, mirror.mark.id, end)));
+  }
+
+  #pivot(mirror: Mirror, image: DiskImage): Promise<PivotedDisk> {
+    const { state, copies } = this.#options;
+    return copies.pivot(mirror.mark.disk, image, async () => {
+      const end = { ...this.#endOf(mirror), error: undefined };
+      try {
+        await state.update((record) => pivoted(record, mirror.mark, end));
+      } catch (failure) {
+        // Which of the two records is on the disk is not known, and no guest may write before it is.
+        await this.#untilRecorded(() => state.update((record) => record));
+        throw failure;
+      }
+    });
+  }
+
+  #endOf({ work }: Mirror): Pick<MirrorEnd, "endedAtMs" | "doneBytes"> {
+    return { endedAtMs: this.#options.clock.wallMs(), doneBytes: work?.progress().doneBytes ?? 0 };
   }
 
   /** Tries again until it is recorded, or the agent stops: then the next process decides by what it finds. */
@@ -311,10 +322,17 @@ export class Mirrors {
     await this.#change(id, (mark) => ({ ...mark, isTracked: false }));
   }
 
-  #recordSpeed(id: string, speed: JobSpeed): void {
-    this.#change(id, (mark) => ({ ...mark, speed })).catch((error: unknown) =>
-      this.#options.log.warn({ reason: asColobusError(error) }, "the speed of a mirror is not recorded"),
-    );
+  /** Has the job begin so in a later process. Errors: `io-error`; it is so set for as long as this process lives. */
+  #keep(mirror: Mirror, settings: JobSettings): Promise<void> {
+    const { kept, mark } = mirror;
+    if (kept !== undefined && isDeepStrictEqual(kept.settings, settings)) return kept.done;
+    const done = this.#change(mark.id, (recorded) => setTo(recorded, settings)).catch((error: unknown) => {
+      mirror.kept = undefined;
+      this.#options.log.warn({ job: mark.id, reason: asColobusError(error) }, "how a mirror is set is not recorded");
+      throw error;
+    });
+    mirror.kept = { settings, done };
+    return done;
   }
 
   async #change(id: string, change: (mark: MirrorMark) => MirrorMark): Promise<void> {
@@ -398,6 +416,17 @@ export class Mirrors {
     );
   }
 
+  /** What lacks something has not all of it in its top layer. */
+  #assertWhole(disk: string): void {
+    const fault = this.#options.copies.localFault(disk);
+    if (fault === undefined) return;
+    throw new ColobusError(
+      "child-syncing",
+      `the image of disk ${disk} lacks what other copies have: ${fault.message}`,
+      "Wait until it is sound (`colobus status`), or copy everything: --sync full.",
+    );
+  }
+
   #assertGoing(signal: AbortSignal): void {
     if (this.#stopped) throw new ColobusError("shutting-down", "the primary agent is being stopped");
     signal.throwIfAborted();
@@ -414,7 +443,6 @@ function resized(disk: string): ColobusError {
 
 function assertCanMirror(record: StateRecord, disk: string): void {
   const { mode, merge } = record;
-  assertNoCopies(record, disk);
   assertNotGrowing(record, disk);
   if (mode === "shared") {
     throw new ColobusError(
@@ -424,16 +452,6 @@ function assertCanMirror(record: StateRecord, disk: string): void {
     );
   }
   if (merge !== null) throw mergeUnfinished();
-}
-
-function assertNoCopies({ disks }: StateRecord, name: string): void {
-  const children = disks.find((disk) => disk.name === name)?.quorum?.children ?? [];
-  if (children.length < 2) return;
-  throw new ColobusError(
-    "not-supported",
-    `disk ${name} has copies beside its image, and a mirror takes the place of the image alone`,
-    "Remove the copies first: `colobus child remove`.",
-  );
 }
 
 /** What the journal of a copy says is clean then is so on both media. */

@@ -117,11 +117,11 @@ export class PrimaryRole {
       images: options.children,
       trackings: options.trackings,
       freeze: () => this.#guests.freeze(),
-      hasPivoted: (disk) => this.mirrors.hasPivoted(disk),
     });
     this.#keeper = this.#newKeeper();
     const sizes = new Map(options.children.map(({ name, child }) => [name, child.sizeBytes]));
-    this.mirrors = new Mirrors({ ...options, targets: options.mirrorTargets, disks: () => this.disks }, sizes);
+    const { copies } = this;
+    this.mirrors = new Mirrors({ ...options, copies, targets: options.mirrorTargets, disks: () => this.disks }, sizes);
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
       state: options.state,

@@ -17,6 +17,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { ReadPattern } from "../proto/words.ts";
 import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
 import { both } from "../shared/block/both.ts";
+import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { combineExtents } from "./combine-extents.ts";
 import type { DiskCopy, Outcome } from "./disk-copy.ts";
@@ -36,7 +37,8 @@ type Request = "read" | "write" | "flush";
 
 export interface QuorumOptions {
   readonly disk: string;
-  readonly sizeBytes: number;
+  /** Of the disk, which may grow. */
+  readonly geometry: Pick<ClusterGeometry, "sizeBytes">;
   readonly policy: () => QuorumPolicy;
   /** Done when the record calls no copy sound that is not. */
   readonly recorded: () => Pending;
@@ -49,7 +51,6 @@ export interface QuorumOptions {
 }
 
 export class Quorum implements Child {
-  readonly sizeBytes: number;
   readonly #options: QuorumOptions;
   #copies: readonly DiskCopy[] = [];
   /** Where contents are compared: a read that ran beside a write of the same range would find copies that differ. */
@@ -57,7 +58,10 @@ export class Quorum implements Child {
 
   constructor(options: QuorumOptions) {
     this.#options = options;
-    this.sizeBytes = options.sizeBytes;
+  }
+
+  get sizeBytes(): number {
+    return this.#options.geometry.sizeBytes;
   }
 
   /** Nothing may be under way but reads. */

@@ -31,8 +31,37 @@ export function newLocalChild(): RecordedChild {
 }
 
 /** A copy that lacks everything. */
-export function newChild(name: string, image: string): RecordedChild {
+export function newChild(name: string, image: string): RecordedChild & { readonly image: string } {
   return { name, image, sound: false, tracked: false, lostSync: false, cleanMark: null };
+}
+
+/** A copy that lacks everything, and takes the place of `former` when it does not any more. */
+export function newReplacement(
+  { name, bitmap = name }: Pick<RecordedChild, "name" | "bitmap">,
+  image: string,
+): RecordedChild & { readonly image: string } {
+  // No copy can be named so, and of two bitmaps one is always free.
+  return { ...newChild(`${name}.new`, image), replaces: name, bitmap: bitmap === name ? `${name}~` : name };
+}
+
+/** The record with one more copy of a disk, which has `policy` if it had none but its image before. */
+export function withChild(
+  record: StateRecord,
+  disk: string,
+  child: RecordedChild,
+  policy: Omit<RecordedQuorum, "children">,
+): StateRecord {
+  const disks = record.disks.map((recorded) => {
+    if (recorded.name !== disk) return recorded;
+    const quorum = recorded.quorum ?? { ...policy, children: [newLocalChild()] };
+    return { ...recorded, quorum: { ...quorum, children: [...quorum.children, child] } };
+  });
+  return { ...record, disks };
+}
+
+/** The disk's own image is another one, which has everything. */
+export function withNewLocal(quorum: RecordedQuorum): RecordedQuorum {
+  return { ...quorum, children: quorum.children.map((child) => (child.image === null ? newLocalChild() : child)) };
 }
 
 /**

@@ -105,16 +105,6 @@ export class ReplicatedDisk implements BlockDevice {
     }
   }
 
-  /** Does `work` while no change is under way on the child, and none begins. */
-  async whileQuiet(work: () => Promise<void>): Promise<void> {
-    const hold = await this.#lock.acquire(0, this.sizeBytes);
-    try {
-      await work();
-    } finally {
-      this.#lock.release(hold);
-    }
-  }
-
   get requests(): number {
     return this.#requests;
   }

@@ -38,7 +38,8 @@ export type GrownPeers = ReadonlySet<SourceSession>;
  * Has disks of a primary grow, in two steps: first every secondary that is connected makes its disk longer, durably, or says
  * why it cannot; then the image here grows, and with it everything that goes by the disk's size. So a secondary never lacks
  * room for what guests write behind the former end, and one that has grown alone says so at the next handshake and is taken.
- * A secondary that is away follows when it connects: its disk is shorter then than its primary's.
+ * A secondary that is away follows when it connects: its disk is shorter then than its primary's. Copies here grow with the
+ * image, all or none.
  *
  * What is behind the former end is dirty, whatever the images have there, and goes with a sync.
  */
@@ -54,7 +55,7 @@ export class Resizes {
    * `job-state`, `child-refused`.
    */
   assertPossible(name: string, sizeBytes: number): number {
-    const { disks, state, places } = this.#options;
+    const { disks, state, places, copies } = this.#options;
     const index = disks.findIndex((disk) => disk.name === name);
     const disk = disks[index];
     if (disk === undefined) {
@@ -72,7 +73,8 @@ export class Resizes {
     }
     clusterGeometry(sizeBytes, state.record.clusterBytes);
     assertUnused(state.record, name);
-    if (state.record.mode === "shared" || disk.child.grow === undefined) throw cannotGrow(name);
+    if (state.record.mode === "shared") throw cannotGrow(name);
+    copies.assertMayGrow(index, disk);
     if (places.some(({ verifies }) => verifies.isRunning)) {
       throw new ColobusError("job-state", "the replicas are being compared", "Wait for it: `colobus jobs`.");
     }
@@ -100,12 +102,11 @@ export class Resizes {
     const disk = disks[index];
     const geometry = geometries[index];
     if (disk === undefined || geometry === undefined) throw new RangeError(`there is no disk ${index}`);
-    const { child } = disk;
     const formerBytes = geometry.sizeBytes;
     if (sizeBytes <= formerBytes) return;
     await growRecorded(state, disk.name, sizeBytes, {
       assertMay: (record) => assertUnused(record, disk.name),
-      grow: () => child.grow?.(sizeBytes) ?? Promise.reject(cannotGrow(disk.name)),
+      grow: () => copies.growImages(index, disk, sizeBytes),
     });
     // Nothing is waited for from here on: a request that comes finds all of it, or nothing.
     growGeometry(geometry, sizeBytes);
@@ -127,7 +128,7 @@ export class Resizes {
   }
 }
 
-/** Errors: what goes by the disk's present size, or forbids another: `outdated`, `merge-unfinished`, `job-state`, `child-refused`. */
+/** Errors: what goes by the disk's present size, or forbids another: `outdated`, `merge-unfinished`, `job-state`. */
 function assertUnused(record: StateRecord, name: string): void {
   if (record.outdated) {
     throw new ColobusError(
@@ -143,14 +144,6 @@ function assertUnused(record: StateRecord, name: string): void {
       "job-state",
       `${mirror.id} copies disk ${name} to an image of its present size`,
       `Wait for it, or end it with \`colobus job cancel ${mirror.id}\`.`,
-    );
-  }
-  const copies = record.disks.find((disk) => disk.name === name)?.quorum?.children ?? [];
-  if (copies.length > 1) {
-    throw new ColobusError(
-      "child-refused",
-      `disk ${name} has copies beside its image, of its present size`,
-      "Take them out (`colobus child remove`), resize, and add longer ones.",
     );
   }
 }

@@ -5,7 +5,7 @@ export interface TimeLimitOptions {
   readonly clock: Clock;
   readonly limitMs: number;
   /** Who does not answer, for the error's sentence. */
-  readonly whom: string;
+  readonly whom: () => string;
   /** Whether anybody is better off without what has not answered; otherwise it is waited for, however long it takes. */
   readonly mayGiveUp: () => boolean;
 }
@@ -66,6 +66,15 @@ export class TimeLimit {
     this.#timer = undefined;
   }
 
+  /** What is under way is given up at once: who waits for it goes on without. */
+  close(): void {
+    this.stop();
+    for (const waiting of this.#waiting) {
+      this.#waiting.delete(waiting);
+      waiting.giveUp();
+    }
+  }
+
   #schedule(): void {
     if (this.#timer !== undefined) return;
     const [oldest] = this.#waiting;
@@ -93,7 +102,7 @@ export class TimeLimit {
     const { whom, limitMs } = this.#options;
     return new ColobusError(
       "child-timed-out",
-      `${whom} has not done a request for ${limitMs} ms`,
+      `${whom()} has not done a request for ${limitMs} ms`,
       "Look at its device or server; it is tried again, and then gets what it lacks.",
     );
   }

@@ -83,6 +83,8 @@ export const childSchema = z.object({
   name: z.string(),
   kind: z.enum(["image", "overlay"]),
   path: z.string(),
+  /** The copy whose place it takes, under its name, once it has everything. */
+  replaces: z.string().optional(),
   state: z.enum(CHILD_STATES),
   /** What it lacks, in clusters. */
   dirtyBytes: bytes.optional(),

@@ -70,6 +70,8 @@ export const mirrorMarkSchema = z.object({
   granularityBytes: z.int().positive(),
   unmap: z.boolean(),
   speed: speedSchema,
+  /** It waits to be resumed; `error` is why, where no operator has paused it. */
+  isPaused: z.boolean().default(false),
   onSourceError: z.enum(JOB_ERROR_POLICIES),
   onTargetError: z.enum(JOB_ERROR_POLICIES),
   startedAtMs: z.number(),
@@ -85,6 +87,10 @@ const childSchema = z.object({
   name: z.string(),
   /** null: the disk's own image. */
   image: z.string().nullable(),
+  /** The copy whose place this one takes, under its name, once it has everything. It is never recorded as sound before. */
+  replaces: z.string().optional(),
+  /** What its dirty bitmap is called, where that is not its name. */
+  bitmap: z.string().optional(),
   /** It has everything that any of the copies has. At least one is sound. */
   sound: z.boolean(),
   /** What it may lack is in its dirty bitmap; otherwise it may lack anything. */

@@ -215,6 +215,7 @@ export const EVENT_TYPES = [
   "child-sound",
   "child-added",
   "child-removed",
+  "child-replaced",
   "quorum-report-bad",
   "quorum-failure",
   "state-error",

@@ -163,6 +163,8 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "disks[].children[].name": "`local` for a primary's own image, `base` on a secondary.",
   "disks[].children[].kind": "`image` in this release.",
   "disks[].children[].path": "Path of the image, or how it is named.",
+  "disks[].children[].replaces":
+    "The copy whose place it takes, under its name, once it has everything; left out for all others.",
   "disks[].children[].state": "See [states.md](states.md#state-of-one-copy-of-a-disk).",
   "disks[].children[].dirtyBytes": "What it lacks, in clusters; left out where that is not known of it alone.",
   "disks[].children[].lastError": "Why it is broken, or has refused something since it was last sound.",

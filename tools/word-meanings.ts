@@ -253,6 +253,7 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "child-sound": "A copy of a disk has everything.",
   "child-added": "A disk has got one more copy, which lacks everything.",
   "child-removed": "A copy of a disk was taken out.",
+  "child-replaced": "A copy of a disk was taken out, and another one, which has everything, has taken its place.",
   "quorum-report-bad": "A copy of a disk has refused a request, or has something else than the majority.",
   "quorum-failure": "Too few copies of a disk have done a request, or agree.",
   "state-error":

@@ -28,20 +28,29 @@ export class JobList {
     this.#started = Math.max(this.#started, Number(/-(\d+)$/.exec(id)?.[1] ?? 0));
   }
 
-  /** Starts a job without a speed limit, unless there is one. One that is `held` waits for `resume` from its beginning. */
+  /**
+   * Starts a job without a speed limit, unless there is one. One that is `held` waits for `resume` from its beginning, and
+   * `error` is why.
+   */
   start(
     work: JobWork,
     {
       speed = 0,
       held = false,
+      error,
       id = this.newId(work.type),
-    }: { readonly speed?: JobSpeed; readonly held?: boolean; readonly id?: string } = {},
+    }: {
+      readonly speed?: JobSpeed;
+      readonly held?: boolean;
+      readonly error?: ColobusError | undefined;
+      readonly id?: string;
+    } = {},
   ): Job {
     const job = new Job({ id, clock: this.#clock, work, speed, changed: this.#changed });
     this.#jobs.push(job);
     const concluded = this.#jobs.filter((other) => other.state === "concluded");
     for (const old of concluded.slice(0, -JOBS_CONCLUDED_KEPT)) this.#jobs.splice(this.#jobs.indexOf(old), 1);
-    job.start(held);
+    job.start(held, error);
     return job;
   }
 

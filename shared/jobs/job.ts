@@ -9,6 +9,14 @@ import { RateMeter } from "./rate-meter.ts";
 /** How a job that follows is asked to end. */
 export type JobEnding = "cancel" | "complete";
 
+/** What a job is set to: by an operator, or by a fault that has paused it. */
+export interface JobSettings {
+  readonly speed: JobSpeed;
+  readonly isPaused: boolean;
+  /** Why it is paused, where no operator has done that. */
+  readonly error: ColobusError | undefined;
+}
+
 /** What a job does, a piece at a time, so that it can be paused, limited and stopped between pieces. */
 export interface JobWork {
   readonly type: JobType;
@@ -30,8 +38,11 @@ export interface JobWork {
   step(bytesMax: number): Promise<number | undefined | "following">;
   /** Told whenever the job begins, pauses, goes on or ends. */
   stateChanged?(state: JobState): void;
-  /** An operator has set another speed. */
-  speedChanged?(speed: JobSpeed): void;
+  /**
+   * Has what the job is set to written down, for the process after this one; asked at every change. Durable when the promise
+   * resolves. Errors: why it is not, which the work has logged. Absent where no later process goes on with the job.
+   */
+  keep?(settings: JobSettings): Promise<void>;
   /** What status says of this work beside what it says of every job. */
   report?(): Pick<JobStatus, "verify">;
   /** A count that grows with the requests of the guests to whom the job yields. */
@@ -96,6 +107,7 @@ export class Job {
   #follows = false;
   #ending: JobEnding | undefined;
   #finished: Promise<void> = Promise.resolve();
+  #kept: Promise<void> = Promise.resolve();
 
   constructor(options: JobOptions) {
     this.id = options.id;
@@ -137,8 +149,9 @@ export class Job {
     return this.#isPaused() && this.#error === undefined;
   }
 
-  /** Begins, or waits for `resume` where it is `held` from the beginning. */
-  start(held = false): void {
+  /** Begins, or waits for `resume` where it is `held` from the beginning; `error` is why, where no operator has held it. */
+  start(held = false, error?: ColobusError): void {
+    if (held) this.#error = error;
     this.#set(held ? "paused" : "running");
     this.#finished = this.#run();
   }
@@ -150,6 +163,7 @@ export class Job {
 
   /** `force`: a `cancel` does not wait for a consistent copy. Errors: `job-state` when the job's state does not allow the verb. */
   apply(verb: JobVerb, { force = false }: { readonly force?: boolean } = {}): void {
+    this.#kept = Promise.resolve();
     if (verb === "pause" && (this.#state === "running" || this.#state === "ready") && this.#ending === undefined) {
       this.#error = undefined;
       this.#pause();
@@ -166,8 +180,13 @@ export class Job {
 
   setSpeed(speed: JobSpeed): void {
     this.#pace.speed = speed;
-    this.#options.work.speedChanged?.(speed);
+    this.#keep();
     this.#wake?.();
+  }
+
+  /** Resolves when a later process would find what was set last, where it goes on with the job. Errors: why it would not. */
+  kept(): Promise<void> {
+    return this.#kept;
   }
 
   /**
@@ -382,6 +401,16 @@ export class Job {
   #set(state: JobState): void {
     this.#state = state;
     this.#options.work.stateChanged?.(state);
+    this.#keep();
     this.#options.changed(this);
+  }
+
+  /** A job whose end has begun keeps what it was set to before: the end may be left to a later process. */
+  #keep(): void {
+    if (this.#isOver() || this.#state === "pending") return;
+    const isPaused = this.#isPaused();
+    const error = isPaused ? this.#error : undefined;
+    this.#kept = this.#options.work.keep?.({ speed: this.speed, isPaused, error }) ?? Promise.resolve();
+    this.#kept.catch(() => undefined); // who has set it waits for `kept`
   }
 }

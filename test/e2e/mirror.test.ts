@@ -186,7 +186,7 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     await tool("qemu-io", "-r", "-f", "qcow2", ...fill.flatMap((command) => ["-c", command]), target);
   });
 
-  it("keeps to its speed, pauses, and is given up before it is ready", async () => {
+  it("keeps to its speed, stays paused over restarts, and is given up before it is ready", async () => {
     const pair = await AgentPair.create({ disks: { vda: SIZE } });
     const { primary } = pair;
     await primary.start();
@@ -200,6 +200,13 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     const refused = await primary.ask<ErrorDocument>("job", "complete", id);
     expect(refused).toMatchObject({ code: 1, json: { error: { code: "job-state" } } });
     expect(await primary.get("job", "pause", id)).toMatchObject({ state: "paused" });
+    await primary.crash();
+    await primary.start();
+    const held = { id, state: "paused", speedLimit: MIB, error: null };
+    expect(await mirrorOf(primary)).toMatchObject(held);
+    await primary.stop();
+    await primary.start();
+    expect(await mirrorOf(primary)).toMatchObject(held);
     expect(await primary.get("job", "resume", id)).toMatchObject({ state: "running" });
     const gone = await primary.get<JobStatus>("job", "cancel", id, "--wait");
     expect(gone).toMatchObject({ state: "concluded", outcome: "cancelled" });

@@ -2,8 +2,9 @@
 import { closeSync, copyFileSync, existsSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { AgentEvent, ChildAnswer, Status } from "../../proto/control-api.ts";
+import type { AgentEvent, ChildAnswer, JobStatus, Status } from "../../proto/control-api.ts";
 import { AgentPair, makeImage, MIB } from "../support/agent-pair.ts";
+import type { ErrorDocument } from "../support/cli-runner.ts";
 import { qemuIo, tool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
 import { scratchDirectory } from "../support/scratch.ts";
@@ -58,7 +59,7 @@ async function expectIdentical(...images: string[]): Promise<void> {
   }
 }
 
-describe.runIf(requirePeers("nbdkit", "fio", "qemu-io", "qemu-img"))("a disk with several copies", () => {
+describe.runIf(requirePeers("nbdkit", "qemu-nbd", "fio", "qemu-io", "qemu-img"))("a disk with several copies", () => {
   it("hides an image that fails under verified load, and mends it, also when it breaks again", async () => {
     const root = scratchDirectory();
     const served = join(root, "local.img");
@@ -160,12 +161,101 @@ describe.runIf(requirePeers("nbdkit", "fio", "qemu-io", "qemu-img"))("a disk wit
     expect(small).toMatchObject({ code: 1, json: { error: { code: "size-mismatch" } } });
     const local = await pair.primary.ask("child", "remove", "vda", "local");
     expect(local).toMatchObject({ code: 1, json: { error: { code: "child-refused" } } });
-    await pair.primary.get("child", "replace", "vda", `b=${join(root, "c.img")}`, "--create");
-    await pair.primary.until("whole", areSound);
+    const replaced = await pair.primary.get<ChildAnswer>(
+      "child",
+      "replace",
+      "vda",
+      `b=${join(root, "c.img")}`,
+      "--create",
+    );
+    expect(replaced.children.map(({ name, replaces }) => [name, replaces])).toEqual([
+      ["local", undefined],
+      ["b", undefined],
+      ["b.new", "b"],
+    ]);
+    const { disks } = await pair.primary.until("replaced", (status) => status.disks[0]?.children.length === 2);
+    expect(disks[0]?.children[1]).toMatchObject({ name: "b", state: "sound", path: join(root, "c.img") });
     await qemuIo(pair.primary.uri(), "write -P 5 3M 1M");
     await pair.primary.get("child", "remove", "vda", "b");
     copyFileSync(join(root, "c.img"), join(root, "d.img"));
     await pair.primary.stop();
     await expectIdentical(pair.imagePath("a"), join(root, "d.img"));
+  });
+
+  it("grows with all its copies, which stay sound, while guests write", async () => {
+    const root = scratchDirectory();
+    const pair = await AgentPair.protected({ disks: { vda: SIZE } });
+    const { primary } = pair;
+    const copy = join(root, "b.qcow2");
+    await primary.get("child", "add", "vda", `b=qcow2:${copy}`, "--create");
+    await primary.get("child", "add", "vda", `c=${join(root, "c.img")}`, "--create");
+    await primary.until("whole", areSound);
+    const load = tool(
+      "fio",
+      "--name=load",
+      "--ioengine=nbd",
+      `--uri=${primary.uri()}`,
+      "--rw=randwrite",
+      "--bs=4k",
+      `--size=${SIZE}`,
+      "--iodepth=8",
+      "--verify=crc32c",
+      "--rate_iops=6000",
+    );
+    load.catch(() => undefined); // it is awaited below
+    await primary.get("resize", "vda", String(2 * SIZE));
+    expect((await primary.status()).disks[0]).toMatchObject({ sizeBytes: 2 * SIZE });
+    expect((await primary.status()).disks[0]?.children.map(({ state }) => state)).toEqual(["sound", "sound", "sound"]);
+    await load;
+    await qemuIo(primary.uri(), `write -P 9 ${2 * SIZE - MIB} 1M`, "flush");
+    await primary.crash();
+    await primary.start();
+    await primary.until("whole again", areSound);
+    await qemuIo(primary.uri(), `read -P 9 ${2 * SIZE - MIB} 1M`);
+    await primary.stop();
+    await expectIdentical(pair.imagePath("a"), join(root, "c.img"));
+    const said = await tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", pair.imagePath("a"), copy);
+    expect(said.toString()).toContain("identical");
+  });
+
+  it("pivots to a mirror's target beside the same copies, also from an image that is broken", async () => {
+    const root = scratchDirectory();
+    const served = join(root, "local.img");
+    const [second, target] = [join(root, "second.img"), join(root, "target.img")];
+    makeImage(served, SIZE);
+    makeImage(second, SIZE);
+    const server = await FailingServer.start(served);
+    const pair = await AgentPair.create({
+      disks: { vda: SIZE },
+      imageOf: (path) => (path.includes("/a/") ? server.uri : path),
+      primaryFlags: ["--child", `vda:b=${second}`],
+    });
+    await pair.start();
+    const { primary } = pair;
+    await primary.until("whole", areSound);
+    await qemuIo(primary.uri(), "write -P 1 0 8M");
+    server.fail();
+    await qemuIo(primary.uri(), "write -P 2 4M 8M");
+    await primary.until("degraded", isChild("local", "broken"));
+    const ready = await primary.get<JobStatus>("mirror", "vda", "--to", target, "--create", "--wait");
+    const taken = await primary.ask<ErrorDocument>("mirror", "vda", "--to", second);
+    expect(taken).toMatchObject({ code: 1, json: { error: { code: "image-busy" } } });
+    const done = await primary.get<JobStatus>("job", "complete", ready.id, "--wait");
+    expect(done).toMatchObject({ outcome: "pivoted" });
+    const children = (status: Status) => status.disks[0]?.children.map(({ name, state, path }) => [name, state, path]);
+    const expected = [
+      ["local", "sound", target],
+      ["b", "sound", second],
+    ];
+    expect(children(await primary.status())).toEqual(expected);
+    await qemuIo(primary.uri(), "write -P 3 6M 1M");
+    await primary.crash();
+    await primary.start();
+    expect(children(await primary.until("whole again", areSound))).toEqual(expected);
+    await qemuIo(primary.uri(), "read -P 1 0 4M", "read -P 2 4M 2M", "read -P 3 6M 1M");
+    await primary.get("child", "remove", "vda", "b");
+    await primary.stop();
+    const said = await tool("qemu-io", "-r", "-f", "raw", "-c", "read -P 3 6M 1M", target);
+    expect(said.toString()).not.toContain("failed");
   });
 });

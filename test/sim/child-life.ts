@@ -1,6 +1,6 @@
 /**
- * Whole lives of the copies of one disk, from a seed: guests write, read and flush while copies fail, hang, vanish and come
- * back in any order, and the process or the machine dies. In the end everything is mended, and all copies are the same, and
+ * Whole lives of the copies of one disk, from a seed: guests write, read and flush while copies fail, hang, vanish, come
+ * back and are replaced in any order, and the process or the machine dies. In the end everything is mended, and all copies are the same, and
  * what every acknowledged write has made of the disk.
  */
 import assert from "node:assert/strict";
@@ -8,6 +8,7 @@ import { GuestGate } from "../../primary/guest-gate.ts";
 import { DiskChildren } from "../../primary/disk-children.ts";
 import { newChild, newLocalChild, withUntrackedCopies } from "../../primary/recorded-quorum.ts";
 import { ReplicatedDisk } from "../../primary/replicated-disk.ts";
+import type { ChildStatus } from "../../proto/control-api.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import type { Clock, Timer } from "../../shared/host/clock.ts";
 import type { Storage } from "../../shared/host/storage.ts";
@@ -141,9 +142,12 @@ class Mortal implements Clock {
 
 class ChildLife {
   readonly #random: SeededRandom;
+  readonly #replacements: SeededRandom;
   readonly #storage: MemoryStorage;
   readonly #clock = new ManualClock();
+  /** By the images' names, which are numbers; those that are no copies any more as well. */
   readonly #media: FickleMedium[];
+  readonly #copies: number;
   readonly #model = new SectorModel();
   readonly #geometry = clusterGeometry(SIZE, CLUSTER);
   readonly counts: Record<string, number> = {};
@@ -164,8 +168,10 @@ class ChildLife {
 
   constructor(seed: number) {
     this.#random = new SeededRandom(seed);
+    this.#replacements = this.#random.fork("replacements");
     this.#storage = new MemoryStorage(new SimDisk(this.#random.fork("storage"), { coldProbability: 0 }));
     const copies = 2 + this.#random.below(3);
+    this.#copies = copies;
     this.#media = Array.from(
       { length: copies },
       (_, index) => new FickleMedium(SIZE, this.#random.fork(`medium ${index}`)),
@@ -271,6 +277,7 @@ class ChildLife {
   }
 
   async #step(): Promise<void> {
+    if (this.#replacements.chance(0.03)) this.#replace();
     const random = this.#random;
     const what = random.fraction();
     if (what < 0.45) this.#write();
@@ -281,6 +288,23 @@ class ChildLife {
     else if (what < 0.985) await this.#restart("process");
     else if (what < 0.993) await this.#restart("power");
     else await this.#stopAndStart();
+  }
+
+  /** Has another image take the place of a copy, or has that given up. */
+  #replace(): void {
+    const children = this.#children;
+    const others = children?.describe().filter(({ name }) => name !== "local") ?? [];
+    if (children === undefined || others.length === 0) return;
+    const { name, replaces } = this.#replacements.pick(others);
+    if (replaces !== undefined) {
+      if (this.#replacements.chance(0.3)) this.#follow("give up", () => children.remove(name));
+      return;
+    }
+    const image = this.#media.length;
+    const medium = new FickleMedium(SIZE, this.#random.fork(`medium ${image}`));
+    medium.bytes.fill(0xdd);
+    this.#media.push(medium);
+    this.#follow("replace", () => children.replace(name, `${image}`, { create: false }));
   }
 
   #write(): void {
@@ -333,7 +357,7 @@ class ChildLife {
   }
 
   /** Does a request beside the others; what it comes to counts only if the process still lives then. */
-  #follow(name: string, work: () => Promise<void>, done: () => void): void {
+  #follow(name: string, work: () => Promise<void>, done: () => void = () => undefined): void {
     const generation = this.#generation;
     const request = work().then(
       () => {
@@ -346,6 +370,7 @@ class ChildLife {
         }
       },
       (error: unknown) => {
+        if (generation !== this.#generation) return; // its files are closed
         if (!(error instanceof ColobusError)) throw error;
         this.#count(`${name} refused`);
       },
@@ -385,6 +410,7 @@ class ChildLife {
     const stopping = Promise.all(this.#pending).then(async () => {
       await this.#jobs?.stop(new ColobusError("shutting-down", "the agent is being stopped"));
       await this.#children?.stop(new ColobusError("shutting-down", "the agent is being stopped"));
+      await this.#children?.close();
       await this.#state?.close();
     });
     for (const medium of this.#media) if (medium.mood === "hanging") this.#heal(medium);
@@ -415,19 +441,20 @@ class ChildLife {
       states?.every((state) => / sound 0 /.test(state)),
       `all copies become sound: ${states?.join(", ")}`,
     );
-    const [first, ...others] = this.#media;
+    const [first, ...others] = this.#mediaOf(this.#children?.describe() ?? []);
     for (const [index, other] of others.entries()) {
-      assert(first !== undefined && first.bytes.equals(other.bytes), `copy ${index + 1} equals the first`);
+      assert(first?.bytes.equals(other.bytes) === true, `copy ${index + 1} equals the first`);
     }
+    assert.equal(others.length + 1, this.#copies, `there are as many copies as ever: ${states?.join(", ")}`);
     assert.equal(first && this.#model.mismatch(first.bytes, 0), undefined, "the copies have what was acknowledged");
   }
 
   /** Where nothing is under way, two sound copies never differ. */
   #assertSoundCopiesAgree(): void {
     if (this.#pending.size > 0) return;
-    const sound = this.#children?.describe().flatMap(({ state }, index) => (state === "sound" ? [index] : [])) ?? [];
+    const sound = this.#children?.describe().filter(({ state }) => state === "sound") ?? [];
     assert(sound.length > 0, "one copy at least is sound");
-    const [first, ...others] = sound.map((index) => this.#media[index]);
+    const [first, ...others] = this.#mediaOf(sound);
     for (const other of others) {
       if (first !== undefined && other !== undefined && !first.bytes.equals(other.bytes)) {
         const at = first.bytes.findIndex((byte, index) => byte !== other.bytes[index]);
@@ -435,6 +462,10 @@ class ChildLife {
         assert.fail(`sound copies ${which} differ at sector ${at / SECTOR}: ${first.bytes[at]} and ${other.bytes[at]}`);
       }
     }
+  }
+
+  #mediaOf(copies: readonly ChildStatus[]): FickleMedium[] {
+    return copies.flatMap(({ path }) => this.#media[Number(path)] ?? []);
   }
 
   async #pass(ms: number): Promise<void> {

@@ -9,7 +9,14 @@ describe("the copies of a disk", () => {
   it.each(groups)("are all equal, and lack nothing, after lives $from to $to", async ({ from, to }) => {
     const totals = new LifeTotals();
     for (let seed = from; seed <= to; seed += 1) totals.add(await runChildLife(seed));
-    for (const name of ["crash process", "crash power", "child-broken", "child-sound", "quorum-failure"]) {
+    for (const name of [
+      "crash process",
+      "crash power",
+      "child-broken",
+      "child-sound",
+      "child-replaced",
+      "quorum-failure",
+    ]) {
       expect(totals.counts[name], name).toBeGreaterThan(0);
     }
   });

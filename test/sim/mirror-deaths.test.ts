@@ -10,6 +10,8 @@ import { MirrorScene } from "./mirror-scene.ts";
 const WITHIN_MS = 60_000;
 /** What a mirror of this disk takes at least. */
 const CALLS_MIN = 30;
+/** What a pause and some writes take. */
+const PAUSE_CALLS_MIN = 3;
 
 interface Ended {
   readonly scene: MirrorScene;
@@ -19,11 +21,9 @@ interface Ended {
 /** Lives until its `dyingCall`-th storage call, and once more. undefined when the mirror was over before that. */
 async function dieAt(
   dyingCall: number,
-  durability: Durability,
-  copyMode: CopyMode,
-  how: "complete" | "cancel",
+  { durability, copyMode, how, hasCopy = false }: Omit<Case, "expected">,
 ): Promise<Ended | undefined> {
-  const scene = new MirrorScene(dyingCall, durability);
+  const scene = new MirrorScene(dyingCall, durability, { hasCopy });
   const { world } = scene;
   await scene.start();
   scene.host.disk.faults.crashAt(dyingCall, durability);
@@ -39,11 +39,40 @@ async function dieAt(
   return { scene, outcome };
 }
 
+/** Lives until the `dyingCall`-th storage call behind the pause; false when there is none. */
+async function dieWhilePaused(dyingCall: number, durability: Durability): Promise<boolean> {
+  const scene = new MirrorScene(dyingCall, durability);
+  const { world } = scene;
+  await scene.start();
+  await scene.do("the mirror", () => scene.begin("background"));
+  scene.host.disk.faults.crashAt(dyingCall, durability);
+  let isPaused = false;
+  let isOver = false;
+  const live = async (): Promise<void> => {
+    isPaused = await scene.pause();
+    for (let count = 0; count < 3; count += 1) await scene.write();
+    isOver = true;
+  };
+  world.schedule(0, () => void live());
+  await world.run({ until: () => !scene.host.alive || isOver, forMs: WITHIN_MS });
+  if (scene.host.alive) return false;
+  await scene.restart();
+  if (isPaused) expect(scene.mirror).toMatchObject({ state: "paused", error: null });
+  await scene.do("a write", () => scene.write());
+  if (scene.mirror?.state === "paused") await scene.do("resume", () => scene.resume());
+  await scene.do("the end", () => scene.end("complete"));
+  expect(scene.mirror).toMatchObject({ outcome: "pivoted" });
+  await scene.checkEnd("pivoted");
+  return true;
+}
+
 interface Case {
   readonly durability: Durability;
   readonly copyMode: CopyMode;
   readonly how: "complete" | "cancel";
   readonly expected: JobOutcome;
+  /** The disk has a copy beside its image. */
+  readonly hasCopy?: boolean;
 }
 
 describe("a mirror, whose host dies at every storage call", () => {
@@ -52,13 +81,15 @@ describe("a mirror, whose host dies at every storage call", () => {
     { durability: "power", copyMode: "background", how: "complete", expected: "pivoted" },
     { durability: "power", copyMode: "write-blocking", how: "complete", expected: "pivoted" },
     { durability: "power", copyMode: "background", how: "cancel", expected: "completed" },
+    { durability: "process", copyMode: "background", how: "complete", expected: "pivoted", hasCopy: true },
+    { durability: "power", copyMode: "background", how: "complete", expected: "pivoted", hasCopy: true },
   ])(
-    "goes on, or is over as it says: $durability, $copyMode, $how",
-    async ({ durability, copyMode, how, expected }) => {
+    "goes on, or is over as it says: $durability, $copyMode, $how, with a copy $hasCopy",
+    async ({ expected, ...one }) => {
       let deaths = 0;
       let ends = 0;
       for (;;) {
-        const ended = await dieAt(deaths + 1, durability, copyMode, how);
+        const ended = await dieAt(deaths + 1, one);
         if (ended === undefined) break;
         deaths += 1;
         if (ended.outcome !== undefined) {
@@ -72,4 +103,10 @@ describe("a mirror, whose host dies at every storage call", () => {
       expect(ends).toBeGreaterThan(0);
     },
   );
+
+  it.each<Durability>(["process", "power"])("stays paused once that was answered: %s", async (durability) => {
+    let deaths = 0;
+    while (await dieWhilePaused(deaths + 1, durability)) deaths += 1;
+    expect(deaths).toBeGreaterThan(PAUSE_CALLS_MIN);
+  });
 });

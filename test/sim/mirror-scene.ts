@@ -1,15 +1,16 @@
 import assert from "node:assert/strict";
-import type { JobStatus, MirrorRequest } from "../../proto/control-api.ts";
+import type { ChildStatus, JobStatus, MirrorRequest } from "../../proto/control-api.ts";
 import type { CopyMode, Durability, JobOutcome } from "../../proto/words.ts";
 import { present } from "../support/present.ts";
 import { Calls } from "./calls.ts";
-import { imagePath, makePair, type Pair, type PairOptions } from "./pair.ts";
+import { copyPath, imagePath, makePair, type Pair, type PairOptions } from "./pair.ts";
 import type { SimHost } from "./sim-host.ts";
 import { SimWorld } from "./world.ts";
 
 const CLUSTER_BYTES = 4096;
 const DISK = { name: "vda", sizeBytes: 16 * CLUSTER_BYTES };
 const TARGET = "/images/target.img";
+const NEW_COPY = "/images/new-copy.img";
 const TIMEOUT_MS = 60_000;
 const OPTIONS: Omit<PairOptions, "durability"> = {
   disks: [DISK],
@@ -28,7 +29,7 @@ const WRITE_BYTES = 3000;
 const WRITES = 6;
 
 /**
- * The primary of a pair with one disk, which mirrors it; its guest, and a model of what the disk has to hold. A write that
+ * The primary of a pair with one disk, which mirrors it, or replaces its copy, where there is one; its guest, and a model of what the disk has to hold. A write that
  * was under way when the host died is there, or not, or in part.
  */
 export class MirrorScene {
@@ -36,17 +37,19 @@ export class MirrorScene {
   readonly #pair: Pair;
   readonly #calls: Calls;
   readonly #content: Buffer;
+  readonly #hasCopy: boolean;
   /** What a write that was not answered may have changed. */
   #unsure: { offset: number; length: number } | undefined;
   #fill = 0;
 
-  constructor(seed: number, durability: Durability) {
+  constructor(seed: number, durability: Durability, { hasCopy = false }: { readonly hasCopy?: boolean } = {}) {
     this.world = new SimWorld(seed);
+    this.#hasCopy = hasCopy;
     this.#calls = new Calls(this.world);
     this.#content = this.world.random.bytes(DISK.sizeBytes);
     this.#pair = makePair(
       this.world,
-      { ...OPTIONS, durability },
+      { ...OPTIONS, durability, hasCopies: hasCopy },
       { primary: [Buffer.from(this.#content)], secondary: [Buffer.alloc(DISK.sizeBytes)] },
       { requested: () => undefined, happened: () => undefined },
     );
@@ -54,6 +57,11 @@ export class MirrorScene {
 
   get host(): SimHost {
     return this.#pair.primary.host;
+  }
+
+  /** The copies of the disk, its image among them. */
+  get copies(): readonly ChildStatus[] {
+    return this.#pair.primary.agent?.status().disks[0]?.children ?? [];
   }
 
   get mirror(): JobStatus | undefined {
@@ -73,12 +81,21 @@ export class MirrorScene {
       await primary.agent?.wait({ condition: "committed", timeoutMs: TIMEOUT_MS }, new AbortController().signal);
     });
     await this.do("writes", async () => {
+      if (this.#hasCopy) await this.untilSound();
       for (let count = 0; count < WRITES; count += 1) await this.write();
     });
   }
 
   /** Begins the mirror, writes while it is at work, and ends it. Whatever is asked of a dead agent is lost. */
   async run(copyMode: CopyMode, how: "complete" | "cancel"): Promise<void> {
+    if (!(await this.begin(copyMode))) return;
+    const { process } = this.host;
+    for (let count = 0; count < WRITES && process.alive; count += 1) await this.write();
+    if (process.alive) await this.end(how);
+  }
+
+  /** Resolves with whether that was answered. */
+  async begin(copyMode: CopyMode): Promise<boolean> {
     const { agent } = this.#pair.primary;
     const request: MirrorRequest = {
       disk: DISK.name,
@@ -93,11 +110,7 @@ export class MirrorScene {
       create: true,
       timeoutMs: TIMEOUT_MS,
     };
-    const job = await this.#ask("mirror", () => agent?.mirror(request, new AbortController().signal));
-    if (job === undefined) return;
-    const { process } = this.host;
-    for (let count = 0; count < WRITES && process.alive; count += 1) await this.write();
-    if (process.alive) await this.end(how);
+    return (await this.#ask("mirror", () => agent?.mirror(request, new AbortController().signal))) !== undefined;
   }
 
   /** Lets the mirror that is there become ready, and ends it. */
@@ -109,6 +122,46 @@ export class MirrorScene {
     if (!process.alive || agent === undefined || mirror === undefined) return;
     await this.#ask(how, () => agent.job(mirror.id, how, { force: false }));
     await this.#until(() => this.mirror?.state === "concluded");
+  }
+
+  /** Pauses the mirror that is there. Resolves with whether that was answered. */
+  async pause(): Promise<boolean> {
+    const { agent } = this.#pair.primary;
+    const { mirror } = this;
+    if (agent === undefined || mirror === undefined) return false;
+    return (await this.#ask("pause", () => agent.job(mirror.id, "pause", { force: false }))) !== undefined;
+  }
+
+  async resume(): Promise<void> {
+    const { agent } = this.#pair.primary;
+    const { mirror } = this;
+    if (agent !== undefined && mirror !== undefined) await this.#ask("resume", () => agent.job(mirror.id, "resume"));
+  }
+
+  /** Has another image take the place of the copy. Resolves with whether that was answered. */
+  async replaceCopy(): Promise<boolean> {
+    const { agent } = this.#pair.primary;
+    const request = { verb: "replace", disk: DISK.name, name: "b", image: NEW_COPY, create: true } as const;
+    const answer = await this.#ask("replace", () =>
+      agent?.changeChild({ ...request, timeoutMs: TIMEOUT_MS }, new AbortController().signal),
+    );
+    return answer !== undefined;
+  }
+
+  /** Waits until all copies are sound. */
+  untilSound(): Promise<void> {
+    return this.#until(() => this.copies.every(({ state }) => state === "sound"));
+  }
+
+  /** The copy is the image that it is said to be, and everything is there as well. */
+  checkCopy(isReplaced: boolean): void {
+    const path = isReplaced ? NEW_COPY : copyPath(DISK);
+    const found = this.copies.map((copy) => [copy.name, copy.path]);
+    assert.deepEqual(found, [
+      ["local", present(this.#pair.primary.agent?.status().disks[0]).image],
+      ["b", path],
+    ]);
+    assert(this.host.disk.readFile(path).equals(this.#content), "the copy has not what the disk holds");
   }
 
   async write(): Promise<void> {
@@ -155,6 +208,10 @@ export class MirrorScene {
     await this.do("a later write", () => this.write());
     await this.check();
     assert(this.host.disk.readFile(image)?.equals(this.#content), "the image is not what the disk is");
+    if (this.#hasCopy) {
+      await this.do("the copy", () => this.untilSound());
+      this.checkCopy(false);
+    }
     if (outcome !== "pivoted") return;
     await this.do("the last checkpoint", async () => {
       const { agent } = primary;

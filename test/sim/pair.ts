@@ -36,6 +36,8 @@ export interface PairOptions {
   readonly isMarked?: boolean;
   readonly onPeerLoss?: PeerLossPolicy;
   readonly disks: readonly PairDisk[];
+  /** Each disk of the primary has a copy beside its image, named `b`, with other content to begin with. */
+  readonly hasCopies?: boolean;
   readonly clusterBytes: number;
   readonly durability: Durability;
   readonly ack: AckPolicy;
@@ -79,6 +81,11 @@ export function urlOf(host: string): string {
 
 export function imagePath(disk: PairDisk): string {
   return `/images/${disk.name}.img`;
+}
+
+/** The primary's copy of a disk beside its image. */
+export function copyPath(disk: Pick<PairDisk, "name">): string {
+  return `/images/${disk.name}-copy.img`;
 }
 
 /** One of the two hosts, and the agent that runs on it, if one does. */
@@ -299,6 +306,9 @@ export function makePair(
       host.disk.addFile(imagePath(disk), disk.sizeBytes);
       const content = (isPrimary ? contents.primary : contents.secondary)[index];
       if (content !== undefined) putSparse(host, imagePath(disk), content);
+      if (!isPrimary || options.hasCopies !== true) continue;
+      host.disk.addFile(copyPath(disk), disk.sizeBytes);
+      putSparse(host, copyPath(disk), Buffer.alloc(disk.sizeBytes, 0xee));
     }
     const config: AgentConfig = {
       role: isPrimary ? "Primary" : "Secondary",
@@ -306,6 +316,9 @@ export function makePair(
       mode: options.mode ?? "colo",
       stateDirectory: STATE_DIRECTORY,
       disks: options.disks.map((disk) => ({ name: disk.name, image: imagePath(disk) })),
+      ...(isPrimary && options.hasCopies === true
+        ? { children: options.disks.map((disk) => ({ disk: disk.name, name: "b", image: copyPath(disk) })) }
+        : {}),
       peers: isPrimary ? [urlOf("b")] : [],
       ack: options.ack,
       durability: options.durability,

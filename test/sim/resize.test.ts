@@ -5,6 +5,7 @@ import type { Durability } from "../../proto/words.ts";
 import { bufferedBytes } from "./buffered-bytes.ts";
 import { Calls, type Outcome } from "./calls.ts";
 import {
+  copyPath,
   imagePath,
   makePair,
   urlOf,
@@ -45,12 +46,20 @@ const DATA = Buffer.alloc(9000, 0xd7);
 
 const DISK: PairDisk = { name: "vda", sizeBytes: SIZE };
 
+interface SceneOptions {
+  readonly hasCopies?: boolean;
+  readonly servesImages?: boolean;
+  readonly seed?: number;
+}
+
 class ResizeScene {
   readonly world: SimWorld;
   readonly primary: PairMember;
   readonly secondary: PairMember;
   readonly #calls: Calls;
   readonly #mode: Mode;
+  /** The primary's disk has a copy beside its image. */
+  readonly #hasCopies: boolean;
   /** What the committed checkpoint has. */
   #committed: Buffer = Buffer.alloc(0);
   /** The write behind the former end was acknowledged. */
@@ -58,14 +67,19 @@ class ResizeScene {
   /** Why sessions have ended. */
   readonly losses: unknown[] = [];
 
-  constructor(durability: Durability, mode: Mode = "colo", seed = SEED) {
+  constructor(
+    durability: Durability,
+    mode: Mode = "colo",
+    { hasCopies = false, servesImages = false, seed = SEED }: SceneOptions = {},
+  ) {
     this.world = new SimWorld(seed);
     this.#calls = new Calls(this.world);
     this.#mode = mode;
+    this.#hasCopies = hasCopies;
     const content = Buffer.alloc(SIZE, 0x41);
     const pair = makePair(
       this.world,
-      { ...OPTIONS, mode, durability },
+      { ...OPTIONS, mode, durability, hasCopies, servesImages },
       { primary: [content], secondary: [Buffer.alloc(SIZE)] },
       this.#observer,
     );
@@ -92,6 +106,7 @@ class ResizeScene {
       await this.secondary.start();
       await this.primary.start();
       await this.until("committed");
+      while (!this.#areSound) await this.world.sleep(1);
       const device = this.primary.device(DISK);
       await device?.write(Buffer.alloc(9000, 0x42), SIZE - 9000, { fua: true });
       await this.checkpoint();
@@ -161,7 +176,13 @@ class ResizeScene {
     await this.checkpoint(primary);
     await this.checkpoint(primary); // in mode mc the base has what the last but one committed
     if (this.#mode === "mc") await this.#applied();
+    while (!this.#areSound) await this.world.sleep(1);
     this.checkCopies();
+  }
+
+  get #areSound(): boolean {
+    const children = this.primary.agent?.status().disks[0]?.children ?? [];
+    return this.primary.agent?.role !== "Primary" || children.every(({ state }) => state === "sound");
   }
 
   /** What is committed is in the base. */
@@ -196,10 +217,12 @@ class ResizeScene {
   checkCopies(): void {
     const [a, b] = [this.primary, this.secondary].map(({ host }) => host.disk.readFile(imagePath(DISK)));
     assert(a?.length === LONGER && b?.equals(a) === true, "the copies differ");
+    if (!this.#hasCopies || this.primary.agent?.role !== "Primary") return;
+    assert(this.primary.host.disk.readFile(copyPath(DISK)).equals(a), "the copy beside the image differs");
   }
 }
 
-interface Case {
+interface Case extends Pick<SceneOptions, "hasCopies" | "servesImages"> {
   readonly side: "primary" | "secondary";
   readonly durability: Durability;
   readonly what: string;
@@ -208,8 +231,8 @@ interface Case {
 }
 
 /** False when the order was over before the host's `dyingCall`-th storage call. */
-async function dieAt(dyingCall: number, { side, durability, mode, isSwapped }: Case): Promise<boolean> {
-  const scene = new ResizeScene(durability, mode);
+async function dieAt(dyingCall: number, { side, durability, mode, isSwapped, ...images }: Case): Promise<boolean> {
+  const scene = new ResizeScene(durability, mode, images);
   const dying = scene[side];
   await scene.begin();
   dying.host.disk.faults.crashAt(dyingCall, durability);
@@ -235,6 +258,10 @@ describe("a resize, while a host dies at every storage call", () => {
     { what: "killed primary", side: "primary", durability: "process" },
     { what: "secondary without power", side: "secondary", durability: "power" },
     { what: "secondary with a block buffer", side: "secondary", durability: "power", mode: "mc" },
+    { what: "primary with copies without power", side: "primary", durability: "power", hasCopies: true },
+    { what: "killed primary with copies", side: "primary", durability: "process", hasCopies: true },
+    { what: "primary of served images without power", side: "primary", durability: "power", servesImages: true },
+    { what: "secondary of served images without power", side: "secondary", durability: "power", servesImages: true },
     { what: "primary whose secondary takes over", side: "primary", durability: "power", isSwapped: true },
   ])("is finished or undone, and goes on: $what", async (one) => {
     let deaths = 0;
@@ -244,8 +271,8 @@ describe("a resize, while a host dies at every storage call", () => {
 });
 
 describe("a resize", () => {
-  async function begun(seed?: number): Promise<ResizeScene> {
-    const scene = new ResizeScene("power", "colo", seed);
+  async function begun(options: SceneOptions = {}): Promise<ResizeScene> {
+    const scene = new ResizeScene("power", "colo", options);
     await scene.begin();
     return scene;
   }
@@ -265,7 +292,7 @@ describe("a resize", () => {
   it.each(Array.from({ length: 24 }, (_, index) => index + 1))(
     "while the two greet each other has them do it anew: seed %i",
     async (seed) => {
-      const scene = await begun(seed);
+      const scene = await begun({ seed });
       await scene.do("it", async () => {
         scene.primary.host.crash("process");
         await scene.restart(scene.primary);
@@ -318,6 +345,47 @@ describe("a resize", () => {
       await scene.checkView();
       await scene.checkpoint();
       await scene.finish();
+    });
+  });
+
+  it("that one of the copies cannot do changes none of them", async () => {
+    const scene = await begun({ hasCopies: true });
+    const { primary } = scene;
+    await scene.do("it", async () => {
+      const { disk } = primary.host;
+      disk.faults.inject({ op: "truncate", path: copyPath(DISK), error: "out-of-space" });
+      expect(await scene.order()).toMatchObject({ kind: "failed", error: { code: "out-of-space" } });
+      expect(primary.device(DISK)?.sizeBytes).toBe(SIZE);
+      for (const path of [imagePath(DISK), copyPath(DISK)]) expect(disk.readFile(path).length).toBe(SIZE);
+      primary.host.crash("power");
+      await scene.restart(primary);
+      for (const path of [imagePath(DISK), copyPath(DISK)]) expect(disk.readFile(path).length).toBe(SIZE);
+      await scene.finish();
+    });
+  });
+
+  it("keeps copies sound, and below no threshold", async () => {
+    const scene = await begun({ hasCopies: true });
+    const { primary } = scene;
+    await scene.do("it", async () => {
+      expect(await scene.order()).toMatchObject({ kind: "done", value: { formerSizeBytes: SIZE } });
+      const children = primary.agent?.status().disks[0]?.children;
+      expect(children?.map(({ state, dirtyBytes }) => [state, dirtyBytes])).toEqual([
+        ["sound", 0],
+        ["sound", 0],
+      ]);
+      await scene.finish();
+    });
+  });
+
+  it("of an image that cannot be synced leaves it as long as it was", async () => {
+    const scene = await begun();
+    const { primary } = scene;
+    await scene.do("it", async () => {
+      const { disk } = primary.host;
+      disk.faults.inject({ op: "sync", path: imagePath(DISK), error: "io-error" });
+      expect(await scene.order()).toMatchObject({ kind: "failed", error: { code: "io-error" } });
+      expect(disk.readFile(imagePath(DISK)).length).toBe(SIZE);
     });
   });
 

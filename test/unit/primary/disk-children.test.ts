@@ -26,6 +26,7 @@ class ChildrenBench {
   readonly clock = new ManualClock();
   readonly local = new MemoryImage(GEOMETRY.sizeBytes);
   readonly image = new MemoryImage(GEOMETRY.sizeBytes);
+  readonly other = new MemoryImage(GEOMETRY.sizeBytes);
   readonly state: StateFile;
   readonly children: DiskChildren;
   readonly disk: ReplicatedDisk;
@@ -48,12 +49,12 @@ class ChildrenBench {
       timeoutMs: 1_000,
       speed: 0,
       policy: POLICY,
-      open: () => this.image,
+      open: (_disk, { image }) => (image === "/b.img" ? this.image : this.other),
       measure: () => Promise.resolve(GEOMETRY.sizeBytes),
       localMended: () => undefined,
       disk: "vda",
       local: this.local,
-      geometry: GEOMETRY,
+      geometry: { ...GEOMETRY },
       freeze: () => undefined,
     });
     this.disk = new ReplicatedDisk("vda", this.children.child, new GuestGate(), {
@@ -80,6 +81,15 @@ class ChildrenBench {
 
   get recorded(): boolean | undefined {
     return this.state.record.disks[0]?.quorum?.children[1]?.sound;
+  }
+
+  /** As status has them: name, state, and what each lacks. */
+  get copies(): [string, string, number | undefined][] {
+    return this.children.describe().map(({ name, state, dirtyBytes }) => [name, state, dirtyBytes]);
+  }
+
+  get recordedNames(): string[] {
+    return this.state.record.disks[0]?.quorum?.children.map(({ name }) => name) ?? [];
   }
 
   async until(what: () => boolean): Promise<void> {
@@ -119,5 +129,120 @@ describe("the copies of a disk", () => {
     await writing;
     expect(bench.recorded).toBe(false);
     expect(bench.local.bytes.toString("latin1", 0, 3)).toBe("abc");
+  });
+
+  const areSound = (bench: ChildrenBench) => (): boolean => bench.copies.every(([, state]) => state === "sound");
+  const write = async (bench: ChildrenBench, text: string): Promise<void> =>
+    bench.disk.write(Buffer.from(text), 0, { fua: false });
+
+  it("keeps a copy until the one that replaces it has everything, and takes the two in one record", async () => {
+    const bench = await ChildrenBench.begin();
+    await bench.until(areSound(bench));
+    let letWrite: (() => void) | undefined;
+    bench.other.gate = ({ kind }) =>
+      kind === "write" && letWrite === undefined
+        ? new Promise((resolve) => {
+            letWrite = resolve;
+          })
+        : undefined;
+    await write(bench, "one");
+    await bench.children.replace("b", "/c.img", { create: false });
+    expect(bench.copies.map(([name, state]) => [name, state])).toEqual([
+      ["local", "sound"],
+      ["b", "sound"],
+      ["b.new", "syncing"],
+    ]);
+    await expect(bench.children.replace("b", "/d.img", { create: false })).rejects.toMatchObject({
+      code: "child-refused",
+    });
+    await expect(bench.children.remove("b")).rejects.toMatchObject({ code: "child-refused" });
+    await bench.until(() => letWrite !== undefined);
+    expect(bench.image.isClosed).toBe(false);
+    letWrite?.();
+    await bench.until(() => bench.image.isClosed);
+    expect(bench.copies).toEqual([
+      ["local", "sound", 0],
+      ["b", "sound", 0],
+    ]);
+    expect(bench.state.record.disks[0]?.quorum?.children[1]).toMatchObject({ name: "b", image: "/c.img", sound: true });
+    expect(bench.other.bytes.equals(bench.local.bytes)).toBe(true);
+    // And once more, with a bitmap that lies elsewhere.
+    await bench.children.replace("b", "/b.img", { create: false });
+    await bench.until(() => bench.other.isClosed);
+    expect(bench.recordedNames).toEqual(["local", "b"]);
+  });
+
+  it("puts a copy back when the one that replaces it breaks while that is recorded", async () => {
+    const bench = await ChildrenBench.begin();
+    await bench.until(areSound(bench));
+    let resume: (() => void) | undefined;
+    bench.storage.hold = (op, path) => {
+      const lacksNothing = bench.children.describe()[2]?.dirtyBytes === 0;
+      if (resume !== undefined || op !== "sync" || !path.startsWith(`${DIRECTORY}/state`) || !lacksNothing) return;
+      return new Promise((resolve) => {
+        resume = resolve;
+      });
+    };
+    await bench.children.replace("b", "/c.img", { create: false });
+    await bench.until(() => resume !== undefined);
+    bench.other.gate = () => {
+      throw new ColobusError("io-error", "the device is broken");
+    };
+    // Changes wait; a flush, which goes to all copies, does not.
+    const flushing = Promise.resolve(bench.disk.flush());
+    resume?.();
+    await flushing;
+    await bench.until(() => bench.recordedNames.length === 3);
+    expect(bench.copies.slice(0, 2)).toEqual([
+      ["local", "sound", 0],
+      ["b", "sound", 0],
+    ]);
+    bench.other.gate = undefined;
+    await bench.until(() => bench.image.isClosed);
+    expect(bench.recordedNames).toEqual(["local", "b"]);
+  });
+
+  it("gives a replacement up when that is taken out", async () => {
+    const bench = await ChildrenBench.begin();
+    await bench.until(areSound(bench));
+    bench.other.gate = () => {
+      throw new ColobusError("io-error", "the device is broken");
+    };
+    await bench.children.replace("b", "/c.img", { create: false });
+    await bench.until(() => bench.copies[2]?.[1] === "broken");
+    await bench.children.remove("b.new");
+    expect(bench.recordedNames).toEqual(["local", "b"]);
+    expect(bench.copies.length).toBe(2);
+    await expect(bench.children.replace("local", "/c.img", { create: false })).rejects.toMatchObject({
+      code: "child-refused",
+    });
+    await expect(bench.children.replace("z", "/c.img", { create: false })).rejects.toMatchObject({
+      code: "child-unknown",
+    });
+  });
+
+  it("goes on with another image of the disk's own beside the same copies", async () => {
+    const bench = await ChildrenBench.begin();
+    await bench.until(areSound(bench));
+    await write(bench, "one");
+    const image = new MemoryImage(GEOMETRY.sizeBytes);
+    image.bytes.set(bench.local.bytes);
+    await bench.disk.whileStill(() => bench.children.pivot(image, () => Promise.resolve()));
+    await write(bench, "two");
+    expect([image, bench.image, bench.local].map(({ bytes }) => bytes.toString("latin1", 0, 3))).toEqual([
+      "two",
+      "two",
+      "one",
+    ]);
+    // What happens to the former image concerns nobody any more.
+    bench.local.gate = () => {
+      throw new ColobusError("io-error", "the device is broken");
+    };
+    await bench.disk.flush();
+    expect(bench.copies.map(([, state]) => state)).toEqual(["sound", "sound"]);
+    await bench.children.remove("b");
+    await write(bench, "six");
+    expect(image.bytes.toString("latin1", 0, 3)).toBe("six");
+    expect(bench.children.child).toBe(image);
   });
 });

@@ -23,7 +23,7 @@ class MirrorBench {
   readonly records: string[] = [];
   /** Asked before something is recorded. */
   recording: () => void = () => undefined;
-  left: Promise<void> | undefined;
+  left: Promise<unknown> | undefined;
   readonly job: Job;
   readonly copy: DiskCopy;
 
@@ -39,6 +39,7 @@ class MirrorBench {
       granularityBytes: CLUSTER,
       unmap: true,
       speed: 0,
+      isPaused: false,
       onSourceError: "report",
       onTargetError: "report",
       startedAtMs: 0,
@@ -78,11 +79,16 @@ class MirrorBench {
         this.records.push(outcome);
         return Promise.resolve();
       },
+      pivot: async (image) => {
+        this.recording();
+        this.records.push("pivoted");
+        return Promise.resolve({ child: image, left: Promise.resolve() });
+      },
       pivoted: (_image, left) => {
         this.left = left;
       },
       left: () => this.records.push("left"),
-      speedSet: () => undefined,
+      keep: () => Promise.resolve(),
       ready: () => this.records.push("ready"),
     });
     this.job = new Job({ id: mark.id, clock, work, speed: 0, changed: () => undefined });

@@ -27,7 +27,7 @@ class QuorumBench {
     const sizeBytes = this.bench.geometry.sizeBytes;
     this.quorum = new Quorum({
       disk: "vda",
-      sizeBytes,
+      geometry: this.bench.geometry,
       policy: () => ({ ...FIFO, ...policy }),
       recorded: () => undefined,
       outvoted: (copy, offset, length) => this.told.push(`outvoted ${copy.name} ${offset}+${length}`),
@@ -166,6 +166,19 @@ describe("a quorum", () => {
     await Promise.all([reading, writing]);
     expect(bench.states).toEqual(["broken", "sound"]);
     expect(bench.copies[0]?.isUnsettled).toBe(true);
+  });
+
+  it("waits for a copy that hangs no longer than until that is taken out", async () => {
+    const bench = new QuorumBench(2);
+    const never = new Promise<void>(() => {
+      // It hangs.
+    });
+    bench.medium(1).gate = ({ kind }) => (kind === "flush" ? never : undefined);
+    const flushing = Promise.resolve(bench.quorum.flush());
+    const [first, hanging] = bench.copies;
+    bench.quorum.setCopies(first === undefined ? [] : [first]);
+    hanging?.close();
+    await flushing;
   });
 
   it("flushes all copies at the same time", async () => {

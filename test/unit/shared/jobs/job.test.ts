@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../../proto/errors.ts";
 import { JOBS_CONCLUDED_KEPT } from "../../../../proto/limits.ts";
 import { JobList } from "../../../../shared/jobs/job-list.ts";
-import { Job, type JobWork } from "../../../../shared/jobs/job.ts";
+import { Job, type JobSettings, type JobWork } from "../../../../shared/jobs/job.ts";
 import { ManualClock } from "../../../support/manual-clock.ts";
 import { turn } from "../../../support/memory-storage.ts";
 
@@ -342,6 +342,40 @@ describe("a job", () => {
     await settle();
     expect(job.isHeld).toBe(false);
     expect(states).toEqual(["paused", "running", "paused"]);
+  });
+
+  it("has what it is set to written down at each change, and not how it ends", async () => {
+    const kept: JobSettings[] = [];
+    let isFailing = false;
+    class KeptWork extends ManualWork {
+      keep(settings: JobSettings): Promise<void> {
+        kept.push(settings);
+        return isFailing ? Promise.reject(new ColobusError("io-error", "the disk is broken")) : Promise.resolve();
+      }
+    }
+    const { work, job, settle } = bench(new KeptWork());
+    const fault = new ColobusError("io-error", "a fault");
+    job.start(true, fault);
+    expect(job.describe()).toMatchObject({ state: "paused", error: { message: "a fault" } });
+    job.apply("resume");
+    job.setSpeed(100);
+    await settle();
+    work.fail(fault);
+    await settle();
+    job.apply("resume");
+    await settle();
+    isFailing = true;
+    job.apply("pause");
+    await expect(job.kept()).rejects.toMatchObject({ code: "io-error" });
+    job.conclude(new ColobusError("shutting-down", "the agent is being stopped"), null);
+    expect(kept).toEqual([
+      { speed: 0, isPaused: true, error: fault },
+      { speed: 0, isPaused: false, error: undefined },
+      { speed: 100, isPaused: false, error: undefined },
+      { speed: 100, isPaused: true, error: fault },
+      { speed: 100, isPaused: false, error: undefined },
+      { speed: 100, isPaused: true, error: undefined },
+    ]);
   });
 
   it("shows its rate and the time that is left", async () => {
