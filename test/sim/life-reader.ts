@@ -75,6 +75,7 @@ export class LifeReader {
     for (let round = 0; round < 3; round += 1) {
       const { offset, length } = drawRange(this.#random, disk.sizeBytes, disk.sizeBytes);
       const target = Buffer.alloc(length);
+      const legal = this.#scene.voidCodes;
       this.#scene.world.note(`${opened.name} is read at [${offset}, +${length})`);
       await this.#scene.calls.make(
         pair.secondary,
@@ -82,7 +83,7 @@ export class LifeReader {
         LIMIT_MS,
         () => opened.device.read(target, offset),
         (outcome) => {
-          if (outcome.kind === "failed") this.#assertLegal(outcome.error, ["checkpoint-dropped"]);
+          if (outcome.kind === "failed") this.#assertLegal(outcome.error, [...legal, "checkpoint-dropped"]);
           if (outcome.kind !== "done") return;
           assert(
             expected?.subarray(offset, offset + length).equals(target),
@@ -190,6 +191,7 @@ export class LifeReader {
     // A view that nobody has looked at yet is one already: what is written to it during this read must excuse the read.
     this.#scene.observeCommitted();
     const reading = this.#modelOf(disk)?.beginRead();
+    const legal = this.#scene.voidCodes;
     let seen = false;
     this.#scene.world.note(`view of ${disk.name} is read at [${offset}, +${length})`);
     await this.#scene.calls.make(
@@ -203,7 +205,7 @@ export class LifeReader {
         if (!this.#scene.observeCommitted()) return;
         const now = this.#modelOf(disk);
         if (outcome.kind === "failed") {
-          if ([...this.#scene.deviceCodes, ...this.#scene.voidCodes].includes(outcome.error.code)) return;
+          if ([...this.#scene.deviceCodes, ...legal, ...this.#scene.voidCodes].includes(outcome.error.code)) return;
           assert.equal(outcome.error.code, "no-checkpoint", outcome.error.message);
           assert(before === undefined || now === undefined, "the view is refused, though there is a checkpoint");
           return;
@@ -224,6 +226,7 @@ export class LifeReader {
     if (device === undefined || model === undefined) return;
     const fua = this.#random.chance(0.1);
     const covered = model.beginFlush();
+    const legal = this.#scene.voidCodes;
     model.begin(write);
     this.#scene.world.note(
       `the secondary's VM ${write.data === undefined ? "zeroes" : "writes"} ${disk.name} [${write.offset}, +${write.length})`,
@@ -239,7 +242,7 @@ export class LifeReader {
         if (outcome.kind === "done") {
           write.settled = true;
           if (fua) this.#modelOf(disk)?.flushed(new Set([...covered, write]));
-        } else this.#assertLegal(outcome.error);
+        } else this.#assertLegal(outcome.error, legal);
       },
     );
   }

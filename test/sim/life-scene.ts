@@ -1,11 +1,12 @@
 import type { AgentEvent } from "../../proto/control-api.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
+import { decodeSharedMark, SHARED_MARK_BYTES } from "../../proto/shared-mark-format.ts";
 import { Calls } from "./calls.ts";
 import type { ModelWrite } from "./disk-model.ts";
 import type { FaultKind, LifePlan } from "./life-plan.ts";
 import { MirrorStream } from "./mirror-stream.ts";
 import { PairModel } from "./pair-model.ts";
-import { makePair, type Pair, type PairDisk, type PairMember } from "./pair.ts";
+import { makePair, MARK_PATH, type Pair, type PairDisk, type PairMember } from "./pair.ts";
 import { SeededRandom } from "./seeded-random.ts";
 import type { SimProcess } from "./sim-host.ts";
 import { SimWorld } from "./world.ts";
@@ -92,10 +93,23 @@ export class LifeScene {
     return this.plan.ioErrors ? ["io-error"] : [];
   }
 
-  /** What a reader of the secondary may be told where the primary of a shared disk may go on alone. */
+  /**
+   * What a reader of the secondary may be told where the primary of a shared disk may go on alone, and where the mark does
+   * not name the secondary: the primary writes it when it has heard of the commit.
+   */
   get voidCodes(): readonly ErrorCode[] {
     const { mode, onPeerLoss } = this.plan.pair;
-    return mode === "shared" && onPeerLoss === "continue" ? ["unprotected", "no-checkpoint"] : [];
+    if (mode !== "shared") return [];
+    return onPeerLoss === "continue" || !this.#isNamed ? ["unprotected", "no-checkpoint"] : [];
+  }
+
+  /** Whether the mark of the shared disk, if there is one, says that the secondary's checkpoint stands. */
+  get #isNamed(): boolean {
+    const { secondary } = this.pair;
+    if (this.plan.pair.isMarked !== true) return true;
+    const decoded = decodeSharedMark(secondary.host.disk.readFile(MARK_PATH).subarray(0, SHARED_MARK_BYTES));
+    const agentId = secondary.status?.agentId ?? "";
+    return decoded.kind === "mark" && decoded.mark.holders.includes(agentId);
   }
 
   disturb(on: boolean): void {
