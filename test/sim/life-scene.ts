@@ -107,7 +107,9 @@ export class LifeScene {
   get #isNamed(): boolean {
     const { secondary } = this.pair;
     if (this.plan.pair.isMarked !== true) return true;
-    const decoded = decodeSharedMark(secondary.host.disk.readFile(MARK_PATH).subarray(0, SHARED_MARK_BYTES));
+    const content = secondary.host.disk.readFile(MARK_PATH);
+    if (content.length < SHARED_MARK_BYTES) return false;
+    const decoded = decodeSharedMark(content.subarray(0, SHARED_MARK_BYTES));
     const agentId = secondary.status?.agentId ?? "";
     return decoded.kind === "mark" && decoded.mark.holders.includes(agentId);
   }
