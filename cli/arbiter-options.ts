@@ -8,7 +8,7 @@ import type { Log } from "../shared/host/log.ts";
 import { TlsFiles, type TlsPaths } from "../shared/host/tls-files.ts";
 import { readLogin } from "../shared/host/token-file.ts";
 import { formatDuration, parseDuration } from "./quantities.ts";
-import { hasLogin } from "./tls-options.ts";
+import { hasLogin } from "./url-login.ts";
 
 export interface ArbiterOptions {
   readonly "arbiter"?: readonly string[] | undefined;

@@ -4,6 +4,7 @@ import { ColobusError } from "../proto/errors.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
 import { isLoopback } from "../shared/host/loopback.ts";
 import type { ProcessConfig, TlsConfig } from "./process-config.ts";
+import { hasLogin } from "./url-login.ts";
 
 interface TlsFlags {
   readonly "tls-cert"?: string | undefined;
@@ -140,11 +141,4 @@ export function assertImageAllowed(image: string, { insecure }: Pick<ProcessConf
     `${image} is not encrypted and leaves this machine`,
     "Keep the way to the server within a protected network and say --insecure.",
   );
-}
-
-/** Whether a URL has a user or password in it, where others can read it: on the command line, in status and logs. */
-export function hasLogin(url: string): boolean {
-  if (!URL.canParse(url)) return false;
-  const { username, password } = new URL(url);
-  return username !== "" || password !== "";
 }

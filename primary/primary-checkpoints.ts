@@ -13,7 +13,13 @@ import { EpochCounter } from "./epoch-counter.ts";
 import { learnEpochs, type KnownEpochs } from "./known-epochs.ts";
 import { lostPeer } from "./no-peer.ts";
 import type { EpochSession } from "./session-group.ts";
-import type { SharedDisks } from "./shared-disks.ts";
+
+/** Disks that have to be held, and flushed, for a barrier: as `SharedDisks` says. */
+interface BarrierDisks {
+  readonly atBarrier: <T>(place: () => T) => Promise<T>;
+  readonly flush: () => Promise<void>;
+  readonly noteUnflushed: (epoch: number) => Promise<void>;
+}
 
 export interface PrimaryCheckpointsOptions {
   readonly clock: Clock;
@@ -28,7 +34,7 @@ export interface PrimaryCheckpointsOptions {
   /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
   readonly untilEstablished: () => Promise<void>;
   /** In mode `shared`: what a barrier has to do with the disks. */
-  readonly sharedDisks: Pick<SharedDisks, "atBarrier" | "flush" | "noteUnflushed"> | undefined;
+  readonly sharedDisks: BarrierDisks | undefined;
   /** The secondary has committed a checkpoint, in the session that is open; done when a failover may rely on that. */
   readonly committed: () => Pending;
 }
@@ -273,7 +279,7 @@ export class PrimaryCheckpoints {
   }
 
   async #placeOnShared(
-    disks: Pick<SharedDisks, "atBarrier">,
+    disks: Pick<BarrierDisks, "atBarrier">,
     barrier: { readonly vmstate: boolean },
     deadline: Deadline,
   ): Promise<Placed> {
@@ -330,7 +336,7 @@ export class PrimaryCheckpoints {
 
   /** A checkpoint of shared disks is what the other host can read of them: the secondary's answer alone makes none. */
   async #flushed(
-    disks: Pick<SharedDisks, "flush" | "noteUnflushed">,
+    disks: Pick<BarrierDisks, "flush" | "noteUnflushed">,
     closing: Promise<number>,
     session: EpochSession,
     epoch: number,
