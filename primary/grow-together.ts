@@ -4,6 +4,7 @@ import type { Child } from "../shared/block/block-device.ts";
 import { cannotGrow } from "../shared/block/growth.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
+import { letOthersRun } from "../shared/host/sleep.ts";
 
 export interface Growth {
   readonly disk: string;
@@ -48,10 +49,7 @@ async function zeroTail(image: Child, { fromBytes, toBytes, clock }: Growth): Pr
     const length = isZero ? extent.length : Math.min(JOB_CHUNK_BYTES, toBytes - offset);
     if (!isZero) await image.zero(offset, length, { fua: false, mayUnmap: true });
     offset += length;
-    // It may all be done without ever waiting for the device.
-    await new Promise<void>((resolve) => {
-      clock.defer(resolve);
-    });
+    await letOthersRun(clock);
   }
   await image.flush();
 }

@@ -19,6 +19,7 @@ import { BUFFER_FRAGMENTS_MAX, DISK_RETRY_MS } from "../proto/limits.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
+import { letOthersRun } from "../shared/host/sleep.ts";
 import { intoBase, mergeBuffers, type MergeTarget } from "./buffer-merge.ts";
 import type { BufferMemory } from "./buffer-memory.ts";
 import type { BufferedChange } from "./buffer-log.ts";
@@ -473,10 +474,7 @@ export class BlockBuffer implements EpochOverlay {
   /** Lets others run. False: nothing is to be moved any more. */
   readonly #rest = async (): Promise<boolean> => {
     const { clock } = this.#host ?? {};
-    await new Promise<void>((resolve) => {
-      if (clock === undefined) resolve();
-      else clock.defer(resolve);
-    });
+    if (clock !== undefined) await letOthersRun(clock);
     return !this.#ended;
   };
 

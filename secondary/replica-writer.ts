@@ -21,6 +21,7 @@ import { endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.t
 import { dataStretches, type Stretch } from "../shared/block/data-stretches.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
+import { letOthersRun } from "../shared/host/sleep.ts";
 import { collectBuffered } from "./buffered-changes.ts";
 import { collectReceived, coversWholeClusters, type Saves } from "./received-originals.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
@@ -189,7 +190,8 @@ export class ReplicaWriter {
         } else {
           const applying = this.#applyBatch(this.#takeBatch());
           if (applying !== undefined) await applying;
-          if (this.#queue.length > 0) await this.#letOthersRun();
+          // Without ever waiting for the device: heartbeats and readers get their turn in between.
+          if (this.#queue.length > 0) await letOthersRun(this.#options.clock);
         }
       }
     } catch (error) {
@@ -197,13 +199,6 @@ export class ReplicaWriter {
       this.#queue.length = 0;
       this.#options.failed(asColobusError(error), this.#touched?.name);
     }
-  }
-
-  /** A long queue may be applied without ever waiting for the device: heartbeats and readers get their turn in between. */
-  #letOthersRun(): Promise<void> {
-    return new Promise((resolve) => {
-      this.#options.clock.defer(resolve);
-    });
   }
 
   #takeBatch(): Operation[] {

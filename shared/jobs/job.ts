@@ -3,6 +3,7 @@ import { asColobusError, ColobusError } from "../../proto/errors.ts";
 import { DISK_RETRY_MS, JOB_FOLLOW_EVERY_MS } from "../../proto/limits.ts";
 import type { JobErrorPolicy, JobOutcome, JobState, JobType } from "../../proto/words.ts";
 import type { Clock, Timer } from "../host/clock.ts";
+import { letOthersRun } from "../host/sleep.ts";
 import { Pace } from "./pace.ts";
 import { RateMeter } from "./rate-meter.ts";
 
@@ -315,7 +316,7 @@ export class Job {
         requests = work.guestRequests();
         const restMs = this.#pace.restMs({ startedMs, endedMs: clock.nowMs(), bytes, guestsActive });
         if (restMs > 0) await this.#sleep(restMs);
-        else await this.#letOthersRun();
+        else await letOthersRun(this.#options.clock);
       } catch (error) {
         if (this.#isOver()) return;
         await this.#failed(error);
@@ -347,10 +348,10 @@ export class Job {
         return true;
       }
       if (this.#state === "pending") this.#set("ready");
-      await this.#letOthersRun();
+      await letOthersRun(this.#options.clock);
       return false;
     }
-    if (this.#ending !== undefined || this.#isPaused()) await this.#letOthersRun();
+    if (this.#ending !== undefined || this.#isPaused()) await letOthersRun(this.#options.clock);
     else await this.#sleep(JOB_FOLLOW_EVERY_MS);
     return this.#isOver();
   }
@@ -375,13 +376,6 @@ export class Job {
       this.#error = error;
       if (isNews) this.#pause();
     }
-  }
-
-  /** A piece may be done without ever waiting for the device: then only this lets requests in between two of them. */
-  #letOthersRun(): Promise<void> {
-    return new Promise((resolve) => {
-      this.#options.clock.defer(resolve);
-    });
   }
 
   /** Waits for a verb, a new speed or the end, or for `forMs`. */
