@@ -4,6 +4,7 @@ import type { RecordedChild } from "../proto/state-record.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
+import { sleep } from "../shared/host/sleep.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { RecordedState, StateWords } from "./recorded-state.ts";
 import { updateQuorum } from "./recorded-quorum.ts";
@@ -37,10 +38,15 @@ export interface RecordedCopy {
 }
 
 /** What a copy is to be recorded as. */
-interface CopyEntry {
+export interface CopyEntry {
   readonly copy: RecordedCopy;
   readonly identity: CopyIdentity;
   readonly words: StateWords;
+}
+
+/** A copy as it is at present. */
+export function entryOf(copy: RecordedCopy): CopyEntry {
+  return { copy, identity: copy.identity, words: copy.words() };
 }
 
 export interface ChildrenRecordOptions {
@@ -96,7 +102,7 @@ export class ChildrenRecord {
 
   /** Records all copies as they are at present. Called in `alone`. Errors: as `write`. */
   writeAll(): Promise<void> {
-    return this.write(this.#options.copies().map((copy) => ({ copy, identity: copy.identity, words: copy.words() })));
+    return this.write(this.#options.copies().map(entryOf));
   }
 
   /**
@@ -137,9 +143,7 @@ export class ChildrenRecord {
       } catch (error) {
         if (this.#stopped) break;
         log.warn({ disk, reason: asColobusError(error) }, "which copies are sound cannot be recorded yet");
-        await new Promise<void>((resolve) => {
-          clock.after(STATE_RETRY_MS, resolve);
-        });
+        await sleep(clock, STATE_RETRY_MS);
       }
     }
     this.#recording = undefined; // at once: what is not so any more a moment later is to be recorded anew

@@ -33,7 +33,7 @@ import {
   unknownChild,
 } from "./child-rules.ts";
 import type { ChildrenContext } from "./children-context.ts";
-import { ChildrenRecord, identityOf } from "./children-record.ts";
+import { ChildrenRecord, entryOf, identityOf } from "./children-record.ts";
 import { ChildRecovery } from "./child-recovery.ts";
 import { CopyBitmaps } from "./copy-bitmaps.ts";
 import { openCopyImage } from "./copy-image.ts";
@@ -120,7 +120,7 @@ export class DiskChildren {
 
   /** Why the disk's own image is not to be relied on by itself. */
   get localFault(): ColobusError | undefined {
-    const local = this.#members.find(({ copy }) => copy.name === LOCAL_CHILD);
+    const local = this.#ownImage;
     if (local === undefined || local.copy.state === "sound") return undefined;
     return (
       local.copy.fault ?? new ColobusError("child-syncing", `the image of disk ${this.#options.disk} lacks writes`)
@@ -129,8 +129,7 @@ export class DiskChildren {
 
   /** The clusters that the disk's own image lacks. */
   get localDirty(): ClusterBitmap {
-    const local = this.#members.find(({ copy }) => copy.name === LOCAL_CHILD);
-    return local?.copy.dirty.dirtyClusters() ?? new ClusterBitmap();
+    return this.#ownImage?.copy.dirty.dirtyClusters() ?? new ClusterBitmap();
   }
 
   /** Errors: `child-refused`: why not all copies can be made longer. */
@@ -264,7 +263,7 @@ export class DiskChildren {
     return this.#record.alone(async () => {
       await record();
       this.#local = image;
-      const former = this.#members.find(({ copy }) => copy.name === LOCAL_CHILD);
+      const former = this.#ownImage;
       if (former === undefined) return { child: image, left: Promise.resolve() };
       const local = this.#open(newLocalChild(), true);
       this.#members = this.#members.map((member) => (member === former ? local : member));
@@ -279,7 +278,7 @@ export class DiskChildren {
     const member = this.#named(name);
     this.#assertRemovable(member);
     const others = this.#members.filter((other) => other !== member);
-    await this.#record.write(others.map((copy) => ({ copy, identity: copy.identity, words: copy.words() })));
+    await this.#record.write(others.map(entryOf));
     try {
       // A read may have broken the others meanwhile.
       this.#assertRemovable(member);
@@ -322,6 +321,11 @@ export class DiskChildren {
   /** The rules for the copies. */
   get #policy(): Omit<RecordedQuorum, "children"> {
     return quorumOf(this.#options.state.record, this.#options.disk) ?? this.#options.policy;
+  }
+
+  /** The copy that is the disk's own image; undefined where it is the only one. */
+  get #ownImage(): Member | undefined {
+    return this.#members.find(({ copy }) => copy.name === LOCAL_CHILD);
   }
 
   /** Errors: `child-unknown`. */
@@ -471,11 +475,7 @@ export class DiskChildren {
       const words = { sound: true, tracked: member.words().tracked, lostSync: false };
       const entries = this.#members
         .filter((other) => other !== former)
-        .map((other) =>
-          other === member
-            ? { copy: other, identity, words }
-            : { copy: other, identity: other.identity, words: other.words() },
-        );
+        .map((other) => (other === member ? { copy: other, identity, words } : entryOf(other)));
       await this.#record.write(entries);
       if (!isWell()) return false;
       member.identity = identity;
