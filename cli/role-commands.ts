@@ -143,7 +143,7 @@ export class RoleCommands {
     throw new ColobusError(
       "not-supported",
       `the mark of a shared disk names its secondaries, and \`colobus ${command}\` does not change it`,
-      "Nothing has to be done: one that is away is left behind, and holds nobody up.",
+      "One that is away is left behind, and holds nobody up; a new one gets a place by a larger --secondaries.",
     );
   }
 

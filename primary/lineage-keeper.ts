@@ -1,4 +1,5 @@
 import { asColobusError } from "../proto/errors.ts";
+import type { StateRecord } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { newId, type Random } from "../shared/host/random.ts";
@@ -80,16 +81,14 @@ export class LineageKeeper {
    */
   async leave(leaving: readonly string[], isThere: (peer: string) => boolean): Promise<boolean> {
     await this.settled();
-    let isDone = false;
-    this.#minting = this.#leave(leaving, isThere)
-      .then((done) => {
-        isDone = done;
-      })
+    const left = this.#leave(leaving, isThere);
+    this.#minting = left
+      .then(() => undefined)
       .finally(() => {
         this.#minting = undefined;
       });
     await this.#minting;
-    return isDone;
+    return left;
   }
 
   /** Resolves when no lineage is being minted, whatever has become of it: who waits for it has the error. */
@@ -98,9 +97,8 @@ export class LineageKeeper {
   }
 
   async #share(peer: string): Promise<void> {
-    const { state, random, emit } = this.#options;
-    const before = state.record.lineage;
-    const { lineage } = await state.update((record) => {
+    const { random } = this.#options;
+    await this.#change((record) => {
       const kept = slotsOf(record).map((slot) => peerEntryOf(record, slot).pairing?.peer);
       const isGone = (known: string): boolean => known !== peer && !kept.includes(known);
       // A shared disk's secondary cannot be left behind: what it holds is void, and the mark says so.
@@ -108,9 +106,6 @@ export class LineageKeeper {
       const streaming = [...this.#options.streaming().keys()];
       return shared(isParted ? goneAlone(record, newId(random), streaming) : record, peer);
     });
-    if (lineage === before) return;
-    emit("lineage-changed", { lineage, origin: "alone" });
-    await this.#tell();
   }
 
   /** Peers that may know the lineage, and get nothing now. One that is about to hear of it does not know it yet. */
@@ -123,33 +118,35 @@ export class LineageKeeper {
   }
 
   async #mint(): Promise<void> {
-    const { state, random, emit, streaming, assertServing } = this.#options;
+    const { random, streaming, assertServing } = this.#options;
     assertServing();
     // One of those that stay may be lost before it has heard of it: then it is without that one as well.
     while (this.#absent.length > 0) {
-      const before = state.record.lineage;
-      const { lineage } = await state.update((record) => {
+      await this.#change((record) => {
         const present = [...streaming().keys()];
         const isParted = knownBy(record).some((peer) => !present.includes(peer) && !this.#sharing.has(peer));
         return isParted ? goneAlone(record, newId(random), present) : record;
       });
-      if (lineage === before) continue;
-      emit("lineage-changed", { lineage, origin: "alone" });
-      await this.#tell();
     }
     assertServing();
   }
 
-  async #leave(leaving: readonly string[], isThere: (peer: string) => boolean): Promise<boolean> {
-    const { state, random, emit } = this.#options;
-    const before = state.record.lineage;
-    const { lineage } = await state.update((record) => {
+  #leave(leaving: readonly string[], isThere: (peer: string) => boolean): Promise<boolean> {
+    const { random } = this.#options;
+    return this.#change((record) => {
       const known = knownBy(record);
       const gone = known.filter((peer) => !isThere(peer));
       if (gone.length === 0 || gone.length !== leaving.length || !gone.every((peer) => leaving.includes(peer)))
         return record;
       return goneAlone(record, newId(random), known.filter(isThere));
     });
+  }
+
+  /** Changes the history. Resolves with whether a lineage has begun by that, of which those that stay have heard then. */
+  async #change(change: (record: StateRecord) => StateRecord): Promise<boolean> {
+    const { state, emit } = this.#options;
+    const before = state.record.lineage;
+    const { lineage } = await state.update(change);
     if (lineage === before) return false;
     emit("lineage-changed", { lineage, origin: "alone" });
     await this.#tell();

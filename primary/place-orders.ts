@@ -12,12 +12,9 @@ import type { Judged, SecondaryPlace } from "./secondary-place.ts";
  */
 export function placeToOrder(places: readonly SecondaryPlace[], peer: string | undefined): SecondaryPlace {
   const used = places.filter(({ isUsed }) => isUsed);
-  const named = used.filter((place) => peer === undefined || place.peerId === peer || place.replicator.url === peer);
+  const named = peer === undefined ? used : [namedPlace(used, peer)];
   const connected = named.filter(({ replicator }) => replicator.isConnected);
   const [chosen, another] = connected.length === 0 ? named : connected;
-  if (peer !== undefined && chosen === undefined) {
-    throw new ColobusError("no-peer", `this primary has no secondary ${peer}`, "See `colobus status`.");
-  }
   if (another !== undefined) {
     throw new ColobusError(
       "usage",
