@@ -59,21 +59,32 @@ async function expectIdentical(...images: string[]): Promise<void> {
   }
 }
 
+/** A pair that is whole, whose disk has its own image behind a server that fails on demand, and a copy in a file. */
+async function startOnFailingImage(): Promise<{
+  readonly pair: AgentPair;
+  readonly server: FailingServer;
+  readonly served: string;
+  readonly second: string;
+}> {
+  const root = scratchDirectory();
+  const served = join(root, "local.img");
+  const second = join(root, "second.img");
+  makeImage(served, SIZE);
+  makeImage(second, SIZE);
+  const server = await FailingServer.start(served);
+  const pair = await AgentPair.create({
+    disks: { vda: SIZE },
+    imageOf: (path) => (path.includes("/a/") ? server.uri : path),
+    primaryFlags: ["--child", `vda:b=${second}`],
+  });
+  await pair.start();
+  await pair.primary.until("whole", areSound);
+  return { pair, server, served, second };
+}
+
 describe.runIf(requirePeers("nbdkit", "qemu-nbd", "fio", "qemu-io", "qemu-img"))("a disk with several copies", () => {
   it("hides an image that fails under verified load, and mends it, also when it breaks again", async () => {
-    const root = scratchDirectory();
-    const served = join(root, "local.img");
-    const second = join(root, "second.img");
-    makeImage(served, SIZE);
-    makeImage(second, SIZE);
-    const server = await FailingServer.start(served);
-    const pair = await AgentPair.create({
-      disks: { vda: SIZE },
-      imageOf: (path) => (path.includes("/a/") ? server.uri : path),
-      primaryFlags: ["--child", `vda:b=${second}`],
-    });
-    await pair.start();
-    await pair.primary.until("whole", areSound);
+    const { pair, server, served, second } = await startOnFailingImage();
     const load = tool(
       "fio",
       "--name=load",
@@ -219,20 +230,9 @@ describe.runIf(requirePeers("nbdkit", "qemu-nbd", "fio", "qemu-io", "qemu-img"))
   });
 
   it("pivots to a mirror's target beside the same copies, also from an image that is broken", async () => {
-    const root = scratchDirectory();
-    const served = join(root, "local.img");
-    const [second, target] = [join(root, "second.img"), join(root, "target.img")];
-    makeImage(served, SIZE);
-    makeImage(second, SIZE);
-    const server = await FailingServer.start(served);
-    const pair = await AgentPair.create({
-      disks: { vda: SIZE },
-      imageOf: (path) => (path.includes("/a/") ? server.uri : path),
-      primaryFlags: ["--child", `vda:b=${second}`],
-    });
-    await pair.start();
+    const { pair, server, second } = await startOnFailingImage();
+    const target = join(scratchDirectory(), "target.img");
     const { primary } = pair;
-    await primary.until("whole", areSound);
     await qemuIo(primary.uri(), "write -P 1 0 8M");
     server.fail();
     await qemuIo(primary.uri(), "write -P 2 4M 8M");

@@ -1,18 +1,14 @@
 import type { AckPolicy, Durability } from "../../proto/words.ts";
+import { CLUSTER_BYTES, GUEST_DISKS, GUEST_OPERATIONS, performGuest } from "./crash-guest.ts";
 import type { CrashScene, CrashStage } from "./crash-scene.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
 import type { SimHost } from "./sim-host.ts";
 import type { CrashKind } from "./simulated-crash.ts";
 import type { SimWorld } from "./world.ts";
 
-const OPERATIONS = ["write", "part", "zero", "trim", "lose", "resync"] as const;
+const OPERATIONS = [...GUEST_OPERATIONS, "lose", "resync"] as const;
 type Operation = (typeof OPERATIONS)[number];
 
-const CLUSTER_BYTES = 4096;
-const DISKS = [
-  { name: "vda", sizeBytes: 3 * CLUSTER_BYTES + 1536 },
-  { name: "vdb", sizeBytes: 4 * CLUSTER_BYTES },
-];
 const PEER_TIMEOUT_MS = 1_000;
 
 /**
@@ -36,7 +32,7 @@ class MirrorScene implements CrashScene<Operation> {
       mode: "mirror",
       ack: this.#ack,
       access: "read-only",
-      disks: DISKS,
+      disks: GUEST_DISKS,
       clusterBytes: CLUSTER_BYTES,
       peerTimeoutMs: PEER_TIMEOUT_MS,
     });
@@ -88,22 +84,17 @@ class MirrorScene implements CrashScene<Operation> {
     return JSON.stringify([model.describePromises(), this.#isLost, status?.peers[0]?.lagBytes, status?.disks]);
   }
 
-  /** The ranges overlap each other across clusters and operations, and begin and end within clusters and at their edges. */
   async perform(operation: Operation): Promise<void> {
     const scripted = this.#scripted;
     switch (operation) {
       case "write":
-        await Promise.all([0, 1].map((disk) => scripted.guestWrite(disk, CLUSTER_BYTES, CLUSTER_BYTES, "bytes")));
+      case "zero":
+      case "trim":
+        await performGuest(scripted, operation);
         break;
       case "part":
-        await scripted.guestWrite(0, CLUSTER_BYTES + 1024, CLUSTER_BYTES, "bytes");
+        await performGuest(scripted, operation);
         await scripted.guestWrite(0, CLUSTER_BYTES + 1536, 512, "bytes");
-        break;
-      case "zero":
-        await scripted.guestWrite(1, CLUSTER_BYTES + 512, 2 * CLUSTER_BYTES, "zero");
-        break;
-      case "trim":
-        await scripted.guestWrite(0, CLUSTER_BYTES, 2 * CLUSTER_BYTES, "discard");
         break;
       case "lose":
         await this.#lose();
@@ -123,9 +114,7 @@ class MirrorScene implements CrashScene<Operation> {
     this.#part(true);
     await this.#scripted.guestWrite(0, 512, CLUSTER_BYTES, "bytes");
     while (primary.agent?.status().peers[0]?.connection === "Connected") {
-      await new Promise<void>((resolve) => {
-        this.world.schedule(20, resolve);
-      });
+      await this.world.sleep(20);
     }
     await this.#scripted.guestWrite(0, CLUSTER_BYTES, 2 * CLUSTER_BYTES, "bytes");
     await this.#scripted.guestWrite(1, 2 * CLUSTER_BYTES - 512, 1024, "bytes");

@@ -1,28 +1,14 @@
 import type { Durability } from "../../proto/words.ts";
+import { CLUSTER_BYTES, GUEST_DISKS, GUEST_OPERATIONS, performGuest } from "./crash-guest.ts";
 import type { CrashScene, CrashStage } from "./crash-scene.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
 import type { SimHost } from "./sim-host.ts";
 import type { CrashKind } from "./simulated-crash.ts";
 import type { SimWorld } from "./world.ts";
 
-const OPERATIONS = [
-  "write",
-  "part",
-  "zero",
-  "trim",
-  "checkpoint",
-  "commit",
-  "withdraw",
-  "view-write",
-  "view-flush",
-] as const;
+const OPERATIONS = [...GUEST_OPERATIONS, "checkpoint", "commit", "withdraw", "view-write", "view-flush"] as const;
 type Operation = (typeof OPERATIONS)[number];
 
-const CLUSTER_BYTES = 4096;
-const DISKS = [
-  { name: "vda", sizeBytes: 3 * CLUSTER_BYTES + 1536 },
-  { name: "vdb", sizeBytes: 4 * CLUSTER_BYTES },
-];
 const PEER_TIMEOUT_MS = 1_000;
 
 /** The secondary dies. It must show the checkpoint that it owes, and become equal to its primary again. */
@@ -43,7 +29,7 @@ class SecondaryScene implements CrashScene<Operation> {
   readonly #scripted: ScriptedPair;
 
   constructor(seed: number, durability: Durability, mode: "colo" | "mc") {
-    const options = { mode, disks: DISKS, clusterBytes: CLUSTER_BYTES, peerTimeoutMs: PEER_TIMEOUT_MS };
+    const options = { mode, disks: GUEST_DISKS, clusterBytes: CLUSTER_BYTES, peerTimeoutMs: PEER_TIMEOUT_MS };
     this.#scripted = new ScriptedPair(seed, durability, options);
   }
 
@@ -86,21 +72,14 @@ class SecondaryScene implements CrashScene<Operation> {
     return JSON.stringify([model.describePromises(), status?.peers[0]?.lagBytes, status?.disks]);
   }
 
-  /** The ranges overlap each other across clusters and operations, and begin and end within clusters and at their edges. */
   async perform(operation: Operation): Promise<void> {
     const scripted = this.#scripted;
     switch (operation) {
       case "write":
-        await Promise.all([0, 1].map((disk) => scripted.guestWrite(disk, CLUSTER_BYTES, CLUSTER_BYTES, "bytes")));
-        break;
       case "part":
-        await scripted.guestWrite(0, CLUSTER_BYTES + 1024, CLUSTER_BYTES, "bytes");
-        break;
       case "zero":
-        await scripted.guestWrite(1, CLUSTER_BYTES + 512, 2 * CLUSTER_BYTES, "zero");
-        break;
       case "trim":
-        await scripted.guestWrite(0, CLUSTER_BYTES, 2 * CLUSTER_BYTES, "discard");
+        await performGuest(scripted, operation);
         break;
       case "checkpoint":
         await scripted.checkpoint();

@@ -9,7 +9,7 @@ import { imagePath, makePair, urlOf, type PairDisk, type PairMember } from "./pa
 import { RoleGuests, type GuestRequest } from "./role-guests.ts";
 import { RoleModel } from "./role-model.ts";
 import { RoleResizes } from "./role-resizes.ts";
-import { COMMAND_MS, QUICK_MS, RoleScene } from "./role-scene.ts";
+import { COMMAND_MS, isHeldOrParted, QUICK_MS, RoleScene } from "./role-scene.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 
 /**
@@ -32,7 +32,7 @@ const WRITE_MAX_BYTES = 3 * 4096;
 /** How much longer a disk may get. */
 const GROWTH_MAX_BYTES = 12 * 4096;
 
-const COUNTED = ["switchovers", "splits", "faults", "cut links", "congested", "dry runs", "resizes"] as const;
+const COUNTED = ["splits", "faults", "cut links", "congested", "dry runs", "resizes"] as const;
 
 const PROGRAM_OF_MODE = {
   colo: "run-role-lives",
@@ -115,9 +115,7 @@ class RoleLife {
       members: [primary, secondary],
       died: (member, kind) => model.died(member, kind),
       started: (member) => this.#started(member),
-      tolerated: [],
-      // Since its start it waits for the peer, which may by now have said that the two have parted.
-      isExcused: (status) => status?.protection.reason === "held" || status?.protection.reason === "split-brain",
+      isExcused: isHeldOrParted,
     });
   }
 
@@ -325,25 +323,7 @@ class RoleLife {
   async #switchover(member: PairMember): Promise<void> {
     const { status } = member;
     if (status?.role !== "Primary" || status.peers[0]?.replication !== "Established") return;
-    this.#scene.world.note(`switchover on ${member.name}`);
-    const request = { closeClients: true, timeoutMs: COMMAND_MS };
-    const outcome = await this.#scene.command(
-      member,
-      "switchover",
-      (agent, signal) => agent.switchover(request, signal),
-      {
-        legal: [
-          "no-peer",
-          "timed-out",
-          "outcome-unknown",
-          "no-checkpoint",
-          "too-many-prepared",
-          "outdated",
-          "guests-held",
-        ],
-      },
-    );
-    if (outcome.kind === "done") this.#scene.counts.switchovers += 1;
+    await this.#scene.switchover(member);
   }
 
   // Faults

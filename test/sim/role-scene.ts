@@ -27,6 +27,7 @@ const COUNTED = [
   "writes",
   "checkpoints",
   "failovers",
+  "switchovers",
   "rejoins",
   "discards",
   "alone",
@@ -34,6 +35,19 @@ const COUNTED = [
   "process crashes",
   "power losses",
 ] as const;
+
+/** What a switchover may end with when nothing is wrong with the agents. */
+const SWITCHOVER_ERRORS = [
+  "no-peer",
+  "timed-out",
+  "outcome-unknown",
+  "no-checkpoint",
+  "too-many-prepared",
+  "outdated",
+  "guests-held",
+] as const satisfies readonly ErrorCode[];
+/** Of several secondaries, one that is not asked may end its session meanwhile. */
+export const LOST_SESSION_ERRORS = ["connection-lost", "peer-timeout"] as const satisfies readonly ErrorCode[];
 
 export interface RoleSceneOptions<Also extends string> {
   /** The name of the program that lives such lives. */
@@ -51,8 +65,8 @@ export interface RoleCast {
   readonly died: (member: PairMember, kind: CrashKind) => void;
   /** An agent has opened its state. */
   readonly started: (member: PairMember) => Promise<void>;
-  /** Errors that a start may end with. */
-  readonly tolerated: readonly ErrorCode[];
+  /** Errors that a start may end with; none unless they are said. */
+  readonly tolerated?: readonly ErrorCode[];
   /** Whether a side that says this of itself may let its callers wait. */
   readonly isExcused: (status: Status | undefined) => boolean;
 }
@@ -170,6 +184,19 @@ export class RoleScene<Also extends string = never> {
     });
     if (outcome.kind === "done") this.counts.checkpoints += 1;
     return outcome.kind === "done" && !prepare;
+  }
+
+  /** Has a primary swap its role with a secondary. True when it has. `alsoLegal`: errors that it may end with as well. */
+  async switchover(
+    member: PairMember,
+    { peer, alsoLegal = [] }: { readonly peer?: string; readonly alsoLegal?: readonly ErrorCode[] } = {},
+  ): Promise<boolean> {
+    this.world.note(`switchover on ${member.name}`);
+    const request = { closeClients: true, timeoutMs: COMMAND_MS, ...(peer === undefined ? {} : { peer }) };
+    const call = (agent: Agent, signal: AbortSignal): Promise<unknown> => agent.switchover(request, signal);
+    const outcome = await this.command(member, "switchover", call, { legal: [...SWITCHOVER_ERRORS, ...alsoLegal] });
+    if (outcome.kind === "done") this.counts.switchovers += 1;
+    return outcome.kind === "done";
   }
 
   startAlone(member: PairMember): void {
@@ -293,6 +320,11 @@ export class RoleScene<Also extends string = never> {
       this.world.fail(`${member.name} reports ${type}`, new Error(String(data.message)));
     }
   }
+}
+
+/** Since its start a side waits for its peers, which may by now have said that the sides have parted. */
+export function isHeldOrParted(status: Status | undefined): boolean {
+  return status?.protection.reason === "held" || status?.protection.reason === "split-brain";
 }
 
 function describe({ name, status }: PairMember): string {

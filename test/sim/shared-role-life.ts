@@ -6,7 +6,7 @@ import { present } from "../support/present.ts";
 import type { LifeCounts } from "./life-totals.ts";
 import { imagePath, makePair, urlOf, type PairDisk, type PairMember } from "./pair.ts";
 import { RoleGuests } from "./role-guests.ts";
-import { CALL_MS, COMMAND_MS, QUICK_MS, RoleScene } from "./role-scene.ts";
+import { CALL_MS, COMMAND_MS, LOST_SESSION_ERRORS, QUICK_MS, RoleScene } from "./role-scene.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import { SharedRoleModel } from "./shared-role-model.ts";
 import type { CrashKind } from "./simulated-crash.ts";
@@ -33,7 +33,6 @@ const COUNTED = [
   "forced",
   "refused unprotected",
   "refused busy",
-  "switchovers",
   "at once",
   "of another one",
   "follows",
@@ -272,29 +271,8 @@ class SharedRoleLife {
     if (writer === undefined || status?.role !== "Primary" || status.peers.length === 0) return;
     const peer = this.#random.pick(status.peers).agentId;
     if (peer === null) return;
-    this.#scene.world.note(`switchover on ${writer.name}`);
     this.#handingOver.add(writer);
-    const request = { closeClients: true, peer, timeoutMs: COMMAND_MS };
-    const outcome = await this.#scene.command(
-      writer,
-      "switchover",
-      (agent, signal) => agent.switchover(request, signal),
-      {
-        legal: [
-          "no-peer",
-          "timed-out",
-          "outcome-unknown",
-          "no-checkpoint",
-          "outdated",
-          "too-many-prepared",
-          "guests-held",
-          "connection-lost",
-          "peer-timeout",
-        ],
-      },
-    );
-    if (outcome.kind !== "done") return;
-    this.#scene.counts.switchovers += 1;
+    if (!(await this.#scene.switchover(writer, { peer, alsoLegal: LOST_SESSION_ERRORS }))) return;
     if (this.#model.writer !== undefined) await this.#readBack(this.#model.writer);
   }
 

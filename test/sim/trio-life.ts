@@ -7,7 +7,7 @@ import { untilApplied } from "./buffered-bytes.ts";
 import type { LifeCounts } from "./life-totals.ts";
 import { imagePath, urlOf, type PairDisk, type PairMember } from "./pair.ts";
 import { RoleGuests, type GuestRequest } from "./role-guests.ts";
-import { COMMAND_MS, QUICK_MS, RoleScene } from "./role-scene.ts";
+import { COMMAND_MS, isHeldOrParted, LOST_SESSION_ERRORS, QUICK_MS, RoleScene } from "./role-scene.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import { TrioModel } from "./trio-model.ts";
 import { makeTrio } from "./trio.ts";
@@ -25,7 +25,7 @@ const ACTIONS_MIN = 60;
 const TOGETHER_WITHIN_MS = 900_000;
 const WRITE_MAX_BYTES = 3 * 4096;
 
-const COUNTED = ["decisions", "follows", "switchovers", "splits", "told without one"] as const;
+const COUNTED = ["decisions", "follows", "splits", "told without one"] as const;
 
 /** What a commit or a discard may end with beside success. */
 const DECISION_CODES: readonly ErrorCode[] = [
@@ -85,9 +85,7 @@ class TrioLife {
       members,
       died: (member, kind) => model.died(member, kind),
       started: (member) => this.#started(member),
-      tolerated: [],
-      // Since its start it waits for its peers, which may by now have said that the sides have parted.
-      isExcused: (status) => status?.protection.reason === "held" || status?.protection.reason === "split-brain",
+      isExcused: isHeldOrParted,
     });
   }
 
@@ -320,27 +318,7 @@ class TrioLife {
     if (status?.role !== "Primary" || status.peers.length === 0) return;
     const peer = this.#random.pick(status.peers).agentId;
     if (peer === null) return;
-    this.#scene.world.note(`switchover on ${member.name}`);
-    const request = { closeClients: true, peer, timeoutMs: COMMAND_MS };
-    const outcome = await this.#scene.command(
-      member,
-      "switchover",
-      (agent, signal) => agent.switchover(request, signal),
-      {
-        legal: [
-          "no-peer",
-          "timed-out",
-          "outcome-unknown",
-          "no-checkpoint",
-          "too-many-prepared",
-          "outdated",
-          "guests-held",
-          "connection-lost",
-          "peer-timeout",
-        ],
-      },
-    );
-    if (outcome.kind === "done") this.#scene.counts.switchovers += 1;
+    await this.#scene.switchover(member, { peer, alsoLegal: LOST_SESSION_ERRORS });
   }
 
   // Faults

@@ -8,6 +8,19 @@ import { runTrioLife } from "./trio-life.ts";
 /** Lives of a primary with two secondaries; `COLOBUS_TRIO_LIVES` says how many. */
 const groups = lifeGroups(livesToLive("COLOBUS_TRIO_LIVES", { inCi: 60, here: 20 }), 20);
 
+/** A has started again with C, while B, which is cut off, was promoted. */
+async function besidePromoted(): Promise<ScriptedTrio> {
+  const trio = new ScriptedTrio();
+  await trio.start();
+  trio.a.host.crash("process");
+  await trio.until("the loss of A", () => trio.status(trio.b).peers[0]?.connection !== "Connected");
+  trio.cutOff(trio.b);
+  await trio.failover(trio.b);
+  await trio.restart(trio.a);
+  await trio.until("C to be connected", () => trio.peer("c")?.connection === "Connected");
+  return trio;
+}
+
 describe("a primary with two secondaries", () => {
   it.each(["colo", "mc", "mirror"] as const)(
     "in mode %s goes on with one while the other is cut off, which comes back by a delta",
@@ -113,14 +126,7 @@ describe("a primary with two secondaries", () => {
   });
 
   it("has its guests wait after a start until both have spoken, since either may have been promoted", async () => {
-    const trio = new ScriptedTrio();
-    await trio.start();
-    trio.a.host.crash("process");
-    await trio.until("the loss of A", () => trio.status(trio.b).peers[0]?.connection !== "Connected");
-    trio.cutOff(trio.b);
-    await trio.failover(trio.b);
-    await trio.restart(trio.a);
-    await trio.until("C to be connected", () => trio.peer("c")?.connection === "Connected");
+    const trio = await besidePromoted();
     await trio.world.run({ forMs: 10_000 });
     expect(trio.status().protection.reason).toBe("held");
     trio.cutOff(trio.b, false);
@@ -207,14 +213,7 @@ describe("a primary with two secondaries", () => {
   });
 
   it("hears of the promotion of one that it has given up", async () => {
-    const trio = new ScriptedTrio();
-    await trio.start();
-    trio.a.host.crash("process");
-    await trio.until("the loss of A", () => trio.status(trio.b).peers[0]?.connection !== "Connected");
-    trio.cutOff(trio.b);
-    await trio.failover(trio.b);
-    await trio.restart(trio.a);
-    await trio.until("C to be connected", () => trio.peer("c")?.connection === "Connected");
+    const trio = await besidePromoted();
     expect(trio.status().protection.reason).toBe("held");
     expect(await trio.forget(urlOf("b"))).toBe("done");
     await trio.until("guests to go on", () => trio.status().protection.state === "Protected");
