@@ -168,7 +168,7 @@ class RoleLife {
   // Guests
 
   #guest(member: PairMember): void {
-    if (member.status?.role !== "Primary") return;
+    if (member.role !== "Primary") return;
     const index = this.#random.below(DISKS.length);
     const disk = present(DISKS[index]);
     const device = member.device(disk);
@@ -210,7 +210,7 @@ class RoleLife {
     timeoutMs = this.#random.pick([100, QUICK_MS, COMMAND_MS]),
     prepare = this.#random.chance(0.2),
   ): Promise<boolean> {
-    if (member.status?.role !== "Primary") return Promise.resolve(false);
+    if (member.role !== "Primary") return Promise.resolve(false);
     if (this.#mode === "mirror") return Promise.resolve(this.#isMirrored(member));
     return this.#scene.checkpoint(member, timeoutMs, prepare);
   }
@@ -290,11 +290,11 @@ class RoleLife {
     await this.#scene.command(member, "connect", (agent, signal) => agent.connect(request, signal), {
       legal: ["timed-out", "usage", "merge-unfinished", "outdated", "role-conflict"],
     });
-    if (member.status?.role === "Secondary") this.#scene.counts.discards += 1;
+    if (member.role === "Secondary") this.#scene.counts.discards += 1;
   }
 
   async #resize(member: PairMember): Promise<void> {
-    if (member.status?.role === "Primary") await this.#resizes?.grow(member);
+    if (member.role === "Primary") await this.#resizes?.grow(member);
   }
 
   /** A side that grew alone, and was outdated then, is longer than the one that was promoted. */

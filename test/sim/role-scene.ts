@@ -132,7 +132,7 @@ export class RoleScene<Also extends string = never> {
 
   /** The first side that calls itself Primary. */
   get primary(): PairMember | undefined {
-    return this.members.find(({ status }) => status?.role === "Primary");
+    return this.members.find(({ role }) => role === "Primary");
   }
 
   /** Some Secondary has everything that its Primary has. */
@@ -208,7 +208,7 @@ export class RoleScene<Also extends string = never> {
   /** What a secondary shows is what a failover would return. */
   async readView(member: PairMember, checkpointOf: (epoch: number, index: number) => DiskModel): Promise<void> {
     const epoch = member.status?.epoch.committed ?? 0;
-    if (member.status?.role !== "Secondary" || epoch === 0) return;
+    if (member.role !== "Secondary" || epoch === 0) return;
     for (const [index, disk] of this.#disks.entries()) {
       const device = member.device(disk);
       if (device === undefined) return;

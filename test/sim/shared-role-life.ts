@@ -142,7 +142,7 @@ class SharedRoleLife {
   // The guest, and who reads the view
 
   #guest(member: PairMember): void {
-    if (member.status?.role !== "Primary" || member !== this.#model.writer) return;
+    if (member.role !== "Primary" || member !== this.#model.writer) return;
     const index = this.#random.below(DISKS.length);
     const disk = present(DISKS[index]);
     const model = present(this.#model.guest[index]);
@@ -195,7 +195,7 @@ class SharedRoleLife {
     timeoutMs = this.#random.pick([100, QUICK_MS, COMMAND_MS]),
     prepare = this.#random.chance(0.2),
   ): Promise<boolean> {
-    if (member.status?.role !== "Primary") return Promise.resolve(false);
+    if (member.role !== "Primary") return Promise.resolve(false);
     return this.#scene.checkpoint(member, timeoutMs, prepare);
   }
 
@@ -214,7 +214,7 @@ class SharedRoleLife {
 
   /** The other host is powered off first, and comes back when the promotion is over. */
   async #failover(member: PairMember): Promise<void> {
-    if (member.status?.role !== "Secondary") return;
+    if (member.role !== "Secondary") return;
     const other = this.#primaryOf(member);
     // What `process` promises of a merge ends with the power.
     if (this.#scene.durability === "process" && other !== this.#model.writer) return;
@@ -231,7 +231,7 @@ class SharedRoleLife {
     const { writer } = this.#model;
     if (writer === undefined) return;
     const others = this.#scene.othersOf(writer);
-    const areSecondary = others.every(({ status }) => status?.role === "Secondary");
+    const areSecondary = others.every(({ role }) => role === "Secondary");
     if (!areSecondary) return;
     this.#scene.world.note("failover on both at once");
     this.#scene.counts["at once"] += 1;
@@ -297,7 +297,7 @@ class SharedRoleLife {
   async #follow(member: PairMember, writer: PairMember, status: Status): Promise<void> {
     const [peer] = status.peers;
     const isItsOwn = peer?.agentId === writer.status?.agentId && peer?.connection === "Connected";
-    if (member === writer || writer.status?.role !== "Primary") return;
+    if (member === writer || writer.role !== "Primary") return;
     if (status.role === "Secondary" && isItsOwn) return;
     const code = await this.#rejoin(member, writer);
     const isSplit = member.status?.peers.some(({ lastError }) => lastError?.code === "split-brain") === true;
@@ -325,7 +325,7 @@ class SharedRoleLife {
     await this.#scene.command(member, "connect", (agent, signal) => agent.connect(request, signal), {
       legal: RESOLVE_CODES,
     });
-    if (member.status?.role === "Secondary") this.#scene.counts.discards += 1;
+    if (member.role === "Secondary") this.#scene.counts.discards += 1;
   }
 
   /** Refused, or harmless, on a side that the other one was promoted over: the mark knows. */
@@ -340,7 +340,7 @@ class SharedRoleLife {
 
   #crash(member: PairMember, kind: CrashKind): void {
     if (!member.host.alive) return;
-    if (member.status?.role === "Secondary") this.#diedSecondary.add(member);
+    if (member.role === "Secondary") this.#diedSecondary.add(member);
     this.#scene.crash(member, kind);
   }
 
@@ -423,7 +423,7 @@ class SharedRoleLife {
     const { type, data } = event;
     this.#scene.happened(member, event);
     if (type === "role-changed" && data.role === "Primary") this.#promoted(member, member.status);
-    if (type === "peer-connected" && typeof data.agentId === "string" && member.status?.role === "Secondary") {
+    if (type === "peer-connected" && typeof data.agentId === "string" && member.role === "Secondary") {
       this.#followed.set(member, data.agentId);
     }
   }

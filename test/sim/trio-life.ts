@@ -127,7 +127,7 @@ class TrioLife {
   // Guests
 
   #guest(member: PairMember): void {
-    if (member.status?.role !== "Primary") return;
+    if (member.role !== "Primary") return;
     const index = this.#random.below(DISKS.length);
     const disk = present(DISKS[index]);
     if (member.device(disk) === undefined) return;
@@ -182,7 +182,7 @@ class TrioLife {
     timeoutMs = this.#random.pick([100, QUICK_MS, COMMAND_MS]),
     prepare = this.#random.chance(0.4),
   ): Promise<boolean> {
-    if (member.status?.role !== "Primary") return false;
+    if (member.role !== "Primary") return false;
     const missingBefore = this.#missing(member);
     const established = this.#established(member);
     const losses = this.#losses.get(member);
@@ -263,7 +263,7 @@ class TrioLife {
   #readBack(member: PairMember): Promise<void> {
     return this.#scene.readBack(
       member,
-      () => member.status?.role === "Primary",
+      () => member.role === "Primary",
       (index, content) => this.#model.guests.readBack(member, index, content),
     );
   }
@@ -299,7 +299,7 @@ class TrioLife {
     const isSplit =
       (rejoined.kind === "failed" && rejoined.error.code === "split-brain") ||
       member.status?.peers.some(({ lastError }) => lastError?.code === "split-brain") === true;
-    if (isSplit && member.agent !== undefined && primary.status?.role === "Primary") await this.#discard(member);
+    if (isSplit && member.agent !== undefined && primary.role === "Primary") await this.#discard(member);
   }
 
   async #discard(member: PairMember): Promise<void> {
