@@ -2,6 +2,7 @@ import { ColobusError } from "../proto/errors.ts";
 import { GENERATIONS_MAX, PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
 import type { StateRecord, VmStateMark } from "../proto/state-record.ts";
 import type { Clock } from "../shared/host/clock.ts";
+import { letOthersRun } from "../shared/host/sleep.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
@@ -439,6 +440,8 @@ export class Checkpoints {
   #free(freeing: readonly (() => Promise<void>)[]): void {
     this.#options.freed();
     this.#freeing = this.#freeing.then(async () => {
+      // The answer goes out first.
+      await letOthersRun(this.#options.clock);
       for (const free of freeing) {
         try {
           await free();
