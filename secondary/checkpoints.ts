@@ -365,7 +365,7 @@ export class Checkpoints {
 
   /** Has `decide` record that `epoch` is committed, and all disks show it then. */
   async #switchTo(epoch: number, decide: () => Promise<unknown>): Promise<void> {
-    const { gate, disks } = this.#options;
+    const { clock, gate, disks } = this.#options;
     // Readers finish against the old view; from here on new ones wait for the decision.
     await gate.close();
     const freeing: (() => Promise<void>)[] = [];
@@ -383,6 +383,7 @@ export class Checkpoints {
     } finally {
       gate.open();
     }
+    this.#freeing = this.#freeing.then(() => letOthersRun(clock)); // the answer goes out first
     this.#free(freeing);
     this.#joinBehind();
   }
@@ -440,8 +441,6 @@ export class Checkpoints {
   #free(freeing: readonly (() => Promise<void>)[]): void {
     this.#options.freed();
     this.#freeing = this.#freeing.then(async () => {
-      // The answer goes out first.
-      await letOthersRun(this.#options.clock);
       for (const free of freeing) {
         try {
           await free();
