@@ -14,7 +14,7 @@ import {
 } from "../proto/words.ts";
 
 /**
- * Everything that one agent is started with; `agent-options.ts` makes it from flags and the configuration file. What
+ * Everything that one agent is started with; `checked-config.ts` makes it from flags and the configuration file. What
  * `LiveSettings` names may change while it runs, and is read anew each time that it is needed.
  */
 export const agentConfigSchema = z.object({

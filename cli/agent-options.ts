@@ -1,5 +1,4 @@
 /** The flags of `colobus primary` and `colobus secondary`, the same keys in the configuration file, and their defaults. */
-import { resolve } from "node:path";
 import type { Argv } from "yargs";
 import { z } from "zod";
 import { ColobusError } from "../proto/errors.ts";
@@ -7,14 +6,9 @@ import {
   BUFFER_MEMORY_DEFAULT_BYTES,
   CLUSTER_DEFAULT_BYTES,
   COMMAND_TIMEOUT_DEFAULT_MS,
-  DISKS_MAX,
-  EXTENT_BYTES,
   FENCE_TIMEOUT_DEFAULT_MS,
   LEASE_TTL_DEFAULT_MS,
-  OVERLAY_LIMIT_MIN_BYTES,
   PEER_TIMEOUT_DEFAULT_MS,
-  RETAINED_MAX,
-  SETTLE_EVERY_MS,
   WINDOW_DEFAULT_BYTES,
 } from "../proto/limits.ts";
 import {
@@ -26,27 +20,13 @@ import {
   MODES,
   PEER_LOSS_POLICIES,
   SECONDARY_EXPORTS,
-  type AckPolicy,
-  type Mode,
   type Role,
 } from "../proto/words.ts";
-import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
-import { formatImageLocation, parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import { givenOnce, outputFlags, type OutputFlags } from "./agent-flags.ts";
 import { agentKeysSchema, type AgentKey, type AgentKeys } from "./agent-keys.ts";
-import type { HostPort, ProcessConfig } from "./process-config.ts";
-import type { Hook } from "./hook.ts";
-import { NBD_TLS, parseNbdTls, parseTls } from "./tls-options.ts";
-import { parseSecondaries } from "./secondaries-options.ts";
-import { parseArbiterAccess, parseArbiters, parseArbiterTtl } from "./arbiter-options.ts";
-import { parseQuorum, quorumFlags, quorumOptionsShape } from "./quorum-options.ts";
-import { formatBytes, formatDuration, parseDuration, parseJobSpeed, parseSize } from "./quantities.ts";
-
-/** Names of disks become names of directories and exports. */
-const DISK_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$/;
-const VM_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
-/** The window must hold at least a few of the largest messages. */
-const WINDOW_MIN_BYTES = 4 * 1024 * 1024;
+import { formatBytes, formatDuration } from "./quantities.ts";
+import { quorumFlags, quorumOptionsShape } from "./quorum-options.ts";
+import { NBD_TLS } from "./tls-options.ts";
 
 /** How help lists the flags; what is not here comes first. */
 const GROUPS: Readonly<Record<string, readonly AgentKey[]>> = {
@@ -235,85 +215,6 @@ export async function readAgentKeys(args: AgentArguments): Promise<AgentKeys> {
   return { ...readConfigFile(path), ...givenFlags(args) };
 }
 
-/** What an agent is started with, checked. Errors: `usage`, naming the flag. */
-export function processConfigOf(
-  options: AgentKeys,
-  role: Role,
-  env: Readonly<Record<string, string | undefined>>,
-): ProcessConfig {
-  refuseContradictions(options);
-  const vm = options.vm ?? "vm";
-  if (!VM_NAME.test(vm)) throw invalid("--vm", vm, "Use letters, digits, and `.`, `_`, `-`.");
-  const run = options.run ?? env.COLOBUS_RUN;
-  if (run === undefined || run === "") throw missing("--run DIR", "The directory gets the agent's sockets.");
-  if (options.state === undefined)
-    throw missing("--state DIR", "The directory keeps the agent's records and overlays.");
-  const disks = parseDisks(options.disk ?? []);
-  const peers = (options.peer ?? []).map(parsePeer);
-  if (peers.length === 0 && options.listen === undefined) {
-    throw role === "Primary"
-      ? missing("--peer WS_URL", "It names the secondary agent; or --listen HOST:PORT, where that connects.")
-      : missing("--listen HOST:PORT", "It is where the primary connects; or --peer WS_URL, where the primary listens.");
-  }
-  const tls = parseTls(options, options["token-file"] !== undefined);
-  return {
-    agent: {
-      role,
-      vm,
-      mode: options.mode ?? "colo",
-      stateDirectory: resolve(options.state),
-      disks,
-      ...(role === "Primary" ? parseQuorum(options, disks, options.mode) : {}),
-      peers,
-      ...parseSecondaries(options, role),
-      ack: options.ack ?? ACK_BY_MODE[options.mode ?? "colo"],
-      durability: options.durability ?? "power",
-      peerTimeoutMs: positive(
-        parseDuration(options["peer-timeout"] ?? `${PEER_TIMEOUT_DEFAULT_MS}ms`, "--peer-timeout"),
-        "--peer-timeout",
-      ),
-      onPeerLoss: options["on-peer-loss"] ?? (options.mode === "shared" ? "freeze" : "continue"),
-      onCongestion: options["on-congestion"] ?? "throttle",
-      resyncSpeed: parseJobSpeed(options["resync-speed"] ?? "dynamic", "--resync-speed"),
-      windowBytes: parseWindow(options.window),
-      clusterBytes: parseClusterSize(options["cluster-size"]),
-      extentBytes: EXTENT_BYTES,
-      settleEveryMs: SETTLE_EVERY_MS,
-      secondaryExport: options["secondary-export"] ?? "read-only",
-      retain: parseRetain(options.retain),
-      overlayLimitBytes: parseOverlayLimit(options["overlay-limit"]),
-      ...(options["buffer-memory"] === undefined
-        ? {}
-        : { bufferMemoryBytes: parseSize(options["buffer-memory"], "--buffer-memory") }),
-      ...(options["shared-mark"] === undefined ? {} : { sharedMark: resolve(options["shared-mark"]) }),
-      createImages: options.create ?? false,
-      assumeInSync: options["assume-in-sync"] ?? false,
-      adoptImages: options["adopt-image"] ?? false,
-      checkpointEveryMs: optionalDuration(options["checkpoint-every"], "--checkpoint-every"),
-      maxCheckpointAgeMs: optionalDuration(options["max-checkpoint-age"], "--max-checkpoint-age"),
-      failover: options.failover ?? "manual",
-      arbiterTtlMs: parseArbiterTtl(options["arbiter-ttl"]),
-    },
-    arbiters: parseArbiters(options),
-    arbiterAccess: parseArbiterAccess(options),
-    runDirectory: resolve(run),
-    listen: options.listen === undefined ? undefined : parseHostPort(options.listen, "--listen"),
-    nbdListen: options["nbd-listen"] === undefined ? undefined : parseHostPort(options["nbd-listen"], "--nbd-listen"),
-    tokenFile: options["token-file"],
-    tls,
-    ...parseNbdTls(options, tls),
-    control: parseControl(options),
-    fence: parseHook(options, { flag: "fence-peer", timeout: "fence-timeout", defaultMs: FENCE_TIMEOUT_DEFAULT_MS }),
-    onFailover: parseHook(options, {
-      flag: "on-failover",
-      timeout: "on-failover-timeout",
-      defaultMs: COMMAND_TIMEOUT_DEFAULT_MS,
-    }),
-    insecure: options.insecure ?? false,
-    logLevel: options["log-level"] ?? "info",
-  };
-}
-
 /** The flags that were given: yargs also lists its own fields, aliases and undefined ones. */
 function givenFlags(args: AgentArguments): AgentKeys {
   const given = Object.fromEntries(
@@ -324,205 +225,4 @@ function givenFlags(args: AgentArguments): AgentKeys {
   const checked = agentKeysSchema.safeParse(given);
   if (checked.success) return checked.data;
   throw new ColobusError("usage", z.prettifyError(checked.error), "Give each flag once; see --help.");
-}
-
-/** Originals are acknowledged as soon as they are stable; where there are no epochs, what guests are told is what counts. */
-const ACK_BY_MODE = { colo: "async", mc: "async", shared: "applied", mirror: "applied" } as const satisfies Record<
-  Mode,
-  AckPolicy
->;
-
-function refuseContradictions(options: AgentKeys): void {
-  if (options.mode === "mirror") refuseOnMirror(options);
-  if (options.mode === "shared") refuseOnShared(options);
-  else if (options["shared-mark"] !== undefined) {
-    throw invalid("--shared-mark", options["shared-mark"], "It is for --mode shared.");
-  }
-  if (options["buffer-memory"] !== undefined && options.mode !== "mc") {
-    throw invalid("--buffer-memory", options["buffer-memory"], "It is for --mode mc.");
-  }
-  if (options["on-congestion"] !== "detach") return;
-  const contradictions: [string, string | undefined, string][] = [
-    ["--ack", options.ack ?? ACK_BY_MODE[options.mode ?? "colo"], "async"],
-    ["--on-peer-loss", options["on-peer-loss"], "continue"],
-  ];
-  for (const [flag, value, required] of contradictions) {
-    if (value === undefined || value === required) continue;
-    throw new ColobusError(
-      "usage",
-      `--on-congestion detach and ${flag} ${value} contradict each other`,
-      `Detaching lets writes go on that ${flag} ${value} has wait: leave one out.`,
-    );
-  }
-}
-
-/** What is about checkpoints means nothing where there are none. */
-function refuseOnMirror(options: AgentKeys): void {
-  const noCheckpoints = "There are no checkpoints: a failover returns the last write that is stable on the secondary.";
-  const refused: [string, boolean, string][] = [
-    ["--checkpoint-every", isOn(options["checkpoint-every"]), noCheckpoints],
-    ["--max-checkpoint-age", isOn(options["max-checkpoint-age"]), noCheckpoints],
-    ["--retain", options.retain !== undefined && options.retain !== "0", noCheckpoints],
-    [
-      "--secondary-export read-write",
-      options["secondary-export"] === "read-write",
-      "The export is the disk that the primary writes: read-only, or off.",
-    ],
-    ["--arbiter", options.arbiter !== undefined, "Nobody takes over by itself in this mode in this release."],
-  ];
-  for (const [flag, isGiven, why] of refused) {
-    if (isGiven) throw new ColobusError("usage", `--mode mirror and ${flag} contradict each other`, why);
-  }
-}
-
-function isOn(duration: string | undefined): boolean {
-  return duration !== undefined && duration !== "off";
-}
-
-/** What is about copies of a disk means nothing where there is one disk. */
-function refuseOnShared(options: AgentKeys): void {
-  const refused: [string, boolean, string][] = [
-    ["--ack", options.ack !== undefined, "A write waits until the secondary has the original, and for nothing else."],
-    [
-      "--on-peer-loss continue without --shared-mark",
-      options["on-peer-loss"] === "continue" && options["shared-mark"] === undefined,
-      "What is overwritten without the secondary voids its checkpoint, and the mark has to say so: give both agents a --shared-mark.",
-    ],
-    ["--on-congestion detach", options["on-congestion"] === "detach", "Writes wait for the secondary."],
-    ["--create", options.create === true, "The shared disk is there already."],
-    ["--assume-in-sync", options["assume-in-sync"] === true, "There is nothing to sync."],
-    [
-      "--failover automatic without --fence-peer",
-      options.failover === "automatic" && options["fence-peer"] === undefined,
-      "Two hosts that write one disk destroy it: name the command that powers the other one off, or cuts it off from the disk.",
-    ],
-    ["--adopt-image", options["adopt-image"] === true, "Start both agents with empty state directories instead."],
-  ];
-  for (const [flag, isGiven, why] of refused) {
-    if (isGiven) throw new ColobusError("usage", `--mode shared and ${flag} contradict each other`, why);
-  }
-}
-
-function parseDisks(texts: readonly string[]): { name: string; image: string }[] {
-  if (texts.length === 0) throw missing("--disk NAME=IMAGE", "Give one for each disk of the VM.");
-  if (texts.length > DISKS_MAX)
-    throw invalid("--disk", `${texts.length} times`, `A VM has at most ${DISKS_MAX} disks.`);
-  const disks = texts.map((text) => {
-    const at = text.indexOf("=");
-    const name = text.slice(0, at);
-    const image = text.slice(at + 1);
-    if (at < 0 || !DISK_NAME.test(name) || image === "") {
-      throw invalid("--disk", text, "Write NAME=IMAGE, such as vda=/var/lib/images/web.img.");
-    }
-    const location = parseImage(text, image);
-    return { name, image: formatImageLocation(location.kind === "nbd" ? location : absolute(location)) };
-  });
-  for (const key of ["name", "image"] as const) {
-    const values = disks.map((disk) => disk[key]);
-    const twice = values.find((value, index) => values.indexOf(value) !== index);
-    if (twice !== undefined) throw invalid("--disk", twice, `Two disks have the same ${key}.`);
-  }
-  return disks;
-}
-
-function parseImage(text: string, image: string): ImageLocation {
-  try {
-    return parseImageLocation(image);
-  } catch (error) {
-    throw error instanceof ColobusError ? invalid("--disk", text, error.action) : error;
-  }
-}
-
-/** A path is recorded as it is from anywhere. */
-function absolute<T extends { readonly path: string }>(location: T): T {
-  return { ...location, path: resolve(location.path) };
-}
-
-function parsePeer(text: string): string {
-  if (URL.canParse(text) && ["ws:", "wss:"].includes(new URL(text).protocol)) return text;
-  throw invalid("--peer", text, "Write wss://HOST:PORT, or ws://HOST:PORT without TLS.");
-}
-
-function parseHostPort(text: string, flag: string): HostPort {
-  const match = /^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$/.exec(text);
-  const port = Number(match?.[2]);
-  if (match?.[1] === undefined || port > 65_535) throw invalid(flag, text, "Write HOST:PORT, such as 127.0.0.1:7000.");
-  return { host: match[1].replace(/^\[|\]$/g, ""), port };
-}
-
-function parseControl(options: AgentKeys): ProcessConfig["control"] {
-  const { "control-listen": listen, "control-token-file": tokenFile } = options;
-  if (listen === undefined || listen === "off") return undefined;
-  const address = parseHostPort(listen, "--control-listen");
-  if (options["tls-cert"] === undefined) {
-    throw missing("--tls-cert FILE", "The control API is served over TCP only with TLS.");
-  }
-  if (tokenFile === undefined) {
-    throw missing("--control-token-file FILE", "The control API is served over TCP only to who knows a token.");
-  }
-  return { address, tokenFile };
-}
-
-function parseWindow(text: string | undefined): number {
-  if (text === undefined) return WINDOW_DEFAULT_BYTES;
-  const bytes = parseSize(text, "--window");
-  if (bytes < WINDOW_MIN_BYTES) throw invalid("--window", text, `It has at least ${formatBytes(WINDOW_MIN_BYTES)}.`);
-  return bytes;
-}
-
-function parseClusterSize(text: string | undefined): number {
-  if (text === undefined) return CLUSTER_DEFAULT_BYTES;
-  const bytes = parseSize(text, "--cluster-size");
-  clusterGeometry(bytes, bytes); // throws what is wrong with it
-  return bytes;
-}
-
-function parseRetain(text: string | undefined): number {
-  const count = text === undefined ? 0 : /^\d+$/.test(text) ? Number(text) : Number.NaN;
-  if (count <= RETAINED_MAX) return count;
-  throw invalid("--retain", text ?? "", `Write a number from 0 to ${RETAINED_MAX}.`);
-}
-
-function parseOverlayLimit(text: string | undefined): number | undefined {
-  if (text === undefined || text === "none") return undefined;
-  const bytes = parseSize(text, "--overlay-limit");
-  if (bytes >= OVERLAY_LIMIT_MIN_BYTES) return bytes;
-  throw invalid("--overlay-limit", text, `It has at least ${formatBytes(OVERLAY_LIMIT_MIN_BYTES)}, or is "none".`);
-}
-
-function parseHook(
-  options: AgentKeys,
-  names: {
-    readonly flag: "fence-peer" | "on-failover";
-    readonly timeout: "fence-timeout" | "on-failover-timeout";
-    readonly defaultMs: number;
-  },
-): Hook | undefined {
-  const command = options[names.flag];
-  const timeout = options[names.timeout];
-  const flag = `--${names.timeout}`;
-  if (command === undefined) {
-    if (timeout !== undefined) throw invalid(flag, timeout, `It goes with --${names.flag}.`);
-    return undefined;
-  }
-  const timeoutMs = timeout === undefined ? names.defaultMs : positive(parseDuration(timeout, flag), flag);
-  return { command, timeoutMs };
-}
-
-function optionalDuration(text: string | undefined, flag: string): number | undefined {
-  if (text === undefined || text === "off") return undefined;
-  return positive(parseDuration(text, flag), flag);
-}
-
-function positive(ms: number, flag: string): number {
-  if (ms > 0) return ms;
-  throw invalid(flag, "0", "It must be longer than nothing.");
-}
-
-function missing(flag: string, what: string): ColobusError {
-  return new ColobusError("usage", `${flag} is missing`, `${what} See --help.`);
-}
-
-function invalid(flag: string, value: string, what: string): ColobusError {
-  return new ColobusError("usage", `${flag} ${JSON.stringify(value)} is not possible`, what);
 }

@@ -7,6 +7,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import { TlsFiles, type TlsPaths } from "../shared/host/tls-files.ts";
 import { readLogin } from "../shared/host/token-file.ts";
+import { impossible } from "./flag-errors.ts";
 import { formatDuration, parseDuration } from "./quantities.ts";
 import { hasLogin } from "./url-login.ts";
 
@@ -70,11 +71,7 @@ export function parseArbiters(options: ArbiterOptions): string[] {
       );
     }
     if (URL.canParse(url) && ["http:", "https:"].includes(new URL(url).protocol)) continue;
-    throw new ColobusError(
-      "usage",
-      `--arbiter ${JSON.stringify(url)} is not possible`,
-      "Write the client URL of an etcd member, such as http://127.0.0.1:2379.",
-    );
+    throw impossible("--arbiter", url, "Write the client URL of an etcd member, such as http://127.0.0.1:2379.");
   }
   if (urls.length > 0) return [...urls];
   if (options.failover === "automatic") {
@@ -96,9 +93,9 @@ export function parseArbiterTtl(text: string | undefined): number | undefined {
   if (text === undefined) return undefined;
   const ms = parseDuration(text, "--arbiter-ttl");
   if (ms >= LEASE_TTL_MIN_MS && Number.isInteger(ms / 1000)) return ms;
-  throw new ColobusError(
-    "usage",
-    `--arbiter-ttl ${JSON.stringify(text)} is not possible`,
+  throw impossible(
+    "--arbiter-ttl",
+    text,
     `It is a number of whole seconds, at least ${formatDuration(LEASE_TTL_MIN_MS)}.`,
   );
 }

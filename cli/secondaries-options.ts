@@ -2,6 +2,7 @@
 import { ColobusError } from "../proto/errors.ts";
 import { SECONDARIES_MAX } from "../proto/limits.ts";
 import type { Mode, Role } from "../proto/words.ts";
+import { impossible } from "./flag-errors.ts";
 
 interface SecondariesKeys {
   readonly "secondaries"?: string | undefined;
@@ -23,9 +24,9 @@ export function parseSecondaries(options: SecondariesKeys, role: Role): { readon
   }
   const count = options.secondaries === undefined ? Math.max(1, peers) : Number(options.secondaries);
   if (!Number.isInteger(count) || count < 1 || count > SECONDARIES_MAX) {
-    throw new ColobusError(
-      "usage",
-      `--secondaries ${JSON.stringify(options.secondaries ?? String(peers))} is not possible`,
+    throw impossible(
+      "--secondaries",
+      options.secondaries ?? String(peers),
       `Write a number from 1 to ${SECONDARIES_MAX}; each --peer of a primary is one.`,
     );
   }

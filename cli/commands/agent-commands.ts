@@ -1,4 +1,5 @@
-import { agentOptions, processConfigOf, readAgentKeys, type AgentArguments } from "../agent-options.ts";
+import { agentOptions, readAgentKeys, type AgentArguments } from "../agent-options.ts";
+import { processConfigOf } from "../checked-config.ts";
 import type { OutputFlags } from "../agent-flags.ts";
 import { defineCommand, untilAborted, type CommandHost } from "../command.ts";
 import { asColobusError } from "../../proto/errors.ts";

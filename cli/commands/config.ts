@@ -69,7 +69,7 @@ async function check(
   const file = new ConfigFile(readText(path));
   const faults = [...file.faults];
   if (file.keys !== undefined) {
-    const { processConfigOf } = await import("../agent-options.ts");
+    const { processConfigOf } = await import("../checked-config.ts");
     const { assertAddressesAllowed } = await import("../tls-options.ts");
     try {
       const ofRole = role ?? (file.keys.peer === undefined ? "Secondary" : "Primary");

@@ -58,7 +58,7 @@ async function readConfig(
   env: Readonly<Record<string, string | undefined>>,
 ): Promise<NonNullable<Examination["config"]>> {
   const { readConfigFile } = await import("../config-file.ts");
-  const { processConfigOf } = await import("../agent-options.ts");
+  const { processConfigOf } = await import("../checked-config.ts");
   const keys = readConfigFile(path);
   const role: Role = keys.peer === undefined ? "Secondary" : "Primary";
   return processConfigOf(keys, role, env);

@@ -6,6 +6,8 @@ import { NbdGuest } from "../support/nbd-guest.ts";
 /** What is measured: a server, or a pair of them, and the disks that it serves over NBD. */
 export interface Contestant {
   readonly name: string;
+  /** All its files lie below. */
+  readonly directory: string;
   /** An NBD URI for each disk. */
   readonly uris: readonly string[];
   /** The process ids of all that takes part in serving, by what each is. */

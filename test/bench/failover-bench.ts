@@ -45,7 +45,7 @@ export async function measureFailover({ place, rounds }: Setting): Promise<Measu
           await randomWrites({ ...load, uri: pair.uris[0] ?? "", bytes: HIDDEN_BYTES });
           await pair.idle();
           await randomWrites({ ...load, uri: pair.secondaryExport.uri, bytes: ACTIVE_BYTES });
-          await settle(place);
+          await settle(place, pair);
           return await measureOnce(pair);
         } finally {
           await pair.stop();

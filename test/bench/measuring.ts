@@ -1,6 +1,8 @@
 import { execFile } from "node:child_process";
-import { readFileSync, statfsSync } from "node:fs";
+import { readdirSync, readFileSync, statfsSync, statSync } from "node:fs";
+import { join } from "node:path";
 import { promisify } from "node:util";
+import type { Contestant } from "./contestant.ts";
 import type { Plot } from "./plot.ts";
 
 const run = promisify(execFile);
@@ -72,9 +74,29 @@ export function rotated<T>(members: readonly T[], round: number): T[] {
   return [...members.slice(start), ...members.slice(0, start)];
 }
 
-/** Resolves when what was written before is on the device, and does not compete with what is measured next. */
-export async function settle(place: Place): Promise<void> {
-  if (place.name === "disk") await run("sync", ["--file-system", place.directory]);
+/**
+ * Resolves when what was written before is on the device, and does not compete with what is measured next; and when what
+ * `contestant` keeps is in the page cache. A kernel that reclaims before memory is short takes the files of those that
+ * wait for their turn out of it, and how much of them would be luck.
+ */
+export async function settle(place: Place, contestant: Contestant | undefined): Promise<void> {
+  if (place.name !== "disk") return;
+  await run("sync", ["--file-system", place.directory]);
+  if (contestant === undefined) return;
+  for (const path of filledFiles(contestant.directory)) {
+    await run("dd", [`if=${path}`, "of=/dev/null", "bs=1M", "status=none"]);
+  }
+}
+
+/** Those that are mostly data. */
+function filledFiles(directory: string): string[] {
+  return readdirSync(directory, { withFileTypes: true, recursive: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath, entry.name))
+    .filter((path) => {
+      const { size, blocks } = statSync(path);
+      return blocks * 512 >= size / 2;
+    });
 }
 
 /** What a load may write beside the disks: into overlays, and logs that are not applied yet. */

@@ -134,7 +134,7 @@ export async function measurePeers({ place, rounds, seconds }: Setting): Promise
     for (let round = 1; round <= rounds; round += 1) {
       for (const workload of WORKLOADS) {
         for (const seat of rotated("checkpointEveryMs" in workload ? pairs : seats, round)) {
-          await settle(place);
+          await settle(place, seat.contestant);
           const sample = await seat.measure(`${workload.name}, round ${round}`, (contestant) =>
             measure(contestant, workload, { directory: place.directory, seconds, round }),
           );
@@ -213,9 +213,10 @@ function seatsIn(
 
 /** A pair that takes none: there is nothing to be done after a load but to wait until everything is on both sides. */
 function withoutCheckpoints(pair: BenchPair): Contestant {
-  const { name, uris, processes } = pair;
+  const { name, directory, uris, processes } = pair;
   return {
     name,
+    directory,
     uris,
     processes,
     idle: () => pair.idle(),

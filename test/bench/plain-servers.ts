@@ -26,14 +26,14 @@ export class PlainServer implements Contestant {
   readonly name: string;
   readonly uris: readonly string[];
   readonly processes: ReadonlyMap<string, number>;
-  readonly #directory: string;
+  readonly directory: string;
   readonly #server: ChildProcess;
 
   private constructor(name: string, directory: string, socket: string, server: ChildProcess) {
     this.name = name;
     this.uris = [`nbd+unix:///?socket=${socket}`];
     this.processes = new Map([["server", server.pid ?? 0]]);
-    this.#directory = directory;
+    this.directory = directory;
     this.#server = server;
   }
 
@@ -62,6 +62,6 @@ export class PlainServer implements Contestant {
 
   async stop(): Promise<void> {
     await endProcess(this.#server, "SIGTERM");
-    removeDirectory(this.#directory);
+    removeDirectory(this.directory);
   }
 }

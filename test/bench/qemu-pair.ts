@@ -38,12 +38,12 @@ const QUORUM = { "if": "none", "driver": "quorum", "read-pattern": "fifo", "vote
 export class QemuPair implements FailoverContestant {
   readonly name = QEMU_PAIR;
   readonly uris: readonly string[];
-  readonly #directory: string;
+  readonly directory: string;
   #primary: QemuProcess | undefined;
   #secondary: QemuProcess | undefined;
 
   private constructor(directory: string) {
-    this.#directory = directory;
+    this.directory = directory;
     this.uris = [`nbd+unix:///${EXPORT}?socket=${join(directory, "primary.nbd")}`];
   }
 
@@ -135,7 +135,7 @@ export class QemuPair implements FailoverContestant {
 
   async stop(): Promise<void> {
     await Promise.all([this.#primary?.quit(), this.#secondary?.quit()]);
-    removeDirectory(this.#directory);
+    removeDirectory(this.directory);
   }
 
   async #startSecondary(sizeBytes: number): Promise<void> {
@@ -187,7 +187,7 @@ export class QemuPair implements FailoverContestant {
   }
 
   #file(name: string): string {
-    return join(this.#directory, name);
+    return join(this.directory, name);
   }
 
   #running(qemu: QemuProcess | undefined): QemuProcess {

@@ -49,7 +49,7 @@ export async function measureSharedDisks({ place, rounds }: Setting): Promise<Me
     for (let round = 0; round <= rounds; round += 1) {
       for (const workload of WORKLOADS) {
         for (const seat of rotated(seats, round)) {
-          await settle(place);
+          await settle(place, seat.contestant);
           await seat.measure(`${workload.name}, round ${round}`, async (pair) => {
             await pair.checkpoint();
             for (const pass of PASSES) {

@@ -121,7 +121,7 @@ function startPair({ directory }: Place, durability: Durability): Promise<BenchP
 /** The pair's overlays are empty afterwards. */
 async function beside(condition: Condition, pair: BenchPair, turn: Turn): Promise<Sample> {
   const job = condition === "a resync" ? await beginResync(pair, turn) : undefined;
-  await settle(turn.place);
+  await settle(turn.place, pair);
   const sample = await load(pair, pair.uri, turn, async (running) => {
     if (job !== undefined) await pair.resumeJob("a", job);
     if (condition === "a checkpoint every 100 ms") await checkpointEvery(pair, CHECKPOINT_EVERY_MS, running);
@@ -154,7 +154,7 @@ async function besideMerge(durability: Durability, turn: Turn): Promise<Sample> 
       seed,
     });
     await pair.idle();
-    await settle(place);
+    await settle(place, pair);
     await pair.killPrimary();
     await pair.failover();
     const job = await pair.pauseJob("b");

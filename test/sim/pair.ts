@@ -58,6 +58,8 @@ export interface PairOptions {
   readonly retain: number;
   readonly overlayLimitBytes: number | undefined;
   readonly storage?: Partial<StorageProfile>;
+  /** Where the primary's is another one. */
+  readonly primaryStorage?: Partial<StorageProfile>;
   readonly settleEveryMs?: number;
   readonly dirtyFileMinBytes?: number;
   /** Images lie behind NBD servers, which die. */
@@ -301,8 +303,9 @@ export function makePair(
   const isShared = options.mode === "shared";
   let shared: SimDisk | undefined;
   const member = (name: "a" | "b"): PairMember => {
-    const host = world.host(name, { storage: options.storage ?? {} });
     const isPrimary = name === "a";
+    const storage = isPrimary ? options.primaryStorage : undefined;
+    const host = world.host(name, { storage: storage ?? options.storage ?? {} });
     shared ??= host.disk;
     host.disk.addDirectory("/images");
     if (options.isMarked === true) {

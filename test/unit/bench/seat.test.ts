@@ -3,6 +3,7 @@ import type { Contestant } from "../../bench/contestant.ts";
 import { namedWithLoss, Seat, stopAll } from "../../bench/seat.ts";
 
 class FakeContestant implements Contestant {
+  readonly directory = "";
   readonly name = "fake";
   readonly uris = [];
   readonly processes = new Map<string, number>();

@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 import { parse } from "yaml";
 import { z } from "zod";
 import { agentKeysSchema, RELOADABLE_KEYS, type AgentKeys } from "../../../cli/agent-keys.ts";
-import { processConfigOf } from "../../../cli/agent-options.ts";
+import { processConfigOf } from "../../../cli/checked-config.ts";
 import { ConfigFile, type ConfigFault } from "../../../cli/config-file.ts";
 import { configJsonSchema, describeKeys } from "../../../cli/config-schema.ts";
 import { LiveConfig } from "../../../cli/live-config.ts";
