@@ -71,6 +71,7 @@ const RWF_NOWAIT = 0x8;
 const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
+const POSIX_FADV_RANDOM = 1;
 const POSIX_FADV_WILLNEED = 3;
 const POSIX_FADV_DONTNEED = 4;
 const LOCK_EX_NB = 2 | 4;
@@ -173,6 +174,11 @@ export function fallocate(fd: number, mode: FallocateMode, offset: number, lengt
     const errno = koffi.errno();
     if (errno !== EINTR) return -errno;
   }
+}
+
+/** Has reads of a file read what they ask for, and nothing ahead. */
+export function adviseRandom(fd: number): number {
+  return -callFadvise(fd, 0, 0, POSIX_FADV_RANDOM);
 }
 
 /** Starts reading the range into the page cache. */

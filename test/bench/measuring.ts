@@ -84,7 +84,11 @@ export async function settle(place: Place, contestant: Contestant | undefined): 
   await run("sync", ["--file-system", place.directory]);
   if (contestant === undefined) return;
   for (const path of filledFiles(contestant.directory)) {
-    await run("dd", [`if=${path}`, "of=/dev/null", "bs=1M", "status=none"]);
+    // Without the kernel's reading ahead, which would make large folios of it: those make small writes slow on ext4.
+    await run("fio", [
+      ...["--name=cached", "--ioengine=psync", "--rw=read", "--bs=64k", "--fadvise_hint=random", "--readonly"],
+      ...[`--filename=${path}`, "--output-format=terse", "--output=/dev/null"],
+    ]);
   }
 }
 
