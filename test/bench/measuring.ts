@@ -85,10 +85,15 @@ export async function settle(place: Place, contestant: Contestant | undefined): 
   if (contestant === undefined) return;
   for (const path of filledFiles(contestant.directory)) {
     // Without the kernel's reading ahead, which would make large folios of it: those make small writes slow on ext4.
-    await run("fio", [
-      ...["--name=cached", "--ioengine=psync", "--rw=read", "--bs=64k", "--fadvise_hint=random", "--readonly"],
-      ...[`--filename=${path}`, "--output-format=terse", "--output=/dev/null"],
-    ]);
+    const reading = [
+      "--name=cached",
+      "--ioengine=psync",
+      "--rw=read",
+      "--bs=64k",
+      "--fadvise_hint=random",
+      "--readonly",
+    ];
+    await run("fio", [...reading, `--filename=${path}`, "--output-format=terse", "--output=/dev/null"]);
   }
 }
 
