@@ -33,6 +33,8 @@ export interface PrimaryCheckpointsOptions {
   readonly isEstablished: () => boolean;
   /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
   readonly untilEstablished: () => Promise<void>;
+  /** Why a secondary takes no writes for now. */
+  readonly pausedBy: () => ColobusError | undefined;
   /** In mode `shared`: what a barrier has to do with the disks. */
   readonly sharedDisks: BarrierDisks | undefined;
   /** The secondary has committed a checkpoint, in the session that is open; done when a failover may rely on that. */
@@ -150,11 +152,14 @@ export class PrimaryCheckpoints {
    * during the commit; the secondary's own refusals.
    */
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
-    const { clock, session: connectedSession, untilEstablished } = this.#options;
+    const { clock, session: connectedSession, untilEstablished, pausedBy } = this.#options;
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
       connectedSession();
-      await deadline.race(untilEstablished(), "the secondary is still being synced");
+      await deadline.race(untilEstablished(), () => {
+        const reason = pausedBy();
+        return reason === undefined ? "the secondary is still being synced" : `the secondary waits: ${reason.message}`;
+      });
       await this.#untilReserved(deadline);
       if (this.#known.prepared.length + this.#awaiting.size >= PREPARED_EPOCHS_MAX) {
         throw new ColobusError(

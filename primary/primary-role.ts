@@ -130,6 +130,7 @@ export class PrimaryRole {
       barrierSession: () => this.#epochs.forBarrier(),
       isEstablished: () => this.#takesBarriers,
       untilEstablished: () => this.#untilEstablished(),
+      pausedBy: () => this.places.map(({ replicator }) => replicator.pausedBy).find((reason) => reason !== undefined),
       sharedDisks: this.#shared,
       committed: () => {
         this.#keeper?.committed();

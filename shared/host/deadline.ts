@@ -21,12 +21,14 @@ export class Deadline {
     signal.addEventListener("abort", this.#abort, { once: true });
   }
 
-  async race<T>(work: Promise<T>, what: string): Promise<T> {
+  /** `what` says what was being done, as it is when the time has passed. */
+  async race<T>(work: Promise<T>, what: string | (() => string)): Promise<T> {
     const outcome = await Promise.race([work.then((value) => ({ value })), this.#passed]);
     if (typeof outcome === "object") return outcome.value;
     work.catch(() => undefined); // its events and the log tell; nobody waits for it any more
     const why = outcome === "timeout" ? `${this.#timeoutMs} ms have passed` : "the caller has gone";
-    throw new ColobusError("timed-out", `${why}: ${what}`, "See `colobus status`; ask again, with a longer --timeout.");
+    const done = typeof what === "string" ? what : what();
+    throw new ColobusError("timed-out", `${why}: ${done}`, "See `colobus status`; ask again, with a longer --timeout.");
   }
 
   end(): void {

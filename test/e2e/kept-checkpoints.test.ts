@@ -174,6 +174,9 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy") && canMount())("a resync that 
     await qemuIo(pair.primary.uri(), "write -P 0x33 0 48M", "flush");
     await pair.primary.until("aware of it", ({ protection }) => protection.reason === "overlay-full");
 
+    const waiting = await pair.primary.ask<ErrorDocument>("checkpoint", "--timeout", "50ms");
+    expect(waiting).toMatchObject({ code: 4, json: { error: { code: "timed-out" } } });
+    expect(waiting.json.error.message).toMatch(/the secondary waits: .*must be free to go on/);
     const paused = await pair.primary.ask<ErrorDocument>("resync");
     expect(paused).toMatchObject({ code: 1, json: { error: { code: "overlay-full" } } });
     expect(paused.json.error.message).toMatch(/at least \d+ bytes must be free to go on, and \d+ are; \d+ bytes wait/);
