@@ -456,8 +456,9 @@ export class PrimaryRole {
     const failed = (access: FailedAccess, error: unknown): void => this.#health.failed(name, access, error);
     const shared = this.#shared?.children[index];
     const { bitmaps } = this;
+    const size = this.#geometries[index] ?? child;
     if (shared !== undefined) {
-      return new ReplicatedDisk(name, shared, gate, originalsOf(index, { child: shared, bitmaps, gate, failed }));
+      return new ReplicatedDisk(name, size, shared, gate, originalsOf(index, { child: shared, bitmaps, gate, failed }));
     }
     const own = this.mirrors.followed(name, this.copies.child(index) ?? child);
     const forwarding = changesOf(index, {
@@ -466,7 +467,7 @@ export class PrimaryRole {
       secondaries: () => this.secondaries,
       failed,
     });
-    return new ReplicatedDisk(name, own, gate, forwarding);
+    return new ReplicatedDisk(name, size, own, gate, forwarding);
   }
 
   /** What this side says of itself to a peer. */

@@ -47,6 +47,8 @@ export type SyncContent = Buffer | number;
  */
 export class ReplicatedDisk implements BlockDevice {
   readonly name: string;
+  /** How long guests find it: while the disk grows its child is longer already. */
+  readonly #size: { readonly sizeBytes: number };
   #child: Child;
   readonly #lock = new RangeLock();
   readonly #gate: GuestGate;
@@ -62,15 +64,22 @@ export class ReplicatedDisk implements BlockDevice {
   /** Called once there are none. */
   readonly #quiet: (() => void)[] = [];
 
-  constructor(name: string, child: Child, gate: GuestGate, forwarding: Forwarding) {
+  constructor(
+    name: string,
+    size: { readonly sizeBytes: number },
+    child: Child,
+    gate: GuestGate,
+    forwarding: Forwarding,
+  ) {
     this.name = name;
+    this.#size = size;
     this.#child = child;
     this.#gate = gate;
     this.#forwarding = forwarding;
   }
 
   get sizeBytes(): number {
-    return this.#child.sizeBytes;
+    return this.#size.sizeBytes;
   }
 
   /** What the writes go to at present. */

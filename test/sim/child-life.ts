@@ -239,7 +239,7 @@ class ChildLife {
       geometry: this.#geometry,
       freeze: () => undefined,
     });
-    this.#disk = new ReplicatedDisk("vda", this.#children.child, new GuestGate(), {
+    this.#disk = new ReplicatedDisk("vda", this.#geometry, this.#children.child, new GuestGate(), {
       mark: () => undefined,
       forward: () => undefined,
       room: () => undefined,

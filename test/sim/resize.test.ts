@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import type { ResizeAnswer } from "../../proto/control-api.ts";
 import type { Durability } from "../../proto/words.ts";
+import { present } from "../support/present.ts";
 import { bufferedBytes } from "./buffered-bytes.ts";
 import { Calls, type Outcome } from "./calls.ts";
 import {
@@ -66,6 +67,8 @@ class ResizeScene {
   #isWritten = false;
   /** Why sessions have ended. */
   readonly losses: unknown[] = [];
+  /** Dirty bitmaps that could not be kept. */
+  readonly stateErrors: unknown[] = [];
 
   constructor(
     durability: Durability,
@@ -92,6 +95,7 @@ class ResizeScene {
       requested: () => undefined,
       happened: (_, { type, data }) => {
         if (type === "peer-disconnected") this.losses.push(data.code);
+        if (type === "state-error") this.stateErrors.push(data);
       },
     };
   }
@@ -374,6 +378,24 @@ describe("a resize", () => {
         ["sound", 0],
         ["sound", 0],
       ]);
+      await scene.finish();
+    });
+  });
+
+  it("is found at its former size until it can be written behind that", async () => {
+    const scene = await begun();
+    const device = present(scene.primary.device(DISK));
+    await scene.do("it", async () => {
+      let isAnswered = false;
+      const ordered = scene.order().then(() => {
+        isAnswered = true;
+      });
+      while (!isAnswered) {
+        if (device.sizeBytes > SIZE) await device.write(DATA, WRITTEN_AT, { fua: false });
+        await scene.world.sleep(0.05);
+      }
+      await ordered;
+      expect(scene.stateErrors).toEqual([]);
       await scene.finish();
     });
   });

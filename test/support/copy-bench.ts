@@ -22,7 +22,7 @@ export class CopyBench {
   constructor(clusters: number, makeChild: (local: MemoryDevice) => Child = (local) => local) {
     this.geometry = clusterGeometry(clusters * COPY_CLUSTER_BYTES, COPY_CLUSTER_BYTES);
     this.local = new MemoryDevice(this.geometry.sizeBytes);
-    this.disk = new ReplicatedDisk("vda", makeChild(this.local), new GuestGate(), this.#forwarding());
+    this.disk = new ReplicatedDisk("vda", this.geometry, makeChild(this.local), new GuestGate(), this.#forwarding());
   }
 
   /** A copy that lacks everything, unless `options` says otherwise. */

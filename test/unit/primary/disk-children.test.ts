@@ -57,7 +57,7 @@ class ChildrenBench {
       geometry: { ...GEOMETRY },
       freeze: () => undefined,
     });
-    this.disk = new ReplicatedDisk("vda", this.children.child, new GuestGate(), {
+    this.disk = new ReplicatedDisk("vda", GEOMETRY, this.children.child, new GuestGate(), {
       mark: () => undefined,
       forward: () => undefined,
       room: () => undefined,

@@ -58,7 +58,7 @@ function bench(): { child: MemoryDevice; gate: GuestGate; forwarding: Recorder; 
   const child = new MemoryDevice(SIZE);
   const gate = new GuestGate();
   const forwarding = new Recorder();
-  return { child, gate, forwarding, disk: new ReplicatedDisk("vda", child, gate, forwarding) };
+  return { child, gate, forwarding, disk: new ReplicatedDisk("vda", child, child, gate, forwarding) };
 }
 
 async function isDone(pending: Pending): Promise<boolean> {
@@ -258,7 +258,7 @@ describe("a long write to a child that takes its time", () => {
     const child = new MemoryDevice(2 * WRITE_AHEAD_BYTES);
     const slow = deferred();
     child.gate = ({ kind }) => (kind === "write" ? slow.promise : undefined);
-    const disk = new ReplicatedDisk("vda", child, new GuestGate(), new Recorder());
+    const disk = new ReplicatedDisk("vda", child, child, new GuestGate(), new Recorder());
     const open = await disk.openWrite(0, 2 * WRITE_AHEAD_BYTES, NO_FLAGS);
     expect(open.push(Buffer.alloc(WRITE_AHEAD_BYTES))).toBeUndefined();
     const pushed = open.push(Buffer.alloc(1));
