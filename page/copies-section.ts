@@ -13,7 +13,11 @@ const COPY_COLUMNS = [
   { title: "Image" },
 ] as const;
 
-const HOST_COLUMNS = [{ title: "If lost" }, { title: "The VM" }, { title: "What to do" }] as const;
+const HOST_COLUMNS = [
+  { title: "If lost" },
+  { title: "The VM", prose: true },
+  { title: "What to do", prose: true },
+] as const;
 
 const TONES = { sound: "good", syncing: "warn", stale: "warn", broken: "bad", unknown: "warn" } as const;
 
@@ -50,7 +54,7 @@ function hostRow(host: HostStatus, mode: Status["mode"]): HTMLElement {
     "tr",
     {},
     element("th", { scope: "row" }, name),
-    element("td", {}, describeHostLoss(host, mode)),
-    element("td", {}, ...prose(host.ifLost.nextAction)),
+    element("td", { class: "prose" }, describeHostLoss(host, mode)),
+    element("td", { class: "prose" }, ...prose(host.ifLost.nextAction)),
   );
 }

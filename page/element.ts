@@ -61,6 +61,8 @@ export function section(id: string, title: string, ...children: readonly Child[]
 export interface TableColumn {
   readonly title: string;
   readonly numeric?: boolean;
+  /** Sentences, which take as many lines as they need. */
+  readonly prose?: boolean;
 }
 
 /** A table that can be scrolled, also by the keyboard, where the window is narrower; its body is the caller's to fill. */
@@ -69,9 +71,10 @@ export function scrollingTable(
   columns: readonly TableColumn[],
 ): { readonly box: HTMLElement; readonly body: HTMLTableSectionElement } {
   const body = element("tbody");
-  const titles = columns.map(({ title, numeric }) =>
-    element("th", { scope: "col", class: numeric === true ? "numeric" : undefined }, title),
-  );
+  const titles = columns.map(({ title, numeric, prose: isProse }) => {
+    const kind = numeric === true ? "numeric" : isProse === true ? "prose" : undefined;
+    return element("th", { scope: "col", class: kind }, title);
+  });
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...titles)), body);
   const box = element("div", { "class": "scrolling", "tabindex": "0", "role": "region", "aria-label": label }, table);
   return { box, body };

@@ -5,7 +5,7 @@ import { definitions, element, fill, prose, section, type Child } from "./elemen
 
 type Fields = (readonly [name: string, value: string])[];
 
-/** Both hosts and what is between them; the primary stands first. */
+/** This host, each of its peers, and what is between them; the primary stands first. */
 export class PairSection {
   readonly #pair = element("div", { class: "pair" });
   readonly root = section("pair", "Hosts", this.#pair);
@@ -17,10 +17,12 @@ export class PairSection {
     };
     fill(this.#pair, shown, () => {
       const here = hostCard(status.role, "this host", fieldsOfThis(status));
-      const [peer] = status.peers;
-      const there = peer === undefined ? nobody() : peerCard(peer, status);
-      const link = linkOf(peer);
-      return status.role === "Primary" ? [here, link, there] : [there, link, here];
+      const peers = status.peers.length === 0 ? [undefined] : status.peers;
+      return peers.flatMap((peer, index) => {
+        const mine = index === 0 ? here : element("div", { class: "gap" });
+        const there = peer === undefined ? nobody() : peerCard(peer, status);
+        return status.role === "Primary" ? [mine, linkOf(peer), there] : [there, linkOf(peer), mine];
+      });
     });
   }
 }

@@ -22,9 +22,9 @@ import { requirePeers } from "../support/peers.ts";
 import { present } from "../support/present.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 import { SilentLog } from "../support/silent-log.ts";
-import { lonelySecondary, protectedPrimary, runningSync, syncingPrimary } from "../support/status-examples.ts";
+import { lonelySecondary, ofTwoSecondaries, protectedPrimary, runningSync, syncingPrimary } from "../support/status-examples.ts";
 
-const TOKEN = "0123456789abcdef0123456789abcdef";
+const TOKEN = "d43f2f8cc0fc1e9477ea6c799100e2d1";
 const BUILT = fileURLToPath(new URL("../../dist/page/", import.meta.url));
 
 /** Resolves when the part of the page says so: `text` is a piece of it. */
@@ -159,6 +159,7 @@ describe.runIf(requirePeers(CHROMIUM, "openssl", "qemu-io"))("the status page", 
     control.log.emit("disk-error", { disk: "vda", message: "It <b>failed</b>." });
     const states: (readonly [string, Status])[] = [
       ["Primary", protectedPrimary()],
+      ["ws://db3:7000", ofTwoSecondaries()],
       ["initial-sync", syncingPrimary()],
       ["connecting", lonelySecondary()],
     ];

@@ -101,6 +101,24 @@ export function protectedPrimary(): Status {
 }
 
 /** A primary whose first sync runs: nothing can be recovered yet. */
+/** One of the secondaries is not there. */
+export function ofTwoSecondaries(): Status {
+  const status = protectedPrimary();
+  const absent = status.peers.map((peer) => ({
+    ...peer,
+    url: "ws://db3:7000",
+    agentId: null,
+    connection: "Connecting" as const,
+    replication: "Off" as const,
+    lastError: {
+      code: "connection-lost",
+      message: "no link to ws://db3:7000: connect ECONNREFUSED",
+      action: "Check the peer's host and the network between the two.",
+    },
+  }));
+  return { ...status, peers: [...status.peers, ...absent] };
+}
+
 export function syncingPrimary(): Status {
   return placed({
     ...protectedPrimary(),
