@@ -1,5 +1,5 @@
-/** What `colobus doctor` looks at of an agent: its files' and sockets' permissions, its status, and the way to its peer. */
-import { lstatSync, statSync } from "node:fs";
+/** What `colobus doctor` looks at of an agent: its sockets' permissions, its status, and the way to its peer. */
+import { lstatSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
 import type { Status } from "../proto/control-api.ts";
@@ -13,14 +13,6 @@ const PROBES = 3;
 const CONNECT_TIMEOUT_MS = 2_000;
 /** Of a connection: a checkpoint takes at least one round trip more. */
 const SLOW_LINK_MS = 20;
-
-export function checkToken(path: string): Finding {
-  const found = statSync(path, { throwIfNoEntry: false });
-  if (found === undefined) return failed("token", `${path} does not exist`, "Make one with `openssl rand -hex 32`.");
-  const mode = found.mode & 0o777;
-  if ((mode & OTHERS) === 0) return ok("token", `${path} is readable by its owner alone`);
-  return failed("token", `${path} has mode ${mode.toString(8)}`, `Run \`chmod 600 ${path}\`.`);
-}
 
 /** `directory`: the run directory of an agent that runs. */
 export function checkSockets(directory: string): Finding[] {

@@ -7,9 +7,10 @@ import type { ControlClient } from "../shared/control/api-client.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { runDirectoryOfAgent } from "./agent-flags.ts";
 import type { ProcessConfig } from "./process-config.ts";
-import { checkLink, checkSockets, checkStatus, checkToken } from "./check-agent.ts";
+import { checkLink, checkSockets, checkStatus } from "./check-agent.ts";
 import { checkPeer } from "./check-peer.ts";
 import { checkDirectory } from "./check-directory.ts";
+import { checkSecrets, checkStateAccess, userOfAgent } from "./check-private-files.ts";
 import { checkNode, checkOpenFiles, checkProgram, readLimits, watchClock } from "./check-machine.ts";
 import { failed, ok, warning, type Finding } from "./finding.ts";
 
@@ -39,7 +40,7 @@ export async function examine(examination: Examination): Promise<Finding[]> {
   const run = examination.client === undefined ? "" : runDirectoryOfAgent(examination.client);
   if (status !== undefined && run !== "") findings.push(...checkSockets(run));
   findings.push(...(await checkImages(status, config, clock)));
-  if (config?.tokenFile !== undefined) findings.push(checkToken(config.tokenFile));
+  if (config !== undefined) findings.push(...checkPrivateFiles(config, run === "" ? config.runDirectory : run));
   const peers = new Set([...(config?.agent.peers ?? []), ...(status?.peers ?? []).flatMap(({ url }) => url ?? [])]);
   for (const url of peers) findings.push(await checkLink(url, clock));
   if (examination.client !== undefined && status !== undefined) {
@@ -48,6 +49,12 @@ export async function examine(examination: Examination): Promise<Finding[]> {
   }
   findings.push(checkClock());
   return findings;
+}
+
+function checkPrivateFiles(config: ProcessConfig, runDirectory: string): Finding[] {
+  const { stateDirectory } = config.agent;
+  const user = userOfAgent(runDirectory, stateDirectory);
+  return [...checkSecrets(config, user), checkStateAccess(stateDirectory, user)];
 }
 
 async function askAgent(

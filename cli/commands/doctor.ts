@@ -20,7 +20,7 @@ export const doctorCommand = defineCommand({
       .option("config", {
         type: "string",
         requiresArg: true,
-        describe: "The agent's configuration file: its directories, token and peer are looked at as well",
+        describe: "The agent's configuration file: its directories, secrets and peer are looked at as well",
       })
       .example("$0 doctor --run /run/colobus/web --config /etc/colobus/web.yaml", "Everything that can be looked at")
       .example("$0 doctor --config /etc/colobus/web.yaml", "Before the agent is started"),

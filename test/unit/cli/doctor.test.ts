@@ -3,7 +3,7 @@ import { createServer, type AddressInfo } from "node:net";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { checkDirectory } from "../../../cli/check-directory.ts";
-import { checkLink, checkSockets, checkStatus, checkToken } from "../../../cli/check-agent.ts";
+import { checkLink, checkSockets, checkStatus } from "../../../cli/check-agent.ts";
 import { checkPeer } from "../../../cli/check-peer.ts";
 import { checkNode, checkOpenFiles, checkProgram, watchClock } from "../../../cli/check-machine.ts";
 import type { Finding } from "../../../cli/finding.ts";
@@ -94,14 +94,8 @@ describe("what a doctor finds of a directory", () => {
 });
 
 describe("what a doctor finds of an agent", () => {
-  it("takes a token, or a socket, that others can use for a fault", () => {
+  it("takes a socket that others can use for a fault", () => {
     const directory = scratchDirectory();
-    const token = join(directory, "token");
-    expect(checkToken(token).state).toBe("failed");
-    writeFileSync(token, "secret-secret-secret", { mode: 0o600 });
-    expect(checkToken(token).state).toBe("ok");
-    chmodSync(token, 0o640);
-    expect(checkToken(token)).toMatchObject({ state: "failed", action: `Run \`chmod 600 ${token}\`.` });
     mkdirSync(join(directory, "run"));
     writeFileSync(join(directory, "run", "nbd.sock"), "", { mode: 0o600 });
     expect(checkSockets(join(directory, "run"))).toMatchObject([{ state: "ok" }]);
