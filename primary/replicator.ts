@@ -12,6 +12,7 @@ import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import { assertMayKnow } from "../shared/replication/lineage.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
 import { Strangers } from "../shared/replication/strangers.ts";
@@ -371,6 +372,7 @@ export class Replicator {
     options.judged(verdict, peer);
     const refusal = refusalOf(verdict, hello.agentId);
     if (refusal !== undefined) throw refusal;
+    assertMayKnow(options.state.record, peer.agentId);
     if (this.#sharesDisks && options.state.record.merge !== null) {
       throw new ColobusError(
         "merge-unfinished",

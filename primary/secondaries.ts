@@ -5,11 +5,12 @@ import type { Hello, OperationKind } from "../proto/replication-messages.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { both } from "../shared/block/both.ts";
 import type { Clock } from "../shared/host/clock.ts";
+import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { peerEntryOf } from "../shared/replication/peer-slots.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
-import { refusalOf } from "../shared/replication/refusal.ts";
+import { refusalOf, takesNoSessions } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import type { Replicator } from "./replicator.ts";
@@ -25,6 +26,7 @@ export interface Place {
 
 export interface SecondariesOptions {
   readonly clock: Clock;
+  readonly random: Random;
   readonly state: StateFile;
   /** One for each secondary that there may be, at least one. */
   readonly places: readonly Place[];
@@ -94,7 +96,7 @@ export class Secondaries {
   accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined, url: string | null = null): void {
     if (this.#stopping || this.#unproved >= UNAUTHENTICATED_LINKS_MAX) {
       link.start({ message: () => undefined, closed: () => ended(false) });
-      link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
+      link.close(takesNoSessions());
       return;
     }
     const options = this.#options;
@@ -108,6 +110,7 @@ export class Secondaries {
     const session = new SourceSession({
       link,
       clock: options.clock,
+      random: options.random,
       hello,
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,

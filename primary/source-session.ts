@@ -12,6 +12,7 @@ import {
 import type { Pending } from "../shared/block/block-device.ts";
 import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { Random } from "../shared/host/random.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
@@ -36,6 +37,7 @@ interface Request {
 export interface SourceSessionOptions {
   readonly link: Link;
   readonly clock: Clock;
+  readonly random: Random;
   readonly hello: Hello;
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
@@ -86,6 +88,7 @@ export class SourceSession {
     this.#session = new Session({
       link: options.link,
       clock: options.clock,
+      random: options.random,
       hello: options.hello,
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,

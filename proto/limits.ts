@@ -126,7 +126,7 @@ export const WRITE_PIECE_MAX_BYTES = 1 * MIB;
 export const HANDSHAKE_MESSAGE_MAX_BYTES = 64 * KIB;
 /** A peer is told the name of an image that is no longer than this. */
 export const IMAGE_TOLD_MAX_BYTES = 512;
-/** For the WebSocket handshake, for hello and proof, and for `begin` after them. */
+/** For the WebSocket handshake, from the greetings to the seals, and for `begin` after them. */
 export const HANDSHAKE_TIMEOUT_MS = 10_000;
 /** From `begin` until `ready`: the secondary ends what an older session has under way first. */
 export const READY_TIMEOUT_MS = 60_000;
@@ -134,6 +134,8 @@ export const READY_TIMEOUT_MS = 60_000;
 export const LINK_CLOSE_TIMEOUT_MS = 2_000;
 /** Links accepted that have not yet proved that they belong to the peer. */
 export const UNAUTHENTICATED_LINKS_MAX = 16;
+/** Who has dialled with another token is told so, and gives its place up, after this time and not before. */
+export const WRONG_TOKEN_PAUSE_MS = 1_000;
 /** What such a link may have sent; beyond, it is dropped. */
 export const UNAUTHENTICATED_BYTES_MAX = 256 * KIB;
 /** What a `ping` that measures the link has with it at most. */
@@ -171,6 +173,8 @@ export const SECONDARIES_MAX = 4;
 
 /** Lineages that a side goes back to, or has heard of, and that it still tells apart from strange ones. */
 export const ANCESTORS_MAX = 32;
+/** Peers that may know a primary's lineage; one more is refused. Only on shared disks they become many: none can be left behind there. */
+export const KNOWN_PEERS_MAX = 64;
 /** Peers that were replaced, the latest ones, which a primary still refuses. */
 export const REPLACED_PEERS_MAX = 8;
 /** Runs of dirty clusters in one `differs` message. */

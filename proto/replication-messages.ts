@@ -12,11 +12,12 @@
  *
  * The encoding functions leave the number 0, and the decoding function passes it over: the session knows it.
  *
- * Order of a session: both sides send `hello`, then `proof`; the primary sends `begin`, the secondary `differs` as often
- * as it takes, and `ready`; the primary `united`. Then the primary sends `data`, `sync`, `lineage`, `barrier`, `vmstate`, `vmstate-end`,
+ * Order of a session: both sides send `greeting`. Who has dialled sends `proof`, then the other one does, each with `hello` and
+ * `seal` once it has accepted the other's proof; the primary sends `begin`, the secondary `differs` as often as it takes, and
+ * `ready`; the primary `united`. Then the primary sends `data`, `sync`, `lineage`, `barrier`, `vmstate`, `vmstate-end`,
  * `commit`, `discard`, `takeover`, `verify` and `checksum`; the secondary sends `ack`, `answer`, `vmstate-ack`, `stall`, `unstall`, `wanted` and
- * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes. A side whose `hello` says `probe` closes
- * after the proofs, and may measure the link with a `ping` or some before.
+ * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes. A side whose `greeting` says `probe` closes
+ * after the seals, and may measure the link with a `ping` or some before.
  */
 import assert from "node:assert/strict";
 import { Packr } from "msgpackr";
@@ -86,14 +87,29 @@ const errorBody = z.object({
   action: z.string().max(ERROR_TEXT_MAX),
 });
 const CHECKSUM_BYTES = 32;
+export const NONCE_BYTES = 16;
+const MAC_BYTES = 32;
+const isMac = (length: number): boolean => length === 0 || length === MAC_BYTES;
 /** What of a validator's findings is told: a hostile message can have thousands of faults. */
 const FINDINGS_MAX = 300;
 
-const helloSchema = z.object({
-  type: z.literal("hello"),
+/** What is said to whoever is on the line, before anybody has proved anything. Its form is that of every version of the protocol. */
+const greetingSchema = z.object({
+  type: z.literal("greeting"),
   /** The newest version of the protocol that this side speaks, and the oldest where that is another one. */
   protocol: z.int().positive(),
   protocolOldest: z.int().positive().optional(),
+  /** Random, so that no `proof` and no `seal` can be used twice. */
+  nonce: byteString((length) => length === NONCE_BYTES),
+  /** Whether this side holds a pre-shared token. */
+  hasToken: z.boolean(),
+  /** This side only asks what the two would do: it closes once both have said hello, and nothing follows. */
+  probe: z.boolean(),
+});
+export type Greeting = Omit<z.infer<typeof greetingSchema>, "type">;
+
+const helloSchema = z.object({
+  type: z.literal("hello"),
   agentVersion: text,
   agentId: id,
   vm: text,
@@ -116,10 +132,6 @@ const helloSchema = z.object({
       }),
     )
     .max(DISKS_MAX),
-  /** 16 random bytes; `proof` is bound to both sides' nonces. */
-  nonce: byteString((length) => length === 16),
-  /** Whether this side holds a pre-shared token. */
-  hasToken: z.boolean(),
   lineage: id.nullable(),
   /** Whether a peer may know the lineage; it is durable before one can. */
   shared: z.boolean(),
@@ -153,8 +165,6 @@ const helloSchema = z.object({
     )
     .max(SECONDARIES_MAX)
     .optional(),
-  /** This side only asks what the two would do: it closes once both have proved themselves, and nothing follows. */
-  probe: z.boolean(),
 });
 export type Hello = Omit<z.infer<typeof helloSchema>, "type">;
 
@@ -173,9 +183,12 @@ export type Site = z.infer<typeof siteSchema>;
 
 /** What each message without a payload is made of. */
 export const MESSAGE_SCHEMAS = {
+  "greeting": greetingSchema,
+  /** HMAC-SHA-256 under the pre-shared token over both greetings; empty without a token. */
+  "proof": z.object({ type: z.literal("proof"), mac: byteString(isMac) }),
   "hello": helloSchema,
-  /** HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token. */
-  "proof": z.object({ type: z.literal("proof"), mac: byteString((length) => length <= 32) }),
+  /** The same over both greetings and the sender's `hello`, which it follows. */
+  "seal": z.object({ type: z.literal("seal"), mac: byteString(isMac) }),
   "begin": z.object({
     type: z.literal("begin"),
     /** Identifies the session; both sides record it before data flows. */
@@ -378,7 +391,7 @@ export function numberOf(bytes: Buffer): number {
 
 /**
  * The message in `bytes`, every field checked. Payloads and other byte fields are views of `bytes`.
- * Errors: `protocol-error`; `protocol-mismatch` for a `hello` of a release that speaks no version which this one does.
+ * Errors: `protocol-error`; `protocol-mismatch` for a `greeting` of a release that speaks no version which this one does.
  */
 export function decodeMessage(bytes: Buffer): Message {
   if (bytes.length < HEAD_BYTES) throw malformed("it is shorter than its head");
@@ -391,7 +404,7 @@ export function decodeMessage(bytes: Buffer): Message {
   if (bytes.length > HANDSHAKE_MESSAGE_MAX_BYTES) throw malformed("it is too long");
   if (typeof header.type !== "string" || !Object.hasOwn(MESSAGE_SCHEMAS, header.type))
     throw malformed("its type is unknown");
-  if (header.type === "hello" && !speaksOurs(header)) throw otherVersion(header);
+  if (header.type === "greeting" && !speaksOurs(header)) throw otherVersion(header);
   const parsed = MESSAGE_SCHEMAS[header.type as keyof typeof MESSAGE_SCHEMAS].safeParse(header);
   if (!parsed.success) throw malformed(`${header.type}: ${z.prettifyError(parsed.error).slice(0, FINDINGS_MAX)}`);
   return parsed.data;
@@ -474,16 +487,16 @@ function shown(version: unknown): string {
   return typeof version === "number" || typeof version === "string" ? oneLine(String(version).slice(0, 40)) : "unknown";
 }
 
-/** Whether the sender of a hello speaks a version of the protocol that this release does: the newest such is spoken. */
+/** Whether the sender of a greeting speaks a version of the protocol that this release does: the newest such is spoken. */
 function speaksOurs({ protocol, protocolOldest = protocol }: Record<string, unknown>): boolean {
   if (!isCount(protocol) || !isCount(protocolOldest)) return false;
   return protocolOldest <= REPLICATION_PROTOCOL_VERSION && protocol >= REPLICATION_PROTOCOL_OLDEST;
 }
 
-function otherVersion({ protocol, protocolOldest = protocol, agentVersion }: Record<string, unknown>): ColobusError {
+function otherVersion({ protocol, protocolOldest = protocol }: Record<string, unknown>): ColobusError {
   return new ColobusError(
     "protocol-mismatch",
-    `the peer speaks replication protocol ${versionRange(protocolOldest, protocol)} (release ${shown(agentVersion)}), ` +
+    `the peer speaks replication protocol ${versionRange(protocolOldest, protocol)}, ` +
       `this agent speaks ${versionRange(REPLICATION_PROTOCOL_OLDEST, REPLICATION_PROTOCOL_VERSION)}`,
     "Run the same release of Colobus on both hosts, or two that follow one another.",
   );

@@ -20,7 +20,14 @@ import assert from "node:assert/strict";
 import { crc32 } from "node:zlib";
 import { Packr } from "msgpackr";
 import { z } from "zod";
-import { ANCESTORS_MAX, BITMAPS_MAX, REPLACED_PEERS_MAX, SECONDARIES_MAX, STATE_SLOT_BYTES } from "./limits.ts";
+import {
+  ANCESTORS_MAX,
+  BITMAPS_MAX,
+  KNOWN_PEERS_MAX,
+  REPLACED_PEERS_MAX,
+  SECONDARIES_MAX,
+  STATE_SLOT_BYTES,
+} from "./limits.ts";
 import { STATE_RECORD_VERSION } from "./versions.ts";
 import {
   BITMAP_FAULTS,
@@ -131,7 +138,7 @@ export const stateRecordSchema = z.object({
      * On a primary: the peers that may know it. Left out where `shared` says that there is one: that of `pairing`, or
      * nobody knows which.
      */
-    knownBy: z.array(z.string()).optional(),
+    knownBy: z.array(z.string()).max(KNOWN_PEERS_MAX).optional(),
     /** On a primary: peers that may know no later lineage than the one that is named, where there are later ones. */
     left: z
       .array(z.object({ peer: z.string(), lineage: z.string() }))

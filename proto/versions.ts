@@ -16,7 +16,8 @@
  * - The protocol: for a new message, operation or limit, for a field or word that must not be passed over, and for any change
  *   of what both sides decide for themselves from the two hellos (`verdict.ts`). Two agents speak the newest version that both
  *   know, so a release keeps the one before it: `REPLICATION_PROTOCOL_OLDEST` follows one behind. A field that the other side may
- *   pass over needs no new version.
+ *   pass over needs no new version. The form of the greeting, and of a refusal, is that of every version: by these two releases
+ *   find out what they have in common, or tell that it is nothing.
  * - The state record: for a field or word that an earlier release must not lose, and whenever one of the other formats in the
  *   state directory is raised. It is the first that a start reads and the first that it writes, so an earlier release, which
  *   refuses it, touches nothing. A field that an earlier release may drop has a default instead.

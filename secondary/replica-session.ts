@@ -14,6 +14,7 @@ import {
 import { isInSync, type Durability, type ReplicationState, type SyncExtent } from "../proto/words.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
+import type { Random } from "../shared/host/random.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
@@ -34,6 +35,7 @@ type SessionMessage = Parameters<SessionHandlers["message"]>[0];
 export interface ReplicaSessionOptions {
   readonly link: Link;
   readonly clock: Clock;
+  readonly random: Random;
   readonly hello: Hello;
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
@@ -48,6 +50,8 @@ export interface ReplicaSessionOptions {
   readonly vmStates: VmStateStore;
   /** There is a mark beside shared disks. */
   readonly isMarked: boolean;
+  /** Throws where this side follows another primary, and the two have nothing to do with each other. */
+  readonly assertNotAnothers: (peer: Hello) => void;
   /** The peer has proved itself, and this is what the two are to do. */
   readonly judged: (verdict: Verdict, peer: Hello) => void;
   readonly history: ReplicaHistory;
@@ -111,6 +115,7 @@ export class ReplicaSession {
     this.#session = new Session({
       link: options.link,
       clock: options.clock,
+      random: options.random,
       hello: options.hello,
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
@@ -215,8 +220,9 @@ export class ReplicaSession {
   #opened(peer: Hello): void {
     const { hello, judged } = this.#options;
     const verdict = decideBetween(hello, peer);
-    judged(verdict, peer);
     const refusal = refusalOf(verdict, hello.agentId);
+    if (refusal === undefined) this.#options.assertNotAnothers(peer);
+    judged(verdict, peer);
     if (refusal !== undefined) throw refusal;
     if (peer.mode === "shared" && peer.otherPeers !== undefined && !this.#options.isMarked) throw unmarked();
     assert(verdict.kind === "sync" && verdict.source === peer.agentId, "of a pair, the Primary is the source");

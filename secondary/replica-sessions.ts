@@ -11,8 +11,9 @@ import type { Pulse } from "../shared/replication/pulse.ts";
 import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
+import { takesNoSessions } from "../shared/replication/refusal.ts";
 import { Strangers } from "../shared/replication/strangers.ts";
-import type { Verdict } from "../shared/replication/verdict.ts";
+import { areRelated, type Verdict } from "../shared/replication/verdict.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { Following } from "./following.ts";
@@ -116,13 +117,14 @@ export class ReplicaSessions {
     const unproved = [...this.#sessions].filter((session) => session !== this.#current);
     if (this.#endings > 0 || unproved.length >= UNAUTHENTICATED_LINKS_MAX) {
       link.start({ message: () => undefined, closed: () => ended(false) });
-      link.close(new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later."));
+      link.close(takesNoSessions());
       return;
     }
     const { space, faults, emit, ...options } = this.#options;
     const session = new ReplicaSession({
       link,
       clock: options.clock,
+      random: options.random,
       hello: this.hello(),
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
@@ -134,6 +136,7 @@ export class ReplicaSessions {
       following: options.following(),
       vmStates: options.vmStates,
       isMarked: options.sharedMark !== undefined,
+      assertNotAnothers: (peer) => this.#assertNotAnothers(peer),
       judged: (verdict, peer) => this.#judged(verdict, peer),
       history: options.history,
       takeOver: (lineage) => this.#takeOver(session, lineage),
@@ -204,6 +207,20 @@ export class ReplicaSessions {
   /** Asks the primary for a checkpoint. */
   tellWanted(): void {
     this.#current?.notify({ type: "wanted", ...this.#options.space.describeWanted() });
+  }
+
+  /**
+   * A secondary that holds nothing yet would follow any primary. Two that know nothing of each other are not to take it from
+   * each other for ever: the one that has it keeps it while its session lasts.
+   */
+  #assertNotAnothers(peer: Hello): void {
+    const followed = this.#current?.peer;
+    if (followed === undefined || followed.agentId === peer.agentId || areRelated(followed, peer)) return;
+    throw new ColobusError(
+      "role-conflict",
+      `this secondary follows another primary, ${followed.agentId}, whose disks have no common history with the peer's`,
+      "Give each primary a secondary of its own: check --peer on both, and --listen. To have this one, stop the other primary.",
+    );
   }
 
   #judged(verdict: Verdict, peer: Hello): void {

@@ -14,7 +14,7 @@ import { limitTables } from "./limit-tables.ts";
 import { manPage } from "./man-page.ts";
 import { markdownTable } from "./markdown-table.ts";
 import { metricTable } from "./metric-tables.ts";
-import { helloTable, messageTable, operationTable } from "./message-tables.ts";
+import { greetingTable, helloTable, messageTable, operationTable } from "./message-tables.ts";
 import {
   ACK_POLICY_MEANINGS,
   ARBITER_STATE_MEANINGS,
@@ -86,6 +86,7 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   words("verdict rules", VERDICT_RULE_MEANINGS),
   words("event types", EVENT_TYPE_MEANINGS),
   { name: "messages", file: "docs/protocol.md", body: messageTable() },
+  { name: "greeting", file: "docs/protocol.md", body: greetingTable() },
   { name: "hello", file: "docs/protocol.md", body: helloTable() },
   { name: "operations", file: "docs/protocol.md", body: operationTable() },
   { name: "requests", file: "docs/control-api.md", body: requestTable() },

@@ -1,5 +1,11 @@
-/** The tables of the replication protocol: its messages, and the fields of `hello`. */
-import { MESSAGE_SCHEMAS, OPERATION_KINDS, type Hello, type MessageType } from "../proto/replication-messages.ts";
+/** The tables of the replication protocol: its messages, and the fields of `greeting` and `hello`. */
+import {
+  MESSAGE_SCHEMAS,
+  OPERATION_KINDS,
+  type Greeting,
+  type Hello,
+  type MessageType,
+} from "../proto/replication-messages.ts";
 import { markdownTable } from "./markdown-table.ts";
 import { schemaFields } from "./schema-fields.ts";
 
@@ -10,11 +16,14 @@ interface MessageMeaning {
 
 /** The types make a message without a sentence, or a sentence without a message, a compile error. */
 const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
-  "hello": { from: "both", meaning: "Who this side is and what it has: the fields are listed below." },
+  "greeting": { from: "both", meaning: "What anybody may hear: the fields are listed below." },
   "proof": {
     from: "both",
-    meaning: "HMAC-SHA-256 under the pre-shared token over both hellos; empty without a token.",
+    meaning:
+      "That this side holds the pre-shared token. Who has dialled sends it first; empty without a token, as that of `seal`.",
   },
+  "hello": { from: "both", meaning: "Who this side is and what it has: the fields are listed below." },
+  "seal": { from: "both", meaning: "That the `hello` before it is this side's, and as it was sent." },
   "begin": {
     from: "primary",
     meaning:
@@ -106,10 +115,17 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   "refuse": { from: "both", meaning: "Why this side ends the session; it closes the link next." },
 };
 
-const HELLO_MEANINGS: Record<keyof Hello, string> = {
+const GREETING_MEANINGS: Record<keyof Greeting, string> = {
   protocol:
     "The newest version of this protocol that this side speaks. Both speak the newest that both know; where there is none, that is refused before anything else is looked at.",
   protocolOldest: "The oldest one, where that is another.",
+  nonce: "16 random bytes, so that no proof and no seal can be used twice.",
+  hasToken: "Whether this side has a `--token-file`.",
+  probe:
+    "This side only asks what the two would do (`colobus connect --dry-run`): it closes after the seals, and nothing follows on either side.",
+};
+
+const HELLO_MEANINGS: Record<keyof Hello, string> = {
   agentVersion: "Release, for logs and status.",
   agentId: "Random, for the life of a state directory.",
   vm: "`--vm`.",
@@ -120,8 +136,6 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   windowBytes: "`--window`; the smaller one of the two counts.",
   disks:
     "Names and sizes. The order of the primary's is that of the disk indexes in `data`. A size is null where the secondary makes the image.",
-  nonce: "16 random bytes, so that no proof can be used twice.",
-  hasToken: "Whether this side has a `--token-file`.",
   lineage: "The history that the disks belong to; null on a secondary that has never committed anything.",
   committed: "The committed epoch, or 0. A primary repeats what it was told last.",
   prepared: "Epochs that a commit can still name.",
@@ -136,8 +150,6 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   discardsOwn: "The operator gave up what this side has.",
   handOver: "The agent to which this primary has handed its role, while it is not known whether that arrived.",
   changedBytes: "What this side's dirty bitmaps name.",
-  probe:
-    "This side only asks what the two would do (`colobus connect --dry-run`): it closes after the proofs, and nothing follows on either side.",
   assumeInSync: "`--assume-in-sync` of the primary.",
   otherPeers:
     "Of a primary of several secondaries: what counts in place of the fields of the same names above for the peer that `pairing`, or else `tracks`, names.",
@@ -153,9 +165,17 @@ export function messageTable(): string {
   return markdownTable(["message", "from", "fields", "meaning"], rows);
 }
 
+export function greetingTable(): string {
+  return tableOf("greeting", GREETING_MEANINGS);
+}
+
 export function helloTable(): string {
-  const types = new Map(schemaFields(MESSAGE_SCHEMAS.hello).map(({ path, type }) => [path, type]));
-  const rows = Object.entries(HELLO_MEANINGS).map(([name, meaning]) => [
+  return tableOf("hello", HELLO_MEANINGS);
+}
+
+function tableOf(type: "greeting" | "hello", meanings: Readonly<Record<string, string>>): string {
+  const types = new Map(schemaFields(MESSAGE_SCHEMAS[type]).map(({ path, type: field }) => [path, field]));
+  const rows = Object.entries(meanings).map(([name, meaning]) => [
     `\`${name}\``,
     name === "disks" ? "list of `name`, `sizeBytes`" : (types.get(name) ?? ""),
     meaning,
@@ -182,7 +202,7 @@ export function operationTable(): string {
 
 /** What has a payload has no schema: it is checked field by field. */
 function fieldsOf(type: MessageType): string {
-  if (type === "hello") return "";
+  if (type === "greeting" || type === "hello") return "";
   if (type === "vmstate") return "`epoch`, `index`, `crc`, `length`";
   if (type === "data") return "`firstSequence`, `ranges`";
   const paths = schemaFields(MESSAGE_SCHEMAS[type]).map(({ path }) => path);

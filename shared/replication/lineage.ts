@@ -1,5 +1,6 @@
 import { bitmapsLost } from "../journal/bitmap-entry.ts";
-import { ANCESTORS_MAX, REPLACED_PEERS_MAX, SECONDARIES_MAX } from "../../proto/limits.ts";
+import { ColobusError } from "../../proto/errors.ts";
+import { ANCESTORS_MAX, KNOWN_PEERS_MAX, REPLACED_PEERS_MAX, SECONDARIES_MAX } from "../../proto/limits.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
 import { mainSlotOf, peerEntryOf, slotsOf, withoutPeerEntry, withPeerEntry } from "./peer-slots.ts";
@@ -103,8 +104,20 @@ function keeping(lineages: readonly string[], left: readonly { readonly lineage:
   return [...lineages.slice(0, room), ...older];
 }
 
-/** The peer may know the lineage from now on, and a promotion there supersede it. */
+/** Errors: `role-conflict` where the record has no room for one more peer that may know the lineage. */
+export function assertMayKnow(record: StateRecord, peer: string): void {
+  const known = knownBy(record);
+  if (known.includes(peer) || known.length < KNOWN_PEERS_MAX) return;
+  throw new ColobusError(
+    "role-conflict",
+    `${known.length} agents have been this primary's secondary in its present history, and the peer is another one`,
+    "Have the secondary keep its state directory. A switchover to one of them begins a new history, and so does `colobus start-alone`.",
+  );
+}
+
+/** The peer may know the lineage from now on, and a promotion there supersede it. Errors: as `assertMayKnow`. */
 export function shared(record: StateRecord, peer: string): StateRecord {
+  assertMayKnow(record, peer);
   const known = [...new Set([...knownBy(record), peer])];
   const { left: before, ...history } = record.history;
   const left = (before ?? []).filter((one) => one.peer !== peer);

@@ -8,6 +8,8 @@ import type { PeerIdentity } from "../host/peer-certificate.ts";
 export interface Link {
   /** What to call the other end in logs and status. */
   readonly peerAddress: string;
+  /** This end has dialled; else it was dialled. */
+  readonly dialled: boolean;
   /** Who the other end is by its certificate; undefined where it has shown none. */
   readonly peerIdentity?: PeerIdentity | undefined;
   /** Bytes handed to `send` that the network has not taken yet. */

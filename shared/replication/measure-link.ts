@@ -34,7 +34,7 @@ export async function measureLink(options: PeerProbeOptions): Promise<LinkFigure
     const session = new Session({
       ...rest,
       link,
-      hello: { ...options.hello, probe: true },
+      probe: true,
       handlers: {
         opened: () => {
           takeFigures(pings, options.clock).then((figures) => {

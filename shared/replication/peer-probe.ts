@@ -1,6 +1,7 @@
 import { ColobusError } from "../../proto/errors.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 import type { Clock } from "../host/clock.ts";
+import type { Random } from "../host/random.ts";
 import type { Dialer } from "./link.ts";
 import { Session } from "./session.ts";
 import { decideBetween } from "./shared-verdict.ts";
@@ -9,6 +10,7 @@ import type { Verdict } from "./verdict.ts";
 export interface PeerProbeOptions {
   readonly dialer: Dialer;
   readonly clock: Clock;
+  readonly random: Random;
   readonly hello: Hello;
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
@@ -26,13 +28,13 @@ export async function probePeer(
   options: PeerProbeOptions,
 ): Promise<{ readonly verdict: Verdict; readonly peer: Hello }> {
   const { dialer, signal, ...rest } = options;
-  const hello = { ...options.hello, probe: true };
+  const { hello } = options;
   const link = await dialer.dial(signal);
   return new Promise((resolve, reject) => {
     const session = new Session({
       ...rest,
       link,
-      hello,
+      probe: true,
       handlers: {
         opened: (peer) => {
           resolve({ verdict: decideBetween(hello, peer), peer });

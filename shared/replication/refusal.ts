@@ -40,6 +40,11 @@ export function refusalOf(verdict: Verdict, self: string): ColobusError | undefi
   }
 }
 
+/** Why a link is not taken, or not any more, as it is told to who has not proved to be the peer. */
+export function takesNoSessions(): ColobusError {
+  return new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later.");
+}
+
 function refused(rule: Extract<Verdict, { kind: "refused" }>["rule"]): ColobusError {
   switch (rule) {
     case "same-agent":

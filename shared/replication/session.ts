@@ -1,37 +1,51 @@
-import { createHash, createHmac, timingSafeEqual } from "node:crypto";
 import { ColobusError } from "../../proto/errors.ts";
-import { HANDSHAKE_MESSAGE_MAX_BYTES, HANDSHAKE_TIMEOUT_MS, LINK_MEASURE_MAX_BYTES } from "../../proto/limits.ts";
+import {
+  HANDSHAKE_MESSAGE_MAX_BYTES,
+  HANDSHAKE_TIMEOUT_MS,
+  LINK_MEASURE_MAX_BYTES,
+  WRONG_TOKEN_PAUSE_MS,
+} from "../../proto/limits.ts";
 import {
   decodeMessage,
   encodeMessage,
   fromErrorBody,
   toErrorBody,
   type ErrorBody,
+  type Greeting,
   type HeaderMessage,
   type Hello,
   type Message,
 } from "../../proto/replication-messages.ts";
 import type { Clock, Timer } from "../host/clock.ts";
+import type { Random } from "../host/random.ts";
+import { newGreeting } from "./greeting.ts";
 import { findMismatch } from "./mismatch.ts";
 import type { Link } from "./link.ts";
 import { MessageNumbers } from "./message-numbers.ts";
 import type { Pulse } from "./pulse.ts";
+import { takesNoSessions } from "./refusal.ts";
+import { isSameMac, TokenProofs, type LinkEnd } from "./token-proof.ts";
 
 /** Characters of a stranger's sentence that are told. */
 const STRANGERS_WORDS_MAX = 200;
+const SAME_TOKEN = "Put the same token into the --token-file of both agents.";
 
+/** Where the handshake is: what is awaited from the peer. */
 type Handshake =
-  | { readonly step: "hello" }
-  | { readonly step: "proof"; readonly peer: Hello; readonly peerDigest: Buffer }
+  | { readonly step: "greeting" }
+  | { readonly step: "proof"; readonly proofs: TokenProofs }
+  | { readonly step: "hello"; readonly proofs: TokenProofs }
+  | { readonly step: "seal"; readonly peer: Hello; readonly expected: Buffer }
   | { readonly step: "open"; readonly peer: Hello }
   | { readonly step: "asked" }
+  | { readonly step: "doubted" }
   | { readonly step: "closed" };
 
 export interface SessionHandlers {
   /** The peer has proved that it holds the token, and the two can form a pair. */
   opened(peer: Hello): void;
   /** A message of the open session, validated. May throw a ColobusError, which ends the session with that reason. */
-  message(message: Exclude<Message, { type: "hello" | "proof" | "refuse" | "ping" }>): void;
+  message(message: Exclude<Message, HandshakeMessage | { type: "refuse" | "ping" }>): void;
   /** The peer has answered this side's ping `at`, which measures the link, at its time of day `wallMs`. */
   echoed?(at: number, wallMs: number): void;
   /** The session is over; called exactly once, and nothing is called after it. */
@@ -41,8 +55,12 @@ export interface SessionHandlers {
 export interface SessionOptions {
   readonly link: Link;
   readonly clock: Clock;
+  readonly random: Random;
+  /** Said to who has proved that it holds the token. */
   readonly hello: Hello;
   readonly token: Buffer | undefined;
+  /** This side only asks what the two would do, and closes once the session is open. */
+  readonly probe?: boolean;
   readonly peerTimeoutMs: number;
   readonly handlers: SessionHandlers;
   /** What pings carry, where an arbiter decides who serves. */
@@ -50,24 +68,30 @@ export interface SessionOptions {
 }
 
 /**
- * One session with a peer over one link: hello, proof of the pre-shared token, then the messages of the roles, with
- * heartbeats. It is the same on both sides; what the messages mean is the roles' business.
+ * One session with a peer over one link: proofs of the pre-shared token, hellos, then the messages of the roles, with
+ * heartbeats. It is the same on both sides, but for who proves first; what the messages mean is the roles' business.
  *
- *     hello ──> proof ──> open ──> closed
- *                 │                  ^
- *                 └───> asked ───────┘  (the peer only asks what the two would do, and knows it now; it may measure)
+ *     greeting ──> proof ──> hello ──> seal ──> open ───> closed
+ *                    │                  │                   ^
+ *                    │ wrong            └─────> asked ──────┤  (the peer only asks what the two would do, and knows it now; it may measure)
+ *                    └────────────────────────> doubted ────┘  (it has dialled, and is told after a pause)
  *
- * The proof is an HMAC over both hellos with both nonces, so the token never crosses the link, and no part of a hello
- * can be altered under way. Nothing but hello and proof is accepted before the session is open.
+ * A greeting has a nonce and nothing of the pair. Who has dialled proves first that it holds the token, and the other end
+ * says no more before: so nobody who merely reaches a port hears who is there, or gets anything to try tokens against. A
+ * hello is said behind the proofs, and sealed, so that no part of it can be altered under way. Nothing else is accepted
+ * before the session is open.
  *
  * Every message goes out through `#transmit`, which numbers it, and comes in through `#receive`, which takes none but the
  * next one: what happens behind it sees each message of the peer once and in order, or the session ends.
  */
 export class Session {
   readonly #options: SessionOptions;
-  readonly #digest: Buffer;
+  readonly #end: LinkEnd;
+  readonly #peerEnd: LinkEnd;
+  /** This side's greeting as it was sent. */
+  readonly #greeting: Buffer;
   readonly #numbers = new MessageNumbers();
-  #handshake: Handshake = { step: "hello" };
+  #handshake: Handshake = { step: "greeting" };
   #lastReceivedMs: number;
   #lastSentMs: number;
   #timer: Timer;
@@ -76,25 +100,24 @@ export class Session {
   #measuredBytes = 0;
 
   constructor(options: SessionOptions) {
-    const { link, clock, hello } = options;
+    const { link, clock, random, token, probe = false } = options;
     this.#options = options;
+    [this.#end, this.#peerEnd] = link.dialled ? ["dialler", "listener"] : ["listener", "dialler"];
     this.#lastReceivedMs = clock.nowMs();
     this.#lastSentMs = clock.nowMs();
     this.#timer = clock.after(HANDSHAKE_TIMEOUT_MS, () => {
-      this.close(new ColobusError("peer-timeout", "the peer did not finish the handshake", "Check the peer's log."));
+      this.#refuse(new ColobusError("peer-timeout", "the peer did not finish the handshake", "Check the peer's log."));
     });
-    const parts = encodeMessage({ type: "hello", ...hello });
-    this.#digest = digestOf(Buffer.concat(parts)); // number 0, as it is encoded
     let constructed = false;
     link.start({
       message: (data) => this.#receive(data),
       closed: (reason) => {
         // A link that is gone already says so at once; the owner must have its session before that ends.
-        if (constructed) this.#end(reason);
-        else clock.defer(() => this.#end(reason));
+        if (constructed) this.#lost(reason);
+        else clock.defer(() => this.#lost(reason));
       },
     });
-    this.#transmit(parts);
+    this.#greeting = this.#say({ type: "greeting", ...newGreeting(random, { hasToken: token !== undefined, probe }) });
     constructed = true;
   }
 
@@ -135,10 +158,15 @@ export class Session {
 
   /** Ends the session, telling the peer why. */
   close(reason: ColobusError): void {
+    // What this side is up to is nothing for a stranger.
+    this.#refuse(reason, this.#isProved ? reason : takesNoSessions());
+  }
+
+  #refuse(reason: ColobusError, told = reason): void {
     if (this.#handshake.step === "closed") return;
-    this.#transmit(encodeMessage({ type: "refuse", error: toErrorBody(reason) }));
-    this.#options.link.close(reason);
-    this.#end(reason);
+    this.#transmit(encodeMessage({ type: "refuse", error: toErrorBody(told) }));
+    this.#options.link.close(told);
+    this.#finish(reason);
   }
 
   #transmit(parts: readonly Buffer[]): void {
@@ -146,7 +174,19 @@ export class Session {
     this.#options.link.send(parts);
   }
 
-  #end(reason: ColobusError): void {
+  /** Sends a message of the handshake, and returns its bytes as the peer sees them. */
+  #say(message: HeaderMessage): Buffer {
+    const bytes = Buffer.concat(encodeMessage(message));
+    this.#transmit([bytes]);
+    return Buffer.from(bytes);
+  }
+
+  /** The link is gone. Who has guessed at the token keeps its place until its pause is over, whether it stays or not. */
+  #lost(reason: ColobusError): void {
+    if (this.#handshake.step !== "doubted") this.#finish(reason);
+  }
+
+  #finish(reason: ColobusError): void {
     if (this.#handshake.step === "closed") return;
     this.#handshake = { step: "closed" };
     this.#timer.cancel();
@@ -154,7 +194,7 @@ export class Session {
   }
 
   #receive(data: Buffer): void {
-    if (this.#handshake.step === "closed") return;
+    if (this.#handshake.step === "closed" || this.#handshake.step === "doubted") return;
     this.#lastReceivedMs = this.#options.clock.nowMs();
     try {
       if (this.#handshake.step !== "open" && data.length > HANDSHAKE_MESSAGE_MAX_BYTES) {
@@ -165,7 +205,7 @@ export class Session {
       this.#numbers.check(data);
       this.#handle(message, data);
     } catch (error) {
-      if (error instanceof ColobusError) this.close(error);
+      if (error instanceof ColobusError) this.#refuse(error);
       else throw error;
     }
   }
@@ -173,16 +213,20 @@ export class Session {
   #handle(message: Message, data: Buffer): void {
     if (message.type === "refuse") {
       // The peer closes the link itself; its reason is worth more than the close code.
-      const reason = this.#isProved ? fromErrorBody(message.error) : strangersReason(message.error);
+      const reason = this.#isProved ? fromErrorBody(message.error) : this.#strangersReason(message.error);
       this.#options.link.close(reason);
-      this.#end(reason);
-    } else if (this.#handshake.step === "hello" && message.type === "hello") {
-      this.#receiveHello(message, data);
-    } else if (this.#handshake.step === "proof" && message.type === "proof") {
-      this.#receiveProof(message.mac, this.#handshake);
-    } else if (this.#handshake.step === "open" && message.type !== "hello" && message.type !== "proof") {
+      this.#finish(reason);
+    } else if (this.#handshake.step === "open" && !isOfHandshake(message)) {
       if (message.type === "ping") this.#receivePing(message);
       else this.#options.handlers.message(message);
+    } else if (this.#handshake.step === "greeting" && message.type === "greeting") {
+      this.#receiveGreeting(message, data);
+    } else if (this.#handshake.step === "proof" && message.type === "proof") {
+      this.#receiveProof(message.mac, this.#handshake.proofs);
+    } else if (this.#handshake.step === "hello" && message.type === "hello") {
+      this.#receiveHello(message, data, this.#handshake.proofs);
+    } else if (this.#handshake.step === "seal" && message.type === "seal") {
+      this.#receiveSeal(message.mac, this.#handshake);
     } else if (this.#handshake.step === "asked" && message.type === "ping") {
       this.#echo(message);
     } else {
@@ -190,18 +234,27 @@ export class Session {
     }
   }
 
-  #receiveHello(peer: Hello, data: Buffer): void {
-    const { hello, token } = this.#options;
-    this.#isProbe = peer.probe;
-    // Before any proof: who reflects our own words must not get one to reflect.
-    if (peer.agentId === hello.agentId) {
-      throw new ColobusError(
-        "role-conflict",
-        "the agent is connected to itself, or to a copy of its own state directory",
-        "Check --peer and --listen; never copy a state directory.",
+  /** What somebody says who has not proved to be the peer: nobody is to take it for advice of this agent's. */
+  #strangersReason(body: ErrorBody): ColobusError {
+    const { code, message } = fromErrorBody(body);
+    if (code === "auth-failed" && this.#handshake.step === "proof") {
+      return new ColobusError(
+        "auth-failed",
+        "the other side does not accept this agent's pre-shared token",
+        SAME_TOKEN,
       );
     }
-    if (peer.hasToken !== (token !== undefined)) {
+    return new ColobusError(
+      code,
+      `the other side has not proved who it is, and refuses this one: "${message.slice(0, STRANGERS_WORDS_MAX)}"`,
+      "See the log of the agent there.",
+    );
+  }
+
+  #receiveGreeting({ hasToken, probe }: Greeting, data: Buffer): void {
+    const { token } = this.#options;
+    this.#isProbe = probe;
+    if (hasToken !== (token !== undefined)) {
       throw new ColobusError(
         "auth-failed",
         token === undefined
@@ -210,35 +263,64 @@ export class Session {
         "Start both agents with --token-file and the same token, or both without.",
       );
     }
-    const peerDigest = digestOf(data);
-    this.#handshake = { step: "proof", peer, peerDigest };
-    const mac = token === undefined ? Buffer.alloc(0) : proofOf(token, this.#digest, peerDigest);
-    this.send({ type: "proof", mac });
+    const [dialler, listener] = this.#end === "dialler" ? [this.#greeting, data] : [data, this.#greeting];
+    const proofs = new TokenProofs(token, { dialler, listener });
+    this.#handshake = { step: "proof", proofs };
+    if (this.#end === "dialler") this.#say({ type: "proof", mac: proofs.proof(this.#end) });
   }
 
-  #receiveProof(mac: Uint8Array, { peer, peerDigest }: Extract<Handshake, { step: "proof" }>): void {
-    const { hello, token } = this.#options;
-    const expected = token === undefined ? Buffer.alloc(0) : proofOf(token, peerDigest, this.#digest);
-    if (mac.length !== expected.length || !timingSafeEqual(mac, expected)) {
-      throw new ColobusError(
-        "auth-failed",
-        "the peer does not hold the same pre-shared token",
-        "Put the same token into the --token-file of both agents.",
-      );
+  #receiveProof(mac: Uint8Array, proofs: TokenProofs): void {
+    if (!isSameMac(mac, proofs.proof(this.#peerEnd))) {
+      if (this.#end === "dialler") throw wrongToken();
+      this.#doubt();
+      return;
     }
     this.#isProved = true;
     this.#options.link.proved?.();
-    if (peer.probe) {
+    this.#handshake = { step: "hello", proofs };
+    if (this.#end === "listener") this.#say({ type: "proof", mac: proofs.proof(this.#end) });
+    const hello = this.#say({ type: "hello", ...this.#options.hello });
+    this.#say({ type: "seal", mac: proofs.seal(this.#end, hello) });
+  }
+
+  /** Whoever dials has as many guesses at the token as there are places, in each of these pauses. */
+  #doubt(): void {
+    this.#handshake = { step: "doubted" };
+    this.#timer.cancel();
+    this.#timer = this.#options.clock.after(WRONG_TOKEN_PAUSE_MS, () => this.#refuse(wrongToken()));
+  }
+
+  #receiveHello(peer: Hello, data: Buffer, proofs: TokenProofs): void {
+    this.#handshake = { step: "seal", peer, expected: proofs.seal(this.#peerEnd, data) };
+  }
+
+  #receiveSeal(mac: Uint8Array, { peer, expected }: Extract<Handshake, { step: "seal" }>): void {
+    if (!isSameMac(mac, expected)) {
+      throw new ColobusError(
+        "auth-failed",
+        "what the peer said of itself was altered on the way",
+        "Find out who is between the two agents; with TLS nobody can be.",
+      );
+    }
+    if (this.#isProbe) {
       // It has this side's hello, and compares the two itself. The timer of the handshake ends it if it stays.
       this.#handshake = { step: "asked" };
       return;
+    }
+    const { hello, handlers } = this.#options;
+    if (peer.agentId === hello.agentId) {
+      throw new ColobusError(
+        "role-conflict",
+        "the agent is connected to itself, or to a copy of its own state directory",
+        "Check --peer and --listen; never copy a state directory.",
+      );
     }
     const mismatch = findMismatch(hello, peer);
     if (mismatch !== undefined) throw mismatch;
     this.#handshake = { step: "open", peer };
     this.#timer.cancel();
     this.#scheduleHeartbeat();
-    this.#options.handlers.opened(peer);
+    handlers.opened(peer);
     this.#beat();
   }
 
@@ -295,21 +377,12 @@ export class Session {
   }
 }
 
-/** What somebody says who has not proved to be the peer: nobody is to take it for advice of this agent's. */
-function strangersReason(body: ErrorBody): ColobusError {
-  const { code, message } = fromErrorBody(body);
-  return new ColobusError(
-    code,
-    `the other side has not proved who it is, and refuses this one: "${message.slice(0, STRANGERS_WORDS_MAX)}"`,
-    "See the log of the agent there.",
-  );
+function wrongToken(): ColobusError {
+  return new ColobusError("auth-failed", "the peer does not hold the same pre-shared token", SAME_TOKEN);
 }
 
-function digestOf(hello: Buffer): Buffer {
-  return createHash("sha256").update(hello).digest();
-}
+type HandshakeMessage = Extract<Message, { type: "greeting" | "proof" | "hello" | "seal" }>;
 
-/** Proves knowledge of the token to the side whose hello is `to`; the order of the digests tells the two proofs apart. */
-function proofOf(token: Buffer, from: Buffer, to: Buffer): Buffer {
-  return createHmac("sha256", token).update("colobus proof 1").update(from).update(to).digest();
+function isOfHandshake(message: Message): message is HandshakeMessage {
+  return message.type === "greeting" || message.type === "proof" || message.type === "hello" || message.type === "seal";
 }

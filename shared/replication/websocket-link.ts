@@ -35,6 +35,7 @@ const CODE_OF_CLOSE = new Map<number, ErrorCode>(
 /** A Link over one WebSocket (RFC 6455). Client frames carry a zero mask, which costs neither side anything. */
 class WebSocketLink implements Link {
   readonly peerAddress: string;
+  readonly dialled: boolean;
   readonly #socket: WebSocket;
   readonly #outgoing = new OutgoingMessages();
   readonly peerIdentity: PeerIdentity | undefined;
@@ -44,11 +45,12 @@ class WebSocketLink implements Link {
   #fault: ColobusError | undefined;
 
   /** `connection` is what lies under the socket. */
-  constructor(socket: WebSocket, connection: Duplex, peerAddress: string, peerIdentity: PeerIdentity | undefined) {
+  constructor(socket: WebSocket, connection: Duplex, other: Pick<Link, "peerAddress" | "dialled" | "peerIdentity">) {
     this.#socket = socket;
     this.#connection = connection;
-    this.peerAddress = peerAddress;
-    this.peerIdentity = peerIdentity;
+    this.peerAddress = other.peerAddress;
+    this.dialled = other.dialled;
+    this.peerIdentity = other.peerIdentity;
     socket.pause();
     let unprovedBytes = 0;
     this.#count = (chunk) => {
@@ -61,7 +63,7 @@ class WebSocketLink implements Link {
     socket.on("error", (error) => {
       this.#fault ??= new ColobusError(
         "connection-lost",
-        `the link to ${peerAddress} failed: ${error.message}`,
+        `the link to ${this.peerAddress} failed: ${error.message}`,
         TRIED_AGAIN,
       );
     });
@@ -73,7 +75,7 @@ class WebSocketLink implements Link {
       this.#handlers?.message(data);
     });
     socket.on("close", (code, reason) => {
-      this.#handlers?.closed(this.#fault ?? closeReason(peerAddress, code, reason.toString("utf8")));
+      this.#handlers?.closed(this.#fault ?? closeReason(this.peerAddress, code, reason.toString("utf8")));
       this.#handlers = undefined;
     });
   }
@@ -185,9 +187,9 @@ export class WebSocketDialer implements Dialer {
         signal.removeEventListener("abort", abort);
         if (connection === undefined) return; // there is no link without the event before
         try {
-          const identity = this.#identify(connection);
+          const peerIdentity = this.#identify(connection);
           socket.off("error", fail);
-          resolve(new WebSocketLink(socket, connection, this.url, identity));
+          resolve(new WebSocketLink(socket, connection, { peerAddress: this.url, dialled: true, peerIdentity }));
         } catch (error) {
           reject(error instanceof Error ? error : new Error(String(error)));
           socket.terminate();
@@ -294,18 +296,19 @@ export class WebSocketListener {
         return;
       }
       const { remoteAddress = "unknown", remotePort = 0 } = request.socket;
-      let identity: PeerIdentity | undefined;
+      let peerIdentity: PeerIdentity | undefined;
       try {
-        if (tls !== undefined) identity = admitClient(request.socket as TLSSocket, { ...tls, names: tls.peerNames });
+        if (tls !== undefined)
+          peerIdentity = admitClient(request.socket as TLSSocket, { ...tls, names: tls.peerNames });
       } catch (error) {
         if (!(error instanceof ColobusError)) throw error;
         refusals?.refused(error.message, remoteAddress);
         refuseHandshake(socket, error);
         return;
       }
-      const address = `${isIP(remoteAddress) === 6 ? `[${remoteAddress}]` : remoteAddress}:${remotePort}`;
+      const peerAddress = `${isIP(remoteAddress) === 6 ? `[${remoteAddress}]` : remoteAddress}:${remotePort}`;
       this.#webSockets.handleUpgrade(request, socket, head, (webSocket) => {
-        accept(new WebSocketLink(webSocket, socket, address, identity));
+        accept(new WebSocketLink(webSocket, socket, { peerAddress, dialled: false, peerIdentity }));
       });
     });
   }

@@ -48,6 +48,8 @@ interface Case {
   readonly provoke: (pair: FaultedPair) => unknown;
   /** Default: done. */
   readonly outcome?: (act: Act) => Outcome;
+  /** Nothing follows before it has come: that it is lost is noticed by the time that passes. */
+  readonly isAwaited?: true;
   /** The guest cannot write, or must not: the agents take a checkpoint by themselves. */
   readonly isQuiet?: true;
   /** What an operator does now, and what must have become of the order. */
@@ -224,8 +226,11 @@ const giveUp = (pair: FaultedPair): Promise<unknown> =>
   pair.secondary.control.resync({ giveUpCheckpoint: true, timeoutMs: TIMEOUT_MS });
 
 const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
+  // Who is dialled says no more than its greeting before the proof of who has dialled, and that one waits for the greeting.
+  "greeting": [ofHandshake("primary"), { ...ofHandshake("secondary"), isAwaited: true }],
+  "proof": [{ ...ofHandshake("primary"), isAwaited: true }, ofHandshake("secondary")],
   "hello": [ofHandshake("primary"), ofHandshake("secondary")],
-  "proof": [ofHandshake("primary"), ofHandshake("secondary")],
+  "seal": [ofHandshake("primary"), ofHandshake("secondary")],
   "begin": [ofHandshake("primary")],
   "ready": [ofHandshake("secondary")],
   "united": [ofHandshake("primary")],
@@ -408,19 +413,21 @@ async function loseLink(pair: FaultedPair, type: MessageType, act: Act, one: Cas
   await connected;
   await pair.expectHealed();
   // Where the last word is lost, the end of the connection says the same.
-  if (act === "drop" && type !== "refuse") await expectNoticed(pair, told);
+  if (act === "drop" && type !== "refuse")
+    await expectNoticed(pair, told, one.isAwaited === true ? NOT_FINISHED : MISSING);
 }
 
 function agentsOf({ pair }: FaultedPair): AgentUnderTest[] {
   return [pair.primary, pair.secondary];
 }
 
-/** A side has told, behind its event of that number, that a message was missing. */
-async function expectNoticed(pair: FaultedPair, told: readonly (number | undefined)[]): Promise<void> {
+const MISSING = /^message \d+ of the peer came where \d+ was expected/;
+const NOT_FINISHED = /^the peer did not finish the handshake/;
+
+/** A side has told, behind its event of that number, what it has noticed. */
+async function expectNoticed(pair: FaultedPair, told: readonly (number | undefined)[], noticed: RegExp): Promise<void> {
   const later = await Promise.all(agentsOf(pair).map(({ control }, index) => control.events(told[index] ?? 0)));
-  expect(later.flat().map(({ data }) => data.message)).toContainEqual(
-    expect.stringMatching(/^message \d+ of the peer came where \d+ was expected/),
-  );
+  expect(later.flat().map(({ data }) => data.message)).toContainEqual(expect.stringMatching(noticed));
 }
 
 /** Done when the message comes; fails when the order is refused or fails without it. */

@@ -179,7 +179,7 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("the commands of the operatio
     await secondary.get("failover");
     const root = join(pair.root, "c");
     mkdirSync(join(root, "images"), { recursive: true });
-    writeFileSync(join(root, "token"), "0123456789abcdef0123456789abcdef", { mode: 0o600 });
+    writeFileSync(join(root, "token"), "d43f2f8cc0fc1e9477ea6c799100e2d1", { mode: 0o600 });
     const heading = "No secondary after a failover";
     const [start = "", ...others] = sectionOf(sections, heading).commands;
     // The pair of the test has no token, and another name.

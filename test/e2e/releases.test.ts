@@ -89,8 +89,8 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("two releases", () => {
       await upgraded.start();
       const ours = String(REPLICATION_PROTOCOL_VERSION);
       for (const [agent, message] of [
-        [left, `the peer speaks replication protocol 2 to 3 (release ${FAR}), this agent speaks ${ours}`],
-        [upgraded, `the peer speaks replication protocol ${ours} (release ${AGENT_VERSION}), this agent speaks 2 to 3`],
+        [left, `the peer speaks replication protocol 2 to 3, this agent speaks ${ours}`],
+        [upgraded, `the peer speaks replication protocol ${ours}, this agent speaks 2 to 3`],
       ] as const) {
         const { peers } = await agent.until(
           "told why",

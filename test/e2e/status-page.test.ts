@@ -22,7 +22,13 @@ import { requirePeers } from "../support/peers.ts";
 import { present } from "../support/present.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 import { SilentLog } from "../support/silent-log.ts";
-import { lonelySecondary, ofTwoSecondaries, protectedPrimary, runningSync, syncingPrimary } from "../support/status-examples.ts";
+import {
+  lonelySecondary,
+  ofTwoSecondaries,
+  protectedPrimary,
+  runningSync,
+  syncingPrimary,
+} from "../support/status-examples.ts";
 
 const TOKEN = "d43f2f8cc0fc1e9477ea6c799100e2d1";
 const BUILT = fileURLToPath(new URL("../../dist/page/", import.meta.url));

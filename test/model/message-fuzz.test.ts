@@ -46,6 +46,7 @@ function randomValue(random: SeededRandom, depth: number): unknown {
       return random.pick([
         "",
         "data",
+        "greeting",
         "hello",
         "length",
         "toString",

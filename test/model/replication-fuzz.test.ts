@@ -2,8 +2,12 @@ import { connect, type Socket } from "node:net";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Agent } from "../../cli/agent.ts";
 import { ColobusError } from "../../proto/errors.ts";
+import { WRONG_TOKEN_PAUSE_MS } from "../../proto/limits.ts";
 import { decodeMessage, numberMessage, type Message } from "../../proto/replication-messages.ts";
 import { SourceSession } from "../../primary/source-session.ts";
+import type { Timer } from "../../shared/host/clock.ts";
+import { NodeClock } from "../../shared/host/node-clock.ts";
+import { NodeRandom } from "../../shared/host/node-random.ts";
 import { WebSocketListener } from "../../shared/replication/websocket-link.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
 import { SimDisk } from "../sim/sim-disk.ts";
@@ -27,6 +31,8 @@ const RUNS = FUZZ_RUNS / 2;
 
 const TOKEN = Buffer.from("a token that both agents hold");
 const LOST = new ColobusError("connection-lost", "the test ended the link");
+/** Messages of the handshake from each side; what follows them is the stream. */
+const OPENING = 4;
 const SOCKETS_AT_ONCE = 64;
 /** Far beyond what it takes: a limit for what hangs, not a measure. */
 const TIME_LIMIT_MS = 600_000;
@@ -49,16 +55,17 @@ describe("a secondary that is sent damaged sessions", () => {
 
   it(
     `changes nothing for a peer without the token, message by message (${RUNS} sessions)`,
-    () => {
+    async () => {
       const random = seededRandom(FUZZ_SEED);
       for (let run = 0; run < RUNS; run += 1) {
         const link = new MemoryLink("fuzz");
         agent.accept(link);
-        const damagedAt = Math.floor(random() * 3);
-        for (const [index, message] of recorded.toSecondary.slice(0, 6).entries()) {
+        const damagedAt = Math.floor(random() * (OPENING + 1));
+        for (const [index, message] of recorded.toSecondary.slice(0, OPENING + 4).entries()) {
           if (link.closedWith !== undefined) break;
           link.receive(index === damagedAt ? mutate(message, random) : Buffer.from(message));
         }
+        while (link.closedWith === undefined) await turn();
         link.end(LOST);
       }
       expect(imagesOf(storage).equals(before)).toBe(true);
@@ -73,7 +80,7 @@ describe("a secondary that is sent damaged sessions", () => {
       const random = seededRandom(FUZZ_SEED + 1);
       const listener = new WebSocketListener((link) => agent.accept(link));
       const port = await listener.listen("127.0.0.1", 0);
-      const stream = Buffer.concat([upgradeRequest(), ...recorded.toSecondary.slice(0, 6).map(frame)]);
+      const stream = Buffer.concat([upgradeRequest(), ...recorded.toSecondary.slice(0, OPENING + 4).map(frame)]);
       let left = RUNS;
       const worker = async (): Promise<void> => {
         while (left > 0) {
@@ -106,9 +113,9 @@ describe("a secondary whose primary sends damaged messages in an open session", 
       const { agent, recorded } = await secondaryWithHistory(undefined);
       const committed = await viewOf(agent);
       const random = seededRandom(FUZZ_SEED + 2);
-      const opening = recorded.toSecondary.slice(0, 3);
-      const stream = recorded.toSecondary.slice(3).filter((message) => !isRequest(message));
-      const begin = decodeMessage(opening[2] ?? Buffer.alloc(0));
+      const opening = recorded.toSecondary.slice(0, OPENING + 1);
+      const stream = recorded.toSecondary.slice(opening.length).filter((message) => !isRequest(message));
+      const begin = decodeMessage(opening[OPENING] ?? Buffer.alloc(0));
       expect(begin.type).toBe("begin");
       const epoch = agent.status().epoch.open;
       const runs = Math.ceil(RUNS / 10);
@@ -116,8 +123,8 @@ describe("a secondary whose primary sends damaged messages in an open session", 
       for (let run = 0; run < runs; run += 1) {
         const link = new MemoryLink("fuzz");
         agent.accept(link);
-        for (const message of opening.slice(0, 2)) link.receive(Buffer.from(message));
-        link.receive(withEpoch(opening[2] ?? Buffer.alloc(0), epoch));
+        for (const message of opening.slice(0, OPENING)) link.receive(Buffer.from(message));
+        link.receive(withEpoch(opening[OPENING] ?? Buffer.alloc(0), epoch));
         while (link.closedWith === undefined && !link.sent.some((message) => typeOf(message) === "ready")) await turn();
         if (link.closedWith === undefined) reached += 1;
         const damagedAt = Math.floor(random() * stream.length);
@@ -152,11 +159,12 @@ describe("a primary whose secondary sends damaged messages", () => {
       const random = seededRandom(FUZZ_SEED + 3);
       const clock = new ManualClock();
       for (let run = 0; run < RUNS; run += 1) {
-        const link = new MemoryLink("fuzz");
+        const link = new MemoryLink("fuzz", true);
         let closings = 0;
         const session = new SourceSession({
           link,
           clock,
+          random: new NodeRandom(),
           hello: primaryHello({ vm: "fuzz", disks: FUZZ_DISKS.map((name) => ({ name, sizeBytes: FUZZ_DISK_BYTES })) }),
           token: undefined,
           peerTimeoutMs: 5000,
@@ -172,7 +180,7 @@ describe("a primary whose secondary sends damaged messages", () => {
         });
         const damagedAt = Math.floor(random() * recorded.toPrimary.length);
         for (const [index, message] of recorded.toPrimary.entries()) {
-          if (index === 2 && closings === 0)
+          if (index === OPENING && closings === 0)
             session.send("write", { disk: 0, firstCluster: 0, endCluster: 1 }, 0, 512, Buffer.alloc(512));
           link.receive(index === damagedAt ? mutate(message, random) : Buffer.from(message));
         }
@@ -186,13 +194,20 @@ describe("a primary whose secondary sends damaged messages", () => {
   );
 });
 
+/** Has no pauses: who guesses at the token has one of a second for each few guesses, and the test many thousands of them. */
+class HastyClock extends NodeClock {
+  override after(delayMs: number, callback: () => void): Timer {
+    return super.after(delayMs === WRONG_TOKEN_PAUSE_MS ? 0 : delayMs, callback);
+  }
+}
+
 /** A secondary with a committed checkpoint, and the session that led to it. */
 async function secondaryWithHistory(
   token: Buffer | undefined,
 ): Promise<{ primary: MemoryStorage; storage: MemoryStorage; agent: Agent; recorded: RecordedSession }> {
   const primary = fuzzStorage(1);
   const storage = fuzzStorage(2);
-  const agent = await openFuzzAgent("Secondary", storage, token, () => Promise.reject(LOST));
+  const agent = await openFuzzAgent("Secondary", storage, token, () => Promise.reject(LOST), new HastyClock());
   const recorded = await recordSession(primary, agent, token);
   return { primary, storage, agent, recorded };
 }

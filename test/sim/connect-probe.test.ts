@@ -139,6 +139,8 @@ describe("a dry run of connect", () => {
     const cuts = [
       { type: "proof", to: "b" },
       { type: "proof", to: "a" },
+      { type: "hello", to: "b" },
+      { type: "seal", to: "a" },
       { type: "refuse", to: "b" },
     ];
     for (const [index, { type, to }] of cuts.entries()) {
@@ -148,8 +150,9 @@ describe("a dry run of connect", () => {
       world.network.intercept = (receiver, data) =>
         receiver.process.host.name === to && decodeMessage(data).type === type ? "cut" : "deliver";
       // Whether the answer has come before the cut is told or not: both sides are as they were.
+      // What was sent behind the one that is lost may still arrive, and tells that one is missing.
       await ask(scripted, pair.primary, 200).catch((error: unknown) =>
-        expect(error).toMatchObject({ code: "connection-lost" }),
+        expect(error).toMatchObject({ code: expect.stringMatching(/^(connection-lost|protocol-error)$/) as string }),
       );
       expect([pair.primary, pair.secondary].map(shown), `${type} to ${to}`).toEqual(before);
     }

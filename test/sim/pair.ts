@@ -245,12 +245,14 @@ export class PairMember {
 /** Shows a primary's requests at the moment at which they take their place in the stream. */
 class ObservedLink implements Link {
   readonly peerAddress: string;
+  readonly dialled: boolean;
   readonly #link: Link;
   readonly #owner: PairMember;
   readonly #observer: PairObserver;
 
   constructor(link: Link, owner: PairMember, observer: PairObserver) {
     this.peerAddress = link.peerAddress;
+    this.dialled = link.dialled;
     this.#link = link;
     this.#owner = owner;
     this.#observer = observer;

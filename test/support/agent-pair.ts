@@ -264,6 +264,13 @@ export class AgentPair {
   }
 }
 
+/** Writes a token into a file that others cannot read, and returns its path. */
+export function tokenFile(pair: AgentPair, name: string, token: string): string {
+  const path = join(pair.root, name);
+  writeFileSync(path, `${token}\n`, { mode: 0o600 });
+  return path;
+}
+
 /** Makes a raw image with this content, or an empty one of this size. */
 export function makeImage(path: string, content: number | Buffer): void {
   if (typeof content !== "number") {

@@ -18,16 +18,17 @@ export class FakePeer {
   readonly #received: Fields[] = [];
   #wake: (() => void) | undefined;
   #isClosed = false;
-  #sent = 0;
-  #taken = 0;
+  /** The messages as bytes, in order: those of this end, and the agent's. */
+  readonly said: Buffer[] = [];
+  readonly heard: Buffer[] = [];
   /** The close code of the connection, once it has ended. */
   readonly closed: Promise<number>;
 
   private constructor(socket: WebSocket) {
     this.#socket = socket;
     socket.on("message", (data: Buffer) => {
-      assert.equal(data.readUInt32BE(4), this.#taken, "the number of an agent's message");
-      this.#taken += 1;
+      assert.equal(data.readUInt32BE(4), this.heard.length, "the number of an agent's message");
+      this.heard.push(data);
       this.#received.push(packr.unpack(data.subarray(8, 8 + data.readUInt32BE(0))) as Fields);
       this.#wake?.();
     });
@@ -64,9 +65,23 @@ export class FakePeer {
     const body = packr.pack(fields);
     const head = Buffer.alloc(8);
     head.writeUInt32BE(body.length, 0);
-    head.writeUInt32BE(this.#sent, 4);
-    this.#sent += 1;
-    this.#socket.send(Buffer.concat([head, body]));
+    head.writeUInt32BE(this.said.length, 4);
+    const bytes = Buffer.concat([head, body]);
+    this.said.push(bytes);
+    this.#socket.send(bytes);
+  }
+
+  /** Greets and says `hello`, without a token. */
+  introduce(hello: Fields): void {
+    this.send(fakeGreeting());
+    this.send({ type: "proof", mac: Buffer.alloc(0) });
+    this.send(hello);
+    this.send({ type: "seal", mac: Buffer.alloc(0) });
+  }
+
+  /** Everything that has come and was not received yet. */
+  take(): Fields[] {
+    return this.#received.splice(0);
   }
 
   sendRaw(bytes: Buffer): void {
@@ -93,11 +108,15 @@ export class FakePeer {
   }
 }
 
+/** What is said first to anybody, by who has no token; a test changes what is not to fit. */
+export function fakeGreeting(changed: Fields = {}): Fields {
+  return { type: "greeting", protocol: 1, nonce: Buffer.alloc(16, 7), hasToken: false, probe: false, ...changed };
+}
+
 /** The hello of an agent that fits a pair with one disk vda of `sizeBytes`; a test changes what is not to fit. */
 export function fakeHello(role: "Primary" | "Secondary", sizeBytes: number, changed: Fields = {}): Fields {
   return {
     type: "hello",
-    protocol: 1,
     agentVersion: "9.9.9",
     agentId: "fake-agent",
     vm: "test",
@@ -107,8 +126,6 @@ export function fakeHello(role: "Primary" | "Secondary", sizeBytes: number, chan
     clusterBytes: 16_384,
     windowBytes: 67_108_864,
     disks: [{ name: "vda", sizeBytes }],
-    nonce: Buffer.alloc(16, 7),
-    hasToken: false,
     lineage: role === "Primary" ? "fake-lineage" : null,
     committed: 0,
     prepared: [],
@@ -123,7 +140,6 @@ export function fakeHello(role: "Primary" | "Secondary", sizeBytes: number, chan
     handOver: null,
     changedBytes: 0,
     assumeInSync: false,
-    probe: false,
     ...changed,
   };
 }

@@ -1,10 +1,20 @@
-import type { Hello } from "../../proto/replication-messages.ts";
+import type { Greeting, Hello } from "../../proto/replication-messages.ts";
 import { AGENT_VERSION, REPLICATION_PROTOCOL_VERSION } from "../../proto/versions.ts";
+
+/** A greeting of somebody without a token, with `changes`. */
+export function someGreeting(changes: Partial<Greeting> = {}): Greeting {
+  return {
+    protocol: REPLICATION_PROTOCOL_VERSION,
+    nonce: Buffer.alloc(16, 1),
+    hasToken: false,
+    probe: false,
+    ...changes,
+  };
+}
 
 /** The hello of a primary of "vm1" with one disk of 1 MiB, with `changes`. */
 export function primaryHello(changes: Partial<Hello> = {}): Hello {
   return {
-    protocol: REPLICATION_PROTOCOL_VERSION,
     agentVersion: AGENT_VERSION,
     agentId: "a".repeat(32),
     vm: "vm1",
@@ -14,8 +24,6 @@ export function primaryHello(changes: Partial<Hello> = {}): Hello {
     clusterBytes: 4096,
     windowBytes: 1_048_576,
     disks: [{ name: "vda", sizeBytes: 1_048_576 }],
-    nonce: Buffer.alloc(16, 1),
-    hasToken: false,
     lineage: "1".repeat(32),
     committed: 0,
     prepared: [],
@@ -30,7 +38,6 @@ export function primaryHello(changes: Partial<Hello> = {}): Hello {
     handOver: null,
     changedBytes: 0,
     assumeInSync: false,
-    probe: false,
     ...changes,
   };
 }
@@ -40,7 +47,6 @@ export function secondaryHello(changes: Partial<Hello> = {}): Hello {
   return primaryHello({
     agentId: "b".repeat(32),
     role: "Secondary",
-    nonce: Buffer.alloc(16, 2),
     lineage: null,
     ...changes,
   });

@@ -6,7 +6,8 @@ import type { Link, LinkHandlers } from "../../shared/replication/link.ts";
  * test's: `deliver` until nothing is left, or one at a time by hand.
  */
 export class LinkPair {
-  readonly left = new MemoryLink("left");
+  /** The end that has dialled. */
+  readonly left = new MemoryLink("left", true);
   readonly right = new MemoryLink("right");
 
   constructor() {
@@ -36,6 +37,7 @@ export class LinkPair {
 /** One end. `sent` holds what this end has sent and the other has not been given yet. */
 export class MemoryLink implements Link {
   readonly peerAddress: string;
+  readonly dialled: boolean;
   peer: MemoryLink | undefined;
   readonly sent: Buffer[] = [];
   /** Why this end was closed by its owner. */
@@ -44,8 +46,9 @@ export class MemoryLink implements Link {
   endedWith: ColobusError | undefined;
   #handlers: LinkHandlers | undefined;
 
-  constructor(peerAddress: string) {
+  constructor(peerAddress: string, dialled = false) {
     this.peerAddress = peerAddress;
+    this.dialled = dialled;
   }
 
   get queuedBytes(): number {

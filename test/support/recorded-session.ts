@@ -1,5 +1,6 @@
 import { Agent } from "../../cli/agent.ts";
 import type { Role } from "../../proto/words.ts";
+import type { Clock } from "../../shared/host/clock.ts";
 import { NodeClock } from "../../shared/host/node-clock.ts";
 import { NodeRandom } from "../../shared/host/node-random.ts";
 import type { Link } from "../../shared/replication/link.ts";
@@ -19,11 +20,12 @@ export function openFuzzAgent(
   storage: MemoryStorage,
   token: Buffer | undefined,
   dial: () => Promise<Link>,
+  clock: Clock = new NodeClock(),
 ): Promise<Agent> {
   return Agent.open({
     host: {
       storage,
-      clock: new NodeClock(),
+      clock,
       random: new NodeRandom(),
       log: new SilentLog(),
       bootId: "boot",

@@ -7,7 +7,7 @@ import {
   type HeaderMessage,
   type Message,
 } from "../../proto/replication-messages.ts";
-import { primaryHello } from "./hellos.ts";
+import { primaryHello, someGreeting } from "./hellos.ts";
 import { MemoryLink } from "./link-pair.ts";
 
 /** The primary's end of a link whose every message the test writes. `link` is the end to be given to the secondary. */
@@ -40,10 +40,12 @@ export class ScriptedPrimary {
     this.link.receive(Buffer.concat(parts));
   }
 
-  /** Says hello and proves itself, without a token. */
+  /** Does its part of the handshake, without a token. */
   greet(): void {
-    this.send({ type: "hello", ...this.hello });
+    this.send({ type: "greeting", ...someGreeting() });
     this.send({ type: "proof", mac: Buffer.alloc(0) });
+    this.send({ type: "hello", ...this.hello });
+    this.send({ type: "seal", mac: Buffer.alloc(0) });
   }
 
   begin(openEpoch: number, changes: Partial<Extract<Message, { type: "begin" }>> = {}): void {

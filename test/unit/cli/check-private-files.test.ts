@@ -1,7 +1,7 @@
 import { chmodSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { processConfigOf } from "../../../cli/agent-options.ts";
+import { processConfigOf } from "../../../cli/checked-config.ts";
 import { checkSecrets, checkStateAccess, userOfAgent } from "../../../cli/check-private-files.ts";
 import type { Finding } from "../../../cli/finding.ts";
 import { scratchDirectory } from "../../support/scratch.ts";

@@ -11,7 +11,8 @@ import {
   type Hello,
   type Message,
 } from "../../../proto/replication-messages.ts";
-import { primaryHello, secondaryHello } from "../../support/hellos.ts";
+import { NodeRandom } from "../../../shared/host/node-random.ts";
+import { primaryHello, secondaryHello, someGreeting } from "../../support/hellos.ts";
 import { MemoryLink } from "../../support/link-pair.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 import { turn } from "../../support/memory-storage.ts";
@@ -21,7 +22,7 @@ const RANGE = { disk: 0, firstCluster: 3, endCluster: 4 };
 
 class Bench {
   readonly clock = new ManualClock();
-  readonly link = new MemoryLink("secondary");
+  readonly link = new MemoryLink("secondary", true);
   readonly calls: string[] = [];
   readonly endings: { reason: ColobusError; missing: readonly SentRange[] }[] = [];
   readonly session: SourceSession;
@@ -31,6 +32,7 @@ class Bench {
     this.session = new SourceSession({
       link: this.link,
       clock: this.clock,
+      random: new NodeRandom(),
       hello: primaryHello(hello),
       token: undefined,
       peerTimeoutMs: PEER_TIMEOUT_MS,
@@ -60,9 +62,16 @@ class Bench {
     return this.link.sent.splice(0).map((bytes) => decodeMessage(bytes));
   }
 
-  open(changes: Partial<Hello> = {}): this {
-    this.receive({ type: "hello", ...secondaryHello(changes) });
+  /** The secondary does its part of the handshake. */
+  meet(changes: Partial<Hello> = {}): void {
+    this.receive({ type: "greeting", ...someGreeting() });
     this.receive({ type: "proof", mac: Buffer.alloc(0) });
+    this.receive({ type: "hello", ...secondaryHello(changes) });
+    this.receive({ type: "seal", mac: Buffer.alloc(0) });
+  }
+
+  open(changes: Partial<Hello> = {}): this {
+    this.meet(changes);
     this.sent();
     return this;
   }
@@ -83,10 +92,9 @@ function barrier(id: number): Extract<Message, { type: "barrier" }> {
 describe("the primary's end of a session", () => {
   it("begins when the secondary has proved itself, and is ready when that says so", () => {
     const bench = new Bench();
-    bench.receive({ type: "hello", ...secondaryHello() });
-    bench.receive({ type: "proof", mac: Buffer.alloc(0) });
+    bench.meet();
     bench.session.begin({ session: "s", extent: "delta", lineage: "1", openEpoch: 4, diskSizes: [1_048_576] });
-    expect(bench.sent().map(({ type }) => type)).toEqual(["hello", "proof", "begin"]);
+    expect(bench.sent().map(({ type }) => type)).toEqual(["greeting", "proof", "hello", "seal", "begin"]);
     bench.receive({ type: "differs", disk: 0, runs: [3, 2, 9, 1] });
     bench.receive({ type: "ready", differs: 1 });
     expect(bench.calls).toEqual(["opened", 'differs 0 [{"first":3,"end":5},{"first":9,"end":10}]', "ready"]);
@@ -205,6 +213,7 @@ describe("the primary's end of a session", () => {
     const session: SourceSession = new SourceSession({
       link,
       clock,
+      random: new NodeRandom(),
       hello: primaryHello(),
       token: undefined,
       peerTimeoutMs: PEER_TIMEOUT_MS,

@@ -19,14 +19,16 @@ import {
   type VmStateMessage,
 } from "../../../proto/replication-messages.ts";
 import { goldenBytes } from "../../support/golden.ts";
-import { primaryHello } from "../../support/hellos.ts";
+import { primaryHello, someGreeting } from "../../support/hellos.ts";
 
 const error = { code: "overlay-full", message: "no room", action: "make some" };
 
 /** One message of each type; a new type does not compile until it has one. */
 const EXAMPLES: { readonly [Type in Exclude<MessageType, "data" | "vmstate">]: Extract<Message, { type: Type }> } = {
-  "hello": { type: "hello", ...primaryHello({ prepared: [3, 4], tracks: "b".repeat(32), hasToken: true }) },
+  "greeting": { type: "greeting", ...someGreeting({ hasToken: true }) },
   "proof": { type: "proof", mac: Buffer.alloc(32, 7) },
+  "hello": { type: "hello", ...primaryHello({ prepared: [3, 4], tracks: "b".repeat(32) }) },
+  "seal": { type: "seal", mac: Buffer.alloc(32, 8) },
   "begin": {
     type: "begin",
     session: "5".repeat(32),
@@ -187,24 +189,25 @@ describe("a message that is not of the protocol", () => {
     ["an operation named by text", write(["0", 0, 0, 3])],
     ["an operation named by a property of lists", write(["length", 0, 0, 3, 0, 0, 0, 3])],
     ["an operation that cannot be made a text", write([noString, 0, 0, 3])],
-    ["a protocol that cannot be made a text", raw({ ...EXAMPLES.hello, protocol: noString })],
-    ["a release that cannot be made a text", raw({ ...EXAMPLES.hello, protocol: 99, agentVersion: noString })],
-    ["a nonce of another length", raw({ ...EXAMPLES.hello, nonce: Buffer.alloc(15) })],
+    ["a protocol that cannot be made a text", raw({ ...EXAMPLES.greeting, protocol: noString })],
+    ["a release that cannot be made a text", raw({ ...EXAMPLES.greeting, protocol: 99, agentVersion: noString })],
+    ["a nonce of another length", raw({ ...EXAMPLES.greeting, nonce: Buffer.alloc(15) })],
     [
       "more disks than are allowed",
       raw({ ...EXAMPLES.hello, disks: Array.from({ length: 65 }, () => ({ name: "x", sizeBytes: 1 })) }),
     ],
     ["a MAC that is too long", raw({ type: "proof", mac: Buffer.alloc(33) })],
+    ["a MAC that is too short", raw({ type: "seal", mac: Buffer.alloc(31) })],
     ["nesting without end", Buffer.concat([Buffer.from([0, 0, 0xea, 0x60, 0, 0, 0, 0]), Buffer.alloc(60_000, 0x91)])],
   ])("is refused with an error of the table: %s", (_, bytes) => {
     expect(() => decodeMessage(bytes)).toThrow(ColobusError);
   });
 
   it("of another protocol version is told apart, with both versions", () => {
-    expect(() => decodeMessage(raw({ ...EXAMPLES.hello, protocol: 2, agentVersion: "9.9" }))).toThrow(
+    expect(() => decodeMessage(raw({ ...EXAMPLES.greeting, protocol: 2 }))).toThrow(
       expect.objectContaining({
         code: "protocol-mismatch",
-        message: expect.stringMatching(/protocol 2 .*9\.9.* speaks 1/) as string,
+        message: expect.stringMatching(/protocol 2, this agent speaks 1/) as string,
       }) as Error,
     );
   });
@@ -212,11 +215,11 @@ describe("a message that is not of the protocol", () => {
   it.each([
     [{ protocol: 2, protocolOldest: 1 }, undefined],
     [{ protocol: 7, protocolOldest: 1, ofLater: { field: 1 } }, undefined],
-    [{ protocol: 3, protocolOldest: 2 }, /protocol 2 to 3 .* speaks 1$/],
-    [{ protocol: 2, protocolOldest: "1" }, /protocol 1 to 2 .* speaks 1$/],
-  ])("is a hello of a release that speaks no version which this one does: %o", (versions, refusal) => {
-    const decode = (): unknown => decodeMessage(raw({ ...EXAMPLES.hello, ...versions }));
-    if (refusal === undefined) expect(decode()).toMatchObject({ type: "hello", protocol: versions.protocol });
+    [{ protocol: 3, protocolOldest: 2 }, /protocol 2 to 3, .* speaks 1$/],
+    [{ protocol: 2, protocolOldest: "1" }, /protocol 1 to 2, .* speaks 1$/],
+  ])("is a greeting of a release that speaks no version which this one does: %o", (versions, refusal) => {
+    const decode = (): unknown => decodeMessage(raw({ ...EXAMPLES.greeting, ...versions }));
+    if (refusal === undefined) expect(decode()).toMatchObject({ type: "greeting", protocol: versions.protocol });
     else expect(decode).toThrow(expect.objectContaining({ message: expect.stringMatching(refusal) }) as Error);
   });
 

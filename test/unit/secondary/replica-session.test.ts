@@ -17,6 +17,7 @@ import { PeerTracking } from "../../../shared/replication/peer-tracking.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { SeededRandom } from "../../sim/seeded-random.ts";
 import { SimRandom } from "../../sim/sim-random.ts";
+import { someGreeting } from "../../support/hellos.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
@@ -262,8 +263,7 @@ describe("the secondary's end of a session", () => {
     await bench.settle();
     first.link.end(new ColobusError("connection-lost", "gone"));
     const stale = await bench.connect();
-    const greeting = stale.take()[0];
-    expect(greeting).toMatchObject({ type: "hello", prepared: [70], epochSeen: 70 });
+    expect(stale.take()).toContainEqual(expect.objectContaining({ type: "hello", prepared: [70], epochSeen: 70 }));
     stale.begin(70);
     await bench.settle();
     expect(stale.refusal).toBe("protocol-error");
@@ -275,9 +275,8 @@ describe("the secondary's end of a session", () => {
     const first = await bench.begin(70);
     first.link.end(new ColobusError("connection-lost", "gone"));
     const second = await bench.connect({ agentId: "c".repeat(32) });
-    const [greeting] = second.take();
-    if (greeting?.type !== "hello") throw new Error("the secondary greets first");
-    second.begin(greeting.epochSeen + 1);
+    const hello = second.take().find((message) => message.type === "hello");
+    second.begin(present(hello).epochSeen + 1);
     await bench.settle();
     expect(types(second.take())).toEqual(["ready"]);
   });
@@ -328,6 +327,39 @@ describe("a secondary with several links", () => {
     const view = Buffer.alloc(3, "?");
     await present(bench.role.disks[0]).view.read(view, 0);
     expect(view).toEqual(Buffer.alloc(3));
+  });
+
+  it("goes on following its primary when another one comes that has nothing to do with it, until its own is gone", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    const other: Partial<Hello> = { agentId: "c".repeat(32), lineage: "9".repeat(32) };
+    for (let count = 0; count < 3; count += 1) {
+      const rival = await bench.connect(other);
+      expect(rival.refusal).toBe("role-conflict");
+      expect(rival.take().at(-1)).toMatchObject({
+        type: "refuse",
+        error: {
+          message: expect.stringMatching(/follows another primary, a{32}, /) as string,
+          action: expect.stringMatching(/check --peer on both/) as string,
+        },
+      });
+    }
+    primary.write(1, 0, 0, Buffer.from("x"));
+    await bench.settle();
+    bench.clock.advance(ACK_DELAY_MS);
+    expect(types(primary.take())).toContain("ack");
+    expect(bench.events.filter((event) => event === "peer-refused")).toHaveLength(1);
+    primary.link.end(new ColobusError("connection-lost", "gone"));
+    await bench.begin(2, other);
+    expect((await bench.connect()).refusal).toBe("role-conflict");
+  });
+
+  it("lets another primary of its primary's history take that one's place", async () => {
+    const bench = await Bench.open();
+    const former = await bench.begin();
+    const promoted = { agentId: "c".repeat(32), lineage: "9".repeat(32), ancestors: [HISTORY.lineage] };
+    await bench.begin(2, promoted);
+    expect(former.refusal).toBe("replaced");
   });
 
   it("is not disturbed by strangers", async () => {
@@ -396,7 +428,7 @@ describe("a secondary with several links", () => {
     const strangers = Array.from({ length: UNAUTHENTICATED_LINKS_MAX }, () => new ScriptedPrimary());
     for (const [index, stranger] of strangers.entries()) {
       bench.role.accept(stranger.link);
-      if (index % 2 === 0) stranger.send({ type: "hello", ...stranger.hello });
+      if (index % 2 === 0) stranger.send({ type: "greeting", ...someGreeting() });
     }
     const refused = new ScriptedPrimary();
     bench.role.accept(refused.link);

@@ -18,7 +18,7 @@ import { FakeAgentControl } from "../../../support/fake-agent-control.ts";
 import { present } from "../../../support/present.ts";
 import { SilentLog } from "../../../support/silent-log.ts";
 
-const TOKEN = "0123456789abcdef0123456789abcdef";
+const TOKEN = "d43f2f8cc0fc1e9477ea6c799100e2d1";
 
 let root: string;
 let host: CertificateFiles;

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { ANCESTORS_MAX } from "../../../../proto/limits.ts";
-import type { StateRecord } from "../../../../proto/state-record.ts";
+import { ANCESTORS_MAX, KNOWN_PEERS_MAX } from "../../../../proto/limits.ts";
+import { fitsStateSlot, type StateRecord } from "../../../../proto/state-record.ts";
 import {
   adopted,
   demoted,
@@ -82,6 +82,21 @@ describe("a side's history", () => {
     expect(knownBy(both)).toEqual(["b", "c"]);
     expect(knownBy(goneAlone(both, "L2", ["c"]))).toEqual(["c"]);
     expect(knownBy(goneAlone(both, "L2"))).toEqual([]);
+  });
+
+  it("is told to no more peers than a record has room for, until a new one begins", () => {
+    let present = record({ shared: false });
+    for (let count = 0; count < KNOWN_PEERS_MAX; count += 1) present = shared(present, `peer ${count}`);
+    expect(fitsStateSlot(present)).toBe(true);
+    expect(() => shared(present, "one more")).toThrow(
+      expect.objectContaining({
+        code: "role-conflict",
+        message: expect.stringMatching(/^64 agents have been this primary's secondary/) as string,
+        action: expect.stringMatching(/keep its state directory/) as string,
+      }) as Error,
+    );
+    expect(knownBy(shared(present, "peer 0"))).toHaveLength(KNOWN_PEERS_MAX);
+    expect(knownBy(shared(goneAlone(present, "L2"), "one more"))).toEqual(["one more"]);
   });
 
   it("of a former primary keeps its own state as an outdated checkpoint", () => {

@@ -2,9 +2,10 @@ import { describe, expect, it } from "vitest";
 import { LINK_MEASURE_CHUNK_BYTES, LINK_MEASURE_MAX_BYTES } from "../../../../proto/limits.ts";
 import { encodeMessage, numberMessage, type Hello } from "../../../../proto/replication-messages.ts";
 import type { Clock } from "../../../../shared/host/clock.ts";
+import { NodeRandom } from "../../../../shared/host/node-random.ts";
 import { measureLink, type LinkFigures } from "../../../../shared/replication/measure-link.ts";
 import { Session } from "../../../../shared/replication/session.ts";
-import { primaryHello, secondaryHello } from "../../../support/hellos.ts";
+import { primaryHello, secondaryHello, someGreeting } from "../../../support/hellos.ts";
 import { LinkPair } from "../../../support/link-pair.ts";
 import { ManualClock } from "../../../support/manual-clock.ts";
 
@@ -29,6 +30,7 @@ function peerOn(
   const session = new Session({
     link: links.right,
     clock: ahead,
+    random: new NodeRandom(),
     hello: secondaryHello(hello),
     token: undefined,
     peerTimeoutMs: PEER_TIMEOUT_MS,
@@ -44,7 +46,15 @@ async function measured(links: LinkPair, clock: ManualClock): Promise<LinkFigure
   const dialer = { url: "ws://peer:7000", dial: () => Promise.resolve(links.left) };
   const hello = primaryHello();
   let isOver = false;
-  const figures = measureLink({ dialer, clock, hello, token: undefined, peerTimeoutMs: PEER_TIMEOUT_MS, signal });
+  const figures = measureLink({
+    dialer,
+    clock,
+    random: new NodeRandom(),
+    hello,
+    token: undefined,
+    peerTimeoutMs: PEER_TIMEOUT_MS,
+    signal,
+  });
   const settled = figures.then(
     () => (isOver = true),
     () => (isOver = true),
@@ -90,12 +100,14 @@ describe("a measurement of the link", () => {
       numberMessage(parts, number);
       links.right.receive(Buffer.concat(parts));
     };
-    send({ type: "hello", ...primaryHello({ probe: true }) }, 0);
+    send({ type: "greeting", ...someGreeting({ probe: true }) }, 0);
     send({ type: "proof", mac: Buffer.alloc(0) }, 1);
+    send({ type: "hello", ...primaryHello() }, 2);
+    send({ type: "seal", mac: Buffer.alloc(0) }, 3);
     const allowed = LINK_MEASURE_MAX_BYTES / LINK_MEASURE_CHUNK_BYTES;
-    for (let at = 1; at <= allowed; at += 1) send({ type: "ping", at, padding }, 1 + at);
+    for (let at = 1; at <= allowed; at += 1) send({ type: "ping", at, padding }, 3 + at);
     expect(ended.reason).toBeUndefined();
-    send({ type: "ping", at: allowed + 1, padding }, 2 + allowed);
+    send({ type: "ping", at: allowed + 1, padding }, 4 + allowed);
     expect(ended.reason).toBe("protocol-error");
   });
 });

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { Session } from "../../../../shared/replication/session.ts";
+import { NodeRandom } from "../../../../shared/host/node-random.ts";
 import type { Pulse } from "../../../../shared/replication/pulse.ts";
 import { TakeoverPromise } from "../../../../secondary/takeover-promise.ts";
 import { primaryHello, secondaryHello } from "../../../support/hellos.ts";
@@ -23,7 +24,13 @@ function openPair(promises: boolean) {
     heard: (at, promiseMs) => heard.push([at, promiseMs]),
   };
   const silent = { opened: () => undefined, message: () => undefined, closed: () => undefined };
-  const common = { clock, token: undefined, peerTimeoutMs: PEER_TIMEOUT_MS, handlers: silent };
+  const common = {
+    clock,
+    random: new NodeRandom(),
+    token: undefined,
+    peerTimeoutMs: PEER_TIMEOUT_MS,
+    handlers: silent,
+  };
   void new Session({ ...common, link: links.left, hello: primaryHello(), pulse: beats });
   void new Session({
     ...common,

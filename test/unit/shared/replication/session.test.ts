@@ -1,16 +1,18 @@
 import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../../proto/errors.ts";
-import { HANDSHAKE_MESSAGE_MAX_BYTES, HANDSHAKE_TIMEOUT_MS } from "../../../../proto/limits.ts";
+import { HANDSHAKE_MESSAGE_MAX_BYTES, HANDSHAKE_TIMEOUT_MS, WRONG_TOKEN_PAUSE_MS } from "../../../../proto/limits.ts";
 import {
+  decodeMessage,
   encodeData,
   encodeMessage,
   numberMessage,
   type Hello,
   type Message,
 } from "../../../../proto/replication-messages.ts";
-import { Session, type SessionHandlers } from "../../../../shared/replication/session.ts";
-import { primaryHello, secondaryHello } from "../../../support/hellos.ts";
+import { NodeRandom } from "../../../../shared/host/node-random.ts";
+import { Session, type SessionHandlers, type SessionOptions } from "../../../../shared/replication/session.ts";
+import { primaryHello, secondaryHello, someGreeting } from "../../../support/hellos.ts";
 import { LinkPair, type MemoryLink } from "../../../support/link-pair.ts";
 import { ManualClock } from "../../../support/manual-clock.ts";
 import { present } from "../../../support/present.ts";
@@ -27,15 +29,17 @@ class End implements SessionHandlers {
   readonly endings: ColobusError[] = [];
   throwing: Error | undefined;
 
-  constructor(link: MemoryLink, clock: ManualClock, hello: Hello, token?: Buffer) {
+  constructor(link: MemoryLink, clock: ManualClock, hello: Hello, options: Partial<SessionOptions> = {}) {
     this.link = link;
     this.session = new Session({
       link,
       clock,
-      hello: { ...hello, hasToken: token !== undefined },
-      token,
+      random: new NodeRandom(),
+      hello,
+      token: undefined,
       peerTimeoutMs: PEER_TIMEOUT_MS,
       handlers: this,
+      ...options,
     });
   }
 
@@ -71,18 +75,36 @@ interface PairOptions {
   readonly tokens?: readonly [Buffer | undefined, Buffer | undefined];
   readonly primary?: Partial<Hello>;
   readonly secondary?: Partial<Hello>;
+  /** The primary only asks. */
+  readonly probe?: true;
 }
 
-function pair({ tokens = [undefined, undefined], primary = {}, secondary = {} }: PairOptions = {}): Pair {
+/** The primary has dialled. */
+function pair(options: PairOptions = {}): Pair {
+  const { tokens = [undefined, undefined], primary = {}, secondary = {}, probe = false } = options;
   const links = new LinkPair();
   const clock = new ManualClock();
   return {
     links,
     clock,
-    primary: new End(links.left, clock, primaryHello(primary), tokens[0]),
-    secondary: new End(links.right, clock, secondaryHello(secondary), tokens[1]),
+    primary: new End(links.left, clock, primaryHello(primary), { token: tokens[0], probe }),
+    secondary: new End(links.right, clock, secondaryHello(secondary), { token: tokens[1] }),
   };
 }
+
+/** Delivers everything, also what is said only after a pause. */
+function deliverAll({ links, clock }: Pair): void {
+  links.deliver();
+  clock.advance(WRONG_TOKEN_PAUSE_MS);
+  links.deliver();
+}
+
+/** What an end has sent that the other one has not been given. */
+function sentBy(end: End): Message[] {
+  return end.link.sent.map((bytes) => decodeMessage(bytes));
+}
+
+const typesSentBy = (end: End): string[] => sentBy(end).map(({ type }) => type);
 
 function openPair(options: PairOptions = {}): Pair {
   const made = pair(options);
@@ -129,8 +151,8 @@ describe("a session", () => {
     ["a token on the secondary only", undefined, TOKEN],
     ["an empty token on one side", Buffer.alloc(0), TOKEN],
   ])("with %s is refused on both sides", (_, left, right) => {
-    const { links, primary, secondary } = pair({ tokens: [left, right] });
-    links.deliver();
+    const { primary, secondary, ...between } = pair({ tokens: [left, right] });
+    deliverAll({ primary, secondary, ...between });
     for (const end of [primary, secondary]) {
       expect(end.peer).toBeUndefined();
       expect(end.reason.code).toBe("auth-failed");
@@ -138,36 +160,104 @@ describe("a session", () => {
     }
   });
 
-  it("refuses its own words, sent back to it", () => {
-    const { links, secondary } = pair({ tokens: [TOKEN, TOKEN] });
-    const hello = present(links.right.sent[0]);
-    links.right.receive(hello);
-    expect(secondary.reason.code).toBe("role-conflict");
+  it("tells who has dialled and proved nothing no more than a nonce", () => {
+    const { links, clock, secondary } = pair({ tokens: [TOKEN, TOKEN] });
+    links.right.receive(bytesOf({ type: "greeting", ...someGreeting({ hasToken: true }) }));
+    const nonce = expect.any(Uint8Array) as Uint8Array;
+    const greeting = { type: "greeting", ...someGreeting({ nonce, hasToken: true }) };
+    expect(sentBy(secondary)).toEqual([greeting]);
+    links.right.receive(bytesOf({ type: "proof", mac: Buffer.alloc(32) }, 1));
+    expect(typesSentBy(secondary)).toEqual(["greeting"]);
+    clock.advance(WRONG_TOKEN_PAUSE_MS);
+    expect(typesSentBy(secondary)).toEqual(["greeting", "refuse"]);
+    expect(secondary.peer).toBeUndefined();
+  });
+
+  it("tells who was dialled and proves nothing no more than a proof", () => {
+    const { links, primary } = pair({ tokens: [TOKEN, TOKEN] });
+    links.left.receive(bytesOf({ type: "greeting", ...someGreeting({ hasToken: true }) }));
+    expect(typesSentBy(primary)).toEqual(["greeting", "proof"]);
+    links.left.receive(bytesOf({ type: "proof", mac: Buffer.alloc(32) }, 1));
+    expect(typesSentBy(primary)).toEqual(["greeting", "proof", "refuse"]);
+    expect(primary.reason.code).toBe("auth-failed");
+  });
+
+  it("keeps the place of who guesses at the token until the pause is over, and hears nothing meanwhile", () => {
+    const { links, clock, secondary } = pair({ tokens: [TOKEN, TOKEN] });
+    links.right.receive(bytesOf({ type: "greeting", ...someGreeting({ hasToken: true }) }));
+    links.right.receive(bytesOf({ type: "proof", mac: Buffer.alloc(32) }, 1));
+    links.right.receive(bytesOf({ type: "proof", mac: Buffer.alloc(32, 1) }, 2));
+    links.right.end(new ColobusError("connection-lost", "the next guess comes over another link"));
+    clock.advance(WRONG_TOKEN_PAUSE_MS - 1);
+    expect(secondary.endings).toEqual([]);
+    clock.advance(1);
+    expect(secondary.reason.code).toBe("auth-failed");
+  });
+
+  it("does not tell a stranger what its owner ends it for", () => {
+    const { secondary } = pair({ tokens: [TOKEN, TOKEN] });
+    secondary.session.close(new ColobusError("replaced", "this side was promoted"));
+    expect(sentBy(secondary).at(-1)).toMatchObject({ type: "refuse", error: { code: "shutting-down" } });
+    expect(secondary.link.closedWith?.message).not.toMatch(/promoted/);
+    expect(secondary.reason.message).toBe("this side was promoted");
+  });
+
+  it("has no proof for who sends its own words back", () => {
+    const { links, primary, secondary } = pair({ tokens: [TOKEN, TOKEN] });
+    links.right.receive(present(links.right.sent[0]));
+    expect(typesSentBy(secondary)).toEqual(["greeting"]);
+    links.left.receive(present(links.left.sent[0]));
+    links.left.receive(present(links.left.sent[1]));
+    expect(primary.reason.code).toBe("auth-failed");
+  });
+
+  it.each([[undefined], [TOKEN]])("refuses itself, connected to itself", (token) => {
+    const agentId = "a".repeat(32);
+    const { links, primary, secondary } = pair({ tokens: [token, token], secondary: { agentId } });
+    links.deliver();
+    for (const end of [primary, secondary]) expect(end.reason.code).toBe("role-conflict");
   });
 
   it("refuses a proof that was made for another session", () => {
     const recorded = pair({ tokens: [TOKEN, TOKEN] });
+    const greeting = present(recorded.links.left.sent[0]);
     recorded.links.left.deliverOne();
     recorded.links.right.deliverOne();
-    const hello = bytesOf({ type: "hello", ...primaryHello({ hasToken: true }) });
     const proof = present(recorded.links.left.sent[0]);
-    const replayed = pair({ tokens: [TOKEN, TOKEN], secondary: { nonce: Buffer.alloc(16, 99) } });
-    replayed.links.right.receive(hello);
+    const replayed = pair({ tokens: [TOKEN, TOKEN] });
+    replayed.links.right.receive(greeting);
     replayed.links.right.receive(proof);
+    expect(typesSentBy(replayed.secondary)).toEqual(["greeting"]);
+    replayed.clock.advance(WRONG_TOKEN_PAUSE_MS);
     expect(replayed.secondary.peer).toBeUndefined();
     expect(replayed.secondary.reason.code).toBe("auth-failed");
   });
 
-  it("refuses its own proof, sent back to it under another agent's id", () => {
-    const { links, secondary } = pair({ tokens: [TOKEN, TOKEN] });
-    links.right.receive(bytesOf({ type: "hello", ...primaryHello({ hasToken: true }) }));
-    const proof = present(links.right.sent[1]);
-    links.right.receive(proof);
-    expect(secondary.reason.code).toBe("auth-failed");
+  it("refuses a greeting that was altered on the way", () => {
+    const between = pair({ tokens: [TOKEN, TOKEN] });
+    const { links, primary, secondary } = between;
+    const [greeting] = sentBy(primary);
+    assert(greeting?.type === "greeting");
+    links.left.sent.splice(0, 1, bytesOf({ ...greeting, protocol: 2, protocolOldest: 1 }));
+    deliverAll(between);
+    for (const end of [primary, secondary]) expect(end.reason.code).toBe("auth-failed");
+  });
+
+  it.each(["left", "right"] as const)("refuses a hello that was altered on the way, of the side at the %s", (side) => {
+    const { links, primary, secondary } = pair({ tokens: [TOKEN, TOKEN] });
+    const [from, to] = side === "left" ? [primary, secondary] : [secondary, primary];
+    while (!typesSentBy(from).includes("hello")) expect(links.left.deliverOne() || links.right.deliverOne()).toBe(true);
+    const at = typesSentBy(from).indexOf("hello");
+    const hello = present(sentBy(from)[at]);
+    assert(hello.type === "hello");
+    from.link.sent[at] = bytesOf({ ...hello, discardsOwn: true }, 2);
+    links.deliver();
+    expect(to.peer).toBeUndefined();
+    expect(to.reason).toMatchObject({ code: "auth-failed", message: expect.stringMatching(/altered/) as string });
   });
 
   it("is not opened to a peer that only asks, which has its proved hello all the same", () => {
-    const { links, primary, secondary } = pair({ tokens: [TOKEN, TOKEN], primary: { probe: true } });
+    const { links, primary, secondary } = pair({ tokens: [TOKEN, TOKEN], probe: true });
     links.deliver();
     expect(primary.peer).toMatchObject({ role: "Secondary" });
     expect(secondary.peer).toBeUndefined();
@@ -179,7 +269,7 @@ describe("a session", () => {
   });
 
   it("is ended by the timer of the handshake when a peer that only asked stays", () => {
-    const { links, clock, secondary } = pair({ primary: { probe: true } });
+    const { links, clock, secondary } = pair({ probe: true });
     links.deliver();
     clock.advance(HANDSHAKE_TIMEOUT_MS - 1);
     expect(secondary.endings).toEqual([]);
@@ -188,11 +278,9 @@ describe("a session", () => {
   });
 
   it("does not show its hello as proved to who asks without the token", () => {
-    const { links, primary, secondary } = pair({
-      tokens: [Buffer.from("wrong"), TOKEN],
-      primary: { probe: true },
-    });
-    links.deliver();
+    const between = pair({ tokens: [Buffer.from("wrong"), TOKEN], probe: true });
+    const { primary, secondary } = between;
+    deliverAll(between);
     expect([primary.peer, secondary.peer]).toEqual([undefined, undefined]);
     expect(secondary.reason.code).toBe("auth-failed");
   });
@@ -206,9 +294,9 @@ describe("a session", () => {
   });
 
   it("does not tell who asks without the token what differs", () => {
-    const { links, primary } = pair({ tokens: [Buffer.from("wrong"), TOKEN], secondary: { vm: "other" } });
-    links.deliver();
-    expect(primary.reason.code).toBe("auth-failed");
+    const between = pair({ tokens: [Buffer.from("wrong"), TOKEN], secondary: { vm: "other" } });
+    deliverAll(between);
+    expect(between.primary.reason.code).toBe("auth-failed");
   });
 
   it("ends when the owner refuses the peer, or a message, with the owner's reason", () => {
@@ -271,7 +359,9 @@ describe("a session that is not open", () => {
     ["begin", bytesOf({ type: "begin", session: "s", extent: "full", lineage: "l", openEpoch: 1, diskSizes: [1] })],
     ["a barrier", bytesOf({ type: "barrier", id: 1, epoch: 1, commit: false })],
     ["a ping", bytesOf({ type: "ping" })],
-    ["a proof before the hello", bytesOf({ type: "proof", mac: Buffer.alloc(0) })],
+    ["a hello", bytesOf({ type: "hello", ...primaryHello() })],
+    ["a seal", bytesOf({ type: "seal", mac: Buffer.alloc(0) })],
+    ["a proof before the greeting", bytesOf({ type: "proof", mac: Buffer.alloc(0) })],
     ["rubbish", Buffer.from("GET / HTTP/1.1\r\n\r\n")],
     ["nothing at all", Buffer.alloc(0)],
   ];
@@ -283,7 +373,7 @@ describe("a session that is not open", () => {
     expect(secondary.messages).toEqual([]);
   });
 
-  it.each(EARLY.slice(0, 4))("refuses %s after the hello", (_, bytes) => {
+  it.each(EARLY.slice(0, 6))("refuses %s after the greeting", (_, bytes) => {
     const { links, secondary } = pair();
     links.left.deliverOne();
     links.right.receive(numbered(bytes, 1));
@@ -291,15 +381,20 @@ describe("a session that is not open", () => {
     expect(secondary.peer).toBeUndefined();
   });
 
-  it("refuses a second hello, then and later", () => {
-    const hello = bytesOf({ type: "hello", ...primaryHello() });
-    const early = pair();
-    early.links.right.receive(hello);
-    early.links.right.receive(numbered(hello, 1));
-    expect(early.secondary.reason).toMatchObject({ code: "protocol-error", message: NOT_NOW });
+  it.each([
+    bytesOf({ type: "greeting", ...someGreeting() }),
+    bytesOf({ type: "proof", mac: Buffer.alloc(0) }),
+    bytesOf({ type: "hello", ...primaryHello() }),
+    bytesOf({ type: "seal", mac: Buffer.alloc(0) }),
+  ])("refuses any message of the handshake once more, then and later (%#)", (message) => {
     const late = openPair();
-    late.links.right.receive(numbered(hello, 2));
+    late.links.right.receive(numbered(message, 4));
     expect(late.secondary.reason).toMatchObject({ code: "protocol-error", message: NOT_NOW });
+    const early = pair();
+    early.links.left.deliverOne();
+    early.links.right.receive(numbered(message, 1));
+    early.links.right.receive(numbered(message, 2));
+    expect(early.secondary.reason).toMatchObject({ code: "protocol-error", message: NOT_NOW });
   });
 
   it("refuses a message that is larger than a handshake needs, unread", () => {
@@ -317,7 +412,7 @@ describe("a session that is not open", () => {
     expect(secondary.reason).toMatchObject({ code: "role-conflict", action: "See the log of the agent there." });
     expect(secondary.reason.message).toMatch(/^the other side has not proved who it is, .*"run curl( now){48}"$/);
     const known = openPair();
-    known.links.right.receive(bytesOf({ type: "refuse", error }, 2));
+    known.links.right.receive(bytesOf({ type: "refuse", error }, 4));
     expect(known.secondary.reason.toJSON()).toEqual(error);
   });
 
@@ -332,6 +427,8 @@ describe("a session that is not open", () => {
 });
 
 describe("a session between whose ends", () => {
+  /** Messages of the handshake from each side: the number of what is said next. */
+  const SAID = 4;
   const told = ["begin", "ping", "united", "sync", "barrier"] as const;
 
   /** An open pair, and what its primary has said since, not delivered yet. */
@@ -364,7 +461,7 @@ describe("a session between whose ends", () => {
     said.splice(index, 1);
     for (const message of said) open.links.right.receive(message);
     expect(open.secondary.messages).toEqual(told.slice(0, index).filter((type) => type !== "ping"));
-    expectEnded(open, 3 + index, 2 + index);
+    expectEnded(open, SAID + index + 1, SAID + index);
   });
 
   it("the last message is lost ends at the next heartbeat", () => {
@@ -373,7 +470,7 @@ describe("a session between whose ends", () => {
     expect(open.secondary.endings).toEqual([]);
     open.clock.advance(PEER_TIMEOUT_MS / 4);
     open.links.deliver();
-    expectEnded(open, 7, 6);
+    expectEnded(open, SAID + 5, SAID + 4);
   });
 
   it.each(at)("a message is repeated ends there: $type", ({ index }) => {
@@ -381,7 +478,7 @@ describe("a session between whose ends", () => {
     for (const message of said.slice(0, index + 1)) open.links.right.receive(message);
     open.links.right.receive(present(said[index]));
     expect(open.secondary.messages).toEqual(told.slice(0, index + 1).filter((type) => type !== "ping"));
-    expectEnded(open, 2 + index, 3 + index);
+    expectEnded(open, SAID + index, SAID + index + 1);
   });
 
   it.each(at.slice(0, -1))("two messages are swapped ends before either: $type", ({ index }) => {
@@ -389,24 +486,42 @@ describe("a session between whose ends", () => {
     said.splice(index, 2, present(said[index + 1]), present(said[index]));
     for (const message of said) open.links.right.receive(message);
     expect(open.secondary.messages).toEqual(told.slice(0, index).filter((type) => type !== "ping"));
-    expectEnded(open, 3 + index, 2 + index);
+    expectEnded(open, SAID + index + 1, SAID + index);
   });
 
   it("a message of the handshake is lost does not open there", () => {
-    const hello = pair();
-    hello.links.left.sent.shift();
-    hello.links.deliver();
-    expect(hello.secondary.peer).toBeUndefined();
-    expectEnded(hello, 1, 0);
-    const proof = pair();
-    proof.links.left.deliverOne();
-    proof.links.right.deliverOne();
-    proof.links.left.sent.shift();
-    proof.links.deliver();
-    proof.clock.advance(PEER_TIMEOUT_MS / 4); // the primary's session is open, and says so
-    proof.links.deliver();
-    expect(proof.secondary.peer).toBeUndefined();
-    expectEnded(proof, 2, 1);
+    const greeting = pair();
+    greeting.links.left.sent.shift();
+    greeting.links.deliver();
+    expect(greeting.secondary.peer).toBeUndefined();
+    expectEnded(greeting, 1, 0);
+    for (const lost of ["hello", "seal"]) {
+      const between = pair();
+      const { links, clock, primary, secondary } = between;
+      while (!typesSentBy(primary).includes(lost))
+        expect(links.right.deliverOne() || links.left.deliverOne()).toBe(true);
+      const [number] = links.left.sent
+        .splice(typesSentBy(primary).indexOf(lost), 1)
+        .map((bytes) => bytes.readUInt32BE(4));
+      links.deliver();
+      clock.advance(PEER_TIMEOUT_MS / 4); // the primary's session is open, and says so
+      links.deliver();
+      expect(secondary.peer).toBeUndefined();
+      expectEnded(between, present(number) + 1, present(number));
+    }
+  });
+
+  it("a message that the other waits for is lost ends with the time for the handshake", () => {
+    for (const lost of ["greeting", "proof"]) {
+      const { links, clock, primary, secondary } = pair();
+      const from = lost === "proof" ? primary : secondary;
+      while (!typesSentBy(from).includes(lost)) links.right.deliverOne();
+      links.left.deliverOne();
+      from.link.sent.pop();
+      links.deliver();
+      clock.advance(HANDSHAKE_TIMEOUT_MS);
+      for (const end of [primary, secondary]) expect(end.reason.code).toBe("peer-timeout");
+    }
   });
 
   it("data that comes twice is handed over once", () => {
@@ -416,7 +531,7 @@ describe("a session between whose ends", () => {
     open.links.right.receive(present(data));
     open.links.right.receive(present(data));
     expect(open.secondary.messages).toEqual(["data"]);
-    expectEnded(open, 2, 3);
+    expectEnded(open, SAID, SAID + 1);
   });
 });
 
