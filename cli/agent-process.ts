@@ -27,6 +27,7 @@ import { WebSocketDialer, WebSocketListener, type ListenSecurity } from "../shar
 import { Agent } from "./agent.ts";
 import { AgentImages } from "./agent-images.ts";
 import { Credentials } from "./credentials.ts";
+import { describeProtection } from "./describe-protection.ts";
 import { runFailoverHook, type PromotedVm } from "./failover-hook.ts";
 import { fencePeer, type FencedPeer } from "./fence-peer.ts";
 import type { Hook } from "./hook.ts";
@@ -159,7 +160,16 @@ export class AgentProcess {
     await this.#listenForControl(config);
     // The control socket comes last: whoever finds it finds an agent that serves.
     await this.#control.listenUnix(control, this.#manager.socketAt(control));
-    this.#manager.ready(`${this.agent.role} of VM ${config.agent.vm}`);
+    this.#manager.ready(this.#describe());
+    this.agent.follow(({ type }) => {
+      if (type === "role-changed" || type === "protection-changed") this.#manager.status(this.#describe());
+    });
+  }
+
+  /** What `systemctl status` has in its line for it. */
+  #describe(): string {
+    const { role, vm, protection } = this.agent.status();
+    return `${role} of VM ${vm}, ${describeProtection(protection)}`;
   }
 
   async #listenForNbd({ nbdListen, nbdTls }: ProcessConfig): Promise<void> {

@@ -6,6 +6,7 @@ import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
 import { DELAY_SHOWN_MIN_MS, STALL_MIN_MS } from "../proto/limits.ts";
 import type { DiskState } from "../proto/words.ts";
 import { describeCopy, describeHostLoss, describeRecoverable } from "./describe-failover.ts";
+import { describeProtection } from "./describe-protection.ts";
 import type { Paint } from "./output.ts";
 import { formatBytes, formatDuration } from "./quantities.ts";
 import { renderJobLines } from "./render-jobs.ts";
@@ -76,10 +77,7 @@ export function renderStatus(status: Status, paint: Paint): string {
 
 function renderHeadline(status: Status, paint: Paint): string[] {
   const { protection, epoch } = status;
-  const verdict =
-    protection.state === "Protected"
-      ? paint("good", protection.state)
-      : paint("bad", protection.reason === null ? protection.state : `${protection.state}: ${protection.reason}`);
+  const verdict = paint(protection.state === "Protected" ? "good" : "bad", describeProtection(protection));
   const prepared = epoch.prepared.length === 0 ? "" : `, prepared ${epoch.prepared.join(" ")}`;
   const retained = epoch.retained.length === 0 ? "" : `, retained ${epoch.retained.join(" ")}`;
   const committed = epoch.committed === 0 ? "none committed" : `committed ${epoch.committed}`;

@@ -6,6 +6,7 @@ import { ControlClient } from "../../shared/control/api-client.ts";
 import { CONTROL_SOCKET_NAME, findAgentDirectories } from "../../shared/host/run-directory.ts";
 import { outputFlags, runDirectoryOf, timeoutOf } from "../agent-flags.ts";
 import { defineCommand } from "../command.ts";
+import { describeProtection } from "../describe-protection.ts";
 import type { Paint } from "../output.ts";
 import { renderTable } from "../render-table.ts";
 
@@ -85,6 +86,5 @@ function renderList(agents: readonly ListedAgent[], directory: string, paint: Pa
 
 function renderProtection(protection: Status["protection"] | null, paint: Paint): string {
   if (protection === null) return "-";
-  if (protection.state === "Protected") return paint("good", protection.state);
-  return paint("bad", protection.reason === null ? protection.state : `${protection.state}: ${protection.reason}`);
+  return paint(protection.state === "Protected" ? "good" : "bad", describeProtection(protection));
 }

@@ -56,6 +56,11 @@ export class ServiceManager {
     if (termMs > 0 && isMeant) this.#giveSigns(termMs / SIGNS_PER_TERM);
   }
 
+  /** Tells what the agent is at, for whoever asks the service manager. */
+  status(status: string): void {
+    this.#notify(`STATUS=${status}`);
+  }
+
   /** Tells that the agent ends. The watchdog goes on: an end that hangs is one, too. */
   stopping(): void {
     this.#notify("STOPPING=1");

@@ -57,10 +57,11 @@ describe.runIf(requirePeers("/usr/bin/python3", "qemu-io"))("an agent under a se
     await pair.primary.start();
     const manager = new Manager(run, command);
     await manager.next("READY=1");
-    expect(await manager.next("STATUS=")).toBe("STATUS=Secondary of VM test");
+    expect(await manager.next("STATUS=")).toMatch(/^STATUS=Secondary of VM test, NotProtected: /);
     const { json } = await askColobus<Status>("status", "--run", run);
     expect(await manager.next("MAINPID=")).toBe(`MAINPID=${json.pid}`);
     await pair.untilProtected();
+    await manager.next("STATUS=Secondary of VM test, Protected");
     for (let sign = 0; sign < 2; sign += 1) await manager.next("WATCHDOG=1");
 
     process.kill(json.pid, "SIGSTOP");

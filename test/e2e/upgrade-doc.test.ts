@@ -15,9 +15,8 @@ import { expectSame, readDisk } from "../support/nbd-tools.ts";
 import { canMakeNamespaces } from "../support/network-namespaces.ts";
 import { buildRelease } from "../support/other-release.ts";
 import { requirePeers } from "../support/peers.ts";
-import { scratchDirectory } from "../support/scratch.ts";
+import { serveByQemu } from "../support/qemu-server.ts";
 import { SteadyGuest } from "../support/steady-guest.ts";
-import { ToolProcess } from "../support/tool-process.ts";
 
 const SIZE = 16 * MIB;
 const LATER = "0.2.0";
@@ -25,23 +24,6 @@ const LATER = "0.2.0";
 const WRITES = 50;
 
 const uriOf = (run: string): string => `nbd+unix:///vda?socket=${join(run, "nbd.sock")}`;
-
-/** Serves the disk of an agent as QEMU gives it to a guest: requests wait while the agent is away. Returns where. */
-async function startQemu(agentRun: string): Promise<string> {
-  const directory = scratchDirectory();
-  const socket = join(directory, "nbd.sock");
-  const server = `server.type=unix,server.path=${join(agentRun, "nbd.sock")}`;
-  const qemu = new ToolProcess("qemu-storage-daemon", [
-    "--blockdev",
-    `driver=nbd,node-name=vda,${server},export=vda,reconnect-delay=60`,
-    "--nbd-server",
-    `addr.type=unix,addr.path=${socket}`,
-    "--export",
-    "type=nbd,id=vda,node-name=vda,name=vda,writable=on",
-  ]);
-  await qemu.untilListening(socket);
-  return directory;
-}
 
 describe.runIf(requirePeers("qemu-storage-daemon", "nbdcopy", "openssl", "ip") && canMakeNamespaces())(
   "docs/upgrade.md",
@@ -59,7 +41,7 @@ describe.runIf(requirePeers("qemu-storage-daemon", "nbdcopy", "openssl", "ip") &
       }
 
       const disk = Buffer.alloc(SIZE);
-      const guest = await SteadyGuest.start({ run: await startQemu(db1.run) }, disk);
+      const guest = await SteadyGuest.start({ run: await serveByQemu(db1.run) }, disk);
       const met = new Set<string>();
       await hosts.follow(readDocument("docs/upgrade.md"), async () => {
         await guest.writesMore(WRITES);

@@ -8,7 +8,7 @@ import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { onTestFinished } from "vitest";
-import { missingPeers, requirePeers } from "./peers.ts";
+import { leaveOut, missingPeers, requirePeers } from "./peers.ts";
 import { scratchDirectory } from "./scratch.ts";
 import { accepts } from "./tool-process.ts";
 
@@ -24,11 +24,9 @@ const UNUSED_FOR = "until=240h";
 export function requireEngine(): boolean {
   if (process.getuid?.() === 0)
     return requirePeers("dockerd", "docker", "docker-compose", "nsenter", "ip", BASE_ARCHIVE);
-  const line = "!".repeat(72);
   const missing = missingPeers("dockerd", "docker", "docker-compose").join(", ");
   const why = missing === "" ? "" : ` Not installed: ${missing}.`;
-  process.stderr.write(`\n${line}\n! TESTS LEFT OUT: no container engine is started but by root.${why}\n${line}\n\n`);
-  return false;
+  return leaveOut(`No container engine is started but by root.${why}`);
 }
 
 export interface Finished {

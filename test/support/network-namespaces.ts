@@ -8,6 +8,7 @@
 import { spawnSync } from "node:child_process";
 import { onTestFinished } from "vitest";
 import type { AgentHost } from "./agent-pair.ts";
+import { leaveOut } from "./peers.ts";
 
 const INTERFACE = "veth0";
 
@@ -63,11 +64,7 @@ export function canMakeNamespaces(): boolean {
     run("ip", "netns", "delete", name);
     return true;
   }
-  const line = "!".repeat(72);
-  process.stderr.write(
-    `\n${line}\n! TESTS LEFT OUT: a network namespace cannot be made here, run them as root. ${tried.stderr?.trim() ?? ""}\n${line}\n\n`,
-  );
-  return false;
+  return leaveOut(`A network namespace cannot be made here, run them as root. ${tried.stderr?.trim() ?? ""}`);
 }
 
 function run(program: string, ...args: string[]): void {

@@ -60,5 +60,12 @@ const warned = new Set<string>();
 function warnOnce(message: string): void {
   if (warned.has(message)) return;
   warned.add(message);
-  process.stderr.write(`\n${"!".repeat(72)}\n! TESTS LEFT OUT. ${message}\n${"!".repeat(72)}\n\n`);
+  leaveOut(message);
+}
+
+/** Says loudly why tests are left out: for what no package brings, such as being root. */
+export function leaveOut(why: string): false {
+  const line = "!".repeat(72);
+  process.stderr.write(`\n${line}\n! TESTS LEFT OUT. ${why}\n${line}\n\n`);
+  return false;
 }

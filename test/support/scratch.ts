@@ -8,6 +8,7 @@ import { closeSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync, sta
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
+import { leaveOut } from "./peers.ts";
 
 /** A new directory that is removed with all its content when the test has finished. */
 export function scratchDirectory(): string {
@@ -63,7 +64,7 @@ export function canMount(): boolean {
   const tried = spawnSync("mount", ["-t", "tmpfs", "-o", "size=64k", "colobus-probe", path], { encoding: "utf8" });
   if (tried.status === 0) run("umount", path);
   rmSync(path, { recursive: true });
-  return tried.status === 0 || leftOut("a file system cannot be mounted", tried.stderr);
+  return tried.status === 0 || leftOut("A file system cannot be mounted", tried.stderr);
 }
 
 /** Whether `scratchBlockDevice` and `scratchOldFileSystem` work here: for `describe.runIf(…)`. */
@@ -76,15 +77,11 @@ export function canMakeBlockDevices(): boolean {
   const tried = spawnSync("losetup", ["--find", "--show", backing], { encoding: "utf8" });
   if (tried.status === 0) run("losetup", "--detach", tried.stdout.trim());
   rmSync(path, { recursive: true });
-  return tried.status === 0 || leftOut("a loop device cannot be made", tried.stderr);
+  return tried.status === 0 || leftOut("A loop device cannot be made", tried.stderr);
 }
 
 function leftOut(what: string, why: string | null): false {
-  const line = "!".repeat(72);
-  process.stderr.write(
-    `\n${line}\n! TESTS LEFT OUT: ${what} here, run them as root. ${(why ?? "").trim()}\n${line}\n\n`,
-  );
-  return false;
+  return leaveOut(`${what} here, run them as root. ${(why ?? "").trim()}`);
 }
 
 function run(program: string, ...args: string[]): string {
