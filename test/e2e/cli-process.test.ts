@@ -5,6 +5,8 @@ import { closeSync, openSync } from "node:fs";
 import type { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it, onTestFinished } from "vitest";
+import { AgentPair, MIB } from "../support/agent-pair.ts";
+import { ColobusProcess } from "../support/cli-runner.ts";
 import { serveFakeAgent } from "../support/control-harness.ts";
 import { untilAborted } from "../support/fake-agent-control.ts";
 
@@ -88,5 +90,19 @@ describe("the colobus process", () => {
     control.log.emit("merged");
     expect(await exit).toEqual({ code: 0, signal: null });
     expect(stderr()).toBe("");
+  });
+
+  it("waits for an agent that is gone, though it has nothing but time to wait for", async () => {
+    const pair = await AgentPair.protected({ disks: { vda: MIB } });
+    const { primary } = pair;
+    const protect = new ColobusProcess(["protect", "--disks-only", "--interval", "100ms", "--json", "--run", primary.run]);
+    await protect.untilPrinted('"committed"');
+    await primary.crash();
+    await protect.untilPrinted('"waiting"');
+    const { epoch } = await pair.secondary.status();
+    await primary.start();
+    await pair.secondary.until("at a later checkpoint", (now) => now.epoch.committed > epoch.committed + 1);
+    protect.child.kill("SIGTERM");
+    expect(await protect.ended).toMatchObject({ code: 0, signal: null });
   });
 });
