@@ -89,3 +89,12 @@ describe("the command lines", () => {
     expect(sockets).toEqual(expected);
   });
 });
+
+describe("an agent that cannot start yet", () => {
+  it.each(AGENTS)("is tried again for ever by %s", (name) => {
+    const seconds = (setting: string): number => Number(/^(\d+)s$/.exec(settingOf(name, setting))?.[1]);
+    // The limit counts starts within an interval: so many that are RestartSec apart do not fit into it.
+    const lastsS = Number(settingOf(name, "StartLimitBurst")) * seconds("RestartSec");
+    expect(lastsS).toBeGreaterThan(seconds("StartLimitIntervalSec"));
+  });
+});

@@ -42,5 +42,6 @@ cd "$root"
 pivot_root . old
 cd /
 umount --lazy /old
+mount --make-rshared / # as a real machine has it: what systemd mounts for a service has to arrive there
 exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin container=colobus-test \
   setpriv --bounding-set=-sys_module,-sys_rawio,-sys_time,-syslog /usr/lib/systemd/systemd
