@@ -95,7 +95,15 @@ describe("the colobus process", () => {
   it("waits for an agent that is gone, though it has nothing but time to wait for", async () => {
     const pair = await AgentPair.protected({ disks: { vda: MIB } });
     const { primary } = pair;
-    const protect = new ColobusProcess(["protect", "--disks-only", "--interval", "100ms", "--json", "--run", primary.run]);
+    const protect = new ColobusProcess([
+      "protect",
+      "--disks-only",
+      "--interval",
+      "100ms",
+      "--json",
+      "--run",
+      primary.run,
+    ]);
     await protect.untilPrinted('"committed"');
     await primary.crash();
     await protect.untilPrinted('"waiting"');

@@ -109,75 +109,79 @@ printf '${text}' > /etc/systemd/system/${unit}.service.d/test.conf`);
   }
 }
 
-describe.runIf(requireSystemd() && requirePeers("qemu-storage-daemon", "nbdcopy", "qemu-io"))("a pair of services", () => {
-  it(
-    "is up when it serves, with few rights; guests go on over restarts, kills and hangs",
-    { timeout: LIMIT_MS },
-    async () => {
-      const services = await Services.install();
-      const { machine } = services;
-      await services.dropIn(`[Service]\\nWatchdogSec=${WATCHDOG_S}s\\n`);
-      await machine.must(`systemctl start ${SECONDARY} ${PRIMARY}`);
-      await services.colobus("web", "wait", "committed");
-      await services.untilStatusText(PRIMARY, "Primary of VM web, Protected");
-      await services.untilStatusText(SECONDARY, "Secondary of VM web, Protected");
-      for (const unit of [PRIMARY, SECONDARY]) expect(await machine.must(lookAround(unit))).toBe(FEW_RIGHTS);
-      expect(await machine.must("cd /; stat --format '%A %U:%G %n' run/colobus/web run/colobus/web/* var/lib/colobus/web")).toBe(
-        [
-          "drwx------ colobus:colobus run/colobus/web",
-          "srw------- colobus:colobus run/colobus/web/control.sock",
-          "srw------- colobus:colobus run/colobus/web/nbd.sock",
-          "srw------- colobus:colobus run/colobus/web/vmstate.sock",
-          "drwx------ colobus:colobus var/lib/colobus/web",
-          "",
-        ].join("\n"),
-      );
+describe.runIf(requireSystemd() && requirePeers("qemu-storage-daemon", "nbdcopy", "qemu-io"))(
+  "a pair of services",
+  () => {
+    it(
+      "is up when it serves, with few rights; guests go on over restarts, kills and hangs",
+      { timeout: LIMIT_MS },
+      async () => {
+        const services = await Services.install();
+        const { machine } = services;
+        await services.dropIn(`[Service]\\nWatchdogSec=${WATCHDOG_S}s\\n`);
+        await machine.must(`systemctl start ${SECONDARY} ${PRIMARY}`);
+        await services.colobus("web", "wait", "committed");
+        await services.untilStatusText(PRIMARY, "Primary of VM web, Protected");
+        await services.untilStatusText(SECONDARY, "Secondary of VM web, Protected");
+        for (const unit of [PRIMARY, SECONDARY]) expect(await machine.must(lookAround(unit))).toBe(FEW_RIGHTS);
+        expect(
+          await machine.must("cd /; stat --format '%A %U:%G %n' run/colobus/web run/colobus/web/* var/lib/colobus/web"),
+        ).toBe(
+          [
+            "drwx------ colobus:colobus run/colobus/web",
+            "srw------- colobus:colobus run/colobus/web/control.sock",
+            "srw------- colobus:colobus run/colobus/web/nbd.sock",
+            "srw------- colobus:colobus run/colobus/web/vmstate.sock",
+            "drwx------ colobus:colobus var/lib/colobus/web",
+            "",
+          ].join("\n"),
+        );
 
-      const disk = Buffer.alloc(SIZE);
-      const guest = await SteadyGuest.start({ run: await serveByQemu(services.run("web")) }, disk);
-      await guest.writesMore(WRITES);
-      const pids = new Set([(await services.status("web")).pid]);
-      const again = async (how: string): Promise<void> => {
-        await machine.must(how);
-        const { pid, role } = await services.status("web");
-        expect(role).toBe("Primary");
-        expect(pids).not.toContain(pid);
-        pids.add(pid);
+        const disk = Buffer.alloc(SIZE);
+        const guest = await SteadyGuest.start({ run: await serveByQemu(services.run("web")) }, disk);
         await guest.writesMore(WRITES);
-      };
-      const { ino } = statSync(join(services.run("web"), "nbd.sock"));
-      await again(`systemctl restart ${PRIMARY}`);
-      await again(`systemctl kill --signal=KILL ${PRIMARY}`);
-      await again(`systemctl kill --kill-who=main --signal=STOP ${PRIMARY}`);
-      expect(await machine.show(PRIMARY, "ActiveState", "NRestarts")).toEqual({ ActiveState: "active", NRestarts: "2" });
-      expect(statSync(join(services.run("web"), "nbd.sock")).ino).toBe(ino);
+        const pids = new Set([(await services.status("web")).pid]);
+        const again = async (how: string): Promise<void> => {
+          await machine.must(how);
+          const { pid, role } = await services.status("web");
+          expect(role).toBe("Primary");
+          expect(pids).not.toContain(pid);
+          pids.add(pid);
+          await guest.writesMore(WRITES);
+        };
+        const { ino } = statSync(join(services.run("web"), "nbd.sock"));
+        await again(`systemctl restart ${PRIMARY}`);
+        await again(`systemctl kill --signal=KILL ${PRIMARY}`);
+        await again(`systemctl kill --kill-who=main --signal=STOP ${PRIMARY}`);
+        expect(await machine.show(PRIMARY, "ActiveState", "NRestarts")).toEqual({
+          ActiveState: "active",
+          NRestarts: "2",
+        });
+        expect(statSync(join(services.run("web"), "nbd.sock")).ino).toBe(ino);
 
-      const { pid } = await services.status("standby");
-      await machine.must(`systemctl kill --kill-who=main --signal=STOP ${SECONDARY}`);
-      const standby = await services.status("standby");
-      expect(standby.role).toBe("Secondary");
-      expect(standby.pid).not.toBe(pid);
+        const { pid } = await services.status("standby");
+        await machine.must(`systemctl kill --kill-who=main --signal=STOP ${SECONDARY}`);
+        const standby = await services.status("standby");
+        expect(standby.role).toBe("Secondary");
+        expect(standby.pid).not.toBe(pid);
 
-      services.configure("web", "max-checkpoint-age: 1h\n");
-      await machine.must(`systemctl reload ${PRIMARY}`);
-      expect(await machine.journal("--unit", PRIMARY)).toContain("the configuration was read anew");
-      services.configure("web", "max-checkpoint-age: old\n");
-      expect((await machine.run(`systemctl reload ${PRIMARY}`)).code).toBe(1);
-      expect(await machine.show(PRIMARY, "ActiveState")).toEqual({ ActiveState: "active" });
-      expect(await machine.journal("--unit", PRIMARY)).toContain("max-checkpoint-age");
+        services.configure("web", "max-checkpoint-age: 1h\n");
+        await machine.must(`systemctl reload ${PRIMARY}`);
+        expect(await machine.journal("--unit", PRIMARY)).toContain("the configuration was read anew");
+        services.configure("web", "max-checkpoint-age: old\n");
+        expect((await machine.run(`systemctl reload ${PRIMARY}`)).code).toBe(1);
+        expect(await machine.show(PRIMARY, "ActiveState")).toEqual({ ActiveState: "active" });
+        expect(await machine.journal("--unit", PRIMARY)).toContain("max-checkpoint-age");
 
-      await guest.writesMore(WRITES);
-      await guest.stop();
-      await services.colobus("web", "wait", "synced");
-      await services.colobus("web", "checkpoint");
-      for (const instance of ["web", "standby"] as const) expectSame(await readDisk(services.uri(instance)), disk);
-    },
-  );
+        await guest.writesMore(WRITES);
+        await guest.stop();
+        await services.colobus("web", "wait", "synced");
+        await services.colobus("web", "checkpoint");
+        for (const instance of ["web", "standby"] as const) expectSame(await readDisk(services.uri(instance)), disk);
+      },
+    );
 
-  it(
-    "comes up with the machine, ends in order, and keeps its roles",
-    { timeout: LIMIT_MS },
-    async () => {
+    it("comes up with the machine, ends in order, and keeps its roles", { timeout: LIMIT_MS }, async () => {
       const services = await Services.install();
       const { machine } = services;
       writeFileSync(machine.path("etc/colobus/web.protect"), 'PROTECT="--disks-only --interval 1s"\n');
@@ -208,6 +212,6 @@ describe.runIf(requireSystemd() && requirePeers("qemu-storage-daemon", "nbdcopy"
       await services.untilStatusText(SECONDARY, "Primary of VM web, NotProtected: no-peer");
       await qemuIo(services.uri("standby"), "read -P 7 0 1M", "write -P 8 0 1M", "flush");
       expect(await machine.must("systemctl list-units --failed --plain --no-legend")).toBe("");
-    },
-  );
-});
+    });
+  },
+);

@@ -4,7 +4,17 @@
  * seen from here, sockets too, so guests and operators of the test reach its agents.
  */
 import { spawn, spawnSync, type ChildProcess } from "node:child_process";
-import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { onTestFinished } from "vitest";
@@ -21,7 +31,20 @@ const STARTED = [
   "systemd-journald-dev-log.socket",
   "systemd-tmpfiles-setup.service",
 ];
-const DIRECTORIES = ["dev", "empty", "etc/systemd/system", "etc/tmpfiles.d", "local/bin", "old", "proc", "root", "run", "sys", "usr", "var/lib"];
+const DIRECTORIES = [
+  "dev",
+  "empty",
+  "etc/systemd/system",
+  "etc/tmpfiles.d",
+  "local/bin",
+  "old",
+  "proc",
+  "root",
+  "run",
+  "sys",
+  "usr",
+  "var/lib",
+];
 const MERGED = ["bin", "lib", "lib64", "sbin"];
 const FILES = {
   "etc/machine-id": "c0105c0105c0105c0105c0105c0105c0\n",
@@ -58,7 +81,8 @@ export class SystemdMachine {
     this.#startLittle();
     this.#installColobus();
     onTestFinished(async ({ task }) => {
-      if (task.result?.state === "fail") process.stderr.write(`${await this.journal("--lines", String(JOURNAL_LINES))}\n`);
+      if (task.result?.state === "fail")
+        process.stderr.write(`${await this.journal("--lines", String(JOURNAL_LINES))}\n`);
       await this.#end();
     });
   }
@@ -113,7 +137,9 @@ export class SystemdMachine {
   /** Properties of a unit, by their names. */
   async show(unit: string, ...properties: string[]): Promise<Record<string, string>> {
     const lines = (await this.must(`systemctl show --property=${properties.join()} ${unit}`)).trim().split("\n");
-    return Object.fromEntries(lines.map((line): [string, string] => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]));
+    return Object.fromEntries(
+      lines.map((line): [string, string] => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]),
+    );
   }
 
   /** Messages of the journal, a line each. */
@@ -150,7 +176,9 @@ export class SystemdMachine {
   }
 
   #removeGroup(): void {
-    const removed = spawnSync("find", [this.#group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"], { encoding: "utf8" });
+    const removed = spawnSync("find", [this.#group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"], {
+      encoding: "utf8",
+    });
     if (removed.status !== 0) throw new Error(`the control group is not removed: ${removed.stderr}`);
   }
 
