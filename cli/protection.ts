@@ -84,16 +84,17 @@ export class Protection {
 
   /** A guest is not paused for a checkpoint that cannot be taken. */
   async #isReady(): Promise<boolean> {
-    const { control, timeoutMs, tell } = this.#options;
+    const { control, timeoutMs, tell, signal } = this.#options;
     let reason: string;
     try {
-      const { role, peers } = await control.status({ timeoutMs });
+      const { role, peers } = await control.status({ timeoutMs, signal });
       if (role === "Primary" && peers.some(({ replication }) => isInSync(replication))) {
         this.#waitedFor = "";
         return true;
       }
       reason = role === "Primary" ? "no secondary is in sync" : "the agent is Secondary";
     } catch (error) {
+      if (signal.aborted) return false;
       reason = asColobusError(error).message;
     }
     if (reason !== this.#waitedFor) tell({ epoch: null, state: "waiting", reason });

@@ -84,7 +84,9 @@ printf '${text}' > /etc/systemd/system/${unit}.service.d/test.conf`);
 
   /** A question at the agent's socket waits while there is no agent. */
   async status(instance: Instance): Promise<Status> {
-    return (await askColobus<Status>("status", "--run", this.run(instance))).json;
+    const { code, json } = await askColobus<Status>("status", "--run", this.run(instance), "--timeout", "30s");
+    expect({ code, json }).toMatchObject({ code: 0 });
+    return json;
   }
 
   async colobus(instance: Instance, ...words: string[]): Promise<void> {
