@@ -19,11 +19,6 @@ export function readPrivateFile(path: string, what: string, flag: string): Buffe
     const why = error instanceof Error ? error.message : String(error);
     throw new ColobusError("usage", `the ${what} file cannot be read: ${why}`, `Check ${flag}.`, { cause: error });
   }
-  if (isPrivate(mode)) return content;
-  throw new ColobusError("usage", `the ${what} file ${path} is accessible to others`, `Run \`chmod o= ${path}\`.`);
-}
-
-/** Whether a file of this mode is closed to all but its owner and group: root's, for the group that an agent runs in, is. */
-export function isPrivate(mode: number): boolean {
-  return (mode & OTHERS) === 0;
+  if ((mode & OTHERS) === 0) return content;
+  throw new ColobusError("usage", `the ${what} file ${path} is accessible to others`, `Run \`chmod 600 ${path}\`.`);
 }

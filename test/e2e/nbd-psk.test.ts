@@ -67,6 +67,6 @@ describe.runIf(requirePeers("qemu-io"))("a pair whose exports are open to who ho
     chmodSync(keyFile, 0o644);
     const readable = await runColobus("secondary", ...places, ...disk, ...keys);
     expect(readable).toMatchObject({ code: EXIT.usage });
-    expect(readable.stderr).toContain(`chmod o= ${keyFile}`);
+    expect(readable.stderr).toContain(`chmod 600 ${keyFile}`);
   });
 });

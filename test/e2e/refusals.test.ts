@@ -520,7 +520,7 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "nbdcopy"))("an agent that ca
     const readable = await start("primary", ...args, ...link);
     expect(readable).toMatchObject({ code: EXIT.usage, json: { error: { code: "usage" } } });
     expect(readable.json.error.message).toContain(`${token} is accessible to others`);
-    expect(readable.json.error.action).toContain(`chmod o= ${token}`);
+    expect(readable.json.error.action).toContain(`chmod 600 ${token}`);
     chmodSync(token, 0o600);
     writeFileSync(token, "short\n");
     const { code, json } = await start("primary", ...args, ...link);

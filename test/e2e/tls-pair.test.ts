@@ -96,7 +96,7 @@ describe.runIf(requirePeers("qemu-io", "openssl"))("a pair over wss with mutual 
     const start = ["secondary", ...listen, "--disk", `vda=${join(scratch, "i")}`];
     const readable = await runColobus(...start, ...tlsFlags(present(open)));
     expect(readable).toMatchObject({ code: EXIT.usage });
-    expect(readable.stderr).toContain(`chmod o= ${key}`);
+    expect(readable.stderr).toContain(`chmod 600 ${key}`);
     const expired = await runColobus(...start, ...tlsFlags(makeExpired(ca, "expired")));
     expect(expired).toMatchObject({ code: EXIT.usage });
     expect(expired.stderr).toContain("it has expired on");

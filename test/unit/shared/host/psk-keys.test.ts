@@ -50,7 +50,7 @@ describe("a file of pre-shared keys", () => {
     expect(() => open(join(scratchDirectory(), "nothing"))).toThrow("the key file cannot be read: ENOENT");
     const path = written(`a:${KEY}\n`);
     chmodSync(path, 0o604);
-    expect(() => open(path)).toThrow(expect.objectContaining({ action: `Run \`chmod o= ${path}\`.` }));
+    expect(() => open(path)).toThrow(expect.objectContaining({ action: `Run \`chmod 600 ${path}\`.` }));
   });
 
   it("is read again when it changes; what cannot be used changes nothing, and is told once", () => {
