@@ -167,7 +167,7 @@ export class Protection {
     const { control, clock, signal, intervalMs } = this.#options;
     while (!signal.aborted) {
       try {
-        const last = (await control.events(0)).at(-1)?.sequence ?? 0;
+        const last = (await control.events(0, { signal })).at(-1)?.sequence ?? 0;
         for await (const { type } of control.follow(last, { signal })) {
           if (type !== "checkpoint-wanted") continue;
           this.#isWanted = true;

@@ -1,7 +1,9 @@
 /** The command line as a process: signals, and a reader of its output that goes away. */
 import { spawn, type ChildProcessByStdio } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, rmSync } from "node:fs";
+import { createServer } from "node:net";
+import { join } from "node:path";
 import type { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it, onTestFinished } from "vitest";
@@ -98,6 +100,8 @@ describe("the colobus process", () => {
     const protect = new ColobusProcess([
       "protect",
       "--disks-only",
+      "--timeout",
+      "1h",
       "--interval",
       "100ms",
       "--json",
@@ -110,6 +114,22 @@ describe("the colobus process", () => {
     const { epoch } = await pair.secondary.status();
     await primary.start();
     await pair.secondary.until("at a later checkpoint", (now) => now.epoch.committed > epoch.committed + 1);
+
+    // Nor does its end wait for an agent that does not answer, as behind a service manager's socket.
+    await primary.crash();
+    const socket = join(primary.run, "control.sock");
+    rmSync(socket);
+    const silent = createServer();
+    onTestFinished(() => void silent.close());
+    const asked = new Promise<void>((resolve) => {
+      let requests = 0;
+      silent.on("connection", () => {
+        requests += 1;
+        if (requests === 2) resolve(); // the round's, and that for events
+      });
+    });
+    silent.listen({ path: socket });
+    await asked;
     protect.child.kill("SIGTERM");
     expect(await protect.ended).toMatchObject({ code: 0, signal: null });
   });

@@ -58,8 +58,8 @@ const POLL_MS = 20;
 
 /** Whether a machine can be booted here: for `describe.runIf(…)`. */
 export function requireSystemd(): boolean {
-  if (process.getuid?.() !== 0) return leaveOut("systemd is not booted but by root");
-  if (controlGroups() === undefined) return leaveOut("no cgroup2 is mounted, and systemd needs one");
+  if (process.getuid?.() !== 0) return leaveOut("systemd is not booted but by root.");
+  if (controlGroups() === undefined) return leaveOut("No cgroup2 is mounted, and systemd needs one.");
   return requirePeers("/usr/lib/systemd/systemd", "unshare", "nsenter", "pivot_root", "setpriv", "ip");
 }
 
@@ -81,7 +81,7 @@ export class SystemdMachine {
     this.#startLittle();
     this.#installColobus();
     onTestFinished(async ({ task }) => {
-      if (task.result?.state === "fail")
+      if (task.result?.state === "fail" && this.#tryFirstPid() !== undefined)
         process.stderr.write(`${await this.journal("--lines", String(JOURNAL_LINES))}\n`);
       await this.#end();
     });
@@ -166,13 +166,14 @@ export class SystemdMachine {
   /** Everything in the machine ends with its first process. */
   async #end(): Promise<void> {
     const booted = this.#booted;
-    if (booted === undefined || booted.exitCode !== null || booted.signalCode !== null) return;
-    const ended = endOf(booted);
-    const first = this.#tryFirstPid();
-    if (first === undefined) booted.kill("SIGKILL");
-    else process.kill(first, "SIGKILL");
-    await ended;
-    this.#removeGroup();
+    if (booted !== undefined && booted.exitCode === null && booted.signalCode === null) {
+      const ended = endOf(booted);
+      const first = this.#tryFirstPid();
+      if (first === undefined) booted.kill("SIGKILL");
+      else process.kill(first, "SIGKILL");
+      await ended;
+    }
+    if (existsSync(this.#group)) this.#removeGroup();
   }
 
   #removeGroup(): void {
