@@ -36,7 +36,10 @@ export interface ReplicaSessionOptions {
   readonly link: Link;
   readonly clock: Clock;
   readonly random: Random;
+  /** What this side has said of itself. */
   readonly hello: Hello;
+  /** What it would say by now. */
+  readonly presentHello: () => Hello;
   readonly token: Buffer | undefined;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
@@ -89,8 +92,8 @@ export class ReplicaSession {
   readonly #session: Session;
   #peer: Hello | undefined;
   #peerSite: Site | undefined;
-  /** What the handshake came to. */
-  #extent: SyncExtent | undefined;
+  /** What the handshake came to: the peer is the source. */
+  #verdict: Verdict | undefined;
   /** The primary's history, once everything of it has arrived. */
   #source: SourceHistory | undefined;
   #disks: readonly ReplicaDisk[] = [];
@@ -220,6 +223,7 @@ export class ReplicaSession {
   #opened(peer: Hello): void {
     const { hello, judged } = this.#options;
     const verdict = decideBetween(hello, peer);
+    this.#assertStill(verdict, peer);
     const refusal = refusalOf(verdict, hello.agentId);
     if (refusal === undefined) this.#options.assertNotAnothers(peer);
     judged(verdict, peer);
@@ -227,10 +231,24 @@ export class ReplicaSession {
     if (peer.mode === "shared" && peer.otherPeers !== undefined && !this.#options.isMarked) throw unmarked();
     assert(verdict.kind === "sync" && verdict.source === peer.agentId, "of a pair, the Primary is the source");
     this.#peer = peer;
-    this.#extent = verdict.extent;
+    this.#verdict = verdict;
     this.#beginTimer = this.#options.clock.after(HANDSHAKE_TIMEOUT_MS, () => {
       this.#session.close(new ColobusError("peer-timeout", "the peer opened a session and did not begin"));
     });
+  }
+
+  /**
+   * Another session may have brought this side another history since it has said what it was. Errors: `replaced`: what was agreed
+   * on is no more what the two are to do.
+   */
+  #assertStill(verdict: Verdict, peer: Hello): void {
+    const present = decideBetween(this.#options.presentHello(), peer);
+    if (present.kind === verdict.kind && extentOf(present) === extentOf(verdict)) return;
+    throw new ColobusError(
+      "replaced",
+      "this side has heard of another history during the handshake",
+      "It is tried again.",
+    );
   }
 
   #receive(message: SessionMessage): void {
@@ -319,6 +337,7 @@ export class ReplicaSession {
     assert(peer !== undefined);
     await options.opened(this);
     if (this.#ended !== undefined) return;
+    if (this.#verdict !== undefined) this.#assertStill(this.#verdict, peer);
     const names = peer.disks.map((disk) => disk.name);
     const isAsGreeted =
       this.#fitsVerdict(message) &&
@@ -371,7 +390,7 @@ export class ReplicaSession {
   /** Nothing that a primary says by itself may cost the checkpoint. */
   #fitsVerdict({ extent }: BeginMessage): boolean {
     const isOfShared = extent === "keep" || extent === "rearm";
-    return this.#options.hello.mode === "shared" ? extent === this.#extent : !isOfShared;
+    return this.#options.hello.mode === "shared" ? extent === extentOf(this.#verdict) : !isOfShared;
   }
 
   /** Returns the number of messages that it took. */
@@ -566,3 +585,7 @@ function unmarked(): ColobusError {
 }
 
 const SYNC_OF_PHASE = { begin: "active", pause: "paused", end: "none" } as const satisfies Record<SyncPhase, string>;
+
+function extentOf(verdict: Verdict | undefined): SyncExtent | undefined {
+  return verdict?.kind === "sync" ? verdict.extent : undefined;
+}

@@ -126,6 +126,7 @@ export class ReplicaSessions {
       clock: options.clock,
       random: options.random,
       hello: this.hello(),
+      presentHello: () => this.hello(),
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
