@@ -221,19 +221,23 @@ export class AgentRoles {
   }
 
   /**
-   * Makes a disk of `primary` longer, which the secondaries of `grown` have done already. Errors: as `Resizes.grow`;
-   * `not-primary` when the role has changed meanwhile, or ends.
+   * Carries out an order that `primary` was given, behind every change that was begun before: it judges by what those have
+   * left. Errors: those of the order; `not-primary` when the role has changed meanwhile, or ends.
    */
-  grow(primary: PrimaryRole, disk: number, sizeBytes: number, grown: GrownPeers): Promise<void> {
+  inTurn<T>(primary: PrimaryRole, order: () => Promise<T>): Promise<T> {
     return this.#change(async () => {
       const active = this.#active;
-      if (active.role !== "Primary" || active.primary !== primary || this.#stopping) {
-        throw new ColobusError(
-          "not-primary",
-          "this side is not Primary any more",
-          "See `colobus status` on both sides.",
-        );
-      }
+      if (active.role === "Primary" && active.primary === primary && !this.#stopping) return order();
+      throw new ColobusError("not-primary", "this side is not Primary any more", "See `colobus status` on both sides.");
+    });
+  }
+
+  /**
+   * Makes a disk of `primary` longer, which the secondaries of `grown` have done already. Errors: as `Resizes.grow`;
+   * `not-primary`.
+   */
+  grow(primary: PrimaryRole, disk: number, sizeBytes: number, grown: GrownPeers): Promise<void> {
+    return this.inTurn(primary, async () => {
       await primary.resizes.grow(disk, sizeBytes, grown);
       const { state, exports } = this.#options;
       const replicated = primary.disks[disk];
@@ -374,15 +378,17 @@ export class AgentRoles {
 
   #startMerge(): void {
     const { jobs, state, emit, agent } = this.#options;
-    const work = new MergeWork(this.#promoted, state, () => {
+    const { log } = agent.host;
+    const merged = (): void => {
       emit("merged", { epoch: this.#promotedEpoch });
       // Until it is written other agents keep off the disk, and the next overwrite, or checkpoint, writes it as well.
       this.#options.sharedMark
         ?.write("unprotected")
         .catch((error: unknown) =>
-          agent.host.log.warn({ reason: asColobusError(error) }, "the mark of the shared disk is not written"),
+          log.warn({ reason: asColobusError(error) }, "the mark of the shared disk is not written"),
         );
-    });
-    jobs.start(work, { speed: agent.config.resyncSpeed, held: false });
+    };
+    const work = new MergeWork({ disks: this.#promoted, state, log, speed: agent.config.resyncSpeed, merged });
+    jobs.start(work, work.begins);
   }
 }

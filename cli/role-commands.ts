@@ -120,18 +120,22 @@ export class RoleCommands {
     }
   }
 
-  /** One of several secondaries is gone for good. Errors: as `placeToForget`; `io-error`; `timed-out`. */
+  /** One of several secondaries is gone for good. Errors: as `placeToForget`; `io-error`; `timed-out`, and the order stands. */
   async forget({ peer, timeoutMs }: ForgetRequest, signal: AbortSignal): Promise<ForgetAnswer> {
+    const { roles } = this.#options;
     const deadline = this.#deadline(timeoutMs, signal);
     try {
       const primary = this.#primary("forget");
       this.#assertPlacesAreOwn("forget");
-      const place = placeToForget(primary.places, peer);
-      const { peerId, replicator } = place;
-      const answer = { agentId: peerId ?? null, url: replicator.url };
-      await deadline.race(primary.giveUp(place, undefined), "the record is not written yet");
-      await this.#options.roles.redial();
-      return answer;
+      const given = roles.inTurn(primary, async () => {
+        const place = placeToForget(primary.places, peer);
+        const { peerId, replicator } = place;
+        const answer = { agentId: peerId ?? null, url: replicator.url };
+        await primary.giveUp(place, undefined);
+        await roles.redial();
+        return answer;
+      });
+      return await deadline.race(given, NOT_GIVEN_UP_YET);
     } finally {
       deadline.end();
     }
@@ -194,14 +198,20 @@ export class RoleCommands {
       throw new ColobusError("usage", "a side that gives its data up has no new peer to accept");
     }
     if (primary.places.length > 1) this.#assertPlacesAreOwn("connect --accept-new-peer");
-    const place = placeToReplace(primary.places, insteadOf);
-    const dialled = primary.places.length === 1 ? state.record.peers[0] : place.replicator.url;
-    const url = request.peer ?? dialled ?? undefined;
-    if (dryRun) return this.#askNewPeer(place, url, deadline);
-    const before = this.#lastVerdict();
-    const known = primary.places.map(({ peerId }) => peerId);
-    await primary.giveUp(place, url);
-    await roles.redial();
+    const choose = (): { place: SecondaryPlace; url: string | undefined } => {
+      const place = placeToReplace(primary.places, insteadOf);
+      const dialled = primary.places.length === 1 ? state.record.peers[0] : place.replicator.url;
+      return { place, url: request.peer ?? dialled ?? undefined };
+    };
+    if (dryRun) return this.#askNewPeer(choose(), deadline);
+    const given = roles.inTurn(primary, async () => {
+      const { place, url } = choose();
+      const found = { before: this.#lastVerdict(), known: primary.places.map(({ peerId }) => peerId) };
+      await primary.giveUp(place, url);
+      await roles.redial();
+      return found;
+    });
+    const { before, known } = await deadline.race(given, NOT_GIVEN_UP_YET);
     const newcomer = (): SecondaryPlace | undefined =>
       primary.places.find(({ replicator, peerId }) => replicator.isConnected && !known.includes(peerId));
     const isOther = (judged: Judged | undefined): boolean =>
@@ -215,7 +225,10 @@ export class RoleCommands {
   }
 
   /** What this side and the agent at `url` would do if the place were free. */
-  async #askNewPeer({ slot }: SecondaryPlace, url: string | undefined, deadline: Deadline): Promise<ConnectAnswer> {
+  async #askNewPeer(
+    { place, url }: { readonly place: SecondaryPlace; readonly url: string | undefined },
+    deadline: Deadline,
+  ): Promise<ConnectAnswer> {
     if (url === undefined) {
       throw new ColobusError(
         "usage",
@@ -225,7 +238,7 @@ export class RoleCommands {
     }
     const asked = new AbortController();
     try {
-      const asIf = (record: StateRecord): StateRecord => peerGivenUp(record, slot);
+      const asIf = (record: StateRecord): StateRecord => peerGivenUp(record, place.slot);
       const asking = this.#options.roles.probe(url, asked.signal, { asIf });
       const judged = await deadline.race(asking, `the agent at ${url} has not answered yet`);
       return { dryRun: true, connected: false, verdict: this.#describe(judged) };
@@ -387,5 +400,7 @@ function refusal(verdict: Verdict, self: string): ColobusError {
   return reason;
 }
 
+/** An order about a place waits for those before it, and for its record. */
+const NOT_GIVEN_UP_YET = "the record is not written yet; it is given up when it is";
 /** Nobody has answered: what is known from before is told with it. */
 const UNANSWERED: readonly ErrorCode[] = ["timed-out", "connection-lost", "peer-timeout"];

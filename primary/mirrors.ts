@@ -1,4 +1,3 @@
-import { isDeepStrictEqual } from "node:util";
 import { ColobusError, asColobusError } from "../proto/errors.ts";
 import type { MirrorRequest } from "../proto/control-api.ts";
 import {
@@ -26,8 +25,9 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import { RepeatedWork } from "../shared/host/repeated-work.ts";
 import { sleep } from "../shared/host/sleep.ts";
-import type { Job, JobSettings } from "../shared/jobs/job.ts";
+import type { Job } from "../shared/jobs/job.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
+import { KeptSettings } from "../shared/jobs/kept-settings.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
 import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
@@ -77,8 +77,6 @@ interface Mirror {
   readonly target: MirrorTarget;
   work: MirrorWork | undefined;
   job: Job | undefined;
-  /** What the record says, or is about to say, of how the job is set; undefined: nobody knows. */
-  kept: { readonly settings: JobSettings; readonly done: Promise<void> } | undefined;
 }
 
 /**
@@ -245,13 +243,19 @@ export class Mirrors {
       changed: () => mirror.work?.copyChanged(),
       untracked: () => this.#untracked(mark.id),
     });
-    const mirror: Mirror = { mark, geometry, copy, target, work: undefined, job: undefined, kept: undefined };
+    const mirror: Mirror = { mark, geometry, copy, target, work: undefined, job: undefined };
     return mirror;
   }
 
   #launch(mirror: Mirror): Job {
-    const { jobs, emit, targets } = this.#options;
+    const { jobs, emit, targets, log } = this.#options;
     const { mark, geometry, copy, target } = mirror;
+    const settings = settingsOf(mark);
+    const kept = new KeptSettings({
+      recorded: settings,
+      write: (changed) => this.#change(mark.id, (recorded) => setTo(recorded, changed)),
+      failed: (reason) => log.warn({ job: mark.id, reason }, "how a mirror is set is not recorded"),
+    });
     const work = new MirrorWork({
       mark,
       disk: this.#disk(mark.disk),
@@ -265,12 +269,10 @@ export class Mirrors {
         emit("disk-pivoted", { disk: mark.disk, image: mark.target, job: mark.id });
       },
       left: () => this.#left(mirror),
-      keep: (settings) => this.#keep(mirror, settings),
+      keep: (changed) => kept.keep(changed),
       ready: () => emit("job-ready", { id: mark.id, type: "mirror", disk: mark.disk }),
     });
     mirror.work = work;
-    const settings = settingsOf(mark);
-    mirror.kept = { settings, done: Promise.resolve() };
     mirror.job = jobs.start(work, { ...settings, held: settings.isPaused, id: mark.id });
     return mirror.job;
   }
@@ -320,19 +322,6 @@ export class Mirrors {
 
   async #untracked(id: string): Promise<void> {
     await this.#change(id, (mark) => ({ ...mark, isTracked: false }));
-  }
-
-  /** Has the job begin so in a later process. Errors: `io-error`; it is so set for as long as this process lives. */
-  #keep(mirror: Mirror, settings: JobSettings): Promise<void> {
-    const { kept, mark } = mirror;
-    if (kept !== undefined && isDeepStrictEqual(kept.settings, settings)) return kept.done;
-    const done = this.#change(mark.id, (recorded) => setTo(recorded, settings)).catch((error: unknown) => {
-      mirror.kept = undefined;
-      this.#options.log.warn({ job: mark.id, reason: asColobusError(error) }, "how a mirror is set is not recorded");
-      throw error;
-    });
-    mirror.kept = { settings, done };
-    return done;
   }
 
   async #change(id: string, change: (mark: MirrorMark) => MirrorMark): Promise<void> {

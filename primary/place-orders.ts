@@ -119,7 +119,8 @@ export function gravestOf(places: readonly SecondaryPlace[]): Judged | undefined
 
 /** Whether a handshake may have been with the peer at `url`: of several, only with whom this side has dialled there. */
 export function mayBeAt(places: readonly SecondaryPlace[], judged: Judged, url: string): boolean {
-  return places.length === 1 || places.some((place) => place.judged === judged && place.replicator.url === url);
+  if (places.length === 1 || judged.url === url) return true;
+  return places.some((place) => place.judged === judged && place.replicator.url === url);
 }
 
 /** Bytes that were changed here and that the peer may lack. */

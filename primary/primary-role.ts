@@ -300,6 +300,7 @@ export class PrimaryRole {
     const context = { ...this.#options, epochs: this.#epochs, checkpoints: this.checkpoints };
     const gone = await giveUp({ ...context, isOnly: this.places.length === 1 }, place, url);
     if (gone !== undefined) this.#unheard.delete(gone);
+    if (url !== undefined) for (const other of this.places) if (other !== place) other.replicator.cede(url);
     if (this.#shared === undefined && this.#guests.isHeld && this.isConnected) this.#releaseUnlessGone();
     this.#notify();
     await place.tracking.forget();

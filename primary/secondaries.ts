@@ -1,4 +1,3 @@
-import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { UNAUTHENTICATED_LINKS_MAX } from "../proto/limits.ts";
 import type { Hello, OperationKind } from "../proto/replication-messages.ts";
@@ -34,7 +33,7 @@ export interface SecondariesOptions {
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
   readonly hello: () => Hello;
-  /** What a handshake with a secondary came to that an operator has given up. */
+  /** What a handshake came to with a peer that has no place: it was given up, or is another side's. */
   readonly judged: (judged: Judged) => void;
   /** What pings carry, where an arbiter decides who serves. */
   readonly pulse?: Pulse | undefined;
@@ -119,9 +118,10 @@ export class Secondaries {
       opened: (peer) => {
         this.#unproved -= 1;
         isProved = true;
-        isStranger = this.#isGivenUp(peer);
-        if (isStranger) throw this.#refusalOf(hello, peer);
-        owner = this.#placeOf(peer, session.peerSubject, url);
+        const place = this.#isGivenUp(peer) ? undefined : this.#placeOf(peer, session.peerSubject, url);
+        isStranger = place === undefined;
+        if (place === undefined) throw this.#refusalOf(hello, peer, url);
+        owner = place;
         owner.open(session, hello, peer, url);
         for (const one of this.all) if (one !== owner) one.cede(url);
         wasOpen = true;
@@ -203,16 +203,24 @@ export class Secondaries {
   }
 
   /** It has no place, but this side has to hear of it if it was promoted. */
-  #refusalOf(hello: Hello, peer: Hello): ColobusError {
+  #refusalOf(hello: Hello, peer: Hello, url: string | null): ColobusError {
     const verdict = decideBetween(hello, peer);
-    this.#options.judged({ verdict, peer });
     const refusal = refusalOf(verdict, hello.agentId);
-    assert(refusal !== undefined, "one that was given up is no pair with this side");
+    if (refusal === undefined) return this.#noPlace();
+    this.#options.judged({ verdict, peer, url });
     return refusal;
   }
 
-  /** Errors: `role-conflict` where every place is another secondary's. */
-  #placeOf(peer: Hello, subject: string | undefined, url: string | null): Replicator {
+  #noPlace(): ColobusError {
+    return new ColobusError(
+      "role-conflict",
+      `this primary has its ${this.#options.places.length} secondaries, and the peer is none of them`,
+      "Give up one that is gone for good: `colobus forget PEER` on the primary; or start it with a larger --secondaries.",
+    );
+  }
+
+  /** undefined: every place is another secondary's. */
+  #placeOf(peer: Hello, subject: string | undefined, url: string | null): Replicator | undefined {
     const { places, state } = this.#options;
     const [only, ...others] = places;
     if (only !== undefined && others.length === 0) return only.replicator;
@@ -232,12 +240,7 @@ export class Secondaries {
     const replaced = entries.find(({ place }) => url !== null && place.replicator.url === url);
     if (replaced !== undefined && !replaced.place.replicator.isTaken) return replaced.place.replicator;
     const found = free.find(({ place }) => url !== null && place.replicator.url === url) ?? free[0];
-    if (found !== undefined) return found.place.replicator;
-    throw new ColobusError(
-      "role-conflict",
-      `this primary has its ${places.length} secondaries, and the peer is none of them`,
-      "Give up one that is gone for good: `colobus forget PEER` on the primary; or start it with a larger --secondaries.",
-    );
+    return found?.place.replicator;
   }
 }
 

@@ -22,6 +22,8 @@ import { VerifyJobs } from "./verify-jobs.ts";
 export interface Judged {
   readonly verdict: Verdict;
   readonly peer: Hello;
+  /** Where this side has dialled a peer that has no place. */
+  readonly url?: string | null;
 }
 
 export interface SecondaryPlaceOptions extends Pick<
@@ -82,7 +84,7 @@ export class SecondaryPlace {
     this.#options = options;
     this.slot = options.slot;
     this.tracking = options.tracking;
-    this.syncs = new SyncJobs(options.jobs, options.resyncSpeed);
+    this.syncs = new SyncJobs(options);
     this.replicator = this.#newReplicator();
     this.verifies = new VerifyJobs({
       ...options,
@@ -156,6 +158,7 @@ export class SecondaryPlace {
   release(url: string | null): void {
     this.#judged = undefined;
     this.replicator.release(url);
+    this.syncs.forget();
   }
 
   /** Ends the jobs of the place. */

@@ -1,33 +1,50 @@
 import type { JobSpeed, ResyncAnswer } from "../proto/control-api.ts";
 import { ColobusError } from "../proto/errors.ts";
+import type { OperatorSettings } from "../proto/state-record.ts";
+import type { Log } from "../shared/host/log.ts";
 import type { Job } from "../shared/jobs/job.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
+import { KeptSettings, setByOperator } from "../shared/jobs/kept-settings.ts";
+import { NOTHING_SET, syncSettingsOf, withSyncSettings } from "../shared/journal/operator-settings.ts";
+import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Replicator } from "./replicator.ts";
 import { SyncWork, type SyncWorkOptions } from "./sync-work.ts";
 
+export interface SyncJobsOptions {
+  readonly jobs: JobList;
+  readonly state: StateFile;
+  readonly log: Log;
+  /** Of the peer that is brought what it lacks. */
+  readonly slot: number;
+  /** The speed of a sync for which no other is set. */
+  readonly resyncSpeed: JobSpeed;
+}
+
 /**
- * The syncs of one primary, one after the other: a sync ends with its session, and the next one goes on with what is
- * left. What an operator has set for a sync (its speed, that it is paused) holds until everything is sent.
+ * The syncs of one secondary, one after the other: a sync ends with its session, and the next one goes on with what is
+ * left. What an operator has set for a sync (its speed, that it is paused) holds until everything is sent, in later processes
+ * as well: the state record has it.
  */
 export class SyncJobs {
-  readonly #jobs: JobList;
-  #speed: JobSpeed;
+  readonly #options: SyncJobsOptions;
+  #usualSpeed: JobSpeed;
   #job: Job | undefined;
   /** How the next one begins. */
-  #control: { readonly speed: JobSpeed; readonly held: boolean };
+  #set: OperatorSettings;
+  #kept: KeptSettings<OperatorSettings>;
 
-  /** `speed` is that of a sync for which no other is set. */
-  constructor(jobs: JobList, speed: JobSpeed) {
-    this.#jobs = jobs;
-    this.#speed = speed;
-    this.#control = { speed, held: false };
+  constructor(options: SyncJobsOptions) {
+    this.#options = options;
+    this.#usualSpeed = options.resyncSpeed;
+    this.#set = syncSettingsOf(options.state.record, options.slot);
+    this.#kept = this.#keeping(this.#set);
   }
 
   /** The speed of the sync that is under way, and of later ones, whatever was set for them. */
   setSpeed(speed: JobSpeed): void {
-    this.#speed = speed;
-    this.#control = { ...this.#control, speed };
+    this.#usualSpeed = speed;
     if (this.#job !== undefined && this.#job.state !== "concluded") this.#job.setSpeed(speed);
+    else this.#keepUnasked({ isPaused: this.#set.isPaused });
   }
 
   /** Whether an operator has paused the sync that is under way. */
@@ -36,22 +53,30 @@ export class SyncJobs {
   }
 
   /** Begins a sync, in place of one that may be under way. */
-  start(options: SyncWorkOptions): void {
+  start(options: Omit<SyncWorkOptions, "keep">): void {
     this.end(new ColobusError("connection-lost", "a newer sync took the place of this one"));
-    this.#job = this.#jobs.start(new SyncWork(options), this.#control);
+    const { speed = this.#usualSpeed, isPaused } = this.#set;
+    const keep: SyncWorkOptions["keep"] = (settings) => {
+      this.#set = setByOperator(settings, this.#usualSpeed);
+      return this.#kept.keep(this.#set);
+    };
+    this.#job = this.#options.jobs.start(new SyncWork({ ...options, keep }), { speed, held: isPaused });
   }
 
   /** Ends the sync before it is done. */
   end(reason: ColobusError): void {
-    const job = this.#job;
-    if (job === undefined || job.state === "concluded") return;
-    this.#control = { speed: job.speed, held: job.isHeld };
-    job.conclude(reason);
+    this.#job?.conclude(reason);
   }
 
   /** Everything is sent. */
   done(): void {
-    this.#control = { speed: this.#speed, held: false };
+    this.#keepUnasked(NOTHING_SET);
+  }
+
+  /** The record has nothing of the secondary any more, nor of what was set for its syncs. None is under way. */
+  forget(): void {
+    this.#set = NOTHING_SET;
+    this.#kept = this.#keeping(NOTHING_SET);
   }
 
   /**
@@ -65,5 +90,19 @@ export class SyncJobs {
     if (job.state !== "paused") return { outcome: "running", job: job.id, givenUpEpoch: null };
     job.apply("resume");
     return { outcome: "resumed", job: job.id, givenUpEpoch: null };
+  }
+
+  #keepUnasked(settings: OperatorSettings): void {
+    this.#set = settings;
+    this.#kept.keep(settings).catch(() => undefined); // the log has it
+  }
+
+  #keeping(recorded: OperatorSettings): KeptSettings<OperatorSettings> {
+    const { state, slot, log } = this.#options;
+    return new KeptSettings({
+      recorded,
+      write: (settings) => state.update((record) => withSyncSettings(record, slot, settings)),
+      failed: (reason) => log.warn({ reason }, "how a sync is set is not recorded"),
+    });
   }
 }

@@ -2,7 +2,7 @@ import { ColobusError } from "../proto/errors.ts";
 import { DISK_RETRY_MS, SYNC_WINDOW_SHARE, SYNC_WINDOW_SHARE_BESIDE_GUESTS } from "../proto/limits.ts";
 import type { JobState } from "../proto/words.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
-import type { JobWork } from "../shared/jobs/job.ts";
+import type { JobSettings, JobWork } from "../shared/jobs/job.ts";
 import { ChunkPool } from "./chunk-pool.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 import type { Replicator } from "./replicator.ts";
@@ -15,6 +15,8 @@ export interface SyncWorkOptions {
   readonly disks: readonly ReplicatedDisk[];
   readonly geometries: readonly ClusterGeometry[];
   readonly windowBytes: number;
+  /** Has what the job is set to recorded. Durable when the promise resolves. Errors: why it is not; they are logged. */
+  readonly keep: (settings: JobSettings) => Promise<void>;
 }
 
 /**
@@ -66,6 +68,10 @@ export class SyncWork implements JobWork {
     if (state === "paused") this.#options.replicator.tellPaused(this.#session, true);
     else if (state === "running" && this.#wasPaused) this.#options.replicator.tellPaused(this.#session, false);
     this.#wasPaused = state === "paused";
+  }
+
+  keep(settings: JobSettings): Promise<void> {
+    return this.#options.keep(settings);
   }
 
   async step(bytesMax: number): Promise<number | undefined> {

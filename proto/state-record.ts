@@ -62,6 +62,10 @@ const checkpointSchema = z.object({ epoch, atMs: z.number(), vmstate: vmStateMar
 
 const speedSchema = z.union([z.number().nonnegative(), z.literal("dynamic")]);
 
+/** What an operator has set for a job that a later process goes on with. `speed` is left out where none is set for it. */
+const operatorSettingsSchema = z.object({ speed: speedSchema.optional(), isPaused: z.boolean() });
+export type OperatorSettings = z.infer<typeof operatorSettingsSchema>;
+
 /** A mirror job: how it was asked for, and what it came to. */
 export const mirrorMarkSchema = z.object({
   /** The job's id. */
@@ -175,6 +179,11 @@ export const stateRecordSchema = z.object({
     )
     .max(SECONDARIES_MAX)
     .optional(),
+  /** On a primary: what is set for the sync of the peer of a slot, until that has everything; left out: nothing is for any. */
+  syncs: z
+    .array(operatorSettingsSchema.extend({ slot: z.int().nonnegative() }))
+    .max(SECONDARIES_MAX)
+    .optional(),
   /** On a primary: it has met a newer lineage, and serves nothing. On a secondary: the checkpoint is a former primary's own state. */
   outdated: z.boolean(),
   /** The operator gave up what is here for the peer's. */
@@ -225,7 +234,7 @@ export const stateRecordSchema = z.object({
   /** Earlier checkpoints whose generations are kept, ascending: each can be exported and rolled back to (`--retain`). */
   retained: z.array(checkpointSchema).default([]),
   /** Set by a promotion until every overlay has been merged into its base; `activeEpoch` names the active disks. */
-  merge: z.object({ activeEpoch: epoch }).nullable(),
+  merge: z.object({ activeEpoch: epoch, settings: operatorSettingsSchema.optional() }).nullable(),
   /**
    * Files of which an fsync has failed since the host has booted: a disk's image where `active` is null, else the active
    * disk whose journal has that id. No flush of them is to succeed.

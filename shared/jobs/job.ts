@@ -366,6 +366,8 @@ export class Job {
     const error = asColobusError(thrown);
     if (this.#state === "pending") this.#set("ready");
     const policy = this.#options.work.errorPolicy?.(thrown) ?? "stop";
+    // Whoever has paused it meanwhile lets it go on, and nothing else does: the piece fails again then.
+    if (policy === "stop" && this.isHeld) return;
     if (policy === "report") {
       this.#abandon("failed", error);
     } else if (policy === "ignore") {

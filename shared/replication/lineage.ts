@@ -172,7 +172,8 @@ export function promoted(record: StateRecord, lineage: string, supersedesHeard: 
  * seen used, and is outdated until a newer one is committed.
  */
 export function demoted(record: StateRecord, checkpoint: StateRecord["committed"], discardsOwn: boolean): StateRecord {
-  const { markedOver: _, ...rest } = record;
+  // What was set for syncs is nothing to the side that takes over.
+  const { markedOver: _, syncs: __, ...rest } = record;
   return {
     ...bitmapsLost(rest, "role-changed"),
     role: "Secondary",

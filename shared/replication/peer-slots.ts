@@ -1,4 +1,5 @@
 import type { StateRecord } from "../../proto/state-record.ts";
+import { NOTHING_SET, withSyncSettings } from "../journal/operator-settings.ts";
 
 /**
  * What the state record says of each peer of a primary. One is named by the record's own fields, as the only peer of a
@@ -49,7 +50,7 @@ export function withPeerEntry(record: StateRecord, slot: number, change: Partial
 
 /** Nothing is known of the slot's peer any more. The record's own fields name another one then, if there is one. */
 export function withoutPeerEntry(record: StateRecord, slot: number): StateRecord {
-  const { otherPeers, ...own } = record;
+  const { otherPeers, ...own } = withSyncSettings(record, slot, NOTHING_SET);
   const others = (otherPeers ?? []).filter((other) => other.slot !== slot);
   if (slot !== mainSlotOf(record)) return others.length === 0 ? own : { ...own, otherPeers: others };
   const { peerSubject: _, ...rest } = own;

@@ -63,6 +63,8 @@ export class PeerTracking {
   #source: TrackingSource | undefined;
   readonly #settling: RepeatedWork;
   #losing: Promise<void> | undefined;
+  /** Whom the bitmaps are about changes once after the other. */
+  #changing: Promise<void> = Promise.resolve();
 
   private constructor(
     options: PeerTrackingOptions,
@@ -164,7 +166,11 @@ export class PeerTracking {
    * From here on the bitmaps count from the copy of `peer`: with everything dirty (`full`), or with what was written
    * since this process began (`assumed`). Durable when the promise resolves. Errors: `io-error`, `out-of-space`.
    */
-  async begin(peer: string, extent: "full" | "assumed"): Promise<void> {
+  begin(peer: string, extent: "full" | "assumed"): Promise<void> {
+    return this.#inTurn(() => this.#begin(peer, extent));
+  }
+
+  async #begin(peer: string, extent: "full" | "assumed"): Promise<void> {
     await this.#settling.settled();
     if (this.#trackers === undefined) await this.#makeDurable();
     if (extent === "full") {
@@ -199,11 +205,21 @@ export class PeerTracking {
       this.dirty(disk).addClusters(first, geometry.clusterCount);
   }
 
-  /** The bitmaps are about nobody any more. */
-  async forget(): Promise<void> {
-    await this.#record(null);
+  /** The bitmaps are about nobody any more: another peer's begin behind that. Errors: `io-error`; nothing is forgotten then. */
+  forget(): Promise<void> {
+    return this.#inTurn(() => this.#forget());
+  }
+
+  async #forget(): Promise<void> {
+    const peer = this.#peer;
+    this.#peer = null; // settling records nobody from here on
+    try {
+      await this.#record(null);
+    } catch (error) {
+      this.#peer = peer;
+      throw error;
+    }
     await this.#settling.settled();
-    this.#peer = null;
     const trackers = this.#trackers ?? [];
     this.#trackers = undefined;
     this.#sets = this.#options.disks.map(({ geometry }) => new DirtyMap(geometry));
@@ -277,7 +293,15 @@ export class PeerTracking {
 
   async #record(tracks: string | null): Promise<void> {
     const { state, slot } = this.#options;
-    await state.update((record) => withPeerEntry(record, slot, { tracks }));
+    await state.update((record) =>
+      peerEntryOf(record, slot).tracks === tracks ? record : withPeerEntry(record, slot, { tracks }),
+    );
+  }
+
+  #inTurn(change: () => Promise<void>): Promise<void> {
+    const result = this.#changing.then(change);
+    this.#changing = result.catch(() => undefined); // the caller has the error
+    return result;
   }
 
   async #settle(): Promise<void> {
@@ -288,6 +312,7 @@ export class PeerTracking {
       // It was given up, and may be written again.
       const peer = this.#peer;
       await this.#makeDurable();
+      if (this.#peer !== peer) return;
       await this.#record(peer);
       this.#options.emit("state-mended", {});
       return;

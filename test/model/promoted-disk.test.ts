@@ -10,6 +10,7 @@ import { SeededRandom } from "../sim/seeded-random.ts";
 import { SimRandom } from "../sim/sim-random.ts";
 import { FileImages } from "../../shared/block/file-images.ts";
 import type { MemoryStorage } from "../support/memory-storage.ts";
+import { SilentLog } from "../support/silent-log.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../support/overlay-bench.ts";
 import { imagePath, lostSyncsOf, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../support/replica-bench.ts";
 import { firstDifference, VolatileModel } from "../support/volatile-model.ts";
@@ -160,7 +161,13 @@ class Life {
 
   /** Merges what is left: the raw image is then the disk, and the overlays are gone. */
   async end(): Promise<void> {
-    const work = new MergeWork([this.#disk], this.#state, () => undefined);
+    const work = new MergeWork({
+      disks: [this.#disk],
+      state: this.#state,
+      log: new SilentLog(),
+      speed: 0,
+      merged: () => undefined,
+    });
     while ((await work.step()) !== undefined) await this.check();
     await this.check();
     assert.equal(this.#state.record.merge, null);

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import type { Agent } from "../../cli/agent.ts";
 import type { FailoverAnswer } from "../../proto/control-api.ts";
 import type { Outcome } from "./calls.ts";
 import type { LifeGuest } from "./life-guest.ts";
@@ -224,7 +225,12 @@ export class LifeFailover {
     const { agent } = this.#scene.pair.secondary;
     const job = agent?.jobs().find(({ type, state }) => type === "merge" && state !== "concluded");
     if (agent === undefined || job === undefined || this.#random.chance(0.4)) return;
-    await agent.setJobSpeed(job.id, 2 ** (10 + this.#random.below(10)));
+    await this.#setSpeed(agent, job.id, 2 ** (10 + this.#random.below(10)));
+  }
+
+  async #setSpeed(agent: Agent, job: string, speed: number): Promise<void> {
+    const { pair, calls } = this.#scene;
+    await calls.make(pair.secondary, "set-speed", FAILOVER_WITHIN_MS, () => agent.setJobSpeed(job, speed));
   }
 
   #crashWithin(calls: number): void {
@@ -243,7 +249,7 @@ export class LifeFailover {
       await untilUp(pair.secondary);
       const { agent } = pair.secondary;
       assert(agent !== undefined);
-      for (const { id, type } of agent.jobs()) if (type === "merge") await agent.setJobSpeed(id, 0);
+      for (const { id, type } of agent.jobs()) if (type === "merge") await this.#setSpeed(agent, id, 0);
       const request = { condition: "merged", timeoutMs: MERGED_WITHIN_MS } as const;
       const outcome = await calls.make(pair.secondary, "wait", MERGED_WITHIN_MS, () =>
         agent.wait(request, new AbortController().signal),

@@ -126,9 +126,11 @@ export class ScriptedTrio {
 
   /** Resolves with what became of it. */
   follow(member: PairMember, primary: PairMember): Promise<string> {
-    return this.#order("a rejoin", async (signal) => {
-      await member.agent?.rejoin({ peer: urlOf(primary.name), ...COMMAND }, signal);
-    });
+    return this.do("a rejoin", () =>
+      outcomeOf(async (signal) => {
+        await member.agent?.rejoin({ peer: urlOf(primary.name), ...COMMAND }, signal);
+      }),
+    );
   }
 
   /** Another agent, with an empty state directory. */
@@ -152,14 +154,15 @@ export class ScriptedTrio {
 
   /** Another agent takes the place of one of the two. Resolves with what became of it. */
   accept(request: Pick<ConnectRequest, "peer" | "insteadOf">): Promise<string> {
-    return this.#order("a new peer", async (signal) => {
+    return this.do("a new peer", () => this.acceptNow(request));
+  }
+
+  /** As `accept`, for a test that lets time pass itself. */
+  acceptNow(request: Pick<ConnectRequest, "peer" | "insteadOf">): Promise<string> {
+    return outcomeOf(async (signal) => {
       const order = { dryRun: false, discardMyData: false, acceptNewPeer: true, ...COMMAND };
       await this.a.agent?.connect({ ...order, ...request }, signal);
     });
-  }
-
-  #order(what: string, give: (signal: AbortSignal) => Promise<void>): Promise<string> {
-    return this.do(what, () => outcomeOf(give));
   }
 
   cutOff(member: PairMember, on = true): void {

@@ -28,6 +28,9 @@ const FULL = stateRecord({
 
 const epoch = fc.nat({ max: Number.MAX_SAFE_INTEGER });
 const at = fc.record({ epoch, atMs: fc.double({ min: 0, max: 2e12, noNaN: true }) });
+const isPaused = fc.boolean();
+const speed = fc.oneof(fc.nat(), fc.constant("dynamic" as const));
+const settings = fc.oneof(fc.record({ isPaused }), fc.record({ isPaused, speed }));
 const records: fc.Arbitrary<StateRecord> = fc
   .record({
     vm: fc.string({ maxLength: 40 }),
@@ -46,7 +49,8 @@ const records: fc.Arbitrary<StateRecord> = fc
     epochReserved: epoch,
     committed: at,
     prepared: fc.array(at, { maxLength: 5 }),
-    merge: fc.option(fc.record({ activeEpoch: epoch })),
+    merge: fc.oneof(fc.constant(null), fc.record({ activeEpoch: epoch }), fc.record({ activeEpoch: epoch, settings })),
+    syncs: fc.array(fc.record({ slot: fc.nat(), isPaused, speed }), { maxLength: 2 }),
     pairing: fc.option(fc.record({ peer: fc.string(), sessions: fc.array(fc.string(), { maxLength: 2 }) })),
     tracks: fc.option(fc.string()),
     outdated: fc.boolean(),

@@ -4,6 +4,7 @@ import { PromotedDisk } from "../../../secondary/promoted-disk.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
 import { imagePath, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../../support/replica-bench.ts";
+import { SilentLog } from "../../support/silent-log.ts";
 import { present } from "../../support/present.ts";
 
 const SIZE = 4 * CLUSTER_BYTES;
@@ -38,7 +39,13 @@ async function readAll(disk: PromotedDisk): Promise<Buffer> {
 }
 
 async function mergeAll(disk: PromotedDisk, bench: ReplicaBench): Promise<void> {
-  const work = new MergeWork([disk], bench.state, () => undefined);
+  const work = new MergeWork({
+    disks: [disk],
+    state: bench.state,
+    log: new SilentLog(),
+    speed: 0,
+    merged: () => undefined,
+  });
   while ((await work.step()) !== undefined) await turn();
 }
 

@@ -82,11 +82,13 @@ async function mergedImage(
   { storage, state }: Bench,
   promotion: Awaited<ReturnType<SecondaryRole["promote"]>>,
 ): Promise<Buffer> {
-  const work = new MergeWork(
-    promotion.disks.map(({ disk }) => disk),
+  const work = new MergeWork({
+    disks: promotion.disks.map(({ disk }) => disk),
     state,
-    () => undefined,
-  );
+    log: new SilentLog(),
+    speed: 0,
+    merged: () => undefined,
+  });
   while ((await work.step()) !== undefined) await turn();
   return storage.disk.readFile(imagePath("vda"));
 }

@@ -344,6 +344,23 @@ describe("a job", () => {
     expect(states).toEqual(["paused", "running", "paused"]);
   });
 
+  it("that an operator has paused stays so when the piece that was under way fails, however often that is tried again", async () => {
+    class RetriedWork extends ManualWork {
+      readonly retryMs = 5000;
+    }
+    const { clock, work, job, settle } = bench(new RetriedWork());
+    job.start();
+    job.apply("pause");
+    work.fail(new Error("a fault"));
+    await settle();
+    clock.advance(10_000);
+    await settle();
+    expect([job.isHeld, work.steps]).toEqual([true, 1]);
+    job.apply("resume");
+    await settle();
+    expect(work.steps).toBe(2);
+  });
+
   it("has what it is set to written down at each change, and not how it ends", async () => {
     const kept: JobSettings[] = [];
     let isFailing = false;
