@@ -37,6 +37,7 @@ const KINDS = {
   "Buffered-roles": { program: "run-buffered-role-lives.ts", usual: 0 },
   "Mirror": { program: "run-mirror-lives.ts", usual: 0 },
   "Trio": { program: "run-trio-lives.ts", usual: 0 },
+  "Children": { program: "run-child-lives.ts", usual: 0 },
   "Mirror-roles": { program: "run-mirror-role-lives.ts", usual: 0 },
 } as const;
 type Kind = keyof typeof KINDS;

@@ -92,6 +92,7 @@ export class RoleScene<Also extends string = never> {
   readonly #pairs = new PairStates();
   readonly #disks: readonly PairDisk[];
   #cast: RoleCast | undefined;
+  #members: readonly PairMember[] = [];
   readonly #cutOff = new Set<PairMember>();
 
   constructor(seed: number, { program, print, disks, counted }: RoleSceneOptions<Also>) {
@@ -105,12 +106,13 @@ export class RoleScene<Also extends string = never> {
 
   enter(cast: RoleCast): void {
     this.#cast = cast;
+    this.#members = cast.members;
     this.calls.isExcused = (process) =>
-      cast.isExcused(cast.members.find(({ host }) => host.process === process)?.status);
+      cast.isExcused(this.#members.find(({ host }) => host.process === process)?.status);
   }
 
   get members(): readonly PairMember[] {
-    return this.#entered.members;
+    return this.#members;
   }
 
   get #entered(): RoleCast {
@@ -118,7 +120,12 @@ export class RoleScene<Also extends string = never> {
   }
 
   member(name: string): PairMember {
-    return present(this.members.find((member) => member.name === name));
+    return present(this.find(name));
+  }
+
+  /** undefined: it takes no part any more. */
+  find(name: string): PairMember | undefined {
+    return this.members.find((member) => member.name === name);
   }
 
   othersOf(member: PairMember): PairMember[] {
@@ -260,6 +267,23 @@ export class RoleScene<Also extends string = never> {
     member.host.crash(kind);
     this.calls.died(process);
     this.#entered.died(member, kind);
+  }
+
+  /** The host of an agent dies, and never comes back. */
+  loseHost(member: PairMember): void {
+    const { process } = member.host;
+    member.host.crash("power");
+    this.calls.died(process);
+    this.#entered.died(member, "power");
+  }
+
+  /** Another one takes part in a member's place, behind the same partitions of the others. */
+  replace(member: PairMember, next: PairMember): void {
+    this.#members = this.#members.map((one) => (one === member ? next : one));
+    this.#cutOff.delete(member);
+    for (const other of this.othersOf(next)) {
+      if (this.isCutOff(other)) this.world.network.partition(next.name, other.name, true);
+    }
   }
 
   isCutOff(member: PairMember): boolean {

@@ -10,12 +10,13 @@ import { RoleGuests, type GuestRequest } from "./role-guests.ts";
 import { COMMAND_MS, isHeldOrParted, LOST_SESSION_ERRORS, QUICK_MS, RoleScene } from "./role-scene.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import { TrioModel } from "./trio-model.ts";
-import { makeTrio } from "./trio.ts";
+import { COUNTED_REPLACEMENTS, TrioReplacements } from "./trio-replacements.ts";
+import { makeTrio, makeTrioMember, type TrioOptions } from "./trio.ts";
 
 /**
  * The life of a primary with two secondaries: guests write on whichever side serves, hosts die and come back, the network
  * cuts off one or the other, and an operator fails over to either secondary, has the others follow it, and gives a side up
- * after a split brain. At the end all three come together, and all images hold what the serving side's guest has seen.
+ * after a split brain. In some lives hosts are gone for good, are given up, and others come in their place. At the end all three come together, and all images hold what the serving side's guest has seen.
  */
 const DISKS: readonly PairDisk[] = [
   { name: "vda", sizeBytes: 20 * 4096 + 1024 },
@@ -25,7 +26,7 @@ const ACTIONS_MIN = 60;
 const TOGETHER_WITHIN_MS = 900_000;
 const WRITE_MAX_BYTES = 3 * 4096;
 
-const COUNTED = ["decisions", "follows", "splits", "told without one"] as const;
+const COUNTED = ["decisions", "follows", "splits", "told without one", ...COUNTED_REPLACEMENTS] as const;
 
 /** What a commit or a discard may end with beside success. */
 const DECISION_CODES: readonly ErrorCode[] = [
@@ -50,6 +51,8 @@ class TrioLife {
   readonly #guests: RoleGuests;
   readonly #model: TrioModel;
   readonly #mode: "colo" | "mc";
+  /** undefined: the hosts stay. */
+  readonly #replacements: TrioReplacements | undefined;
   /** How many sessions a primary has lost. */
   readonly #losses = new Map<PairMember, number>();
 
@@ -63,19 +66,23 @@ class TrioLife {
     const contents = DISKS.map(({ sizeBytes }) => random.bytes(sizeBytes));
     const model = new TrioModel(DISKS, (member, event) => this.#happened(member, event));
     this.#model = model;
-    const members = makeTrio(
-      scene.world,
-      {
-        mode: this.#mode,
-        disks: DISKS,
-        durability,
-        ack,
-        windowBytes: random.pick([1024 * 1024, 16 * 1024]),
-        onCongestion: ack === "async" ? random.pick(["throttle", "detach"]) : "throttle",
-      },
-      contents,
-      model,
-    );
+    const options: TrioOptions = {
+      mode: this.#mode,
+      disks: DISKS,
+      durability,
+      ack,
+      windowBytes: random.pick([1024 * 1024, 16 * 1024]),
+      onCongestion: ack === "async" ? random.pick(["throttle", "detach"]) : "throttle",
+    };
+    const members = makeTrio(scene.world, options, contents, model);
+    const replacing = random.fork("replacements");
+    this.#replacements = replacing.chance(0.5)
+      ? new TrioReplacements(scene, {
+          random: replacing,
+          newcomer: (name) => makeTrioMember(scene.world, name, options, { observer: model }),
+          gaveUp: (member) => model.gaveUp(member),
+        })
+      : undefined;
     model.guests.begin(present(members[0]), contents);
     this.#guests = new RoleGuests(scene, {
       isCurrent: (member, disk) => model.guests.isCurrent(member, disk),
@@ -99,6 +106,7 @@ class TrioLife {
     const actions = ACTIONS_MIN + this.#random.below(60);
     for (let action = 0; action < actions; action += 1) {
       await this.#act();
+      await this.#replacements?.act(this.#serving);
       await this.#scene.pause();
     }
     await this.#together();
@@ -166,12 +174,12 @@ class TrioLife {
 
   /** Whether the secondaries have heard of the primary's history by now: what is asked of a model that sees no messages. */
   #isHeardBy({ status }: PairMember, names: readonly string[]): boolean {
-    return names.every((name) => this.#scene.member(name).status?.lineage === status?.lineage);
+    return names.every((name) => this.#scene.find(name)?.status?.lineage === status?.lineage);
   }
 
   #nameOf({ agentId, url }: PeerStatus): string[] {
     const known = this.#scene.members.find(({ status }) => agentId !== null && status?.agentId === agentId);
-    const name = known?.name ?? (url === null ? undefined : /[abc]$/.exec(url)?.[0]);
+    const name = known?.name ?? (url === null ? undefined : /[a-z]$/.exec(url)?.[0]);
     return name === undefined ? [] : [name];
   }
 
@@ -229,7 +237,7 @@ class TrioLife {
   /** A checkpoint that is told to be committed is so on each secondary that has had everything all along. */
   #assertCommittedOnAll(member: PairMember, names: readonly string[], epoch: number): void {
     for (const name of names) {
-      const committed = this.#scene.member(name).status?.epoch.committed ?? epoch;
+      const committed = this.#scene.find(name)?.status?.epoch.committed ?? epoch;
       assert(
         committed >= epoch,
         `checkpoint ${epoch} of ${member.name} is done, and ${name} has committed ${committed}`,
@@ -279,6 +287,7 @@ class TrioLife {
   async #resolve(): Promise<void> {
     const primary = this.#serving;
     if (primary === undefined) return;
+    await this.#replacements?.repair(primary);
     for (const member of this.#scene.othersOf(primary)) {
       const { status } = member;
       if (status === undefined || primary.agent === undefined) continue;
@@ -332,6 +341,7 @@ class TrioLife {
   async #started(member: PairMember): Promise<void> {
     const { status } = member;
     this.#model.started(member, status);
+    this.#replacements?.started(member);
     if (status?.role === "Primary") await this.#readBack(member);
   }
 

@@ -8,7 +8,6 @@ import type { SimProcess } from "./sim-host.ts";
 import type { CrashKind } from "./simulated-crash.ts";
 
 interface Checkpoint {
-  readonly by: PairMember;
   readonly process: SimProcess;
   readonly disks: readonly DiskModel[];
 }
@@ -21,7 +20,10 @@ interface Checkpoint {
 export class TrioModel implements PairObserver {
   readonly guests: ServingGuests;
   readonly #listener: (member: PairMember, event: AgentEvent) => void;
-  readonly #checkpoints = new Map<number, Checkpoint>();
+  /** By who has placed the barrier, and the epoch: two sides that have not spoken may use one number. */
+  readonly #checkpoints = new Map<PairMember, Map<number, Checkpoint>>();
+  /** By side: those that it has prepared or committed, by epoch. */
+  readonly #held = new Map<PairMember, Map<number, Checkpoint>>();
   /** What a former primary's images held as it became Secondary: its checkpoint, until a newer one is committed there. */
   readonly #own = new Map<PairMember, { readonly epoch: number; readonly disks: readonly DiskModel[] }>();
   /** By the name of the side that was missing: the names of those that have what was told meanwhile. */
@@ -40,10 +42,10 @@ export class TrioModel implements PairObserver {
   requested(message: Parameters<PairObserver["requested"]>[0], by: PairMember): void {
     if (message.type !== "barrier") return;
     const { process } = by.host;
-    const closed = this.#checkpoints.get(message.epoch);
+    const placed = entryOf(this.#checkpoints, by);
+    const closed = placed.get(message.epoch);
     const disks = this.guests.forksOf(by);
-    // A barrier that no other side has ever seen is void with the side that placed it: another one may use its number.
-    if (closed?.by === by) {
+    if (closed !== undefined) {
       assert(closed.process === process, `epoch ${message.epoch} is closed a second time`);
       for (const [index, disk] of disks.entries()) {
         assert(
@@ -53,7 +55,7 @@ export class TrioModel implements PairObserver {
       }
       return;
     }
-    this.#checkpoints.set(message.epoch, { by, process, disks });
+    placed.set(message.epoch, { process, disks });
   }
 
   /** What a secondary's view may show of a disk. */
@@ -63,13 +65,33 @@ export class TrioModel implements PairObserver {
 
   #checkpointsOf(member: PairMember, epoch: number): readonly DiskModel[] {
     const own = this.#own.get(member);
-    const disks = own?.epoch === epoch ? own.disks : this.#checkpoints.get(epoch)?.disks;
+    const disks = own?.epoch === epoch ? own.disks : this.#checkpointOf(member, epoch)?.disks;
     assert(disks !== undefined, `no barrier has closed epoch ${epoch}`);
     return disks;
   }
 
+  /** What a side has told of; where it died before it could, what its last source had there, or anybody. */
+  #checkpointOf(member: PairMember, epoch: number): Checkpoint | undefined {
+    const source = this.#sources.get(member.name);
+    const anybodys = [...this.#checkpoints.values()].findLast((placed) => placed.has(epoch));
+    return (
+      this.#held.get(member)?.get(epoch) ??
+      (source && this.#checkpoints.get(source)?.get(epoch)) ??
+      anybodys?.get(epoch)
+    );
+  }
+
+  #tookPart(member: PairMember, epoch: unknown): void {
+    const by = member.role === "Primary" ? member : this.#sources.get(member.name);
+    const checkpoint = by && typeof epoch === "number" ? this.#checkpoints.get(by)?.get(epoch) : undefined;
+    if (checkpoint !== undefined && typeof epoch === "number") entryOf(this.#held, member).set(epoch, checkpoint);
+  }
+
   happened(member: PairMember, event: AgentEvent): void {
     if (event.type === "sync-started" || event.type === "sync-finished") this.#synced(member, event);
+    if (event.type === "checkpoint-prepared" || event.type === "checkpoint-committed") {
+      this.#tookPart(member, event.data.epoch);
+    }
     if (event.type === "checkpoint-committed") {
       this.#own.delete(member);
       this.#givenUp.delete(member.name);
@@ -110,7 +132,7 @@ export class TrioModel implements PairObserver {
 
   /** A primary sends to a side: that one hears of what it has missed, and what it has that the primary lacks goes. */
   #synced(primary: PairMember, { type, data }: AgentEvent): void {
-    const target = typeof data.peer === "string" ? /[abc]$/.exec(data.peer)?.[0] : undefined;
+    const target = typeof data.peer === "string" ? /[a-z]$/.exec(data.peer)?.[0] : undefined;
     if (target === undefined) return;
     assert(
       this.#told.get(primary.name)?.has(target) !== true,
@@ -137,4 +159,10 @@ export class TrioModel implements PairObserver {
     const checkpoint = this.guests.demoted(member);
     if (checkpoint !== undefined) this.#own.set(member, checkpoint);
   }
+}
+
+function entryOf<T>(maps: Map<PairMember, Map<number, T>>, member: PairMember): Map<number, T> {
+  let found = maps.get(member);
+  if (found === undefined) maps.set(member, (found = new Map<number, T>()));
+  return found;
 }

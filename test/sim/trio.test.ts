@@ -212,6 +212,44 @@ describe("a primary with two secondaries", () => {
     expect(found).toEqual(new Set(["died, kept", "died, given up", "lived, given up"]));
   });
 
+  it.each(["process", "power"] as const)(
+    "keeps one of two that are given up at once, wherever it dies: %s",
+    async (kind) => {
+      for (let call = 1; ; call += 1) {
+        const trio = new ScriptedTrio();
+        await trio.start();
+        for (const gone of [trio.b, trio.c]) gone.host.crash("power");
+        await trio.until("the losses", () => trio.status().peers.every(({ connection }) => connection !== "Connected"));
+        trio.a.host.disk.faults.crashAt(call, kind);
+        const answers: string[] = [];
+        trio.world.schedule(0, () => {
+          for (const name of ["b", "c"]) void trio.forgetNow(urlOf(name)).then((answer) => answers.push(answer));
+        });
+        await trio.world.run({ until: () => answers.length === 2 || !trio.a.host.alive, forMs: LIMIT_MS });
+        const hasDied = !trio.a.host.alive;
+        trio.a.host.disk.faults.clear();
+        if (hasDied) await trio.restart(trio.a);
+        else expect(answers.sort()).toEqual(["done", "usage"]);
+        expect(trio.status().peers.length).toBeGreaterThan(0);
+        if (!hasDied) break;
+      }
+    },
+  );
+
+  it("gives up one of two by one order, and has another take the place of the other, at once", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    for (const gone of [trio.b, trio.c]) gone.host.crash("power");
+    await trio.until("the losses", () => trio.status().peers.every(({ connection }) => connection !== "Connected"));
+    await trio.newcomer("d");
+    const given = await trio.do("the orders", () =>
+      Promise.all([trio.forgetNow(urlOf("b")), trio.acceptNow({ peer: urlOf("d"), insteadOf: urlOf("c") })]),
+    );
+    expect(given).toEqual(["done", "done"]);
+    await trio.until("D to be in sync", () => trio.inSync().length === 1);
+    expect(trio.status().peers.map(({ url }) => url)).toEqual([urlOf("d")]);
+  });
+
   it("hears of the promotion of one that it has given up", async () => {
     const trio = await besidePromoted();
     expect(trio.status().protection.reason).toBe("held");
@@ -247,11 +285,55 @@ describe("a primary with two secondaries", () => {
     expect(new Set(trio.status().peers.map(({ url }) => url))).toEqual(new Set([urlOf("c"), urlOf("d")]));
   });
 
+  it("follows a side that none of its own secondaries is", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    trio.a.host.crash("process");
+    await trio.until("the loss of A", () => trio.status(trio.b).peers[0]?.connection !== "Connected");
+    await trio.failover(trio.b);
+    const d = await trio.newcomer("d");
+    expect(await trio.follow(d, trio.b)).toBe("done");
+    await trio.until("D to be in sync", () => trio.inSync(trio.b).length === 1);
+    await trio.checkpoint(trio.b);
+    await trio.do("a switchover", async () => {
+      const request = { peer: trio.status(d).agentId, closeClients: true, ...COMMAND };
+      await trio.b.agent?.switchover(request, new AbortController().signal);
+    });
+    await trio.restart(trio.a);
+    expect(await trio.follow(trio.a, d)).toBe("done");
+    await trio.until("A to be in sync", () => trio.inSync(d).length === 1);
+  });
+
+  it("greets anew where one that it greets has heard of another side meanwhile", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    trio.a.host.crash("process");
+    await trio.until("the loss of A", () => trio.status(trio.b).peers[0]?.connection !== "Connected");
+    await trio.failover(trio.b);
+    await trio.write(5, 0x55, trio.b);
+    await trio.restart(trio.a);
+    trio.world.network.partition("a", "b", true);
+    // C has said to A what it was, and A's proof is still to come.
+    await trio.until("a link of A", () => trio.world.network.links("a", "c").length > 0);
+    trio.world.network.block("a", "c", true);
+    expect(await trio.follow(trio.c, trio.b)).toBe("done");
+    await trio.until("C to be in sync with B", () => trio.inSync(trio.b).length === 1);
+    await trio.checkpoint(trio.b);
+    trio.syncs.length = 0;
+    trio.world.network.block("a", "c", false);
+    await trio.until("A to be outdated", () => trio.status().protection.reason === "outdated");
+    await trio.world.run({ forMs: 10_000 });
+    expect(trio.syncs).toEqual([]);
+    expect(trio.inSync(trio.b).length).toBe(1);
+    expect(await trio.read(5, trio.c)).toBe(0x55);
+  });
+
   it.each(groups)("loses nothing that was told, in lives $from to $to", async ({ from, to }) => {
     const totals = new LifeTotals();
     for (let seed = from; seed <= to; seed += 1) totals.add(await runTrioLife(seed));
     process.stdout.write(`trio lives ${from} to ${to}: ${totals.describe()}\n`);
-    for (const name of ["failovers", "follows", "splits", "discards", "partitions", "told without one"] as const) {
+    const told = ["failovers", "follows", "splits", "discards", "partitions", "told without one"] as const;
+    for (const name of [...told, "hosts lost", "forgotten", "replaced"] as const) {
       expect(totals.counts[name], name).toBeGreaterThan(0);
     }
   });
