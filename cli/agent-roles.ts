@@ -32,6 +32,7 @@ import {
   type ActiveSecondary,
   type NamedChild,
   type OwnedChild,
+  type PrimaryOrigin,
   type RoleSurroundings,
 } from "./role-parts.ts";
 import type { Judged } from "./verdict-answer.ts";
@@ -161,15 +162,22 @@ export class AgentRoles {
     return this.#change(async () => {
       const active = this.#active;
       assert(active.role === "Secondary", "only a secondary is promoted");
-      const { host } = this.#options.agent;
+      const { agent, state } = this.#options;
+      const { host, config } = agent;
+      // The first place is the former primary's, whether this side dials that or not.
+      const siblings = (request.siblings ?? []).slice(0, (config.secondaries ?? 1) - 1);
+      const dialled = state.record.peers.length === 0 ? [null] : state.record.peers;
+      const peerUrls = siblings.length === 0 ? undefined : [...dialled, ...siblings];
       const promotion = await active.secondary.promote({
         ...request,
+        siblings,
         lineage: lineage ?? newId(host.random),
       });
       await active.tracking.close();
-      this.#active = this.#servePromotion(promotion, promotion.tracking);
+      this.#active = this.#servePromotion(promotion, promotion.tracking, peerUrls);
       this.#wasPromotedHere = true;
       this.#active.primary.start();
+      if (siblings.length > 0) this.#dial();
       this.#options.emit("failover", { epoch: promotion.epoch });
       this.#options.emit("role-changed", { role: "Primary" });
       this.#startMerge();
@@ -342,19 +350,26 @@ export class AgentRoles {
     return this.#openPrimaryOver(this.#parts.openImages());
   }
 
-  /** `tracking`: the bitmaps about the peer, where they are open already. */
-  #servePromotion(promotion: PromotedDisks, tracking?: PeerTracking): ActivePrimary {
+  /** `tracking`: the bitmaps about the peer, where they are open already; `peerUrls`: as of `PrimaryOrigin`. */
+  #servePromotion(
+    promotion: PromotedDisks,
+    tracking?: PeerTracking,
+    peerUrls?: readonly (string | null)[],
+  ): ActivePrimary {
     this.#promoted = promotion.disks.map(({ disk }) => disk);
     this.#promotedEpoch = promotion.epoch;
     return this.#openPrimaryOver(
       promotion.disks.map(({ name, disk }) => ({ name, child: disk })),
-      tracking,
+      { tracking, peerUrls },
     );
   }
 
-  #openPrimaryOver(children: readonly NamedChild[], tracking?: PeerTracking): ActivePrimary {
+  #openPrimaryOver(
+    children: readonly NamedChild[],
+    { tracking, peerUrls }: Partial<Pick<PrimaryOrigin, "tracking" | "peerUrls">> = {},
+  ): ActivePrimary {
     const isPromoted = this.#promoted.length > 0;
-    return this.#parts.openPrimary(children, { isPromoted, isStarting: this.#isStarting, tracking });
+    return this.#parts.openPrimary(children, { isPromoted, isStarting: this.#isStarting, tracking, peerUrls });
   }
 
   #replaceImage(index: number, image: DiskImage): OwnedChild | undefined {

@@ -162,7 +162,8 @@ export class Failovers {
     const roles = this.#options.roles();
     const described = this.#describe(secondary, request);
     const { discardActive } = request;
-    const promotion = await roles.promote({ discardActive, assertStill: claim?.assertStill }, claim?.lineage);
+    const { assertStill, siblings, lineage } = claim ?? {};
+    const promotion = await roles.promote({ discardActive, assertStill, siblings }, lineage);
     if (claim?.isUntold === true && roles.active.role === "Primary") roles.active.primary.insist();
     // A commit that was under way when the session ended has come before the promotion.
     const { epoch } = promotion;

@@ -135,6 +135,9 @@ function renderRecoverable(status: Status, paint: Paint): string {
 
 function renderPeers(peers: readonly PeerStatus[], paint: Paint): string[] {
   if (peers.length === 0) return [];
+  // An arbiter has a say in it.
+  const areSuccessors = peers.some(({ mayTakeOver }) => mayTakeOver !== null);
+  const columns = areSuccessors ? [...PEER_COLUMNS, { title: "MAY TAKE OVER" }] : PEER_COLUMNS;
   const rows = peers.map((peer) => [
     peer.url ?? peer.address ?? "not yet known",
     paint(
@@ -144,11 +147,12 @@ function renderPeers(peers: readonly PeerStatus[], paint: Paint): string[] {
     peer.replication,
     formatBytes(peer.lagBytes),
     peer.lastContactMs === null ? "never" : `${formatDuration(peer.lastContactMs)} ago`,
+    ...(areSuccessors ? [peer.mayTakeOver === true ? paint("good", "yes") : paint("warn", "no")] : []),
   ]);
   const errors = peers.flatMap(({ lastError }) =>
     lastError === null ? [] : [`  ${paint("bad", lastError.code)}: ${lastError.message}`, `  ${lastError.action}`],
   );
-  return [...renderTable(PEER_COLUMNS, rows, paint), ...errors.filter((line) => line.trim() !== "")];
+  return [...renderTable(columns, rows, paint), ...errors.filter((line) => line.trim() !== "")];
 }
 
 function renderDisks(disks: readonly DiskStatus[], paint: Paint): string[] {

@@ -56,6 +56,8 @@ export interface PrimaryOrigin {
   readonly isStarting: boolean;
   /** The bitmaps about the peer, where they are open already. */
   readonly tracking: PeerTracking | undefined;
+  /** Whom it dials for each of its places, where that is not as the record says. */
+  readonly peerUrls?: readonly (string | null)[] | undefined;
 }
 
 /** What a role asks of whoever owns it. */
@@ -199,7 +201,10 @@ export class RoleParts {
   }
 
   /** The primary's role over these children, with its disks exported. */
-  openPrimary(children: readonly NamedChild[], { isPromoted, isStarting, tracking }: PrimaryOrigin): ActivePrimary {
+  openPrimary(
+    children: readonly NamedChild[],
+    { isPromoted, isStarting, tracking, peerUrls }: PrimaryOrigin,
+  ): ActivePrimary {
     const { agent, state, emit, jobs, exports } = this.#options;
     const { host, config, token } = agent;
     const bitmaps = new NamedBitmaps({ ...this.#trackings.options(), ...config, disks: namedGeometries(state.record) });
@@ -215,7 +220,7 @@ export class RoleParts {
       trackings: this.#trackings.openAll(tracking),
       // Copies beside the images are a primary's whose disks are its own images, and not overlays over them.
       copies: state.record.mode === "shared" || isPromoted ? undefined : childrenContext(this.#options, this.lostSyncs),
-      peerUrls: state.record.peers,
+      peerUrls: peerUrls ?? state.record.peers,
       site: () => siteOf(state.record, host.hostName),
       mayHaveHadPeer: this.#mayHaveHadPeer,
       mayBeSuperseded: isStarting && this.#mayBeSuperseded,

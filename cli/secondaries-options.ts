@@ -38,11 +38,11 @@ export function parseSecondaries(options: SecondariesKeys, role: Role): { readon
     );
   }
   if (count === 1) return {};
-  if (options.arbiter !== undefined) {
+  if (options.mode === "shared" && options.arbiter !== undefined) {
     throw new ColobusError(
       "usage",
-      "--arbiter and several secondaries contradict each other",
-      "Give one --peer, and no --secondaries.",
+      "--mode shared, --arbiter and several secondaries contradict each other",
+      "Give one --peer, and no --secondaries; or fail over by hand, without --arbiter.",
     );
   }
   if (options.mode === "shared" && options["shared-mark"] === undefined) {

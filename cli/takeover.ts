@@ -7,6 +7,7 @@ import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import { newId, type Random } from "../shared/host/random.ts";
+import { succeededBy } from "../shared/replication/lineage.ts";
 import { sleep } from "../shared/host/sleep.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
@@ -41,6 +42,8 @@ export interface TakeoverClaim {
   readonly lineage: string;
   /** The arbiter could not be told, and is to be told by whoever serves. */
   readonly isUntold: boolean;
+  /** Where the other secondaries of the former primary are dialled: they are to follow this side. */
+  readonly siblings: readonly string[];
   /** Throws where the primary may rely on a promise of this side again. */
   readonly assertStill: () => void;
   /** The promotion has failed: the arbiter is told what stood there before. */
@@ -98,7 +101,9 @@ export class Takeover {
           const { record } = state;
           const outdated = record.pairing === null ? [] : [record.pairing.peer];
           const committed = secondary.checkpoints.committed.epoch;
-          const entry = { vm: record.vm, lineage, holder: record.agentId, committed, outdated, ttlMs: lease.ttlMs };
+          const { vm, agentId: holder } = record;
+          const peers = this.#siblingsIn(seen.record);
+          const entry = { vm, lineage, holder, committed, outdated, peers, ttlMs: lease.ttlMs };
           if (await lease.claim(seen, entry, force)) return this.#claimed(lineage, seen.record, force);
           continue;
         }
@@ -107,7 +112,7 @@ export class Takeover {
       } catch (error) {
         if (!force || this.#stopped) throw error;
         log.warn({ reason: asColobusError(error) }, "the arbiter is not told; the operator forces the failover");
-        return { lineage, isUntold: true, assertStill: () => undefined, giveUp: () => Promise.resolve() };
+        return { lineage, isUntold: true, siblings: [], assertStill: () => undefined, giveUp: () => Promise.resolve() };
       }
       const pauseMs = lease.ttlMs / TAKEOVER_LOOKS;
       waitedMs += pauseMs;
@@ -120,6 +125,7 @@ export class Takeover {
     return {
       lineage,
       isUntold: false,
+      siblings: this.#siblingsIn(before).map(({ url }) => url),
       assertStill: () => {
         if (!force && this.promise.leftMs(before?.ttlMs ?? 0) > 0) throw held("the primary was heard again");
       },
@@ -136,10 +142,16 @@ export class Takeover {
     };
   }
 
+  /** The other secondaries of whoever has written the record, or of whom a takeover of this side that was cut off has found there. */
+  #siblingsIn(record: ArbiterRecord | undefined): ArbiterRecord["peers"] {
+    const { agentId: self } = this.#options.state.record;
+    return record?.peers.filter(({ agentId }) => agentId !== self) ?? [];
+  }
+
   #decide(secondary: SecondaryRole, seen: Awaited<ReturnType<OwnLease["read"]>>): ClaimDecision {
-    const { agentId, lineage } = this.#options.state.record;
+    const { record } = this.#options.state;
     const committed = secondary.checkpoints.committed.epoch;
-    return decideTakeover({ state: seen, agentId, lineage, committed });
+    return decideTakeover({ state: seen, agentId: record.agentId, lineages: succeededBy(record), committed });
   }
 
   #schedule(): void {

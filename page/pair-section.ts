@@ -55,6 +55,7 @@ function peerCard(peer: PeerStatus, { role }: Status): HTMLElement {
     ["agent", [peer.agentId, peer.agentVersion].filter((part) => part !== null).join(", ") || "not yet known"],
     ["last heard", peer.lastContactMs === null ? "never" : `${formatDuration(peer.lastContactMs)} ago`],
   ];
+  if (peer.mayTakeOver !== null) fields.push(["may take over", peer.mayTakeOver ? "yes" : "no"]);
   const otherRole = role === "Primary" ? "Secondary" : "Primary";
   const card = hostCard(isThere ? otherRole : "Peer", isThere ? "" : "not connected", fields);
   if (peer.lastError !== null) {

@@ -1,8 +1,11 @@
 import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import type { Pending } from "../shared/block/block-device.ts";
 import { peerEntryOf, withPeerEntry } from "../shared/replication/peer-slots.ts";
+import { knownBy } from "../shared/replication/lineage.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
+import type { PermitKeeper } from "./permit-keeper.ts";
 import { mainFirst } from "./place-orders.ts";
 import { PeerEpochs } from "./peer-epochs.ts";
 import type { Replicator } from "./replicator.ts";
@@ -16,6 +19,8 @@ export interface EpochSessionsOptions {
   readonly places: () => readonly SecondaryPlace[];
   readonly secondaries: () => Secondaries;
   readonly lineages: () => LineageKeeper;
+  /** With an arbiter. */
+  readonly keeper: () => PermitKeeper | undefined;
   /** What the only secondary has committed, where there is but one place. */
   readonly committed: () => number;
 }
@@ -70,6 +75,26 @@ export class EpochSessions {
   committedByPeer(peer: string): number {
     const place = this.#options.places().find(({ peerId }) => peerId === peer);
     return place === undefined ? 0 : this.committedBy(place);
+  }
+
+  /**
+   * Done when it may be told that the checkpoint of `epoch` is committed, as this side was told just now, whoever lacks it.
+   * Errors: as of the permit keeper and the lineage keeper.
+   */
+  mayTell(epoch: number): Pending {
+    const { places, state, lineages, keeper: arbiter } = this.#options;
+    const [only, ...others] = places();
+    // Where there is one secondary, it has committed it itself.
+    const isCommittedBy = (peer: string): boolean =>
+      others.length === 0 ? only?.peerId === peer : this.committedByPeer(peer) >= epoch;
+    const keeper = arbiter();
+    // An arbiter knows of who lacks it before anybody is left behind: one that may take over never is.
+    const telling = keeper?.mayTell(isCommittedBy);
+    if (telling !== undefined) return telling.then(() => this.mayTell(epoch));
+    // Of shared disks the mark says whose checkpoints stand.
+    if (state.record.mode === "shared" || others.length === 0) return undefined;
+    if (keeper !== undefined && knownBy(state.record).every(isCommittedBy)) return undefined;
+    return lineages().parted();
   }
 
   /** One of several opens a session, and says what it has. Returns what all have then. */
@@ -130,8 +155,7 @@ export class EpochSessions {
         else if (question.type === "commit") this.#epochs.committed(peer, question.epoch);
         else if (question.type === "discard") this.#epochs.discarded(peer, question.epochs);
       },
-      // Of shared disks the mark says whose checkpoints stand.
-      parted: () => (this.#options.state.record.mode === "shared" ? undefined : this.#options.lineages().parted()),
+      mayTell: (epoch) => this.mayTell(epoch),
     });
   }
 }

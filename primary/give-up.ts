@@ -3,6 +3,7 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import { peerGivenUp } from "../shared/replication/lineage.ts";
 import type { EpochSessions } from "./epoch-sessions.ts";
 import { withPeerUrl } from "./place-orders.ts";
+import type { PermitKeeper } from "./permit-keeper.ts";
 import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import type { SecondaryPlace } from "./secondary-place.ts";
 
@@ -11,6 +12,8 @@ export interface GiveUpContext {
   readonly log: Log;
   /** Whether the primary has no other place. */
   readonly isOnly: boolean;
+  /** With an arbiter. */
+  readonly keeper: PermitKeeper | undefined;
   readonly epochs: EpochSessions;
   readonly checkpoints: PrimaryCheckpoints;
 }
@@ -24,7 +27,7 @@ export async function giveUp(
   place: SecondaryPlace,
   url: string | undefined,
 ): Promise<string | undefined> {
-  const { state, log, isOnly, epochs, checkpoints } = context;
+  const { state, log, isOnly, keeper, epochs, checkpoints } = context;
   const { peerId, slot } = place;
   const former = place.replicator.url;
   await state.update((record) => ({
@@ -35,6 +38,7 @@ export async function giveUp(
   }));
   place.release(url ?? null);
   if (peerId !== undefined) checkpoints.left(epochs.forgotten(peerId));
+  if (peerId !== undefined) keeper?.givenUp(peerId);
   log.info({ peer: peerId, url: former }, "an operator has given a secondary up");
   return peerId;
 }

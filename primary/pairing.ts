@@ -2,6 +2,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { Hello, Site } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { SyncExtent } from "../proto/words.ts";
+import type { Pending } from "../shared/block/block-device.ts";
 import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import { endClusterOf, firstClusterOf, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { newId, type Random } from "../shared/host/random.ts";
@@ -20,6 +21,8 @@ export interface PairingOptions {
   readonly geometries: readonly ClusterGeometry[];
   /** Where this side's images are. */
   readonly site: () => Site;
+  /** As for the replicator. */
+  readonly mayJoin: (peer: Hello) => Pending;
   /** Resolves with the epoch that is open from here on. */
   readonly opened: (peer: Hello) => Promise<number>;
 }
@@ -102,7 +105,10 @@ export class Pairing {
   }
 
   async #begin(session: SourceSession, hello: Hello, peer: Hello, extent: SyncExtent): Promise<void> {
-    const { state, slot, tracking, random, site, opened } = this.#options;
+    const { state, slot, tracking, random, site, mayJoin, opened } = this.#options;
+    if (session.isClosed) return;
+    const joining = mayJoin(peer);
+    if (joining !== undefined) await joining;
     if (session.isClosed) return;
     if (extent === "full" || extent === "assumed") await tracking.begin(peer.agentId, extent);
     else await this.#addMissing(hello, peer);

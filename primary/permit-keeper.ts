@@ -1,6 +1,7 @@
 import type { ArbiterEntry } from "../proto/arbiter-record.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { LEASE_RENEWALS } from "../proto/limits.ts";
+import { LEASE_RENEWALS, SECONDARIES_MAX } from "../proto/limits.ts";
+import type { Hello } from "../proto/replication-messages.ts";
 import type { EventType } from "../proto/words.ts";
 import type { ArbiterState } from "../shared/arbiter/arbiter.ts";
 import { decideServing, vouchesFor } from "../shared/arbiter/claim-rules.ts";
@@ -9,7 +10,10 @@ import type { Pending } from "../shared/block/block-device.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import { relatedPeersOf } from "../shared/replication/lineage.ts";
+import { peersOf } from "../shared/replication/peer-slots.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
+import { Beats } from "./beats.ts";
 import { ServingPermit } from "./serving-permit.ts";
 
 export interface PermitKeeperOptions {
@@ -18,11 +22,15 @@ export interface PermitKeeperOptions {
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
   readonly state: StateFile;
   readonly lease: OwnLease;
-  readonly isConnected: () => boolean;
-  readonly isEstablished: () => boolean;
-  /** The checkpoint that the secondary is known to have committed. */
+  readonly isConnected: (peer: string) => boolean;
+  readonly isEstablished: (peer: string) => boolean;
+  /** The last checkpoint that a peer is known to have committed; 0: none. */
+  readonly committedBy: (peer: string) => number;
+  /** The last one that was told to be committed. */
   readonly committed: () => number;
-  /** The arbiter says that the peer was not promoted while this side was away. */
+  /** Whom this side dials, and where. */
+  readonly dialled: () => NonNullable<ArbiterEntry["peers"]>;
+  /** The arbiter says that no peer was promoted while this side was away. */
   readonly vouched: () => void;
 }
 
@@ -31,8 +39,11 @@ const RENEWED_EARLY = 1 / 2;
 
 /**
  * Keeps this primary's permit to serve: claims the lease where the arbiter's record allows it, renews it, and keeps the
- * record true. What has to be known to the arbiter first is waited for: that the secondary lacks what guests are told.
- * What only lets the secondary take over again comes behind: that it has committed.
+ * record true. What has to be known to the arbiter first is waited for: that a secondary lacks what guests, or an operator, are
+ * told. What only lets it take over again comes behind: that it has committed.
+ *
+ * Invariant: each peer that may have this side's history has committed every checkpoint that was told to be, and is
+ * connected or has missed no write, or the arbiter's record names it as outdated.
  */
 export class PermitKeeper {
   readonly permit: ServingPermit;
@@ -42,8 +53,8 @@ export class PermitKeeper {
   #turn: Promise<void> | undefined;
   /** The record is behind what this side would write. */
   #isStale = false;
-  /** The secondary lacks writes that were, or are about to be, acknowledged. Changed by `#judgePeer` only. */
-  #isPeerBehind = false;
+  /** Peers that lack what was, or is about to be, acknowledged, and which of the judgements said so. Changed by `#judge` only. */
+  readonly #behind = new Map<string, number>();
   /** How often that has changed, and the change that the arbiter's record is known to have. */
   #judgements = 0;
   #recorded = -1;
@@ -51,7 +62,11 @@ export class PermitKeeper {
   #renewalDueMs = 0;
   /** The operator says that nobody else serves. */
   #insists = false;
+  /** Peers that come from another primary, and are not recorded yet: the newest. */
+  #joining: readonly string[] = [];
   #marking: { readonly done: Promise<void>; readonly settle: (reason?: ColobusError) => void } | undefined;
+  /** Nobody waits for the arbiter any more. */
+  #ended: ColobusError | undefined;
   #why = "the arbiter has not answered yet";
 
   constructor(options: PermitKeeperOptions) {
@@ -60,17 +75,23 @@ export class PermitKeeper {
       clock: options.clock,
       lease: options.lease,
       isStoodDown: () => options.state.record.handOver !== null,
+      mayTakeOver: () => [...this.#related].filter((peer) => !this.#isMarked(peer)),
       waiting: (isWaiting) => this.#waiting(isWaiting),
     });
   }
 
-  /** What this side's pings to its secondary are about. */
-  get pulse(): Pulse {
+  /** What this side's pings in one session are about; `peer`: whose it is, once that is known. */
+  pulse(peer: () => string | undefined): Pulse {
+    const beats = new Beats(this.#options.clock);
     return {
       of: "Primary",
       everyMs: this.#options.lease.ttlMs / (2 * LEASE_RENEWALS),
-      beat: () => this.permit.beat(),
-      heard: (at, promiseMs) => this.permit.heard(at, promiseMs),
+      beat: () => beats.beat(),
+      heard: (at, promiseMs) => {
+        const sent = beats.answered(at);
+        const promising = peer();
+        if (sent !== undefined && promising !== undefined) this.permit.promised(promising, sent, promiseMs);
+      },
     };
   }
 
@@ -90,25 +111,65 @@ export class PermitKeeper {
     if (!this.permit.isValid) this.permit.refuse(reason);
   }
 
+  /** The role ends: nobody waits any more for what the arbiter is to know. */
+  endWaiting(reason: ColobusError): void {
+    this.#ended = reason;
+    this.#marking?.settle(reason);
+  }
+
   /** Gives the lease up. Nothing is acknowledged after this. */
   async stop(reason: ColobusError): Promise<void> {
     this.#stopped = true;
     this.#timer?.cancel();
     this.permit.refuse(reason);
-    this.#marking?.settle(reason);
+    this.endWaiting(reason);
     await this.#turn;
     await this.#options.lease.release();
   }
 
   /**
-   * Done when a write may be acknowledged that the secondary does not have: the arbiter knows, or the secondary is there
-   * and takes nothing over. Errors: why this side may not serve.
+   * Done when a write may be acknowledged that a secondary does not have: each is there, and takes nothing over by that, or the
+   * arbiter knows that it is outdated. Errors: why this side may not serve.
    */
   mayGoAlone(): Pending {
-    const { isConnected } = this.#options;
-    if (isConnected() || this.#peer === null || this.#isPeerMarked) return undefined;
-    if (this.permit.refusal !== undefined) return Promise.reject(this.permit.refusal);
-    this.#judgePeer(true);
+    return this.#marked(() => [...this.#related].filter((peer) => !this.#options.isConnected(peer)));
+  }
+
+  /** Done when a checkpoint may be told to be committed: of each peer that lacks it the arbiter knows. Errors: as `mayGoAlone`. */
+  mayTell(isCommittedBy: (peer: string) => boolean): Pending {
+    return this.#marked(() => [...this.#related].filter((peer) => !isCommittedBy(peer)));
+  }
+
+  /**
+   * Done when a peer may be told of this side's history: the arbiter knows of one that has followed another primary that it
+   * lacks what this side has acknowledged. Errors: as `mayGoAlone`.
+   */
+  mayJoin({ agentId, lineage }: Pick<Hello, "agentId" | "lineage">): Pending {
+    if (lineage === null || this.#related.has(agentId)) return undefined;
+    return this.#marked(() => {
+      if (!this.#joining.includes(agentId)) {
+        // Whatever the arbiter has once been told of it, the record may not name it any more.
+        this.#behind.delete(agentId);
+        this.#joining = [agentId, ...this.#joining].slice(0, SECONDARIES_MAX);
+      }
+      return [agentId];
+    });
+  }
+
+  /** Whether the peer could take over by itself if this side died now, as far as this side knows. */
+  mayTakeOver(peer: string): boolean {
+    const { record } = this.#options.lease.known ?? {};
+    if (record === undefined || record.outdated.includes(peer)) return false;
+    return !this.#behind.has(peer) && this.#options.committedBy(peer) > 0;
+  }
+
+  /** Done when the arbiter knows of all of `lacking` that they are outdated. Errors: why this side may not serve. */
+  #marked(lacking: () => readonly string[]): Pending {
+    const unmarked = lacking().filter((peer) => !this.#isMarked(peer));
+    if (unmarked.length === 0) return undefined;
+    const refusal = this.#ended ?? this.permit.refusal;
+    if (refusal !== undefined) return Promise.reject(refusal);
+    for (const peer of unmarked) this.#judge(peer, true);
     if (this.#marking === undefined) {
       let settle: (reason?: ColobusError) => void = () => undefined;
       const done = new Promise<void>((resolve, reject) => {
@@ -121,29 +182,37 @@ export class PermitKeeper {
       this.#marking = { done, settle };
       this.#look();
     }
-    return this.#marking.done.then(() => this.mayGoAlone());
+    return this.#marking.done.then(() => this.#marked(lacking));
   }
 
   /** Guests have gone on without the secondary, which lacks what they write, under another lineage. */
   wentAlone(): void {
-    this.#judgePeer(true);
+    for (const peer of this.#related) this.#judge(peer, true);
     this.#isStale = true;
     this.#look();
   }
 
-  /** The session with the secondary was opened, or is lost. */
-  connectionChanged(): void {
-    if (this.#options.isConnected()) this.#marking?.settle();
+  /** An operator has given a peer up, and nothing is to wait for it. */
+  givenUp(peer: string): void {
+    this.#judge(peer, true);
+    this.#look();
   }
 
-  /** The secondary has committed a checkpoint. */
+  /** A session with a secondary was opened, or is lost. */
+  connectionChanged(): void {
+    this.#marking?.settle();
+  }
+
+  /** A checkpoint is told to be committed. */
   committed(): void {
-    if (!this.#options.isEstablished()) return;
-    const wasBehind = this.#isPeerBehind;
-    this.#judgePeer(false);
-    // What lets the secondary take over again is told at once; the number goes with the next renewal.
+    const { isEstablished, committedBy, committed } = this.#options;
+    const judgements = this.#judgements;
+    for (const peer of this.#related) {
+      if (isEstablished(peer) && committedBy(peer) >= committed()) this.#judge(peer, false);
+    }
+    // What lets a secondary take over again is told at once; the number goes with the next renewal.
     this.#isStale = true;
-    if (wasBehind) this.#look();
+    if (this.#judgements !== judgements) this.#look();
   }
 
   /** Why this side may not serve, where waiting does not help. */
@@ -173,7 +242,8 @@ export class PermitKeeper {
     const { lease } = this.#options;
     await this.#turn;
     if (!lease.isInForce) await this.#claim();
-    const entry = { ...this.#entry(), lineage, holder: peer, outdated: [] };
+    const own = this.#entry();
+    const entry = { ...own, lineage, holder: peer, outdated: own.outdated.filter((one) => one !== peer) };
     // The second time it is compared with what is there.
     if (!(await lease.amend(entry)) && !(await lease.amend(entry))) {
       throw new ColobusError("lease-held", "this side has not got the lease now", "Try again.");
@@ -181,32 +251,43 @@ export class PermitKeeper {
     await lease.release();
   }
 
-  /** The arbiter's record has what this side knows of its secondary, and that is behind. */
-  get #isPeerMarked(): boolean {
-    return this.#isPeerBehind && this.#recorded === this.#judgements;
+  /** The peer is behind, and the arbiter's record says so. */
+  #isMarked(peer: string): boolean {
+    return this.#recorded >= (this.#behind.get(peer) ?? Number.POSITIVE_INFINITY);
   }
 
-  #judgePeer(isBehind: boolean): void {
-    if (this.#isPeerBehind === isBehind) return;
-    this.#isPeerBehind = isBehind;
+  #judge(peer: string, isBehind: boolean): void {
+    if (this.#behind.has(peer) === isBehind) return;
     this.#isStale = true;
     this.#judgements += 1;
+    if (isBehind) this.#behind.set(peer, this.#judgements);
+    else this.#behind.delete(peer);
   }
 
-  get #peer(): string | null {
-    return this.#options.state.record.pairing?.peer ?? null;
+  get #related(): ReadonlySet<string> {
+    return relatedPeersOf(this.#options.state.record);
+  }
+
+  /** Whether nobody else serves, whatever the record says, for they have promised not to take over: `holder`, or all secondaries. */
+  #isFollowedBy(holder: string | undefined): boolean {
+    const isFollower = (peer: string): boolean => this.#options.isConnected(peer) && this.permit.isPromisedBy(peer);
+    const peers = peersOf(this.#options.state.record);
+    return (holder !== undefined && isFollower(holder)) || (peers.length > 0 && peers.every(isFollower));
   }
 
   /** What the arbiter's record is to say. Reads what this side knows at the moment at which it is sent. */
   #entry(): ArbiterEntry {
-    const { state, lease, committed } = this.#options;
+    const { state, lease, committed, dialled } = this.#options;
     const { record } = state;
+    const related = this.#related;
+    const isNamed = (peer: string): boolean => related.has(peer) || this.#joining.includes(peer);
     return {
       vm: record.vm,
       lineage: record.lineage ?? "",
       holder: record.agentId,
       committed: committed(),
-      outdated: this.#isPeerBehind && this.#peer !== null ? [this.#peer] : [],
+      outdated: [...this.#behind.keys()].filter(isNamed),
+      peers: dialled(),
       ttlMs: lease.ttlMs,
     };
   }
@@ -249,18 +330,15 @@ export class PermitKeeper {
   }
 
   async #claim(): Promise<void> {
-    const { lease, state, isConnected } = this.#options;
+    const { lease, state } = this.#options;
     const seen = await lease.read();
     const { agentId, lineage } = state.record;
-    const decision = decideServing({
-      state: seen,
-      agentId,
-      lineage: lineage ?? "",
-      hasSecondary: isConnected() && this.permit.isPromised,
-    });
+    const holder = seen.record?.holder;
+    const isFollowed = this.#isFollowedBy(holder);
+    const decision = decideServing({ state: seen, agentId, lineage: lineage ?? "", isFollowed });
     if (decision.kind !== "claim" && !this.#insists) {
       this.#why = decision.why;
-      if (decision.kind === "refused" && !this.permit.isPromised) this.#refuse(decision.why);
+      if (decision.kind === "refused" && !this.permit.isPromisedBy(holder ?? "")) this.#refuse(decision.why);
       return;
     }
     if (!this.#hasTakenUp) this.#takeUp(seen);
@@ -294,17 +372,20 @@ export class PermitKeeper {
     }
     if (isDone) {
       this.#recorded = judgement;
-      if (this.#isPeerMarked) this.#marking?.settle();
+      this.#marking?.settle();
     }
     return isDone;
   }
 
-  /** What an earlier process of this side has written of its peer holds until a commit. */
+  /** What an earlier process of this side has written of its peers holds until a commit. */
   #takeUp({ record }: ArbiterState): void {
     this.#hasTakenUp = true;
-    if (this.#peer === null || record?.outdated.includes(this.#peer) !== true) return;
-    this.#judgePeer(true);
-    this.#recorded = this.#judgements;
+    const known = this.#behind.size;
+    for (const peer of this.#related) if (record?.outdated.includes(peer) === true) this.#judge(peer, true);
+    if (known === 0) this.#recorded = this.#judgements;
+    // Nothing is promised by who has no place any more.
+    const placed = peersOf(this.#options.state.record);
+    for (const peer of this.#related) if (!placed.includes(peer)) this.#judge(peer, true);
   }
 
   #refuse(why: string): void {

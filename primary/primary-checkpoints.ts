@@ -37,6 +37,8 @@ export interface PrimaryCheckpointsOptions {
   readonly pausedBy: () => ColobusError | undefined;
   /** In mode `shared`: what a barrier has to do with the disks. */
   readonly sharedDisks: BarrierDisks | undefined;
+  /** Done when the checkpoint may be told to be committed, which the secondaries that were asked have done. Errors: why it may not. */
+  readonly mayTell: (epoch: number) => Pending;
   /** The secondary has committed a checkpoint, in the session that is open; done when a failover may rely on that. */
   readonly committed: () => Pending;
 }
@@ -192,7 +194,11 @@ export class PrimaryCheckpoints {
   async commit(epoch: number, timeoutMs: number, signal: AbortSignal): Promise<CommitAnswer> {
     const deadline = this.#deadline(timeoutMs, signal);
     try {
-      if (epoch <= this.#known.committed) return { epoch, state: "committed", commitMs: 0 };
+      if (epoch <= this.#known.committed) {
+        const telling = this.#options.mayTell(epoch);
+        if (telling !== undefined) await deadline.race(telling, `checkpoint ${epoch} is not known to be safe yet`);
+        return { epoch, state: "committed", commitMs: 0 };
+      }
       if (this.#awaiting.has(epoch)) throw vmStateAwaited(epoch);
       this.#assertOnDisk(epoch);
       const commitMs = await deadline.race(
@@ -395,6 +401,8 @@ export class PrimaryCheckpoints {
     let tookMs: number;
     try {
       tookMs = await ask();
+      const telling = this.#options.mayTell(epoch);
+      if (telling !== undefined) await telling;
     } catch (error) {
       const reason = asColobusError(error);
       if (reason.code !== "outcome-unknown") this.#known.asked.delete(epoch);

@@ -27,8 +27,8 @@ export interface PrimaryOptions {
   readonly bitmaps: NamedBitmaps;
   /** What copies beside the images are made with; undefined: there are none, and none may be added. */
   readonly copies: ChildrenContext | undefined;
-  /** Whom this side dials; empty: it waits for peers to dial. */
-  readonly peerUrls: readonly string[];
+  /** Whom this side dials for each of the places; empty: it waits for peers to dial. */
+  readonly peerUrls: readonly (string | null)[];
   /** Where this side's images are. */
   readonly site: () => Site;
   /** Whether a peer may have been met that the record does not know of. */

@@ -32,7 +32,8 @@ import { handedToAnother, lostPeer, neverHadPeer } from "./no-peer.ts";
 import { changedBytesFor, placeToOrder, resyncAll } from "./place-orders.ts";
 import { Mirrors } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
-import { PermitKeeper } from "./permit-keeper.ts";
+import { keepPermit } from "./keep-permit.ts";
+import type { PermitKeeper } from "./permit-keeper.ts";
 import { PermittedDisk } from "./permitted-disk.ts";
 import { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { primaryHello } from "./primary-hello.ts";
@@ -91,6 +92,7 @@ export class PrimaryRole {
       places: () => this.places,
       secondaries: () => this.secondaries,
       lineages: () => this.#lineages,
+      keeper: () => this.#keeper,
       committed: () => this.checkpoints.committed,
     });
     this.#unheard = new Set(options.trackings.length > 1 && this.#guests.isHeld ? peersOf(record) : []);
@@ -118,7 +120,16 @@ export class PrimaryRole {
       trackings: options.trackings,
       freeze: () => this.#guests.freeze(),
     });
-    this.#keeper = this.#newKeeper();
+    this.#keeper = keepPermit({
+      ...options,
+      epochs: this.#epochs,
+      places: () => this.places,
+      committed: () => this.checkpoints.committed,
+      vouched: () => {
+        this.#unheard.clear();
+        this.#guests.vouched({ freezes: options.onPeerLoss === "freeze" });
+      },
+    });
     const sizes = new Map(options.children.map(({ name, child }) => [name, child.sizeBytes]));
     const { copies } = this;
     this.mirrors = new Mirrors({ ...options, copies, targets: options.mirrorTargets, disks: () => this.disks }, sizes);
@@ -132,6 +143,7 @@ export class PrimaryRole {
       untilEstablished: () => this.#untilEstablished(),
       pausedBy: () => this.places.map(({ replicator }) => replicator.pausedBy).find((reason) => reason !== undefined),
       sharedDisks: this.#shared,
+      mayTell: (epoch) => (this.#keeper === undefined ? undefined : this.#epochs.mayTell(epoch)),
       committed: () => {
         this.#keeper?.committed();
         return this.#shared?.protect();
@@ -152,7 +164,7 @@ export class PrimaryRole {
       places: this.places,
       hello: () => this.hello(),
       judged: (judged) => this.#judged(judged),
-      pulse: this.#keeper?.pulse,
+      pulse: (peer) => this.#keeper?.pulse(peer),
     });
     this.resizes = new Resizes({
       ...options,
@@ -297,7 +309,7 @@ export class PrimaryRole {
 
   /** A secondary is gone for good, and nothing waits for it. `url` and errors: as `giveUp`, and those of the storage: it is given up then. */
   async giveUp(place: SecondaryPlace, url: string | undefined): Promise<void> {
-    const context = { ...this.#options, epochs: this.#epochs, checkpoints: this.checkpoints };
+    const context = { ...this.#options, keeper: this.#keeper, epochs: this.#epochs, checkpoints: this.checkpoints };
     const gone = await giveUp({ ...context, isOnly: this.places.length === 1 }, place, url);
     if (gone !== undefined) this.#unheard.delete(gone);
     if (url !== undefined) for (const other of this.places) if (other !== place) other.replicator.cede(url);
@@ -348,6 +360,7 @@ export class PrimaryRole {
     });
     const reason = new ColobusError("shutting-down", "the primary agent is being stopped");
     this.#guests.gate.refuse(reason);
+    this.#keeper?.endWaiting(reason);
     await this.secondaries.stop(timeout, reason);
     await this.#lineages.settled();
     timer?.cancel();
@@ -366,19 +379,6 @@ export class PrimaryRole {
         ...this.#epochs.recorded(record, this.checkpoints.committedAtMs ?? 0),
         epochReserved: this.checkpoints.openEpoch - 1,
       }),
-    });
-  }
-
-  #newKeeper(): PermitKeeper | undefined {
-    const { lease } = this.#options;
-    if (lease === undefined) return undefined;
-    return new PermitKeeper({
-      ...this.#options,
-      lease,
-      isConnected: () => this.isConnected,
-      isEstablished: () => this.isEstablished,
-      committed: () => this.checkpoints.committed,
-      vouched: () => this.#guests.vouched({ freezes: this.#options.onPeerLoss === "freeze" }),
     });
   }
 
@@ -494,6 +494,7 @@ export class PrimaryRole {
     const { state } = this.#options;
     if (state.record.handOver === peer.agentId) {
       await state.update((record) => ({ ...record, handOver: null }));
+      this.#keeper?.resume();
     }
     this.#unheard.delete(peer.agentId);
     if (this.#shared === undefined) this.#releaseUnlessGone();
@@ -502,9 +503,10 @@ export class PrimaryRole {
     const before = this.checkpoints.committed;
     const { epochSeen } = peer;
     const open = this.checkpoints.learn({ epochSeen, outdated: false, ...this.#epochs.learn(counted) });
-    // What is told to be committed by now, no other one that may know the lineage may go behind.
+    // What is told to be committed by now, no other one that may know the lineage may go behind. An arbiter, which may be
+    // away, is not waited for: who asks for the commit again does that.
     const isTold = this.checkpoints.committed > before && this.#guests.gate.state === "open";
-    if (this.#shared === undefined && isTold) await this.#lineages.parted();
+    if (isTold && this.#keeper === undefined) await this.#epochs.mayTell(this.checkpoints.committed);
     return open;
   }
 

@@ -51,6 +51,8 @@ export interface ReplicatorOptions {
   readonly frozen: () => Pending;
   /** Done when an arbiter knows that writes go on without the secondary, where there is one, or it is back. */
   readonly mayGoAlone: () => Pending;
+  /** Done when a peer may hear of this side's history, by what an arbiter knows of it, where there is one. */
+  readonly mayJoin: (peer: Hello) => Pending;
   /** A peer has proved itself, and this is what the two are to do. */
   readonly judged: (verdict: Verdict, peer: Hello) => void;
   /** The two are a pair: resolves with the epoch that is open from here on. */
@@ -332,7 +334,7 @@ export class Replicator {
     return true;
   }
 
-  describe(): Omit<PeerStatus, "host" | "committed" | "disks"> {
+  describe(): Omit<PeerStatus, "host" | "committed" | "mayTakeOver" | "disks"> {
     const session = this.isConnected ? this.session : undefined;
     const { geometries } = this.#options;
     return {

@@ -35,8 +35,8 @@ export interface SecondariesOptions {
   readonly hello: () => Hello;
   /** What a handshake came to with a peer that has no place: it was given up, or is another side's. */
   readonly judged: (judged: Judged) => void;
-  /** What pings carry, where an arbiter decides who serves. */
-  readonly pulse?: Pulse | undefined;
+  /** What the pings of a session carry, where an arbiter decides who serves; `peer`: whose it is, once that is known. */
+  readonly pulse: (peer: () => string | undefined) => Pulse | undefined;
 }
 
 /**
@@ -106,7 +106,7 @@ export class Secondaries {
     let isStranger = false;
     this.#unproved += 1;
     const hello = options.hello();
-    const session = new SourceSession({
+    const session: SourceSession = new SourceSession({
       link,
       clock: options.clock,
       random: options.random,
@@ -114,7 +114,7 @@ export class Secondaries {
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
       windowBytes: options.windowBytes,
-      pulse: options.pulse,
+      pulse: options.pulse(() => session.peer?.agentId),
       opened: (peer) => {
         this.#unproved -= 1;
         isProved = true;

@@ -130,16 +130,18 @@ export class SecondaryPlace {
   }
 
   describe(): PeerStatus {
-    const { site, disks, committed } = this.#options;
+    const { site, disks, committed, keeper } = this.#options;
     const peer = this.replicator.describe();
+    const { peerId } = this;
     const { peerSite } = this.replicator;
     const epoch = committed(this);
     return {
       ...peer,
       replication: this.#replicationOf(peer),
-      agentId: peer.agentId ?? this.peerId ?? null,
+      agentId: peer.agentId ?? peerId ?? null,
       host: hostNameOf(peerSite, site(), peer.address),
       committed: epoch === 0 ? null : epoch,
+      mayTakeOver: keeper === undefined || peerId === undefined ? null : keeper.mayTakeOver(peerId),
       disks: disks.map(({ name }, disk) => ({
         name,
         image: imageAt(peerSite, name),
@@ -195,6 +197,7 @@ export class SecondaryPlace {
       assertServing: () => guests.gate.assertServing(),
       frozen: () => guests.frozen(),
       mayGoAlone: () => keeper?.mayGoAlone(),
+      mayJoin: (peer) => keeper?.mayJoin(peer),
       judged: (verdict, peer) => {
         this.#judged = { verdict, peer };
         options.judged(this.#judged);

@@ -2,32 +2,31 @@ import type { ColobusError } from "../proto/errors.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
-import { isBefore, later, momentOf, type Moment } from "../shared/arbiter/term.ts";
+import { isBefore, later, type Moment } from "../shared/arbiter/term.ts";
 
 export interface ServingPermitOptions {
   readonly clock: Clock;
   readonly lease: OwnLease;
   /** The role is being handed over: nothing is acknowledged, whatever the grounds. */
   readonly isStoodDown: () => boolean;
+  /** The peers that could take over, as far as is known of what the arbiter knows. */
+  readonly mayTakeOver: () => readonly string[];
   /** Somebody begins to wait, or everybody goes on. */
   readonly waiting: (isWaiting: boolean) => void;
 }
 
-/** Beats that were sent and not answered, at most: an answer to an older one proves nothing. */
-const BEATS_KEPT = 32;
-
 /**
  * Owns until when this primary may acknowledge requests, reads too, where an arbiter decides who serves. There are two
- * grounds, and one of them is enough: the lease, and the promise of the connected secondary not to take over, which
- * counts from before the ping was sent that the secondary has answered. Both end by themselves; no timer is needed to
+ * grounds, and one of them is enough: the lease, and the promise of a secondary not to take over, which counts from before the
+ * ping was sent that it has answered; of several secondaries, that of each which could take over. Both end by themselves; no timer is needed to
  * stop this side, which may itself have been stopped (SIGSTOP, a suspended host) for any time.
  *
  * Invariant: whoever acknowledges looks at this after the request is done, in the same turn of the event loop.
  */
 export class ServingPermit {
   readonly #options: ServingPermitOptions;
-  #promiseEnd: Moment | undefined;
-  #beats: Moment[] = [];
+  /** Until when each peer's promise is in force. */
+  readonly #promises = new Map<string, Moment>();
   #refusal: ColobusError | undefined;
   #waiters: { readonly resolve: () => void; readonly reject: (reason: ColobusError) => void }[] = [];
 
@@ -41,9 +40,15 @@ export class ServingPermit {
     return this.#refusal === undefined && !isStoodDown() && (lease.isInForce || this.isPromised);
   }
 
-  /** Whether the secondary's promise is in force. */
+  /** Whether nobody takes over, by the promises of those who could: at least one is in force. */
   get isPromised(): boolean {
-    return isBefore(this.#options.clock, this.#promiseEnd);
+    if (![...this.#promises.keys()].some((peer) => this.isPromisedBy(peer))) return false;
+    return this.#options.mayTakeOver().every((peer) => this.isPromisedBy(peer));
+  }
+
+  /** Whether the peer's promise is in force. */
+  isPromisedBy(peer: string): boolean {
+    return isBefore(this.#options.clock, this.#promises.get(peer));
   }
 
   /** Why this side may not serve, where waiting does not help. */
@@ -62,20 +67,11 @@ export class ServingPermit {
     return renewed.then(() => this.admit());
   }
 
-  /** The clock that a ping to the secondary carries. */
-  beat(): number {
-    const moment = momentOf(this.#options.clock);
-    this.#beats = [...this.#beats.slice(1 - BEATS_KEPT), moment];
-    return moment.nowMs;
-  }
-
-  /** The secondary has heard that ping, and will not take over for `promiseMs` from then on. */
-  heard(at: number, promiseMs: number): void {
+  /** The peer has heard a ping that was sent at `sent`, and will not take over for `promiseMs` from then on. */
+  promised(peer: string, sent: Moment, promiseMs: number): void {
     const { lease } = this.#options;
-    const sent = this.#beats.find(({ nowMs }) => nowMs === at);
-    if (sent === undefined) return;
-    this.#beats = this.#beats.filter(({ nowMs }) => nowMs > at);
-    this.#promiseEnd = later(sent, lease.usable(Math.min(promiseMs, lease.ttlMs)));
+    for (const known of this.#promises.keys()) if (!this.isPromisedBy(known)) this.#promises.delete(known);
+    this.#promises.set(peer, later(sent, lease.usable(Math.min(promiseMs, lease.ttlMs))));
     this.changed();
   }
 

@@ -28,8 +28,8 @@ export interface SessionGroupOptions {
   readonly members: ReadonlyMap<string, SourceSession>;
   /** One of them has done what it was asked for. */
   readonly answered: (peer: string, question: Question) => void;
-  /** Some have committed: done when that may be told, whoever of the others has not. */
-  readonly parted: () => Pending;
+  /** Some have committed that epoch: done when that may be told, whoever of the others has not. */
+  readonly mayTell: (epoch: number) => Pending;
 }
 
 /**
@@ -50,8 +50,8 @@ export class SessionGroup implements EpochSession {
   }
 
   async request(make: (id: number) => Question): Promise<number> {
-    const { answered, parted } = this.#options;
-    let commits = false;
+    const { answered, mayTell } = this.#options;
+    let committed: number | undefined;
     let withdraws = false;
     const open = this.#open;
     const asked = open.map(async ([peer, session]) => {
@@ -62,15 +62,15 @@ export class SessionGroup implements EpochSession {
         return question;
       });
       if (question === undefined) return tookMs;
-      commits ||= question.type === "commit" || (question.type === "barrier" && question.commit);
+      if (question.type === "commit" || (question.type === "barrier" && question.commit)) committed = question.epoch;
       answered(peer, question);
       return tookMs;
     });
     const sessions = open.map(([, session]) => session);
     const tookMs = Math.max(...(await settle(sessions, asked, withdraws)));
-    if (commits) {
-      const parting = parted();
-      if (parting !== undefined) await parting;
+    if (committed !== undefined) {
+      const telling = mayTell(committed);
+      if (telling !== undefined) await telling;
     }
     return tookMs;
   }

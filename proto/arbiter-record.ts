@@ -4,9 +4,11 @@
  */
 import { z } from "zod";
 import { ColobusError } from "./errors.ts";
+import { KNOWN_PEERS_MAX, SECONDARIES_MAX } from "./limits.ts";
 import { ARBITER_RECORD_VERSION } from "./versions.ts";
 
-const OUTDATED_MAX = 16;
+/** More than the peers that may know the lineage, and those that were left behind or given up. */
+const OUTDATED_MAX = 2 * KNOWN_PEERS_MAX;
 
 export const arbiterRecordSchema = z.object({
   version: z.literal(ARBITER_RECORD_VERSION),
@@ -15,16 +17,21 @@ export const arbiterRecordSchema = z.object({
   lineage: z.string(),
   /** The agent that serves, or has served last. */
   holder: z.string(),
-  /** The checkpoint that the holder's secondary is known to have committed; 0: none. */
+  /** The checkpoint that the holder has told to be committed; 0: none. */
   committed: z.int().nonnegative(),
   /** Agents that lack what the holder has acknowledged without them: none of them takes over. */
   outdated: z.array(z.string()).max(OUTDATED_MAX),
+  /** Where the holder dials its secondaries: who takes over dials the others there. */
+  peers: z
+    .array(z.object({ agentId: z.string(), url: z.string() }))
+    .max(SECONDARIES_MAX)
+    .default([]),
   /** The holder's lease, in milliseconds: nobody takes over before it has not heard the holder for that long. */
   ttlMs: z.number().positive(),
 });
 export type ArbiterRecord = z.infer<typeof arbiterRecordSchema>;
 /** What a holder decides about its record; the rest is always the same. */
-export type ArbiterEntry = Omit<ArbiterRecord, "version">;
+export type ArbiterEntry = Omit<z.input<typeof arbiterRecordSchema>, "version">;
 
 export function encodeArbiterRecord(entry: ArbiterEntry): string {
   return JSON.stringify({ version: ARBITER_RECORD_VERSION, ...entry });

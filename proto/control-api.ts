@@ -127,6 +127,8 @@ export const peerSchema = z.object({
   host: z.string().nullable().default(null),
   /** The checkpoint that a secondary is known to have committed; null of a primary, and before the first. */
   committed: epoch.nullable().default(null),
+  /** Whether the arbiter would let this secondary take over by itself; null without an arbiter, and of a primary. */
+  mayTakeOver: z.boolean().nullable().default(null),
   /** Its images, as it said last, and what a secondary lacks of each disk. */
   disks: z.array(z.object({ name: z.string(), image: z.string().nullable(), dirtyBytes: bytes })).default([]),
 });

@@ -329,6 +329,8 @@ export class SecondaryRole {
     readonly discardActive: boolean;
     readonly lineage: string;
     readonly assertStill?: (() => void) | undefined;
+    /** Whom it dials from then on, beside whom it has dialled before. */
+    readonly siblings?: readonly string[] | undefined;
     /** The primary has given the role, and the disks, to this side. */
     readonly isHandedOver?: boolean | undefined;
   }): Promise<Promotion> {
@@ -360,6 +362,7 @@ export class SecondaryRole {
       const tracking = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({
         ...promoted(record, options.lineage, epoch > 0 && !record.outdated),
+        peers: [...new Set([...record.peers, ...(options.siblings ?? [])])],
         disks: record.disks.map(withoutFormerSize),
         tracks: tracking?.peer ?? null,
         prepared: [],

@@ -53,6 +53,7 @@ export class SecondaryStatus {
       lastError: (space.full ?? faults.latest ?? sessions.lastError)?.toJSON() ?? null,
       host: hostNameOf(sessions.peerSite, site(), address),
       committed: null,
+      mayTakeOver: null,
       disks: (sessions.peerSite?.disks ?? []).map((disk) => ({ ...disk, dirtyBytes: 0 })),
     };
   }

@@ -145,6 +145,8 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "peers[].lastContactMs": "Time since anything came from the peer; null: never.",
   "peers[].lastError": "Why there is no session, or why the secondary takes no writes.",
   "peers[].host": "What the peer's host calls itself, once there was a session; until then its address.",
+  "peers[].mayTakeOver":
+    "Whether the arbiter would let this secondary take over by itself; null without an arbiter, and of a primary.",
   "peers[].committed": "The checkpoint that a secondary is known to have committed; null: none, and of a primary.",
   "peers[].disks[].name": "A disk of the peer's.",
   "peers[].disks[].image": "Its image there, as the peer said last; null: not known.",

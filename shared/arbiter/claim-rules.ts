@@ -8,18 +8,21 @@ export interface ServingClaim {
   readonly state: ArbiterState;
   readonly agentId: string;
   readonly lineage: string;
-  /** A secondary of this side's is connected, and has promised not to take over for now. */
-  readonly hasSecondary: boolean;
+  /**
+   * The record's holder, or all of this side's secondaries, are connected, and have promised not to take over for now: nobody
+   * else serves.
+   */
+  readonly isFollowed: boolean;
 }
 
 /** Whether a primary may serve: nobody may have taken over from it. */
-export function decideServing({ state, agentId, lineage, hasSecondary }: ServingClaim): ClaimDecision {
+export function decideServing({ state, agentId, lineage, isFollowed }: ServingClaim): ClaimDecision {
   const { record, leaseHolder } = state;
   const isMine =
     record === undefined ||
     record.holder === agentId ||
     (record.lineage === lineage && !record.outdated.includes(agentId)) ||
-    hasSecondary;
+    isFollowed;
   if (!isMine) {
     return { kind: "refused", why: `by the arbiter's record agent ${record.holder} serves, under a later history` };
   }
@@ -41,23 +44,27 @@ export function vouchesFor(
 export interface TakeoverClaim {
   readonly state: ArbiterState;
   readonly agentId: string;
-  readonly lineage: string | null;
+  /** The lineages whose state this side has as a whole. */
+  readonly lineages: readonly string[];
   /** The checkpoint that a promotion would return to. */
   readonly committed: number;
 }
 
 /**
  * Whether a secondary may take over: it has the history that the record names and everything that counts of it, or its
- * own takeover was cut off.
+ * own takeover was cut off. Of several secondaries each that is not outdated has every checkpoint that was told to be
+ * committed, so it does not matter which of them claims first; a claim begins another history, which the others do not have.
  */
-export function decideTakeover({ state, agentId, lineage, committed }: TakeoverClaim): ClaimDecision {
+export function decideTakeover({ state, agentId, lineages, committed }: TakeoverClaim): ClaimDecision {
   const { record, leaseHolder } = state;
   if (record === undefined) return { kind: "refused", why: "no primary has ever served under the arbiter" };
   if (record.holder !== agentId) {
     if (record.outdated.includes(agentId)) {
       return { kind: "refused", why: "the primary has acknowledged writes without this side" };
     }
-    if (record.lineage !== lineage) return { kind: "refused", why: "the arbiter's record names another history" };
+    if (!lineages.includes(record.lineage)) {
+      return { kind: "refused", why: `by the arbiter's record agent ${record.holder} serves another history` };
+    }
     if (record.committed > committed) {
       return { kind: "refused", why: `checkpoint ${record.committed} was committed, and this side has ${committed}` };
     }

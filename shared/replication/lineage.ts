@@ -3,7 +3,7 @@ import { ColobusError } from "../../proto/errors.ts";
 import { ANCESTORS_MAX, KNOWN_PEERS_MAX, REPLACED_PEERS_MAX, SECONDARIES_MAX } from "../../proto/limits.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
-import { mainSlotOf, peerEntryOf, slotsOf, withoutPeerEntry, withPeerEntry } from "./peer-slots.ts";
+import { mainSlotOf, peerEntryOf, peersOf, slotsOf, withoutPeerEntry, withPeerEntry } from "./peer-slots.ts";
 
 /**
  * What happens to a side's history, as pure changes of its state record; `verdict.ts` reads the outcome. Each change is
@@ -49,6 +49,26 @@ export function historyFieldsOf(record: StateRecord): HistoryFields {
  */
 export function knownBy({ history, pairing }: StateRecord): readonly string[] {
   return history.shared ? (history.knownBy ?? [pairing?.peer ?? ""]) : [];
+}
+
+/**
+ * The peers that may have this side's lineage, or one that it goes back to, as far as the record says: each might be promoted
+ * under it.
+ */
+export function relatedPeersOf(record: StateRecord): ReadonlySet<string> {
+  const left = (record.history.left ?? []).map(({ peer }) => peer);
+  const related = new Set([...peersOf(record), ...knownBy(record), ...left, ...(record.replaced ?? [])]);
+  related.delete("");
+  return related;
+}
+
+/**
+ * The lineages whose state a secondary has as a whole: its own, and those before it, where it has got that from a primary. One
+ * that was rolled back has none, until a primary has spoken to it.
+ */
+export function succeededBy({ lineage, history, pairing }: StateRecord): readonly string[] {
+  if (lineage === null || pairing === null) return [];
+  return history.origin === "adopted" ? [lineage, ...history.ancestors] : [lineage];
 }
 
 /** Before the record's peer is another one: who may know the lineage is named, and not taken for the peer any more. */

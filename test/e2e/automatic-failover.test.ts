@@ -1,16 +1,17 @@
-/** A pair that a real etcd decides over. */
+/** A pair, or a primary with two secondaries, that a real etcd decides over. */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { COMMAND } from "../../proto/nbd-protocol.ts";
 import type { AgentEvent, Status } from "../../proto/control-api.ts";
-import { type AgentUnderTest, AgentPair, MIB } from "../support/agent-pair.ts";
+import { type AgentUnderTest, AgentPair, HERE, MIB } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { Etcd } from "../support/etcd.ts";
 import { NbdGuest } from "../support/nbd-guest.ts";
 import { NbdTestSocket, request } from "../support/nbd-client.ts";
 import { requirePeers } from "../support/peers.ts";
 import { scratchDirectory } from "../support/scratch.ts";
+import { inSync, threeAgents } from "../support/three-agents.ts";
 import { SteadyGuest } from "../support/steady-guest.ts";
 
 const SIZE = 4 * MIB;
@@ -191,5 +192,67 @@ describe.runIf(requirePeers("etcd"))("a pair with an arbiter", () => {
     const { failover } = await primary.until("serving", isPrimary);
     expect(failover).toMatchObject({ kind: "manual", arbiter: { state: "own" } });
     expect(await secondary.ask<ErrorDocument>("status")).toMatchObject({ code: 3 });
+  });
+});
+
+const mayTakeOver = ({ peers }: Status): (boolean | null)[] => peers.map((peer) => peer.mayTakeOver);
+
+describe.runIf(requirePeers("etcd"))("a primary with two secondaries and an arbiter", () => {
+  it("is succeeded by one of those that have what was committed, and all others follow that one", async () => {
+    const etcd = await Etcd.start();
+    const { a, b, c, urlOf } = await threeAgents({
+      hosts: { a: HERE, b: HERE, c: HERE },
+      content: Buffer.alloc(SIZE, 0x11),
+      imageOf: (root, name) => join(root, name, "vda.img"),
+      flagsOf: () => [...flagsFor(etcd), "--failover", "automatic", "--durability", "process"],
+    });
+    await Promise.all([a.start(), b.start(), c.start()]);
+    await a.until("in sync with both", (status) => inSync(status) === 2);
+    await a.get("checkpoint");
+    await a.until("succeeded by either", (status) => mayTakeOver(status).every((may) => may === true));
+    const guest = await NbdGuest.connect(join(a.run, "nbd.sock"));
+
+    // C is lost, and lacks the next checkpoint: it may not take over, though it is there again.
+    await c.crash();
+    await guest.write(0, Buffer.alloc(BLOCK, 0x22));
+    await a.get("checkpoint");
+    expect(mayTakeOver(await a.status())).toEqual([true, false]);
+    b.freeze();
+    await a.crash();
+    await c.start();
+    const { data } = await untilEvent(c, "takeover-failed");
+    expect(data).toMatchObject({ code: "lease-refused" });
+    expect((await c.status()).role).toBe("Secondary");
+    b.thaw();
+    await b.until("promoted", isServing);
+    await b.until("followed by c", (status) => inSync(status) === 1);
+    guest.close();
+    const survivor = await NbdGuest.connect(join(b.run, "nbd.sock"));
+    expect(await survivor.read(0, 2 * BLOCK)).toEqual(
+      Buffer.concat([Buffer.alloc(BLOCK, 0x22), Buffer.alloc(BLOCK, 0x11)]),
+    );
+    await survivor.write(BLOCK, Buffer.alloc(BLOCK, 0x33));
+    await b.get("wait", "merged");
+    await b.get("checkpoint");
+
+    // The first primary follows as well, and both that have the checkpoint claim at once.
+    await a.start();
+    await a.until("outdated", ({ protection }) => protection.reason === "outdated");
+    await a.get("rejoin", "--peer", urlOf("b"));
+    await b.until("in sync with both", (status) => inSync(status) === 2);
+    await b.get("checkpoint");
+    await b.until("succeeded by either", (status) => mayTakeOver(status).every((may) => may === true));
+    survivor.close();
+    await b.crash();
+    const winner = await Promise.race([a, c].map((one) => one.until("promoted", isServing).then(() => one)));
+    const other = winner === a ? c : a;
+    const last = await NbdGuest.connect(join(winner.run, "nbd.sock"));
+    const taken = Buffer.concat([Buffer.alloc(BLOCK, 0x22), Buffer.alloc(BLOCK, 0x33), Buffer.alloc(BLOCK, 0x11)]);
+    expect(await last.read(0, 3 * BLOCK)).toEqual(taken);
+    // B has dialled C, where A finds it; A was not dialled.
+    if (winner === a) await winner.until("followed by c", (status) => inSync(status) === 1);
+    else expect(await untilEvent(other, "takeover-failed")).toMatchObject({ data: { code: "lease-refused" } });
+    expect((await other.status()).role).toBe("Secondary");
+    last.close();
   });
 });

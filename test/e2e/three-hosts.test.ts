@@ -2,25 +2,20 @@
  * A primary with two secondaries, three real agents in network namespaces, of which one is cut off. Guests write all the
  * while; on a disk of each host's own, or on one file that all three reach.
  */
-import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { CheckpointAnswer, Status } from "../../proto/control-api.ts";
-import { AgentUnderTest, freePort, makeImage, MIB, type AgentHost } from "../support/agent-pair.ts";
+import { MIB } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { expectSame, readDisk } from "../support/nbd-tools.ts";
 import { canMakeNamespaces } from "../support/network-namespaces.ts";
 import { requirePeers } from "../support/peers.ts";
-import { scratchDirectory } from "../support/scratch.ts";
 import { SteadyGuest } from "../support/steady-guest.ts";
+import { inSync, threeAgents } from "../support/three-agents.ts";
 import { ThreeNamespaces } from "../support/three-namespaces.ts";
 
 const SIZE = 16 * MIB;
 const SOME_WRITES = 200;
-const FLAGS = ["--vm", "test", "--peer-timeout", "1s", "--insecure", "--secondaries", "2"];
-
-const inSync = ({ peers }: Status): number =>
-  peers.filter(({ replication, lagBytes }) => replication === "Established" && lagBytes === 0).length;
 
 /** Three agents, each in a namespace of its own, which are not started yet. */
 async function threeHosts(
@@ -28,39 +23,13 @@ async function threeHosts(
   flagsOf: (root: string, role: string) => readonly string[],
 ) {
   const network = new ThreeNamespaces();
-  const root = scratchDirectory();
-  const port = await freePort();
-  const urlOf = (host: AgentHost): string => `ws://${host.address}:${port}`;
-  const agent = (name: "a" | "b" | "c", role: string, own: readonly string[]): AgentUnderTest => {
-    mkdirSync(join(root, "run", name), { recursive: true });
-    mkdirSync(join(root, name));
-    const image = imageOf(root, name);
-    if (!existsSync(image)) makeImage(image, Buffer.alloc(SIZE, 0x11));
-    const run = join(root, "run", name);
-    const state = join(root, name, "state");
-    const command = [
-      role,
-      "--run",
-      run,
-      "--state",
-      state,
-      "--disk",
-      `vda=${image}`,
-      ...FLAGS,
-      ...flagsOf(root, role),
-      ...own,
-    ];
-    return new AgentUnderTest(name, run, command, network[name].launcher);
-  };
-  const listen = (host: AgentHost): readonly string[] => ["--listen", `${host.address}:${port}`];
-  const peers = ["--peer", urlOf(network.b), "--peer", urlOf(network.c)];
-  return {
-    network,
-    urlOf,
-    a: agent("a", "primary", [...peers, ...listen(network.a)]),
-    b: agent("b", "secondary", listen(network.b)),
-    c: agent("c", "secondary", listen(network.c)),
-  };
+  const agents = await threeAgents({
+    hosts: network,
+    content: Buffer.alloc(SIZE, 0x11),
+    imageOf,
+    flagsOf: (root, role) => ["--insecure", "--peer-timeout", "1s", ...flagsOf(root, role)],
+  });
+  return { network, ...agents };
 }
 
 describe.runIf(requirePeers("ip", "nbdcopy") && canMakeNamespaces())("three hosts", () => {
@@ -79,13 +48,13 @@ describe.runIf(requirePeers("ip", "nbdcopy") && canMakeNamespaces())("three host
     network.setLink("b", "down");
     await guest.writesMore(SOME_WRITES);
     const isLost = (status: Status): boolean =>
-      status.peers.some(({ url, connection }) => url === urlOf(network.b) && connection === "Connecting");
+      status.peers.some(({ url, connection }) => url === urlOf("b") && connection === "Connecting");
     await a.until("without b", isLost);
     await guest.writesMore(SOME_WRITES);
     const second = await a.get<CheckpointAnswer>("checkpoint");
     const { protection, peers: seen } = await a.status();
     expect(protection.state).toBe("Protected");
-    expect(seen.find(({ url }) => url === urlOf(network.c))).toMatchObject({ replication: "Established" });
+    expect(seen.find(({ url }) => url === urlOf("c"))).toMatchObject({ replication: "Established" });
     expect((await c.status()).epoch.committed).toBe(second.epoch);
     expect((await b.status()).epoch.committed).toBe(first.epoch);
     await guest.stop();
@@ -100,12 +69,12 @@ describe.runIf(requirePeers("ip", "nbdcopy") && canMakeNamespaces())("three host
 
     expect(await c.stop()).toMatchObject({ code: 0 });
     await a.until("without c", (status) => inSync(status) === 1);
-    expect(await a.get("forget", urlOf(network.c))).toMatchObject({ url: urlOf(network.c) });
+    expect(await a.get("forget", urlOf("c"))).toMatchObject({ url: urlOf("c") });
     expect(await a.stop()).toMatchObject({ code: 0 });
     await a.start();
     // Nothing waits for c any more: the VM goes on with b.
     const { peers: left } = await a.until("protected", (status) => status.protection.state === "Protected");
-    expect(left.map(({ url }) => url)).toEqual([urlOf(network.b)]);
+    expect(left.map(({ url }) => url)).toEqual([urlOf("b")]);
     expectSame(await readDisk(a.uri()), disk);
     for (const one of [a, b]) expect(await one.stop()).toMatchObject({ code: 0 });
   });
@@ -128,7 +97,7 @@ describe.runIf(requirePeers("ip", "nbdcopy") && canMakeNamespaces())("three host
     // C protects the guest, who goes on without B: that one's checkpoint is void.
     network.setLink("b", "down");
     await a.until("without b", ({ peers }) =>
-      peers.some(({ url, connection }) => url === urlOf(network.b) && connection === "Connecting"),
+      peers.some(({ url, connection }) => url === urlOf("b") && connection === "Connecting"),
     );
     await guest.writesMore(SOME_WRITES);
     await guest.stop();
@@ -163,7 +132,7 @@ describe.runIf(requirePeers("ip", "nbdcopy") && canMakeNamespaces())("three host
         json: { error: { code: force.length === 0 ? "unprotected" : "image-busy" } },
       });
     }
-    await other.get("rejoin", "--peer", urlOf(winner === b ? network.b : network.c));
+    await other.get("rejoin", "--peer", urlOf(winner === b ? "b" : "c"));
     await winner.until("in sync with the other one", (status) => inSync(status) === 1);
     await winner.get<CheckpointAnswer>("checkpoint");
     expectSame(await readDisk(other.uri()), disk);

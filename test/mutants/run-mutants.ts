@@ -33,6 +33,7 @@ const KINDS = {
   "Shared-roles": { program: "run-shared-role-lives.ts", usual: 0 },
   "Shared-trio": { program: "run-shared-trio-lives.ts", usual: 0 },
   "Arbiter": { program: "run-arbiter-lives.ts", usual: 0 },
+  "Arbiter-trio": { program: "run-arbiter-trio-lives.ts", usual: 0 },
   "Buffered": { program: "run-buffered-lives.ts", usual: 0 },
   "Buffered-roles": { program: "run-buffered-role-lives.ts", usual: 0 },
   "Mirror": { program: "run-mirror-lives.ts", usual: 0 },

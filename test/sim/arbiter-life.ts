@@ -1,17 +1,22 @@
 import assert from "node:assert/strict";
 import { ColobusError } from "../../proto/errors.ts";
+import type { BlockDevice } from "../../shared/block/block-device.ts";
 import { Calls } from "./calls.ts";
 import type { LifeCounts } from "./life-totals.ts";
-import { makePair, type Pair, type PairDisk, type PairMember } from "./pair.ts";
+import { makePair, urlOf, type PairDisk, type PairMember, type PairObserver } from "./pair.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import { SimArbiter } from "./sim-arbiter.ts";
+import { makeTrio } from "./trio.ts";
 import { SimWorld } from "./world.ts";
 
 /**
- * One life of a pair that an arbiter decides over, with guests on both hosts that try all the time. Whatever is cut off,
- * frozen or killed: once a side has served under a later promotion, no guest of the other side gets a success, reads
- * included. In quiet lives only the arbiter fails: then no guest waits, and nobody is promoted. Where the two share their
- * disk, whoever takes over has the other host powered off first, which does not always work.
+ * One life of a pair, or of a primary with two secondaries, that an arbiter decides over, with guests on all hosts that try all
+ * the time. Whatever is cut off, frozen or killed: once a side has served under a later promotion, no guest of another side gets
+ * a success, reads included. In quiet lives only the arbiter fails: then no guest waits, and nobody is promoted. Where a pair
+ * shares its disk, whoever takes over has the other host powered off first, which does not always work.
+ *
+ * With two secondaries an operator takes checkpoints as well, and none that was told to be committed is ever behind what a
+ * promotion returns to; and has a former primary follow the new one, as the other secondary does by itself. No two ever part.
  */
 const DISK: PairDisk = { name: "vda", sizeBytes: 64 * 4096 };
 const TTL_MS = 4_000;
@@ -29,6 +34,11 @@ const FENCE_MS = [1, 800] as const;
 const FENCE_FAILS = 0.2;
 /** A side that may not start yet, because the other one merges, tries again. */
 const START_AGAIN_MS = 500;
+/** With two secondaries: how often an operator does something, and for how long a command is waited for. */
+const OPERATOR_EVERY_MS = [100, 2_500] as const;
+const COMMAND_MS = 2_000;
+const ASTRAY_NOTICED = 0.1;
+const PREPARED_EVERY_MS = 500;
 /** A guest whose pair is connected does not wait longer for what an arbiter may have a say in. */
 const QUIET_REQUEST_MS = 1_500;
 
@@ -59,15 +69,48 @@ const FAULTS_OF_LIFE: readonly Fault[] = [
 ];
 const QUIET_FAULTS: readonly Fault[] = ["arbiter-cut", "arbiter-down"];
 
-export async function runArbiterLife(seed: number): Promise<LifeCounts> {
-  const replay = `npx tsx test/sim/run-arbiter-lives.ts --seed ${seed}`;
-  return new ArbiterLife(new SimWorld(seed, { replay })).live();
+/** What is told to be committed, or asked for, may come to nothing while hosts die: which codes say so. */
+const OPERATOR_CODES: readonly string[] = [
+  "no-peer",
+  "timed-out",
+  "outcome-unknown",
+  "too-many-prepared",
+  "outdated",
+  "lease-refused",
+  "handed-over",
+  "shutting-down",
+  "not-primary",
+  "connection-lost",
+  "peer-timeout",
+  "split-brain",
+  "role-conflict",
+  "merge-unfinished",
+  "usage",
+  "guests-held",
+];
+
+export function runArbiterLife(seed: number, print?: (line: string) => void): Promise<LifeCounts> {
+  return live("run-arbiter-lives.ts", seed, ["a", "b"], print);
+}
+
+export function runArbiterTrioLife(seed: number, print?: (line: string) => void): Promise<LifeCounts> {
+  return live("run-arbiter-trio-lives.ts", seed, ["a", "b", "c"], print);
+}
+
+function live(
+  program: string,
+  seed: number,
+  hosts: readonly string[],
+  print?: (line: string) => void,
+): Promise<LifeCounts> {
+  const replay = `npx tsx test/sim/${program} --seed ${seed}`;
+  return new ArbiterLife(new SimWorld(seed, { replay, print }), hosts).live();
 }
 
 class ArbiterLife {
   readonly #world: SimWorld;
   readonly #arbiter: SimArbiter;
-  readonly #pair: Pair;
+  readonly #members: readonly PairMember[];
   readonly #calls: Calls;
   readonly #counts: Record<string, number> = {};
   readonly #isQuiet: boolean;
@@ -77,72 +120,93 @@ class ArbiterLife {
   readonly #reigns = new Map<string, number>([["a", 0]]);
   readonly #servedReigns = new Set<number>([0]);
   #promotions = 0;
+  /** The checkpoint that each promotion has returned to. */
+  readonly #bases = new Map<number, number>();
+  /** The newest checkpoint that an operator was told to be committed. */
+  #told = 0;
   #served = 0;
   #ending = false;
 
-  constructor(world: SimWorld) {
+  constructor(world: SimWorld, hosts: readonly string[]) {
     this.#world = world;
     this.#calls = new Calls(world);
     this.#isQuiet = world.random.chance(0.25);
     this.#arbiter = new SimArbiter(world, world.random.fork("arbiter"), TTL_MS);
     this.#fencing = world.random.fork("fencing");
-    this.#isShared = this.#fencing.chance(SHARED);
-    if (!this.#isQuiet && world.random.chance(0.6)) this.#arbiter.slow(world.random.pick(["a", "b"]));
+    this.#isShared = this.#fencing.chance(SHARED) && hosts.length === 2;
+    if (!this.#isQuiet && world.random.chance(0.6)) this.#arbiter.slow(world.random.pick(hosts));
     const contents = Buffer.alloc(DISK.sizeBytes, 1);
     const ack = world.random.pick(["async", "received", "applied"] as const);
     const onPeerLoss = world.random.chance(0.7) ? "continue" : "freeze";
-    this.#pair = makePair(
+    const common = {
+      disks: [DISK],
+      clusterBytes: 4096,
+      durability: "process",
+      // Requests that are under way when a side stops.
+      storage: { syncMs: [5, 60] },
+      onPeerLoss,
+      windowBytes: 1024 * 1024,
+      peerTimeoutMs: PEER_TIMEOUT_MS,
+      checkpointEveryMs: PREPARED_EVERY_MS,
+      retain: 0,
+      arbiter: { service: this.#arbiter, ttlMs: TTL_MS },
+    } as const;
+    const observer = this.#observer;
+    if (hosts.length > 2) {
+      this.#members = makeTrio(world, { ...common, mode: "colo", ack, onCongestion: "throttle" }, [contents], observer);
+      return;
+    }
+    const { primary, secondary } = makePair(
       world,
       {
-        disks: [DISK],
-        clusterBytes: 4096,
-        durability: "process",
-        // Requests that are under way when a side stops.
-        storage: { syncMs: [5, 60] },
+        ...common,
         ...(this.#isShared
           ? { mode: "shared", isMarked: onPeerLoss === "continue" || this.#fencing.chance(0.5) }
           : { mode: "colo" }),
         ack: this.#isShared ? "applied" : ack,
-        onPeerLoss,
         access: "read-only",
-        windowBytes: 1024 * 1024,
-        peerTimeoutMs: PEER_TIMEOUT_MS,
         createImages: false,
-        checkpointEveryMs: 500,
-        retain: 0,
         overlayLimitBytes: undefined,
-        arbiter: { service: this.#arbiter, ttlMs: TTL_MS },
         fence: (member) => this.#fencePeerOf(member),
       },
       { primary: [contents], secondary: [Buffer.alloc(DISK.sizeBytes)] },
-      {
-        requested: () => undefined,
-        happened: (member, { type, data }) => {
-          this.#count(type);
-          if (type === "takeover-failed") assert.notEqual((data as { code?: string }).code, "internal");
-          if (type !== "role-changed" || (data as { role?: string }).role !== "Primary") return;
-          this.#promotions += 1;
-          this.#reigns.set(member.name, this.#promotions);
-        },
-      },
+      observer,
     );
+    this.#members = [primary, secondary];
   }
 
-  get #members(): readonly PairMember[] {
-    return [this.#pair.primary, this.#pair.secondary];
+  get #observer(): PairObserver {
+    const world = this.#world;
+    return {
+      requested: () => undefined,
+      happened: (member, { type, data }) => {
+        this.#count(type);
+        world.note(`${member.name}: ${type} ${JSON.stringify(data)}`);
+        assert(!this.#isTrio || type !== "split-brain", "two sides have parted");
+        if (type === "takeover-failed") assert.notEqual((data as { code?: string }).code, "internal");
+        if (type !== "role-changed" || (data as { role?: string }).role !== "Primary") return;
+        this.#promotions += 1;
+        this.#reigns.set(member.name, this.#promotions);
+        const { committed } = member.agent?.status().epoch ?? { committed: 0 };
+        this.#bases.set(this.#promotions, committed);
+        assert(committed >= this.#told, `${member.name} returns to ${committed}, and ${this.#told} was committed`);
+      },
+    };
   }
 
   async live(): Promise<LifeCounts> {
     await this.#world.do("the start", async () => {
-      await this.#pair.secondary.start();
-      await this.#pair.primary.start();
-      await this.#pair.primary.agent?.wait(
+      const [primary, ...secondaries] = this.#members;
+      for (const secondary of secondaries) await secondary.start();
+      await primary?.start();
+      await primary?.agent?.wait(
         { condition: "committed", timeoutMs: STARTED_WITHIN_MS },
         new AbortController().signal,
       );
     });
     for (const member of this.#members) {
       for (const kind of GUESTS) this.#nextRequest(member, kind);
+      if (this.#isTrio) this.#nextOrder(member);
     }
     const { random } = this.#world;
     const faults = random.within(FAULTS);
@@ -170,6 +234,8 @@ class ArbiterLife {
     const isHeld = newest[0]?.agent?.status().protection.reason === "held";
     if (!isHeld) assert(this.#served > before, "the primary serves, as its status says");
     this.#count("lives ended serving", isHeld ? 0 : 1);
+    const peers = newest[0]?.agent?.status().peers ?? [];
+    this.#count("secondaries at the end", peers.filter(({ connection }) => connection === "Connected").length);
     // The guests' last requests end.
     await this.#pass(2_000);
   }
@@ -185,14 +251,15 @@ class ArbiterLife {
     const member = (isOfServing ? serving : undefined) ?? random.pick(this.#members);
     const lengthMs = random.within([50, 3 * TTL_MS]);
     this.#count(`fault ${fault}`);
+    this.#world.note(`fault ${fault} of ${member.name}`);
     switch (fault) {
       case "isolate":
         // First it has nothing but its secondary's promise, then not that either.
         this.#arbiter.cut(member.name, true);
-        this.#world.schedule(random.within([0, 2 * TTL_MS]), () => network.partition("a", "b", true));
+        this.#world.schedule(random.within([0, 2 * TTL_MS]), () => this.#partition(member, true));
         this.#world.schedule(2 * TTL_MS + lengthMs, () => {
           this.#arbiter.cut(member.name, false);
-          network.partition("a", "b", false);
+          this.#partition(member, false);
         });
         break;
       case "freeze-primary":
@@ -207,12 +274,14 @@ class ArbiterLife {
         this.#calls.died(member.host.process);
         this.#world.schedule(lengthMs, () => this.#restart(member));
         break;
-      case "partition":
-        network.partition("a", "b", true);
-        this.#world.schedule(lengthMs, () => network.partition("a", "b", false));
+      case "partition": {
+        const ways = this.#isTrio && random.chance(0.5) ? [random.pick(this.#waysOf(member))] : undefined;
+        this.#partition(member, true, ways);
+        this.#world.schedule(lengthMs, () => this.#partition(member, false, ways));
         break;
+      }
       case "cut-link":
-        network.cut("a", "b");
+        for (const [one, other] of this.#waysOf(member)) network.cut(one, other);
         break;
       case "arbiter-cut":
         this.#arbiter.cut(member.name, true);
@@ -227,6 +296,21 @@ class ArbiterLife {
         member.host.wallOffsetMs -= lengthMs;
         break;
     }
+  }
+
+  get #isTrio(): boolean {
+    return this.#members.length > 2;
+  }
+
+  /** Between which hosts there is a way to this one. */
+  #waysOf({ name }: PairMember): readonly (readonly [string, string])[] {
+    const others = this.#members.filter((other) => other.name !== name);
+    return others.map((other) => (name < other.name ? [name, other.name] : [other.name, name]));
+  }
+
+  /** Cuts the host off from the others, or these ways, or ends that. */
+  #partition(member: PairMember, on: boolean, ways = this.#waysOf(member)): void {
+    for (const [one, other] of ways) this.#world.network.partition(one, other, on);
   }
 
   #restart(member: PairMember): void {
@@ -251,6 +335,49 @@ class ArbiterLife {
     this.#world.schedule(this.#fencing.within([100, 3 * TTL_MS]), () => this.#restart(peer));
   }
 
+  /** An operator takes a checkpoint on whatever calls itself Primary, or has one that is behind follow the one that serves. */
+  #nextOrder(member: PairMember): void {
+    this.#world.schedule(this.#world.random.within(OPERATOR_EVERY_MS), () => {
+      if (this.#ending) this.#nextOrder(member);
+      else void this.#order(member).finally(() => this.#nextOrder(member));
+    });
+  }
+
+  async #order(member: PairMember): Promise<void> {
+    const { signal } = new AbortController();
+    const { agent, status } = member;
+    const timeoutMs = COMMAND_MS;
+    const reign = this.#reigns.get(member.name) ?? 0;
+    const newest = this.#members.find(({ name, role }) => role === "Primary" && this.#isNewest(name));
+    if (agent === undefined || status === undefined || newest === undefined) return;
+    const isAstray = status.role === "Secondary" && status.peers[0]?.connection !== "Connected";
+    if (status.protection.reason === "outdated" || (isAstray && this.#world.random.chance(ASTRAY_NOTICED))) {
+      const rejoined = await this.#calls.make(member, "rejoin", Number.POSITIVE_INFINITY, () =>
+        agent.rejoin({ peer: urlOf(newest.name), timeoutMs }, signal),
+      );
+      if (rejoined.kind === "failed") assert(OPERATOR_CODES.includes(rejoined.error.code), rejoined.error.code);
+      if (rejoined.kind === "done") this.#count("rejoined");
+      return;
+    }
+    if (status.role === "Secondary") return;
+    const taken = await this.#calls.make(
+      member,
+      "checkpoint",
+      Number.POSITIVE_INFINITY,
+      () => agent.checkpoint({ prepare: false, timeoutMs }, signal),
+      (outcome) => {
+        if (outcome.kind !== "done") return;
+        const { epoch } = outcome.value;
+        this.#count("checkpoints told");
+        this.#told = Math.max(this.#told, epoch);
+        for (const [later, base] of this.#bases) {
+          assert(later <= reign || base >= epoch, `${epoch} is told, and promotion ${later} returned to ${base}`);
+        }
+      },
+    );
+    if (taken.kind === "failed") assert(OPERATOR_CODES.includes(taken.error.code), taken.error.code);
+  }
+
   /** One guest of the host tries a request, and another one when that has ended. */
   #nextRequest(member: PairMember, kind: GuestKind): void {
     const { random } = this.#world;
@@ -260,10 +387,20 @@ class ArbiterLife {
     });
   }
 
+  /** What a guest of the host sees; undefined: nothing, or it is being taken away with the role. */
+  #deviceOf(member: PairMember): BlockDevice | undefined {
+    try {
+      return member.device(DISK);
+    } catch (error) {
+      if (error instanceof ColobusError) return undefined;
+      throw error;
+    }
+  }
+
   async #request(member: PairMember, kind: GuestKind): Promise<void> {
     const { random } = this.#world;
     const { agent } = member;
-    const device = member.device(DISK);
+    const device = this.#deviceOf(member);
     if (agent?.role !== "Primary" || device === undefined || member.host.process.frozen) return;
     const offset = 4096 * random.below(DISK.sizeBytes / 4096);
     const reign = this.#reigns.get(member.name) ?? 0;

@@ -1,7 +1,8 @@
 import type { AgentConfig } from "../../cli/agent-config.ts";
 import type { AckPolicy, CongestionPolicy, Durability, PeerLossPolicy } from "../../proto/words.ts";
 import { imagePath, MARK_PATH, PairMember, urlOf, type PairDisk, type PairObserver } from "./pair.ts";
-import type { SimDisk } from "./sim-disk.ts";
+import type { SimArbiter } from "./sim-arbiter.ts";
+import type { SimDisk, StorageProfile } from "./sim-disk.ts";
 import type { SimWorld } from "./world.ts";
 
 export interface TrioOptions {
@@ -20,6 +21,12 @@ export interface TrioOptions {
   readonly unmarked?: readonly string[];
   /** Mode `shared`: a lock on one host keeps nobody off on another one. */
   readonly locksApart?: boolean;
+  readonly storage?: Partial<StorageProfile>;
+  /** 5 s unless it is said. */
+  readonly peerTimeoutMs?: number;
+  readonly checkpointEveryMs?: number;
+  /** Who decides which side serves; the secondaries take over by themselves then. */
+  readonly arbiter?: { readonly service: SimArbiter; readonly ttlMs: number };
 }
 
 /** Three hosts whose agents may each have two secondaries: `a` begins as the primary, and dials the others. */
@@ -53,7 +60,7 @@ export function makeTrioMember(
   },
 ): PairMember {
   const isShared = options.mode === "shared";
-  const host = world.host(name);
+  const host = world.host(name, { storage: options.storage ?? {} });
   host.disk.addDirectory("/images");
   if (isShared && owner === undefined) host.disk.addFile(MARK_PATH, 0);
   else if (isShared && owner !== undefined) host.disk.addShared(MARK_PATH, owner, { isPagewise: true });
@@ -80,7 +87,7 @@ export function makeTrioMember(
     secondaries: 2,
     ack,
     durability,
-    peerTimeoutMs: 5_000,
+    peerTimeoutMs: options.peerTimeoutMs ?? 5_000,
     onPeerLoss: options.onPeerLoss ?? "continue",
     ...(isShared && options.unmarked?.includes(name) !== true ? { sharedMark: MARK_PATH } : {}),
     onCongestion,
@@ -94,6 +101,8 @@ export function makeTrioMember(
     createImages: false,
     assumeInSync: false,
     adoptImages: false,
+    ...(options.checkpointEveryMs === undefined ? {} : { checkpointEveryMs: options.checkpointEveryMs }),
+    ...(options.arbiter === undefined ? {} : { failover: "automatic", arbiterTtlMs: options.arbiter.ttlMs }),
   };
-  return new PairMember(world, host, config, observer);
+  return new PairMember(world, host, config, observer, undefined, options.arbiter?.service);
 }

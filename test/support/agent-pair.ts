@@ -167,7 +167,7 @@ export interface AgentHost {
   readonly launcher: readonly string[];
 }
 
-const HERE: AgentHost = { address: "127.0.0.1", launcher: [] };
+export const HERE: AgentHost = { address: "127.0.0.1", launcher: [] };
 
 export const MIB = 1024 * 1024;
 

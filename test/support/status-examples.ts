@@ -35,6 +35,7 @@ const peer: PeerStatus = {
   lastError: null,
   host: "beta",
   committed: 42,
+  mayTakeOver: null,
   disks: [
     { name: "vda", image: "/srv/vda.raw", dirtyBytes: 0 },
     { name: "vdb", image: "/srv/vdb.raw", dirtyBytes: 0 },

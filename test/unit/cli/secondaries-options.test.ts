@@ -10,6 +10,7 @@ describe("the flags about several secondaries", () => {
     ["those that dial", { secondaries: "2" }, { secondaries: 2 }],
     ["a shared disk with a mark", { "secondaries": "2", "mode": "shared", "shared-mark": "M" }, { secondaries: 2 }],
     ["a shared disk without a mark for one", { mode: "shared" }, {}],
+    ["an arbiter", { secondaries: "2", arbiter: ["http://e"] }, { secondaries: 2 }],
   ] as const)("take %s", (_, options, expected) => {
     expect(parseSecondaries(options, "Primary")).toEqual(expected);
   });
@@ -20,7 +21,7 @@ describe("the flags about several secondaries", () => {
     ["too many", { secondaries: "5" }, "Primary"],
     ["no number", { secondaries: "two" }, "Primary"],
     ["a shared disk without a mark", { secondaries: "2", mode: "shared" }, "Primary"],
-    ["an arbiter", { secondaries: "2", arbiter: ["http://e"] }, "Primary"],
+    ["an arbiter over a shared disk", { secondaries: "2", mode: "shared", arbiter: ["http://e"] }, "Primary"],
     ["a secondary that dials two", { peer: ["ws://b", "ws://c"] }, "Secondary"],
   ] as const)("refuse %s", (_, options, role) => {
     expect(() => parseSecondaries(options, role)).toThrow(expect.objectContaining({ code: "usage" }));

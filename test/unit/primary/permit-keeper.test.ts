@@ -3,6 +3,7 @@ import { ColobusError } from "../../../proto/errors.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
 import { PermitKeeper } from "../../../primary/permit-keeper.ts";
 import { OwnLease } from "../../../shared/arbiter/own-lease.ts";
+import type { Pending } from "../../../shared/block/block-device.ts";
 import type { StateFile } from "../../../shared/journal/state-file.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 import { MemoryArbiter } from "../../support/memory-arbiter.ts";
@@ -19,6 +20,11 @@ class Scene {
   readonly arbiter = new MemoryArbiter("a");
   readonly keeper: PermitKeeper;
   isConnected = true;
+  /** Peers of the record beside `b`, and those that are not connected, or have not committed what is told. */
+  readonly others: string[] = [];
+  readonly away = new Set<string>();
+  readonly lacking = new Set<string>();
+  replaced: string[] = [];
   vouchedTimes = 0;
   handOver: string | null = null;
   lineage = "first";
@@ -34,15 +40,17 @@ class Scene {
       emit: silent,
       state: state as StateFile,
       lease: new OwnLease({ arbiter: this.arbiter, agentId: "a", ttlMs: TTL_MS, clock, log, emit: silent }),
-      isConnected: () => this.isConnected,
-      isEstablished: () => this.isConnected,
+      isConnected: (peer) => this.isConnected && !this.away.has(peer),
+      isEstablished: (peer) => this.isConnected && !this.away.has(peer),
+      committedBy: (peer) => (this.lacking.has(peer) ? 6 : 7),
       committed: () => 7,
+      dialled: () => [{ agentId: "b", url: "ws://b" }],
       vouched: () => void (this.vouchedTimes += 1),
     });
   }
 
   get #record(): Partial<StateRecord> {
-    const { handOver, lineage } = this;
+    const { handOver, lineage, others, replaced } = this;
     const history: StateRecord["history"] = { origin: "created", shared: true, ancestors: ["zeroth"], heard: [] };
     return {
       agentId: "a",
@@ -50,9 +58,23 @@ class Scene {
       lineage,
       history,
       epochReserved: 8,
+      committed: { epoch: 7, atMs: 0 },
       pairing: { peer: "b", sessions: [] },
+      otherPeers: others.map((peer, index) => ({
+        slot: index + 1,
+        pairing: { peer, sessions: [] },
+        tracks: null,
+        committed: 0,
+      })),
+      replaced,
       handOver,
     };
+  }
+
+  /** A peer answers a ping that is sent now. */
+  promise(peer: string): void {
+    const pulse = this.keeper.pulse(() => peer);
+    if (pulse.of === "Primary") pulse.heard(pulse.beat(), TTL_MS);
   }
 
   async start(): Promise<void> {
@@ -62,8 +84,22 @@ class Scene {
 
   /** What becomes of a write that the secondary does not have. */
   writeAlone(): { outcome: string } {
+    return this.#outcomeOf(this.keeper.mayGoAlone());
+  }
+
+  /** What becomes of a checkpoint that the peers of `lacking` have not committed. */
+  tell(): { outcome: string } {
+    return this.#outcomeOf(this.keeper.mayTell((peer) => !this.lacking.has(peer)));
+  }
+
+  /** What becomes of a peer that opens a session with this history. */
+  join(agentId: string, lineage: string | null): { outcome: string } {
+    return this.#outcomeOf(this.keeper.mayJoin({ agentId, lineage }));
+  }
+
+  #outcomeOf(pending: Pending): { outcome: string } {
     const seen = { outcome: "waits" };
-    Promise.resolve(this.keeper.mayGoAlone()).then(
+    Promise.resolve(pending).then(
       () => (seen.outcome = "acknowledged"),
       (error: unknown) => (seen.outcome = error instanceof ColobusError ? error.code : "threw"),
     );
@@ -218,10 +254,127 @@ describe("a primary with an arbiter", () => {
     await turns();
     expect(made.arbiter.state.leaseHolder).toBeNull();
     made.handOver = null;
-    made.keeper.permit.heard(made.keeper.permit.beat(), TTL_MS);
+    made.promise("b");
     made.keeper.resume();
     await turns();
     expect(made.arbiter.state).toMatchObject({ leaseHolder: "a", record: { holder: "a", lineage: "first" } });
     expect(made.keeper.permit.isValid).toBe(true);
+  });
+});
+
+describe("a primary of several secondaries with an arbiter", () => {
+  async function withTwo(): Promise<Scene> {
+    const made = new Scene();
+    scene = made;
+    made.others.push("c");
+    await made.start();
+    return made;
+  }
+
+  it("acknowledges a write that one of them lacks when the arbiter knows that, and lets the other one take over", async () => {
+    const made = await withTwo();
+    made.away.add("c");
+    const write = made.writeAlone();
+    expect(write.outcome).toBe("waits");
+    await turns();
+    expect(write.outcome).toBe("acknowledged");
+    expect(made.outdated).toEqual(["c"]);
+    expect(["b", "c"].map((peer) => made.keeper.mayTakeOver(peer))).toEqual([true, false]);
+    made.isConnected = false;
+    made.writeAlone();
+    await turns();
+    expect(made.outdated).toEqual(["c", "b"]);
+  });
+
+  it("tells of a checkpoint that one of them lacks when the arbiter knows that, though it is connected", async () => {
+    const made = await withTwo();
+    made.lacking.add("c");
+    made.arbiter.isReachable = false;
+    const told = made.tell();
+    await turns();
+    expect(told.outcome).toBe("waits");
+    made.arbiter.isReachable = true;
+    made.clock.advance(TTL_MS / 4);
+    await turns();
+    expect(told.outcome).toBe("acknowledged");
+    expect(made.outdated).toEqual(["c"]);
+    // The other one alone has committed it.
+    made.keeper.committed();
+    await turns();
+    expect(made.outdated).toEqual(["c"]);
+    made.lacking.clear();
+    made.keeper.committed();
+    await turns();
+    expect(made.outdated).toEqual([]);
+  });
+
+  it("serves without its lease while all promise that could take over", async () => {
+    const made = await withTwo();
+    made.arbiter.isReachable = false;
+    made.clock.advance(TTL_MS);
+    expect(made.keeper.permit.isValid).toBe(false);
+    made.promise("b");
+    expect(made.keeper.permit.isValid).toBe(false);
+    made.promise("c");
+    expect(made.keeper.permit.isValid).toBe(true);
+  });
+
+  it("needs no promise of one that the arbiter knows to be outdated, nor of one that was given up, once it knows that", async () => {
+    const made = await withTwo();
+    made.away.add("c");
+    made.writeAlone();
+    await turns();
+    made.others.pop();
+    made.replaced = ["c", "d"];
+    made.keeper.givenUp("d");
+    made.arbiter.isReachable = false;
+    made.clock.advance(TTL_MS);
+    made.promise("b");
+    await turns();
+    expect(made.keeper.permit.isValid).toBe(false);
+    made.arbiter.isReachable = true;
+    made.clock.advance(TTL_MS / 4);
+    await turns();
+    expect(made.outdated).toEqual(["c", "d"]);
+    made.arbiter.isReachable = false;
+    made.clock.advance(TTL_MS);
+    made.promise("b");
+    expect(made.keeper.permit.isValid).toBe(true);
+  });
+
+  it("lets one that has followed another primary hear of its history when the arbiter knows that it lacks this one's", async () => {
+    const made = await withTwo();
+    expect(made.keeper.mayJoin({ agentId: "blank", lineage: null })).toBeUndefined();
+    expect(made.keeper.mayJoin({ agentId: "c", lineage: "zeroth" })).toBeUndefined();
+    const joined = made.join("d", "zeroth");
+    expect(joined.outcome).toBe("waits");
+    await turns();
+    expect(joined.outcome).toBe("acknowledged");
+    expect(made.outdated).toEqual(["d"]);
+  });
+
+  it("does not serve because one follows it while the record names another one that does not", async () => {
+    scene = new Scene();
+    const made = scene;
+    made.others.push("c");
+    const entry = { vm: "vm", lineage: "later", holder: "c", committed: 9, outdated: ["a"], ttlMs: TTL_MS };
+    made.arbiter.put(entry, null);
+    made.away.add("c");
+    made.promise("b");
+    await made.start();
+    expect(made.keeper.refusal).toMatchObject({ code: "lease-refused" });
+    expect(made.arbiter.state.record?.holder).toBe("c");
+  });
+
+  it("waits no more for what the arbiter is to know once the role ends", async () => {
+    const made = await withTwo();
+    made.away.add("c");
+    made.arbiter.isReachable = false;
+    const write = made.writeAlone();
+    await turns();
+    made.keeper.endWaiting(new ColobusError("shutting-down", "the test is over"));
+    await turns();
+    expect(write.outcome).toBe("shutting-down");
+    await expect(made.keeper.mayGoAlone()).rejects.toMatchObject({ code: "shutting-down" });
   });
 });

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { ArbiterEntry } from "../../../proto/arbiter-record.ts";
 import { ColobusError } from "../../../proto/errors.ts";
+import { Beats } from "../../../primary/beats.ts";
 import { PermittedDisk } from "../../../primary/permitted-disk.ts";
 import { ServingPermit } from "../../../primary/serving-permit.ts";
 import type { BlockDevice, Pending } from "../../../shared/block/block-device.ts";
@@ -28,12 +29,28 @@ function setUp() {
   const log = { info: silent, debug: silent, warn: silent, error: silent };
   const lease = new OwnLease({ arbiter, agentId: "a", ttlMs: TTL_MS, clock, log, emit: silent });
   let isStoodDown = false;
-  const permit = new ServingPermit({ clock, lease, isStoodDown: () => isStoodDown, waiting: silent });
+  let mayTakeOver = ["b"];
+  const permit = new ServingPermit({
+    clock,
+    lease,
+    isStoodDown: () => isStoodDown,
+    mayTakeOver: () => mayTakeOver,
+    waiting: silent,
+  });
+  const beats = new Beats(clock);
   return {
     clock,
     arbiter,
     lease,
     permit,
+    beat: (): number => beats.beat(),
+    heard: (at: number, promiseMs: number, peer = "b"): void => {
+      const sent = beats.answered(at);
+      if (sent !== undefined) permit.promised(peer, sent, promiseMs);
+    },
+    letTakeOver: (...peers: string[]): void => {
+      mayTakeOver = peers;
+    },
     standDown: (): void => {
       isStoodDown = true;
     },
@@ -83,10 +100,10 @@ describe("the permit to serve", () => {
   });
 
   it("is there by the secondary's promise alone, from before the ping that was answered", () => {
-    const { clock, permit } = setUp();
-    const at = permit.beat();
+    const { clock, permit, beat, heard } = setUp();
+    const at = beat();
     clock.advance(2_000);
-    permit.heard(at, TTL_MS);
+    heard(at, TTL_MS);
     clock.advance(TTL_MS - MARGIN_MS - 2_000 - 1);
     expect(permit.isValid).toBe(true);
     clock.advance(1);
@@ -94,21 +111,45 @@ describe("the permit to serve", () => {
   });
 
   it("takes no answer to what it has not asked, and none twice", () => {
-    const { clock, permit } = setUp();
-    permit.heard(123, TTL_MS);
+    const { clock, permit, beat, heard } = setUp();
+    heard(123, TTL_MS);
     expect(permit.isValid).toBe(false);
-    const at = permit.beat();
-    permit.heard(at, TTL_MS);
+    const at = beat();
+    heard(at, TTL_MS);
     clock.advance(TTL_MS);
-    permit.heard(at, TTL_MS);
+    heard(at, TTL_MS);
     expect(permit.isValid).toBe(false);
   });
 
   it("relies on no promise for longer than its own lease would last", () => {
-    const { clock, permit } = setUp();
-    permit.heard(permit.beat(), 10 * TTL_MS);
+    const { clock, permit, beat, heard } = setUp();
+    heard(beat(), 10 * TTL_MS);
     clock.advance(TTL_MS);
     expect(permit.isValid).toBe(false);
+  });
+
+  it("needs the promise of each peer that could take over, and of none that could not", () => {
+    const { clock, permit, beat, heard, letTakeOver } = setUp();
+    letTakeOver("b", "c");
+    heard(beat(), TTL_MS, "b");
+    expect(permit.isValid).toBe(false);
+    clock.advance(2_000);
+    heard(beat(), TTL_MS, "c");
+    expect(permit.isValid).toBe(true);
+    clock.advance(TTL_MS - MARGIN_MS - 2_000);
+    expect(permit.isPromisedBy("b")).toBe(false);
+    expect(permit.isPromisedBy("c")).toBe(true);
+    expect(permit.isValid).toBe(false);
+    letTakeOver("c");
+    expect(permit.isValid).toBe(true);
+  });
+
+  it("needs a promise even where nobody could take over", () => {
+    const { permit, beat, heard, letTakeOver } = setUp();
+    letTakeOver();
+    expect(permit.isValid).toBe(false);
+    heard(beat(), TTL_MS);
+    expect(permit.isValid).toBe(true);
   });
 
   it("is laid down with the role, whatever the grounds", async () => {

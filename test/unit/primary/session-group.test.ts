@@ -45,7 +45,7 @@ function group(): {
       ["c", c as unknown as SourceSession],
     ]),
     answered: (peer, question) => answered.push(`${peer} ${question.type}`),
-    parted: () => {
+    mayTell: () => {
       partings += 1;
       return undefined;
     },

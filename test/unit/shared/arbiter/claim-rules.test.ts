@@ -9,15 +9,16 @@ const RECORD: ArbiterRecord = {
   holder: "a",
   committed: 7,
   outdated: [],
+  peers: [],
   ttlMs: 10_000,
 };
 
 function kindOfServing(
   record: Partial<ArbiterRecord> | undefined,
-  { leaseHolder = null, hasSecondary = false }: { leaseHolder?: string | null; hasSecondary?: boolean } = {},
+  { leaseHolder = null, isFollowed = false }: { leaseHolder?: string | null; isFollowed?: boolean } = {},
 ): string {
   const state = { record: record && { ...RECORD, ...record }, revision: "1", leaseHolder };
-  return decideServing({ state, agentId: "a", lineage: "first", hasSecondary }).kind;
+  return decideServing({ state, agentId: "a", lineage: "first", isFollowed }).kind;
 }
 
 describe("a primary", () => {
@@ -33,12 +34,12 @@ describe("a primary", () => {
   });
 
   it("claims from whom it has as its secondary", () => {
-    expect(kindOfServing({ holder: "b", lineage: "later" }, { hasSecondary: true })).toBe("claim");
+    expect(kindOfServing({ holder: "b", lineage: "later" }, { isFollowed: true })).toBe("claim");
   });
 
   it("waits for another's lease, whatever it has", () => {
     for (const record of [undefined, {}, { holder: "b" }]) {
-      expect(kindOfServing(record, { leaseHolder: "b", hasSecondary: true })).toBe("wait");
+      expect(kindOfServing(record, { leaseHolder: "b", isFollowed: true })).toBe("wait");
       expect(kindOfServing(record, { leaseHolder: "a" })).toBe("claim");
     }
   });
@@ -46,10 +47,14 @@ describe("a primary", () => {
 
 function kindOfTakeover(
   record: Partial<ArbiterRecord> | undefined,
-  { leaseHolder = null, committed = 7 }: { leaseHolder?: string | null; committed?: number } = {},
+  {
+    leaseHolder = null,
+    committed = 7,
+    lineages = ["first"],
+  }: { leaseHolder?: string | null; committed?: number; lineages?: readonly string[] } = {},
 ): string {
   const state = { record: record && { ...RECORD, ...record }, revision: "1", leaseHolder };
-  return decideTakeover({ state, agentId: "b", lineage: "first", committed }).kind;
+  return decideTakeover({ state, agentId: "b", lineages, committed }).kind;
 }
 
 describe("a secondary", () => {
@@ -63,6 +68,17 @@ describe("a secondary", () => {
     expect(kindOfTakeover({ lineage: "later" })).toBe("refused");
     expect(kindOfTakeover({}, { committed: 6 })).toBe("refused");
     expect(kindOfTakeover({ outdated: ["b"] })).toBe("refused");
+  });
+
+  it("takes over a history that goes on in its own, which the holder has not told the arbiter of yet", () => {
+    expect(kindOfTakeover({}, { lineages: ["alone", "first"] })).toBe("claim");
+    expect(kindOfTakeover({ outdated: ["b"] }, { lineages: ["alone", "first"] })).toBe("refused");
+  });
+
+  it("is refused once another one has taken over, whatever becomes of that", () => {
+    const taken = { holder: "c", lineage: "taken", outdated: ["a"] };
+    expect(kindOfTakeover(taken, { leaseHolder: "c" })).toBe("refused");
+    expect(kindOfTakeover(taken, { committed: 9 })).toBe("refused");
   });
 
   it("takes up its own takeover that was cut off", () => {

@@ -10,7 +10,9 @@ import {
   mustHold,
   peerGivenUp,
   promoted,
+  relatedPeersOf,
   shared,
+  succeededBy,
 } from "../../../../shared/replication/lineage.ts";
 import { stateRecord } from "../../../support/state-records.ts";
 
@@ -26,6 +28,25 @@ function record(changes: Partial<StateRecord["history"]> = {}, rest: Partial<Sta
 }
 
 describe("a side's history", () => {
+  it("is what each peer may have that it is recorded of, that was left behind, or given up", () => {
+    const whole = record(
+      { knownBy: ["peer", "gone", ""], left: [{ peer: "left", lineage: "L0" }] },
+      {
+        otherPeers: [{ slot: 1, pairing: { peer: "other", sessions: [] }, tracks: null, committed: 0 }],
+        replaced: ["old"],
+      },
+    );
+    expect([...relatedPeersOf(whole)].sort()).toEqual(["gone", "left", "old", "other", "peer"]);
+  });
+
+  it("is as good as those before it where it came from a primary, and as none for a side that no primary has spoken to", () => {
+    const secondary = record({ origin: "adopted" }, { role: "Secondary" });
+    expect(succeededBy(secondary)).toEqual(["L1", "L0"]);
+    expect(succeededBy(record())).toEqual(["L1"]);
+    expect(succeededBy({ ...secondary, pairing: null })).toEqual([]);
+    expect(succeededBy({ ...secondary, lineage: null })).toEqual([]);
+  });
+
   it("branches off when a primary goes on alone", () => {
     expect(goneAlone(record(), "L2")).toMatchObject({
       lineage: "L2",

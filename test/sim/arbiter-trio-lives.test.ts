@@ -1,0 +1,18 @@
+import { describe, expect, it } from "vitest";
+import { runArbiterTrioLife } from "./arbiter-life.ts";
+import { lifeGroups, livesToLive } from "./life-groups.ts";
+import { LifeTotals } from "./life-totals.ts";
+
+/** Lives of a primary with two secondaries that an arbiter decides over; `COLOBUS_ARBITER_TRIO_LIVES` says how many. */
+const groups = lifeGroups(livesToLive("COLOBUS_ARBITER_TRIO_LIVES", { inCi: 20, here: 20 }), 20);
+
+describe("lives of a primary with two secondaries and an arbiter", () => {
+  it.each(groups)("have one side at a time whose guests succeed, in lives $from to $to", async ({ from, to }) => {
+    const totals = new LifeTotals();
+    for (let seed = from; seed <= to; seed += 1) totals.add(await runArbiterTrioLife(seed));
+    process.stdout.write(`arbiter trio lives ${from} to ${to}: ${totals.describe()}\n`);
+    for (const name of ["failover", "lease-refused", "checkpoints told", "rejoined", "secondaries at the end"]) {
+      expect(totals.counts[name], name).toBeGreaterThan(0);
+    }
+  });
+});
