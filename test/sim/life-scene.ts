@@ -95,7 +95,7 @@ export class LifeScene {
 
   /**
    * What a reader of the secondary may be told where the primary of a shared disk may go on alone, and where the mark does
-   * not name the secondary: the primary writes it when it has heard of the commit.
+   * not name the secondary, durably: the primary writes it when it has heard of the commit.
    */
   get voidCodes(): readonly ErrorCode[] {
     const { mode, onPeerLoss } = this.plan.pair;
@@ -107,7 +107,7 @@ export class LifeScene {
   get #isNamed(): boolean {
     const { secondary } = this.pair;
     if (this.plan.pair.isMarked !== true) return true;
-    const content = secondary.host.disk.readFile(MARK_PATH);
+    const content = secondary.host.disk.readDurable(MARK_PATH);
     if (content.length < SHARED_MARK_BYTES) return false;
     const decoded = decodeSharedMark(content.subarray(0, SHARED_MARK_BYTES));
     const agentId = secondary.status?.agentId ?? "";
