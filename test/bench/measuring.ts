@@ -74,6 +74,9 @@ export function rotated<T>(members: readonly T[], round: number): T[] {
   return [...members.slice(start), ...members.slice(0, start)];
 }
 
+/** What is smaller costs nothing to read. */
+const FILE_MIN_BYTES = 1024 ** 2;
+
 /**
  * Resolves when what was written before is on the device, and does not compete with what is measured next; and when what
  * `contestant` keeps is in the page cache. A kernel that reclaims before memory is short takes the files of those that
@@ -97,14 +100,14 @@ export async function settle(place: Place, contestant: Contestant | undefined): 
   }
 }
 
-/** Those that are mostly data. */
+/** Those that are large, and mostly data. */
 function filledFiles(directory: string): string[] {
   return readdirSync(directory, { withFileTypes: true, recursive: true })
     .filter((entry) => entry.isFile())
     .map((entry) => join(entry.parentPath, entry.name))
     .filter((path) => {
       const { size, blocks } = statSync(path);
-      return blocks * 512 >= size / 2;
+      return size >= FILE_MIN_BYTES && blocks * 512 >= size / 2;
     });
 }
 
