@@ -111,7 +111,11 @@ export class Pairing {
     if (joining !== undefined) await joining;
     if (session.isClosed) return;
     if (extent === "full" || extent === "assumed") await tracking.begin(peer.agentId, extent);
-    else await this.#addMissing(hello, peer);
+    else {
+      // Its greeting was judged by another place's bitmaps, which another peer has taken since.
+      if (hello.mode !== "shared" && tracking.peer !== peer.agentId) throw greetAnew();
+      await this.#addMissing(hello, peer);
+    }
     if (session.isClosed) return;
     const id = newId(random);
     const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;
@@ -126,6 +130,10 @@ export class Pairing {
     const diskSizes = hello.disks.map((disk) => disk.sizeBytes ?? 0);
     session.begin({ session: id, extent, lineage: hello.lineage ?? "", openEpoch, diskSizes, site: site() });
   }
+}
+
+function greetAnew(): ColobusError {
+  return new ColobusError("replaced", "another peer has the place by which this one was judged", "It is tried again.");
 }
 
 /** The record, unless an operator has had another agent take the peer's place since the handshake. */

@@ -328,6 +328,12 @@ describe("a primary with two secondaries", () => {
     expect(await trio.read(5, trio.c)).toBe(0x55);
   });
 
+  // Of two that come at once one takes the place by which the other was greeted.
+  it.each([270, 624])("brings everything to each of two newcomers: life %i", async (seed) => {
+    const { counts } = await runTrioLife(seed);
+    expect(counts["hosts lost"]).toBeGreaterThan(0);
+  });
+
   it.each(groups)("loses nothing that was told, in lives $from to $to", async ({ from, to }) => {
     const totals = new LifeTotals();
     for (let seed = from; seed <= to; seed += 1) totals.add(await runTrioLife(seed));
