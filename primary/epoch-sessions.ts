@@ -82,12 +82,12 @@ export class EpochSessions {
    * Errors: as of the permit keeper and the lineage keeper.
    */
   mayTell(epoch: number): Pending {
-    const { places, state, lineages, keeper: arbiter } = this.#options;
+    const { places, state, lineages } = this.#options;
     const [only, ...others] = places();
     // Where there is one secondary, it has committed it itself.
     const isCommittedBy = (peer: string): boolean =>
       others.length === 0 ? only?.peerId === peer : this.committedByPeer(peer) >= epoch;
-    const keeper = arbiter();
+    const keeper = this.#options.keeper();
     // An arbiter knows of who lacks it before anybody is left behind: one that may take over never is.
     const telling = keeper?.mayTell(isCommittedBy);
     if (telling !== undefined) return telling.then(() => this.mayTell(epoch));

@@ -37,8 +37,10 @@ export async function giveUp(
     handOver: !isOnly && record.handOver === peerId ? null : record.handOver,
   }));
   place.release(url ?? null);
-  if (peerId !== undefined) checkpoints.left(epochs.forgotten(peerId));
-  if (peerId !== undefined) keeper?.givenUp(peerId);
+  if (peerId !== undefined) {
+    checkpoints.left(epochs.forgotten(peerId));
+    keeper?.givenUp(peerId);
+  }
   log.info({ peer: peerId, url: former }, "an operator has given a secondary up");
   return peerId;
 }

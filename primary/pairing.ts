@@ -110,12 +110,10 @@ export class Pairing {
     const joining = mayJoin(peer);
     if (joining !== undefined) await joining;
     if (session.isClosed) return;
+    // What it lacks was judged by another place's bitmaps, which another peer has taken since.
+    if (extent === "delta" && tracking.peer !== peer.agentId) throw greetAnew();
     if (extent === "full" || extent === "assumed") await tracking.begin(peer.agentId, extent);
-    else {
-      // Its greeting was judged by another place's bitmaps, which another peer has taken since.
-      if (hello.mode !== "shared" && tracking.peer !== peer.agentId) throw greetAnew();
-      await this.#addMissing(hello, peer);
-    }
+    else await this.#addMissing(hello, peer);
     if (session.isClosed) return;
     const id = newId(random);
     const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;
