@@ -281,7 +281,7 @@ export function fitsStateSlot(record: StateRecord): boolean {
 export function encodeStateSlot(sequence: number, record: StateRecord): Buffer {
   const body = packr.pack(record);
   assert(body.length <= STATE_SLOT_BYTES - HEADER_BYTES, "a state record fits its slot: names and counts are limited");
-  const slot = Buffer.alloc(Math.ceil((HEADER_BYTES + body.length) / BLOCK_BYTES) * BLOCK_BYTES);
+  const slot = Buffer.alloc(slotBytes(body.length));
   MAGIC.copy(slot, 0);
   slot.writeUInt32BE(STATE_RECORD_VERSION, 8);
   slot.writeUInt32BE(body.length, 12);
@@ -293,7 +293,13 @@ export function encodeStateSlot(sequence: number, record: StateRecord): Buffer {
 }
 
 export type StateSlot =
-  | { readonly kind: "valid"; readonly sequence: number; readonly record: StateRecord }
+  | {
+      readonly kind: "valid";
+      readonly sequence: number;
+      readonly record: StateRecord;
+      /** How many bytes hold it, as `encodeStateSlot` gave them. It may give others for what was decoded: keys have changed places. */
+      readonly encodedBytes: number;
+    }
   | { readonly kind: "empty" }
   | { readonly kind: "torn" }
   | { readonly kind: "newer"; readonly version: number }
@@ -316,7 +322,12 @@ export function decodeStateSlot(slot: Buffer): StateSlot {
   if (slot.readUInt32BE(24) !== crc32(body)) return { kind: "torn" };
   const parsed = stateRecordSchema.safeParse(packr.unpack(body));
   if (!parsed.success) return { kind: "unknown", reason: describeIssue(parsed.error) };
-  return { kind: "valid", sequence: Number(slot.readBigUInt64BE(16)), record: parsed.data };
+  const sequence = Number(slot.readBigUInt64BE(16));
+  return { kind: "valid", sequence, record: parsed.data, encodedBytes: slotBytes(length) };
+}
+
+function slotBytes(bodyBytes: number): number {
+  return Math.ceil((HEADER_BYTES + bodyBytes) / BLOCK_BYTES) * BLOCK_BYTES;
 }
 
 function describeIssue({ issues: [issue] }: z.ZodError): string {

@@ -10,7 +10,7 @@ import { laterVersion } from "./later-version.ts";
  *
  * Invariants: `record` is what the newest durable slot holds; updates happen one after the other, each seeing the
  * outcome of the one before; the slot of the newest durable record is never written to. What an earlier process has left
- * is written again in its place first, for it may not be durable. After a failed update the
+ * is written again in its place first, byte for byte, for it may or may not be durable. After a failed update the
  * outcome on disk is unknown until the next one succeeds, and both outcomes are legal: a caller frees nothing that the
  * old record names before its update has resolved.
  */
@@ -20,15 +20,18 @@ export class StateFile {
   readonly #file: StorageFile;
   #record: StateRecord;
   #sequence: number;
-  /** The record was read, and may be in the page cache alone: the other slot is not written to before it surely stands. */
-  #isUnproved: boolean;
+  /**
+   * The slot that was read. It may be in the page cache alone: the other one is not written to before it surely stands. It may
+   * be the only durable one, too: written again with any other bytes, and torn, it would be lost.
+   */
+  #unproved: Buffer | undefined;
   #tail: Promise<void> = Promise.resolve();
   #fault: ColobusError | undefined;
   #watcher: () => void = () => undefined;
 
-  private constructor(file: StorageFile, record: StateRecord, sequence: number, isNew: boolean) {
-    this.isNew = isNew;
-    this.#isUnproved = !isNew;
+  private constructor(file: StorageFile, record: StateRecord, sequence: number, unproved: Buffer | undefined) {
+    this.isNew = unproved === undefined;
+    this.#unproved = unproved;
     this.#file = file;
     this.#record = record;
     this.#sequence = sequence;
@@ -51,17 +54,18 @@ export class StateFile {
       const slots = [0, 1].map((index) => {
         const bytes = Buffer.alloc(STATE_SLOT_BYTES);
         file.readNow(bytes, index * STATE_SLOT_BYTES);
-        return decodeStateSlot(bytes);
+        return { bytes, decoded: decodeStateSlot(bytes) };
       });
-      let newest: { record: StateRecord; sequence: number } | undefined;
-      for (const slot of slots) {
-        if (slot.kind === "newer") throw laterVersion(path, `state record version ${slot.version}`);
-        if (slot.kind === "unknown") throw laterVersion(path, slot.reason);
-        if (slot.kind === "valid" && slot.sequence > (newest?.sequence ?? 0)) newest = slot;
+      let newest: { record: StateRecord; sequence: number; encoded: Buffer } | undefined;
+      for (const { bytes, decoded } of slots) {
+        if (decoded.kind === "newer") throw laterVersion(path, `state record version ${decoded.version}`);
+        if (decoded.kind === "unknown") throw laterVersion(path, decoded.reason);
+        if (decoded.kind !== "valid" || decoded.sequence < (newest?.sequence ?? 0)) continue;
+        newest = { ...decoded, encoded: bytes.subarray(0, decoded.encodedBytes) };
       }
-      if (newest !== undefined) return new StateFile(file, newest.record, newest.sequence, false);
+      if (newest !== undefined) return new StateFile(file, newest.record, newest.sequence, newest.encoded);
       // A crash during the very first write leaves one torn slot and one empty one: nothing was ever promised.
-      if (slots[0]?.kind === "empty") {
+      if (slots[0]?.decoded.kind === "empty") {
         file.close();
         return undefined;
       }
@@ -83,7 +87,7 @@ export class StateFile {
       file.allocate(0, 2 * STATE_SLOT_BYTES);
       file.write(Buffer.alloc(2 * STATE_SLOT_BYTES), 0);
       await file.sync();
-      const state = new StateFile(file, record, 0, true);
+      const state = new StateFile(file, record, 0, undefined);
       await state.update(() => record);
       await storage.syncDirectory(directory);
       return state;
@@ -130,12 +134,12 @@ export class StateFile {
   async #write(record: StateRecord): Promise<StateRecord> {
     const sequence = this.#sequence + 1;
     try {
-      if (this.#isUnproved) {
+      if (this.#unproved !== undefined) {
         // The process that left it may have died before its fsync, or that may have failed: a plain one would not help.
-        await this.#writeSlot(this.#sequence, this.#record);
-        this.#isUnproved = false;
+        await this.#writeSlot(this.#sequence, this.#unproved);
+        this.#unproved = undefined;
       }
-      await this.#writeSlot(sequence, record);
+      await this.#writeSlot(sequence, encodeStateSlot(sequence, record));
     } catch (error) {
       this.#fault = asColobusError(error);
       this.#watcher();
@@ -150,8 +154,8 @@ export class StateFile {
     return record;
   }
 
-  async #writeSlot(sequence: number, record: StateRecord): Promise<void> {
-    this.#file.write(encodeStateSlot(sequence, record), (sequence % 2) * STATE_SLOT_BYTES);
+  async #writeSlot(sequence: number, encoded: Buffer): Promise<void> {
+    this.#file.write(encoded, (sequence % 2) * STATE_SLOT_BYTES);
     await this.#file.sync();
   }
 }

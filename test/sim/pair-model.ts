@@ -180,8 +180,10 @@ export class PairModel implements PairObserver {
   /** Takes the secondary's committed epoch as it is now. True when it is another one than before. */
   observeCommitted(epoch: number): boolean {
     if (epoch === 0 && (this.#mayBeVoid || this.#mayBeGivenUp)) {
-      // A barrier that commits may have been under way when the checkpoint was given up, and comes behind that.
-      const underWay = this.#mayBeGivenUp ? [...this.#commitsAsked].filter((asked) => !this.#prepared.has(asked)) : [];
+      // A barrier that commits may have been under way when the checkpoint was given up, and comes behind that. Where there
+      // was no checkpoint, it may have been prepared since.
+      const comesBehind = (asked: number): boolean => this.committed === 0 || !this.#prepared.has(asked);
+      const underWay = this.#mayBeGivenUp ? [...this.#commitsAsked].filter(comesBehind) : [];
       this.#forgetCheckpoints();
       for (const asked of underWay) this.#commitsAsked.add(asked);
       this.#mayBeGivenUp = false;

@@ -62,7 +62,9 @@ describe("a slot of the state record", () => {
   it("brings any record, and its sequence, back as it was", () => {
     fc.assert(
       fc.property(fc.integer({ min: 1, max: Number.MAX_SAFE_INTEGER }), records, (sequence, record) => {
-        expect(decodeStateSlot(encodeStateSlot(sequence, record))).toEqual({ kind: "valid", sequence, record });
+        const slot = encodeStateSlot(sequence, record);
+        const encodedBytes = slot.length;
+        expect(decodeStateSlot(slot)).toEqual({ kind: "valid", sequence, record, encodedBytes });
       }),
     );
   });
@@ -95,8 +97,8 @@ describe("a slot of the state record", () => {
         const damaged = Buffer.from(slot);
         damaged[offset] = (damaged[offset] ?? 0) ^ mask;
         const decoded = decodeStateSlot(damaged);
-        const isHarmless = decoded.kind === "valid";
-        expect(decoded).toEqual(isHarmless ? { kind: "valid", sequence: 3, record: FULL } : { kind: "torn" });
+        const whole = { kind: "valid", sequence: 3, record: FULL, encodedBytes: slot.length };
+        expect(decoded).toEqual(decoded.kind === "valid" ? whole : { kind: "torn" });
       }
     }
   });
