@@ -329,7 +329,7 @@ export class Replicator {
     this.#tellSync(session, "end");
     this.#phase = { name: "established", session };
     tracking.settleSoon();
-    this.#options.emit("sync-finished", { peer: this.#peerName });
+    this.#options.emit("sync-finished", this.#peerFields);
     this.#options.inSync();
     return true;
   }
@@ -440,7 +440,7 @@ export class Replicator {
     this.#phase = { name: "syncing", session };
     this.#tellSync(session, "begin");
     if (this.tryFinishSync(session)) return;
-    emit("sync-started", { peer: this.#peerName, kind, bytes: this.#syncTotalBytes });
+    emit("sync-started", { ...this.#peerFields, kind, bytes: this.#syncTotalBytes });
     syncNeeded(kind);
   }
 
@@ -497,7 +497,7 @@ export class Replicator {
     );
     this.#phase = { name: "detached", session };
     this.#tellSync(session, "pause");
-    emit("congested", { peer: this.#peerName, windowBytes: session.unstableBytes });
+    emit("congested", { ...this.#peerFields, windowBytes: session.unstableBytes });
     const resume = (): void => {
       if (this.#phase.name === "detached" && this.#phase.session === session) this.#beginSync(session, "resync");
     };
@@ -527,7 +527,7 @@ export class Replicator {
     } else if (reason !== undefined && this.isConnected) {
       this.#pause(session, reason);
     } else if (reason === undefined && this.#phase.name === "paused") {
-      if (isForWantOfSpace(this.#phase.reason)) this.#options.emit("overlay-freed", { peer: this.#peerName });
+      if (isForWantOfSpace(this.#phase.reason)) this.#options.emit("overlay-freed", this.#peerFields);
       this.#beginSync(session, "resync");
     }
   }
@@ -544,7 +544,7 @@ export class Replicator {
     }
     this.#phase = { name: "paused", session, reason };
     this.#options.emit(isForWantOfSpace(reason) ? "overlay-full" : "disk-error", {
-      peer: this.#peerName,
+      ...this.#peerFields,
       ...reason.toJSON(),
     });
     this.#options.paused();
@@ -569,8 +569,10 @@ export class Replicator {
     if (wasConnected) lost(reason);
   }
 
-  get #peerName(): string | null {
-    return this.#url ?? this.#peerIdentity?.address ?? null;
+  /** Whom an event is about. `peer`: where this side dials it; the agent that is there may have dialled from elsewhere. */
+  get #peerFields(): { readonly peer: string | null; readonly agentId: string | null } {
+    const { address = null, agentId = null } = this.#peerIdentity ?? {};
+    return { peer: this.#url ?? address, agentId };
   }
 
   /** Sends in pieces that the protocol and the secondary take well. Returns the number of the last one. */

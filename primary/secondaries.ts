@@ -239,7 +239,8 @@ export class Secondaries {
     // Whoever answers where a secondary that is not connected was dialled is on its host, and has taken its place.
     const replaced = entries.find(({ place }) => url !== null && place.replicator.url === url);
     if (replaced !== undefined && !replaced.place.replicator.isTaken) return replaced.place.replicator;
-    const found = free.find(({ place }) => url !== null && place.replicator.url === url) ?? free[0];
+    // Who has dialled itself leaves a place that this side dials for another one, while there is any other.
+    const found = free.find(({ place }) => place.replicator.url === url) ?? free[0];
     return found?.place.replicator;
   }
 }

@@ -30,6 +30,8 @@ export class TrioModel implements PairObserver {
   readonly #told = new Map<string, Set<string>>();
   /** Names of sides whose operator has given up what they have, and where nothing was committed since: that word stands. */
   readonly #givenUp = new Set<string>();
+  /** By agent id: the side's name. */
+  readonly #names = new Map<string, string>();
   /** By name: who has sent to a side last. */
   readonly #sources = new Map<string, PairMember>();
 
@@ -88,6 +90,7 @@ export class TrioModel implements PairObserver {
   }
 
   happened(member: PairMember, event: AgentEvent): void {
+    if (event.type === "peer-connected") this.#learnId(member.name, member.status);
     if (event.type === "sync-started" || event.type === "sync-finished") this.#synced(member, event);
     if (event.type === "checkpoint-prepared" || event.type === "checkpoint-committed") {
       this.#tookPart(member, event.data.epoch);
@@ -126,14 +129,20 @@ export class TrioModel implements PairObserver {
   }
 
   started(member: PairMember, status: Status | undefined): void {
+    this.#learnId(member.name, status);
     // It may have been promoted by the very call over which it died.
     if (status?.role === "Primary" && !this.guests.has(member)) this.promoted(member, status.epoch.committed);
   }
 
+  #learnId(name: string, status: Status | undefined): void {
+    if (status !== undefined) this.#names.set(status.agentId, name);
+  }
+
   /** A primary sends to a side: that one hears of what it has missed, and what it has that the primary lacks goes. */
   #synced(primary: PairMember, { type, data }: AgentEvent): void {
-    const target = typeof data.peer === "string" ? /[a-z]$/.exec(data.peer)?.[0] : undefined;
-    if (target === undefined) return;
+    if (typeof data.agentId !== "string") return; // a secondary says that it takes a sync
+    const target = this.#names.get(data.agentId);
+    assert(target !== undefined, `${type}: of ${data.agentId}, whom nobody knows`);
     assert(
       this.#told.get(primary.name)?.has(target) !== true,
       `${type}: ${target} is synced from ${primary.name}, which lacks what was told with ${target} meanwhile`,
