@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { jobSpeedSchema } from "../proto/control-api.ts";
+import { jobSpeedSchema } from "../proto/status.ts";
 import { OVERLAY_LIMIT_MIN_BYTES, RETAINED_MAX, SECONDARIES_MAX } from "../proto/limits.ts";
 import {
   ACK_POLICIES,

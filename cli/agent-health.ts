@@ -1,5 +1,5 @@
 /** Whether an agent does its role's part, for health checks: that the other host is missing is not this one's fault. */
-import type { Status } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import type { ProtectionReason } from "../proto/words.ts";
 
 /** Its guests are not served while this is why the VM is not protected. */

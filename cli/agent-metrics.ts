@@ -2,7 +2,7 @@
  * The agent's metrics: what its status says at the moment they are asked for, what its exports have counted, and what it
  * has counted of its own events since it was started. A change of the role does not begin them anew.
  */
-import type { AgentEvent, PeerStatus, Status } from "../proto/control-api.ts";
+import type { AgentEvent, PeerStatus, Status } from "../proto/status.ts";
 import {
   CHECKPOINT_OUTCOMES,
   GUEST_OPERATIONS,

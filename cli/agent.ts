@@ -1,6 +1,5 @@
 import type {
   AgentControl,
-  AgentEvent,
   BitmapRequest,
   BitmapStatus,
   BITMAP_VERBS,
@@ -19,8 +18,6 @@ import type {
   ForgetAnswer,
   ForgetRequest,
   JobRequest,
-  JobSpeed,
-  JobStatus,
   JobVerb,
   MirrorRequest,
   RejoinAnswer,
@@ -35,7 +32,6 @@ import type {
   ResyncRequest,
   RollbackAnswer,
   RollbackRequest,
-  Status,
   SwitchoverAnswer,
   SwitchoverRequest,
   VerifyRequest,
@@ -44,6 +40,7 @@ import type {
   WaitAnswer,
   WaitRequest,
 } from "../proto/control-api.ts";
+import type { AgentEvent, JobSpeed, JobStatus, Status } from "../proto/status.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import { type EventType, type Role, type WaitCondition } from "../proto/words.ts";

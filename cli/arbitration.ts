@@ -1,4 +1,4 @@
-import type { Status } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import { LEASE_TTL_DEFAULT_MS } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
 import { OwnLease } from "../shared/arbiter/own-lease.ts";

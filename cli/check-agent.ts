@@ -2,7 +2,7 @@
 import { lstatSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
-import type { Status } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { failed, ok, warning, type Finding } from "./finding.ts";

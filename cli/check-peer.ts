@@ -1,5 +1,6 @@
 /** What `colobus doctor` finds of the way to the peer by having the agent measure it, and of the peer's clock. */
-import type { MeasureLinkAnswer, Status } from "../proto/control-api.ts";
+import type { MeasureLinkAnswer } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import { asColobusError } from "../proto/errors.ts";
 import type { ControlClient } from "../shared/control/api-client.ts";
 import { ok, warning, type Finding } from "./finding.ts";

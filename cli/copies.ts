@@ -1,5 +1,5 @@
 /** Where the copies of a VM's disks are, as one of its agents knows it. */
-import type { CopyStatus, DiskStatus, JobStatus, PeerStatus, Status } from "../proto/control-api.ts";
+import type { CopyStatus, DiskStatus, JobStatus, PeerStatus, Status } from "../proto/status.ts";
 import { isInSync, type CopyState } from "../proto/words.ts";
 import { parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import { isLoopback } from "../shared/host/loopback.ts";

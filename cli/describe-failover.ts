@@ -1,4 +1,5 @@
-import type { CopyStatus, FailoverAnswer, HostStatus, Status } from "../proto/control-api.ts";
+import type { FailoverAnswer } from "../proto/control-api.ts";
+import type { CopyStatus, HostStatus, Status } from "../proto/status.ts";
 import type { Mode } from "../proto/words.ts";
 import { formatBytes, formatDuration } from "./quantities.ts";
 

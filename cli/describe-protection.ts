@@ -1,4 +1,4 @@
-import type { Status } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 
 /** The protection in a word or two: `Protected`, `NotProtected: resync`. */
 export function describeProtection({ state, reason }: Pick<Status["protection"], "state" | "reason">): string {

@@ -1,6 +1,6 @@
 /** `colobus doctor`'s examination, of a machine, of a configuration, and of an agent that may run. */
 import { dirname } from "node:path";
-import type { Status } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { parseImageLocation, type ImageLocation } from "../shared/block/image-location.ts";
 import type { ControlClient } from "../shared/control/api-client.ts";

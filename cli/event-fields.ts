@@ -1,4 +1,4 @@
-import type { AgentEvent } from "../proto/control-api.ts";
+import type { AgentEvent } from "../proto/status.ts";
 import { formatBytes, formatDuration } from "./quantities.ts";
 
 /** `key=value` of each field of an event that has a value, in the order in which the agent gave them. */

@@ -1,4 +1,4 @@
-import type { JobStatus } from "../proto/control-api.ts";
+import type { JobStatus } from "../proto/status.ts";
 import { ColobusError, isErrorCode } from "../proto/errors.ts";
 import type { ControlClient } from "../shared/control/api-client.ts";
 import type { CommandHost } from "./command.ts";

@@ -1,5 +1,5 @@
 /** What becomes of a VM when one of the hosts is lost that something of it is on. */
-import type { CopyStatus, HostStatus, Status } from "../proto/control-api.ts";
+import type { CopyStatus, HostStatus, Status } from "../proto/status.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { isInSync, type PeerLossPolicy } from "../proto/words.ts";
 import { describeCopies, type KnownOfCopies } from "./copies.ts";

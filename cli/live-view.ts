@@ -1,4 +1,4 @@
-import type { AgentEvent } from "../proto/control-api.ts";
+import type { AgentEvent } from "../proto/status.ts";
 import { VitalSigns } from "../shared/control/vital-signs.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { CommandHost } from "./command.ts";

@@ -1,5 +1,5 @@
 /** Durations and sizes as people write and read them. */
-import type { JobSpeed } from "../proto/control-api.ts";
+import type { JobSpeed } from "../proto/status.ts";
 import { ColobusError } from "../proto/errors.ts";
 
 const DURATION_UNITS_MS = new Map([

@@ -1,5 +1,5 @@
 /** Events for people: time, number, what, and its fields in the order in which the agent gave them. */
-import type { AgentEvent } from "../proto/control-api.ts";
+import type { AgentEvent } from "../proto/status.ts";
 import { EVENT_TYPES } from "../proto/words.ts";
 import { renderEventFields } from "./event-fields.ts";
 import type { Paint } from "./output.ts";

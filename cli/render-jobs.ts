@@ -1,5 +1,5 @@
 /** Jobs for people: a line each, with a bar where there is progress to show. */
-import type { JobStatus } from "../proto/control-api.ts";
+import type { JobStatus } from "../proto/status.ts";
 import type { Paint } from "./output.ts";
 import { formatBytes, formatDuration, formatRate } from "./quantities.ts";
 import { renderTable } from "./render-table.ts";

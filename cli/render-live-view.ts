@@ -3,7 +3,7 @@
  * lines and columns as there are. Where the window is too small, exports go first, then events, then what is below its end.
  */
 import { stripVTControlCharacters } from "node:util";
-import type { AgentEvent, Status } from "../proto/control-api.ts";
+import type { AgentEvent, Status } from "../proto/status.ts";
 import type { VitalSigns } from "../shared/control/vital-signs.ts";
 import { renderEventFields } from "./event-fields.ts";
 import type { Paint } from "./output.ts";

@@ -2,7 +2,7 @@
  * The status screen: first whether the VM is protected and what to do, then where a failover would return to, then
  * the peers, disks, jobs and exports. It says nothing that `status --json` does not say.
  */
-import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
+import type { DiskStatus, PeerStatus, Status } from "../proto/status.ts";
 import { DELAY_SHOWN_MIN_MS, STALL_MIN_MS } from "../proto/limits.ts";
 import type { DiskState } from "../proto/words.ts";
 import { describeCopy, describeHostLoss, describeRecoverable } from "./describe-failover.ts";

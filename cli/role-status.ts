@@ -1,4 +1,4 @@
-import type { JobStatus, Status } from "../proto/control-api.ts";
+import type { JobStatus, Status } from "../proto/status.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { isInSync, type WaitCondition } from "../proto/words.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";

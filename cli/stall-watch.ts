@@ -1,4 +1,4 @@
-import type { Status } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import { STALL_MIN_MS, STALL_TELL_EVERY_MS } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";

@@ -1,4 +1,4 @@
-import { notProtected, type Status } from "../proto/control-api.ts";
+import { notProtected, type Status } from "../proto/status.ts";
 import { asColobusError } from "../proto/errors.ts";
 import { STATE_RETRY_MS } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";

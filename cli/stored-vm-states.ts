@@ -1,4 +1,5 @@
-import type { StoredVmState, StoredVmStateRequest, Status } from "../proto/control-api.ts";
+import type { StoredVmState, StoredVmStateRequest } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import { ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { VmStateStore } from "../secondary/vm-state-store.ts";

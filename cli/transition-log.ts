@@ -4,7 +4,7 @@
  *
  * What comes with every checkpoint, and there may be several a second, is logged at level debug.
  */
-import type { AgentEvent } from "../proto/control-api.ts";
+import type { AgentEvent } from "../proto/status.ts";
 import type { EventType, LogLevel } from "../proto/words.ts";
 import type { Log } from "../shared/host/log.ts";
 

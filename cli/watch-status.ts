@@ -2,7 +2,7 @@
  * Looks at the agent anew whenever it reports an event, at most every REDRAW_MIN_MS: a burst of events costs one look.
  * Ends when interrupted; throws when the agent goes away.
  */
-import type { AgentEvent } from "../proto/control-api.ts";
+import type { AgentEvent } from "../proto/status.ts";
 import type { CallOptions, ControlClient } from "../shared/control/api-client.ts";
 import type { Clock } from "../shared/host/clock.ts";
 

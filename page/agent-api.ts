@@ -3,14 +3,8 @@
  * token goes into a header and nowhere else. Answers are those of the agent that has sent this page with it, so they are
  * of its own schemas.
  */
-import type {
-  AgentEvent,
-  CheckpointAnswer,
-  FailoverAnswer,
-  FailoverRequest,
-  JobStatus,
-  Status,
-} from "../proto/control-api.ts";
+import type { CheckpointAnswer, FailoverAnswer, FailoverRequest } from "../proto/control-api.ts";
+import type { AgentEvent, JobStatus, Status } from "../proto/status.ts";
 import { ServerSentEventParser } from "../shared/control/server-sent-events.ts";
 
 /** No answer of the agent's comes later; a failover may wait for another command. */

@@ -1,4 +1,4 @@
-import type { CopyStatus, HostStatus, Status } from "../proto/control-api.ts";
+import type { CopyStatus, HostStatus, Status } from "../proto/status.ts";
 import { describeCopy, describeHostLoss } from "../cli/describe-failover.ts";
 import { formatBytes } from "../cli/quantities.ts";
 import { element, fill, prose, scrollingTable, section } from "./element.ts";

@@ -1,4 +1,4 @@
-import type { DiskStatus, Status } from "../proto/control-api.ts";
+import type { DiskStatus, Status } from "../proto/status.ts";
 import { formatBytes } from "../cli/quantities.ts";
 import { element, fill, scrollingTable, section } from "./element.ts";
 

@@ -1,4 +1,4 @@
-import type { AgentEvent } from "../proto/control-api.ts";
+import type { AgentEvent } from "../proto/status.ts";
 import { renderEventFields } from "../cli/event-fields.ts";
 import { element, section } from "./element.ts";
 

@@ -2,7 +2,8 @@
  * The failover's dialog: what it would return to and lose, asked of the agent at this moment, and the VM's name typed as the
  * confirmation. Nothing is ordered before that, and nothing twice.
  */
-import type { FailoverAnswer, FailoverRequest, Status } from "../proto/control-api.ts";
+import type { FailoverAnswer, FailoverRequest } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import { describeFailover } from "../cli/describe-failover.ts";
 import { asAgentFault, type AgentApi } from "./agent-api.ts";
 import { button, element, setProse, setText } from "./element.ts";

@@ -1,4 +1,4 @@
-import type { JobStatus, Status } from "../proto/control-api.ts";
+import type { JobStatus, Status } from "../proto/status.ts";
 import { formatBytes, formatDuration, formatRate } from "../cli/quantities.ts";
 import { button, element, scrollingTable, section, setClass, setText } from "./element.ts";
 

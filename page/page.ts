@@ -4,7 +4,7 @@
  * It asks for the status every second, and at once when an event has come; everything that it shows is in one answer. A page
  * that nobody sees does not ask. When the agent does not answer, what was shown last stays, and says of when it is.
  */
-import type { AgentEvent, Status } from "../proto/control-api.ts";
+import type { AgentEvent, Status } from "../proto/status.ts";
 import { describeFailover } from "../cli/describe-failover.ts";
 import { formatDuration } from "../cli/quantities.ts";
 import { VitalSigns } from "../shared/control/vital-signs.ts";

@@ -1,4 +1,4 @@
-import type { PeerStatus, Status } from "../proto/control-api.ts";
+import type { PeerStatus, Status } from "../proto/status.ts";
 import { DELAY_SHOWN_MIN_MS } from "../proto/limits.ts";
 import { formatBytes, formatDuration } from "../cli/quantities.ts";
 import { definitions, element, fill, prose, section, type Child } from "./element.ts";

@@ -1,4 +1,4 @@
-import type { Status } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import { formatBytes, formatDuration, formatRate } from "../cli/quantities.ts";
 import type { VitalSigns } from "../shared/control/vital-signs.ts";
 import { element, section } from "./element.ts";

@@ -1,4 +1,4 @@
-import type { Status } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import { describeRecoverable } from "../cli/describe-failover.ts";
 import { button, definitions, element, fill, setClass, setProse, setText } from "./element.ts";
 

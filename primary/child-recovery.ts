@@ -1,5 +1,5 @@
 import { asColobusError, type ColobusError } from "../proto/errors.ts";
-import type { JobSpeed } from "../proto/control-api.ts";
+import type { JobSpeed } from "../proto/status.ts";
 import { CHILD_RETRY_MAX_MS, CHILD_RETRY_MIN_MS, DISK_RETRY_MS } from "../proto/limits.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";

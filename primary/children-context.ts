@@ -1,4 +1,4 @@
-import type { JobSpeed } from "../proto/control-api.ts";
+import type { JobSpeed } from "../proto/status.ts";
 import type { RecordedQuorum } from "../proto/state-record.ts";
 import type { EventType } from "../proto/words.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";

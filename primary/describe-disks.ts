@@ -1,4 +1,4 @@
-import type { ChildStatus, DiskStatus } from "../proto/control-api.ts";
+import type { ChildStatus, DiskStatus } from "../proto/status.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { DiskHealth } from "./disk-health.ts";
 import { LOCAL_CHILD } from "./recorded-quorum.ts";

@@ -12,7 +12,7 @@
  * Invariants: no change is acknowledged that a copy lacks before the record says that this copy is not sound. A copy is
  * recorded as sound only when it has everything durably. One whose bitmap is not known to be whole is copied whole.
  */
-import type { ChildStatus } from "../proto/control-api.ts";
+import type { ChildStatus } from "../proto/status.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { QUORUM_EVENT_EVERY_MS } from "../proto/limits.ts";
 import type { RecordedChild, RecordedQuorum } from "../proto/state-record.ts";

@@ -1,5 +1,5 @@
 import { ColobusError } from "../proto/errors.ts";
-import type { ChildStatus } from "../proto/control-api.ts";
+import type { ChildStatus } from "../proto/status.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";

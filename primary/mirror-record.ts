@@ -1,4 +1,4 @@
-import type { JobStatus } from "../proto/control-api.ts";
+import type { JobStatus } from "../proto/status.ts";
 import { ColobusError, isErrorCode } from "../proto/errors.ts";
 import { MIRRORS_CONCLUDED_KEPT } from "../proto/limits.ts";
 import type { MirrorMark, StateRecord } from "../proto/state-record.ts";

@@ -1,4 +1,5 @@
-import type { CheckpointAnswer, CheckpointRequest, CommitAnswer, DiscardAnswer, Status } from "../proto/control-api.ts";
+import type { CheckpointAnswer, CheckpointRequest, CommitAnswer, DiscardAnswer } from "../proto/control-api.ts";
+import type { Status } from "../proto/status.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";

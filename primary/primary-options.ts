@@ -1,4 +1,4 @@
-import type { JobSpeed } from "../proto/control-api.ts";
+import type { JobSpeed } from "../proto/status.ts";
 import type { Site } from "../proto/replication-messages.ts";
 import type { AckPolicy, CongestionPolicy, EventType, PeerLossPolicy } from "../proto/words.ts";
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";

@@ -1,4 +1,4 @@
-import { notProtected, type Status } from "../proto/control-api.ts";
+import { notProtected, type Status } from "../proto/status.ts";
 import { isForWantOfSpace, type ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";

@@ -1,12 +1,5 @@
-import {
-  notProtected,
-  type DiskStatus,
-  type JobSpeed,
-  type PeerStatus,
-  type ResyncAnswer,
-  type Status,
-  type VerifyRequest,
-} from "../proto/control-api.ts";
+import { type ResyncAnswer, type VerifyRequest } from "../proto/control-api.ts";
+import { notProtected, type DiskStatus, type JobSpeed, type PeerStatus, type Status } from "../proto/status.ts";
 import { ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { BlockDevice, Child } from "../shared/block/block-device.ts";

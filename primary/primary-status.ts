@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { ChildStatus, DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
+import type { ChildStatus, DiskStatus, PeerStatus, Status } from "../proto/status.ts";
 import type { AckPolicy } from "../proto/words.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError, isForWantOfSpace } from "../proto/errors.ts";
 import { WRITE_PIECE_MAX_BYTES } from "../proto/limits.ts";
-import type { PeerStatus } from "../proto/control-api.ts";
+import type { PeerStatus } from "../proto/status.ts";
 import type { Hello, Notice, OperationKind, Site, SyncPhase } from "../proto/replication-messages.ts";
 import type { AckPolicy, EventType, ReplicationState } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";

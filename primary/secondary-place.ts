@@ -1,4 +1,5 @@
-import type { PeerStatus, ResyncAnswer } from "../proto/control-api.ts";
+import type { ResyncAnswer } from "../proto/control-api.ts";
+import type { PeerStatus } from "../proto/status.ts";
 import type { ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { ReplicationState } from "../proto/words.ts";

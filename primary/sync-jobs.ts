@@ -1,4 +1,5 @@
-import type { JobSpeed, ResyncAnswer } from "../proto/control-api.ts";
+import type { ResyncAnswer } from "../proto/control-api.ts";
+import type { JobSpeed } from "../proto/status.ts";
 import { ColobusError } from "../proto/errors.ts";
 import type { OperatorSettings } from "../proto/state-record.ts";
 import type { Log } from "../shared/host/log.ts";

@@ -1,4 +1,4 @@
-import type { VerifyResult } from "../proto/control-api.ts";
+import type { VerifyResult } from "../proto/status.ts";
 import { VERIFY_DIFFERENCES_MAX } from "../proto/limits.ts";
 import { ClusterBitmap, clusterRuns, type ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";

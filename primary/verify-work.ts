@@ -1,4 +1,4 @@
-import type { JobStatus, VerifyResult } from "../proto/control-api.ts";
+import type { JobStatus, VerifyResult } from "../proto/status.ts";
 import { DISK_RETRY_MS, JOB_CHUNK_BYTES, VERIFY_HOLE_BYTES, VERIFY_STEP_PIECES } from "../proto/limits.ts";
 import type { EventType, JobState } from "../proto/words.ts";
 import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";

@@ -1,4 +1,4 @@
-import type { JobSpeed } from "../proto/control-api.ts";
+import type { JobSpeed } from "../proto/status.ts";
 import { DISK_RETRY_MS } from "../proto/limits.ts";
 import type { OperatorSettings } from "../proto/state-record.ts";
 import type { Log } from "../shared/host/log.ts";

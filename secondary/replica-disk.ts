@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { DiskStatus } from "../proto/control-api.ts";
+import type { DiskStatus } from "../proto/status.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { DiskState, SecondaryExport } from "../proto/words.ts";
 import { growGeometry } from "../shared/block/cluster-geometry.ts";

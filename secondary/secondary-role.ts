@@ -1,7 +1,7 @@
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { BUFFER_FRAGMENTS_MAX } from "../proto/limits.ts";
 import type { Hello, Site } from "../proto/replication-messages.ts";
-import type { DiskStatus, PeerStatus, Status } from "../proto/control-api.ts";
+import type { DiskStatus, PeerStatus, Status } from "../proto/status.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
 import type { ImageSource } from "../shared/block/disk-image.ts";
 import type { Clock } from "../shared/host/clock.ts";

@@ -1,4 +1,4 @@
-import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/control-api.ts";
+import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/status.ts";
 import type { Site } from "../proto/replication-messages.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";

@@ -22,11 +22,11 @@ import {
   setSpeedRequestSchema,
   startAloneRequestSchema,
   storedVmStateRequestSchema,
-  statusSchema,
   switchoverRequestSchema,
   vmStateRequestSchema,
   waitRequestSchema,
 } from "../proto/control-api.ts";
+import { statusSchema } from "../proto/status.ts";
 import { markdownTable } from "./markdown-table.ts";
 import { schemaFields } from "./schema-fields.ts";
 

@@ -1,5 +1,6 @@
 /** `colobus jobs` and `colobus job VERB ID`: look at, and direct, what takes long. */
-import { JOB_VERBS, type JobStatus } from "../../proto/control-api.ts";
+import { JOB_VERBS } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import type { CallOptions, ControlClient } from "../../shared/control/api-client.ts";
 import { agentFlags, clientOf, timeoutOf } from "../agent-flags.ts";

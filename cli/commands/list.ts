@@ -1,6 +1,6 @@
 /** `colobus list`: the agents under the run directory, and what each says of itself, a line each. */
 import { basename, join, resolve } from "node:path";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { asColobusError, type ErrorCode } from "../../proto/errors.ts";
 import { ControlClient } from "../../shared/control/api-client.ts";
 import { CONTROL_SOCKET_NAME, findAgentDirectories } from "../../shared/host/run-directory.ts";

@@ -1,5 +1,5 @@
 /** `colobus verify`: compares the secondary's copy with this side's, and says where they differ. */
-import type { JobStatus } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { EXIT } from "../../proto/errors.ts";
 import { agentFlags, clientOf, givenOnce, timeoutOf } from "../agent-flags.ts";
 import { defineCommand } from "../command.ts";

@@ -1,5 +1,5 @@
 import type { ArbiterEntry } from "../../proto/arbiter-record.ts";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { asColobusError, type ColobusError } from "../../proto/errors.ts";
 import { LEASE_MARGIN_MIN_MS, LEASE_MARGIN_SHARE } from "../../proto/limits.ts";
 import type { ArbiterStateWord, EventType } from "../../proto/words.ts";

@@ -11,14 +11,12 @@ import {
   childAnswerSchema,
   commitAnswerSchema,
   discardAnswerSchema,
-  eventSchema,
   connectAnswerSchema,
   measureLinkAnswerSchema,
   type MeasureLinkAnswer,
   type MeasureLinkRequest,
   failoverAnswerSchema,
   forgetAnswerSchema,
-  jobSchema,
   rejoinAnswerSchema,
   startAloneAnswerSchema,
   switchoverAnswerSchema,
@@ -26,9 +24,7 @@ import {
   resizeAnswerSchema,
   resyncAnswerSchema,
   rollbackAnswerSchema,
-  statusSchema,
   waitAnswerSchema,
-  type AgentEvent,
   type BitmapRequest,
   type BitmapStatus,
   type BITMAP_VERBS,
@@ -45,8 +41,6 @@ import {
   type FailoverAnswer,
   type FailoverRequest,
   type JobRequest,
-  type JobSpeed,
-  type JobStatus,
   type JobVerb,
   type MirrorRequest,
   type RejoinAnswer,
@@ -61,7 +55,6 @@ import {
   type ResyncRequest,
   type RollbackAnswer,
   type RollbackRequest,
-  type Status,
   type SwitchoverAnswer,
   type StoredVmStateRequest,
   type SwitchoverRequest,
@@ -70,6 +63,15 @@ import {
   type VerifyRequest,
   type WaitRequest,
 } from "../../proto/control-api.ts";
+import {
+  eventSchema,
+  jobSchema,
+  statusSchema,
+  type AgentEvent,
+  type JobSpeed,
+  type JobStatus,
+  type Status,
+} from "../../proto/status.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import { COMMAND_TIMEOUT_DEFAULT_MS, COMMAND_TIMEOUT_GRACE_MS, CONTROL_ANSWER_MAX_BYTES } from "../../proto/limits.ts";
 import {

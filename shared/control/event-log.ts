@@ -6,7 +6,7 @@
  * seen an earlier life, and is given everything.
  */
 import { EVENTS_KEPT } from "../../proto/limits.ts";
-import type { AgentEvent } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/status.ts";
 import type { EventType } from "../../proto/words.ts";
 import type { Clock } from "../host/clock.ts";
 

@@ -6,7 +6,8 @@
  * longer kept is dropped; it can connect again with `Last-Event-ID` and will see the gap in the numbers.
  */
 import type { ServerResponse } from "node:http";
-import type { AgentControl, AgentEvent } from "../../proto/control-api.ts";
+import type { AgentControl } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/status.ts";
 
 export class EventStream {
   readonly #control: AgentControl;

@@ -4,7 +4,7 @@
  *
  * Time is given with each observation and never goes back. What is older than `keptMs` is forgotten.
  */
-import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import type { AgentEvent, Status } from "../../proto/status.ts";
 import type { MetricName } from "../../proto/metrics.ts";
 
 export interface Sample {

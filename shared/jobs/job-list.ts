@@ -1,4 +1,4 @@
-import type { JobSpeed } from "../../proto/control-api.ts";
+import type { JobSpeed } from "../../proto/status.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import { JOBS_CONCLUDED_KEPT } from "../../proto/limits.ts";
 import type { Clock } from "../host/clock.ts";

@@ -1,4 +1,5 @@
-import type { JobSpeed, JobStatus, JobVerb } from "../../proto/control-api.ts";
+import type { JobVerb } from "../../proto/control-api.ts";
+import type { JobSpeed, JobStatus } from "../../proto/status.ts";
 import { asColobusError, ColobusError } from "../../proto/errors.ts";
 import { DISK_RETRY_MS, JOB_FOLLOW_EVERY_MS } from "../../proto/limits.ts";
 import type { JobErrorPolicy, JobOutcome, JobState, JobType } from "../../proto/words.ts";

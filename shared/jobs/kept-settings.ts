@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from "node:util";
-import type { JobSpeed } from "../../proto/control-api.ts";
+import type { JobSpeed } from "../../proto/status.ts";
 import { asColobusError, type ColobusError } from "../../proto/errors.ts";
 import type { OperatorSettings } from "../../proto/state-record.ts";
 import type { JobSettings } from "./job.ts";

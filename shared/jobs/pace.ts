@@ -1,4 +1,4 @@
-import type { JobSpeed } from "../../proto/control-api.ts";
+import type { JobSpeed } from "../../proto/status.ts";
 import { JOB_YIELDING_SHARE } from "../../proto/limits.ts";
 
 /** A timer that fires this late is made up for by the next pieces; a longer pause of a job is not. */

@@ -5,7 +5,7 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
-import { statusSchema, type Status } from "../../proto/control-api.ts";
+import { statusSchema, type Status } from "../../proto/status.ts";
 import type { AckPolicy, Durability, Mode, WaitCondition } from "../../proto/words.ts";
 import { ControlClient } from "../../shared/control/api-client.ts";
 import type { DelayFigures } from "../../shared/host/event-loop-delay.ts";

@@ -3,7 +3,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { COMMAND } from "../../proto/nbd-protocol.ts";
-import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import type { AgentEvent, Status } from "../../proto/status.ts";
 import { type AgentUnderTest, AgentPair, HERE, MIB } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { Etcd } from "../support/etcd.ts";

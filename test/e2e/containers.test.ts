@@ -6,7 +6,7 @@ import { chownSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it, onTestFinished } from "vitest";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { askColobus } from "../support/cli-runner.ts";
 import { ContainerEngine, requireEngine, type Finished } from "../support/container-engine.ts";
 import { readSections, sectionOf } from "../support/doc-sections.ts";

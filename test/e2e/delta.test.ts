@@ -1,6 +1,6 @@
 /** What a resync sends: what differs, and hardly more; counted on the wire. `COLOBUS_DELTA_GIB` is the disk's size. */
 import { describe, expect, it } from "vitest";
-import type { JobStatus } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { EXTENT_BYTES } from "../../proto/limits.ts";
 import { AgentPair, freePort, MIB } from "../support/agent-pair.ts";
 import { CuttingProxy } from "../support/cutting-proxy.ts";

@@ -1,6 +1,7 @@
 /** Taking over: under running I/O, refused, forced, tried out, and killed in the middle. */
 import { describe, expect, it } from "vitest";
-import type { FailoverAnswer, JobStatus } from "../../proto/control-api.ts";
+import type { FailoverAnswer } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { AgentPair, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { expectSame, NbdClient, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";

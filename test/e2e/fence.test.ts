@@ -2,7 +2,8 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { AgentEvent, FailoverAnswer } from "../../proto/control-api.ts";
+import type { FailoverAnswer } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/status.ts";
 import { AgentPair } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 

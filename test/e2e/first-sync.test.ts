@@ -1,7 +1,8 @@
 /** How a secondary comes to its first checkpoint: from nothing, from an old image, and through interruptions. */
 import { closeSync, openSync, readFileSync, rmSync, statSync, writeSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { failoverAnswerSchema, jobSchema, type JobStatus } from "../../proto/control-api.ts";
+import { failoverAnswerSchema } from "../../proto/control-api.ts";
+import { jobSchema, type JobStatus } from "../../proto/status.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
 import { AgentPair, freePort, makeImage, MIB, type PairOptions } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";

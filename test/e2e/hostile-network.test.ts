@@ -4,7 +4,7 @@ import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { connect as connectTls } from "node:tls";
 import { describe, expect, it } from "vitest";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { EXIT } from "../../proto/errors.ts";
 import { AgentPair, freePort, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import { makeHosts, tlsFlags } from "../support/certificates.ts";

@@ -1,7 +1,8 @@
 /** Checkpoints that the secondary keeps, rolls back to and gives up, and the limit of its overlays: with real clients. */
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { AgentEvent, ResyncAnswer, RollbackAnswer } from "../../proto/control-api.ts";
+import type { ResyncAnswer, RollbackAnswer } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/status.ts";
 import { AgentPair, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { expectSame, NbdClient, NbdFault, qemuIo, readDisk } from "../support/nbd-tools.ts";

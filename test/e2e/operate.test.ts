@@ -10,13 +10,10 @@ import {
   commitAnswerSchema,
   discardAnswerSchema,
   errorAnswerSchema,
-  eventSchema,
   failoverAnswerSchema,
-  jobSchema,
-  statusSchema,
   waitAnswerSchema,
-  type AgentEvent,
 } from "../../proto/control-api.ts";
+import { eventSchema, jobSchema, statusSchema, type AgentEvent } from "../../proto/status.ts";
 import { AgentPair, freePort, MIB, type AgentUnderTest, type PairOptions } from "../support/agent-pair.ts";
 import { askColobus, ColobusProcess, runColobus } from "../support/cli-runner.ts";
 import { expectSame, NbdClient, qemuIo, readDisk } from "../support/nbd-tools.ts";

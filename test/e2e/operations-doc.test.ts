@@ -7,7 +7,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
-import type { JobStatus } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { AgentPair, AgentUnderTest, freePort, MIB } from "../support/agent-pair.ts";
 import { MAIN } from "../support/cli-runner.ts";
 import { readSections, sectionOf, withNames } from "../support/doc-sections.ts";

@@ -3,7 +3,8 @@
  * and again and again during a resync. Guests write all the while.
  */
 import { describe, expect, it } from "vitest";
-import type { ConnectAnswer, FailoverAnswer, Status } from "../../proto/control-api.ts";
+import type { ConnectAnswer, FailoverAnswer } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { AgentPair, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import { canMakeNamespaces, NetworkNamespaces } from "../support/network-namespaces.ts";
 import { expectSame, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";

@@ -2,7 +2,8 @@
 import { closeSync, copyFileSync, existsSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { AgentEvent, ChildAnswer, JobStatus, Status } from "../../proto/control-api.ts";
+import type { ChildAnswer } from "../../proto/control-api.ts";
+import type { AgentEvent, JobStatus, Status } from "../../proto/status.ts";
 import { AgentPair, makeImage, MIB } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { qemuIo, tool } from "../support/nbd-tools.ts";

@@ -4,7 +4,7 @@ import { createServer } from "node:net";
 import { once } from "node:events";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { EXIT } from "../../proto/errors.ts";
 import { AgentPair, freePort, makeImage, MIB, tokenFile } from "../support/agent-pair.ts";
 import { askColobus, ColobusProcess, runColobus, type ErrorDocument } from "../support/cli-runner.ts";

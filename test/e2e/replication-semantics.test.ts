@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
-import type { AgentEvent } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/status.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
 import { AgentPair, freePort, MIB, type PairOptions } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";

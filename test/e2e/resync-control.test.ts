@@ -1,6 +1,6 @@
 /** A resync as its operator directs it, and a secondary that is slower than the guest. */
 import { describe, expect, it } from "vitest";
-import type { AgentEvent } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/status.ts";
 import { AgentPair, MIB } from "../support/agent-pair.ts";
 import { expectSame, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";

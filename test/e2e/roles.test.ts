@@ -1,6 +1,7 @@
 /** Roles that change, with real processes: the old primary comes back, rejoins, and takes over again; split brain. */
 import { describe, expect, it } from "vitest";
-import type { ConnectAnswer, JobStatus, RejoinAnswer, SwitchoverAnswer } from "../../proto/control-api.ts";
+import type { ConnectAnswer, RejoinAnswer, SwitchoverAnswer } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { AgentPair, freePort, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { expectSame, NbdClient, NbdFault, qemuIo, readDisk, tool } from "../support/nbd-tools.ts";

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it, onTestFinished } from "vitest";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { EXIT } from "../../proto/errors.ts";
 import { AgentPair } from "../support/agent-pair.ts";
 import { askColobus, MAIN } from "../support/cli-runner.ts";

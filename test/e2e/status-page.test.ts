@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
-import type { JobStatus, Status } from "../../proto/control-api.ts";
+import type { JobStatus, Status } from "../../proto/status.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import { ControlServer } from "../../shared/control/api-server.ts";
 import { StatusPage } from "../../shared/control/status-page.ts";

@@ -2,7 +2,7 @@
 import { chmodSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { makeImage, MIB } from "../support/agent-pair.ts";
 import { askColobus } from "../support/cli-runner.ts";
 import { readSections, sectionOf } from "../support/doc-sections.ts";

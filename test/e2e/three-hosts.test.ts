@@ -4,7 +4,8 @@
  */
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { CheckpointAnswer, Status } from "../../proto/control-api.ts";
+import type { CheckpointAnswer } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { MIB } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { expectSame, readDisk } from "../support/nbd-tools.ts";

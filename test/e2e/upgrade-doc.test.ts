@@ -4,7 +4,7 @@
  */
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { JobStatus } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { AGENT_VERSION } from "../../proto/versions.ts";
 import { ROOT } from "../../tools/bundle-program.ts";
 import { makeImage, MIB } from "../support/agent-pair.ts";

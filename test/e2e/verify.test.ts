@@ -1,7 +1,7 @@
 /** `colobus verify` of a pair whose secondary's image was damaged behind its back, while a guest writes. */
 import { closeSync, openSync, readSync, writeSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import type { JobStatus } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { AgentPair, MIB } from "../support/agent-pair.ts";
 import { readDisk, runTool, tool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";

@@ -8,7 +8,7 @@ import { GuestGate } from "../../primary/guest-gate.ts";
 import { DiskChildren } from "../../primary/disk-children.ts";
 import { newChild, newLocalChild, withUntrackedCopies } from "../../primary/recorded-quorum.ts";
 import { ReplicatedDisk } from "../../primary/replicated-disk.ts";
-import type { ChildStatus } from "../../proto/control-api.ts";
+import type { ChildStatus } from "../../proto/status.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import type { Clock, Timer } from "../../shared/host/clock.ts";
 import type { Storage } from "../../shared/host/storage.ts";

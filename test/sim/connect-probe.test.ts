@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import type { ConnectAnswer, Status } from "../../proto/control-api.ts";
+import type { ConnectAnswer } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { decodeMessage } from "../../proto/replication-messages.ts";
 import type { PairMember } from "./pair.ts";
 import { ScriptedPair } from "./scripted-pair.ts";

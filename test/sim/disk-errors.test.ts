@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { DISK_ERRORS, type DiskErrorId, type DiskErrorRow } from "../../tools/disk-error-rows.ts";
 import type { Outcome } from "./calls.ts";
 import { imagePath, type Pair, type PairMember } from "./pair.ts";

@@ -1,4 +1,4 @@
-import type { AgentEvent } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/status.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import { decodeSharedMark, SHARED_MARK_BYTES } from "../../proto/shared-mark-format.ts";
 import { Calls } from "./calls.ts";

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { JobStatus } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import type { LifeScene } from "./life-scene.ts";
 import type { SeededRandom } from "./seeded-random.ts";

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import type { AgentEvent } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/status.ts";
 import { decodeMessage } from "../../proto/replication-messages.ts";
 import type { PairMember } from "./pair.ts";
 import { ScriptedPair } from "./scripted-pair.ts";

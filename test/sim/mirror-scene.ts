@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import type { ChildStatus, JobStatus, MirrorRequest } from "../../proto/control-api.ts";
+import type { MirrorRequest } from "../../proto/control-api.ts";
+import type { ChildStatus, JobStatus } from "../../proto/status.ts";
 import type { CopyMode, Durability, JobOutcome } from "../../proto/words.ts";
 import { present } from "../support/present.ts";
 import { Calls } from "./calls.ts";

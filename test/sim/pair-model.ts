@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import type { AgentEvent, Status } from "../../proto/status.ts";
 import type { DataMessage, Message } from "../../proto/replication-messages.ts";
 import { DiskModel, type ModelWrite } from "./disk-model.ts";
 import type { MirrorStream } from "./mirror-stream.ts";

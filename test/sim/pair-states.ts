@@ -1,4 +1,4 @@
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 
 /** Counts the pairs of states that the two sides of a pair were seen in, side by side. */
 export class PairStates {

@@ -1,7 +1,7 @@
 import type { AgentHost } from "../../cli/agent-host.ts";
 import { Agent } from "../../cli/agent.ts";
 import type { AgentConfig } from "../../cli/agent-config.ts";
-import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import type { AgentEvent, Status } from "../../proto/status.ts";
 import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
 import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
 import type {

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import type { JobStatus, JobVerb } from "../../proto/control-api.ts";
+import type { JobVerb } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { SYNC_STEP_PIECES } from "../../proto/limits.ts";
 import type { JobType } from "../../proto/words.ts";
 import { present } from "../support/present.ts";

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { AgentEvent } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/status.ts";
 import type { AckPolicy } from "../../proto/words.ts";
 import { present } from "../support/present.ts";
 import { untilApplied } from "./buffered-bytes.ts";

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { bufferedBytes, checkpointsUntilApplied } from "./buffered-bytes.ts";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { ReplicatedDisk } from "../../primary/replicated-disk.ts";
 import { imagePath, urlOf, type PairMember } from "./pair.ts";
 import type { ScriptedPair } from "./scripted-pair.ts";

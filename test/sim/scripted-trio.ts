@@ -1,4 +1,5 @@
-import type { ConnectRequest, PeerStatus, Status } from "../../proto/control-api.ts";
+import type { ConnectRequest } from "../../proto/control-api.ts";
+import type { PeerStatus, Status } from "../../proto/status.ts";
 import type { ColobusError } from "../../proto/errors.ts";
 import { urlOf, type PairDisk, type PairMember, type PairObserver } from "./pair.ts";
 import { makeTrio, makeTrioMember, type TrioOptions } from "./trio.ts";

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { AgentEvent } from "../../proto/control-api.ts";
+import type { AgentEvent } from "../../proto/status.ts";
 import { DiskModel } from "./disk-model.ts";
 import type { PairDisk, PairMember, PairObserver } from "./pair.ts";
 import type { SimProcess } from "./sim-host.ts";

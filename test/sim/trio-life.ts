@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { AgentEvent, PeerStatus } from "../../proto/control-api.ts";
+import type { AgentEvent, PeerStatus } from "../../proto/status.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import type { AckPolicy } from "../../proto/words.ts";
 import { present } from "../support/present.ts";

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { AgentEvent, Status } from "../../proto/control-api.ts";
+import type { AgentEvent, Status } from "../../proto/status.ts";
 import { present } from "../support/present.ts";
 import type { DiskModel } from "./disk-model.ts";
 import type { PairDisk, PairMember, PairObserver } from "./pair.ts";

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { PeerStatus } from "../../proto/control-api.ts";
+import type { PeerStatus } from "../../proto/status.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import { urlOf, type PairMember } from "./pair.ts";
 import { COMMAND_MS, QUICK_MS, type RoleScene } from "./role-scene.ts";

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
-import type { JobStatus } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { imagePath, type PairOptions } from "./pair.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
 

@@ -3,7 +3,7 @@ import { closeSync, ftruncateSync, mkdirSync, openSync, readFileSync, writeFileS
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { onTestFailed } from "vitest";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { ControlClient } from "../../shared/control/api-client.ts";
 import { askColobus, ColobusProcess, MAIN, runColobus, type Answered, type Ended } from "./cli-runner.ts";
 import { scratchDirectory } from "./scratch.ts";

@@ -7,7 +7,7 @@ import { spawn, type ChildProcess } from "node:child_process";
 import { cpSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, onTestFinished } from "vitest";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { ROOT } from "../../tools/bundle-program.ts";
 import type { AgentHost } from "./agent-pair.ts";
 import { askColobus, ColobusProcess } from "./cli-runner.ts";

@@ -1,7 +1,6 @@
 /** An agent without disks or peers: it answers the control API as the test tells it to, and remembers what it was asked. */
 import type {
   AgentControl,
-  AgentEvent,
   BitmapRequest,
   BitmapStatus,
   BITMAP_VERBS,
@@ -20,8 +19,6 @@ import type {
   FailoverAnswer,
   FailoverRequest,
   JobRequest,
-  JobSpeed,
-  JobStatus,
   JobVerb,
   MirrorRequest,
   RejoinAnswer,
@@ -42,11 +39,11 @@ import type {
   ResyncRequest,
   RollbackAnswer,
   RollbackRequest,
-  Status,
   WaitAnswer,
   VerifyRequest,
   WaitRequest,
 } from "../../proto/control-api.ts";
+import type { AgentEvent, JobSpeed, JobStatus, Status } from "../../proto/status.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import { EventLog } from "../../shared/control/event-log.ts";
 import { ManualClock } from "./manual-clock.ts";

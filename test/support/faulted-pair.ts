@@ -7,7 +7,7 @@
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { expect } from "vitest";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
 import { AgentPair, freePort, type AgentUnderTest, type PairOptions } from "./agent-pair.ts";
 import { MessageProxy, type Fault, type FaultPoint } from "./message-proxy.ts";

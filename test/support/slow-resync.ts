@@ -1,4 +1,4 @@
-import type { JobStatus } from "../../proto/control-api.ts";
+import type { JobStatus } from "../../proto/status.ts";
 import { AgentPair, MIB, type AgentUnderTest } from "./agent-pair.ts";
 import { qemuIo } from "./nbd-tools.ts";
 

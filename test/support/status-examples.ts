@@ -1,6 +1,7 @@
 /** Status answers as agents in well-known situations give them. */
 import { describePlaces } from "../../cli/host-losses.ts";
-import type { BitmapStatus, DiskStatus, JobStatus, PeerStatus, Status } from "../../proto/control-api.ts";
+import type { BitmapStatus } from "../../proto/control-api.ts";
+import type { DiskStatus, JobStatus, PeerStatus, Status } from "../../proto/status.ts";
 
 const GIB = 1024 ** 3;
 const MIB = 1024 ** 2;

@@ -1,6 +1,6 @@
 import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
-import type { Status } from "../../proto/control-api.ts";
+import type { Status } from "../../proto/status.ts";
 import { AgentUnderTest, freePort, makeImage, type AgentHost } from "./agent-pair.ts";
 import { scratchDirectory } from "./scratch.ts";
 

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import type { Status } from "../../../proto/control-api.ts";
+import type { Status } from "../../../proto/status.ts";
 import { ailmentOf } from "../../../cli/agent-health.ts";
 import { runInProcess, serveFakeAgent } from "../../support/control-harness.ts";
 import { protectedPrimary } from "../../support/status-examples.ts";

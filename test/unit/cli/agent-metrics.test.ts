@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { AgentMetrics } from "../../../cli/agent-metrics.ts";
-import type { AgentEvent, Status } from "../../../proto/control-api.ts";
+import type { AgentEvent, Status } from "../../../proto/status.ts";
 import { METRICS } from "../../../proto/metrics.ts";
 import { DISK_STATES, PROTECTION_REASONS } from "../../../proto/words.ts";
 import { GuestFigures } from "../../../shared/nbd/guest-figures.ts";

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { describePlaces, type OwnHost } from "../../../cli/host-losses.ts";
-import type { HostStatus, PeerStatus, Status } from "../../../proto/control-api.ts";
+import type { HostStatus, PeerStatus, Status } from "../../../proto/status.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
 import { lonelySecondary, protectedPrimary, syncingPrimary } from "../../support/status-examples.ts";
 

@@ -2,7 +2,7 @@ import { stripVTControlCharacters } from "node:util";
 import { describe, expect, it } from "vitest";
 import { paintNothing, type Paint } from "../../../cli/output.ts";
 import { renderLiveView, renderSparkline, type LiveView } from "../../../cli/render-live-view.ts";
-import type { AgentEvent, Status } from "../../../proto/control-api.ts";
+import type { AgentEvent, Status } from "../../../proto/status.ts";
 import { VitalSigns } from "../../../shared/control/vital-signs.ts";
 import { lonelySecondary, protectedPrimary, syncingPrimary } from "../../support/status-examples.ts";
 

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import type { AgentEvent } from "../../../../proto/control-api.ts";
+import type { AgentEvent } from "../../../../proto/status.ts";
 import type { EventType } from "../../../../proto/words.ts";
 import { VitalSigns } from "../../../../shared/control/vital-signs.ts";
 import { lonelySecondary, protectedPrimary } from "../../../support/status-examples.ts";
