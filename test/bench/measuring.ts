@@ -1,8 +1,9 @@
 import { execFile } from "node:child_process";
-import { readdirSync, readFileSync, statfsSync, statSync } from "node:fs";
+import { readdirSync, readFileSync, realpathSync, statfsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import type { Contestant } from "./contestant.ts";
+import { pinFiles } from "./pinned-files.ts";
 import type { Plot } from "./plot.ts";
 
 const run = promisify(execFile);
@@ -77,16 +78,20 @@ export function rotated<T>(members: readonly T[], round: number): T[] {
 /** What is smaller costs nothing to read. */
 const FILE_MIN_BYTES = 1024 ** 2;
 
+/** Lets go of the files of who was measured last. */
+let unpin: () => void = () => undefined;
+
 /**
  * Resolves when what was written before is on the device, and does not compete with what is measured next; and when what
- * `contestant` keeps is in the page cache. A kernel that reclaims before memory is short takes the files of those that
- * wait for their turn out of it, and how much of them would be luck.
+ * `contestant` keeps, and its program, is in the page cache, where it is held until the next one is settled.
  */
 export async function settle(place: Place, contestant: Contestant | undefined): Promise<void> {
   if (place.name !== "disk") return;
   await run("sync", ["--file-system", place.directory]);
+  unpin();
   if (contestant === undefined) return;
-  for (const path of filledFiles(contestant.directory)) {
+  const paths = filledFiles(contestant.directory);
+  for (const path of paths) {
     // Without the kernel's reading ahead, which would make large folios of it: those make small writes slow on ext4.
     const reading = [
       "--name=cached",
@@ -98,6 +103,8 @@ export async function settle(place: Place, contestant: Contestant | undefined): 
     ];
     await run("fio", [...reading, `--filename=${path}`, "--output-format=terse", "--output=/dev/null"]);
   }
+  const programs = [...contestant.processes].map(([, pid]) => realpathSync(`/proc/${pid}/exe`));
+  unpin = pinFiles([...paths, ...new Set(programs)]);
 }
 
 /** Those that are large, and mostly data. */
