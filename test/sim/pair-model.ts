@@ -51,6 +51,8 @@ export class PairModel implements PairObserver {
   #mayBeVoid = false;
   /** The operator has asked the secondary to give its checkpoints up. */
   #mayBeGivenUp = false;
+  /** It had none as that was asked: one whose commit was under way may go, until the primary is told of it. */
+  #mayGoUntold = false;
   /** The operator has asked the secondary to go back to that checkpoint, and it may have done so. */
   #mayBeRolledBackTo: number | undefined;
   /** The newest barrier that was closed when the secondary lost its checkpoints. */
@@ -117,6 +119,7 @@ export class PairModel implements PairObserver {
       } else if (event.type === "checkpoint-committed") {
         this.counts.committed += 1;
         if (isBinding) this.#committedAnswered = Math.max(this.#committedAnswered, epoch);
+        this.#mayGoUntold = false;
       } else if (event.type === "checkpoint-discarded") {
         for (const discarded of event.data.epochs as readonly number[]) this.discardAnswered(discarded);
       }
@@ -179,7 +182,8 @@ export class PairModel implements PairObserver {
 
   /** Takes the secondary's committed epoch as it is now. True when it is another one than before. */
   observeCommitted(epoch: number): boolean {
-    if (epoch === 0 && (this.#mayBeVoid || this.#mayBeGivenUp)) {
+    const isLost = epoch === 0 && this.committed > 0;
+    if (epoch === 0 && (this.#mayBeVoid || this.#mayBeGivenUp || (isLost && this.#mayGoUntold))) {
       // A barrier that commits may have been under way when the checkpoint was given up, and comes behind that. Where there
       // was no checkpoint, it may have been prepared since.
       const comesBehind = (asked: number): boolean => this.committed === 0 || !this.#prepared.has(asked);
@@ -187,6 +191,7 @@ export class PairModel implements PairObserver {
       this.#forgetCheckpoints();
       for (const asked of underWay) this.#commitsAsked.add(asked);
       this.#mayBeGivenUp = false;
+      if (isLost) this.#mayGoUntold = false;
     }
     this.#mayBeVoid = false;
     if (epoch === this.#mayBeRolledBackTo && epoch < this.committed) this.rolledBack(epoch);
@@ -251,6 +256,7 @@ export class PairModel implements PairObserver {
   /** From now on the secondary may be found without a checkpoint, once. */
   checkpointGivenUp(): void {
     this.#mayBeGivenUp = true;
+    this.#mayGoUntold = this.committed === 0;
   }
 
   /** From now on the secondary may be found at the checkpoint `epoch`, once, and later ones are no more then. */
