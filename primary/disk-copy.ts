@@ -67,6 +67,7 @@ export interface DiskCopyOptions {
 export type Outcome = ColobusError | undefined;
 
 const NO_FUA = { fua: false } as const;
+const LENT = { fua: false, isLent: true } as const;
 const UNMAP: ZeroFlags = { fua: false, mayUnmap: true };
 const NO_UNMAP: ZeroFlags = { fua: false, mayUnmap: false };
 
@@ -233,8 +234,9 @@ export class DiskCopy {
   }
 
   /**
-   * Puts the disk's present content of whole clusters where the copy lacks it. Their range is held. Errors: why the copy
-   * did not take it; it is broken then, and `content` may still be read if that is `child-timed-out`.
+   * Puts the disk's present content of whole clusters where the copy lacks it. Their range is held, and `content` is the
+   * caller's again when that is done. Errors: why the copy did not take it; it is broken then, and `content` may still be
+   * read if that is `child-timed-out`.
    */
   async place(offset: number, content: SyncContent): Promise<void> {
     if (this.#state !== "syncing") throw this.#fault ?? this.#lacks;
@@ -244,7 +246,7 @@ export class DiskCopy {
       const pending =
         typeof content === "number"
           ? this.child.zero(offset, content, this.#mayUnmap ? UNMAP : NO_UNMAP)
-          : this.child.write(content, offset, NO_FUA);
+          : this.child.write(content, offset, LENT);
       if (pending !== undefined) await this.#limit.guard(pending);
     } catch (error) {
       throw this.failed("write", error, offset, length);

@@ -19,6 +19,7 @@ interface Part {
 
 /** Where merged buffers are written to. */
 export interface MergeTarget {
+  /** `source` is the caller's again when that is done. */
   write(source: Buffer, offset: number): Pending;
   zero(offset: number, length: number, isDiscard: boolean): Pending;
 }
@@ -26,7 +27,7 @@ export interface MergeTarget {
 /** The base as the target of a merge. */
 export function intoBase(base: DiskImage): MergeTarget {
   return {
-    write: (source, offset) => base.write(source, offset, { fua: false }),
+    write: (source, offset) => base.write(source, offset, { fua: false, isLent: true }),
     zero: (offset, length, isDiscard) => base.zero(offset, length, { fua: false, mayUnmap: isDiscard }),
   };
 }

@@ -102,12 +102,13 @@ export class PromotedDisk implements Child {
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
     this.#requests += 1;
     if (this.#stack === undefined) return this.#base.write(source, offset, flags);
+    const isLent = flags.isLent === true;
     return this.#locked(offset, source.length, () =>
       this.#change(offset, source.length, flags.fua, (from, end, stack) => {
         const piece = source.subarray(from - offset, end - offset);
         return stack === undefined
-          ? this.#base.write(piece, from, { fua: false })
-          : this.#writeActive(stack, piece, from);
+          ? this.#base.write(piece, from, { fua: false, isLent })
+          : this.#writeActive(stack, piece, from, isLent);
       }),
     );
   }
@@ -119,7 +120,7 @@ export class PromotedDisk implements Child {
       this.#change(offset, length, flags.fua, (from, end, stack) =>
         stack === undefined
           ? this.#base.zero(from, end - from, { fua: false, mayUnmap: flags.mayUnmap })
-          : this.#writeActive(stack, end - from, from),
+          : this.#writeActive(stack, end - from, from, false),
       ),
     );
   }
@@ -268,7 +269,7 @@ export class PromotedDisk implements Child {
   }
 
   /** A write above the overlays. Where the active disk cannot grow, the clusters are merged first and take it in the base. */
-  #writeActive(stack: OverlayStack, source: Uint8Array | number, offset: number): Pending {
+  #writeActive(stack: OverlayStack, source: Uint8Array | number, offset: number, isLent: boolean): Pending {
     const length = typeof source === "number" ? source : source.length;
     const intoBase = async (error: unknown): Promise<void> => {
       if (!(error instanceof ColobusError) || error.code !== "out-of-space") throw error;
@@ -276,7 +277,7 @@ export class PromotedDisk implements Child {
       await this.#merge(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length));
       await (typeof source === "number"
         ? this.#base.zero(offset, source, { fua: false, mayUnmap: true })
-        : this.#base.write(source, offset, { fua: false }));
+        : this.#base.write(source, offset, { fua: false, isLent }));
     };
     try {
       const pending = stack.active.write(source, offset, (target, at) => stack.readBelow(target, at));

@@ -17,12 +17,17 @@ export interface Extent {
   readonly zero: boolean;
 }
 
-export interface WriteFlags {
+interface ChangeFlags {
   /** Durable when the request is done ("force unit access"). */
   readonly fua: boolean;
 }
 
-export interface ZeroFlags extends WriteFlags {
+export interface WriteFlags extends ChangeFlags {
+  /** The payload is the caller's again when the request is done: who keeps it for longer takes a copy. Default: false. */
+  readonly isLent?: boolean;
+}
+
+export interface ZeroFlags extends ChangeFlags {
   /** The space may be freed (trim, or write-zeroes without NO_HOLE). */
   readonly mayUnmap: boolean;
 }
@@ -41,7 +46,7 @@ export interface BlockDevice {
   readonly sizeBytes: number;
   /** Fills `target` with the bytes at `offset`. The caller leaves `target` alone until done. */
   read(target: Uint8Array, offset: number): Pending;
-  /** Writes a whole request. The callee may keep views of `source`: nobody changes its bytes again. */
+  /** Writes a whole request. The callee may keep views of `source`: nobody changes its bytes again, unless it `isLent`. */
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending;
   /** Starts a write of `length` bytes at `offset` whose payload is still arriving. */
   openWrite(offset: number, length: number, flags: WriteFlags): OpenWrite | Promise<OpenWrite>;

@@ -139,13 +139,14 @@ export class NbdImage implements DiskImage {
     const most = this.#maxPayload;
     if (most === 0) return this.#connected().then(() => this.write(source, offset, flags));
     if (this.#unflushed.isFull) return this.syncOwn().then(() => this.write(source, offset, flags));
-    const isOne = source.length <= most;
+    const kept = flags.isLent === true ? Buffer.from(source) : source;
+    const isOne = kept.length <= most;
     if (isOne && (!flags.fua || this.#has(TRANSMISSION_FLAG.SEND_FUA))) {
-      return this.#change(COMMAND.WRITE, flags.fua ? COMMAND_FLAG.FUA : 0, offset, source.length, source);
+      return this.#change(COMMAND.WRITE, flags.fua ? COMMAND_FLAG.FUA : 0, offset, kept.length, kept);
     }
     const pieces: Promise<void>[] = [];
-    for (let at = 0; at < source.length; at += most) {
-      const piece = source.subarray(at, Math.min(at + most, source.length));
+    for (let at = 0; at < kept.length; at += most) {
+      const piece = kept.subarray(at, Math.min(at + most, kept.length));
       pieces.push(this.#change(COMMAND.WRITE, 0, offset + at, piece.length, piece));
     }
     return this.#end(pieces, flags);

@@ -41,7 +41,7 @@ export class UnflushedChanges {
     return this.#changes.length >= NBD_CLIENT_UNFLUSHED_MAX_CHANGES / 2;
   }
 
-  /** A change is about to be sent. Its payload is kept as it is. */
+  /** A change is about to be sent. Its payload is kept as it is, and not to change any more. */
   add(request: RequestOptions): Change {
     const bytes = NBD_CLIENT_CHANGE_COST_BYTES + (request.payload?.length ?? 0);
     const change: Change = { request, bytes, flushesAtAnswer: undefined };

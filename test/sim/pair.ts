@@ -62,8 +62,8 @@ export interface PairOptions {
   readonly primaryStorage?: Partial<StorageProfile>;
   readonly settleEveryMs?: number;
   readonly dirtyFileMinBytes?: number;
-  /** Images lie behind NBD servers, which die. */
-  readonly servesImages?: boolean;
+  /** Images lie behind NBD servers, which die: those that do, within this many ms, where it is said. */
+  readonly servesImages?: boolean | { readonly lifeMaxMs: number };
   /** Who decides which side serves; the secondary takes over by itself then. */
   readonly arbiter?: { readonly service: SimArbiter; readonly ttlMs: number };
   /** The hook that fences the peer of `member` before a failover there; rejects when it could not. */
@@ -360,16 +360,17 @@ export function makePair(
       ...(isPrimary && options.checkpointEveryMs !== undefined ? { checkpointEveryMs: options.checkpointEveryMs } : {}),
     };
     const arbiter = options.arbiter?.service;
-    const { fence } = options;
-    if (options.servesImages !== true) return new PairMember(world, host, config, observer, undefined, arbiter, fence);
+    const { fence, servesImages = false } = options;
+    if (servesImages === false) return new PairMember(world, host, config, observer, undefined, arbiter, fence);
     const random = new SeededRandom(world.seed).fork(`servers of ${name}`);
     const killed = new Set<string>();
+    const lifeMaxMs = servesImages === true ? undefined : servesImages.lifeMaxMs;
     return new PairMember(
       world,
       host,
       config,
       observer,
-      (process) => new ServedImages({ world, process, random, killed }),
+      (process) => new ServedImages({ world, process, random, killed, lifeMaxMs }),
       arbiter,
       fence,
     );

@@ -23,7 +23,7 @@ import type { SimWorld } from "./world.ts";
 
 /** A byte takes up to this long from an agent to the server of its image, and back. */
 const DELAY_MAX_MS = 0.3;
-/** A server lives this long at most, if it is one of those that die. */
+/** A server lives this long at most, if it is one of those that die, where nothing else is said. */
 const SERVER_LIFE_MAX_MS = 4_000;
 const DEADLY = 0.5;
 
@@ -33,6 +33,8 @@ export interface ServedImagesOptions {
   readonly random: SeededRandom;
   /** What the servers leave that were killed, by image: it outlives the agent, until another server is started. */
   readonly killed: Set<string>;
+  /** How long servers live that die, at most. */
+  readonly lifeMaxMs?: number | undefined;
 }
 
 /**
@@ -174,7 +176,8 @@ class ServerSession implements ByteStream, NbdTransport {
       },
     });
     if (random.chance(DEADLY)) {
-      world.schedule(random.fraction() * SERVER_LIFE_MAX_MS, () => this.#die(), process);
+      const lifeMaxMs = options.lifeMaxMs ?? SERVER_LIFE_MAX_MS;
+      world.schedule(random.fraction() * lifeMaxMs, () => this.#die(), process);
     }
   }
 

@@ -198,6 +198,17 @@ describe("a server that ends", () => {
     expect((await read(image, 0, 4096)).equals(expected.subarray(0, 4096))).toBe(true);
   });
 
+  it("gets back what it was given, also where that memory was used again since", async () => {
+    const bench = await connected((fake) => (fake.maxPayloadBytes = 4 * KIB));
+    const { image, server } = bench;
+    const lent = filled(8 * KIB, 1);
+    await image.write(lent, 0, { fua: false, isLent: true });
+    lent.fill(2);
+    server.crash();
+    await redial(bench);
+    expect((await read(image, 0, 8 * KIB)).equals(filled(8 * KIB, 1))).toBe(true);
+  });
+
   it("is told nothing again that a flush has covered", async () => {
     const bench = await connected();
     const { image, server } = bench;
