@@ -8,9 +8,9 @@ import type { ServingPermit } from "./serving-permit.ts";
  */
 export class PermittedDisk implements BlockDevice {
   readonly #disk: BlockDevice;
-  readonly #permit: Pick<ServingPermit, "admit">;
+  readonly #permit: Pick<ServingPermit, "admit" | "isValid">;
 
-  constructor(disk: BlockDevice, permit: Pick<ServingPermit, "admit">) {
+  constructor(disk: BlockDevice, permit: Pick<ServingPermit, "admit" | "isValid">) {
     this.#disk = disk;
     this.#permit = permit;
   }
@@ -19,8 +19,9 @@ export class PermittedDisk implements BlockDevice {
     return this.#disk.fault;
   }
 
+  /** Outside the permit they have to be waited for. */
   get asksForExtents(): boolean {
-    return this.#disk.asksForExtents === true;
+    return this.#disk.asksForExtents === true || !this.#permit.isValid;
   }
 
   get sizeBytes(): number {

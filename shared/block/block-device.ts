@@ -63,7 +63,10 @@ export interface BlockDevice {
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]>;
   /** Why requests fail now, where that is known without trying one. */
   readonly fault?: ColobusError | undefined;
-  /** Another process has to be asked for `extents`: that is no way to save the copying of zeroes. Default: false. */
+  /**
+   * `extents` has to be waited for, now: another process has to be asked, mostly. That is no way to save the copying of
+   * zeroes. Default: false.
+   */
   readonly asksForExtents?: boolean;
 }
 

@@ -3,7 +3,6 @@
  * extents travel as OFFSET_HOLE, the rest as OFFSET_DATA). A whole reply is laid out and read before anything of it is
  * sent, so that a failing read can still be answered by an error alone.
  */
-import assert from "node:assert/strict";
 import { NBD_SPARSE_READ_MIN_BYTES } from "../../proto/limits.ts";
 import {
   CHUNK,
@@ -61,11 +60,15 @@ export interface ReadPiece {
 
 type Extents = Pick<BlockDevice, "extents" | "asksForExtents">;
 
-/** The pieces of a read, in order and covering all of it; undefined when there is no zero extent worth a hole. */
+/** The pieces of a read, in order and covering all of it; undefined when there is no zero extent worth a hole, or that is not known at once. */
 export function planSparseRead(device: Extents, offset: number, length: number): ReadPiece[] | undefined {
   if (device.asksForExtents === true) return undefined;
   const extents = device.extents(offset, length, EXTENTS_MAX);
-  assert(!(extents instanceof Promise), "a device that need not ask answers at once");
+  if (extents instanceof Promise) {
+    // What made it wait has come between: the read itself waits, or hears why not.
+    extents.catch(() => undefined);
+    return undefined;
+  }
   return cutIntoPieces(extents, offset, length);
 }
 

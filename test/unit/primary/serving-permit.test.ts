@@ -6,8 +6,12 @@ import { PermittedDisk } from "../../../primary/permitted-disk.ts";
 import { ServingPermit } from "../../../primary/serving-permit.ts";
 import type { BlockDevice, Pending } from "../../../shared/block/block-device.ts";
 import { OwnLease } from "../../../shared/arbiter/own-lease.ts";
+import { COMMAND } from "../../../proto/nbd-protocol.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 import { MemoryArbiter } from "../../support/memory-arbiter.ts";
+import { MemoryDevice } from "../../support/memory-device.ts";
+import { decodeAnswers, negotiation, request, type Answer } from "../../support/nbd-client.ts";
+import { NbdHarness, TestDirectory, TestExport } from "../../support/nbd-harness.ts";
 
 const TTL_MS = 10_000;
 const MARGIN_MS = 1_000;
@@ -254,5 +258,69 @@ describe.each(Object.entries(REQUESTS))("a guest's %s", (name, ask) => {
     finish();
     await turns();
     expect(seen.outcome).toBe("done");
+  });
+});
+
+describe("a guest's read of many blocks, of which some are zero", () => {
+  const LENGTH = 128 * 1024;
+  const DATA_BYTES = 32 * 1024;
+  const EIO = 5;
+
+  /** An NBD client that reads them, of a disk that answers at once. */
+  function guest(permit: Pick<ServingPermit, "admit" | "isValid">) {
+    const disk = new MemoryDevice(LENGTH);
+    void disk.write(Buffer.alloc(DATA_BYTES, 7), 0, { fua: false });
+    const harness = new NbdHarness(new TestDirectory(new TestExport("vda", new PermittedDisk(disk, permit))));
+    harness.send(negotiation("vda", { structured: true, allocation: true }));
+    harness.takeOutput();
+    return {
+      harness,
+      read: (): void => harness.send(request({ type: COMMAND.READ, cookie: 1, offset: 0, length: LENGTH })),
+      answers: async (): Promise<Answer[]> => {
+        await harness.settle();
+        return decodeAnswers(harness.takeOutput(), () => LENGTH);
+      },
+    };
+  }
+
+  it("waits outside the permit, and is answered when that is renewed", async () => {
+    const { arbiter, lease, permit } = setUp();
+    const { harness, read, answers } = guest(permit);
+    read();
+    expect(await answers()).toEqual([]);
+    await lease.claim(arbiter.state, ENTRY);
+    permit.changed();
+    const [answer] = await answers();
+    expect(answer?.error).toBe(0);
+    expect(answer?.data.subarray(0, DATA_BYTES).equals(Buffer.alloc(DATA_BYTES, 7))).toBe(true);
+    expect(answer?.data.subarray(DATA_BYTES).equals(Buffer.alloc(LENGTH - DATA_BYTES))).toBe(true);
+    expect(harness.log.errors).toEqual([]);
+  });
+
+  it.each(["before it", "while it waits"])(
+    "fails when another one serves, found out %s, and nothing else does",
+    async (when) => {
+      const { permit } = setUp();
+      const { harness, read, answers } = guest(permit);
+      const refuse = (): void => permit.refuse(new ColobusError("lease-refused", "another one serves"));
+      if (when === "before it") refuse();
+      read();
+      if (when !== "before it") refuse();
+      expect(await answers()).toMatchObject([{ error: EIO, message: "another one serves" }]);
+      expect(harness.log.errors).toEqual([]);
+    },
+  );
+
+  it("is taken as data when the permit lapses between two looks at it", async () => {
+    const { arbiter, lease, permit } = setUp();
+    const { read, answers } = guest({
+      isValid: true, // at the first look
+      admit: () => permit.admit(),
+    });
+    read();
+    expect(await answers()).toEqual([]);
+    await lease.claim(arbiter.state, ENTRY);
+    permit.changed();
+    expect(await answers()).toMatchObject([{ error: 0 }]);
   });
 });
