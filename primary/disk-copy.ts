@@ -227,7 +227,10 @@ export class DiskCopy {
     );
   }
 
-  /** Reads for who has seen to it that the copy `has` the range. Rejects with `child-timed-out` when that takes too long. */
+  /**
+   * Reads for who has seen to it that the copy `has` the range. Rejects with `child-timed-out` when that takes too long:
+   * then `target` may still be filled, at any time.
+   */
   read(target: Uint8Array, offset: number): Pending {
     const pending = this.child.read(target, offset);
     return pending === undefined ? undefined : this.#limit.guard(pending);

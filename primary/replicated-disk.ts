@@ -7,6 +7,7 @@ import type {
   WriteFlags,
   ZeroFlags,
 } from "../shared/block/block-device.ts";
+import { allSettled } from "../shared/block/all-settled.ts";
 import { both } from "../shared/block/both.ts";
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { isZero } from "../shared/block/zeroes.ts";
@@ -345,7 +346,8 @@ export class ReplicatedDisk implements BlockDevice {
         );
         acknowledged = both(acknowledged, forwarded);
         if (local === undefined) return this.#forwarding.room();
-        written = bothSettled(written, this.#countAhead(local, piece.length));
+        const ahead = this.#countAhead(local, piece.length);
+        written = written === undefined ? ahead : allSettled([written, ahead]);
         written.catch(() => undefined); // `end` tells of the error
         return both(this.#aheadBytes > WRITE_AHEAD_BYTES ? written : undefined, this.#forwarding.room());
       },
@@ -432,11 +434,6 @@ export class ReplicatedDisk implements BlockDevice {
     const forwarded = forward();
     return { local: local === undefined ? undefined : this.#underWay(local, offset, length), forwarded };
   }
-}
-
-/** As `both`, but nothing is under way any more when it fails. */
-async function bothSettled(one: Pending, other: Promise<void>): Promise<void> {
-  for (const outcome of await Promise.allSettled([one, other])) if (outcome.status === "rejected") throw outcome.reason;
 }
 
 function asBuffer(bytes: Uint8Array): Buffer {

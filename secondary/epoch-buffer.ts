@@ -1,4 +1,5 @@
 import type { BufferLogHeader } from "../proto/buffer-log-format.ts";
+import { allSettled, failingLater } from "../shared/block/all-settled.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { clusterEndOffset, endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
 import { BufferLog, type BufferedChange, type VisitRecord } from "./buffer-log.ts";
@@ -122,15 +123,13 @@ export class EpochBuffer {
         const from = Math.max(start, offset);
         const to = Math.min(start + this.index.lengthOf(fragment), end);
         if (from >= to) continue;
-        const pending = this.readAt(
-          target.subarray(from - offset, to - offset),
-          this.index.positionOf(fragment),
-          from - start,
-        );
+        const part = target.subarray(from - offset, to - offset);
+        const position = this.index.positionOf(fragment);
+        const pending = failingLater(() => this.readAt(part, position, from - start));
         if (pending !== undefined) (waiting ??= []).push(pending);
       }
     }
-    return waiting === undefined ? undefined : Promise.all(waiting).then(() => undefined);
+    return waiting === undefined ? undefined : allSettled(waiting);
   }
 
   /** Fills `target` with what lies `skip` bytes behind `position`, which may be one of zeroes. */

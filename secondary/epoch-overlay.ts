@@ -6,7 +6,10 @@ export type ReadBelow = (target: Uint8Array, offset: number) => Pending;
 
 /** Holds what a view shows of clusters that are not as the base has them. */
 export interface OverlaySource {
-  /** Fills `target`, which lies within clusters of this source. What the source has not of them, `readBelow` has. */
+  /**
+   * Fills `target`, which lies within clusters of this source. What the source has not of them, `readBelow` has. Done, or
+   * failed, only when nothing touches `target` any more.
+   */
   read(target: Uint8Array, offset: number, readBelow: ReadBelow): Pending;
 }
 

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { allSettled, failingLater } from "../shared/block/all-settled.ts";
 import type { Extent, Pending } from "../shared/block/block-device.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import {
@@ -137,13 +138,10 @@ export class OverlayStack<Hidden extends EpochView = EpochOverlay> {
     const readPiece = (pieceEnd: number): void => {
       if (pieceSource === undefined || pieceEnd === pieceStart) return;
       const piece = target.subarray(pieceStart - offset, pieceEnd - offset);
-      try {
-        const pending = this.#readFrom(pieceSource, piece, pieceStart);
-        if (pending !== undefined) (waiting ??= []).push(pending);
-      } catch (error) {
-        for (const other of waiting ?? []) other.catch(() => undefined); // this piece's error is told for all
-        throw error;
-      }
+      const source = pieceSource;
+      const start = pieceStart;
+      const pending = failingLater(() => this.#readFrom(source, piece, start));
+      if (pending !== undefined) (waiting ??= []).push(pending);
     };
     while (at < end) {
       const { source, until } = this.#sourceOf(at, end, withActive);
@@ -155,7 +153,7 @@ export class OverlayStack<Hidden extends EpochView = EpochOverlay> {
       at = until;
     }
     readPiece(end);
-    return waiting === undefined ? undefined : Promise.all(waiting).then(() => undefined);
+    return waiting === undefined ? undefined : allSettled(waiting);
   }
 
   #sourceOf(at: number, end: number, withActive: boolean): { source: Source; until: number } {

@@ -44,7 +44,7 @@ export interface OpenWrite {
 
 export interface BlockDevice {
   readonly sizeBytes: number;
-  /** Fills `target` with the bytes at `offset`. The caller leaves `target` alone until done. */
+  /** Fills `target` with the bytes at `offset`. Done, or failed, only when nothing touches `target` any more. */
   read(target: Uint8Array, offset: number): Pending;
   /** Writes a whole request. The callee may keep views of `source`: nobody changes its bytes again, unless it `isLent`. */
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending;

@@ -16,6 +16,7 @@ import assert from "node:assert/strict";
 import { ColobusError, NBD_ERRNO } from "../../proto/errors.ts";
 import { NBD_CLIENT_PAYLOAD_BYTES_MAX, NBD_CLIENT_ZERO_BYTES_MAX } from "../../proto/limits.ts";
 import { COMMAND, COMMAND_FLAG, TRANSMISSION_FLAG } from "../../proto/nbd-protocol.ts";
+import { allSettled } from "../block/all-settled.ts";
 import type { Extent, WriteFlags, ZeroFlags } from "../block/block-device.ts";
 import type { DiskImage, ImageNotes } from "../block/disk-image.ts";
 import { RangeLock } from "../block/range-lock.ts";
@@ -460,8 +461,3 @@ const WHAT: Readonly<Record<number, string>> = {
   [COMMAND.FLUSH]: "flush",
   [COMMAND.BLOCK_STATUS]: "find the allocation of",
 };
-
-/** Done when all are, or failed with the first failure when all have settled: nothing is under way behind an error. */
-async function allSettled(work: readonly Promise<unknown>[]): Promise<void> {
-  for (const outcome of await Promise.allSettled(work)) if (outcome.status === "rejected") throw outcome.reason;
-}

@@ -16,7 +16,7 @@ import {
   writeUint64,
 } from "../../proto/nbd-protocol.ts";
 import type { RequestHeader } from "../../proto/nbd-protocol.ts";
-import { asColobusError } from "../../proto/errors.ts";
+import { allSettled, failingLater } from "../block/all-settled.ts";
 import type { BlockDevice, Extent, Pending } from "../block/block-device.ts";
 
 /** A zero extent shorter than this travels as data: another chunk costs more than its bytes. */
@@ -124,25 +124,11 @@ export function fillSparseReply(
     if (zero) {
       target.writeUInt32BE(length, at + CHUNK_OFFSET_BYTES);
     } else {
-      const read = tryRead(device, target.subarray(at + CHUNK_OFFSET_BYTES, at + payloadLength), offset);
+      const data = target.subarray(at + CHUNK_OFFSET_BYTES, at + payloadLength);
+      const read = failingLater(() => device.read(data, offset));
       if (read !== undefined) reads.push(read);
     }
     at += payloadLength;
   }
   return reads.length === 0 ? undefined : allSettled(reads);
-}
-
-/** A read that fails at once fails like one that fails later: others may be under way. */
-function tryRead(device: BlockDevice, target: Buffer, offset: number): Pending {
-  try {
-    return device.read(target, offset);
-  } catch (thrown) {
-    return Promise.reject(asColobusError(thrown));
-  }
-}
-
-async function allSettled(reads: readonly Promise<void>[]): Promise<void> {
-  for (const result of await Promise.allSettled(reads)) {
-    if (result.status === "rejected") throw result.reason;
-  }
 }

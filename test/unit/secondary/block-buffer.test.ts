@@ -11,6 +11,7 @@ import { clusterGeometry } from "../../../shared/block/cluster-geometry.ts";
 import type { ColobusError } from "../../../proto/errors.ts";
 import type { Durability } from "../../../proto/words.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
+import { present } from "../../support/present.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, overlaysOn, pattern, seededStorage } from "../../support/overlay-bench.ts";
 
@@ -21,7 +22,7 @@ const TURNS = 50;
 
 /** A block buffer over an empty disk whose checkpoint 1 is committed. */
 class Scene {
-  readonly storage: MemoryStorage = seededStorage(1);
+  readonly storage: MemoryStorage;
   readonly clock = new ManualClock();
   readonly failures: ColobusError[] = [];
   readonly context: OverlayContext;
@@ -30,7 +31,12 @@ class Scene {
   applied = 0;
   wanted = 0;
 
-  constructor({ fragments = 1000, durability = "process" }: { fragments?: number; durability?: Durability } = {}) {
+  constructor({
+    fragments = 1000,
+    durability = "process",
+    coldProbability = 0,
+  }: { fragments?: number; durability?: Durability; coldProbability?: number } = {}) {
+    this.storage = seededStorage(1, coldProbability);
     this.context = overlaysOn(this.storage, SIZE, durability);
     this.storage.disk.addDirectory("/images");
     this.storage.disk.addFile(IMAGE, SIZE);
@@ -264,3 +270,30 @@ it.each(["applied", "rolled back"] as const)(
     expect(recovered.isApplied).toBe(true);
   },
 );
+
+it("tells of a read that has failed only when no other part of it is under way", async () => {
+  const scene = new Scene({ coldProbability: 1 });
+  await scene.write(0, 512, 1);
+  await scene.write(1024, 512, 2);
+  // What comes last stays in memory.
+  for (let round = 0; round < 4; round += 1) await scene.write(8 * CLUSTER_BYTES, 8 * CLUSTER_BYTES, 3 + round);
+  const ends: { readonly fail: () => void; readonly land: () => void }[] = [];
+  scene.storage.hold = (_op, path) =>
+    path.endsWith(".log")
+      ? new Promise((resolve, reject) => {
+          ends.push({ fail: () => reject(new Error("gone")), land: resolve });
+        })
+      : undefined;
+  const found = Buffer.alloc(CLUSTER_BYTES);
+  let outcome = "waits";
+  const reading = scene.buffer.readLatest(found, 0)?.catch(() => (outcome = "failed"));
+  await scene.settle();
+  expect(ends).toHaveLength(2);
+  present(ends[0]).fail();
+  await scene.settle();
+  expect(outcome).toBe("waits");
+  present(ends[1]).land();
+  await reading;
+  expect(outcome).toBe("failed");
+  expect(found.subarray(1024, 1536).equals(pattern(512, 2))).toBe(true);
+});
