@@ -96,6 +96,8 @@ export class CommittedView implements BlockDevice {
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
     if (this.#successor !== undefined) return this.#successor.extents(offset, length, maxExtents);
     this.#assertCheckpoint();
+    // A read that comes now waits for the next view: what is a hole in this one may be none there.
+    if (this.#gate.opening !== undefined) return [{ length, hole: false, zero: false }];
     return this.#stack.extents(offset, length, maxExtents);
   }
 
