@@ -8,6 +8,7 @@ import type { Pending } from "../shared/block/block-device.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import {
   clusterEndOffset,
+  endClusterOf,
   firstClusterOf,
   growGeometry,
   type ClusterGeometry,
@@ -245,14 +246,18 @@ export class NamedBitmaps {
     if (live === undefined || geometry === undefined) throw inconsistent(entry);
     const extents: MetaExtent[] = [];
     const end = offset + length;
-    for (let at = offset; at < end && extents.length < maxExtents;) {
-      const run = live.tracker.nextRun(firstClusterOf(geometry, at), geometry.clusterCount);
-      const dirtyFrom = run === undefined ? end : Math.min(end, Math.max(at, run.first * geometry.clusterBytes));
-      const isClean = dirtyFrom > at;
-      const to = isClean || run === undefined ? dirtyFrom : Math.min(end, clusterEndOffset(geometry, run.end));
-      extents.push({ length: to - at, flags: isClean ? 0 : DIRTY_BITMAP_FLAG.DIRTY });
-      at = to;
+    let at = offset;
+    const add = (to: number, flags: number): void => {
+      if (to > at && extents.length < maxExtents) extents.push({ length: to - at, flags });
+      at = Math.max(at, to);
+    };
+    const clusters = { first: firstClusterOf(geometry, offset), end: endClusterOf(geometry, offset, length) };
+    for (const run of live.tracker.runsIn(clusters.first, clusters.end)) {
+      if (extents.length >= maxExtents) return extents;
+      add(run.first * geometry.clusterBytes, 0);
+      add(Math.min(end, clusterEndOffset(geometry, run.end)), DIRTY_BITMAP_FLAG.DIRTY);
     }
+    add(end, 0);
     return extents;
   }
 

@@ -28,7 +28,9 @@ export const NBD_MAX_IN_FLIGHT_BYTES = 256 * MIB;
 /** Beyond, nothing more is read from the client. */
 export const NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT = 1024;
 /** A BLOCK_STATUS that finds more describes the beginning of its range. */
-export const NBD_MAX_EXTENTS_PER_REPLY = 65_536;
+export const NBD_MAX_EXTENTS_PER_REPLY = 4096;
+/** One that touches what overlays have looks at so many clusters, and describes those. */
+export const STATUS_CLUSTERS_MAX = 4096;
 /** Reply bytes that a client has not taken yet; beyond, nothing more is read from it. */
 export const NBD_MAX_UNSENT_BYTES_PER_CLIENT = 8 * MIB;
 /** In-flight bytes that every client gets even when others have used up NBD_MAX_IN_FLIGHT_BYTES. */

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { STATUS_CLUSTERS_MAX } from "../proto/limits.ts";
 import { allSettled, failingLater } from "../shared/block/all-settled.ts";
 import type { Extent, Pending } from "../shared/block/block-device.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
@@ -69,12 +70,23 @@ export class OverlayStack<Hidden extends EpochView = EpochOverlay> {
   }
 
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
-    if (this.base.asksForExtents === true) return this.#askForExtents(offset, length, maxExtents);
-    return this.#joinExtents(offset, length, maxExtents, (at, bytes, max) => {
+    const described = this.#described(offset, length);
+    if (this.base.asksForExtents === true) return this.#askForExtents(offset, described, maxExtents);
+    return this.#joinExtents(offset, described, maxExtents, (at, bytes, max) => {
       const extents = this.base.extents(at, bytes, max);
       assert(!(extents instanceof Promise), "an image that need not ask answers at once");
       return extents;
     });
+  }
+
+  /** How much of the range is described: where the overlays decide anything, each cluster has to be looked at. */
+  #described(offset: number, length: number): number {
+    const first = firstClusterOf(this.geometry, offset);
+    let bytes = length;
+    while (endClusterOf(this.geometry, offset, bytes) - first > STATUS_CLUSTERS_MAX && this.#mayCover(offset, bytes)) {
+      bytes = Math.ceil(bytes / 2);
+    }
+    return bytes;
   }
 
   /**
@@ -108,10 +120,11 @@ export class OverlayStack<Hidden extends EpochView = EpochOverlay> {
   ): Extent[] {
     const extents: Extent[] = [];
     const end = offset + length;
+    const isBare = !this.#mayCover(offset, length);
     let at = offset;
     while (at < end && extents.length < maxExtents) {
-      const covered = this.covers(firstClusterOf(this.geometry, at));
-      let runEnd = at;
+      const covered = !isBare && this.covers(firstClusterOf(this.geometry, at));
+      let runEnd = isBare ? end : at;
       while (runEnd < end && this.covers(firstClusterOf(this.geometry, runEnd)) === covered) {
         runEnd = Math.min(end, clusterEndOffset(this.geometry, firstClusterOf(this.geometry, runEnd) + 1));
       }

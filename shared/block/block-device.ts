@@ -57,8 +57,8 @@ export interface BlockDevice {
   /** Asks for the range to be cached. A hint. */
   prefetch(offset: number, length: number): void;
   /**
-   * Allocation of the range, adjacent extents differing; at most `maxExtents`, which may then cover less than `length`,
-   * but at least one byte. True of some moment between the call and its answer.
+   * Allocation of the range from its beginning on, adjacent extents differing; at most `maxExtents`. They may cover less
+   * than `length`, but at least one byte. True of some moment between the call and its answer.
    */
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]>;
   /** Why requests fail now, where that is known without trying one. */

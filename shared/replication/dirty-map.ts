@@ -1,4 +1,4 @@
-import { ClusterBitmap, intersectsRange, type ClusterRun } from "../block/cluster-bitmap.ts";
+import { ClusterBitmap, clusterRuns, intersectsRange, type ClusterRun } from "../block/cluster-bitmap.ts";
 import { clustersToBytes, endClusterOf, firstClusterOf, type ClusterGeometry } from "../block/cluster-geometry.ts";
 
 /** The clusters of one disk that a peer may lack, in memory. */
@@ -54,6 +54,11 @@ export class DirtyMap {
     if (this.#clusters.isEmpty) return false;
     const first = firstClusterOf(this.#geometry, offset);
     return intersectsRange(this.#clusters, first, endClusterOf(this.#geometry, offset, length));
+  }
+
+  /** The runs of dirty clusters within [first, end), as they are now, ascending. */
+  runsIn(first: number, end: number): Iterable<ClusterRun> {
+    return clusterRuns(ClusterBitmap.and(this.#clusters, ClusterBitmap.fromRange(first, end)));
   }
 
   /** The first run of dirty clusters from `from` on, at most `maxClusters` long. */

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { STATUS_CLUSTERS_MAX } from "../../../proto/limits.ts";
 import { ActiveDisk } from "../../../secondary/active-disk.ts";
 import type { Generation } from "../../../secondary/generation.ts";
 import type { EpochView } from "../../../secondary/epoch-overlay.ts";
@@ -68,9 +69,12 @@ class AskedBase implements DiskImage {
 
 class Held implements EpochView {
   version = 0;
+  /** How many clusters were looked at. */
+  looks = 0;
   readonly clusters = new ClusterBitmap();
 
   find(cluster: number): Generation | undefined {
+    this.looks += 1;
     return this.clusters.has(cluster) ? ({} as Generation) : undefined;
   }
 
@@ -123,5 +127,51 @@ describe("extents of a view whose base has to be asked", () => {
     stack.merged = new ClusterBitmap();
     base.meanwhile = () => void stack.merged?.add(0);
     expect(await stack.extents(0, SIZE, 10)).toEqual([data(8)]);
+  });
+});
+
+describe("extents of a view of a large disk", () => {
+  const LARGE = 2 ** 20;
+  const LARGE_BYTES = LARGE * CLUSTER_BYTES;
+
+  function large(base: Partial<DiskImage>): { held: Held; stack: OverlayStack<Held> } {
+    const context = overlaysOn(seededStorage(1), LARGE_BYTES);
+    const held = new Held();
+    const image = Object.assign(new AskedBase(), { sizeBytes: LARGE_BYTES }, base);
+    return { held, stack: new OverlayStack(context.geometry, image, held, new ActiveDisk(context, 1)) };
+  }
+
+  const empty = (_offset: number, length: number): Extent[] => [{ length, hole: true, zero: true }];
+
+  it.each<[string, Partial<DiskImage>]>([
+    ["at once", { asksForExtents: false, extents: empty }],
+    ["later", { extents: async (offset, length) => empty(offset, length) }],
+  ])("look at a bounded number of clusters for each answer (the base's come %s)", async (_, base) => {
+    const { held, stack } = large(base);
+    const covered = new Set([5, 6, 7, 4096, 300_000, 300_002, LARGE - 1]);
+    for (const cluster of covered) held.hold(cluster);
+    const holes: [number, number][] = [];
+    let answers = 0;
+    for (let at = 0; at < LARGE_BYTES; answers += 1) {
+      held.looks = 0;
+      for (const { length, zero } of await stack.extents(at, LARGE_BYTES - at, 1)) {
+        const last = holes.at(-1);
+        if (zero && last?.[1] === at) last[1] += length;
+        else if (zero) holes.push([at, at + length]);
+        at += length;
+      }
+      expect(held.looks).toBeLessThanOrEqual(2 * STATUS_CLUSTERS_MAX);
+    }
+    const expected = [...covered, LARGE].map((cluster, index) => [([-1, ...covered][index] ?? 0) + 1, cluster]);
+    const inClusters = holes.map((range) => range.map((offset) => offset / CLUSTER_BYTES));
+    expect(inClusters).toEqual(expected.filter(([from, to]) => from !== to));
+    expect(answers).toBeLessThan(100);
+  });
+
+  it("look at none where the overlays decide nothing", async () => {
+    const { held, stack } = large({ asksForExtents: false, extents: empty });
+    held.hold(LARGE - 1);
+    expect(await stack.extents(0, LARGE_BYTES / 2, 1)).toEqual([hole(LARGE / 2)]);
+    expect(held.looks).toBe(0);
   });
 });

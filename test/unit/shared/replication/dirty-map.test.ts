@@ -52,6 +52,21 @@ describe("the dirty map", () => {
     expect(dirty.nextRun(0, 1000)).toEqual({ first: 8, end: 10 });
   });
 
+  it("gives the runs within a range, cut at its ends", () => {
+    const dirty = new DirtyMap(GEOMETRY);
+    dirty.addClusters(3, 6);
+    dirty.addClusters(8, 10);
+    expect([...dirty.runsIn(0, 10)]).toEqual([
+      { first: 3, end: 6 },
+      { first: 8, end: 10 },
+    ]);
+    expect([...dirty.runsIn(4, 9)]).toEqual([
+      { first: 4, end: 6 },
+      { first: 8, end: 9 },
+    ]);
+    expect([...dirty.runsIn(6, 8)]).toEqual([]);
+  });
+
   it("agrees with a set of clusters", () => {
     const range = fc
       .tuple(fc.nat({ max: 9 }), fc.nat({ max: 10 }))
