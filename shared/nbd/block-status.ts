@@ -16,9 +16,17 @@ const CONTEXT_ID_BYTES = 4;
 /** u32 length, u32 state. */
 const EXTENT_BYTES = 8;
 
+/** An extent while it is found, beside its place in the reply. */
+const EXTENT_MEMORY_BYTES = 64;
+
 /** How many extents a BLOCK_STATUS takes. */
 export function extentsWanted({ flags }: Readonly<RequestHeader>): number {
   return (flags & COMMAND_FLAG.REQ_ONE) === 0 ? NBD_MAX_EXTENTS_PER_REPLY : 1;
+}
+
+/** Memory that a BLOCK_STATUS may come to take before it is answered, of so many contexts: more than its reply. */
+export function statusBytes(request: Readonly<RequestHeader>, contexts: number): number {
+  return contexts * (CHUNK_HEADER_BYTES + CONTEXT_ID_BYTES + extentsWanted(request) * EXTENT_MEMORY_BYTES);
 }
 
 /** base:allocation's extents as those of any context. */

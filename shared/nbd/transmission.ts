@@ -25,7 +25,7 @@ import type { BudgetHolder } from "./byte-budget.ts";
 import type { RequestTimer } from "./guest-figures.ts";
 import { ALLOCATION_CONTEXT_ID, type NegotiatedExport } from "./handshake.ts";
 import type { MetaExtent } from "./meta-context.ts";
-import { allocationExtents, blockStatusChunk, extentsWanted } from "./block-status.ts";
+import { allocationExtents, blockStatusChunk, extentsWanted, statusBytes } from "./block-status.ts";
 import { fillReadReply, fillSparseReply, planSparseRead, readReplyBytes, sparseReplyBytes } from "./read-reply.ts";
 import type { ReadPiece } from "./read-reply.ts";
 import type { ReplyWriter, Reservation } from "./reply-writer.ts";
@@ -75,8 +75,8 @@ export class Transmission implements RequestHandler {
   #writeRefusal: Refusal | undefined;
   /** The disk works on a piece of the payload, or on opening the write. */
   #diskHoldsPayload = false;
-  /** A read that waits for memory; `#waitsForBudget` without it means waiting for others' to be given back. */
-  #parkedRead: { readonly request: RequestHeader; readonly begunMs: number } | undefined;
+  /** A request that waits for memory; `#waitsForBudget` without it means waiting for others' to be given back. */
+  #parked: { readonly request: RequestHeader; readonly bytes: number; readonly begunMs: number } | undefined;
   #waitsForBudget = false;
   #disconnected = false;
   #stopping = false;
@@ -108,7 +108,7 @@ export class Transmission implements RequestHandler {
 
   /** No request is in flight. */
   get isIdle(): boolean {
-    return this.#requestsInFlight === 0 && !this.#diskHoldsPayload && this.#parkedRead === undefined;
+    return this.#requestsInFlight === 0 && !this.#diskHoldsPayload && this.#parked === undefined;
   }
 
   /** Requests that have begun are finished, a write whose payload is arriving included; no further one is taken. */
@@ -128,18 +128,19 @@ export class Transmission implements RequestHandler {
     this.inputEnded();
     if (this.#waitsForBudget) this.#budget.stopWaiting();
     this.#waitsForBudget = false;
-    this.#parkedRead = undefined;
+    this.#parked = undefined;
   }
 
   /** The bytes that were waited for are taken now. */
   budgetGranted(): void {
-    const parked = this.#parkedRead;
+    const parked = this.#parked;
     this.#waitsForBudget = false;
-    this.#parkedRead = undefined;
+    this.#parked = undefined;
     if (parked !== undefined) {
-      const { request, begunMs } = parked;
+      const { request, bytes, begunMs } = parked;
       this.#timer.begin(begunMs);
-      this.#runRead(request, readReplyBytes(request.length, this.#negotiated.structuredReplies));
+      if (request.type === COMMAND.READ) this.#runRead(request, bytes);
+      else this.#runStatus(request, bytes);
       this.#timer.end();
     }
     this.#progressed();
@@ -166,6 +167,8 @@ export class Transmission implements RequestHandler {
       this.#refuse(request, refusal);
     } else if (request.type === COMMAND.READ) {
       this.#read(request);
+    } else if (request.type === COMMAND.BLOCK_STATUS) {
+      this.#status(request);
     } else {
       this.#runPlain(request);
     }
@@ -307,11 +310,12 @@ export class Transmission implements RequestHandler {
       return;
     }
     const bytes = readReplyBytes(request.length, this.#negotiated.structuredReplies);
-    if (this.#budget.tryTake(bytes)) {
-      this.#runRead(request, bytes);
-      return;
-    }
-    this.#parkedRead = { request: { ...request }, begunMs: this.#timer.begunMs };
+    if (this.#budget.tryTake(bytes)) this.#runRead(request, bytes);
+    else this.#park(request, bytes);
+  }
+
+  #park(request: Readonly<RequestHeader>, bytes: number): void {
+    this.#parked = { request: { ...request }, bytes, begunMs: this.#timer.begunMs };
     this.#waitsForBudget = true;
     this.#budget.waitFor(bytes);
   }
@@ -369,23 +373,92 @@ export class Transmission implements RequestHandler {
     );
   }
 
+  // Block status
+
+  #status(request: Readonly<RequestHeader>): void {
+    const { allocationContext, contexts } = this.#negotiated;
+    const bytes = statusBytes(request, contexts.length + (allocationContext ? 1 : 0));
+    if (this.#budget.tryTake(bytes)) this.#runStatus(request, bytes);
+    else this.#park(request, bytes);
+  }
+
+  /** `takenBytes` of the budget are taken: no reply needs more. */
+  #runStatus(request: Readonly<RequestHeader>, takenBytes: number): void {
+    const { allocationContext, nbdExport } = this.#negotiated;
+    let extents: Extent[] | Promise<Extent[]> | undefined;
+    try {
+      if (allocationContext) {
+        extents = nbdExport.device.extents(request.offset, request.length, extentsWanted(request));
+      }
+    } catch (thrown) {
+      this.#statusFailed(request, takenBytes, thrown);
+      return;
+    }
+    if (extents instanceof Promise) this.#trackExtents(extents, { ...request }, takenBytes);
+    else this.#replyExtents(extents, request, takenBytes);
+  }
+
+  /** One chunk for each context that was selected; `allocation` is undefined where base:allocation was not. */
+  #replyExtents(
+    allocation: readonly Extent[] | undefined,
+    request: Readonly<RequestHeader>,
+    takenBytes: number,
+  ): void {
+    let chunks: readonly Buffer[];
+    try {
+      chunks = this.#statusChunks(allocation, request);
+    } catch (thrown) {
+      this.#statusFailed(request, takenBytes, thrown);
+      return;
+    }
+    let bytes = 0;
+    for (const chunk of chunks) {
+      this.#writer.append(chunk, chunk.length);
+      bytes += chunk.length;
+    }
+    this.#budget.giveBack(takenBytes - bytes);
+  }
+
+  /** Errors: a context's. */
+  #statusChunks(allocation: readonly Extent[] | undefined, request: Readonly<RequestHeader>): Buffer[] {
+    const { offset, length } = request;
+    const answers: { readonly id: number; readonly extents: readonly MetaExtent[] }[] = [];
+    if (allocation !== undefined) answers.push({ id: ALLOCATION_CONTEXT_ID, extents: allocationExtents(allocation) });
+    for (const { id, context } of this.#negotiated.contexts) {
+      answers.push({ id, extents: context.extents(offset, length, extentsWanted(request)) });
+    }
+    return answers.map(({ id, extents }, index) =>
+      blockStatusChunk(id, extents, request, index === answers.length - 1),
+    );
+  }
+
+  #trackExtents(pending: Promise<Extent[]>, request: Readonly<RequestHeader>, takenBytes: number): void {
+    this.#requestsInFlight += 1;
+    pending.then(
+      (extents) => {
+        this.#requestsInFlight -= 1;
+        this.#replyExtents(extents, request, takenBytes);
+        this.#progressed();
+      },
+      (thrown: unknown) => {
+        this.#requestsInFlight -= 1;
+        this.#statusFailed(request, takenBytes, thrown);
+        this.#progressed();
+      },
+    );
+  }
+
+  #statusFailed(request: Readonly<RequestHeader>, takenBytes: number, thrown: unknown): void {
+    this.#budget.giveBack(takenBytes);
+    this.#fail(request, thrown);
+  }
+
   // Everything else
 
   #runPlain(request: Readonly<RequestHeader>): void {
     let pending: Pending;
     try {
-      const { device } = this.#negotiated.nbdExport;
-      if (request.type === COMMAND.BLOCK_STATUS) {
-        if (!this.#negotiated.allocationContext) {
-          this.#replyExtents(undefined, request);
-          return;
-        }
-        const extents = device.extents(request.offset, request.length, extentsWanted(request));
-        if (extents instanceof Promise) this.#trackExtents(extents, { ...request });
-        else this.#replyExtents(extents, request);
-        return;
-      }
-      pending = startPlain(device, request);
+      pending = startPlain(this.#negotiated.nbdExport.device, request);
     } catch (thrown) {
       this.#fail(request, thrown);
       return;
@@ -394,41 +467,6 @@ export class Transmission implements RequestHandler {
       this.#timer.finished(request.type, request.length);
       this.#writer.simpleReply(0, request.cookieHigh, request.cookieLow);
     } else this.#track(pending, request, 0, this.#timer.begunMs);
-  }
-
-  /** One chunk for each context that was selected; `allocation` is undefined where base:allocation was not. Errors: a context's. */
-  #replyExtents(allocation: readonly Extent[] | undefined, request: Readonly<RequestHeader>): void {
-    const { offset, length } = request;
-    const answers: { readonly id: number; readonly extents: readonly MetaExtent[] }[] = [];
-    if (allocation !== undefined) answers.push({ id: ALLOCATION_CONTEXT_ID, extents: allocationExtents(allocation) });
-    for (const { id, context } of this.#negotiated.contexts) {
-      answers.push({ id, extents: context.extents(offset, length, extentsWanted(request)) });
-    }
-    for (const [index, { id, extents }] of answers.entries()) {
-      const reply = blockStatusChunk(id, extents, request, index === answers.length - 1);
-      this.#budget.charge(reply.length);
-      this.#writer.append(reply, reply.length);
-    }
-  }
-
-  #trackExtents(pending: Promise<Extent[]>, request: Readonly<RequestHeader>): void {
-    this.#requestsInFlight += 1;
-    pending.then(
-      (extents) => {
-        this.#requestsInFlight -= 1;
-        try {
-          this.#replyExtents(extents, request);
-        } catch (thrown) {
-          this.#fail(request, thrown);
-        }
-        this.#progressed();
-      },
-      (thrown: unknown) => {
-        this.#requestsInFlight -= 1;
-        this.#fail(request, thrown);
-        this.#progressed();
-      },
-    );
   }
 
   /** A request without data in its reply, which is answered when `pending` is done. */

@@ -1,10 +1,12 @@
 import { describe, expect, it } from "vitest";
 import {
+  NBD_MAX_EXTENTS_PER_REPLY,
   NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT,
   NBD_MAX_UNSENT_BYTES_PER_CLIENT,
   NBD_STALLED_CLIENT_MS,
 } from "../../../../proto/limits.ts";
 import { COMMAND } from "../../../../proto/nbd-protocol.ts";
+import type { Extent } from "../../../../shared/block/block-device.ts";
 import { ByteBudget } from "../../../../shared/nbd/byte-budget.ts";
 import { ManualClock } from "../../../support/manual-clock.ts";
 import { decodeAnswers, negotiation, request } from "../../../support/nbd-client.ts";
@@ -13,13 +15,13 @@ import { NbdHarness, TestDirectory, TestExport } from "../../../support/nbd-harn
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
-const { READ, FLUSH, WRITE } = COMMAND;
+const { READ, FLUSH, WRITE, BLOCK_STATUS } = COMMAND;
 
 interface Scene {
   readonly device: MemoryDevice;
   readonly clock: ManualClock;
   readonly budget: ByteBudget;
-  connect(): NbdHarness;
+  connect(options?: Parameters<typeof negotiation>[1]): NbdHarness;
 }
 
 function scene(totalBytes = 256 * MIB, perHolderBytes = 128 * MIB): Scene {
@@ -32,9 +34,9 @@ function scene(totalBytes = 256 * MIB, perHolderBytes = 128 * MIB): Scene {
     device,
     clock,
     budget,
-    connect: () => {
+    connect: (options) => {
       const harness = new NbdHarness(directory, { clock, budget });
-      harness.send(negotiation("vda"));
+      harness.send(negotiation("vda", options));
       harness.takeOutput();
       return harness;
     },
@@ -164,6 +166,39 @@ describe("the bound on bytes in flight", () => {
     expect(decodeAnswers(client.takeOutput(), () => 0)).toHaveLength(count);
     expect(budget.usedBytes).toBe(0);
     expect(device.bytes[63 * 64 * KIB]).toBe(63);
+  });
+
+  it("counts what block statuses may come to need, also before they are answered", async () => {
+    const { connect, device, budget } = scene(256 * MIB, 4 * MIB);
+    let release: () => void = () => undefined;
+    const held = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    let asked = 0;
+    const known = device.extents.bind(device);
+    Object.assign(device, {
+      asksForExtents: true,
+      extents: async (...range: Parameters<MemoryDevice["extents"]>): Promise<Extent[]> => {
+        asked += 1;
+        await held;
+        return known(...range);
+      },
+    });
+    for (let at = 0; at < device.sizeBytes; at += 8 * KIB) void device.write(Buffer.alloc(KIB, 1), at, { fua: false });
+    const client = connect({ structured: true, allocation: true });
+    const count = NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT;
+    const status = (cookie: number): Buffer =>
+      request({ type: BLOCK_STATUS, cookie, offset: 0, length: device.sizeBytes });
+    client.send(Buffer.concat(Array.from({ length: count }, (_, cookie) => status(cookie))));
+    expect(client.isPaused).toBe(true);
+    expect(asked).toBeLessThan(count / 16);
+    expect(budget.usedBytes).toBeLessThanOrEqual(4 * MIB);
+    release();
+    await client.settle();
+    const answers = decodeAnswers(client.takeOutput(), () => 0);
+    expect(answers).toHaveLength(count);
+    expect(answers[0]?.extents).toHaveLength(NBD_MAX_EXTENTS_PER_REPLY);
+    expect(budget.usedBytes).toBe(0);
   });
 
   it("is not granted to a client that has left, while its requests in flight still run", async () => {
