@@ -79,6 +79,7 @@ export class PermittedDisk implements BlockDevice {
       push: (piece) => write.push(piece),
       end: () => this.#confirmed(write.end()),
       abandon: () => write.abandon(),
+      isWaitedFor: () => write.isWaitedFor?.() === true,
     };
   }
 

@@ -361,6 +361,7 @@ export class ReplicatedDisk implements BlockDevice {
         release();
         acknowledged?.catch(() => undefined); // nobody waits for this write any more
       },
+      isWaitedFor: () => this.#lock.isWaitedFor(hold),
     };
   }
 

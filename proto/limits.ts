@@ -29,13 +29,16 @@ export const NBD_MAX_IN_FLIGHT_BYTES = 256 * MIB;
 export const NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT = 1024;
 /** A BLOCK_STATUS that finds more describes the beginning of its range. */
 export const NBD_MAX_EXTENTS_PER_REPLY = 4096;
-/** One that touches what overlays have looks at so many clusters, and describes those. */
+/** A BLOCK_STATUS of what overlays have a part of looks at so many clusters, and describes those. */
 export const STATUS_CLUSTERS_MAX = 4096;
 /** Reply bytes that a client has not taken yet; beyond, nothing more is read from it. */
 export const NBD_MAX_UNSENT_BYTES_PER_CLIENT = 8 * MIB;
 /** In-flight bytes that every client gets even when others have used up NBD_MAX_IN_FLIGHT_BYTES. */
 export const NBD_GUARANTEED_BYTES_PER_CLIENT = 1 * MIB;
-/** A client that takes no replies for this long, while others wait for the memory these occupy, is disconnected. */
+/**
+ * A client that takes no replies for this long while others wait for the memory these occupy, or stops for this long in the
+ * middle of a write's payload while others wait for its range, is disconnected.
+ */
 export const NBD_STALLED_CLIENT_MS = 30_000;
 /** Replies of one event-loop turn are laid out in buffers of this size; larger replies get their own. */
 export const NBD_REPLY_ARENA_BYTES = 256 * KIB;

@@ -40,6 +40,8 @@ export interface OpenWrite {
   end(): Pending;
   /** The payload will never be complete (the client is gone, or a piece failed); what was pushed may remain written. */
   abandon(): void;
+  /** Whether others wait until it is ended or abandoned. Absent where nobody has to. */
+  isWaitedFor?(): boolean;
 }
 
 export interface BlockDevice {

@@ -53,6 +53,13 @@ export class RangeLock {
     return this.#countOverlaps(offset, offset + length) > 0;
   }
 
+  /** Whether anybody waits for any byte of a range that is held. */
+  isWaitedFor(hold: RangeHold): boolean {
+    assert(hold.index >= 0 && hold.blockers === 0, "the range is held");
+    // Nobody else holds any of it: whatever overlaps waits.
+    return this.#countOverlaps(this.#starts[hold.index] as number, this.#ends[hold.index] as number) > 1;
+  }
+
   /** Gives the range back. Each hold is released exactly once. */
   release(hold: RangeHold): void {
     assert(hold.index >= 0, "the range was released before");

@@ -264,8 +264,10 @@ export class NbdConnection implements ByteBudgetOwner {
       writer: this.#writer,
       budget: this.#budget,
       timer: this.#timer,
+      clock: this.#clock,
       log: this.#log,
       clientName: this.#clientName,
+      stalled: () => this.#transport.destroy(),
       progressed: () => this.#advance(),
     });
     this.#parser = new RequestParser(this.#transmission);

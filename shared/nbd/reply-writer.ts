@@ -72,6 +72,8 @@ export class ReplyWriter {
   #sendingCharge = 0;
   #flushScheduled = false;
   #closed = false;
+  /** How often the socket has taken what was transmitted. */
+  #timesTaken = 0;
 
   /** `transmit` sends the parts in order, and `sent` is called when the socket has taken them all. */
   constructor(
@@ -93,6 +95,11 @@ export class ReplyWriter {
   /** Bytes were handed to the socket and the client has not taken them. */
   get isSending(): boolean {
     return this.#sendingBytes > 0;
+  }
+
+  /** Grows while the client takes replies. */
+  get timesTaken(): number {
+    return this.#timesTaken;
   }
 
   reserve(length: number): Reservation {
@@ -181,6 +188,7 @@ export class ReplyWriter {
     const charge = this.#sendingCharge;
     this.#sendingBytes = 0;
     this.#sendingCharge = 0;
+    this.#timesTaken += 1;
     this.#budget.giveBack(charge);
     if (this.#queuedBytes > 0) {
       this.#scheduleFlush();

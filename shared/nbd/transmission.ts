@@ -14,12 +14,14 @@ import {
   NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT,
   NBD_MAX_UNSENT_BYTES_PER_CLIENT,
   NBD_SPARSE_READ_MIN_BYTES,
+  NBD_STALLED_CLIENT_MS,
 } from "../../proto/limits.ts";
 import { COMMAND, COMMAND_FLAG, emptyRequestHeader } from "../../proto/nbd-protocol.ts";
 import type { RequestHeader } from "../../proto/nbd-protocol.ts";
 import { asColobusError } from "../../proto/errors.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags } from "../block/block-device.ts";
+import type { Clock, Timer } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";
 import type { BudgetHolder } from "./byte-budget.ts";
 import type { RequestTimer } from "./guest-figures.ts";
@@ -42,8 +44,11 @@ export interface TransmissionOptions {
   readonly budget: BudgetHolder;
   /** Begun and ended by whoever hands input in. */
   readonly timer: RequestTimer;
+  readonly clock: Clock;
   readonly log: Log;
   readonly clientName: string;
+  /** The client has stopped in the middle of a payload, and others wait for the range: it is to be dropped. */
+  readonly stalled: () => void;
   /** Something has finished: parsing may be able to go on, or the connection to end. Called in a turn of its own. */
   readonly progressed: () => void;
 }
@@ -62,8 +67,10 @@ export class Transmission implements RequestHandler {
   readonly #writer: ReplyWriter;
   readonly #budget: BudgetHolder;
   readonly #timer: RequestTimer;
+  readonly #clock: Clock;
   readonly #log: Log;
   readonly #clientName: string;
+  readonly #stalled: () => void;
   readonly #progressed: () => void;
   readonly #reportedCodes = new Set<ErrorCode>();
   #requestsInFlight = 0;
@@ -75,6 +82,13 @@ export class Transmission implements RequestHandler {
   #writeRefusal: Refusal | undefined;
   /** The disk works on a piece of the payload, or on opening the write. */
   #diskHoldsPayload = false;
+  /** Payload that has come in pieces so far. */
+  #payloadBytes = 0;
+  /** Runs while there may be an open write. */
+  #payloadTimer: Timer | undefined;
+  /** What the client had done at the last look, and the looks since it has last done anything. */
+  #seenProgress = 0;
+  #idleLooks = 0;
   /** A request that waits for memory; `#waitsForBudget` without it means waiting for others' to be given back. */
   #parked: { readonly request: RequestHeader; readonly bytes: number; readonly begunMs: number } | undefined;
   #waitsForBudget = false;
@@ -86,8 +100,10 @@ export class Transmission implements RequestHandler {
     this.#writer = options.writer;
     this.#budget = options.budget;
     this.#timer = options.timer;
+    this.#clock = options.clock;
     this.#log = options.log;
     this.#clientName = options.clientName;
+    this.#stalled = options.stalled;
     this.#progressed = options.progressed;
   }
 
@@ -126,6 +142,7 @@ export class Transmission implements RequestHandler {
   /** Nothing can be sent any more. Requests in flight run on, and their answers are dropped. */
   clientGone(): void {
     this.inputEnded();
+    this.#payloadTimer?.cancel();
     if (this.#waitsForBudget) this.#budget.stopWaiting();
     this.#waitsForBudget = false;
     this.#parked = undefined;
@@ -229,7 +246,10 @@ export class Transmission implements RequestHandler {
           this.#diskHoldsPayload = false;
           this.#openWrite = open;
           if (this.#disconnected) this.#abandonOpenWrite();
-          else this.#push(open, piece, false);
+          else {
+            this.#watchPayload();
+            this.#push(open, piece, false);
+          }
           this.#progressed();
         },
         (thrown: unknown) => {
@@ -240,11 +260,37 @@ export class Transmission implements RequestHandler {
       );
     } else {
       this.#openWrite = opened;
+      this.#watchPayload();
       this.#push(opened, piece, false);
     }
   }
 
+  #watchPayload(): void {
+    this.#payloadTimer ??= this.#clock.after(NBD_STALLED_CLIENT_MS / 2, () => this.#lookAtPayload());
+  }
+
+  /**
+   * Others may wait for the range of a write for as long as its client takes, but not for one that has stopped. Two looks
+   * in a row make that sure: when this process had stopped itself, what the client has sent meanwhile is read between them.
+   */
+  #lookAtPayload(): void {
+    this.#payloadTimer = undefined;
+    const open = this.#openWrite;
+    if (open === undefined) return;
+    const progress = this.#payloadBytes + this.#writer.timesTaken;
+    const isIdle = progress === this.#seenProgress && !this.#diskHoldsPayload;
+    this.#idleLooks = isIdle ? this.#idleLooks + 1 : 0;
+    this.#seenProgress = progress;
+    if (this.#idleLooks >= 2 && open.isWaitedFor?.() === true) {
+      const { offset, length } = this.#write;
+      const fields = { client: this.#clientName, export: this.#negotiated.nbdExport.name, offset, length };
+      this.#log.warn(fields, "NBD client stopped in the middle of a write while others waited for its range");
+      this.#stalled();
+    } else this.#watchPayload();
+  }
+
   #push(open: OpenWrite, piece: Buffer, isLast: boolean): void {
+    this.#payloadBytes += piece.length;
     let pending: Pending;
     try {
       pending = open.push(piece);
@@ -399,11 +445,7 @@ export class Transmission implements RequestHandler {
   }
 
   /** One chunk for each context that was selected; `allocation` is undefined where base:allocation was not. */
-  #replyExtents(
-    allocation: readonly Extent[] | undefined,
-    request: Readonly<RequestHeader>,
-    takenBytes: number,
-  ): void {
+  #replyExtents(allocation: readonly Extent[] | undefined, request: Readonly<RequestHeader>, takenBytes: number): void {
     let chunks: readonly Buffer[];
     try {
       chunks = this.#statusChunks(allocation, request);
