@@ -1,7 +1,7 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { Durability } from "../proto/words.ts";
 import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
-import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import {
   clusterEndOffset,
   clustersToBytes,
@@ -253,9 +253,12 @@ export class PromotedDisk implements Child {
     const then = (next: () => Pending): void => {
       pending = pending === undefined ? next() : pending.then(next);
     };
+    // A guest may trim gigabytes at once: where nothing is left to merge, no cluster needs to be looked at.
+    const first = firstClusterOf(geometry, offset);
+    const isBare = !intersectsRange(this.#unmerged, first, endClusterOf(geometry, offset, length));
     for (let from = offset; from < rangeEnd;) {
-      const covered = this.#stack?.covers(firstClusterOf(geometry, from)) === true;
-      let end = from;
+      const covered = !isBare && this.#stack?.covers(firstClusterOf(geometry, from)) === true;
+      let end = isBare ? rangeEnd : from;
       while (end < rangeEnd && (this.#stack?.covers(firstClusterOf(geometry, end)) === true) === covered) {
         end = Math.min(rangeEnd, clusterEndOffset(geometry, firstClusterOf(geometry, end) + 1));
       }

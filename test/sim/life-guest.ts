@@ -222,7 +222,8 @@ export class LifeGuest {
       if (ended.kind === "done") done();
       if (ended.kind !== "failed") return;
       const { code, message } = ended.error;
-      const isOfLoss = this.member === this.#scene.pair.secondary && message.includes("has failed in an earlier process");
+      const isOfLoss =
+        this.member === this.#scene.pair.secondary && message.includes("has failed in an earlier process");
       assert(isOfLoss && this.#scene.deviceCodes.includes(code), `${line}: ${code}, ${message}`);
     });
     return outcome.kind === "done";

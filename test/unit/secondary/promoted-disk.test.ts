@@ -1,4 +1,4 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { MergeWork } from "../../../secondary/merge-work.ts";
 import { PromotedDisk } from "../../../secondary/promoted-disk.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
@@ -58,6 +58,18 @@ describe("a promoted disk", () => {
     expect(disk.mergedBytes).toBe(CLUSTER_BYTES);
     await mergeAll(disk, bench);
     expect(disk.mergedBytes).toBe(2 * CLUSTER_BYTES);
+    expect(await readAll(disk)).toEqual(view);
+  });
+
+  it("looks at no cluster of a range where nothing is left to merge", async () => {
+    const { disk, bench, view } = await promoted();
+    const covers = vi.spyOn(present(bench.disks[0]).stack, "covers");
+    await disk.zero(CLUSTER_BYTES, CLUSTER_BYTES, NO_FLAGS);
+    expect(covers).not.toHaveBeenCalled();
+    await disk.zero(2 * CLUSTER_BYTES, 2 * CLUSTER_BYTES, NO_FLAGS);
+    view.fill(0, CLUSTER_BYTES);
+    expect(await readAll(disk)).toEqual(view);
+    await mergeAll(disk, bench);
     expect(await readAll(disk)).toEqual(view);
   });
 
