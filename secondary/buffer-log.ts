@@ -22,7 +22,7 @@ import {
   type BufferLogHeader,
   type BufferRecord,
 } from "../proto/buffer-log-format.ts";
-import { ColobusError } from "../proto/errors.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { BUFFER_CHUNK_MIN_BYTES } from "../proto/limits.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import type { Storage, StorageFile } from "../shared/host/storage.ts";
@@ -51,7 +51,8 @@ export class BufferLog {
   #stagedBytes: number;
   #sequence: number;
   #syncedBytes = 0;
-  #damaged = false;
+  /** Why a sync has failed, while that is not made up for. */
+  #damage: ColobusError | undefined;
   static readonly #head = Buffer.alloc(BUFFER_RECORD_HEAD_BYTES);
 
   private constructor(
@@ -134,12 +135,12 @@ export class BufferLog {
 
   /** Whether it takes more records. */
   get isOpen(): boolean {
-    return this.#memory !== undefined && !this.#damaged;
+    return this.#memory !== undefined && !this.isDamaged;
   }
 
-  /** Whether a sync has failed, and `cut` was not called since. */
+  /** Whether a sync has failed, and neither `cut` nor `writeAgain` was called since. */
   get isDamaged(): boolean {
-    return this.#damaged;
+    return this.#damage !== undefined;
   }
 
   get isSynced(): boolean {
@@ -195,16 +196,22 @@ export class BufferLog {
     return at + length > this.#chunkBytes ? undefined : this.#chunks[index]?.subarray(at, at + length);
   }
 
-  /** Everything appended before the call is durable when the promise resolves; the name is the caller's to make so. */
+  /**
+   * Everything appended before the call is durable when the promise resolves; the name is the caller's to make so.
+   * Errors: `io-error`; then of every later call as well, until what may be lost is cut off or written again.
+   */
   async sync(): Promise<void> {
+    if (this.#damage !== undefined) throw this.#damage;
     const tailBytes = this.#tailBytes;
     if (this.#syncedBytes === tailBytes) return;
     try {
       await this.#file.sync();
     } catch (error) {
-      this.#damaged = true;
+      this.#damage = asColobusError(error);
       throw error;
     }
+    // Another sync that ran meanwhile has failed: this one may have succeeded without what that one has lost.
+    if (this.isDamaged) throw this.#damage;
     this.#syncedBytes = Math.max(this.#syncedBytes, tailBytes);
   }
 
@@ -219,7 +226,7 @@ export class BufferLog {
     }
     this.#tailBytes = this.#syncedBytes;
     this.#stagedBytes = this.#syncedBytes;
-    this.#damaged = false;
+    this.#damage = undefined;
   }
 
   /**
@@ -240,7 +247,7 @@ export class BufferLog {
       this.#file.write(piece, at);
     }
     this.#syncedBytes = 0;
-    this.#damaged = false;
+    this.#damage = undefined;
   }
 
   close(): void {

@@ -1,4 +1,5 @@
 import type { AckPolicy } from "../proto/words.ts";
+import type { StateRecord } from "../proto/state-record.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
@@ -70,6 +71,15 @@ export class Following {
       await state.update((record) => ({ ...record, acksUnsynced: false }));
     }
     this.#isOn = false;
+  }
+
+  /**
+   * What the record says once a clean stop has flushed the bases: as far as they follow, they are durable as they are, unless
+   * a failed flush is noted.
+   */
+  leftDurable(record: StateRecord): Pick<StateRecord, "acksUnsynced"> {
+    const hasLost = record.lostSyncs.some(({ active }) => active === null);
+    return this.isOn && record.acksUnsynced === true && !hasLost ? { acksUnsynced: false } : {};
   }
 
   /** The stream of the present session is stable up to that operation. */

@@ -428,9 +428,15 @@ export class SecondaryRole {
     await Promise.all(this.disks.map(({ epochs }) => epochs.end()));
     await this.checkpoints.settled();
     const marks = await flushDisks(this.disks, this.#options.vmStates, this.#options.log);
+    const isDurable = marks.size === this.disks.length;
     await this.#options.state.update((record) => ({
       ...record,
-      disks: record.disks.map((disk) => ({ ...disk, cleanMark: marks.get(disk.name) ?? null })),
+      ...(isDurable ? this.#following.leftDurable(record) : {}),
+      // These flushes succeed without what an earlier one has lost, so that no later process would look for it any more.
+      disks: record.disks.map((disk) => ({
+        ...disk,
+        cleanMark: this.#faults.mustRewrite ? null : (marks.get(disk.name) ?? null),
+      })),
     }));
     await this.#options.tracking.close();
     this.#disks.close();
