@@ -136,13 +136,16 @@ function stillLost({ bootId, lostSyncs, disks }: StateRecord, newBootId: string)
 
 /**
  * Whether the last process has died, and its host has not: an fsync that failed in it may have lost what the page cache
- * still shows, and later ones would succeed without it.
+ * still shows, and later ones would succeed without it. Where no primary has ever sent anything, nothing was written.
  */
 export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
+  const { durability, pairing, lineage, history } = record;
+  // A rollback, or the end of a primary's role, may leave no pairing behind, and the images as they are.
+  const isUntouched = pairing === null && lineage === null && history.heard.length === 0;
   return (
-    record.durability === "power" &&
+    durability === "power" &&
     record.bootId === bootId &&
-    record.pairing !== null &&
+    !isUntouched &&
     record.disks.some(({ cleanMark }) => cleanMark === null)
   );
 }

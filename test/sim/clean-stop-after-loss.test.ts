@@ -95,6 +95,24 @@ describe.each(LOSSES)("a failed fsync of %s", (_, loss) => {
       await checkCommitted(scripted);
     }
   });
+
+  it("is made up for behind a rollback, and the end of the process", async () => {
+    for (const seed of SEEDS) {
+      const scripted = await lossy(seed, loss);
+      const { primary, secondary } = scripted.pair;
+      primary.host.crash("process");
+      const target = secondary.status?.epoch.retained[0];
+      assert(target !== undefined, "a checkpoint is retained");
+      scripted.model.rollbackAsked(target);
+      const signal = new AbortController().signal;
+      await scripted.do("a rollback", async () => {
+        await secondary.agent?.rollback({ epoch: target, timeoutMs: 60_000 }, signal);
+      });
+      scripted.model.rolledBack(target);
+      await restart(scripted, secondary);
+      await checkCommitted(scripted);
+    }
+  });
 });
 
 describe("a clean stop behind a death that no sync has followed", () => {
