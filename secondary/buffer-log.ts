@@ -201,7 +201,8 @@ export class BufferLog {
    * Errors: `io-error`; then of every later call as well, until what may be lost is cut off or written again.
    */
   async sync(): Promise<void> {
-    if (this.#damage !== undefined) throw this.#damage;
+    const earlier = this.#damage;
+    if (earlier !== undefined) throw earlier;
     const tailBytes = this.#tailBytes;
     if (this.#syncedBytes === tailBytes) return;
     try {
@@ -211,7 +212,7 @@ export class BufferLog {
       throw error;
     }
     // Another sync that ran meanwhile has failed: this one may have succeeded without what that one has lost.
-    if (this.isDamaged) throw this.#damage;
+    if (this.#damage !== undefined) throw this.#damage;
     this.#syncedBytes = Math.max(this.#syncedBytes, tailBytes);
   }
 
