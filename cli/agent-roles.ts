@@ -211,13 +211,16 @@ export class AgentRoles {
         fault === undefined && state.record.mode !== "shared"
           ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
           : { epoch: 0, atMs: 0 };
+      await this.#untilDone(() => this.#parts.settleOverlays());
       const notPrimary = new ColobusError("not-primary", "this side is not Primary any more");
       const atMs = agent.host.clock.wallMs();
-      await this.#record((whole) =>
-        demoted(
-          allFailed({ ...onlyWith(whole, request.newer), disks: whole.disks.map(withoutCopies) }, atMs, notPrimary),
-          checkpoint,
-          request.discardsOwn,
+      await this.#untilDone(() =>
+        state.update((whole) =>
+          demoted(
+            allFailed({ ...onlyWith(whole, request.newer), disks: whole.disks.map(withoutCopies) }, atMs, notPrimary),
+            checkpoint,
+            request.discardsOwn,
+          ),
         ),
       );
       this.vmStates.keepOnly(statesNeeded(state.record));
@@ -331,17 +334,16 @@ export class AgentRoles {
     });
   }
 
-  /** Changes the record, as soon as it can be written. Errors: why not, when the agent is stopped meanwhile. */
-  async #record(change: (record: StateRecord) => StateRecord): Promise<void> {
-    const { state, agent } = this.#options;
+  /** Does `work`, as soon as the state directory can be written. Errors: why not, when the agent is stopped meanwhile. */
+  async #untilDone(work: () => Promise<unknown>): Promise<void> {
     for (;;) {
       try {
-        await state.update(change);
+        await work();
         return;
       } catch (error) {
         if (this.#stopping) throw error;
       }
-      await sleep(agent.host.clock, STATE_RETRY_MS);
+      await sleep(this.#options.agent.host.clock, STATE_RETRY_MS);
     }
   }
 

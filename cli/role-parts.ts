@@ -186,6 +186,20 @@ export class RoleParts {
     return children;
   }
 
+  /**
+   * Nothing is left of the overlays of an earlier promotion when the promise resolves, and under `power` no crash brings any
+   * back: a log of mode `mc` would be applied over what was written since. Nothing of them may be open. Errors: `io-error`.
+   */
+  async settleOverlays(): Promise<void> {
+    const { agent, state } = this.#options;
+    const { storage } = agent.host;
+    for (const { name } of state.record.disks) {
+      const directory = overlayDirectory(agent.config.stateDirectory, name);
+      removeOverlayFiles(storage, directory);
+      if (state.record.durability === "power") await storage.syncDirectory(directory);
+    }
+  }
+
   /** The disks of a promotion whose merge an earlier process has not finished. */
   recoverPromotion(): PromotedDisks {
     const { agent, state, images } = this.#options;

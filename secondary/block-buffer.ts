@@ -9,8 +9,9 @@
  *
  * Invariants: a change is in a log before it counts, and before the base has it. The base never has anything of an epoch
  * that is not committed, or that came after a kept checkpoint; so applying can begin anew after any crash. Logs go in the
- * order of what is in them, and none while an earlier one cannot be removed. A buffer that
- * is recovered takes no more changes: a torn tail has only what its sender was never told to be stable.
+ * order of what is in them, and none while an earlier one cannot be removed. Under `power` the base is not written directly
+ * before no crash can bring one back that is gone: it would be applied over that. A buffer that is recovered takes no more
+ * changes: a torn tail has only what its sender was never told to be stable.
  */
 import assert from "node:assert/strict";
 import { BUFFER_RECORD_HEAD_BYTES } from "../proto/buffer-log-format.ts";
@@ -72,6 +73,12 @@ export class BlockBuffer implements EpochOverlay {
   /** Nobody needs them any more, and their logs are still there: in the order in which they are to go. */
   readonly #unneeded: EpochBuffer[] = [];
   #removing: Promise<void> = Promise.resolve();
+  /**
+   * How often it was asked, before the base is written directly, that no crash brings removed logs back, and the last time of
+   * these that was seen to. An earlier process may have removed some.
+   */
+  #settlingAsked: number;
+  #settlingDone = 0;
   /** Logs of this disk are numbered, so that those of one epoch have an order. */
   #nextOrdinal = 0;
   /** What the memory was told of. */
@@ -83,6 +90,7 @@ export class BlockBuffer implements EpochOverlay {
     this.#host = host;
     this.#openEpoch = epochs.open;
     this.#mustRewrite = epochs.mayHaveLostWrites ?? false;
+    this.#settlingAsked = context.durability === "power" ? 1 : 0;
     this.#spares = new SpareLogs(context);
     const version = (): number => this.#version;
     this.#view = new BufferView(() => this.#committed, version);
@@ -115,9 +123,13 @@ export class BlockBuffer implements EpochOverlay {
     return this.#open.every(({ index }) => index.isEmpty);
   }
 
-  /** Whether the base has everything. */
+  /** Whether the base has everything, and may take more beside what is here. */
   get isApplied(): boolean {
-    return this.isEmpty && this.#committed.length === 0;
+    return this.isEmpty && this.#committed.length === 0 && this.#isSettled;
+  }
+
+  get #isSettled(): boolean {
+    return this.#settlingDone === this.#settlingAsked;
   }
 
   get newestEpoch(): number {
@@ -243,9 +255,13 @@ export class BlockBuffer implements EpochOverlay {
 
   giveUp(): Freeing {
     this.keepThrough(Infinity);
+    if (this.#context.durability === "power") this.#settlingAsked += 1;
     // Only now: the floor of later checkpoints is theirs.
     const through = this.#committed.at(-1)?.epoch ?? 0;
-    return this.release(through);
+    this.release(through);
+    return async () => {
+      while (this.#applying !== undefined) await this.#applying;
+    };
   }
 
   async join(
@@ -302,7 +318,7 @@ export class BlockBuffer implements EpochOverlay {
     for (const buffer of [...this.#committed, ...this.#open]) await buffer.sync();
     // The names of what is gone as well: a log that comes back would be applied again.
     this.#spares.remove();
-    await this.#context.storage.syncDirectory(this.#context.directory);
+    await this.#settleNames();
   }
 
   close(): void {
@@ -417,9 +433,10 @@ export class BlockBuffer implements EpochOverlay {
   #apply(): void {
     const host = this.#host;
     if (host === undefined || this.#ended || this.#applying !== undefined || this.#retry !== undefined) return;
-    if (this.#applicable().length === 0 && this.#unneeded.length === 0) return;
+    if (this.#applicable().length === 0 && this.#unneeded.length === 0 && this.#isSettled) return;
     this.#applying = this.#applyAll(host).finally(() => {
       this.#applying = undefined;
+      this.#apply(); // what has become applicable just then
     });
   }
 
@@ -432,7 +449,13 @@ export class BlockBuffer implements EpochOverlay {
       try {
         await this.#retire([]);
         const buffers = this.#applicable();
-        if (buffers.length === 0 || this.#ended) return;
+        if (this.#ended) return;
+        if (buffers.length === 0) {
+          if (!this.#isSettled) await this.#settleNames();
+          if (this.#failure !== undefined) host.applied();
+          this.#failure = undefined;
+          return;
+        }
         const target = intoBase(this.#base);
         if (!(await mergeBuffers(buffers, this.#context.geometry, target, this.#rest))) return;
         if (this.#context.durability === "power") await this.#base.syncOwn();
@@ -452,6 +475,15 @@ export class BlockBuffer implements EpochOverlay {
         return;
       }
     }
+  }
+
+  /** When the promise resolves no crash brings back logs that were gone before the call. Errors: `io-error`. */
+  async #settleNames(): Promise<void> {
+    const asked = this.#settlingAsked;
+    const settled = this.#spares.beginSync();
+    await this.#context.storage.syncDirectory(this.#context.directory);
+    settled();
+    this.#settlingDone = asked;
   }
 
   /**

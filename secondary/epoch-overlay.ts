@@ -86,7 +86,7 @@ export interface EpochOverlay extends EpochView {
   lengthen(sizeBytes: number): void;
   /** What status shows: bytes in each epoch that holds any. */
   describeGenerations(): { epoch: number; bytes: number }[];
-  /** Makes everything durable, whatever `durability` promises: for a clean stop. */
+  /** Makes everything durable, whatever `durability` promises: for a clean stop. Errors: `io-error`. */
   flush(): Promise<void>;
   close(): void;
 }

@@ -39,6 +39,8 @@ export class PromotedDisk implements Child {
   readonly #unmerged: ClusterBitmap;
   readonly #totalBytes: number;
   #stack: OverlayStack | undefined;
+  /** Everything of it is merged, and its files may still be there. */
+  #left: OverlayStack | undefined;
   /** A count that grows with every request of a guest. */
   #requests = 0;
   readonly #journal: MergeJournal;
@@ -167,17 +169,23 @@ export class PromotedDisk implements Child {
     return bytes;
   }
 
-  /** Everything is merged and the agent's record says so: frees the overlays. The disk is its base from now on. */
+  /**
+   * Everything is merged and the agent's record says so: frees the overlays. The disk is its base from now on. Errors:
+   * `io-error`; the call can be repeated.
+   */
   async dropOverlays(): Promise<void> {
-    const stack = this.#stack;
-    if (stack === undefined) return;
-    await this.#gate.close();
-    this.#stack = undefined;
-    this.#gate.open();
-    await stack.hidden.removeBehind();
-    await stack.active.removeBehind();
+    if (this.#stack !== undefined) {
+      await this.#gate.close();
+      this.#left = this.#stack;
+      this.#stack = undefined;
+      this.#gate.open();
+    }
+    if (this.#left === undefined) return;
+    await this.#left.hidden.removeBehind();
+    await this.#left.active.removeBehind();
     this.#journal.close();
     removeOverlayFiles(this.#context.storage, this.#context.directory);
+    this.#left = undefined;
   }
 
   /** Makes what the merge has put into the base durable. */
@@ -212,8 +220,9 @@ export class PromotedDisk implements Child {
   }
 
   #closeOverlays(): void {
-    this.#stack?.hidden.close();
-    this.#stack?.active.close();
+    const stack = this.#stack ?? this.#left;
+    stack?.hidden.close();
+    stack?.active.close();
     this.#journal.close();
   }
 

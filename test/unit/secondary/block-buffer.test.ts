@@ -133,6 +133,32 @@ it("drops what a failed fsync may have lost, keeps what was synced before, and g
   expect((await scene.latest()).subarray(500, 1500)).toEqual(pattern(1000, 3));
 });
 
+it("lets the base be written beside it once no crash brings its logs back, also when that has to be tried again", async () => {
+  const scene = new Scene({ durability: "power" });
+  await scene.write(0, SIZE, 1);
+  await scene.buffer.sync();
+  scene.storage.disk.faults.inject({ op: "syncDirectory", error: "io-error", times: 1 });
+  const refused = expect(scene.buffer.beginWithoutBarrier()).rejects.toMatchObject({ code: "io-error" });
+  await scene.settle();
+  await refused;
+  expect(scene.buffer.isApplied).toBe(false);
+  scene.clock.advance(DISK_RETRY_MS);
+  await scene.settle();
+  expect(scene.buffer.isApplied).toBe(true);
+  expect(scene.buffer.beginWithoutBarrier()).toBeUndefined();
+  scene.storage.crash("power");
+  expect(scene.logs().filter((name) => !name.includes("spare"))).toEqual([]);
+});
+
+it("calls no log durable of which one of two fsyncs at a time has failed", async () => {
+  const scene = new Scene({ durability: "power" });
+  await scene.write(0, 1000, 1);
+  scene.storage.disk.faults.inject({ op: "sync", kind: "buffer-log", error: "io-error", times: 1 });
+  const outcomes = await Promise.allSettled([scene.buffer.sync(), scene.buffer.sync()]);
+  expect(outcomes.map(({ status }) => status)).toEqual(["rejected", "rejected"]);
+  await expect(scene.buffer.flush()).rejects.toMatchObject({ code: "io-error" });
+});
+
 it("stops to apply when it is ended, and goes on when that is taken back", async () => {
   const scene = new Scene();
   await scene.write(0, SIZE, 1);
@@ -196,6 +222,9 @@ it("begins a log in the file of one that is applied, and reads back nothing of t
 
 it("leaves an applied log's file alone under power until its old name cannot come back", async () => {
   const scene = new Scene({ durability: "power" });
+  // As a start does: what an earlier process has removed is settled once.
+  scene.buffer.release(1);
+  await scene.settle();
   const epochOf = async (epoch: number): Promise<void> => {
     await scene.write(0, 100, epoch);
     await scene.buffer.sync();
