@@ -268,7 +268,7 @@ export class Checkpoints {
       }
       await gate.close();
       try {
-        for (const disk of disks()) disk.removeStaleActive(epoch);
+        for (const disk of disks()) await disk.removeStaleActive(epoch);
         await state.update((record) => rolledBackRecord(record, epoch, newAgentId));
         this.kept.dropHolds((held) => held > epoch);
         this.#tellStatesNeeded();

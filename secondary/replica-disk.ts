@@ -151,9 +151,14 @@ export class ReplicaDisk {
     return this.#replaceActive(epoch, this.buffer === undefined ? freeing : undefined);
   }
 
-  /** Removes what an active disk of `epoch` may have left: it is about to have one again. */
-  removeStaleActive(epoch: number): void {
+  /**
+   * Removes what an active disk of `epoch` may have left: it is about to have one again. When the promise resolves no crash
+   * brings it back, also of one that was removed before. Errors: `io-error`.
+   */
+  async removeStaleActive(epoch: number): Promise<void> {
     new ActiveDisk(this.context, epoch).removeFiles();
+    const { durability, storage, directory } = this.context;
+    if (durability === "power") await storage.syncDirectory(directory);
   }
 
   /** Makes the kept checkpoint `epoch` the state that the view shows, as `switchView` does. */

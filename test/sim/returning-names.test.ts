@@ -29,6 +29,34 @@ const overwrite = (scripted: ScriptedPair, by: PairMember): Promise<unknown> =>
 const untilStable = (scripted: ScriptedPair): Promise<void> =>
   scripted.until("everything to be stable", () => scripted.pair.primary.status?.peers[0]?.lagBytes === 0);
 
+describe("an active disk", () => {
+  it("that a commit has removed does not come back behind a rollback to its checkpoint", async () => {
+    for (const seed of SEEDS) {
+      const scripted = new ScriptedPair(seed, "power", { retain: 2 });
+      const { primary, secondary } = scripted.pair;
+      await scripted.start();
+      const target = secondary.status?.epoch.committed ?? 0;
+      await scripted.do("a write of the view", () => scripted.viewWrite(1, 0, 4 * CLUSTER));
+      await scripted.do("a flush of the view", () => scripted.flushView(1));
+      await scripted.do("a checkpoint", () => scripted.checkpoint());
+      await scripted.until("its overlays are freed", () => secondary.status?.disks.every(isFreed) === true);
+      primary.host.crash("process");
+      await scripted.until("the loss", () => secondary.status?.peers[0]?.connection === "Connecting");
+      scripted.model.rollbackAsked(target);
+      await scripted.do("a rollback", async () => {
+        await secondary.agent?.rollback({ epoch: target, ...COMMAND }, anySignal());
+      });
+      scripted.model.rolledBack(target);
+      secondary.host.crash("power");
+      expect(await scripted.restartSecondary()).toBe(target);
+    }
+  });
+});
+
+function isFreed({ activeBytes }: { readonly activeBytes: number }): boolean {
+  return activeBytes === 0;
+}
+
 describe("a block buffer's log", () => {
   it("that was applied when its checkpoint was given up does not come back over what the base has taken since", async () => {
     for (const seed of SEEDS) {
