@@ -15,6 +15,7 @@ import { bitmapsLost } from "../shared/journal/bitmap-entry.ts";
 import { StateFile } from "../shared/journal/state-file.ts";
 import { onlyWith, withoutPeers } from "../shared/replication/peer-slots.ts";
 import type { AgentConfig } from "./agent-config.ts";
+import { syncLeft } from "./left-unsynced.ts";
 import { initialQuorum } from "./quorum-options.ts";
 
 export interface StateHost {
@@ -47,17 +48,22 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     const isSuspect = await mayHaveLostData(existing.record, host);
     const isTorn = await mayBeTorn(existing.record, host);
     const lostBarriers = await hasLostBarriers(existing.record, host);
+    const isRaised = !isSuspect && mayBeUnsynced(existing.record) && config.durability === "power";
     // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
     // overlays by it, so it has to stand first.
-    await existing.update((record) => ({
-      ...(isSuspect ? suspect(record, newId(host.random)) : isTorn ? torn(record) : record),
-      durability: config.durability,
-      unflushedThrough: lostBarriers ? record.epochReserved : record.unflushedThrough,
-      lostSyncs: stillLost(record, host.bootId),
-      replaysOwed: [],
-      disks: namedAsRecorded(record.disks, config),
-    }));
+    await existing.update((record) => {
+      const believed = isSuspect ? suspect(record, newId(host.random)) : isTorn ? torn(record) : record;
+      return {
+        ...believed,
+        durability: isRaised ? record.durability : config.durability,
+        unflushedThrough: lostBarriers ? record.epochReserved : record.unflushedThrough,
+        lostSyncs: stillLost(record, host.bootId),
+        replaysOwed: [],
+        disks: namedAsRecorded(record.disks, config),
+      };
+    });
     await finishGrowths(existing, host.images, host.log);
+    if (isRaised) await raiseDurability(host, existing, config.stateDirectory);
     if (isSuspect) {
       host.log.warn(
         { durability: "process" },
@@ -92,10 +98,34 @@ export function unflushedThrough(record: StateRecord, bootId: string): number {
   return lostPower ? record.epochReserved : record.unflushedThrough;
 }
 
+/** Whether an agent that never fsyncs has left anything that may be in the page cache alone. */
+function mayBeUnsynced({ durability, disks }: StateRecord): boolean {
+  return durability === "process" && disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null);
+}
+
+/**
+ * From here on the record promises what is fsynced, so all that it refers to is, first: until then a loss of power makes this
+ * side suspect. So does an fsync that fails, and on a primary the disk's later ones fail as well.
+ */
+async function raiseDurability(host: StateHost, state: StateFile, stateDirectory: string): Promise<void> {
+  const faults = await syncLeft(host, state.record, stateDirectory);
+  for (const { disk, reason } of faults) {
+    host.log.warn({ disk, reason }, "what was never fsynced cannot be: everything is sent or compared again");
+  }
+  await state.update((record) => {
+    const raised: StateRecord = { ...withUntrackedTargets(record), durability: "power" };
+    if (faults.length === 0) return raised;
+    const lost = record.role === "Primary" ? [...new Set(faults.flatMap(({ disk }) => disk ?? []))] : [];
+    return {
+      ...suspect(raised, newId(host.random)),
+      lostSyncs: [...record.lostSyncs, ...lost.map((disk) => ({ disk, active: null }))],
+    };
+  });
+}
+
 /** Whether a side that never fsyncs ended with the power, or with a server of an image: what it held is anyone's guess then. */
 async function mayHaveLostData(record: StateRecord, { bootId, images }: StateHost): Promise<boolean> {
-  const isUnclean = record.disks.some(({ sizeBytes, cleanMark }) => sizeBytes !== null && cleanMark === null);
-  if (record.durability !== "process" || !isUnclean) return false;
+  if (!mayBeUnsynced(record)) return false;
   if (record.bootId !== bootId) return true;
   return record.mode !== "shared" && (record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "own"));
 }
@@ -155,12 +185,17 @@ export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
  * knew of its secondary's copy is void as well.
  */
 function suspect(whole: StateRecord, agentId: string): StateRecord {
-  const record = { ...bitmapsLost(whole, "power-lost"), disks: whole.disks.map(withUntrackedCopies) };
+  const record = withUntrackedTargets(bitmapsLost(whole, "power-lost"));
   // A shared disk is flushed for each checkpoint, and what the secondary holds leads back to the last one.
   if (record.mode === "shared" && record.role === "Primary") return record;
-  const untracked = { ...withoutPeers(record), mirrors: record.mirrors.map(withoutBitmap) };
+  const untracked = withoutPeers(record);
   if (record.role === "Primary") return untracked;
   return { ...untracked, agentId, committed: { epoch: 0, atMs: 0 }, prepared: [], retained: [] };
+}
+
+/** Copies beside the images, and targets of mirrors, may lack what their bitmaps do not name. */
+function withUntrackedTargets(record: StateRecord): StateRecord {
+  return { ...record, disks: record.disks.map(withUntrackedCopies), mirrors: record.mirrors.map(withoutBitmap) };
 }
 
 function withoutBitmap(mark: MirrorMark): MirrorMark {

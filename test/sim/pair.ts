@@ -101,7 +101,7 @@ export function copyPath(disk: Pick<PairDisk, "name">): string {
 export class PairMember {
   readonly host: SimHost;
   readonly #world: SimWorld;
-  readonly #config: AgentConfig;
+  #config: AgentConfig;
   readonly #observer: PairObserver;
   readonly #servers: ((process: SimProcess) => ImageSource) | undefined;
   readonly #arbiter: SimArbiter | undefined;
@@ -153,6 +153,11 @@ export class PairMember {
       if (error instanceof SimulatedCrash) return undefined;
       throw error;
     }
+  }
+
+  /** What its next processes are started with. */
+  reconfigure(changes: Partial<AgentConfig>): void {
+    this.#config = { ...this.#config, ...changes };
   }
 
   /** Stops the agent in good order. No client may use its exports, nor begin to. The process is to end then. */

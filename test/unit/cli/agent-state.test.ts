@@ -1,6 +1,8 @@
+import { dirname } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { AgentConfig } from "../../../cli/agent-config.ts";
 import { openAgentState } from "../../../cli/agent-state.ts";
+import type { StateRecord } from "../../../proto/state-record.ts";
 import { FileImages } from "../../../shared/block/file-images.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { SeededRandom } from "../../sim/seeded-random.ts";
@@ -33,6 +35,9 @@ const CONFIG: AgentConfig = {
   assumeInSync: false,
   adoptImages: false,
 };
+
+/** What no fsync has covered is lost. */
+const NOTHING = { keepsWhole: false, keepsSector: () => false, keepsSize: false };
 
 /** A device that does not answer any more. */
 const NEVER = new Promise<void>(() => {});
@@ -200,6 +205,67 @@ describe("the agent's state", () => {
     await first.close();
     const { record } = await open(storage, { durability: "process" });
     expect(record).toMatchObject({ role: "Primary", durability: "process" });
+  });
+
+  /** What an agent with durability `process` has left when it was killed, and what it was about to promise. */
+  async function leftUnsynced(
+    role: "Primary" | "Secondary",
+    changes: Partial<StateRecord> = {},
+  ): Promise<{ storage: MemoryStorage; paths: string[] }> {
+    const storage = storageWithImage();
+    const state = await open(storage, { role, durability: "process" });
+    const history = { lineage: "1".repeat(32), committed: { epoch: 3, atMs: 1 } };
+    await state.update((record) => ({ ...record, ...history, ...changes }));
+    const files = ["disks/vda/hidden.4.data", "disks/vda/peer-1/dirty.1.journal", "copies/vda.data/dirty.1.journal"];
+    const inState = [...files, "bitmaps/1/dirty.1.journal", "vmstate/3.state"].map((name) => `/var/state/${name}`);
+    for (const path of [...inState, "/images/vda.img"]) {
+      storage.makeDirectory(dirname(path));
+      const file = storage.open(path, { kind: "other", create: "if-missing" });
+      file.write(Buffer.from("unsynced"), 0);
+      file.close();
+    }
+    storage.crash("process");
+    return { storage, paths: [...inState, "/images/vda.img"] };
+  }
+
+  it("promises what is fsynced only when all is that an agent which never did has left", async () => {
+    for (const role of ["Primary", "Secondary"] as const) {
+      const { storage, paths } = await leftUnsynced(role);
+      const { record } = await open(storage, { durability: "power" });
+      expect(record).toMatchObject({ durability: "power", committed: { epoch: 3 }, lostSyncs: [] });
+      storage.disk.crash("power", { keptNames: () => 0, losePower: (inode) => inode.losePowerKeeping(() => NOTHING) });
+      for (const path of paths) expect(storage.disk.readFile(path).subarray(0, 8).toString(), path).toBe("unsynced");
+    }
+  });
+
+  it.each([
+    ["an image", "/images/vda.img", null, [{ disk: "vda", active: null }]],
+    ["a file beside the images", "/var/state/disks/vda/hidden.4.data", null, []],
+    ["a served overlay", "/var/state/disks/vda/hidden.4.data", { activeEpoch: 3 }, [{ disk: "vda", active: null }]],
+  ] as const)("is suspect where that fails, once and for all: %s", async (_, path, merge, lostSyncs) => {
+    for (const role of ["Primary", "Secondary"] as const) {
+      const { storage } = await leftUnsynced(role, role === "Primary" ? { merge } : {});
+      storage.disk.faults.inject({ op: "sync", path, error: "io-error" });
+      const { record } = await open(storage, { durability: "power" });
+      expect(record).toMatchObject({ durability: "power", tracks: null, pairing: null });
+      if (role === "Secondary") expect(record).toMatchObject({ committed: { epoch: 0 }, lostSyncs: [] });
+      else expect(record.lostSyncs).toEqual(lostSyncs);
+    }
+  });
+
+  it("promises nothing more before that was tried", async () => {
+    const { storage } = await leftUnsynced("Secondary");
+    let isUnderWay = false;
+    storage.hold = (op, path) => {
+      if (op !== "sync" || !path.endsWith(".data")) return undefined;
+      isUnderWay = true;
+      return NEVER;
+    };
+    void open(storage, { durability: "power" });
+    while (!isUnderWay) await turn();
+    storage.crash("process");
+    storage.hold = undefined;
+    expect(StateFile.open(storage, CONFIG.stateDirectory)?.record.durability).toBe("process");
   });
 
   it.each<readonly [string, Partial<AgentConfig>, string]>([
