@@ -59,7 +59,7 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
         unflushedThrough: lostBarriers ? record.epochReserved : record.unflushedThrough,
         lostSyncs: stillLost(record, host.bootId),
         replaysOwed: [],
-        disks: namedAsRecorded(record.disks, config),
+        disks: namedAsRecorded(believed.disks, config),
       };
     });
     await finishGrowths(existing, host.images, host.log);

@@ -253,6 +253,30 @@ describe("the agent's state", () => {
     }
   });
 
+  it("has copies beside the images made anew where a loss of power may have taken a part of one", async () => {
+    const children = [
+      { name: "local", image: null, sound: true, tracked: true, lostSync: false, cleanMark: null },
+      { name: "b", image: "/images/b.img", sound: true, tracked: true, lostSync: false, cleanMark: null },
+    ];
+    const quorum = {
+      children,
+      voteThreshold: 1,
+      readPattern: "fifo",
+      rewriteCorrupted: false,
+      blkverify: false,
+    } as const;
+    const storage = storageWithImage();
+    const state = await open(storage, { role: "Primary", durability: "process" });
+    await state.update((record) => ({
+      ...record,
+      bootId: "boot-0",
+      disks: record.disks.map((disk) => ({ ...disk, quorum })),
+    }));
+    await state.close();
+    const { record } = await open(storage, { durability: "process" });
+    expect(record.disks[0]?.quorum?.children.map(({ tracked }) => tracked)).toEqual([false, false]);
+  });
+
   it("promises nothing more before that was tried", async () => {
     const { storage } = await leftUnsynced("Secondary");
     let isUnderWay = false;
