@@ -42,7 +42,7 @@ const SIZE = 10 * 4096 + 1536;
 const LONGER = 15 * 4096 + 512;
 const WRITTEN_AT = SIZE + 700;
 const COMMAND = { timeoutMs: 20_000 } as const;
-const CALLS_MIN = 8;
+const CALLS_MIN = 7;
 const DATA = Buffer.alloc(9000, 0xd7);
 
 const DISK: PairDisk = { name: "vda", sizeBytes: SIZE };
