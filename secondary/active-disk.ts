@@ -1,6 +1,7 @@
 import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../proto/cluster-journal-format.ts";
 import { ClusterBitmap, intersectsRange } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset } from "../shared/block/cluster-geometry.ts";
+import { SharedSync } from "../shared/host/shared-sync.ts";
 import { lostSync } from "../shared/journal/lost-syncs.ts";
 import { listOverlayEpochs, OverlayFiles, type OverlayContext } from "./overlay-files.ts";
 
@@ -32,6 +33,7 @@ export class ActiveDisk {
   #coveredSequence = 0;
   /** A flush that has failed: the kernel may have forgotten writes, and no later flush would notice. */
   #failed: Promise<void> | undefined;
+  readonly #flushes = new SharedSync(() => this.#flush());
 
   constructor(context: OverlayContext, epoch: number) {
     this.#context = context;
@@ -134,16 +136,26 @@ export class ActiveDisk {
 
   /** Makes everything written so far durable. After an error every later call fails as well, until the disk is emptied. */
   flush(): Promise<void> {
-    if (this.#failed !== undefined) return this.#failed;
-    const flushing: Promise<void> = this.#flush().catch(async (error: unknown) => {
-      this.#failed ??= flushing;
-      await this.#context.lost?.note(this.#files.journal.id);
-      throw error;
-    });
-    return flushing;
+    return this.#failed ?? this.#flushes.run();
   }
 
   async #flush(): Promise<void> {
+    // The one that this one has waited for.
+    if (this.#failed !== undefined) return this.#failed;
+    try {
+      await this.#sync();
+    } catch (error) {
+      this.#failed = this.#noteLoss(error);
+      await this.#failed;
+    }
+  }
+
+  async #noteLoss(error: unknown): Promise<never> {
+    await this.#context.lost?.note(this.#files.journal.id);
+    throw error;
+  }
+
+  async #sync(): Promise<void> {
     if (!this.#files.exists) return;
     const { journal } = this.#files;
     const covered = journal.sequence;
@@ -154,7 +166,7 @@ export class ActiveDisk {
     // A mark needs no mark of its own: or every flush of an idle disk would add one.
     const coveredByMark = isLatest ? journal.sequence : covered;
     await journal.sync();
-    this.#coveredSequence = Math.max(this.#coveredSequence, coveredByMark);
+    this.#coveredSequence = coveredByMark;
   }
 
   close(): void {

@@ -13,6 +13,7 @@ import {
   type JournalHeader,
 } from "../../proto/cluster-journal-format.ts";
 import { asColobusError, ColobusError } from "../../proto/errors.ts";
+import { SharedSync } from "../host/shared-sync.ts";
 import type { Storage, StorageFile } from "../host/storage.ts";
 import { laterVersion } from "./later-version.ts";
 
@@ -39,6 +40,7 @@ export class ClusterJournal {
   #syncedBytes = 0;
   /** The latest failure of a sync, until what it may have lost is written again. */
   #unsynced: ColobusError | undefined;
+  readonly #syncs = new SharedSync(() => this.#sync());
   // One buffer serves all journals: appends are synchronous.
   static readonly #scratch = Buffer.allocUnsafeSlow(MAX_FRAME_BYTES);
 
@@ -146,18 +148,8 @@ export class ClusterJournal {
   }
 
   /** Makes everything appended so far durable. Errors: those of the file; what is durable then is what was before. */
-  async sync(): Promise<void> {
-    if (this.#unsynced !== undefined) this.#writeAgain();
-    const tailBytes = this.#tailBytes;
-    try {
-      await this.#file.sync();
-    } catch (error) {
-      this.#unsynced = asColobusError(error);
-      throw error;
-    }
-    // Another sync that ran meanwhile has failed: this one may have succeeded without what that one has lost.
-    if (this.#unsynced !== undefined) throw this.#unsynced;
-    this.#syncedBytes = Math.max(this.#syncedBytes, tailBytes);
+  sync(): Promise<void> {
+    return this.#syncs.run();
   }
 
   /** An earlier process may have lost any of it, and seen it nevertheless: the next sync writes everything again. */
@@ -168,6 +160,20 @@ export class ClusterJournal {
 
   close(): void {
     this.#file.close();
+  }
+
+  async #sync(): Promise<void> {
+    if (this.#unsynced !== undefined) this.#writeAgain();
+    const tailBytes = this.#tailBytes;
+    try {
+      await this.#file.sync();
+    } catch (error) {
+      this.#unsynced = asColobusError(error);
+      throw error;
+    }
+    // It is distrusted since.
+    if (this.#unsynced !== undefined) throw this.#unsynced;
+    this.#syncedBytes = tailBytes;
   }
 
   /** Writes again what no sync has covered, as readers see it still. */

@@ -11,6 +11,7 @@ import {
 } from "../block/cluster-bitmap.ts";
 import { firstClusterOf, type ClusterGeometry } from "../block/cluster-geometry.ts";
 import type { Random } from "../host/random.ts";
+import { SharedSync } from "../host/shared-sync.ts";
 import type { Storage } from "../host/storage.ts";
 import { ClusterJournal } from "../journal/cluster-journal.ts";
 import { DirtyMap } from "./dirty-map.ts";
@@ -69,8 +70,7 @@ export class DirtyTracker extends DirtyMap {
   /** Extents entered since the sync that is under way began. */
   #entered = new ClusterBitmap();
   #enteredEarlier = new ClusterBitmap();
-  #syncing: Promise<void> | undefined;
-  #nextSync: Promise<void> | undefined;
+  readonly #syncs = new SharedSync(() => this.#syncEntered());
   /** Extents touched in the present age, in the one before it, and since `settle` last flushed the image. */
   #touched = new ClusterBitmap();
   #touchedEarlier = new ClusterBitmap();
@@ -238,17 +238,13 @@ export class DirtyTracker extends DirtyMap {
   }
 
   /** Resolves when no mark is waited for any more, whatever has become of it: who waits has the error. */
-  async settled(): Promise<void> {
-    for (let last = this.#lastSync; last !== undefined; last = this.#lastSync) await last.catch(() => undefined);
+  settled(): Promise<void> {
+    return this.#syncs.settled();
   }
 
   /** For an end in good order, once `settled`. */
   close(): void {
     this.#journal.close();
-  }
-
-  get #lastSync(): Promise<void> | undefined {
-    return this.#nextSync ?? this.#syncing;
   }
 
   /** Enters the extents of [first, end) that are not marked, and resolves when they are. */
@@ -278,25 +274,8 @@ export class DirtyTracker extends DirtyMap {
       this.#entered.addRange(Math.floor(firstCluster / this.#extentClusters), to);
     }
     // What only waits for the sync under way is not kept for the next one.
-    if (isSyncing && !intersectsRange(this.#entered, first, end)) return this.#syncing;
-    return this.#sync();
-  }
-
-  /** Resolves when everything entered so far is durable. Callers that wait at the same time share one fsync. */
-  #sync(): Promise<void> {
-    if (this.#syncing === undefined) {
-      this.#syncing = this.#syncEntered().finally(() => {
-        this.#syncing = undefined;
-      });
-      return this.#syncing;
-    }
-    this.#nextSync ??= this.#syncing
-      .catch(() => undefined) // who waits for that one has the error
-      .then(() => {
-        this.#nextSync = undefined;
-        return this.#sync();
-      });
-    return this.#nextSync;
+    if (isSyncing && !intersectsRange(this.#entered, first, end)) return this.#syncs.running;
+    return this.#syncs.run();
   }
 
   async #syncEntered(): Promise<void> {
@@ -380,7 +359,7 @@ export class DirtyTracker extends DirtyMap {
     this.#number = number;
     this.#wholeBytes = journal.sizeBytes;
     // Until this is durable the old file counts; what is entered meanwhile waits for the same fsync.
-    await this.#syncing?.catch(() => undefined); // who waits for that one has the error
+    await this.#syncs.running?.catch(() => undefined); // who waits for that one has the error
     try {
       await journal.sync();
     } finally {

@@ -158,6 +158,14 @@ describe("the active disk", () => {
     expect([again.has(0), again.has(1)]).toEqual([true, false]);
   });
 
+  it("calls no flush done of what another one that ran at the same time has lost", async () => {
+    const { storage, active } = bench();
+    await active.write(pattern(CLUSTER_BYTES, 2), 0, readBelow);
+    storage.disk.faults.inject({ op: "sync", kind: "active-data", error: "io-error" });
+    const outcomes = await Promise.allSettled([active.flush(), active.flush()]);
+    expect(outcomes.map(({ status }) => status)).toEqual(["rejected", "rejected"]);
+  });
+
   it("does not grow by flushes that have nothing to flush", async () => {
     const { storage, active } = bench();
     await active.write(pattern(CLUSTER_BYTES, 2), 0, readBelow);

@@ -7,7 +7,8 @@ import {
 } from "../../../../proto/cluster-journal-format.ts";
 import { CLUSTER_JOURNAL_VERSION } from "../../../../proto/versions.ts";
 import { ClusterJournal, scanClusterJournal } from "../../../../shared/journal/cluster-journal.ts";
-import { MemoryStorage } from "../../../support/memory-storage.ts";
+import { MemoryStorage, turn } from "../../../support/memory-storage.ts";
+import { seededStorage } from "../../../support/overlay-bench.ts";
 import { present } from "../../../support/present.ts";
 
 const PATH = "/journal";
@@ -231,6 +232,48 @@ describe("a cluster journal after a loss of power", () => {
     journal.close();
     const { journal: after } = opened(storage, { onlySynced: true });
     expect(after.sizeBytes).toBe(sizeBytes);
+  });
+});
+
+describe("a cluster journal whose syncs overlap", () => {
+  it("has after a loss of power what each that succeeded stood for, when two others fail", async () => {
+    for (let seed = 1; seed <= 40; seed += 1) {
+      const storage = seededStorage(seed);
+      storage.disk.addFile(PATH, 0);
+      const journal = create(storage);
+      await journal.sync();
+      const ends: (() => void)[] = [];
+      const untilEnded = (): Promise<void> =>
+        new Promise((resolve) => {
+          ends.push(resolve);
+        });
+      storage.hold = (op) => (op === "sync" ? untilEnded() : undefined);
+      /** Lets the sync that has waited longest end. */
+      const endOne = async (error?: "io-error"): Promise<void> => {
+        if (error !== undefined) storage.disk.faults.inject({ op: "sync", error });
+        ends.shift()?.();
+        for (let count = 0; count < 3; count += 1) await turn();
+      };
+      journal.append([held(1)]);
+      const first = journal.sync();
+      journal.append([held(2)]);
+      const second = journal.sync();
+      first.catch(() => undefined);
+      second.catch(() => undefined);
+      await endOne("io-error");
+      await expect(first).rejects.toMatchObject({ code: "io-error" });
+      const third = journal.sync();
+      third.catch(() => undefined);
+      await endOne();
+      await endOne("io-error");
+      await expect(third).rejects.toMatchObject({ code: "io-error" });
+      const last = journal.sync();
+      while (ends.length > 0) await endOne();
+      await last;
+      journal.close();
+      storage.crash("power");
+      expect(foundBy(storage), `seed ${seed}`).toEqual([1, 2]);
+    }
   });
 });
 
