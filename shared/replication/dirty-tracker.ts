@@ -134,6 +134,8 @@ export class DirtyTracker extends DirtyMap {
         { begun: (header) => addGrown(recorded, header.diskSizeBytes, options.geometry) },
       );
       if (journal?.hasSyncMark === true) {
+        // It may be in the page cache alone, and what is entered behind it must be found after a loss of power.
+        journal.distrust();
         for (const other of listNumbers(options)) {
           if (other !== number) options.storage.remove(pathOf(options, other));
         }

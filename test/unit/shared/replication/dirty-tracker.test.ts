@@ -123,6 +123,28 @@ describe("the dirty tracker", () => {
     expect(dirtyAfter(storage, "power")).toEqual(range(0, 4));
   });
 
+  it.each(["process", "power"] as const)(
+    "has what it says durably, %s, behind what an earlier process saw in the page cache alone",
+    async (durability) => {
+      for (let seed = 1; seed <= 20; seed += 1) {
+        const storage = seededStorage(seed);
+        storage.disk.addDirectory(DIRECTORY);
+        const first = await DirtyTracker.create(options(storage, durability), "clean");
+        storage.disk.faults.inject({ error: "io-error", op: "sync" });
+        await expect(first.addRuns([{ first: 1, end: 2 }])).rejects.toMatchObject({ code: "io-error" });
+        storage.crash("process");
+        const second = present(DirtyTracker.open(options(storage, durability)));
+        expect(second.dirtyClusters().toArray()).toEqual([1]);
+        await second.mark(5 * EXTENT, 1);
+        // Where marks are not fsynced, a clean stop does it.
+        if (durability === "process") await second.settleAll({ ...IDLE, inFlight: () => new ClusterBitmap([20]) });
+        expect(dirtyAfter(storage, "power", durability), `seed ${seed}`).toEqual(
+          durability === "power" ? [1, ...range(20, 24)] : [1, 20],
+        );
+      }
+    },
+  );
+
   it("calls an extent clean once it is idle, and what is dirty in it stays", async () => {
     const storage = emptyStorage();
     const tracker = await DirtyTracker.create(options(storage), "clean");
