@@ -33,12 +33,7 @@ export class RepeatedWork {
     if (this.#timer !== undefined) this.#schedule();
   }
 
-  /** Resolves when what is being done is done, however it ends. */
-  settled(): Promise<void> {
-    return this.#underWay;
-  }
-
-  /** Nothing begins any more. Resolves as `settled`. */
+  /** Nothing begins any more. Resolves when what is being done is done, however it ends. */
   stop(): Promise<void> {
     this.#isStopped = true;
     this.#timer?.cancel();

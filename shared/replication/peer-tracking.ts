@@ -52,7 +52,8 @@ export interface TrackingSource {
  *
  * While no peer is tracked, what is written is remembered in memory only: the first session with a peer sends everything.
  * A bitmap that cannot be made durable is given up for the time being, in the record first, so that no later process
- * believes it; in memory it goes on, and is made durable again when that is possible.
+ * believes it; in memory it goes on, and is made durable again when that is possible. So nothing is changed on a disk
+ * while the record names a peer for which no bitmap is written.
  */
 export class PeerTracking {
   readonly #options: PeerTrackingOptions;
@@ -63,7 +64,10 @@ export class PeerTracking {
   #source: TrackingSource | undefined;
   readonly #settling: RepeatedWork;
   #losing: Promise<void> | undefined;
-  /** Whom the bitmaps are about changes once after the other. */
+  /** Whether the record may name a peer. */
+  #isNamed: boolean;
+  #isClosed = false;
+  /** The bitmaps, and whom they are about, change once after the other. */
   #changing: Promise<void> = Promise.resolve();
 
   private constructor(
@@ -74,11 +78,12 @@ export class PeerTracking {
     this.#options = options;
     this.#peer = peer;
     this.#trackers = trackers;
+    this.#isNamed = trackers !== undefined || peerEntryOf(options.state.record, options.slot).tracks !== null;
     this.#sets = trackers === undefined ? options.disks.map(({ geometry }) => new DirtyMap(geometry)) : [...trackers];
     this.#settling = new RepeatedWork({
       clock: options.clock,
       everyMs: options.settleEveryMs,
-      work: () => this.#settle(),
+      work: () => this.#inTurn(() => this.#settle()),
       failed: (error) => options.log.warn({ reason: asColobusError(error) }, "the dirty bitmap could not be settled"),
     });
   }
@@ -152,7 +157,7 @@ export class PeerTracking {
    */
   mark(disk: number, offset: number, length: number): Pending {
     const tracker = this.#trackers?.[disk];
-    if (tracker === undefined) return this.#losing;
+    if (tracker === undefined) return this.#isNamed ? this.#markUnnamed(disk, offset, length) : this.#losing;
     let pending: Pending;
     try {
       pending = tracker.mark(offset, length);
@@ -171,11 +176,11 @@ export class PeerTracking {
   }
 
   async #begin(peer: string, extent: "full" | "assumed"): Promise<void> {
-    await this.#settling.settled();
+    await this.#withdraw(); // what an earlier process has left of some disks is not to be believed beside new ones of others
     if (this.#trackers === undefined) await this.#makeDurable();
     if (extent === "full") {
       for (const [index, { geometry }] of this.#options.disks.entries()) {
-        await this.add(index, [{ first: 0, end: geometry.clusterCount }]);
+        await this.#add(index, [{ first: 0, end: geometry.clusterCount }]);
       }
     }
     await this.#record(peer);
@@ -183,7 +188,11 @@ export class PeerTracking {
   }
 
   /** Adds what the peer knows to differ. Durable when the promise resolves. */
-  async add(disk: number, runs: readonly ClusterRun[]): Promise<void> {
+  add(disk: number, runs: readonly ClusterRun[]): Promise<void> {
+    return this.#inTurn(() => this.#add(disk, runs));
+  }
+
+  async #add(disk: number, runs: readonly ClusterRun[]): Promise<void> {
     const tracker = this.#trackers?.[disk];
     if (tracker !== undefined) await tracker.addRuns(runs);
     else for (const { first, end } of runs) this.dirty(disk).addClusters(first, end);
@@ -212,14 +221,13 @@ export class PeerTracking {
 
   async #forget(): Promise<void> {
     const peer = this.#peer;
-    this.#peer = null; // settling records nobody from here on
+    this.#peer = null;
     try {
       await this.#record(null);
     } catch (error) {
       this.#peer = peer;
       throw error;
     }
-    await this.#settling.settled();
     const trackers = this.#trackers ?? [];
     this.#trackers = undefined;
     this.#sets = this.#options.disks.map(({ geometry }) => new DirtyMap(geometry));
@@ -240,6 +248,11 @@ export class PeerTracking {
    */
   async close(): Promise<void> {
     await this.#settling.stop();
+    await this.#inTurn(() => this.#close());
+  }
+
+  async #close(): Promise<void> {
+    this.#isClosed = true;
     const source = this.#source;
     let fault: ColobusError | undefined;
     for (const [disk, tracker] of (this.#trackers ?? []).entries()) {
@@ -258,8 +271,13 @@ export class PeerTracking {
   /** New bitmaps over everything, and in memory what the sets hold at the moment at which they take their place. */
   async #makeDurable(): Promise<void> {
     const trackers: DirtyTracker[] = [];
-    for (const disk of this.#options.disks) {
-      trackers.push(await DirtyTracker.create(trackerOptions(this.#options, disk), "all-dirty"));
+    try {
+      for (const disk of this.#options.disks) {
+        trackers.push(await DirtyTracker.create(trackerOptions(this.#options, disk), "all-dirty"));
+      }
+    } catch (error) {
+      for (const tracker of trackers) tracker.close();
+      throw error;
     }
     for (const [index, tracker] of trackers.entries()) {
       tracker.removeClusters(0, this.#options.disks[index]?.geometry.clusterCount ?? 0);
@@ -269,33 +287,50 @@ export class PeerTracking {
     this.#sets = [...trackers];
   }
 
+  /** As `mark`, where the record names a peer whose bitmaps could not be read. */
+  async #markUnnamed(disk: number, offset: number, length: number): Promise<void> {
+    await this.#inTurn(() => this.#withdraw());
+    await this.mark(disk, offset, length); // bitmaps may have been made meanwhile
+  }
+
+  /** Without bitmaps the record is to name nobody. */
+  async #withdraw(): Promise<void> {
+    if (this.#trackers === undefined && this.#isNamed) await this.#record(null);
+  }
+
   /** The bitmaps cannot be made durable: no later process may believe them. */
   #giveUp(thrown: unknown): Promise<void> {
-    const { emit } = this.#options;
-    this.#losing ??= (async () => {
-      const reason = asColobusError(thrown);
-      emit("state-error", reason.toJSON());
-      try {
-        await this.#record(null);
-      } finally {
-        this.#losing = undefined;
-      }
-      for (const tracker of this.#trackers ?? []) tracker.close();
-      this.#sets = this.#sets.map((set, index) => {
-        const map = new DirtyMap(this.#options.disks[index]?.geometry ?? missing());
-        map.addBitmap(set.dirtyClusters());
-        return map;
-      });
-      this.#trackers = undefined;
-    })();
+    this.#losing ??= this.#inTurn(() => this.#lose(thrown)).finally(() => {
+      this.#losing = undefined;
+    });
     return this.#losing;
+  }
+
+  async #lose(thrown: unknown): Promise<void> {
+    const trackers = this.#trackers;
+    // They were forgotten meanwhile, or whoever waits for the mark is refused behind it.
+    if (trackers === undefined || this.#isClosed) return;
+    this.#options.emit("state-error", asColobusError(thrown).toJSON());
+    await this.#record(null);
+    this.#sets = this.#sets.map((set, index) => {
+      const map = new DirtyMap(this.#options.disks[index]?.geometry ?? missing());
+      map.addBitmap(set.dirtyClusters());
+      return map;
+    });
+    this.#trackers = undefined;
+    for (const tracker of trackers) {
+      await tracker.settled(); // other writes may wait for their marks
+      tracker.close();
+    }
   }
 
   async #record(tracks: string | null): Promise<void> {
     const { state, slot } = this.#options;
+    if (tracks !== null) this.#isNamed = true;
     await state.update((record) =>
       peerEntryOf(record, slot).tracks === tracks ? record : withPeerEntry(record, slot, { tracks }),
     );
+    if (tracks === null) this.#isNamed = false;
   }
 
   #inTurn(change: () => Promise<void>): Promise<void> {
@@ -308,12 +343,10 @@ export class PeerTracking {
     const source = this.#source;
     if (source === undefined) return;
     if (this.#trackers === undefined) {
-      if (this.#peer === null || this.#losing !== undefined) return;
-      // It was given up, and may be written again.
-      const peer = this.#peer;
+      if (this.#peer === null) return;
+      // They were given up, and may be written again.
       await this.#makeDurable();
-      if (this.#peer !== peer) return;
-      await this.#record(peer);
+      await this.#record(this.#peer);
       this.#options.emit("state-mended", {});
       return;
     }

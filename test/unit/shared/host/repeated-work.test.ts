@@ -114,7 +114,6 @@ describe("repeated work", () => {
     const scene = new Scene();
     scene.work.start();
     await scene.work.stop();
-    await scene.work.settled();
     expect(scene.clock.pendingTimers).toBe(0);
   });
 });

@@ -1,7 +1,11 @@
 import { describe, expect, it } from "vitest";
+import { ClusterBitmap } from "../../../../shared/block/cluster-bitmap.ts";
 import { StateFile } from "../../../../shared/journal/state-file.ts";
-import { PeerTracking } from "../../../../shared/replication/peer-tracking.ts";
-import type { MemoryStorage } from "../../../support/memory-storage.ts";
+import { DirtyTracker } from "../../../../shared/replication/dirty-tracker.ts";
+import { PeerTracking, type TrackingSource } from "../../../../shared/replication/peer-tracking.ts";
+import { ManualClock } from "../../../support/manual-clock.ts";
+import { turn, type MemoryStorage } from "../../../support/memory-storage.ts";
+import { present } from "../../../support/present.ts";
 import { trackingOptions, STATE_DIRECTORY } from "../../../support/replica-bench.ts";
 import { seededStorage } from "../../../support/overlay-bench.ts";
 import { stateRecord } from "../../../support/state-records.ts";
@@ -22,6 +26,37 @@ async function tracking(): Promise<{ storage: MemoryStorage; state: StateFile; t
   return { storage, state, tracking: found };
 }
 
+const CLUSTERS = SIZE / 4096;
+const IDLE: TrackingSource = {
+  inFlight: () => new ClusterBitmap(),
+  isBusy: () => false,
+  flush: () => Promise.resolve(),
+};
+const directoryOf = (name: string): string => `${STATE_DIRECTORY}/disks/${name}`;
+const inBitmapOf =
+  (name: string) =>
+  (path: string): boolean =>
+    path.startsWith(`${directoryOf(name)}/dirty.`);
+
+/** What the next process finds after a death of this one. */
+function reopened(storage: MemoryStorage): { state: StateFile; tracking: PeerTracking } {
+  storage.crash("process");
+  storage.disk.faults.clear();
+  const state = present(StateFile.open(storage, STATE_DIRECTORY));
+  return { state, tracking: PeerTracking.open(trackingOptions(storage, state)) };
+}
+
+/** As `tracking`, where an earlier process has left the peer's copy, and this side's, equal. */
+async function equalCopies(): Promise<{ storage: MemoryStorage; state: StateFile; tracking: PeerTracking }> {
+  const { storage, tracking: former } = await tracking();
+  former.start(IDLE);
+  for (const disk of [0, 1]) former.dirty(disk).removeClusters(0, CLUSTERS);
+  await former.close();
+  const found = reopened(storage);
+  expect([found.tracking.peer, found.tracking.isClean]).toEqual([FORMER, true]);
+  return { storage, ...found };
+}
+
 describe("what is known of a peer's copy", () => {
   it("is all of the next one's that it lacks, however early that one comes", async () => {
     const { state, tracking: found } = await tracking();
@@ -37,6 +72,81 @@ describe("what is known of a peer's copy", () => {
     await Promise.all([beginning, found.forget()]);
     expect([found.peer, state.record.tracks, found.isClean]).toEqual([null, null, true]);
     await found.close();
+  });
+
+  it("is nothing for a later process where it is given up while it begins anew", async () => {
+    const { storage, state, tracking: found } = await equalCopies();
+    let release = (): void => undefined;
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    storage.hold = (op, path) => (op === "sync" && inBitmapOf("vda")(path) ? released : undefined);
+    const beginning = found.begin(NEXT, "full");
+    await turn();
+    storage.disk.faults.inject({ error: "out-of-space", op: "write", path: inBitmapOf("vda") });
+    const marked = found.mark(0, 0, 1);
+    for (let count = 0; count < 10; count += 1) await turn();
+    release();
+    await Promise.allSettled([beginning, marked]);
+    expect([found.bytes, state.record.tracks]).toEqual([2 * SIZE, null]);
+    expect(reopened(storage).tracking.peer).toBeNull();
+  });
+
+  it("is made durable again by a session that begins, and not by settling beside it", async () => {
+    const { storage, state, tracking: former } = await equalCopies();
+    await former.close();
+    const clock = new ManualClock();
+    const found = PeerTracking.open({ ...trackingOptions(storage, state), clock });
+    found.start(IDLE);
+    storage.disk.faults.inject({ error: "out-of-space", op: "write", path: inBitmapOf("vda") });
+    await found.mark(0, 0, 1);
+    found.dirty(1).addClusters(3, 4);
+    const beginning = found.begin(NEXT, "assumed");
+    await turn();
+    clock.advance(5_000);
+    await beginning;
+    for (let count = 0; count < 20; count += 1) await turn();
+    const files = ["vda", "vdb"].flatMap((name) => storage.openPaths.filter(inBitmapOf(name)));
+    expect(files).toHaveLength(2);
+    const { tracking: left } = reopened(storage);
+    expect([left.peer, left.dirty(1).dirtyClusters().has(3)]).toEqual([NEXT, true]);
+  });
+
+  it("is nothing any more before a disk is changed whose bitmap nobody keeps, since another one's cannot be read", async () => {
+    const { storage, state } = await equalCopies();
+    await state.close();
+    DirtyTracker.remove({ storage, directory: directoryOf("vda") });
+    const { state: record, tracking: found } = reopened(storage);
+    expect([found.peer, record.record.tracks]).toEqual([null, FORMER]);
+    await found.mark(1, 0, 1);
+    found.dirty(1).addClusters(0, 1);
+    expect(record.record.tracks).toBeNull();
+    storage.disk.faults.inject({ error: "out-of-space", op: "write", path: inBitmapOf("vdb") });
+    await expect(found.begin(FORMER, "full")).rejects.toMatchObject({ code: "out-of-space" });
+    expect(reopened(storage).tracking.peer).toBeNull();
+  });
+
+  it("is nothing before new bitmaps take the place of some that cannot be read", async () => {
+    const { storage, state } = await equalCopies();
+    await state.close();
+    DirtyTracker.remove({ storage, directory: directoryOf("vda") });
+    const { tracking: found } = reopened(storage);
+    storage.disk.faults.inject({ error: "out-of-space", op: "write", path: inBitmapOf("vdb") });
+    await expect(found.begin(FORMER, "full")).rejects.toMatchObject({ code: "out-of-space" });
+    expect(reopened(storage).tracking.peer).toBeNull();
+    expect(storage.openPaths).toEqual([`${STATE_DIRECTORY}/state`]);
+  });
+
+  it("cannot be named where that nobody is cannot be recorded: the change waits for that", async () => {
+    const { storage, state } = await equalCopies();
+    await state.close();
+    DirtyTracker.remove({ storage, directory: directoryOf("vda") });
+    const { state: record, tracking: found } = reopened(storage);
+    storage.disk.faults.inject({ error: "io-error", op: "sync", path: `${STATE_DIRECTORY}/state` });
+    await expect(found.mark(1, 0, 1)).rejects.toMatchObject({ code: "io-error" });
+    await found.mark(1, 0, 1);
+    expect(record.record.tracks).toBeNull();
+    expect(found.mark(1, 0, 1)).toBeUndefined();
   });
 
   it("stays when that it is forgotten cannot be recorded", async () => {
