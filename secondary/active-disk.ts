@@ -139,6 +139,12 @@ export class ActiveDisk {
     return this.#failed ?? this.#flushes.run();
   }
 
+  /** What it lies on could not be made durable. Rejects with `error` once that is noted, and so does every later flush. */
+  failBelow(error: unknown): Promise<void> {
+    this.#failed ??= this.#noteLoss(error);
+    return this.#failed;
+  }
+
   async #flush(): Promise<void> {
     // The one that this one has waited for.
     if (this.#failed !== undefined) return this.#failed;

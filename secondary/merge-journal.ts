@@ -27,7 +27,7 @@ export class MergeJournal {
       applyJournalEntry(merged, entry),
     );
     // It is in the page cache, and from now on the guest's writes to these clusters rely on it.
-    if (context.durability === "power") this.#journal?.distrust();
+    this.#journal?.distrust();
   }
 
   /** Notes that clusters [first, end) are in the base. Errors: `out-of-space`, `io-error`; nothing is noted then. */

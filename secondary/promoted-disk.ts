@@ -28,8 +28,9 @@ const MERGE_PIECE_BYTES = { process: 1024 * 1024, power: 4 * 1024 * 1024 } as co
  *
  * A cluster that the overlays decide takes writes in the active disk, so the newest data lies on top; any other takes
  * them in the base. The merge copies a stretch of the view into the base and then names it in the merge journal: from
- * that record on the overlays say nothing about these clusters. Under `power` the base is fsynced before the record,
- * and the record before the stretch is released. Interrupted anywhere, the merge goes on from its journal.
+ * that record on the overlays say nothing about these clusters. The base is fsynced before the record, and the record
+ * before the stretch is released, under `process` as well: guests have flushed what the overlays hold. Interrupted
+ * anywhere, the merge goes on from its journal.
  */
 export class PromotedDisk implements Child {
   readonly #context: OverlayContext;
@@ -44,6 +45,8 @@ export class PromotedDisk implements Child {
   /** A count that grows with every request of a guest. */
   #requests = 0;
   readonly #journal: MergeJournal;
+  /** The flush of what lies below the active disk. */
+  #belowFlushed: Promise<void> | undefined;
 
   /** `epoch` is the committed one on which the overlays lie. */
   constructor(context: OverlayContext, stack: OverlayStack, gate: ViewGate, epoch: number) {
@@ -190,7 +193,7 @@ export class PromotedDisk implements Child {
 
   /** Makes what the merge has put into the base durable. */
   async syncBase(): Promise<void> {
-    await (this.#context.durability === "power" ? this.#base.syncOwn() : this.#base.flush());
+    await this.#base.syncOwn();
   }
 
   /** The base's mark: differs when anyone has changed the image in between. */
@@ -303,7 +306,7 @@ export class PromotedDisk implements Child {
   async #merge(first: number, end: number): Promise<void> {
     const stack = this.#stack;
     if (stack === undefined) return;
-    const { geometry, durability } = this.#context;
+    const { geometry } = this.#context;
     const offset = first * geometry.clusterBytes;
     const content = Buffer.allocUnsafe(clusterEndOffset(geometry, end) - offset);
     const reading = stack.read(content, offset);
@@ -312,15 +315,25 @@ export class PromotedDisk implements Child {
       ? this.#base.zero(offset, content.length, { fua: false, mayUnmap: true })
       : this.#base.write(content, offset, { fua: false });
     if (writing !== undefined) await writing;
-    if (durability === "power") await this.#base.syncOwn();
+    await this.#base.syncOwn();
     this.#journal.append(first, end);
-    if (durability === "power") await this.#journal.sync();
+    await this.#journal.sync();
     stack.merged?.addRange(first, end);
     this.#unmerged.removeRange(first, end);
   }
 
-  /** A guest's flush: its writes lie in the base, in the active disk, or in clusters that the merge journal names. */
+  /**
+   * A guest's flush: its writes lie in the base, in the active disk, or in clusters that the merge journal names, beside
+   * what it has found in the overlays below.
+   */
   async #flushAll(stack: OverlayStack): Promise<void> {
-    await Promise.all([this.#base.flush(), stack.active.flush(), this.#journal.sync()]);
+    await Promise.all([this.#base.flush(), stack.active.flush(), this.#journal.sync(), this.#flushBelow(stack)]);
+  }
+
+  /** Under `process` nobody has fsynced the overlays below the active disk, which nobody changes any more. */
+  #flushBelow(stack: OverlayStack): Pending {
+    if (this.#context.durability === "power") return undefined;
+    this.#belowFlushed ??= stack.hidden.flush().catch((error: unknown) => stack.active.failBelow(error));
+    return this.#belowFlushed;
   }
 }

@@ -125,7 +125,10 @@ class Life {
     await bench.state.update((record) => ({ ...record, role: "Primary", prepared: [], merge: { activeEpoch: 2 } }));
     epochs.dropUncommitted(false);
     await bench.checkpoints.settled();
-    return new Life(storage, seed, bench.state, new PromotedDisk(disk.context, disk.stack, bench.gate, 2), view);
+    const promoted = new PromotedDisk(disk.context, disk.stack, bench.gate, 2);
+    // Under `process` nothing of the secondary's is sure to survive a loss of power before its guest has flushed.
+    if (durability === "process") await promoted.flush();
+    return new Life(storage, seed, bench.state, promoted, view);
   }
 
   async run(action: Step): Promise<void> {
@@ -147,7 +150,7 @@ class Life {
         await this.#restart("process");
         break;
       case "power":
-        await this.#restart(this.#state.record.durability === "power" ? "power" : "process");
+        await this.#restart("power");
         break;
     }
     await this.check();

@@ -1,9 +1,14 @@
 import { describe, expect, it, vi } from "vitest";
 import { MergeWork } from "../../../secondary/merge-work.ts";
 import { PromotedDisk } from "../../../secondary/promoted-disk.ts";
+import { recoverPromotion } from "../../../secondary/recover-promotion.ts";
+import { FileImages } from "../../../shared/block/file-images.ts";
+import { StateFile } from "../../../shared/journal/state-file.ts";
+import { SeededRandom } from "../../sim/seeded-random.ts";
+import { SimRandom } from "../../sim/sim-random.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, pattern, seededStorage } from "../../support/overlay-bench.ts";
-import { imagePath, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../../support/replica-bench.ts";
+import { imagePath, lostSyncsOf, makeSecondary, ReplicaBench, STATE_DIRECTORY } from "../../support/replica-bench.ts";
 import { SilentLog } from "../../support/silent-log.ts";
 import { present } from "../../support/present.ts";
 
@@ -38,10 +43,10 @@ async function readAll(disk: PromotedDisk): Promise<Buffer> {
   return bytes;
 }
 
-async function mergeAll(disk: PromotedDisk, bench: ReplicaBench): Promise<void> {
+async function mergeAll(disk: PromotedDisk, { state }: Pick<ReplicaBench, "state">): Promise<void> {
   const work = new MergeWork({
     disks: [disk],
-    state: bench.state,
+    state,
     log: new SilentLog(),
     speed: 0,
     merged: () => undefined,
@@ -89,6 +94,50 @@ describe("a promoted disk", () => {
     await merged;
     expect((await readAll(disk))[0]).toBe("x".charCodeAt(0));
     expect(storage.list(`${STATE_DIRECTORY}/disks/vda`)).toEqual([]);
+  });
+
+  it("has a merged stretch durable in the base before the journal names it, with durability process as well", async () => {
+    const { storage, disk } = await promoted();
+    await disk.write(Buffer.from("x"), 0, NO_FLAGS);
+    await disk.flush();
+    const journal = `${STATE_DIRECTORY}/disks/vda/merge.1.journal`;
+    const unsynced: (readonly [base: number, hasJournal: boolean])[] = [];
+    storage.hold = (op, path) => {
+      const isBase = path === imagePath("vda");
+      if (op === "sync" && (isBase || path === journal)) {
+        unsynced.push([storage.disk.file(imagePath("vda")).unsyncedCount, storage.disk.find(journal) !== undefined]);
+      }
+      return undefined;
+    };
+    await disk.mergeNext();
+    expect(unsynced).toEqual([
+      [1, false],
+      [0, true],
+    ]);
+    expect(storage.disk.file(journal).unsyncedCount).toBe(0);
+  });
+
+  it("fails its guest's flushes, and those of later processes, once the overlays below cannot be made durable, until the merge", async () => {
+    const { storage, disk, view } = await promoted();
+    storage.disk.faults.inject({ op: "sync", kind: "generation-data", error: "io-error" });
+    await expect(disk.flush()).rejects.toMatchObject({ code: "io-error" });
+    await expect(disk.flush()).rejects.toMatchObject({ code: "io-error" });
+    storage.crash("process");
+    const state = present(StateFile.open(storage, STATE_DIRECTORY));
+    const { disks } = recoverPromotion({
+      storage,
+      images: new FileImages(storage),
+      random: new SimRandom(new SeededRandom(1)),
+      stateDirectory: STATE_DIRECTORY,
+      record: state.record,
+      bootId: state.record.bootId,
+      lostSyncs: lostSyncsOf(state),
+    });
+    const again = present(disks[0]).disk;
+    await expect(again.flush()).rejects.toMatchObject({ code: "io-error" });
+    await mergeAll(again, { state });
+    await again.flush();
+    expect(await readAll(again)).toEqual(view);
   });
 
   it("takes writes while the overlays' file system is full, by merging what they touch", async () => {
