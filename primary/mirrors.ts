@@ -160,9 +160,11 @@ export class Mirrors {
   async stop(reason: ColobusError): Promise<void> {
     this.#stopped = true;
     await this.#settling.stop();
-    for (const mirror of this.#open) {
+    for (const mirror of this.#open.slice()) {
       mirror.job?.conclude(reason);
       await mirror.job?.finished();
+      // Its own end, which had begun, has closed it.
+      if (!this.#open.includes(mirror)) continue;
       await this.#settleAll(mirror);
       mirror.copy.close();
       mirror.target.close();
