@@ -148,6 +148,11 @@ export class DiskCopy {
     return this.#tracker;
   }
 
+  /** Whether a later process may believe what survives this one: not while it is being recorded that it may not either. */
+  get isTracked(): boolean {
+    return this.#tracker !== undefined && this.#losingTrack === undefined;
+  }
+
   /** Whether a flush has failed, and not everything that it covered was placed again. */
   get hasLostWrites(): boolean {
     return this.#hasLostWrites;

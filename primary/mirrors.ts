@@ -200,7 +200,7 @@ export class Mirrors {
       await state.update((record) => {
         if (disk.sizeBytes !== geometry.sizeBytes) throw resized(disk.name);
         assertNotGrowing(record, disk.name);
-        return begun(record, { ...mark, isTracked: mirror.copy.tracker !== undefined });
+        return begun(record, { ...mark, isTracked: mirror.copy.isTracked });
       });
     } catch (error) {
       mirror.copy.holdBack();
