@@ -77,11 +77,15 @@ export class GuestPolicy {
     if (freezes) this.freeze();
   }
 
-  /**
-   * Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`; `handed-over` while the
-   * peer may have taken the role.
-   */
-  startAlone(): boolean {
+  /** Guests have waited at the gate since they were held for a hand-over. Errors: why they are refused; `not-in-sync`. */
+  assertHeld(): void {
+    this.gate.assertServing();
+    if (this.isHeld) return;
+    throw new ColobusError("not-in-sync", "guests were let go on while the role was being handed over", "Try again.");
+  }
+
+  /** Errors: `outdated`; `handed-over` while the peer may have taken the role. */
+  assertMayStartAlone(): void {
     const { record } = this.#options.state;
     if (record.outdated) throw outdated();
     if (record.handOver !== null) {
@@ -91,6 +95,11 @@ export class GuestPolicy {
         "Connect the two; or, when the peer is surely not Primary, fail over there and rejoin here.",
       );
     }
+  }
+
+  /** Lets the guests go on that wait for the peer. Returns whether any did. Errors: as `assertMayStartAlone`. */
+  startAlone(): boolean {
+    this.assertMayStartAlone();
     const waited = this.#areWaiting;
     this.release();
     return waited;

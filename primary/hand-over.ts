@@ -38,9 +38,12 @@ export async function handOver(context: HandOverContext, lineage: string): Promi
     await checkpoint();
     await deadline.race(letGo(), "the shared disks are not flushed yet");
     assertInSync();
+    guests.assertHeld();
     const peer = session.peer?.agentId ?? null;
     await state.update((record) => ({ ...record, handOver: peer }));
     isAsked = true;
+    // Whatever has let them go on meanwhile, what they write is not committed there.
+    guests.assertHeld();
     if (peer !== null) await arbiter?.standDown(peer, lineage);
     await deadline.race(
       session.request((id) => ({ type: "takeover", id, lineage })),

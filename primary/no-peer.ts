@@ -18,11 +18,20 @@ export function lostPeer(): ColobusError {
   );
 }
 
+/** Why guests who wait do not go on by an operator's word, and the role goes to nobody else, while it is being handed over. */
+export function beingHandedOver(): ColobusError {
+  return new ColobusError(
+    "handed-over",
+    "the role is being handed to the secondary",
+    "Wait for the end of `colobus switchover`; guests go on by themselves when it fails.",
+  );
+}
+
 /** Why a secondary is not taken while another one may have the role, and the disks, already. */
-export function handedToAnother(): ColobusError {
+export function handedToAnother(action = "Nothing: it is tried again."): ColobusError {
   return new ColobusError(
     "handed-over",
     "the role is being handed to another secondary, or was, and it is not known whether that one has taken it",
-    "Nothing: it is tried again.",
+    action,
   );
 }

@@ -21,7 +21,7 @@ import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { leaveDisks } from "./leave-disks.ts";
 import { LineageKeeper } from "./lineage-keeper.ts";
-import { handedToAnother, lostPeer, neverHadPeer } from "./no-peer.ts";
+import { beingHandedOver, handedToAnother, lostPeer, neverHadPeer } from "./no-peer.ts";
 import { changedBytesFor, placeToOrder, resyncAll } from "./place-orders.ts";
 import { Mirrors } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
@@ -39,6 +39,9 @@ import type { EpochSession } from "./session-group.ts";
 import { SharedDisks } from "./shared-disks.ts";
 import { VmStates } from "./vm-states.ts";
 import type { PrimaryOptions } from "./primary-options.ts";
+
+/** What an operator does who hands the role to another secondary than the one that may have taken it. */
+const HANDED_BEFORE = "Connect that one, so that it can say so; or, when it is surely not Primary, fail over there.";
 
 /**
  * The primary's role: serves the disks and keeps the secondary equal. It puts the parts together that own the guests, the
@@ -208,8 +211,13 @@ export class PrimaryRole {
     return this.#lastVerdict;
   }
 
-  /** Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`, `handed-over`. */
+  /**
+   * Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`; `handed-over`, also while that is
+   * under way: what they wrote would be lost.
+   */
   startAlone(): boolean {
+    if (this.#isHandingOver) throw beingHandedOver();
+    this.#guests.assertMayStartAlone();
     // Without the mark nobody could tell that the secondary's checkpoint is void.
     this.#shared?.goAlone();
     const waited = this.#guests.startAlone();
@@ -227,12 +235,16 @@ export class PrimaryRole {
   /**
    * Hands the role to the secondary, which has to be in sync: holds the guests, commits what they have written, and
    * records whom the role goes to before it asks. Resolves when the secondary was asked; the next handshake tells what
-   * became of it. Errors: `no-peer`, the secondary's refusal: guests go on then; `timed-out`.
+   * became of it. Errors: `no-peer`, the secondary's refusal: guests go on then; `timed-out`; `handed-over` where it is being
+   * handed over already, or another one may have taken it.
    */
   async handOver(lineage: string, timeoutMs: number, signal: AbortSignal, peer?: string): Promise<void> {
     const { state } = this.#options;
     const { replicator, tracking } = this.#placeToOrder(peer);
     const { session } = replicator;
+    if (this.#isHandingOver) throw beingHandedOver();
+    const { handOver: former } = state.record;
+    if (former !== null && former !== session.peer?.agentId) throw handedToAnother(HANDED_BEFORE);
     this.#isHandingOver = true;
     const deadline = new Deadline(this.#options.clock, timeoutMs, signal);
     try {

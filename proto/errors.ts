@@ -189,7 +189,7 @@ export const ERRORS = {
     false,
     "Both sides were written to since they parted: neither contains the other.",
   ),
-  "handed-over": row("ESHUTDOWN", 4032, 409, EXIT.failed, true, "The role was handed to the peer, which serves now."),
+  "handed-over": row("ESHUTDOWN", 4032, 409, EXIT.failed, true, "The role is being handed to the peer, or was."),
   "guests-held": row(
     "ESHUTDOWN",
     4033,

@@ -120,6 +120,19 @@ export class ScriptedTrio {
     });
   }
 
+  /** The role goes from `a` to a secondary. Resolves with what became of it. */
+  switchOver(member: PairMember, timeoutMs: number = COMMAND.timeoutMs): Promise<string> {
+    return this.do("a switchover", () => this.switchOverNow(member, timeoutMs));
+  }
+
+  /** As `switchOver`, for a test that lets time pass itself. */
+  switchOverNow(member: PairMember, timeoutMs: number = COMMAND.timeoutMs): Promise<string> {
+    return outcomeOf(async (signal) => {
+      const request = { peer: this.status(member).agentId, closeClients: true, timeoutMs };
+      await this.a.agent?.switchover(request, signal);
+    });
+  }
+
   /** Resolves when a secondary has noticed that its primary is gone. */
   lost(member: PairMember): Promise<void> {
     return this.until("the loss", () => this.status(member).peers[0]?.connection !== "Connected");

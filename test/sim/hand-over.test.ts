@@ -1,0 +1,63 @@
+import { describe, expect, it } from "vitest";
+import { decodeMessage } from "../../proto/replication-messages.ts";
+import type { ColobusError } from "../../proto/errors.ts";
+import { ScriptedPair } from "./scripted-pair.ts";
+import { ScriptedTrio } from "./scripted-trio.ts";
+
+const SWITCHOVER = { closeClients: true, timeoutMs: 60_000 } as const;
+const SOON_MS = 1_000;
+
+describe("a hand-over that is under way", () => {
+  it("is not undone by an operator who sees guests wait", async () => {
+    const scripted = new ScriptedPair(1, "power", { primaryStorage: { syncMs: [10, 20] } });
+    await scripted.start();
+    const { primary, secondary } = scripted.pair;
+    const answers = new Set<string>();
+    await scripted.do("a switchover", async () => {
+      const { agent } = primary;
+      let isOver = false;
+      const swapped = agent?.switchover(SWITCHOVER, new AbortController().signal).finally(() => (isOver = true));
+      while (!isOver) {
+        const answer = await agent?.startAlone().then(
+          ({ released }) => (released ? "released" : "nobody waits"),
+          (error: ColobusError) => error.code,
+        );
+        if (answer !== undefined) answers.add(answer);
+        await scripted.world.sleep(1);
+      }
+      await swapped;
+    });
+    expect([primary.role, secondary.role]).toEqual(["Secondary", "Primary"]);
+    expect(answers).toContain("handed-over");
+    expect(answers).not.toContain("released");
+    expect(answers).not.toContain("nobody waits");
+  });
+
+  it("goes to one of two secondaries, of which both are asked for at once", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    const outcomes = await trio.do("the switchovers", () =>
+      Promise.all([trio.switchOverNow(trio.b), trio.switchOverNow(trio.c)]),
+    );
+    expect(outcomes).toEqual(["done", "handed-over"]);
+    expect([trio.a.role, trio.b.role, trio.c.role]).toEqual(["Secondary", "Primary", "Secondary"]);
+  });
+
+  it("goes to no other secondary while it is not known whether the first one took it", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    const { network } = trio.world;
+    network.intercept = (receiver, data) => {
+      if (receiver.process.host.name === "b" && decodeMessage(data).type === "takeover") network.block("b", "a", true);
+      return "deliver";
+    };
+    expect(await trio.switchOver(trio.b, SOON_MS)).toBe("timed-out");
+    await trio.until("B's promotion", () => trio.b.role === "Primary");
+    expect(await trio.switchOver(trio.c, SOON_MS)).toBe("handed-over");
+    await trio.until("the loss of B", () => trio.peer("b")?.connection !== "Connected");
+    expect(await trio.switchOver(trio.c)).toBe("handed-over");
+    expect(trio.c.role).toBe("Secondary");
+    network.block("b", "a", false);
+    await trio.until("A to hear of it", () => trio.a.role === "Secondary");
+  });
+});
