@@ -76,11 +76,13 @@ export interface ReplicatorOptions {
  *         │             v          v │            v
  *         └──────── (session lost) paused (the secondary's overlays are full)
  *                                  detached (guests write faster than the secondary takes it, and do not wait)
+ *
+ * From `established` a sync that has to wait for the record of a lineage is *due* first: guests' writes go there, and no barrier.
  */
 type Phase =
   | { readonly name: "connecting" }
   | { readonly name: "opening"; readonly session: SourceSession; readonly stalledBy: ColobusError | undefined }
-  | { readonly name: "syncing" | "established" | "detached"; readonly session: SourceSession }
+  | { readonly name: "syncing" | "established" | "due" | "detached"; readonly session: SourceSession }
   | { readonly name: "paused"; readonly session: SourceSession; readonly reason: ColobusError };
 
 /**
@@ -128,7 +130,8 @@ export class Replicator {
 
   /** The session into whose stream guests' writes go. */
   get streamingSession(): SourceSession | undefined {
-    return this.#phase.name === "established" || this.#phase.name === "syncing" ? this.#phase.session : undefined;
+    const { name } = this.#phase;
+    return name === "established" || name === "syncing" || name === "due" ? this.#phase.session : undefined;
   }
 
   /** The peer of the session that is open, or opening. */
@@ -432,6 +435,8 @@ export class Replicator {
     const { lineages } = this.#options;
     // A lineage that is being minted for a write that went on alone is the one that the secondary has to hear of.
     if (lineages.isMinting || !lineages.isKnownBy(peerOf(session))) {
+      // Something is dirty: no barrier goes there before the sync.
+      if (this.#phase.name === "established") this.#phase = { name: "due", session };
       this.#share(session, kind);
       return;
     }
@@ -478,9 +483,8 @@ export class Replicator {
 
   /** The session into whose stream guests' operations go. One that is full is left first, where `detaches` says so. */
   #streaming(detaches: boolean): SourceSession | undefined {
-    if (this.#phase.name !== "established" && this.#phase.name !== "syncing") return undefined;
-    const { session } = this.#phase;
-    if (!detaches || !session.isFull) return session;
+    const session = this.streamingSession;
+    if (session === undefined || !detaches || !session.isFull) return session;
     this.#detach(session);
     return undefined;
   }
@@ -627,6 +631,7 @@ const REPLICATION_OF_PHASE = {
   opening: "Off",
   syncing: "SyncSource",
   established: "Established",
+  due: "SyncSource",
   paused: "PausedSyncS",
   detached: "PausedSyncS",
 } as const satisfies Record<Phase["name"], ReplicationState>;
