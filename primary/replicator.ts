@@ -459,7 +459,7 @@ export class Replicator {
       const phase = this.#phase;
       if (phase.name === "connecting" || phase.session !== session) return;
       if (phase.name === "opening" && phase.stalledBy !== undefined) this.#pause(session, phase.stalledBy);
-      else if (phase === before) this.#beginSync(session, kind);
+      else if (phase === before || phase.name === "opening") this.#beginSync(session, kind);
     };
     this.#options.lineages
       .share(peerOf(session), begin)
