@@ -116,7 +116,9 @@ export class Pairing {
     else await this.#addMissing(hello, peer);
     if (session.isClosed) return;
     const id = newId(random);
-    const before = peer.pairing?.peer === state.record.agentId ? peer.pairing.sessions[0] : undefined;
+    // A checkpoint that is void stays so until the secondary has recorded this very session, after it has given it up.
+    const isKept = extent !== "rearm" && peer.pairing?.peer === state.record.agentId;
+    const before = isKept ? peer.pairing?.sessions[0] : undefined;
     const pairing = { peer: peer.agentId, sessions: before === undefined ? [id] : [id, before] };
     const { peerSubject } = session;
     await state.update((record) =>

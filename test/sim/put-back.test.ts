@@ -2,29 +2,14 @@ import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import type { PairMember } from "./pair.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
-import type { SimDisk } from "./sim-disk.ts";
+import { backUp, putBack } from "./state-backup.ts";
 
 /**
  * A primary whose state directory is put back to what it was before its first session, while its image is not: by its
  * record it never had a peer, and its peer was promoted meanwhile. Neither may it serve before it has spoken to that
  * peer, nor may the two agree that it is merely behind once an operator has let its guests write.
  */
-const STATE = "/state/";
 const WHILE_MS = 20_000;
-
-/** The files of the state directory. */
-function backUp(disk: SimDisk): ReadonlyMap<string, Buffer> {
-  return new Map(stateFiles(disk).map((path) => [path, disk.readFile(path)]));
-}
-
-function putBack(disk: SimDisk, files: ReadonlyMap<string, Buffer>): void {
-  for (const path of stateFiles(disk)) disk.remove(path);
-  for (const [path, content] of files) disk.addFile(path, content.length, content);
-}
-
-function stateFiles(disk: SimDisk): string[] {
-  return disk.paths().filter((path) => path.startsWith(STATE));
-}
 
 function pass(scripted: ScriptedPair): Promise<void> {
   return scripted.do("some time", () => scripted.world.sleep(WHILE_MS));
