@@ -28,7 +28,7 @@ export interface LineageKeeperOptions {
 export class LineageKeeper {
   readonly #options: LineageKeeperOptions;
   #minting: Promise<void> | undefined;
-  /** Peers that are about to be told of the lineage. */
+  /** Peers that cannot know the lineage yet, and are about to be told of it. */
   readonly #sharing = new Set<string>();
 
   constructor(options: LineageKeeperOptions) {
@@ -63,10 +63,10 @@ export class LineageKeeper {
    * between the two. A peer whose place another one has taken is not waited for: what follows is without it. Errors: `io-error`.
    */
   async share(peer: string, begin: () => void): Promise<void> {
-    this.#sharing.add(peer);
     try {
       do {
         await this.settled();
+        if (!this.isKnownBy(peer)) this.#sharing.add(peer);
         await this.#share(peer);
       } while (this.isMinting || !this.isKnownBy(peer));
       begin();
@@ -108,7 +108,7 @@ export class LineageKeeper {
     });
   }
 
-  /** Peers that may know the lineage, and get nothing now. One that is about to hear of it does not know it yet. */
+  /** Peers that may know the lineage, and get nothing now. One that is about to hear of it for the first time does not know it yet. */
   get #absent(): readonly string[] {
     const { state, streaming } = this.#options;
     const known = knownBy(state.record);
