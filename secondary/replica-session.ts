@@ -99,7 +99,8 @@ export class ReplicaSession {
   #disks: readonly ReplicaDisk[] = [];
   #writer: ReplicaWriter | undefined;
   #ended: Promise<void> | undefined;
-  #beginning = false;
+  /** Settles when this side has made itself ready, or has given that up. */
+  #begun: Promise<void> | undefined;
   #beginTimer: Timer | undefined;
   /** Requests that are not answered yet. */
   #openRequests = 0;
@@ -324,11 +325,10 @@ export class ReplicaSession {
   }
 
   #receiveBegin(message: BeginMessage): void {
-    if (this.#beginning) throw new ColobusError("protocol-error", `the peer sent "begin" twice`);
-    this.#beginning = true;
+    if (this.#begun !== undefined) throw new ColobusError("protocol-error", `the peer sent "begin" twice`);
     this.#peerSite = message.site;
     this.#beginTimer?.cancel();
-    this.#begin(message).catch((error: unknown) => this.#fail(asColobusError(error)));
+    this.#begun = this.#begin(message).catch((error: unknown) => this.#fail(asColobusError(error)));
   }
 
   async #begin(message: BeginMessage): Promise<void> {
@@ -568,6 +568,7 @@ export class ReplicaSession {
     this.#beginTimer?.cancel();
     this.#ended = (async () => {
       await this.#writer?.stop();
+      await this.#begun;
       await this.#requests;
       if (this.#writer !== undefined) this.#options.vmStates.abandon();
       for (const giveUp of this.#giveUpWaiting) giveUp();

@@ -296,6 +296,30 @@ describe("a secondary with several links", () => {
     expect(bench.role.isConnected).toBe(true);
   });
 
+  it("begins nothing for a session before the one that it follows has stopped making itself ready", async () => {
+    const bench = await Bench.open({
+      disks: [{ name: "vda", image: "/images/new.img", sizeBytes: null, cleanMark: null }],
+    });
+    const held = new Held();
+    bench.storage.hold = (operation, path) => (operation === "sync" ? held.wait(path) : undefined);
+    const old = await bench.connect();
+    old.begin(1);
+    await bench.settle();
+    expect(held.paths).not.toEqual([]);
+    expect(bench.events).toEqual(["peer-connected"]);
+    old.link.end(new ColobusError("peer-timeout", "cut"));
+    const next = await bench.connect();
+    next.take();
+    next.begin(2);
+    await bench.settle();
+    expect(bench.events).toEqual(["peer-connected", "peer-disconnected"]);
+    held.release();
+    bench.storage.hold = undefined;
+    await bench.settle();
+    expect(types(next.take())).toEqual(["ready"]);
+    expect(bench.state.record.pairing?.sessions).toEqual(["session-2"]);
+  });
+
   it("is not ready before what the session that it follows had begun is done", async () => {
     const bench = await Bench.open({}, "power");
     const old = await bench.begin();
