@@ -1,3 +1,4 @@
+import { asColobusError } from "../proto/errors.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -21,7 +22,7 @@ export interface EpochSessionsOptions {
   readonly lineages: () => LineageKeeper;
   /** With an arbiter. */
   readonly keeper: () => PermitKeeper | undefined;
-  /** What the only secondary has committed, where there is but one place. */
+  /** The last checkpoint that is known to be committed: where there is but one place, by its secondary. */
   readonly committed: () => number;
 }
 
@@ -35,10 +36,16 @@ type Summary = ReturnType<PeerEpochs["summary"]>;
 export class EpochSessions {
   readonly #options: EpochSessionsOptions;
   readonly #epochs: PeerEpochs;
+  /** The newest checkpoint that this process has told, or is about to tell, to be committed, as far as one that lacks it has to know. */
+  #told: number;
+  /** By session: the newest one of which its secondary knows that it lacks it. */
+  readonly #heard = new WeakMap<SourceSession, number>();
 
   constructor(options: EpochSessionsOptions) {
     this.#options = options;
     this.#epochs = new PeerEpochs(options.state.record);
+    // One that was promoted stands on its checkpoint.
+    this.#told = options.state.record.committed.epoch;
   }
 
   /** Those that are connected; only those that have `epoch`, where one is named and any has. Errors: `no-peer`. */
@@ -94,7 +101,44 @@ export class EpochSessions {
     // Of shared disks the mark says whose checkpoints stand.
     if (state.record.mode === "shared" || others.length === 0) return undefined;
     if (keeper !== undefined && knownBy(state.record).every(isCommittedBy)) return undefined;
-    return lineages().parted();
+    const hearing = this.#tellLacking(epoch, isCommittedBy);
+    return hearing === undefined ? lineages().parted() : hearing.then(() => this.mayTell(epoch));
+  }
+
+  /**
+   * The newest checkpoint that was told to be committed and that the secondary of a place lacks: without an operator's word it
+   * is not promoted then. undefined: none; or an arbiter, or the mark of shared disks, says who may be.
+   */
+  lackedBy(place: SecondaryPlace): number | undefined {
+    const told = Math.max(this.#told, this.#options.committed());
+    return this.#secondariesDecide && told > this.committedBy(place) ? told : undefined;
+  }
+
+  /** Whether nobody but the secondaries themselves can say which of several may be promoted. Without epochs each has everything. */
+  get #secondariesDecide(): boolean {
+    const { places, state, keeper } = this.#options;
+    const { mode } = state.record;
+    return places().length > 1 && keeper() === undefined && mode !== "shared" && mode !== "mirror";
+  }
+
+  /** Done when those that get everything from here on, and lack that checkpoint, know so, or are lost. undefined: they do. */
+  #tellLacking(epoch: number, isCommittedBy: (peer: string) => boolean): Pending {
+    if (!this.#secondariesDecide) return undefined;
+    this.#told = Math.max(this.#told, epoch);
+    const streaming = this.#options.secondaries().sessions(({ streamingSession }) => streamingSession);
+    const lacking = [...streaming].filter(
+      ([peer, session]) => !isCommittedBy(peer) && (this.#heard.get(session) ?? 0) < epoch,
+    );
+    if (lacking.length === 0) return undefined;
+    const hearing = lacking.map(async ([, session]) => {
+      try {
+        await session.request((id) => ({ type: "told", id, epoch }));
+        this.#heard.set(session, epoch);
+      } catch (error) {
+        session.close(asColobusError(error));
+      }
+    });
+    return Promise.all(hearing).then(() => undefined);
   }
 
   /** One of several opens a session, and says what it has. Returns what all have then. */
@@ -106,6 +150,7 @@ export class EpochSessions {
   /** One has given up what it had of epochs up to this one. Returns what the others have; undefined: none has anything. */
   givenUp(peer: string, throughEpoch: number): Summary | undefined {
     this.#epochs.givenUp(peer, throughEpoch);
+    this.#told = 0;
     if (this.#options.places().length === 1) return undefined;
     const left = this.#epochs.summary([...this.#sessions.keys()]);
     return left.committed > 0 ? left : undefined;
@@ -114,6 +159,7 @@ export class EpochSessions {
   /** One is no secondary any more. Returns what the others have. */
   forgotten(peer: string): Summary {
     this.#epochs.forget(peer);
+    this.#told = 0;
     return this.#epochs.summary([...this.#sessions.keys()]);
   }
 

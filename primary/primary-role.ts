@@ -401,6 +401,7 @@ export class PrimaryRole {
       keeper: this.#keeper,
       checkpoints: this.checkpoints,
       committed: (place) => this.#epochs.committedBy(place),
+      told: (place) => this.#epochs.lackedBy(place),
       take,
       judged: (judged) => this.#judged(judged),
       opened: (place, peer) => this.#opened(place, peer),

@@ -40,6 +40,8 @@ export interface ReplicatorOptions {
   /** Where this side's images are. */
   readonly site: () => Site;
   readonly lineages: LineageKeeper;
+  /** The newest checkpoint that was told to be committed, where this one of several secondaries lacks it. */
+  readonly told: () => number | undefined;
   readonly ack: AckPolicy;
   /** Whether a guest's write that finds the window full leaves the stream, instead of waiting. */
   readonly detachesWhenCongested: boolean;
@@ -468,12 +470,14 @@ export class Replicator {
 
   #tellSync(session: SourceSession, phase: SyncPhase): void {
     const { lineage, history } = this.#options.state.record;
+    const told = this.#options.told();
     session.tell({
       type: "sync",
       phase,
       totalBytes: this.#syncTotalBytes,
       lineage: lineage ?? "",
       ancestors: history.ancestors,
+      ...(told === undefined ? {} : { told }),
     });
   }
 

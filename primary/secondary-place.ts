@@ -54,6 +54,8 @@ export interface SecondaryPlaceOptions extends Pick<
   readonly checkpoints: Pick<PrimaryCheckpoints, "openEpoch" | "lackNothingYet">;
   /** The last checkpoint that the secondary of the place is known to have committed. */
   readonly committed: (place: SecondaryPlace) => number;
+  /** The newest checkpoint that was told to be committed, where the secondary of the place lacks it. */
+  readonly told: (place: SecondaryPlace) => number | undefined;
   /** Takes a checkpoint. */
   readonly take: () => Promise<unknown>;
   readonly judged: (judged: Judged) => void;
@@ -203,6 +205,7 @@ export class SecondaryPlace {
         this.#judged = { verdict, peer };
         options.judged(this.#judged);
       },
+      told: () => options.told(this),
       opened: (peer) => options.opened(this, peer),
       syncNeeded: (type) => {
         this.mirroring?.lacks();

@@ -26,7 +26,7 @@ type Answer = Extract<Message, { type: "answer" }>;
 
 type RequestMessage = Extract<
   Message,
-  { type: "lineage" | "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" | "resize" | "checksum" }
+  { type: "lineage" | "told" | "barrier" | "vmstate-end" | "commit" | "discard" | "takeover" | "resize" | "checksum" }
 >;
 
 interface Request {
@@ -305,6 +305,7 @@ export class SourceSession {
       case "data":
       case "sync":
       case "lineage":
+      case "told":
       case "barrier":
       case "commit":
       case "discard":

@@ -222,6 +222,8 @@ export const MESSAGE_SCHEMAS = {
     /** The primary's history: heard of at the beginning, and adopted at the end. */
     lineage: id,
     ancestors: z.array(id).max(ANCESTORS_MAX),
+    /** The newest checkpoint that was told to be committed, where the secondary, one of several, lacks it. */
+    told: z.int().positive().optional(),
   }),
   /**
    * A new lineage of the primary's, which has gone on without another secondary. Behind everything that was sent before it
@@ -233,6 +235,8 @@ export const MESSAGE_SCHEMAS = {
     lineage: id,
     ancestors: z.array(id).max(ANCESTORS_MAX),
   }),
+  /** A checkpoint is about to be told to be committed, which this one of several secondaries lacks. */
+  "told": z.object({ type: z.literal("told"), id: z.int().positive(), epoch: z.int().positive() }),
   "barrier": z.object({
     type: z.literal("barrier"),
     id: z.int().positive(),

@@ -227,6 +227,11 @@ export const stateRecordSchema = z.object({
   /** The checkpoint that a failover returns to; 0 before the first. */
   committed: checkpointSchema,
   /**
+   * On one of several secondaries: the newest checkpoint of which it has heard that it was told to be committed while it lacked
+   * it. Until it has committed that one, or a later one, it is another one's to be promoted.
+   */
+  told: epoch.optional(),
+  /**
    * Prepared and neither committed nor discarded, ascending. One that `awaitsState` cannot be committed before its VM
    * state is stored.
    */

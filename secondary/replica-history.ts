@@ -3,8 +3,9 @@ import type { Hello, Message } from "../proto/replication-messages.ts";
 import type { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { sizesAgreed } from "../shared/block/growth.ts";
 import type { Log } from "../shared/host/log.ts";
+import type { StateRecord } from "../proto/state-record.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { adopted, heard } from "../shared/replication/lineage.ts";
+import { adopted, heard, lackingStill, toldOf } from "../shared/replication/lineage.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 
@@ -36,7 +37,7 @@ export class ReplicaHistory {
    */
   async paired(peer: Hello, begin: BeginMessage, peerSubject: string | undefined): Promise<void> {
     await this.#options.state.update((record) => ({
-      ...sizesAgreed(record, peer.disks),
+      ...lackingStill(sizesAgreed(record, peer.disks), peer.agentId),
       pairing: { peer: peer.agentId, sessions: [begin.session] },
       ...(peerSubject === undefined ? {} : { peerSubject }),
     }));
@@ -61,9 +62,19 @@ export class ReplicaHistory {
     if (this.#options.state.record.tracks !== null) await this.#options.tracking.forget();
   }
 
-  async hear(lineage: string): Promise<void> {
+  /** A source begins to send. `told`: a checkpoint that this side lacks, and that was told to be committed. */
+  async hear(lineage: string, told?: number): Promise<void> {
+    await this.#change((record) => toldOf(heard(record, lineage), told));
+  }
+
+  /** That checkpoint is told to be committed, and this side lacks it. */
+  async hearTold(epoch: number): Promise<void> {
+    await this.#change((record) => toldOf(record, epoch));
+  }
+
+  async #change(change: (record: StateRecord) => StateRecord): Promise<void> {
     const { state } = this.#options;
-    if (heard(state.record, lineage) !== state.record) await state.update((record) => heard(record, lineage));
+    if (change(state.record) !== state.record) await state.update(change);
   }
 
   /** Where there is a checkpoint to return to, the source's history is this side's as soon as everything has arrived. */

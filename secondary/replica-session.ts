@@ -266,6 +266,9 @@ export class ReplicaSession {
       case "lineage":
         this.#receiveLineage(message);
         break;
+      case "told":
+        this.#answer(message.id, () => this.#options.history.hearTold(message.epoch));
+        break;
       case "barrier":
         this.#receiveBarrier(message);
         break;
@@ -417,11 +420,11 @@ export class ReplicaSession {
     const writer = this.#stream();
     // The end of a sync takes effect behind the data of the sync.
     writer.enqueue(async () => {
-      const { lineage, ancestors, phase } = message;
+      const { lineage, ancestors, phase, told } = message;
       if (phase === "end") {
         this.#source = { lineage, ancestors };
         await this.#options.history.adopt(this.#source);
-      } else await this.#options.history.hear(lineage);
+      } else await this.#options.history.hear(lineage, told);
       if (phase === "begin" && this.#options.following.isOn) {
         await writer.makeStable();
         await this.#options.following.end(this.#options.faults.mustRewrite);

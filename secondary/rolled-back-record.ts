@@ -12,8 +12,9 @@ import type { StateRecord } from "../proto/state-record.ts";
 export function rolledBackRecord(record: StateRecord, epoch: number, newAgentId: string): StateRecord {
   const target = record.retained.find((retained) => retained.epoch === epoch);
   if (target === undefined) throw new RangeError(`checkpoint ${epoch} is not retained`);
+  const { told: _, ...rest } = record;
   return {
-    ...record,
+    ...rest,
     agentId: record.mode === "shared" ? record.agentId : newAgentId,
     pairing: null,
     committed: target,

@@ -13,7 +13,7 @@ import { forgetLosses } from "../shared/block/lost-writes.ts";
 import { lostSync, type LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { MarkWithdrawal, SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { promoted } from "../shared/replication/lineage.ts";
+import { lackedCheckpoint, promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import type { PeerTracking, PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
@@ -265,6 +265,14 @@ export class SecondaryRole {
         "outdated",
         "this side's checkpoint is its own state from when it was Primary, which the peer has gone beyond",
         "Fail over to a side that is up to date, or say --force to go back to this one: the two have diverged then.",
+      );
+    }
+    const lacked = lackedCheckpoint(this.#options.state.record);
+    if (lacked !== undefined && !force) {
+      throw new ColobusError(
+        "outdated",
+        `this secondary has checkpoint ${this.checkpoints.committed.epoch}, and checkpoint ${lacked} was told to be committed, which another one has`,
+        `Fail over to one whose \`recoverable.epoch\` is ${lacked} or more; or say --force to give that up for this one.`,
       );
     }
   }

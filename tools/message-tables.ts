@@ -44,11 +44,20 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
     from: "primary",
     meaning: "Operations, numbered from `firstSequence` on, in the order in which they are applied.",
   },
-  "sync": { from: "primary", meaning: "The clusters that the secondary may lack follow, or have all been sent." },
+  "sync": {
+    from: "primary",
+    meaning:
+      "The clusters that the secondary may lack follow, or have all been sent. `told`: a checkpoint that the message `told` would be about.",
+  },
   "lineage": {
     from: "primary",
     meaning:
       "A new lineage has begun, because another secondary is missing. Answered when it is durable here that this one has heard of it, or has adopted it, behind everything sent before.",
+  },
+  "told": {
+    from: "primary",
+    meaning:
+      "A checkpoint is told to be committed, which this one of several secondaries lacks: it is not promoted without an operator's word until it has committed that, or a later one. Answered when that is durable. Does not queue behind data.",
   },
   "barrier": {
     from: "primary",

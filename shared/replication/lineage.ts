@@ -153,6 +153,22 @@ export function confirmed(record: StateRecord, session: string): StateRecord {
     : withPeerEntry(record, slot, { pairing: { peer, sessions: [session] } });
 }
 
+/** A checkpoint was told to be committed that this secondary lacks, or is about to be; undefined: none was. */
+export function toldOf(record: StateRecord, epoch: number | undefined): StateRecord {
+  return epoch === undefined || epoch <= (record.told ?? 0) ? record : { ...record, told: epoch };
+}
+
+/** The checkpoint that was told to be committed and that this secondary lacks, if there is one. */
+export function lackedCheckpoint({ told, committed }: StateRecord): number | undefined {
+  return told === undefined || told <= committed.epoch ? undefined : told;
+}
+
+/** Another primary than the one that has told of it counts its epochs by itself: its next checkpoint is what this secondary lacks. */
+export function lackingStill(record: StateRecord, peer: string): StateRecord {
+  if (record.pairing?.peer === peer || lackedCheckpoint(record) === undefined) return record;
+  return { ...record, told: record.committed.epoch + 1 };
+}
+
 /** A source of another lineage begins to send. */
 export function heard(record: StateRecord, lineage: string): StateRecord {
   if (record.lineage === lineage || record.history.heard.includes(lineage)) return record;
@@ -175,8 +191,9 @@ export function adopted(record: StateRecord, source: Pick<Hello, "lineage" | "an
 export function promoted(record: StateRecord, lineage: string, supersedesHeard: boolean): StateRecord {
   const { heard: known } = record.history;
   const ancestors = behind(record);
+  const { told: _, ...rest } = record;
   return {
-    ...record,
+    ...rest,
     role: "Primary",
     lineage,
     history: supersedesHeard

@@ -238,8 +238,9 @@ const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
   "data": [ofStream("primary", (pair) => pair.write())],
   "ack": [ofStream("secondary", (pair) => pair.write())],
   "ping": [ofStream("primary", () => undefined), ofStream("secondary", () => undefined)],
-  // Only a primary of several secondaries sends it: the trio's lives in the simulator lose it.
+  // Only a primary of several secondaries sends these: the trio's lives in the simulator lose them.
   "lineage": [],
+  "told": [],
   "barrier": [
     ofOrder("prepare", ifArrived, { from: "primary", about: "that prepares", outcome: unknown }),
     ofOrder("checkpoint", ifArrived, { from: "primary", about: "that commits", outcome: unknown }),

@@ -3,6 +3,7 @@ import type { AgentEvent, PeerStatus } from "../../proto/status.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import type { AckPolicy } from "../../proto/words.ts";
 import { present } from "../support/present.ts";
+import { readRecord } from "./crash-remains.ts";
 import { untilApplied } from "./buffered-bytes.ts";
 import type { LifeCounts } from "./life-totals.ts";
 import { imagePath, urlOf, type PairDisk, type PairMember } from "./pair.ts";
@@ -25,6 +26,8 @@ const DISKS: readonly PairDisk[] = [
 const ACTIONS_MIN = 60;
 const TOGETHER_WITHIN_MS = 900_000;
 const WRITE_MAX_BYTES = 3 * 4096;
+/** A failover that one side after the other has refused so often is forced at the end. */
+const REFUSALS_MAX = 10;
 
 const COUNTED = ["decisions", "follows", "splits", "told without one", ...COUNTED_REPLACEMENTS] as const;
 
@@ -55,6 +58,8 @@ class TrioLife {
   readonly #replacements: TrioReplacements | undefined;
   /** How many sessions a primary has lost. */
   readonly #losses = new Map<PairMember, number>();
+  /** Failovers since the last one that were refused, since something newer was told. */
+  #refusals = 0;
 
   constructor(seed: number, print?: (line: string) => void) {
     const scene = new RoleScene(seed, { program: "run-trio-lives", print, disks: DISKS, counted: COUNTED });
@@ -204,6 +209,7 @@ class TrioLife {
         told: (told) => {
           if (told.kind !== "done" || prepare) return;
           this.#tell(member, missingBefore);
+          this.#model.checkpointTold(member, told.value.epoch);
           if (this.#losses.get(member) === losses) this.#assertCommittedOnAll(member, established, told.value.epoch);
         },
       },
@@ -228,7 +234,9 @@ class TrioLife {
     const outcome = await this.#scene.command(member, "commit", (agent, signal) => agent.commit(request, signal), {
       ...limits,
       told: ({ kind }) => {
-        if (kind === "done") this.#tell(member, missingBefore);
+        if (kind !== "done") return;
+        this.#tell(member, missingBefore);
+        this.#model.checkpointTold(member, request.epoch);
       },
     });
     if (outcome.kind === "done") this.#scene.counts.decisions += 1;
@@ -254,17 +262,22 @@ class TrioLife {
   }
 
   /** The operator believes that the primary is gone: it is down, or cut off. */
-  async #failover(member: PairMember): Promise<void> {
+  async #failover(member: PairMember, force = false): Promise<void> {
     const { status } = member;
     if (status?.role !== "Secondary" || status.epoch.committed === 0) return;
     if (status.peers[0]?.connection === "Connected" || status.disks[0]?.state === "Outdated") return;
     this.#scene.world.note(`failover on ${member.name}`);
-    const request = { force: false, dryRun: false, discardActive: false, timeoutMs: COMMAND_MS };
+    const request = { force, dryRun: false, discardActive: false, timeoutMs: COMMAND_MS };
+    if (force) for (const other of this.#scene.othersOf(member)) this.#model.gaveUp(other);
     const outcome = await this.#scene.command(member, "failover", (agent, signal) => agent.failover(request, signal), {
       legal: ["peer-connected", "outdated", "timed-out", "no-checkpoint"],
     });
+    if (outcome.kind === "failed" && outcome.error.code === "outdated") this.#refusals += 1;
     if (outcome.kind !== "done" || outcome.value.already) return;
+    this.#refusals = 0;
     this.#scene.counts.failovers += 1;
+    const { epoch } = outcome.value;
+    if (!force) this.#model.supersedes(epoch, readRecord(member.host).history.ancestors);
     await this.#readBack(member);
   }
 
@@ -356,7 +369,8 @@ class TrioLife {
       const inSync = primary?.status?.peers.filter(({ replication }) => replication === "Established") ?? [];
       if (primary !== undefined && inSync.length === 2 && (await this.#checkpoint(primary, COMMAND_MS, false)))
         return true;
-      if (primary === undefined) await this.#failover(this.#random.pick(members));
+      // Where the one that has the newest checkpoint is lost for good, an operator gives that up.
+      if (primary === undefined) await this.#failover(this.#random.pick(members), this.#refusals > REFUSALS_MAX);
       else await this.#resolve();
       if (primary === undefined || primary.status?.protection.reason === "held") await this.#unhold();
       return false;

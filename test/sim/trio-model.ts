@@ -30,6 +30,10 @@ export class TrioModel implements PairObserver {
   readonly #told = new Map<string, Set<string>>();
   /** Names of sides whose operator has given up what they have, and where nothing was committed since: that word stands. */
   readonly #givenUp = new Set<string>();
+  /** By lineage: the newest checkpoint that was told under it, or before it began. Empty again where an operator has given one up. */
+  readonly #toldUnder = new Map<string, number>();
+  /** The lineage of each side that has told of a checkpoint. */
+  readonly #lineages = new Map<PairMember, string>();
   /** By agent id: the side's name. */
   readonly #names = new Map<string, string>();
   /** By name: who has sent to a side last. */
@@ -91,6 +95,7 @@ export class TrioModel implements PairObserver {
 
   happened(member: PairMember, event: AgentEvent): void {
     if (event.type === "peer-connected") this.#learnId(member.name, member.status);
+    if (event.type === "lineage-changed" && event.data.origin === "alone") this.#begun(member, event.data.lineage);
     if (event.type === "sync-started" || event.type === "sync-finished") this.#synced(member, event);
     if (event.type === "checkpoint-prepared" || event.type === "checkpoint-committed") {
       this.#tookPart(member, event.data.epoch);
@@ -112,8 +117,32 @@ export class TrioModel implements PairObserver {
     this.#told.set(missing, told);
   }
 
+  /** A primary has told that a checkpoint is committed. */
+  checkpointTold(member: PairMember, epoch: number): void {
+    const lineage = member.status?.lineage ?? undefined;
+    if (lineage === undefined) return;
+    this.#lineages.set(member, lineage);
+    this.#toldUnder.set(lineage, Math.max(epoch, this.#toldUnder.get(lineage) ?? 0));
+  }
+
+  /** A side was promoted to a checkpoint, without force: it has what was told under the histories that its own supersedes. */
+  supersedes(epoch: number, lineages: readonly string[]): void {
+    for (const lineage of lineages) {
+      const told = this.#toldUnder.get(lineage) ?? 0;
+      assert(told <= epoch, `checkpoint ${told} was told, and a promotion to ${epoch} supersedes that`);
+    }
+  }
+
+  #begun(member: PairMember, lineage: unknown): void {
+    const before = this.#lineages.get(member);
+    if (typeof lineage !== "string" || before === undefined) return;
+    this.#lineages.set(member, lineage);
+    this.#toldUnder.set(lineage, this.#toldUnder.get(before) ?? 0);
+  }
+
   /** An operator has given up what that side has. */
   gaveUp(member: PairMember): void {
+    this.#toldUnder.clear();
     this.#givenUp.add(member.name);
     for (const holders of this.#told.values()) holders.delete(member.name);
   }

@@ -42,6 +42,7 @@ const EXAMPLES: { readonly [Type in Exclude<MessageType, "data" | "vmstate">]: E
   "united": { type: "united" },
   "sync": { type: "sync", phase: "begin", totalBytes: 2 ** 40, lineage: "1".repeat(32), ancestors: ["0".repeat(32)] },
   "lineage": { type: "lineage", id: 7, lineage: "1".repeat(32), ancestors: ["0".repeat(32)] },
+  "told": { type: "told", id: 8, epoch: 5 },
   "barrier": { type: "barrier", id: 1, epoch: 5, commit: false },
   "vmstate-end": { type: "vmstate-end", id: 5, epoch: 5, chunks: 2, bytes: 300_000, checksum: 12 },
   "vmstate-ack": { type: "vmstate-ack", epoch: 5, chunks: 1, error },
