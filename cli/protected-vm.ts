@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { ColobusError } from "../proto/errors.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { BACKGROUND_POLL_MS, VM_DOWNTIME_LIMIT_MS, VM_MIGRATION_BYTES_PER_SECOND } from "../proto/limits.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { QmpClient, type QmpEvent } from "../shared/host/qmp-client.ts";
@@ -47,7 +47,7 @@ export interface ProtectedVmOptions {
  * migration would pause the VM for all of its length, or end in nothing but a snapshot.
  */
 export class ProtectedVm {
-  readonly #qmp: QmpClient;
+  #qmp: QmpClient;
   readonly #options: ProtectedVmOptions;
   /** What `release` sets again. */
   #found: Parameters | undefined;
@@ -217,18 +217,31 @@ export class ProtectedVm {
   }
 
   /**
-   * A command after whose failure the VM must run. One that is not answered in time has ended the connection, and may be
-   * carried out yet: QEMU serves the next connection after it.
+   * A command after whose failure the VM must run. Where this one, or one before it, was not answered in time, the connection
+   * has ended, and what was asked for may be carried out yet: QEMU serves the next connection after it.
    */
   async #orRunAgain(command: "stop" | "cont"): Promise<void> {
     try {
       await this.#qmp.execute(command);
     } catch (error) {
-      if (error instanceof ColobusError && error.code === "timed-out") {
-        const again = await QmpClient.connect(this.#options);
-        await again.execute("cont").finally(() => again.close());
-      }
-      throw error;
+      if (asColobusError(error).code === "vm-refused") throw error;
+      await this.#runAnew();
+      if (command === "stop") throw error;
+    }
+  }
+
+  /** By a new connection, which takes the place of the one before. */
+  async #runAnew(): Promise<void> {
+    const { socket } = this.#options;
+    try {
+      this.#qmp.close();
+      this.#qmp = await QmpClient.connect({ ...this.#options, event: (event) => this.heard(event) });
+      await this.#qmp.execute("cont");
+    } catch (error) {
+      const { code, message } = asColobusError(error);
+      throw new ColobusError(code, `the VM may be paused still: ${message}`, `Send \`cont\` to ${socket}.`, {
+        cause: error,
+      });
     }
   }
 

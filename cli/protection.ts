@@ -106,20 +106,24 @@ export class Protection {
     const { control, clock, guest, timeoutMs, tell } = this.#options;
     const startedMs = clock.nowMs();
     let epoch: number | null = null;
-    let pauseMs = 0;
     let isSending = false;
+    let withdrawn: Promise<void> | undefined;
+    const withdraw = (): Promise<void> => (withdrawn ??= this.#withdraw(epoch));
     try {
       const resume = await guest.pause();
       try {
         epoch = await this.#place();
         await guest.state?.begin();
       } catch (error) {
-        if (epoch !== null) await quietly(guest.state?.cancel);
+        // A QEMU that waits for the agent to let go of the state answers nobody before.
+        if (asColobusError(error).code !== "vm-refused") void withdraw();
+        if (epoch !== null) await failureOf(guest.state?.cancel);
+        await goOn(resume, withdraw);
         throw error;
-      } finally {
-        await resume();
-        pauseMs = clock.nowMs() - startedMs;
       }
+      const stuck = await goOn(resume, withdraw);
+      const pauseMs = clock.nowMs() - startedMs;
+      if (stuck !== undefined) throw stuck;
       isSending = true;
       await guest.state?.finish();
       isSending = false;
@@ -127,9 +131,9 @@ export class Protection {
       tell({ epoch, state: "committed", pauseMs, vmstateBytes, totalMs: clock.nowMs() - startedMs });
     } catch (error) {
       const reason = asColobusError(error);
-      await this.#withdraw(epoch);
+      await withdraw();
       // After the agent has let go of the state: QEMU may have waited for that, and answered nobody.
-      if (isSending) await quietly(guest.state?.cancel);
+      if (isSending) await failureOf(guest.state?.cancel);
       tell({ epoch, state: "failed", error: reason.toJSON() });
       if (reason.code === "vm-unreachable") throw reason;
     }
@@ -144,7 +148,7 @@ export class Protection {
 
   async #withdraw(epoch: number | null): Promise<void> {
     const { control, timeoutMs } = this.#options;
-    if (epoch !== null) await quietly(() => control.discard({ epoch, timeoutMs }));
+    if (epoch !== null) await failureOf(() => control.discard({ epoch, timeoutMs }));
   }
 
   /** Until the interval is over, a checkpoint is wanted, or the protection is to end. */
@@ -182,11 +186,24 @@ export class Protection {
   }
 }
 
-/** What is done after a failure must not hide it. */
-async function quietly(work: (() => Promise<unknown>) | undefined): Promise<void> {
+/**
+ * Has the guest go on, and resolves with what has kept it from that until `withdraw` had the agent let go of its state.
+ * Errors: it may be paused still.
+ */
+async function goOn(resume: () => Promise<void>, withdraw: () => Promise<void>): Promise<ColobusError | undefined> {
+  const stuck = await failureOf(resume);
+  if (stuck === undefined) return undefined;
+  await withdraw();
+  await resume();
+  return stuck;
+}
+
+/** What has become of work whose failure does not end what is done around it: undefined when it is done. */
+async function failureOf(work: (() => Promise<unknown>) | undefined): Promise<ColobusError | undefined> {
   try {
     await work?.();
-  } catch {
-    // The first error is told.
+    return undefined;
+  } catch (error) {
+    return asColobusError(error);
   }
 }
