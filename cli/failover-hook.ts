@@ -34,6 +34,17 @@ export async function runFailoverHook(
   if (outcome !== 0) throw failed(`ended with ${outcome}`);
 }
 
+/** Somebody else may have started the VM: a second one beside it would destroy its disks. */
+export function hookNotRun(already: boolean): ColobusError {
+  return new ColobusError(
+    "hook-failed",
+    already
+      ? "this side was Primary already, and the command of --exec was not run"
+      : "this side is Primary now, and the command of --exec was not run: that of a later failover starts the VM",
+    "See whether the VM runs, and start it by hand if not: nothing else does.",
+  );
+}
+
 function failed(what: string): ColobusError {
   return new ColobusError(
     "hook-failed",

@@ -35,13 +35,21 @@ export interface FailoversOptions {
   readonly settled: () => Promise<unknown>;
 }
 
+interface RunningFailover {
+  readonly answer: Promise<FailoverAnswer>;
+  /** Whose command would start the VM; undefined: the agent's own, if it has one. */
+  starter: FailoverRequest | undefined;
+  /** Whose does, once this side is Primary. */
+  started: FailoverRequest | undefined;
+}
+
 /**
  * Owns an agent's promotion from Secondary to Primary, by an operator's command or by itself, one at a time: the arbiter
  * is asked, the peer is fenced, the role changes, in this order.
  */
 export class Failovers {
   readonly #options: FailoversOptions;
-  #running: Promise<FailoverAnswer> | undefined;
+  #running: RunningFailover | undefined;
 
   constructor(options: FailoversOptions) {
     this.#options = options;
@@ -53,7 +61,7 @@ export class Failovers {
 
   /** Resolves when none is under way, whatever has become of it: who asked for it has its error. */
   async ended(): Promise<void> {
-    await this.#running?.catch(() => undefined);
+    await this.#running?.answer.catch(() => undefined);
   }
 
   /** Errors: what keeps this side from being promoted; `timed-out` when it has begun, and goes on. */
@@ -77,6 +85,8 @@ export class Failovers {
       return await deadline.race(this.#begin(request), "the failover has begun and goes on");
     } finally {
       deadline.end();
+      // Who has gone before the answer does not start the VM.
+      if (this.#running?.starter === request) this.#running.starter = undefined;
     }
   }
 
@@ -95,11 +105,21 @@ export class Failovers {
     await this.#begin(BY_ITSELF);
   }
 
-  #begin(request: FailoverRequest): Promise<FailoverAnswer> {
-    this.#running ??= this.#fenceAndPromote(request).finally(() => {
+  /** Whoever joins one that is under way, and starts the VM, does so in the place of any other. */
+  async #begin(request: FailoverRequest): Promise<FailoverAnswer> {
+    const running = (this.#running ??= this.#start(request));
+    if (request.startsVm === true) running.starter = request;
+    const answer = await running.answer;
+    return { ...answer, startsVm: running.started === request };
+  }
+
+  #start(request: FailoverRequest): RunningFailover {
+    const running: RunningFailover = { answer: this.#fenceAndPromote(request), starter: undefined, started: undefined };
+    const end = (): void => {
       this.#running = undefined;
-    });
-    return this.#running;
+    };
+    void running.answer.then(end, end);
+    return running;
   }
 
   /** Two hosts that write one disk destroy it: nobody is promoted on a shared one before the other is known to be dead. */
@@ -170,8 +190,15 @@ export class Failovers {
     const { ageMs, wouldLose } = secondary.describeRecoverable() ?? described;
     const mergeBytes = roles.promoted.reduce((sum, disk) => sum + disk.mergeTotalBytes, 0);
     const jobs = this.#options.jobs.all().map((job) => job.describe().id);
-    if (request.startsVm !== true) this.#options.promoted(epoch);
+    this.#decideWhoStarts(epoch);
     return { ...described, dryRun: false, epoch, ageMs, wouldLose, mergeBytes, jobs };
+  }
+
+  /** Once for each promotion. */
+  #decideWhoStarts(epoch: number): void {
+    const running = this.#running;
+    if (running?.starter === undefined) this.#options.promoted(epoch);
+    else running.started = running.starter;
   }
 
   #describe(secondary: SecondaryRole, request: FailoverRequest): FailoverAnswer {
@@ -180,6 +207,7 @@ export class Failovers {
     return {
       already: false,
       dryRun: request.dryRun,
+      startsVm: false,
       mode: this.#options.state.record.mode,
       epoch: recoverable?.epoch ?? 0,
       ageMs: recoverable?.ageMs ?? null,
@@ -200,6 +228,7 @@ export class Failovers {
     return {
       already: true,
       dryRun,
+      startsVm: false,
       mode: state.record.mode,
       epoch: state.record.committed.epoch,
       ageMs: null,

@@ -107,7 +107,7 @@ export const failoverRequestSchema = z.strictObject({
   discardActive: z.boolean().default(false),
   /** The operator has made sure that the peer serves no more: mode `shared` asks for that, or for the fence hook. */
   fenced: z.boolean().optional(),
-  /** Whoever asks starts the VM: the agent's `--on-failover` is not run. */
+  /** Whoever asks starts the VM when the answer says so: the agent's `--on-failover` is not run then. */
   startsVm: z.boolean().optional(),
   timeoutMs,
 });
@@ -116,6 +116,8 @@ export const failoverAnswerSchema = z.object({
   /** True when the agent was Primary already and nothing was done. */
   already: z.boolean(),
   dryRun: z.boolean(),
+  /** Whoever has asked starts the VM, and nobody else does. */
+  startsVm: z.boolean(),
   /** In `mirror` nothing is returned to: what is stable is served, and `epoch` counts syncs only. */
   mode: z.enum(MODES),
   epoch,

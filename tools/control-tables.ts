@@ -71,7 +71,8 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/failover discardActive": "Leave out what the secondary's own VM has written.",
   "POST /v1/failover fenced":
     "The peer surely serves no more. Mode `shared` refuses a failover without it, unless a fence hook says so.",
-  "POST /v1/failover startsVm": "Whoever asks starts the VM: `--on-failover` is not run.",
+  "POST /v1/failover startsVm":
+    "Whoever asks starts the VM where the answer says so too: `--on-failover` is not run then.",
   "POST /v1/switchover closeClients": "Also while clients that may write are connected: they are sent away.",
   "POST /v1/rejoin peer": "URL of the agent that was promoted.",
   "POST /v1/connect dryRun": "Only explain what the two would do.",

@@ -4,7 +4,7 @@ import type { ControlClient } from "../../shared/control/api-client.ts";
 import { agentFlags, clientOf, givenOnce, runDirectoryOfAgent, timeoutOf } from "../agent-flags.ts";
 import { defineCommand, type CommandHost } from "../command.ts";
 import { describeFailover } from "../describe-failover.ts";
-import { runFailoverHook } from "../failover-hook.ts";
+import { hookNotRun, runFailoverHook } from "../failover-hook.ts";
 
 export const failoverCommand = defineCommand({
   command: "failover",
@@ -46,8 +46,10 @@ export const failoverCommand = defineCommand({
     const command = givenOnce("--exec", args.exec);
     const client = clientOf(args, host);
     const answer = await client.failover(request, host.interrupted);
-    if (command !== undefined && !answer.dryRun && !answer.already)
+    if (command !== undefined && !answer.dryRun) {
+      if (!answer.startsVm) throw hookNotRun(answer.already);
       await startVm(command, client, answer, host, request);
+    }
     host.output.result(args.json, answer, (result) => describeFailover(result).join("\n"));
   },
 });

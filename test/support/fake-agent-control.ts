@@ -148,6 +148,7 @@ export class FakeAgentControl implements AgentControl {
     return {
       already,
       dryRun: request.dryRun,
+      startsVm: !already && !request.dryRun && request.startsVm === true,
       mode,
       epoch: recoverable?.epoch ?? 0,
       ageMs: recoverable?.ageMs ?? null,

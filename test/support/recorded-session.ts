@@ -1,3 +1,4 @@
+import type { AgentOptions } from "../../cli/agent-host.ts";
 import { Agent } from "../../cli/agent.ts";
 import type { Role } from "../../proto/words.ts";
 import type { Clock } from "../../shared/host/clock.ts";
@@ -21,6 +22,7 @@ export function openFuzzAgent(
   token: Buffer | undefined,
   dial: () => Promise<Link>,
   clock: Clock = new NodeClock(),
+  hooks: Pick<AgentOptions, "fence" | "startVm"> = { fence: undefined, startVm: undefined },
 ): Promise<Agent> {
   return Agent.open({
     host: {
@@ -37,8 +39,7 @@ export function openFuzzAgent(
     acceptsPeers: true,
     exportUri: (name) => name,
     dropClients: () => undefined,
-    fence: undefined,
-    startVm: undefined,
+    ...hooks,
     config: {
       role,
       vm: "fuzz",

@@ -1,0 +1,116 @@
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import type { Agent } from "../../../cli/agent.ts";
+import { ColobusError } from "../../../proto/errors.ts";
+import { NodeClock } from "../../../shared/host/node-clock.ts";
+import { runInProcess, serveFakeAgent } from "../../support/control-harness.ts";
+import type { MemoryStorage } from "../../support/memory-storage.ts";
+import { seededStorage } from "../../support/overlay-bench.ts";
+import { FUZZ_DISK_BYTES, FUZZ_DISKS, openFuzzAgent, recordSession } from "../../support/recorded-session.ts";
+
+const NO_SIGNAL = new AbortController().signal;
+const FAILOVER = { dryRun: false, force: true, discardActive: false, timeoutMs: 10_000 };
+
+function storageWithImages(seed: number): MemoryStorage {
+  const storage = seededStorage(seed);
+  for (const name of FUZZ_DISKS) storage.disk.addFile(`/images/${name}.img`, FUZZ_DISK_BYTES);
+  return storage;
+}
+
+interface Fenced {
+  readonly agent: Agent;
+  /** Resolves when the peer is being fenced, which goes on until `fenced` is called. */
+  readonly fencing: Promise<void>;
+  readonly fenced: () => void;
+  /** How often the agent has started the VM. */
+  readonly started: () => number;
+}
+
+/** A secondary with a checkpoint, whose fence hook takes its time. */
+async function fencedSecondary(): Promise<Fenced> {
+  let began = (): void => undefined;
+  let fenced = (): void => undefined;
+  const fencing = new Promise<void>((resolve) => {
+    began = resolve;
+  });
+  const isFenced = new Promise<void>((resolve) => {
+    fenced = resolve;
+  });
+  let started = 0;
+  const agent = await openFuzzAgent(
+    "Secondary",
+    storageWithImages(2),
+    undefined,
+    () => Promise.reject(new ColobusError("connection-lost", "nobody is there")),
+    new NodeClock(),
+    {
+      fence: async () => {
+        began();
+        await isFenced;
+        return "the peer was powered off";
+      },
+      startVm: () => Promise.resolve(void (started += 1)),
+    },
+  );
+  await recordSession(storageWithImages(1), agent, undefined);
+  return { agent, fencing, fenced, started: () => started };
+}
+
+describe("who starts the VM after a failover", () => {
+  it("is the agent, or whoever has asked and said so", async () => {
+    for (const startsVm of [false, true]) {
+      const { agent, fenced, started } = await fencedSecondary();
+      fenced();
+      expect(await agent.failover({ ...FAILOVER, startsVm }, NO_SIGNAL)).toMatchObject({ already: false, startsVm });
+      expect(started()).toBe(startsVm ? 0 : 1);
+      const again = await agent.failover({ ...FAILOVER, startsVm: true }, NO_SIGNAL);
+      expect(again).toMatchObject({ already: true, startsVm: false });
+      await agent.stop(100);
+    }
+  });
+
+  it("is the one who joins a failover that has begun, alone", async () => {
+    const { agent, fencing, fenced, started } = await fencedSecondary();
+    const first = agent.failover(FAILOVER, NO_SIGNAL);
+    await fencing;
+    const joiners = [1, 2].map(() => agent.failover({ ...FAILOVER, startsVm: true }, NO_SIGNAL));
+    for (let count = 0; count < 5; count += 1) await Promise.resolve();
+    fenced();
+    const answers = await Promise.all([first, ...joiners]);
+    expect(answers.map(({ already, startsVm }) => [already, startsVm])).toEqual([
+      [false, false],
+      [false, false],
+      [false, true],
+    ]);
+    expect(started()).toBe(0);
+    await agent.stop(100);
+  });
+
+  it("is the agent when whoever has asked is gone before this side is Primary", async () => {
+    const { agent, fencing, fenced, started } = await fencedSecondary();
+    const gone = new AbortController();
+    const asked = agent.failover({ ...FAILOVER, startsVm: true }, gone.signal);
+    await fencing;
+    gone.abort();
+    await expect(asked).rejects.toMatchObject({ code: "timed-out" });
+    const joined = agent.failover(FAILOVER, NO_SIGNAL);
+    fenced();
+    expect(await joined).toMatchObject({ already: false, startsVm: false });
+    expect(started()).toBe(1);
+    await agent.stop(100);
+  });
+});
+
+describe("failover --exec", () => {
+  it.each(["Secondary", "Primary"] as const)("runs its command where it is to start the VM: %s", async (role) => {
+    const { control, run } = await serveFakeAgent();
+    control.currentStatus = { ...control.currentStatus, role };
+    const mark = join(run, "started");
+    const args = ["failover", "--json", "--run", run, "--exec", `touch ${mark}`];
+    const { code, stdout } = await runInProcess(args, { clock: new NodeClock() });
+    expect(existsSync(mark)).toBe(role === "Secondary");
+    expect(code).toBe(role === "Secondary" ? 0 : 1);
+    if (role === "Primary") expect(JSON.parse(stdout)).toMatchObject({ error: { code: "hook-failed" } });
+  });
+});
