@@ -23,7 +23,7 @@ export interface HookOptions {
 
 /**
  * Runs the command, and resolves with its exit code, or with what else has ended it. One that takes too long is killed with
- * everything that it has started, but for what has left its process group. Errors: `timed-out` then.
+ * everything that it has started, but for what has left its process group, or belongs to another user. Errors: `timed-out` then.
  */
 export async function runHook({ command, timeoutMs }: Hook, options: HookOptions): Promise<number | string> {
   const { env, clock, output, leavesOthers } = options;
@@ -34,12 +34,13 @@ export async function runHook({ command, timeoutMs }: Hook, options: HookOptions
   });
   const streams = [child.stdout, child.stderr];
   for (const stream of streams) createInterface({ input: stream }).on("line", output);
-  let isLate = false;
+  const late = { is: false, isKilled: true };
   const outcome = await new Promise<number | string>((resolve) => {
     const timer = clock.after(timeoutMs, () => {
-      isLate = true;
-      killGroup(child);
+      late.is = true;
       resolve("late");
+      late.isKilled = killGroup(child);
+      child.unref(); // what goes on does not keep this process
     });
     const ended = (how: number | string): void => {
       timer.cancel();
@@ -48,7 +49,10 @@ export async function runHook({ command, timeoutMs }: Hook, options: HookOptions
     child.once("error", (error) => ended(error.message));
     child.once(leavesOthers ? "exit" : "close", (code, signal) => ended(code ?? signal ?? "unknown"));
   });
-  if (leavesOthers || isLate) for (const stream of streams) stream.destroy();
-  if (isLate) throw new ColobusError("timed-out", `has not ended within ${timeoutMs} ms`);
+  if (leavesOthers || late.is) for (const stream of streams) stream.destroy();
+  if (late.is) {
+    const left = late.isKilled ? "" : "; it may run still, since it belongs to another user";
+    throw new ColobusError("timed-out", `has not ended within ${timeoutMs} ms${left}`);
+  }
   return outcome;
 }
