@@ -157,8 +157,8 @@ export class ControlClient {
   }
 
   /**
-   * A stored VM state; the caller reads `content` to its end, or destroys it. The time limit is for its beginning. What
-   * ends before `bytes` bytes is broken.
+   * A stored VM state; the caller reads `content` to its end, or destroys it. The time limit is for its beginning,
+   * and for each time in which nothing moves. What ends before `bytes` bytes is broken.
    */
   async storedVmState(
     request: StoredVmStateRequest,

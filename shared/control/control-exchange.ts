@@ -96,7 +96,8 @@ export class ControlExchange {
 
   /**
    * Sends a request; resolves with the beginning of its answer. The time limit covers everything up to the end of the
-   * answer, except of an event stream's. After a timeout or an abort the response is destroyed with that error.
+   * answer, except of streams: events may come at any time, and a VM state is as long as it is, but must not stand still
+   * for that time. After a timeout or an abort the response is destroyed with that error.
    */
   #begin(exchange: Exchange): Promise<IncomingMessage> {
     const { signal, timeoutMs } = exchange;
@@ -118,6 +119,10 @@ export class ControlExchange {
       request.once("response", (response) => {
         received = response;
         if (exchange.accept === EVENT_STREAM_TYPE) clearTimeout(timer);
+        if (exchange.accept === VMSTATE_TYPE) {
+          clearTimeout(timer);
+          response.socket.setTimeout(timeoutMs, () => stop(this.#stoodStill(timeoutMs)));
+        }
         resolve(response);
       });
       request.on("error", (error) => reject(this.#connectionError(error, request)));
@@ -280,6 +285,14 @@ export class ControlExchange {
       "timed-out",
       `The agent at ${this.#name} has not answered within ${timeoutMs / 1000} s; the request may have been carried out.`,
       "Check with colobus status, and ask again with a longer --timeout.",
+    );
+  }
+
+  #stoodStill(timeoutMs: number): ColobusError {
+    return new ColobusError(
+      "timed-out",
+      `Nothing of the VM state has come from ${this.#name}, or was taken here, for ${timeoutMs / 1000} s.`,
+      "Check that the agent, its disk, and whatever reads the state go on; or say a longer --timeout.",
     );
   }
 

@@ -120,6 +120,32 @@ describe("a call that is not answered", () => {
     await expect(clientAt(slow).status({ timeoutMs: 20 })).rejects.toMatchObject({ code: "timed-out" });
   });
 
+  it("reads a VM state for as long as it comes, and gives up one that stands still", async () => {
+    const timeoutMs = 1_000;
+    const pieces = 24;
+    const path = await listenRaw((socket) =>
+      socket.once("data", () => {
+        socket.write(`HTTP/1.1 200 OK\r\ncolobus-epoch: 41\r\ncontent-length: ${pieces + 1}\r\n\r\n`);
+        let left = pieces;
+        const sending = setInterval(() => {
+          socket.write("x");
+          left -= 1;
+          if (left === 0) clearInterval(sending);
+        }, timeoutMs / 16);
+      }),
+    );
+    const { bytes, content } = await clientAt(path).storedVmState({ force: false }, { timeoutMs });
+    let received = 0;
+    const read = async (): Promise<void> => {
+      for await (const chunk of content as AsyncIterable<Buffer>) received += chunk.length;
+    };
+    await expect(read()).rejects.toMatchObject({
+      code: "timed-out",
+      message: expect.stringContaining("Nothing of the VM state has come"),
+    });
+    expect([received, bytes]).toEqual([pieces, pieces + 1]);
+  });
+
   it("is outcome-unknown, at once, when it is interrupted", async () => {
     const { control, socketPath } = await serveFakeAgent();
     const interrupt = new AbortController();
