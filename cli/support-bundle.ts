@@ -6,11 +6,23 @@
  * addresses stay.
  */
 import { execFile } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { arch, cpus, freemem, platform, release, tmpdir, totalmem } from "node:os";
-import { dirname, join, resolve } from "node:path";
+import { join, resolve } from "node:path";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
+import { putFile } from "../shared/host/content-files.ts";
 import type { AgentKeys } from "./agent-keys.ts";
 import { examine, type Examination } from "./doctor.ts";
 import { inspectFile } from "./inspection.ts";
@@ -18,6 +30,9 @@ import { inspectFile } from "./inspection.ts";
 const TAR_TIMEOUT_MS = 60_000;
 /** The end of a log: what happened last is what is asked for. */
 const LOG_MAX_BYTES = 4 * 1024 * 1024;
+
+/** Also where the log ends within it. */
+const HOOK_OUTPUT = /"line":"(?:[^"\\\n]|\\.)*(?:"|\\?$)/gm;
 
 /** Commands of hooks may hold passwords. */
 const KEPT_OUT: readonly (keyof AgentKeys)[] = ["fence-peer", "on-failover"];
@@ -37,7 +52,7 @@ export interface BundleOptions extends Examination {
   readonly log: string | undefined;
 }
 
-/** Errors: `io-error` when the archive cannot be written. What cannot be collected is told in its place. */
+/** Errors: `io-error` when the archive cannot be written; `outcome-unknown` when interrupted. What cannot be collected is told in its place. */
 export async function collectBundle(options: BundleOptions): Promise<SupportBundle> {
   const scratch = mkdtempSync(join(tmpdir(), "colobus-support-"));
   const root = join(scratch, "colobus-support");
@@ -49,6 +64,9 @@ export async function collectBundle(options: BundleOptions): Promise<SupportBund
       if (text === undefined) continue;
       writeFileSync(join(root, name), withoutUserInfo(text), { mode: 0o600 });
       entries.push(name);
+    }
+    if (options.signal.aborted) {
+      throw new ColobusError("outcome-unknown", "it was interrupted, and nothing is written", "Start it again.");
     }
     const file = resolve(options.file);
     await archive(scratch, "colobus-support", file);
@@ -70,10 +88,11 @@ function collectors(options: BundleOptions): Record<string, Collect> {
     "jobs.json": () => client?.jobs(call),
     "events.json": () => client?.events(0, call),
     "metrics.txt": () => client?.metrics(call),
-    "doctor.json": () => examine(options),
     "config.json": () => (keys === undefined ? undefined : withoutSecrets(keys)),
     "record.json": () => (record !== undefined && existsSync(record) ? inspectFile(record) : undefined),
     "agent.log": () => (log === undefined ? undefined : readEnd(log)),
+    // Looks at disks, which may hang.
+    "doctor.json": () => examine(options),
   };
 }
 
@@ -111,31 +130,39 @@ function withoutUserInfo(text: string): string {
   return text.replaceAll(/([a-z][a-z0-9+.-]*:\/\/)[^/\s"'@]*@/gi, "$1");
 }
 
+/** The last lines of a log, without what hooks have printed, which the agent logs. */
 function readEnd(path: string): string {
-  const bytes = readFileSync(path);
-  const text = bytes.subarray(Math.max(0, bytes.length - LOG_MAX_BYTES)).toString("utf8");
-  // The agent logs what a hook prints.
-  return text.replaceAll(/"line":"(?:[^"\\]|\\.)*"/g, '"line":"(left out)"');
+  const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK); // a pipe that nobody writes to is an error, not a wait
+  try {
+    const { size } = fstatSync(fd);
+    const bytes = Buffer.alloc(Math.min(size, LOG_MAX_BYTES));
+    const position = size - bytes.length;
+    let length = 0;
+    for (let read = -1; read !== 0 && length < bytes.length; length += read) {
+      read = readSync(fd, bytes, length, bytes.length - length, position + length);
+    }
+    const text = bytes.toString("utf8", 0, length);
+    // Of a line whose beginning is missing nobody knows what it is.
+    const lines = position === 0 ? text : text.slice(text.indexOf("\n") + 1 || text.length);
+    return lines.replaceAll(HOOK_OUTPUT, '"line":"(left out)"');
+  } finally {
+    closeSync(fd);
+  }
 }
 
 /** Nobody finds half of an archive under its name. */
 async function archive(directory: string, name: string, file: string): Promise<void> {
-  let scratch: string | undefined;
+  const packed = join(directory, "packed");
   try {
-    scratch = mkdtempSync(join(dirname(file), ".colobus-support-")); // others cannot foresee its name, nor look into it
-    const part = join(scratch, "part");
-    writeFileSync(part, "", { mode: 0o600 }); // tar keeps the mode of a file that is there
     await new Promise<void>((done, fail) => {
-      execFile("tar", ["-C", directory, "-czf", part, name], { timeout: TAR_TIMEOUT_MS }, (error, _, stderr) => {
+      execFile("tar", ["-C", directory, "-czf", packed, name], { timeout: TAR_TIMEOUT_MS }, (error, _, stderr) => {
         if (error === null) done();
         else fail(new Error(stderr.trim() === "" ? error.message : stderr.trim()));
       });
     });
-    renameSync(part, file);
+    await putFile(packed, file);
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     throw new ColobusError("io-error", `${file} cannot be written: ${why}`, "Name another file.", { cause: error });
-  } finally {
-    if (scratch !== undefined) rmSync(scratch, { recursive: true, force: true });
   }
 }

@@ -91,6 +91,36 @@ describe("a support bundle", () => {
     expect(readdirSync(directory).filter((name) => name.startsWith("."))).toEqual([]);
   });
 
+  it("has the end of a long log, in whole lines, without what hooks have printed at either end", async () => {
+    const { directory, config, log } = scene();
+    const output = JSON.stringify({ line: TOKEN.repeat(200_000), msg: "on-failover" });
+    const torn = JSON.stringify({ line: `${TOKEN} "` }).slice(0, -3);
+    writeFileSync(log, `${output}\n{"msg":"in between"}\n${torn}`);
+    const file = join(directory, "bundle.tar.gz");
+    expect((await runInProcess(["support-bundle", file, "--config", config, "--log", log])).code).toBe(0);
+    const { all, text } = unpack(file);
+    expect(text("agent.log")).toMatch(/^\{"msg":"in between"\}\n/);
+    expect(all).not.toContain(TOKEN);
+  });
+
+  it("leaves an earlier one alone when it is interrupted", async () => {
+    const { directory, config } = scene();
+    const { run, control } = await serveFakeAgent();
+    const file = join(directory, "bundle.tar.gz");
+    writeFileSync(file, "an earlier one");
+    const interrupt = new AbortController();
+    control.metrics = () => {
+      interrupt.abort();
+      throw new Error("too late");
+    };
+    const { code } = await runInProcess(["support-bundle", file, "--run", run, "--config", config], {
+      interrupted: interrupt.signal,
+    });
+    expect(code).toBe(4);
+    expect(readFileSync(file, "utf8")).toBe("an earlier one");
+    expect(readdirSync(directory).filter((name) => name.startsWith("."))).toEqual([]);
+  });
+
   it("is made without an agent too", async () => {
     const { directory, config } = scene();
     const file = join(directory, "bundle.tar.gz");
