@@ -1,6 +1,7 @@
 import type { JobStatus } from "../proto/status.ts";
 import { ColobusError, isErrorCode } from "../proto/errors.ts";
 import type { ControlClient } from "../shared/control/api-client.ts";
+import type { JobOutcome } from "../proto/words.ts";
 import type { CommandHost } from "./command.ts";
 import { formatDuration } from "./quantities.ts";
 import { renderJob } from "./render-jobs.ts";
@@ -16,14 +17,16 @@ export interface FollowJobOptions {
   readonly timeoutMs: number;
   /** Progress is for people: with `--json` none is shown. */
   readonly json: boolean;
-  /** `ready`, or an end before that; or the end. */
+  /** `ready`, or an end that counts before that; or the end. */
   readonly until: "ready" | "concluded";
+  /** What is as good an end as any that was asked for. */
+  readonly outcomes: readonly JobOutcome[];
 }
 
 /**
  * Shows on stderr how a job gets on, until it is as far as asked. The job goes on whatever becomes of this. Errors:
- * `timed-out`; `outcome-unknown` when interrupted; the job's own when it has failed, was cancelled instead of becoming
- * ready, or waits for an operator because of an error.
+ * `timed-out`; `outcome-unknown` when interrupted; the job's own, or `job-state`, when it has come to another end, or waits
+ * for an operator because of an error; `shutting-down` when its agent ends first.
  */
 export async function followJob(options: FollowJobOptions): Promise<JobStatus> {
   const { client, host, id, timeoutMs, until } = options;
@@ -44,7 +47,7 @@ export async function followJob(options: FollowJobOptions): Promise<JobStatus> {
 }
 
 async function poll(
-  { client, host, id, timeoutMs, json, until }: FollowJobOptions,
+  { client, host, id, timeoutMs, json, until, outcomes }: FollowJobOptions,
   following: Promise<void>,
 ): Promise<JobStatus> {
   const endMs = host.clock.nowMs() + timeoutMs;
@@ -56,7 +59,7 @@ async function poll(
     const job = jobs.find((candidate) => candidate.id === id);
     if (job === undefined)
       throw new ColobusError("job-unknown", `there is no job "${id}" any more`, "See `colobus jobs`.");
-    assertSound(job, until);
+    assertSound(job, outcomes);
     if (job.state === "concluded" || job.state === until) return job;
     if (!json && host.clock.nowMs() >= tellMs) {
       host.output.remark(renderJob(job, (_tone, text) => text));
@@ -71,12 +74,20 @@ async function drain(events: AsyncIterable<unknown>): Promise<void> {
   for await (const _event of events) continue;
 }
 
-function assertSound(job: JobStatus, until: "ready" | "concluded"): void {
-  const isCancelled = job.outcome === "cancelled" && until === "ready";
-  const isStuck = job.error !== null && (job.state === "paused" || job.state === "standby");
-  if (job.outcome !== "failed" && !isCancelled && !isStuck) return;
-  const { code, message, action } = job.error ?? { code: "job-state", message: "the job was cancelled", action: "" };
-  throw new ColobusError(isErrorCode(code) ? code : "job-state", `job ${job.id} (${job.state}): ${message}`, action);
+function assertSound({ id, state, outcome, error }: JobStatus, outcomes: readonly JobOutcome[]): void {
+  const isStuck = error !== null && (state === "paused" || state === "standby");
+  const isOver = state === "concluded" && !(outcome !== null && outcomes.includes(outcome));
+  if (!isStuck && !isOver) return;
+  const { code, message, action } = error ?? {
+    code: "job-state",
+    message: `it was ${outcome ?? "left"} instead`,
+    action: "Somebody else has ended it: see `colobus events`.",
+  };
+  throw new ColobusError(
+    isErrorCode(code) ? code : "job-state",
+    `job ${id} (${state}): ${message}`,
+    isOver && outcome === null ? "It goes on with the agent, when that runs again: see `colobus jobs`." : action,
+  );
 }
 
 function goesOn(id: string, code: "outcome-unknown" | "timed-out", why: string): ColobusError {

@@ -74,6 +74,7 @@ export const jobCommand = defineCommand({
       timeoutMs: timeoutOf(args),
       json: args.json,
       until: "concluded",
+      outcomes: verb === "complete" ? ["pivoted"] : ["cancelled", "completed"],
     });
     host.output.result(args.json, ended, renderJob);
   },

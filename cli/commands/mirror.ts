@@ -83,7 +83,15 @@ export const mirrorCommand = defineCommand({
     }
     const leftMs = timeoutMs - (host.clock.nowMs() - startedMs);
     const { json } = args;
-    const ready = await followJob({ client, host, id: job.id, timeoutMs: leftMs, json, until: "ready" });
+    const ready = await followJob({
+      client,
+      host,
+      id: job.id,
+      timeoutMs: leftMs,
+      json,
+      until: "ready",
+      outcomes: ["completed", "pivoted"], // it was ready before
+    });
     host.output.result(json, ready, renderJob);
   },
 });
