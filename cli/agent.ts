@@ -392,7 +392,7 @@ export class Agent implements AgentControl {
   }
 
   changeChild(request: ChildRequest, signal: AbortSignal): Promise<ChildAnswer> {
-    return changeChild(this.#primary("child"), request, this.#options.host.clock, signal);
+    return changeChild(this.#primary("child"), request, this.#options, signal);
   }
 
   bitmaps(): BitmapStatus[] {

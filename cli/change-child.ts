@@ -1,9 +1,9 @@
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { ChildAnswer, ChildRequest } from "../proto/control-api.ts";
 import { ColobusError } from "../proto/errors.ts";
-import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
+import type { AgentOptions } from "./agent-host.ts";
 
 /** Names of copies become names of directories. */
 const CHILD_NAME = /^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$/;
@@ -12,7 +12,7 @@ const CHILD_NAME = /^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$/;
 export async function changeChild(
   primary: PrimaryRole,
   request: ChildRequest,
-  clock: Clock,
+  { host: { clock }, assertImageAllowed }: Pick<AgentOptions, "host" | "assertImageAllowed">,
   signal: AbortSignal,
 ): Promise<ChildAnswer> {
   const { verb, disk, name, image, create, timeoutMs } = request;
@@ -20,7 +20,10 @@ export async function changeChild(
   if ((image === undefined) !== (verb === "remove")) {
     throw new ColobusError("usage", `a copy to ${verb} is named ${verb === "remove" ? "without" : "with"} its image`);
   }
-  if (image !== undefined) parseImageLocation(image);
+  if (image !== undefined) {
+    parseImageLocation(image);
+    assertImageAllowed?.(image);
+  }
   const copies = primary.copies.of(disk);
   const deadline = new Deadline(clock, timeoutMs, signal);
   const change = async (): Promise<void> => {

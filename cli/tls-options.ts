@@ -117,7 +117,8 @@ export function assertAddressesAllowed(config: ProcessConfig): void {
       "Use https://; or keep the way to the arbiter within a protected network and say --insecure.",
     );
   }
-  for (const { image } of config.agent.disks) assertImageAllowed(image, config);
+  const { disks, children = [] } = config.agent;
+  for (const { image } of [...disks, ...children]) assertImageAllowed(image, config);
   for (const [flag, address, isEncrypted] of [
     ["--listen", config.listen, config.tls?.paths.cert !== undefined],
     ["--nbd-listen", config.nbdListen, config.nbdTls === "required"],

@@ -22,7 +22,7 @@ export function openFuzzAgent(
   token: Buffer | undefined,
   dial: () => Promise<Link>,
   clock: Clock = new NodeClock(),
-  hooks: Pick<AgentOptions, "fence" | "startVm"> = { fence: undefined, startVm: undefined },
+  hooks: Pick<AgentOptions, "fence" | "startVm" | "assertImageAllowed"> = { fence: undefined, startVm: undefined },
 ): Promise<Agent> {
   return Agent.open({
     host: {
