@@ -40,7 +40,13 @@ export function checkStatus(status: Status): Finding[] {
         ),
     agentVersion === AGENT_VERSION
       ? ok("version", `the agent and this command are of version ${AGENT_VERSION}`)
-      : warning("version", `the agent runs ${agentVersion}, this command is ${AGENT_VERSION}`, "Restart the agent."),
+      : warning(
+          "version",
+          `the agent runs ${agentVersion}, this command is ${AGENT_VERSION}`,
+          isLater(agentVersion, AGENT_VERSION)
+            ? "Use the agent's release: an agent of this one may refuse what that one has written."
+            : "Restart the agent.",
+        ),
     ...(peerVersions.size === 0
       ? []
       : [
@@ -54,7 +60,7 @@ export function checkStatus(status: Status): Finding[] {
       : [
           warning(
             "held up",
-            `the agent was held up ${eventLoopDelay.stalls} times for a second or longer, ${formatDuration(eventLoopDelay.maxMs)} at most in the last minute`,
+            `the agent was held up ${eventLoopDelay.stalls === 1 ? "once" : `${eventLoopDelay.stalls} times`} for a second or longer, ${formatDuration(eventLoopDelay.maxMs)} at most in the last minute`,
             "Give it a processor, and disks that do not hang; see docs/operations.md.",
           ),
         ]),
@@ -68,6 +74,11 @@ export function checkStatus(status: Status): Finding[] {
           ),
     ),
   ];
+}
+
+/** Of two releases, `1.10.0` and `1.9.0`. */
+function isLater(version: string, than: string): boolean {
+  return version.localeCompare(than, "en", { numeric: true }) > 0;
 }
 
 /** How long a connection to the peer takes, at best of a few. Nothing is sent. */

@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import { isMap, isNode, isScalar, LineCounter, parseDocument, type Document } from "yaml";
 import type { z } from "zod";
 import { ColobusError } from "../proto/errors.ts";
-import { agentKeysSchema, type AgentKey, type AgentKeys } from "./agent-keys.ts";
+import { agentKeysSchema, type AgentKeys } from "./agent-keys.ts";
 import { nearestWord } from "./nearest-word.ts";
 
 /** Lines and columns count from 1. */
@@ -19,7 +19,9 @@ export interface ConfigFault {
   readonly action: string;
 }
 
-const LIST_KEYS: readonly string[] = ["disk", "peer", "arbiter", "tls-peer"] satisfies readonly AgentKey[];
+const LIST_KEYS: readonly string[] = Object.entries(agentKeysSchema.shape)
+  .filter(([, schema]) => schema.safeParse([""]).success)
+  .map(([key]) => key);
 const REFERENCE = "docs/configuration.md lists the keys.";
 
 /** One file's text, and where in it everything stands. */

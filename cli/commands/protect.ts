@@ -22,9 +22,8 @@ export const protectCommand = defineCommand({
       })
       .option("background-snapshot", {
         choices: BACKGROUND_CHOICES,
-        default: "off" as const,
         describe:
-          "Whether the VM runs while its memory is written; auto: where QEMU and the host are capable of it. An agent that dies meanwhile leaves the VM hanging",
+          "Whether the VM runs while its memory is written (off); auto: where QEMU and the host are capable of it. An agent that dies meanwhile leaves the VM hanging",
       })
       .option("disks-only", { type: "boolean", default: false, describe: "Leave the memory out, and the VM running" })
       .option("qga", {
@@ -37,7 +36,15 @@ export const protectCommand = defineCommand({
   run: async (args, host) => {
     const qmp = givenOnce("--qmp", args.qmp);
     const qga = givenOnce("--qga", args.qga);
-    assertSense(qmp, qga, args.disksOnly);
+    const { disksOnly, backgroundSnapshot } = args;
+    assertSense(qmp, qga, disksOnly);
+    if (disksOnly && backgroundSnapshot !== undefined) {
+      throw new ColobusError(
+        "usage",
+        "--background-snapshot is about memory, which --disks-only leaves out.",
+        "Leave out one of them.",
+      );
+    }
     const intervalText = givenOnce("--interval", args.interval);
     const intervalMs =
       intervalText === undefined ? PROTECT_INTERVAL_DEFAULT_MS : parseDuration(intervalText, "--interval");
@@ -62,7 +69,7 @@ export const protectCommand = defineCommand({
     const socket = vmStateSocketOf(control);
     const vm = await ProtectedVm.connect({ ...ofVm, socket: qmp });
     try {
-      await protect(await withMemory(vm, { socket, background: args.backgroundSnapshot, warn }));
+      await protect(await withMemory(vm, { socket, background: backgroundSnapshot ?? "off", warn }));
     } finally {
       await vm.release();
     }

@@ -26,6 +26,10 @@ export const resizeCommand = defineCommand({
 
 function renderResize({ disk, sizeBytes, formerSizeBytes, grownPeers }: ResizeAnswer): string {
   if (sizeBytes === formerSizeBytes) return `${disk} has ${formatBytes(sizeBytes)} already: nothing to do`;
-  const peers = grownPeers > 0 ? "the secondary has grown as well" : "a secondary follows when it connects";
+  const grown = grownPeers === 1 ? "1 secondary has" : `${grownPeers} secondaries have`;
+  const peers =
+    grownPeers === 0
+      ? "a secondary follows when it connects"
+      : `${grown} grown as well, and any other follows when it connects`;
   return `${disk} has ${formatBytes(sizeBytes)}, and had ${formatBytes(formerSizeBytes)}; ${peers}`;
 }

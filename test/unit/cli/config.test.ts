@@ -45,7 +45,7 @@ function documentedExamples(): string[] {
 describe("config check", () => {
   it("tells of everything that is wrong with its line, its column, and what may stand there", async () => {
     const text =
-      'vm: web\ndurabilty: power\nmode: sometimes\ninsecure: "yes"\ndisk:\n  - a=b\n  - [c]\npeer-timeout: [1]\n';
+      'vm: web\ndurabilty: power\nmode: sometimes\ninsecure: "yes"\ndisk:\n  - a=b\n  - [c]\npeer-timeout: [1]\nchild: [[c]]\n';
     const { code, ok, faults } = await check(text);
     expect({ code, ok }).toEqual({ code: 1, ok: false });
     expect(faults.map(({ line, column, key, action }) => [line, column, key, action])).toEqual([
@@ -54,6 +54,7 @@ describe("config check", () => {
       [4, 11, "insecure", "Write true or false."],
       [6, 3, "disk", "Write one value, or a list of values."],
       [8, 15, "peer-timeout", "Write one value."],
+      [9, 8, "child", "Write one value, or a list of values."],
     ]);
     expect(faults[1]?.message).toBe('"sometimes" is not possible for mode');
   });

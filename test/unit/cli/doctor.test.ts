@@ -121,6 +121,17 @@ describe("what a doctor finds of an agent", () => {
     });
   });
 
+  it.each([
+    ["0.0.9", "Restart the agent."],
+    ["0.1.10", "Use the agent's release"],
+    ["10.0.0", "Use the agent's release"],
+  ])("says what to do about an agent of release %s", (agentVersion, action) => {
+    const findings = checkStatus({ ...protectedPrimary(), agentVersion });
+    expect(findings).toContainEqual(
+      expect.objectContaining({ check: "version", state: "warning", action: expect.stringContaining(action) }),
+    );
+  });
+
   it("measures the way to the peer, and fails where nobody answers", async () => {
     const port = await listen();
     expect((await checkLink(`ws://127.0.0.1:${port}`, clock)).state).not.toBe("failed");

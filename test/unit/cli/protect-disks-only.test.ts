@@ -42,6 +42,7 @@ describe("--disks-only", () => {
   it.each([
     [["--qmp", "qmp.sock"], "needs no --qmp"],
     [["--qmp", "qmp.sock", "--qga", "qga.sock"], "needs no --qmp"],
+    [["--background-snapshot", "on"], "is about memory"],
   ])("refuses %j", async (args, why) => {
     const { run } = await serveProtectableAgent();
     const { result } = await runProtect(["--disks-only", ...args, "--run", run]);
