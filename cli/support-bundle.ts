@@ -24,6 +24,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { AGENT_VERSION } from "../proto/versions.ts";
 import { putFile } from "../shared/host/content-files.ts";
 import type { AgentKeys } from "./agent-keys.ts";
+import { assertAnswers } from "./answering-path.ts";
 import { examine, type Examination } from "./doctor.ts";
 import { inspectFile } from "./inspection.ts";
 
@@ -89,9 +90,16 @@ function collectors(options: BundleOptions): Record<string, Collect> {
     "events.json": () => client?.events(0, call),
     "metrics.txt": () => client?.metrics(call),
     "config.json": () => (keys === undefined ? undefined : withoutSecrets(keys)),
-    "record.json": () => (record !== undefined && existsSync(record) ? inspectFile(record) : undefined),
-    "agent.log": () => (log === undefined ? undefined : readEnd(log)),
-    // Looks at disks, which may hang.
+    "record.json": async () => {
+      if (stateDirectory === undefined || record === undefined) return undefined;
+      await assertAnswers(stateDirectory, options);
+      return existsSync(record) ? inspectFile(record) : undefined;
+    },
+    "agent.log": async () => {
+      if (log === undefined) return undefined;
+      await assertAnswers(log, options);
+      return readEnd(log);
+    },
     "doctor.json": () => examine(options),
   };
 }

@@ -247,7 +247,7 @@ describe("a command that is not answered in time", () => {
     vm.beforeState = () => {
       const isHeldUp = isFirst;
       isFirst = false;
-      return isHeldUp && command !== "migrate" ? new Promise(() => undefined) : Promise.resolve();
+      return isHeldUp && command !== "migrate" ? new Promise<void>(() => {}) : Promise.resolve();
     };
     const { result, rounds } = await protect(committed, "--timeout", "500ms");
     expect(rounds).toMatchObject([{ state: "failed", error: { code: "timed-out" } }, { state: "committed" }]);

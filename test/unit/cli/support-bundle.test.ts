@@ -2,6 +2,7 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { NodeClock } from "../../../shared/host/node-clock.ts";
 import { runInProcess, serveFakeAgent } from "../../support/control-harness.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
 import { protectedPrimary } from "../../support/status-examples.ts";
@@ -119,6 +120,26 @@ describe("a support bundle", () => {
     expect(code).toBe(4);
     expect(readFileSync(file, "utf8")).toBe("an earlier one");
     expect(readdirSync(directory).filter((name) => name.startsWith("."))).toEqual([]);
+  });
+
+  it("is made where a disk hangs, and says so", async () => {
+    const { directory, config } = scene();
+    const silent = join(directory, "silent");
+    execFileSync("mkfifo", [silent]); // who opens it waits
+    writeFileSync(
+      config,
+      `run: ${directory}/run\nstate: ${silent}\ndisk: vda=${directory}/vda.img\npeer: ws://[::1]:1\n`,
+    );
+    const file = join(directory, "bundle.tar.gz");
+    const args = ["support-bundle", file, "--config", config, "--log", silent, "--timeout", "1s"];
+    expect((await runInProcess(args, { clock: new NodeClock() })).code).toBe(0);
+    const { text } = unpack(file);
+    const late = { code: "timed-out", message: `${silent} has not answered in 1 s` };
+    for (const name of ["record.json", "agent.log"]) expect(JSON.parse(text(name))).toMatchObject({ error: late });
+    expect(JSON.parse(text("doctor.json"))).toContainEqual(
+      expect.objectContaining({ check: "state", state: "failed", message: late.message }),
+    );
+    expect(JSON.parse(text("doctor.json"))).toContainEqual(expect.objectContaining({ check: "images speed" }));
   });
 
   it("is made without an agent too", async () => {
