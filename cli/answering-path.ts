@@ -3,7 +3,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { formatDuration } from "./quantities.ts";
 
-export interface Patience {
+interface Patience {
   readonly clock: Clock;
   readonly timeoutMs: number;
   readonly signal: AbortSignal;

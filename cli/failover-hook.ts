@@ -41,7 +41,7 @@ export function hookNotRun(already: boolean): ColobusError {
     already
       ? "this side was Primary already, and the command of --exec was not run"
       : "this side is Primary now, and the command of --exec was not run: that of a later failover starts the VM",
-    "See whether the VM runs, and start it by hand if not: nothing else does.",
+    "See whether the VM runs, and start it by hand if not.",
   );
 }
 
