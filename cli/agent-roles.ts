@@ -398,9 +398,10 @@ export class AgentRoles {
     const { log } = agent.host;
     const merged = (): void => {
       emit("merged", { epoch: this.#promotedEpoch });
-      // Until it is written other agents keep off the disk, and the next overwrite, or checkpoint, writes it as well.
+      // Until it is written other agents keep off the disk, and the next overwrite, or checkpoint, writes it as well: that
+      // may have been meanwhile.
       this.#options.sharedMark
-        ?.write("unprotected")
+        ?.endMerge(log)
         .catch((error: unknown) =>
           log.warn({ reason: asColobusError(error) }, "the mark of the shared disk is not written"),
         );

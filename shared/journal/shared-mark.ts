@@ -128,10 +128,16 @@ export class SharedMark {
     if (mark !== undefined) assertNotMergedBy(mark, this.#agentId());
   }
 
-  /** Ends the mark of a merge that this agent has finished, when it died before it could say so. Errors: the storage's. */
-  async endMerge(log: Log): Promise<void> {
-    const mark = await this.#tryRead(log);
-    if (mark?.state === "merging" && mark.agentId === this.#agentId()) await this.write("unprotected");
+  /**
+   * Ends the mark of a merge that this agent has finished. Where it says something else by now, or cannot be read, it is left
+   * alone: that was written since, or the next checkpoint writes it. Errors: those of writing it.
+   */
+  endMerge(log: Log): Promise<void> {
+    return this.#inTurn(async () => {
+      const mark = await this.#tryRead(log);
+      if (mark?.state !== "merging" || mark.agentId !== this.#agentId()) return;
+      await this.#write({ kind: "mark", mark }, "unprotected", []);
+    });
   }
 
   /** Whether this agent has written the mark last, so that no other one was promoted on the disk since. */

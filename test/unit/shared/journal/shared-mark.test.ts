@@ -101,6 +101,13 @@ describe("the mark of a shared disk", () => {
     expect(await a.read()).toMatchObject({ state: "protected" });
   });
 
+  it("of a merge is not ended over one that was written meanwhile", async () => {
+    const { a, b } = sides();
+    await b.write("merging");
+    await Promise.all([stand(b, [A]), b.endMerge(new SilentLog())]);
+    expect(await a.read()).toMatchObject({ state: "protected", holders: [A] });
+  });
+
   it("keeps a former primary from going on without the peer that was promoted", async () => {
     const { storage, a, b } = sides();
     const log = new SilentLog();
