@@ -121,12 +121,13 @@ export class SharedDisks {
 
   /**
    * The secondary of a place opens a session: from here on it can read what was flushed before. Returns its hello with those
-   * of its checkpoints that count: none where it is to give them up. Errors: `outdated` where another one was promoted.
+   * of its checkpoints that count: none where it is to give them up. Errors: `outdated` where another one was promoted; those
+   * of the storage.
    */
   async opened(place: SecondaryPlace, peer: Hello): Promise<Hello> {
-    const { children, sharedMark, log } = this.#options;
+    const { children, sharedMark } = this.#options;
     // The peer itself is Secondary, whatever it has written into the mark.
-    await sharedMark?.assertNotTaken((mark) => mark.agentId !== peer.agentId && this.#isTaken(mark), log);
+    await sharedMark?.assertNotTaken((mark) => mark.agentId !== peer.agentId && this.#isTaken(mark));
     // Only what is opened for writing can flush what an earlier process has left in the host's cache.
     for (const { child } of children) await child.ready?.();
     await this.flush();
@@ -265,11 +266,12 @@ export class SharedDisks {
 
   /**
    * Whether the mark is of another agent that was promoted on the disks since this side has written it, or, where it never
-   * has, of one that has been its peer. Who takes originals from here was not, whatever it has tried.
+   * has, of one that has been its peer, or merges. Who takes originals from here was not, whatever it has tried.
    */
-  #isTaken({ agentId, sequence }: SharedMarkRecord): boolean {
+  #isTaken({ agentId, sequence, state }: SharedMarkRecord): boolean {
     const { record } = this.#options.state;
     if (agentId === record.agentId || this.#present.has(agentId)) return false;
+    if (state === "merging") return true;
     const { markedOver } = record;
     if (markedOver !== undefined) return agentId !== markedOver.agentId || sequence !== markedOver.sequence;
     return [...peersOf(record), ...knownBy(record), ...(record.replaced ?? [])].includes(agentId);
@@ -308,9 +310,8 @@ export class SharedDisks {
 
   /** Leaves behind who takes no originals: those that do stay, or guests go on alone. Looked at anew after each step. */
   async #leave(mark: SharedMark): Promise<void> {
-    const { guests, lineages, mayGoAlone, wentAlone, log } = this.#options;
-    await mark.assertNobodyMerges(log);
-    await mark.assertNotTaken((found) => this.#isTaken(found), log);
+    const { guests, lineages, mayGoAlone, wentAlone } = this.#options;
+    await mark.assertNotTaken((found) => this.#isTaken(found));
     await mayGoAlone();
     for (;;) {
       const absent = this.#absent;

@@ -279,7 +279,7 @@ export class SecondaryRole {
 
   /**
    * Makes sure that the originals lead from a shared disk back to the checkpoint, or, with `force`, that the disk may be taken
-   * without. Errors: `unprotected`, unless forced; `image-busy`, forced or not.
+   * without. Errors: `unprotected`, unless forced; `image-busy` and those of the storage, forced or not.
    */
   async assertProtected(force: boolean): Promise<void> {
     await this.#findVoid(force);
@@ -300,17 +300,18 @@ export class SecondaryRole {
       return undefined;
     } catch (error) {
       const reason = asColobusError(error);
-      if (!force || reason.code === "image-busy") throw reason;
+      // What the mark says may be forced, but not that it could not be read, nor that another one merges.
+      if (!force || reason.code !== "unprotected") throw reason;
       await this.#assertNobodyElseWrites();
       return reason;
     }
   }
 
-  /** Whom an operator fences is the primary that this side knows: nobody else may be the one that writes. Errors: `image-busy`. */
+  /** Whom an operator fences is the primary that this side knows: nobody else may be the one that writes. Errors: `image-busy`; the storage's. */
   async #assertNobodyElseWrites(): Promise<void> {
-    const { sharedMark, state, log } = this.#options;
+    const { sharedMark, state } = this.#options;
     const { pairing } = state.record;
-    if (pairing !== null) await sharedMark?.assertWrittenBy(pairing.peer, log);
+    if (pairing !== null) await sharedMark?.assertWrittenBy(pairing.peer);
   }
 
   /** Nobody else is promoted on the shared disk from here on, and nobody was since this side has looked. Errors: `image-busy`, `unprotected`. */

@@ -67,7 +67,7 @@ export class SharedMark {
   stand({ holders, isTaken, before }: StandOptions): Promise<readonly string[]> {
     return this.#inTurn(async () => {
       const found = await this.#read();
-      const mark = found.kind === "mark" ? found.mark : undefined;
+      const mark = soundOf(found);
       if (mark !== undefined && isTaken(mark)) throw takenBy(mark.agentId);
       await before(mark);
       const standing = [...holders()];
@@ -120,8 +120,8 @@ export class SharedMark {
   }
 
   /**
-   * Throws when another agent is merging into the disk. A mark that cannot be read keeps nobody off: the disk itself may
-   * be in order. Errors: `image-busy`.
+   * For a start: throws when another agent is merging into the disk. A mark that cannot be read keeps nobody from starting:
+   * it is looked at again before anything is written. Errors: `image-busy`.
    */
   async assertNobodyMerges(log: Log): Promise<void> {
     const mark = await this.#tryRead(log);
@@ -145,18 +145,21 @@ export class SharedMark {
     return (await this.#tryRead(log))?.agentId === this.#agentId();
   }
 
-  /** Throws when `isTaken` says of the mark that another agent was promoted on the disks. Errors: `outdated`. */
-  async assertNotTaken(isTaken: (mark: SharedMarkRecord) => boolean, log: Log): Promise<void> {
-    const mark = await this.#tryRead(log);
+  /**
+   * Throws when `isTaken` says of the mark that another agent was promoted on the disks. Errors: `outdated`; those of the
+   * storage.
+   */
+  async assertNotTaken(isTaken: (mark: SharedMarkRecord) => boolean): Promise<void> {
+    const mark = soundOf(await this.#read());
     if (mark !== undefined && isTaken(mark)) throw takenBy(mark.agentId);
   }
 
   /**
    * Throws when another agent than `primary` was promoted on the disks since this side has heard of that one: it may be the
-   * one that writes them. Errors: `image-busy`.
+   * one that writes them. Errors: `image-busy`; those of the storage.
    */
-  async assertWrittenBy(primary: string, log: Log): Promise<void> {
-    const mark = await this.#tryRead(log);
+  async assertWrittenBy(primary: string): Promise<void> {
+    const mark = soundOf(await this.#read());
     if (mark === undefined || mark.agentId === primary || mark.agentId === this.#agentId()) return;
     throw new ColobusError(
       "image-busy",
@@ -243,7 +246,7 @@ export class SharedMark {
   }
 
   async #writeClaim(mark: DecodedSharedMark, isWithdrawn: boolean): Promise<void> {
-    const holders = mark.kind === "mark" ? mark.mark.holders : [];
+    const holders = soundOf(mark)?.holders ?? [];
     const claim = { agentId: this.#agentId(), sequence: sequenceOf(mark), isWithdrawn };
     await this.#writeSlots([encodeMarkClaim(claim, holders)]);
   }
@@ -266,8 +269,13 @@ export class SharedMark {
   }
 }
 
+/** undefined: there is none, or it is damaged. */
+function soundOf(found: DecodedSharedMark): SharedMarkRecord | undefined {
+  return found.kind === "mark" ? found.mark : undefined;
+}
+
 function sequenceOf(found: DecodedSharedMark): number {
-  return found.kind === "mark" ? found.mark.sequence : 0;
+  return soundOf(found)?.sequence ?? 0;
 }
 
 /** A claim about an older mark is over. */

@@ -1,8 +1,10 @@
 import { describe, expect, it } from "vitest";
+import { MARK_PATH } from "./pair.ts";
 import { ScriptedTrio } from "./scripted-trio.ts";
 
 /** What the mark of shared disks says while its agents are busy, and where it cannot be read or written. */
 const FENCED = { fenced: true };
+const FORCED = { fenced: true, force: true };
 
 async function started(): Promise<ScriptedTrio> {
   const trio = new ScriptedTrio("shared", { onPeerLoss: "freeze", locksApart: true });
@@ -30,5 +32,25 @@ describe("the mark of shared disks", () => {
     await trio.lost(trio.c);
     await trio.failover(trio.c, FENCED);
     expect(await trio.read(3, trio.c)).toBe(0x11);
+  });
+
+  it("is not forced where it cannot be read: the checkpoint that stands is not given up", async () => {
+    const trio = await started();
+    await trio.write(3, 0x33);
+    trio.a.host.crash("power");
+    await trio.lost(trio.b);
+    let refusals = 0;
+    for (let skip = 0; trio.status(trio.b).role === "Secondary"; skip += 1) {
+      const reads = { op: "read", path: MARK_PATH, skip, times: 2, error: "io-error" } as const;
+      const mend = trio.b.host.disk.faults.inject(reads);
+      await trio.failover(trio.b, FORCED).catch((error: unknown) => {
+        expect(error).toMatchObject({ code: "io-error" });
+        refusals += 1;
+      });
+      mend();
+      await trio.world.run({ forMs: 1_000 });
+    }
+    expect(refusals).toBeGreaterThan(2);
+    expect(await trio.read(3, trio.b)).toBe(0x11);
   });
 });

@@ -112,16 +112,16 @@ describe("the mark of a shared disk", () => {
     const { storage, a, b } = sides();
     const log = new SilentLog();
     expect(await a.isOwn(log)).toBe(false);
-    await a.assertNotTaken(isBy(B), log);
+    await a.assertNotTaken(isBy(B));
     await stand(a, [B]);
     expect(await a.isOwn(log)).toBe(true);
-    await a.assertNotTaken(isBy(B), log);
+    await a.assertNotTaken(isBy(B));
     await b.write("unprotected");
     expect(await a.isOwn(log)).toBe(false);
-    await expect(a.assertNotTaken(isBy(C, B), log)).rejects.toMatchObject({ code: "outdated" });
+    await expect(a.assertNotTaken(isBy(C, B))).rejects.toMatchObject({ code: "outdated" });
     await expect(stand(a, [C], [B])).rejects.toMatchObject({ code: "outdated" });
     expect(await a.read()).toMatchObject({ state: "unprotected", agentId: B });
-    await a.assertNotTaken(isBy(C), log);
+    await a.assertNotTaken(isBy(C));
     for (const slot of [0, SHARED_MARK_BYTES / 2]) storage.disk.corrupt(PATH, slot + 20);
     expect(await b.isOwn(log)).toBe(false);
   });
@@ -168,13 +168,13 @@ describe("the mark of a shared disk that several secondaries have", () => {
   it("tells whose primary is not the one that writes the disk any more", async () => {
     const { a, b, c } = sides();
     const log = new SilentLog();
-    await c.assertWrittenBy(A, log);
+    await c.assertWrittenBy(A);
     await stand(a, [B, C]);
-    await c.assertWrittenBy(A, log);
+    await c.assertWrittenBy(A);
     await b.write("unprotected");
-    await expect(c.assertWrittenBy(A, log)).rejects.toMatchObject({ code: "image-busy" });
-    await c.assertWrittenBy(B, log);
-    await b.assertWrittenBy(A, log);
+    await expect(c.assertWrittenBy(A)).rejects.toMatchObject({ code: "image-busy" });
+    await c.assertWrittenBy(B);
+    await b.assertWrittenBy(A);
   });
 
   it("lets one of those that are promoted at once go on at most, whatever comes first", async () => {
