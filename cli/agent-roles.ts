@@ -203,7 +203,7 @@ export class AgentRoles {
       agent.dropClients();
       const { openEpoch } = active.primary.checkpoints;
       const fault = await active.primary.stop(0, { isDemoted: true });
-      this.#closeChildren(active);
+      this.#closeChildren(active, state.record.mode === "shared");
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
       // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
@@ -273,8 +273,10 @@ export class AgentRoles {
     const active = this.#active;
     if (active.role === "Secondary") return active.secondary.close();
     const fault = await active.primary.stop(drainMs);
-    if (fault !== undefined || this.#isDiskOfPeer) {
-      this.#closeChildren(active);
+    // The peer was promoted on a shared disk: nothing that this side holds back may be written to it any more.
+    const isDiskOfPeer = this.#options.state.record.mode === "shared" && active.primary.isOutdated;
+    if (fault !== undefined || isDiskOfPeer) {
+      this.#closeChildren(active, isDiskOfPeer);
       if (fault !== undefined) throw fault;
       return;
     }
@@ -287,15 +289,10 @@ export class AgentRoles {
     for (const child of active.children) child.close();
   }
 
-  /** The peer was promoted on the shared disk: nothing that this side holds back may be written to it any more. */
-  get #isDiskOfPeer(): boolean {
-    const { mode, outdated } = this.#options.state.record;
-    return mode === "shared" && outdated;
-  }
-
-  #closeChildren({ children }: ActivePrimary): void {
+  /** `abandons`: without writing what they hold back. */
+  #closeChildren({ children }: ActivePrimary, abandons: boolean): void {
     for (const child of children) {
-      if (this.#isDiskOfPeer && child.abandon !== undefined) child.abandon();
+      if (abandons && child.abandon !== undefined) child.abandon();
       else child.close();
     }
   }

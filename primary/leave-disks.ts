@@ -15,6 +15,8 @@ export interface LeaveDisksContext {
   readonly bitmaps: Pick<NamedBitmaps, "close">;
   readonly places: readonly Pick<Place, "tracking">[];
   readonly isDemoted: boolean;
+  /** This side has learned that it is behind, whatever the record says yet. */
+  readonly isOutdated: boolean;
   readonly reason: ColobusError;
   /** What the next process is to find. */
   readonly recorded: (record: StateRecord) => StateRecord;
@@ -26,8 +28,7 @@ export interface LeaveDisksContext {
  * crash would leave.
  */
 export async function leaveDisks(context: LeaveDisksContext): Promise<ColobusError | undefined> {
-  const { state, disks, copies, mirrors, bitmaps, places, isDemoted, reason, recorded } = context;
-  const { mode, outdated } = state.record;
+  const { state, disks, copies, mirrors, bitmaps, places, isDemoted, isOutdated, reason, recorded } = context;
   let fault: ColobusError | undefined;
   const attempt = async (step: () => Promise<unknown>): Promise<void> => {
     try {
@@ -37,7 +38,7 @@ export async function leaveDisks(context: LeaveDisksContext): Promise<ColobusErr
     }
   };
   // What this side holds back of a disk that another host writes by now must never get there.
-  if (mode !== "shared" || !outdated) {
+  if (state.record.mode !== "shared" || !(isDemoted || isOutdated)) {
     await attempt(async () => {
       for (const disk of disks) await disk.quiet();
       for (const disk of disks) await disk.child.flush();

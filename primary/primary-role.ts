@@ -285,6 +285,11 @@ export class PrimaryRole {
     this.#guests.gate.refuse(reason);
   }
 
+  /** This side has learned that it is behind, whatever the record says yet. */
+  get isOutdated(): boolean {
+    return this.#guests.isOutdated;
+  }
+
   get isConnected(): boolean {
     return this.secondaries.isConnected;
   }
@@ -379,6 +384,7 @@ export class PrimaryRole {
       bitmaps: this.bitmaps,
       places: this.places,
       isDemoted,
+      isOutdated: this.isOutdated,
       reason,
       recorded: (record) => ({
         ...this.#epochs.recorded(record, this.checkpoints.committedAtMs ?? 0),
