@@ -40,8 +40,11 @@ export interface PrimaryCheckpointsOptions {
   readonly sharedDisks: BarrierDisks | undefined;
   /** Done when the checkpoint may be told to be committed, which the secondaries that were asked have done. Errors: why it may not. */
   readonly mayTell: (epoch: number) => Pending;
-  /** The secondary has committed a checkpoint, in the session that is open; done when a failover may rely on that. */
-  readonly committed: () => Pending;
+  /**
+   * The secondary has committed a checkpoint, in the session that is open; done when a failover may rely on that. Errors:
+   * `outcome-unknown` where it may not.
+   */
+  readonly committed: (epoch: number) => Pending;
 }
 
 /**
@@ -196,8 +199,10 @@ export class PrimaryCheckpoints {
     const deadline = this.#deadline(timeoutMs, signal);
     try {
       if (epoch <= this.#known.committed) {
-        const telling = this.#options.mayTell(epoch);
-        if (telling !== undefined) await deadline.race(telling, `checkpoint ${epoch} is not known to be safe yet`);
+        for (const told of [this.#options.mayTell, this.#options.committed]) {
+          const telling = told(epoch);
+          if (telling !== undefined) await deadline.race(telling, `checkpoint ${epoch} is not known to be safe yet`);
+        }
         return { epoch, state: "committed", commitMs: 0 };
       }
       if (this.#awaiting.has(epoch)) throw vmStateAwaited(epoch);
@@ -419,7 +424,7 @@ export class PrimaryCheckpoints {
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
     for (const awaiting of this.#awaiting.keys()) if (awaiting <= epoch) this.#awaiting.delete(awaiting);
     this.#committed(epoch, tookMs);
-    const marking = this.#options.committed();
+    const marking = this.#options.committed(epoch);
     if (marking !== undefined) await marking;
     return tookMs;
   }

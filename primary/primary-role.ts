@@ -140,9 +140,9 @@ export class PrimaryRole {
       pausedBy: () => this.places.map(({ replicator }) => replicator.pausedBy).find((reason) => reason !== undefined),
       sharedDisks: this.#shared,
       mayTell: (epoch) => (this.#keeper === undefined ? undefined : this.#epochs.mayTell(epoch)),
-      committed: () => {
+      committed: (epoch) => {
         this.#keeper?.committed();
-        return this.#shared?.protect();
+        return this.#shared?.mayTell(epoch);
       },
     });
     this.vmStates = new VmStates({ ...options, checkpoints: this.checkpoints });
@@ -491,23 +491,15 @@ export class PrimaryRole {
 
   /** The two are a pair, and the peer was not promoted meanwhile: guests may go on, where nobody else may have been. */
   async #opened(place: SecondaryPlace, peer: Hello): Promise<number> {
-    const { state } = this.#options;
     if (this.places.length > 1) return this.#openedOneOf(place, peer);
-    if (state.record.handOver !== null) {
-      await state.update((record) => ({ ...record, handOver: null }));
-      this.#keeper?.resume();
-    }
+    if (this.#options.state.record.handOver !== null) await this.#keepRole();
     // Of shared disks guests wait until the secondary takes originals.
     if (this.#shared === undefined) this.#guests.release();
     return this.checkpoints.learn((await this.#shared?.opened(place, peer)) ?? peer);
   }
 
   async #openedOneOf(place: SecondaryPlace, peer: Hello): Promise<number> {
-    const { state } = this.#options;
-    if (state.record.handOver === peer.agentId) {
-      await state.update((record) => ({ ...record, handOver: null }));
-      this.#keeper?.resume();
-    }
+    if (this.#options.state.record.handOver === peer.agentId) await this.#keepRole();
     this.#unheard.delete(peer.agentId);
     if (this.#shared === undefined) this.#releaseUnlessGone();
     else if (this.#isBeingHandedOver) throw handedToAnother();
@@ -520,6 +512,12 @@ export class PrimaryRole {
     const isTold = this.checkpoints.committed > before && this.#guests.gate.state === "open";
     if (isTold && this.#keeper === undefined) await this.#epochs.mayTell(this.checkpoints.committed);
     return open;
+  }
+
+  /** The peer that the role was handed to has not taken it. */
+  async #keepRole(): Promise<void> {
+    await this.#options.state.update((record) => ({ ...record, handOver: null }));
+    this.#keeper?.resume();
   }
 
   get #isBeingHandedOver(): boolean {
@@ -537,7 +535,7 @@ export class PrimaryRole {
       this.#disown(place);
       this.#shared.watched();
       this.#releaseUnlessGone();
-      if (this.places.length > 1 && !this.#guests.isHeld) void this.#shared.protect();
+      this.#shared.joined();
     }
     this.#notify();
     if (place.mirroring !== undefined) place.mirroring.inSync();
@@ -560,6 +558,7 @@ export class PrimaryRole {
   /** The secondary takes no writes. On shared disks a checkpoint helps, if it may be taken without being asked for. */
   #paused(place: SecondaryPlace): void {
     this.#disown(place);
+    this.#shared?.joined();
     this.#notify();
     if (this.#shared !== undefined && this.#options.checkpointEveryMs !== undefined) this.#automatic.want();
   }

@@ -66,6 +66,8 @@ export class SharedDisks {
   readonly #unflushed = new Map<SecondaryPlace, readonly number[]>();
   /** Whose checkpoints stand by what this process has written last into the mark. */
   #standing: readonly string[] | undefined;
+  /** Whom the mark may name, as a write that has failed may have left it; undefined: it is of an earlier process, or of another agent. */
+  #named: readonly string[] | undefined;
   #leaving: Promise<void> | undefined;
   /** Peers that are being left behind: what they hold counts no more. */
   #parting: readonly string[] = [];
@@ -177,13 +179,14 @@ export class SharedDisks {
   }
 
   /**
-   * A checkpoint is committed, or a secondary takes originals that has told of one: those that have the newest can go back
-   * to it from here on, and nobody is to go back to an older one. Resolves when the mark says so, or cannot.
+   * A checkpoint is committed, or a secondary is there that has told of one: those that have the newest can go back to it from
+   * here on, whether they take originals now or not, and nobody is to go back to an older one. Resolves when the mark says so,
+   * or cannot.
    */
   async protect(): Promise<void> {
     const { state, sharedMark: mark, guests, log } = this.#options;
     // Whom the role was handed to writes the mark from then on.
-    if (mark === undefined || this.#present.size === 0 || state.record.handOver !== null) return;
+    if (mark === undefined || state.record.handOver !== null) return;
     if (this.#standing?.join() === this.#holders().join()) return;
     this.#standing = undefined;
     this.#isMarked = false;
@@ -194,6 +197,29 @@ export class SharedDisks {
     }
     // Guests who wait for another one are protected by this one now.
     if (guests.gate.state === "frozen" && this.#present.size > 0 && this.#mayLeave(this.#absent)) guests.release();
+  }
+
+  /** A secondary is there, which may have told of a checkpoint. While guests are held another one may have been promoted. */
+  joined(): void {
+    if (!this.#options.guests.isHeld) void this.protect();
+  }
+
+  /**
+   * As `protect`, for the checkpoint of `epoch`, which is to be told. Errors: `outcome-unknown` while the mark may name one
+   * that lacks it, or nobody that has it.
+   */
+  async mayTell(epoch: number): Promise<void> {
+    await this.protect();
+    const { state, sharedMark, committedBy } = this.#options;
+    if (sharedMark === undefined || state.record.handOver !== null) return;
+    const has = (peer: string): boolean => committedBy(peer) >= epoch;
+    const named = this.#named;
+    if (named?.every(has) === true && (named.length > 0 || !knownBy(state.record).some(has))) return;
+    throw new ColobusError(
+      "outcome-unknown",
+      `checkpoint ${epoch} is committed, but the mark of the shared disk cannot be written, so that a failover would not find it`,
+      `See that the file of --shared-mark can be written, and ask again: \`colobus commit ${epoch}\`.`,
+    );
   }
 
   /** All that may hold a checkpoint, as one; undefined: one of them takes no originals now, or there is none. */
@@ -251,10 +277,14 @@ export class SharedDisks {
    * Has the mark name those whose checkpoints stand. It is recorded first that this side writes it: whoever has written it
    * then was promoted. Errors: as `SharedMark.stand`.
    */
-  #stand(mark: SharedMark): Promise<readonly string[]> {
+  async #stand(mark: SharedMark): Promise<readonly string[]> {
     const { state } = this.#options;
-    return mark.stand({
-      holders: () => this.#holders(),
+    const standing = await mark.stand({
+      holders: () => {
+        const holders = this.#holders();
+        if (this.#named !== undefined) this.#named = [...new Set([...this.#named, ...holders])];
+        return holders;
+      },
       isTaken: (found) => this.#isTaken(found),
       before: async (found) => {
         if (state.record.markedOver !== undefined) return;
@@ -262,6 +292,8 @@ export class SharedDisks {
         await state.update((record) => ({ ...record, markedOver }));
       },
     });
+    this.#named = standing;
+    return standing;
   }
 
   /**
@@ -310,8 +342,11 @@ export class SharedDisks {
 
   /** Leaves behind who takes no originals: those that do stay, or guests go on alone. Looked at anew after each step. */
   async #leave(mark: SharedMark): Promise<void> {
-    const { guests, lineages, mayGoAlone, wentAlone } = this.#options;
-    await mark.assertNotTaken((found) => this.#isTaken(found));
+    const { state, guests, lineages, mayGoAlone, wentAlone } = this.#options;
+    // Who merges may have ended its session just now.
+    const isMerging = (found: SharedMarkRecord): boolean =>
+      found.state === "merging" && found.agentId !== state.record.agentId;
+    await mark.assertNotTaken((found) => isMerging(found) || this.#isTaken(found));
     await mayGoAlone();
     for (;;) {
       const absent = this.#absent;

@@ -1,13 +1,15 @@
 import { describe, expect, it } from "vitest";
+import { decodeMessage } from "../../proto/replication-messages.ts";
 import { MARK_PATH } from "./pair.ts";
+import { ScriptedPair } from "./scripted-pair.ts";
 import { ScriptedTrio } from "./scripted-trio.ts";
 
 /** What the mark of shared disks says while its agents are busy, and where it cannot be read or written. */
 const FENCED = { fenced: true };
 const FORCED = { fenced: true, force: true };
 
-async function started(): Promise<ScriptedTrio> {
-  const trio = new ScriptedTrio("shared", { onPeerLoss: "freeze", locksApart: true });
+async function started(options: { readonly peerTimeoutMs?: number } = {}): Promise<ScriptedTrio> {
+  const trio = new ScriptedTrio("shared", { onPeerLoss: "freeze", locksApart: true, ...options });
   await trio.start("shared");
   return trio;
 }
@@ -52,5 +54,66 @@ describe("the mark of shared disks", () => {
     }
     expect(refusals).toBeGreaterThan(2);
     expect(await trio.read(3, trio.b)).toBe(0x11);
+  });
+
+  it("does not name one that lacks a checkpoint that was told, also where who has it takes no originals", async () => {
+    // The loss of B is noticed before C tries its disk again.
+    const trio = await started({ peerTimeoutMs: 1_000 });
+    const disk = { kind: "generation-data", error: "io-error", times: Number.POSITIVE_INFINITY } as const;
+    const mend = trio.c.host.disk.faults.inject({ op: ["write", "allocate"], ...disk });
+    trio.cutOff(trio.b);
+    trio.world.schedule(0, () => void trio.writeOnce(3, 0x33));
+    await trio.until("the loss", () => trio.peer("b")?.connection !== "Connected");
+    await trio.until("the pause", () => trio.peer("c")?.replication === "PausedSyncS");
+    expect(await trio.checkpoint()).toBe(trio.status(trio.c).epoch.committed);
+    trio.a.host.crash("power");
+    mend();
+    trio.cutOff(trio.b, false);
+    await expect(trio.failover(trio.b, FENCED)).rejects.toMatchObject({ code: "unprotected" });
+    await trio.lost(trio.c);
+    await trio.failover(trio.c, FENCED);
+  });
+
+  it("has a checkpoint be unknown while it names one that lacks it, and cannot be written", async () => {
+    const trio = await started();
+    trio.cutOff(trio.b);
+    await trio.until("the loss", () => trio.peer("b")?.connection !== "Connected");
+    const mark = { op: "write", path: MARK_PATH, error: "io-error", times: Number.POSITIVE_INFINITY } as const;
+    const mend = trio.a.host.disk.faults.inject(mark);
+    await expect(trio.checkpoint()).rejects.toMatchObject({ code: "outcome-unknown" });
+    const epoch = trio.status(trio.c).epoch.committed;
+    const commit = (): Promise<unknown> =>
+      trio.do("a commit", async () => trio.a.agent?.commit({ epoch, timeoutMs: 60_000 }, new AbortController().signal));
+    await expect(commit()).rejects.toMatchObject({ code: "outcome-unknown" });
+    mend();
+    expect(await commit()).toMatchObject({ epoch, state: "committed" });
+    trio.a.host.crash("power");
+    trio.cutOff(trio.b, false);
+    await expect(trio.failover(trio.b, FENCED)).rejects.toMatchObject({ code: "unprotected" });
+    await trio.lost(trio.c);
+    await trio.failover(trio.c, FENCED);
+  });
+
+  it("names the only secondary whose answer was lost, once it takes originals again", async () => {
+    const scripted = new ScriptedPair(1, "power", { mode: "shared", isMarked: true });
+    const { world, pair } = scripted;
+    let isLost = false;
+    world.network.intercept = (_, data) => {
+      if (isLost || pair.secondary.status?.epoch.committed !== 1 || decodeMessage(data).type !== "answer")
+        return "deliver";
+      isLost = true;
+      return "cut";
+    };
+    await scripted.start();
+    expect(isLost).toBe(true);
+    await scripted.until("the end of the sync", () => pair.primary.status?.peers[0]?.replication === "Established");
+    await world.run({ forMs: 1_000 }); // until the mark is written
+    pair.primary.host.crash("power");
+    await scripted.do("a failover", async () => {
+      const request = { force: false, dryRun: false, discardActive: false, fenced: true, timeoutMs: 60_000 };
+      while (pair.secondary.status?.peers[0]?.connection === "Connected") await world.sleep(100);
+      await pair.secondary.agent?.failover(request, new AbortController().signal);
+    });
+    expect(pair.secondary.status?.role).toBe("Primary");
   });
 });
