@@ -13,11 +13,11 @@
  * | 16 | 8 | sequence, from 1 |
  * | 24 | 32 | id of the agent that has written it, as text |
  * | 56 | 4 | how many agents the mark names: those whose checkpoints stand; 0 unless it says protected |
- * | 60 | 128 | their ids, 32 bytes each; the rest zero |
+ * | 60 | 128 | their ids, 32 bytes each, and behind them those of others that may claim the disk; the rest zero |
  * | 188 | 4 | CRC-32 of bytes 0–187 |
  * | 192 | … | reserved, zero |
  *
- * Slot of a claim: that of the agent that the mark names first is slot 2, and so on; whom it does not name takes the last.
+ * Slot of a claim: that of the agent whose id comes first in the mark is slot 2, and so on; whose id is not there takes the last.
  *
  * | offset | size | field |
  * |---|---|---|
@@ -57,8 +57,10 @@ export interface SharedMarkRecord {
   /** The agent that has written it. */
   readonly agentId: string;
   readonly sequence: number;
-  /** The agents whose checkpoints stand, at most SECONDARIES_MAX. */
+  /** The agents whose checkpoints stand. */
   readonly holders: readonly string[];
+  /** Others that have a slot for a claim; at most SECONDARIES_MAX together with the holders. */
+  readonly others: readonly string[];
 }
 
 /** That an agent is about to be promoted. */
@@ -77,22 +79,23 @@ interface Placed {
 
 /** A mark as its slot. */
 export function encodeSharedMark(mark: SharedMarkRecord): Placed {
-  assert(mark.holders.length <= SECONDARIES_MAX, "a primary has so many secondaries at most");
+  const listed = [...mark.holders, ...mark.others];
+  assert(listed.length <= SECONDARIES_MAX, "a primary has so many secondaries at most");
   const slot = beginSlot(MARK_MAGIC, SHARED_MARK_STATES.indexOf(mark.state) + 1, mark);
   slot.writeUInt32BE(mark.holders.length, HOLDER_COUNT_OFFSET);
-  for (const [index, holder] of mark.holders.entries()) {
-    assert.equal(Buffer.byteLength(holder), AGENT_ID_BYTES);
-    slot.write(holder, HOLDERS_OFFSET + index * AGENT_ID_BYTES, "latin1");
+  for (const [index, agentId] of listed.entries()) {
+    assert.equal(Buffer.byteLength(agentId), AGENT_ID_BYTES);
+    slot.write(agentId, HOLDERS_OFFSET + index * AGENT_ID_BYTES, "latin1");
   }
   slot.writeUInt32BE(crc32(slot.subarray(0, MARK_CRC_OFFSET)), MARK_CRC_OFFSET);
   return { slot, offset: (mark.sequence % MARK_SLOTS) * SLOT_BYTES };
 }
 
-/** A claim as its slot, which `holders` of the mark give its agent. */
-export function encodeMarkClaim(claim: MarkClaim, holders: readonly string[]): Placed {
+/** A claim as its slot, which the mark that it is about gives its agent. */
+export function encodeMarkClaim(claim: MarkClaim, mark: SharedMarkRecord | undefined): Placed {
   const slot = beginSlot(CLAIM_MAGIC, claim.isWithdrawn ? 2 : 1, claim);
   slot.writeUInt32BE(crc32(slot.subarray(0, CLAIM_CRC_OFFSET)), CLAIM_CRC_OFFSET);
-  const index = holders.indexOf(claim.agentId);
+  const index = mark === undefined ? -1 : [...mark.holders, ...mark.others].indexOf(claim.agentId);
   return { slot, offset: (MARK_SLOTS + (index === -1 ? SECONDARIES_MAX : index)) * SLOT_BYTES };
 }
 
@@ -155,10 +158,12 @@ function decodeSlot(slot: Buffer): SharedMarkRecord | "newer" | undefined {
   const state = SHARED_MARK_STATES[slot.readUInt32BE(12) - 1];
   const count = slot.readUInt32BE(HOLDER_COUNT_OFFSET);
   if (state === undefined || count > SECONDARIES_MAX) return "newer";
-  const holders = Array.from({ length: count }, (_, index) =>
+  const listed = Array.from({ length: SECONDARIES_MAX }, (_, index) =>
     readAgentId(slot, HOLDERS_OFFSET + index * AGENT_ID_BYTES),
   );
-  return { state, agentId: readAgentId(slot, AGENT_ID_OFFSET), sequence: readSequence(slot), holders };
+  const others = listed.slice(count).filter((agentId) => !agentId.startsWith("\0"));
+  const agentId = readAgentId(slot, AGENT_ID_OFFSET);
+  return { state, agentId, sequence: readSequence(slot), holders: listed.slice(0, count), others };
 }
 
 function isSound(slot: Buffer, magic: Buffer, crcOffset: number): boolean {

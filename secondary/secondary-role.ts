@@ -11,7 +11,7 @@ import type { Storage } from "../shared/host/storage.ts";
 import { withoutFormerSize } from "../shared/block/growth.ts";
 import { forgetLosses } from "../shared/block/lost-writes.ts";
 import { lostSync, type LostSyncs } from "../shared/journal/lost-syncs.ts";
-import type { MarkWithdrawal, SharedMark } from "../shared/journal/shared-mark.ts";
+import type { DiskClaim, SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { lackedCheckpoint, promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
@@ -315,7 +315,7 @@ export class SecondaryRole {
   }
 
   /** Nobody else is promoted on the shared disk from here on, and nobody was since this side has looked. Errors: `image-busy`, `unprotected`. */
-  async #claimDisk(isHandedOver: boolean): Promise<MarkWithdrawal | undefined> {
+  async #claimDisk(isHandedOver: boolean): Promise<DiskClaim | undefined> {
     const { sharedMark } = this.#options;
     const claim = await sharedMark?.claim();
     if (isHandedOver) return claim;
@@ -362,12 +362,12 @@ export class SecondaryRole {
     const discardsActive = options.discardActive || this.checkpoints.committed.vmstate !== undefined;
     const activeEpoch = discardsActive ? this.checkpoints.openEpoch : epoch;
     await this.gate.close();
-    let claim: MarkWithdrawal | undefined;
+    let claim: DiskClaim | undefined;
     let forWriting: Awaited<ReturnType<ReplicaDisks["openForWriting"]>> | undefined;
     try {
       claim = await this.#claimDisk(options.isHandedOver === true);
       forWriting = await this.#disks.openForWriting();
-      await sharedMark?.write("merging");
+      await claim?.merge();
       const tracking = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({
         ...promoted(record, options.lineage, epoch > 0 && !record.outdated),

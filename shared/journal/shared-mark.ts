@@ -1,5 +1,6 @@
 import { dirname } from "node:path";
 import { asColobusError, ColobusError } from "../../proto/errors.ts";
+import { SECONDARIES_MAX } from "../../proto/limits.ts";
 import {
   decodeMarkClaims,
   decodeSharedMark,
@@ -15,9 +16,14 @@ import {
 import type { Log } from "../host/log.ts";
 import type { Storage, StorageFile } from "../host/storage.ts";
 
-/** A claim that was made, to be taken back where the promotion that it was for has failed. */
-export interface MarkWithdrawal {
-  /** Errors: those of the storage; the claim stands then, until this agent starts again. */
+/** A claim that was made. */
+export interface DiskClaim {
+  /**
+   * Has the mark say that this agent merges. Errors: `image-busy` where it is not the one that the claim is about any more, or
+   * another one's claim has taken the slot; those of the storage: the mark on the device is then the old one or the new one.
+   */
+  readonly merge: () => Promise<void>;
+  /** Takes it back where the promotion has failed. Errors: those of the storage; it stands then, until this agent starts again. */
   readonly withdraw: () => Promise<void>;
 }
 
@@ -76,31 +82,33 @@ export class SharedMark {
     });
   }
 
-  /** Nothing leads back to any checkpoint, or only what this agent merges does. Errors: as `stand`, but for `outdated`. */
-  write(state: "unprotected" | "merging"): Promise<void> {
-    return this.#inTurn(async () => this.#write(await this.#read(), state, []));
-  }
-
   /**
    * To be called before anything is done that only a promoted side may do. Resolves when no other agent can be promoted from
-   * what the mark says now, once `write` has said that this one is. Errors: `image-busy`; those of the storage.
+   * what the mark says now, once `merge` has said that this one is. Errors: `image-busy`; those of the storage.
    */
-  claim(): Promise<MarkWithdrawal> {
+  claim(): Promise<DiskClaim> {
     return this.#inTurn(async () => {
       const before = await this.#read();
       if (before.kind === "mark") assertNotMergedBy(before.mark, this.#agentId());
       // The last slot may be another one's already, which must see its own claim.
       await this.#assertUnclaimed(before);
       await this.#writeClaim(before, false);
-      const withdraw = (): Promise<void> => this.#inTurn(() => this.#writeClaim(before, true));
       try {
         assertSame(before, await this.#read());
         await this.#assertUnclaimed(before);
       } catch (error) {
-        await this.#writeClaim(before, true);
+        await this.#withdraw(before);
         throw error;
       }
-      return { withdraw };
+      return {
+        merge: () =>
+          this.#inTurn(async () => {
+            assertSame(before, await this.#read());
+            await this.#assertClaimed(before);
+            await this.#write(before, "merging", []);
+          }),
+        withdraw: () => this.#inTurn(() => this.#withdraw(before)),
+      };
     });
   }
 
@@ -108,11 +116,7 @@ export class SharedMark {
   async withdraw(log: Log): Promise<void> {
     try {
       await this.#inTurn(async () => {
-        const mark = await this.#read();
-        const isClaimed = (await this.#readClaims()).some(
-          (claim) => claim.agentId === this.#agentId() && isAbout(claim, mark),
-        );
-        if (isClaimed) await this.#writeClaim(mark, true);
+        await this.#withdraw(await this.#read());
       });
     } catch (error) {
       log.warn({ reason: asColobusError(error) }, "a claim beside the mark of the shared disk is not withdrawn");
@@ -227,15 +231,29 @@ export class SharedMark {
   }
 
   async #write(found: DecodedSharedMark, state: SharedMarkRecord["state"], holders: readonly string[]): Promise<void> {
+    const agentId = this.#agentId();
+    const sequence = sequenceOf(found) + 1;
+    const others = claimantsOf(soundOf(found)).filter((one) => one !== agentId && !holders.includes(one));
     const { slot, offset } = encodeSharedMark({
       state,
-      agentId: this.#agentId(),
-      sequence: sequenceOf(found) + 1,
+      agentId,
+      sequence,
       holders,
+      others: others.slice(0, SECONDARIES_MAX - holders.length),
     });
     // Of two damaged slots neither may win over the new mark.
     const before = found.kind === "unreadable" ? [{ slot: Buffer.alloc(SHARED_MARK_BYTES), offset: 0 }] : [];
     await this.#writeSlots([...before, { slot, offset }]);
+  }
+
+  /** This agent's claim stands: in the last slot another one's may have taken its place. Errors: `image-busy`. */
+  async #assertClaimed(mark: DecodedSharedMark): Promise<void> {
+    const claims = (await this.#readClaims()).filter((claim) => isAbout(claim, mark));
+    if (!claims.some(({ agentId }) => agentId === this.#agentId())) throw claimedBy(claims[0]?.agentId ?? "unknown");
+  }
+
+  async #hasClaimed(mark: DecodedSharedMark): Promise<boolean> {
+    return (await this.#readClaims()).some((claim) => claim.agentId === this.#agentId() && isAbout(claim, mark));
   }
 
   /** Errors: `image-busy`. */
@@ -245,10 +263,14 @@ export class SharedMark {
     if (other !== undefined) throw claimedBy(other.agentId);
   }
 
+  /** Takes back what this agent has claimed about that mark. The last slot may be another one's by now: that claim stands. */
+  async #withdraw(mark: DecodedSharedMark): Promise<void> {
+    if (await this.#hasClaimed(mark)) await this.#writeClaim(mark, true);
+  }
+
   async #writeClaim(mark: DecodedSharedMark, isWithdrawn: boolean): Promise<void> {
-    const holders = soundOf(mark)?.holders ?? [];
     const claim = { agentId: this.#agentId(), sequence: sequenceOf(mark), isWithdrawn };
-    await this.#writeSlots([encodeMarkClaim(claim, holders)]);
+    await this.#writeSlots([encodeMarkClaim(claim, soundOf(mark))]);
   }
 
   async #writeSlots(slots: readonly ReturnType<typeof encodeSharedMark>[]): Promise<void> {
@@ -272,6 +294,11 @@ export class SharedMark {
 /** undefined: there is none, or it is damaged. */
 function soundOf(found: DecodedSharedMark): SharedMarkRecord | undefined {
   return found.kind === "mark" ? found.mark : undefined;
+}
+
+/** Whom the mark knows of: each may be promoted on the disk one day. */
+function claimantsOf(mark: SharedMarkRecord | undefined): readonly string[] {
+  return mark === undefined ? [] : [...new Set([...mark.holders, ...mark.others, mark.agentId])];
 }
 
 function sequenceOf(found: DecodedSharedMark): number {
