@@ -156,13 +156,14 @@ export class AgentRoles {
 
   /**
    * The secondary becomes Primary, from its last committed checkpoint, and serves at once; the merge follows behind.
-   * Errors: `io-error`; it is still Secondary then.
+   * Errors: `io-error`; it is still Secondary then. Where the primary's role cannot be opened behind its record, those of
+   * the storage: it serves nobody until it is started again.
    */
   promote(request: Omit<Parameters<SecondaryRole["promote"]>[0], "lineage">, lineage?: string): Promise<Promotion> {
     return this.#change(async () => {
       const active = this.#active;
       assert(active.role === "Secondary", "only a secondary is promoted");
-      const { agent, state } = this.#options;
+      const { agent, state, exports } = this.#options;
       const { host, config } = agent;
       // The first place is the former primary's, whether this side dials that or not.
       const siblings = (request.siblings ?? []).slice(0, (config.secondaries ?? 1) - 1);
@@ -173,10 +174,17 @@ export class AgentRoles {
         siblings,
         lineage: lineage ?? newId(host.random),
       });
-      await active.tracking.close();
-      this.#active = this.#servePromotion(promotion, promotion.tracking, peerUrls);
-      this.#wasPromotedHere = true;
-      this.#active.primary.start();
+      try {
+        await active.tracking.close();
+        this.#active = this.#servePromotion(promotion, promotion.tracking, peerUrls);
+        this.#wasPromotedHere = true;
+        this.#active.primary.start();
+      } catch (error) {
+        exports.withdrawAll();
+        throw error;
+      } finally {
+        promotion.letGo(exports.disks());
+      }
       if (siblings.length > 0) this.#dial();
       this.#options.emit("failover", { epoch: promotion.epoch });
       this.#options.emit("role-changed", { role: "Primary" });

@@ -1,17 +1,16 @@
 import { ColobusError } from "../proto/errors.ts";
 import type { SecondaryExport } from "../proto/words.ts";
-import type {
-  BlockDevice,
-  Child,
-  Extent,
-  OpenWrite,
-  Pending,
-  WriteFlags,
-  ZeroFlags,
-} from "../shared/block/block-device.ts";
+import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
 import { RangeLock } from "../shared/block/range-lock.ts";
 import type { OverlayStack } from "./overlay-stack.ts";
 import type { ViewGate } from "./view-gate.ts";
+
+/** What has taken a view's place; it may change, and while there is nothing to be served `device` throws why. */
+export interface ViewSuccessor {
+  readonly device: SuccessorDevice;
+}
+
+type SuccessorDevice = Omit<BlockDevice, "openWrite">;
 
 /**
  * What the secondary exports: one disk as it was at the last committed checkpoint, with the secondary VM's own writes
@@ -24,7 +23,7 @@ export class CommittedView implements BlockDevice {
   readonly #lock = new RangeLock();
   readonly #hasCheckpoint: () => boolean;
   readonly #access: SecondaryExport;
-  #successor: Child | undefined;
+  #successor: ViewSuccessor | undefined;
 
   constructor(stack: OverlayStack, gate: ViewGate, hasCheckpoint: () => boolean, access: SecondaryExport) {
     this.#stack = stack;
@@ -39,9 +38,10 @@ export class CommittedView implements BlockDevice {
 
   /**
    * The disk was promoted: requests go to `successor` from now on, those included that wait at the gate, which is
-   * closed. What they would write to the active disk behind the back of `successor` would be lost with the merge.
+   * closed, and the pieces still to come of a write that was begun before. What they would write to the active disk behind
+   * the back of `successor` would be lost with the merge.
    */
-  handOver(successor: Child): void {
+  handOver(successor: ViewSuccessor): void {
     this.#successor = successor;
   }
 
@@ -94,7 +94,7 @@ export class CommittedView implements BlockDevice {
   }
 
   extents(offset: number, length: number, maxExtents: number): Extent[] | Promise<Extent[]> {
-    if (this.#successor !== undefined) return this.#successor.extents(offset, length, maxExtents);
+    if (this.#successor !== undefined) return this.#successor.device.extents(offset, length, maxExtents);
     this.#assertCheckpoint();
     // A read that comes now waits for the next view: what is a hole in this one may be none there.
     if (this.#gate.opening !== undefined) return [{ length, hole: false, zero: false }];
@@ -102,8 +102,8 @@ export class CommittedView implements BlockDevice {
   }
 
   /** Runs a request in the view that is open now or next, or, once the disk was promoted, against its successor. */
-  #run(inView: () => Pending, inSuccessor: (successor: Child) => Pending): Pending {
-    if (this.#successor !== undefined) return inSuccessor(this.#successor);
+  #run(inView: () => Pending, inSuccessor: (successor: SuccessorDevice) => Pending): Pending {
+    if (this.#successor !== undefined) return inSuccessor(this.#successor.device);
     this.#assertCheckpoint();
     const { opening } = this.#gate;
     if (opening !== undefined) return opening.then(() => this.#run(inView, inSuccessor));
@@ -114,7 +114,7 @@ export class CommittedView implements BlockDevice {
     source: Uint8Array | number,
     offset: number,
     flags: WriteFlags,
-    inSuccessor: (successor: Child) => Pending,
+    inSuccessor: (successor: SuccessorDevice) => Pending,
   ): Pending {
     this.#assertAccess();
     return this.#run(() => {

@@ -21,6 +21,7 @@ import type { Verdict } from "../shared/replication/verdict.ts";
 import { BufferMemory } from "./buffer-memory.ts";
 import { Checkpoints } from "./checkpoints.ts";
 import { CheckpointOperations } from "./checkpoint-operations.ts";
+import type { ViewSuccessor } from "./committed-view.ts";
 import { DiskFaults } from "./disk-faults.ts";
 import { flushDisks } from "./flush-disks.ts";
 import { Following } from "./following.ts";
@@ -85,6 +86,11 @@ export interface SecondaryOptions {
 export interface Promotion extends PromotedDisks {
   /** Where the peer's copy differs; undefined: nothing is known of it. */
   readonly tracking: PeerTracking | undefined;
+  /**
+   * Ends the wait of the guests, whose requests go to what is exported of their disk from here on. To be called once, when
+   * the primary's role stands behind the exports, or nothing does: what guests write past it would be marked for no peer.
+   */
+  letGo(exported: readonly (ViewSuccessor & { readonly name: string })[]): void;
 }
 
 export interface PromotedDisks {
@@ -331,8 +337,8 @@ export class SecondaryRole {
 
   /**
    * Makes this side Primary, from the last committed checkpoint: ends the session, then writes the one record that says
-   * so. The role is over when the promise resolves; the disks are served from their committed views. `assertStill` is
-   * called when no primary can be heard any more, and may throw why it must not be done.
+   * so. The role is over when the promise resolves; the disks are as their committed views, and guests wait until they are
+   * let go. `assertStill` is called when no primary can be heard any more, and may throw why it must not be done.
    */
   async promote(options: {
     readonly discardActive: boolean;
@@ -394,11 +400,9 @@ export class SecondaryRole {
         const lost = lostSyncs.has({ disk: disk.name, active: null });
         if (lost) disk.base.distrust?.(lostSync(`the image of ${disk.name}`));
         else disk.base.rewritten();
-        const promoted = new PromotedDisk(disk.context, disk.stack, this.gate, epoch);
-        disk.view.handOver(promoted);
-        return { name: disk.name, disk: promoted };
+        return { name: disk.name, disk: new PromotedDisk(disk.context, disk.stack, this.gate, epoch) };
       });
-      return { epoch, disks, tracking };
+      return { epoch, disks, tracking, letGo: (exported) => this.#letGo(exported) };
     } catch (error) {
       forWriting?.giveUp();
       await claim
@@ -408,10 +412,17 @@ export class SecondaryRole {
         );
       for (const { epochs } of this.disks) epochs.resume();
       this.#sessions.welcome(); // still Secondary
-      throw error;
-    } finally {
       this.gate.open();
+      throw error;
     }
+  }
+
+  #letGo(exported: Parameters<Promotion["letGo"]>[0]): void {
+    for (const { name, view } of this.disks) {
+      const successor = exported.find((one) => one.name === name);
+      if (successor !== undefined) view.handOver(successor);
+    }
+    this.gate.open();
   }
 
   /** What cannot be flushed is noted, and the promoted side's flushes fail. */

@@ -116,6 +116,7 @@ describe("a promotion", () => {
     view.fill(0, 3 * CLUSTER_BYTES, 3 * CLUSTER_BYTES + 50);
     release();
     const promotion = await promoting;
+    promotion.letGo(promotion.disks.map(({ name, disk }) => ({ name, device: disk })));
     await Promise.all([writing, zeroing, reading, disk.view.flush()]);
     expect(target).toEqual(view.subarray(100, 200));
     // A client that has not heard of the promotion goes on with what it has open.
@@ -132,6 +133,7 @@ describe("a promotion", () => {
     const bench = await secondary();
     await bench.role.disks[0]?.view.write(pattern(100, 7), 50, NO_FLAGS);
     const promotion = await bench.role.promote({ discardActive: true, lineage: "2".repeat(32) });
+    promotion.letGo([]);
     expect(await mergedImage(bench, promotion)).toEqual(bench.view);
   });
 
@@ -145,6 +147,7 @@ describe("a promotion", () => {
     await bench.role.disks[0]?.view.read(target, 0);
     expect(target).toEqual(bench.view);
     const promotion = await bench.role.promote(request);
+    promotion.letGo([]);
     expect(await mergedImage(bench, promotion)).toEqual(bench.view);
   });
 });
