@@ -117,16 +117,14 @@ export class AgentRoles {
     else this.#active.secondary.accept(link, ended);
   }
 
-  /** Dials `url` alone from now on; undefined: whom it dialled before, again. */
-  async redial(url?: string): Promise<void> {
-    const { state } = this.#options;
-    if (url !== undefined) await state.update((record) => ({ ...record, peers: [url] }));
-    this.#dial();
+  /** Dials anew whom the record names; or `url` alone, until the next time. */
+  redial(url?: string): void {
+    this.#dial(url);
   }
 
   /**
-   * Asks the recorded peer what the two would do; nothing follows from the answer on either side. There is a peer to
-   * dial. With `asIf` it is what they would do if the record were changed so. Errors: as `probePeer`.
+   * Asks the peer at `url` what the two would do; nothing follows from the answer on either side. With `asIf` it is what
+   * they would do if the record were changed so. Errors: as `probePeer`.
    */
   probe(
     url: string,
@@ -196,10 +194,15 @@ export class AgentRoles {
 
   /**
    * The primary becomes Secondary, with what its images hold now as its checkpoint; without any where an image cannot be
-   * flushed. Its clients are sent away. Of what is known of its peers, only what is about the `newer` side is kept. While the record cannot be written it serves nobody, and tries again.
+   * flushed. Its clients are sent away. Of what is known of its peers, only what is about the `newer` side is kept; `peer`:
+   * whom alone it dials from then on. While the record cannot be written it serves nobody, and tries again.
    * Errors: `merge-unfinished`; those of opening the images, after which it serves nobody until it is started again.
    */
-  demote(request: { readonly discardsOwn: boolean; readonly newer: string }): Promise<void> {
+  demote(request: {
+    readonly discardsOwn: boolean;
+    readonly newer: string;
+    readonly peer?: string | undefined;
+  }): Promise<void> {
     return this.#change(async () => {
       const active = this.#active;
       if (active.role === "Secondary") return;
@@ -222,14 +225,16 @@ export class AgentRoles {
       await this.#untilDone(() => this.#parts.settleOverlays());
       const notPrimary = new ColobusError("not-primary", "this side is not Primary any more");
       const atMs = agent.host.clock.wallMs();
+      const dialled = request.peer === undefined ? {} : { peers: [request.peer] };
       await this.#untilDone(() =>
-        state.update((whole) =>
-          demoted(
+        state.update((whole) => ({
+          ...demoted(
             allFailed({ ...onlyWith(whole, request.newer), disks: whole.disks.map(withoutCopies) }, atMs, notPrimary),
             checkpoint,
             request.discardsOwn,
           ),
-        ),
+          ...dialled,
+        })),
       );
       this.vmStates.keepOnly(statesNeeded(state.record));
       this.#active = this.#parts.openSecondary({ mayHaveLostWrites: fault !== undefined });
@@ -311,11 +316,12 @@ export class AgentRoles {
     return result;
   }
 
-  /** Keeps a link to each recorded peer: a secondary has one. */
-  #dial(): void {
+  /** Keeps a link to each recorded peer, of which a secondary has one; or to `url` instead. */
+  #dial(url?: string): void {
     if (this.#stopping) return;
     const { peers, role } = this.#options.state.record;
-    this.#connectors.dial(role === "Primary" ? peers : peers.slice(0, 1));
+    const recorded = role === "Primary" ? peers : peers.slice(0, 1);
+    this.#connectors.dial(url === undefined ? recorded : [url]);
   }
 
   #newConnectors(): PeerConnectors {

@@ -13,7 +13,8 @@ import type {
   SwitchoverRequest,
   VerdictAnswer,
 } from "../proto/control-api.ts";
-import { ColobusError, type ErrorCode } from "../proto/errors.ts";
+import { asColobusError, ColobusError, type ErrorCode } from "../proto/errors.ts";
+import { RECONNECT_MAX_MS, RECONNECT_MIN_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { changedBytesFor, gravestOf, mayBeAt, placeToForget, placeToReplace } from "../primary/place-orders.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
@@ -21,6 +22,7 @@ import type { SecondaryPlace } from "../primary/secondary-place.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import { newId, type Random } from "../shared/host/random.ts";
+import { sleep } from "../shared/host/sleep.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { peerGivenUp } from "../shared/replication/lineage.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
@@ -54,24 +56,56 @@ export class RoleCommands {
     for (const waiter of this.#waiters) waiter();
   }
 
-  /** An outdated primary becomes the secondary of the agent at `peer`. */
+  /**
+   * An outdated primary becomes the secondary of the agent at `peer`, which is asked first: what is refused then, or not
+   * answered, changes nothing here.
+   */
   async rejoin({ peer, timeoutMs }: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer> {
     const { roles, state } = this.#options;
     const deadline = this.#deadline(timeoutMs, signal);
     try {
       await this.#until(deadline, () => state.record.merge === null, "the last failover is not merged yet");
       const already = roles.active.role === "Secondary";
-      const verdict = await this.#handshake(deadline, peer);
-      if (!already && roles.active.role === "Primary") {
-        assertBehind(verdict, state.record.agentId);
-        if (verdict.verdict.kind === "outdated") {
-          await roles.demote({ discardsOwn: false, newer: verdict.peer.agentId });
-        } else await this.#until(deadline, () => roles.active.role === "Secondary", "the role is not laid down yet");
-      }
+      const asked = await this.#askUntilAnswered(deadline, peer);
+      if (roles.active.role === "Secondary") await this.#follow(deadline, peer, asked);
+      else await this.#layDown(deadline, peer, asked);
       return { already, peer, epoch: state.record.committed.epoch };
     } finally {
       deadline.end();
     }
+  }
+
+  /** A secondary dials the agent at `peer` alone from now on, whatever the two are. */
+  async #follow(deadline: Deadline, peer: string, { peer: { agentId } }: Judged): Promise<void> {
+    await this.#keepPeer(peer);
+    if (this.#isConnected() && this.#lastVerdict()?.peer.agentId === agentId) this.#options.roles.redial();
+    else await this.#handshake(deadline, peer);
+  }
+
+  /** A primary becomes the secondary of the agent at `peer`. Errors: as `assertBehind`, `timed-out`; those of `demote`. */
+  async #layDown(deadline: Deadline, peer: string, asked: Judged): Promise<void> {
+    const { roles, state } = this.#options;
+    // One that is behind itself has to hear of it: the two meet, whatever becomes of the order.
+    if (asked.verdict.kind !== "outdated") assertBehind(asked, state.record.agentId);
+    try {
+      const judged = await this.#handshake(deadline, peer);
+      if (roles.active.role === "Primary") {
+        assertBehind(judged, state.record.agentId);
+        if (judged.verdict.kind === "outdated") {
+          return await roles.demote({ discardsOwn: false, newer: judged.peer.agentId, peer });
+        }
+        await this.#until(deadline, () => roles.active.role === "Secondary", "the role is not laid down yet");
+      }
+      await this.#keepPeer(peer);
+    } catch (error) {
+      roles.redial();
+      throw error;
+    }
+    roles.redial();
+  }
+
+  async #keepPeer(url: string): Promise<void> {
+    await this.#options.state.update((record) => ({ ...record, peers: [url] }));
   }
 
   /** Speaks to the peer now, or only asks it what the two would do; or gives up this side's data for the peer's. */
@@ -79,20 +113,23 @@ export class RoleCommands {
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
       if (request.acceptNewPeer === true) return await this.#acceptNewPeer(request, deadline);
-      for (const [flag, value] of [
-        ["--peer", request.peer],
-        ["--instead-of", request.insteadOf],
-      ] as const) {
-        if (value !== undefined) throw new ColobusError("usage", `${flag} is said with --accept-new-peer`);
+      const { peer } = request;
+      if (request.insteadOf !== undefined) {
+        throw new ColobusError("usage", "--instead-of is said with --accept-new-peer");
       }
-      let known = this.#isConnected() ? this.#lastVerdict() : undefined;
+      if (peer !== undefined && !request.discardMyData) {
+        throw new ColobusError("usage", "--peer is said with --accept-new-peer, or with --discard-my-data");
+      }
+      const isKnown = peer === undefined && this.#isConnected();
+      let known = isKnown ? this.#lastVerdict() : undefined;
+      if (peer !== undefined) known = await this.#askUntilAnswered(deadline, peer);
       if (request.dryRun) {
         known ??= await this.#ask(deadline);
         return { dryRun: true, connected: this.#isConnected(), verdict: this.#describe(known) };
       }
       known ??= await this.#handshake(deadline);
       if (request.discardMyData) {
-        await this.#discard(this.#gravest() ?? known);
+        await this.#discard(peer === undefined ? (this.#gravest() ?? known) : known, peer);
         await this.#until(deadline, () => this.#isConnected(), "the peer has not connected again yet");
       }
       const verdict = this.#describe(this.#lastVerdict() ?? known);
@@ -132,7 +169,7 @@ export class RoleCommands {
         const { peerId, replicator } = place;
         const answer = { agentId: peerId ?? null, url: replicator.url };
         await primary.giveUp(place, undefined);
-        await roles.redial();
+        roles.redial();
         return answer;
       });
       return await deadline.race(given, NOT_GIVEN_UP_YET);
@@ -208,7 +245,7 @@ export class RoleCommands {
       const { place, url } = choose();
       const found = { before: this.#lastVerdict(), known: primary.places.map(({ peerId }) => peerId) };
       await primary.giveUp(place, url);
-      await roles.redial();
+      roles.redial();
       return found;
     });
     const { before, known } = await deadline.race(given, NOT_GIVEN_UP_YET);
@@ -247,7 +284,8 @@ export class RoleCommands {
     }
   }
 
-  async #discard({ verdict, peer }: Judged): Promise<void> {
+  /** `url`: whom alone this side dials from then on, where that is said. */
+  async #discard({ verdict, peer }: Judged, url: string | undefined): Promise<void> {
     const { roles, state } = this.#options;
     if (verdict.kind === "sync") {
       throw new ColobusError(
@@ -257,15 +295,18 @@ export class RoleCommands {
       );
     }
     if (verdict.kind === "refused" && verdict.rule !== "unrelated") throw refusal(verdict, state.record.agentId);
-    if (roles.active.role === "Primary") await roles.demote({ discardsOwn: true, newer: peer.agentId });
-    else await state.update((record) => ({ ...record, discardsOwn: true }));
-    await roles.redial();
+    if (roles.active.role === "Primary") await roles.demote({ discardsOwn: true, newer: peer.agentId, peer: url });
+    else {
+      const dialled = url === undefined ? {} : { peers: [url] };
+      await state.update((record) => ({ ...record, ...dialled, discardsOwn: true }));
+    }
+    roles.redial();
   }
 
-  /** Dials, where there is somebody to dial, and resolves with what the next handshake comes to. */
+  /** Dials, where there is somebody to dial, and resolves with what the next handshake comes to. `url`: as of `AgentRoles.redial`. */
   async #handshake(deadline: Deadline, url?: string): Promise<Judged> {
     const before = this.#lastVerdict();
-    await this.#options.roles.redial(url);
+    this.#options.roles.redial(url);
     return this.#nextVerdict(deadline, before, url ?? this.#options.state.record.peers[0]);
   }
 
@@ -288,6 +329,30 @@ export class RoleCommands {
     const { active } = this.#options.roles;
     if (url === undefined || active.role === "Secondary" || judged === undefined) return true;
     return mayBeAt(active.primary.places, judged, url);
+  }
+
+  /** What the two would do, as soon as the agent at `url` says so. Errors: why it does not; `timed-out`. */
+  async #askUntilAnswered(deadline: Deadline, url: string): Promise<Judged> {
+    const { roles, clock } = this.#options;
+    const given = new AbortController();
+    let unanswered = "";
+    const asking = async (): Promise<Judged> => {
+      for (let pauseMs = RECONNECT_MIN_MS; ; pauseMs = Math.min(pauseMs * 2, RECONNECT_MAX_MS)) {
+        try {
+          return await roles.probe(url, given.signal);
+        } catch (error) {
+          const reason = asColobusError(error);
+          if (!reason.row.retry || given.signal.aborted) throw reason;
+          unanswered = `: ${reason.message}`;
+        }
+        await sleep(clock, pauseMs);
+      }
+    };
+    try {
+      return await deadline.race(asking(), () => `the agent at ${url} has not answered yet${unanswered}`);
+    } finally {
+      given.abort();
+    }
   }
 
   /** What the two would do, as the peer's history is now. Who dials nobody waits for the peer's own next handshake. */
@@ -388,7 +453,7 @@ function assertBehind({ verdict, peer }: Judged, self: string): void {
     throw new ColobusError(
       "split-brain",
       `this side has changes that the peer has not, and the peer has ${peer.changedBytes} bytes of changes that this side has not`,
-      "Choose the side whose changes are given up, and on it: `colobus connect --discard-my-data`.",
+      "Choose the side whose changes are given up, and on it: `colobus connect --discard-my-data --peer WS_URL`.",
     );
   }
   throw refusal(verdict, self);

@@ -165,7 +165,7 @@ export const connectRequestSchema = z.strictObject({
   discardMyData: z.boolean().default(false),
   /** On a primary whose peer is lost: another agent takes its place. */
   acceptNewPeer: z.boolean().optional(),
-  /** With `acceptNewPeer`: whom to dial from now on. */
+  /** With `acceptNewPeer` or `discardMyData`: whom to dial from now on. */
   peer: z.string().optional(),
   /** With `acceptNewPeer`, of several secondaries the one that is lost: its agent id, or the URL that this side dials for it. */
   insteadOf: z.string().optional(),

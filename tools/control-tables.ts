@@ -79,7 +79,7 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/connect discardMyData": "Give up what this side has and the peer has not, and become its secondary.",
   "POST /v1/connect acceptNewPeer":
     "On a primary whose peer is not connected: another agent takes its place, and that one is refused from then on.",
-  "POST /v1/connect peer": "With `acceptNewPeer`: whom the primary dials from then on.",
+  "POST /v1/connect peer": "With `acceptNewPeer`, or `discardMyData`: whom this side dials from then on.",
   "POST /v1/connect insteadOf":
     "With `acceptNewPeer`, of several secondaries the one that is lost: its agent id, or the URL that the primary dials for it.",
   "POST /v1/forget peer": "Of several secondaries, the one that is gone for good, named in the same way.",

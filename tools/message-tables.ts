@@ -131,7 +131,7 @@ const GREETING_MEANINGS: Record<keyof Greeting, string> = {
   nonce: "16 random bytes, so that no proof and no seal can be used twice.",
   hasToken: "Whether this side has a `--token-file`.",
   probe:
-    "This side only asks what the two would do (`colobus connect --dry-run`): it closes after the seals, and nothing follows on either side.",
+    "This side only asks what the two would do (`colobus connect --dry-run`, and `rejoin` first of all): it closes after the seals, and nothing follows on either side.",
 };
 
 const HELLO_MEANINGS: Record<keyof Hello, string> = {

@@ -43,7 +43,8 @@ export const connectCommand = defineCommand({
       .option("peer", {
         type: "string",
         requiresArg: true,
-        describe: "With --accept-new-peer: where the new one is, wss://HOST:PORT, if this side dials",
+        describe:
+          "With --accept-new-peer: where the new one is, wss://HOST:PORT, if this side dials. With --discard-my-data: whose secondary it becomes, if it is not whom this side dials",
       })
       .option("instead-of", {
         type: "string",

@@ -321,14 +321,15 @@ class TrioLife {
     const isSplit =
       (rejoined.kind === "failed" && rejoined.error.code === "split-brain") ||
       member.status?.peers.some(({ lastError }) => lastError?.code === "split-brain") === true;
-    if (isSplit && member.agent !== undefined && primary.role === "Primary") await this.#discard(member);
+    if (isSplit && member.agent !== undefined && primary.role === "Primary") await this.#discard(member, primary);
   }
 
-  async #discard(member: PairMember): Promise<void> {
+  async #discard(member: PairMember, primary: PairMember): Promise<void> {
     this.#scene.counts.splits += 1;
     this.#scene.world.note(`connect --discard-my-data on ${member.name}`);
     this.#model.gaveUp(member);
-    const request = { dryRun: false, discardMyData: true, timeoutMs: COMMAND_MS };
+    const peer = urlOf(primary.name);
+    const request = { dryRun: false, discardMyData: true, peer, timeoutMs: COMMAND_MS };
     const outcome = await this.#scene.command(member, "connect", (agent, signal) => agent.connect(request, signal), {
       legal: ["timed-out", "usage", "merge-unfinished", "outdated", "role-conflict", "handed-over"],
     });
