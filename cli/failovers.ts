@@ -154,6 +154,8 @@ export class Failovers {
 
   async #fence(secondary: SecondaryRole, request: FailoverRequest): Promise<void> {
     const { fence, log, state } = this.#options;
+    // A reload may have taken the hook away since the failover was asked for.
+    this.#assertFenceable(request);
     if (fence === undefined) return;
     // Nobody is powered off for a promotion that cannot be.
     await secondary.assertProtected(request.force);

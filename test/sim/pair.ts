@@ -1,4 +1,4 @@
-import type { AgentHost } from "../../cli/agent-host.ts";
+import type { AgentHost, AgentOptions } from "../../cli/agent-host.ts";
 import { Agent } from "../../cli/agent.ts";
 import type { AgentConfig } from "../../cli/agent-config.ts";
 import type { AgentEvent, Status } from "../../proto/status.ts";
@@ -105,7 +105,7 @@ export class PairMember {
   readonly #observer: PairObserver;
   readonly #servers: ((process: SimProcess) => ImageSource) | undefined;
   readonly #arbiter: SimArbiter | undefined;
-  readonly #fence: PairOptions["fence"];
+  #fence: PairOptions["fence"];
   #running: { readonly process: SimProcess; readonly agent: Agent } | undefined;
   #stopping: SimProcess | undefined;
 
@@ -167,6 +167,11 @@ export class PairMember {
     await agent?.stop(drainMs);
   }
 
+  /** Its configuration, read anew, names no hook that fences the peer. */
+  loseFence(): void {
+    this.#fence = undefined;
+  }
+
   /** What the agent exports under a disk's name. */
   device(disk: PairDisk): BlockDevice | undefined {
     return this.agent?.exports.find(disk.name)?.device;
@@ -182,7 +187,10 @@ export class PairMember {
       this.host.onDeath(() => resolve(false));
     });
     const arbiter = this.#arbiter;
-    const fence = this.#fence;
+    const fenceOf = (): AgentOptions["fence"] => {
+      const fence = this.#fence;
+      return fence === undefined ? undefined : () => fence(this).then(() => "the peer was powered off");
+    };
     const opened = Agent.open({
       host: this.#agentHost(process),
       config: this.#config,
@@ -190,7 +198,9 @@ export class PairMember {
       acceptsPeers: true,
       exportUri: (name) => `sim://${this.name}/${name}`,
       dropClients: () => undefined,
-      fence: fence === undefined ? undefined : () => fence(this).then(() => "the peer was powered off"),
+      get fence() {
+        return fenceOf();
+      },
       startVm: undefined,
       arbiter: arbiter === undefined ? undefined : (agentId) => arbiter.clientOf(process, agentId),
     }).then(
