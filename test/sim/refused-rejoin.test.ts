@@ -68,6 +68,28 @@ describe("a rejoin that is refused leaves a primary with its secondaries", () =>
   });
 });
 
+describe("a promoted side that dials nobody", () => {
+  it("gives up its data without an address, for the other one dials it", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    trio.cutOff(trio.c);
+    await trio.until("the loss", () => trio.inSync().length === 1);
+    await trio.write(3, 0x33);
+    await trio.lost(trio.c);
+    await trio.failover(trio.c, { force: true });
+    await trio.write(4, 0x44, trio.c);
+    trio.cutOff(trio.c, false);
+    expect(await trio.follow(trio.c, trio.a)).toBe("split-brain");
+    await trio.do("the other order", async () => {
+      await trio.c.agent?.connect({ dryRun: false, discardMyData: true, ...COMMAND }, new AbortController().signal);
+    });
+    expect(trio.status(trio.c).role).toBe("Secondary");
+    await trio.until("both to be in sync", () => trio.inSync().length === 2);
+    await trio.checkpoint();
+    expect([await trio.read(3, trio.c), await trio.read(4, trio.c)]).toEqual([0x33, 0x11]);
+  });
+});
+
 describe("a secondary that is to follow another side", () => {
   it("goes on waiting for whom it knows where nobody answers", async () => {
     const trio = new ScriptedTrio();
