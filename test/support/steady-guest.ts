@@ -12,22 +12,31 @@ const BLOCK_BYTES = 4096;
 export class SteadyGuest {
   readonly #guest: NbdGuest;
   readonly #disk: Buffer;
+  readonly #blocks: number;
   readonly #random = new SeededRandom(1);
   #acknowledged = 0;
   #isStopping = false;
   #waiting: { readonly count: number; readonly resolve: () => void }[] = [];
   readonly #writing: Promise<void>;
 
-  private constructor(guest: NbdGuest, disk: Buffer) {
+  private constructor(guest: NbdGuest, disk: Buffer, withinBytes: number) {
     this.#guest = guest;
     this.#disk = disk;
+    this.#blocks = withinBytes / BLOCK_BYTES;
     this.#writing = this.#write();
     this.#writing.catch(() => undefined); // whoever waits for the guest has the error
   }
 
-  /** `disk` is what the export vda of the `nbd.sock` in the run directory holds now; it is kept up to date. */
-  static async start(agent: Pick<AgentUnderTest, "run">, disk: Buffer): Promise<SteadyGuest> {
-    return new SteadyGuest(await NbdGuest.connect(join(agent.run, "nbd.sock")), disk);
+  /**
+   * `disk` is what the export vda of the `nbd.sock` in the run directory holds now; it is kept up to date. Only its first
+   * `withinBytes` are written; by default all.
+   */
+  static async start(
+    agent: Pick<AgentUnderTest, "run">,
+    disk: Buffer,
+    withinBytes = disk.length,
+  ): Promise<SteadyGuest> {
+    return new SteadyGuest(await NbdGuest.connect(join(agent.run, "nbd.sock")), disk, withinBytes);
   }
 
   /** Resolves when `count` more writes are acknowledged. */
@@ -47,7 +56,7 @@ export class SteadyGuest {
 
   async #write(): Promise<void> {
     while (!this.#isStopping) {
-      const offset = this.#random.below(this.#disk.length / BLOCK_BYTES) * BLOCK_BYTES;
+      const offset = this.#random.below(this.#blocks) * BLOCK_BYTES;
       const pattern = Buffer.alloc(8);
       pattern.writeBigUInt64BE(BigInt(this.#acknowledged + 1));
       const payload = Buffer.alloc(BLOCK_BYTES, pattern);
