@@ -290,7 +290,7 @@ class SharedRoleLife {
     const { reason } = status.protection;
     if (this.#isTrio) await this.#follow(member, writer, status);
     else if (status.role === "Primary" && reason === "outdated") await this.#rejoin(member, this.#primaryOf(member));
-    else if (status.role === "Primary" && reason === "split-brain" && member !== writer) await this.#discard(member);
+    else if (status.role === "Primary" && reason === "split-brain" && member !== writer) await this.#discard(member, writer);
   }
 
   /** What an operator does so that a side follows the one that writes. */
@@ -301,7 +301,7 @@ class SharedRoleLife {
     if (status.role === "Secondary" && isItsOwn) return;
     const code = await this.#rejoin(member, writer);
     const isSplit = member.status?.peers.some(({ lastError }) => lastError?.code === "split-brain") === true;
-    if (code === "split-brain" || isSplit) await this.#discard(member);
+    if (code === "split-brain" || isSplit) await this.#discard(member, writer);
   }
 
   /** Resolves with the code of what kept it from that. */
@@ -318,10 +318,12 @@ class SharedRoleLife {
     return outcome.kind === "failed" ? outcome.error.code : undefined;
   }
 
-  async #discard(member: PairMember): Promise<void> {
+  async #discard(member: PairMember, writer: PairMember): Promise<void> {
     if (member.agent === undefined) return;
     this.#scene.world.note(`connect --discard-my-data on ${member.name}`);
-    const request = { dryRun: false, discardMyData: true, timeoutMs: COMMAND_MS };
+    // Whom else it dials may be behind as well.
+    const peer = this.#isTrio ? { peer: urlOf(writer.name) } : {};
+    const request = { dryRun: false, discardMyData: true, ...peer, timeoutMs: COMMAND_MS };
     await this.#scene.command(member, "connect", (agent, signal) => agent.connect(request, signal), {
       legal: RESOLVE_CODES,
     });
