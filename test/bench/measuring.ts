@@ -3,7 +3,7 @@ import { readdirSync, readFileSync, realpathSync, statfsSync, statSync } from "n
 import { join } from "node:path";
 import { promisify } from "node:util";
 import type { Contestant } from "./contestant.ts";
-import { pinFiles } from "./pinned-files.ts";
+import { pinFiles, touchMemory } from "./resident-memory.ts";
 import type { Plot } from "./plot.ts";
 
 const run = promisify(execFile);
@@ -78,12 +78,16 @@ export function rotated<T>(members: readonly T[], round: number): T[] {
 /** What is smaller costs nothing to read. */
 const FILE_MIN_BYTES = 1024 ** 2;
 
+/** As much free memory as a turn may fill, with new files and in the page cache. */
+const TURN_BYTES = 3 * 1024 ** 3;
+
 /** Lets go of the files of who was measured last. */
 let unpin: () => void = () => undefined;
 
 /**
  * Resolves when what was written before is on the device, and does not compete with what is measured next; and when what
- * `contestant` keeps, and its program, is in the page cache, where it is held until the next one is settled.
+ * `contestant` keeps, and its program, is in the page cache, where it is held until the next one is settled. What is free then has just been
+ * in use: the host of a virtual machine may have taken the rest.
  */
 export async function settle(place: Place, contestant: Contestant | undefined): Promise<void> {
   if (place.name !== "disk") return;
@@ -105,6 +109,7 @@ export async function settle(place: Place, contestant: Contestant | undefined): 
   }
   const programs = [...contestant.processes].map(([, pid]) => realpathSync(`/proc/${pid}/exe`));
   unpin = pinFiles([...paths, ...new Set(programs)]);
+  touchMemory(TURN_BYTES);
 }
 
 /** Those that are large, and mostly data. */
