@@ -1,5 +1,6 @@
 import { execFile } from "node:child_process";
 import { readdirSync, readFileSync, realpathSync, statfsSync, statSync } from "node:fs";
+import { freemem } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import type { Contestant } from "./contestant.ts";
@@ -86,15 +87,21 @@ let unpin: () => void = () => undefined;
 
 /**
  * Resolves when what was written before is on the device, and does not compete with what is measured next; and when what
- * `contestant` keeps, and its program, is in the page cache, where it is held until the next one is settled. What is free then has just been
- * in use: the host of a virtual machine may have taken the rest.
+ * `contestant` keeps, and its program, is in the page cache, where it is held until the next one is settled. What is free
+ * then has just been in use: the host of a virtual machine may have taken the rest.
  */
 export async function settle(place: Place, contestant: Contestant | undefined): Promise<void> {
-  if (place.name !== "disk") return;
-  await run("sync", ["--file-system", place.directory]);
-  unpin();
-  if (contestant === undefined) return;
-  const paths = filledFiles(contestant.directory);
+  if (place.name === "disk") {
+    await run("sync", ["--file-system", place.directory]);
+    unpin();
+    if (contestant !== undefined) unpin = await readIn(contestant);
+  }
+  touchMemory(Math.min(TURN_BYTES, Math.floor(freemem() / 2)));
+}
+
+/** Has what it keeps in the page cache, until what it resolves with is called. */
+async function readIn({ directory, processes }: Contestant): Promise<() => void> {
+  const paths = filledFiles(directory);
   for (const path of paths) {
     // Without the kernel's reading ahead, which would make large folios of it: those make small writes slow on ext4.
     const reading = [
@@ -107,9 +114,8 @@ export async function settle(place: Place, contestant: Contestant | undefined): 
     ];
     await run("fio", [...reading, `--filename=${path}`, "--output-format=terse", "--output=/dev/null"]);
   }
-  const programs = [...contestant.processes].map(([, pid]) => realpathSync(`/proc/${pid}/exe`));
-  unpin = pinFiles([...paths, ...new Set(programs)]);
-  touchMemory(TURN_BYTES);
+  const programs = [...processes].map(([, pid]) => realpathSync(`/proc/${pid}/exe`));
+  return pinFiles([...paths, ...new Set(programs)]);
 }
 
 /** Those that are large, and mostly data. */
