@@ -290,7 +290,8 @@ class SharedRoleLife {
     const { reason } = status.protection;
     if (this.#isTrio) await this.#follow(member, writer, status);
     else if (status.role === "Primary" && reason === "outdated") await this.#rejoin(member, this.#primaryOf(member));
-    else if (status.role === "Primary" && reason === "split-brain" && member !== writer) await this.#discard(member, writer);
+    else if (status.role === "Primary" && reason === "split-brain" && member !== writer)
+      await this.#discard(member, writer);
   }
 
   /** What an operator does so that a side follows the one that writes. */
