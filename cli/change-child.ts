@@ -4,9 +4,7 @@ import { ColobusError } from "../proto/errors.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
 import type { AgentOptions } from "./agent-host.ts";
-
-/** Names of copies become names of directories. */
-const CHILD_NAME = /^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$/;
+import { assertChildName } from "./child-name.ts";
 
 /** An operator's change of a disk's copies. Errors: `usage`, and those of the change; `timed-out`, and it may still be made. */
 export async function changeChild(
@@ -37,14 +35,4 @@ export async function changeChild(
   } finally {
     deadline.end();
   }
-}
-
-/** Errors: `usage`. */
-export function assertChildName(name: string): void {
-  if (CHILD_NAME.test(name)) return;
-  throw new ColobusError(
-    "usage",
-    `${JSON.stringify(name)} is not the name of a copy`,
-    "Use letters, digits, `_` and `-`.",
-  );
 }

@@ -7,7 +7,7 @@ import { CHILD_TIMEOUT_DEFAULT_MS, CHILDREN_MAX } from "../proto/limits.ts";
 import type { RecordedQuorum, StateRecord } from "../proto/state-record.ts";
 import { READ_PATTERNS } from "../proto/words.ts";
 import type { AgentConfig } from "./agent-config.ts";
-import { assertChildName } from "./change-child.ts";
+import { assertChildName } from "./child-name.ts";
 import { parseNamedImage } from "./named-image.ts";
 import { formatDuration, parseDuration } from "./quantities.ts";
 
