@@ -25,6 +25,7 @@ import {
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { BUFFER_CHUNK_MIN_BYTES } from "../proto/limits.ts";
 import type { Pending } from "../shared/block/block-device.ts";
+import { SharedSync } from "../shared/host/shared-sync.ts";
 import type { Storage, StorageFile } from "../shared/host/storage.ts";
 import { laterVersion } from "../shared/journal/later-version.ts";
 import type { BufferMemory } from "./buffer-memory.ts";
@@ -53,6 +54,7 @@ export class BufferLog {
   #syncedBytes = 0;
   /** Why a sync has failed, while that is not made up for. */
   #damage: ColobusError | undefined;
+  readonly #syncs = new SharedSync(() => this.#sync());
   static readonly #head = Buffer.alloc(BUFFER_RECORD_HEAD_BYTES);
 
   private constructor(
@@ -200,9 +202,12 @@ export class BufferLog {
    * Everything appended before the call is durable when the promise resolves; the name is the caller's to make so.
    * Errors: `io-error`; then of every later call as well, until what may be lost is cut off or written again.
    */
-  async sync(): Promise<void> {
-    const earlier = this.#damage;
-    if (earlier !== undefined) throw earlier;
+  sync(): Promise<void> {
+    return this.#syncs.run();
+  }
+
+  async #sync(): Promise<void> {
+    if (this.#damage !== undefined) throw this.#damage;
     const tailBytes = this.#tailBytes;
     if (this.#syncedBytes === tailBytes) return;
     try {
@@ -211,8 +216,6 @@ export class BufferLog {
       this.#damage = asColobusError(error);
       throw error;
     }
-    // Another sync that ran meanwhile has failed: this one may have succeeded without what that one has lost.
-    if (this.#damage !== undefined) throw this.#damage;
     this.#syncedBytes = Math.max(this.#syncedBytes, tailBytes);
   }
 
