@@ -105,7 +105,7 @@ export class AgentRoles {
   start(): void {
     if (this.#active.role === "Primary") this.#active.primary.start();
     if (this.#promoted.length > 0) this.#startMerge();
-    this.#dial();
+    this.redial();
   }
 
   accept(link: Link, ended?: (wasOpen: boolean) => void, url?: string): void {
@@ -117,9 +117,12 @@ export class AgentRoles {
     else this.#active.secondary.accept(link, ended);
   }
 
-  /** Dials anew whom the record names; or `url` alone, until the next time. */
+  /** Keeps a link to each peer that the record names, of which a secondary has one; or to `url` alone, until the next time. */
   redial(url?: string): void {
-    this.#dial(url);
+    if (this.#stopping) return;
+    const { peers, role } = this.#options.state.record;
+    const recorded = role === "Primary" ? peers : peers.slice(0, 1);
+    this.#connectors.dial(url === undefined ? recorded : [url]);
   }
 
   /**
@@ -183,7 +186,7 @@ export class AgentRoles {
       } finally {
         promotion.letGo(exports.disks());
       }
-      if (siblings.length > 0) this.#dial();
+      if (siblings.length > 0) this.redial();
       this.#options.emit("failover", { epoch: promotion.epoch });
       this.#options.emit("role-changed", { role: "Primary" });
       this.#startMerge();
@@ -239,7 +242,7 @@ export class AgentRoles {
       this.vmStates.keepOnly(statesNeeded(state.record));
       this.#active = this.#parts.openSecondary({ mayHaveLostWrites: fault !== undefined });
       emit("role-changed", { role: "Secondary" });
-      if (!this.#stopping) this.#dial();
+      if (!this.#stopping) this.redial();
       this.#options.changed();
     });
   }
@@ -314,14 +317,6 @@ export class AgentRoles {
     const result = this.#changing.then(change);
     this.#changing = result.catch(() => undefined); // the caller has the error
     return result;
-  }
-
-  /** Keeps a link to each recorded peer, of which a secondary has one; or to `url` instead. */
-  #dial(url?: string): void {
-    if (this.#stopping) return;
-    const { peers, role } = this.#options.state.record;
-    const recorded = role === "Primary" ? peers : peers.slice(0, 1);
-    this.#connectors.dial(url === undefined ? recorded : [url]);
   }
 
   #newConnectors(): PeerConnectors {
