@@ -248,24 +248,28 @@ export class SharedMark {
 
   /** This agent's claim stands: in the last slot another one's may have taken its place. Errors: `image-busy`. */
   async #assertClaimed(mark: DecodedSharedMark): Promise<void> {
-    const claims = (await this.#readClaims()).filter((claim) => isAbout(claim, mark));
-    if (!claims.some(({ agentId }) => agentId === this.#agentId())) throw claimedBy(claims[0]?.agentId ?? "unknown");
-  }
-
-  async #hasClaimed(mark: DecodedSharedMark): Promise<boolean> {
-    return (await this.#readClaims()).some((claim) => claim.agentId === this.#agentId() && isAbout(claim, mark));
+    const { isOwn, others } = await this.#claimsAbout(mark);
+    if (!isOwn) throw claimedBy(others[0] ?? "unknown");
   }
 
   /** Errors: `image-busy`. */
   async #assertUnclaimed(mark: DecodedSharedMark): Promise<void> {
-    const others = (await this.#readClaims()).filter(({ agentId }) => agentId !== this.#agentId());
-    const other = others.find((claim) => isAbout(claim, mark));
-    if (other !== undefined) throw claimedBy(other.agentId);
+    const [other] = (await this.#claimsAbout(mark)).others;
+    if (other !== undefined) throw claimedBy(other);
   }
 
   /** Takes back what this agent has claimed about that mark. The last slot may be another one's by now: that claim stands. */
   async #withdraw(mark: DecodedSharedMark): Promise<void> {
-    if (await this.#hasClaimed(mark)) await this.#writeClaim(mark, true);
+    if ((await this.#claimsAbout(mark)).isOwn) await this.#writeClaim(mark, true);
+  }
+
+  /** Whether this agent has a claim about that mark, and the ids of the others that have. */
+  async #claimsAbout(
+    mark: DecodedSharedMark,
+  ): Promise<{ readonly isOwn: boolean; readonly others: readonly string[] }> {
+    const own = this.#agentId();
+    const claimants = (await this.#readClaims()).filter((claim) => isAbout(claim, mark)).map(({ agentId }) => agentId);
+    return { isOwn: claimants.includes(own), others: claimants.filter((agentId) => agentId !== own) };
   }
 
   async #writeClaim(mark: DecodedSharedMark, isWithdrawn: boolean): Promise<void> {
