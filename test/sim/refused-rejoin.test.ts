@@ -17,6 +17,20 @@ async function expectBothFollow(trio: ScriptedTrio): Promise<void> {
   expect(trio.status().peers.map(({ url }) => url)).toEqual([urlOf("b"), urlOf("c")]);
 }
 
+/** C, cut off, was promoted by force: A's guests have written cluster 3 since, and those of C cluster 4. */
+async function withPartedC(): Promise<ScriptedTrio> {
+  const trio = new ScriptedTrio();
+  await trio.start();
+  trio.cutOff(trio.c);
+  await trio.until("the loss", () => trio.inSync().length === 1);
+  await trio.write(3, 0x33);
+  await trio.lost(trio.c);
+  await trio.failover(trio.c, { force: true });
+  await trio.write(4, 0x44, trio.c);
+  trio.cutOff(trio.c, false);
+  return trio;
+}
+
 describe("a rejoin that is refused leaves a primary with its secondaries", () => {
   it("where the peer is one of them", async () => {
     const trio = new ScriptedTrio();
@@ -37,15 +51,7 @@ describe("a rejoin that is refused leaves a primary with its secondaries", () =>
   });
 
   it("where the peer has parted from it, which has no place with it", async () => {
-    const trio = new ScriptedTrio();
-    await trio.start();
-    trio.cutOff(trio.c);
-    await trio.until("the loss", () => trio.inSync().length === 1);
-    await trio.write(3, 0x33);
-    await trio.lost(trio.c);
-    await trio.failover(trio.c, { force: true });
-    await trio.write(4, 0x44, trio.c);
-    trio.cutOff(trio.c, false);
+    const trio = await withPartedC();
     expect(await trio.follow(trio.a, trio.c)).toBe("split-brain");
     await trio.write(5, 0x55);
     expect(await trio.read(5, trio.b)).not.toBe(0x55);
@@ -70,15 +76,7 @@ describe("a rejoin that is refused leaves a primary with its secondaries", () =>
 
 describe("a promoted side that dials nobody", () => {
   it("gives up its data without an address, for the other one dials it", async () => {
-    const trio = new ScriptedTrio();
-    await trio.start();
-    trio.cutOff(trio.c);
-    await trio.until("the loss", () => trio.inSync().length === 1);
-    await trio.write(3, 0x33);
-    await trio.lost(trio.c);
-    await trio.failover(trio.c, { force: true });
-    await trio.write(4, 0x44, trio.c);
-    trio.cutOff(trio.c, false);
+    const trio = await withPartedC();
     expect(await trio.follow(trio.c, trio.a)).toBe("split-brain");
     await trio.do("the other order", async () => {
       await trio.c.agent?.connect({ dryRun: false, discardMyData: true, ...COMMAND }, new AbortController().signal);

@@ -57,6 +57,14 @@ function isFreed({ activeBytes }: { readonly activeBytes: number }): boolean {
   return activeBytes === 0;
 }
 
+async function giveUp(scripted: ScriptedPair): Promise<void> {
+  const { pair, model } = scripted;
+  await scripted.do("its checkpoint is given up", async () => {
+    model.checkpointGivenUp();
+    await pair.secondary.agent?.resync({ giveUpCheckpoint: true, ...COMMAND }, anySignal());
+  });
+}
+
 describe("a block buffer's log", () => {
   it("that was applied when its checkpoint was given up does not come back over what the base has taken since", async () => {
     for (const seed of SEEDS) {
@@ -65,10 +73,7 @@ describe("a block buffer's log", () => {
       await scripted.start();
       await overwrite(scripted, primary);
       await untilStable(scripted);
-      await scripted.do("its checkpoint is given up", async () => {
-        scripted.model.checkpointGivenUp();
-        await secondary.agent?.resync({ giveUpCheckpoint: true, ...COMMAND }, anySignal());
-      });
+      await giveUp(scripted);
       await overwrite(scripted, primary);
       await untilStable(scripted);
       secondary.host.crash("power");
@@ -85,10 +90,7 @@ describe("a block buffer's log", () => {
       await overwrite(scripted, primary);
       await untilStable(scripted);
       primary.host.crash("process");
-      await scripted.do("its checkpoint is given up", async () => {
-        scripted.model.checkpointGivenUp();
-        await secondary.agent?.resync({ giveUpCheckpoint: true, ...COMMAND }, anySignal());
-      });
+      await giveUp(scripted);
       secondary.host.crash("process");
       await restart(scripted, secondary);
       await restart(scripted, primary);
