@@ -7,10 +7,18 @@ import { NodeRandom } from "../../shared/host/node-random.ts";
 import type { Link } from "../../shared/replication/link.ts";
 import { LinkPair, type MemoryLink } from "./link-pair.ts";
 import type { MemoryStorage } from "./memory-storage.ts";
+import { seededStorage } from "./overlay-bench.ts";
 import { SilentLog } from "./silent-log.ts";
 
 export const FUZZ_DISKS = ["vda", "vdb"] as const;
 export const FUZZ_DISK_BYTES = 256 * 1024;
+
+/** Storage with the images of these disks, which are all holes. */
+export function storageWithImages(seed: number): MemoryStorage {
+  const storage = seededStorage(seed);
+  for (const name of FUZZ_DISKS) storage.disk.addFile(`/images/${name}.img`, FUZZ_DISK_BYTES);
+  return storage;
+}
 
 const NO_SIGNAL = new AbortController().signal;
 const TIMEOUT_MS = 20_000;

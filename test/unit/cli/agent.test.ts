@@ -1,17 +1,10 @@
 import { describe, expect, it } from "vitest";
 import { ColobusError } from "../../../proto/errors.ts";
-import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
-import { seededStorage } from "../../support/overlay-bench.ts";
-import { FUZZ_DISK_BYTES, FUZZ_DISKS, openFuzzAgent, recordSession } from "../../support/recorded-session.ts";
+import { turn } from "../../support/memory-storage.ts";
+import { openFuzzAgent, recordSession, storageWithImages } from "../../support/recorded-session.ts";
 
 const NO_SIGNAL = new AbortController().signal;
 const FAILOVER = { dryRun: false, force: true, discardActive: false, timeoutMs: 10_000 };
-
-function storageWithImages(seed: number): MemoryStorage {
-  const storage = seededStorage(seed);
-  for (const name of FUZZ_DISKS) storage.disk.addFile(`/images/${name}.img`, FUZZ_DISK_BYTES);
-  return storage;
-}
 
 const nobody = (): Promise<never> => Promise.reject(new ColobusError("connection-lost", "nobody is there"));
 

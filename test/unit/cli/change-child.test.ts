@@ -5,8 +5,7 @@ import { assertImageAllowed } from "../../../cli/tls-options.ts";
 import { ColobusError } from "../../../proto/errors.ts";
 import { NodeClock } from "../../../shared/host/node-clock.ts";
 import { runInProcess } from "../../support/control-harness.ts";
-import { seededStorage } from "../../support/overlay-bench.ts";
-import { FUZZ_DISK_BYTES, FUZZ_DISKS, openFuzzAgent } from "../../support/recorded-session.ts";
+import { openFuzzAgent, storageWithImages } from "../../support/recorded-session.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
 
 const CONFIG = "vm: web\nrun: /run/web\nstate: /var/web\ndisk: vda=/a.img\npeer: ws://[::1]:1\n";
@@ -14,8 +13,7 @@ const ELSEWHERE = "nbd://192.0.2.5/x";
 
 describe("a copy behind an NBD server of another host", () => {
   it.each(["add", "replace"] as const)("is not made where its way is to be encrypted: %s", async (verb) => {
-    const storage = seededStorage(1);
-    for (const name of FUZZ_DISKS) storage.disk.addFile(`/images/${name}.img`, FUZZ_DISK_BYTES);
+    const storage = storageWithImages(1);
     const agent = await openFuzzAgent(
       "Primary",
       storage,

@@ -5,18 +5,10 @@ import type { Agent } from "../../../cli/agent.ts";
 import { ColobusError } from "../../../proto/errors.ts";
 import { NodeClock } from "../../../shared/host/node-clock.ts";
 import { runInProcess, serveFakeAgent } from "../../support/control-harness.ts";
-import type { MemoryStorage } from "../../support/memory-storage.ts";
-import { seededStorage } from "../../support/overlay-bench.ts";
-import { FUZZ_DISK_BYTES, FUZZ_DISKS, openFuzzAgent, recordSession } from "../../support/recorded-session.ts";
+import { openFuzzAgent, recordSession, storageWithImages } from "../../support/recorded-session.ts";
 
 const NO_SIGNAL = new AbortController().signal;
 const FAILOVER = { dryRun: false, force: true, discardActive: false, timeoutMs: 10_000 };
-
-function storageWithImages(seed: number): MemoryStorage {
-  const storage = seededStorage(seed);
-  for (const name of FUZZ_DISKS) storage.disk.addFile(`/images/${name}.img`, FUZZ_DISK_BYTES);
-  return storage;
-}
 
 interface Fenced {
   readonly agent: Agent;
