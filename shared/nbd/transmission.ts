@@ -14,20 +14,20 @@ import {
   NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT,
   NBD_MAX_UNSENT_BYTES_PER_CLIENT,
   NBD_SPARSE_READ_MIN_BYTES,
-  NBD_STALLED_CLIENT_MS,
 } from "../../proto/limits.ts";
 import { COMMAND, COMMAND_FLAG, emptyRequestHeader } from "../../proto/nbd-protocol.ts";
 import type { RequestHeader } from "../../proto/nbd-protocol.ts";
 import { asColobusError } from "../../proto/errors.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags } from "../block/block-device.ts";
-import type { Clock, Timer } from "../host/clock.ts";
+import type { Clock } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";
 import type { BudgetHolder } from "./byte-budget.ts";
 import type { RequestTimer } from "./guest-figures.ts";
 import { ALLOCATION_CONTEXT_ID, type NegotiatedExport } from "./handshake.ts";
 import type { MetaExtent } from "./meta-context.ts";
 import { allocationExtents, blockStatusChunk, extentsWanted, statusBytes } from "./block-status.ts";
+import { PayloadWatch, type PayloadState } from "./payload-watch.ts";
 import { fillReadReply, fillSparseReply, planSparseRead, readReplyBytes, sparseReplyBytes } from "./read-reply.ts";
 import type { ReadPiece } from "./read-reply.ts";
 import type { ReplyWriter, Reservation } from "./reply-writer.ts";
@@ -67,10 +67,8 @@ export class Transmission implements RequestHandler {
   readonly #writer: ReplyWriter;
   readonly #budget: BudgetHolder;
   readonly #timer: RequestTimer;
-  readonly #clock: Clock;
   readonly #log: Log;
   readonly #clientName: string;
-  readonly #stalled: () => void;
   readonly #progressed: () => void;
   readonly #reportedCodes = new Set<ErrorCode>();
   #requestsInFlight = 0;
@@ -84,11 +82,7 @@ export class Transmission implements RequestHandler {
   #diskHoldsPayload = false;
   /** Payload that has come in pieces so far. */
   #payloadBytes = 0;
-  /** Runs while there may be an open write. */
-  #payloadTimer: Timer | undefined;
-  /** What the client had done at the last look, and the looks since it has last done anything. */
-  #seenProgress = 0;
-  #idleLooks = 0;
+  readonly #payloadWatch: PayloadWatch;
   /** A request that waits for memory; `#waitsForBudget` without it means waiting for others' to be given back. */
   #parked: { readonly request: RequestHeader; readonly bytes: number; readonly begunMs: number } | undefined;
   #waitsForBudget = false;
@@ -100,10 +94,14 @@ export class Transmission implements RequestHandler {
     this.#writer = options.writer;
     this.#budget = options.budget;
     this.#timer = options.timer;
-    this.#clock = options.clock;
     this.#log = options.log;
     this.#clientName = options.clientName;
-    this.#stalled = options.stalled;
+    const { clock, stalled } = options;
+    this.#payloadWatch = new PayloadWatch(
+      clock,
+      () => this.#payloadState(),
+      () => this.#payloadStalled(stalled),
+    );
     this.#progressed = options.progressed;
   }
 
@@ -142,7 +140,7 @@ export class Transmission implements RequestHandler {
   /** Nothing can be sent any more. Requests in flight run on, and their answers are dropped. */
   clientGone(): void {
     this.inputEnded();
-    this.#payloadTimer?.cancel();
+    this.#payloadWatch.cancel();
     if (this.#waitsForBudget) this.#budget.stopWaiting();
     this.#waitsForBudget = false;
     this.#parked = undefined;
@@ -247,7 +245,7 @@ export class Transmission implements RequestHandler {
           this.#openWrite = open;
           if (this.#disconnected) this.#abandonOpenWrite();
           else {
-            this.#watchPayload();
+            this.#payloadWatch.begin();
             this.#push(open, piece, false);
           }
           this.#progressed();
@@ -260,33 +258,26 @@ export class Transmission implements RequestHandler {
       );
     } else {
       this.#openWrite = opened;
-      this.#watchPayload();
+      this.#payloadWatch.begin();
       this.#push(opened, piece, false);
     }
   }
 
-  #watchPayload(): void {
-    this.#payloadTimer ??= this.#clock.after(NBD_STALLED_CLIENT_MS / 2, () => this.#lookAtPayload());
+  #payloadState(): PayloadState | undefined {
+    const open = this.#openWrite;
+    if (open === undefined) return undefined;
+    return {
+      progress: this.#payloadBytes + this.#writer.timesTaken,
+      isDisksTurn: this.#diskHoldsPayload,
+      isWaitedFor: () => open.isWaitedFor?.() === true,
+    };
   }
 
-  /**
-   * Others may wait for the range of a write for as long as its client takes, but not for one that has stopped. Two looks
-   * in a row make that sure: when this process had stopped itself, what the client has sent meanwhile is read between them.
-   */
-  #lookAtPayload(): void {
-    this.#payloadTimer = undefined;
-    const open = this.#openWrite;
-    if (open === undefined) return;
-    const progress = this.#payloadBytes + this.#writer.timesTaken;
-    const isIdle = progress === this.#seenProgress && !this.#diskHoldsPayload;
-    this.#idleLooks = isIdle ? this.#idleLooks + 1 : 0;
-    this.#seenProgress = progress;
-    if (this.#idleLooks >= 2 && open.isWaitedFor?.() === true) {
-      const { offset, length } = this.#write;
-      const fields = { client: this.#clientName, export: this.#negotiated.nbdExport.name, offset, length };
-      this.#log.warn(fields, "NBD client stopped in the middle of a write while others waited for its range");
-      this.#stalled();
-    } else this.#watchPayload();
+  #payloadStalled(stalled: () => void): void {
+    const { offset, length } = this.#write;
+    const fields = { client: this.#clientName, export: this.#negotiated.nbdExport.name, offset, length };
+    this.#log.warn(fields, "NBD client stopped in the middle of a write while others waited for its range");
+    stalled();
   }
 
   #push(open: OpenWrite, piece: Buffer, isLast: boolean): void {
