@@ -15,7 +15,7 @@ import { statesNeeded, type VmStateStore } from "../secondary/vm-state-store.ts"
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import { newId } from "../shared/host/random.ts";
 import { sleep } from "../shared/host/sleep.ts";
-import { demoted, historyFieldsOf } from "../shared/replication/lineage.ts";
+import { demoted, givenUpFor, historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { measureLink, type LinkFigures } from "../shared/replication/measure-link.ts";
 import { onlyWith } from "../shared/replication/peer-slots.ts";
@@ -230,14 +230,11 @@ export class AgentRoles {
       const atMs = agent.host.clock.wallMs();
       const dialled = request.peer === undefined ? {} : { peers: [request.peer] };
       await this.#untilDone(() =>
-        state.update((whole) => ({
-          ...demoted(
-            allFailed({ ...onlyWith(whole, request.newer), disks: whole.disks.map(withoutCopies) }, atMs, notPrimary),
-            checkpoint,
-            request.discardsOwn,
-          ),
-          ...dialled,
-        })),
+        state.update((whole) => {
+          const alone = { ...onlyWith(whole, request.newer), disks: whole.disks.map(withoutCopies), ...dialled };
+          const record = demoted(allFailed(alone, atMs, notPrimary), checkpoint, request.discardsOwn);
+          return request.discardsOwn ? givenUpFor(record, request.newer) : record;
+        }),
       );
       this.vmStates.keepOnly(statesNeeded(state.record));
       this.#active = this.#parts.openSecondary({ mayHaveLostWrites: fault !== undefined });
@@ -328,7 +325,7 @@ export class AgentRoles {
         const active = this.#active;
         return active.role === "Primary"
           ? !active.primary.secondaries.isConnectedTo(url)
-          : !active.secondary.isConnected;
+          : active.secondary.isLinkWanted;
       },
       connected: (link, ended, url) => this.accept(link, ended, url),
       failed: (reason, url) => {

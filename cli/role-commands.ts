@@ -19,12 +19,13 @@ import type { StateRecord } from "../proto/state-record.ts";
 import { changedBytesFor, gravestOf, mayBeAt, placeToForget, placeToReplace } from "../primary/place-orders.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryPlace } from "../primary/secondary-place.ts";
+import type { FollowOrder } from "../secondary/replica-history.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import { newId, type Random } from "../shared/host/random.ts";
 import { sleep } from "../shared/host/sleep.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { peerGivenUp } from "../shared/replication/lineage.ts";
+import { givenUpFor, peerGivenUp } from "../shared/replication/lineage.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { AgentRoles } from "./agent-roles.ts";
@@ -57,8 +58,8 @@ export class RoleCommands {
   }
 
   /**
-   * An outdated primary becomes the secondary of the agent at `peer`, which is asked first: what is refused then, or not
-   * answered, changes nothing here.
+   * An outdated primary, or another one's secondary, becomes the secondary of the agent at `peer`, which is asked first: what
+   * is refused then, or not answered, changes nothing here.
    */
   async rejoin({ peer, timeoutMs }: RejoinRequest, signal: AbortSignal): Promise<RejoinAnswer> {
     const { roles, state } = this.#options;
@@ -75,11 +76,56 @@ export class RoleCommands {
     }
   }
 
-  /** A secondary dials the agent at `peer` alone from now on, whatever the two are. */
-  async #follow(deadline: Deadline, peer: string, { peer: { agentId } }: Judged): Promise<void> {
-    await this.#keepPeer(peer);
-    if (this.#isConnected() && this.#lastVerdict()?.peer.agentId === agentId) this.#options.roles.redial();
-    else await this.#handshake(deadline, peer);
+  /** A secondary follows the agent at `peer`, and dials nobody else, from now on. Errors: as `#obey`; what the two are instead. */
+  async #follow(deadline: Deadline, peer: string, asked: Judged): Promise<void> {
+    const { agentId } = this.#options.state.record;
+    if (asked.verdict.kind === "split-brain") throw parted(asked.peer);
+    // One that is behind has to hear of it: the two meet, whatever becomes of the order.
+    if (asked.verdict.kind !== "sync" && asked.verdict.kind !== "outdated") throw refusal(asked.verdict, agentId);
+    const change = (record: StateRecord): StateRecord => ({ ...record, peers: [peer] });
+    await this.#obey(deadline, { primary: asked.peer.agentId, change }, peer);
+  }
+
+  /**
+   * Has a secondary follow the primary with that agent id, which is at `url` where this side is to dial it. Until that one's
+   * session begins, and the record has the `change` with it, this side goes on with whom it follows.
+   * Errors: why the two are no pair; `timed-out`; `not-secondary` when the role has changed meanwhile.
+   */
+  async #obey(deadline: Deadline, order: FollowOrder, url: string | undefined): Promise<void> {
+    const { roles, state } = this.#options;
+    const { active } = roles;
+    if (active.role === "Primary") throw notSecondary();
+    const { secondary } = active;
+    const { primary, change } = order;
+    if (secondary.isFollowing(primary)) {
+      await state.update(change);
+      roles.redial();
+      return;
+    }
+    const before = { verdict: this.#lastVerdict(), error: secondary.lastError };
+    let reason: ColobusError | undefined;
+    const isOver = (): boolean => {
+      const last = this.#lastVerdict();
+      if (roles.active !== active) reason = notSecondary();
+      else if (last !== before.verdict && last?.peer.agentId === primary) {
+        reason = refusalOf(last.verdict, state.record.agentId);
+      }
+      return reason !== undefined || secondary.isFollowing(primary);
+    };
+    const what = (): string => {
+      const { lastError } = secondary;
+      const why = lastError === undefined || lastError === before.error ? "" : `: ${lastError.message}`;
+      return `the ${url === undefined ? "peer" : `agent at ${url}`} has not begun a session yet${why}`;
+    };
+    secondary.take(order);
+    roles.redial(url);
+    try {
+      await this.#until(deadline, isOver, what);
+    } finally {
+      secondary.dismiss(order);
+      roles.redial();
+    }
+    if (reason !== undefined) throw reason;
   }
 
   /** A primary becomes the secondary of the agent at `peer`. Errors: as `assertBehind`, `timed-out`; those of `demote`. */
@@ -129,11 +175,12 @@ export class RoleCommands {
       }
       known ??= await this.#handshake(deadline);
       if (request.discardMyData) {
-        await this.#discard(peer === undefined ? (this.#gravest() ?? known) : known, peer);
-        await this.#until(deadline, () => this.#isConnected(), "the peer has not connected again yet");
+        if (peer === undefined) known = this.#gravest() ?? known;
+        await this.#discard(deadline, known, peer);
       }
-      const verdict = this.#describe(this.#lastVerdict() ?? known);
-      return { dryRun: false, connected: this.#isConnected(), verdict };
+      const last = this.#lastVerdict();
+      const judged = last === undefined || (request.discardMyData && !isOfSame(last, known)) ? known : last;
+      return { dryRun: false, connected: this.#isConnected(), verdict: this.#describe(judged) };
     } finally {
       deadline.end();
     }
@@ -284,8 +331,8 @@ export class RoleCommands {
     }
   }
 
-  /** `url`: whom alone this side dials from then on, where that is said. */
-  async #discard({ verdict, peer }: Judged, url: string | undefined): Promise<void> {
+  /** `named`: whom alone this side dials from then on, where that is said; else whom a primary has dialled for that peer. */
+  async #discard(deadline: Deadline, { verdict, peer }: Judged, named: string | undefined): Promise<void> {
     const { roles, state } = this.#options;
     if (verdict.kind === "sync") {
       throw new ColobusError(
@@ -295,12 +342,17 @@ export class RoleCommands {
       );
     }
     if (verdict.kind === "refused" && verdict.rule !== "unrelated") throw refusal(verdict, state.record.agentId);
-    if (roles.active.role === "Primary") await roles.demote({ discardsOwn: true, newer: peer.agentId, peer: url });
-    else {
-      const dialled = url === undefined ? {} : { peers: [url] };
-      await state.update((record) => ({ ...record, ...dialled, discardsOwn: true }));
+    const { active } = roles;
+    const { agentId } = peer;
+    let url = named;
+    if (active.role === "Primary") {
+      const place = active.primary.places.find(({ judged }) => judged?.peer.agentId === agentId);
+      url ??= place?.replicator.url ?? undefined;
+      await roles.demote({ discardsOwn: true, newer: agentId, peer: url });
     }
-    roles.redial();
+    const dialled = url === undefined ? {} : { peers: [url] };
+    const change = (record: StateRecord): StateRecord => givenUpFor({ ...record, ...dialled }, agentId);
+    await this.#obey(deadline, { primary: agentId, change }, url);
   }
 
   /** Dials, where there is somebody to dial, and resolves with what the next handshake comes to. `url`: as of `AgentRoles.redial`. */
@@ -417,7 +469,7 @@ export class RoleCommands {
   }
 
   /** Errors: `timed-out`, with `what`. */
-  async #until(deadline: Deadline, isTrue: () => boolean, what: string): Promise<void> {
+  async #until(deadline: Deadline, isTrue: () => boolean, what: string | (() => string)): Promise<void> {
     let look = (): void => undefined;
     const reached = new Promise<void>((resolve) => {
       look = () => {
@@ -449,14 +501,28 @@ function assertBehind({ verdict, peer }: Judged, self: string): void {
       "To swap the roles: `colobus switchover`.",
     );
   }
-  if (verdict.kind === "split-brain") {
-    throw new ColobusError(
-      "split-brain",
-      `this side has changes that the peer has not, and the peer has ${peer.changedBytes} bytes of changes that this side has not`,
-      "Choose the side whose changes are given up, and on it: `colobus connect --discard-my-data --peer WS_URL`.",
-    );
-  }
+  if (verdict.kind === "split-brain") throw parted(peer);
   throw refusal(verdict, self);
+}
+
+function parted({ changedBytes }: Judged["peer"]): ColobusError {
+  return new ColobusError(
+    "split-brain",
+    `this side has changes that the peer has not, and the peer has ${changedBytes} bytes of changes that this side has not`,
+    "Choose the side whose changes are given up, and on it: `colobus connect --discard-my-data --peer WS_URL`.",
+  );
+}
+
+function notSecondary(): ColobusError {
+  return new ColobusError(
+    "not-secondary",
+    "this side has become Primary meanwhile",
+    "See `colobus status` on both sides.",
+  );
+}
+
+function isOfSame(one: Judged, other: Judged): boolean {
+  return one.peer.agentId === other.peer.agentId;
 }
 
 function refusal(verdict: Verdict, self: string): ColobusError {

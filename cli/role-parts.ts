@@ -134,7 +134,6 @@ export class RoleParts {
       stateDirectory: config.stateDirectory,
       access: config.secondaryExport,
       tracking,
-      peerUrl: state.record.peers[0] ?? null,
       site: () => siteOf(state.record, host.hostName),
       trackingOptions: () => this.#trackings.options(),
       takeOver: this.#calls.takeOver,

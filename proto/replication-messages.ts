@@ -144,6 +144,8 @@ const helloSchema = z.object({
   tracks: id.nullable(),
   outdated: z.boolean(),
   discardsOwn: z.boolean(),
+  /** For which peer, where one is named: it is nothing to any other one. */
+  discardsOwnFor: id.optional(),
   handOver: id.nullable(),
   /** Bytes that this side's dirty bitmaps name: what it would lose if its data were given up. */
   changedBytes: z.int().nonnegative(),

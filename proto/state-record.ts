@@ -188,6 +188,8 @@ export const stateRecordSchema = z.object({
   outdated: z.boolean(),
   /** The operator gave up what is here for the peer's. */
   discardsOwn: z.boolean(),
+  /** The agent that it was given up for: with another peer nothing is given up. Left out where nobody is named. */
+  discardsOwnFor: z.string().optional(),
   /** The agent to which this primary has handed its role, while it is not known whether that arrived. */
   handOver: z.string().nullable(),
   /** Peers that this agent dials. */

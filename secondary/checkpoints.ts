@@ -6,7 +6,7 @@ import { letOthersRun } from "../shared/host/sleep.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
-import { adopted } from "../shared/replication/lineage.ts";
+import { adopted, givenUpForNobody } from "../shared/replication/lineage.ts";
 import { KeptCheckpoints } from "./kept-checkpoints.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import type { SourceHistory } from "./replica-history.ts";
@@ -353,10 +353,9 @@ export class Checkpoints {
     const committed = record.prepared.find((candidate) => candidate.epoch === epoch);
     if (committed === undefined) throw unknownEpoch(epoch);
     return {
-      ...(source === undefined ? record : adopted(record, source)),
+      // Until the source's history is adopted, only that its data was given up tells that the two have not diverged.
+      ...(source === undefined ? record : adopted(givenUpForNobody(record), source)),
       outdated: false,
-      // Until the source's history is adopted, only this tells that the two have not diverged.
-      discardsOwn: source === undefined && record.discardsOwn,
       retained: this.kept.retainedAfterCommit(record, epoch),
       committed,
       prepared: record.prepared.filter((candidate) => candidate.epoch > epoch),

@@ -5,7 +5,7 @@ import { sizesAgreed } from "../shared/block/growth.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { adopted, heard, lackingStill, toldOf } from "../shared/replication/lineage.ts";
+import { adopted, givenUpForNoOther, heard, lackingStill, toldOf } from "../shared/replication/lineage.ts";
 import { PeerTracking, type PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 
@@ -13,6 +13,14 @@ export type BeginMessage = Extract<Message, { type: "begin" }>;
 
 /** The history that a source's disks belong to. */
 export type SourceHistory = Pick<Extract<Message, { type: "sync" }>, "lineage" | "ancestors">;
+
+/** An operator's word on whom this side is to follow: nothing of it is recorded before that one's session begins. */
+export interface FollowOrder {
+  /** The primary's agent id. */
+  readonly primary: string;
+  /** What the record says of it from then on. */
+  readonly change: (record: StateRecord) => StateRecord;
+}
 
 export interface ReplicaHistoryOptions {
   readonly state: StateFile;
@@ -26,21 +34,49 @@ export interface ReplicaHistoryOptions {
 /** Keeps the secondary's record of whose copy it is: its sessions, the histories that it hears of and adopts, and its own changes. */
 export class ReplicaHistory {
   readonly #options: ReplicaHistoryOptions;
+  /** The order that is being carried out. */
+  order: FollowOrder | undefined;
 
   constructor(options: ReplicaHistoryOptions) {
     this.#options = options;
   }
 
+  /** The record as it is to be once the order is carried out. */
+  get ordered(): StateRecord {
+    const { record } = this.#options.state;
+    return this.order?.change(record) ?? record;
+  }
+
+  /** The order, where it is that peer which it names. */
+  orderFor(peer: Hello): FollowOrder | undefined {
+    return this.order?.primary === peer.agentId ? this.order : undefined;
+  }
+
   /**
    * Both sides know of the session before data flows, and then of no earlier one: at the next handshake neither can be
-   * taken for an older copy.
+   * taken for an older copy. With an `order` this is the record that has it.
    */
-  async paired(peer: Hello, begin: BeginMessage, peerSubject: string | undefined): Promise<void> {
-    await this.#options.state.update((record) => ({
-      ...lackingStill(sizesAgreed(record, peer.disks), peer.agentId),
-      pairing: { peer: peer.agentId, sessions: [begin.session] },
-      ...(peerSubject === undefined ? {} : { peerSubject }),
-    }));
+  async paired(
+    peer: Hello,
+    {
+      begin,
+      peerSubject,
+      order,
+    }: {
+      readonly begin: BeginMessage;
+      readonly peerSubject: string | undefined;
+      readonly order: FollowOrder | undefined;
+    },
+  ): Promise<void> {
+    const { agentId } = peer;
+    await this.#options.state.update((before) => {
+      const record = order === undefined ? before : order.change(before);
+      return {
+        ...lackingStill(sizesAgreed(givenUpForNoOther(record, agentId), peer.disks), agentId),
+        pairing: { peer: agentId, sessions: [begin.session] },
+        ...(peerSubject === undefined ? {} : { peerSubject }),
+      };
+    });
     // A source that sends everything needs no list of what differs.
     if (begin.extent !== "delta") await this.forgetOwnChanges();
   }

@@ -341,6 +341,8 @@ export class ReplicaSession {
     await options.opened(this);
     if (this.#ended !== undefined) return;
     if (this.#verdict !== undefined) this.#assertStill(this.#verdict, peer);
+    // What the two have agreed on stands from here on, and so does an order that it comes of.
+    const order = options.history.orderFor(peer);
     const names = peer.disks.map((disk) => disk.name);
     const isAsGreeted =
       this.#fitsVerdict(message) &&
@@ -358,7 +360,7 @@ export class ReplicaSession {
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;
-    await options.history.paired(peer, message, this.#session.peerSubject);
+    await options.history.paired(peer, { begin: message, peerSubject: this.#session.peerSubject, order });
     if (this.#ended !== undefined) return;
     options.faults.prepare(this.#disks);
     await options.following.end(options.faults.mustRewrite);

@@ -13,7 +13,7 @@ import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { takesNoSessions } from "../shared/replication/refusal.ts";
 import { Strangers } from "../shared/replication/strangers.ts";
-import { areRelated, type Verdict } from "../shared/replication/verdict.ts";
+import { areRelated, findBehind, type Verdict } from "../shared/replication/verdict.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { Following } from "./following.ts";
@@ -41,7 +41,7 @@ export interface ReplicaSessionsOptions {
   readonly pulse?: Pulse | undefined;
   /** The primary hands its role to this side, under that lineage. */
   readonly takeOver: (lineage: string) => void;
-  /** A handshake has come to a verdict. */
+  /** A handshake has come to a verdict, or a stream may begin. */
   readonly judged: () => void;
   readonly history: ReplicaHistory;
   readonly disks: ReplicaDisks;
@@ -107,6 +107,17 @@ export class ReplicaSessions {
     return this.#lastContactMs === undefined ? null : this.#options.clock.nowMs() - this.#lastContactMs;
   }
 
+  /** Whether the primary `agentId` has the session, and its stream may begin: the record says so. */
+  isFollowing(agentId: string): boolean {
+    return this.#current?.peer?.agentId === agentId && this.#current.replication !== "Off";
+  }
+
+  /** Whether a link is wanted: there is no session, or an order has this side follow another primary than that one's. */
+  get isLinkWanted(): boolean {
+    const { order } = this.#options.history;
+    return this.#current === undefined || (order !== undefined && this.#current.peer?.agentId !== order.primary);
+  }
+
   /** A dial failed. */
   dialFailed(reason: ColobusError): void {
     if (this.#current === undefined && !this.#standsAlone) this.#lastError = reason;
@@ -150,6 +161,7 @@ export class ReplicaSessions {
       },
       ready: () => {
         if (space.isWanting) this.tellWanted();
+        options.judged();
       },
       failed: (reason, disk) => {
         if (isForWantOfSpace(reason)) space.report(reason);
@@ -211,17 +223,33 @@ export class ReplicaSessions {
   }
 
   /**
-   * A secondary that holds nothing yet would follow any primary. Two that know nothing of each other are not to take it from
-   * each other for ever: the one that has it keeps it while its session lasts.
+   * A secondary that holds nothing yet, or not yet everything, would follow more than one primary. Two are not to take it from
+   * each other for ever: the one that has it keeps it while its session lasts, but for a newer one, and for whom an order names.
    */
   #assertNotAnothers(peer: Hello): void {
+    const { order } = this.#options.history;
+    if (order !== undefined) {
+      if (order.primary === peer.agentId) return;
+      throw new ColobusError(
+        "role-conflict",
+        `an operator is just having this secondary follow another primary, ${order.primary}`,
+        "It is tried again. To have this one follow the peer: `colobus rejoin --peer WS_URL` on it.",
+      );
+    }
     const followed = this.#current?.peer;
-    if (followed === undefined || followed.agentId === peer.agentId || areRelated(followed, peer)) return;
-    throw new ColobusError(
-      "role-conflict",
-      `this secondary follows another primary, ${followed.agentId}, whose disks have no common history with the peer's`,
-      "Give each primary a secondary of its own: check --peer on both, and --listen. To have this one, stop the other primary.",
-    );
+    if (followed === undefined || followed.agentId === peer.agentId || findBehind(followed, peer) === followed) return;
+    const follows = `this secondary follows another primary, ${followed.agentId}`;
+    throw areRelated(followed, peer)
+      ? new ColobusError(
+          "role-conflict",
+          `${follows}, which the peer is no later one than`,
+          "To have it follow the peer: `colobus rejoin --peer WS_URL` on it.",
+        )
+      : new ColobusError(
+          "role-conflict",
+          `${follows}, whose disks have no common history with the peer's`,
+          "Give each primary a secondary of its own: check --peer on both, and --listen. To have this one, stop the other primary.",
+        );
   }
 
   #judged(verdict: Verdict, peer: Hello): void {
@@ -258,8 +286,8 @@ export class ReplicaSessions {
 
   /** What this side says of itself to a peer. */
   hello(): Hello {
-    const { state, tracking } = this.#options;
-    const { record } = state;
+    const { history, tracking } = this.#options;
+    const record = history.ordered;
     return {
       ...ownHello(record, this.#options),
       // Own changes of which the list is lost: no bitmap proves anything then.

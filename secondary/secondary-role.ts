@@ -29,7 +29,7 @@ import { OverlaySpace } from "./overlay-space.ts";
 import { PromotedDisk } from "./promoted-disk.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import { ReplicaDisks } from "./replica-disks.ts";
-import { ReplicaHistory } from "./replica-history.ts";
+import { ReplicaHistory, type FollowOrder } from "./replica-history.ts";
 import { ReplicaSessions } from "./replica-sessions.ts";
 import { SecondaryStatus } from "./secondary-status.ts";
 import { ViewGate } from "./view-gate.ts";
@@ -51,8 +51,6 @@ export interface SecondaryOptions {
   readonly vmStates: VmStateStore;
   /** What this side has changed by itself, as a primary, and no source has taken over yet. */
   readonly tracking: PeerTracking;
-  /** Whom this side dials; null: it waits for a peer to dial. */
-  readonly peerUrl: string | null;
   /** Where this side's images are. */
   readonly site: () => Site;
   /** What new dirty bitmaps are made of; the disks have come into being. */
@@ -216,6 +214,34 @@ export class SecondaryRole {
   /** What the last handshake with a proved peer came to. */
   get lastVerdict(): { readonly verdict: Verdict; readonly peer: Hello } | undefined {
     return this.#sessions.lastVerdict;
+  }
+
+  /** Why there is no session. */
+  get lastError(): ColobusError | undefined {
+    return this.#sessions.lastError;
+  }
+
+  /** As of `ReplicaSessions`. */
+  get isLinkWanted(): boolean {
+    return this.#sessions.isLinkWanted;
+  }
+
+  /** As of `ReplicaSessions`. */
+  isFollowing(agentId: string): boolean {
+    return this.#sessions.isFollowing(agentId);
+  }
+
+  /**
+   * From now on a session is for whom the order names, and for nobody else: it takes the place of the one that is open, which
+   * goes on until then. Of two orders the later one counts.
+   */
+  take(order: FollowOrder): void {
+    this.#history.order = order;
+  }
+
+  /** The order is carried out, or given up. */
+  dismiss(order: FollowOrder): void {
+    if (this.#history.order === order) this.#history.order = undefined;
   }
 
   /** What this side says of itself to a peer. */

@@ -15,7 +15,6 @@ import type { ReplicaSessions } from "./replica-sessions.ts";
 export interface SecondaryStatusOptions {
   readonly state: Pick<StateFile, "record">;
   readonly clock: Pick<Clock, "wallMs">;
-  readonly peerUrl: string | null;
   readonly site: () => Site;
   readonly checkpoints: Pick<Checkpoints, "committed" | "volumeSinceCommit">;
   readonly following: Pick<Following, "isOn" | "lastStableAtMs">;
@@ -37,12 +36,13 @@ export class SecondaryStatus {
   }
 
   describePeer(): PeerStatus {
-    const { sessions, checkpoints, peerUrl, site, space, faults } = this.#parts;
+    const { sessions, checkpoints, state, site, space, faults } = this.#parts;
+    const url = state.record.peers[0] ?? null;
     const session = sessions.current;
     const volume = checkpoints.volumeSinceCommit();
-    const address = session?.peerAddress ?? peerUrl;
+    const address = session?.peerAddress ?? url;
     return {
-      url: peerUrl,
+      url,
       address,
       connection: session !== undefined ? "Connected" : sessions.standsAlone ? "StandAlone" : "Connecting",
       replication: session?.replication ?? "Off",

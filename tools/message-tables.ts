@@ -157,6 +157,7 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   outdated: "A primary that has met a newer history; a secondary whose checkpoint is a former primary's own state.",
   replaced: "Agents that another one has taken the place of (`connect --accept-new-peer`): a primary refuses them.",
   discardsOwn: "The operator gave up what this side has.",
+  discardsOwnFor: "For which peer's data, where one is named: nothing is given up for any other one.",
   handOver: "The agent to which this primary has handed its role, while it is not known whether that arrived.",
   changedBytes: "What this side's dirty bitmaps name.",
   assumeInSync: "`--assume-in-sync` of the primary.",

@@ -23,6 +23,7 @@ export type HistoryFields = Pick<
   | "tracks"
   | "outdated"
   | "discardsOwn"
+  | "discardsOwnFor"
   | "handOver"
 >;
 
@@ -40,6 +41,7 @@ export function historyFieldsOf(record: StateRecord): HistoryFields {
     discardsOwn,
     handOver,
     ...(record.replaced === undefined ? {} : { replaced: record.replaced }),
+    ...(record.discardsOwnFor === undefined ? {} : { discardsOwnFor: record.discardsOwnFor }),
   };
 }
 
@@ -169,6 +171,21 @@ export function lackingStill(record: StateRecord, peer: string): StateRecord {
   return { ...record, told: record.committed.epoch + 1 };
 }
 
+/** An operator gives up what is here for that peer's data. */
+export function givenUpFor(record: StateRecord, peer: string): StateRecord {
+  return { ...record, discardsOwn: true, discardsOwnFor: peer };
+}
+
+/** A session with that peer begins: what was given up for another one's data is not any more. */
+export function givenUpForNoOther(record: StateRecord, peer: string): StateRecord {
+  const { discardsOwnFor } = record;
+  return discardsOwnFor === undefined || discardsOwnFor === peer ? record : givenUpForNobody(record);
+}
+
+export function givenUpForNobody({ discardsOwnFor: _, ...record }: StateRecord): StateRecord {
+  return { ...record, discardsOwn: false };
+}
+
 /** A source of another lineage begins to send. */
 export function heard(record: StateRecord, lineage: string): StateRecord {
   if (record.lineage === lineage || record.history.heard.includes(lineage)) return record;
@@ -191,7 +208,7 @@ export function adopted(record: StateRecord, source: Pick<Hello, "lineage" | "an
 export function promoted(record: StateRecord, lineage: string, supersedesHeard: boolean): StateRecord {
   const { heard: known } = record.history;
   const ancestors = behind(record);
-  const { told: _, ...rest } = record;
+  const { told: _, ...rest } = givenUpForNobody(record);
   return {
     ...rest,
     role: "Primary",
@@ -200,7 +217,6 @@ export function promoted(record: StateRecord, lineage: string, supersedesHeard: 
       ? { origin: "promotion", shared: false, ancestors: newest([...known, ...ancestors]), heard: [] }
       : { origin: "promotion", shared: false, ancestors, heard: known },
     outdated: false,
-    discardsOwn: false,
   };
 }
 

@@ -5,6 +5,7 @@ import {
   decidePrimaries,
   findBehind,
   haveMetLast,
+  isGivenUpFor,
   isReplaced,
   type HistoryFacts,
   type Verdict,
@@ -51,7 +52,7 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
     target: secondary.agentId,
     extent: isKept ? "keep" : "rearm",
   });
-  if (secondary.discardsOwn) return arm(false);
+  if (isGivenUpFor(primary, secondary)) return arm(false);
   // Even where it holds no checkpoint: it was Primary since, and the disk has what it has written.
   const behind = findBehind(primary, secondary);
   if (behind === primary) {

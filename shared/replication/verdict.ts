@@ -34,6 +34,8 @@ export interface HistoryFacts {
   readonly outdated: boolean;
   /** The operator gave this side's data up for the peer's. */
   readonly discardsOwn: boolean;
+  /** The peer whose data it was; with any other one nothing is given up. undefined: nobody is named. */
+  readonly discardsOwnFor?: string | undefined;
   /** This primary has handed its role to that agent, and does not know yet whether it arrived. */
   readonly handOver: string | null;
   /** The operator vouches that a blank secondary's disks are equal. */
@@ -96,7 +98,7 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   }
   if (isReplaced(primary, secondary)) return { kind: "refused", rule: "replaced-peer" };
   if (isBlankFor(primary, secondary)) return sync(primary, secondary, "blank-target");
-  if (secondary.discardsOwn) return sync(primary, secondary, "own-data-discarded");
+  if (isGivenUpFor(primary, secondary)) return sync(primary, secondary, "own-data-discarded");
   if (primary.lineage === secondary.lineage) return sync(primary, secondary, "same-lineage");
   const behind = findBehind(primary, secondary);
   if (behind === secondary) return sync(primary, secondary, "target-behind");
@@ -114,7 +116,12 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
  */
 export function isReplaced(primary: HistoryFacts, secondary: HistoryFacts): boolean {
   if (primary.replaced?.includes(secondary.agentId) !== true) return false;
-  return secondary.discardsOwn || findBehind(primary, secondary) !== primary;
+  return isGivenUpFor(primary, secondary) || findBehind(primary, secondary) !== primary;
+}
+
+/** Whether an operator gave the secondary's data up for that primary's. */
+export function isGivenUpFor(primary: HistoryFacts, secondary: HistoryFacts): boolean {
+  return secondary.discardsOwn && (secondary.discardsOwnFor ?? primary.agentId) === primary.agentId;
 }
 
 /**

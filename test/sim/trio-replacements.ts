@@ -180,7 +180,7 @@ export class TrioReplacements {
     world.note(`${ghost.name} is back`);
     world.network.partition(ghost.name, primary.name, false);
     const request = { peer: urlOf(primary.name), timeoutMs: QUICK_MS };
-    await this.#scene.command(ghost, "rejoin", (agent, signal) => agent.rejoin(request, signal), {
+    const rejoined = await this.#scene.command(ghost, "rejoin", (agent, signal) => agent.rejoin(request, signal), {
       timeoutMs: QUICK_MS,
       legal: RETURN_CODES,
       told: () => {
@@ -189,7 +189,7 @@ export class TrioReplacements {
         assert(id === null || peer === undefined, `${ghost.name} was given up, and is a secondary again`);
       },
     });
-    if (ghost.status?.peers[0]?.lastError?.code === "peer-replaced") counts.refused += 1;
+    if (rejoined.kind === "failed" && rejoined.error.code === "peer-replaced") counts.refused += 1;
     world.network.partition(ghost.name, primary.name, true);
     if (ghost.host.alive) this.#scene.loseHost(ghost);
   }

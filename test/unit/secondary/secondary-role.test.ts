@@ -61,7 +61,6 @@ async function secondary(): Promise<Bench> {
     token: undefined,
     tracking: PeerTracking.open(trackingOptions(storage, state)),
     trackingOptions: () => trackingOptions(storage, state),
-    peerUrl: null,
     site: () => ({ host: "beta", bootId: "boot-1", disks: [] }),
     takeOver: () => undefined,
     judged: () => undefined,

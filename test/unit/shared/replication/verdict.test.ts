@@ -187,6 +187,18 @@ describe("the verdict of a handshake", () => {
       secondary({ lineage: "L3", ancestors: ["L1"], discardsOwn: true, tracks: "a" }),
       { ...delta, rule: "own-data-discarded" },
     ],
+    [
+      "the same, once its data was given up for this primary's",
+      primary({ lineage: "L2", ancestors: ["L1"] }),
+      secondary({ lineage: "L3", ancestors: ["L1"], discardsOwn: true, discardsOwnFor: "a", tracks: "a" }),
+      { ...delta, rule: "own-data-discarded" },
+    ],
+    [
+      "the same, once its data was given up for another primary's",
+      primary({ lineage: "L2", ancestors: ["L1"] }),
+      secondary({ lineage: "L3", ancestors: ["L1"], discardsOwn: true, discardsOwnFor: "c", tracks: "a" }),
+      { kind: "split-brain" },
+    ],
     ["strangers", primary(), secondary({ lineage: "M1" }), { kind: "refused", rule: "unrelated" }],
     [
       "strangers, once one has given up its data",
