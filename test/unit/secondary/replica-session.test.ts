@@ -352,6 +352,20 @@ describe("a secondary with several links", () => {
     expect(view).toEqual(Buffer.alloc(3));
   });
 
+  it("goes on following its primary when another one comes that it has parted from, or that is behind it, but not when a later one does", async () => {
+    const bench = await Bench.open();
+    const [former, own, parted, later] = ["1", "2", "3", "4"].map((digit) => digit.repeat(32));
+    assert(former !== undefined && own !== undefined && parted !== undefined && later !== undefined);
+    await bench.begin(1, { lineage: own, ancestors: [former] });
+    for (const rival of [{ lineage: parted, ancestors: [former] }, { lineage: former }, { lineage: own }]) {
+      const { refusal } = await bench.connect({ agentId: "c".repeat(32), ...rival });
+      expect(refusal).toBe("role-conflict");
+    }
+    const next = { agentId: "d".repeat(32), lineage: later, ancestors: [own, former] };
+    await bench.begin(2, next);
+    expect(bench.role.isFollowing(next.agentId)).toBe(true);
+  });
+
   it("goes on following its primary when another one comes that has nothing to do with it, until its own is gone", async () => {
     const bench = await Bench.open();
     const primary = await bench.begin();
