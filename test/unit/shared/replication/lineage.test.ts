@@ -4,6 +4,8 @@ import { fitsStateSlot, type StateRecord } from "../../../../proto/state-record.
 import {
   adopted,
   demoted,
+  givenUpFor,
+  givenUpForNoOther,
   goneAlone,
   heard,
   knownBy,
@@ -72,6 +74,19 @@ describe("a side's history", () => {
       lineage: "L2",
       history: { origin: "adopted", shared: true, ancestors: ["L1"], heard: [] },
     });
+  });
+
+  it("is given up for one peer's data: the consent ends with a session with another one, and with a promotion", () => {
+    const target = givenUpFor(record({}, { role: "Secondary" }), "peer");
+    expect(target).toMatchObject({ discardsOwn: true, discardsOwnFor: "peer" });
+    expect(givenUpForNoOther(target, "peer")).toBe(target);
+    for (const after of [givenUpForNoOther(target, "other"), promoted(target, "L2", true)]) {
+      expect(after.discardsOwn).toBe(false);
+      expect(after).not.toHaveProperty("discardsOwnFor");
+    }
+    // Where nobody is named it is for whoever comes.
+    const unnamed = record({}, { role: "Secondary", discardsOwn: true });
+    expect(givenUpForNoOther(unnamed, "other")).toBe(unnamed);
   });
 
   it("hears of another lineage once, and of its own not at all", () => {
