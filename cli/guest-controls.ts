@@ -64,6 +64,7 @@ export async function withMemory(vm: ProtectedVm, options: WithMemoryOptions): P
   let inBackground = false;
   return {
     pause: async () => {
+      await vm.recover();
       await vm.untilIdle();
       const mayRun = await vm.pause();
       // A VM that somebody else has paused must stay so, and QEMU 7.2 would let it run.

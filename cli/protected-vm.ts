@@ -49,12 +49,14 @@ export interface ProtectedVmOptions {
 export class ProtectedVm {
   #qmp: QmpClient;
   readonly #options: ProtectedVmOptions;
+  /** A command was not answered in time: its connection has ended, and it may be carried out yet. */
+  #isInDoubt = false;
   /** What `release` sets again. */
   #found: Parameters | undefined;
   /** Undefined: this QEMU knows no such capability. */
   #isBackground: boolean | undefined;
-  /** It was paused for a checkpoint, and must run again. */
-  #isPausedHere = false;
+  /** It was paused for a checkpoint, and must run again. Undefined: QEMU's parameters tell. */
+  #isPausedHere: boolean | undefined;
   /** It has begun to run since it was found, or made, paused. */
   #hasRun = false;
   #toldOfRun: () => void = () => undefined;
@@ -92,7 +94,7 @@ export class ProtectedVm {
    */
   async setBackground(isBackground: boolean): Promise<void> {
     if (this.#isBackground === isBackground || (this.#isBackground === undefined && !isBackground)) return;
-    await this.#qmp.execute("migrate-set-capabilities", {
+    await this.#execute("migrate-set-capabilities", {
       capabilities: [{ capability: BACKGROUND, state: isBackground }],
     });
     this.#isBackground = isBackground;
@@ -104,20 +106,20 @@ export class ProtectedVm {
    */
   async pause(): Promise<boolean> {
     if ((await this.#status()) === RUNNING) {
-      await this.#qmp.execute("migrate-set-parameters", PAUSED_HERE);
-      await this.#orRunAgain("stop");
+      await this.#execute("migrate-set-parameters", PAUSED_HERE);
       this.#isPausedHere = true;
+      await this.#orRunAgain("stop");
     }
     this.#hasRun = false;
-    return this.#isPausedHere;
+    return this.#isPausedHere === true;
   }
 
   /** Lets the VM run that was paused here, if it does not yet. Errors: `vm-refused`, `timed-out`, `vm-unreachable`. */
   async resume(): Promise<void> {
-    if (!this.#isPausedHere) return;
+    if (this.#isPausedHere !== true) return;
     if (!this.#hasRun) await this.#orRunAgain("cont");
     this.#isPausedHere = false;
-    await this.#qmp.execute("migrate-set-parameters", AS_FAST_AS_IT_CAN);
+    await this.#execute("migrate-set-parameters", AS_FAST_AS_IT_CAN);
   }
 
   /**
@@ -130,7 +132,7 @@ export class ProtectedVm {
       this.#toldOfRun = resolve;
     });
     this.#over = this.#nextMigrationOver();
-    await this.#qmp.execute("migrate", { uri: `unix:${path}` });
+    await this.#execute("migrate", { uri: `unix:${path}` });
     if (this.#isBackground === true) return this.#untilFrozen(hasRun);
     await this.#untilDone("written");
     if (!this.#hasRun) return;
@@ -152,7 +154,7 @@ export class ProtectedVm {
    */
   async loadState(path: string, send: () => Promise<void>): Promise<void> {
     this.#over = this.#nextMigrationOver();
-    await this.#qmp.execute("migrate-incoming", { uri: `unix:${path}` });
+    await this.#execute("migrate-incoming", { uri: `unix:${path}` });
     await send();
     await this.#untilDone("read");
     if ((await this.#status()) !== RUNNING) await this.#orRunAgain("cont");
@@ -166,7 +168,7 @@ export class ProtectedVm {
     const { clock, timeoutMs } = this.#options;
     const untilMs = clock.nowMs() + timeoutMs;
     for (;;) {
-      const { status = "none" } = migrationSchema.parse(await this.#qmp.execute("query-migrate"));
+      const { status = "none" } = migrationSchema.parse(await this.#execute("query-migrate"));
       if (status === "none" || OVER.has(status)) return;
       if (clock.nowMs() > untilMs) throw this.#late("written");
       const { expired, timer } = this.#after(BACKGROUND_POLL_MS);
@@ -177,14 +179,26 @@ export class ProtectedVm {
 
   /** Ends a migration that is under way, and not in the background. */
   async cancelSave(): Promise<void> {
-    await this.#qmp.execute("migrate_cancel");
+    await this.#execute("migrate_cancel");
+  }
+
+  /**
+   * After a command that was not answered in time: by a new connection, and as after a protection that was killed, since
+   * QEMU alone knows what has become of it. Errors: `vm-refused`, `timed-out`, `vm-unreachable`: it has to be called again.
+   */
+  async recover(): Promise<void> {
+    if (!this.#isInDoubt) return;
+    await this.#dial();
+    await this.#take();
+    this.#isInDoubt = false;
   }
 
   /** Leaves QEMU as it was found, where it still answers. */
   async release(): Promise<void> {
     try {
+      await this.recover();
       await this.setBackground(false);
-      if (this.#found !== undefined) await this.#qmp.execute("migrate-set-parameters", this.#found);
+      if (this.#found !== undefined) await this.#execute("migrate-set-parameters", this.#found);
     } catch {
       // A QEMU that has ended, or loads no state, has nothing to be restored; what else is wrong was told before.
     } finally {
@@ -193,9 +207,9 @@ export class ProtectedVm {
   }
 
   async #take(): Promise<void> {
-    const capabilities = capabilitiesSchema.parse(await this.#qmp.execute("query-migrate-capabilities"));
+    const capabilities = capabilitiesSchema.parse(await this.#execute("query-migrate-capabilities"));
     this.#isBackground = capabilities.find(({ capability }) => capability === BACKGROUND)?.state;
-    const found = parametersSchema.parse(await this.#qmp.execute("query-migrate-parameters"));
+    const found = parametersSchema.parse(await this.#execute("query-migrate-parameters"));
     const isOurs = [AS_FAST_AS_IT_CAN, PAUSED_HERE].some((ours) => ours["downtime-limit"] === found["downtime-limit"]);
     // Those of a protection that was killed: what was before them is not known, and what it has begun serves nobody.
     if (!isOurs) this.#found = found;
@@ -206,14 +220,17 @@ export class ProtectedVm {
     }
     // In one: QEMU would look whether it is capable of what is not to stay.
     const background = this.#isBackground === undefined ? [] : [{ capability: BACKGROUND, state: false }];
-    await this.#qmp.execute("migrate-set-capabilities", {
+    await this.#execute("migrate-set-capabilities", {
       capabilities: [{ capability: "events", state: true }, ...background],
     });
     if (this.#isBackground !== undefined) this.#isBackground = false;
     const status = await this.#status();
     const wasPausedHere = status === PAUSED && found["downtime-limit"] === PAUSED_HERE["downtime-limit"];
-    if (status === AFTER_MIGRATION || wasPausedHere) await this.#orRunAgain("cont");
-    await this.#qmp.execute("migrate-set-parameters", AS_FAST_AS_IT_CAN);
+    // Of this protection's own pauses it knows: what else is paused then is so by another.
+    const mayBePausedHere = this.#isPausedHere !== false && (status === AFTER_MIGRATION || wasPausedHere);
+    if (mayBePausedHere) await this.#orRunAgain("cont");
+    this.#isPausedHere = false;
+    await this.#execute("migrate-set-parameters", AS_FAST_AS_IT_CAN);
   }
 
   /**
@@ -222,21 +239,20 @@ export class ProtectedVm {
    */
   async #orRunAgain(command: "stop" | "cont"): Promise<void> {
     try {
-      await this.#qmp.execute(command);
+      await this.#execute(command);
     } catch (error) {
-      if (asColobusError(error).code === "vm-refused") throw error;
-      await this.#runAnew();
-      if (command === "stop") throw error;
+      const isRefused = asColobusError(error).code === "vm-refused";
+      if (!isRefused) await this.#runAnew();
+      if (command === "stop") this.#isPausedHere = false;
+      if (isRefused || command === "stop") throw error;
     }
   }
 
-  /** By a new connection, which takes the place of the one before. */
   async #runAnew(): Promise<void> {
     const { socket } = this.#options;
     try {
-      this.#qmp.close();
-      this.#qmp = await QmpClient.connect({ ...this.#options, event: (event) => this.heard(event) });
-      await this.#qmp.execute("cont");
+      await this.#dial();
+      await this.#execute("cont");
     } catch (error) {
       const { code, message } = asColobusError(error);
       throw new ColobusError(code, `the VM may be paused still: ${message}`, `Send \`cont\` to ${socket}.`, {
@@ -253,7 +269,7 @@ export class ProtectedVm {
     const { clock, timeoutMs } = this.#options;
     const untilMs = clock.nowMs() + timeoutMs;
     while (!this.#hasRun) {
-      const { status = "none", ram } = migrationSchema.parse(await this.#qmp.execute("query-migrate"));
+      const { status = "none", ram } = migrationSchema.parse(await this.#execute("query-migrate"));
       if (OVER.has(status)) return this.#untilDone("written");
       if (ram !== undefined && ram.normal + ram.duplicate > 0) return;
       if (clock.nowMs() > untilMs) throw this.#late("written");
@@ -278,9 +294,7 @@ export class ProtectedVm {
     if (status === "completed") return;
     if (status instanceof ColobusError) throw status;
     if (status === undefined) throw this.#late(what);
-    const { "error-desc": why = "no reason is given" } = migrationSchema.parse(
-      await this.#qmp.execute("query-migrate"),
-    );
+    const { "error-desc": why = "no reason is given" } = migrationSchema.parse(await this.#execute("query-migrate"));
     throw new ColobusError("vm-refused", `the VM's state was not ${what} (${status}): ${why}`, "See the VM's own log.");
   }
 
@@ -300,8 +314,23 @@ export class ProtectedVm {
     );
   }
 
+  /** A new connection takes the place of the one before. */
+  async #dial(): Promise<void> {
+    this.#qmp.close();
+    this.#qmp = await QmpClient.connect({ ...this.#options, event: (event) => this.heard(event) });
+  }
+
+  async #execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown> {
+    try {
+      return await this.#qmp.execute(command, args);
+    } catch (error) {
+      if (asColobusError(error).code === "timed-out") this.#isInDoubt = true;
+      throw error;
+    }
+  }
+
   async #status(): Promise<string> {
-    return statusSchema.parse(await this.#qmp.execute("query-status")).status;
+    return statusSchema.parse(await this.#execute("query-status")).status;
   }
 
   /** An event of the VM. */

@@ -2,10 +2,13 @@
  * A real VM survives the loss of its host, twice: `colobus protect` on host A, a failover to B, where it goes on and is
  * protected again, and a failover back. COLOBUS_VM_PAIRS=10 makes twenty of it. There the VM runs while its
  * memory is written, where that is possible; back it is paused. Another has a file system on a second disk, and each host a network of its own.
+ * The QEMU of a third answers nobody for a while.
  */
 import { copyFileSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { NodeClock } from "../../shared/host/node-clock.ts";
+import { QmpClient } from "../../shared/host/qmp-client.ts";
 import { AgentPair, makeImage, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import { CountingVm, nextHash, requireCountingGuest, writeInitramfs, type Step } from "../support/counting-guest.ts";
 import { tool } from "../support/nbd-tools.ts";
@@ -103,6 +106,12 @@ async function expectSoundFileSystem(path: string): Promise<void> {
   await tool("fsck.ext4", "-fn", path);
 }
 
+/** While nobody else uses the VM's socket. */
+async function migrationParameters({ qmp: socket }: CountingVm): Promise<unknown> {
+  const qmp = await QmpClient.connect({ socket, clock: new NodeClock(), timeoutMs: 60_000 });
+  return qmp.execute("query-migrate-parameters").finally(() => qmp.close());
+}
+
 describe.runIf(requireCountingGuest())("a protected VM", () => {
   it.each(Array.from({ length: PAIRS }, (_, index) => index + 1))(
     "goes on on the other host from the last checkpoint, there and back, pair %i",
@@ -174,4 +183,19 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
     },
     300_000,
   );
+
+  it("is protected again when its QEMU answers again, which migrates as before in the end", async () => {
+    const { primary, root } = await AgentPair.protected({ disks: { vda: 4 * MIB } });
+    writeInitramfs(join(root, "initramfs"));
+    const vm = new CountingVm({ directory: root, name: "a", diskUris: [primary.uri()], waits: false });
+    await vm.untilSteps(STEPS);
+    const before = await migrationParameters(vm);
+    const protect = new ProtectProcess(vm, primary, "--timeout", "10s");
+    await protect.untilCommitted();
+    await vm.whileStopped(() => protect.untilNext("failed"));
+    await protect.untilNext("committed");
+    expect(await protect.stop()).toBe(0);
+    expect(await migrationParameters(vm)).toEqual(before);
+    await vm.untilSteps(vm.steps().length + STEPS);
+  }, 300_000);
 });

@@ -58,11 +58,11 @@ export class ColobusProcess {
     return this.child.pid;
   }
 
-  /** Resolves when `text` has come on stdout; rejects when the process ends before. */
-  async untilPrinted(text: string): Promise<void> {
+  /** Resolves when `text` has come on stdout, from this character on; rejects when the process ends before. */
+  async untilPrinted(text: string, fromChar = 0): Promise<void> {
     await new Promise<void>((resolve, reject) => {
       const look = (): void => {
-        if (this.stdout.includes(text)) resolve();
+        if (this.stdout.includes(text, fromChar)) resolve();
       };
       this.child.stdout.on("data", look);
       void this.ended.then(({ code, signal, stderr }) =>

@@ -217,6 +217,12 @@ export class CountingVm {
     return readFileSync(this.#log, "utf8");
   }
 
+  /** Until `work` is done QEMU answers nobody, and its guest does nothing. */
+  async whileStopped(work: () => Promise<void>): Promise<void> {
+    this.#process.kill("SIGSTOP");
+    await work().finally(() => this.#process.kill("SIGCONT"));
+  }
+
   /** kill -9. */
   async kill(): Promise<void> {
     if (!this.#hasEnded) this.#process.kill("SIGKILL");

@@ -9,8 +9,11 @@ import { onTestFinished } from "vitest";
 
 type Arguments = Readonly<Record<string, unknown>>;
 
-/** What a command does instead of what it is for: an error's text, "silence", or "end", which ends the VM. */
-export type Mishap = { readonly error: string } | "silence" | "end";
+/**
+ * What a command does instead of what it is for: an error's text, "silence", or "end", which ends the VM. "late": it is
+ * carried out, and its answer comes to nobody any more.
+ */
+export type Mishap = { readonly error: string } | "silence" | "late" | "end";
 
 export class FakeQmp {
   readonly socket: string;
@@ -79,7 +82,8 @@ export class FakeQmp {
     if (!command.startsWith("query-") && command !== "qmp_capabilities") this.commands.push(command);
     const mishap = this.mishap(command, args);
     if (mishap === "end") this.end();
-    if (mishap === "end" || mishap === "silence") return undefined;
+    if (mishap === "late") this.#execute(command, args);
+    if (mishap === "end" || mishap === "silence" || mishap === "late") return undefined;
     if (mishap !== undefined) return { error: { class: "GenericError", desc: mishap.error } };
     return { return: this.#execute(command, args) };
   }

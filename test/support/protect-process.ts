@@ -28,11 +28,13 @@ export class ProtectProcess {
       .join(", ");
   }
 
-  async untilCommitted(): Promise<void> {
-    await Promise.race([
-      this.#process.untilPrinted('"committed"'),
-      this.#process.ended.then(({ stderr }) => Promise.reject(new Error(`protect has ended: ${stderr}`))),
-    ]);
+  untilCommitted(): Promise<void> {
+    return this.#process.untilPrinted('"committed"');
+  }
+
+  /** Resolves when a round has come to this end after this call. */
+  untilNext(state: ProtectionRound["state"]): Promise<void> {
+    return this.#process.untilPrinted(`"${state}"`, this.#process.stdout.length);
   }
 
   kill(): void {

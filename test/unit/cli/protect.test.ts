@@ -36,10 +36,10 @@ async function bench(interval = INTERVAL): Promise<Bench> {
   };
 }
 
-/** Has the first `command` go wrong, and no later one. */
-function once(command: string, mishap: Mishap): FakeQmp["mishap"] {
-  let left = 1;
-  return (asked) => (asked === command && left-- > 0 ? mishap : undefined);
+/** Has one `command` go wrong, the first unless said otherwise, and no other one. */
+function once(command: string, mishap: Mishap, which = 1): FakeQmp["mishap"] {
+  let asks = 0;
+  return (asked) => (asked === command && (asks += 1) === which ? mishap : undefined);
 }
 
 /** What the VM was told while it was protected, without what is set before and after. */
@@ -284,15 +284,131 @@ describe("a command that is not answered in time", () => {
 
   it("is a stop that is taken back by another connection", async () => {
     const { vm, protect } = await bench();
-    vm.mishap = (command) => {
-      if (command !== "stop") return undefined;
-      vm.runState = "paused";
-      return "silence";
-    };
+    vm.mishap = (command) => (command === "stop" ? "late" : undefined);
     const { result, rounds } = await protect((all) => all.length > 1, "--timeout", "1s");
     expect(rounds[0]).toMatchObject({ state: "failed", error: { code: "timed-out" } });
     expect(vm.runState).toBe("running");
     expect(result.code).toBe(0);
+  });
+
+  // Which of them is the round's: the protection asks for some of them when it connects.
+  describe.each<[what: string, mishap: Mishap, command: string, which: number]>([
+    ["whether a migration is under way", "silence", "query-migrate", 1],
+    ["whether the VM runs", "silence", "query-status", 2],
+    ["how it migrates, before the stop", "silence", "migrate-set-parameters", 2],
+    ["how it migrates, before the stop", "late", "migrate-set-parameters", 2],
+    ["how it migrates, after the cont", "silence", "migrate-set-parameters", 3],
+    ["how it migrates, after the cont", "late", "migrate-set-parameters", 3],
+  ])("about %s (%s)", (_, mishap, command, which) => {
+    it("fails its round alone", async () => {
+      const { vm, protect } = await bench();
+      const before = vm.parameters;
+      vm.mishap = once(command, mishap, which);
+      const { result, rounds } = await protect((all) => all.length > 1, "--timeout", "500ms");
+      expect(rounds).toMatchObject([{ state: "failed", error: { code: "timed-out" } }, { state: "committed" }]);
+      expect(result.code).toBe(0);
+      expect(vm.runState).toBe("running");
+      expect(vm.parameters).toEqual(before);
+    });
+
+    it("leaves QEMU as it was found when it was the last round's", async () => {
+      const { vm, protect } = await bench();
+      const before = vm.parameters;
+      vm.mishap = once(command, mishap, which);
+      const { rounds } = await protect((all) => all.length > 0, "--timeout", "500ms");
+      expect(rounds).toMatchObject([{ state: "failed", error: { code: "timed-out" } }]);
+      expect(vm.runState).toBe("running");
+      expect(vm.parameters).toEqual(before);
+    });
+  });
+
+  it("does not let a VM run that another has paused, by a capability that came late", async () => {
+    const { vm, protect } = await bench();
+    vm.runState = "paused";
+    // Those before: at its beginning; for --background-snapshot; off, for a VM that another has paused.
+    vm.mishap = once("migrate-set-capabilities", "late", 4);
+    const { rounds } = await protect(
+      (all) => {
+        if (all.length === 1) vm.runState = "running";
+        if (all.length === 2) vm.runState = "paused";
+        return all.length > 2;
+      },
+      "--background-snapshot",
+      "on",
+      "--timeout",
+      "500ms",
+    );
+    expect(rounds.map(({ state }) => state)).toEqual(["committed", "failed", "committed"]);
+    expect(vm.runState).not.toBe("running");
+  });
+
+  it.each(["by the next round", "by its own end"])("leaves a VM paused, which is let run %s", async (by) => {
+    const { vm, protect } = await bench();
+    const before = vm.parameters;
+    let isDeaf = false;
+    const isFirstStop = once("stop", "late");
+    vm.mishap = (command, args) => {
+      const mishap = isFirstStop(command, args) ?? (isDeaf ? "silence" : undefined);
+      isDeaf ||= mishap !== undefined;
+      return mishap;
+    };
+    const told: string[] = [];
+    const { result, rounds } = await protect(
+      (all) => {
+        told.push(vm.runState);
+        isDeaf = false;
+        return by === "by its own end" || committed(all);
+      },
+      "--timeout",
+      "500ms",
+    );
+    expect(rounds[0]).toMatchObject({ error: { message: expect.stringContaining("may be paused still") } });
+    expect(told).toEqual(by === "by its own end" ? ["paused"] : ["paused", "running"]);
+    expect(result.code).toBe(0);
+    expect(vm.runState).toBe("running");
+    expect(vm.parameters).toEqual(before);
+  });
+
+  it("leaves a VM paused that another has paused", async () => {
+    const { vm, protect } = await bench();
+    vm.runState = "paused";
+    vm.mishap = once("query-migrate", "silence", 2);
+    const { rounds } = await protect((all) => all.length > 2, "--timeout", "500ms");
+    expect(rounds.map(({ state }) => state)).toEqual(["committed", "failed", "committed"]);
+    expect(steps(vm)).not.toContain("cont");
+  });
+
+  it.each<Mishap>(["late", { error: "Not now." }])(
+    "is a stop, and a later pause is that of another: %j",
+    async (mishap) => {
+      const { vm, protect } = await bench();
+      vm.mishap = once("stop", mishap);
+      const { rounds } = await protect(
+        (all) => {
+          if (all.length === 1) vm.runState = "paused";
+          return committed(all);
+        },
+        "--timeout",
+        "500ms",
+      );
+      expect(rounds.map(({ state }) => state)).toEqual(["failed", "committed"]);
+      expect(vm.runState).not.toBe("running");
+    },
+  );
+
+  it("ends the protection where QEMU is gone since", async () => {
+    const { vm, protect } = await bench();
+    vm.mishap = once("query-status", "silence", 2);
+    const { result, rounds } = await protect(
+      (all) => {
+        vm.end();
+        return all.length > 1;
+      },
+      "--timeout",
+      "500ms",
+    );
+    expect(rounds).toMatchObject([{ error: { code: "timed-out" } }, { error: { code: "vm-unreachable" } }]);
+    expect(result.code).toBe(1);
   });
 });
 
