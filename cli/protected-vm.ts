@@ -193,10 +193,13 @@ export class ProtectedVm {
     this.#isInDoubt = false;
   }
 
-  /** Leaves QEMU as it was found, where it still answers. */
+  /** Leaves QEMU as it was found, and the VM running, where it still answers. */
   async release(): Promise<void> {
     try {
       await this.recover();
+      await this.resume();
+      // QEMU keeps its capabilities while it migrates.
+      if (this.#isBackground === true) await this.untilIdle();
       await this.setBackground(false);
       if (this.#found !== undefined) await this.#execute("migrate-set-parameters", this.#found);
     } catch {
@@ -208,22 +211,22 @@ export class ProtectedVm {
 
   async #take(): Promise<void> {
     const capabilities = capabilitiesSchema.parse(await this.#execute("query-migrate-capabilities"));
-    this.#isBackground = capabilities.find(({ capability }) => capability === BACKGROUND)?.state;
+    const isBackground = capabilities.find(({ capability }) => capability === BACKGROUND)?.state;
     const found = parametersSchema.parse(await this.#execute("query-migrate-parameters"));
     const isOurs = [AS_FAST_AS_IT_CAN, PAUSED_HERE].some((ours) => ours["downtime-limit"] === found["downtime-limit"]);
     // Those of a protection that was killed: what was before them is not known, and what it has begun serves nobody.
     if (!isOurs) this.#found = found;
-    else if (this.#isBackground === true) await this.untilIdle();
+    else if (isBackground === true) await this.untilIdle();
     else {
       await this.cancelSave();
       await this.untilIdle();
     }
     // In one: QEMU would look whether it is capable of what is not to stay.
-    const background = this.#isBackground === undefined ? [] : [{ capability: BACKGROUND, state: false }];
+    const background = isBackground === undefined ? [] : [{ capability: BACKGROUND, state: false }];
     await this.#execute("migrate-set-capabilities", {
       capabilities: [{ capability: "events", state: true }, ...background],
     });
-    if (this.#isBackground !== undefined) this.#isBackground = false;
+    if (isBackground !== undefined) this.#isBackground = false;
     const status = await this.#status();
     const wasPausedHere = status === PAUSED && found["downtime-limit"] === PAUSED_HERE["downtime-limit"];
     // Of this protection's own pauses it knows: what else is paused then is so by another.

@@ -84,8 +84,16 @@ export class FakeQmp {
     if (mishap === "end") this.end();
     if (mishap === "late") this.#execute(command, args);
     if (mishap === "end" || mishap === "silence" || mishap === "late") return undefined;
-    if (mishap !== undefined) return { error: { class: "GenericError", desc: mishap.error } };
+    const refusal = mishap?.error ?? this.#refusal(command);
+    if (refusal !== undefined) return { error: { class: "GenericError", desc: refusal } };
     return { return: this.#execute(command, args) };
+  }
+
+  #refusal(command: string): string | undefined {
+    const isMigrating = this.migration.status === "active";
+    return isMigrating && command === "migrate-set-capabilities"
+      ? "There's a migration process in progress"
+      : undefined;
   }
 
   #execute(command: string, args: Arguments): unknown {

@@ -224,6 +224,42 @@ describe.each(WAYS)("a step that fails, with --background-snapshot %s,", (backgr
     expect(vm.runState).toBe("running");
   });
 
+  it("leaves QEMU as it was found when it was the last round's state, which does not end", async () => {
+    const { vm, protect } = await bench();
+    const before = vm.parameters;
+    let end: () => void = () => undefined;
+    vm.beforeState = () =>
+      new Promise<void>((resolve) => {
+        end = resolve;
+      });
+    const { rounds } = await protect(
+      () => {
+        vm.mishap = (command) => void (command === "query-migrate" && end());
+        return true;
+      },
+      "--background-snapshot",
+      background,
+      "--timeout",
+      "500ms",
+    );
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "timed-out" } }]);
+    expect(vm.parameters).toEqual(before);
+    expect(vm.background).toBe(false);
+    expect(vm.runState).toBe("running");
+  });
+
+  it("has the VM run in the end when that was refused in the last round", async () => {
+    const { vm, protect } = await bench();
+    const before = vm.parameters;
+    vm.resumesItself = false;
+    let isOver = false;
+    vm.mishap = (command) => (command === "cont" && !isOver ? { error: "Not now." } : undefined);
+    const { rounds } = await protect(() => (isOver = true), "--background-snapshot", background);
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "vm-refused" } }]);
+    expect(vm.runState).toBe("running");
+    expect(vm.parameters).toEqual(before);
+  });
+
   it("ends the protection when QEMU is gone", async () => {
     const { vm, protect, asked } = await bench();
     vm.mishap = once("migrate", "end");
