@@ -4,6 +4,7 @@ import { STATE_RETRY_MS } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { allFailed } from "../primary/mirror-record.ts";
+import type { Job } from "../shared/jobs/job.ts";
 import { mergeUnfinished } from "../shared/jobs/merge-unfinished.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { GrownPeers } from "../primary/resizes.ts";
@@ -47,6 +48,8 @@ export class AgentRoles {
   #active: ActivePrimary | ActiveSecondary;
   readonly #connectors: PeerConnectors;
   #promoted: readonly PromotedDisk[] = [];
+  /** The merge of those, while it is under way or is just done. */
+  #merging: Job | undefined;
   #promotedEpoch = 0;
   #wasPromotedHere = false;
   /** A change of roles is under way: the next one waits for it. */
@@ -211,6 +214,9 @@ export class AgentRoles {
       if (active.role === "Secondary") return;
       const { state, agent, exports, emit } = this.#options;
       if (state.record.merge !== null) throw mergeUnfinished();
+      // What it has not removed yet of overlays is removed below, before there are others of the same names.
+      this.#merging?.conclude();
+      await this.#merging?.finished();
       this.#connectors.hangUp();
       active.primary.refuseGuests(new ColobusError("handed-over", "this side is not Primary any more"));
       exports.withdrawAll();
@@ -410,6 +416,6 @@ export class AgentRoles {
         );
     };
     const work = new MergeWork({ disks: this.#promoted, state, log, speed: agent.config.resyncSpeed, merged });
-    jobs.start(work, work.begins);
+    this.#merging = jobs.start(work, work.begins);
   }
 }

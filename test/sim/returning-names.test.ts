@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import { bufferedBytes } from "./buffered-bytes.ts";
-import type { PairMember } from "./pair.ts";
+import { urlOf, type PairMember } from "./pair.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
 
 /**
@@ -12,6 +12,8 @@ const CLUSTER = 4096;
 /** How many of the removals a loss of power keeps is up to chance. */
 const SEEDS = Array.from({ length: 12 }, (_, index) => index + 1);
 const COMMAND = { timeoutMs: 60_000 } as const;
+/** As of many gigabytes. */
+const REMOVAL_MS = 8_000;
 
 const anySignal = (): AbortSignal => new AbortController().signal;
 
@@ -142,6 +144,49 @@ describe("a block buffer's log", () => {
       const shown = Buffer.alloc(disk.sizeBytes);
       await scripted.do("the view", async () => secondary.device(disk)?.read(shown, 0));
       expect(shown.equals(newest), `seed ${seed}`).toBe(true);
+    }
+  });
+
+  it("is removed before that side keeps others of the same names as Secondary", async () => {
+    for (const seed of SEEDS) {
+      const mode = seed % 2 === 0 ? "colo" : "mc";
+      const storage = { removeMs: [REMOVAL_MS, REMOVAL_MS] } as const;
+      const scripted = new ScriptedPair(seed, "process", { mode, retain: 2, storage });
+      const { primary, secondary } = scripted.pair;
+      await scripted.start();
+      await overwrite(scripted, primary);
+      await untilStable(scripted);
+      const [disk] = scripted.disks;
+      assert(disk !== undefined);
+      const committed = Buffer.alloc(disk.sizeBytes, 1);
+      scripted.model.requested = () => undefined;
+      primary.host.crash("process");
+      await scripted.until("the loss", () => secondary.status?.peers[0]?.connection === "Connecting");
+      await scripted.do("a failover", async () => {
+        const request = { force: false, dryRun: false, discardActive: false, fenced: false, ...COMMAND };
+        await secondary.agent?.failover(request, anySignal());
+      });
+      await restart(scripted, primary);
+      await scripted.do("the way back, while its overlays are removed", async () => {
+        await primary.agent?.rejoin({ peer: urlOf(secondary.name), ...COMMAND }, anySignal());
+        await secondary.agent?.wait({ condition: "synced", ...COMMAND }, anySignal());
+        await secondary.device(disk)?.write(committed, 0, { fua: true });
+        await secondary.agent?.switchover({ closeClients: false, ...COMMAND }, anySignal());
+      });
+      await scripted.until("the other role", () => secondary.status?.role === "Secondary");
+      await scripted.do("what comes behind its checkpoint", async () => {
+        await primary.agent?.wait({ condition: "synced", ...COMMAND }, anySignal());
+        assert(await scripted.checkpoint());
+        await primary.device(disk)?.write(Buffer.alloc(disk.sizeBytes, 2), 0, { fua: true });
+      });
+      await untilStable(scripted);
+      await scripted.world.run({ forMs: 4 * REMOVAL_MS });
+      primary.host.crash("process");
+      secondary.host.crash("process");
+      await restart(scripted, secondary);
+      const shown = Buffer.alloc(disk.sizeBytes);
+      await scripted.do("the view", async () => secondary.device(disk)?.read(shown, 0));
+      expect(shown.equals(committed), `seed ${seed}, mode ${mode}`).toBe(true);
     }
   });
 });

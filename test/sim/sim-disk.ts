@@ -24,6 +24,8 @@ export interface StorageProfile {
   readonly coldProbability: number;
   readonly readMs: readonly [number, number];
   readonly syncMs: readonly [number, number];
+  /** Of a removal behind the path. */
+  readonly removeMs: readonly [number, number];
   /** How often a read or a sync takes very long. */
   readonly stallProbability: number;
   readonly stallMs: readonly [number, number];
@@ -35,6 +37,7 @@ export const STORAGE_PROFILE: StorageProfile = {
   coldProbability: 0.1,
   readMs: [0.05, 2],
   syncMs: [0.1, 5],
+  removeMs: [0.05, 2],
   stallProbability: 0.001,
   stallMs: [20, 500],
   unwrittenIsData: false,

@@ -90,7 +90,7 @@ export class SimStorage implements Storage {
     };
     const early = error === undefined && this.#disk.find(path) !== undefined && this.#disk.random.chance(0.5);
     if (early) remove();
-    return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.readMs, () => {
+    return finishLater(this.#world, this.#disk, this.#process, this.#disk.profile.removeMs, () => {
       if (error !== undefined) throw error;
       if (!early) remove();
     });
