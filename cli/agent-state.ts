@@ -48,7 +48,8 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     const isSuspect = await mayHaveLostData(existing.record, host);
     const isTorn = await mayBeTorn(existing.record, host);
     const lostBarriers = await hasLostBarriers(existing.record, host);
-    const isRaised = !isSuspect && mayBeUnsynced(existing.record) && config.durability === "power";
+    // Also where nothing is believed: what a promotion has not merged yet is served.
+    const isRaised = mayBeUnsynced(existing.record) && config.durability === "power";
     // What was read may be in the page cache alone, if the last process died before its fsync. Recovery removes
     // overlays by it, so it has to stand first.
     await existing.update((record) => {

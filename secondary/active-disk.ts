@@ -157,8 +157,17 @@ export class ActiveDisk {
   }
 
   async #noteLoss(error: unknown): Promise<never> {
-    await this.#context.lost?.note(this.#files.journal.id);
+    await this.#context.lost?.note(this.#nameOfLoss());
     throw error;
+  }
+
+  /** What a note of a loss names: the active disk's files, or, where there is no room even for these, the disk's image. */
+  #nameOfLoss(): string | null {
+    try {
+      return this.#files.journal.id;
+    } catch {
+      return null; // the caller has another error to tell
+    }
   }
 
   async #sync(): Promise<void> {

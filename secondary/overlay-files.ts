@@ -18,8 +18,11 @@ export interface OverlayContext {
   readonly durability: Durability;
   /** Is asked before storage is taken; undefined: the file system alone is the limit. */
   readonly quota?: OverlayQuota | undefined;
-  /** Of the active disk's fsyncs that have failed; undefined: nobody keeps a note of them. */
-  readonly lost?: { readonly has: (active: string) => boolean; readonly note: (active: string) => Promise<void> };
+  /** Of the active disk's fsyncs that have failed, or, where there is none, the image's; undefined: nobody keeps a note of them. */
+  readonly lost?: {
+    readonly has: (active: string) => boolean;
+    readonly note: (active: string | null) => Promise<void>;
+  };
 }
 
 /** The context of the overlays of disk `name`, whose directory exists. */

@@ -238,6 +238,14 @@ describe("the agent's state", () => {
     }
   });
 
+  it("also where an image's server has died, and nothing else of a promotion is merged yet", async () => {
+    const { storage, paths } = await leftUnsynced("Primary", { replaysOwed: ["vda"], merge: { activeEpoch: 3 } });
+    const { record } = await open(storage, { durability: "power" });
+    expect(record).toMatchObject({ durability: "power", tracks: null, pairing: null, merge: { activeEpoch: 3 } });
+    storage.disk.crash("power", { keptNames: () => 0, losePower: (inode) => inode.losePowerKeeping(() => NOTHING) });
+    for (const path of paths) expect(storage.disk.readFile(path).subarray(0, 8).toString(), path).toBe("unsynced");
+  });
+
   it.each([
     ["an image", "/images/vda.img", null, [{ disk: "vda", active: null }]],
     ["a file beside the images", "/var/state/disks/vda/hidden.4.data", null, []],

@@ -140,6 +140,16 @@ describe("a promoted disk", () => {
     expect(await readAll(again)).toEqual(view);
   });
 
+  it("has that noted where the guest has written nothing, and the overlays' file system is full", async () => {
+    const { storage, disk } = await promoted();
+    storage.disk.capacityBytes = storage.disk.usedBytes;
+    storage.disk.faults.inject({ op: "sync", kind: "generation-data", error: "io-error" });
+    await expect(disk.flush()).rejects.toMatchObject({ code: "io-error" });
+    storage.crash("process");
+    const { record } = present(StateFile.open(storage, STATE_DIRECTORY));
+    expect(record.lostSyncs).toEqual([{ disk: "vda", active: null }]);
+  });
+
   it("takes writes while the overlays' file system is full, by merging what they touch", async () => {
     const { storage, bench, disk, view } = await promoted();
     storage.disk.capacityBytes = storage.disk.usedBytes;
