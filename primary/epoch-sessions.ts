@@ -4,7 +4,7 @@ import type { StateRecord } from "../proto/state-record.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { peerEntryOf, withPeerEntry } from "../shared/replication/peer-slots.ts";
-import { knownBy } from "../shared/replication/lineage.ts";
+import { knownBy, toldOf } from "../shared/replication/lineage.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
 import type { PermitKeeper } from "./permit-keeper.ts";
 import { mainFirst } from "./place-orders.ts";
@@ -36,7 +36,7 @@ type Summary = ReturnType<PeerEpochs["summary"]>;
 export class EpochSessions {
   readonly #options: EpochSessionsOptions;
   readonly #epochs: PeerEpochs;
-  /** The newest checkpoint that this process has told, or is about to tell, to be committed, as far as one that lacks it has to know. */
+  /** The newest checkpoint that was told, or is about to be told, to be committed, as far as one that lacks it has to know. */
   #told: number;
   /** By session: the newest one of which its secondary knows that it lacks it. */
   readonly #heard = new WeakMap<SourceSession, number>();
@@ -44,8 +44,9 @@ export class EpochSessions {
   constructor(options: EpochSessionsOptions) {
     this.#options = options;
     this.#epochs = new PeerEpochs(options.state.record);
+    const { committed, told = 0 } = options.state.record;
     // One that was promoted stands on its checkpoint.
-    this.#told = options.state.record.committed.epoch;
+    this.#told = Math.max(committed.epoch, told);
   }
 
   /** Those that are connected; only those that have `epoch`, where one is named and any has. Errors: `no-peer`. */
@@ -101,8 +102,8 @@ export class EpochSessions {
     // Of shared disks the mark says whose checkpoints stand.
     if (state.record.mode === "shared" || others.length === 0) return undefined;
     if (keeper !== undefined && knownBy(state.record).every(isCommittedBy)) return undefined;
-    const hearing = this.#tellLacking(epoch, isCommittedBy);
-    return hearing === undefined ? lineages().parted() : hearing.then(() => this.mayTell(epoch));
+    const parting = this.#tellLacking(epoch, isCommittedBy) ?? lineages().parted();
+    return parting?.then(() => this.mayTell(epoch));
   }
 
   /**
@@ -121,10 +122,18 @@ export class EpochSessions {
     return places().length > 1 && keeper() === undefined && mode !== "shared" && mode !== "mirror";
   }
 
-  /** Done when those that get everything from here on, and lack that checkpoint, know so, or are lost. undefined: they do. */
+  /**
+   * Done when those that get everything from here on, and lack that checkpoint, know so, or are lost, and it is recorded for
+   * those that come back. undefined: they do, and it is. Errors: `io-error`.
+   */
   #tellLacking(epoch: number, isCommittedBy: (peer: string) => boolean): Pending {
     if (!this.#secondariesDecide) return undefined;
+    const { state, places } = this.#options;
     this.#told = Math.max(this.#told, epoch);
+    const isLacked = places().some((place) => place.peerId !== undefined && this.committedBy(place) < epoch);
+    if (isLacked && epoch > (state.record.told ?? 0)) {
+      return state.update((record) => toldOf(record, epoch)).then(() => undefined);
+    }
     const streaming = this.#options.secondaries().sessions(({ streamingSession }) => streamingSession);
     const lacking = [...streaming].filter(
       ([peer, session]) => !isCommittedBy(peer) && (this.#heard.get(session) ?? 0) < epoch,

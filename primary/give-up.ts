@@ -30,12 +30,16 @@ export async function giveUp(
   const { state, log, isOnly, keeper, epochs, checkpoints } = context;
   const { peerId, slot } = place;
   const former = place.replicator.url;
-  await state.update((record) => ({
-    ...peerGivenUp(record, slot),
-    peers: isOnly && url !== undefined ? [url] : withPeerUrl(record.peers, former, url),
-    // Where it is the only one, the next secondary's session ends the hand-over.
-    handOver: !isOnly && record.handOver === peerId ? null : record.handOver,
-  }));
+  await state.update((record) => {
+    // What was told may have been its alone.
+    const { told: _, ...rest } = peerGivenUp(record, slot);
+    return {
+      ...rest,
+      peers: isOnly && url !== undefined ? [url] : withPeerUrl(record.peers, former, url),
+      // Where it is the only one, the next secondary's session ends the hand-over.
+      handOver: !isOnly && record.handOver === peerId ? null : record.handOver,
+    };
+  });
   place.release(url ?? null);
   if (peerId !== undefined) {
     checkpoints.left(epochs.forgotten(peerId));

@@ -230,7 +230,8 @@ export const stateRecordSchema = z.object({
   committed: checkpointSchema,
   /**
    * On one of several secondaries: the newest checkpoint of which it has heard that it was told to be committed while it lacked
-   * it. Until it has committed that one, or a later one, it is another one's to be promoted.
+   * it. Until it has committed that one, or a later one, it is another one's to be promoted. On the primary of several: the
+   * newest that it has told while one of them lacked it.
    */
   told: epoch.optional(),
   /**

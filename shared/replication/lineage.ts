@@ -155,7 +155,7 @@ export function confirmed(record: StateRecord, session: string): StateRecord {
     : withPeerEntry(record, slot, { pairing: { peer, sessions: [session] } });
 }
 
-/** A checkpoint was told to be committed that this secondary lacks, or is about to be; undefined: none was. */
+/** A checkpoint was told to be committed that a secondary, this one or one of this primary, lacks, or is about to be; undefined: none was. */
 export function toldOf(record: StateRecord, epoch: number | undefined): StateRecord {
   return epoch === undefined || epoch <= (record.told ?? 0) ? record : { ...record, told: epoch };
 }
@@ -225,8 +225,8 @@ export function promoted(record: StateRecord, lineage: string, supersedesHeard: 
  * seen used, and is outdated until a newer one is committed.
  */
 export function demoted(record: StateRecord, checkpoint: StateRecord["committed"], discardsOwn: boolean): StateRecord {
-  // What was set for syncs is nothing to the side that takes over.
-  const { markedOver: _, syncs: __, ...rest } = record;
+  // What was set for syncs, or told while another one lacked it, is nothing to the side that takes over.
+  const { markedOver: _, syncs: __, told: ___, ...rest } = record;
   return {
     ...bitmapsLost(rest, "role-changed"),
     role: "Secondary",

@@ -54,6 +54,22 @@ describe("a secondary that lacks a checkpoint that was told to be committed", ()
     expect(await trio.read(3, trio.c)).toBe(0x33);
   });
 
+  it("is not promoted where it has heard of the history from a primary that has died since", async () => {
+    const trio = await withoutB();
+    const epoch = await trio.checkpoint();
+    trio.cutOff(trio.c);
+    trio.a.host.crash("process");
+    await trio.restart(trio.a);
+    trio.cutOff(trio.b, false);
+    await trio.until("B to be in sync", () => trio.inSync().length === 1);
+    trio.a.host.crash("power");
+    await trio.lost(trio.b);
+    await expect(trio.failover(trio.b)).rejects.toMatchObject({
+      code: "outdated",
+      message: expect.stringContaining(`checkpoint ${epoch}`) as string,
+    });
+  });
+
   it("is not promoted where it was in sync again when the checkpoint was committed", async () => {
     const trio = await withoutB();
     const epoch = await prepare(trio);
