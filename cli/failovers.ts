@@ -184,8 +184,8 @@ export class Failovers {
     const roles = this.#options.roles();
     const described = this.#describe(secondary, request);
     const { discardActive } = request;
-    const { assertStill, siblings, lineage } = claim ?? {};
-    const promotion = await roles.promote({ discardActive, assertStill, siblings }, lineage);
+    const { assertStill, siblings, supersedes, lineage } = claim ?? {};
+    const promotion = await roles.promote({ discardActive, assertStill, siblings, supersedes }, lineage);
     if (claim?.isUntold === true && roles.active.role === "Primary") roles.active.primary.insist();
     // A commit that was under way when the session ended has come before the promotion.
     const { epoch } = promotion;

@@ -40,6 +40,8 @@ export interface ClaimRequest {
 /** The right to promote, under one lineage, until the promotion is recorded or given up. */
 export interface TakeoverClaim {
   readonly lineage: string;
+  /** What it supersedes, heard of or not: the primary had it begin, and has acknowledged nothing without this side. */
+  readonly supersedes: readonly string[];
   /** The arbiter could not be told, and is to be told by whoever serves. */
   readonly isUntold: boolean;
   /** Where the other secondaries of the former primary are dialled: they are to follow this side. */
@@ -91,11 +93,12 @@ export class Takeover {
       try {
         const seen = await lease.read();
         const leftMs = this.promise.leftMs(seen.record?.ttlMs ?? 0);
+        const rightful = this.#decide(secondary, seen);
         const decision: ClaimDecision = force
           ? { kind: "claim" }
           : leftMs > 0
             ? { kind: "wait", why: "this side has promised the primary not to take over yet" }
-            : this.#decide(secondary, seen);
+            : rightful;
         if (decision.kind === "refused") throw refused(decision.why);
         if (decision.kind === "claim") {
           const { record } = state;
@@ -103,8 +106,10 @@ export class Takeover {
           const committed = secondary.checkpoints.committed.epoch;
           const { vm, agentId: holder } = record;
           const peers = this.#siblingsIn(seen.record);
-          const entry = { vm, lineage, holder, committed, outdated, peers, ttlMs: lease.ttlMs };
-          if (await lease.claim(seen, entry, force)) return this.#claimed(lineage, seen.record, force);
+          // A takeover of this side that is cut off finds it here again.
+          const next = rightful.kind === "refused" ? undefined : seen.record?.next;
+          const entry = { vm, lineage, next, holder, committed, outdated, peers, ttlMs: lease.ttlMs };
+          if (await lease.claim(seen, entry, force)) return this.#claimed({ lineage, next }, seen.record, force);
           continue;
         }
         const patienceMs = waits ? 2 * Math.max(lease.ttlMs, seen.record?.ttlMs ?? 0) : 0;
@@ -112,7 +117,8 @@ export class Takeover {
       } catch (error) {
         if (!force || this.#stopped) throw error;
         log.warn({ reason: asColobusError(error) }, "the arbiter is not told; the operator forces the failover");
-        return { lineage, isUntold: true, siblings: [], assertStill: () => undefined, giveUp: () => Promise.resolve() };
+        const giveUp = (): Promise<void> => Promise.resolve();
+        return { lineage, supersedes: [], isUntold: true, siblings: [], assertStill: () => undefined, giveUp };
       }
       const pauseMs = lease.ttlMs / TAKEOVER_LOOKS;
       waitedMs += pauseMs;
@@ -120,10 +126,15 @@ export class Takeover {
     }
   }
 
-  #claimed(lineage: string, before: ArbiterRecord | undefined, force: boolean): TakeoverClaim {
+  #claimed(
+    { lineage, next }: Pick<ArbiterRecord, "lineage" | "next">,
+    before: ArbiterRecord | undefined,
+    force: boolean,
+  ): TakeoverClaim {
     const { lease } = this.#options;
     return {
       lineage,
+      supersedes: next === undefined ? [] : [next],
       isUntold: false,
       siblings: this.#siblingsIn(before).map(({ url }) => url),
       assertStill: () => {

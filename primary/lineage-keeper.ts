@@ -6,6 +6,7 @@ import { newId, type Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { goneAlone, knownBy, shared } from "../shared/replication/lineage.ts";
 import { peerEntryOf, slotsOf } from "../shared/replication/peer-slots.ts";
+import type { PermitKeeper } from "./permit-keeper.ts";
 import type { SourceSession } from "./source-session.ts";
 
 export interface LineageKeeperOptions {
@@ -16,6 +17,8 @@ export interface LineageKeeperOptions {
   readonly assertServing: () => void;
   /** The sessions into whose streams guests' writes go, by the peer's id. */
   readonly streaming: () => ReadonlyMap<string, SourceSession>;
+  /** With an arbiter. */
+  readonly keeper: () => PermitKeeper | undefined;
 }
 
 /**
@@ -24,10 +27,15 @@ export interface LineageKeeperOptions {
  * Nothing is acknowledged, neither a write nor a checkpoint, that a peer lacks which may know the lineage: a new one is
  * durable first, and the peers that do get it have heard of it. So a peer that is promoted supersedes what it was sent,
  * and has diverged from what was acknowledged without it.
+ *
+ * An arbiter knows of a lineage before it begins, where a peer may take over: one that has not heard of it yet lacks nothing
+ * that was acknowledged without it.
  */
 export class LineageKeeper {
   readonly #options: LineageKeeperOptions;
   #minting: Promise<void> | undefined;
+  /** The one that begins next: the same until it has begun, since an arbiter is told of it before. */
+  #next: string | undefined;
   /** Peers that cannot know the lineage yet, and are about to be told of it. */
   readonly #sharing = new Set<string>();
 
@@ -46,12 +54,15 @@ export class LineageKeeper {
   }
 
   /**
-   * Done when what the peers that are not streaming lack may be acknowledged. undefined at once where none of them can know
-   * the lineage. Errors: `io-error`; why guests are refused.
+   * A step towards what the peers that are not streaming lack being acknowledged: what the caller waits for, and then asks anew
+   * from its beginning, since others may be lost meanwhile. undefined: none of them can know the lineage. Errors: `io-error`; why
+   * guests are refused.
    */
   parted(): Pending {
     if (this.#minting !== undefined) return this.#minting;
     if (this.#absent.length === 0) return undefined;
+    const planning = this.#planned(() => this.#absent.length > 0);
+    if (planning !== undefined) return planning;
     this.#minting = this.#mint().finally(() => {
       this.#minting = undefined;
     });
@@ -67,9 +78,12 @@ export class LineageKeeper {
       do {
         await this.settled();
         if (!this.isKnownBy(peer)) this.#sharing.add(peer);
+        const parts = (): boolean => this.#parts(this.#options.state.record, peer);
+        if (parts()) await this.#planned(parts);
         await this.#share(peer);
       } while (this.isMinting || !this.isKnownBy(peer));
       begin();
+      this.#options.keeper()?.connectionChanged();
     } finally {
       this.#sharing.delete(peer);
     }
@@ -97,15 +111,33 @@ export class LineageKeeper {
   }
 
   async #share(peer: string): Promise<void> {
-    const { random } = this.#options;
     await this.#change((record) => {
-      const kept = slotsOf(record).map((slot) => peerEntryOf(record, slot).pairing?.peer);
-      const isGone = (known: string): boolean => known !== peer && !kept.includes(known);
-      // A shared disk's secondary cannot be left behind: what it holds is void, and the mark says so.
-      const isParted = record.mode !== "shared" && knownBy(record).some(isGone);
+      if (!this.#parts(record, peer)) return shared(record, peer);
       const streaming = [...this.#options.streaming().keys()];
-      return shared(isParted ? goneAlone(record, newId(random), streaming) : record, peer);
+      return this.#isPlanned ? shared(goneAlone(record, this.#nextLineage, streaming), peer) : record;
     });
+  }
+
+  /** Whether a new lineage begins when the peer is told: one that may know the present one has no place any more. */
+  #parts(record: StateRecord, peer: string): boolean {
+    // A shared disk's secondary cannot be left behind: what it holds is void, and the mark says so.
+    if (record.mode === "shared") return false;
+    const kept = slotsOf(record).map((slot) => peerEntryOf(record, slot).pairing?.peer);
+    return knownBy(record).some((known) => known !== peer && !kept.includes(known));
+  }
+
+  /** Done when the next lineage may begin, or is not needed. */
+  #planned(isNeeded: () => boolean): Pending {
+    return this.#options.keeper()?.mayBegin(this.#nextLineage, isNeeded);
+  }
+
+  get #isPlanned(): boolean {
+    return this.#options.keeper()?.isPlanned(this.#nextLineage) ?? true;
+  }
+
+  get #nextLineage(): string {
+    this.#next ??= newId(this.#options.random);
+    return this.#next;
   }
 
   /** Peers that may know the lineage, and get nothing now. One that is about to hear of it for the first time does not know it yet. */
@@ -118,38 +150,36 @@ export class LineageKeeper {
   }
 
   async #mint(): Promise<void> {
-    const { random, streaming, assertServing } = this.#options;
+    const { streaming, assertServing } = this.#options;
     assertServing();
-    // One of those that stay may be lost before it has heard of it: then it is without that one as well.
-    while (this.#absent.length > 0) {
-      await this.#change((record) => {
-        const present = [...streaming().keys()];
-        const isParted = knownBy(record).some((peer) => !present.includes(peer) && !this.#sharing.has(peer));
-        return isParted ? goneAlone(record, newId(random), present) : record;
-      });
-    }
+    await this.#change((record) => {
+      const present = [...streaming().keys()];
+      const isParted = knownBy(record).some((peer) => !present.includes(peer) && !this.#sharing.has(peer));
+      return isParted && this.#isPlanned ? goneAlone(record, this.#nextLineage, present) : record;
+    });
     assertServing();
   }
 
   #leave(leaving: readonly string[], isThere: (peer: string) => boolean): Promise<boolean> {
-    const { random } = this.#options;
     return this.#change((record) => {
       const known = knownBy(record);
       const gone = known.filter((peer) => !isThere(peer));
       if (gone.length === 0 || gone.length !== leaving.length || !gone.every((peer) => leaving.includes(peer)))
         return record;
-      return goneAlone(record, newId(random), known.filter(isThere));
+      return goneAlone(record, this.#nextLineage, known.filter(isThere));
     });
   }
 
   /** Changes the history. Resolves with whether a lineage has begun by that, of which those that stay have heard then. */
   async #change(change: (record: StateRecord) => StateRecord): Promise<boolean> {
-    const { state, emit } = this.#options;
+    const { state, emit, keeper } = this.#options;
     const before = state.record.lineage;
     const { lineage } = await state.update(change);
     if (lineage === before) return false;
+    this.#next = undefined;
     emit("lineage-changed", { lineage, origin: "alone" });
     await this.#tell();
+    keeper()?.hasBegun();
     return true;
   }
 

@@ -55,7 +55,9 @@ export class PermitKeeper {
   #isStale = false;
   /** Peers that lack what was, or is about to be, acknowledged, and which of the judgements said so. Changed by `#judge` only. */
   readonly #behind = new Map<string, number>();
-  /** How often that has changed, and the change that the arbiter's record is known to have. */
+  /** The lineage that begins next, the one before it, and which of the judgements that was. */
+  #plan: { readonly before: string; readonly lineage: string; readonly judgement: number } | undefined;
+  /** How often either has changed, and the change that the arbiter's record is known to have. */
   #judgements = 0;
   #recorded = -1;
   #hasTakenUp = false;
@@ -156,6 +158,36 @@ export class PermitKeeper {
     });
   }
 
+  /**
+   * Done when `lineage` may begin, or is not needed any more: the arbiter knows that it is about to, or that nobody may take
+   * over, so who does, and has not heard of it, supersedes it. Errors: as `mayGoAlone`.
+   */
+  mayBegin(lineage: string, isNeeded: () => boolean): Pending {
+    if (!isNeeded() || this.isPlanned(lineage)) return undefined;
+    const refusal = this.#ended ?? this.permit.refusal;
+    if (refusal !== undefined) return Promise.reject(refusal);
+    if (this.#plan?.lineage !== lineage) {
+      this.#judgements += 1;
+      this.#isStale = true;
+      this.#plan = { before: this.#options.state.record.lineage ?? "", lineage, judgement: this.#judgements };
+    }
+    return this.#settled().then(() => this.mayBegin(lineage, isNeeded));
+  }
+
+  /** Whether whoever may take over supersedes the lineage, heard of or not. */
+  isPlanned(lineage: string): boolean {
+    const isRecorded = this.#plan?.lineage === lineage && this.#recorded >= this.#plan.judgement;
+    return isRecorded || [...this.#related].every((peer) => this.#isMarked(peer));
+  }
+
+  /** The lineage has begun, and who is to know it has heard of it. */
+  hasBegun(): void {
+    if (this.#plan === undefined) return;
+    this.#plan = undefined;
+    this.#isStale = true;
+    this.#look();
+  }
+
   /** Whether the peer could take over by itself if this side died now, as far as this side knows. */
   mayTakeOver(peer: string): boolean {
     const { record } = this.#options.lease.known ?? {};
@@ -170,6 +202,11 @@ export class PermitKeeper {
     const refusal = this.#ended ?? this.permit.refusal;
     if (refusal !== undefined) return Promise.reject(refusal);
     for (const peer of unmarked) this.#judge(peer, true);
+    return this.#settled().then(() => this.#marked(lacking));
+  }
+
+  /** Resolves when the arbiter's record, or what hangs on it, has changed. Rejects with why this side may not serve. */
+  #settled(): Promise<void> {
     if (this.#marking === undefined) {
       let settle: (reason?: ColobusError) => void = () => undefined;
       const done = new Promise<void>((resolve, reject) => {
@@ -182,7 +219,7 @@ export class PermitKeeper {
       this.#marking = { done, settle };
       this.#look();
     }
-    return this.#marking.done.then(() => this.#marked(lacking));
+    return this.#marking.done;
   }
 
   /** Guests have gone on without the secondary, which lacks what they write, under another lineage. */
@@ -198,7 +235,7 @@ export class PermitKeeper {
     this.#look();
   }
 
-  /** A session with a secondary was opened, or is lost. */
+  /** A session with a secondary was opened, gets what guests write, or is lost. */
   connectionChanged(): void {
     this.#marking?.settle();
   }
@@ -283,7 +320,8 @@ export class PermitKeeper {
     const isNamed = (peer: string): boolean => related.has(peer) || this.#joining.includes(peer);
     return {
       vm: record.vm,
-      lineage: record.lineage ?? "",
+      lineage: this.#plan?.before ?? record.lineage ?? "",
+      ...(this.#plan === undefined ? {} : { next: this.#plan.lineage }),
       holder: record.agentId,
       committed: committed(),
       outdated: [...this.#behind.keys()].filter(isNamed),
@@ -380,9 +418,9 @@ export class PermitKeeper {
   /** What an earlier process of this side has written of its peers holds until a commit. */
   #takeUp({ record }: ArbiterState): void {
     this.#hasTakenUp = true;
-    const known = this.#behind.size;
+    const isFirst = this.#judgements === 0;
     for (const peer of this.#related) if (record?.outdated.includes(peer) === true) this.#judge(peer, true);
-    if (known === 0) this.#recorded = this.#judgements;
+    if (isFirst) this.#recorded = this.#judgements;
     // Nothing is promised by who has no place any more.
     const placed = peersOf(this.#options.state.record);
     for (const peer of this.#related) if (!placed.includes(peer)) this.#judge(peer, true);

@@ -1,5 +1,5 @@
 import { type ResyncAnswer, type VerifyRequest } from "../proto/control-api.ts";
-import { notProtected, type DiskStatus, type JobSpeed, type PeerStatus, type Status } from "../proto/status.ts";
+import type { DiskStatus, JobSpeed, PeerStatus, Status } from "../proto/status.ts";
 import { ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { BlockDevice, Child } from "../shared/block/block-device.ts";
@@ -151,6 +151,7 @@ export class PrimaryRole {
       ...options,
       assertServing: () => this.#guests.gate.assertServing(),
       streaming: () => this.secondaries.sessions(({ streamingSession }) => streamingSession),
+      keeper: () => this.#keeper,
     });
     this.places = options.trackings.map(({ slot, tracking }, index) =>
       this.#newPlace(slot, tracking, options.peerUrls[index] ?? null, takeCheckpoint),
@@ -178,6 +179,7 @@ export class PrimaryRole {
       disks: this.disks,
       health: this.#health,
       guests: this.#guests,
+      keeper: this.#keeper,
       places: this.places,
       checkpoints: this.checkpoints,
       committedBy: (place) => this.#epochs.committedBy(place),
@@ -240,12 +242,13 @@ export class PrimaryRole {
    */
   async handOver(lineage: string, timeoutMs: number, signal: AbortSignal, peer?: string): Promise<void> {
     const { state } = this.#options;
-    const { replicator, tracking } = this.#placeToOrder(peer);
-    const { session } = replicator;
+    const place = this.#placeToOrder(peer);
+    const { session } = place.replicator;
     if (this.#isHandingOver) throw beingHandedOver();
     const { handOver: former } = state.record;
     if (former !== null && former !== session.peer?.agentId) throw handedToAnother(HANDED_BEFORE);
     this.#isHandingOver = true;
+    const wereServed = this.#guests.gate.state === "open";
     const deadline = new Deadline(this.#options.clock, timeoutMs, signal);
     try {
       const context = {
@@ -257,15 +260,14 @@ export class PrimaryRole {
         arbiter: this.#keeper,
         checkpoint: () => this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal),
         letGo: async () => this.#shared?.letGo(),
-        assertInSync: () => {
-          if (replicator.establishedSession !== session || session.peer === undefined || !tracking.isClean)
-            throw lostPeer();
-        },
+        assertInSync: () => place.assertInSync(session),
       };
       await handOver(context, lineage);
     } finally {
       this.#isHandingOver = false;
       deadline.end();
+      // A session that was opened meanwhile may have said that the secondary has not taken it.
+      if (wereServed && this.#shared === undefined && this.#guests.isHeld) this.#releaseUnlessGone();
     }
   }
 
@@ -337,10 +339,7 @@ export class PrimaryRole {
   }
 
   describeProtection(): Status["protection"] {
-    const isPermitted = this.#keeper?.permit.isValid ?? true;
-    return isPermitted || this.#guests.isHeld || this.#options.state.record.outdated
-      ? this.#status.describeProtection()
-      : notProtected("held", this.#keeper?.describe() ?? "");
+    return this.#status.describeProtection();
   }
 
   describeRecoverable(): Status["recoverable"] {

@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
-import type { ChildStatus, DiskStatus, PeerStatus, Status } from "../proto/status.ts";
+import { notProtected, type ChildStatus, type DiskStatus, type PeerStatus, type Status } from "../proto/status.ts";
 import type { AckPolicy } from "../proto/words.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { describePrimaryDisks } from "./describe-disks.ts";
 import type { DiskHealth } from "./disk-health.ts";
 import type { GuestPolicy } from "./guest-policy.ts";
+import type { PermitKeeper } from "./permit-keeper.ts";
 import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { describePrimaryProtection } from "./primary-protection.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
@@ -18,6 +19,8 @@ export interface PrimaryStatusOptions {
   readonly disks: readonly ReplicatedDisk[];
   readonly health: DiskHealth;
   readonly guests: GuestPolicy;
+  /** With an arbiter. */
+  readonly keeper: Pick<PermitKeeper, "permit" | "describe"> | undefined;
   readonly places: readonly SecondaryPlace[];
   readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAtMs" | "volumeSinceCommit">;
   /** The last checkpoint that the secondary of a place is known to have committed. */
@@ -58,6 +61,9 @@ export class PrimaryStatus {
 
   /** The VM is protected while one of its secondaries protects it. */
   describeProtection(): Status["protection"] {
+    const { keeper, guests, state } = this.#parts;
+    const isHeldAnyway = guests.isHeld || state.record.outdated;
+    if (keeper?.permit.isValid === false && !isHeldAnyway) return notProtected("held", keeper.describe());
     const [first, ...others] = this.#used.length === 0 ? this.#parts.places : this.#used;
     assert(first !== undefined, "there is a place for a secondary");
     let best = this.#describeProtectionBy(first);

@@ -520,7 +520,7 @@ export class Replicator {
     assertServing();
     const waiting = frozen() ?? mayGoAlone();
     if (waiting !== undefined) return waiting.then(() => (this.isConnected ? undefined : this.#alone()));
-    return lineages.parted();
+    return lineages.parted()?.then(() => this.#alone());
   }
 
   /** What the guest waits for in a session, or, when that is lost first, what lets it go on alone. */

@@ -11,11 +11,13 @@ import type { Verdict } from "../shared/replication/verdict.ts";
 import type { GuestPolicy } from "./guest-policy.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
 import { Mirroring } from "./mirroring.ts";
+import { lostPeer } from "./no-peer.ts";
 import type { PermitKeeper } from "./permit-keeper.ts";
 import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import type { PrimaryOptions } from "./primary-options.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 import { Replicator } from "./replicator.ts";
+import type { SourceSession } from "./source-session.ts";
 import { SyncJobs } from "./sync-jobs.ts";
 import { VerifyJobs } from "./verify-jobs.ts";
 
@@ -130,6 +132,12 @@ export class SecondaryPlace {
   /** Lets a paused sync go on. Errors: why the secondary takes no writes. */
   resync(): ResyncAnswer {
     return this.syncs.resume(this.replicator);
+  }
+
+  /** Errors: `no-peer` where the secondary lacks something, or the session with it is another one by now. */
+  assertInSync(session: SourceSession): void {
+    const { replicator, tracking } = this;
+    if (replicator.establishedSession !== session || session.peer === undefined || !tracking.isClean) throw lostPeer();
   }
 
   describe(): PeerStatus {

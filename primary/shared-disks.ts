@@ -185,8 +185,8 @@ export class SharedDisks {
    */
   async protect(): Promise<void> {
     const { state, sharedMark: mark, guests, log } = this.#options;
-    // Whom the role was handed to writes the mark from then on.
-    if (mark === undefined || state.record.handOver !== null) return;
+    // Whom the role was handed to writes the mark from then on; and a merge's says that it is under way, and nobody is there.
+    if (mark === undefined || state.record.handOver !== null || state.record.merge !== null) return;
     if (this.#standing?.join() === this.#holders().join()) return;
     this.#standing = undefined;
     this.#isMarked = false;
@@ -211,7 +211,7 @@ export class SharedDisks {
   async mayTell(epoch: number): Promise<void> {
     await this.protect();
     const { state, sharedMark, committedBy } = this.#options;
-    if (sharedMark === undefined || state.record.handOver !== null) return;
+    if (sharedMark === undefined || state.record.handOver !== null || state.record.merge !== null) return;
     const has = (peer: string): boolean => committedBy(peer) >= epoch;
     const named = this.#named;
     if (named?.every(has) === true && (named.length > 0 || !knownBy(state.record).some(has))) return;

@@ -15,6 +15,11 @@ export const arbiterRecordSchema = z.object({
   vm: z.string(),
   /** The history that the holder serves. */
   lineage: z.string(),
+  /**
+   * The history that the holder begins, or has begun and not everybody has heard of: who takes over from `lineage`, and may,
+   * lacks nothing of this one.
+   */
+  next: z.string().optional(),
   /** The agent that serves, or has served last. */
   holder: z.string(),
   /** The checkpoint that the holder has told to be committed; 0: none. */

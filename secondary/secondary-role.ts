@@ -13,7 +13,7 @@ import { forgetLosses } from "../shared/block/lost-writes.ts";
 import { lostSync, type LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { DiskClaim, SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { lackedCheckpoint, promoted } from "../shared/replication/lineage.ts";
+import { heard, lackedCheckpoint, promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import type { PeerTracking, PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
@@ -370,6 +370,8 @@ export class SecondaryRole {
     readonly discardActive: boolean;
     readonly lineage: string;
     readonly assertStill?: (() => void) | undefined;
+    /** Lineages that it supersedes as if it had heard of them. */
+    readonly supersedes?: readonly string[] | undefined;
     /** Whom it dials from then on, beside whom it has dialled before. */
     readonly siblings?: readonly string[] | undefined;
     /** The primary has given the role, and the disks, to this side. */
@@ -402,7 +404,7 @@ export class SecondaryRole {
       await claim?.merge();
       const tracking = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({
-        ...promoted(record, options.lineage, epoch > 0 && !record.outdated),
+        ...promoted((options.supersedes ?? []).reduce(heard, record), options.lineage, epoch > 0 && !record.outdated),
         peers: [...new Set([...record.peers, ...(options.siblings ?? [])])],
         disks: record.disks.map(withoutFormerSize),
         tracks: tracking?.peer ?? null,

@@ -3,9 +3,12 @@ import { decodeMessage } from "../../proto/replication-messages.ts";
 import type { ColobusError } from "../../proto/errors.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
 import { ScriptedTrio } from "./scripted-trio.ts";
+import { SeededRandom } from "./seeded-random.ts";
+import { SimArbiter } from "./sim-arbiter.ts";
 
 const SWITCHOVER = { closeClients: true, timeoutMs: 60_000 } as const;
 const SOON_MS = 1_000;
+const TTL_MS = 3_000;
 
 describe("a hand-over that is under way", () => {
   it("is not undone by an operator who sees guests wait", async () => {
@@ -59,5 +62,27 @@ describe("a hand-over that is under way", () => {
     expect(trio.c.role).toBe("Secondary");
     network.block("b", "a", false);
     await trio.until("A to hear of it", () => trio.a.role === "Secondary");
+  });
+
+  it("has guests go on where the session was lost, and is back, before the secondary was asked", async () => {
+    let kept = 0;
+    for (let ms = 0; ms < 1_500; ms += 50) {
+      let arbiter: SimArbiter | undefined;
+      const trio = new ScriptedTrio("colo", (world) => {
+        arbiter = new SimArbiter(world, new SeededRandom(1), TTL_MS);
+        return { arbiter: { service: arbiter, ttlMs: TTL_MS } };
+      });
+      await trio.start();
+      arbiter?.slow("a");
+      const swap = trio.switchOverNow(trio.b, SOON_MS);
+      await trio.world.run({ forMs: ms });
+      trio.world.network.cut("a", "b");
+      await trio.do("the switchover", () => swap);
+      await trio.until("both to be back", () => trio.a.role === "Secondary" || trio.inSync().length === 2);
+      if (trio.a.role === "Secondary") continue;
+      kept += 1;
+      await trio.write(1, 0x44);
+    }
+    expect(kept).toBeGreaterThan(0);
   });
 });

@@ -29,7 +29,10 @@ export class ScriptedTrio {
     },
   };
 
-  constructor(mode: TrioOptions["mode"] = "colo", options: Partial<TrioOptions> = {}) {
+  constructor(
+    mode: TrioOptions["mode"] = "colo",
+    options: Partial<TrioOptions> | ((world: SimWorld) => Partial<TrioOptions>) = {},
+  ) {
     this.#options = {
       mode,
       disks: [DISK],
@@ -37,7 +40,7 @@ export class ScriptedTrio {
       ack: mode === "mirror" || mode === "shared" ? "applied" : "async",
       windowBytes: 1 << 20,
       onCongestion: "throttle",
-      ...options,
+      ...(typeof options === "function" ? options(this.world) : options),
     };
     const contents = [Buffer.alloc(DISK.sizeBytes, 0x11)];
     const [a, b, c] = makeTrio(this.world, this.#options, contents, this.#observer);

@@ -1,10 +1,12 @@
 import { describe, expect, it } from "vitest";
 import { decodeMessage } from "../../proto/replication-messages.ts";
-import { MARK_PATH } from "./pair.ts";
+import { decodeSharedMark, SHARED_MARK_BYTES } from "../../proto/shared-mark-format.ts";
+import { MARK_PATH, type PairMember } from "./pair.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
 import { ScriptedTrio } from "./scripted-trio.ts";
 
 /** What the mark of shared disks says while its agents are busy, and where it cannot be read or written. */
+const NEVER = new AbortController().signal;
 const FENCED = { fenced: true };
 const FORCED = { fenced: true, force: true };
 
@@ -12,6 +14,12 @@ async function started(options: { readonly peerTimeoutMs?: number } = {}): Promi
   const trio = new ScriptedTrio("shared", { onPeerLoss: "freeze", locksApart: true, ...options });
   await trio.start("shared");
   return trio;
+}
+
+/** What the medium has of the mark. */
+function stateOf({ host }: PairMember): string {
+  const decoded = decodeSharedMark(host.disk.readDurable(MARK_PATH).subarray(0, SHARED_MARK_BYTES));
+  return decoded.kind === "mark" ? decoded.mark.state : decoded.kind;
 }
 
 describe("the mark of shared disks", () => {
@@ -95,6 +103,25 @@ describe("the mark of shared disks", () => {
     await expect(trio.failover(trio.b, FENCED)).rejects.toMatchObject({ code: "unprotected" });
     await trio.lost(trio.c);
     await trio.failover(trio.c, FENCED);
+  });
+
+  it("says that a merge is under way as long as it is, whatever is asked to be committed meanwhile", async () => {
+    const trio = await started();
+    await trio.write(3, 0x33);
+    trio.a.host.crash("power");
+    for (const member of [trio.b, trio.c]) await trio.lost(member);
+    const image = { path: "/images/vda.img", error: "io-error", times: Number.POSITIVE_INFINITY } as const;
+    const mend = trio.b.host.disk.faults.inject({ op: "write", ...image });
+    await trio.failover(trio.b, FENCED);
+    await trio.until("the merge to be stopped", () => trio.status(trio.b).jobs[0]?.state === "paused");
+    const { committed } = trio.status(trio.b).epoch;
+    const again = (): Promise<unknown> =>
+      trio.do("a commit", async () => trio.b.agent?.commit({ epoch: committed, timeoutMs: 60_000 }, NEVER));
+    expect(await again()).toMatchObject({ epoch: committed, state: "committed" });
+    expect(stateOf(trio.b)).toBe("merging");
+    mend();
+    await trio.do("the merge", () => trio.merged(trio.b));
+    await trio.until("the mark to be written", () => stateOf(trio.b) === "unprotected");
   });
 
   it("names the only secondary whose answer was lost, once it takes originals again", async () => {

@@ -36,6 +36,7 @@ async function primaryKnownBy(peers: readonly string[]): Promise<Scene> {
     emit: () => undefined,
     assertServing: () => undefined,
     streaming: () => new Map<string, SourceSession>(),
+    keeper: () => undefined,
   });
   return { state, lineages };
 }

@@ -97,6 +97,11 @@ class Scene {
     return this.#outcomeOf(this.keeper.mayJoin({ agentId, lineage }));
   }
 
+  /** What becomes of a lineage that is to begin for as long as `isNeeded`. */
+  begin(lineage: string, isNeeded = (): boolean => true): { outcome: string } {
+    return this.#outcomeOf(this.keeper.mayBegin(lineage, isNeeded));
+  }
+
   #outcomeOf(pending: Pending): { outcome: string } {
     const seen = { outcome: "waits" };
     Promise.resolve(pending).then(
@@ -213,6 +218,46 @@ describe("a primary with an arbiter", () => {
     made.keeper.wentAlone();
     await turns();
     expect(made.arbiter.state.record).toMatchObject({ lineage: "alone", outdated: ["b"] });
+  });
+
+  it("has a lineage stand in the record before it begins, and beside the one before it until it has begun", async () => {
+    const made = await started();
+    made.arbiter.isReachable = false;
+    const lineage = made.begin("second");
+    await turns();
+    expect(lineage.outcome).toBe("waits");
+    expect(made.keeper.isPlanned("second")).toBe(false);
+    made.arbiter.isReachable = true;
+    made.clock.advance(TTL_MS / 2);
+    await turns();
+    expect(lineage.outcome).toBe("acknowledged");
+    made.lineage = "second";
+    made.keeper.committed();
+    await turns();
+    expect(made.arbiter.state.record).toMatchObject({ lineage: "first", next: "second" });
+    expect(made.keeper.isPlanned("third")).toBe(false);
+    made.keeper.hasBegun();
+    await turns();
+    expect(made.arbiter.state.record).toMatchObject({ lineage: "second" });
+    expect(made.arbiter.state.record?.next).toBeUndefined();
+  });
+
+  it("asks the arbiter for no lineage that nobody takes over without, and waits for none that is not needed any more", async () => {
+    const made = await started();
+    made.arbiter.isReachable = false;
+    let isNeeded = true;
+    const lineage = made.begin("second", () => isNeeded);
+    isNeeded = false;
+    made.keeper.connectionChanged();
+    await turns();
+    expect(lineage.outcome).toBe("acknowledged");
+    expect(made.keeper.isPlanned("second")).toBe(false);
+    made.arbiter.isReachable = true;
+    made.isConnected = false;
+    const write = made.writeAlone();
+    await turns();
+    expect(write.outcome).toBe("acknowledged");
+    expect(made.keeper.mayBegin("third", () => true)).toBeUndefined();
   });
 
   it("keeps what an earlier process has told of the secondary", async () => {

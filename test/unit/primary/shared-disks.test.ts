@@ -61,6 +61,7 @@ async function alone() {
     emit,
     assertServing: () => undefined,
     streaming: () => new Map(),
+    keeper: () => undefined,
   });
   const { children } = new SharedDisks({
     state,
