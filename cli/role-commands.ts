@@ -96,9 +96,10 @@ export class RoleCommands {
     const { active } = roles;
     if (active.role === "Primary") throw notSecondary();
     const { secondary } = active;
-    const { primary, change } = order;
+    const { primary } = order;
     if (secondary.isFollowing(primary)) {
-      await state.update(change);
+      // What it has by now may be that one's: nothing of it is given up any more.
+      if (url !== undefined) await this.#keepPeer(url);
       roles.redial();
       return;
     }

@@ -18,7 +18,7 @@ export function learnEpochs(
   peer: Pick<Hello, "committed" | "prepared" | "outdated">,
   nowMs: number,
 ): "asked" | "found" | undefined {
-  // A former primary's own last state is no checkpoint of this side's.
+  // A former primary's own last state, or what was given up, is no checkpoint of this side's.
   const committed = peer.outdated ? 0 : peer.committed;
   const isNews = committed > known.committed;
   const askedAtMs = known.asked.get(committed);

@@ -32,7 +32,7 @@ export class PeerEpochs {
 
   /** It opens a session, and says what it has. */
   learn(peer: Hello): void {
-    // A former primary's own last state is no checkpoint of this side's.
+    // A former primary's own last state, or what was given up, is no checkpoint of this side's.
     const committed = peer.outdated ? 0 : peer.committed;
     this.#peers.set(peer.agentId, { committed, prepared: new Set(peer.prepared), voidThrough: 0 });
   }

@@ -184,7 +184,7 @@ export const stateRecordSchema = z.object({
     .array(operatorSettingsSchema.extend({ slot: z.int().nonnegative() }))
     .max(SECONDARIES_MAX)
     .optional(),
-  /** On a primary: it has met a newer lineage, and serves nothing. On a secondary: the checkpoint is a former primary's own state. */
+  /** On a primary: it has met a newer lineage, and serves nothing. On a secondary: the checkpoint is its own state, a former primary's or given up. */
   outdated: z.boolean(),
   /** The operator gave up what is here for the peer's. */
   discardsOwn: z.boolean(),

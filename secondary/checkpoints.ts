@@ -1,5 +1,6 @@
 import { ColobusError } from "../proto/errors.ts";
 import { GENERATIONS_MAX, PREPARED_EPOCHS_MAX } from "../proto/limits.ts";
+import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord, VmStateMark } from "../proto/state-record.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { letOthersRun } from "../shared/host/sleep.ts";
@@ -28,6 +29,16 @@ export interface CheckpointsOptions {
   readonly freed: () => void;
   /** The record has come to name other VM states than before: no more than these are needed. */
   readonly statesNeeded: (epochs: readonly number[]) => void;
+}
+
+/** The prepared checkpoints. What awaits its VM state is none yet. */
+export function preparedIn({ prepared }: StateRecord): number[] {
+  return prepared.filter(({ awaitsState }) => awaitsState !== true).map(({ epoch }) => epoch);
+}
+
+/** The prepared checkpoints of a hello that its peer may commit: what another primary has prepared is none of that one's history. */
+export function listedFor(peer: Hello, { pairing, prepared }: Hello): readonly number[] {
+  return pairing?.peer === peer.agentId ? prepared : [];
 }
 
 /**
@@ -61,7 +72,7 @@ export class Checkpoints {
   }
 
   get prepared(): readonly number[] {
-    return this.#record.prepared.filter(({ awaitsState }) => awaitsState !== true).map(({ epoch }) => epoch);
+    return preparedIn(this.#record);
   }
 
   /** Barriers that await their VM state: no checkpoints yet. */

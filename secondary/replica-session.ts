@@ -21,7 +21,7 @@ import { decideBetween } from "../shared/replication/shared-verdict.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
-import type { Checkpoints } from "./checkpoints.ts";
+import { listedFor, type Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { Following } from "./following.ts";
 import { ReplicaChecksums } from "./replica-checksums.ts";
@@ -356,7 +356,7 @@ export class ReplicaSession {
     const givenUp = message.extent === "rearm" ? await options.checkpoints.giveUp() : 0;
     if (givenUp > 0) options.givenUp(givenUp);
     if (this.#ended !== undefined) return;
-    await options.checkpoints.withdrawUnlisted(options.hello.prepared);
+    await options.checkpoints.withdrawUnlisted(listedFor(peer, options.hello));
     if (this.#ended !== undefined) return;
     await options.checkpoints.openAt(message.openEpoch);
     if (this.#ended !== undefined) return;

@@ -14,7 +14,7 @@ import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { takesNoSessions } from "../shared/replication/refusal.ts";
 import { Strangers } from "../shared/replication/strangers.ts";
 import { areRelated, findBehind, type Verdict } from "../shared/replication/verdict.ts";
-import type { Checkpoints } from "./checkpoints.ts";
+import { preparedIn, type Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { Following } from "./following.ts";
 import type { OverlaySpace } from "./overlay-space.ts";
@@ -299,7 +299,7 @@ export class ReplicaSessions {
       ),
       committed: record.committed.epoch,
       // What awaits its VM state ends with the session in which that was to come.
-      prepared: [...this.#options.checkpoints().prepared],
+      prepared: preparedIn(record),
       epochSeen: this.#options.checkpoints().epochSeen,
       assumeInSync: false,
     };

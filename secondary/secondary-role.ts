@@ -295,7 +295,7 @@ export class SecondaryRole {
     if (this.#options.state.record.outdated && !force) {
       throw new ColobusError(
         "outdated",
-        "this side's checkpoint is its own state from when it was Primary, which the peer has gone beyond",
+        "this side's checkpoint is its own state, from when it was Primary or from before an operator gave it up, and none of its present primary's",
         "Fail over to a side that is up to date, or say --force to go back to this one: the two have diverged then.",
       );
     }

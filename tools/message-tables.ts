@@ -154,7 +154,8 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   heard: "Histories that a source has begun to send here, and that are not adopted yet.",
   pairing: "The peer of the last session, and the ids of the last two sessions with it.",
   tracks: "Whose copy this side's dirty bitmaps count from.",
-  outdated: "A primary that has met a newer history; a secondary whose checkpoint is a former primary's own state.",
+  outdated:
+    "A primary that has met a newer history; a secondary whose checkpoint is its own state: a former primary's, or what an operator gave up.",
   replaced: "Agents that another one has taken the place of (`connect --accept-new-peer`): a primary refuses them.",
   discardsOwn: "The operator gave up what this side has.",
   discardsOwnFor: "For which peer's data, where one is named: nothing is given up for any other one.",

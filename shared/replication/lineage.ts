@@ -171,9 +171,13 @@ export function lackingStill(record: StateRecord, peer: string): StateRecord {
   return { ...record, told: record.committed.epoch + 1 };
 }
 
-/** An operator gives up what is here for that peer's data. */
+/**
+ * An operator gives up what is here for that peer's data. The checkpoint is kept, and is none of that peer's: outdated until one
+ * of those is committed. What is only prepared can never become one.
+ */
 export function givenUpFor(record: StateRecord, peer: string): StateRecord {
-  return { ...record, discardsOwn: true, discardsOwnFor: peer };
+  const outdated = record.outdated || record.committed.epoch > 0;
+  return { ...record, outdated, prepared: [], discardsOwn: true, discardsOwnFor: peer };
 }
 
 /** A session with that peer begins: what was given up for another one's data is not any more. */

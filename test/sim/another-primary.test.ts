@@ -87,6 +87,53 @@ function neverBegins(trio: ScriptedTrio): void {
     decodeMessage(data).type === "begin" && receiver.process.host.name === "c" ? "cut" : "deliver";
 }
 
+/** C has followed B by order, and B has lost its power before the end of the sync. */
+async function cutOffInSync(): Promise<ScriptedTrio> {
+  const trio = await besidePromoted({ hasParted: true });
+  await trio.checkpoint();
+  let isCut = false;
+  trio.world.network.intercept = (receiver, data) => {
+    const message = decodeMessage(data);
+    const isEnd = message.type === "sync" && message.phase === "end" && receiver.process.host.name === "c";
+    isCut ||= isEnd;
+    return isEnd ? "cut" : "deliver";
+  };
+  expect(await discard(trio, trio.b)).toMatchObject({ connected: true });
+  await trio.until("the end of the sync", () => isCut);
+  trio.b.host.crash("power");
+  trio.world.network.intercept = undefined;
+  return trio;
+}
+
+/** A has a checkpoint prepared, which nobody commits. */
+function prepare(trio: ScriptedTrio): Promise<number | undefined> {
+  return trio.do("a barrier", async () => {
+    const answer = await trio.a.agent?.checkpoint({ prepare: true, ...COMMAND }, new AbortController().signal);
+    return answer?.epoch;
+  });
+}
+
+/** Resolves with what became of it. */
+function commit(trio: ScriptedTrio, member: PairMember, epoch = 0): Promise<unknown> {
+  return trio.do("a commit", async () => {
+    try {
+      return await member.agent?.commit({ epoch, ...COMMAND }, new AbortController().signal);
+    } catch (error) {
+      return (error as { code: string }).code;
+    }
+  });
+}
+
+/** Resolves with what became of it. */
+async function failOver(trio: ScriptedTrio, member: PairMember): Promise<string> {
+  try {
+    await trio.failover(member);
+    return "done";
+  } catch (error) {
+    return (error as { code: string }).code;
+  }
+}
+
 describe("a secondary that is connected, and gives its data up for another primary's", () => {
   it("follows that one", async () => {
     const trio = await besidePromoted({ hasParted: true });
@@ -133,6 +180,46 @@ describe("a secondary that is connected, and gives its data up for another prima
       expect(deaths).toBeGreaterThan(0);
     },
   );
+});
+
+describe("what a secondary has given up", () => {
+  it("is no checkpoint of the side that it follows, which takes one as soon as everything is there", async () => {
+    const trio = await besidePromoted({ hasParted: true });
+    await trio.checkpoint();
+    expect(await discard(trio, trio.b)).toMatchObject({ connected: true });
+    await trio.until("C to have everything", () => trio.inSync(trio.b).length === 1);
+    await trio.world.run({ forMs: 2_000 });
+    trio.b.host.crash("power");
+    trio.a.host.crash("power");
+    await trio.lost(trio.c);
+    expect(await failOver(trio, trio.c)).toBe("done");
+    expect([await trio.read(3, trio.c), await trio.read(4, trio.c)]).toEqual([0x11, 0x44]);
+  });
+
+  it.each([
+    { order: "a rejoin", hasParted: false },
+    { order: "data given up", hasParted: true },
+  ])("is not committed for another primary where it was prepared for the former one: $order", async ({ hasParted }) => {
+    const trio = await besidePromoted({ hasParted });
+    const epoch = await prepare(trio);
+    expect(trio.status(trio.c).epoch.prepared).toEqual([epoch]);
+    expect(hasParted ? await discard(trio, trio.b) : await trio.follow(trio.c, trio.b)).not.toBe("timed-out");
+    expect(trio.status(trio.c).epoch.prepared).toEqual([]);
+    await trio.until("the stream", () => trio.status(trio.b).peers.some(({ replication }) => replication !== "Off"));
+    expect(await commit(trio, trio.b, epoch)).toBe("epoch-unknown");
+  });
+
+  it("is kept until the first commit, and only force goes back to it", async () => {
+    const trio = await cutOffInSync();
+    trio.a.host.crash("power");
+    await trio.lost(trio.c);
+    expect(trio.status(trio.c).disks.map(({ state }) => state)).toEqual(["Outdated"]);
+    expect(await failOver(trio, trio.c)).toBe("outdated");
+    await trio.failover(trio.c, { force: true });
+    expect([await trio.read(3, trio.c), await trio.read(4, trio.c)]).toEqual([0x33, 0x11]);
+    await trio.restart(trio.b);
+    await trio.until("the two to have parted", () => trio.status(trio.c).protection.reason === "split-brain");
+  });
 });
 
 describe("a secondary that is connected, and is to rejoin another primary", () => {

@@ -89,6 +89,13 @@ describe("a side's history", () => {
     expect(givenUpForNoOther(unnamed, "other")).toBe(unnamed);
   });
 
+  it("is no checkpoint of the peer that it is given up for, and nothing of it becomes one", () => {
+    const prepared = [{ epoch: 8, atMs: 2 }];
+    const target = record({}, { role: "Secondary", committed: { epoch: 7, atMs: 1 }, prepared });
+    expect(givenUpFor(target, "peer")).toMatchObject({ outdated: true, committed: { epoch: 7 }, prepared: [] });
+    expect(givenUpFor(record({}, { role: "Secondary" }), "peer").outdated).toBe(false);
+  });
+
   it("hears of another lineage once, and of its own not at all", () => {
     const before = record();
     expect(heard(before, "L1")).toBe(before);
