@@ -331,7 +331,7 @@ export class AgentRoles {
         const active = this.#active;
         return active.role === "Primary"
           ? !active.primary.secondaries.isConnectedTo(url)
-          : active.secondary.isLinkWanted;
+          : active.secondary.isLinkWanted(url);
       },
       connected: (link, ended, url) => this.accept(link, ended, url),
       failed: (reason, url) => {

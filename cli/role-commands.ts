@@ -83,20 +83,20 @@ export class RoleCommands {
     // One that is behind has to hear of it: the two meet, whatever becomes of the order.
     if (asked.verdict.kind !== "sync" && asked.verdict.kind !== "outdated") throw refusal(asked.verdict, agentId);
     const change = (record: StateRecord): StateRecord => ({ ...record, peers: [peer] });
-    await this.#obey(deadline, { primary: asked.peer.agentId, change }, peer);
+    await this.#obey(deadline, { primary: asked.peer.agentId, url: peer, change });
   }
 
   /**
-   * Has a secondary follow the primary with that agent id, which is at `url` where this side is to dial it. Until that one's
-   * session begins, and the record has the `change` with it, this side goes on with whom it follows.
+   * Has a secondary follow the primary that the order names. Until that one's session begins, and the record has the order's
+   * change with it, this side goes on with whom it follows.
    * Errors: why the two are no pair; `timed-out`; `not-secondary` when the role has changed meanwhile.
    */
-  async #obey(deadline: Deadline, order: FollowOrder, url: string | undefined): Promise<void> {
+  async #obey(deadline: Deadline, order: FollowOrder): Promise<void> {
     const { roles, state } = this.#options;
     const { active } = roles;
     if (active.role === "Primary") throw notSecondary();
     const { secondary } = active;
-    const { primary } = order;
+    const { primary, url } = order;
     if (secondary.isFollowing(primary)) {
       // What it has by now may be that one's: nothing of it is given up any more.
       if (url !== undefined) await this.#keepPeer(url);
@@ -353,7 +353,7 @@ export class RoleCommands {
     }
     const dialled = url === undefined ? {} : { peers: [url] };
     const change = (record: StateRecord): StateRecord => givenUpFor({ ...record, ...dialled }, agentId);
-    await this.#obey(deadline, { primary: agentId, change }, url);
+    await this.#obey(deadline, { primary: agentId, url, change });
   }
 
   /** Dials, where there is somebody to dial, and resolves with what the next handshake comes to. `url`: as of `AgentRoles.redial`. */

@@ -18,6 +18,8 @@ export type SourceHistory = Pick<Extract<Message, { type: "sync" }>, "lineage" |
 export interface FollowOrder {
   /** The primary's agent id. */
   readonly primary: string;
+  /** Where this side is to dial it; undefined: it dials this side, or is whom the record has dialled already. */
+  readonly url: string | undefined;
   /** What the record says of it from then on. */
   readonly change: (record: StateRecord) => StateRecord;
 }

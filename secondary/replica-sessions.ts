@@ -112,10 +112,14 @@ export class ReplicaSessions {
     return this.#current?.peer?.agentId === agentId && this.#current.replication !== "Off";
   }
 
-  /** Whether a link is wanted: there is no session, or an order has this side follow another primary than that one's. */
-  get isLinkWanted(): boolean {
+  /**
+   * Whether a link to the peer at `url` is wanted. Beside a session only to whom an order names: one to the primary that this side
+   * follows would end that.
+   */
+  isLinkWanted(url: string): boolean {
     const { order } = this.#options.history;
-    return this.#current === undefined || (order !== undefined && this.#current.peer?.agentId !== order.primary);
+    if (this.#current === undefined) return order?.url === undefined || order.url === url;
+    return order?.url === url && this.#current.peer?.agentId !== order.primary;
   }
 
   /** A dial failed. */

@@ -222,8 +222,8 @@ export class SecondaryRole {
   }
 
   /** As of `ReplicaSessions`. */
-  get isLinkWanted(): boolean {
-    return this.#sessions.isLinkWanted;
+  isLinkWanted(url: string): boolean {
+    return this.#sessions.isLinkWanted(url);
   }
 
   /** As of `ReplicaSessions`. */

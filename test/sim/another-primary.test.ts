@@ -69,9 +69,10 @@ async function expectFollowsA(trio: ScriptedTrio): Promise<void> {
 }
 
 /** Resolves with whether the answer says that C is connected, and whom it is about. */
-function discard(trio: ScriptedTrio, primary: PairMember, timeoutMs: number = COMMAND.timeoutMs): Promise<unknown> {
+function discard(trio: ScriptedTrio, primary?: PairMember, timeoutMs: number = COMMAND.timeoutMs): Promise<unknown> {
   return trio.do("the order", async () => {
-    const order = { dryRun: false, discardMyData: true, peer: urlOf(primary.name), timeoutMs };
+    const peer = primary === undefined ? {} : { peer: urlOf(primary.name) };
+    const order = { dryRun: false, discardMyData: true, ...peer, timeoutMs };
     try {
       const answer = await trio.c.agent?.connect(order, new AbortController().signal);
       return { connected: answer?.connected, peer: answer?.verdict.peer, rule: answer?.verdict.rule };
@@ -180,6 +181,32 @@ describe("a secondary that is connected, and gives its data up for another prima
       expect(deaths).toBeGreaterThan(0);
     },
   );
+});
+
+describe("a secondary that dials its own primary, and gives its data up for one that dials it", () => {
+  it("keeps the session with its own until the other one begins", async () => {
+    const trio = await besidePromoted({ hasParted: true });
+    expect(await discard(trio, trio.b)).toMatchObject({ connected: true });
+    await trio.until("C to have everything", () => trio.inSync(trio.b).length === 1);
+    await trio.checkpoint(trio.b);
+    const hasMetA = (): boolean => trio.status(trio.c).protection.reason === "split-brain";
+    await trio.until("A to have dialled it", hasMetA);
+    trio.syncs.length = 0;
+    const { agentId } = trio.status(trio.a);
+
+    neverBegins(trio);
+    expect(await discard(trio, undefined, 30_000)).toBe("timed-out");
+    expect(follows(trio, trio.b)).toBe(true);
+    expect(trio.syncs).toEqual([]);
+
+    trio.world.network.intercept = undefined;
+    await trio.until("A to have dialled it again", hasMetA);
+    const answer = { connected: true, peer: agentId, rule: "own-data-discarded" };
+    expect(await discard(trio)).toEqual(answer);
+    await trio.until("C to have everything", () => trio.inSync().length === 1);
+    await trio.checkpoint();
+    expect([await trio.read(3, trio.c), await trio.read(4, trio.c)]).toEqual([0x33, 0x11]);
+  });
 });
 
 describe("what a secondary has given up", () => {
