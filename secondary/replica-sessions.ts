@@ -229,9 +229,11 @@ export class ReplicaSessions {
   /**
    * A secondary that holds nothing yet, or not yet everything, would follow more than one primary. Two are not to take it from
    * each other for ever: the one that has it keeps it while its session lasts, but for a newer one, and for whom an order names.
+   * For whose data an operator gave up what is here, that one keeps it also while it is away: only another order takes that back.
    */
   #assertNotAnothers(peer: Hello): void {
-    const { order } = this.#options.history;
+    const { history, state } = this.#options;
+    const { order } = history;
     if (order !== undefined) {
       if (order.primary === peer.agentId) return;
       throw new ColobusError(
@@ -241,6 +243,14 @@ export class ReplicaSessions {
       );
     }
     const followed = this.#current?.peer;
+    const { discardsOwn, discardsOwnFor } = state.record;
+    if (followed === undefined && discardsOwn && discardsOwnFor !== undefined && discardsOwnFor !== peer.agentId) {
+      throw new ColobusError(
+        "role-conflict",
+        `this secondary follows another primary, ${discardsOwnFor}, for whose data an operator gave up what is here`,
+        "Wait for that one. If it is gone for good: `colobus rejoin --peer WS_URL` on this secondary, with the peer's address.",
+      );
+    }
     if (followed === undefined || followed.agentId === peer.agentId || findBehind(followed, peer) === followed) return;
     const follows = `this secondary follows another primary, ${followed.agentId}`;
     throw areRelated(followed, peer)

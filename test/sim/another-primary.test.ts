@@ -236,6 +236,31 @@ describe("what a secondary has given up", () => {
     expect(await commit(trio, trio.b, epoch)).toBe("epoch-unknown");
   });
 
+  it("stays given up while the other one is away, whoever dials", async () => {
+    const trio = await cutOffInSync();
+    trio.syncs.length = 0;
+    await trio.world.run({ forMs: 30_000 });
+    expect(trio.syncs).toEqual([]);
+    expect(trio.status(trio.c).peers[0]?.lastError).toMatchObject({ code: "role-conflict" });
+    await trio.restart(trio.b);
+    // A, which has parted from it, is one that its guests wait for.
+    await trio.do("an order", async () => trio.b.agent?.startAlone());
+    await trio.until("B to be back", () => follows(trio, trio.b));
+    await expectFollowsB(trio);
+  });
+
+  it("is had back by an order to follow the former one", async () => {
+    const trio = await cutOffInSync();
+    await trio.lost(trio.c);
+    expect(await trio.follow(trio.c, trio.a)).toBe("done");
+    await trio.until("C to have everything", () => trio.inSync().length === 1);
+    await trio.checkpoint();
+    await trio.restart(trio.b);
+    await trio.world.run({ forMs: 30_000 });
+    expect(follows(trio, trio.a)).toBe(true);
+    expect([await trio.read(3, trio.c), await trio.read(4, trio.c)]).toEqual([0x33, 0x11]);
+  });
+
   it("is kept until the first commit, and only force goes back to it", async () => {
     const trio = await cutOffInSync();
     trio.a.host.crash("power");
