@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { peerGivenUp } from "../../shared/replication/lineage.ts";
+import { givenUpFor, peerGivenUp } from "../../shared/replication/lineage.ts";
 import type { Verdict } from "../../shared/replication/verdict.ts";
 import { changed, crash, demote, endSession, promote } from "./lineage-roles.ts";
 import { commitEarly, isStreaming, sendCluster } from "./lineage-session.ts";
@@ -252,10 +252,15 @@ export function discard(index: SideIndex): Event {
       if (verdict === undefined || verdict.kind === "sync" || self.record.discardsOwn) return false;
       return verdict.kind !== "refused" || verdict.rule === "unrelated";
     },
-    (world, self, _, rules) => {
+    (world, self, peer, rules) => {
       world.greeting = null;
       if (self.record.role === "Primary") demote(world, index, true, rules);
-      else self.record = { ...self.record, discardsOwn: true };
+      else {
+        const { discardsOwnFor: _, ...record } = givenUpFor(self.record, peer.record.agentId);
+        self.record = record;
+        self.prepared = null;
+        self.truth.ownState ||= record.committed.epoch > 0;
+      }
       self.truth.givenUp = true;
     },
   );

@@ -34,7 +34,7 @@ export interface Truth {
   behind: boolean;
   /** A primary that has handed its role over, and does not know whether it arrived. */
   gaveAway: boolean;
-  /** A secondary whose checkpoint is its own state from when it was Primary. */
+  /** A secondary whose checkpoint is its own state, from when it was Primary or from before it was given up. */
   ownState: boolean;
   /** It had a checkpoint, or was Primary: it may be the only copy. */
   whole: boolean;
