@@ -7,9 +7,15 @@ import { COMMAND, ScriptedTrio } from "./scripted-trio.ts";
 /** Orders on C, the connected secondary of A, to follow B instead, which was promoted by force while it was cut off. */
 
 /** `hasParted`: A's guests have written cluster 3 since, so that C has a history that B does not go back to. */
-async function besidePromoted({ hasParted }: { hasParted: boolean }): Promise<ScriptedTrio> {
-  const trio = new ScriptedTrio();
-  await trio.start();
+async function besidePromoted({
+  hasParted,
+  mode = "colo",
+}: {
+  readonly hasParted: boolean;
+  readonly mode?: "colo" | "mc" | "mirror";
+}): Promise<ScriptedTrio> {
+  const trio = new ScriptedTrio(mode);
+  await trio.start(mode);
   trio.cutOff(trio.b);
   await trio.until("the loss", () => trio.inSync().length === 1);
   if (hasParted) await trio.write(3, 0x33);
@@ -89,9 +95,9 @@ function neverBegins(trio: ScriptedTrio): void {
 }
 
 /** C has followed B by order, and B has lost its power before the end of the sync. */
-async function cutOffInSync(): Promise<ScriptedTrio> {
-  const trio = await besidePromoted({ hasParted: true });
-  await trio.checkpoint();
+async function cutOffInSync(mode: "colo" | "mc" | "mirror" = "colo"): Promise<ScriptedTrio> {
+  const trio = await besidePromoted({ hasParted: true, mode });
+  if (mode !== "mirror") await trio.checkpoint();
   let isCut = false;
   trio.world.network.intercept = (receiver, data) => {
     const message = decodeMessage(data);
@@ -261,17 +267,20 @@ describe("what a secondary has given up", () => {
     expect([await trio.read(3, trio.c), await trio.read(4, trio.c)]).toEqual([0x33, 0x11]);
   });
 
-  it("is kept until the first commit, and only force goes back to it", async () => {
-    const trio = await cutOffInSync();
-    trio.a.host.crash("power");
-    await trio.lost(trio.c);
-    expect(trio.status(trio.c).disks.map(({ state }) => state)).toEqual(["Outdated"]);
-    expect(await failOver(trio, trio.c)).toBe("outdated");
-    await trio.failover(trio.c, { force: true });
-    expect([await trio.read(3, trio.c), await trio.read(4, trio.c)]).toEqual([0x33, 0x11]);
-    await trio.restart(trio.b);
-    await trio.until("the two to have parted", () => trio.status(trio.c).protection.reason === "split-brain");
-  });
+  it.each(["colo", "mc", "mirror"] as const)(
+    "is kept until the first commit, and only force goes back to it: %s",
+    async (mode) => {
+      const trio = await cutOffInSync(mode);
+      trio.a.host.crash("power");
+      await trio.lost(trio.c);
+      expect(trio.status(trio.c).disks.map(({ state }) => state)).toEqual(["Outdated"]);
+      expect(await failOver(trio, trio.c)).toBe("outdated");
+      await trio.failover(trio.c, { force: true });
+      expect([await trio.read(3, trio.c), await trio.read(4, trio.c)]).toEqual([0x33, 0x11]);
+      await trio.restart(trio.b);
+      await trio.until("the two to have parted", () => trio.status(trio.c).protection.reason === "split-brain");
+    },
+  );
 });
 
 describe("a secondary that is connected, and is to rejoin another primary", () => {
