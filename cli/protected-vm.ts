@@ -114,10 +114,11 @@ export class ProtectedVm {
     return this.#isPausedHere === true;
   }
 
-  /** Lets the VM run that was paused here, if it does not yet. Errors: `vm-refused`, `timed-out`, `vm-unreachable`. */
+  /** Lets the VM run that was paused here. Errors: `vm-refused`, `timed-out`, `vm-unreachable`. */
   async resume(): Promise<void> {
     if (this.#isPausedHere !== true) return;
-    if (!this.#hasRun) await this.#orRunAgain("cont");
+    // Only a background snapshot goes on beside a VM that runs already: another migration stops it at its end.
+    if (!this.#hasRun || this.#isBackground !== true) await this.#orRunAgain("cont");
     this.#isPausedHere = false;
     await this.#execute("migrate-set-parameters", AS_FAST_AS_IT_CAN);
   }
@@ -255,6 +256,8 @@ export class ProtectedVm {
     const { socket } = this.#options;
     try {
       await this.#dial();
+      // A `migrate` that came late would stop the VM when it is done.
+      if (this.#isBackground !== true) await this.cancelSave();
       await this.#execute("cont");
     } catch (error) {
       const { code, message } = asColobusError(error);

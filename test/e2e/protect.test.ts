@@ -4,13 +4,17 @@
  * memory is written, where that is possible; back it is paused. Another has a file system on a second disk, and each host a network of its own.
  * The QEMU of a third answers nobody for a while.
  */
+import { once } from "node:events";
 import { copyFileSync, readdirSync, readFileSync } from "node:fs";
+import { createServer, type Socket } from "node:net";
 import { join } from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
+import { ProtectedVm } from "../../cli/protected-vm.ts";
 import { NodeClock } from "../../shared/host/node-clock.ts";
 import { QmpClient } from "../../shared/host/qmp-client.ts";
 import { AgentPair, makeImage, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import { CountingVm, nextHash, requireCountingGuest, writeInitramfs, type Step } from "../support/counting-guest.ts";
+import { loseAnswer } from "../support/losing-qmp.ts";
 import { tool } from "../support/nbd-tools.ts";
 import { canMakeNamespaces, NetworkNamespaces } from "../support/network-namespaces.ts";
 import { requirePeers } from "../support/peers.ts";
@@ -112,6 +116,16 @@ async function migrationParameters({ qmp: socket }: CountingVm): Promise<unknown
   return qmp.execute("query-migrate-parameters").finally(() => qmp.close());
 }
 
+/** Listens at `path`; resolves with the first connection, of which nothing is read before it is told to. */
+async function receiveLate(path: string): Promise<Socket> {
+  const server = createServer({ pauseOnConnect: true });
+  server.listen({ path });
+  onTestFinished(() => void server.close());
+  const [socket] = (await once(server, "connection")) as [Socket];
+  onTestFinished(() => void socket.destroy());
+  return socket;
+}
+
 describe.runIf(requireCountingGuest())("a protected VM", () => {
   it.each(Array.from({ length: PAIRS }, (_, index) => index + 1))(
     "goes on on the other host from the last checkpoint, there and back, pair %i",
@@ -197,5 +211,27 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
     expect(await protect.stop()).toBe(0);
     expect(await migrationParameters(vm)).toEqual(before);
     await vm.untilSteps(vm.steps().length + STEPS);
+  }, 300_000);
+
+  it("goes on when its QEMU has begun to write its state, and only the answer is lost", async () => {
+    const { primary, root } = await AgentPair.protected({ disks: { vda: 4 * MIB } });
+    writeInitramfs(join(root, "initramfs"));
+    const vm = new CountingVm({ directory: root, name: "a", diskUris: [primary.uri()], waits: false });
+    await vm.untilSteps(STEPS);
+    const socket = join(root, "losing.qmp");
+    await loseAnswer("migrate", vm.qmp, socket);
+    const state = join(root, "state.sock");
+    const written = receiveLate(state);
+
+    const guest = await ProtectedVm.connect({ socket, clock: new NodeClock(), timeoutMs: 10_000 });
+    expect(await guest.pause()).toBe(true);
+    await expect(guest.beginSave(state)).rejects.toMatchObject({ code: "timed-out" });
+    const out = await written;
+    await guest.resume();
+    out.resume();
+    await guest.untilIdle();
+    await guest.recover();
+    await vm.untilSteps(vm.steps().length + STEPS);
+    await guest.release();
   }, 300_000);
 });

@@ -145,6 +145,9 @@ describe("a round with the VM's memory", () => {
     const { rounds } = await protect(committed, "--background-snapshot", "off");
     expect(rounds).toMatchObject([{ state: "failed", error: { code: "vm-refused" } }, { state: "committed" }]);
     expect(rounds[0]).toMatchObject({ error: { message: expect.stringContaining("let run by another") } });
+    // The state that was written then has stopped it.
+    expect(steps(vm)).toEqual(["stop", "migrate", "migrate_cancel", "cont", "stop", "migrate", "cont"]);
+    expect(vm.runState).toBe("running");
   });
 });
 
@@ -300,6 +303,22 @@ describe("a command that is not answered in time", () => {
     };
     vm.mishap = (command) => (answersNobody && command !== "query-status" ? "silence" : undefined);
     const { rounds } = await protect(committed, "--timeout", "500ms");
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "timed-out" } }, { state: "committed" }]);
+    expect(vm.runState).toBe("running");
+  });
+
+  it("is a migrate that is carried out all the same, and does not stop the VM that runs again", async () => {
+    const { vm, protect } = await bench();
+    vm.mishap = once("migrate", "late");
+    const runsAgain = new Promise<void>((resolve) => {
+      vm.hasRunState = (state) => void (state === "running" && resolve());
+    });
+    let isFirst = true;
+    vm.beforeState = async () => {
+      if (isFirst) await runsAgain;
+      isFirst = false;
+    };
+    const { rounds } = await protect(committed, "--background-snapshot", "off", "--timeout", "500ms");
     expect(rounds).toMatchObject([{ state: "failed", error: { code: "timed-out" } }, { state: "committed" }]);
     expect(vm.runState).toBe("running");
   });
