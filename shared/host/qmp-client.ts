@@ -61,8 +61,13 @@ export class QmpClient {
     const lines = createInterface({ input: this.#socket });
     lines.on("line", (line) => this.#take(line));
     lines.on("error", () => undefined); // the socket's own error says it
-    this.#socket.on("error", (error) => this.#over(error.message));
-    this.#socket.on("close", () => this.#over("it was closed"));
+    this.#socket.on("error", (error: NodeJS.ErrnoException) =>
+      // QEMU's queue is full: it accepts nobody, and keeps the places of those who have given up before.
+      error.code === "EAGAIN"
+        ? this.#over(unanswered(`${options.socket} accepts no more connections, since none is answered`))
+        : this.#lost(error.message),
+    );
+    this.#socket.on("close", () => this.#lost("it was closed"));
   }
 
   /** Connects to QEMU and agrees on its capabilities. Errors: `vm-unreachable`, `timed-out`. */
@@ -105,13 +110,7 @@ export class QmpClient {
     if (this.#end !== undefined) return Promise.reject(this.#end);
     return new Promise((resolve, reject) => {
       const timer = this.#options.clock.after(timeoutMs, () => {
-        reject(
-          new ColobusError(
-            "timed-out",
-            `${command} was not answered in ${timeoutMs} ms at ${this.#options.socket}`,
-            "Check that the VM is not stopped by a debugger or an overloaded host.",
-          ),
-        );
+        reject(unanswered(`${command} was not answered in ${timeoutMs} ms at ${this.#options.socket}`));
         this.#socket.destroy();
       });
       this.#waiting.push({ command, resolve, reject, timer });
@@ -131,7 +130,7 @@ export class QmpClient {
       this.#syncId = undefined;
     }
     if (!parsed.success) {
-      this.#over("what it says is not understood");
+      this.#lost("what it says is not understood");
       this.#socket.destroy();
       return;
     }
@@ -151,13 +150,18 @@ export class QmpClient {
     } else waiting.resolve(data.return);
   }
 
-  #over(why: string): void {
-    if (this.#end !== undefined) return;
-    const end = new ColobusError(
-      "vm-unreachable",
-      `the connection to ${this.#options.socket} is over: ${why}`,
-      "Check that the VM runs, that the path is that of its socket, and that nobody else uses it.",
+  #lost(why: string): void {
+    this.#over(
+      new ColobusError(
+        "vm-unreachable",
+        `the connection to ${this.#options.socket} is over: ${why}`,
+        "Check that the VM runs, that the path is that of its socket, and that nobody else uses it.",
+      ),
     );
+  }
+
+  #over(end: ColobusError): void {
+    if (this.#end !== undefined) return;
     this.#end = end;
     for (const { timer, reject } of this.#waiting.splice(0)) {
       timer.cancel();
@@ -165,6 +169,15 @@ export class QmpClient {
     }
     this.#tellEnd(end);
   }
+}
+
+/** A QEMU that hangs, not one that is gone: it may carry out yet what it was told. */
+function unanswered(message: string): ColobusError {
+  return new ColobusError(
+    "timed-out",
+    message,
+    "Check that the VM is not stopped by a debugger or an overloaded host.",
+  );
 }
 
 function tryParse(line: string): unknown {

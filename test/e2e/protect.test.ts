@@ -23,6 +23,8 @@ import { scratchDirectory } from "../support/scratch.ts";
 
 const PAIRS = Number(process.env["COLOBUS_VM_PAIRS"] ?? 1);
 const STEPS = 3;
+/** One that is not answered, two whose connections wait in QEMU's queue, and two that find it full. */
+const HANGING_ROUNDS = 5;
 /** The moment of the loss is drawn from so long: a round takes about half of it. */
 const LOSS_WITHIN_MS = 2_000;
 
@@ -206,7 +208,9 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
     const before = await migrationParameters(vm);
     const protect = new ProtectProcess(vm, primary, "--timeout", "10s");
     await protect.untilCommitted();
-    await vm.whileStopped(() => protect.untilNext("failed"));
+    await vm.whileStopped(async () => {
+      for (let round = 0; round < HANGING_ROUNDS; round += 1) await protect.untilNext("failed");
+    });
     await protect.untilNext("committed");
     expect(await protect.stop()).toBe(0);
     expect(await migrationParameters(vm)).toEqual(before);
