@@ -107,7 +107,7 @@ export class Takeover {
           const { vm, agentId: holder } = record;
           const peers = this.#siblingsIn(seen.record);
           // A takeover of this side that is cut off finds it here again.
-          const next = rightful.kind === "refused" ? undefined : seen.record?.next;
+          const next = rightful.kind === "refused" ? [] : (seen.record?.next ?? []);
           const entry = { vm, lineage, next, holder, committed, outdated, peers, ttlMs: lease.ttlMs };
           if (await lease.claim(seen, entry, force)) return this.#claimed({ lineage, next }, seen.record, force);
           continue;
@@ -134,7 +134,7 @@ export class Takeover {
     const { lease } = this.#options;
     return {
       lineage,
-      supersedes: next === undefined ? [] : [next],
+      supersedes: next,
       isUntold: false,
       siblings: this.#siblingsIn(before).map(({ url }) => url),
       assertStill: () => {

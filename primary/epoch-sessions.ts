@@ -159,10 +159,18 @@ export class EpochSessions {
   /** One has given up what it had of epochs up to this one. Returns what the others have; undefined: none has anything. */
   givenUp(peer: string, throughEpoch: number): Summary | undefined {
     this.#epochs.givenUp(peer, throughEpoch);
-    this.#told = 0;
+    this.#forgetTold();
     if (this.#options.places().length === 1) return undefined;
     const left = this.#epochs.summary([...this.#sessions.keys()]);
     return left.committed > 0 ? left : undefined;
+  }
+
+  /** What was told may have been just what is given up. */
+  #forgetTold(): void {
+    this.#told = 0;
+    const { state } = this.#options;
+    if (state.record.told === undefined) return;
+    state.update(({ told: _, ...rest }) => rest).catch(() => undefined); // `state.fault` says so; the next commit mends it
   }
 
   /** One is no secondary any more. Returns what the others have. */

@@ -128,11 +128,16 @@ export class LineageKeeper {
 
   /** Done when the next lineage may begin, or is not needed. */
   #planned(isNeeded: () => boolean): Pending {
-    return this.#options.keeper()?.mayBegin(this.#nextLineage, isNeeded);
+    return this.#options.keeper()?.mayBegin(this.#nextLineage, () => this.#isShared && isNeeded());
   }
 
   get #isPlanned(): boolean {
-    return this.#options.keeper()?.isPlanned(this.#nextLineage) ?? true;
+    return !this.#isShared || (this.#options.keeper()?.isPlanned(this.#nextLineage) ?? true);
+  }
+
+  /** Whether the next lineage will be somebody else's as well. One that is this side's alone has parted from whoever takes over. */
+  get #isShared(): boolean {
+    return this.#options.streaming().size > 0;
   }
 
   get #nextLineage(): string {

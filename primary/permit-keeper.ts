@@ -1,6 +1,6 @@
 import type { ArbiterEntry } from "../proto/arbiter-record.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { LEASE_RENEWALS, SECONDARIES_MAX } from "../proto/limits.ts";
+import { ANCESTORS_MAX, LEASE_RENEWALS, SECONDARIES_MAX } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { EventType } from "../proto/words.ts";
 import type { ArbiterState } from "../shared/arbiter/arbiter.ts";
@@ -10,7 +10,7 @@ import type { Pending } from "../shared/block/block-device.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { relatedPeersOf } from "../shared/replication/lineage.ts";
+import { knownBy, relatedPeersOf } from "../shared/replication/lineage.ts";
 import { peersOf } from "../shared/replication/peer-slots.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { Beats } from "./beats.ts";
@@ -34,6 +34,15 @@ export interface PermitKeeperOptions {
   readonly vouched: () => void;
 }
 
+interface Plan {
+  readonly before: string;
+  readonly lineages: readonly string[];
+  /** Which of the judgements the newest was. */
+  readonly judgement: number;
+  /** The newest has begun, and those that get what guests write have heard of it. */
+  readonly isHeard: boolean;
+}
+
 /** A turn that comes this much before the next renewal is due renews as well. */
 const RENEWED_EARLY = 1 / 2;
 
@@ -55,8 +64,11 @@ export class PermitKeeper {
   #isStale = false;
   /** Peers that lack what was, or is about to be, acknowledged, and which of the judgements said so. Changed by `#judge` only. */
   readonly #behind = new Map<string, number>();
-  /** The lineage that begins next, the one before it, and which of the judgements that was. */
-  #plan: { readonly before: string; readonly lineage: string; readonly judgement: number } | undefined;
+  /**
+   * Lineages that begin, or have begun, and that not everybody who may take over has heard of, the newest first; the last one
+   * that all of these know.
+   */
+  #plan: Plan | undefined;
   /** How often either has changed, and the change that the arbiter's record is known to have. */
   #judgements = 0;
   #recorded = -1;
@@ -166,26 +178,48 @@ export class PermitKeeper {
     if (!isNeeded() || this.isPlanned(lineage)) return undefined;
     const refusal = this.#ended ?? this.permit.refusal;
     if (refusal !== undefined) return Promise.reject(refusal);
-    if (this.#plan?.lineage !== lineage) {
+    if (this.#plan?.lineages[0] !== lineage) {
       this.#judgements += 1;
       this.#isStale = true;
-      this.#plan = { before: this.#options.state.record.lineage ?? "", lineage, judgement: this.#judgements };
+      const { before = this.#options.state.record.lineage ?? "", lineages = [] } = this.#plan ?? {};
+      const newest = [lineage, ...lineages].slice(0, ANCESTORS_MAX);
+      this.#plan = { before, lineages: newest, judgement: this.#judgements, isHeard: false };
     }
     return this.#settled().then(() => this.mayBegin(lineage, isNeeded));
   }
 
   /** Whether whoever may take over supersedes the lineage, heard of or not. */
   isPlanned(lineage: string): boolean {
-    const isRecorded = this.#plan?.lineage === lineage && this.#recorded >= this.#plan.judgement;
+    const isRecorded = this.#plan?.lineages[0] === lineage && this.#isPlanRecorded;
     return isRecorded || [...this.#related].every((peer) => this.#isMarked(peer));
   }
 
-  /** The lineage has begun, and who is to know it has heard of it. */
+  /** A lineage has begun, and those that get what guests write have heard of it. */
   hasBegun(): void {
-    if (this.#plan === undefined) return;
+    const judgements = this.#judgements;
+    if (this.#plan !== undefined) this.#plan = { ...this.#plan, isHeard: true };
+    this.#endPlan();
+    if (this.#judgements !== judgements) this.#look();
+  }
+
+  /** Whether guests wait until the arbiter knows of a lineage, though this side may serve. */
+  get isPlanAwaited(): boolean {
+    return this.#plan !== undefined && !this.#isPlanRecorded && this.#marking !== undefined;
+  }
+
+  get #isPlanRecorded(): boolean {
+    return this.#recorded >= (this.#plan?.judgement ?? 0);
+  }
+
+  /** Everybody who may take over knows the present lineage: the record needs to name no other. */
+  #endPlan(): void {
+    const { record } = this.#options.state;
+    if (this.#plan?.isHeard !== true || this.#plan.before === record.lineage) return;
+    const known = knownBy(record);
+    if (![...this.#related].every((peer) => known.includes(peer) || this.#isMarked(peer))) return;
     this.#plan = undefined;
+    this.#judgements += 1;
     this.#isStale = true;
-    this.#look();
   }
 
   /** Whether the peer could take over by itself if this side died now, as far as this side knows. */
@@ -247,6 +281,7 @@ export class PermitKeeper {
     for (const peer of this.#related) {
       if (isEstablished(peer) && committedBy(peer) >= committed()) this.#judge(peer, false);
     }
+    this.#endPlan();
     // What lets a secondary take over again is told at once; the number goes with the next renewal.
     this.#isStale = true;
     if (this.#judgements !== judgements) this.#look();
@@ -321,7 +356,7 @@ export class PermitKeeper {
     return {
       vm: record.vm,
       lineage: this.#plan?.before ?? record.lineage ?? "",
-      ...(this.#plan === undefined ? {} : { next: this.#plan.lineage }),
+      next: [...(this.#plan?.lineages ?? [])],
       holder: record.agentId,
       committed: committed(),
       outdated: [...this.#behind.keys()].filter(isNamed),
@@ -420,7 +455,13 @@ export class PermitKeeper {
     this.#hasTakenUp = true;
     const isFirst = this.#judgements === 0;
     for (const peer of this.#related) if (record?.outdated.includes(peer) === true) this.#judge(peer, true);
-    if (isFirst) this.#recorded = this.#judgements;
+    if (isFirst) {
+      const { agentId, lineage } = this.#options.state.record;
+      if (record?.holder === agentId && record.next.includes(lineage ?? "")) {
+        this.#plan = { before: record.lineage, lineages: record.next, judgement: this.#judgements, isHeard: true };
+      }
+      this.#recorded = this.#judgements;
+    }
     // Nothing is promised by who has no place any more.
     const placed = peersOf(this.#options.state.record);
     for (const peer of this.#related) if (!placed.includes(peer)) this.#judge(peer, true);

@@ -20,7 +20,7 @@ export interface PrimaryStatusOptions {
   readonly health: DiskHealth;
   readonly guests: GuestPolicy;
   /** With an arbiter. */
-  readonly keeper: Pick<PermitKeeper, "permit" | "describe"> | undefined;
+  readonly keeper: Pick<PermitKeeper, "permit" | "isPlanAwaited" | "describe"> | undefined;
   readonly places: readonly SecondaryPlace[];
   readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAtMs" | "volumeSinceCommit">;
   /** The last checkpoint that the secondary of a place is known to have committed. */
@@ -62,8 +62,8 @@ export class PrimaryStatus {
   /** The VM is protected while one of its secondaries protects it. */
   describeProtection(): Status["protection"] {
     const { keeper, guests, state } = this.#parts;
-    const isHeldAnyway = guests.isHeld || state.record.outdated;
-    if (keeper?.permit.isValid === false && !isHeldAnyway) return notProtected("held", keeper.describe());
+    const areWaiting = keeper !== undefined && (!keeper.permit.isValid || keeper.isPlanAwaited);
+    if (areWaiting && !guests.isHeld && !state.record.outdated) return notProtected("held", keeper.describe());
     const [first, ...others] = this.#used.length === 0 ? this.#parts.places : this.#used;
     assert(first !== undefined, "there is a place for a secondary");
     let best = this.#describeProtectionBy(first);

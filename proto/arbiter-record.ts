@@ -4,7 +4,7 @@
  */
 import { z } from "zod";
 import { ColobusError } from "./errors.ts";
-import { KNOWN_PEERS_MAX, SECONDARIES_MAX } from "./limits.ts";
+import { ANCESTORS_MAX, KNOWN_PEERS_MAX, SECONDARIES_MAX } from "./limits.ts";
 import { ARBITER_RECORD_VERSION } from "./versions.ts";
 
 /** More than the peers that may know the lineage, and those that were left behind or given up. */
@@ -16,10 +16,10 @@ export const arbiterRecordSchema = z.object({
   /** The history that the holder serves. */
   lineage: z.string(),
   /**
-   * The history that the holder begins, or has begun and not everybody has heard of: who takes over from `lineage`, and may,
-   * lacks nothing of this one.
+   * Histories that the holder is about to begin, or has begun since, the newest first, and that not everybody who may take over has
+   * heard of: who has `lineage`, and may take over, lacks nothing of them.
    */
-  next: z.string().optional(),
+  next: z.array(z.string()).max(ANCESTORS_MAX).default([]),
   /** The agent that serves, or has served last. */
   holder: z.string(),
   /** The checkpoint that the holder has told to be committed; 0: none. */

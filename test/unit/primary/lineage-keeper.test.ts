@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { LineageKeeper } from "../../../primary/lineage-keeper.ts";
+import type { PermitKeeper } from "../../../primary/permit-keeper.ts";
 import type { SourceSession } from "../../../primary/source-session.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { knownBy } from "../../../shared/replication/lineage.ts";
@@ -17,7 +18,7 @@ interface Scene {
 }
 
 /** A primary that no peer is connected to. */
-async function primaryKnownBy(peers: readonly string[]): Promise<Scene> {
+async function primaryKnownBy(peers: readonly string[], keeper?: PermitKeeper): Promise<Scene> {
   const storage = new MemoryStorage();
   storage.makeDirectory("/state");
   const state = await StateFile.create(
@@ -36,7 +37,7 @@ async function primaryKnownBy(peers: readonly string[]): Promise<Scene> {
     emit: () => undefined,
     assertServing: () => undefined,
     streaming: () => new Map<string, SourceSession>(),
-    keeper: () => undefined,
+    keeper: () => keeper,
   });
   return { state, lineages };
 }
@@ -76,5 +77,17 @@ describe("a write that goes on alone just as the secondary is to hear of the lin
     await sharing;
     expect(state.record.lineage).toBe(FIRST);
     expect(knownBy(state.record)).toEqual([PEER]);
+  });
+
+  it("asks no arbiter for one that is nobody else's: it has parted from whoever takes over", async () => {
+    const asked: string[] = [];
+    const keeper = {
+      mayBegin: (lineage: string, isNeeded: () => boolean) => (isNeeded() ? void asked.push(lineage) : undefined),
+      hasBegun: () => undefined,
+    } as unknown as PermitKeeper;
+    const { state, lineages } = await primaryKnownBy([PEER], keeper);
+    await lineages.parted();
+    expect(state.record.lineage).not.toBe(FIRST);
+    expect(asked).toEqual([]);
   });
 });

@@ -17,7 +17,7 @@ async function turns(): Promise<void> {
 
 class Scene {
   readonly clock = new ManualClock();
-  readonly arbiter = new MemoryArbiter("a");
+  readonly arbiter: MemoryArbiter;
   readonly keeper: PermitKeeper;
   isConnected = true;
   /** Peers of the record beside `b`, and those that are not connected, or have not committed what is told. */
@@ -29,7 +29,8 @@ class Scene {
   handOver: string | null = null;
   lineage = "first";
 
-  constructor() {
+  constructor(arbiter = new MemoryArbiter("a")) {
+    this.arbiter = arbiter;
     const { clock } = this;
     const log = { info: silent, debug: silent, warn: silent, error: silent };
     const state = {};
@@ -234,12 +235,41 @@ describe("a primary with an arbiter", () => {
     made.lineage = "second";
     made.keeper.committed();
     await turns();
-    expect(made.arbiter.state.record).toMatchObject({ lineage: "first", next: "second" });
+    expect(made.arbiter.state.record).toMatchObject({ lineage: "first", next: ["second"] });
     expect(made.keeper.isPlanned("third")).toBe(false);
     made.keeper.hasBegun();
     await turns();
-    expect(made.arbiter.state.record).toMatchObject({ lineage: "second" });
-    expect(made.arbiter.state.record?.next).toBeUndefined();
+    expect(made.arbiter.state.record).toMatchObject({ lineage: "second", next: [] });
+  });
+
+  it("keeps it beside the one before it while one may take over that has not heard of it, also in the next process", async () => {
+    const made = await started();
+    made.others.push("c");
+    const lineage = made.begin("second");
+    await turns();
+    expect(lineage.outcome).toBe("acknowledged");
+    made.lineage = "second";
+    made.keeper.hasBegun();
+    await turns();
+    const kept = { lineage: "first", next: ["second"] };
+    expect(made.arbiter.state.record).toMatchObject(kept);
+    await made.keeper.stop(new ColobusError("shutting-down", "the process ends"));
+    scene = new Scene(made.arbiter);
+    scene.others.push("c");
+    scene.lineage = "second";
+    await scene.start();
+    expect(scene.arbiter.state.record).toMatchObject(kept);
+    expect(scene.begin("third").outcome).toBe("waits");
+    await turns();
+    expect(scene.arbiter.state.record).toMatchObject({ lineage: "first", next: ["third", "second"] });
+    scene.lineage = "third";
+    scene.away.add("c");
+    scene.writeAlone();
+    scene.keeper.hasBegun();
+    await turns();
+    scene.keeper.committed();
+    await turns();
+    expect(scene.arbiter.state.record).toMatchObject({ lineage: "third", next: [], outdated: ["c"] });
   });
 
   it("asks the arbiter for no lineage that nobody takes over without, and waits for none that is not needed any more", async () => {

@@ -8,6 +8,7 @@ const RECORD: ArbiterRecord = {
   lineage: "first",
   holder: "a",
   committed: 7,
+  next: [],
   outdated: [],
   peers: [],
   ttlMs: 10_000,
