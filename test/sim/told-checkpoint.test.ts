@@ -117,6 +117,22 @@ describe("a secondary that lacks a checkpoint that was told to be committed", ()
     expect(await other.read(3, other.b)).toBe(0x33);
   });
 
+  it("is promoted where the one that had it has given it up, though the primary has died since", async () => {
+    const trio = await withoutB();
+    await trio.checkpoint();
+    await trio.do("C gives it up", async () => trio.c.agent?.resync({ giveUpCheckpoint: true, ...COMMAND }, NEVER));
+    await trio.until("A to hear of it", () => trio.peer("c")?.committed === null);
+    trio.cutOff(trio.c);
+    trio.a.host.crash("process");
+    await trio.restart(trio.a);
+    trio.cutOff(trio.b, false);
+    await trio.until("B to be in sync", () => trio.inSync().length === 1);
+    trio.a.host.crash("power");
+    await trio.lost(trio.b);
+    await trio.failover(trio.b);
+    expect(await trio.read(3, trio.b)).toBe(0x11);
+  });
+
   it("is promoted where the one that had it was given up", async () => {
     const trio = await withoutB();
     await trio.checkpoint();
