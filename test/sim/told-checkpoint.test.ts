@@ -25,6 +25,17 @@ async function die(trio: ScriptedTrio): Promise<void> {
   for (const member of [trio.b, trio.c]) await trio.lost(member);
 }
 
+/** The primary dies, and again after its next process has brought B, and B alone, everything. */
+async function dieTwice(trio: ScriptedTrio): Promise<void> {
+  trio.cutOff(trio.c);
+  trio.a.host.crash("process");
+  await trio.restart(trio.a);
+  trio.cutOff(trio.b, false);
+  await trio.until("B to be in sync", () => trio.inSync().length === 1);
+  trio.a.host.crash("power");
+  await trio.lost(trio.b);
+}
+
 function commit(trio: ScriptedTrio, epoch: number): Promise<unknown> {
   return trio.do("a commit", async () => trio.a.agent?.commit({ epoch, ...COMMAND }, NEVER));
 }
@@ -57,13 +68,7 @@ describe("a secondary that lacks a checkpoint that was told to be committed", ()
   it("is not promoted where it has heard of the history from a primary that has died since", async () => {
     const trio = await withoutB();
     const epoch = await trio.checkpoint();
-    trio.cutOff(trio.c);
-    trio.a.host.crash("process");
-    await trio.restart(trio.a);
-    trio.cutOff(trio.b, false);
-    await trio.until("B to be in sync", () => trio.inSync().length === 1);
-    trio.a.host.crash("power");
-    await trio.lost(trio.b);
+    await dieTwice(trio);
     await expect(trio.failover(trio.b)).rejects.toMatchObject({
       code: "outdated",
       message: expect.stringContaining(`checkpoint ${epoch}`) as string,
@@ -122,13 +127,7 @@ describe("a secondary that lacks a checkpoint that was told to be committed", ()
     await trio.checkpoint();
     await trio.do("C gives it up", async () => trio.c.agent?.resync({ giveUpCheckpoint: true, ...COMMAND }, NEVER));
     await trio.until("A to hear of it", () => trio.peer("c")?.committed === null);
-    trio.cutOff(trio.c);
-    trio.a.host.crash("process");
-    await trio.restart(trio.a);
-    trio.cutOff(trio.b, false);
-    await trio.until("B to be in sync", () => trio.inSync().length === 1);
-    trio.a.host.crash("power");
-    await trio.lost(trio.b);
+    await dieTwice(trio);
     await trio.failover(trio.b);
     expect(await trio.read(3, trio.b)).toBe(0x11);
   });
