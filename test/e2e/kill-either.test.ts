@@ -20,6 +20,8 @@ describe.runIf(requirePeers("nbdcopy", "python3:nbd"))("kill -9 of either side",
     `never loses or mixes what was acknowledged, in ${ROUNDS} rounds`,
     async () => {
       const random = new SeededRandom(1);
+      // How often the guest draws is up to the machine: who is killed, and when, is not.
+      const deaths = random.fork("deaths");
       const pair = await AgentPair.protected({ disks: { vda: SIZE }, flags: ["--peer-timeout", "2s"] });
       const guest = new StampingGuest(random, SIZE);
       const kills = { primary: 0, secondary: 0 };
@@ -28,12 +30,12 @@ describe.runIf(requirePeers("nbdcopy", "python3:nbd"))("kill -9 of either side",
         let isOver = false;
         const writing = guest.write(client, () => isOver);
         await new Promise((resolve) => {
-          setTimeout(resolve, random.below(MAX_DELAY_MS));
+          setTimeout(resolve, deaths.below(MAX_DELAY_MS));
         });
-        const victim = random.chance(0.5) ? "primary" : "secondary";
+        const victim = deaths.chance(0.5) ? "primary" : "secondary";
         kills[victim] += 1;
         await pair[victim].crash();
-        if (victim === "secondary" && random.chance(0.5))
+        if (victim === "secondary" && deaths.chance(0.5))
           await pair.primary.until("alone", ({ peers }) => peers[0]?.connection !== "Connected");
         isOver = victim === "secondary";
         await writing;
