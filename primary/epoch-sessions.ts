@@ -101,7 +101,10 @@ export class EpochSessions {
     if (telling !== undefined) return telling.then(() => this.mayTell(epoch));
     // Of shared disks the mark says whose checkpoints stand.
     if (state.record.mode === "shared" || others.length === 0) return undefined;
-    if (keeper !== undefined && knownBy(state.record).every(isCommittedBy)) return undefined;
+    // The arbiter's record keeps who lacks it from taking over, and the next write parts from that one. A lineage of this side's
+    // alone would part it from those as well that have the checkpoint, and may take over.
+    const staying = this.#options.secondaries().sessions(({ streamingSession }) => streamingSession);
+    if (keeper !== undefined && (staying.size === 0 || knownBy(state.record).every(isCommittedBy))) return undefined;
     const parting = this.#tellLacking(epoch, isCommittedBy) ?? lineages().parted();
     return parting?.then(() => this.mayTell(epoch));
   }
