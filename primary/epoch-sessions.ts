@@ -4,7 +4,7 @@ import type { StateRecord } from "../proto/state-record.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { peerEntryOf, withPeerEntry } from "../shared/replication/peer-slots.ts";
-import { knownBy, toldOf } from "../shared/replication/lineage.ts";
+import { knownBy, toldNothing, toldOf } from "../shared/replication/lineage.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
 import type { PermitKeeper } from "./permit-keeper.ts";
 import { mainFirst } from "./place-orders.ts";
@@ -103,8 +103,8 @@ export class EpochSessions {
     if (state.record.mode === "shared" || others.length === 0) return undefined;
     // The arbiter's record keeps who lacks it from taking over, and the next write parts from that one. A lineage of this side's
     // alone would part it from those as well that have the checkpoint, and may take over.
-    const staying = this.#options.secondaries().sessions(({ streamingSession }) => streamingSession);
-    if (keeper !== undefined && (staying.size === 0 || knownBy(state.record).every(isCommittedBy))) return undefined;
+    if (keeper !== undefined && (this.#streaming.size === 0 || knownBy(state.record).every(isCommittedBy)))
+      return undefined;
     const parting = this.#tellLacking(epoch, isCommittedBy) ?? lineages().parted();
     return parting?.then(() => this.mayTell(epoch));
   }
@@ -137,8 +137,7 @@ export class EpochSessions {
     if (isLacked && epoch > (state.record.told ?? 0)) {
       return state.update((record) => toldOf(record, epoch)).then(() => undefined);
     }
-    const streaming = this.#options.secondaries().sessions(({ streamingSession }) => streamingSession);
-    const lacking = [...streaming].filter(
+    const lacking = [...this.#streaming].filter(
       ([peer, session]) => !isCommittedBy(peer) && (this.#heard.get(session) ?? 0) < epoch,
     );
     if (lacking.length === 0) return undefined;
@@ -173,7 +172,7 @@ export class EpochSessions {
     this.#told = 0;
     const { state } = this.#options;
     if (state.record.told === undefined) return;
-    state.update(({ told: _, ...rest }) => rest).catch(() => undefined); // `state.fault` says so; the next commit mends it
+    state.update(toldNothing).catch(() => undefined); // `state.fault` says so; the next commit mends it
   }
 
   /** One is no secondary any more. Returns what the others have. */
@@ -205,6 +204,11 @@ export class EpochSessions {
       (changed, place) => withPeerEntry(changed, place.slot, { committed: this.committedBy(place) }),
       whole,
     );
+  }
+
+  /** Those that get everything from here on. */
+  get #streaming(): Map<string, SourceSession> {
+    return this.#options.secondaries().sessions(({ streamingSession }) => streamingSession);
   }
 
   get #sessions(): Map<string, SourceSession> {

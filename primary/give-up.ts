@@ -1,6 +1,6 @@
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { peerGivenUp } from "../shared/replication/lineage.ts";
+import { peerGivenUp, toldNothing } from "../shared/replication/lineage.ts";
 import type { EpochSessions } from "./epoch-sessions.ts";
 import { withPeerUrl } from "./place-orders.ts";
 import type { PermitKeeper } from "./permit-keeper.ts";
@@ -30,16 +30,13 @@ export async function giveUp(
   const { state, log, isOnly, keeper, epochs, checkpoints } = context;
   const { peerId, slot } = place;
   const former = place.replicator.url;
-  await state.update((record) => {
+  await state.update((record) => ({
     // What was told may have been its alone.
-    const { told: _, ...rest } = peerGivenUp(record, slot);
-    return {
-      ...rest,
-      peers: isOnly && url !== undefined ? [url] : withPeerUrl(record.peers, former, url),
-      // Where it is the only one, the next secondary's session ends the hand-over.
-      handOver: !isOnly && record.handOver === peerId ? null : record.handOver,
-    };
-  });
+    ...toldNothing(peerGivenUp(record, slot)),
+    peers: isOnly && url !== undefined ? [url] : withPeerUrl(record.peers, former, url),
+    // Where it is the only one, the next secondary's session ends the hand-over.
+    handOver: !isOnly && record.handOver === peerId ? null : record.handOver,
+  }));
   place.release(url ?? null);
   if (peerId !== undefined) {
     checkpoints.left(epochs.forgotten(peerId));

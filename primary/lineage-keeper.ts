@@ -28,8 +28,8 @@ export interface LineageKeeperOptions {
  * durable first, and the peers that do get it have heard of it. So a peer that is promoted supersedes what it was sent,
  * and has diverged from what was acknowledged without it.
  *
- * An arbiter knows of a lineage before it begins, where a peer may take over: one that has not heard of it yet lacks nothing
- * that was acknowledged without it.
+ * An arbiter knows of a lineage that peers are to share before it begins, where one may take over: who has not heard of it yet
+ * lacks nothing that was acknowledged without that one.
  */
 export class LineageKeeper {
   readonly #options: LineageKeeperOptions;
@@ -60,8 +60,9 @@ export class LineageKeeper {
    */
   parted(): Pending {
     if (this.#minting !== undefined) return this.#minting;
-    if (this.#absent.length === 0) return undefined;
-    const planning = this.#planned(() => this.#absent.length > 0);
+    const areAbsent = (): boolean => this.#hasAbsent(this.#options.state.record);
+    if (!areAbsent()) return undefined;
+    const planning = this.#planned(areAbsent);
     if (planning !== undefined) return planning;
     this.#minting = this.#mint().finally(() => {
       this.#minting = undefined;
@@ -145,22 +146,23 @@ export class LineageKeeper {
     return this.#next;
   }
 
-  /** Peers that may know the lineage, and get nothing now. One that is about to hear of it for the first time does not know it yet. */
-  get #absent(): readonly string[] {
-    const { state, streaming } = this.#options;
-    const known = knownBy(state.record);
-    if (known.length === 0) return known;
-    const present = streaming();
-    return known.filter((peer) => !present.has(peer) && !this.#sharing.has(peer));
+  /**
+   * Whether a peer that may know the lineage gets nothing now. One that is about to hear of it for the first time does not know it
+   * yet.
+   */
+  #hasAbsent(record: StateRecord): boolean {
+    const known = knownBy(record);
+    if (known.length === 0) return false;
+    const present = this.#options.streaming();
+    return known.some((peer) => !present.has(peer) && !this.#sharing.has(peer));
   }
 
   async #mint(): Promise<void> {
     const { streaming, assertServing } = this.#options;
     assertServing();
     await this.#change((record) => {
-      const present = [...streaming().keys()];
-      const isParted = knownBy(record).some((peer) => !present.includes(peer) && !this.#sharing.has(peer));
-      return isParted && this.#isPlanned ? goneAlone(record, this.#nextLineage, present) : record;
+      const mayPart = this.#hasAbsent(record) && this.#isPlanned;
+      return mayPart ? goneAlone(record, this.#nextLineage, [...streaming().keys()]) : record;
     });
     assertServing();
   }

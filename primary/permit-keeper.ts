@@ -34,8 +34,11 @@ export interface PermitKeeperOptions {
   readonly vouched: () => void;
 }
 
+/** Lineages that begin, or have begun, and that not everybody who may take over has heard of. */
 interface Plan {
+  /** The last one that all of these know. */
   readonly before: string;
+  /** The newest first. */
   readonly lineages: readonly string[];
   /** Which of the judgements the newest was. */
   readonly judgement: number;
@@ -64,10 +67,6 @@ export class PermitKeeper {
   #isStale = false;
   /** Peers that lack what was, or is about to be, acknowledged, and which of the judgements said so. Changed by `#judge` only. */
   readonly #behind = new Map<string, number>();
-  /**
-   * Lineages that begin, or have begun, and that not everybody who may take over has heard of, the newest first; the last one
-   * that all of these know.
-   */
   #plan: Plan | undefined;
   /** How often either has changed, and the change that the arbiter's record is known to have. */
   #judgements = 0;

@@ -1,4 +1,5 @@
 import type { StateRecord } from "../proto/state-record.ts";
+import { toldNothing } from "../shared/replication/lineage.ts";
 
 /**
  * The secondary's record once its retained checkpoint `epoch` is the committed one again. Later checkpoints are no more.
@@ -12,9 +13,8 @@ import type { StateRecord } from "../proto/state-record.ts";
 export function rolledBackRecord(record: StateRecord, epoch: number, newAgentId: string): StateRecord {
   const target = record.retained.find((retained) => retained.epoch === epoch);
   if (target === undefined) throw new RangeError(`checkpoint ${epoch} is not retained`);
-  const { told: _, ...rest } = record;
   return {
-    ...rest,
+    ...toldNothing(record),
     agentId: record.mode === "shared" ? record.agentId : newAgentId,
     pairing: null,
     committed: target,

@@ -160,6 +160,11 @@ export function toldOf(record: StateRecord, epoch: number | undefined): StateRec
   return epoch === undefined || epoch <= (record.told ?? 0) ? record : { ...record, told: epoch };
 }
 
+/** Nothing that was told to be committed is lacked any more: it was given up, or is behind another history. */
+export function toldNothing({ told: _, ...record }: StateRecord): StateRecord {
+  return record;
+}
+
 /** The checkpoint that was told to be committed and that this secondary lacks, if there is one. */
 export function lackedCheckpoint({ told, committed }: StateRecord): number | undefined {
   return told === undefined || told <= committed.epoch ? undefined : told;
@@ -212,9 +217,8 @@ export function adopted(record: StateRecord, source: Pick<Hello, "lineage" | "an
 export function promoted(record: StateRecord, lineage: string, supersedesHeard: boolean): StateRecord {
   const { heard: known } = record.history;
   const ancestors = behind(record);
-  const { told: _, ...rest } = givenUpForNobody(record);
   return {
-    ...rest,
+    ...toldNothing(givenUpForNobody(record)),
     role: "Primary",
     lineage,
     history: supersedesHeard
@@ -230,7 +234,7 @@ export function promoted(record: StateRecord, lineage: string, supersedesHeard: 
  */
 export function demoted(record: StateRecord, checkpoint: StateRecord["committed"], discardsOwn: boolean): StateRecord {
   // What was set for syncs, or told while another one lacked it, is nothing to the side that takes over.
-  const { markedOver: _, syncs: __, told: ___, ...rest } = record;
+  const { markedOver: _, syncs: __, ...rest } = toldNothing(record);
   return {
     ...bitmapsLost(rest, "role-changed"),
     role: "Secondary",
