@@ -111,7 +111,7 @@ export class AgentRoles {
     this.redial();
   }
 
-  accept(link: Link, ended?: (wasOpen: boolean) => void, url?: string): void {
+  accept(link: Link, ended?: (wasReady: boolean) => void, url?: string): void {
     const refusal = this.#stopping
       ? new ColobusError("shutting-down", "the agent is being stopped", "Try again later.")
       : this.#binding.refusalOf(link);
@@ -330,7 +330,7 @@ export class AgentRoles {
       isWanted: (url) => {
         const active = this.#active;
         return active.role === "Primary"
-          ? !active.primary.secondaries.isConnectedTo(url)
+          ? active.primary.secondaries.isLinkWanted(url)
           : active.secondary.isLinkWanted(url);
       },
       connected: (link, ended, url) => this.accept(link, ended, url),

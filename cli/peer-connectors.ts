@@ -7,7 +7,7 @@ export interface PeerConnectorsOptions extends Pick<ConnectorOptions, "clock" | 
   /** Whether a link to the peer at `url` is wanted now. */
   readonly isWanted: (url: string) => boolean;
   /** A link is there; `ended` is to be called when it is over. */
-  readonly connected: (link: Link, ended: (wasOpen: boolean) => void, url: string) => void;
+  readonly connected: (link: Link, ended: (wasReady: boolean) => void, url: string) => void;
   readonly failed: (reason: ColobusError, url: string) => void;
 }
 
@@ -39,7 +39,7 @@ export class PeerConnectors {
       clock,
       random,
       isWanted: () => isWanted(url),
-      connected: (link) => connected(link, (wasOpen) => connector.lost(wasOpen), url),
+      connected: (link) => connected(link, (wasReady) => connector.lost(wasReady), url),
       failed: (reason) => failed(reason, url),
     });
     return connector;

@@ -204,7 +204,7 @@ export class PrimaryRole {
   }
 
   /** Takes a link to a peer, whoever has dialled. */
-  accept(link: Link, ended?: (wasOpen: boolean) => void, url?: string): void {
+  accept(link: Link, ended?: (wasReady: boolean) => void, url?: string): void {
     this.secondaries.accept(link, ended, url);
   }
 

@@ -72,10 +72,13 @@ export class Secondaries {
     return this.#first.isEstablished || this.#others.some((one) => one.isEstablished);
   }
 
-  /** Whether the peer that this side dialled at `url` is connected; where there is one place, whether anybody is. */
-  isConnectedTo(url: string): boolean {
-    if (this.#others.length === 0) return this.isConnected;
-    return this.all.some((one) => one.url === url && one.isConnected);
+  /**
+   * Whether a link to the peer at `url` is wanted; where there is one place, to anybody. Not beside a session that is only
+   * opening, either: two sides that dial each other would replace each other's for as long as the records take to be written.
+   */
+  isLinkWanted(url: string): boolean {
+    if (this.#others.length === 0) return !this.#first.isTaken;
+    return !this.all.some((one) => one.url === url && one.isTaken);
   }
 
   /** By the peer's id, those of which `choose` names a session. */
@@ -89,10 +92,10 @@ export class Secondaries {
   }
 
   /**
-   * Takes a link to a peer, whoever has dialled; `url`: this side has, there. `ended` is called when it is over: `wasOpen`
-   * tells that it had been a session.
+   * Takes a link to a peer, whoever has dialled; `url`: this side has, there. `ended` is called when it is over: `wasReady`
+   * tells that there had been a stream.
    */
-  accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined, url: string | null = null): void {
+  accept(link: Link, ended: (wasReady: boolean) => void = () => undefined, url: string | null = null): void {
     if (this.#stopping || this.#unproved >= UNAUTHENTICATED_LINKS_MAX) {
       link.start({ message: () => undefined, closed: () => ended(false) });
       link.close(takesNoSessions());
@@ -100,7 +103,7 @@ export class Secondaries {
     }
     const options = this.#options;
     let isProved = false;
-    let wasOpen = false;
+    let wasReady = false;
     /** Whom a refusal is told of before it is known whose link this is. */
     let owner = this.all.find((one) => url !== null && one.url === url) ?? this.#first;
     let isStranger = false;
@@ -124,16 +127,18 @@ export class Secondaries {
         owner = place;
         owner.open(session, hello, peer, url);
         for (const one of this.all) if (one !== owner) one.cede(url);
-        wasOpen = true;
       },
       differs: (disk, runs) => owner.receiveDifferences(session, disk, runs),
-      ready: () => owner.ready(session),
+      ready: () => {
+        owner.ready(session);
+        wasReady = true;
+      },
       stalled: (reason) => owner.stalled(session, reason),
       notified: (notice) => owner.notified(notice),
       closed: (reason, missing) => {
         if (!isProved) this.#unproved -= 1;
         if (!isStranger) owner.closed(session, reason, missing);
-        ended(wasOpen);
+        ended(wasReady);
       },
     });
   }

@@ -113,13 +113,13 @@ export class ReplicaSessions {
   }
 
   /**
-   * Whether a link to the peer at `url` is wanted. Beside a session only to whom an order names: one to the primary that this side
-   * follows would end that.
+   * Whether a link to the peer at `url` is wanted. Beside a session, which may be only opening, only to whom an order names: one to
+   * the primary that this side follows would end that.
    */
   isLinkWanted(url: string): boolean {
     const { order } = this.#options.history;
-    if (this.#current === undefined) return order?.url === undefined || order.url === url;
-    return order?.url === url && this.#current.peer?.agentId !== order.primary;
+    const primaries = [...this.#sessions].flatMap(({ peer }) => peer?.agentId ?? []);
+    return order?.url === undefined ? primaries.length === 0 : order.url === url && !primaries.includes(order.primary);
   }
 
   /** A dial failed. */
@@ -127,8 +127,8 @@ export class ReplicaSessions {
     if (this.#current === undefined && !this.#standsAlone) this.#lastError = reason;
   }
 
-  /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasOpen` tells that it had been a session. */
-  accept(link: Link, ended: (wasOpen: boolean) => void = () => undefined): void {
+  /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasReady` tells that there had been a stream. */
+  accept(link: Link, ended: (wasReady: boolean) => void = () => undefined): void {
     const unproved = [...this.#sessions].filter((session) => session !== this.#current);
     if (this.#endings > 0 || unproved.length >= UNAUTHENTICATED_LINKS_MAX) {
       link.start({ message: () => undefined, closed: () => ended(false) });
@@ -186,7 +186,7 @@ export class ReplicaSessions {
       },
       closed: (closed, reason) => {
         this.#closed(closed, reason);
-        ended(closed.peer !== undefined);
+        ended(closed.replication !== "Off");
       },
     });
     this.#sessions.add(session);

@@ -254,8 +254,8 @@ export class SecondaryRole {
     this.#sessions.dialFailed(reason);
   }
 
-  /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasOpen` tells that it had been a session. */
-  accept(link: Link, ended?: (wasOpen: boolean) => void): void {
+  /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasReady` tells that there had been a stream. */
+  accept(link: Link, ended?: (wasReady: boolean) => void): void {
     this.#sessions.accept(link, ended);
   }
 

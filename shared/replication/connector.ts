@@ -31,7 +31,7 @@ export class Connector {
     void this.#dial();
   }
 
-  /** The link is gone. `wasGood`: it had carried an open session, so the next dial follows soon. */
+  /** The link is gone. `wasGood`: it had carried a stream, so the next dial follows soon. */
   lost(wasGood: boolean): void {
     if (wasGood) this.#pauseMs = RECONNECT_MIN_MS;
     this.#schedule();

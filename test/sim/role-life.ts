@@ -96,6 +96,7 @@ class RoleLife {
         checkpointEveryMs: undefined,
         retain: random.pick([0, 0, RETAIN_MAX]) * (mode === "mirror" ? 0 : 1),
         overlayLimitBytes: undefined,
+        storage: random.fork("syncs").chance(1 / 8) ? { syncMs: [50, 300] } : {},
       },
       { primary: contents, secondary: contents.map((content) => Buffer.alloc(content.length)) },
       model,
