@@ -207,6 +207,10 @@ export const PREPARED_EPOCHS_MAX = 64;
 export const GENERATIONS_MAX = 16;
 /** Epoch numbers are reserved on disk in blocks, so that opening an epoch seldom costs a write. */
 export const EPOCH_RESERVATION = 64;
+/** The highest epoch that a message can name: behind it there is room for all that an agent counts on by itself, in exact numbers. */
+export const EPOCH_MAX = 2 ** 48;
+/** A peer's epochs may be so far ahead of one's own: with a thousand checkpoints a second that takes 34 years. */
+export const EPOCH_LEAD_MAX = 2 ** 40;
 
 // VM state
 /** A VM state travels, and is stored, in chunks of this length; the last one may be shorter. */

@@ -28,6 +28,7 @@ import {
   BATCH_MAX_OPERATIONS,
   DIFFERS_RUNS_MAX,
   DISKS_MAX,
+  EPOCH_MAX,
   HANDSHAKE_MESSAGE_MAX_BYTES,
   LINK_MEASURE_CHUNK_BYTES,
   MESSAGE_MAX_BYTES,
@@ -74,7 +75,9 @@ export interface Operation {
   readonly payload: Buffer;
 }
 
-const epoch = z.int().nonnegative();
+/** 0 where there is none. */
+const epoch = z.int().nonnegative().max(EPOCH_MAX);
+const someEpoch = epoch.positive();
 const byteString = (accepts: (length: number) => boolean): z.ZodType<Uint8Array> =>
   z.custom<Uint8Array>((value) => value instanceof Uint8Array && accepts(value.length));
 const text = z.string().max(1024);
@@ -225,7 +228,7 @@ export const MESSAGE_SCHEMAS = {
     lineage: id,
     ancestors: z.array(id).max(ANCESTORS_MAX),
     /** The newest checkpoint that was told to be committed, where the secondary, one of several, lacks it. */
-    told: z.int().positive().optional(),
+    told: someEpoch.optional(),
   }),
   /**
    * A new lineage of the primary's, which has gone on without another secondary. Behind everything that was sent before it
@@ -238,11 +241,11 @@ export const MESSAGE_SCHEMAS = {
     ancestors: z.array(id).max(ANCESTORS_MAX),
   }),
   /** A checkpoint is about to be told to be committed, which this one of several secondaries lacks. */
-  "told": z.object({ type: z.literal("told"), id: z.int().positive(), epoch: z.int().positive() }),
+  "told": z.object({ type: z.literal("told"), id: z.int().positive(), epoch: someEpoch }),
   "barrier": z.object({
     type: z.literal("barrier"),
     id: z.int().positive(),
-    epoch: z.int().positive(),
+    epoch: someEpoch,
     /** Whether the epoch is committed with the same record that closes it. */
     commit: z.boolean(),
     /** The epoch is prepared only when its VM state has followed. */
@@ -252,21 +255,21 @@ export const MESSAGE_SCHEMAS = {
   "vmstate-end": z.object({
     type: z.literal("vmstate-end"),
     id: z.int().positive(),
-    epoch: z.int().positive(),
+    epoch: someEpoch,
     ...vmStateMarkSchema.shape,
   }),
   /** So many chunks of the VM state of `epoch` are taken; or no more are, for a reason. */
   "vmstate-ack": z.object({
     type: z.literal("vmstate-ack"),
-    epoch: z.int().positive(),
+    epoch: someEpoch,
     chunks: z.int().nonnegative(),
     error: errorBody.nullable(),
   }),
-  "commit": z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: z.int().positive() }),
+  "commit": z.object({ type: z.literal("commit"), id: z.int().positive(), epoch: someEpoch }),
   "discard": z.object({
     type: z.literal("discard"),
     id: z.int().positive(),
-    epochs: z.array(z.int().positive()).max(PREPARED_EPOCHS_MAX),
+    epochs: z.array(someEpoch).max(PREPARED_EPOCHS_MAX),
   }),
   /** The primary has stopped serving, and asks the secondary, which has everything, to take its role under `lineage`. */
   "takeover": z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: id }),
@@ -298,7 +301,7 @@ export const MESSAGE_SCHEMAS = {
     checksum: byteString((length) => length === 0 || length === CHECKSUM_BYTES).optional(),
   }),
   /** Operations up to `received` have arrived; those up to `stable` survive what the secondary's durability names. */
-  "ack": z.object({ type: z.literal("ack"), received: epoch, stable: epoch }),
+  "ack": z.object({ type: z.literal("ack"), received: z.int().nonnegative(), stable: z.int().nonnegative() }),
   /** The secondary cannot take writes now, and says why; `unstall` when it can again. */
   "stall": z.object({ type: z.literal("stall"), error: errorBody }),
   "unstall": z.object({ type: z.literal("unstall") }),

@@ -287,6 +287,7 @@ export function fitsStateSlot(record: StateRecord): boolean {
 
 /** A record as the leading bytes of its slot, in whole blocks; what a longer record left behind them means nothing. */
 export function encodeStateSlot(sequence: number, record: StateRecord): Buffer {
+  assert(isExact(record), "a state record is read again: its numbers are finite, and whole ones exact");
   const body = packr.pack(record);
   assert(body.length <= STATE_SLOT_BYTES - HEADER_BYTES, "a state record fits its slot: names and counts are limited");
   const slot = Buffer.alloc(slotBytes(body.length));
@@ -298,6 +299,14 @@ export function encodeStateSlot(sequence: number, record: StateRecord): Buffer {
   slot.writeUInt32BE(crc32(slot.subarray(0, 28)), 28);
   body.copy(slot, HEADER_BYTES);
   return slot;
+}
+
+/** Whether a reader takes every number in it; one that it does not take would cost the whole record. */
+function isExact(value: unknown): boolean {
+  if (typeof value === "number") return Math.abs(value) <= Number.MAX_SAFE_INTEGER;
+  if (typeof value !== "object" || value === null) return true;
+  for (const part of Object.values(value)) if (!isExact(part)) return false;
+  return true;
 }
 
 export type StateSlot =

@@ -8,6 +8,7 @@ import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import { adopted, givenUpForNobody } from "../shared/replication/lineage.ts";
+import { findFarEpoch } from "../shared/replication/mismatch.ts";
 import { KeptCheckpoints } from "./kept-checkpoints.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import type { SourceHistory } from "./replica-history.ts";
@@ -110,6 +111,8 @@ export class Checkpoints {
     if (epoch <= this.newestBarrier || disks.some((disk) => epoch < disk.epochs.newestEpoch)) {
       throw new ColobusError("protocol-error", `the peer opens epoch ${epoch}, which was open or closed before`);
     }
+    const far = findFarEpoch(this.epochSeen, epoch);
+    if (far !== undefined) throw far;
     this.#openEpoch = epoch;
     for (const disk of disks) disk.epochs.openEpoch(epoch);
     for (const disk of disks) await disk.epochs.makeDurable();
@@ -340,6 +343,8 @@ export class Checkpoints {
     if (epoch < this.#openEpoch) {
       throw new ColobusError("protocol-error", `the peer closes epoch ${epoch}, which is closed already`);
     }
+    const far = findFarEpoch(this.#openEpoch, epoch);
+    if (far !== undefined) throw far;
     try {
       await state.update((record) =>
         andThen({

@@ -1,4 +1,5 @@
 import { ColobusError } from "../../proto/errors.ts";
+import { EPOCH_LEAD_MAX } from "../../proto/limits.ts";
 import type { Hello } from "../../proto/replication-messages.ts";
 
 /** Why the configurations of the two agents do not fit, as a sentence that says what differs and what to do; undefined: they do. */
@@ -24,7 +25,21 @@ export function findMismatch(self: Hello, peer: Hello): ColobusError | undefined
       "Start both agents with the same --cluster-size.",
     );
   }
-  return findDiskMismatch(self, peer);
+  return findFarEpoch(self.epochSeen, peer.epochSeen, peer.committed, ...peer.prepared) ?? findDiskMismatch(self, peer);
+}
+
+/**
+ * Why a peer's epochs cannot be followed by a side that has seen `seen`; undefined: they can. A number that is recorded is never
+ * given back, so a single wrong one could use up all that are left.
+ */
+export function findFarEpoch(seen: number, ...epochs: readonly number[]): ColobusError | undefined {
+  const far = epochs.find((epoch) => epoch > seen + EPOCH_LEAD_MAX);
+  if (far === undefined) return undefined;
+  return new ColobusError(
+    "protocol-error",
+    `the peer names epoch ${far}, where ${seen} is the last one that this side has seen: nothing lives so long`,
+    "The peer's state directory is faulty: replace that agent by one with an empty state directory.",
+  );
 }
 
 /**

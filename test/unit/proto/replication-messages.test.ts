@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { Packr } from "msgpackr";
 import { describe, expect, it } from "vitest";
 import { ColobusError, ERRORS } from "../../../proto/errors.ts";
-import { HANDSHAKE_MESSAGE_MAX_BYTES } from "../../../proto/limits.ts";
+import { EPOCH_MAX, HANDSHAKE_MESSAGE_MAX_BYTES } from "../../../proto/limits.ts";
 import {
   decodeMessage,
   encodeData,
@@ -179,6 +179,8 @@ describe("a message that is not of the protocol", () => {
     ["a negative number", raw({ type: "ack", received: -1, stable: 0 })],
     ["a fraction", raw({ type: "ack", received: 1.5, stable: 0 })],
     ["a number that is not exact", raw({ type: "ack", received: 2 ** 60, stable: 0 })],
+    ["an epoch that leaves none for later", raw({ ...EXAMPLES.hello, epochSeen: EPOCH_MAX + 1 })],
+    ["a barrier of such an epoch", raw({ ...EXAMPLES.barrier, epoch: Number.MAX_SAFE_INTEGER })],
     ["no ranges", write([])],
     ["ranges that are no list", write("0000")],
     ["ranges that are cut", write([0, 0, 0])],

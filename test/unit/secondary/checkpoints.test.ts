@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { PREPARED_EPOCHS_MAX } from "../../../proto/limits.ts";
+import { EPOCH_LEAD_MAX, PREPARED_EPOCHS_MAX } from "../../../proto/limits.ts";
 import { HiddenDisk } from "../../../secondary/hidden-disk.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, overlaysOn, pattern, seededStorage } from "../../support/overlay-bench.ts";
@@ -134,6 +134,10 @@ describe("the secondary's checkpoints", () => {
     await expect(bench.checkpoints.discard([2, 9])).rejects.toMatchObject({ code: "epoch-unknown" });
     await expect(bench.checkpoints.prepare(2)).rejects.toMatchObject({ code: "protocol-error" });
     await expect(bench.checkpoints.openAt(2)).rejects.toMatchObject({ code: "protocol-error" });
+    const far = bench.checkpoints.openEpoch + EPOCH_LEAD_MAX + 1;
+    await expect(bench.checkpoints.prepare(far)).rejects.toMatchObject({ code: "protocol-error" });
+    await expect(bench.checkpoints.openAt(far)).rejects.toMatchObject({ code: "protocol-error" });
+    expect(bench.checkpoints.epochSeen).toBeLessThan(EPOCH_LEAD_MAX);
     expect(bench.checkpoints.prepared).toEqual([2]);
   });
 

@@ -146,6 +146,18 @@ describe("the state file", () => {
     expect(reopened(storage, "power")).toBe(3);
   });
 
+  it.each([2 ** 53, Number.POSITIVE_INFINITY, Number.NaN])(
+    "takes no record that it could not read again: %d",
+    async (epoch) => {
+      const storage = newStorage();
+      const state = await created(storage, 1);
+      await expect(setEpoch(state, epoch)).rejects.toThrow("numbers");
+      await setEpoch(state, 2);
+      await expect(setEpoch(state, epoch)).rejects.toThrow("numbers");
+      expect(reopened(storage, "power")).toBe(2);
+    },
+  );
+
   it("holds one of the two records after a failed update and a loss of power", async () => {
     const storage = newStorage();
     const state = await created(storage, 1);

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { EPOCH_LEAD_MAX } from "../../../../proto/limits.ts";
 import type { Hello } from "../../../../proto/replication-messages.ts";
 import { findMismatch } from "../../../../shared/replication/mismatch.ts";
 import { primaryHello, secondaryHello } from "../../../support/hellos.ts";
@@ -35,6 +36,16 @@ describe("a mismatch of two agents", () => {
       for (const value of values) expect(mismatch?.message).toContain(value);
       expect(mismatch?.action).not.toBe("");
     }
+  });
+
+  it.each<Partial<Hello>>([
+    { epochSeen: 7 + EPOCH_LEAD_MAX },
+    { committed: 7 + EPOCH_LEAD_MAX },
+    { prepared: [7 + EPOCH_LEAD_MAX] },
+  ])("of their epochs, of which one side can never have come so far, is refused by the other: %o", (far) => {
+    const self = secondaryHello({ epochSeen: 6 });
+    expect(findMismatch(self, primaryHello(far))?.code).toBe("protocol-error");
+    expect(findMismatch({ ...self, epochSeen: 7 }, primaryHello(far))).toBeUndefined();
   });
 
   it("of a disk that was never of the primary's size is refused, though its secondary has grown", () => {
