@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { ColobusError } from "../proto/errors.ts";
 import type { SecondaryExport } from "../proto/words.ts";
+import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { imageUseOf, type DiskImage, type ImageSource } from "../shared/block/disk-image.ts";
 import { growRecorded } from "../shared/block/growth.ts";
 import { noteLosses } from "../shared/block/lost-writes.ts";
@@ -18,6 +19,8 @@ import type { OverlayQuota } from "./overlay-quota.ts";
 import { ReplicaDisk } from "./replica-disk.ts";
 import type { ViewGate } from "./view-gate.ts";
 import { WatchedImage } from "./watched-image.ts";
+
+type RecordedDisk = StateRecord["disks"][number];
 
 export interface ReplicaDisksOptions {
   readonly storage: Storage;
@@ -77,7 +80,7 @@ export class ReplicaDisks {
 
   /**
    * Makes a disk as long as the primary's is, or is to be, if it is not; one at a time. Durable when the promise resolves.
-   * Errors: `not-supported`; the storage's, after which it is as it was.
+   * Errors: `usage`, as `clusterGeometry`; `not-supported`; the storage's, after which it is as it was.
    */
   grow(name: string, sizeBytes: number): Promise<void> {
     return this.#change(() => this.#grow(name, sizeBytes));
@@ -93,7 +96,9 @@ export class ReplicaDisks {
     const { state, grown, disksCreated } = this.#options;
     const disk = this.#disks.find((candidate) => candidate.name === name);
     assert(disk !== undefined, "the handshake has compared the names");
-    if (disk.context.geometry.sizeBytes >= sizeBytes) return;
+    const { geometry } = disk.context;
+    if (geometry.sizeBytes >= sizeBytes) return;
+    clusterGeometry(sizeBytes, geometry.clusterBytes); // a size that is recorded has to be one that a start takes
     await growRecorded(state, name, sizeBytes, { grow: () => disk.lengthen(sizeBytes) });
     disk.grown(sizeBytes);
     grown(
@@ -114,32 +119,37 @@ export class ReplicaDisks {
   }
 
   async #prepare(names: readonly string[], sizes: readonly number[]): Promise<readonly ReplicaDisk[]> {
-    const { images, state } = this.#options;
-    const created = new Map<string, number>();
     for (const [index, name] of names.entries()) {
-      const recorded = state.record.disks.find((disk) => disk.name === name);
+      const recorded = this.#options.state.record.disks.find((disk) => disk.name === name);
       const sizeBytes = sizes[index];
       assert(recorded !== undefined && sizeBytes !== undefined, "the handshake has compared the names");
-      if (recorded.sizeBytes !== null) {
-        await this.#grow(name, sizeBytes);
-        continue;
-      }
-      await images.create(recorded.image, sizeBytes);
-      created.set(name, sizeBytes);
-      this.#disks.push(this.#openDisk({ ...recorded, sizeBytes }));
-    }
-    if (created.size > 0) {
-      await state.update((record) => ({
-        ...record,
-        disks: record.disks.map((disk) => ({ ...disk, sizeBytes: created.get(disk.name) ?? disk.sizeBytes })),
-      }));
-      this.#options.disksCreated();
+      if (recorded.sizeBytes === null) await this.#create(recorded, sizeBytes);
+      else await this.#grow(name, sizeBytes);
     }
     return names.map((name) => {
       const disk = this.#disks.find((candidate) => candidate.name === name);
       assert(disk !== undefined);
       return disk;
     });
+  }
+
+  /** Each is recorded as soon as it is there: that of the next one may fail, and this one is not to be made again then. */
+  async #create(recorded: RecordedDisk, sizeBytes: number): Promise<void> {
+    const { images, state, disksCreated } = this.#options;
+    clusterGeometry(sizeBytes, state.record.clusterBytes);
+    await images.create(recorded.image, sizeBytes);
+    const disk = this.#openDisk({ ...recorded, sizeBytes });
+    try {
+      await state.update((record) => ({
+        ...record,
+        disks: record.disks.map((one) => (one.name === recorded.name ? { ...one, sizeBytes } : one)),
+      }));
+    } catch (error) {
+      disk.close();
+      throw error;
+    }
+    this.#disks.push(disk);
+    disksCreated();
   }
 
   /**
@@ -177,7 +187,7 @@ export class ReplicaDisks {
     for (const disk of this.#disks) disk.close();
   }
 
-  #openBase(disk: StateRecord["disks"][number]): DiskImage {
+  #openBase(disk: RecordedDisk): DiskImage {
     const { images, state, sharedMark, lostSyncs } = this.#options;
     if (state.record.mode !== "shared") {
       const own = images.open(disk);
@@ -190,7 +200,7 @@ export class ReplicaDisks {
     return sharedMark === undefined ? base : new WatchedImage(base, () => sharedMark.assertProtected(false));
   }
 
-  #openDisk(disk: StateRecord["disks"][number]): ReplicaDisk {
+  #openDisk(disk: RecordedDisk): ReplicaDisk {
     const { storage, random, state, stateDirectory, access, bootId, mayHaveLostWrites, gate, lostSyncs } =
       this.#options;
     const { committed, prepared, retained, epochReserved } = state.record;

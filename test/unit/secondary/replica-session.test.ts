@@ -4,6 +4,7 @@ import { ColobusError } from "../../../proto/errors.ts";
 import {
   ACK_DELAY_MS,
   ACK_WINDOW_SHARE,
+  DISK_MAX_CLUSTERS,
   QUEUE_WINDOW_SHARE,
   HANDSHAKE_TIMEOUT_MS,
   REQUESTS_MAX,
@@ -242,6 +243,65 @@ describe("the secondary's end of a session", () => {
     expect(bench.storage.disk.readFile("/images/new.img")).toEqual(Buffer.alloc(SIZE));
     expect(bench.state.record.disks[0]?.sizeBytes).toBe(SIZE);
     expect(bench.events).toContain("disks-created");
+  });
+
+  it("makes each image once, where another one cannot be made in the first session", async () => {
+    const image = (name: string): string => `/images/new-${name}.img`;
+    const bench = await Bench.open({
+      disks: ["vda", "vdb"].map((name) => ({ name, image: image(name), sizeBytes: null, cleanMark: null })),
+    });
+    const disks = ["vda", "vdb"].map((name) => ({ name, sizeBytes: SIZE }));
+    bench.storage.disk.addDirectory(`${STATE_DIRECTORY}/disks/vdb`);
+    bench.storage.disk.faults.inject({ op: "open", path: image("vdb"), error: "out-of-space" });
+    const first = await bench.connect({ disks });
+    first.begin(1);
+    await bench.settle();
+    expect(first.refusal).toBe("out-of-space");
+    const second = await bench.connect({ disks });
+    second.begin(1);
+    await bench.settle();
+    expect(types(second.take()).at(-1)).toBe("ready");
+    expect(bench.role.disks.map(({ name }) => name)).toEqual(["vda", "vdb"]);
+    expect(bench.state.record.disks.map(({ sizeBytes }) => sizeBytes)).toEqual([SIZE, SIZE]);
+    await bench.role.close();
+    await bench.state.close();
+    expect(bench.storage.openPaths).toEqual([]);
+  });
+
+  describe("takes no size that it could not start with again", () => {
+    const tooLong = (DISK_MAX_CLUSTERS + 1) * CLUSTER_BYTES;
+
+    it("for an image that it makes", async () => {
+      const image = "/images/new.img";
+      const bench = await Bench.open({ disks: [{ name: "vda", image, sizeBytes: null, cleanMark: null }] });
+      const primary = await bench.connect({ disks: [{ name: "vda", sizeBytes: tooLong }] });
+      primary.begin(1);
+      await bench.settle();
+      expect(primary.refusal).toBe("usage");
+      expect(bench.storage.exists(image)).toBe(false);
+      await bench.begin();
+      expect(bench.state.record.disks[0]?.sizeBytes).toBe(SIZE);
+    });
+
+    it.each(["as a session begins", "in a session"])("for a disk that grows %s", async (when) => {
+      const bench = await Bench.open();
+      await bench.begin();
+      const before = bench.state.record.disks;
+      if (when === "in a session") {
+        const primary = await bench.begin(2);
+        primary.send({ type: "resize", id: 1, disk: 0, sizeBytes: tooLong });
+        await bench.settle();
+        expect(primary.take()).toMatchObject([{ type: "answer", id: 1, error: { code: "usage" } }]);
+      } else {
+        const primary = await bench.connect({ disks: [{ name: "vda", sizeBytes: tooLong }] });
+        primary.begin(2);
+        await bench.settle();
+        expect(primary.refusal).toBe("usage");
+      }
+      expect(bench.state.record.disks).toEqual(before);
+      expect(bench.image().length).toBe(SIZE);
+      await bench.begin(3);
+    });
   });
 
   it("takes no barrier in the middle of a sync: the end of that was lost", async () => {
