@@ -13,6 +13,7 @@ import type { Pending } from "../shared/block/block-device.ts";
 import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Random } from "../shared/host/random.ts";
+import { runsOf } from "../shared/replication/differing-runs.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
@@ -93,6 +94,7 @@ export class SourceSession {
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
       pulse: options.pulse,
+      sentBytes: () => this.#window.unreceivedBytes,
       handlers: {
         opened: (peer) => this.#opened(peer),
         message: (message) => this.#receive(message),
@@ -266,7 +268,7 @@ export class SourceSession {
     switch (message.type) {
       case "differs":
         this.#differs += 1;
-        this.#options.differs(message.disk, runsOf(message.runs));
+        this.#options.differs(message.disk, runsOf(message));
         break;
       case "ready":
         this.#site = message.site;
@@ -374,16 +376,6 @@ export class SourceSession {
       this.#progressTimer = this.#watchProgress();
     });
   }
-}
-
-/** Pairs of a first cluster and a count. */
-function runsOf(pairs: readonly number[]): ClusterRun[] {
-  const runs: ClusterRun[] = [];
-  for (let index = 0; index + 1 < pairs.length; index += 2) {
-    const first = pairs[index] ?? 0;
-    runs.push({ first, end: first + (pairs[index + 1] ?? 0) });
-  }
-  return runs;
 }
 
 function interrupted(): ColobusError {

@@ -163,10 +163,18 @@ export const QUEUE_WINDOW_SHARE = 1 / 2;
 /** An acknowledgement that no guest waits for comes at the latest after this time, or this part of the window. */
 export const ACK_DELAY_MS = 2;
 export const ACK_WINDOW_SHARE = 1 / 32;
-/** What an operation costs the window beside its payload, so that operations without payload are bounded as well. */
+/**
+ * What an operation costs the window beside its payload, so that operations without payload are bounded as well: its part of a
+ * header is no longer. A chunk of a VM state has no longer header, either.
+ */
 export const OPERATION_COST_BYTES = 128;
-/** Barriers, commits and discards of one session that may wait for their answers. */
+/** Requests of one session that may wait for their answers, and what says how its sync goes for its turn in the stream. */
 export const REQUESTS_MAX = 1024;
+/**
+ * What waits for the network while the peer goes on sending, beside what was sent on a side's own: operations that are not
+ * received, the secondary's `differs`. Beyond, the peer does not read what it is answered, and the session ends.
+ */
+export const UNREAD_MAX_BYTES = 8 * MIB;
 /** Silence, or lack of progress, after which a session is given up (`--peer-timeout`). */
 export const PEER_TIMEOUT_DEFAULT_MS = 5_000;
 /** The pause before the first new dial; each failure doubles it, and it is drawn from half to one and a half of that. */

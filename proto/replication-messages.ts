@@ -31,7 +31,7 @@ import {
   EPOCH_MAX,
   HANDSHAKE_MESSAGE_MAX_BYTES,
   LINK_MEASURE_CHUNK_BYTES,
-  MESSAGE_MAX_BYTES,
+  OPERATION_COST_BYTES,
   PREPARED_EPOCHS_MAX,
   REPLACED_PEERS_MAX,
   SECONDARIES_MAX,
@@ -44,6 +44,8 @@ import { ACK_POLICIES, MODES, ROLES, SYNC_EXTENTS } from "./words.ts";
 
 const NUMBER_OFFSET = 4;
 const HEAD_BYTES = 8;
+/** Of a `data` message with all operations that one may have; others as a whole are shorter. */
+const HEADER_MAX_BYTES = OPERATION_COST_BYTES * BATCH_MAX_OPERATIONS;
 
 /** What a `sync` message says of the sync. */
 export const SYNC_PHASES = ["begin", "pause", "end"] as const;
@@ -404,11 +406,21 @@ export function numberOf(bytes: Buffer): number {
  */
 export function decodeMessage(bytes: Buffer): Message {
   if (bytes.length < HEAD_BYTES) throw malformed("it is shorter than its head");
-  const headerEnd = HEAD_BYTES + bytes.readUInt32BE(0);
-  if (headerEnd > bytes.length || headerEnd > MESSAGE_MAX_BYTES) throw malformed("its header reaches beyond its end");
+  const headerBytes = bytes.readUInt32BE(0);
+  const headerEnd = HEAD_BYTES + headerBytes;
+  if (headerEnd > bytes.length) throw malformed("its header reaches beyond its end");
+  if (headerBytes > HEADER_MAX_BYTES) throw malformed("its header is too long");
   const header = unpackHeader(bytes.subarray(HEAD_BYTES, headerEnd));
-  if (header.type === "data") return decodeData(header, bytes.subarray(headerEnd));
-  if (header.type === "vmstate") return decodeVmState(header, bytes.subarray(headerEnd));
+  if (header.type === "data") {
+    const message = decodeData(header, bytes.subarray(headerEnd));
+    // A payload keeps the whole message in memory, of which the window counts so much.
+    if (headerBytes > OPERATION_COST_BYTES * message.operations.length) throw malformed("data: its header is too long");
+    return message;
+  }
+  if (header.type === "vmstate") {
+    if (headerBytes > OPERATION_COST_BYTES) throw malformed("vmstate: its header is too long");
+    return decodeVmState(header, bytes.subarray(headerEnd));
+  }
   if (headerEnd !== bytes.length) throw malformed("messages of its type have no payload");
   if (bytes.length > HANDSHAKE_MESSAGE_MAX_BYTES) throw malformed("it is too long");
   if (typeof header.type !== "string" || !Object.hasOwn(MESSAGE_SCHEMAS, header.type))

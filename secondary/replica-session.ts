@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { DIFFERS_RUNS_MAX, HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
+import { HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
 import {
   toErrorBody,
   type ErrorBody,
@@ -12,9 +12,9 @@ import {
   type VmStateMessage,
 } from "../proto/replication-messages.ts";
 import { isInSync, type Durability, type ReplicationState, type SyncExtent } from "../proto/words.ts";
-import { clusterRuns } from "../shared/block/cluster-bitmap.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Random } from "../shared/host/random.ts";
+import { differsMessages } from "../shared/replication/differing-runs.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
@@ -102,7 +102,9 @@ export class ReplicaSession {
   /** Settles when this side has made itself ready, or has given that up. */
   #begun: Promise<void> | undefined;
   #beginTimer: Timer | undefined;
-  /** Requests that are not answered yet. */
+  /** What the network had not taken of what this side knows to differ, when it had told everything. */
+  #toldBytes = 0;
+  /** Requests that are not answered yet, and calls that wait for their turn in the stream. */
   #openRequests = 0;
   #requests: Promise<unknown> = Promise.resolve();
   /** Active until the primary has said that everything is here: before it says anything, writes may be missing. */
@@ -124,6 +126,7 @@ export class ReplicaSession {
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
       pulse: options.pulse,
+      sentBytes: () => this.#toldBytes,
       handlers: {
         opened: (peer) => this.#opened(peer),
         message: (message) => this.#receive(message),
@@ -290,7 +293,7 @@ export class ReplicaSession {
         });
         break;
       case "united":
-        this.#stream().enqueue(() => this.#options.history.forgetOwnChanges());
+        this.#enqueue(() => this.#options.history.forgetOwnChanges());
         break;
       case "takeover":
         this.#receiveTakeover(message.id, message.lineage);
@@ -389,6 +392,7 @@ export class ReplicaSession {
     if (this.#stalled !== undefined) this.#session.send({ type: "stall", error: toErrorBody(this.#stalled) });
     const differs = message.extent === "delta" ? this.#tellOwnChanges() : 0;
     this.#session.send({ type: "ready", differs, site: options.site() });
+    this.#toldBytes = this.#session.queuedBytes;
     options.ready();
   }
 
@@ -401,19 +405,9 @@ export class ReplicaSession {
   /** Returns the number of messages that it took. */
   #tellOwnChanges(): number {
     let messages = 0;
-    const tell = (disk: number, runs: number[]): void => {
-      this.#session.send({ type: "differs", disk, runs });
+    for (const message of differsMessages(this.#options.history.ownChanges(this.#peer) ?? [])) {
+      this.#session.send(message);
       messages += 1;
-    };
-    for (const [disk, clusters] of (this.#options.history.ownChanges(this.#peer) ?? []).entries()) {
-      let runs: number[] = [];
-      for (const { first, end } of clusterRuns(clusters)) {
-        runs.push(first, end - first);
-        if (runs.length < 2 * DIFFERS_RUNS_MAX) continue;
-        tell(disk, runs);
-        runs = [];
-      }
-      if (runs.length > 0) tell(disk, runs);
     }
     return messages;
   }
@@ -421,7 +415,7 @@ export class ReplicaSession {
   #receiveSync(message: Extract<Message, { type: "sync" }>): void {
     const writer = this.#stream();
     // The end of a sync takes effect behind the data of the sync.
-    writer.enqueue(async () => {
+    this.#enqueue(async () => {
       const { lineage, ancestors, phase, told } = message;
       if (phase === "end") {
         this.#source = { lineage, ancestors };
@@ -524,6 +518,15 @@ export class ReplicaSession {
         if (vmstate !== true) prepared(epoch);
         if (commit) committed(epoch);
       });
+    });
+  }
+
+  /** Behind everything that was sent before, without an answer. */
+  #enqueue(work: () => Promise<void>): void {
+    this.#countRequest();
+    this.#stream().enqueue(async () => {
+      await work();
+      this.#openRequests -= 1;
     });
   }
 

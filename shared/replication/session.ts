@@ -3,6 +3,7 @@ import {
   HANDSHAKE_MESSAGE_MAX_BYTES,
   HANDSHAKE_TIMEOUT_MS,
   LINK_MEASURE_MAX_BYTES,
+  UNREAD_MAX_BYTES,
   WRONG_TOKEN_PAUSE_MS,
 } from "../../proto/limits.ts";
 import {
@@ -63,6 +64,8 @@ export interface SessionOptions {
   readonly probe?: boolean;
   readonly peerTimeoutMs: number;
   readonly handlers: SessionHandlers;
+  /** What may wait for the network of what this side has sent on its own, beside answers; nothing much unless it is said. */
+  readonly sentBytes?: () => number;
   /** What pings carry, where an arbiter decides who serves. */
   readonly pulse?: Pulse | undefined;
 }
@@ -124,6 +127,11 @@ export class Session {
   /** Milliseconds since anything came from the peer. */
   get silenceMs(): number {
     return this.#options.clock.nowMs() - this.#lastReceivedMs;
+  }
+
+  /** What was sent and the network has not taken yet. */
+  get queuedBytes(): number {
+    return this.#options.link.queuedBytes;
   }
 
   /** Whether the peer says that it only asks. Such a session is never `opened`, and its end is no news. */
@@ -203,10 +211,20 @@ export class Session {
       // Decoded first: what is no message of this protocol at all, or of another version of it, is told as that.
       const message = decodeMessage(data);
       this.#numbers.check(data);
+      this.#assertRead();
       this.#handle(message, data);
     } catch (error) {
       if (error instanceof ColobusError) this.#refuse(error);
       else throw error;
+    }
+  }
+
+  /** Who goes on sending, and does not read what that is answered by, would have this side keep it all. */
+  #assertRead(): void {
+    const { link, sentBytes } = this.#options;
+    if (link.queuedBytes <= UNREAD_MAX_BYTES) return;
+    if (link.queuedBytes > UNREAD_MAX_BYTES + (sentBytes?.() ?? 0)) {
+      throw new ColobusError("protocol-error", "the peer goes on sending, and does not read what it is answered");
     }
   }
 

@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { SourceSession } from "../../../primary/source-session.ts";
 import type { SentRange } from "../../../primary/send-window.ts";
 import { ColobusError } from "../../../proto/errors.ts";
-import { READY_TIMEOUT_MS } from "../../../proto/limits.ts";
+import { READY_TIMEOUT_MS, UNREAD_MAX_BYTES, WRITE_PIECE_MAX_BYTES } from "../../../proto/limits.ts";
 import {
   decodeMessage,
   encodeMessage,
@@ -115,6 +115,21 @@ describe("the primary's end of a session", () => {
     expect(bench.endings).toEqual([]);
     bench.pass(100);
     expect(bench.endings[0]?.reason.code).toBe("peer-timeout");
+  });
+
+  it("is ended where the secondary has more sent to it than operations, and reads nothing", () => {
+    const bench = new Bench().open();
+    const payload = Buffer.alloc(WRITE_PIECE_MAX_BYTES);
+    for (let sent = 0; sent < 2 * UNREAD_MAX_BYTES; sent += payload.length) {
+      bench.session.send("write", RANGE, 3 * 4096, payload.length, payload);
+    }
+    bench.clock.endTurn();
+    bench.receive({ type: "unstall" });
+    expect(bench.endings).toEqual([]);
+    // What it has been told besides; an operation's head is shorter than what the window counts for it.
+    bench.link.sent.push(Buffer.alloc(UNREAD_MAX_BYTES + payload.length));
+    bench.receive({ type: "unstall" });
+    expect(bench.endings[0]?.reason.code).toBe("protocol-error");
   });
 
   it("is ended by the reason for which the two form no pair", () => {

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { Packr } from "msgpackr";
 import { describe, expect, it } from "vitest";
 import { ColobusError, ERRORS } from "../../../proto/errors.ts";
-import { EPOCH_MAX, HANDSHAKE_MESSAGE_MAX_BYTES } from "../../../proto/limits.ts";
+import { BATCH_MAX_OPERATIONS, EPOCH_MAX, HANDSHAKE_MESSAGE_MAX_BYTES } from "../../../proto/limits.ts";
 import {
   decodeMessage,
   encodeData,
@@ -181,6 +181,14 @@ describe("a message that is not of the protocol", () => {
     ["a number that is not exact", raw({ type: "ack", received: 2 ** 60, stable: 0 })],
     ["an epoch that leaves none for later", raw({ ...EXAMPLES.hello, epochSeen: EPOCH_MAX + 1 })],
     ["a barrier of such an epoch", raw({ ...EXAMPLES.barrier, epoch: Number.MAX_SAFE_INTEGER })],
+    [
+      "a header that is mostly something else",
+      raw({ type: "data", firstSequence: 1, ranges: [0, 0, 0, 3], x: "x".repeat(100) }, Buffer.from("abc")),
+    ],
+    [
+      "such a header of a chunk",
+      raw({ ...VMSTATE, payload: undefined, length: 3, x: "x".repeat(100) }, VMSTATE.payload),
+    ],
     ["no ranges", write([])],
     ["ranges that are no list", write("0000")],
     ["ranges that are cut", write([0, 0, 0])],
@@ -235,6 +243,17 @@ describe("a message that is not of the protocol", () => {
     }
     expect(caught).toBeInstanceOf(ColobusError);
     expect(String(caught).length).toBeLessThan(1000);
+  });
+
+  it("is none for the numbers of as many operations as there may be, however large those are", () => {
+    const largest = Number.MAX_SAFE_INTEGER;
+    for (const count of [1, BATCH_MAX_OPERATIONS]) {
+      const operations = Array.from({ length: count }, () => [OPERATION_KINDS.discard, 63, largest, largest]);
+      const message = decodeMessage(raw({ type: "data", firstSequence: largest, ranges: operations.flat() }));
+      expect(message).toMatchObject({ type: "data", firstSequence: largest });
+    }
+    const { type, epoch, index, crc } = { ...VMSTATE, epoch: largest, index: largest, crc: 0xffff_ffff };
+    expect(decodeMessage(raw({ type, epoch, index, crc, length: 3 }, VMSTATE.payload))).toMatchObject({ type });
   });
 
   it("cannot hold more operations than any release sends", () => {

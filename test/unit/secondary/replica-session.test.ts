@@ -9,6 +9,7 @@ import {
   HANDSHAKE_TIMEOUT_MS,
   REQUESTS_MAX,
   UNAUTHENTICATED_LINKS_MAX,
+  UNREAD_MAX_BYTES,
 } from "../../../proto/limits.ts";
 import type { Hello, Message } from "../../../proto/replication-messages.ts";
 import type { Durability } from "../../../proto/words.ts";
@@ -579,6 +580,39 @@ describe("a primary that asks too much", () => {
     expect(primary.refusal).toBe("protocol-error");
     release();
     await bench.settle();
+  });
+
+  it.each<Extract<Message, { type: "sync" | "united" }>>([
+    { type: "sync", phase: "begin", totalBytes: 0, ...HISTORY },
+    { type: "united" },
+  ])("is cut off when it says $type without end", async (message) => {
+    const { bench, primary, release } = await stalled();
+    for (let count = 0; count <= REQUESTS_MAX; count += 1) primary.send(message);
+    expect(primary.refusal).toBe("protocol-error");
+    release();
+    await bench.settle();
+
+    const patient = await bench.begin(9);
+    for (let count = 0; count <= REQUESTS_MAX; count += 1) {
+      patient.send(message);
+      if (count % 100 === 0) await bench.settle();
+    }
+    expect(patient.refusal).toBeUndefined();
+  });
+
+  it("is cut off when it does not read what it is answered", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    const ask = async (id: number): Promise<void> => {
+      primary.send({ type: "commit", id, epoch: 7 });
+      await bench.settle();
+    };
+    // Earlier answers, of which the last ones fill it up.
+    primary.link.sent.push(Buffer.alloc(UNREAD_MAX_BYTES - 1));
+    await ask(1);
+    expect(primary.refusal).toBeUndefined();
+    await ask(2);
+    expect(primary.refusal).toBe("protocol-error");
   });
 
   it("may ask for ever, when it waits for the answers", async () => {
