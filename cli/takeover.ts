@@ -65,8 +65,10 @@ export class Takeover {
   #timer: Timer | undefined;
   #stopped = false;
   #lastFailure: string | undefined;
-  /** What has failed is not tried again at once: a fence hook may have a say in it. */
+  /** What has failed is not tried again at once: a fence hook may have a say in it, or the primary may serve again. */
   #notBeforeMs = 0;
+  /** What stood in the record before this side's last claim, which may stand there still, though nobody was promoted under it. */
+  #overwritten: { readonly lineage: string; readonly before: ArbiterRecord } | undefined;
 
   constructor(options: TakeoverOptions) {
     this.#options = options;
@@ -109,7 +111,9 @@ export class Takeover {
           // A takeover of this side that is cut off finds it here again.
           const next = rightful.kind === "refused" ? [] : (seen.record?.next ?? []);
           const entry = { vm, lineage, next, holder, committed, outdated, peers, ttlMs: lease.ttlMs };
-          if (await lease.claim(seen, entry, force)) return this.#claimed({ lineage, next }, seen.record, force);
+          const before = this.#beforeClaims(seen.record);
+          this.#overwritten = before === undefined ? undefined : { lineage, before };
+          if (await lease.claim(seen, entry, force)) return this.#claimed({ lineage, next }, before, force);
           continue;
         }
         const patienceMs = waits ? 2 * Math.max(lease.ttlMs, seen.record?.ttlMs ?? 0) : 0;
@@ -143,7 +147,7 @@ export class Takeover {
       giveUp: async () => {
         lease.forgo();
         try {
-          if (before !== undefined) await lease.amend(before);
+          if (before !== undefined) await lease.putBack(before, lineage);
         } catch (error) {
           // The record names this side then, which may claim again; or the primary does when the two are connected.
           this.#options.log.warn({ reason: asColobusError(error) }, "the arbiter's record is not put back");
@@ -151,6 +155,13 @@ export class Takeover {
         await lease.release();
       },
     };
+  }
+
+  /** What is to stand in the record when a promotion fails: not an earlier claim of this process that has come to nothing. */
+  #beforeClaims(found: ArbiterRecord | undefined): ArbiterRecord | undefined {
+    const { lineage, before } = this.#overwritten ?? {};
+    const isInVain = lineage !== undefined && !succeededBy(this.#options.state.record).includes(lineage);
+    return isInVain && found?.lineage === lineage ? before : found;
   }
 
   /** The other secondaries of whoever has written the record, or of whom a takeover of this side that was cut off has found there. */
@@ -188,8 +199,11 @@ export class Takeover {
       if (decision.kind === "wait") return;
       if (decision.kind === "refused") throw refused(decision.why);
       emit("takeover-started", { holder: seen.record?.holder ?? null });
-      this.#notBeforeMs = clock.nowMs() + lease.ttlMs;
-      await this.#options.failOver();
+      try {
+        await this.#options.failOver();
+      } finally {
+        this.#notBeforeMs = clock.nowMs() + lease.ttlMs;
+      }
       this.#lastFailure = undefined;
     } catch (error) {
       const reason = asColobusError(error);

@@ -99,6 +99,20 @@ export class OwnLease {
     });
   }
 
+  /**
+   * Writes the record that stood there before this side has claimed `lineage`, also where its lease has run out since; unless
+   * another has changed the record, whose it is then. The lease is to be released after this.
+   */
+  async putBack(before: ArbiterEntry, lineage: string): Promise<void> {
+    if (await this.amend(before)) return;
+    await this.#call(async () => {
+      const { arbiter, agentId } = this.#options;
+      const seen = await arbiter.read();
+      const isClaimed = seen.record?.holder === agentId && seen.record.lineage === lineage;
+      this.#known = (isClaimed ? await arbiter.claim(seen.revision, before, false) : undefined) ?? seen;
+    });
+  }
+
   /** From now on this side does not rely on its lease, whatever the arbiter says. */
   forgo(): void {
     this.#end = undefined;

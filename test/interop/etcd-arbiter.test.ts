@@ -7,6 +7,7 @@ import { z } from "zod";
 import type { ArbiterEntry } from "../../proto/arbiter-record.ts";
 import { EtcdArbiter } from "../../shared/arbiter/etcd-arbiter.ts";
 import { EtcdGateway, type EtcdAccess } from "../../shared/arbiter/etcd-gateway.ts";
+import { OwnLease } from "../../shared/arbiter/own-lease.ts";
 import { NodeClock } from "../../shared/host/node-clock.ts";
 import { TlsFiles, type TlsPaths } from "../../shared/host/tls-files.ts";
 import { makeHosts } from "../support/certificates.ts";
@@ -72,6 +73,30 @@ describe.runIf(requirePeers("etcd"))("an arbiter in etcd", () => {
     expect((await a.renew()).leaseHolder).toBeNull();
     expect(await b.claim(state.revision, entryOf(vm, "b"), false)).toMatchObject({ leaseHolder: "b" });
     expect((await a.renew()).leaseHolder).toBe("b");
+  });
+
+  it("has the record as it was before a claim whose lease has ended, unless another has claimed since", async () => {
+    const { vm, a, b } = await agents();
+    const clock = new NodeClock();
+    const silent = (): void => undefined;
+    const log = { info: silent, debug: silent, warn: silent, error: silent };
+    const lease = new OwnLease({ arbiter: b, agentId: "b", ttlMs: TTL_MS, clock, log, emit: silent });
+    await a.claim("0", entryOf(vm, "a"), false);
+    const before = entryOf(vm, "a");
+    const claimed = entryOf(vm, "b", { lineage: "second", outdated: ["a"] });
+    for (const isTaken of [false, true]) {
+      await a.release();
+      expect(await lease.claim(await lease.read(), claimed)).toBe(true);
+      let state = await a.read();
+      while (state.leaseHolder !== null) state = await a.read();
+      if (isTaken) await a.claim(state.revision, entryOf(vm, "a", { lineage: "third" }), false);
+      await lease.putBack(before, "second");
+      await lease.release();
+      const { record, leaseHolder } = await a.read();
+      expect([record?.holder, record?.lineage, leaseHolder]).toEqual(
+        isTaken ? ["a", "third", "a"] : ["a", "first", null],
+      );
+    }
   });
 
   it("takes the lease from its holder by force, who learns it at the next renewal", async () => {

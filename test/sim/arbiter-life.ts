@@ -30,7 +30,8 @@ const FAULT_EVERY_MS = [200, 6_000] as const;
 const SETTLE_MS = 10 * TTL_MS;
 const STARTED_WITHIN_MS = 120_000;
 const SHARED = 0.35;
-const FENCE_MS = [1, 800] as const;
+/** Often for longer than the lease lasts under which it runs. */
+const FENCE_MS = [1, 2 * TTL_MS] as const;
 const FENCE_FAILS = 0.2;
 /** A side that may not start yet, because the other one merges, tries again. */
 const START_AGAIN_MS = 500;

@@ -48,12 +48,16 @@ export class ScriptedPair {
   /** Something that `do` was given is under way: the world runs already. */
   #isInWorld = false;
 
-  constructor(seed: number, durability: Durability, options: Partial<PairOptions> = {}) {
+  constructor(
+    seed: number,
+    durability: Durability,
+    options: Partial<PairOptions> | ((world: SimWorld) => Partial<PairOptions>) = {},
+  ) {
     this.world = new SimWorld(seed);
     this.#random = this.world.random;
     this.calls = new Calls(this.world);
-    this.disks = options.disks ?? DISKS;
-    this.options = { ...OPTIONS, ...options };
+    this.options = { ...OPTIONS, ...(typeof options === "function" ? options(this.world) : options) };
+    this.disks = this.options.disks;
     const contents = this.disks.map(({ sizeBytes }) => this.#random.bytes(sizeBytes));
     const stream = this.options.mode === "mirror" ? new MirrorStream({ ack: this.options.ack, durability }) : undefined;
     this.model = new PairModel(this.disks, contents, () => undefined, stream);

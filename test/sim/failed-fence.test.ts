@@ -1,0 +1,61 @@
+import assert from "node:assert/strict";
+import { describe, expect, it } from "vitest";
+import { ColobusError } from "../../proto/errors.ts";
+import { ScriptedPair } from "./scripted-pair.ts";
+import { SeededRandom } from "./seeded-random.ts";
+import { SimArbiter } from "./sim-arbiter.ts";
+
+const TTL_MS = 3_000;
+const HOOK_MS = 2 * TTL_MS;
+
+/** A pair of a shared disk that is parted: the secondary takes over, and its hook runs for longer than its lease. */
+async function failing({ isArbiterCut }: { readonly isArbiterCut: boolean }): Promise<ScriptedPair> {
+  let arbiter: SimArbiter | undefined;
+  let hooks = 0;
+  const scripted: ScriptedPair = new ScriptedPair(1, "process", (world) => {
+    arbiter = new SimArbiter(world, new SeededRandom(1), TTL_MS);
+    return {
+      mode: "shared",
+      isMarked: true,
+      ack: "applied",
+      peerTimeoutMs: 1_000,
+      arbiter: { service: arbiter, ttlMs: TTL_MS },
+      fence: async () => {
+        hooks += 1;
+        if (isArbiterCut) arbiter?.cut("b", hooks === 1);
+        await world.sleep(HOOK_MS);
+        throw new ColobusError("fence-failed", "the hook has failed");
+      },
+    };
+  });
+  await scripted.start();
+  assert(arbiter !== undefined);
+  scripted.world.network.partition("a", "b", true);
+  arbiter.cut("a", true);
+  await scripted.until("the hook to run", () => hooks > 0);
+  arbiter.cut("a", false);
+  if (isArbiterCut) {
+    await scripted.until(
+      "the hook to have failed",
+      () => scripted.pair.secondary.agent?.status().failover.arbiter?.state === "unreachable",
+    );
+    arbiter.cut("b", false);
+  }
+  return scripted;
+}
+
+describe("a takeover whose fence hook fails after its lease has run out", () => {
+  it.each([false, true])(
+    "leaves the primary its right to serve; the arbiter was cut off meanwhile: %s",
+    async (isArbiterCut) => {
+      const scripted = await failing({ isArbiterCut });
+      const { primary } = scripted.pair;
+      await scripted.until(
+        "the primary to serve again",
+        () => primary.agent?.status().failover.arbiter?.state === "own",
+      );
+      const outcome = await scripted.do("a read", () => scripted.guestRead(0, 0, 512));
+      expect(outcome.kind).toBe("done");
+    },
+  );
+});
