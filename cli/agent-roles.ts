@@ -112,9 +112,7 @@ export class AgentRoles {
   }
 
   accept(link: Link, ended?: (wasReady: boolean) => void, url?: string): void {
-    const refusal = this.#stopping
-      ? new ColobusError("shutting-down", "the agent is being stopped", "Try again later.")
-      : this.#binding.refusalOf(link);
+    const refusal = this.#stopping ? beingStopped() : this.#binding.refusalOf(link);
     if (refusal !== undefined) refuse(link, refusal, () => ended?.(false));
     else if (this.#active.role === "Primary") this.#active.primary.accept(link, ended, url);
     else this.#active.secondary.accept(link, ended);
@@ -160,8 +158,8 @@ export class AgentRoles {
 
   /**
    * The secondary becomes Primary, from its last committed checkpoint, and serves at once; the merge follows behind.
-   * Errors: `io-error`; it is still Secondary then. Where the primary's role cannot be opened behind its record, those of
-   * the storage: it serves nobody until it is started again.
+   * Errors: `io-error`, `shutting-down`; it is still Secondary then. Where the primary's role cannot be opened behind its
+   * record, those of the storage: it serves nobody until it is started again.
    */
   promote(request: Omit<Parameters<SecondaryRole["promote"]>[0], "lineage">, lineage?: string): Promise<Promotion> {
     return this.#change(async () => {
@@ -202,7 +200,8 @@ export class AgentRoles {
    * The primary becomes Secondary, with what its images hold now as its checkpoint; without any where an image cannot be
    * flushed. Its clients are sent away. Of what is known of its peers, only what is about the `newer` side is kept; `peer`:
    * whom alone it dials from then on. While the record cannot be written it serves nobody, and tries again.
-   * Errors: `merge-unfinished`; those of opening the images, after which it serves nobody until it is started again.
+   * Errors: `merge-unfinished`, `shutting-down`; those of opening the images, after which it serves nobody until it is
+   * started again.
    */
   demote(request: {
     readonly discardsOwn: boolean;
@@ -252,19 +251,19 @@ export class AgentRoles {
 
   /**
    * Carries out an order that `primary` was given, behind every change that was begun before: it judges by what those have
-   * left. Errors: those of the order; `not-primary` when the role has changed meanwhile, or ends.
+   * left. Errors: those of the order; `not-primary` when the role has changed meanwhile; `shutting-down`.
    */
   inTurn<T>(primary: PrimaryRole, order: () => Promise<T>): Promise<T> {
     return this.#change(async () => {
       const active = this.#active;
-      if (active.role === "Primary" && active.primary === primary && !this.#stopping) return order();
+      if (active.role === "Primary" && active.primary === primary) return order();
       throw new ColobusError("not-primary", "this side is not Primary any more", "See `colobus status` on both sides.");
     });
   }
 
   /**
-   * Makes a disk of `primary` longer, which the secondaries of `grown` have done already. Errors: as `Resizes.grow`;
-   * `not-primary`.
+   * Makes a disk of `primary` longer, which the secondaries of `grown` have done already. Errors: as `Resizes.grow`, and
+   * `inTurn`.
    */
   grow(primary: PrimaryRole, disk: number, sizeBytes: number, grown: GrownPeers): Promise<void> {
     return this.inTurn(primary, async () => {
@@ -282,9 +281,14 @@ export class AgentRoles {
     if (this.#active.role === "Primary") this.#active.primary.leave();
   }
 
+  /** The agent is being stopped: no change of roles begins any more, and no link is taken. What has begun goes on. */
+  beginStop(): void {
+    this.#stopping = true;
+  }
+
   /** Ends the role: sessions are left, disks are flushed and closed. */
   async stop(drainMs: number): Promise<void> {
-    this.#stopping = true;
+    this.beginStop();
     this.#parts.lostSyncs.stop();
     this.#connectors.hangUp();
     await this.#changing;
@@ -317,7 +321,11 @@ export class AgentRoles {
   }
 
   #change<T>(change: () => Promise<T>): Promise<T> {
-    const result = this.#changing.then(change);
+    const result = this.#changing.then(() => {
+      // It would write beside what `stop` closes, and to images that it calls clean.
+      if (this.#stopping) throw beingStopped();
+      return change();
+    });
     this.#changing = result.catch(() => undefined); // the caller has the error
     return result;
   }
@@ -418,4 +426,9 @@ export class AgentRoles {
     const work = new MergeWork({ disks: this.#promoted, state, log, speed: agent.config.resyncSpeed, merged });
     this.#merging = jobs.start(work, work.begins);
   }
+}
+
+/** Why nothing begins any more. */
+export function beingStopped(): ColobusError {
+  return new ColobusError("shutting-down", "the agent is being stopped", "Try again later.");
 }

@@ -59,7 +59,7 @@ import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { AgentOptions } from "./agent-host.ts";
 import { AgentMetrics } from "./agent-metrics.ts";
-import { AgentRoles } from "./agent-roles.ts";
+import { AgentRoles, beingStopped } from "./agent-roles.ts";
 import { openAgentState, unflushedThrough } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
 import { changeChild } from "./change-child.ts";
@@ -219,12 +219,13 @@ export class Agent implements AgentControl {
   async stop(drainMs: number): Promise<void> {
     if (this.#stopping) return;
     this.#stopping = true;
+    this.#roles.beginStop();
     this.#emit("agent-stopping", {});
     this.exports.withdrawAll();
     this.#arbitration?.takeover.stop();
     await this.#failovers.ended(); // the role is settled now
     await this.#changes.settled();
-    await this.#jobs.stop(new ColobusError("shutting-down", "the agent is being stopped"));
+    await this.#jobs.stop(beingStopped());
     this.#stateWatch.stop();
     this.#stallWatch.stop();
     this.#imageServers.stop();
@@ -518,7 +519,9 @@ export class Agent implements AgentControl {
     return isReached(condition, this.status(), this.#state.record);
   }
 
+  /** For what changes it. Errors: `not-secondary`; `shutting-down`: what it changes may be closed already. */
   #secondary(command: string): SecondaryRole {
+    if (this.#stopping) throw beingStopped();
     const { active } = this.#roles;
     if (active.role === "Secondary") return active.secondary;
     throw new ColobusError(
