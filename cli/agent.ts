@@ -335,8 +335,8 @@ export class Agent implements AgentControl {
 
   measureLink: AgentControl["measureLink"] = (request, signal) => this.#roleCommands.measureLink(request, signal);
 
-  async startAlone(): Promise<StartAloneAnswer> {
-    return Promise.resolve(this.#roleCommands.startAlone());
+  startAlone(): Promise<StartAloneAnswer> {
+    return this.#roleCommands.startAlone();
   }
 
   switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {

@@ -236,8 +236,8 @@ export class RoleCommands {
     );
   }
 
-  startAlone(): StartAloneAnswer {
-    return { released: this.#primary("start-alone").startAlone() };
+  async startAlone(): Promise<StartAloneAnswer> {
+    return { released: await this.#primary("start-alone").startAlone() };
   }
 
   /** The secondary takes over as Primary, with everything that was written; this side becomes its secondary. */

@@ -86,9 +86,8 @@ export class GuestPolicy {
 
   /** Errors: `outdated`; `handed-over` while the peer may have taken the role. */
   assertMayStartAlone(): void {
-    const { record } = this.#options.state;
-    if (record.outdated) throw outdated();
-    if (record.handOver !== null) {
+    if (this.isOutdated) throw outdated();
+    if (this.#options.state.record.handOver !== null) {
       throw new ColobusError(
         "handed-over",
         "the role was handed to the peer, and it is not known whether the peer took it",

@@ -5,7 +5,7 @@ import type { SecondaryPlace } from "./secondary-place.ts";
 
 export interface KeepPermitOptions extends Pick<
   PermitKeeperOptions,
-  "clock" | "log" | "emit" | "state" | "committed" | "vouched"
+  "clock" | "log" | "emit" | "state" | "committed" | "vouched" | "isOutdated"
 > {
   readonly lease: OwnLease | undefined;
   readonly epochs: EpochSessions;

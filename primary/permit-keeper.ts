@@ -14,6 +14,7 @@ import { knownBy, relatedPeersOf } from "../shared/replication/lineage.ts";
 import { peersOf } from "../shared/replication/peer-slots.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { Beats } from "./beats.ts";
+import { outdated } from "./guest-policy.ts";
 import { ServingPermit } from "./serving-permit.ts";
 
 export interface PermitKeeperOptions {
@@ -32,6 +33,8 @@ export interface PermitKeeperOptions {
   readonly dialled: () => NonNullable<ArbiterEntry["peers"]>;
   /** The arbiter says that no peer was promoted while this side was away. */
   readonly vouched: () => void;
+  /** Another side's history goes on, and this one's does not. */
+  readonly isOutdated: () => boolean;
 }
 
 /** Lineages that begin, or have begun, and that not everybody who may take over has heard of. */
@@ -124,7 +127,7 @@ export class PermitKeeper {
     if (!this.permit.isValid) this.permit.refuse(reason);
   }
 
-  /** The role ends: nobody waits any more for what the arbiter is to know. */
+  /** The role ends, or is another side's: nobody waits any more for what the arbiter is to know. */
   endWaiting(reason: ColobusError): void {
     this.#ended = reason;
     this.#marking?.settle(reason);
@@ -291,10 +294,29 @@ export class PermitKeeper {
     return this.permit.refusal;
   }
 
-  /** An operator says that nobody else serves: whatever the arbiter's record says is overwritten. */
+  /** An operator says that nobody else serves: whatever the arbiter's record says is overwritten, as soon as it answers. */
   insist(): void {
     this.#insists = true;
     this.#look();
+  }
+
+  /**
+   * As `insist`, but now or not at all: by the time the arbiter answers again, another side may serve. Errors:
+   * `arbiter-unreachable`, and why.
+   */
+  async overrule(): Promise<void> {
+    const hasInsisted = this.#insists;
+    this.#insists = true;
+    await this.#turn; // it may have looked before
+    this.#look();
+    await this.#turn;
+    this.#insists &&= hasInsisted;
+    if (this.refusal === undefined) return;
+    throw new ColobusError(
+      "arbiter-unreachable",
+      `the arbiter could not be told that this side serves alone: ${this.#why}`,
+      "Guests are refused still. Try again when the arbiter answers.",
+    );
   }
 
   /** The role is not being handed over any more. */
@@ -387,6 +409,12 @@ export class PermitKeeper {
       do {
         // While the role is being handed over, the record is the peer's to change.
         if (state.record.handOver !== null || this.#stopped) return;
+        if (this.#options.isOutdated()) {
+          // What an operator has ordered before that was known is not to take the lease from who serves now.
+          this.#insists = false;
+          this.endWaiting(outdated());
+          return;
+        }
         if (lease.isInForce && lease.known !== undefined && !this.#hasTakenUp) this.#takeUp(lease.known);
         if (!lease.isOwn || !lease.isInForce || this.#insists) await this.#claim();
         else {

@@ -37,6 +37,7 @@ import { Secondaries } from "./secondaries.ts";
 import { SecondaryPlace, type Judged } from "./secondary-place.ts";
 import type { EpochSession } from "./session-group.ts";
 import { SharedDisks } from "./shared-disks.ts";
+import { startAlone } from "./start-alone.ts";
 import { VmStates } from "./vm-states.ts";
 import type { PrimaryOptions } from "./primary-options.ts";
 
@@ -125,6 +126,7 @@ export class PrimaryRole {
         this.#unheard.clear();
         this.#guests.vouched({ freezes: options.onPeerLoss === "freeze" });
       },
+      isOutdated: () => this.isOutdated,
     });
     const sizes = new Map(options.children.map(({ name, child }) => [name, child.sizeBytes]));
     const { copies } = this;
@@ -213,20 +215,15 @@ export class PrimaryRole {
     return this.#lastVerdict;
   }
 
-  /**
-   * Lets the guests go on that wait for the peer. Returns whether any did. Errors: `outdated`; `handed-over`, also while that is
-   * under way: what they wrote would be lost.
-   */
-  startAlone(): boolean {
-    if (this.#isHandingOver) throw beingHandedOver();
-    this.#guests.assertMayStartAlone();
-    // Without the mark nobody could tell that the secondary's checkpoint is void.
-    this.#shared?.goAlone();
-    const waited = this.#guests.startAlone();
-    this.#unheard.clear();
-    if (this.#keeper?.refusal === undefined) return waited;
-    this.#keeper.insist();
-    return true;
+  /** As the function of that name. */
+  startAlone(): Promise<boolean> {
+    return startAlone({
+      guests: this.#guests,
+      keeper: this.#keeper,
+      shared: this.#shared,
+      unheard: this.#unheard,
+      isHandingOver: () => this.#isHandingOver,
+    });
   }
 
   /** An operator has forced this side's promotion: whatever an arbiter's record says is overwritten. */

@@ -166,10 +166,15 @@ export class SharedDisks {
     }));
   }
 
-  /** Lets guests' changes go on without the secondary, until there is one again. Errors: `not-supported` without a mark. */
-  goAlone(): void {
+  /** Errors: `not-supported` without a mark. */
+  assertMayGoAlone(): void {
     // Where nobody knows this lineage there is no checkpoint to lose.
     if (this.#options.sharedMark === undefined && this.#options.state.record.history.shared) throw cannotGoAlone();
+  }
+
+  /** Lets guests' changes go on without the secondary, until there is one again. Errors: as `assertMayGoAlone`. */
+  goAlone(): void {
+    this.assertMayGoAlone();
     this.#mayGoAlone = true;
   }
 

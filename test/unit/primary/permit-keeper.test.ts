@@ -27,6 +27,7 @@ class Scene {
   replaced: string[] = [];
   vouchedTimes = 0;
   handOver: string | null = null;
+  isOutdated = false;
   lineage = "first";
 
   constructor(arbiter = new MemoryArbiter("a")) {
@@ -47,6 +48,7 @@ class Scene {
       committed: () => 7,
       dialled: () => [{ agentId: "b", url: "ws://b" }],
       vouched: () => void (this.vouchedTimes += 1),
+      isOutdated: () => this.isOutdated,
     });
   }
 
@@ -207,10 +209,43 @@ describe("a primary with an arbiter", () => {
     expect(scene.writeAlone().outcome).toBe("waits");
     await turns();
     await expect(scene.keeper.permit.admit()).rejects.toMatchObject({ code: "lease-refused" });
-    scene.keeper.insist();
-    await turns();
+    await scene.keeper.overrule();
     expect(scene.keeper.permit.isValid).toBe(true);
     expect(scene.arbiter.state).toMatchObject({ leaseHolder: "a", record: { holder: "a", lineage: "first" } });
+  });
+
+  it("does not do later what an operator insisted on while the arbiter was away", async () => {
+    scene = new Scene();
+    const entry = { vm: "vm", lineage: "later", holder: "b", committed: 9, outdated: ["a"], ttlMs: TTL_MS };
+    scene.arbiter.put(entry, "b");
+    scene.isConnected = false;
+    await scene.start();
+    scene.arbiter.isReachable = false;
+    await expect(scene.keeper.overrule()).rejects.toMatchObject({
+      code: "arbiter-unreachable",
+      message: expect.stringContaining("there is no answer") as string,
+    });
+    scene.arbiter.isReachable = true;
+    scene.clock.advance(TTL_MS);
+    await turns();
+    expect(scene.arbiter.state).toMatchObject({ leaseHolder: "b", record: { holder: "b" } });
+    expect(scene.keeper.refusal).toMatchObject({ code: "lease-refused" });
+  });
+
+  it("drops what an operator insisted on, and renews no lease, once it is outdated", async () => {
+    const made = await started();
+    made.arbiter.isReachable = false;
+    made.keeper.insist();
+    await turns();
+    made.isOutdated = true;
+    made.arbiter.isReachable = true;
+    const entry = { vm: "vm", lineage: "later", holder: "b", committed: 9, outdated: ["a"], ttlMs: TTL_MS };
+    made.arbiter.put(entry, "b");
+    made.arbiter.calls.length = 0;
+    made.clock.advance(TTL_MS);
+    await turns();
+    expect(made.arbiter.state).toMatchObject({ leaseHolder: "b", record: { holder: "b" } });
+    expect(made.arbiter.calls).toEqual([]);
   });
 
   it("tells the arbiter of a lineage that was begun alone, also where the secondary was still connected", async () => {

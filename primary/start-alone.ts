@@ -1,0 +1,40 @@
+import type { GuestPolicy } from "./guest-policy.ts";
+import { beingHandedOver } from "./no-peer.ts";
+import type { PermitKeeper } from "./permit-keeper.ts";
+import type { SharedDisks } from "./shared-disks.ts";
+
+export interface StartAlone {
+  readonly guests: GuestPolicy;
+  readonly keeper: PermitKeeper | undefined;
+  readonly shared: SharedDisks | undefined;
+  /** Secondaries that have to speak before guests go on by themselves. */
+  readonly unheard: Set<string>;
+  readonly isHandingOver: () => boolean;
+}
+
+/**
+ * Lets the guests go on that wait for the peer, or that the arbiter's record refuses: that is overwritten first. Returns whether
+ * any did. Errors: `outdated`; `arbiter-unreachable`; `handed-over`, also while that is under way: what they wrote would be lost.
+ */
+export async function startAlone(context: StartAlone): Promise<boolean> {
+  const { guests, keeper, shared, unheard } = context;
+  assertMayStartAlone(context);
+  const isRefused = keeper?.refusal !== undefined;
+  try {
+    if (isRefused) await keeper.overrule();
+  } finally {
+    // The peer may have spoken meanwhile.
+    assertMayStartAlone(context);
+  }
+  shared?.goAlone();
+  const waited = guests.startAlone();
+  unheard.clear();
+  return waited || isRefused;
+}
+
+function assertMayStartAlone({ guests, shared, isHandingOver }: StartAlone): void {
+  if (isHandingOver()) throw beingHandedOver();
+  guests.assertMayStartAlone();
+  // Without the mark nobody could tell that the secondary's checkpoint is void.
+  shared?.assertMayGoAlone();
+}

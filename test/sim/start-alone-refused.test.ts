@@ -1,0 +1,58 @@
+import assert from "node:assert/strict";
+import { describe, expect, it } from "vitest";
+import { ScriptedPair } from "./scripted-pair.ts";
+import { SeededRandom } from "./seeded-random.ts";
+import { SimArbiter } from "./sim-arbiter.ts";
+
+const TTL_MS = 3_000;
+
+/** A primary that was taken over from while it was cut off, and has learned of that from the arbiter alone. */
+async function refused(): Promise<{ scripted: ScriptedPair; arbiter: SimArbiter }> {
+  let arbiter: SimArbiter | undefined;
+  const scripted = new ScriptedPair(1, "process", (world) => {
+    arbiter = new SimArbiter(world, new SeededRandom(1), TTL_MS);
+    return { access: "read-only", peerTimeoutMs: 1_000, arbiter: { service: arbiter, ttlMs: TTL_MS } };
+  });
+  await scripted.start();
+  assert(arbiter !== undefined);
+  const { primary, secondary } = scripted.pair;
+  scripted.world.network.partition("a", "b", true);
+  arbiter.cut("a", true);
+  await scripted.until("the takeover", () => secondary.role === "Primary");
+  arbiter.cut("a", false);
+  await scripted.until("the refusal", () => primary.status?.failover.arbiter?.state === "other");
+  return { scripted, arbiter };
+}
+
+async function startAlone({ world, pair, ...scripted }: ScriptedPair): Promise<string> {
+  const { agent } = pair.primary;
+  assert(agent !== undefined);
+  const outcome = await world.do("start-alone", () =>
+    scripted.calls.make(pair.primary, "start-alone", TTL_MS, () => agent.startAlone()),
+  );
+  return outcome.kind === "failed" ? outcome.error.code : outcome.kind;
+}
+
+describe("start-alone on a primary that the arbiter's record refuses", () => {
+  it("says that guests go on when the record is overwritten", async () => {
+    const { scripted } = await refused();
+    scripted.pair.secondary.host.crash("power");
+    expect(await startAlone(scripted)).toBe("done");
+    expect(scripted.pair.primary.status?.failover.arbiter?.state).toBe("own");
+    const read = await scripted.do("a read", () => scripted.guestRead(0, 0, 512));
+    expect(read.kind).toBe("done");
+  });
+
+  it("is done now or never: who serves keeps the lease when the arbiter is back", async () => {
+    const { scripted, arbiter } = await refused();
+    const { primary, secondary } = scripted.pair;
+    arbiter.cut("a", true);
+    expect(await startAlone(scripted)).toBe("arbiter-unreachable");
+    scripted.world.network.partition("a", "b", false);
+    await scripted.until("A to hear of it", () => primary.status?.protection.reason === "outdated");
+    arbiter.cut("a", false);
+    await scripted.world.run({ forMs: 3 * TTL_MS });
+    expect(secondary.status?.failover.arbiter?.state).toBe("own");
+    expect(await startAlone(scripted)).toBe("outdated");
+  });
+});
