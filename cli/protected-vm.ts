@@ -25,11 +25,9 @@ const AS_FAST_AS_IT_CAN: Parameters = {
 /** The same while the VM is paused for a checkpoint: so that whoever comes after a protection that was killed knows it. */
 const PAUSED_HERE: Parameters = { ...AS_FAST_AS_IT_CAN, "downtime-limit": VM_DOWNTIME_LIMIT_MS - 1 };
 
-/** In these states the VM runs, or would if it were not for an earlier checkpoint. */
 const RUNNING = "running";
-const AFTER_MIGRATION = "postmigrate";
-/** In this one somebody has paused it. */
-const PAUSED = "paused";
+/** In these states somebody has paused it; in the second one its state was written then, or it has migrated to another host. */
+const PAUSED = ["paused", "postmigrate"];
 /** How a migration ends. */
 const OVER = new Set(["completed", "failed", "cancelled"]);
 
@@ -71,7 +69,7 @@ export class ProtectedVm {
 
   /**
    * Connects, and has migrations go as fast as they can. A VM that a protection which was killed has left paused goes on,
-   * and the migration that it has begun is ended.
+   * and the migration that it has begun is ended; one that another has paused, or migrated, is left so.
    * Errors: `vm-unreachable`, `vm-refused`, `timed-out`.
    */
   static async connect(options: ProtectedVmOptions): Promise<ProtectedVm> {
@@ -229,10 +227,9 @@ export class ProtectedVm {
     });
     if (isBackground !== undefined) this.#isBackground = false;
     const status = await this.#status();
-    const wasPausedHere = status === PAUSED && found["downtime-limit"] === PAUSED_HERE["downtime-limit"];
+    const wasPausedHere = PAUSED.includes(status) && found["downtime-limit"] === PAUSED_HERE["downtime-limit"];
     // Of this protection's own pauses it knows: what else is paused then is so by another.
-    const mayBePausedHere = this.#isPausedHere !== false && (status === AFTER_MIGRATION || wasPausedHere);
-    if (mayBePausedHere) await this.#orRunAgain("cont");
+    if (this.#isPausedHere !== false && wasPausedHere) await this.#orRunAgain("cont");
     this.#isPausedHere = false;
     await this.#execute("migrate-set-parameters", AS_FAST_AS_IT_CAN);
   }

@@ -10,6 +10,7 @@ import { createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { ProtectedVm } from "../../cli/protected-vm.ts";
+import { VM_DOWNTIME_LIMIT_MS } from "../../proto/limits.ts";
 import { NodeClock } from "../../shared/host/node-clock.ts";
 import { QmpClient } from "../../shared/host/qmp-client.ts";
 import { AgentPair, makeImage, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
@@ -113,9 +114,22 @@ async function expectSoundFileSystem(path: string): Promise<void> {
 }
 
 /** While nobody else uses the VM's socket. */
-async function migrationParameters({ qmp: socket }: CountingVm): Promise<unknown> {
+async function execute({ qmp: socket }: CountingVm, command: string, args?: Record<string, unknown>): Promise<unknown> {
   const qmp = await QmpClient.connect({ socket, clock: new NodeClock(), timeoutMs: 60_000 });
-  return qmp.execute("query-migrate-parameters").finally(() => qmp.close());
+  return qmp.execute(command, args).finally(() => qmp.close());
+}
+
+function migrationParameters(vm: CountingVm): Promise<unknown> {
+  return execute(vm, "query-migrate-parameters");
+}
+
+/** Has QEMU write the state of the VM, which is paused, to nobody. */
+async function writeState(vm: CountingVm): Promise<void> {
+  await execute(vm, "migrate", { uri: "exec:cat > /dev/null" });
+  for (let status: unknown; status !== "completed";) {
+    ({ status } = (await execute(vm, "query-migrate")) as { status?: unknown });
+    expect(status).not.toBe("failed");
+  }
 }
 
 /** Listens at `path`; resolves with the first connection, of which nothing is read before it is told to. */
@@ -215,6 +229,27 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
     expect(await protect.stop()).toBe(0);
     expect(await migrationParameters(vm)).toEqual(before);
     await vm.untilSteps(vm.steps().length + STEPS);
+  }, 300_000);
+
+  it("is let run where a protection has paused it, and not where another has, though its state was written", async () => {
+    const { primary, root } = await AgentPair.protected({ disks: { vda: 4 * MIB } });
+    writeInitramfs(join(root, "initramfs"));
+    const vm = new CountingVm({ directory: root, name: "a", diskUris: [primary.uri()], waits: false });
+    await vm.untilSteps(STEPS);
+    const connect = (): Promise<ProtectedVm> =>
+      ProtectedVm.connect({ socket: vm.qmp, clock: new NodeClock(), timeoutMs: 10_000 });
+    await execute(vm, "stop");
+    await writeState(vm);
+    await (await connect()).release();
+    expect(await execute(vm, "query-status")).toMatchObject({ status: "postmigrate" });
+    await execute(vm, "cont");
+    // As a protection that is killed leaves it.
+    await execute(vm, "migrate-set-parameters", { "downtime-limit": VM_DOWNTIME_LIMIT_MS - 1 });
+    await execute(vm, "stop");
+    await writeState(vm);
+    const next = await connect();
+    await vm.untilSteps(vm.steps().length + STEPS);
+    await next.release();
   }, 300_000);
 
   it("goes on when its QEMU has begun to write its state, and only the answer is lost", async () => {
