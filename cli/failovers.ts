@@ -145,6 +145,7 @@ export class Failovers {
       // The primary may have come back meanwhile.
       secondary.assertPromotable(request.force);
       await secondary.secureCheckpoint(request.force);
+      await claim?.secure();
       return await this.#promote(secondary, request, claim);
     } catch (error) {
       if (state.record.role === "Secondary") await claim?.giveUp();

@@ -1,4 +1,4 @@
-import type { ArbiterRecord } from "../proto/arbiter-record.ts";
+import type { ArbiterEntry, ArbiterRecord } from "../proto/arbiter-record.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { TAKEOVER_LOOKS } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
@@ -46,6 +46,11 @@ export interface TakeoverClaim {
   readonly isUntold: boolean;
   /** Where the other secondaries of the former primary are dialled: they are to follow this side. */
   readonly siblings: readonly string[];
+  /**
+   * Makes sure that nobody else has claimed since, which may be once the lease has run out: what came between took its time.
+   * Errors: `lease-held`, `arbiter-unreachable`.
+   */
+  readonly secure: () => Promise<void>;
   /** Throws where the primary may rely on a promise of this side again. */
   readonly assertStill: () => void;
   /** The promotion has failed: the arbiter is told what stood there before. */
@@ -113,7 +118,7 @@ export class Takeover {
           const entry = { vm, lineage, next, holder, committed, outdated, peers, ttlMs: lease.ttlMs };
           const before = this.#beforeClaims(seen.record);
           this.#overwritten = before === undefined ? undefined : { lineage, before };
-          if (await lease.claim(seen, entry, force)) return this.#claimed({ lineage, next }, before, force);
+          if (await lease.claim(seen, entry, force)) return this.#claimed(entry, next, before, force);
           continue;
         }
         const patienceMs = waits ? 2 * Math.max(lease.ttlMs, seen.record?.ttlMs ?? 0) : 0;
@@ -122,7 +127,8 @@ export class Takeover {
         if (!force || this.#stopped) throw error;
         log.warn({ reason: asColobusError(error) }, "the arbiter is not told; the operator forces the failover");
         const giveUp = (): Promise<void> => Promise.resolve();
-        return { lineage, supersedes: [], isUntold: true, siblings: [], assertStill: () => undefined, giveUp };
+        const nothing = { secure: giveUp, assertStill: () => undefined, giveUp };
+        return { lineage, supersedes: [], isUntold: true, siblings: [], ...nothing };
       }
       const pauseMs = lease.ttlMs / TAKEOVER_LOOKS;
       waitedMs += pauseMs;
@@ -131,23 +137,29 @@ export class Takeover {
   }
 
   #claimed(
-    { lineage, next }: Pick<ArbiterRecord, "lineage" | "next">,
+    entry: ArbiterEntry,
+    supersedes: readonly string[],
     before: ArbiterRecord | undefined,
     force: boolean,
   ): TakeoverClaim {
     const { lease } = this.#options;
+    const { lineage } = entry;
     return {
       lineage,
-      supersedes: next,
+      supersedes,
       isUntold: false,
       siblings: this.#siblingsIn(before).map(({ url }) => url),
+      secure: async () => {
+        if (force || lease.isInForce || (await lease.replace(lineage, entry))) return;
+        throw held("another has served since this side has claimed the lease");
+      },
       assertStill: () => {
         if (!force && this.promise.leftMs(before?.ttlMs ?? 0) > 0) throw held("the primary was heard again");
       },
       giveUp: async () => {
         lease.forgo();
         try {
-          if (before !== undefined) await lease.putBack(before, lineage);
+          if (before !== undefined) await lease.replace(lineage, before);
         } catch (error) {
           // The record names this side then, which may claim again; or the primary does when the two are connected.
           this.#options.log.warn({ reason: asColobusError(error) }, "the arbiter's record is not put back");

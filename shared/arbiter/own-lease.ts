@@ -100,16 +100,19 @@ export class OwnLease {
   }
 
   /**
-   * Writes the record that stood there before this side has claimed `lineage`, also where its lease has run out since; unless
-   * another has changed the record, whose it is then. The lease is to be released after this.
+   * Writes the record, under a new lease, in the place of the one with which this side has claimed `lineage`, whose lease may
+   * have run out since. False: another has claimed, and the record is that one's.
    */
-  async putBack(before: ArbiterEntry, lineage: string): Promise<void> {
-    if (await this.amend(before)) return;
-    await this.#call(async () => {
-      const { arbiter, agentId } = this.#options;
+  replace(lineage: string, entry: ArbiterEntry): Promise<boolean> {
+    return this.#call(async () => {
+      const { arbiter, agentId, clock } = this.#options;
       const seen = await arbiter.read();
-      const isClaimed = seen.record?.holder === agentId && seen.record.lineage === lineage;
-      this.#known = (isClaimed ? await arbiter.claim(seen.revision, before, false) : undefined) ?? seen;
+      const isStanding = seen.record?.holder === agentId && seen.record.lineage === lineage;
+      const sent = momentOf(clock);
+      const claimed = isStanding ? await arbiter.claim(seen.revision, entry, false) : undefined;
+      this.#known = claimed ?? seen;
+      if (claimed !== undefined) this.#extend(sent);
+      return claimed !== undefined;
     });
   }
 

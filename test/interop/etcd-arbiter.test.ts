@@ -90,7 +90,7 @@ describe.runIf(requirePeers("etcd"))("an arbiter in etcd", () => {
       let state = await a.read();
       while (state.leaseHolder !== null) state = await a.read();
       if (isTaken) await a.claim(state.revision, entryOf(vm, "a", { lineage: "third" }), false);
-      await lease.putBack(before, "second");
+      expect(await lease.replace("second", before)).toBe(!isTaken);
       await lease.release();
       const { record, leaseHolder } = await a.read();
       expect([record?.holder, record?.lineage, leaseHolder]).toEqual(

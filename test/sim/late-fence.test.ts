@@ -59,3 +59,46 @@ describe("a takeover whose fence hook fails after its lease has run out", () => 
     },
   );
 });
+
+describe("a takeover whose fence hook succeeds after its lease has run out", () => {
+  it.each([false, true])("goes on unless the primary was back, and has served since: %s", async (isBack) => {
+    let arbiter: SimArbiter | undefined;
+    const hook = { runs: 0, ended: (): void => undefined };
+    const scripted = new ScriptedPair(1, "process", (world) => {
+      arbiter = new SimArbiter(world, new SeededRandom(1), TTL_MS);
+      return {
+        access: "read-only",
+        peerTimeoutMs: 1_000,
+        arbiter: { service: arbiter, ttlMs: TTL_MS },
+        fence: () => {
+          hook.runs += 1;
+          return new Promise((resolve) => {
+            hook.ended = resolve;
+          });
+        },
+      };
+    });
+    await scripted.start();
+    assert(arbiter !== undefined);
+    const { world, pair } = scripted;
+    const { primary, secondary } = pair;
+    world.network.partition("a", "b", true);
+    arbiter.cut("a", true);
+    await scripted.until("the hook to run", () => hook.runs > 0);
+    await world.run({ forMs: TTL_MS });
+    if (isBack) {
+      arbiter.cut("a", false);
+      world.network.partition("a", "b", false);
+      await scripted.until("the primary to serve", () => primary.status?.failover.arbiter?.state === "own");
+      world.network.partition("a", "b", true);
+      const written = await scripted.do("a write", () => scripted.guestWrite(0, 0, 512, "bytes"));
+      expect(written.kind).toBe("done");
+      await world.run({ forMs: 2 * TTL_MS });
+    }
+    primary.host.crash("power");
+    hook.ended();
+    await world.run({ forMs: TTL_MS });
+    expect(secondary.role).toBe(isBack ? "Secondary" : "Primary");
+    expect(hook.runs).toBe(1);
+  });
+});
