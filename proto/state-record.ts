@@ -125,7 +125,17 @@ export type RecordedQuorum = z.infer<typeof quorumSchema>;
 
 const pairing = z.object({ peer: z.string(), sessions: z.array(z.string()).max(2) }).nullable();
 
-export const stateRecordSchema = z.object({
+/**
+ * Set by a promotion until every overlay has been merged into its base: `epoch` is the checkpoint on which the overlays lie,
+ * `activeEpoch` names the active disks. Early records of 0.1.0 lack `epoch`.
+ */
+const mergeSchema = z.object({
+  epoch: epoch.optional(),
+  activeEpoch: epoch,
+  settings: operatorSettingsSchema.optional(),
+});
+
+const recordedSchema = z.object({
   agentId: z.string().length(32),
   vm: z.string(),
   mode: z.enum(MODES),
@@ -226,7 +236,10 @@ export const stateRecordSchema = z.object({
    * agent with that id had written; null: there was none. Any other mark of another agent tells that this one was promoted since.
    */
   markedOver: z.object({ agentId: z.string().nullable(), sequence: z.int().nonnegative() }).optional(),
-  /** The checkpoint that a failover returns to; 0 before the first. */
+  /**
+   * The checkpoint that a failover returns to; 0 before the first. On a primary: the one that the peer of the record's own
+   * fields is known to have, whatever this side was promoted from (`merge`).
+   */
   committed: checkpointSchema,
   /**
    * On one of several secondaries: the newest checkpoint of which it has heard that it was told to be committed while it lacked
@@ -241,8 +254,7 @@ export const stateRecordSchema = z.object({
   prepared: z.array(checkpointSchema.extend({ awaitsState: z.literal(true).optional() })),
   /** Earlier checkpoints whose generations are kept, ascending: each can be exported and rolled back to (`--retain`). */
   retained: z.array(checkpointSchema).default([]),
-  /** Set by a promotion until every overlay has been merged into its base; `activeEpoch` names the active disks. */
-  merge: z.object({ activeEpoch: epoch, settings: operatorSettingsSchema.optional() }).nullable(),
+  merge: mergeSchema.nullable(),
   /**
    * Files of which an fsync has failed since the host has booted: a disk's image where `active` is null, else the active
    * disk whose journal has that id. No flush of them is to succeed.
@@ -276,7 +288,21 @@ export const stateRecordSchema = z.object({
   /** The kernel's boot id when this record was written. */
   bootId: z.string(),
 });
+
+export const stateRecordSchema = recordedSchema.transform(({ merge, ...record }) => ({
+  ...record,
+  merge:
+    merge === null ? null : { ...merge, epoch: merge.epoch ?? mergedFrom(merge.activeEpoch, record.committed.epoch) },
+}));
 export type StateRecord = z.infer<typeof stateRecordSchema>;
+
+/**
+ * What a merge goes by whose record does not say: the committed epoch, unless that is surely the peer's by now. The active
+ * disks are named after the same epoch, or, where they were discarded, after a later one.
+ */
+function mergedFrom(activeEpoch: number, committed: number): number {
+  return committed === 0 || committed > activeEpoch ? activeEpoch : committed;
+}
 
 const packr = new Packr({ useRecords: false });
 

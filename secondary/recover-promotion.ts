@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import type { StateRecord } from "../proto/state-record.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { keepLosses } from "../shared/block/lost-writes.ts";
@@ -28,8 +29,9 @@ export function recoverPromotion(options: {
   readonly lostSyncs: LostSyncs;
 }): PromotedDisks {
   const { record, images } = options;
+  assert(record.merge !== null, "a merge is unfinished");
+  const { epoch, activeEpoch } = record.merge;
   const gate = new ViewGate();
-  const epoch = record.committed.epoch;
   const disks: { name: string; disk: PromotedDisk }[] = [];
   try {
     for (const recorded of record.disks) {
@@ -42,7 +44,7 @@ export function recoverPromotion(options: {
         record.mode === "mc" ? BlockBuffer.recover(context, base, epochs) : HiddenDisk.recover(context, epochs);
       // As the promotion, perhaps forced without a checkpoint, has done, or was about to.
       overlay.dropUncommitted(epoch === 0);
-      const active = ActiveDisk.recover(context, record.merge?.activeEpoch ?? epoch, record.bootId !== options.bootId);
+      const active = ActiveDisk.recover(context, activeEpoch, record.bootId !== options.bootId);
       const stack = new OverlayStack(context.geometry, base, overlay, active);
       disks.push({ name, disk: new PromotedDisk(context, stack, gate, epoch) });
     }

@@ -410,7 +410,7 @@ export class SecondaryRole {
         tracks: tracking?.peer ?? null,
         prepared: [],
         retained: [],
-        merge: { activeEpoch },
+        merge: { epoch, activeEpoch },
         ...(sharedMark === undefined ? {} : { markedOver: { agentId: null, sequence: 0 } }),
         acksUnsynced: false,
         epochReserved: Math.max(record.epochReserved, this.checkpoints.openEpoch),

@@ -23,8 +23,8 @@ export function withSyncSettings(record: StateRecord, slot: number, settings: Op
 /** Where the merge is done, there is nothing of it to be set. */
 export function withMergeSettings(record: StateRecord, settings: OperatorSettings): StateRecord {
   if (record.merge === null) return record;
-  const { activeEpoch } = record.merge;
-  return { ...record, merge: isSet(settings) ? { activeEpoch, settings } : { activeEpoch } };
+  const { settings: _, ...merge } = record.merge;
+  return { ...record, merge: isSet(settings) ? { ...merge, settings } : merge };
 }
 
 function isSet({ speed, isPaused }: OperatorSettings): boolean {

@@ -122,7 +122,12 @@ class Life {
     }
     await disk.view.flush();
     await bench.writer.stop();
-    await bench.state.update((record) => ({ ...record, role: "Primary", prepared: [], merge: { activeEpoch: 2 } }));
+    await bench.state.update((record) => ({
+      ...record,
+      role: "Primary",
+      prepared: [],
+      merge: { epoch: 2, activeEpoch: 2 },
+    }));
     epochs.dropUncommitted(false);
     await bench.checkpoints.settled();
     const promoted = new PromotedDisk(disk.context, disk.stack, bench.gate, 2);

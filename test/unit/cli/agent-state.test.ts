@@ -239,7 +239,10 @@ describe("the agent's state", () => {
   });
 
   it("also where an image's server has died, and nothing else of a promotion is merged yet", async () => {
-    const { storage, paths } = await leftUnsynced("Primary", { replaysOwed: ["vda"], merge: { activeEpoch: 3 } });
+    const { storage, paths } = await leftUnsynced("Primary", {
+      replaysOwed: ["vda"],
+      merge: { epoch: 3, activeEpoch: 3 },
+    });
     const { record } = await open(storage, { durability: "power" });
     expect(record).toMatchObject({ durability: "power", tracks: null, pairing: null, merge: { activeEpoch: 3 } });
     storage.disk.crash("power", { keptNames: () => 0, losePower: (inode) => inode.losePowerKeeping(() => NOTHING) });
@@ -249,7 +252,12 @@ describe("the agent's state", () => {
   it.each([
     ["an image", "/images/vda.img", null, [{ disk: "vda", active: null }]],
     ["a file beside the images", "/var/state/disks/vda/hidden.4.data", null, []],
-    ["a served overlay", "/var/state/disks/vda/hidden.4.data", { activeEpoch: 3 }, [{ disk: "vda", active: null }]],
+    [
+      "a served overlay",
+      "/var/state/disks/vda/hidden.4.data",
+      { epoch: 3, activeEpoch: 3 },
+      [{ disk: "vda", active: null }],
+    ],
   ] as const)("is suspect where that fails, once and for all: %s", async (_, path, merge, lostSyncs) => {
     for (const role of ["Primary", "Secondary"] as const) {
       const { storage } = await leftUnsynced(role, role === "Primary" ? { merge } : {});

@@ -20,7 +20,7 @@ const FULL = stateRecord({
   epochReserved: 2 ** 40,
   committed: { epoch: 41, atMs: 1_700_000_000_000.5 },
   prepared: [{ epoch: 42, atMs: 1_700_000_000_001 }],
-  merge: { activeEpoch: 41 },
+  merge: { epoch: 41, activeEpoch: 41 },
   history: { origin: "promotion", shared: true, ancestors: ["c".repeat(32)], heard: ["d".repeat(32)] },
   pairing: { peer: "e".repeat(32), sessions: ["5".repeat(32)] },
   tracks: "e".repeat(32),
@@ -49,7 +49,11 @@ const records: fc.Arbitrary<StateRecord> = fc
     epochReserved: epoch,
     committed: at,
     prepared: fc.array(at, { maxLength: 5 }),
-    merge: fc.oneof(fc.constant(null), fc.record({ activeEpoch: epoch }), fc.record({ activeEpoch: epoch, settings })),
+    merge: fc.oneof(
+      fc.constant(null),
+      fc.record({ epoch, activeEpoch: epoch }),
+      fc.record({ epoch, activeEpoch: epoch, settings }),
+    ),
     syncs: fc.array(fc.record({ slot: fc.nat(), isPaused, speed }), { maxLength: 2 }),
     pairing: fc.option(fc.record({ peer: fc.string(), sessions: fc.array(fc.string(), { maxLength: 2 }) })),
     tracks: fc.option(fc.string()),
@@ -87,6 +91,18 @@ describe("a slot of the state record", () => {
       // A field that came later has a default: what version 1 wrote is all there.
       expect(decodeStateSlot(slot)).toMatchObject({ kind: "valid", sequence, record });
     }
+  });
+
+  it.each([
+    ["that is still recorded", 5, 5, 5],
+    ["that is still recorded, and whose active disks were discarded", 5, 9, 5],
+    ["of a peer that has none", 0, 5, 5],
+    ["that the peer has committed since", 8, 5, 5],
+    ["that there was none of", 0, 0, 0],
+  ])("of before a merge was said to lie on a checkpoint names the one %s", (_, committed, activeEpoch, expected) => {
+    const before = { activeEpoch } as StateRecord["merge"];
+    const slot = encodeStateSlot(1, stateRecord({ committed: { epoch: committed, atMs: 0 }, merge: before }));
+    expect(decodeStateSlot(slot)).toMatchObject({ record: { merge: { epoch: expected, activeEpoch } } });
   });
 
   it("never shows another record than the one that was written, whichever byte is flipped", () => {

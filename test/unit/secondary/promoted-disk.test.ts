@@ -31,7 +31,12 @@ async function promoted(): Promise<{ storage: MemoryStorage; bench: ReplicaBench
   }
   await bench.drained();
   await bench.writer.stop();
-  await bench.state.update((record) => ({ ...record, role: "Primary", prepared: [], merge: { activeEpoch: 1 } }));
+  await bench.state.update((record) => ({
+    ...record,
+    role: "Primary",
+    prepared: [],
+    merge: { epoch: 1, activeEpoch: 1 },
+  }));
   const [replica] = bench.disks;
   const { context, stack } = present(replica);
   return { storage, bench, disk: new PromotedDisk(context, stack, bench.gate, 1), view };

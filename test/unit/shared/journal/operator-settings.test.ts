@@ -41,9 +41,9 @@ describe("what an operator has set, in a state record", () => {
   });
 
   it("is nothing to a merge that is done", () => {
-    const merging = stateRecord({ role: "Primary", merge: { activeEpoch: 7 } });
+    const merging = stateRecord({ role: "Primary", merge: { epoch: 6, activeEpoch: 7 } });
     const paused = withMergeSettings(merging, PAUSED);
-    expect(paused.merge).toEqual({ activeEpoch: 7, settings: PAUSED });
+    expect(paused.merge).toEqual({ epoch: 6, activeEpoch: 7, settings: PAUSED });
     expect(withMergeSettings(paused, NOTHING_SET)).toEqual(merging);
     expect(withMergeSettings({ ...paused, merge: null }, PAUSED).merge).toBeNull();
   });
