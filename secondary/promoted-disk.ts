@@ -29,8 +29,8 @@ const MERGE_PIECE_BYTES = { process: 1024 * 1024, power: 4 * 1024 * 1024 } as co
  * A cluster that the overlays decide takes writes in the active disk, so the newest data lies on top; any other takes
  * them in the base. The merge copies a stretch of the view into the base and then names it in the merge journal: from
  * that record on the overlays say nothing about these clusters. The base is fsynced before the record, and the record
- * before the stretch is released, under `process` as well: guests have flushed what the overlays hold. Interrupted
- * anywhere, the merge goes on from its journal.
+ * before the stretch is released, under `process` as well: guests have flushed what the overlays hold. Where the record
+ * cannot be fsynced, guests' flushes do it, or fail. Interrupted anywhere, the merge goes on from its journal.
  */
 export class PromotedDisk implements Child {
   readonly #context: OverlayContext;
@@ -317,9 +317,10 @@ export class PromotedDisk implements Child {
     if (writing !== undefined) await writing;
     await this.#base.syncOwn();
     this.#journal.append(first, end);
-    await this.#journal.sync();
+    // The next process reads it, also where it is not made durable now: what guests write there from here on is the base's.
     stack.merged?.addRange(first, end);
     this.#unmerged.removeRange(first, end);
+    await this.#journal.sync();
   }
 
   /**

@@ -318,6 +318,15 @@ export const DISK_ERRORS = {
     "by itself",
     "The same. For ENOSPC space is set aside beforehand.",
   ),
+  "merge-journal-sync": row(
+    "merge journal, fsync",
+    "EIO",
+    "nothing",
+    [null, null],
+    "job-changed",
+    "by itself",
+    "The next fsync writes it again first. Until one succeeds, a guest's flush of that disk fails.",
+  ),
   "kept-read": row(
     "kept checkpoint, read",
     "EIO",

@@ -177,6 +177,19 @@ const SCENARIOS: Record<DiskErrorId, Scenario> = {
   "merge-full": onMerge({ op: WRITES, kind: "image" }),
   "merge-sync": onMerge({ op: "sync", kind: "image" }),
   "merge-journal-write": onMerge({ op: "write", path: inMerge }),
+  "merge-journal-sync": {
+    ...onMerge({ op: "sync", path: inMerge }),
+    after: async (pair) => {
+      const { secondary } = pair.pair;
+      for (const index of pair.disks.keys()) {
+        expect((await pair.viewWrite(index, 0, 10 * CLUSTER)).kind).toBe("done");
+        expect((await pair.flushView(index)).kind).toBe("done");
+      }
+      secondary.host.crash("power");
+      secondary.host.restart();
+      await secondary.start();
+    },
+  },
   "kept-read": {
     side: "secondary",
     fault: { op: READS, kind: ["image", "generation-data"] },

@@ -59,6 +59,21 @@ async function mergeAll(disk: PromotedDisk, { state }: Pick<ReplicaBench, "state
   while ((await work.step()) !== undefined) await turn();
 }
 
+/** What the next process on the same host takes up. */
+function takenUp(storage: MemoryStorage): { state: StateFile; disk: PromotedDisk } {
+  const state = present(StateFile.open(storage, STATE_DIRECTORY));
+  const { disks } = recoverPromotion({
+    storage,
+    images: new FileImages(storage),
+    random: new SimRandom(new SeededRandom(1)),
+    stateDirectory: STATE_DIRECTORY,
+    record: state.record,
+    bootId: state.record.bootId,
+    lostSyncs: lostSyncsOf(state),
+  });
+  return { state, disk: present(disks[0]).disk };
+}
+
 describe("a promoted disk", () => {
   it("shows the checkpoint at once, and counts what is left to merge", async () => {
     const { disk, bench, view } = await promoted();
@@ -128,17 +143,7 @@ describe("a promoted disk", () => {
     await expect(disk.flush()).rejects.toMatchObject({ code: "io-error" });
     await expect(disk.flush()).rejects.toMatchObject({ code: "io-error" });
     storage.crash("process");
-    const state = present(StateFile.open(storage, STATE_DIRECTORY));
-    const { disks } = recoverPromotion({
-      storage,
-      images: new FileImages(storage),
-      random: new SimRandom(new SeededRandom(1)),
-      stateDirectory: STATE_DIRECTORY,
-      record: state.record,
-      bootId: state.record.bootId,
-      lostSyncs: lostSyncsOf(state),
-    });
-    const again = present(disks[0]).disk;
+    const { state, disk: again } = takenUp(storage);
     await expect(again.flush()).rejects.toMatchObject({ code: "io-error" });
     await mergeAll(again, { state });
     await again.flush();
@@ -191,6 +196,26 @@ describe("a promoted disk", () => {
       expect(storage.disk.readFile(imagePath("vda"))).toEqual(view);
     }
   });
+
+  it.each(["process", "power"] as const)(
+    "keeps what is written, and flushed, to a stretch whose journal has not reached the medium, when it dies: %s",
+    async (kind) => {
+      const { storage, disk, view } = await promoted();
+      await disk.flush();
+      storage.disk.faults.inject({ op: "sync", path: (path) => path.includes("/merge."), error: "io-error" });
+      await expect(disk.mergeNext()).rejects.toMatchObject({ code: "io-error" });
+      expect(await readAll(disk)).toEqual(view);
+      const bytes = pattern(1000, 3);
+      await disk.write(bytes, 17, NO_FLAGS);
+      bytes.copy(view, 17);
+      await disk.flush();
+      storage.crash(kind);
+      const { state, disk: again } = takenUp(storage);
+      expect(await readAll(again)).toEqual(view);
+      await mergeAll(again, { state });
+      expect(storage.disk.readFile(imagePath("vda"))).toEqual(view);
+    },
+  );
 
   it("says where holes are, and never calls what an overlay holds a hole", async () => {
     const { disk } = await promoted();
