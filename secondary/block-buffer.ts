@@ -397,21 +397,25 @@ export class BlockBuffer implements EpochOverlay {
     return undefined;
   }
 
-  /** Copies what two neighbours have into a new buffer of the newer one's epoch. undefined: this side is being promoted. */
+  /**
+   * Copies what two neighbours have into a new buffer of the newer one's epoch. undefined: this side is being promoted.
+   * Nothing is left of it then, nor after an error: a later start would apply it over what is newer.
+   */
   async #joinPair(pair: readonly EpochBuffer[]): Promise<EpochBuffer | undefined> {
     const epoch = pair.at(-1)?.epoch;
     if (this.#host === undefined || epoch === undefined) return undefined;
-    for (const buffer of pair) buffer.enter();
     const joined = this.#createBuffer(this.#host.memory, epoch);
-    let isComplete = false;
+    for (const buffer of pair) buffer.enter();
+    let isJoined = false;
     try {
-      const target = intoBuffer(joined);
-      isComplete = await mergeBuffers(pair, this.#context.geometry, target, this.#rest);
-      if (isComplete && this.#context.durability === "power") await joined.sync();
-      return isComplete ? joined : undefined;
+      const isComplete = await mergeBuffers(pair, this.#context.geometry, intoBuffer(joined), this.#rest);
+      if (!isComplete) return undefined;
+      if (this.#context.durability === "power") await joined.sync();
+      isJoined = true;
+      return joined;
     } finally {
       for (const buffer of pair) buffer.leave();
-      if (!isComplete) await joined.retire();
+      if (!isJoined) await this.#retire([joined]);
     }
   }
 

@@ -201,6 +201,40 @@ it("joins what withdrawn checkpoints leave, and shows the same", async () => {
   expect(await scene.latest()).toEqual(before);
 });
 
+it.each([
+  ["begun", { op: ["open", "write"], error: "out-of-space" }],
+  ["written", { op: "write", skip: 1, error: "out-of-space" }],
+  ["made durable", { op: "sync", error: "io-error" }],
+] as const)("is as it was, and can be applied, when what was to be joined cannot be %s", async (_, fault) => {
+  const scene = new Scene({ durability: "power" });
+  const changes = [2, 3, 4, 5];
+  for (const epoch of changes) {
+    await scene.write(epoch * 300, 1000, epoch);
+    await scene.buffer.sync();
+    scene.buffer.openEpoch(epoch + 1);
+  }
+  const [before, logs] = [await scene.latest(), scene.logs()];
+  scene.storage.disk.faults.inject({ ...fault, kind: "buffer-log" });
+  const joining = scene.buffer
+    .join(
+      () => [1],
+      3,
+      (change) => Promise.resolve(change()),
+    )
+    .then(
+      () => "done",
+      (error: unknown) => (error as ColobusError).code,
+    );
+  await scene.settle();
+  expect(await joining).toBe(fault.error);
+  expect(scene.logs().filter((name) => !name.includes("spare"))).toEqual(logs);
+  scene.storage.disk.faults.clear();
+  scene.commit(5);
+  await scene.settle();
+  expect(scene.buffer.isApplied).toBe(true);
+  expect(scene.content()).toEqual(before);
+});
+
 it("begins a log in the file of one that is applied, and reads back nothing of that one", async () => {
   const scene = new Scene();
   await scene.write(0, SIZE, 1);
