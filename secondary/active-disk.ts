@@ -34,6 +34,8 @@ export class ActiveDisk {
   /** A flush that has failed: the kernel may have forgotten writes, and no later flush would notice. */
   #failed: Promise<void> | undefined;
   readonly #flushes = new SharedSync(() => this.#flush());
+  /** Does what needs a little space for a flush. A promoted side has some set aside. */
+  withReserve: (work: () => void) => void = (work) => work();
 
   constructor(context: OverlayContext, epoch: number) {
     this.#context = context;
@@ -134,7 +136,10 @@ export class ActiveDisk {
     return this.#fillThenWrite(source, offset, length, gaps, readBelow);
   }
 
-  /** Makes everything written so far durable. After an error every later call fails as well, until the disk is emptied. */
+  /**
+   * Makes everything written so far durable. After an fsync that has failed every later call fails as well, until the disk is
+   * emptied. Errors: `out-of-space` where there is no room to say so; `io-error`.
+   */
   flush(): Promise<void> {
     return this.#failed ?? this.#flushes.run();
   }
@@ -148,8 +153,24 @@ export class ActiveDisk {
   async #flush(): Promise<void> {
     // The one that this one has waited for.
     if (this.#failed !== undefined) return this.#failed;
+    if (!this.#files.exists) return;
+    const { journal } = this.#files;
+    const covered = journal.sequence;
+    await this.#sync(() => this.#files.syncData());
+    if (covered <= this.#coveredSequence) return;
+    const isLatest = journal.sequence === covered;
+    // Where there is no room for it, nothing is lost: the next flush tries again.
+    this.withReserve(() => journal.appendSyncMark(covered));
+    // A mark needs no mark of its own: or every flush of an idle disk would add one.
+    const coveredByMark = isLatest ? journal.sequence : covered;
+    await this.#sync(() => journal.sync());
+    this.#coveredSequence = coveredByMark;
+  }
+
+  /** An fsync: where it fails, every later flush does. */
+  async #sync(sync: () => Promise<void>): Promise<void> {
     try {
-      await this.#sync();
+      await sync();
     } catch (error) {
       this.#failed = this.#noteLoss(error);
       await this.#failed;
@@ -168,20 +189,6 @@ export class ActiveDisk {
     } catch {
       return null; // the caller has another error to tell
     }
-  }
-
-  async #sync(): Promise<void> {
-    if (!this.#files.exists) return;
-    const { journal } = this.#files;
-    const covered = journal.sequence;
-    await this.#files.syncData();
-    if (covered <= this.#coveredSequence) return;
-    const isLatest = journal.sequence === covered;
-    journal.appendSyncMark(covered);
-    // A mark needs no mark of its own: or every flush of an idle disk would add one.
-    const coveredByMark = isLatest ? journal.sequence : covered;
-    await journal.sync();
-    this.#coveredSequence = coveredByMark;
   }
 
   close(): void {

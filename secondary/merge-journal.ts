@@ -10,7 +10,8 @@ import type { OverlayContext } from "./overlay-files.ts";
  * more. It begins with the first of them.
  *
  * Only a merge frees the overlays of a promoted agent, so it must also go on when they have filled their file system.
- * A secondary sets a little space aside for that (`reserveMergeSpace`), and the journal takes it step by step.
+ * A secondary sets a little space aside for that (`reserveMergeSpace`), and the journal takes it step by step, as guests'
+ * flushes do.
  */
 export class MergeJournal {
   readonly #context: OverlayContext;
@@ -38,7 +39,7 @@ export class MergeJournal {
       mask: WHOLE_CLUSTER_MASK,
       operation: "held",
     } as const;
-    this.#withReserve(() => {
+    this.withReserve(() => {
       this.#journal ??= this.#create();
       this.#journal.append([entry]);
     });
@@ -63,8 +64,8 @@ export class MergeJournal {
     return ClusterJournal.create(storage, this.#path, { ...this.#header(), id: random.bytes(16) });
   }
 
-  /** Does `work`, where need be with space from the reserve: nothing else of this process can take it in between. */
-  #withReserve(work: () => void): void {
+  /** Does `work`, where need be with space from the reserve: nothing else of this process can take it in between. Errors: `work`'s. */
+  withReserve(work: () => void): void {
     for (;;) {
       try {
         work();

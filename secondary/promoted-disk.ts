@@ -57,6 +57,7 @@ export class PromotedDisk implements Child {
     const merged = new ClusterBitmap();
     this.#journal = new MergeJournal(context, epoch, merged);
     stack.merged = merged;
+    stack.active.withReserve = (work) => this.#journal.withReserve(work);
     this.#unmerged = stack.coveredClusters();
     this.#totalBytes = clustersToBytes(context.geometry, this.#unmerged.size);
   }

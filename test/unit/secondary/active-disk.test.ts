@@ -158,6 +158,17 @@ describe("the active disk", () => {
     expect([again.has(0), again.has(1)]).toEqual([true, false]);
   });
 
+  it("fails one flush, and no later one, where there is no room to say that it was done", async () => {
+    const { storage, context, active } = bench();
+    const bytes = pattern(2 * CLUSTER_BYTES, 2);
+    await active.write(bytes, 100, readBelow);
+    storage.disk.faults.inject({ op: "write", kind: "journal", error: "out-of-space" });
+    await expect(active.flush()).rejects.toMatchObject({ code: "out-of-space" });
+    await active.flush();
+    storage.crash("power");
+    expect(await viewOf(ActiveDisk.recover(context, EPOCH, true))).toEqual(expected([100, bytes]));
+  });
+
   it("calls no flush done of what another one that ran at the same time has lost", async () => {
     const { storage, active } = bench();
     await active.write(pattern(CLUSTER_BYTES, 2), 0, readBelow);

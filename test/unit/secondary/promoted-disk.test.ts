@@ -150,6 +150,19 @@ describe("a promoted disk", () => {
     expect(await readAll(again)).toEqual(view);
   });
 
+  it("takes the space that a flush needs from what was set aside for the merge", async () => {
+    const { storage, disk, view } = await promoted();
+    const reserve = `${STATE_DIRECTORY}/disks/vda/merge.reserve`;
+    const before = storage.disk.readFile(reserve).length;
+    await disk.write(Buffer.from("x"), 0, NO_FLAGS);
+    view.write("x", 0);
+    storage.disk.faults.inject({ op: "write", path: (path) => path.includes("active"), error: "out-of-space" });
+    await disk.flush();
+    expect(storage.disk.readFile(reserve).length).toBeLessThan(before);
+    storage.crash("power");
+    expect(await readAll(takenUp(storage).disk)).toEqual(view);
+  });
+
   it("has that noted where the guest has written nothing, and the overlays' file system is full", async () => {
     const { storage, disk } = await promoted();
     storage.disk.capacityBytes = storage.disk.usedBytes;
