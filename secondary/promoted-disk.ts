@@ -17,7 +17,7 @@ import { removeOverlayFiles, type OverlayContext } from "./overlay-files.ts";
 import type { OverlayStack } from "./overlay-stack.ts";
 import type { ViewGate } from "./view-gate.ts";
 
-/** The merge copies at most this much while it holds the range. */
+/** The merge copies at most this much at once: so long is the range held, and so much memory used. */
 const MERGE_PIECE_BYTES = { process: 1024 * 1024, power: 4 * 1024 * 1024 } as const satisfies Record<
   Durability,
   number
@@ -164,8 +164,8 @@ export class PromotedDisk implements Child {
   async mergeNext(): Promise<number | undefined> {
     const first = this.#unmerged.minimum();
     if (this.#unmerged.isEmpty) return undefined;
-    const { geometry, durability } = this.#context;
-    const limit = first + Math.max(1, MERGE_PIECE_BYTES[durability] / geometry.clusterBytes);
+    const { geometry } = this.#context;
+    const limit = first + this.#pieceClusters;
     let end = first + 1;
     while (end < limit && this.#unmerged.has(end)) end += 1;
     const bytes = clusterEndOffset(geometry, end) - first * geometry.clusterBytes;
@@ -290,7 +290,10 @@ export class PromotedDisk implements Child {
     const intoBase = async (error: unknown): Promise<void> => {
       if (!(error instanceof ColobusError) || error.code !== "out-of-space") throw error;
       const { geometry } = this.#context;
-      await this.#merge(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length));
+      const end = endClusterOf(geometry, offset, length);
+      for (let first = firstClusterOf(geometry, offset); first < end; first += this.#pieceClusters) {
+        await this.#merge(first, Math.min(end, first + this.#pieceClusters));
+      }
       await (typeof source === "number"
         ? this.#base.zero(offset, source, { fua: false, mayUnmap: true })
         : this.#base.write(source, offset, { fua: false, isLent }));
@@ -303,7 +306,12 @@ export class PromotedDisk implements Child {
     }
   }
 
-  /** Copies the view of clusters [first, end) into the base and records it. The range is locked. */
+  get #pieceClusters(): number {
+    const { geometry, durability } = this.#context;
+    return Math.max(1, MERGE_PIECE_BYTES[durability] / geometry.clusterBytes);
+  }
+
+  /** Copies the view of clusters [first, end), a piece at most, into the base and records it. The range is locked. */
   async #merge(first: number, end: number): Promise<void> {
     const stack = this.#stack;
     if (stack === undefined) return;

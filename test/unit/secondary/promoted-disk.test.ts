@@ -13,19 +13,32 @@ import { SilentLog } from "../../support/silent-log.ts";
 import { present } from "../../support/present.ts";
 
 const SIZE = 4 * CLUSTER_BYTES;
+/** Longer than what a merge copies at once. */
+const LONG = 2 * 1024 * 1024 + 3 * CLUSTER_BYTES;
 const NO_FLAGS = { fua: false, mayUnmap: true } as const;
 
 /** A disk whose clusters 0 and 2 were overwritten after the checkpoint, and that was then promoted. */
-async function promoted(): Promise<{ storage: MemoryStorage; bench: ReplicaBench; disk: PromotedDisk; view: Buffer }> {
+function promoted(): Promise<Promoted> {
+  return promotedOf(SIZE, [0, 2]);
+}
+
+interface Promoted {
+  readonly storage: MemoryStorage;
+  readonly bench: ReplicaBench;
+  readonly disk: PromotedDisk;
+  readonly view: Buffer;
+}
+
+async function promotedOf(sizeBytes: number, clusters: Iterable<number>): Promise<Promoted> {
   const storage = seededStorage(1);
-  await makeSecondary(storage, [{ name: "vda", content: Buffer.alloc(SIZE) }], "process");
+  await makeSecondary(storage, [{ name: "vda", content: Buffer.alloc(sizeBytes) }], "process");
   const bench = ReplicaBench.open(storage);
-  const view = pattern(SIZE, 1);
+  const view = pattern(sizeBytes, 1);
   await bench.begin(1);
-  bench.push([{ kind: "write", disk: 0, offset: 0, length: SIZE, payload: Buffer.from(view) }]);
+  bench.push([{ kind: "write", disk: 0, offset: 0, length: sizeBytes, payload: Buffer.from(view) }]);
   await bench.barrier(1);
   await bench.commit(1);
-  for (const cluster of [0, 2]) {
+  for (const cluster of clusters) {
     const payload = pattern(CLUSTER_BYTES, 9);
     bench.push([{ kind: "write", disk: 0, offset: cluster * CLUSTER_BYTES, length: CLUSTER_BYTES, payload }]);
   }
@@ -184,6 +197,20 @@ describe("a promoted disk", () => {
     view.fill(0, 2 * CLUSTER_BYTES, 2 * CLUSTER_BYTES + 20);
     await mergeAll(disk, bench);
     expect(storage.disk.readFile(imagePath("vda"))).toEqual(view);
+  });
+
+  it("does so piece by piece where a guest trims much at once", async () => {
+    const count = LONG / CLUSTER_BYTES;
+    const { storage, disk } = await promotedOf(LONG, Array(count).keys());
+    storage.disk.capacityBytes = storage.disk.usedBytes;
+    let longest = 0;
+    storage.disk.faults.intercept = ({ op, kind, length }) => {
+      if (op === "write" && kind === "image") longest = Math.max(longest, length);
+      return undefined;
+    };
+    await disk.zero(10, LONG - 20, NO_FLAGS);
+    expect(longest).toBe(1024 * 1024);
+    expect(disk.mergedBytes).toBe(LONG);
   });
 
   it("says so when even what was set aside for a merge is used up, and goes on when there is room", async () => {
