@@ -37,6 +37,10 @@ export interface FailoversOptions {
 
 interface RunningFailover {
   readonly answer: Promise<FailoverAnswer>;
+  /** Whether any of those who have asked wants the active disk left out. */
+  discardActive: boolean;
+  /** This side is being promoted: nothing more can be wanted. */
+  isPromoting: boolean;
   /** Whose command would start the VM; undefined: the agent's own, if it has one. */
   starter: FailoverRequest | undefined;
   /** Whose does, once this side is Primary. */
@@ -105,16 +109,29 @@ export class Failovers {
     await this.#begin(BY_ITSELF);
   }
 
-  /** Whoever joins one that is under way, and starts the VM, does so in the place of any other. */
+  /**
+   * Whoever joins one that is under way, and starts the VM, does so in the place of any other; the active disk is left out
+   * where anybody wants that. Errors: `not-secondary` where it is too late for it; those of the failover.
+   */
   async #begin(request: FailoverRequest): Promise<FailoverAnswer> {
     const running = (this.#running ??= this.#start(request));
+    if (request.discardActive && !running.discardActive) {
+      if (running.isPromoting) throw alreadyPromoting();
+      running.discardActive = true;
+    }
     if (request.startsVm === true) running.starter = request;
     const answer = await running.answer;
     return { ...answer, startsVm: running.started === request };
   }
 
   #start(request: FailoverRequest): RunningFailover {
-    const running: RunningFailover = { answer: this.#fenceAndPromote(request), starter: undefined, started: undefined };
+    const running: RunningFailover = {
+      answer: this.#fenceAndPromote(request),
+      discardActive: request.discardActive,
+      isPromoting: false,
+      starter: undefined,
+      started: undefined,
+    };
     const end = (): void => {
       this.#running = undefined;
     };
@@ -183,8 +200,8 @@ export class Failovers {
     claim: TakeoverClaim | undefined,
   ): Promise<FailoverAnswer> {
     const roles = this.#options.roles();
-    const described = this.#describe(secondary, request);
-    const { discardActive } = request;
+    const discardActive = this.#decideActive();
+    const described = this.#describe(secondary, { ...request, discardActive });
     const { assertStill, siblings, supersedes, lineage } = claim ?? {};
     const promotion = await roles.promote({ discardActive, assertStill, siblings, supersedes }, lineage);
     if (claim?.isUntold === true && roles.active.role === "Primary") roles.active.primary.insist();
@@ -195,6 +212,13 @@ export class Failovers {
     const jobs = this.#options.jobs.all().map((job) => job.describe().id);
     this.#decideWhoStarts(epoch);
     return { ...described, dryRun: false, epoch, ageMs, wouldLose, mergeBytes, jobs };
+  }
+
+  /** Whether what the secondary's own VM has written is left out: from here on nobody can ask for it any more. */
+  #decideActive(): boolean {
+    const running = this.#running;
+    if (running !== undefined) running.isPromoting = true;
+    return running?.discardActive === true;
   }
 
   /** Once for each promotion. */
@@ -245,4 +269,12 @@ export class Failovers {
         .map(({ id }) => id),
     };
   }
+}
+
+function alreadyPromoting(): ColobusError {
+  return new ColobusError(
+    "not-secondary",
+    "another command has begun to promote this side, and what its own VM has written stays",
+    "See `colobus status`; nothing of it can be left out any more.",
+  );
 }

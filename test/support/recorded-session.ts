@@ -1,6 +1,6 @@
 import type { AgentOptions } from "../../cli/agent-host.ts";
 import { Agent } from "../../cli/agent.ts";
-import type { Role } from "../../proto/words.ts";
+import type { Role, SecondaryExport } from "../../proto/words.ts";
 import type { Clock } from "../../shared/host/clock.ts";
 import { NodeClock } from "../../shared/host/node-clock.ts";
 import { NodeRandom } from "../../shared/host/node-random.ts";
@@ -30,7 +30,13 @@ export function openFuzzAgent(
   token: Buffer | undefined,
   dial: () => Promise<Link>,
   clock: Clock = new NodeClock(),
-  hooks: Pick<AgentOptions, "fence" | "startVm" | "assertImageAllowed"> = { fence: undefined, startVm: undefined },
+  {
+    secondaryExport = "read-only",
+    ...hooks
+  }: Pick<AgentOptions, "fence" | "startVm" | "assertImageAllowed"> & { readonly secondaryExport?: SecondaryExport } = {
+    fence: undefined,
+    startVm: undefined,
+  },
 ): Promise<Agent> {
   return Agent.open({
     host: {
@@ -65,7 +71,7 @@ export function openFuzzAgent(
       clusterBytes: 4096,
       extentBytes: 16_384,
       settleEveryMs: 5_000,
-      secondaryExport: "read-only",
+      secondaryExport,
       retain: 0,
       createImages: false,
       assumeInSync: false,

@@ -5,6 +5,8 @@ import type { Agent } from "../../../cli/agent.ts";
 import { ColobusError } from "../../../proto/errors.ts";
 import { NodeClock } from "../../../shared/host/node-clock.ts";
 import { runInProcess, serveFakeAgent } from "../../support/control-harness.ts";
+import type { MemoryStorage } from "../../support/memory-storage.ts";
+import { present } from "../../support/present.ts";
 import { openFuzzAgent, recordSession, storageWithImages } from "../../support/recorded-session.ts";
 
 const NO_SIGNAL = new AbortController().signal;
@@ -12,6 +14,7 @@ const FAILOVER = { dryRun: false, force: true, discardActive: false, timeoutMs: 
 
 interface Fenced {
   readonly agent: Agent;
+  readonly storage: MemoryStorage;
   /** Resolves when the peer is being fenced, which goes on until `fenced` is called. */
   readonly fencing: Promise<void>;
   readonly fenced: () => void;
@@ -30,13 +33,15 @@ async function fencedSecondary(): Promise<Fenced> {
     fenced = resolve;
   });
   let started = 0;
+  const storage = storageWithImages(2);
   const agent = await openFuzzAgent(
     "Secondary",
-    storageWithImages(2),
+    storage,
     undefined,
     () => Promise.reject(new ColobusError("connection-lost", "nobody is there")),
     new NodeClock(),
     {
+      secondaryExport: "read-write",
       fence: async () => {
         began();
         await isFenced;
@@ -46,7 +51,7 @@ async function fencedSecondary(): Promise<Fenced> {
     },
   );
   await recordSession(storageWithImages(1), agent, undefined);
-  return { agent, fencing, fenced, started: () => started };
+  return { agent, storage, fencing, fenced, started: () => started };
 }
 
 describe("who starts the VM after a failover", () => {
@@ -90,6 +95,52 @@ describe("who starts the VM after a failover", () => {
     fenced();
     expect(await joined).toMatchObject({ already: false, startsVm: false });
     expect(started()).toBe(1);
+    await agent.stop(100);
+  });
+});
+
+/** A secondary whose own VM has written. */
+async function withActiveDisk(agent: Agent): Promise<void> {
+  const { device } = present(agent.exports.find("vda"));
+  await device.write(Buffer.alloc(4096, 0x77), 0, { fua: false });
+}
+
+describe("failover --discard-active", () => {
+  it("that joins one which has not begun to promote leaves the active disk out", async () => {
+    const { agent, fencing, fenced } = await fencedSecondary();
+    await withActiveDisk(agent);
+    const first = agent.failover(FAILOVER, NO_SIGNAL);
+    await fencing;
+    const joined = agent.failover({ ...FAILOVER, discardActive: true }, NO_SIGNAL);
+    for (let count = 0; count < 5; count += 1) await Promise.resolve();
+    fenced();
+    for (const { discardedActiveBytes } of await Promise.all([first, joined])) {
+      expect(discardedActiveBytes).toBeGreaterThan(0);
+    }
+    await agent.stop(100);
+  });
+
+  it("that joins one which promotes already is refused", async () => {
+    const { agent, storage, fenced } = await fencedSecondary();
+    await withActiveDisk(agent);
+    let release = (): void => undefined;
+    const promoting = new Promise<void>((resolve) => {
+      storage.hold = (op, path) => {
+        if (op !== "sync" || !path.endsWith("/state")) return undefined;
+        resolve();
+        return new Promise((end) => {
+          release = end;
+        });
+      };
+    });
+    const first = agent.failover(FAILOVER, NO_SIGNAL);
+    fenced();
+    await promoting;
+    const late = agent.failover({ ...FAILOVER, discardActive: true }, NO_SIGNAL);
+    await expect(late).rejects.toMatchObject({ code: "not-secondary" });
+    storage.hold = undefined;
+    release();
+    expect(await first).toMatchObject({ already: false, discardedActiveBytes: 0 });
     await agent.stop(100);
   });
 });
