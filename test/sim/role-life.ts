@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { AgentEvent } from "../../proto/status.ts";
+import type { AgentEvent, JobStatus } from "../../proto/status.ts";
 import type { AckPolicy } from "../../proto/words.ts";
 import { present } from "../support/present.ts";
 import { untilApplied } from "./buffered-bytes.ts";
@@ -32,7 +32,16 @@ const WRITE_MAX_BYTES = 3 * 4096;
 /** How much longer a disk may get. */
 const GROWTH_MAX_BYTES = 12 * 4096;
 
-const COUNTED = ["splits", "faults", "cut links", "congested", "dry runs", "resizes"] as const;
+const COUNTED = [
+  "splits",
+  "faults",
+  "cut links",
+  "congested",
+  "dry runs",
+  "resizes",
+  "stops",
+  "stops in a merge",
+] as const;
 
 const PROGRAM_OF_MODE = {
   colo: "run-role-lives",
@@ -63,6 +72,8 @@ class RoleLife {
   readonly #events = new Map<PairMember, number>();
   /** When an operator only asks what the two would do. */
   readonly #asking: SeededRandom;
+  /** undefined: nobody stops an agent in good order, nor pauses a merge. */
+  readonly #stopping: SeededRandom | undefined;
   /** undefined: the disks keep their sizes. */
   readonly #resizes: RoleResizes | undefined;
 
@@ -112,6 +123,8 @@ class RoleLife {
     this.#resizes = resizing.chance(0.5)
       ? new RoleResizes(scene, { random: resizing, disks: DISKS, growthMaxBytes: GROWTH_MAX_BYTES })
       : undefined;
+    const stopping = random.fork("stopping");
+    this.#stopping = stopping.chance(0.25) ? stopping : undefined;
     scene.enter({
       members: [primary, secondary],
       died: (member, kind) => model.died(member, kind),
@@ -132,6 +145,7 @@ class RoleLife {
     for (let action = 0; action < actions || this.#isThin(); action += 1) {
       await this.#act();
       if (this.#resizes?.isDue() === true) void this.#resize(this.#random.pick(members));
+      await this.#stop(this.#stopping);
       if (this.#asking.chance(0.1)) void this.#ask(this.#asking.pick(members));
       await this.#scene.pause();
     }
@@ -248,6 +262,7 @@ class RoleLife {
     const epoch = member.status?.epoch.committed;
     if (epoch === undefined) return;
     this.#model.promoted(member, epoch);
+    if (this.#stopping?.chance(0.7) === true) await this.#orderMerge(member, "pause");
     await this.#readBack(member);
   }
 
@@ -342,6 +357,36 @@ class RoleLife {
     if (status?.role === "Primary") await this.#readBack(member);
   }
 
+  /** Mostly a side whose merge is paused, and whose peer has come back: that has another checkpoint, or none. */
+  async #stop(random: SeededRandom | undefined): Promise<void> {
+    if (random?.chance(0.1) !== true) return;
+    const member = random.pick(this.#scene.members);
+    const isMerging = mergeOf(member) !== undefined;
+    if (!isMerging && !random.chance(0.2)) return;
+    if (isMerging && random.chance(0.7)) await this.#comeBack(this.#scene.peerOf(member), random);
+    if (!(await this.#scene.stop(member))) return;
+    this.#scene.counts.stops += 1;
+    if (isMerging) this.#scene.counts["stops in a merge"] += 1;
+    await this.#scene.startIfDown(member);
+    if (random.chance(0.5)) await this.#orderMerge(member, "resume");
+  }
+
+  /** A side gets a session with its peer, and may get as far as a checkpoint. */
+  async #comeBack(member: PairMember, random: SeededRandom): Promise<void> {
+    this.#scene.reunite();
+    await this.#scene.startIfDown(member);
+    await this.#scene.world.sleep(random.within([100, 5_000]));
+    await this.#resolve(member);
+    await this.#scene.world.sleep(random.within([1, 2_000]));
+    if (random.chance(0.5)) await this.#checkpoint(this.#scene.peerOf(member), QUICK_MS, false);
+  }
+
+  async #orderMerge(member: PairMember, verb: "pause" | "resume"): Promise<void> {
+    const merge = mergeOf(member);
+    if (merge === undefined) return;
+    await this.#scene.command(member, verb, (agent) => agent.job(merge.id, verb), { legal: ["job-state"] });
+  }
+
   #part(): void {
     const a = this.#scene.member("a");
     const on = !this.#scene.isCutOff(a);
@@ -356,6 +401,7 @@ class RoleLife {
     this.#scene.reunite();
     return this.#scene.untilTogether(async () => {
       const { members, primary, isFollowed } = this.#scene;
+      if (this.#stopping !== undefined) for (const member of members) await this.#orderMerge(member, "resume");
       if (isFollowed && primary !== undefined && (await this.#checkpoint(primary, COMMAND_MS, false))) return true;
       if (primary === undefined) await this.#failover(this.#random.pick(members));
       else for (const member of members) await this.#resolve(member);
@@ -396,4 +442,9 @@ class RoleLife {
     if (event.type === "congested") this.#scene.counts.congested += 1;
     this.#scene.happened(member, event);
   }
+}
+
+/** A merge that is not at its end. */
+function mergeOf({ status }: PairMember): JobStatus | undefined {
+  return status?.jobs.find(({ type, state }) => type === "merge" && state !== "concluded");
 }

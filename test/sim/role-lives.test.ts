@@ -21,6 +21,7 @@ describe("lives of changing roles", () => {
       "alone",
       "process crashes",
       "power losses",
+      "stops in a merge",
     ] as const) {
       expect(totals.counts[name], name).toBeGreaterThan(0);
     }

@@ -18,6 +18,9 @@ import { SimWorld } from "./world.ts";
 /** How long an operator waits: for a command that may take its time, and in a hurry. */
 export const COMMAND_MS = 20_000;
 export const QUICK_MS = 2_000;
+/** How long an agent that is stopped waits for its peer, and how long it may take. */
+const DRAIN_MS = 3_000;
+const STOP_LIMIT_MS = 30_000;
 /** Ends what a client waits for. */
 export const CALL_MS = 30_000;
 
@@ -267,6 +270,20 @@ export class RoleScene<Also extends string = never> {
     member.host.crash(kind);
     this.calls.died(process);
     this.#entered.died(member, kind);
+  }
+
+  /** Stops an agent in good order, as a service manager does, unless a call into it lasts long. False: it goes on. */
+  async stop(member: PairMember): Promise<boolean> {
+    const { process } = member.host;
+    if (member.agent === undefined) return false;
+    let isDrained = false;
+    const drained = this.calls.drained(process, []).then(() => (isDrained = true));
+    await Promise.race([drained, this.world.sleep(COMMAND_MS)]);
+    if (!isDrained || !process.alive) return false;
+    this.world.note(`${member.name} is stopped`);
+    await this.command(member, "stop", () => member.stop(DRAIN_MS), { timeoutMs: STOP_LIMIT_MS, legal: [] });
+    this.crash(member, "process");
+    return true;
   }
 
   /** The host of an agent dies, and never comes back. */
