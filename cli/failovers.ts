@@ -116,7 +116,8 @@ export class Failovers {
   async #begin(request: FailoverRequest): Promise<FailoverAnswer> {
     const running = (this.#running ??= this.#start(request));
     if (request.discardActive && !running.discardActive) {
-      if (running.isPromoting) throw alreadyPromoting();
+      // With a stored VM state it is left out anyway.
+      if (running.isPromoting && this.#options.state.record.committed.vmstate === undefined) throw alreadyPromoting();
       running.discardActive = true;
     }
     if (request.startsVm === true) running.starter = request;
