@@ -17,6 +17,7 @@
  * Does not: lock, decide whether the guest's request succeeds, or record anything but its dirty clusters.
  */
 import { asColobusError, ColobusError } from "../proto/errors.ts";
+import { SYNC_HOLE_BYTES } from "../proto/limits.ts";
 import type { ChildState } from "../proto/words.ts";
 import type { Child, Extent, Pending, ZeroFlags } from "../shared/block/block-device.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
@@ -207,13 +208,29 @@ export class DiskCopy {
   /** As `write`, of zeroes. */
   zero(offset: number, length: number, { mayUnmap }: ZeroFlags): Outcome | Promise<Outcome> {
     if (!this.has(offset, length)) return this.#miss(offset, length);
+    const flags = mayUnmap && this.#mayUnmap ? UNMAP : NO_UNMAP;
+    if (length > SYNC_HOLE_BYTES) return this.#zeroInPieces(offset, length, flags);
     let pending: Pending;
     try {
-      pending = this.child.zero(offset, length, mayUnmap && this.#mayUnmap ? UNMAP : NO_UNMAP);
+      pending = this.child.zero(offset, length, flags);
     } catch (error) {
       return this.failed("write", error, offset, length);
     }
     return pending === undefined ? undefined : this.#outcome(pending, offset, length);
+  }
+
+  /** Each of which has the time that a request has: a disk may have to write its zeroes. */
+  async #zeroInPieces(offset: number, length: number, flags: ZeroFlags): Promise<Outcome> {
+    try {
+      for (let at = offset; at < offset + length; at += SYNC_HOLE_BYTES) {
+        const pending = this.child.zero(at, Math.min(SYNC_HOLE_BYTES, offset + length - at), flags);
+        if (pending !== undefined) await this.#limit.guard(pending);
+        if (this.#isBroken) break;
+      }
+    } catch (error) {
+      return this.failed("write", error, offset, length);
+    }
+    return this.#taken(offset, length);
   }
 
   /** Makes durable what the copy has taken so far. */

@@ -217,8 +217,8 @@ export class SecondaryPlace {
       opened: (peer) => options.opened(this, peer),
       syncNeeded: (type) => {
         this.mirroring?.lacks();
-        const { disks, geometries, windowBytes } = options;
-        this.syncs.start({ type, replicator: this.replicator, disks, geometries, windowBytes });
+        const { clock, disks, geometries, windowBytes } = options;
+        this.syncs.start({ clock, type, replicator: this.replicator, disks, geometries, windowBytes });
         options.syncing();
       },
       inSync: () => {

@@ -1,4 +1,10 @@
-import { JOB_CHUNK_BYTES, SYNC_HOLE_BYTES, SYNC_STEP_BYTES, SYNC_STEP_PIECES } from "../proto/limits.ts";
+import {
+  JOB_CHUNK_BYTES,
+  SYNC_HOLE_BYTES,
+  SYNC_HOLE_SHARE,
+  SYNC_STEP_BYTES,
+  SYNC_STEP_PIECES,
+} from "../proto/limits.ts";
 import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
@@ -26,10 +32,15 @@ export function stepBytes(bytesMax: number, besideGuests: boolean): number {
 }
 
 /**
- * The next dirty stretches, `bytesMax` together or a little more, and holes between them, which take nothing of that.
+ * The next dirty stretches, `bytesMax` together or a little more, of which holes take `holeShare` of their length: nothing
+ * travels, and a disk may have to write all of it.
  * Errors: why a disk cannot be asked for its holes.
  */
-export async function nextPieces(sources: readonly SyncSource[], bytesMax: number): Promise<SyncPiece[]> {
+export async function nextPieces(
+  sources: readonly SyncSource[],
+  bytesMax: number,
+  holeShare = SYNC_HOLE_SHARE,
+): Promise<SyncPiece[]> {
   const pieces: SyncPiece[] = [];
   let bytes = 0;
   for (const [source, { disk, geometry, nextDirty }] of sources.entries()) {
@@ -47,7 +58,7 @@ export async function nextPieces(sources: readonly SyncSource[], bytesMax: numbe
       const isHole = startsWithHole instanceof Promise ? await startsWithHole : startsWithHole;
       const piece = { source, offset, length: isHole ? length : Math.min(length, chunkBytes), isHole };
       pieces.push(piece);
-      if (!isHole) bytes += piece.length;
+      bytes += isHole ? piece.length * holeShare : piece.length;
       from = Math.ceil((offset + piece.length) / clusterBytes);
     }
   }

@@ -1,7 +1,16 @@
 import { ColobusError } from "../proto/errors.ts";
-import { DISK_RETRY_MS, SYNC_WINDOW_SHARE, SYNC_WINDOW_SHARE_BESIDE_GUESTS } from "../proto/limits.ts";
+import {
+  DISK_RETRY_MS,
+  SYNC_HOLE_FAST_MS,
+  SYNC_HOLE_SHARE,
+  SYNC_HOLE_SHARE_MIN,
+  SYNC_HOLE_SLOW_MS,
+  SYNC_WINDOW_SHARE,
+  SYNC_WINDOW_SHARE_BESIDE_GUESTS,
+} from "../proto/limits.ts";
 import type { JobState } from "../proto/words.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
+import type { Clock } from "../shared/host/clock.ts";
 import type { JobSettings, JobWork } from "../shared/jobs/job.ts";
 import { ChunkPool } from "./chunk-pool.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
@@ -10,6 +19,7 @@ import type { SourceSession } from "./source-session.ts";
 import { bringAll, nextPieces, stepBytes, type SyncPiece, type SyncSource } from "./sync-pieces.ts";
 
 export interface SyncWorkOptions {
+  readonly clock: Clock;
   readonly type: "full-sync" | "resync";
   readonly replicator: Replicator;
   readonly disks: readonly ReplicatedDisk[];
@@ -33,10 +43,18 @@ export class SyncWork implements JobWork {
   readonly #options: SyncWorkOptions;
   readonly #session: SourceSession;
   /** What was sent and is not known to have arrived, oldest first. */
-  readonly #underWay: { readonly sequence: number; readonly buffer: Buffer | undefined; readonly bytes: number }[] = [];
+  readonly #underWay: {
+    readonly sequence: number;
+    /** undefined: it was zeroes. */
+    readonly buffer: Buffer | undefined;
+    readonly bytes: number;
+    readonly sentMs: number;
+  }[] = [];
   readonly #sources: readonly SyncSource[];
   readonly #chunks = new ChunkPool();
+  /** Of which a hole counts this share of its length. */
   #underWayBytes = 0;
+  #holeShare = SYNC_HOLE_SHARE;
   #requestsSeen: number;
   #wasPaused = false;
 
@@ -80,20 +98,21 @@ export class SyncWork implements JobWork {
     const besideGuests = requests !== this.#requestsSeen;
     this.#requestsSeen = requests;
     await this.#untilRoom(windowBytes * (besideGuests ? SYNC_WINDOW_SHARE_BESIDE_GUESTS : SYNC_WINDOW_SHARE));
-    const pieces = await nextPieces(this.#sources, stepBytes(bytesMax, besideGuests));
+    const pieces = await nextPieces(this.#sources, stepBytes(bytesMax, besideGuests), this.#holeShare);
     if (pieces.length === 0) return replicator.tryFinishSync(this.#session) ? undefined : lost();
     return bringAll(pieces, (piece) => this.#send(piece));
   }
 
   /** Waits until less than `limitBytes` of this sync, and less than the window as a whole, are under way. */
   async #untilRoom(limitBytes: number): Promise<void> {
-    const { replicator } = this.#options;
+    const { replicator, clock } = this.#options;
     for (let oldest = this.#underWay[0]; oldest !== undefined; oldest = this.#underWay[0]) {
       const arriving = replicator.syncedThrough(this.#session, oldest.sequence);
       if (arriving !== undefined) {
         if (this.#underWayBytes < limitBytes) break;
         await arriving;
       }
+      if (oldest.buffer === undefined) this.#noteHoleTaken(clock.nowMs() - oldest.sentMs, arriving !== undefined);
       this.#underWay.shift();
       this.#underWayBytes -= oldest.bytes;
       if (oldest.buffer !== undefined) this.#chunks.giveBack(oldest.buffer);
@@ -102,9 +121,20 @@ export class SyncWork implements JobWork {
     if (room !== undefined) await room;
   }
 
+  /**
+   * A secondary that writes zeroes gets as few at a time as guests can wait for, one that cuts holes many. `wasAwaited`: it
+   * was taken just now, and not at some time before.
+   */
+  #noteHoleTaken(tookMs: number, wasAwaited: boolean): void {
+    if (tookMs <= SYNC_HOLE_FAST_MS) this.#holeShare = Math.max(this.#holeShare / 2, SYNC_HOLE_SHARE_MIN);
+    else if (wasAwaited && tookMs >= SYNC_HOLE_SLOW_MS) {
+      this.#holeShare = Math.min(this.#holeShare * 2, SYNC_HOLE_SHARE);
+    }
+  }
+
   /** Resolves with the bytes that were read. */
   async #send({ source: disk, offset, length, isHole }: SyncPiece): Promise<number> {
-    const { replicator, geometries } = this.#options;
+    const { replicator, geometries, clock } = this.#options;
     const clusterBytes = geometries[disk]?.clusterBytes ?? length;
     let buffer: Buffer | undefined;
     const take = (bytes: number): Buffer => (buffer = this.#chunks.take(bytes));
@@ -113,8 +143,8 @@ export class SyncWork implements JobWork {
       const sequence = replicator.sendSynced(this.#session, disk, offset, content);
       if (sequence === undefined) lost();
       isInUse = typeof content !== "number";
-      const bytes = typeof content === "number" ? 0 : content.length;
-      this.#underWay.push({ sequence, buffer: isInUse ? buffer : undefined, bytes });
+      const bytes = typeof content === "number" ? content * this.#holeShare : content.length;
+      this.#underWay.push({ sequence, buffer: isInUse ? buffer : undefined, bytes, sentMs: clock.nowMs() });
       this.#underWayBytes += bytes;
     });
     // What was sent is given back when it has arrived.

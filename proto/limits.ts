@@ -249,6 +249,8 @@ export const OVERLAY_LIMIT_MIN_BYTES = 1 * MIB;
 export const OVERLAY_HIGH_WATER = 3 / 4;
 /** The replica writer saves originals for, and then applies, at most this many bytes at a time. */
 export const APPLY_BATCH_BYTES = 8 * MIB;
+/** … of zeroes this many: those of a long range take a slow disk long, and all that follows waits behind them … */
+export const APPLY_BATCH_ZERO_BYTES = 64 * MIB;
 /** … and at most about this many operations: some have no payload. The more there are, the more an fsync carries … */
 export const APPLY_BATCH_OPERATIONS = 4096;
 /** … and where nothing is fsynced, few are enough: all that the event loop does meanwhile waits for them. */
@@ -305,6 +307,12 @@ export const SYNC_STEP_BYTES = 4 * MIB;
 export const SYNC_STEP_PIECES = 64;
 /** Holes are sent in pieces of at most this length, so that a sync can be paused within one. */
 export const SYNC_HOLE_BYTES = 64 * MIB;
+/** What a hole counts of its length where a sync bounds what is under way: whoever takes it may have to write zeroes … */
+export const SYNC_HOLE_SHARE = 1 / 8;
+/** … down to this, the longer each is taken in the first of these times; where one takes the second, up again. */
+export const SYNC_HOLE_SHARE_MIN = 1 / 512;
+export const SYNC_HOLE_FAST_MS = 100;
+export const SYNC_HOLE_SLOW_MS = 300;
 /** The share of the send window that a sync takes: the rest is left to guests' writes … */
 export const SYNC_WINDOW_SHARE = 1 / 2;
 /** … which wait for what was sent before them, so it takes less while there are any. */

@@ -129,10 +129,7 @@ export class ActiveDisk {
   write(source: Uint8Array | number, offset: number, readBelow: ReadBelow): Promise<void> | undefined {
     const length = typeof source === "number" ? source : source.length;
     const gaps = this.#gaps(offset, offset + length);
-    if (gaps.length === 0) {
-      this.#writeNow(source, offset, offset, offset + length);
-      return undefined;
-    }
+    if (gaps.length === 0) return this.#writeHeld(source, offset, offset, offset + length);
     return this.#fillThenWrite(source, offset, length, gaps, readBelow);
   }
 
@@ -243,7 +240,7 @@ export class ActiveDisk {
       end = Math.max(end, gap.end);
     }
     for (const fill of fills) this.#fillUnheld(fill.bytes, fill.offset);
-    this.#writeNow(source, offset, from, end);
+    await this.#writeHeld(source, offset, from, end);
   }
 
   /** Writes what was read from below where it is still what a reader sees: another part may have been written meanwhile. */
@@ -257,13 +254,22 @@ export class ActiveDisk {
   }
 
   /** Writes the data, then the journal entries that make the parts of [from, end) held. */
-  #writeNow(source: Uint8Array | number, offset: number, from: number, end: number): void {
+  #writeHeld(source: Uint8Array | number, offset: number, from: number, end: number): Promise<void> | undefined {
     const { data } = this.#files;
+    if (typeof source === "number") {
+      const zeroing = data.zero(offset, source);
+      if (zeroing !== undefined) return zeroing.then(() => this.#hold(this.#newlyHeld(from, end)));
+    }
     const entries = this.#newlyHeld(from, end);
     if (typeof source !== "number") {
       if (entries.length > 0) this.#context.quota?.take(source.length);
       data.write(source, offset);
-    } else data.zero(offset, source);
+    }
+    this.#hold(entries);
+    return undefined;
+  }
+
+  #hold(entries: readonly JournalEntry[]): void {
     if (entries.length === 0) return;
     this.#files.journal.append(entries);
     for (const entry of entries) this.#apply(entry);

@@ -5,6 +5,7 @@ import {
   ACK_WINDOW_SHARE,
   APPLY_BATCH_BYTES,
   APPLY_BATCH_OPERATIONS,
+  APPLY_BATCH_ZERO_BYTES,
   APPLY_UNSYNCED_BATCH_OPERATIONS,
   NBD_MAX_IN_FLIGHT_BYTES,
   OPERATION_COST_BYTES,
@@ -55,7 +56,14 @@ export interface ReplicaWriterOptions {
 }
 
 type Item =
-  | { readonly kind: "data"; readonly message: DataMessage; readonly bytes: number }
+  | {
+      readonly kind: "data";
+      readonly operations: readonly Operation[];
+      /** What they cost, as the window counts it. */
+      readonly bytes: number;
+      /** What they zero together. */
+      readonly zeroBytes: number;
+    }
   | { readonly kind: "call"; readonly run: () => Promise<void> };
 
 /**
@@ -115,15 +123,15 @@ export class ReplicaWriter {
         `the peer sent operation ${message.firstSequence} after ${this.#receivedSequence}`,
       );
     }
-    let bytes = message.operations.length * OPERATION_COST_BYTES;
     for (const operation of message.operations) {
       const disk = this.#options.disks[operation.disk];
       if (disk === undefined || operation.offset + operation.length > disk.base.sizeBytes) {
         throw new ColobusError("protocol-error", "the peer sent an operation outside of its disks");
       }
       this.#assertOfMode(operation, disk);
-      bytes += operation.payload.length;
     }
+    const item = dataItem(message.operations);
+    const { bytes } = item;
     // A primary looks at its window between requests, so each of its guests' may go beyond it.
     if (this.#queuedBytes + bytes > this.#queueMaxBytes + this.#options.windowBytes + NBD_MAX_IN_FLIGHT_BYTES) {
       throw new ColobusError("protocol-error", "the peer sent much more than its window allows");
@@ -131,7 +139,8 @@ export class ReplicaWriter {
     this.#queuedBytes += bytes;
     this.#unacknowledgedBytes += bytes;
     this.#receivedSequence += message.operations.length;
-    this.#queue.push({ kind: "data", message, bytes });
+    if (item.zeroBytes <= APPLY_BATCH_ZERO_BYTES) this.#queue.push(item);
+    else for (const part of inZeroShares(message.operations)) this.#queue.push(dataItem(part));
     this.#acknowledgeSoon();
     this.#drain();
   }
@@ -205,12 +214,15 @@ export class ReplicaWriter {
     const most = this.#options.durability === "power" ? APPLY_BATCH_OPERATIONS : APPLY_UNSYNCED_BATCH_OPERATIONS;
     const operations: Operation[] = [];
     let bytes = 0;
+    let zeroBytes = 0;
     let taken = 0;
     for (const item of this.#queue) {
       if (item.kind !== "data" || operations.length >= most) break;
       if (taken > 0 && bytes + item.bytes > APPLY_BATCH_BYTES) break;
-      operations.push(...item.message.operations);
+      if (taken > 0 && zeroBytes + item.zeroBytes > APPLY_BATCH_ZERO_BYTES) break;
+      operations.push(...item.operations);
       bytes += item.bytes;
+      zeroBytes += item.zeroBytes;
       taken += 1;
     }
     this.#queue.splice(0, taken);
@@ -491,6 +503,37 @@ export class ReplicaWriter {
     this.#acknowledged = { received, stable };
     this.#options.acknowledge(received, stable);
   }
+}
+
+function dataItem(operations: readonly Operation[]): Extract<Item, { kind: "data" }> {
+  let bytes = operations.length * OPERATION_COST_BYTES;
+  let zeroBytes = 0;
+  for (const operation of operations) {
+    bytes += operation.payload.length;
+    zeroBytes += zeroBytesOf(operation);
+  }
+  return { kind: "data", operations, bytes, zeroBytes };
+}
+
+function zeroBytesOf({ length, payload }: Operation): number {
+  return payload.length === 0 ? length : 0;
+}
+
+/** The operations in shares that zero no more than a batch may, or are one operation. */
+function* inZeroShares(operations: readonly Operation[]): Generator<readonly Operation[]> {
+  let share: Operation[] = [];
+  let zeroBytes = 0;
+  for (const operation of operations) {
+    const more = zeroBytesOf(operation);
+    if (share.length > 0 && zeroBytes + more > APPLY_BATCH_ZERO_BYTES) {
+      yield share;
+      share = [];
+      zeroBytes = 0;
+    }
+    share.push(operation);
+    zeroBytes += more;
+  }
+  yield share;
 }
 
 function collectUnsaved(disk: ReplicaDisk, offset: number, length: number, clusters: ClusterBitmap): void {

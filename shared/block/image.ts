@@ -2,7 +2,7 @@
  * Owns: one image of a disk, a raw file or a block device, for as long as it is open.
  *
  * How: writes go to the page cache at once; reads are answered from there, or by a promise when the device must be
- * waited for. Flushes are shared: those that arrive while a sync runs, which may have passed by their writes already,
+ * waited for, as zeroes may have to. Flushes are shared: those that arrive while a sync runs, which may have passed by their writes already,
  * wait for one more, together.
  *
  * Invariants: the image is locked against other agents from `openImage` to `close`; one that two hosts use only while this
@@ -91,10 +91,25 @@ export class Image implements BlockDevice, DiskImage {
   }
 
   zero(offset: number, length: number, flags: ZeroFlags): Pending {
-    if (offset < this.#data.end && offset + length > this.#data.start) this.#data = { start: 0, end: 0 };
-    if (flags.mayUnmap) this.#taken.zero(offset, length);
-    else this.#taken.zeroAllocated(offset, length);
+    const file = this.#taken;
+    const zeroing = flags.mayUnmap ? file.zero(offset, length) : file.zeroAllocated(offset, length);
+    if (zeroing !== undefined) return this.#zeroed(zeroing, offset, length, flags);
+    this.#forgetData(offset, length);
     return flags.fua ? this.flush() : undefined;
+  }
+
+  async #zeroed(zeroing: Promise<void>, offset: number, length: number, { fua }: ZeroFlags): Promise<void> {
+    try {
+      await zeroing;
+    } finally {
+      this.#forgetData(offset, length);
+    }
+    if (fua) await this.flush();
+  }
+
+  /** There are holes in the range, or may be. */
+  #forgetData(offset: number, length: number): void {
+    if (offset < this.#data.end && offset + length > this.#data.start) this.#data = { start: 0, end: 0 };
   }
 
   flush(): Promise<void> {

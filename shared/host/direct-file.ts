@@ -108,11 +108,11 @@ class DirectFile implements StorageFile {
     this.#refuse();
   }
 
-  zero(): void {
+  zero(): undefined {
     this.#refuse();
   }
 
-  zeroAllocated(): void {
+  zeroAllocated(): undefined {
     this.#refuse();
   }
 

@@ -3,7 +3,7 @@
  *
  * How: writes, and reads of what is cached, are system calls on the calling thread (`posix.ts`): handing them to the
  * thread pool costs several times the call itself. What would wait for the device goes to the pool: cold reads, fsync,
- * the removal of large files.
+ * the removal of large files, and zeroes that are not a matter of a file system's metadata alone.
  *
  * Whether a read would wait is answered by the kernel (RWF_NOWAIT). Where it cannot answer, the file system decides,
  * once per open file: files in memory (tmpfs, ramfs) are always read at once, all others always on the pool.
@@ -25,6 +25,7 @@ import {
   dropCache,
   FALLOCATE,
   fallocate,
+  fallocateBehind,
   type FallocateMode,
   lockExclusive,
   preadAll,
@@ -37,7 +38,7 @@ import {
 } from "./posix.ts";
 import type { FileKind, OpenOptions, Storage, StorageFile } from "./storage.ts";
 
-const { EAGAIN, EBADF, EBUSY, EINVAL, ENOENT, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP } = constants.errno;
+const { EAGAIN, EBADF, EBUSY, EINVAL, EIO, ENOENT, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP } = constants.errno;
 
 const FILE_MODE = 0o600;
 const DIRECTORY_MODE = 0o700;
@@ -48,10 +49,18 @@ const STAT_BLOCK_BYTES = 512;
 /** No block device has larger logical blocks; the edges of a range that are not aligned to it are written instead. */
 const DEVICE_ALIGNMENT_BYTES = 4096;
 const ZEROES = Buffer.alloc(256 * 1024);
+/** A file system cuts a hole of this length in no time; for more it may have to free what it keeps of many pages. */
+const HOLE_AT_ONCE_BYTES = 64 * 1024 * 1024;
+/** What zeroes on the pool take at a time: others use it as well, and the device. */
+const ZERO_PIECE_BYTES = 8 * 1024 * 1024;
 
 /** Whether fallocate failed because this kind of file, or this alignment, has no such operation. */
 function isUnsupported(result: number): boolean {
   return result === -EOPNOTSUPP || result === -ENOSYS || result === -EINVAL || result === -EBUSY;
+}
+
+function zeroesUpTo(length: number): Buffer {
+  return ZEROES.subarray(0, Math.min(ZEROES.length, length));
 }
 
 /** How a read that must not wait is made. */
@@ -68,6 +77,8 @@ class NodeFile implements StorageFile {
   #pending = 0;
   /** The descriptor to close when the last of them is done. */
   #closingFd = -1;
+  /** Ends when the last range that is zeroed on the pool is. */
+  #zeroing: Promise<void> = Promise.resolve();
 
   constructor(path: string, fd: number, traits: { blockDevice: boolean; locked: boolean; inMemory: boolean }) {
     this.path = path;
@@ -132,12 +143,12 @@ class NodeFile implements StorageFile {
     if (result < 0) throw this.#rangeFault("write", source.length, offset, -result);
   }
 
-  zero(offset: number, length: number): void {
-    this.#zeroRange("zero", [FALLOCATE.punchHole, FALLOCATE.zeroRange], offset, length);
+  zero(offset: number, length: number): Promise<void> | undefined {
+    return this.#zeroRange([FALLOCATE.punchHole, FALLOCATE.zeroRange], offset, length);
   }
 
-  zeroAllocated(offset: number, length: number): void {
-    this.#zeroRange("zero", [FALLOCATE.zeroRange], offset, length);
+  zeroAllocated(offset: number, length: number): Promise<void> | undefined {
+    return this.#zeroRange([FALLOCATE.zeroRange], offset, length);
   }
 
   allocate(offset: number, length: number): void {
@@ -242,39 +253,72 @@ class NodeFile implements StorageFile {
     this.#closingFd = -1;
   }
 
-  #zeroRange(operation: string, modes: readonly FallocateMode[], offset: number, length: number): void {
-    if (length === 0) return;
+  #zeroRange(modes: readonly FallocateMode[], offset: number, length: number): Promise<void> | undefined {
     const end = offset + length;
     let from = offset;
     let to = end;
     if (this.#blockDevice) {
       from = Math.ceil(offset / DEVICE_ALIGNMENT_BYTES) * DEVICE_ALIGNMENT_BYTES;
-      to = Math.floor(end / DEVICE_ALIGNMENT_BYTES) * DEVICE_ALIGNMENT_BYTES;
-      if (from >= to) return this.#writeZeroes(operation, offset, end);
+      to = Math.max(from, Math.floor(end / DEVICE_ALIGNMENT_BYTES) * DEVICE_ALIGNMENT_BYTES);
+      this.#writeZeroes(offset, Math.min(from, end));
+      this.#writeZeroes(to, end);
     }
-    this.#writeZeroes(operation, offset, from);
-    if (!this.#fallocateFirst(operation, modes, from, to - from)) this.#writeZeroes(operation, from, to);
-    this.#writeZeroes(operation, to, end);
+    if (from >= to || this.#zeroAtOnce(modes, from, to - from)) return undefined;
+    this.#begin();
+    const zeroing = this.#zeroBehind(this.#fd, modes, from, to).finally(() => this.#finish());
+    this.#zeroing = zeroing.catch(() => undefined); // whoever has asked for it is told
+    return zeroing;
   }
 
-  /** Does the first of `modes` that is supported here; false when none is. */
-  #fallocateFirst(operation: string, modes: readonly FallocateMode[], offset: number, length: number): boolean {
+  /** False where it would take long: nothing is done then. */
+  #zeroAtOnce(modes: readonly FallocateMode[], offset: number, length: number): boolean {
+    // A device has to do it, and fallocate waits for that.
+    if (this.#blockDevice || length > HOLE_AT_ONCE_BYTES) return false;
     for (const mode of modes) {
       const result = fallocate(this.#fd, mode, offset, length);
       if (result === 0) return true;
-      if (!isUnsupported(result)) throw this.#rangeFault(operation, length, offset, -result);
+      if (!isUnsupported(result)) throw this.#zeroFault(length, offset, -result);
     }
-    return false;
+    if (length > ZEROES.length) return false;
+    this.#writeZeroes(offset, offset + length);
+    return true;
+  }
+
+  async #zeroBehind(fd: number, modes: readonly FallocateMode[], from: number, to: number): Promise<void> {
+    await this.#zeroing;
+    for (let at = from; at < to; at += ZERO_PIECE_BYTES) {
+      if (this.#fd !== fd) throw new ColobusError("shutting-down", `${this.path} is closed while it is zeroed`);
+      await this.#zeroPiece(fd, modes, at, Math.min(ZERO_PIECE_BYTES, to - at));
+    }
+  }
+
+  /** Does the first of `modes` that is supported here, or writes zeroes as far as the file reaches. */
+  async #zeroPiece(fd: number, modes: readonly FallocateMode[], offset: number, length: number): Promise<void> {
+    for (const mode of modes) {
+      const result = await fallocateBehind(fd, mode, offset, length);
+      if (result === 0) return;
+      if (!isUnsupported(result)) throw this.#zeroFault(length, offset, -result);
+    }
+    const end = Math.min(offset + length, seekEnd(fd));
+    for (let at = offset; at < end;) at += await this.#writeBehind(fd, zeroesUpTo(end - at), at);
+  }
+
+  #writeBehind(fd: number, source: Uint8Array, offset: number): Promise<number> {
+    return new Promise((resolve, reject) => {
+      fs.write(fd, source, 0, source.length, offset, (error, count) => {
+        if (error === null && count > 0) resolve(count);
+        else reject(this.#zeroFault(source.length, offset, (error && errnoOf(error)) ?? EIO, error ?? undefined));
+      });
+    });
   }
 
   /** Writes zeroes over [from, to) as far as the file reaches, so that its size stays. */
-  #writeZeroes(operation: string, from: number, to: number): void {
+  #writeZeroes(from: number, to: number): void {
     if (from >= to) return;
     const end = Math.min(to, this.sizeBytes());
     for (let at = from; at < end; at += ZEROES.length) {
-      const piece = ZEROES.subarray(0, Math.min(ZEROES.length, end - at));
-      const result = pwriteAll(this.#fd, piece, at);
-      if (result < 0) throw this.#rangeFault(operation, to - from, from, -result);
+      const result = pwriteAll(this.#fd, zeroesUpTo(end - at), at);
+      if (result < 0) throw this.#zeroFault(to - from, from, -result);
     }
   }
 
@@ -294,6 +338,10 @@ class NodeFile implements StorageFile {
 
   #rangeFault(operation: string, length: number, offset: number, errno: number, cause?: unknown): ColobusError {
     return this.#fault(`${operation} ${length} bytes at ${offset} of`, errno, cause);
+  }
+
+  #zeroFault(length: number, offset: number, errno: number, cause?: unknown): ColobusError {
+    return this.#rangeFault("zero", length, offset, errno, cause);
   }
 
   #fault(operation: string, errno: number, cause?: unknown): ColobusError {

@@ -1,9 +1,9 @@
 /**
  * The system calls that Node lacks, or makes dear, straight from libc.
  *
- * Results are the kernel's: a count or zero, and `-errno` on failure. Every call runs to its end on the calling thread
- * before it returns, so no buffer is ever touched by the kernel afterwards and none has to be kept alive. Calls that a
- * signal interrupted are repeated. Offsets and lengths are 64-bit, exact up to 2^53.
+ * Results are the kernel's: a count or zero, and `-errno` on failure. Every call with a buffer runs to its end on the
+ * calling thread before it returns, so none is ever touched by the kernel afterwards and none has to be kept alive. Calls
+ * that a signal interrupted are repeated. Offsets and lengths are 64-bit, exact up to 2^53.
  *
  * What may wait for a device for long (cold reads, fsync) does not belong here: `node-storage.ts` gives it to the pool.
  */
@@ -31,12 +31,16 @@ const callLseek = libc.func("int64_t lseek(int fd, int64_t offset, int whence)")
   offset: number,
   whence: number,
 ) => number;
-const callFallocate = libc.func("int fallocate(int fd, int mode, int64_t offset, int64_t len)") as (
-  fd: number,
-  mode: number,
-  offset: number,
-  length: number,
-) => number;
+const callFallocate = libc.func("int fallocate(int fd, int mode, int64_t offset, int64_t len)") as {
+  (fd: number, mode: number, offset: number, length: number): number;
+  async(
+    fd: number,
+    mode: number,
+    offset: number,
+    length: number,
+    done: (error: Error | null, result: number) => void,
+  ): void;
+};
 const callFadvise = libc.func("int posix_fadvise(int fd, int64_t offset, int64_t len, int advice)") as (
   fd: number,
   offset: number,
@@ -174,6 +178,22 @@ export function fallocate(fd: number, mode: FallocateMode, offset: number, lengt
     const errno = koffi.errno();
     if (errno !== EINTR) return -errno;
   }
+}
+
+/** As `fallocate`, on the thread pool. */
+export function fallocateBehind(fd: number, mode: FallocateMode, offset: number, length: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const call = (): void => {
+      callFallocate.async(fd, mode, offset, length, (error, result) => {
+        // What the call has left in its thread's errno is this thread's here, and nowhere else.
+        const errno = result === 0 ? 0 : koffi.errno();
+        if (error !== null) reject(error);
+        else if (errno === EINTR) call();
+        else resolve(-errno);
+      });
+    };
+    call();
+  });
 }
 
 /** Has reads of a file read what they ask for, and nothing ahead. */

@@ -41,10 +41,15 @@ export interface StorageFile {
   readNow(target: Uint8Array, offset: number): void;
   /** Writes all of `source` at `offset`. The caller may reuse `source` at once. After an error any part may have been written. */
   write(source: Uint8Array, offset: number): void;
-  /** Makes [offset, offset+length) read as zeroes, freeing the space where the file system can. Does not change the size. */
-  zero(offset: number, length: number): void;
-  /** Makes [offset, offset+length) read as zeroes and keeps space allocated for it (a later write cannot run out of space). */
-  zeroAllocated(offset: number, length: number): void;
+  /**
+   * Makes [offset, offset+length) read as zeroes, freeing the space where the file system can. Does not change the size.
+   * Where that takes long, as on a device that has to be told each zero, it is done off the event loop, a piece at a time,
+   * and one range of the file after the other: nothing else may change the range until the promise settles. After an
+   * error any part may read as zeroes; `shutting-down` when the file is closed before it is done.
+   */
+  zero(offset: number, length: number): Promise<void> | undefined;
+  /** As `zero`, and keeps space allocated for the range (a later write cannot run out of space). */
+  zeroAllocated(offset: number, length: number): Promise<void> | undefined;
   /** Allocates space for [offset, offset+length) without changing what reads back; grows the file if needed. */
   allocate(offset: number, length: number): void;
   truncate(sizeBytes: number): void;

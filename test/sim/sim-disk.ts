@@ -29,6 +29,8 @@ export interface StorageProfile {
   /** How often a read or a sync takes very long. */
   readonly stallProbability: number;
   readonly stallMs: readonly [number, number];
+  /** Images are devices that write so many zeroes, off the event loop, and know no holes. Infinite: they are files. */
+  readonly zeroBytesPerMs: number;
   /** Whether the file system takes allocated but unwritten pages for data. */
   readonly unwrittenIsData: boolean;
 }
@@ -40,6 +42,7 @@ export const STORAGE_PROFILE: StorageProfile = {
   removeMs: [0.05, 2],
   stallProbability: 0.001,
   stallMs: [20, 500],
+  zeroBytesPerMs: Infinity,
   unwrittenIsData: false,
 };
 

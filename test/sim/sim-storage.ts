@@ -10,6 +10,9 @@ import { SimulatedCrash } from "./simulated-crash.ts";
 import type { StorageOp } from "./storage-faults.ts";
 import type { SimWorld } from "./world.ts";
 
+/** What a slow disk zeroes at a time. */
+const ZERO_PIECE_BYTES = 8 * 1024 * 1024;
+
 /**
  * A host's disk as one process sees it: Storage, with virtual delays, faults and death.
  *
@@ -142,6 +145,7 @@ class SimFile implements StorageFile {
   readonly #direct: boolean;
   readonly #released: (file: SimFile) => void;
   #open = true;
+  #zeroing: Promise<void> = Promise.resolve();
 
   constructor(
     world: SimWorld,
@@ -218,18 +222,52 @@ class SimFile implements StorageFile {
     this.#change("write", offset, source.length, apply, source);
   }
 
-  zero(offset: number, length: number): void {
-    this.#change("zero", offset, length, (part) => {
-      this.#disk.change(this.#inode, () => this.#inode.zero(offset, part, false));
+  zero(offset: number, length: number): Promise<void> | undefined {
+    return this.#zero(offset, length, (at, part) => {
+      this.#change("zero", at, part, (some) => {
+        this.#disk.change(this.#inode, () => this.#inode.zero(at, some, false));
+      });
     });
   }
 
-  zeroAllocated(offset: number, length: number): void {
-    this.#change("zeroAllocated", offset, length, (part) => {
-      if (this.#inode.content.missing(offset, part) > this.#disk.freePages)
-        throw diskError("ENOSPC", this.path, "zero");
-      this.#disk.change(this.#inode, () => this.#inode.zero(offset, part, true));
+  zeroAllocated(offset: number, length: number): Promise<void> | undefined {
+    return this.#zero(offset, length, (at, part) => {
+      this.#change("zeroAllocated", at, part, (some) => {
+        if (this.#inode.content.missing(at, some) > this.#disk.freePages) throw diskError("ENOSPC", this.path, "zero");
+        this.#disk.change(this.#inode, () => this.#inode.zero(at, some, true));
+      });
     });
+  }
+
+  get #knowsNoHoles(): boolean {
+    return this.#direct || this.#isSlowDevice;
+  }
+
+  get #isSlowDevice(): boolean {
+    return this.#kind === "image" && this.#disk.profile.zeroBytesPerMs !== Infinity;
+  }
+
+  /** At once, or piece by piece, and one range after the other, where that takes its time. */
+  #zero(offset: number, length: number, apply: (offset: number, length: number) => void): Promise<void> | undefined {
+    const { zeroBytesPerMs } = this.#disk.profile;
+    if (!this.#isSlowDevice || length === 0) {
+      apply(offset, length);
+      return undefined;
+    }
+    const before = this.#zeroing;
+    const zeroing = (async () => {
+      await before;
+      for (let at = offset; at < offset + length; at += ZERO_PIECE_BYTES) {
+        const part = Math.min(ZERO_PIECE_BYTES, offset + length - at);
+        await new Promise<void>((resolve) => {
+          this.#world.schedule(part / zeroBytesPerMs, resolve, this.#process);
+        });
+        if (!this.#open) throw new ColobusError("shutting-down", `${this.path} is closed while it is zeroed`);
+        apply(at, part);
+      }
+    })();
+    this.#zeroing = zeroing.catch(() => undefined);
+    return zeroing;
   }
 
   allocate(offset: number, length: number): void {
@@ -261,14 +299,15 @@ class SimFile implements StorageFile {
   }
 
   nextData(offset: number): number | undefined {
-    if (this.#direct) return this.#call("nextData", offset, 0, () => (offset < this.sizeBytes() ? offset : undefined));
+    if (this.#knowsNoHoles)
+      return this.#call("nextData", offset, 0, () => (offset < this.sizeBytes() ? offset : undefined));
     return this.#call("nextData", offset, 0, () =>
       this.#inode.content.nextData(offset, this.#disk.profile.unwrittenIsData),
     );
   }
 
   nextHole(offset: number): number {
-    if (this.#direct) return this.#call("nextHole", offset, 0, () => Math.max(offset, this.sizeBytes()));
+    if (this.#knowsNoHoles) return this.#call("nextHole", offset, 0, () => Math.max(offset, this.sizeBytes()));
     return this.#call("nextHole", offset, 0, () =>
       this.#inode.content.nextHole(offset, this.#disk.profile.unwrittenIsData),
     );

@@ -16,7 +16,7 @@ import type { StorageOp } from "../sim/storage-faults.ts";
 export class MemoryStorage implements Storage {
   readonly disk: SimDisk;
   /** Set to hold back what settles later, until it resolves: for tests of what happens meanwhile. */
-  hold: ((op: "read" | "sync", path: string) => Promise<void> | undefined) | undefined;
+  hold: ((op: "read" | "sync" | "zero", path: string) => Promise<void> | undefined) | undefined;
   readonly #files = new Set<MemoryFile>();
 
   constructor(disk: SimDisk = new SimDisk(new SeededRandom(1), { coldProbability: 0 })) {
@@ -181,12 +181,18 @@ class MemoryFile implements StorageFile {
     if (fitting < source.length) throw diskError("ENOSPC", this.path, "write");
   }
 
-  zero(offset: number, length: number): void {
+  zero(offset: number, length: number): Promise<void> | undefined {
     this.#admit("zero", offset, length);
-    this.#storage.disk.change(this.#inode, () => this.#inode.zero(offset, length, false));
+    const zero = (): void => {
+      this.#storage.disk.change(this.#inode, () => this.#inode.zero(offset, length, false));
+    };
+    const held = this.#storage.hold?.("zero", this.path);
+    if (held !== undefined) return held.then(zero);
+    zero();
+    return undefined;
   }
 
-  zeroAllocated(offset: number, length: number): void {
+  zeroAllocated(offset: number, length: number): undefined {
     this.#admit("zeroAllocated", offset, length);
     this.#assertRoom(offset, length);
     this.#storage.disk.change(this.#inode, () => this.#inode.zero(offset, length, true));

@@ -64,10 +64,12 @@ describe("the pieces of a step", () => {
     expect(pieces).toEqual([{ source: 0, offset: 9 * CLUSTER, length: CLUSTER - 100, isHole: false }]);
   });
 
-  it.each([false, true])("have long holes as one, which take nothing of the step (asks %s)", async (asks) => {
+  it.each([false, true])("have long holes as one, which take a share of the step (asks %s)", async (asks) => {
     const end = (SYNC_HOLE_BYTES + 2 * JOB_CHUNK_BYTES) / CLUSTER;
     const sources = [source(end, [[0, end]], [[0, IN_CHUNK]], { asks })];
-    expect(await nextPieces(sources, JOB_CHUNK_BYTES)).toEqual([
+    const share = JOB_CHUNK_BYTES / SYNC_HOLE_BYTES / 2;
+    expect(await nextPieces(sources, JOB_CHUNK_BYTES, 2 * share)).toHaveLength(1);
+    expect(await nextPieces(sources, JOB_CHUNK_BYTES, share)).toEqual([
       { source: 0, offset: 0, length: SYNC_HOLE_BYTES, isHole: true },
       { source: 0, offset: SYNC_HOLE_BYTES, length: JOB_CHUNK_BYTES, isHole: false },
     ]);

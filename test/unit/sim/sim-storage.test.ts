@@ -90,11 +90,11 @@ describe("SimStorage: the contract of Storage", () => {
     file.write(Buffer.from("x"), 12 * KIB);
     expect([file.nextData(0), file.nextData(9 * KIB), file.nextHole(9 * KIB)]).toEqual([8 * KIB, 9 * KIB, 16 * KIB]);
     expect(file.allocatedBytes()).toBe(8 * KIB);
-    file.zero(8 * KIB, 4 * KIB);
+    void file.zero(8 * KIB, 4 * KIB);
     expect([file.nextData(0), file.allocatedBytes(), file.sizeBytes()]).toEqual([12 * KIB, 4 * KIB, 64 * KIB]);
     file.allocate(60 * KIB, 8 * KIB);
     expect([file.nextData(16 * KIB), file.allocatedBytes(), file.sizeBytes()]).toEqual([undefined, 12 * KIB, 68 * KIB]);
-    file.zeroAllocated(12 * KIB, 4 * KIB);
+    void file.zeroAllocated(12 * KIB, 4 * KIB);
     expect([file.nextData(0), file.allocatedBytes()]).toEqual([undefined, 12 * KIB]);
     file.truncate(10 * KIB);
     file.truncate(20 * KIB);
@@ -112,7 +112,7 @@ describe("SimStorage: the contract of Storage", () => {
     expect(host.storage.freeBytes("/d")).toBe(0);
     file.write(Buffer.alloc(16 * KIB, 2), 0);
     expect(codeOf(() => file.zeroAllocated(16 * KIB, 1))).toBe("out-of-space");
-    file.zero(0, 4 * KIB);
+    void file.zero(0, 4 * KIB);
     expect(host.storage.freeBytes("/d")).toBe(4 * KIB);
     host.storage.remove("/d/f");
     expect(host.storage.freeBytes("/d")).toBe(4 * KIB);
@@ -225,7 +225,7 @@ describe("SimStorage: crashes", () => {
         const offset = world.random.below(now.length);
         const length = 1 + world.random.below(Math.min(5_000, now.length - offset));
         if (world.random.chance(0.2)) {
-          file.zero(offset, length);
+          void file.zero(offset, length);
           now.fill(0, offset, offset + length);
         } else {
           file.write(Buffer.alloc(length, step), offset);

@@ -35,7 +35,7 @@ describe.runIf(canMakeBlockDevices())("a block device", () => {
     expect(target.equals(Buffer.alloc(10_000, 7))).toBe(true);
   });
 
-  it.each(["zero", "zeroAllocated"] as const)("zeroes any range with %s, aligned or not", (operation) => {
+  it.each(["zero", "zeroAllocated"] as const)("zeroes any range with %s, aligned or not", async (operation) => {
     const file = openDevice();
     file.write(Buffer.alloc(4 * MIB, 7), 0);
     const content = Buffer.alloc(4 * MIB, 7);
@@ -45,7 +45,7 @@ describe.runIf(canMakeBlockDevices())("a block device", () => {
       [2 * MIB + 1, 10],
       [4 * MIB - 512, 512],
     ] as const) {
-      file[operation](offset, length);
+      await file[operation](offset, length);
       content.fill(0, offset, offset + length);
     }
     const target = Buffer.alloc(4 * MIB);
@@ -93,12 +93,12 @@ describe.runIf(canMakeBlockDevices())("a file system without fallocate", () => {
     expect(() => file.allocate(0, 16 * MIB)).toThrow(expect.objectContaining({ code: "out-of-space" }));
   });
 
-  it("zeroes, with and without the space kept, and keeps the size", () => {
+  it("zeroes, with and without the space kept, and keeps the size", async () => {
     const file = openOld();
     file.write(Buffer.alloc(MIB + 1000, 7), 0);
-    file.zeroAllocated(100, 300_000);
+    await file.zeroAllocated(100, 300_000);
     expect(file.allocatedBytes()).toBeGreaterThanOrEqual(MIB);
-    file.zero(600_000, 2 * MIB);
+    await file.zero(600_000, 2 * MIB);
     expect(file.sizeBytes()).toBe(MIB + 1000);
     const target = Buffer.alloc(MIB + 1000);
     file.readNow(target, 0);
@@ -109,5 +109,40 @@ describe.runIf(canMakeBlockDevices())("a file system without fallocate", () => {
           .fill(0, 600_000),
       ),
     ).toBe(true);
+  });
+
+  it("does others' work while it writes zeroes", async () => {
+    const file = openOld();
+    file.write(Buffer.alloc(4 * MIB, 7), 0);
+    let isDone = false;
+    let turns = 0;
+    const count = (): void => {
+      if (isDone) return;
+      turns += 1;
+      setImmediate(count);
+    };
+    setImmediate(count);
+    const zeroing = file.zeroAllocated(0, 3 * MIB);
+    expect(zeroing).toBeInstanceOf(Promise);
+    const target = Buffer.alloc(MIB);
+    await file.read(target, 3 * MIB);
+    expect(target.equals(Buffer.alloc(MIB, 7))).toBe(true);
+    await zeroing;
+    isDone = true;
+    expect(turns).toBeGreaterThan(1);
+    file.readNow(target, 2 * MIB);
+    expect(target.equals(Buffer.alloc(MIB))).toBe(true);
+  });
+
+  it("tells who waits for zeroes that the file was closed", async () => {
+    const file = storage.open(join(scratchOldFileSystem(32 * MIB), "file"), { kind: "other", create: "new" });
+    file.truncate(20 * MIB);
+    const zeroing = Promise.resolve(file.zeroAllocated(0, 20 * MIB));
+    const later = Promise.resolve(file.zeroAllocated(0, MIB));
+    const outcomes = Promise.allSettled([zeroing, later]);
+    file.close();
+    for (const outcome of await outcomes) {
+      expect(outcome).toMatchObject({ status: "rejected", reason: { code: "shutting-down" } });
+    }
   });
 });

@@ -57,8 +57,8 @@ describe("a file", () => {
   it("reads and writes nothing in an empty range", async () => {
     const file = openScratch();
     file.write(Buffer.alloc(0), 10);
-    file.zero(0, 0);
-    file.zeroAllocated(0, 0);
+    void file.zero(0, 0);
+    void file.zeroAllocated(0, 0);
     file.allocate(0, 0);
     file.readNow(Buffer.alloc(0), 0);
     await file.read(Buffer.alloc(0), 0);
@@ -76,7 +76,7 @@ describe("a file", () => {
       const target = Buffer.alloc(content.length);
       await file.read(target, offset);
       expect(target).toEqual(content);
-      file.zero(offset + 1, content.length - 1);
+      void file.zero(offset + 1, content.length - 1);
       expect(readAll(file, offset, 3)).toEqual(Buffer.from([content[0] ?? 0, 0, 0]));
     }
     // Far offsets that were never written do not alias the near ones.
@@ -161,12 +161,12 @@ describe("holes", () => {
     file.write(Buffer.alloc(256 * KIB, 1), 0);
     const before = file.allocatedBytes();
     expect(before).toBeGreaterThanOrEqual(256 * KIB);
-    file.zero(64 * KIB, 128 * KIB);
+    void file.zero(64 * KIB, 128 * KIB);
     expect(file.allocatedBytes()).toBeLessThanOrEqual(before - 128 * KIB);
     expect(file.sizeBytes()).toBe(256 * KIB);
     expect(file.nextHole(0)).toBe(64 * KIB);
 
-    file.zero(5, 3);
+    void file.zero(5, 3);
     const content = Buffer.alloc(256 * KIB, 1)
       .fill(0, 64 * KIB, 192 * KIB)
       .fill(0, 5, 8);
@@ -176,7 +176,7 @@ describe("holes", () => {
   it("do not grow a file that the zeroed range reaches beyond", () => {
     const file = openScratch();
     file.write(Buffer.alloc(1000, 1), 0);
-    file.zero(500, 10_000);
+    void file.zero(500, 10_000);
     expect(file.sizeBytes()).toBe(1000);
     expect(readAll(file, 0, 1000)).toEqual(Buffer.alloc(1000, 1).fill(0, 500));
   });
@@ -185,7 +185,7 @@ describe("holes", () => {
     const file = openScratch();
     file.truncate(1024 * KIB);
     file.write(Buffer.alloc(4 * KIB, 1), 128 * KIB);
-    file.zeroAllocated(64 * KIB, 512 * KIB);
+    void file.zeroAllocated(64 * KIB, 512 * KIB);
     expect(file.allocatedBytes()).toBeGreaterThanOrEqual(512 * KIB);
     expect(file.sizeBytes()).toBe(1024 * KIB);
     expect(readAll(file, 0, 1024 * KIB).equals(Buffer.alloc(1024 * KIB))).toBe(true);
