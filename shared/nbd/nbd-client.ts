@@ -81,6 +81,11 @@ export class NbdClient {
     return this.#isOpen;
   }
 
+  /** Whether a request would be sent at once. */
+  get hasRoom(): boolean {
+    return this.#isOpen && this.#connection?.hasRoom === true && this.#waiting.length === 0;
+  }
+
   /** Why requests fail now; undefined: they do not, or wait. */
   get failure(): ColobusError | undefined {
     return this.#failure;
@@ -110,8 +115,7 @@ export class NbdClient {
     this.#wake();
     request.number = this.#made;
     this.#made += 1;
-    const connection = this.#connection;
-    if (this.#isOpen && connection?.hasRoom === true && this.#waiting.length === 0) connection.submit(request);
+    if (this.hasRoom) this.#connection?.submit(request);
     else this.#waiting.push(request);
   }
 

@@ -189,7 +189,8 @@ export class NbdImage implements DiskImage {
   }
 
   prefetch(offset: number, length: number): void {
-    if (length > this.#maxPayload || !this.#client.isOpen || !this.#has(TRANSMISSION_FLAG.SEND_CACHE)) return;
+    // Nobody counts hints, or waits for them: a server that is busy gets none.
+    if (length > this.#maxPayload || !this.#client.hasRoom || !this.#has(TRANSMISSION_FLAG.SEND_CACHE)) return;
     this.#request({ type: COMMAND.CACHE, flags: 0, offset, length }).catch(() => undefined); // it was a hint
   }
 

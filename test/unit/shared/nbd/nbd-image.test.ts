@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import type { ErrorCode } from "../../../../proto/errors.ts";
 import {
   NBD_CLIENT_GIVE_UP_MS,
+  NBD_CLIENT_IN_FLIGHT_MAX,
   NBD_CLIENT_REQUEST_TIMEOUT_MS,
   NBD_CLIENT_UNFLUSHED_MAX_BYTES,
   NBD_CLIENT_UNFLUSHED_TARGET_BYTES,
@@ -91,6 +92,23 @@ describe("an image on an NBD server", () => {
     expected.fill(1, 5, 10_005).fill(0, 100, 150);
     expect((await read(image, 0, SIZE)).equals(expected)).toBe(true);
     expect(server.content.equals(expected)).toBe(true);
+  });
+
+  it("asks for what is to be cached while the server has room, and for no more", async () => {
+    const bench = await connected((fake) => {
+      fake.mishap = ({ type }) => (type === COMMAND.CACHE ? "silence" : undefined);
+    });
+    const { image, server } = bench;
+    for (let hint = 0; hint < 2 * NBD_CLIENT_IN_FLIGHT_MAX; hint += 1) image.prefetch(0, 4 * KIB);
+    await settle();
+    expect(server.requests.filter(({ type }) => type === COMMAND.CACHE)).toHaveLength(NBD_CLIENT_IN_FLIGHT_MAX);
+    server.mishap = undefined;
+    server.hangUp();
+    image.prefetch(0, 4 * KIB);
+    await redial(bench);
+    expect((await read(image, 0, KIB)).equals(Buffer.alloc(KIB))).toBe(true);
+    // What was asked for is asked again on the next connection, and nothing that came while there was no room.
+    expect(server.requests.filter(({ type }) => type === COMMAND.CACHE)).toHaveLength(2 * NBD_CLIENT_IN_FLIGHT_MAX);
   });
 
   it("says where zeroes are, as far as was asked; and nothing where the server cannot tell", async () => {
