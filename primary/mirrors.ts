@@ -205,6 +205,8 @@ export class Mirrors {
     } catch (error) {
       mirror.copy.holdBack();
       mirror.target.close();
+      // The record may name it all the same: the next process is to find no bitmap that does not know of later writes.
+      await this.#untilRecorded(() => this.#removeBitmap(mark, geometry));
       await unfollow(disk, mirror.copy);
       mirror.copy.close();
       throw error;
@@ -314,6 +316,13 @@ export class Mirrors {
       }
       await sleep(this.#options.clock, STATE_RETRY_MS);
     }
+  }
+
+  /** Durable when the promise resolves: a mirror that the record names all the same lacks everything. */
+  async #removeBitmap({ slot }: MirrorMark, geometry: ClusterGeometry): Promise<void> {
+    const options = this.#options.targets.tracker(slot, geometry);
+    DirtyTracker.remove(options);
+    await options.storage.syncDirectory(options.directory);
   }
 
   #left(mirror: Mirror): void {

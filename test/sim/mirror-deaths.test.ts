@@ -109,4 +109,30 @@ describe("a mirror, whose host dies at every storage call", () => {
     while (await dieWhilePaused(deaths + 1, durability)) deaths += 1;
     expect(deaths).toBeGreaterThan(PAUSE_CALLS_MIN);
   });
+
+  it.each<Durability>(["process", "power"])(
+    "copies what was written after its beginning was refused, should it go on after all: %s",
+    async (durability) => {
+      let goesOn = 0;
+      for (let seed = 1; seed <= 5; seed += 1) {
+        const scene = new MirrorScene(seed, durability);
+        await scene.start();
+        const { faults } = scene.host.disk;
+        const mend = faults.inject({ op: "sync", kind: "state", error: "io-error", times: Infinity });
+        await scene.do("a mirror that cannot be recorded", async () => {
+          const isBegun = await scene.begin("background", "none");
+          expect(isBegun).toBe(false);
+          for (let count = 0; count < 3; count += 1) await scene.write();
+        });
+        scene.host.crash("process");
+        mend();
+        await scene.restart();
+        if (scene.mirror === undefined) continue;
+        goesOn += 1;
+        await scene.do("the end", () => scene.end("complete"));
+        await scene.checkEnd("pivoted");
+      }
+      expect(goesOn).toBeGreaterThan(0);
+    },
+  );
 });

@@ -95,20 +95,21 @@ export class MirrorScene {
     if (process.alive) await this.end(how);
   }
 
-  /** Resolves with whether that was answered. */
-  async begin(copyMode: CopyMode): Promise<boolean> {
+  /** Resolves with whether that was answered. `sync` none: to a target that has all that the disk has by now. */
+  async begin(copyMode: CopyMode, sync: "full" | "none" = "full"): Promise<boolean> {
     const { agent } = this.#pair.primary;
+    if (sync === "none") this.host.disk.addFile(TARGET, DISK.sizeBytes, this.#content);
     const request: MirrorRequest = {
       disk: DISK.name,
       target: TARGET,
-      sync: "full",
+      sync,
       copyMode,
       speed: 0,
       granularityBytes: CLUSTER_BYTES,
       unmap: true,
       onSourceError: "report",
       onTargetError: "report",
-      create: true,
+      create: sync === "full",
       timeoutMs: TIMEOUT_MS,
     };
     return (await this.#ask("mirror", () => agent?.mirror(request, new AbortController().signal))) !== undefined;
