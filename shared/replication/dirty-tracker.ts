@@ -1,4 +1,8 @@
-import { WHOLE_CLUSTER_MASK, type JournalEntry } from "../../proto/cluster-journal-format.ts";
+import {
+  JOURNAL_FRAME_MAX_ENTRIES,
+  WHOLE_CLUSTER_MASK,
+  type JournalEntry,
+} from "../../proto/cluster-journal-format.ts";
 import { DIRTY_FILE_MIN_BYTES } from "../../proto/limits.ts";
 import type { Durability } from "../../proto/words.ts";
 import type { Pending } from "../block/block-device.ts";
@@ -41,6 +45,10 @@ export interface SettleSource {
 
 const FILE_NAME = /^dirty\.(\d+)\.journal$/;
 const GROWTH_MAX = 4;
+/** Runs that one `settle` enters as clean: the rest is left to the next ones. */
+const SETTLE_RUNS_MAX = 65_536;
+/** Frames of a journal that is written anew before others have their turn. */
+const FRAMES_AT_A_TIME = 16;
 /** An extent that was not touched for one to two ages of this many calls of `settle` is idle. */
 const CALLS_IN_AGE = 6;
 
@@ -107,7 +115,7 @@ export class DirtyTracker extends DirtyMap {
     const number = (older[0] ?? 0) + 1;
     const journal = newJournal(options, number);
     try {
-      journal.append([...entriesOf(recorded)]);
+      for (const entries of inFrames(clusterRuns(recorded), "held")) journal.append(entries);
       await journal.sync();
       await options.storage.syncDirectory(options.directory);
       journal.appendSyncMark(journal.sequence);
@@ -210,6 +218,7 @@ export class DirtyTracker extends DirtyMap {
     idle.andNotInPlace(this.dirtyClusters());
     this.#subtractExtents(idle, this.#touched);
     this.#subtractExtents(idle, this.#touchedEarlier);
+    keepFirstRuns(idle, SETTLE_RUNS_MAX);
     this.#calls += 1;
     if (this.#calls % CALLS_IN_AGE === 0) this.#age();
     this.#subtractBusy(idle, source);
@@ -295,7 +304,7 @@ export class DirtyTracker extends DirtyMap {
     if (entries.length === 0) return;
     this.#journal.append(entries);
     for (const entry of entries) applyJournalEntry(this.#recorded, entry);
-    this.#late?.push(...entries);
+    if (this.#late !== undefined) for (const entry of entries) this.#late.push(entry);
   }
 
   #age(): void {
@@ -308,13 +317,14 @@ export class DirtyTracker extends DirtyMap {
   #release(clusters: ClusterBitmap, inFlight: ClusterBitmap): void {
     clusters.andNotInPlace(inFlight);
     clusters.andNotInPlace(this.dirtyClusters());
-    const released: JournalEntry[] = [];
-    for (const { first, end } of clusterRuns(clusters)) {
-      released.push({ ...dirtyEntry(first, end), operation: "released" });
-      this.#marked.removeRange(Math.floor(first / this.#extentClusters), Math.ceil(end / this.#extentClusters));
-    }
     this.#lastTouched = -1;
-    this.#append(released);
+    for (const released of inFrames(clusterRuns(clusters), "released")) {
+      for (const { firstCluster, clusterCount } of released) {
+        const end = Math.ceil((firstCluster + clusterCount) / this.#extentClusters);
+        this.#marked.removeRange(Math.floor(firstCluster / this.#extentClusters), end);
+      }
+      this.#append(released);
+    }
   }
 
   #subtractExtents(clusters: ClusterBitmap, extents: ClusterBitmap): void {
@@ -344,7 +354,13 @@ export class DirtyTracker extends DirtyMap {
     const journal = newJournal(this.#options, number);
     this.#late = [];
     try {
-      journal.append([...entriesOf(this.#recorded)]);
+      let frames = 0;
+      // What is entered meanwhile is behind this in the file.
+      for (const entries of inFrames(clusterRuns(this.#recorded.clone()), "held")) {
+        if (frames > 0 && frames % FRAMES_AT_A_TIME === 0) await journal.sync(); // others have their turn
+        journal.append(entries);
+        frames += 1;
+      }
       await journal.sync();
       await this.#options.storage.syncDirectory(this.#options.directory);
       journal.append(this.#late);
@@ -405,8 +421,28 @@ function listNumbers({ storage, directory }: DirtyTrackerOptions): number[] {
     .sort((one, other) => other - one);
 }
 
-function* entriesOf(clusters: ClusterBitmap): Generator<JournalEntry> {
-  for (const { first, end } of clusterRuns(clusters)) yield dirtyEntry(first, end);
+/** Entries for the runs, a frame's at a time: there may be millions of them. */
+function* inFrames(runs: Iterable<ClusterRun>, operation: JournalEntry["operation"]): Generator<JournalEntry[]> {
+  let entries: JournalEntry[] = [];
+  for (const { first, end } of runs) {
+    if (entries.length === JOURNAL_FRAME_MAX_ENTRIES) {
+      yield entries;
+      entries = [];
+    }
+    entries.push({ ...dirtyEntry(first, end), operation });
+  }
+  if (entries.length > 0) yield entries;
+}
+
+/** Takes out what lies behind the first `most` runs. */
+function keepFirstRuns(clusters: ClusterBitmap, most: number): void {
+  let runs = 0;
+  for (const { end } of clusterRuns(clusters)) {
+    runs += 1;
+    if (runs < most) continue;
+    clusters.removeRange(end, clusters.maximum() + 1);
+    return;
+  }
 }
 
 function dirtyEntry(first: number, end: number): JournalEntry {

@@ -269,3 +269,55 @@ describe("the dirty tracker", () => {
     expect(present(DirtyTracker.open(longer)).dirtyClusters().toArray()).toEqual(range(CLUSTERS + 8, CLUSTERS + 10));
   });
 });
+
+describe("a dirty tracker of very many runs", () => {
+  const EACH_MOST = 65_536;
+  const RUNS = EACH_MOST + 10;
+
+  function fragmented(storage: MemoryStorage, changes: Partial<DirtyTrackerOptions> = {}): DirtyTrackerOptions {
+    return { ...options(storage), geometry: clusterGeometry(2 * RUNS * CLUSTER, CLUSTER), ...changes };
+  }
+
+  const everyOther = (): ClusterBitmap => new ClusterBitmap(Array.from({ length: RUNS }, (_, run) => 2 * run));
+
+  it("settles so many at a time, and all of them at a clean stop", async () => {
+    const storage = emptyStorage();
+    const tracker = await DirtyTracker.create(fragmented(storage), everyOther());
+    tracker.removeClusters(0, 2 * RUNS);
+    await tracker.settle(IDLE);
+    expect(tracker.unsettled().size).toBe(RUNS - EACH_MOST);
+    await tracker.settle(IDLE);
+    expect(tracker.unsettled().size).toBe(0);
+    const again = await DirtyTracker.create(fragmented(storage), everyOther());
+    again.removeClusters(0, 2 * RUNS);
+    again.addClusters(8, 9);
+    await again.settleAll(IDLE);
+    storage.crash("power");
+    expect(
+      present(DirtyTracker.open(fragmented(storage)))
+        .dirtyClusters()
+        .toArray(),
+    ).toEqual([8]);
+  });
+
+  it("lets others mark while its journal is written anew, and loses none of it", async () => {
+    const storage = emptyStorage();
+    const all = fragmented(storage, { fileMinBytes: 1 });
+    const tracker = await DirtyTracker.create(all, new ClusterBitmap([0]));
+    await tracker.addRuns([...everyOther()].map((first) => ({ first, end: first + 1 })));
+    let syncs = 0;
+    storage.hold = (operation, path) => {
+      if (operation !== "sync" || !path.endsWith("dirty.2.journal")) return undefined;
+      syncs += 1;
+      // As soon as a first part is written; it waits for the old journal.
+      if (syncs === 1) void tracker.mark(3 * CLUSTER, 1);
+      return turn();
+    };
+    await tracker.settle(IDLE);
+    expect(syncs).toBeGreaterThan(2);
+    storage.crash("power");
+    const found = present(DirtyTracker.open(all)).dirtyClusters();
+    expect(found.size).toBe(RUNS + 2);
+    expect([found.has(1), found.has(3), found.has(5)]).toEqual([true, true, false]);
+  });
+});
