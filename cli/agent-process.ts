@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { chmodSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { asColobusError } from "../proto/errors.ts";
 import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
@@ -119,7 +120,9 @@ export class AgentProcess {
     try {
       await started.#listen(config);
     } catch (error) {
-      await started.stop();
+      await started
+        .stop()
+        .catch((fault: unknown) => log.warn({ reason: asColobusError(fault) }, "it was not stopped cleanly"));
       throw error;
     }
     return started;
@@ -140,7 +143,7 @@ export class AgentProcess {
     this.#nbd.dropClients();
   }
 
-  /** Finishes what clients have under way, drains the send window, flushes, and closes everything. */
+  /** Finishes what clients have under way, drains the send window, flushes, and closes everything. Errors: as `Agent.stop`. */
   stop(): Promise<void> {
     this.#stopped ??= this.#stop();
     return this.#stopped;
@@ -201,10 +204,14 @@ export class AgentProcess {
     this.agent.leave();
     await this.#vmStates.close();
     await this.#nbd.close();
-    await this.agent.stop(SHUTDOWN_TIMEOUT_MS / 3);
-    await this.#listener?.close();
-    await this.#control.close();
-    this.#manager.stop();
+    try {
+      await this.agent.stop(SHUTDOWN_TIMEOUT_MS / 3);
+    } finally {
+      // What stays open keeps the process, which would answer for an agent that is no more.
+      await this.#listener?.close();
+      await this.#control.close();
+      this.#manager.stop();
+    }
   }
 }
 

@@ -286,7 +286,7 @@ export class AgentRoles {
     this.#stopping = true;
   }
 
-  /** Ends the role: sessions are left, disks are flushed and closed. */
+  /** Ends the role: sessions are left, disks are flushed and closed. Errors: what kept that from being clean; all is closed then too. */
   async stop(drainMs: number): Promise<void> {
     this.beginStop();
     this.#parts.lostSyncs.stop();
@@ -303,13 +303,16 @@ export class AgentRoles {
       if (fault !== undefined) throw fault;
       return;
     }
-    const marks: string[] = [];
-    for (const child of active.children) marks.push(await child.changeMark());
-    await this.#options.state.update((record) => ({
-      ...record,
-      disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: cleanMarkOf(record, marks[index]) })),
-    }));
-    for (const child of active.children) child.close();
+    try {
+      const marks: string[] = [];
+      for (const child of active.children) marks.push(await child.changeMark());
+      await this.#options.state.update((record) => ({
+        ...record,
+        disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: cleanMarkOf(record, marks[index]) })),
+      }));
+    } finally {
+      this.#closeChildren(active, false);
+    }
   }
 
   /** `abandons`: without writing what they hold back. */

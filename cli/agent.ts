@@ -215,7 +215,11 @@ export class Agent implements AgentControl {
     this.#roles.leave();
   }
 
-  /** Ends the role: sessions are left, disks are flushed and closed. Exports must have no client left. */
+  /**
+   * Ends the role: sessions are left, disks are flushed and closed. Exports must have no client left. Errors: what kept that
+   * from being clean, an image's flush or the state record; nothing is open then either, and the next start recovers as after
+   * a crash.
+   */
   async stop(drainMs: number): Promise<void> {
     if (this.#stopping) return;
     this.#stopping = true;
@@ -223,14 +227,17 @@ export class Agent implements AgentControl {
     this.#emit("agent-stopping", {});
     this.exports.withdrawAll();
     this.#arbitration?.takeover.stop();
-    await this.#failovers.ended(); // the role is settled now
-    await this.#changes.settled();
-    await this.#jobs.stop(beingStopped());
-    this.#stateWatch.stop();
-    this.#stallWatch.stop();
-    this.#imageServers.stop();
-    await this.#roles.stop(drainMs);
-    await this.#state.close();
+    try {
+      await this.#failovers.ended(); // the role is settled now
+      await this.#changes.settled();
+      await this.#jobs.stop(beingStopped());
+      this.#stateWatch.stop();
+      this.#stallWatch.stop();
+      this.#imageServers.stop();
+      await this.#roles.stop(drainMs);
+    } finally {
+      await this.#state.close();
+    }
   }
 
   status(): Status {

@@ -468,8 +468,21 @@ export class SecondaryRole {
     return this.disks.reduce((sum, { epochs, active }) => sum + epochs.mergeBytes + active.allocatedBytes, 0);
   }
 
-  /** Ends the sessions and closes every file; for a clean stop. */
+  /** Ends the sessions and closes every file; for a clean stop. Errors: what kept it from being clean; all is closed then too. */
   async close(): Promise<void> {
+    try {
+      await this.#leave();
+    } finally {
+      try {
+        await this.#options.tracking.close();
+      } finally {
+        this.#disks.close();
+      }
+    }
+  }
+
+  /** Ends what goes on, and records how the disks are left. */
+  async #leave(): Promise<void> {
     await this.#sessions.end(new ColobusError("shutting-down", "the secondary agent is being stopped"));
     this.#faults.end();
     await this.#disks.settled();
@@ -486,7 +499,5 @@ export class SecondaryRole {
         cleanMark: this.#faults.mustRewrite ? null : (marks.get(disk.name) ?? null),
       })),
     }));
-    await this.#options.tracking.close();
-    this.#disks.close();
   }
 }
