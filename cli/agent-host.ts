@@ -45,10 +45,10 @@ export interface AgentOptions {
   readonly dropClients: () => void;
   /** Who decides which of the two may serve; undefined: nobody, and a failover is an operator's business. */
   readonly arbiter?: ((agentId: string) => Arbiter) | undefined;
-  /** Makes sure that the peer serves no more, before a failover. Errors: `fence-failed`. undefined: the operator has. */
-  readonly fence: ((peer: FencedPeer) => Promise<string>) | undefined;
+  /** Makes sure that the peer serves no more, before a failover; `signal`: not any more. Errors: `fence-failed`. undefined: the operator has. */
+  readonly fence: ((peer: FencedPeer, signal: AbortSignal) => Promise<string>) | undefined;
   /** Reads the configuration anew. Errors: `usage`. undefined: there is none to be read. */
   readonly reload?: () => Promise<Reloaded>;
-  /** Starts the VM after a failover. Errors: `hook-failed`. undefined: whoever asked for the failover does. */
-  readonly startVm: ((vm: Omit<PromotedVm, "run">) => Promise<void>) | undefined;
+  /** Starts the VM after a failover; `signal`: not any more. Errors: `hook-failed`. undefined: whoever asked for the failover does. */
+  readonly startVm: ((vm: Omit<PromotedVm, "run">, signal: AbortSignal) => Promise<void>) | undefined;
 }

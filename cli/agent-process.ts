@@ -104,11 +104,14 @@ export class AgentProcess {
       },
       get fence() {
         const { fence } = live;
-        return fence === undefined ? undefined : (peer: FencedPeer) => fencePeer(fence, peer, new NodeClock(), log);
+        if (fence === undefined) return undefined;
+        return (peer: FencedPeer, signal: AbortSignal) => fencePeer(fence, peer, { ...machine, signal });
       },
       get startVm() {
         const { onFailover } = live;
-        return onFailover === undefined ? undefined : (vm: StartedVm) => startVm(vm, onFailover, runDirectory, log);
+        if (onFailover === undefined) return undefined;
+        return (vm: Omit<PromotedVm, "run">, signal: AbortSignal) =>
+          startVm({ ...vm, run: runDirectory }, onFailover, log, signal);
       },
       assertImageAllowed: (image) => assertImageAllowed(image, config),
       dropClients: () => running.process?.dropClients(),
@@ -215,12 +218,10 @@ export class AgentProcess {
   }
 }
 
-type StartedVm = Omit<PromotedVm, "run">;
-
-function startVm(vm: StartedVm, hook: Hook, run: string, log: Log): Promise<void> {
+function startVm(vm: PromotedVm, hook: Hook, log: Log, signal: AbortSignal): Promise<void> {
   log.info({ epoch: vm.epoch }, "the command that starts the VM runs");
   const output = (line: string): void => log.info({ line }, "on-failover");
-  return runFailoverHook({ ...vm, run }, hook, { clock: new NodeClock(), output });
+  return runFailoverHook(vm, hook, { clock: new NodeClock(), output, signal });
 }
 
 /** The listener speaks TLS where this side has a certificate. */

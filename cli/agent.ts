@@ -93,6 +93,8 @@ export class Agent implements AgentControl {
   readonly #arbitration: Arbitration | undefined;
   #lastProtection = "";
   #stopping = false;
+  /** Aborts when the agent is about to stop: hooks are ended. */
+  readonly #leaving = new AbortController();
   readonly #failovers: Failovers;
   readonly #changes: CheckpointChanges;
   readonly #stateWatch: StateWatch;
@@ -129,6 +131,7 @@ export class Agent implements AgentControl {
       get fence() {
         return options.fence;
       },
+      signal: this.#leaving.signal,
       roles: () => this.#roles,
       takeover: () => this.#arbitration?.takeover,
       promoted: (epoch) => void this.#startVm(epoch),
@@ -210,8 +213,12 @@ export class Agent implements AgentControl {
     this.#roles.accept(link);
   }
 
-  /** Requests that would wait for the peer fail from now on, so that their clients can be sent away. */
+  /**
+   * The agent is about to stop: requests that would wait for the peer fail from now on, so that their clients can be sent away;
+   * nobody is fenced or promoted any more, and no VM is started.
+   */
   leave(): void {
+    this.#leaving.abort(beingStopped());
     this.#roles.leave();
   }
 
@@ -224,6 +231,7 @@ export class Agent implements AgentControl {
     if (this.#stopping) return;
     this.#stopping = true;
     this.#roles.beginStop();
+    this.#leaving.abort(beingStopped());
     this.#emit("agent-stopping", {});
     this.exports.withdrawAll();
     this.#arbitration?.takeover.stop();
@@ -480,7 +488,9 @@ export class Agent implements AgentControl {
   /** The secondary that may be promoted now, as far as this agent is concerned. */
   #candidate(): SecondaryRole | undefined {
     const { active } = this.#roles;
-    return active.role === "Secondary" && !this.#failovers.isRunning && !this.#stopping ? active.secondary : undefined;
+    return active.role === "Secondary" && !this.#failovers.isRunning && !this.#leaving.signal.aborted
+      ? active.secondary
+      : undefined;
   }
 
   /** Has the operator's command start the VM, if there is one. The promotion stands, whatever becomes of it. */
@@ -489,8 +499,10 @@ export class Agent implements AgentControl {
     if (startVm === undefined) return;
     const { vm, disks } = this.#state.record;
     const uris = disks.map(({ name }) => exportUri(name));
+    const { signal } = this.#leaving;
     try {
-      await startVm({ vm, epoch, uris, vmstateBytes: this.#vmStates.describe()?.bytes });
+      signal.throwIfAborted();
+      await startVm({ vm, epoch, uris, vmstateBytes: this.#vmStates.describe()?.bytes }, signal);
       this.#emit("vm-started", { epoch });
     } catch (error) {
       this.#emit("vm-start-failed", asColobusError(error).toJSON());

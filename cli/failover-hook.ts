@@ -16,7 +16,7 @@ export interface PromotedVm {
 export async function runFailoverHook(
   vm: PromotedVm,
   hook: Hook,
-  host: Pick<HookOptions, "clock" | "output">,
+  host: Pick<HookOptions, "clock" | "output" | "signal">,
 ): Promise<void> {
   const env = {
     COLOBUS_RUN: vm.run,

@@ -26,6 +26,8 @@ export interface FailoversOptions {
   readonly state: StateFile;
   readonly jobs: JobList;
   readonly fence: AgentOptions["fence"];
+  /** Aborts when the agent is about to stop: a hook is ended, and nobody is promoted any more. */
+  readonly signal: AbortSignal;
   readonly roles: () => AgentRoles;
   /** undefined without an arbiter. */
   readonly takeover: () => Takeover | undefined;
@@ -68,7 +70,7 @@ export class Failovers {
     await this.#running?.answer.catch(() => undefined);
   }
 
-  /** Errors: what keeps this side from being promoted; `timed-out` when it has begun, and goes on. */
+  /** Errors: what keeps this side from being promoted, `shutting-down` included; `timed-out` when it has begun, and goes on. */
   async run(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
     const { clock, state, roles, settled } = this.#options;
     const { active } = roles();
@@ -153,17 +155,20 @@ export class Failovers {
 
   /** An arbiter is told first: nobody is fenced, nor promoted, whom it does not let. */
   async #fenceAndPromote(request: FailoverRequest): Promise<FailoverAnswer> {
-    const { roles, state, takeover } = this.#options;
+    const { roles, state, takeover, signal } = this.#options;
     const { active } = roles();
     if (active.role === "Primary") return this.#alreadyPrimary(false); // a hand-over came first
     const { secondary } = active;
+    signal.throwIfAborted();
     const claim = await takeover()?.claim(secondary, { force: request.force, waits: request !== BY_ITSELF });
     try {
+      signal.throwIfAborted();
       await this.#fence(secondary, request);
       // The primary may have come back meanwhile.
       secondary.assertPromotable(request.force);
       await secondary.secureCheckpoint(request.force);
       await claim?.secure();
+      signal.throwIfAborted();
       return await this.#promote(secondary, request, claim);
     } catch (error) {
       if (state.record.role === "Secondary") await claim?.giveUp();
@@ -172,7 +177,7 @@ export class Failovers {
   }
 
   async #fence(secondary: SecondaryRole, request: FailoverRequest): Promise<void> {
-    const { fence, log, state } = this.#options;
+    const { fence, log, state, signal } = this.#options;
     // A reload may have taken the hook away since the failover was asked for.
     this.#assertFenceable(request);
     if (fence === undefined) return;
@@ -187,8 +192,9 @@ export class Failovers {
       sharesDisks: record.mode === "shared",
     };
     try {
-      await fence(peer);
+      await fence(peer, signal);
     } catch (error) {
+      signal.throwIfAborted();
       const mayForce = record.mode === "shared" ? request.fenced === true : request.force;
       if (!mayForce) throw error;
       log.warn({ reason: asColobusError(error) }, "the peer was not fenced; the operator forces the failover");
@@ -222,10 +228,10 @@ export class Failovers {
     return running?.discardActive === true;
   }
 
-  /** Once for each promotion. */
+  /** Once for each promotion. Who would start the VM of an agent that is being stopped hears that it is not started. */
   #decideWhoStarts(epoch: number): void {
     const running = this.#running;
-    if (running?.starter === undefined) this.#options.promoted(epoch);
+    if (running?.starter === undefined || this.#options.signal.aborted) this.#options.promoted(epoch);
     else running.started = running.starter;
   }
 

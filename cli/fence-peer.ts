@@ -1,7 +1,6 @@
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
-import { runHook, type Hook } from "./hook.ts";
+import { runHook, type Hook, type HookOptions } from "./hook.ts";
 
 export interface FencedPeer {
   readonly vm: string;
@@ -25,9 +24,13 @@ const PEER_IS_PRIMARY = 6;
 /**
  * Runs the operator's hook that makes sure that the peer serves no more, before this side is promoted, with its output in the
  * log. Its exit codes are those of DRBD's fence-peer handlers, so that such scripts can be used as they are. Resolves with what it found when the promotion may go on.
- * Errors: `fence-failed` when it says that the peer is Primary, says nothing that is known, or takes too long.
+ * Errors: `fence-failed` when it says that the peer is Primary, says nothing that is known, takes too long, or is ended by `signal`.
  */
-export async function fencePeer(hook: Hook, peer: FencedPeer, clock: Clock, log: Log): Promise<string> {
+export async function fencePeer(
+  hook: Hook,
+  peer: FencedPeer,
+  { clock, log, signal }: Pick<HookOptions, "clock" | "signal"> & { readonly log: Log },
+): Promise<string> {
   log.info({ peer: peer.address }, "the fence hook runs");
   const env = {
     COLOBUS_VM: peer.vm,
@@ -39,7 +42,7 @@ export async function fencePeer(hook: Hook, peer: FencedPeer, clock: Clock, log:
   const output = (line: string): void => log.info({ line }, "fence hook");
   let outcome: number | string;
   try {
-    outcome = await runHook(hook, { env, clock, output, leavesOthers: false });
+    outcome = await runHook(hook, { env, clock, output, leavesOthers: false, signal });
   } catch (error) {
     throw refused(asColobusError(error).message);
   }

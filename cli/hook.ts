@@ -19,14 +19,18 @@ export interface HookOptions {
   readonly output: (line: string) => void;
   /** What it has started may keep its output open: it is not waited for. */
   readonly leavesOthers: boolean;
+  /** Aborts when this process is to end. */
+  readonly signal: AbortSignal;
 }
 
 /**
- * Runs the command, and resolves with its exit code, or with what else has ended it. One that takes too long is killed with
- * everything that it has started, but for what has left its process group, or belongs to another user. Errors: `timed-out` then.
+ * Runs the command, and resolves with its exit code, or with what else has ended it. One that takes too long, or that the
+ * end of this process comes before, is killed with everything that it has started, but for what has left its process group,
+ * or belongs to another user. Errors: `timed-out` or `shutting-down` then.
  */
 export async function runHook({ command, timeoutMs }: Hook, options: HookOptions): Promise<number | string> {
-  const { env, clock, output, leavesOthers } = options;
+  const { env, clock, output, leavesOthers, signal } = options;
+  if (signal.aborted) throw new ColobusError("shutting-down", "was not begun, since it would have to end at once");
   const child = spawn("/bin/sh", ["-c", command], {
     stdio: ["ignore", "pipe", "pipe"],
     detached: true,
@@ -34,25 +38,25 @@ export async function runHook({ command, timeoutMs }: Hook, options: HookOptions
   });
   const streams = [child.stdout, child.stderr];
   for (const stream of streams) createInterface({ input: stream }).on("line", output);
-  const late = { is: false, isKilled: true };
-  const outcome = await new Promise<number | string>((resolve) => {
-    const timer = clock.after(timeoutMs, () => {
-      late.is = true;
-      resolve("late");
-      late.isKilled = killGroup(child);
+  const outcome = await new Promise<number | string | ColobusError>((resolve) => {
+    const cut = (code: "timed-out" | "shutting-down", what: string): void => {
+      const left = killGroup(child) ? "" : "; it may run still, since it belongs to another user";
       child.unref(); // what goes on does not keep this process
-    });
-    const ended = (how: number | string): void => {
+      ended(new ColobusError(code, `${what}${left}`));
+    };
+    const stopped = (): void => cut("shutting-down", "was ended before its time");
+    const timer = clock.after(timeoutMs, () => cut("timed-out", `has not ended within ${timeoutMs} ms`));
+    const ended = (how: number | string | ColobusError): void => {
       timer.cancel();
+      signal.removeEventListener("abort", stopped);
       resolve(how);
     };
+    signal.addEventListener("abort", stopped);
     child.once("error", (error) => ended(error.message));
-    child.once(leavesOthers ? "exit" : "close", (code, signal) => ended(code ?? signal ?? "unknown"));
+    child.once(leavesOthers ? "exit" : "close", (code, by) => ended(code ?? by ?? "unknown"));
   });
-  if (leavesOthers || late.is) for (const stream of streams) stream.destroy();
-  if (late.is) {
-    const left = late.isKilled ? "" : "; it may run still, since it belongs to another user";
-    throw new ColobusError("timed-out", `has not ended within ${timeoutMs} ms${left}`);
-  }
+  const isCut = outcome instanceof ColobusError;
+  if (leavesOthers || isCut) for (const stream of streams) stream.destroy();
+  if (isCut) throw outcome;
   return outcome;
 }

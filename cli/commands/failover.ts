@@ -67,6 +67,6 @@ async function startVm(
   await runFailoverHook(
     { vm, run, epoch, uris, vmstateBytes: vmstate?.bytes },
     { command, timeoutMs },
-    { clock: host.clock, output: (line) => host.output.remark(line) },
+    { clock: host.clock, output: (line) => host.output.remark(line), signal: host.terminated },
   );
 }

@@ -1,5 +1,5 @@
 /** The hooks around a failover: one fences the peer before it, the other starts the VM after it. */
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { FailoverAnswer } from "../../proto/control-api.ts";
@@ -43,13 +43,29 @@ describe("the fence hook", () => {
   });
 });
 
+describe("a secondary that is stopped", () => {
+  it("while the fence hook runs ends it, and stays Secondary", async () => {
+    const { root, secondary } = await pairWithHook(`echo $$ >"$0.pid"; sleep 600`, "--fence-timeout", "10m");
+    const refused = secondary.ask<ErrorDocument>("failover");
+    const pidFile = join(root, "fence.sh.pid");
+    await secondary.until("fencing", () => existsSync(pidFile) && readFileSync(pidFile, "utf8").endsWith("\n"));
+    expect(await secondary.stop()).toMatchObject({ code: 0 });
+    expect(await refused).toMatchObject({ code: 1, json: { error: { code: "shutting-down" } } });
+    expect(() => process.kill(Number(readFileSync(pidFile, "utf8")), 0)).toThrow("ESRCH");
+    await secondary.start();
+    expect((await secondary.status()).role).toBe("Secondary");
+  });
+});
+
 describe("the hook that starts the VM", () => {
   const START =
     'echo "starting"; echo "$COLOBUS_VM $COLOBUS_EPOCH $COLOBUS_NBD_URIS $COLOBUS_VMSTATE_BYTES." >"$COLOBUS_RUN/vm"';
 
-  async function promote(command: string, ...failover: string[]): Promise<AgentPair> {
+  const WITHIN_2S = ["--on-failover-timeout", "2s"];
+
+  async function promote(command: string, flags = WITHIN_2S, failover: readonly string[] = []): Promise<AgentPair> {
     const pair = await AgentPair.create({ flags: ["--peer-timeout", "1s"] });
-    pair.secondary.command.push("--on-failover", command, "--on-failover-timeout", "2s");
+    pair.secondary.command.push("--on-failover", command, ...flags);
     await pair.start();
     await pair.primary.crash();
     await pair.secondary.until("alone", ({ peers }) => peers[0]?.connection === "Connecting");
@@ -86,8 +102,17 @@ describe("the hook that starts the VM", () => {
     expect((await pair.secondary.status()).role).toBe("Primary");
   });
 
+  it("is ended when the agent is stopped, which says that the VM was not started", async () => {
+    const { secondary } = await promote("sleep 600", ["--on-failover-timeout", "10m"]);
+    const { code, stderr } = await secondary.stop();
+    expect(code).toBe(0);
+    expect(stderr).toMatch(/"event":"vm-start-failed".*was ended before its time/);
+    await secondary.start();
+    expect((await secondary.status()).role).toBe("Primary");
+  });
+
   it("is not run where the operator's command says how to start it", async () => {
-    const pair = await promote(START, "--exec", "true");
+    const pair = await promote(START, WITHIN_2S, ["--exec", "true"]);
     const types = (await pair.secondary.control.events(0)).map(({ type }) => type);
     expect(types).toContain("failover");
     expect(types).not.toContain("vm-started");

@@ -10,7 +10,15 @@ import { present } from "../../support/present.ts";
 import { openFuzzAgent, recordSession, storageWithImages } from "../../support/recorded-session.ts";
 
 const NO_SIGNAL = new AbortController().signal;
+const nobody = (): Promise<never> => Promise.reject(new ColobusError("connection-lost", "nobody is there"));
 const FAILOVER = { dryRun: false, force: true, discardActive: false, timeoutMs: 10_000 };
+
+/** As those of hooks do it: whoever is told to end does. */
+function ends(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    signal.addEventListener("abort", () => reject(new ColobusError("fence-failed", "the hook was ended")));
+  });
+}
 
 interface Fenced {
   readonly agent: Agent;
@@ -23,7 +31,7 @@ interface Fenced {
 }
 
 /** A secondary with a checkpoint, whose fence hook takes its time. */
-async function fencedSecondary(): Promise<Fenced> {
+async function fencedSecondary(hook: "hears" | "does not hear" = "hears"): Promise<Fenced> {
   let began = (): void => undefined;
   let fenced = (): void => undefined;
   const fencing = new Promise<void>((resolve) => {
@@ -34,22 +42,15 @@ async function fencedSecondary(): Promise<Fenced> {
   });
   let started = 0;
   const storage = storageWithImages(2);
-  const agent = await openFuzzAgent(
-    "Secondary",
-    storage,
-    undefined,
-    () => Promise.reject(new ColobusError("connection-lost", "nobody is there")),
-    new NodeClock(),
-    {
-      secondaryExport: "read-write",
-      fence: async () => {
-        began();
-        await isFenced;
-        return "the peer was powered off";
-      },
-      startVm: () => Promise.resolve(void (started += 1)),
+  const agent = await openFuzzAgent("Secondary", storage, undefined, nobody, new NodeClock(), {
+    secondaryExport: "read-write",
+    fence: async (_, signal) => {
+      began();
+      await (hook === "hears" ? Promise.race([isFenced, ends(signal)]) : isFenced);
+      return "the peer was powered off";
     },
-  );
+    startVm: () => Promise.resolve(void (started += 1)),
+  });
   await recordSession(storageWithImages(1), agent, undefined);
   return { agent, storage, fencing, fenced, started: () => started };
 }
@@ -142,6 +143,28 @@ describe("failover --discard-active", () => {
     release();
     expect(await first).toMatchObject({ already: false, discardedActiveBytes: 0 });
     await agent.stop(100);
+  });
+});
+
+describe("an agent that is stopped while its peer is being fenced", () => {
+  it.each([
+    ["hears", "once"],
+    ["hears", "first left"],
+    ["does not hear", "once"],
+  ] as const)("stays Secondary, and starts no VM: the hook %s of it, and it is stopped %s", async (hook, how) => {
+    const { agent, storage, fencing, fenced, started } = await fencedSecondary(hook);
+    const asked = agent.failover(FAILOVER, NO_SIGNAL).catch((error: unknown) => error);
+    await fencing;
+    if (how === "first left") agent.leave();
+    const stopping = agent.stop(100);
+    if (hook === "does not hear") fenced();
+    expect(await asked).toMatchObject({ code: "shutting-down" });
+    await stopping;
+    await expect(agent.failover(FAILOVER, NO_SIGNAL)).rejects.toMatchObject({ code: "shutting-down" });
+    expect(started()).toBe(0);
+    const again = await openFuzzAgent("Secondary", storage, undefined, nobody);
+    expect(again.role).toBe("Secondary");
+    await again.stop(100);
   });
 });
 

@@ -12,7 +12,7 @@ const AS_ANOTHER = `
     console.log(line);
     process.setuid(${ANOTHER_USER});
   };
-  const options = { env: {}, clock: new NodeClock(), output, leavesOthers: false };
+  const options = { env: {}, clock: new NodeClock(), output, leavesOthers: false, signal: new AbortController().signal };
   await runHook({ command: "echo $$; exec sleep 600", timeoutMs: 1000 }, options)
     .catch((error) => console.log(error.code + ": " + error.message));
 `;
