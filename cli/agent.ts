@@ -68,6 +68,7 @@ import { DiskExports } from "./disk-export.ts";
 import { Failovers } from "./failovers.ts";
 import { describePlaces } from "./host-losses.ts";
 import { assertEpochs } from "./no-epochs.ts";
+import { ProtectionWatch } from "./protection-watch.ts";
 import { resizeDisk } from "./resize-disk.ts";
 import { RoleCommands } from "./role-commands.ts";
 import type { RoleSurroundings } from "./role-parts.ts";
@@ -91,13 +92,13 @@ export class Agent implements AgentControl {
   readonly #roles: AgentRoles;
   readonly #roleCommands: RoleCommands;
   readonly #arbitration: Arbitration | undefined;
-  #lastProtection = "";
   #stopping = false;
   /** Aborts when the agent is about to stop: hooks are ended. */
   readonly #leaving = new AbortController();
   readonly #failovers: Failovers;
   readonly #changes: CheckpointChanges;
   readonly #stateWatch: StateWatch;
+  readonly #protectionWatch: ProtectionWatch;
   readonly #stallWatch: StallWatch;
   readonly #vmStates: StoredVmStates;
   readonly #imageServers: ImageServers;
@@ -116,6 +117,13 @@ export class Agent implements AgentControl {
     this.#stateWatch = new StateWatch({ ...options.host, state, emit: (type, data) => this.#emit(type, data) });
     this.#stallWatch = new StallWatch({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
+    this.#protectionWatch = new ProtectionWatch({
+      ...options.host,
+      describe: () => this.#ownFaults() ?? this.#role.describeProtection(),
+      checkpointAgeMs: () => this.#role.describeRecoverable()?.ageMs,
+      maxCheckpointAgeMs: () => options.config.maxCheckpointAgeMs,
+      changed: (protection) => this.#emit("protection-changed", { ...protection }),
+    });
     this.#changes = new CheckpointChanges({
       clock: options.host.clock,
       secondary: (command) => this.#secondary(command),
@@ -240,6 +248,7 @@ export class Agent implements AgentControl {
       await this.#changes.settled();
       await this.#jobs.stop(beingStopped());
       this.#stateWatch.stop();
+      this.#protectionWatch.stop();
       this.#stallWatch.stop();
       this.#imageServers.stop();
       await this.#roles.stop(drainMs);
@@ -513,7 +522,8 @@ export class Agent implements AgentControl {
     this.#events.emit(type, data);
     // Events come while the constructor is still opening the role.
     (this.#roleCommands as RoleCommands | undefined)?.changed();
-    if (type !== "protection-changed") this.#watchProtection();
+    const isOpen = (this.#roles as AgentRoles | undefined) !== undefined;
+    if (type !== "protection-changed" && isOpen && !this.#stopping) this.#protectionWatch.look();
   }
 
   /** Why the VM is not protected, where that is in this agent, whatever its role. */
@@ -521,17 +531,9 @@ export class Agent implements AgentControl {
     return this.#stateWatch.describeProtection() ?? this.#imageServers.describeProtection();
   }
 
-  /** Emits an event when the protection has changed since the last event. */
-  #watchProtection(): void {
-    const roles = this.#roles as AgentRoles | undefined; // events come while the constructor is still opening the role
-    if (roles === undefined || this.#stopping) return;
-    const { active } = roles;
-    const role = active.role === "Primary" ? active.primary : active.secondary;
-    const protection = this.#ownFaults() ?? role.describeProtection();
-    const line = `${protection.state} ${protection.reason ?? ""}`;
-    if (line === this.#lastProtection) return;
-    this.#lastProtection = line;
-    this.#emit("protection-changed", { ...protection });
+  get #role(): PrimaryRole | SecondaryRole {
+    const { active } = this.#roles;
+    return active.role === "Primary" ? active.primary : active.secondary;
   }
 
   #isReached(condition: WaitCondition): boolean {

@@ -144,6 +144,7 @@ export class RoleParts {
       pulse: this.#options.promises,
       bootId: host.bootId,
       retain: config.retain,
+      maxCheckpointAgeMs: () => config.maxCheckpointAgeMs,
       overlayLimitBytes: config.overlayLimitBytes,
       bufferMemoryBytes: config.bufferMemoryBytes ?? BUFFER_MEMORY_DEFAULT_BYTES,
       mayHaveLostWrites,

@@ -1,4 +1,4 @@
-import { notProtected, type Status } from "../proto/status.ts";
+import { notProtected, protectedAtAge, type Status } from "../proto/status.ts";
 import { isForWantOfSpace, type ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
@@ -46,8 +46,9 @@ export function describePrimaryProtection(facts: PrimaryFacts): Status["protecti
     return notProtected(reason, "Wait: `colobus wait synced`; `colobus jobs` shows how far it is.");
   }
   if (committed === 0) return notProtected("no-checkpoint", "Take one: `colobus checkpoint`.");
-  if (facts.maxCheckpointAgeMs !== undefined && facts.checkpointAgeMs > facts.maxCheckpointAgeMs) {
-    return notProtected("checkpoint-too-old", "Take one: `colobus checkpoint`, or set --checkpoint-every.");
-  }
-  return { state: "Protected", reason: null, nextAction: "" };
+  return protectedAtAge(
+    facts.checkpointAgeMs,
+    facts.maxCheckpointAgeMs,
+    "Take one: `colobus checkpoint`, or set --checkpoint-every.",
+  );
 }

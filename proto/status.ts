@@ -242,6 +242,18 @@ export function notProtected(
   return { state: "NotProtected", reason, nextAction };
 }
 
+/** The protection of a VM that nothing but the age of its checkpoint could speak against; `nextAction`: how to get a newer one. */
+export function protectedAtAge(
+  checkpointAgeMs: number,
+  maxCheckpointAgeMs: number | undefined,
+  nextAction: string,
+): Status["protection"] {
+  const isTooOld = maxCheckpointAgeMs !== undefined && checkpointAgeMs > maxCheckpointAgeMs;
+  return isTooOld
+    ? notProtected("checkpoint-too-old", nextAction)
+    : { state: "Protected", reason: null, nextAction: "" };
+}
+
 /** One event and its fields. */
 export const eventSchema = z.object({
   sequence: z.int(),

@@ -69,6 +69,8 @@ export interface SecondaryOptions {
   readonly bootId: string;
   /** Committed checkpoints to keep beside the last one. */
   readonly retain: number;
+  /** Beyond it the committed checkpoint counts as no protection; undefined: however old it is. A reload may change it. */
+  readonly maxCheckpointAgeMs: () => number | undefined;
   /** What the overlays of all disks may take; undefined: what their file system has. */
   readonly overlayLimitBytes: number | undefined;
   /** What block buffers hold in memory of their logs, for all disks together (mode `mc`). */

@@ -1,4 +1,4 @@
-import { notProtected, type DiskStatus, type PeerStatus, type Status } from "../proto/status.ts";
+import { notProtected, protectedAtAge, type DiskStatus, type PeerStatus, type Status } from "../proto/status.ts";
 import type { Site } from "../proto/replication-messages.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
@@ -25,6 +25,7 @@ export interface SecondaryStatusOptions {
   >;
   readonly space: Pick<OverlaySpace, "full">;
   readonly faults: Pick<DiskFaults, "latest" | "has">;
+  readonly maxCheckpointAgeMs: () => number | undefined;
 }
 
 /** What status says of a secondary. It reads the role's parts, and changes none. */
@@ -77,7 +78,7 @@ export class SecondaryStatus {
 
   /** Whether a failover would find what was written up to the last checkpoint, and if not, what to do: the gravest reason comes first. */
   describeProtection(): Status["protection"] {
-    const { space, faults, state, sessions, checkpoints, disks } = this.#parts;
+    const { space, faults, state, sessions, checkpoints, disks, maxCheckpointAgeMs } = this.#parts;
     const { full } = space;
     if (full !== undefined) return notProtected("overlay-full", full.action);
     const failed = faults.latest ?? disks.all.find(({ base }) => base.fault !== undefined)?.base.fault;
@@ -100,13 +101,22 @@ export class SecondaryStatus {
     }
     if (record.outdated) return notProtected("outdated", "Take a checkpoint on the primary.");
     if (checkpoints.committed.epoch === 0) return notProtected("no-checkpoint", "Take a checkpoint on the primary.");
-    return { state: "Protected", reason: null, nextAction: "" };
+    return protectedAtAge(
+      this.#committedAgeMs,
+      maxCheckpointAgeMs(),
+      "Take a checkpoint on the primary, or set --checkpoint-every there.",
+    );
+  }
+
+  get #committedAgeMs(): number {
+    const { clock, checkpoints } = this.#parts;
+    return Math.max(0, clock.wallMs() - checkpoints.committed.atMs);
   }
 
   /** What a failover would return to, and what it would lose; null: there is no checkpoint. */
   describeRecoverable(): Status["recoverable"] {
     const { checkpoints, clock, sessions, following } = this.#parts;
-    const { epoch, atMs } = checkpoints.committed;
+    const { epoch } = checkpoints.committed;
     if (epoch === 0) return null;
     if (following.isOn) {
       // Guests may have been told of writes that have not come, where they do not wait, or were let go on alone.
@@ -121,7 +131,7 @@ export class SecondaryStatus {
     const { writes, bytes, complete } = checkpoints.volumeSinceCommit();
     return {
       epoch,
-      ageMs: Math.max(0, clock.wallMs() - atMs),
+      ageMs: this.#committedAgeMs,
       lastContactMs: sessions.contactAgeMs,
       // What the primary wrote after the last contact is not known here.
       wouldLose: { writes, bytes, atLeast: !complete || sessions.current === undefined },

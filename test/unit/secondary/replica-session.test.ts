@@ -74,6 +74,7 @@ class Bench {
       windowBytes: this.windowBytes,
       bootId: "boot-1",
       retain: 0,
+      maxCheckpointAgeMs: () => undefined,
       overlayLimitBytes: undefined,
       bufferMemoryBytes: 0,
       mayHaveLostWrites: false,

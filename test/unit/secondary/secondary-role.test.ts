@@ -68,6 +68,7 @@ async function secondary(): Promise<Bench> {
     windowBytes: 1_048_576,
     bootId: "boot-1",
     retain: 0,
+    maxCheckpointAgeMs: () => undefined,
     overlayLimitBytes: undefined,
     bufferMemoryBytes: 0,
     mayHaveLostWrites: false,
