@@ -81,13 +81,33 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     await existing.close();
     throw error;
   }
-  if (existing.record.role !== config.role) {
-    host.log.warn(
-      { role: existing.record.role, command: config.role },
+  tellOverruled(existing.record, config, host.log);
+  return existing;
+}
+
+/** What the command line says and the record does not, since commands have changed it meanwhile. */
+function tellOverruled({ role, peers, disks }: StateRecord, config: AgentConfig, log: Log): void {
+  if (role !== config.role) {
+    log.warn(
+      { role, command: config.role },
       "the state directory records another role than the command line says; the record wins",
     );
   }
-  return existing;
+  const areSame = peers.length === config.peers.length && peers.every((url) => config.peers.includes(url));
+  if (peers.length > 0 && config.peers.length > 0 && !areSame) {
+    log.warn(
+      { peers, command: config.peers },
+      "the state directory records other peers than the command line says; the record wins",
+    );
+  }
+  for (const { name, image } of disks) {
+    const given = config.disks.find((disk) => disk.name === name)?.image;
+    if (given === undefined || given === image) continue;
+    log.warn(
+      { disk: name, image, command: given },
+      "a mirror has replaced the image that the command line says; the state directory has the new one, which wins",
+    );
+  }
 }
 
 /**

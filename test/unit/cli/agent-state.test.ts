@@ -49,14 +49,14 @@ function storageWithImage(): MemoryStorage {
   return storage;
 }
 
-function open(storage: MemoryStorage, changes: Partial<AgentConfig> = {}): Promise<StateFile> {
+function open(storage: MemoryStorage, changes: Partial<AgentConfig> = {}, log = new SilentLog()): Promise<StateFile> {
   const random = new SimRandom(new SeededRandom(1));
   const host = {
     storage,
     images: new FileImages(storage),
     random,
     bootId: "boot-1",
-    log: new SilentLog(),
+    log,
     clock: new ManualClock(),
   };
   return openAgentState(host, { ...CONFIG, ...changes });
@@ -94,6 +94,37 @@ describe("the agent's state", () => {
     expect(one.record.lineage).toMatch(/^[0-9a-f]{32}$/);
     expect(one.record.agentId).not.toBe(two.record.agentId);
     expect(one.record.lineage).not.toBe(two.record.lineage);
+  });
+
+  it("wins over the command line's role, peers and replaced images, and says so", async () => {
+    const storage = storageWithImage();
+    const peers = ["ws://one:1", "ws://two:1"];
+    const first = await open(storage, { peers });
+    await first.update((record) => ({
+      ...record,
+      disks: record.disks.map((disk) => ({ ...disk, image: "/images/new.img", formerImage: disk.image })),
+    }));
+    await first.close();
+    const recorded = [{ name: "vda", image: "/images/new.img" }];
+    const former = CONFIG.disks;
+    const warnings: (readonly [Partial<AgentConfig>, readonly unknown[]])[] = [
+      [{ role: "Primary", disks: former }, [{ role: "Secondary", command: "Primary" }]],
+      [{ peers: ["ws://one:1"], disks: former }, [{ peers, command: ["ws://one:1"] }]],
+      [{ peers: ["ws://three:1", "ws://two:1"], disks: former }, [{ peers, command: ["ws://three:1", "ws://two:1"] }]],
+      [{ peers: peers.toReversed(), disks: recorded }, []],
+    ];
+    for (const [changes, told] of warnings) {
+      const log = new SilentLog();
+      const state = await open(storage, changes, log);
+      const { record } = state;
+      await state.close();
+      expect(record).toMatchObject({ role: "Secondary", peers, disks: recorded });
+      const isFormer = changes.disks === former;
+      const image = { disk: "vda", image: "/images/new.img", command: "/images/vda.img" };
+      expect(log.lines.map(({ level, fields }) => ({ level, fields }))).toEqual(
+        [...told, ...(isFormer ? [image] : [])].map((fields) => ({ level: "warn", fields })),
+      );
+    }
   });
 
   it("survives a loss of power right after its creation, directories and all", async () => {
