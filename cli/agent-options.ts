@@ -171,10 +171,14 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
     .option("tls-key", text("The key of that certificate"))
     .option("tls-ca", text("Certificate authority whose certificates are believed"))
     .option("tls-peer", many("Name that the peer's certificate must have; repeat it for each (whom it first met)"))
+    .option("adopt-image", flag("As primary: take images other than recorded, or changed meanwhile, as they are"))
+    .option(
+      "secondary-export",
+      word(SECONDARY_EXPORTS, "As secondary: access to the committed view before a failover (read-only)"),
+    )
     .option("insecure", flag("Allow unencrypted links beyond this machine"))
     .option("log-level", word(LOG_LEVELS, "Least severe lines to log (info)"));
-  const isOfRole = (key: AgentKey): boolean =>
-    role === "Primary" ? key !== "secondary-export" : !(key in quorumOptionsShape);
+  const isOfRole = (key: AgentKey): boolean => role === "Primary" || !(key in quorumOptionsShape);
   for (const [title, keys] of Object.entries(GROUPS)) {
     const own = keys.filter(isOfRole);
     if (own.length > 0) shared.group(own, title);
@@ -182,7 +186,6 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
   return role === "Primary"
     ? quorumFlags(shared)
         .option("assume-in-sync", flag("The images are identical already: skip the first sync"))
-        .option("adopt-image", flag("Take images other than recorded, or changed meanwhile, as they are"))
         .example(
           "$0 primary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --peer ws://127.0.0.1:7000",
           "Serve an image, and copy it to a secondary on the same machine",
@@ -193,10 +196,6 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
         )
     : shared
         .option("create", flag("Make missing images at the primary's size"))
-        .option(
-          "secondary-export",
-          word(SECONDARY_EXPORTS, "Access to the committed view before a failover (read-only)"),
-        )
         .example(
           "$0 secondary --run /run/colobus/web-2 --state /var/lib/colobus/web-2 --disk vda=/vm/web-2.img --listen 127.0.0.1:7000 --create",
           "Wait for a primary, and make the image at the size of its own",

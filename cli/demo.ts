@@ -72,6 +72,12 @@ export class Demo {
     if (this.#isScratch) rmSync(this.#root, { recursive: true, force: true });
   }
 
+  /** Where its agents are, for a program. */
+  get places() {
+    const placeOf = (side: "a" | "b") => ({ run: join(this.#root, side), uri: uriOf(this.#root, side) });
+    return { directory: this.#root, inSync: this.#isInSync, primary: placeOf("a"), secondary: placeOf("b") };
+  }
+
   /** What to look at and try next; each line works when it is pasted into another terminal. */
   describe(): string {
     return describeDemo(this.#root, this.#isScratch, this.#isInSync);

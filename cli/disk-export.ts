@@ -121,6 +121,12 @@ export class DiskExports implements NbdExportDirectory {
     this.serveContexts(undefined);
   }
 
+  /** Nobody finds the disks any more; who has one open gets errors. */
+  removeAll(): void {
+    this.withdrawAll();
+    this.#exports = [];
+  }
+
   #findDisk(name: string): DiskExport | undefined {
     return this.#exports.find((candidate) => candidate.name === name);
   }

@@ -158,7 +158,10 @@ export class RoleParts {
   #exportViews(secondary: SecondaryRole): void {
     const { agent, state, exports } = this.#options;
     const { secondaryExport } = agent.config;
-    if (secondaryExport === "off") return;
+    if (secondaryExport === "off") {
+      exports.removeAll(); // it may have been Primary
+      return;
+    }
     for (const { name } of state.record.disks) {
       const disk = secondary.disks.find((candidate) => candidate.name === name);
       if (disk !== undefined) exports.put(name, state.record.vm, disk.view, secondaryExport === "read-only");

@@ -1,3 +1,4 @@
+import { outputFlags } from "../agent-flags.ts";
 import { defineCommand, untilAborted } from "../command.ts";
 import { parseSize } from "../quantities.ts";
 
@@ -7,7 +8,7 @@ export const demoCommand = defineCommand({
   command: "demo",
   describe: "Run both agents on this machine, on scratch disks",
   builder: (yargs) =>
-    yargs
+    outputFlags(yargs)
       // Not "--dir": the loader of the roaring addon reads the command line, and takes that for its own.
       .option("keep-in", {
         type: "string",
@@ -16,11 +17,12 @@ export const demoCommand = defineCommand({
       })
       .option("size", { type: "string", requiresArg: true, default: SIZE_DEFAULT, describe: "Size of the disk" })
       .example("$0 demo", "Prints what to try next, in another terminal; Ctrl-C ends it, and nothing is left"),
-  run: async ({ keepIn, size }, host) => {
+  run: async ({ keepIn, size, json }, host) => {
     const sizeBytes = parseSize(size, "--size");
     const { Demo } = await import("../demo.ts");
     const demo = await Demo.start(keepIn, sizeBytes, host.terminated);
-    host.output.text(demo.describe());
+    if (json) host.output.document(demo.places);
+    else host.output.text(demo.describe());
     await untilAborted(host.terminated);
     await demo.stop();
   },

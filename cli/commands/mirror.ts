@@ -42,10 +42,10 @@ export const mirrorCommand = defineCommand({
         requiresArg: true,
         describe: "What a write makes dirty at least, a power of two",
       })
-      .option("unmap", {
+      .option("no-unmap", {
         type: "boolean",
-        default: true,
-        describe: "Free the target's space where the disk has zeroes (--no-unmap: write them)",
+        default: false,
+        describe: "Write zeroes, where the target's space would be freed",
       })
       .option("on-source-error", {
         choices: JOB_ERROR_POLICIES,
@@ -68,7 +68,7 @@ export const mirrorCommand = defineCommand({
       copyMode: args.copyMode,
       speed: speed === undefined ? 0 : parseJobSpeed(speed, "--speed"),
       ...(granularity === undefined ? {} : { granularityBytes: parseSize(granularity, "--granularity") }),
-      unmap: args.unmap,
+      unmap: !args.noUnmap,
       onSourceError: args.onSourceError,
       onTargetError: args.onTargetError,
       create: args.create,

@@ -2,14 +2,22 @@
 import { spawn } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
+import type { Status } from "../../proto/status.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
 import { MIB } from "../support/agent-pair.ts";
 import { askColobus, ColobusProcess, type Ended } from "../support/cli-runner.ts";
 import { expectSame, qemuIo, readDisk, runTool, tool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
 import { scratchDirectory } from "../support/scratch.ts";
+
+interface DemoPlaces {
+  readonly directory: string;
+  readonly inSync: boolean;
+  readonly primary: { readonly run: string; readonly uri: string };
+  readonly secondary: { readonly run: string; readonly uri: string };
+}
 
 interface RunningDemo {
   readonly process: ColobusProcess;
@@ -145,6 +153,22 @@ describe.runIf(requirePeers("qemu-io", "nbdinfo", "nbdcopy", "qemu-img", "fio"))
     const { json } = await askColobus<{ jobs: unknown[] }>("status", "--run", join(root, "a"));
     expect(json.jobs).toEqual([]); // nothing had to be sent
     expect((await end(second, "SIGINT")).code).toBe(0);
+  });
+});
+
+describe("colobus demo --json", () => {
+  it("says where its agents are, and nothing else", async () => {
+    const demo = new ColobusProcess(["demo", "--size", "1MiB", "--json"]);
+    await demo.untilPrinted("}\n");
+    const { primary, secondary, ...others } = JSON.parse(demo.stdout) as DemoPlaces;
+    expect(others).toEqual({ directory: dirname(primary.run), inSync: true });
+    for (const { run, uri } of [primary, secondary]) {
+      const { json } = await askColobus<Status>("status", "--run", run);
+      expect(json.exports.map((served) => served.uri)).toContain(uri);
+    }
+    demo.child.kill("SIGTERM");
+    expect(await demo.ended).toMatchObject({ code: 0 });
+    expect(existsSync(others.directory)).toBe(false);
   });
 });
 

@@ -408,6 +408,26 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "nbdcopy"))("an agent that ca
     expectSame(pair.image("b"), pair.image("a"));
   });
 
+  it("takes the flags of either role, for it may have the other one by now", async () => {
+    const pair = await AgentPair.protected({ disks: { vda: SIZE }, primaryFlags: ["--secondary-export", "off"] });
+    const { primary: former, secondary: promoted } = pair;
+    await former.get("switchover");
+    await promoted.until("Primary, and its disk merged", ({ role, jobs }) => {
+      return role === "Primary" && jobs.every(({ state }) => state === "concluded");
+    });
+    await former.until("Secondary without an export", ({ role, exports }) => {
+      return role === "Secondary" && exports.length === 0;
+    });
+    await promoted.stop();
+    await qemuIo(pair.imagePath("b"), "write -P 0x66 1M 64k");
+    expect((await start(...promoted.command)).json.error.code).toBe("image-changed");
+    promoted.command.push("--adopt-image");
+    await promoted.start();
+    expect((await promoted.status()).role).toBe("Primary");
+    await pair.untilProtected();
+    expectSame(pair.image("a"), pair.image("b"));
+  });
+
   it("is refused a replica's image that changed while it was stopped, until it has an empty state directory", async () => {
     const pair = await AgentPair.protected({ disks: { vda: Buffer.alloc(SIZE, 0x11) } });
     const { secondary } = pair;

@@ -1,4 +1,6 @@
 import { afterEach, describe, expect, it, vi } from "vitest";
+import { ALL_COMMANDS } from "../../../cli/all-commands.ts";
+import { describeCommand } from "../../../cli/describe-commands.ts";
 import { OPERATOR_COMMANDS } from "../../../cli/operator-commands.ts";
 import { runInProcess } from "../../support/control-harness.ts";
 
@@ -44,6 +46,15 @@ describe("help", () => {
     expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
     expect(stdout).toContain(`colobus ${name}`);
     expect(stdout).toMatch(/Examples:\n +colobus /);
+  });
+
+  const described = ALL_COMMANDS.map(describeCommand);
+  const flags = described.flatMap(({ options }) => options.map(({ name }) => `--${name}`));
+
+  it.each(described)("of $usage has --json, and names flags that there are", ({ options }) => {
+    expect(options.map(({ name }) => name)).toContain("json");
+    const named = options.flatMap(({ describe: text }) => text.match(/(?<![\w-])--[a-z][a-z-]*/g) ?? []);
+    expect(named.filter((flag) => !flags.includes(flag))).toEqual([]);
   });
 
   it("lists every command and the exit codes", async () => {

@@ -29,6 +29,18 @@ async function serveFrozenAgent(): Promise<string> {
   return run;
 }
 
+describe("mirror", () => {
+  it.each([[[], true] as const, [["--no-unmap"], false] as const])(
+    "with %j: the target's space is freed: %s",
+    async (flags, unmap) => {
+      const { control, run } = await serveFakeAgent();
+      const { code } = await runInProcess(["mirror", "vda", "--to", "/new.img", "--json", "--run", run, ...flags]);
+      expect(code).toBe(0);
+      expect(control.calls.find(({ name }) => name === "mirror")?.request).toMatchObject({ target: "/new.img", unmap });
+    },
+  );
+});
+
 describe("exit codes", () => {
   it.each(Object.keys(ERRORS) as ErrorCode[])("are the error table's: %s", async (code) => {
     const { control, run } = await serveFakeAgent();
