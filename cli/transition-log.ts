@@ -20,6 +20,7 @@ const LINES: Readonly<Record<EventType, readonly [level: LogLevel, phrase: strin
   "peer-connected": ["info", "the peer is connected"],
   "peer-disconnected": ["warn", "the session with the peer has ended"],
   "peer-refused": ["warn", "a session with the peer did not begin"],
+  "peer-given-up": ["info", "an operator has given a secondary up"],
   "sync-started": ["info", "a sync has begun"],
   "sync-paused": ["warn", "a sync is paused"],
   "sync-finished": ["info", "a sync is finished"],

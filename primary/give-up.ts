@@ -1,4 +1,3 @@
-import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { peerGivenUp, toldNothing } from "../shared/replication/lineage.ts";
 import type { EpochSessions } from "./epoch-sessions.ts";
@@ -9,7 +8,6 @@ import type { SecondaryPlace } from "./secondary-place.ts";
 
 export interface GiveUpContext {
   readonly state: StateFile;
-  readonly log: Log;
   /** Whether the primary has no other place. */
   readonly isOnly: boolean;
   /** With an arbiter. */
@@ -27,7 +25,7 @@ export async function giveUp(
   place: SecondaryPlace,
   url: string | undefined,
 ): Promise<string | undefined> {
-  const { state, log, isOnly, keeper, epochs, checkpoints } = context;
+  const { state, isOnly, keeper, epochs, checkpoints } = context;
   const { peerId, slot } = place;
   const former = place.replicator.url;
   await state.update((record) => ({
@@ -42,6 +40,5 @@ export async function giveUp(
     checkpoints.left(epochs.forgotten(peerId));
     keeper?.givenUp(peerId);
   }
-  log.info({ peer: peerId, url: former }, "an operator has given a secondary up");
   return peerId;
 }

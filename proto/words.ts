@@ -190,6 +190,7 @@ export const EVENT_TYPES = [
   "peer-connected",
   "peer-disconnected",
   "peer-refused",
+  "peer-given-up",
   "sync-started",
   "sync-paused",
   "sync-finished",

@@ -225,6 +225,7 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "peer-connected": "A session with the peer was established.",
   "peer-disconnected": "The session with the peer ended; the data has the reason.",
   "peer-refused": "A handshake was refused, by either side; the data has the reason.",
+  "peer-given-up": "An operator has given a secondary up for good (`forget`), or has its place taken by another one.",
   "sync-started": "A full sync or resync has begun.",
   "sync-paused":
     "The primary sends no more of what this side lacks for now: the sync is paused, or guests write too fast.",

@@ -131,6 +131,21 @@ describe("a primary with two secondaries", () => {
     await trio.until("A to be outdated", () => trio.status().protection.reason === "outdated");
   });
 
+  it("has who waits for its secondaries hear that one is given up, though nothing else happens", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    trio.c.host.crash("process");
+    await trio.until("the loss", () => trio.peer("c")?.connection !== "Connected");
+    const waits = (["connected", "synced"] as const).map((condition) =>
+      trio.a.agent?.wait({ condition, ...COMMAND }, new AbortController().signal),
+    );
+    expect(await trio.forget(urlOf("c"))).toBe("done");
+    expect(await trio.do("the waits", () => Promise.all(waits))).toEqual([
+      { condition: "connected" },
+      { condition: "synced" },
+    ]);
+  });
+
   it.each(["b", "c"] as const)("gives %s up for good: nothing waits for it, and it is refused", async (name) => {
     const trio = new ScriptedTrio();
     await trio.start();
