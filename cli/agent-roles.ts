@@ -85,6 +85,10 @@ export class AgentRoles {
     return this.#active;
   }
 
+  get activeRole(): PrimaryRole | SecondaryRole {
+    return this.#active.role === "Primary" ? this.#active.primary : this.#active.secondary;
+  }
+
   get vmStates(): VmStateStore {
     return this.#parts.vmStates;
   }
@@ -145,7 +149,7 @@ export class AgentRoles {
   }
 
   get #hello(): Hello {
-    return this.#active.role === "Primary" ? this.#active.primary.hello() : this.#active.secondary.hello();
+    return this.activeRole.hello();
   }
 
   /** Measures the link to the peer at `url`. Errors: as `measureLink`. */

@@ -119,8 +119,8 @@ export class Agent implements AgentControl {
     this.#imageServers = new ImageServers({ ...options.host, emit: (type, data) => this.#emit(type, data) });
     this.#protectionWatch = new ProtectionWatch({
       ...options.host,
-      describe: () => this.#ownFaults() ?? this.#role.describeProtection(),
-      checkpointAgeMs: () => this.#role.describeRecoverable()?.ageMs,
+      describe: () => this.#ownFaults() ?? this.#roles.activeRole.describeProtection(),
+      checkpointAgeMs: () => this.#roles.activeRole.describeRecoverable()?.ageMs,
       maxCheckpointAgeMs: () => options.config.maxCheckpointAgeMs,
       changed: (protection) => this.#emit("protection-changed", { ...protection }),
     });
@@ -529,11 +529,6 @@ export class Agent implements AgentControl {
   /** Why the VM is not protected, where that is in this agent, whatever its role. */
   #ownFaults(): Status["protection"] | undefined {
     return this.#stateWatch.describeProtection() ?? this.#imageServers.describeProtection();
-  }
-
-  get #role(): PrimaryRole | SecondaryRole {
-    const { active } = this.#roles;
-    return active.role === "Primary" ? active.primary : active.secondary;
   }
 
   #isReached(condition: WaitCondition): boolean {

@@ -136,7 +136,7 @@ describe("a primary with two secondaries", () => {
     await trio.start();
     trio.c.host.crash("process");
     await trio.until("the loss", () => trio.peer("c")?.connection !== "Connected");
-    const waits = (["connected", "synced"] as const).map((condition) =>
+    const waits = (["connected", "synced"] as const).map(async (condition) =>
       trio.a.agent?.wait({ condition, ...COMMAND }, new AbortController().signal),
     );
     expect(await trio.forget(urlOf("c"))).toBe("done");
