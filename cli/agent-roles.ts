@@ -319,6 +319,13 @@ export class AgentRoles {
     }
   }
 
+  /** Leaves the images as they are, for an agent that has not started: nothing is served, nor written. */
+  abandon(): void {
+    const active = this.#active;
+    if (active.role === "Primary") this.#closeChildren(active, true);
+    else active.secondary.abandon();
+  }
+
   /** `abandons`: without writing what they hold back. */
   #closeChildren({ children }: ActivePrimary, abandons: boolean): void {
     for (const child of children) {

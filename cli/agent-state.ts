@@ -2,7 +2,7 @@ import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import type { MirrorMark, StateRecord } from "../proto/state-record.ts";
 import { allFailed } from "../primary/mirror-record.ts";
-import { withoutCopies, withUntrackedCopies } from "../primary/recorded-quorum.ts";
+import { withoutCleanMarks, withoutCopies, withUntrackedCopies } from "../primary/recorded-quorum.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { finishGrowths, withoutGrowth } from "../shared/block/growth.ts";
@@ -117,6 +117,17 @@ function tellOverruled({ role, peers, disks }: StateRecord, config: AgentConfig,
 export function unflushedThrough(record: StateRecord, bootId: string): number {
   const lostPower = record.bootId !== bootId && record.disks.some(({ cleanMark }) => cleanMark === null);
   return lostPower ? record.epochReserved : record.unflushedThrough;
+}
+
+/** From here on an end that is not clean is this process's. */
+export function started(record: StateRecord, { bootId }: Pick<StateHost, "bootId">, config: AgentConfig): StateRecord {
+  return {
+    ...record,
+    bootId,
+    unflushedThrough: unflushedThrough(record, bootId),
+    disks: record.disks.map(withoutCleanMarks),
+    peers: record.peers.length > 0 ? record.peers : [...config.peers],
+  };
 }
 
 /** Whether an agent that never fsyncs has left anything that may be in the page cache alone. */

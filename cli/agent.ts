@@ -46,7 +46,6 @@ import { AGENT_VERSION } from "../proto/versions.ts";
 import { type EventType, type Role, type WaitCondition } from "../proto/words.ts";
 import { describeMirror } from "../primary/mirror-record.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
-import { withoutCleanMarks } from "../primary/recorded-quorum.ts";
 import type { SecondaryRole } from "../secondary/secondary-role.ts";
 import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
 import { FileImages } from "../shared/block/file-images.ts";
@@ -60,7 +59,7 @@ import type { Link } from "../shared/replication/link.ts";
 import type { AgentOptions } from "./agent-host.ts";
 import { AgentMetrics } from "./agent-metrics.ts";
 import { AgentRoles, beingStopped } from "./agent-roles.ts";
-import { openAgentState, unflushedThrough } from "./agent-state.ts";
+import { openAgentState, started } from "./agent-state.ts";
 import { describeFailoverKind, openArbitration, type Arbitration } from "./arbitration.ts";
 import { changeChild } from "./change-child.ts";
 import { CheckpointChanges } from "./checkpoint-changes.ts";
@@ -201,13 +200,13 @@ export class Agent implements AgentControl {
       throw error;
     }
     // Only now is everything recovered that another boot id, or the last clean stop, decides about.
-    await state.update((record) => ({
-      ...record,
-      bootId: host.bootId,
-      unflushedThrough: unflushedThrough(record, host.bootId),
-      disks: record.disks.map(withoutCleanMarks),
-      peers: record.peers.length > 0 ? record.peers : [...config.peers],
-    }));
+    try {
+      await state.update((record) => started(record, host, config));
+    } catch (error) {
+      agent.#roles.abandon();
+      await state.close();
+      throw error;
+    }
     agent.#start();
     return agent;
   }

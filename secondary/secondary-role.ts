@@ -483,6 +483,11 @@ export class SecondaryRole {
     }
   }
 
+  /** Closes the disks and nothing else: the role has not begun. */
+  abandon(): void {
+    this.#disks.close();
+  }
+
   /** Ends what goes on, and records how the disks are left. */
   async #leave(): Promise<void> {
     await this.#sessions.end(new ColobusError("shutting-down", "the secondary agent is being stopped"));

@@ -4,6 +4,33 @@ import { openFuzzAgent, recordSession, storageWithImages } from "../../support/r
 
 const nobody = (): Promise<never> => Promise.reject(new ColobusError("connection-lost", "nobody is there"));
 
+describe("an agent that cannot record its start", () => {
+  it.each(["Primary", "Secondary"] as const)(
+    "holds nothing that keeps its process, nor another one out: %s",
+    async (role) => {
+      const storage = storageWithImages(2);
+      await (await openFuzzAgent(role, storage, undefined, nobody)).stop(100);
+      // What opens the state is written first: the last record is the one behind the roles.
+      const fault = { op: "write", kind: "state", error: "io-error", times: Number.POSITIVE_INFINITY } as const;
+      let refused = 0;
+      for (let skip = 0; refused === skip; skip += 1) {
+        storage.disk.faults.inject({ ...fault, skip });
+        try {
+          const agent = await openFuzzAgent(role, storage, undefined, nobody);
+          storage.disk.faults.clear();
+          await agent.stop(100);
+        } catch (error) {
+          expect(error).toMatchObject({ code: "io-error" });
+          refused += 1;
+        }
+        storage.disk.faults.clear();
+        expect(storage.openPaths.filter((path) => !path.startsWith("/state/disks/"))).toEqual([]);
+      }
+      expect(refused).toBeGreaterThan(1);
+    },
+  );
+});
+
 describe("an agent that cannot be stopped cleanly", () => {
   it.each([
     ["Primary", "image cannot be flushed", { op: "sync", kind: "image" }],
