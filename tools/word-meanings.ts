@@ -275,7 +275,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "arbiter-reachable": "The arbiter answers again.",
   "takeover-started": "This side has not heard the primary for long enough, and takes over by itself.",
   "vm-started": "The command of `--on-failover` has ended well, after the promotion from the epoch in the data.",
-  "vm-start-failed": "The command of `--on-failover` has failed, or the agent is being stopped; the promotion stands, and the data has the reason.",
+  "vm-start-failed":
+    "The command of `--on-failover` has failed, or the agent is being stopped; the promotion stands, and the data has the reason.",
   "takeover-failed": "This side does not take over by itself, or could not; the data has the reason.",
   "protection-changed": "The VM became protected, or stopped being so; the data has the reason.",
   "config-reloaded":
