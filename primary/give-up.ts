@@ -18,13 +18,13 @@ export interface GiveUpContext {
 
 /**
  * A secondary is gone for good: it is refused from now on, what only it had is no checkpoint any more, and its place is free,
- * for the agent at `url` before others. Returns its id; undefined: nobody had the place. Errors: `io-error`.
+ * for the agent at `url` before others. Returns who it was, as far as that is known. Errors: `io-error`.
  */
 export async function giveUp(
   context: GiveUpContext,
   place: SecondaryPlace,
   url: string | undefined,
-): Promise<string | undefined> {
+): Promise<{ readonly agentId: string | null; readonly url: string | null }> {
   const { state, isOnly, keeper, epochs, checkpoints } = context;
   const { peerId, slot } = place;
   const former = place.replicator.url;
@@ -40,5 +40,5 @@ export async function giveUp(
     checkpoints.left(epochs.forgotten(peerId));
     keeper?.givenUp(peerId);
   }
-  return peerId;
+  return { agentId: peerId ?? null, url: former };
 }

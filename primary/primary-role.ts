@@ -319,13 +319,12 @@ export class PrimaryRole {
   /** A secondary is gone for good, and nothing waits for it. `url` and errors: as `giveUp`, and those of the storage: it is given up then. */
   async giveUp(place: SecondaryPlace, url: string | undefined): Promise<void> {
     const context = { ...this.#options, keeper: this.#keeper, epochs: this.#epochs, checkpoints: this.checkpoints };
-    const former = place.replicator.url;
     const gone = await giveUp({ ...context, isOnly: this.places.length === 1 }, place, url);
-    if (gone !== undefined) this.#unheard.delete(gone);
+    if (gone.agentId !== null) this.#unheard.delete(gone.agentId);
     if (url !== undefined) for (const other of this.places) if (other !== place) other.replicator.cede(url);
     if (this.#shared === undefined && this.#guests.isHeld && this.isConnected) this.#releaseUnlessGone();
     this.#notify();
-    this.#options.emit("peer-given-up", { agentId: gone ?? null, url: former });
+    this.#options.emit("peer-given-up", gone);
     await place.tracking.forget();
   }
 
