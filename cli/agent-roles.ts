@@ -412,7 +412,9 @@ export class AgentRoles {
     return active.children.splice(index, 1, image)[0];
   }
 
+  /** Errors: `shutting-down`, so that the other side's guests go on at once. */
   #takeOver(lineage: string): void {
+    if (this.#stopping) throw beingStopped();
     this.promote({ discardActive: false, isHandedOver: true }, lineage).catch((error: unknown) =>
       this.#options.agent.host.log.error({ reason: asColobusError(error) }, "the role could not be taken over"),
     );

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { READY_TIMEOUT_MS } from "../proto/limits.ts";
+import { NBD_MAX_IN_FLIGHT_BYTES, READY_TIMEOUT_MS } from "../proto/limits.ts";
 import {
   fromErrorBody,
   type Hello,
@@ -94,7 +94,9 @@ export class SourceSession {
       token: options.token,
       peerTimeoutMs: options.peerTimeoutMs,
       pulse: options.pulse,
-      sentBytes: () => this.#window.unreceivedBytes,
+      // What gathers while one write to the network is under way is the next one, and waits as a whole until all of it has
+      // gone, though much of it may have been acknowledged: two writes, with as much in each as guests and syncs may send.
+      sentBytes: () => 2 * (options.windowBytes + NBD_MAX_IN_FLIGHT_BYTES),
       handlers: {
         opened: (peer) => this.#opened(peer),
         message: (message) => this.#receive(message),

@@ -171,8 +171,8 @@ export const OPERATION_COST_BYTES = 128;
 /** Requests of one session that may wait for their answers, and what says how its sync goes for its turn in the stream. */
 export const REQUESTS_MAX = 1024;
 /**
- * What waits for the network while the peer goes on sending, beside what was sent on a side's own: operations that are not
- * received, the secondary's `differs`. Beyond, the peer does not read what it is answered, and the session ends.
+ * What waits for the network while the peer goes on sending, beside what a side may send on its own: two send windows with what
+ * guests have in flight, the secondary's `differs`. Beyond, the peer does not read what it is answered, and the session ends.
  */
 export const UNREAD_MAX_BYTES = 8 * MIB;
 /** Silence, or lack of progress, after which a session is given up (`--peer-timeout`). */

@@ -119,7 +119,9 @@ export class CommittedView implements BlockDevice {
     this.#assertAccess();
     return this.#run(() => {
       const length = typeof source === "number" ? source : source.length;
-      const unit = this.#stack.active.partBytes;
+      // Long zeroes are held a while after they are in the file: a write beside them must not fill their cluster from below.
+      const { geometry, active } = this.#stack;
+      const unit = typeof source === "number" ? geometry.clusterBytes : active.partBytes;
       const from = Math.floor(offset / unit) * unit;
       const hold = this.#lock.acquire(from, Math.ceil((offset + length) / unit) * unit - from);
       if (hold instanceof Promise) return hold.then((later) => this.#lockedWrite(later, source, offset, flags));

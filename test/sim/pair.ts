@@ -2,7 +2,7 @@ import type { AgentHost, AgentOptions } from "../../cli/agent-host.ts";
 import { Agent } from "../../cli/agent.ts";
 import type { AgentConfig } from "../../cli/agent-config.ts";
 import type { AgentEvent, Status } from "../../proto/status.ts";
-import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
+import { asColobusError, ColobusError, type ErrorCode } from "../../proto/errors.ts";
 import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
 import type {
   AckPolicy,
@@ -172,9 +172,15 @@ export class PairMember {
     this.#fence = undefined;
   }
 
-  /** What the agent exports under a disk's name. */
+  /** What the agent exports under a disk's name; undefined as well while it lays the role down: clients are sent away then. */
   device(disk: PairDisk): BlockDevice | undefined {
-    return this.agent?.exports.find(disk.name)?.device;
+    const found = this.agent?.exports.find(disk.name);
+    try {
+      return found?.device;
+    } catch (error) {
+      if (asColobusError(error).code === "shutting-down") return undefined;
+      throw error;
+    }
   }
 
   /**

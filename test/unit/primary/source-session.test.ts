@@ -2,7 +2,12 @@ import { describe, expect, it } from "vitest";
 import { SourceSession } from "../../../primary/source-session.ts";
 import type { SentRange } from "../../../primary/send-window.ts";
 import { ColobusError } from "../../../proto/errors.ts";
-import { READY_TIMEOUT_MS, UNREAD_MAX_BYTES, WRITE_PIECE_MAX_BYTES } from "../../../proto/limits.ts";
+import {
+  NBD_MAX_IN_FLIGHT_BYTES,
+  READY_TIMEOUT_MS,
+  UNREAD_MAX_BYTES,
+  WRITE_PIECE_MAX_BYTES,
+} from "../../../proto/limits.ts";
 import {
   decodeMessage,
   encodeMessage,
@@ -18,6 +23,7 @@ import { ManualClock } from "../../support/manual-clock.ts";
 import { turn } from "../../support/memory-storage.ts";
 
 const PEER_TIMEOUT_MS = 4000;
+const WINDOW_BYTES = 10_000;
 const RANGE = { disk: 0, firstCluster: 3, endCluster: 4 };
 
 class Bench {
@@ -36,7 +42,7 @@ class Bench {
       hello: primaryHello(hello),
       token: undefined,
       peerTimeoutMs: PEER_TIMEOUT_MS,
-      windowBytes: 10_000,
+      windowBytes: WINDOW_BYTES,
       opened: (peer) => {
         this.calls.push("opened");
         if (peer.lineage === "another") throw new ColobusError("unrelated", "no");
@@ -117,17 +123,28 @@ describe("the primary's end of a session", () => {
     expect(bench.endings[0]?.reason.code).toBe("peer-timeout");
   });
 
-  it("is ended where the secondary has more sent to it than operations, and reads nothing", () => {
+  it("goes on while operations that have arrived wait with those that are on their way", () => {
     const bench = new Bench().open();
+    bench.session.begin({ session: "s", extent: "delta", lineage: "1", openEpoch: 4, diskSizes: [1_048_576] });
     const payload = Buffer.alloc(WRITE_PIECE_MAX_BYTES);
-    for (let sent = 0; sent < 2 * UNREAD_MAX_BYTES; sent += payload.length) {
+    const count = (4 * UNREAD_MAX_BYTES) / payload.length;
+    for (let sent = 0; sent < count; sent += 1) {
       bench.session.send("write", RANGE, 3 * 4096, payload.length, payload);
+      bench.clock.endTurn();
     }
-    bench.clock.endTurn();
+    // The network tells of one write of many messages when the last of them has gone.
+    bench.receive({ type: "ack", received: count - 1, stable: 0 });
+    bench.receive({ type: "unstall" });
+    expect(bench.link.queuedBytes).toBeGreaterThan(4 * UNREAD_MAX_BYTES);
+    expect(bench.endings).toEqual([]);
+  });
+
+  it("is ended where the secondary has more sent to it than the window and guests allow, and reads nothing", () => {
+    const bench = new Bench().open();
+    bench.link.sent.push(Buffer.alloc(2 * (WINDOW_BYTES + NBD_MAX_IN_FLIGHT_BYTES) + UNREAD_MAX_BYTES));
     bench.receive({ type: "unstall" });
     expect(bench.endings).toEqual([]);
-    // What it has been told besides; an operation's head is shorter than what the window counts for it.
-    bench.link.sent.push(Buffer.alloc(UNREAD_MAX_BYTES + payload.length));
+    bench.link.sent.push(Buffer.alloc(1));
     bench.receive({ type: "unstall" });
     expect(bench.endings[0]?.reason.code).toBe("protocol-error");
   });

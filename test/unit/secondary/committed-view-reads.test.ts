@@ -11,6 +11,7 @@ import { MemoryDevice } from "../../support/memory-device.ts";
 import { MemoryImage } from "../../support/memory-image.ts";
 import { decodeAnswers, negotiation, request } from "../../support/nbd-client.ts";
 import { NbdHarness, TestDirectory, TestExport } from "../../support/nbd-harness.ts";
+import { turn } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, overlaysOn, seededStorage } from "../../support/overlay-bench.ts";
 
 const SIZE = 64 * CLUSTER_BYTES;
@@ -83,4 +84,32 @@ it("a long read that waits for the next view has nothing of the one before it", 
   const expected = Buffer.alloc(SIZE);
   expected.fill(3, 0, CLUSTER_BYTES).fill(3, 32 * CLUSTER_BYTES, 48 * CLUSTER_BYTES);
   expect(decodeAnswers(harness.takeOutput(), () => SIZE)[0]?.data.equals(expected)).toBe(true);
+});
+
+it("a write waits for zeroes that are still being written elsewhere in its cluster", async () => {
+  const storage = seededStorage(1);
+  const context = overlaysOn(storage, SIZE);
+  const hidden = { version: 0, find: () => undefined, intersects: () => false } satisfies Partial<EpochOverlay>;
+  const stack = new OverlayStack(
+    context.geometry,
+    new MemoryImage(SIZE),
+    hidden as unknown as EpochOverlay,
+    new ActiveDisk(context, 1),
+  );
+  const view = new CommittedView(stack, new ViewGate(), () => true, "read-write");
+  let zeroed: () => void = () => undefined;
+  storage.hold = (op) =>
+    op === "zero"
+      ? new Promise((resolve) => {
+          zeroed = resolve;
+        })
+      : undefined;
+  const done: string[] = [];
+  const zeroing = view.zero(CLUSTER_BYTES / 2, 4 * CLUSTER_BYTES, { fua: false, mayUnmap: true });
+  const writing = Promise.resolve(view.write(Buffer.alloc(512, 1), 0, { fua: false })).then(() => done.push("written"));
+  await turn();
+  done.push("zeroed");
+  zeroed();
+  await Promise.all([zeroing, writing]);
+  expect(done).toEqual(["zeroed", "written"]);
 });
