@@ -89,6 +89,8 @@ export class Mirrors {
   readonly #open: Mirror[] = [];
   /** Slots and targets of mirrors that are about to begin. */
   readonly #starting = new Map<number, string>();
+  /** Slots of mirrors that were refused, and whose bitmap cannot be removed yet. */
+  readonly #uncleared = new Set<number>();
   readonly #settling: RepeatedWork;
   #stopped = false;
 
@@ -206,9 +208,10 @@ export class Mirrors {
       mirror.copy.holdBack();
       mirror.target.close();
       // The record may name it all the same: the next process is to find no bitmap that does not know of later writes.
-      await this.#untilRecorded(() => this.#removeBitmap(mark, geometry));
+      const isRemoved = await this.#tryRemoveBitmap(mark, geometry);
       await unfollow(disk, mirror.copy);
       mirror.copy.close();
+      if (!isRemoved) void this.#clear(mark, geometry);
       throw error;
     }
     this.#open.push(mirror);
@@ -318,11 +321,25 @@ export class Mirrors {
     }
   }
 
-  /** Durable when the promise resolves: a mirror that the record names all the same lacks everything. */
-  async #removeBitmap({ slot }: MirrorMark, geometry: ClusterGeometry): Promise<void> {
-    const options = this.#options.targets.tracker(slot, geometry);
-    DirtyTracker.remove(options);
-    await options.storage.syncDirectory(options.directory);
+  /** Durable when the promise resolves to true: a mirror that the record names all the same lacks everything. */
+  async #tryRemoveBitmap({ id, slot }: MirrorMark, geometry: ClusterGeometry): Promise<boolean> {
+    try {
+      const options = this.#options.targets.tracker(slot, geometry);
+      DirtyTracker.remove(options);
+      await options.storage.syncDirectory(options.directory);
+      return true;
+    } catch (error) {
+      this.#options.log.warn({ job: id, reason: asColobusError(error) }, "a mirror's bitmap cannot be removed yet");
+      return false;
+    }
+  }
+
+  /** No other mirror has the slot until its bitmap is removed, or the agent stops: nobody waits for that. */
+  async #clear(mark: MirrorMark, geometry: ClusterGeometry): Promise<void> {
+    this.#uncleared.add(mark.slot);
+    do await sleep(this.#options.clock, STATE_RETRY_MS);
+    while (!this.#stopped && !(await this.#tryRemoveBitmap(mark, geometry)));
+    this.#uncleared.delete(mark.slot);
   }
 
   #left(mirror: Mirror): void {
@@ -390,7 +407,7 @@ export class Mirrors {
   }
 
   #freeSlot(): number {
-    const taken = new Set([...this.#open.map(({ mark }) => mark.slot), ...this.#starting.keys()]);
+    const taken = new Set([...this.#open.map(({ mark }) => mark.slot), ...this.#starting.keys(), ...this.#uncleared]);
     for (let slot = 0; slot < MIRRORS_MAX; slot += 1) if (!taken.has(slot)) return slot;
     throw new ColobusError(
       "job-state",

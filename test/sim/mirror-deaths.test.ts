@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { STATE_RETRY_MS } from "../../proto/limits.ts";
 import type { CopyMode, Durability, JobOutcome } from "../../proto/words.ts";
 import { MirrorScene } from "./mirror-scene.ts";
 
@@ -133,6 +134,34 @@ describe("a mirror, whose host dies at every storage call", () => {
         await scene.checkEnd("pivoted");
       }
       expect(goesOn).toBeGreaterThan(0);
+    },
+  );
+
+  it.each<Durability>(["process", "power"])(
+    "is refused at once where its bitmap cannot be removed, which is done as soon as that works: %s",
+    async (durability) => {
+      const scene = new MirrorScene(1, durability);
+      await scene.start();
+      const { disk } = scene.host;
+      const bitmaps = (): string[] => disk.paths().filter((path) => /\/mirrors\/.*journal$/.test(path));
+      let isRefused = false;
+      disk.faults.intercept = ({ op, path, kind }) => {
+        const isOfState = op === "sync" && kind === "state";
+        isRefused ||= isOfState;
+        const isOfBitmap = ["remove", "sync", "syncDirectory"].includes(op) && path.includes("/mirrors/");
+        return isOfState || (isRefused && isOfBitmap) ? { error: "io-error" } : undefined;
+      };
+      await scene.do("a mirror that cannot be recorded", async () => {
+        expect(await scene.begin("background", "none")).toBe(false);
+        for (let count = 0; count < 3; count += 1) expect(await scene.write()).toBe(true);
+      });
+      expect(bitmaps()).toHaveLength(1);
+      disk.faults.intercept = undefined;
+      const begun = await scene.do("another mirror", () => scene.begin("background", "full", "/images/another.img"));
+      expect(begun).toBe(true);
+      await scene.world.run({ forMs: 2 * STATE_RETRY_MS });
+      expect(bitmaps()).toHaveLength(1);
+      expect(bitmaps()[0]).toContain("/mirrors/1/");
     },
   );
 });

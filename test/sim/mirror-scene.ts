@@ -96,12 +96,12 @@ export class MirrorScene {
   }
 
   /** Resolves with whether that was answered. `sync` none: to a target that has all that the disk has by now. */
-  async begin(copyMode: CopyMode, sync: "full" | "none" = "full"): Promise<boolean> {
+  async begin(copyMode: CopyMode, sync: "full" | "none" = "full", target: string = TARGET): Promise<boolean> {
     const { agent } = this.#pair.primary;
-    if (sync === "none") this.host.disk.addFile(TARGET, DISK.sizeBytes, this.#content);
+    if (sync === "none") this.host.disk.addFile(target, DISK.sizeBytes, this.#content);
     const request: MirrorRequest = {
       disk: DISK.name,
-      target: TARGET,
+      target,
       sync,
       copyMode,
       speed: 0,
@@ -166,17 +166,19 @@ export class MirrorScene {
     assert(this.host.disk.readFile(path).equals(this.#content), "the copy has not what the disk holds");
   }
 
-  async write(): Promise<void> {
+  /** Resolves with whether that was answered. */
+  async write(): Promise<boolean> {
     const device = this.#pair.primary.device(DISK);
-    if (device === undefined) return;
+    if (device === undefined) return false;
     this.#fill = (this.#fill % 250) + 1;
     const offset = (this.#fill * 7919) % (DISK.sizeBytes - WRITE_BYTES);
     const bytes = Buffer.alloc(WRITE_BYTES, this.#fill);
     this.#unsure = { offset, length: WRITE_BYTES };
     const done = await this.#ask("write", () => device.write(bytes, offset, { fua: true }) ?? Promise.resolve());
-    if (!done) return;
+    if (done !== true) return false;
     bytes.copy(this.#content, offset);
     this.#unsure = undefined;
+    return true;
   }
 
   /** The primary starts again after its death. Its disk shows everything that the guest was told is there. */
