@@ -57,6 +57,9 @@ export interface TakeoverClaim {
   readonly giveUp: () => Promise<void>;
 }
 
+/** Earlier claims whose calls may still reach the arbiter, beside the one that was found there. */
+const UNSURE_MAX = 8;
+
 /**
  * Takes the VM over from a primary that the arbiter does not hear any more: looks whether it may, claims the lease and the
  * record in one step, and has this side promoted under exactly the lineage that it has claimed. An operator's failover
@@ -72,8 +75,8 @@ export class Takeover {
   #lastFailure: string | undefined;
   /** What has failed is not tried again at once: a fence hook may have a say in it, or the primary may serve again. */
   #notBeforeMs = 0;
-  /** What stood in the record before this side's last claim, which may stand there still, though nobody was promoted under it. */
-  #overwritten: { readonly lineage: string; readonly before: ArbiterRecord } | undefined;
+  /** What stood in the record before this side's last claims, of which any may stand there still, though nobody was promoted under them. */
+  #overwritten: { readonly lineages: readonly string[]; readonly before: ArbiterRecord } | undefined;
 
   constructor(options: TakeoverOptions) {
     this.#options = options;
@@ -116,8 +119,7 @@ export class Takeover {
           // A takeover of this side that is cut off finds it here again.
           const next = rightful.kind === "refused" ? [] : (seen.record?.next ?? []);
           const entry = { vm, lineage, next, holder, committed, outdated, peers, ttlMs: lease.ttlMs };
-          const before = this.#beforeClaims(seen.record);
-          this.#overwritten = before === undefined ? undefined : { lineage, before };
+          const before = this.#beforeClaim(lineage, seen.record);
           if (await lease.claim(seen, entry, force)) return this.#claimed(entry, next, before, force);
           continue;
         }
@@ -169,11 +171,20 @@ export class Takeover {
     };
   }
 
-  /** What is to stand in the record when a promotion fails: not an earlier claim of this process that has come to nothing. */
-  #beforeClaims(found: ArbiterRecord | undefined): ArbiterRecord | undefined {
-    const { lineage, before } = this.#overwritten ?? {};
-    const isInVain = lineage !== undefined && !succeededBy(this.#options.state.record).includes(lineage);
-    return isInVain && found?.lineage === lineage ? before : found;
+  /**
+   * What is to stand in the record when a promotion under `lineage` fails: not an earlier claim of this process that has come to
+   * nothing.
+   */
+  #beforeClaim(lineage: string, found: ArbiterRecord | undefined): ArbiterRecord | undefined {
+    const succeeded = succeededBy(this.#options.state.record);
+    const { lineages = [], before = found } = this.#overwritten ?? {};
+    const vain = lineages.some((each) => succeeded.includes(each)) ? [] : lineages;
+    const own = vain.filter((each) => each === found?.lineage);
+    const former = own.length > 0 ? before : found;
+    // How this claim ends may never be known: what it finds there stays, or one that was lost before it still comes.
+    const unsure = [...new Set([...vain.slice(-UNSURE_MAX), ...own, lineage])];
+    this.#overwritten = former === undefined ? undefined : { lineages: unsure, before: former };
+    return former;
   }
 
   /** The other secondaries of whoever has written the record, or of whom a takeover of this side that was cut off has found there. */

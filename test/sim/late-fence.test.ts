@@ -8,12 +8,21 @@ import { SimArbiter } from "./sim-arbiter.ts";
 const TTL_MS = 3_000;
 const HOOK_MS = 2 * TTL_MS;
 
+interface Failing {
+  /** While the first hook runs, and its claim is to be put back. */
+  readonly isArbiterCut: boolean;
+  /** The second one of the secondary. */
+  readonly isClaimLost: boolean;
+}
+
 /** A pair of a shared disk that is parted: the secondary takes over, and its hook runs for longer than its lease. */
-async function failing({ isArbiterCut }: { readonly isArbiterCut: boolean }): Promise<ScriptedPair> {
+async function failing({ isArbiterCut, isClaimLost }: Failing): Promise<ScriptedPair> {
   let arbiter: SimArbiter | undefined;
   let hooks = 0;
+  let claims = 0;
   const scripted: ScriptedPair = new ScriptedPair(1, "process", (world) => {
     arbiter = new SimArbiter(world, new SeededRandom(1), TTL_MS);
+    arbiter.losesClaim = (host) => host === "b" && ++claims === 2 && isClaimLost;
     return {
       mode: "shared",
       isMarked: true,
@@ -45,10 +54,14 @@ async function failing({ isArbiterCut }: { readonly isArbiterCut: boolean }): Pr
 }
 
 describe("a takeover whose fence hook fails after its lease has run out", () => {
-  it.each([false, true])(
-    "leaves the primary its right to serve; the arbiter was cut off meanwhile: %s",
-    async (isArbiterCut) => {
-      const scripted = await failing({ isArbiterCut });
+  it.each([
+    [false, false],
+    [true, false],
+    [true, true],
+  ])(
+    "leaves the primary its right to serve; the arbiter was cut off meanwhile: %s; the next claim was lost: %s",
+    async (isArbiterCut, isClaimLost) => {
+      const scripted = await failing({ isArbiterCut, isClaimLost });
       const { primary } = scripted.pair;
       await scripted.until(
         "the primary to serve again",

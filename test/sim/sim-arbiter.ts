@@ -32,6 +32,8 @@ export class SimArbiter {
   /** Hosts that do not reach it. */
   readonly #cut = new Set<string>();
   readonly #slow = new Set<string>();
+  /** Asked about each claim, while set: whether it is lost on its way there. */
+  losesClaim: ((host: string) => boolean) | undefined;
   #down = false;
   #record: ArbiterRecord | undefined;
   #revision = 0;
@@ -47,7 +49,7 @@ export class SimArbiter {
   /** The arbiter as one process has it. */
   clientOf(process: SimProcess, agentId: string): Arbiter {
     let leaseId: number | undefined;
-    const ask = <T>(does: () => T): Promise<T> => this.#ask(process, does);
+    const ask = <T>(does: () => T, isLost = false): Promise<T> => this.#ask(process, does, isLost);
     const isOwn = (): boolean => this.#living?.id === leaseId && leaseId !== undefined;
     return {
       read: () => ask(() => this.#state()),
@@ -60,7 +62,7 @@ export class SimArbiter {
           // As if the lease had been granted as early as it may have been.
           this.#lease = { id: this.#leases, holder: agentId, endMs: grantedMs + this.#ttlMs };
           return { id: this.#leases, state: this.#put(entry) };
-        });
+        }, this.losesClaim?.(process.host.name));
         leaseId = claimed?.id;
         return claimed?.state;
       },
@@ -114,7 +116,7 @@ export class SimArbiter {
     return this.#state();
   }
 
-  #ask<T>(process: SimProcess, does: () => T): Promise<T> {
+  #ask<T>(process: SimProcess, does: () => T, isLostThere: boolean): Promise<T> {
     const isLost = (): boolean => this.#down || this.#cut.has(process.host.name);
     const timeoutMs = this.#ttlMs * ARBITER_CALL_SHARE;
     const latencyMs = (): number =>
@@ -123,7 +125,7 @@ export class SimArbiter {
       process.clock.after(timeoutMs, () =>
         reject(new ColobusError("arbiter-unreachable", "the simulated arbiter has not answered in time")),
       );
-      if (isLost()) return;
+      if (isLost() || isLostThere) return;
       this.#world.schedule(latencyMs(), () => {
         if (isLost()) return;
         const answer = does();
