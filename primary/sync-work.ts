@@ -42,7 +42,7 @@ export class SyncWork implements JobWork {
   readonly retryMs = DISK_RETRY_MS;
   readonly #options: SyncWorkOptions;
   readonly #session: SourceSession;
-  /** What was sent and is not known to have arrived, oldest first. */
+  /** What was sent and is not known to have arrived, or where it was zeroes to be stable, oldest first. */
   readonly #underWay: {
     readonly sequence: number;
     /** undefined: it was zeroes. */
@@ -107,12 +107,16 @@ export class SyncWork implements JobWork {
   async #untilRoom(limitBytes: number): Promise<void> {
     const { replicator, clock } = this.#options;
     for (let oldest = this.#underWay[0]; oldest !== undefined; oldest = this.#underWay[0]) {
-      const arriving = replicator.syncedThrough(this.#session, oldest.sequence);
+      // A hole is as nothing to receive, and may take long to write.
+      const isHole = oldest.buffer === undefined;
+      const arriving = isHole
+        ? this.#session.acknowledged(oldest.sequence, "stable")
+        : replicator.syncedThrough(this.#session, oldest.sequence);
       if (arriving !== undefined) {
         if (this.#underWayBytes < limitBytes) break;
         await arriving;
       }
-      if (oldest.buffer === undefined) this.#noteHoleTaken(clock.nowMs() - oldest.sentMs, arriving !== undefined);
+      if (isHole) this.#noteHoleTaken(clock.nowMs() - oldest.sentMs, arriving !== undefined);
       this.#underWay.shift();
       this.#underWayBytes -= oldest.bytes;
       if (oldest.buffer !== undefined) this.#chunks.giveBack(oldest.buffer);

@@ -309,10 +309,13 @@ export const SYNC_STEP_PIECES = 64;
 export const SYNC_HOLE_BYTES = 64 * MIB;
 /** What a hole counts of its length where a sync bounds what is under way: whoever takes it may have to write zeroes … */
 export const SYNC_HOLE_SHARE = 1 / 8;
-/** … down to this, the longer each is taken in the first of these times; where one takes the second, up again. */
+/**
+ * … down to this, the longer each is stable in the first of these times, which is more than SYNC_BEHIND_MS; where one takes
+ * the second, up again.
+ */
 export const SYNC_HOLE_SHARE_MIN = 1 / 512;
-export const SYNC_HOLE_FAST_MS = 100;
-export const SYNC_HOLE_SLOW_MS = 300;
+export const SYNC_HOLE_FAST_MS = 250;
+export const SYNC_HOLE_SLOW_MS = 500;
 /** The share of the send window that a sync takes: the rest is left to guests' writes … */
 export const SYNC_WINDOW_SHARE = 1 / 2;
 /** … which wait for what was sent before them, so it takes less while there are any. */
