@@ -90,6 +90,11 @@ export class DiskCopy {
   #hasLostWrites: boolean;
   /** What a flush has lost is not dirty: nobody else had it then. It is once the copy breaks. */
   #owesLosses: boolean;
+  /** What of zeroes is under way. */
+  #zeroingBytes = 0;
+  /** Zeroes whose turn has not come, in their order. */
+  readonly #zeroesWaiting: { readonly length: number; readonly begin: () => void }[] = [];
+  #isClosed = false;
 
   constructor(options: DiskCopyOptions) {
     this.#options = options;
@@ -202,7 +207,7 @@ export class DiskCopy {
     } catch (error) {
       return this.failed("write", error, offset, source.length);
     }
-    return pending === undefined ? undefined : this.#outcome(pending, offset, source.length);
+    return pending === undefined ? undefined : this.#outcome(this.#limit.guard(pending), offset, source.length);
   }
 
   /** As `write`, of zeroes. */
@@ -212,7 +217,7 @@ export class DiskCopy {
     if (length > SYNC_HOLE_BYTES) return this.#zeroInPieces(offset, length, flags);
     let pending: Pending;
     try {
-      pending = this.child.zero(offset, length, flags);
+      pending = this.#zeroInTurn(offset, length, flags);
     } catch (error) {
       return this.failed("write", error, offset, length);
     }
@@ -223,14 +228,52 @@ export class DiskCopy {
   async #zeroInPieces(offset: number, length: number, flags: ZeroFlags): Promise<Outcome> {
     try {
       for (let at = offset; at < offset + length; at += SYNC_HOLE_BYTES) {
-        const pending = this.child.zero(at, Math.min(SYNC_HOLE_BYTES, offset + length - at), flags);
-        if (pending !== undefined) await this.#limit.guard(pending);
+        const pending = this.#zeroInTurn(at, Math.min(SYNC_HOLE_BYTES, offset + length - at), flags);
+        if (pending !== undefined) await pending;
         if (this.#isBroken) break;
       }
     } catch (error) {
       return this.failed("write", error, offset, length);
     }
     return this.#taken(offset, length);
+  }
+
+  /**
+   * A disk may write one range of zeroes after another, so that a request waits for those before it: what is under way
+   * together is no more than one piece, and the time of the next counts from its turn. Nothing is done once it is broken.
+   */
+  #zeroInTurn(offset: number, length: number, flags: ZeroFlags): Pending {
+    if (this.#zeroesWaiting.length === 0 && this.#mayZero(length)) return this.#zeroNow(offset, length, flags);
+    return new Promise((resolve) => {
+      const begin = async (): Promise<void> => {
+        if (this.#isClosed) throw this.#fault ?? this.#lacks;
+        if (!this.#isBroken) await this.#zeroNow(offset, length, flags);
+      };
+      this.#zeroesWaiting.push({ length, begin: () => resolve(begin()) });
+    });
+  }
+
+  #mayZero(length: number): boolean {
+    return this.#zeroingBytes === 0 || this.#zeroingBytes + length <= SYNC_HOLE_BYTES;
+  }
+
+  #zeroNow(offset: number, length: number, flags: ZeroFlags): Pending {
+    const pending = this.child.zero(offset, length, flags);
+    if (pending === undefined) return undefined;
+    this.#zeroingBytes += length;
+    return this.#limit.guard(pending).finally(() => {
+      this.#zeroingBytes -= length;
+      // Whoever has asked for it says first whether the copy has broken.
+      if (this.#zeroesWaiting.length > 0) this.#options.clock.defer(() => this.#beginZeroes());
+    });
+  }
+
+  #beginZeroes(): void {
+    for (let next = this.#zeroesWaiting[0]; next !== undefined; next = this.#zeroesWaiting[0]) {
+      if (!this.#mayZero(next.length)) break;
+      this.#zeroesWaiting.shift();
+      next.begin();
+    }
   }
 
   /** Makes durable what the copy has taken so far. */
@@ -254,8 +297,7 @@ export class DiskCopy {
    * then `target` may still be filled, at any time.
    */
   read(target: Uint8Array, offset: number): Pending {
-    const pending = this.child.read(target, offset);
-    return pending === undefined ? undefined : this.#limit.guard(pending);
+    return this.#guarded(this.child.read(target, offset));
   }
 
   /**
@@ -270,9 +312,9 @@ export class DiskCopy {
     try {
       const pending =
         typeof content === "number"
-          ? this.child.zero(offset, content, this.#mayUnmap ? UNMAP : NO_UNMAP)
-          : this.child.write(content, offset, LENT);
-      if (pending !== undefined) await this.#limit.guard(pending);
+          ? this.#zeroInTurn(offset, content, this.#mayUnmap ? UNMAP : NO_UNMAP)
+          : this.#guarded(this.child.write(content, offset, LENT));
+      if (pending !== undefined) await pending;
     } catch (error) {
       throw this.failed("write", error, offset, length);
     }
@@ -358,8 +400,13 @@ export class DiskCopy {
 
   /** Nobody waits for the copy any more. Closes what it lacks; the child stays open. */
   close(): void {
+    this.#isClosed = true;
     this.#limit.close();
     this.#tracker?.close();
+  }
+
+  #guarded(pending: Pending): Pending {
+    return pending === undefined ? undefined : this.#limit.guard(pending);
   }
 
   async #inTime<T>(asked: Promise<T>): Promise<T> {
@@ -393,8 +440,8 @@ export class DiskCopy {
     return this.#state === "broken" ? (this.#fault ?? this.#lacks) : this.#lacks;
   }
 
-  #outcome(pending: Promise<void>, offset: number, length: number): Promise<Outcome> {
-    return this.#limit.guard(pending).then(
+  #outcome(guarded: Promise<void>, offset: number, length: number): Promise<Outcome> {
+    return guarded.then(
       () => this.#taken(offset, length),
       (error: unknown) => this.failed("write", error, offset, length),
     );
