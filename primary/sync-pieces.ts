@@ -1,10 +1,4 @@
-import {
-  JOB_CHUNK_BYTES,
-  SYNC_HOLE_BYTES,
-  SYNC_HOLE_SHARE,
-  SYNC_STEP_BYTES,
-  SYNC_STEP_PIECES,
-} from "../proto/limits.ts";
+import { JOB_CHUNK_BYTES, SYNC_HOLE_BYTES, SYNC_STEP_BYTES, SYNC_STEP_PIECES } from "../proto/limits.ts";
 import type { ClusterRun } from "../shared/block/cluster-bitmap.ts";
 import { clusterEndOffset, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
@@ -33,13 +27,13 @@ export function stepBytes(bytesMax: number, besideGuests: boolean): number {
 
 /**
  * The next dirty stretches, `bytesMax` together or a little more, of which holes take `holeShare` of their length: nothing
- * travels, and a disk may have to write all of it.
+ * travels, and a disk may have to write all of it. By default a hole takes what a chunk does, however much of it is one.
  * Errors: why a disk cannot be asked for its holes.
  */
 export async function nextPieces(
   sources: readonly SyncSource[],
   bytesMax: number,
-  holeShare = SYNC_HOLE_SHARE,
+  holeShare = JOB_CHUNK_BYTES / SYNC_HOLE_BYTES,
 ): Promise<SyncPiece[]> {
   const pieces: SyncPiece[] = [];
   let bytes = 0;

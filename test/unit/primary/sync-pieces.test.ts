@@ -75,6 +75,24 @@ describe("the pieces of a step", () => {
     ]);
   });
 
+  it("have a long hole as a chunk, where nobody says otherwise", async () => {
+    const inHole = SYNC_HOLE_BYTES / CLUSTER;
+    const end = 2 * inHole;
+    const sources = [
+      source(
+        end,
+        [[0, end]],
+        [
+          [0, IN_CHUNK],
+          [inHole, inHole + IN_CHUNK],
+        ],
+      ),
+    ];
+    const pieces = await nextPieces(sources, SYNC_STEP_BYTES);
+    expect(pieces.map(({ isHole }) => isHole)).toEqual([true, true]);
+    expect(await nextPieces(sources, JOB_CHUNK_BYTES)).toHaveLength(1);
+  });
+
   it("are not more than a step may have", async () => {
     const dirty = Array.from({ length: 10 * SYNC_STEP_PIECES }, (_, index) => [2 * index, 2 * index + 1] as const);
     expect(await nextPieces([source(20 * SYNC_STEP_PIECES, dirty)], Infinity)).toHaveLength(SYNC_STEP_PIECES);
