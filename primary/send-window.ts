@@ -56,11 +56,6 @@ export class SendWindow {
     return this.#sequence;
   }
 
-  /** What was sent and is not known to have arrived. */
-  get unreceivedBytes(): number {
-    return this.#unreceivedBytes;
-  }
-
   get unstableBytes(): number {
     return this.#unstableBytes;
   }

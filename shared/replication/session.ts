@@ -221,9 +221,8 @@ export class Session {
 
   /** Who goes on sending, and does not read what that is answered by, would have this side keep it all. */
   #assertRead(): void {
-    const { link, sentBytes } = this.#options;
-    if (link.queuedBytes <= UNREAD_MAX_BYTES) return;
-    if (link.queuedBytes > UNREAD_MAX_BYTES + (sentBytes?.() ?? 0)) {
+    const { sentBytes = () => 0 } = this.#options;
+    if (this.queuedBytes > UNREAD_MAX_BYTES + sentBytes()) {
       throw new ColobusError("protocol-error", "the peer goes on sending, and does not read what it is answered");
     }
   }

@@ -29,6 +29,15 @@ const HANGING_ROUNDS = 5;
 /** The moment of the loss is drawn from so long: a round takes about half of it. */
 const LOSS_WITHIN_MS = 2_000;
 
+/** A VM that counts, with its disk on a pair that is protected. */
+async function countingVm(): Promise<{ vm: CountingVm; primary: AgentUnderTest; root: string }> {
+  const { primary, root } = await AgentPair.protected({ disks: { vda: 4 * MIB } });
+  writeInitramfs(join(root, "initramfs"));
+  const vm = new CountingVm({ directory: root, name: "a", diskUris: [primary.uri()], waits: false });
+  await vm.untilSteps(STEPS);
+  return { vm, primary, root };
+}
+
 /** Loses the VM and its agent at some moment, and has the other side go on. Returns the VM there. */
 async function loseHost(
   vm: CountingVm,
@@ -215,10 +224,7 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
   );
 
   it("is protected again when its QEMU answers again, which migrates as before in the end", async () => {
-    const { primary, root } = await AgentPair.protected({ disks: { vda: 4 * MIB } });
-    writeInitramfs(join(root, "initramfs"));
-    const vm = new CountingVm({ directory: root, name: "a", diskUris: [primary.uri()], waits: false });
-    await vm.untilSteps(STEPS);
+    const { vm, primary } = await countingVm();
     const before = await migrationParameters(vm);
     const protect = new ProtectProcess(vm, primary, "--timeout", "10s");
     await protect.untilCommitted();
@@ -232,10 +238,7 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
   }, 300_000);
 
   it("is let run where a protection has paused it, and not where another has, though its state was written", async () => {
-    const { primary, root } = await AgentPair.protected({ disks: { vda: 4 * MIB } });
-    writeInitramfs(join(root, "initramfs"));
-    const vm = new CountingVm({ directory: root, name: "a", diskUris: [primary.uri()], waits: false });
-    await vm.untilSteps(STEPS);
+    const { vm } = await countingVm();
     const connect = (): Promise<ProtectedVm> =>
       ProtectedVm.connect({ socket: vm.qmp, clock: new NodeClock(), timeoutMs: 10_000 });
     await execute(vm, "stop");
@@ -253,10 +256,7 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
   }, 300_000);
 
   it("goes on when its QEMU has begun to write its state, and only the answer is lost", async () => {
-    const { primary, root } = await AgentPair.protected({ disks: { vda: 4 * MIB } });
-    writeInitramfs(join(root, "initramfs"));
-    const vm = new CountingVm({ directory: root, name: "a", diskUris: [primary.uri()], waits: false });
-    await vm.untilSteps(STEPS);
+    const { vm, root } = await countingVm();
     const socket = join(root, "losing.qmp");
     await loseAnswer("migrate", vm.qmp, socket);
     const state = join(root, "state.sock");

@@ -132,6 +132,17 @@ afterEach(async () => {
   await scene?.keeper.stop(new ColobusError("shutting-down", "the test is over"));
 });
 
+/** A primary whose peer is away, and which the arbiter's record refuses: it names another's later history. */
+async function refused(): Promise<Scene> {
+  const made = new Scene();
+  scene = made;
+  const entry = { vm: "vm", lineage: "later", holder: "b", committed: 9, outdated: ["a"], ttlMs: TTL_MS };
+  made.arbiter.put(entry, "b");
+  made.isConnected = false;
+  await made.start();
+  return made;
+}
+
 describe("a primary with an arbiter", () => {
   it("renews its lease in time, whatever else it tells the arbiter", async () => {
     const { clock, keeper } = await started();
@@ -200,11 +211,7 @@ describe("a primary with an arbiter", () => {
   });
 
   it("is refused by a record that names another's later history, until an operator insists", async () => {
-    scene = new Scene();
-    const entry = { vm: "vm", lineage: "later", holder: "b", committed: 9, outdated: ["a"], ttlMs: TTL_MS };
-    scene.arbiter.put(entry, "b");
-    scene.isConnected = false;
-    await scene.start();
+    scene = await refused();
     expect(scene.keeper.refusal).toMatchObject({ code: "lease-refused" });
     expect(scene.writeAlone().outcome).toBe("waits");
     await turns();
@@ -215,11 +222,7 @@ describe("a primary with an arbiter", () => {
   });
 
   it("does not do later what an operator insisted on while the arbiter was away", async () => {
-    scene = new Scene();
-    const entry = { vm: "vm", lineage: "later", holder: "b", committed: 9, outdated: ["a"], ttlMs: TTL_MS };
-    scene.arbiter.put(entry, "b");
-    scene.isConnected = false;
-    await scene.start();
+    scene = await refused();
     scene.arbiter.isReachable = false;
     await expect(scene.keeper.overrule()).rejects.toMatchObject({
       code: "arbiter-unreachable",
