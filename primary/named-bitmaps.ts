@@ -61,6 +61,8 @@ export class NamedBitmaps {
   readonly #live: LiveBitmap[][];
   /** Those that are given up, and the record does not say so yet. */
   readonly #unrecorded = new Map<number, BitmapFault>();
+  /** What could not be begun, and may be in the record on the disk all the same: it counts until it surely is not. */
+  #undecided: BitmapEntry | undefined;
   #losing: Promise<void> | undefined;
   /** Additions and removals, one after the other. */
   #changing: Promise<unknown> = Promise.resolve();
@@ -158,7 +160,7 @@ export class NamedBitmaps {
     });
   }
 
-  /** Errors: `not-found`. */
+  /** Errors: `not-found`; the storage's: it is as before then. */
   remove(disk: string, name: string): Promise<BitmapStatus> {
     return this.#change(async () => {
       const entry = this.#get(disk, name);
@@ -192,6 +194,7 @@ export class NamedBitmaps {
         // It has more than need be then.
         this.#options.log.warn({ reason: asColobusError(error), bitmap: entry.name }, "a bitmap could not be settled");
       }
+      await tracker.settled(); // a write that waits for its mark is refused after it
       tracker.close();
     }
   }
@@ -221,20 +224,33 @@ export class NamedBitmaps {
       await this.#record((entries) => [...entries.filter((other) => other.id !== old?.id), entry]);
       Object.assign(live, { entry });
     } catch (error) {
-      await this.#drop(live.entry);
+      this.#undecided = live.entry;
       throw error;
     }
     if (old !== undefined) await this.#drop(old);
     return this.#describe(this.#get(disk, name));
   }
 
-  /** The record does not name it any more. */
-  async #drop({ id }: BitmapEntry): Promise<void> {
+  /** A record that is durable says that what could not be begun is not there. Errors: those of the state record. */
+  async #decide(): Promise<void> {
+    const undecided = this.#undecided;
+    if (undecided === undefined) return;
+    await this.#record((entries) => [...entries]);
+    this.#undecided = undefined;
+    this.#unrecorded.delete(undecided.id);
+    await this.#drop(undecided);
+  }
+
+  /** The record does not name it any more. What cannot be removed of it now, the next start removes. */
+  async #drop({ id, name }: BitmapEntry): Promise<void> {
     for (const bitmaps of this.#live) {
       const at = bitmaps.findIndex(({ entry }) => entry.id === id);
       if (at < 0) continue;
       const [dropped] = bitmaps.splice(at, 1);
-      await dropped?.tracker.forget();
+      await dropped?.tracker.settled(); // a write may wait for its mark
+      await dropped?.tracker.forget().catch((error: unknown) => {
+        this.#options.log.warn({ reason: asColobusError(error), bitmap: name }, "a bitmap's file cannot be removed");
+      });
     }
   }
 
@@ -313,8 +329,9 @@ export class NamedBitmaps {
   }
 
   #change<T>(change: () => Promise<T>): Promise<T> {
-    const result = this.#changing.then(() => {
+    const result = this.#changing.then(async () => {
       if (this.#closed) throw new ColobusError("shutting-down", "the role is being laid down");
+      await this.#decide();
       return change();
     });
     this.#changing = result.catch(() => undefined); // the caller has the error
@@ -322,6 +339,7 @@ export class NamedBitmaps {
   }
 
   async #settle(): Promise<void> {
+    if (this.#undecided !== undefined) await this.#change(() => Promise.resolve());
     for (const [disk, bitmaps] of this.#live.entries()) {
       for (const { tracker } of bitmaps) {
         const isBusy = (offset: number, length: number): boolean => this.#disks[disk]?.isBusy(offset, length) ?? true;

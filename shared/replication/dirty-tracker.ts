@@ -120,11 +120,11 @@ export class DirtyTracker extends DirtyMap {
       await options.storage.syncDirectory(options.directory);
       journal.appendSyncMark(journal.sequence);
       await journal.sync();
+      for (const one of older) options.storage.remove(pathOf(options, one));
     } catch (error) {
       journal.close();
       throw error;
     }
-    for (const one of older) options.storage.remove(pathOf(options, one));
     return new DirtyTracker(options, number, journal, recorded);
   }
 

@@ -57,15 +57,22 @@ if (values.place !== undefined && !places.some(({ name }) => name === values.pla
   refuse(`There is no ${MEMORY_DIRECTORY} to measure in memory.`);
 }
 
+const asked = places.filter(({ name }) => (values.place ?? name) === name);
+const runs = Object.entries(BENCHES)
+  .filter(([bench, { isLong }]) => (benches.length > 0 ? benches.includes(bench) : isLong !== true))
+  .flatMap(([bench, { measure, rounds, places: measuredAt }]) =>
+    asked
+      .filter(({ name }) => measuredAt?.includes(name) !== false)
+      .map((place) => ({ bench, measure, setting: { place, rounds: givenRounds ?? rounds, seconds } })),
+  );
+const unmeasured = benches.filter((name) => !runs.some(({ bench }) => bench === name));
+if (unmeasured.length > 0) {
+  refuse(`Not measured in this place (${asked.map(({ name }) => name).join(", ")}): ${unmeasured.join(", ")}.`);
+}
+
 const results: Result[] = [];
-for (const [bench, { measure, rounds, isLong, places: benchPlaces }] of Object.entries(BENCHES)) {
-  if (benches.length > 0 ? !benches.includes(bench) : isLong) continue;
-  for (const place of places) {
-    if (values.place !== undefined && values.place !== place.name) continue;
-    if (benchPlaces !== undefined && !benchPlaces.includes(place.name)) continue;
-    const setting = { place, rounds: givenRounds ?? rounds, seconds };
-    results.push({ bench, place: place.name, rounds: setting.rounds, ...(await measure(setting)) });
-  }
+for (const { bench, measure, setting } of runs) {
+  results.push({ bench, place: setting.place.name, rounds: setting.rounds, ...(await measure(setting)) });
 }
 
 const machine = thisMachine();

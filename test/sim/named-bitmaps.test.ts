@@ -130,4 +130,42 @@ describe("a named bitmap", () => {
     await scripted.do("removal", () => checked.ask("remove"));
     expect(primary.agent?.bitmaps()).toEqual([]);
   });
+
+  it("counts also where its beginning could not be recorded, as long as a crash may bring it back", async () => {
+    const scripted = new ScriptedPair(5, "process", { disks: [{ name: "vda", sizeBytes: SIZE }] });
+    await scripted.start();
+    const checked = new Checked(scripted);
+    const { primary } = scripted.pair;
+    const { faults } = primary.host.disk;
+    await scripted.do("an addition that is not recorded", async () => {
+      faults.inject({ op: "sync", kind: "state", error: "io-error", times: Number.POSITIVE_INFINITY });
+      faults.inject({ op: "remove", error: "io-error", times: Number.POSITIVE_INFINITY });
+      await expect(checked.ask("add")).rejects.toMatchObject({ code: "io-error" });
+      expect(primary.agent?.bitmaps()).toEqual([]);
+      await checked.write(5000, 10);
+      primary.host.crash("process");
+      await restart(scripted);
+    });
+    expect(primary.agent?.bitmaps()).toMatchObject([{ name: "daily", state: "recording" }]);
+    expect([...(checked.dirty() ?? [])]).toEqual(expect.arrayContaining([...checked.written]));
+    expect(checked.written).toEqual(new Set([1]));
+  });
+
+  it("whose beginning could not be recorded leaves nothing once the state can be written", async () => {
+    const scripted = new ScriptedPair(7, "process", { disks: [{ name: "vda", sizeBytes: SIZE }] });
+    await scripted.start();
+    const checked = new Checked(scripted);
+    const { primary } = scripted.pair;
+    const files = (): string[] => primary.host.disk.paths().filter((path) => path.includes("/bitmaps/"));
+    await scripted.do("an addition that is not recorded", async () => {
+      primary.host.disk.faults.inject({ op: "sync", kind: "state", error: "io-error" });
+      await expect(checked.ask("add")).rejects.toMatchObject({ code: "io-error" });
+      expect(files()).toHaveLength(1);
+      await scripted.until("removal", () => files().length === 0);
+      await checked.ask("add");
+      await checked.write(5000, 10);
+    });
+    expect([...(checked.dirty() ?? [])]).toEqual([1]);
+    expect(files()).toHaveLength(1);
+  });
 });
