@@ -5,7 +5,7 @@ import type { StateRecord } from "../proto/state-record.ts";
 import { ColobusError } from "../proto/errors.ts";
 import type { DiskImage, ImageSource, ImageUse } from "../shared/block/disk-image.ts";
 import type { Stretch } from "../shared/block/data-stretches.ts";
-import { assertSizeAsRecorded, changedBehind, FileImages } from "../shared/block/file-images.ts";
+import { assertSizeAsRecorded, changedBehind, cutToRecord, FileImages } from "../shared/block/file-images.ts";
 import { parseImageLocation, type ImageFormat, type ImageLocation } from "../shared/block/image-location.ts";
 import type { StreamSource } from "../shared/host/byte-stream.ts";
 import type { Clock } from "../shared/host/clock.ts";
@@ -50,7 +50,7 @@ export class AgentImages implements ImageSource {
 
   constructor(options: AgentImagesOptions) {
     this.#options = options;
-    this.#files = new FileImages(options.storage);
+    this.#files = new FileImages(options.storage, options.log);
   }
 
   async measure(location: string, use: ImageUse = "own"): Promise<number> {
@@ -93,8 +93,7 @@ export class AgentImages implements ImageSource {
       const { sizeBytes } = disk;
       return new NbdImage({ ...this.#imageOptions(disk.image, parsed), sizeBytes: sizeBytes ?? undefined });
     }
-    // It may have been made longer for a resize that is still to come.
-    if (disk.sizeBytes !== null && connected.sizeBytes > disk.sizeBytes) connected.cutTo(disk.sizeBytes);
+    cutToRecord(connected, disk);
     assertSizeAsRecorded(disk, connected.sizeBytes);
     this.#connected.delete(disk.image);
     return connected;

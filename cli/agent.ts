@@ -177,7 +177,7 @@ export class Agent implements AgentControl {
   /** Opens the state and the disks, and takes up the recorded role. Errors name what is wrong and what to do. */
   static async open(options: AgentOptions): Promise<Agent> {
     const { host, config } = options;
-    const images = host.images ?? new FileImages(host.storage);
+    const images = host.images ?? new FileImages(host.storage, host.log);
     let state: StateFile;
     try {
       state = await openAgentState({ ...host, images }, config);

@@ -98,6 +98,7 @@ export interface ImageSource {
    * first requests wait; what is wrong then (`image-changed` …), they are told.
    * Errors: those of opening a file; `image-changed` when it has another size than recorded, or was changed by another
    * program while the agent was cleanly stopped, where this host alone uses it; `not-supported` where it cannot be used so.
+   * A block device, and what a server exports, may be longer than recorded: the disk is the first part of it.
    */
   open(disk: StateRecord["disks"][number], use?: ImageUse): DiskImage;
   /**

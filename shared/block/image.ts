@@ -76,6 +76,16 @@ export class Image implements BlockDevice, DiskImage {
     return this.#file.path;
   }
 
+  get isDevice(): boolean {
+    return this.#file.isDevice;
+  }
+
+  /** The disk has these bytes of the device. */
+  cutTo(sizeBytes: number): void {
+    assert(this.isDevice && this.sizeBytes >= sizeBytes, "a device has room for its disk");
+    this.#sizeBytes = sizeBytes;
+  }
+
   read(target: Uint8Array, offset: number): Pending {
     const file = this.#taken;
     return file.tryRead(target, offset) ? undefined : file.read(target, offset);

@@ -24,13 +24,15 @@ const READ_MAX_BYTES = 1024 * 1024;
 
 class DirectFile implements StorageFile {
   readonly path: string;
+  readonly isDevice: boolean;
   #fd: number;
   /** Calls on the pool that use the descriptor. */
   #pending = 0;
   #closingFd = -1;
 
-  constructor(path: string, fd: number) {
+  constructor(path: string, fd: number, isDevice: boolean) {
     this.path = path;
+    this.isDevice = isDevice;
     this.#fd = fd;
   }
 
@@ -191,7 +193,7 @@ export function openDirectFile(path: string): StorageFile {
   }
   try {
     const stat = fs.fstatSync(fd);
-    if (stat.isBlockDevice() || stat.isFile()) return new DirectFile(path, fd);
+    if (stat.isBlockDevice() || stat.isFile()) return new DirectFile(path, fd, stat.isBlockDevice());
     throw new ColobusError(
       "io-error",
       `cannot use ${path}: it is neither a regular file nor a block device`,

@@ -68,7 +68,7 @@ type CachedRead = "nowait" | "plain" | "pool";
 
 class NodeFile implements StorageFile {
   readonly path: string;
-  readonly #blockDevice: boolean;
+  readonly isDevice: boolean;
   readonly #locked: boolean;
   /** -1 once closed: every later call then fails with EBADF, which `#fault` takes for the bug that it is. */
   #fd: number;
@@ -80,10 +80,10 @@ class NodeFile implements StorageFile {
   /** Ends when the last range that is zeroed on the pool is. */
   #zeroing: Promise<void> = Promise.resolve();
 
-  constructor(path: string, fd: number, traits: { blockDevice: boolean; locked: boolean; inMemory: boolean }) {
+  constructor(path: string, fd: number, traits: { isDevice: boolean; locked: boolean; inMemory: boolean }) {
     this.path = path;
     this.#fd = fd;
-    this.#blockDevice = traits.blockDevice;
+    this.isDevice = traits.isDevice;
     this.#locked = traits.locked;
     this.#cachedRead = traits.inMemory ? "plain" : "nowait";
   }
@@ -153,7 +153,7 @@ class NodeFile implements StorageFile {
 
   allocate(offset: number, length: number): void {
     if (length === 0) return;
-    if (this.#blockDevice) {
+    if (this.isDevice) {
       // All of a device is allocated, and nothing behind its end can be.
       if (offset + length > this.sizeBytes()) {
         throw this.#rangeFault("allocate", length, offset, ENOSPC);
@@ -210,7 +210,7 @@ class NodeFile implements StorageFile {
   }
 
   allocatedBytes(): number {
-    if (this.#blockDevice) return this.sizeBytes();
+    if (this.isDevice) return this.sizeBytes();
     assert(this.#fd >= 0, "the file is closed");
     try {
       return fs.fstatSync(this.#fd).blocks * STAT_BLOCK_BYTES;
@@ -221,7 +221,7 @@ class NodeFile implements StorageFile {
 
   changeMark(): string {
     // The time stamps of a device's node say nothing of its content.
-    if (this.#blockDevice) return "";
+    if (this.isDevice) return "";
     assert(this.#fd >= 0, "the file is closed");
     try {
       const { dev, ino, size, mtimeNs } = fs.fstatSync(this.#fd, { bigint: true });
@@ -257,7 +257,7 @@ class NodeFile implements StorageFile {
     const end = offset + length;
     let from = offset;
     let to = end;
-    if (this.#blockDevice) {
+    if (this.isDevice) {
       from = Math.ceil(offset / DEVICE_ALIGNMENT_BYTES) * DEVICE_ALIGNMENT_BYTES;
       to = Math.max(from, Math.floor(end / DEVICE_ALIGNMENT_BYTES) * DEVICE_ALIGNMENT_BYTES);
       this.#writeZeroes(offset, Math.min(from, end));
@@ -273,7 +273,7 @@ class NodeFile implements StorageFile {
   /** False where it would take long: nothing is done then. */
   #zeroAtOnce(modes: readonly FallocateMode[], offset: number, length: number): boolean {
     // A device has to do it, and fallocate waits for that.
-    if (this.#blockDevice || length > HOLE_AT_ONCE_BYTES) return false;
+    if (this.isDevice || length > HOLE_AT_ONCE_BYTES) return false;
     for (const mode of modes) {
       const result = fallocate(this.#fd, mode, offset, length);
       if (result === 0) return true;
@@ -413,8 +413,8 @@ export class NodeStorage implements Storage {
     const fd = openDescriptor(path, options);
     try {
       const stat = fs.fstatSync(fd);
-      const blockDevice = stat.isBlockDevice();
-      if (!blockDevice && !stat.isFile()) {
+      const isDevice = stat.isBlockDevice();
+      if (!isDevice && !stat.isFile()) {
         throw new ColobusError(
           "io-error",
           `cannot use ${path}: it is neither a regular file nor a block device`,
@@ -428,8 +428,8 @@ export class NodeStorage implements Storage {
       // into one (as `pwriteAll` has it): after a sync of a cold image small writes would cost tens of µs. Only a hint.
       if (options.kind === "image") adviseRandom(fd);
       // A block device's node lies in devtmpfs, which says nothing about the device.
-      const inMemory = !blockDevice && isInMemory(path);
-      return new NodeFile(path, fd, { blockDevice, locked, inMemory });
+      const inMemory = !isDevice && isInMemory(path);
+      return new NodeFile(path, fd, { isDevice, locked, inMemory });
     } catch (error) {
       closeQuietly(fd);
       throw error instanceof ColobusError ? error : fsError(`cannot open ${path}`, path, error);

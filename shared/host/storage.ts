@@ -31,6 +31,8 @@ export interface OpenOptions {
 
 export interface StorageFile {
   readonly path: string;
+  /** It is a block device: whoever made it decides its size. */
+  readonly isDevice: boolean;
   /** Current size in bytes; for a block device, the device's size. */
   sizeBytes(): number;
   /** Fills `target` from `offset` if that needs no waiting for the device; false (and `target` undefined) if it would. */

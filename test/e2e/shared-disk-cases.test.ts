@@ -3,16 +3,15 @@
  * use one disk. There is one image then: what the primary writes is in it at once, and the secondary's export shows the
  * last checkpoint all the same.
  */
-import { execFileSync } from "node:child_process";
 import { join } from "node:path";
-import { describe, expect, it, onTestFinished } from "vitest";
+import { describe, expect, it } from "vitest";
 import { AgentPair, freePort, MIB, type PairOptions } from "../support/agent-pair.ts";
 import { runColobus, type ErrorDocument } from "../support/cli-runner.ts";
 import { HALF, halves, INITIAL, SIZE } from "../support/halved-disk.ts";
 import { expectSame, NbdClient, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
 import { contentOf, createSharing, failOverFenced, type SharedFormat } from "../support/shared-image.ts";
-import { canMakeBlockDevices, scratchDirectory } from "../support/scratch.ts";
+import { blockDeviceOver, canMakeBlockDevices, scratchDirectory } from "../support/scratch.ts";
 
 const PEERS = ["qemu-io", "nbdcopy", "python3:nbd", "qemu-nbd", "qemu-img"] as const;
 
@@ -296,20 +295,14 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy"))("a pair with a mark beside it
   });
 });
 
-/** What two hosts have of one LUN: a device each, with a page cache of its own. */
-function deviceOver(image: string): string {
-  const device = execFileSync("losetup", ["--find", "--show", image], { encoding: "utf8" }).trim();
-  onTestFinished(() => void execFileSync("losetup", ["--detach", device]));
-  return device;
-}
-
 describe.runIf(requirePeers("qemu-io", "nbdcopy") && canMakeBlockDevices())(
   "a pair with a device each for one disk",
   () => {
     it("shows each checkpoint, whatever the secondary has read before, and merges into the disk", async () => {
       const pair = await AgentPair.protected({
         disks: { vda: INITIAL },
-        shared: { pathOf: (_, image) => deviceOver(image) },
+        // As two hosts have one LUN: a device each, with a page cache of its own.
+        shared: { pathOf: (_, image) => blockDeviceOver(image) },
       });
       const { primary, secondary } = pair;
       let shown = INITIAL;

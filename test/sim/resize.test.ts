@@ -40,6 +40,9 @@ const SEED = 1;
 const SIZE = 10 * 4096 + 1536;
 /** The former end lies within a cluster, and within an extent of the dirty bitmap; so does the new one. */
 const LONGER = 15 * 4096 + 512;
+/** What makes devices makes them in units of its own. */
+const DEVICE_BYTES = LONGER + 3 * 4096;
+const SURPLUS = Buffer.alloc(DEVICE_BYTES - LONGER, 0x5a);
 const WRITTEN_AT = SIZE + 700;
 const COMMAND = { timeoutMs: 20_000 } as const;
 const CALLS_MIN = 7;
@@ -50,6 +53,7 @@ const DISK: PairDisk = { name: "vda", sizeBytes: SIZE };
 interface SceneOptions {
   readonly hasCopies?: boolean;
   readonly servesImages?: boolean;
+  readonly hasDevices?: boolean;
   readonly seed?: number;
 }
 
@@ -61,6 +65,8 @@ class ResizeScene {
   readonly #mode: Mode;
   /** The primary's disk has a copy beside its image. */
   readonly #hasCopies: boolean;
+  /** All images are block devices, which somebody else makes longer before the resize. */
+  readonly #hasDevices: boolean;
   /** What the committed checkpoint has. */
   #committed: Buffer = Buffer.alloc(0);
   /** The write behind the former end was acknowledged. */
@@ -73,12 +79,13 @@ class ResizeScene {
   constructor(
     durability: Durability,
     mode: Mode = "colo",
-    { hasCopies = false, servesImages = false, seed = SEED }: SceneOptions = {},
+    { hasCopies = false, servesImages = false, hasDevices = false, seed = SEED }: SceneOptions = {},
   ) {
     this.world = new SimWorld(seed);
     this.#calls = new Calls(this.world);
     this.#mode = mode;
     this.#hasCopies = hasCopies;
+    this.#hasDevices = hasDevices;
     const content = Buffer.alloc(SIZE, 0x41);
     const pair = makePair(
       this.world,
@@ -88,6 +95,12 @@ class ResizeScene {
     );
     this.primary = pair.primary;
     this.secondary = pair.secondary;
+    if (hasDevices) this.#makeDevices(SIZE);
+  }
+
+  #makeDevices(sizeBytes: number, content?: Buffer): void {
+    for (const { host } of [this.primary, this.secondary]) host.disk.makeDevice(imagePath(DISK), sizeBytes, content);
+    if (this.#hasCopies) this.primary.host.disk.makeDevice(copyPath(DISK), sizeBytes, content);
   }
 
   get #observer(): PairObserver {
@@ -115,6 +128,7 @@ class ResizeScene {
       await device?.write(Buffer.alloc(9000, 0x42), SIZE - 9000, { fua: true });
       await this.checkpoint();
       await device?.write(Buffer.alloc(5000, 0x43), SIZE - 5000, { fua: true });
+      if (this.#hasDevices) this.#makeDevices(DEVICE_BYTES, Buffer.concat([Buffer.alloc(LONGER - SIZE), SURPLUS]));
     });
   }
 
@@ -220,13 +234,15 @@ class ResizeScene {
 
   checkCopies(): void {
     const [a, b] = [this.primary, this.secondary].map(({ host }) => host.disk.readFile(imagePath(DISK)));
-    assert(a?.length === LONGER && b?.equals(a) === true, "the copies differ");
+    assert.equal(a?.length, this.#hasDevices ? DEVICE_BYTES : LONGER);
+    assert(b?.equals(a) === true, "the copies differ");
+    if (this.#hasDevices) assert(a.subarray(LONGER).equals(SURPLUS), "what no disk has was changed");
     if (!this.#hasCopies || this.primary.agent?.role !== "Primary") return;
     assert(this.primary.host.disk.readFile(copyPath(DISK)).equals(a), "the copy beside the image differs");
   }
 }
 
-interface Case extends Pick<SceneOptions, "hasCopies" | "servesImages"> {
+interface Case extends Pick<SceneOptions, "hasCopies" | "servesImages" | "hasDevices"> {
   readonly side: "primary" | "secondary";
   readonly durability: Durability;
   readonly what: string;
@@ -266,7 +282,29 @@ describe("a resize, while a host dies at every storage call", () => {
     { what: "killed primary with copies", side: "primary", durability: "process", hasCopies: true },
     { what: "primary of served images without power", side: "primary", durability: "power", servesImages: true },
     { what: "secondary of served images without power", side: "secondary", durability: "power", servesImages: true },
+    {
+      what: "primary of devices without power",
+      side: "primary",
+      durability: "power",
+      hasDevices: true,
+      hasCopies: true,
+    },
+    { what: "secondary of devices without power", side: "secondary", durability: "power", hasDevices: true },
+    {
+      what: "secondary of devices with a block buffer",
+      side: "secondary",
+      durability: "power",
+      mode: "mc",
+      hasDevices: true,
+    },
     { what: "primary whose secondary takes over", side: "primary", durability: "power", isSwapped: true },
+    {
+      what: "primary of devices whose secondary takes over",
+      side: "primary",
+      durability: "power",
+      isSwapped: true,
+      hasDevices: true,
+    },
   ])("is finished or undone, and goes on: $what", async (one) => {
     let deaths = 0;
     while (await dieAt(deaths + 1, one)) deaths += 1;

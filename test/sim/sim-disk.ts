@@ -303,6 +303,18 @@ export class SimDisk {
     parent.makeDurable(parent.position);
   }
 
+  /** The file is a block device of that size from now on, with `content` for what is added. */
+  makeDevice(path: string, sizeBytes: number, content: Uint8Array = new Uint8Array(0)): void {
+    const inode = this.file(path);
+    const formerBytes = inode.content.sizeBytes;
+    inode.isDevice = true;
+    this.change(inode, () => {
+      inode.truncate(sizeBytes);
+      if (content.length > 0) inode.write(content, formerBytes);
+    });
+    inode.makeDurable(inode.position);
+  }
+
   /** Puts a file of `owner` into this file system too: a disk that both hosts can reach. `owner` writes it for now. */
   addShared(path: string, owner: SimDisk, { isPagewise = false, locksApart = false }: Sharing = {}): void {
     const inode = owner.file(path);

@@ -62,6 +62,8 @@ export type Sharing = Partial<Pick<SharedMedium, "isPagewise" | "locksApart">>;
 export class SimInode {
   /** Set for a file that two hosts can reach. */
   shared: SharedMedium | undefined;
+  /** A block device: no process changes its size. */
+  isDevice = false;
   /** What readers see. */
   #current: PageTable;
   /** What the medium holds. */
@@ -190,6 +192,7 @@ export class SimInode {
   fork(): SimInode {
     const copy = new SimInode(this.#current.clone(), this.#durable.clone());
     copy.#unsynced = this.#unsynced.slice();
+    copy.isDevice = this.isDevice;
     return copy;
   }
 

@@ -167,6 +167,10 @@ class SimFile implements StorageFile {
     this.#released = released;
   }
 
+  get isDevice(): boolean {
+    return this.#inode.isDevice;
+  }
+
   sizeBytes(): number {
     return this.#call("sizeBytes", 0, 0, () => this.#inode.content.sizeBytes);
   }
@@ -240,7 +244,7 @@ class SimFile implements StorageFile {
   }
 
   get #knowsNoHoles(): boolean {
-    return this.#direct || this.#isSlowDevice;
+    return this.#direct || this.isDevice || this.#isSlowDevice;
   }
 
   get #isSlowDevice(): boolean {
@@ -280,7 +284,10 @@ class SimFile implements StorageFile {
 
   truncate(sizeBytes: number): void {
     this.#assertWritable();
-    this.#call("truncate", sizeBytes, 0, () => this.#disk.change(this.#inode, () => this.#inode.truncate(sizeBytes)));
+    this.#call("truncate", sizeBytes, 0, () => {
+      if (this.isDevice) throw diskError("EINVAL", this.path, "truncate");
+      this.#disk.change(this.#inode, () => this.#inode.truncate(sizeBytes));
+    });
   }
 
   sync(): Promise<void> {
@@ -322,7 +329,7 @@ class SimFile implements StorageFile {
   }
 
   changeMark(): string {
-    return this.#call("changeMark", 0, 0, () => String(this.#inode.position));
+    return this.#call("changeMark", 0, 0, () => (this.isDevice ? "" : String(this.#inode.position)));
   }
 
   close(): void {

@@ -142,6 +142,10 @@ class MemoryFile implements StorageFile {
     this.#released = released;
   }
 
+  get isDevice(): boolean {
+    return this.#inode.isDevice;
+  }
+
   sizeBytes(): number {
     this.#admit("sizeBytes");
     return this.#inode.content.sizeBytes;
@@ -206,6 +210,7 @@ class MemoryFile implements StorageFile {
 
   truncate(sizeBytes: number): void {
     this.#admit("truncate", sizeBytes);
+    if (this.isDevice) throw diskError("EINVAL", this.path, "truncate");
     this.#storage.disk.change(this.#inode, () => this.#inode.truncate(sizeBytes));
   }
 

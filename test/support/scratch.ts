@@ -4,7 +4,7 @@
  * out, loudly.
  */
 import { spawnSync } from "node:child_process";
-import { closeSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync, statfsSync } from "node:fs";
+import { closeSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync, statfsSync, truncateSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
@@ -47,9 +47,20 @@ export function scratchBlockDevice(sizeBytes: number, directory = scratchDirecto
   const fd = openSync(backing, "w");
   ftruncateSync(fd, sizeBytes);
   closeSync(fd);
+  return blockDeviceOver(backing);
+}
+
+/** A loop device over the file `backing`, detached when the test has finished. */
+export function blockDeviceOver(backing: string): string {
   const device = run("losetup", "--find", "--show", backing);
   onTestFinished(() => void run("losetup", "--detach", device));
   return device;
+}
+
+/** Makes a device over the file `backing` longer, while whoever has it open goes on. */
+export function lengthenBlockDevice(device: string, backing: string, sizeBytes: number): void {
+  truncateSync(backing, sizeBytes);
+  run("losetup", "--set-capacity", device);
 }
 
 /** Whether scratch directories lie in a file system without a device. */

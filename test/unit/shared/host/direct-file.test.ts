@@ -1,10 +1,9 @@
-import { execFileSync } from "node:child_process";
 import { closeSync, ftruncateSync, openSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { NodeStorage } from "../../../../shared/host/node-storage.ts";
 import type { OpenOptions, StorageFile } from "../../../../shared/host/storage.ts";
-import { canMakeBlockDevices, scratchDirectory } from "../../../support/scratch.ts";
+import { blockDeviceOver, canMakeBlockDevices, scratchDirectory } from "../../../support/scratch.ts";
 
 const MIB = 1024 * 1024;
 const storage = new NodeStorage();
@@ -78,12 +77,7 @@ describe("a file that another host writes", () => {
 function twoDevices(): [string, string] {
   const backing = join(scratchDirectory(), "backing");
   writeFileSync(backing, Buffer.alloc(MIB, 1));
-  const attach = (): string => {
-    const device = execFileSync("losetup", ["--find", "--show", backing], { encoding: "utf8" }).trim();
-    onTestFinished(() => void execFileSync("losetup", ["--detach", device]));
-    return device;
-  };
-  return [attach(), attach()];
+  return [blockDeviceOver(backing), blockDeviceOver(backing)];
 }
 
 describe.runIf(canMakeBlockDevices())("a disk that two hosts can reach", () => {
