@@ -4,7 +4,8 @@ import type { MirrorMark, StateRecord } from "../proto/state-record.ts";
 import { allFailed } from "../primary/mirror-record.ts";
 import { withoutCleanMarks, withoutCopies, withUntrackedCopies } from "../primary/recorded-quorum.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
-import { imageUseOf, type ImageSource } from "../shared/block/disk-image.ts";
+import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
+import { imageUseOf, type ImageSource, type ImageUse } from "../shared/block/disk-image.ts";
 import { finishGrowths, withoutGrowth } from "../shared/block/growth.ts";
 import { parseImageLocation } from "../shared/block/image-location.ts";
 import type { Clock } from "../shared/host/clock.ts";
@@ -43,8 +44,9 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     );
   }
   try {
-    if (config.adoptImages) await adoptImages(host, existing, config);
     assertSame(existing.record, config);
+    if (config.adoptImages) await adoptImages(host, existing, config);
+    else assertSameImages(existing.record, config);
     const isSuspect = await mayHaveLostData(existing.record, host);
     const isTorn = await mayBeTorn(existing.record, host);
     const lostBarriers = await hasLostBarriers(existing.record, host);
@@ -309,7 +311,7 @@ async function adoptImages(host: StateHost, state: StateFile, config: AgentConfi
       ...withoutGrowth(withoutCopies(disk)),
       name: disk.name,
       image,
-      sizeBytes: await host.images.measure(image, imageUseOf(state.record)),
+      sizeBytes: await measure(host.images, image, imageUseOf(state.record), config),
       cleanMark: null,
     });
   }
@@ -329,11 +331,22 @@ async function initialSizes(images: ImageSource, config: AgentConfig): Promise<(
   const use = config.mode === "shared" && config.role === "Secondary" ? "foreign" : imageUseOf(config);
   const sizes: (number | null)[] = [];
   for (const { image } of config.disks) {
-    sizes.push(mayCreate && images.canCreate(image) ? null : await images.measure(image, use));
+    sizes.push(mayCreate && images.canCreate(image) ? null : await measure(images, image, use, config));
   }
   return sizes;
 }
 
+/** The size of an image that a record is to have. Errors: those of opening it; `usage`: it has more clusters than a start takes. */
+async function measure(
+  images: ImageSource,
+  image: string,
+  use: ImageUse,
+  { clusterBytes }: Pick<AgentConfig, "clusterBytes">,
+): Promise<number> {
+  return clusterGeometry(await images.measure(image, use), clusterBytes).sizeBytes;
+}
+
+/** Errors: `state-mismatch`: what no start changes is not as recorded. */
 function assertSame(record: StateRecord, config: AgentConfig): void {
   const differing = (what: string, recorded: unknown, given: unknown): ColobusError =>
     new ColobusError(
@@ -354,6 +367,10 @@ function assertSame(record: StateRecord, config: AgentConfig): void {
   if (names(record.disks) !== names(config.disks)) {
     throw differing("the disks", names(record.disks), names(config.disks));
   }
+}
+
+/** Errors: `image-changed`: a disk is to have another image than recorded. */
+function assertSameImages(record: StateRecord, config: AgentConfig): void {
   for (const disk of record.disks) {
     const given = config.disks.find((candidate) => candidate.name === disk.name);
     if (given !== undefined && given.image !== disk.image && given.image !== disk.formerImage) {

@@ -2,6 +2,7 @@ import { dirname } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { AgentConfig } from "../../../cli/agent-config.ts";
 import { openAgentState } from "../../../cli/agent-state.ts";
+import { DISK_MAX_CLUSTERS } from "../../../proto/limits.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
 import { FileImages } from "../../../shared/block/file-images.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
@@ -350,6 +351,61 @@ describe("the agent's state", () => {
     await (await open(storage)).close();
     await expect(open(storage, changes)).rejects.toMatchObject({ code });
     expect(storage.openPaths).toEqual([]);
+  });
+
+  /** A primary's, with something that an adoption would take away. */
+  async function recorded(storage: MemoryStorage): Promise<StateRecord> {
+    const state = await open(storage, { role: "Primary" });
+    await state.update((record) => ({
+      ...record,
+      tracks: "0123456789abcdef0123456789abcdef",
+      lostSyncs: [{ disk: "vda", active: null }],
+    }));
+    await state.close();
+    return state.record;
+  }
+
+  it.each<readonly [string, Partial<AgentConfig>, string]>([
+    ["another VM", { vm: "vm2" }, "state-mismatch"],
+    ["another mode", { mode: "mirror" }, "state-mismatch"],
+    ["another cluster size", { clusterBytes: 65_536 }, "state-mismatch"],
+    ["a disk less", { disks: [{ name: "vdb", image: "/images/vda.img" }] }, "state-mismatch"],
+    [
+      "a disk more",
+      {
+        disks: [
+          { name: "vda", image: "/images/vda.img" },
+          { name: "vdb", image: "/images/huge.img" },
+        ],
+      },
+      "state-mismatch",
+    ],
+    ["an image that is missing", { disks: [{ name: "vda", image: "/images/none.img" }] }, "image-missing"],
+    ["an image of too many clusters", { disks: [{ name: "vda", image: "/images/huge.img" }] }, "usage"],
+  ])("is as it was when a start that is to adopt is refused for %s", async (_, changes, code) => {
+    const storage = storageWithImage();
+    storage.disk.addFile("/images/huge.img", DISK_MAX_CLUSTERS * CONFIG.clusterBytes + 512);
+    const before = await recorded(storage);
+    await expect(open(storage, { role: "Primary", adoptImages: true, ...changes })).rejects.toMatchObject({ code });
+    expect(storage.openPaths).toEqual([]);
+    const state = StateFile.open(storage, CONFIG.stateDirectory);
+    expect(state?.record).toEqual(before);
+    await state?.close();
+    const { record } = await open(storage, { role: "Primary", adoptImages: true });
+    expect(record).toMatchObject({ tracks: null, lostSyncs: [] });
+  });
+
+  it("is not begun with an image of too many clusters, and can be with larger ones", async () => {
+    const storage = storageWithImage();
+    const huge = DISK_MAX_CLUSTERS * CONFIG.clusterBytes + 512;
+    storage.disk.addFile("/images/huge.img", huge);
+    const disks = [{ name: "vda", image: "/images/huge.img" }];
+    await expect(open(storage, { disks })).rejects.toMatchObject({
+      code: "usage",
+      action: expect.stringContaining("--cluster-size"),
+    });
+    const { record } = await open(storage, { disks, clusterBytes: 2 * CONFIG.clusterBytes });
+    expect(record.disks[0]?.sizeBytes).toBe(huge);
   });
 
   it("is not begun with an image that is missing", async () => {
