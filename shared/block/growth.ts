@@ -44,13 +44,18 @@ export async function growRecorded(
   await state.update((record) => grown(record, name));
 }
 
-/** Finishes what an earlier process had begun; or gives it up, where the image cannot grow any more. Errors: those of the record. */
+/**
+ * Finishes what an earlier process had begun; or gives it up, where the image is as it was, and cannot grow any more. Errors:
+ * those of the record; why an image cannot grow that cannot be opened, or has grown: a later start finds the plan again.
+ */
 export async function finishGrowths(state: StateFile, images: ImageSource, log: Log): Promise<void> {
-  for (const { name, image, growsTo, quorum } of state.record.disks) {
+  for (const disk of state.record.disks) {
+    const { name, image, growsTo, quorum } = disk;
     if (growsTo === undefined) continue;
     try {
       await images.grow?.(image, growsTo);
     } catch (error) {
+      if (!fitsRecord(disk, images)) throw error;
       log.warn(
         { disk: name, reason: asColobusError(error) },
         "a resize that was begun cannot be finished: it is given up",
@@ -69,6 +74,16 @@ export async function finishGrowths(state: StateFile, images: ImageSource, log: 
       }
     }
     await state.update((record) => grown(record, name));
+  }
+}
+
+/** Whether the image can be opened as what the record has without a plan. */
+function fitsRecord(disk: RecordedDisk, images: ImageSource): boolean {
+  try {
+    images.open({ ...disk, cleanMark: null }).close();
+    return true;
+  } catch {
+    return false;
   }
 }
 

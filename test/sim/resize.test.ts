@@ -390,6 +390,37 @@ describe("a resize", () => {
     });
   });
 
+  it.each<{ side: "primary" | "secondary"; opens: number }>([
+    { side: "primary", opens: 1 },
+    { side: "primary", opens: Infinity },
+    { side: "secondary", opens: 1 },
+    { side: "secondary", opens: Infinity },
+  ])("that the $side died in is finished once its image is there again: $opens opens fail", async ({ side, opens }) => {
+    const scene = await begun();
+    const dying = scene[side];
+    const { disk } = dying.host;
+    await scene.do("it", async () => {
+      let isLonger = false;
+      disk.faults.intercept = ({ op, path }) => {
+        if (path !== imagePath(DISK)) return undefined;
+        if (isLonger) return { crash: "process" };
+        isLonger = op === "truncate";
+        return undefined;
+      };
+      scene.world.schedule(0, () => void scene.order());
+      while (dying.host.alive) await scene.world.sleep(1);
+      if (side === "secondary") await scene.lose();
+      disk.faults.clear();
+      expect(disk.readFile(imagePath(DISK)).length).toBe(LONGER);
+      disk.faults.inject({ op: "open", path: imagePath(DISK), error: "permission-denied", times: opens });
+      dying.host.restart();
+      await dying.start(["permission-denied", "image-changed"]);
+      if (!dying.host.alive) await scene.restart(dying);
+      await scene.checkView();
+      await scene.finish();
+    });
+  });
+
   it("that one of the copies cannot do changes none of them", async () => {
     const scene = await begun({ hasCopies: true });
     const { primary } = scene;
