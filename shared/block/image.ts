@@ -187,7 +187,7 @@ export class Image implements BlockDevice, DiskImage {
     try {
       await this.syncOwn();
     } catch (error) {
-      if (formerBytes < sizeBytes) file.truncate(formerBytes);
+      if (formerBytes < sizeBytes) await this.#shorten(file, formerBytes);
       throw error;
     }
     if (formerBytes < sizeBytes) this.#isLengthened = true;
@@ -195,13 +195,18 @@ export class Image implements BlockDevice, DiskImage {
     this.#sizeBytes = Math.max(this.#sizeBytes, sizeBytes);
   }
 
+  /** Durable when the promise resolves: nothing is recorded any more then of why the file could be longer. */
+  async #shorten(file: StorageFile, sizeBytes: number): Promise<void> {
+    file.truncate(sizeBytes);
+    await this.syncOwn();
+  }
+
   async ungrow(sizeBytes: number): Promise<void> {
     this.#data = { start: 0, end: 0 };
     this.#sizeBytes = sizeBytes;
     // A device is as long as its maker has made it.
     if (!this.#isLengthened) return;
-    this.#taken.truncate(sizeBytes);
-    await this.syncOwn();
+    await this.#shorten(this.#taken, sizeBytes);
   }
 
   #isData(offset: number): boolean {

@@ -480,6 +480,25 @@ describe("a resize", () => {
     });
   });
 
+  it.each(Array.from({ length: 8 }, (_, index) => index + 1))(
+    "that could not be synced is undone also where the power is lost then: seed %i",
+    async (seed) => {
+      for (const side of ["primary", "secondary"] as const) {
+        const scene = await begun({ seed });
+        const { host } = scene[side];
+        await scene.do("it", async () => {
+          host.disk.faults.inject({ op: "sync", path: imagePath(DISK), error: "io-error" });
+          expect(await scene.resize(scene.primary)).toMatchObject({ kind: "failed", error: { code: "io-error" } });
+          host.crash("power");
+          if (side === "secondary") await scene.lose();
+          await scene.restart(scene[side]);
+          await scene.checkView();
+          await scene.finish();
+        });
+      }
+    },
+  );
+
   it("to a smaller size, or of no whole sectors is refused; to the same one it is done", async () => {
     const scene = await begun();
     await scene.do("it", async () => {
