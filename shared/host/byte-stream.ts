@@ -9,8 +9,16 @@ export interface ByteStream {
   send(parts: readonly Uint8Array[]): void;
   /** Starts delivery. `closed` is called exactly once, and nothing after it. */
   start(handlers: ByteStreamHandlers): void;
-  /** Ends the connection when what was sent is on its way. `closed` still follows. */
+  /**
+   * Ends the connection when what was sent is on its way; an end that does not answer that is left as `abort` does.
+   * `closed` still follows.
+   */
   close(): void;
+  /**
+   * Gives the connection up: what has not arrived at the other end's host never does. What has may still be read there.
+   * `closed` still follows.
+   */
+  abort(): void;
 }
 
 export interface ByteStreamHandlers {

@@ -1,7 +1,9 @@
+import assert from "node:assert/strict";
 import { connect, type Socket } from "node:net";
 import { ColobusError } from "../../proto/errors.ts";
 import { NBD_CLIENT_DIAL_TIMEOUT_MS } from "../../proto/limits.ts";
 import type { ByteStream, ByteStreamHandlers, StreamSource } from "./byte-stream.ts";
+import { resetOnClose } from "./posix.ts";
 
 /** Where a server listens. */
 export type StreamAddress =
@@ -68,6 +70,7 @@ export function dialAddress(
     const abort = (): void => fail("it was given up");
     const timer = setTimeout(() => fail("nothing answers"), NBD_CLIENT_DIAL_TIMEOUT_MS).unref();
     signal.addEventListener("abort", abort, { once: true });
+    if (address.kind === "tcp") socket.once("connect", () => haveReset(socket));
     socket.on("error", (error) => fail(error.message, error));
     socket.once("close", () => fail("it was closed at once"));
     const open = (): void => settle(() => resolve(new SocketStream(socket)));
@@ -78,7 +81,18 @@ export function dialAddress(
   });
 }
 
-/** How long a close waits for the other end to take what was sent. */
+/**
+ * A connection that is given up, or that the process leaves behind when it is killed, may not deliver what is still under
+ * way on it: the server would carry it out behind what it is asked on the next one. Node can reset a socket itself, but not
+ * one that it is closing, and not when the process is killed; and it has no other way to a socket's options than its handle.
+ */
+function haveReset(socket: Socket): void {
+  const { _handle: handle } = socket as Socket & { readonly _handle?: { readonly fd?: number } };
+  assert(handle?.fd !== undefined && handle.fd >= 0, "a connected socket has a descriptor");
+  assert.equal(resetOnClose(handle.fd), 0, "a socket takes its options");
+}
+
+/** How long a close waits for the other end to take what was sent, and close in turn. */
 const CLOSE_GRACE_MS = 1000;
 
 class SocketStream implements ByteStream {
@@ -130,6 +144,11 @@ class SocketStream implements ByteStream {
     this.#reason ??= lost("this side closed the connection");
     socket.end();
     setTimeout(() => socket.destroy(), CLOSE_GRACE_MS).unref();
+  }
+
+  abort(): void {
+    this.#reason ??= lost("this side gave the connection up");
+    this.#socket.destroy();
   }
 }
 

@@ -62,6 +62,13 @@ const callSendto = libc.func(
   address: Uint8Array,
   addressLength: number,
 ) => number;
+const callSetsockopt = libc.func("int setsockopt(int fd, int level, int name, const void *value, uint32_t length)") as (
+  fd: number,
+  level: number,
+  name: number,
+  value: Int32Array,
+  length: number,
+) => number;
 const callClose = libc.func("int close(int fd)") as (fd: number) => number;
 const callFlock = libc.func("int flock(int fd, int operation)") as (fd: number, operation: number) => number;
 
@@ -69,6 +76,8 @@ const callFlock = libc.func("int flock(int fd, int operation)") as (fd: number, 
 const AF_UNIX = 1;
 const SOCK_DGRAM_CLOEXEC_NONBLOCK = 2 | 0o2000000 | 0o4000;
 const MSG_NOSIGNAL = 0x4000;
+const SOL_SOCKET = 1;
+const SO_LINGER = 13;
 
 // <linux/fs.h>, <linux/falloc.h>, <fcntl.h>, <sys/file.h>: the same on every architecture that Node runs on.
 const RWF_NOWAIT = 0x8;
@@ -244,4 +253,14 @@ export function sendToUnixSocket(path: string, text: string): number {
   const result = sent >= 0 ? sent : -koffi.errno();
   callClose(fd);
   return result;
+}
+
+/**
+ * From now on a TCP socket that is closed, also by the end of its process, is reset, unless both ends had shut it down:
+ * the kernel forgets what it has not sent, or not been told the arrival of, and sends it no more. Otherwise it would go on
+ * trying to for minutes. Zero, or `-errno`.
+ */
+export function resetOnClose(fd: number): number {
+  const linger = Int32Array.of(1, 0); // struct linger: on, for no time
+  return callSetsockopt(fd, SOL_SOCKET, SO_LINGER, linger, linger.byteLength) === 0 ? 0 : -koffi.errno();
 }

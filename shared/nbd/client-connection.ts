@@ -5,7 +5,8 @@
  * connection has had; so a reply that comes twice, or to nobody, is found out.
  *
  * Invariants: `ended` is called exactly once, and after it no request is settled any more: the owner takes what is left
- * with `takeUnanswered` and sends it again elsewhere, or gives it up.
+ * with `takeUnanswered` and sends it again elsewhere, or gives it up. By then nothing of it is under way here any more: what
+ * came to the server later would overwrite what it is asked elsewhere.
  *
  * Does not: order requests, or decide what an error means.
  */
@@ -101,20 +102,23 @@ export class ClientConnection {
     return requests.sort((one, other) => one.number - other.number);
   }
 
-  /** Ends the connection because of `reason`. */
+  /** Gives the connection up because of `reason`. */
   end(reason: ColobusError): void {
-    this.#stream.close();
+    this.#stream.abort();
     this.#over(reason);
   }
 
-  /** Takes leave of the server, and ends the connection. */
+  /** Takes leave of the server, and ends the connection; gives it up while anything is under way. */
   disconnect(reason: ColobusError): void {
-    if (!this.#isOver) {
-      this.#stream.send([
-        encodeRequest({ flags: 0, type: COMMAND.DISC, cookieHigh: 0, cookieLow: 0, offset: 0, length: 0 }),
-      ]);
+    if (this.#isOver || this.#inFlight > 0) {
+      this.end(reason);
+      return;
     }
-    this.end(reason);
+    this.#stream.send([
+      encodeRequest({ flags: 0, type: COMMAND.DISC, cookieHigh: 0, cookieLow: 0, offset: 0, length: 0 }),
+    ]);
+    this.#stream.close();
+    this.#over(reason);
   }
 
   #putHeader({ flags, type, offset, length }: OpenRequest, cookieHigh: number, cookieLow: number): Buffer {

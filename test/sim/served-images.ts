@@ -198,6 +198,10 @@ class ServerSession implements ByteStream, NbdTransport {
     this.#end("this side closed the connection");
   }
 
+  abort(): void {
+    this.close();
+  }
+
   // The server's side
 
   transmit(parts: readonly Buffer[]): void {

@@ -104,6 +104,16 @@ export class FakeNbdServer implements StreamSource {
     this.#connections.clear();
   }
 
+  /** The way of the connections that there are is cut: what is sent stays under way until `heal`. Others can be dialled. */
+  cutOff(): void {
+    for (const connection of this.#connections) connection.cutOff();
+  }
+
+  /** What is under way still, also of connections that were closed meanwhile, arrives. */
+  heal(): void {
+    for (const connection of this.#connections) connection.arrive();
+  }
+
   /** kill -9: ends every connection, and loses what no flush has covered. */
   crash(): void {
     this.hangUp();
@@ -127,6 +137,8 @@ class ServerConnection implements ByteStream {
   #received = Buffer.alloc(0);
   #phase: "flags" | "options" | "requests" = "flags";
   #isOver = false;
+  #isCut = false;
+  #underWay: Uint8Array[] = [];
 
   constructor(server: FakeNbdServer) {
     this.#server = server;
@@ -139,18 +151,40 @@ class ServerConnection implements ByteStream {
 
   send(parts: readonly Uint8Array[]): void {
     if (this.#isOver) return;
-    this.#received = Buffer.concat([this.#received, ...parts]);
-    while (this.#takeNext());
+    if (this.#isCut) this.#underWay.push(...parts);
+    else this.#receive(parts);
   }
 
   close(): void {
     this.hangUp();
   }
 
+  abort(): void {
+    this.#underWay = [];
+    this.hangUp();
+  }
+
+  cutOff(): void {
+    this.#isCut = true;
+  }
+
+  /** Whoever has closed it hears no answers. */
+  arrive(): void {
+    this.#isCut = false;
+    if (this.#isOver) this.#handlers = undefined;
+    this.#isOver = false;
+    this.#receive(this.#underWay.splice(0));
+  }
+
   hangUp(): void {
     if (this.#isOver) return;
     this.#isOver = true;
     setImmediate(() => this.#handlers?.closed(new ColobusError("connection-lost", "the other end has gone")));
+  }
+
+  #receive(parts: readonly Uint8Array[]): void {
+    this.#received = Buffer.concat([this.#received, ...parts]);
+    while (this.#takeNext());
   }
 
   #reply(...parts: Buffer[]): void {
@@ -206,7 +240,7 @@ class ServerConnection implements ByteStream {
 
   #request(request: ServedRequest): void {
     if (request.type === COMMAND.DISC) {
-      this.hangUp();
+      this.#server.schedule(() => this.hangUp()); // behind what was asked before
       return;
     }
     this.#server.requests.push(request);
@@ -214,9 +248,12 @@ class ServerConnection implements ByteStream {
       if (this.#isOver) return;
       const mishap = this.#server.mishap?.(request);
       if (mishap === "silence") return;
-      if (mishap === "hang up") this.hangUp();
-      else if (Buffer.isBuffer(mishap)) this.#handlers?.data(mishap);
-      else this.#handlers?.data(this.#answer(request, mishap ?? this.#server.serve(request)));
+      if (mishap === "hang up") {
+        this.hangUp();
+        return;
+      }
+      const answer = Buffer.isBuffer(mishap) ? mishap : this.#answer(request, mishap ?? this.#server.serve(request));
+      this.#handlers?.data(answer);
     });
   }
 

@@ -44,6 +44,10 @@ class SpeakingStream implements ByteStream {
   close(): void {
     this.isClosed = true;
   }
+
+  abort(): void {
+    this.close();
+  }
 }
 
 function talk(...says: (Buffer | undefined)[]): { stream: SpeakingStream; negotiated: Promise<NegotiatedStream> } {

@@ -375,6 +375,54 @@ describe("a server that ends", () => {
   });
 });
 
+describe("a write that is still on its way when its connection", () => {
+  const overtaken: readonly (readonly [string, (bench: Bench, write: Promise<void>) => Promise<NbdImage>])[] = [
+    [
+      "is given up, because nothing is answered,",
+      async (bench, write) => {
+        bench.clock.advance(NBD_CLIENT_REQUEST_TIMEOUT_MS);
+        await redial(bench);
+        await write;
+        return bench.image;
+      },
+    ],
+    [
+      "is made anew",
+      async (bench, write) => {
+        bench.image.leave();
+        await redial(bench);
+        await write;
+        return bench.image;
+      },
+    ],
+    [
+      "is closed, and the image opened again,",
+      async ({ image, server, clock }, write) => {
+        const outcome = codeOf(write);
+        image.close();
+        expect(await outcome).toBe("shutting-down");
+        return NbdImage.connect(options(server, clock, undefined));
+      },
+    ],
+  ];
+
+  it.each(overtaken)("%s never arrives over a newer one", async (_, overtake) => {
+    const bench = await connected();
+    const { image, server } = bench;
+    server.cutOff();
+    const write = image.write(filled(512, 1), 0, PLAIN);
+    await settle();
+    expect(server.requests).toHaveLength(0);
+    const next = await overtake(bench, write);
+    await next.write(filled(512, 2), 0, PLAIN);
+    await next.flush();
+    server.heal();
+    await settle();
+    expect(server.content[0]).toBe(2);
+    expect(server.durable[0]).toBe(2);
+  });
+});
+
 describe("what no flush has covered", () => {
   it("is flushed by itself, and bounded: further writes wait for the flush", async () => {
     const { image, server } = await connected(undefined, 128 * MIB);
