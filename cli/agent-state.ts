@@ -87,8 +87,14 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
   return existing;
 }
 
-/** What the command line says and the record does not, since commands have changed it meanwhile. */
+/** What the command line says and does not count: it is for a new record only, or commands have changed that meanwhile. */
 function tellOverruled({ role, peers, disks }: StateRecord, config: AgentConfig, log: Log): void {
+  if (config.assumeInSync) {
+    log.warn(
+      { option: "assume-in-sync" },
+      "the images are vouched for in the process that begins the state directory only: a blank secondary gets everything; take the option out",
+    );
+  }
   if (role !== config.role) {
     log.warn(
       { role, command: config.role },

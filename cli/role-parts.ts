@@ -252,7 +252,8 @@ export class RoleParts {
       get resyncSpeed() {
         return config.resyncSpeed;
       },
-      assumeInSync: config.assumeInSync,
+      // What an earlier process, or role, has written is named by no bitmap.
+      assumeInSync: config.assumeInSync && state.isNew && isStarting,
       sharedMark: this.#options.sharedMark,
       unflushedThrough: unflushedThrough(state.record, host.bootId),
       get checkpointEveryMs() {

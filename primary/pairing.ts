@@ -74,6 +74,7 @@ export class Pairing {
     const { state, slot } = this.#options;
     const peer = peerEntryOf(state.record, slot).pairing?.peer;
     this.#differing = [];
+    this.#options.tracking.paired();
     const united = this.#beginning.then(async () => {
       for (const [disk, clusters] of differing.entries()) {
         if (!clusters.isEmpty) await this.#options.tracking.add(disk, [...clusterRuns(clusters)]);

@@ -33,7 +33,7 @@ export function primaryHello(parts: PrimaryHelloParts): Hello {
     committed: epochs.committedBy(main),
     prepared: [...checkpoints.prepared],
     epochSeen: checkpoints.openEpoch - 1,
-    assumeInSync,
+    assumeInSync: assumeInSync && places.some(({ tracking }) => tracking.hasEverything),
     ...(otherPeers === undefined ? {} : { otherPeers }),
   };
 }

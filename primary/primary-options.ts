@@ -47,6 +47,7 @@ export interface PrimaryOptions {
   readonly ack: AckPolicy;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
+  /** An operator vouches for the images of a blank secondary, and this role begins with the record: nothing was written before it. */
   readonly assumeInSync: boolean;
   /** In mode `shared`: barriers up to this one may lack what the host's loss of power took. */
   readonly unflushedThrough: number;

@@ -158,7 +158,7 @@ const helloSchema = z.object({
   prepared: z.array(epoch).max(PREPARED_EPOCHS_MAX),
   /** The highest epoch number that this side has seen used. */
   epochSeen: epoch,
-  /** On a primary: the operator says that the copies are identical (`--assume-in-sync`). */
+  /** On a primary: the operator says that the copies are identical (`--assume-in-sync`), and it has everything that it wrote since in a bitmap. */
   assumeInSync: z.boolean(),
   /** On a primary of several secondaries: what counts instead of the fields above for the peer that one of them is about. */
   otherPeers: z

@@ -64,6 +64,8 @@ export class PeerTracking {
   #source: TrackingSource | undefined;
   readonly #settling: RepeatedWork;
   #losing: Promise<void> | undefined;
+  /** Whether the sets have everything that was written since they were opened: nothing of it was sent, or forgotten, since. */
+  #hasEverything: boolean;
   /** Whether the record may name a peer. */
   #isNamed: boolean;
   #isClosed = false;
@@ -79,6 +81,7 @@ export class PeerTracking {
     this.#peer = peer;
     this.#trackers = trackers;
     this.#isNamed = trackers !== undefined || peerEntryOf(options.state.record, options.slot).tracks !== null;
+    this.#hasEverything = !this.#isNamed;
     this.#sets = trackers === undefined ? options.disks.map(({ geometry }) => new DirtyMap(geometry)) : [...trackers];
     this.#settling = new RepeatedWork({
       clock: options.clock,
@@ -130,6 +133,19 @@ export class PeerTracking {
     return this.#peer;
   }
 
+  /**
+   * Whether a copy that was equal when this was opened lacks no more than the sets name: until a peer is sent something, or
+   * everything, and until it is forgotten.
+   */
+  get hasEverything(): boolean {
+    return this.#hasEverything;
+  }
+
+  /** What the peer takes is removed from the sets from here on: it is the only one that they are about. */
+  paired(): void {
+    this.#hasEverything = false;
+  }
+
   get isClean(): boolean {
     return this.#sets.every((set) => set.isEmpty);
   }
@@ -169,7 +185,8 @@ export class PeerTracking {
 
   /**
    * From here on the bitmaps count from the copy of `peer`: with everything dirty (`full`), or with what was written
-   * since this process began (`assumed`). Durable when the promise resolves. Errors: `io-error`, `out-of-space`.
+   * since this was opened (`assumed`), where the sets still have all of that; else with everything as well. Durable when the
+   * promise resolves. Errors: `io-error`, `out-of-space`.
    */
   begin(peer: string, extent: "full" | "assumed"): Promise<void> {
     return this.#inTurn(() => this.#begin(peer, extent));
@@ -178,7 +195,8 @@ export class PeerTracking {
   async #begin(peer: string, extent: "full" | "assumed"): Promise<void> {
     await this.#withdraw(); // what an earlier process has left of some disks is not to be believed beside new ones of others
     if (this.#trackers === undefined) await this.#makeDurable();
-    if (extent === "full") {
+    if (extent === "full" || !this.#hasEverything) {
+      this.#hasEverything = false;
       for (const [index, { geometry }] of this.#options.disks.entries()) {
         await this.#add(index, [{ first: 0, end: geometry.clusterCount }]);
       }
@@ -222,6 +240,7 @@ export class PeerTracking {
   async #forget(): Promise<void> {
     const peer = this.#peer;
     this.#peer = null;
+    this.#hasEverything = false;
     try {
       await this.#record(null);
     } catch (error) {

@@ -38,8 +38,10 @@ export interface HistoryFacts {
   readonly discardsOwnFor?: string | undefined;
   /** This primary has handed its role to that agent, and does not know yet whether it arrived. */
   readonly handOver: string | null;
-  /** The operator vouches that a blank secondary's disks are equal. */
+  /** The operator vouches that a blank secondary's disks are equal, and they can be: this primary has sent nothing yet. */
   readonly assumeInSync: boolean;
+  /** What has no size is an image that the session makes; undefined: all are there. */
+  readonly disks?: readonly { readonly sizeBytes: number | null }[] | undefined;
 }
 
 export interface Pairing {
@@ -137,8 +139,13 @@ function isBlankFor(primary: HistoryFacts, secondary: HistoryFacts): boolean {
 function sync(source: HistoryFacts, target: HistoryFacts, rule: VerdictRule): Verdict {
   const ids = { source: source.agentId, target: target.agentId };
   if (isDifferenceKnown(source, target)) return { kind: "sync", rule, ...ids, extent: "delta" };
-  const isVouchedFor = source.assumeInSync && target.lineage === null && target.pairing === null;
-  return { kind: "sync", rule, ...ids, extent: isVouchedFor ? "assumed" : "full" };
+  return { kind: "sync", rule, ...ids, extent: isVouchedFor(source, target) ? "assumed" : "full" };
+}
+
+/** An operator's word is about images that are there, and that no session has changed. */
+function isVouchedFor(source: HistoryFacts, target: HistoryFacts): boolean {
+  const isToBeMade = target.disks?.some(({ sizeBytes }) => sizeBytes === null) === true;
+  return source.assumeInSync && target.lineage === null && target.pairing === null && !isToBeMade;
 }
 
 /** Whether the two bitmaps together name every cluster in which the copies can differ. */

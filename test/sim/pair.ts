@@ -54,6 +54,8 @@ export interface PairOptions {
   readonly peerTimeoutMs: number;
   /** The secondary makes its images itself; else `prepare` makes them. */
   readonly createImages: boolean;
+  /** The operator says that the secondary's images are equal. */
+  readonly assumeInSync?: boolean;
   readonly checkpointEveryMs: number | undefined;
   readonly retain: number;
   readonly overlayLimitBytes: number | undefined;
@@ -375,7 +377,7 @@ export function makePair(
       overlayLimitBytes: options.overlayLimitBytes,
       bufferMemoryBytes: options.bufferMemoryBytes,
       createImages: !isPrimary && options.createImages,
-      assumeInSync: false,
+      assumeInSync: isPrimary && options.assumeInSync === true,
       adoptImages: false,
       ...(options.arbiter === undefined ? {} : { failover: "automatic", arbiterTtlMs: options.arbiter.ttlMs }),
       ...(isPrimary && options.checkpointEveryMs !== undefined ? { checkpointEveryMs: options.checkpointEveryMs } : {}),

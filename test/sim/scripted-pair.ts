@@ -64,7 +64,10 @@ export class ScriptedPair {
     this.pair = makePair(
       this.world,
       { ...this.options, durability },
-      { primary: contents, secondary: contents.map((content) => Buffer.alloc(content.length)) },
+      {
+        primary: contents,
+        secondary: this.options.assumeInSync === true ? contents : contents.map(({ length }) => Buffer.alloc(length)),
+      },
       this.model,
     );
     this.model.watch(this.pair.primary);

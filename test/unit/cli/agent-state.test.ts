@@ -113,6 +113,7 @@ describe("the agent's state", () => {
       [{ peers: ["ws://one:1"], disks: former }, [{ peers, command: ["ws://one:1"] }]],
       [{ peers: ["ws://three:1", "ws://two:1"], disks: former }, [{ peers, command: ["ws://three:1", "ws://two:1"] }]],
       [{ peers: peers.toReversed(), disks: recorded }, []],
+      [{ peers, disks: recorded, assumeInSync: true }, [{ option: "assume-in-sync" }]],
     ];
     for (const [changes, told] of warnings) {
       const log = new SilentLog();

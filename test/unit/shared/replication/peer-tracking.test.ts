@@ -14,14 +14,18 @@ const SIZE = 40 * 4096;
 const FORMER = "f".repeat(32);
 const NEXT = "e".repeat(32);
 
-async function tracking(): Promise<{ storage: MemoryStorage; state: StateFile; tracking: PeerTracking }> {
+async function newTracking(): Promise<{ storage: MemoryStorage; state: StateFile; found: PeerTracking }> {
   const storage = seededStorage(1);
   storage.disk.addDirectory(STATE_DIRECTORY);
   for (const name of ["vda", "vdb"]) storage.disk.addDirectory(`${STATE_DIRECTORY}/disks/${name}`);
   const disks = ["vda", "vdb"].map((name) => ({ name, image: `/images/${name}`, sizeBytes: SIZE, cleanMark: null }));
   const record = stateRecord({ role: "Primary", durability: "power", disks });
   const state = await StateFile.create(storage, STATE_DIRECTORY, record);
-  const found = PeerTracking.open(trackingOptions(storage, state));
+  return { storage, state, found: PeerTracking.open(trackingOptions(storage, state)) };
+}
+
+async function tracking(): Promise<{ storage: MemoryStorage; state: StateFile; tracking: PeerTracking }> {
+  const { storage, state, found } = await newTracking();
   await found.begin(FORMER, "full");
   return { storage, state, tracking: found };
 }
@@ -71,6 +75,21 @@ describe("what is known of a peer's copy", () => {
     const beginning = found.begin(FORMER, "full");
     await Promise.all([beginning, found.forget()]);
     expect([found.peer, state.record.tracks, found.isClean]).toEqual([null, null, true]);
+    await found.close();
+  });
+
+  it.each<readonly [string, (found: PeerTracking) => Promise<void> | void, number]>([
+    ["what was written, where nothing was sent", () => undefined, 4096],
+    ["the same, where a peer has not come to a session", (found) => found.begin(FORMER, "assumed"), 4096],
+    ["everything, where another one was to get everything", (found) => found.begin(FORMER, "full"), 2 * SIZE],
+    ["everything, where something was sent", (found) => found.paired(), 2 * SIZE],
+    ["everything, where another one was forgotten", (found) => found.forget(), 2 * SIZE],
+  ])("is of a copy that an operator vouches for: %s", async (_, before, bytes) => {
+    const { found } = await newTracking();
+    found.dirty(0).addClusters(3, 4);
+    await before(found);
+    await found.begin(NEXT, "assumed");
+    expect([found.peer, found.bytes]).toEqual([NEXT, bytes]);
     await found.close();
   });
 

@@ -62,6 +62,18 @@ describe("the verdict of a handshake", () => {
       { ...full, extent: "assumed" },
     ],
     [
+      "one whose images are to be made, whatever the operator says",
+      primary({ tracks: null, pairing: null, assumeInSync: true }),
+      secondary({ ...BLANK, disks: [{ sizeBytes: 4096 }, { sizeBytes: null }] }),
+      full,
+    ],
+    [
+      "one that the operator vouches for, and that has met a primary since",
+      primary({ tracks: null, pairing: null, assumeInSync: true }),
+      secondary({ ...BLANK, pairing: PAIR_B }),
+      full,
+    ],
+    [
       "a blank one whose first sync was interrupted",
       primary({ committed: 0 }),
       secondary({ lineage: null, committed: 0 }),
