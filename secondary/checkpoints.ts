@@ -32,6 +32,9 @@ export interface CheckpointsOptions {
   readonly statesNeeded: (epochs: readonly number[]) => void;
 }
 
+/** Asked when the decision is made: a sync may begin, or come to its end, while readers are waited for. */
+type SourceOf = () => SourceHistory | undefined;
+
 /** The prepared checkpoints. What awaits its VM state is none yet. */
 export function preparedIn({ prepared }: StateRecord): number[] {
   return prepared.filter(({ awaitsState }) => awaitsState !== true).map(({ epoch }) => epoch);
@@ -173,7 +176,7 @@ export class Checkpoints {
    * Does what `prepare` and `commit` do, with one record: nobody asks for a decision in between. Errors: `protocol-error`,
    * `io-error` (the old checkpoint stands then).
    */
-  prepareAndCommit(epoch: number, source: SourceHistory | undefined): Promise<void> {
+  prepareAndCommit(epoch: number, source: SourceOf): Promise<void> {
     return this.#serialize(() =>
       this.#switchTo(epoch, () => this.#close(epoch, (closed) => this.#committing(closed, epoch, source))),
     );
@@ -181,11 +184,11 @@ export class Checkpoints {
 
   /**
    * Makes the prepared checkpoint `epoch`, and every earlier one, the state to return to, on all disks at once.
-   * `source` is the history of a primary of which everything has arrived: it is adopted with it. Succeeds again for what
+   * `source` gives the history of a primary of which everything has arrived by then: it is adopted with it. Succeeds again for what
    * is committed already.
    * Errors: `epoch-unknown`, `io-error` (the old checkpoint stands then).
    */
-  commit(epoch: number, source: SourceHistory | undefined): Promise<void> {
+  commit(epoch: number, source: SourceOf): Promise<void> {
     return this.#serialize(async () => {
       if (epoch <= this.committed.epoch) return;
       if (this.awaiting.includes(epoch)) {
@@ -365,12 +368,13 @@ export class Checkpoints {
   }
 
   /** The record in which the prepared checkpoint `epoch` is committed. */
-  #committing(record: StateRecord, epoch: number, source: SourceHistory | undefined): StateRecord {
+  #committing(record: StateRecord, epoch: number, sourceOf: SourceOf): StateRecord {
+    const source = sourceOf();
     const committed = record.prepared.find((candidate) => candidate.epoch === epoch);
     if (committed === undefined) throw unknownEpoch(epoch);
     return {
       // Until the source's history is adopted, only that its data was given up tells that the two have not diverged.
-      ...(source === undefined ? record : adopted(givenUpForNobody(record), source)),
+      ...(source === undefined ? record : adopted(givenUpForNobody(record), source, source.later)),
       outdated: false,
       retained: this.kept.retainedAfterCommit(record, epoch),
       committed,

@@ -12,7 +12,13 @@ import type { ReplicaDisk } from "./replica-disk.ts";
 export type BeginMessage = Extract<Message, { type: "begin" }>;
 
 /** The history that a source's disks belong to. */
-export type SourceHistory = Pick<Extract<Message, { type: "sync" }>, "lineage" | "ancestors">;
+type HistoryOfSource = Pick<Extract<Message, { type: "sync" }>, "lineage" | "ancestors">;
+
+/** The same of a source of which everything has arrived. */
+export interface SourceHistory extends HistoryOfSource {
+  /** What it has begun to send since: a sync of that is under way. */
+  readonly later: readonly string[];
+}
 
 /** An operator's word on whom this side is to follow: nothing of it is recorded before that one's session begins. */
 export interface FollowOrder {

@@ -15,6 +15,7 @@ import { isInSync, type Durability, type ReplicationState, type SyncExtent } fro
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Random } from "../shared/host/random.ts";
 import { differsMessages } from "../shared/replication/differing-runs.ts";
+import { newest } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
@@ -283,7 +284,7 @@ export class ReplicaSession {
         break;
       case "commit":
         this.#answer(message.id, async () => {
-          await this.#options.checkpoints.commit(message.epoch, this.#source);
+          await this.#options.checkpoints.commit(message.epoch, () => this.#source);
           this.#options.committed(message.epoch);
         });
         break;
@@ -418,9 +419,9 @@ export class ReplicaSession {
     this.#enqueue(async () => {
       const { lineage, ancestors, phase, told } = message;
       if (phase === "end") {
-        this.#source = { lineage, ancestors };
+        this.#source = { lineage, ancestors, later: [] };
         await this.#options.history.adopt(this.#source);
-      } else await this.#options.history.hear(lineage, told);
+      } else await this.#hear(lineage, told);
       if (phase === "begin" && this.#options.following.isOn) {
         await writer.makeStable();
         await this.#options.following.end(this.#options.faults.mustRewrite);
@@ -435,16 +436,22 @@ export class ReplicaSession {
     });
   }
 
+  /** A commit of what was prepared before may come at any time, and must not forget this. */
+  #hear(lineage: string, told?: number): Promise<void> {
+    const source = this.#source;
+    if (source !== undefined) this.#source = { ...source, later: newest([lineage, ...source.later]) };
+    return this.#options.history.hear(lineage, told);
+  }
+
   #receiveLineage({ id, lineage, ancestors }: Extract<Message, { type: "lineage" }>): void {
     const writer = this.#stream();
     this.#countRequest();
     writer.enqueue(() =>
       this.#request(id, async () => {
-        const { history } = this.#options;
-        await history.hear(lineage);
+        await this.#hear(lineage);
         if (this.#sync !== "none") return;
-        this.#source = { lineage, ancestors };
-        await history.adopt(this.#source);
+        this.#source = { lineage, ancestors, later: [] };
+        await this.#options.history.adopt(this.#source);
       }),
     );
   }
@@ -513,7 +520,7 @@ export class ReplicaSession {
       await writer.makeStable();
       await this.#request(id, async () => {
         const { checkpoints, prepared, committed } = this.#options;
-        await (commit ? checkpoints.prepareAndCommit(epoch, this.#source) : checkpoints.prepare(epoch, vmstate));
+        await (commit ? checkpoints.prepareAndCommit(epoch, () => this.#source) : checkpoints.prepare(epoch, vmstate));
         if (commit && this.#peer !== undefined) await this.#options.following.begin(this.#peer.ack);
         if (vmstate !== true) prepared(epoch);
         if (commit) committed(epoch);

@@ -201,12 +201,20 @@ export function heard(record: StateRecord, lineage: string): StateRecord {
   return { ...record, history: { ...record.history, heard: newest([lineage, ...record.history.heard]) } };
 }
 
-/** Everything of the source has arrived: its history is this side's. */
-export function adopted(record: StateRecord, source: Pick<Hello, "lineage" | "ancestors">): StateRecord {
+/**
+ * Everything of the source has arrived: its history is this side's. What it has begun to send behind that (`later`) is heard
+ * still, and no more than that.
+ */
+export function adopted(
+  record: StateRecord,
+  source: Pick<Hello, "lineage" | "ancestors">,
+  later: readonly string[] = [],
+): StateRecord {
+  const stillHeard = record.history.heard.filter((lineage) => later.includes(lineage));
   return {
     ...record,
     lineage: source.lineage,
-    history: { origin: "adopted", shared: true, ancestors: newest(source.ancestors), heard: [] },
+    history: { origin: "adopted", shared: true, ancestors: newest(source.ancestors), heard: stillHeard },
   };
 }
 
@@ -266,6 +274,7 @@ function behind({ lineage, history }: StateRecord): string[] {
   return newest(lineage === null ? history.ancestors : [lineage, ...history.ancestors]);
 }
 
-function newest(lineages: readonly string[]): string[] {
+/** Each once, and no more of them than a record keeps. */
+export function newest(lineages: readonly string[]): string[] {
   return [...new Set(lineages)].slice(0, ANCESTORS_MAX);
 }

@@ -14,6 +14,7 @@ import { Checkpoints } from "../../secondary/checkpoints.ts";
 import { overlayContext } from "../../secondary/overlay-files.ts";
 import { OverlayQuota, type OverlayUsage } from "../../secondary/overlay-quota.ts";
 import { ReplicaDisk } from "../../secondary/replica-disk.ts";
+import type { SourceHistory } from "../../secondary/replica-history.ts";
 import { ReplicaWriter } from "../../secondary/replica-writer.ts";
 import { ViewGate } from "../../secondary/view-gate.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
@@ -25,6 +26,7 @@ import { stateRecord } from "./state-records.ts";
 
 export const STATE_DIRECTORY = "/state";
 const LINEAGE = "1".repeat(32);
+const sourceOf = (): SourceHistory => ({ lineage: LINEAGE, ancestors: [], later: [] });
 
 export const BENCH_WINDOW_BYTES = 1_048_576;
 
@@ -210,8 +212,7 @@ export class ReplicaBench {
     return new Promise((resolve, reject) => {
       this.writer.enqueue(async () => {
         await this.writer.makeStable();
-        const source = { lineage: LINEAGE, ancestors: [] };
-        await this.checkpoints.prepareAndCommit(epoch, source).then(resolve, reject);
+        await this.checkpoints.prepareAndCommit(epoch, sourceOf).then(resolve, reject);
       });
     });
   }
@@ -224,7 +225,7 @@ export class ReplicaBench {
   }
 
   commit(epoch: number): Promise<void> {
-    return this.checkpoints.commit(epoch, { lineage: LINEAGE, ancestors: [] });
+    return this.checkpoints.commit(epoch, sourceOf);
   }
 
   /** The process dies, or the machine loses its power, between two calls; then the secondary starts again. */

@@ -1,12 +1,19 @@
 import { describe, expect, it } from "vitest";
 import { EPOCH_LEAD_MAX, PREPARED_EPOCHS_MAX } from "../../../proto/limits.ts";
 import { HiddenDisk } from "../../../secondary/hidden-disk.ts";
+import type { SourceHistory } from "../../../secondary/replica-history.ts";
+import { heard } from "../../../shared/replication/lineage.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, overlaysOn, pattern, seededStorage } from "../../support/overlay-bench.ts";
 import { makeSecondary, ReplicaBench } from "../../support/replica-bench.ts";
 
 const SIZE = 4 * CLUSTER_BYTES;
 const DISKS = ["vda", "vdb"];
+const FORMER = "1".repeat(32);
+const NEXT = "2".repeat(32);
+const LATER = "3".repeat(32);
+/** Of another primary. */
+const OTHERS = "4".repeat(32);
 /** A device that does not answer any more. */
 const NEVER = new Promise<void>(() => {});
 
@@ -89,6 +96,28 @@ describe("the secondary's checkpoints", () => {
     const after = await bench.restart("power");
     expect(after.checkpoints.committed.epoch).toBe(3);
     expect(await seen(after)).toEqual([3, 3]);
+  });
+
+  it("are of the history that the primary's disks have when they are decided, however long readers take", async () => {
+    const { bench } = await committedOnce();
+
+    await bench.barrier(2);
+    let read = (): void => undefined;
+    const reading = bench.gate.run(
+      () =>
+        new Promise<void>((resolve) => {
+          read = resolve;
+        }),
+    );
+    let source: SourceHistory = { lineage: FORMER, ancestors: [], later: [] };
+    const committing = bench.checkpoints.commit(2, () => source);
+    await bench.state.update((record) => heard(heard(record, OTHERS), LATER));
+    source = { lineage: NEXT, ancestors: [FORMER], later: [LATER] };
+    read();
+    await reading;
+    await committing;
+    // What another primary has begun to send is forgotten; what this one has is heard still.
+    expect(bench.state.record).toMatchObject({ lineage: NEXT, history: { ancestors: [FORMER], heard: [LATER] } });
   });
 
   it("stand as they were when the one record fails, and are what it says where it reached the disk all the same", async () => {
