@@ -12,7 +12,7 @@ import type { ReplicaDisk } from "./replica-disk.ts";
 export type BeginMessage = Extract<Message, { type: "begin" }>;
 
 /** The history that a source's disks belong to. */
-type HistoryOfSource = Pick<Extract<Message, { type: "sync" }>, "lineage" | "ancestors">;
+export type HistoryOfSource = Pick<Extract<Message, { type: "sync" }>, "lineage" | "ancestors">;
 
 /** The same of a source of which everything has arrived. */
 export interface SourceHistory extends HistoryOfSource {

@@ -15,7 +15,6 @@ import { isInSync, type Durability, type ReplicationState, type SyncExtent } fro
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Random } from "../shared/host/random.ts";
 import { differsMessages } from "../shared/replication/differing-runs.ts";
-import { newest } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { refusalOf } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
@@ -27,8 +26,9 @@ import type { DiskFaults } from "./disk-faults.ts";
 import type { Following } from "./following.ts";
 import { ReplicaChecksums } from "./replica-checksums.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
-import type { BeginMessage, ReplicaHistory, SourceHistory } from "./replica-history.ts";
+import type { BeginMessage, ReplicaHistory } from "./replica-history.ts";
 import { ReplicaWriter } from "./replica-writer.ts";
+import { SessionHistory } from "./session-history.ts";
 import type { VmStateStore } from "./vm-state-store.ts";
 
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
@@ -95,8 +95,7 @@ export class ReplicaSession {
   #peerSite: Site | undefined;
   /** What the handshake came to: the peer is the source. */
   #verdict: Verdict | undefined;
-  /** The primary's history, once everything of it has arrived. */
-  #source: SourceHistory | undefined;
+  readonly #history: SessionHistory;
   #disks: readonly ReplicaDisk[] = [];
   #writer: ReplicaWriter | undefined;
   #ended: Promise<void> | undefined;
@@ -119,6 +118,7 @@ export class ReplicaSession {
 
   constructor(options: ReplicaSessionOptions) {
     this.#options = options;
+    this.#history = new SessionHistory(options.history);
     this.#session = new Session({
       link: options.link,
       clock: options.clock,
@@ -284,7 +284,7 @@ export class ReplicaSession {
         break;
       case "commit":
         this.#answer(message.id, async () => {
-          await this.#options.checkpoints.commit(message.epoch, () => this.#source);
+          await this.#options.checkpoints.commit(message.epoch, () => this.#history.source);
           this.#options.committed(message.epoch);
         });
         break;
@@ -417,11 +417,9 @@ export class ReplicaSession {
     const writer = this.#stream();
     // The end of a sync takes effect behind the data of the sync.
     this.#enqueue(async () => {
-      const { lineage, ancestors, phase, told } = message;
-      if (phase === "end") {
-        this.#source = { lineage, ancestors, later: [] };
-        await this.#options.history.adopt(this.#source);
-      } else await this.#hear(lineage, told);
+      const { lineage, phase, told } = message;
+      if (phase === "end") await this.#history.adopt(message);
+      else await this.#history.hear(lineage, told);
       if (phase === "begin" && this.#options.following.isOn) {
         await writer.makeStable();
         await this.#options.following.end(this.#options.faults.mustRewrite);
@@ -436,22 +434,13 @@ export class ReplicaSession {
     });
   }
 
-  /** A commit of what was prepared before may come at any time, and must not forget this. */
-  #hear(lineage: string, told?: number): Promise<void> {
-    const source = this.#source;
-    if (source !== undefined) this.#source = { ...source, later: newest([lineage, ...source.later]) };
-    return this.#options.history.hear(lineage, told);
-  }
-
   #receiveLineage({ id, lineage, ancestors }: Extract<Message, { type: "lineage" }>): void {
     const writer = this.#stream();
     this.#countRequest();
     writer.enqueue(() =>
       this.#request(id, async () => {
-        await this.#hear(lineage);
-        if (this.#sync !== "none") return;
-        this.#source = { lineage, ancestors, later: [] };
-        await this.#options.history.adopt(this.#source);
+        await this.#history.hear(lineage);
+        if (this.#sync === "none") await this.#history.adopt({ lineage, ancestors });
       }),
     );
   }
@@ -520,7 +509,9 @@ export class ReplicaSession {
       await writer.makeStable();
       await this.#request(id, async () => {
         const { checkpoints, prepared, committed } = this.#options;
-        await (commit ? checkpoints.prepareAndCommit(epoch, () => this.#source) : checkpoints.prepare(epoch, vmstate));
+        await (commit
+          ? checkpoints.prepareAndCommit(epoch, () => this.#history.source)
+          : checkpoints.prepare(epoch, vmstate));
         if (commit && this.#peer !== undefined) await this.#options.following.begin(this.#peer.ack);
         if (vmstate !== true) prepared(epoch);
         if (commit) committed(epoch);
