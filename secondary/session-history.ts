@@ -18,7 +18,8 @@ export class SessionHistory {
   /** As `ReplicaHistory.hear`. A commit of what was prepared before may come at any time, and must not forget this. */
   hear(lineage: string, told?: number): Promise<void> {
     const source = this.#source;
-    if (source !== undefined) this.#source = { ...source, later: newest([lineage, ...source.later]) };
+    if (source !== undefined && lineage !== source.lineage)
+      this.#source = { ...source, later: newest([lineage, ...source.later]) };
     return this.#history.hear(lineage, told);
   }
 
