@@ -57,7 +57,7 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     await existing.update((record) => {
       const believed = isSuspect ? suspect(record, newId(host.random)) : isTorn ? torn(record) : record;
       return {
-        ...believed,
+        ...withAssumption(believed, config),
         durability: isRaised ? record.durability : config.durability,
         unflushedThrough: lostBarriers ? record.epochReserved : record.unflushedThrough,
         lostSyncs: stillLost(record, host.bootId),
@@ -87,12 +87,22 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
   return existing;
 }
 
-/** What the command line says and does not count: it is for a new record only, or commands have changed that meanwhile. */
-function tellOverruled({ role, peers, disks }: StateRecord, config: AgentConfig, log: Log): void {
-  if (config.assumeInSync) {
+/**
+ * Whether the operator vouches for the images as they are at this start. An option that is merely still there says nothing of
+ * what was written since it was first given; and what is not merged yet is in no image that can be copied.
+ */
+function withAssumption({ assumeInSync: before, ...record }: StateRecord, config: AgentConfig): StateRecord {
+  if (config.role !== "Primary" || !config.assumeInSync) return record;
+  return { ...record, assumeInSync: before === undefined && record.merge === null ? "counts" : "spent" };
+}
+
+/** What the command line says and does not count: an earlier start has said it, or commands have changed it meanwhile. */
+function tellOverruled(record: StateRecord, config: AgentConfig, log: Log): void {
+  const { role, peers, disks, assumeInSync } = record;
+  if (assumeInSync === "spent") {
     log.warn(
       { option: "assume-in-sync" },
-      "the images are vouched for in the process that begins the state directory only: a blank secondary gets everything; take the option out",
+      "it is about the start at which it is first given: a blank secondary gets everything; take the option out",
     );
   }
   if (role !== config.role) {
@@ -263,7 +273,7 @@ async function makeDirectories(storage: Storage, config: AgentConfig): Promise<v
 }
 
 function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number | null)[]): StateRecord {
-  return {
+  const record: StateRecord = {
     agentId: newId(host.random),
     vm: config.vm,
     mode: config.mode,
@@ -296,6 +306,7 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
     mirrors: [],
     bootId: host.bootId,
   };
+  return withAssumption(record, config);
 }
 
 /**

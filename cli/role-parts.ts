@@ -252,8 +252,8 @@ export class RoleParts {
       get resyncSpeed() {
         return config.resyncSpeed;
       },
-      // What an earlier process, or role, has written is named by no bitmap.
-      assumeInSync: config.assumeInSync && state.isNew && isStarting,
+      // What an earlier role has written is named by no bitmap.
+      assumeInSync: state.record.assumeInSync === "counts" && isStarting,
       sharedMark: this.#options.sharedMark,
       unflushedThrough: unflushedThrough(state.record, host.bootId),
       get checkpointEveryMs() {

@@ -47,7 +47,7 @@ export interface PrimaryOptions {
   readonly ack: AckPolicy;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
-  /** An operator vouches for the images of a blank secondary, and this role begins with the record: nothing was written before it. */
+  /** An operator vouches for the images of a blank secondary, as they were when this role began. */
   readonly assumeInSync: boolean;
   /** In mode `shared`: barriers up to this one may lack what the host's loss of power took. */
   readonly unflushedThrough: number;

@@ -200,6 +200,11 @@ const recordedSchema = z.object({
   discardsOwn: z.boolean(),
   /** The agent that it was given up for: with another peer nothing is given up. Left out where nobody is named. */
   discardsOwnFor: z.string().optional(),
+  /**
+   * What the last start as Primary came to that was given `--assume-in-sync`: whether it `counts`, or is `spent`, since the
+   * start before had it too. Left out: the last one was not given it.
+   */
+  assumeInSync: z.enum(["counts", "spent"]).optional(),
   /** The agent to which this primary has handed its role, while it is not known whether that arrived. */
   handOver: z.string().nullable(),
   /** Peers that this agent dials. */

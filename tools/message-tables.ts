@@ -162,7 +162,7 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   handOver: "The agent to which this primary has handed its role, while it is not known whether that arrived.",
   changedBytes: "What this side's dirty bitmaps name.",
   assumeInSync:
-    "`--assume-in-sync` of the primary, in the process that has begun its state directory, and until all its places for secondaries have sent something.",
+    "`--assume-in-sync` of the primary, where the start before did not have it, and until all its places for secondaries have sent something.",
   otherPeers:
     "Of a primary of several secondaries: what counts in place of the fields of the same names above for the peer that `pairing`, or else `tracks`, names.",
 };

@@ -113,7 +113,6 @@ describe("the agent's state", () => {
       [{ peers: ["ws://one:1"], disks: former }, [{ peers, command: ["ws://one:1"] }]],
       [{ peers: ["ws://three:1", "ws://two:1"], disks: former }, [{ peers, command: ["ws://three:1", "ws://two:1"] }]],
       [{ peers: peers.toReversed(), disks: recorded }, []],
-      [{ peers, disks: recorded, assumeInSync: true }, [{ option: "assume-in-sync" }]],
     ];
     for (const [changes, told] of warnings) {
       const log = new SilentLog();
@@ -127,6 +126,32 @@ describe("the agent's state", () => {
         [...told, ...(isFormer ? [image] : [])].map((fields) => ({ level: "warn", fields })),
       );
     }
+  });
+
+  it("has images vouched for at a start that is the first to have the option, and says so where it is not", async () => {
+    const storage = storageWithImage();
+    const log = new SilentLog();
+    const outcomes: (string | undefined)[] = [];
+    for (const assumeInSync of [false, true, true, false, true]) {
+      const state = await open(storage, { role: "Primary", assumeInSync }, log);
+      outcomes.push(state.record.assumeInSync);
+      await state.close();
+    }
+    expect(outcomes).toEqual([undefined, "counts", "spent", undefined, "counts"]);
+    expect(log.lines.map(({ fields }) => fields)).toEqual([{ option: "assume-in-sync" }]);
+    const fresh = await open(storageWithImage(), { role: "Primary", assumeInSync: true });
+    expect(fresh.record.assumeInSync).toBe("counts");
+    await fresh.close();
+  });
+
+  it("has none vouched for where something is still to be merged", async () => {
+    const storage = storageWithImage();
+    const state = await open(storage, { role: "Primary" });
+    await state.update((record) => ({ ...record, merge: { epoch: 1, activeEpoch: 1 } }));
+    await state.close();
+    const again = await open(storage, { role: "Primary", assumeInSync: true });
+    expect(again.record.assumeInSync).toBe("spent");
+    await again.close();
   });
 
   it("survives a loss of power right after its creation, directories and all", async () => {
