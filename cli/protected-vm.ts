@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { BACKGROUND_POLL_MS, VM_DOWNTIME_LIMIT_MS, VM_MIGRATION_BYTES_PER_SECOND } from "../proto/limits.ts";
+import { VM_DOWNTIME_LIMIT_MS, VM_MIGRATION_BYTES_PER_SECOND, VM_POLL_MS } from "../proto/limits.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import { QmpClient, type QmpEvent } from "../shared/host/qmp-client.ts";
 
@@ -26,8 +26,10 @@ const AS_FAST_AS_IT_CAN: Parameters = {
 const PAUSED_HERE: Parameters = { ...AS_FAST_AS_IT_CAN, "downtime-limit": VM_DOWNTIME_LIMIT_MS - 1 };
 
 const RUNNING = "running";
-/** In these states somebody has paused it; in the second one its state was written then, or it has migrated to another host. */
-const PAUSED = ["paused", "postmigrate"];
+/** A migration is at its end, or has told of it already. QEMU refuses `cont` meanwhile, and tells nobody when it is over. */
+const FINISHING = "finish-migrate";
+/** In these states somebody has paused it; in the later ones its state was written then, or it has migrated to another host. */
+const PAUSED = ["paused", FINISHING, "postmigrate"];
 /** How a migration ends. */
 const OVER = new Set(["completed", "failed", "cancelled"]);
 
@@ -170,9 +172,7 @@ export class ProtectedVm {
       const { status = "none" } = migrationSchema.parse(await this.#execute("query-migrate"));
       if (status === "none" || OVER.has(status)) return;
       if (clock.nowMs() > untilMs) throw this.#late("written");
-      const { expired, timer } = this.#after(BACKGROUND_POLL_MS);
-      await Promise.race([expired, this.#qmp.ended]);
-      timer.cancel();
+      await this.#untilPoll();
     }
   }
 
@@ -240,7 +240,7 @@ export class ProtectedVm {
    */
   async #orRunAgain(command: "stop" | "cont"): Promise<void> {
     try {
-      await this.#execute(command);
+      await (command === "cont" ? this.#cont() : this.#execute(command));
     } catch (error) {
       const isRefused = asColobusError(error).code === "vm-refused";
       if (!isRefused) await this.#runAnew();
@@ -255,7 +255,7 @@ export class ProtectedVm {
       await this.#dial();
       // A `migrate` that came late would stop the VM when it is done.
       if (this.#isBackground !== true) await this.cancelSave();
-      await this.#execute("cont");
+      await this.#cont();
     } catch (error) {
       const { code, message } = asColobusError(error);
       throw new ColobusError(code, `the VM may be paused still: ${message}`, `Send \`cont\` to ${socket}.`, {
@@ -276,9 +276,7 @@ export class ProtectedVm {
       if (OVER.has(status)) return this.#untilDone("written");
       if (ram !== undefined && ram.normal + ram.duplicate > 0) return;
       if (clock.nowMs() > untilMs) throw this.#late("written");
-      const { expired, timer } = this.#after(BACKGROUND_POLL_MS);
-      await Promise.race([hasRun, this.#over, expired, this.#qmp.ended]);
-      timer.cancel();
+      await this.#untilPoll(hasRun, this.#over);
     }
   }
 
@@ -299,6 +297,13 @@ export class ProtectedVm {
     if (status === undefined) throw this.#late(what);
     const { "error-desc": why = "no reason is given" } = migrationSchema.parse(await this.#execute("query-migrate"));
     throw new ColobusError("vm-refused", `the VM's state was not ${what} (${status}): ${why}`, "See the VM's own log.");
+  }
+
+  /** Until QEMU is to be asked again, or one of these, or the connection's end, comes first. */
+  async #untilPoll(...sooner: readonly Promise<unknown>[]): Promise<void> {
+    const { expired, timer } = this.#after(VM_POLL_MS);
+    await Promise.race([...sooner, expired, this.#qmp.ended]);
+    timer.cancel();
   }
 
   #after(ms: number): { readonly expired: Promise<undefined>; readonly timer: Timer } {
@@ -332,8 +337,20 @@ export class ProtectedVm {
     }
   }
 
+  async #cont(): Promise<void> {
+    await this.#status();
+    await this.#execute("cont");
+  }
+
+  /** The VM's run state. That of a migration's end is waited for, as long as one command may take. */
   async #status(): Promise<string> {
-    return statusSchema.parse(await this.#execute("query-status")).status;
+    const { clock, timeoutMs } = this.#options;
+    const untilMs = clock.nowMs() + timeoutMs;
+    for (;;) {
+      const { status } = statusSchema.parse(await this.#execute("query-status"));
+      if (status !== FINISHING || clock.nowMs() > untilMs) return status;
+      await this.#untilPoll();
+    }
   }
 
   /** An event of the VM. */

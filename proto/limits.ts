@@ -231,8 +231,8 @@ export const VMSTATE_SYNC_BEHIND_BYTES = 32 * MIB;
 // Protection of a running VM
 /** How fast a paused VM writes its state at most: as fast as it can. */
 export const VM_MIGRATION_BYTES_PER_SECOND = 1024 ** 4;
-/** How often QEMU is asked whether a paused VM may run while its memory is written. */
-export const BACKGROUND_POLL_MS = 10;
+/** How often QEMU is asked whether a paused VM may run. */
+export const VM_POLL_MS = 10;
 /** So often in a row a background snapshot fails to begin before the VM is paused for its state instead. */
 export const BACKGROUND_TRIES = 2;
 /** The VM is paused already, so its state is written in one go, however long that takes. */

@@ -31,6 +31,8 @@ export class FakeQmp {
   beforeFrozen: () => Promise<void> = () => Promise.resolve();
   /** What becomes of a migration when the state is to be written: nothing while it waits. */
   beforeState: () => Promise<void> = () => Promise.resolve();
+  /** Goes on when the run state leaves `finish-migrate`. The migration's end is told before, and this to nobody. */
+  beforePostmigrate: () => Promise<void> = () => Promise.resolve();
   /** Hears of each change between running and paused. */
   hasRunState: (state: string) => void = () => undefined;
   migration: { status: string; pages: number; why?: string } = { status: "none", pages: 0 };
@@ -90,6 +92,7 @@ export class FakeQmp {
   }
 
   #refusal(command: string): string | undefined {
+    if (command === "cont" && this.runState === "finish-migrate") return "Migration is not finalized yet";
     const isMigrating = this.migration.status === "active";
     return isMigrating && command === "migrate-set-capabilities"
       ? "There's a migration process in progress"
@@ -150,8 +153,11 @@ export class FakeQmp {
     const out = connect({ path });
     out.on("error", () => undefined); // nobody takes the state: the checkpoint's affair
     out.end("the state of the VM");
-    if (!isBackground) this.runState = "postmigrate";
+    if (!isBackground) this.runState = "finish-migrate";
     this.#migrated("completed");
+    if (isBackground) return;
+    await this.beforePostmigrate();
+    this.runState = "postmigrate";
   }
 
   #migrated(status: string): void {

@@ -5,20 +5,23 @@ import type { CountingVm } from "./counting-guest.ts";
 
 export type CommittedRound = Extract<ProtectionRound, { state: "committed" }>;
 
-/** `colobus protect` of a VM, once a second. */
+/** `colobus protect` of a VM, once a second where the flags say nothing else. */
 export class ProtectProcess {
   readonly #process: ColobusProcess;
 
   constructor(vm: CountingVm, agent: AgentUnderTest, ...flags: string[]) {
-    const args = ["protect", "--qmp", vm.qmp, "--interval", "1s", "--json", "--run", agent.run, ...flags];
-    this.#process = new ColobusProcess(args);
+    const interval = flags.includes("--interval") ? [] : ["--interval", "1s"];
+    const args = ["protect", "--qmp", vm.qmp, "--json", "--run", agent.run];
+    this.#process = new ColobusProcess([...args, ...interval, ...flags]);
+  }
+
+  get rounds(): ProtectionRound[] {
+    const lines = this.#process.stdout.split("\n").filter((line) => line.endsWith("}"));
+    return lines.map((line) => JSON.parse(line) as ProtectionRound);
   }
 
   get committed(): CommittedRound[] {
-    const lines = this.#process.stdout.split("\n").filter((line) => line.endsWith("}"));
-    return lines
-      .map((line) => JSON.parse(line) as ProtectionRound)
-      .filter((round): round is CommittedRound => round.state === "committed");
+    return this.rounds.filter((round): round is CommittedRound => round.state === "committed");
   }
 
   /** The pauses so far, as one line tells them. */

@@ -52,6 +52,22 @@ async function pausedParameters(): Promise<FakeQmp["parameters"]> {
   return parameters;
 }
 
+/**
+ * Has the end of each migration be told before the VM's run state is that of one that is over: that takes until it has been asked
+ * for some times.
+ */
+function finishLate(vm: FakeQmp): void {
+  const { mishap } = vm;
+  vm.beforePostmigrate = () =>
+    new Promise<void>((resolve) => {
+      let asks = 0;
+      vm.mishap = (command, args) => {
+        if (command === "query-status" && (asks += 1) === 3) resolve();
+        return mishap(command, args);
+      };
+    });
+}
+
 /** What the VM was told while it was protected, without what is set before and after. */
 function steps({ commands }: FakeQmp): string[] {
   return commands.filter((command) => !command.startsWith("migrate-set-"));
@@ -162,6 +178,66 @@ describe("a round with the VM's memory", () => {
     // The state that was written then has stopped it.
     expect(steps(vm)).toEqual(["stop", "migrate", "migrate_cancel", "cont", "stop", "migrate", "cont"]);
     expect(vm.runState).toBe("running");
+  });
+});
+
+describe("a migration whose end QEMU tells before it lets the VM run again", () => {
+  it("loses no checkpoint", async () => {
+    const { vm, protect } = await bench();
+    finishLate(vm);
+    const { result, rounds } = await protect((all) => all.length === 3);
+    expect(rounds.map(({ state }) => state)).toEqual(["committed", "committed", "committed"]);
+    expect(steps(vm).slice(0, 3)).toEqual(["stop", "migrate", "cont"]);
+    expect(result.code).toBe(0);
+    expect(vm.runState).toBe("running");
+  });
+
+  it("leaves no VM paused that a killed protection has paused", async () => {
+    const parameters = await pausedParameters();
+    const { vm, protect } = await bench(ONE_ROUND);
+    Object.assign(vm, { parameters, runState: "finish-migrate" });
+    vm.migration.status = "completed";
+    let asks = 0;
+    vm.mishap = (command) => {
+      if (command === "query-status" && (asks += 1) === 3) vm.runState = "postmigrate";
+      return undefined;
+    };
+    const { rounds } = await protect();
+    expect(rounds).toMatchObject([{ state: "committed" }]);
+    expect(steps(vm)).toEqual(["migrate_cancel", "cont", "stop", "migrate", "cont"]);
+    expect(vm.runState).toBe("running");
+  });
+
+  it("leaves none paused without a word where it does not come", async () => {
+    const parameters = await pausedParameters();
+    const { vm, protect } = await bench(ONE_ROUND);
+    Object.assign(vm, { parameters, runState: "finish-migrate" });
+    vm.migration.status = "completed";
+    const { result } = await protect(committed, "--timeout", "200ms");
+    expect(result.code).toBe(1);
+    expect(JSON.parse(result.stdout)).toMatchObject({
+      error: { code: "vm-refused", message: expect.stringContaining("not finalized") },
+    });
+  });
+
+  it("is waited for by another connection too, behind a command that was not answered", async () => {
+    const { vm, protect } = await bench();
+    vm.mishap = once("migrate", "late");
+    finishLate(vm);
+    const { rounds } = await protect(committed, "--timeout", "500ms");
+    expect(rounds).toMatchObject([{ state: "failed", error: { code: "timed-out" } }, { state: "committed" }]);
+    const round = ["stop", "migrate", "migrate_cancel", "cont"];
+    expect(steps(vm)).toEqual([...round, "migrate_cancel", "stop", "migrate", "cont"]);
+    expect(vm.runState).toBe("running");
+  });
+
+  it("is told with QEMU's reason when it does not come", async () => {
+    const { vm, protect } = await bench();
+    vm.beforePostmigrate = () => new Promise<void>(() => {});
+    const { rounds } = await protect((all) => all.length > 0, "--timeout", "200ms");
+    expect(rounds).toMatchObject([
+      { state: "failed", error: { code: "vm-refused", message: expect.stringContaining("not finalized") } },
+    ]);
   });
 });
 
