@@ -341,7 +341,7 @@ export class Agent implements AgentControl {
 
   async discard(request: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
     assertEpochs(this.#state.record.mode, "discard");
-    return this.#primary("discard").checkpoints.discard(request.epoch, request.timeoutMs, signal);
+    return this.#primary("discard").vmStates.discard(request, signal);
   }
 
   failover(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {

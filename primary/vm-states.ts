@@ -1,4 +1,11 @@
-import type { CheckpointAnswer, CommitAnswer, CommitRequest, VmStateAnswer } from "../proto/control-api.ts";
+import type {
+  CheckpointAnswer,
+  CommitAnswer,
+  CommitRequest,
+  DiscardAnswer,
+  DiscardRequest,
+  VmStateAnswer,
+} from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { VmStateMark } from "../proto/state-record.ts";
 import type { Clock } from "../shared/host/clock.ts";
@@ -14,6 +21,14 @@ export interface VmStatesOptions {
   readonly checkpoints: PrimaryCheckpoints;
 }
 
+/** `ended` resolves when another state may be received. */
+interface Receiving {
+  readonly epoch: number;
+  readonly done: Promise<VmStateMark>;
+  readonly fail: (reason: ColobusError) => void;
+  readonly ended: Promise<void>;
+}
+
 /** What a discard may take whose own command has failed already. */
 const DISCARD_TIMEOUT_MS = 10_000;
 
@@ -25,7 +40,7 @@ export class VmStates {
   readonly #options: VmStatesOptions;
   /** Sizes of the states that are stored with prepared checkpoints. */
   readonly #stored = new Map<number, number>();
-  #receiving: { readonly epoch: number; readonly done: Promise<VmStateMark> } | undefined;
+  #receiving: Receiving | undefined;
 
   constructor(options: VmStatesOptions) {
     this.#options = options;
@@ -76,7 +91,11 @@ export class VmStates {
       return mark;
     })();
     done.catch(() => undefined); // whoever waits for it has the error
-    this.#receiving = { epoch, done };
+    let end: () => void = () => undefined;
+    const ended = new Promise<void>((resolve) => {
+      end = resolve;
+    });
+    this.#receiving = { epoch, done, fail: (reason) => stream.fail(reason), ended };
     try {
       const mark = await deadline.race(done, `the VM state of checkpoint ${epoch} is not complete yet`);
       this.#stored.set(epoch, mark.bytes);
@@ -90,6 +109,7 @@ export class VmStates {
       this.#receiving = undefined;
       session.closeVmState(stream);
       deadline.end();
+      end();
     }
   }
 
@@ -109,6 +129,27 @@ export class VmStates {
     const vmstateBytes = this.#stored.get(epoch);
     for (const earlier of this.#stored.keys()) if (earlier < epoch) this.#stored.delete(earlier);
     return vmstateBytes === undefined ? answer : { ...answer, vmstateBytes };
+  }
+
+  /**
+   * Withdraws one prepared checkpoint, or all of them. Where the state of one is being received, that ends with it: the next
+   * checkpoint's may come at once. Errors: those of `PrimaryCheckpoints.discard`; `timed-out`.
+   */
+  async discard({ epoch, timeoutMs }: DiscardRequest, signal: AbortSignal): Promise<DiscardAnswer> {
+    const { checkpoints, clock } = this.#options;
+    const deadline = new Deadline(clock, timeoutMs, signal);
+    try {
+      const answer = await checkpoints.discard(epoch, timeoutMs, signal);
+      const receiving = this.#receiving;
+      if (receiving === undefined || !answer.discarded.includes(receiving.epoch)) return answer;
+      receiving.fail(
+        new ColobusError("epoch-unknown", `checkpoint ${receiving.epoch} was withdrawn`, "Take a new checkpoint."),
+      );
+      await deadline.race(receiving.ended, `the VM state of checkpoint ${receiving.epoch} is still being received`);
+      return answer;
+    } finally {
+      deadline.end();
+    }
   }
 
   #assertIdle(): void {

@@ -6,7 +6,7 @@ import { connect } from "node:net";
 import { join } from "node:path";
 import { PassThrough, Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import type { CheckpointAnswer } from "../../proto/control-api.ts";
 import { AgentPair, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import { MAIN, runColobus, type ErrorDocument } from "../support/cli-runner.ts";
@@ -139,6 +139,25 @@ describe("a checkpoint with a VM state", () => {
     expect((await secondary.status()).vmstate).toEqual({ epoch, bytes: state.length });
     expect((await storedAt(secondary, root)).equals(state)).toBe(true);
     await expect.poll(() => stateFiles(pair)).toEqual([`${epoch}.state`]);
+  });
+
+  it("takes the next one as soon as the checkpoint of one that is under way is withdrawn", async () => {
+    const pair = await AgentPair.protected();
+    const { primary, secondary, root } = pair;
+    const path = join(primary.run, "vmstate.sock");
+    await primary.get("checkpoint", "--prepare", "--await-vmstate");
+    const unfinished = connect(path);
+    onTestFinished(() => void unfinished.destroy());
+    unfinished.write(randomBytes(MIB));
+    await expect.poll(() => stateFiles(pair).length, { timeout: TIMEOUT_MS }).toBe(1);
+    await primary.get("discard");
+
+    const { epoch } = await primary.get<CheckpointAnswer>("checkpoint", "--prepare", "--await-vmstate");
+    const state = randomBytes(MIB);
+    await pipeline(Readable.from([state]), connect(path));
+    await primary.until("prepared", (status) => status.epoch.prepared.includes(epoch));
+    await primary.get("commit", String(epoch));
+    expect((await storedAt(secondary, root)).equals(state)).toBe(true);
   });
 
   it("tells of a state whose file was damaged, and leaves nothing of it", async () => {
