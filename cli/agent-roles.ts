@@ -186,7 +186,7 @@ export class AgentRoles {
         this.#wasPromotedHere = true;
         this.#active.primary.start();
       } catch (error) {
-        exports.withdrawAll();
+        exports.withdrawAll(asColobusError(error));
         throw error;
       } finally {
         promotion.letGo(exports.disks());
@@ -221,8 +221,9 @@ export class AgentRoles {
       this.#merging?.conclude();
       await this.#merging?.finished();
       this.#connectors.hangUp();
-      active.primary.refuseGuests(new ColobusError("handed-over", "this side is not Primary any more"));
-      exports.withdrawAll();
+      const reason = new ColobusError("handed-over", "this side is not Primary any more");
+      active.primary.refuseGuests(reason);
+      exports.withdrawAll(reason);
       agent.dropClients();
       const { openEpoch } = active.primary.checkpoints;
       const fault = await active.primary.stop(0, { isDemoted: true });

@@ -240,7 +240,7 @@ export class Agent implements AgentControl {
     this.#roles.beginStop();
     this.#leaving.abort(beingStopped());
     this.#emit("agent-stopping", {});
-    this.exports.withdrawAll();
+    this.exports.withdrawAll(beingStopped());
     this.#arbitration?.takeover.stop();
     try {
       await this.#failovers.ended(); // the role is settled now

@@ -11,7 +11,8 @@ export class DiskExport implements NbdExport {
   readonly description: string;
   readonly figures = new GuestFigures();
   clients = 0;
-  #device: BlockDevice | undefined;
+  /** What is behind the export, or why nothing is. */
+  #behind: BlockDevice | ColobusError;
   #sizeBytes: number;
   #readOnly: boolean;
   readonly #contexts: () => readonly MetaContext[];
@@ -26,14 +27,14 @@ export class DiskExport implements NbdExport {
     this.name = name;
     this.description = `disk ${name} of VM ${vm}`;
     this.#sizeBytes = device.sizeBytes;
-    this.#device = device;
+    this.#behind = device;
     this.#readOnly = readOnly;
     this.#contexts = contexts;
   }
 
   get device(): BlockDevice {
-    if (this.#device === undefined) throw new ColobusError("shutting-down", "the agent is being stopped");
-    return this.#device;
+    if (this.#behind instanceof ColobusError) throw this.#behind;
+    return this.#behind;
   }
 
   /** What clients are told as they connect. */
@@ -52,13 +53,13 @@ export class DiskExport implements NbdExport {
   /** Puts another device behind the export, of the same disk: it may have grown. */
   replace(device: BlockDevice, readOnly: boolean): void {
     this.#sizeBytes = device.sizeBytes;
-    this.#device = device;
+    this.#behind = device;
     this.#readOnly = readOnly;
   }
 
-  /** Nothing is behind the export any more. */
-  withdraw(): void {
-    this.#device = undefined;
+  /** Nothing is behind the export any more: requests fail with `reason`. */
+  withdraw(reason: ColobusError): void {
+    this.#behind = reason;
   }
 }
 
@@ -115,15 +116,16 @@ export class DiskExports implements NbdExportDirectory {
     else existing.replace(device, readOnly);
   }
 
-  withdrawAll(): void {
-    for (const diskExport of this.#exports) diskExport.withdraw();
+  /** Nothing is behind the exports any more: requests of who has one open fail with `reason`. */
+  withdrawAll(reason: ColobusError): void {
+    for (const diskExport of this.#exports) diskExport.withdraw(reason);
     this.#checkpoints = undefined;
     this.serveContexts(undefined);
   }
 
-  /** Nobody finds the disks any more; who has one open gets errors. */
-  removeAll(): void {
-    this.withdrawAll();
+  /** Nobody finds the disks any more; requests of who has one open fail with `reason`. */
+  removeAll(reason: ColobusError): void {
+    this.withdrawAll(reason);
     this.#exports = [];
   }
 

@@ -1,3 +1,4 @@
+import { ColobusError } from "../proto/errors.ts";
 import { BUFFER_MEMORY_DEFAULT_BYTES } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
 import { NamedBitmaps } from "../primary/named-bitmaps.ts";
@@ -159,7 +160,8 @@ export class RoleParts {
     const { agent, state, exports } = this.#options;
     const { secondaryExport } = agent.config;
     if (secondaryExport === "off") {
-      exports.removeAll(); // it may have been Primary
+      // It may have been Primary.
+      exports.removeAll(new ColobusError("handed-over", "this side is not Primary any more"));
       return;
     }
     for (const { name } of state.record.disks) {

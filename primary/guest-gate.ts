@@ -59,11 +59,12 @@ export class GuestGate {
     open();
   }
 
-  /** Requests that wait, and all later ones, fail with `reason`. */
+  /** Requests that wait, and all later ones, fail with `reason`, or with the one that they were refused for before. */
   refuse(reason: ColobusError): void {
     const before = this.#gate;
+    if (before.state === "refusing") return;
     this.#gate = { state: "refusing", reason };
-    if (before.state === "held" || before.state === "frozen") before.open();
+    if (before.state !== "open") before.open();
   }
 
   #shut(state: "held" | "frozen"): void {

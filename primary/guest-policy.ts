@@ -107,7 +107,7 @@ export class GuestPolicy {
   /** The agent is about to stop: nobody waits for the peer any more. */
   leave(): void {
     if (!this.#areWaiting) return;
-    this.gate.refuse(new ColobusError("guests-held", "the agent is being stopped while guests wait for the peer"));
+    this.gate.refuse(new ColobusError("shutting-down", "the agent is being stopped while guests wait for the peer"));
   }
 
   /** This side is behind the peer: from now on, and in every later process, it serves nothing. */

@@ -122,9 +122,15 @@ export class PermitKeeper {
 
   /** Those who wait for a permit fail from now on. */
   leave(): void {
-    const reason = new ColobusError("guests-held", "the agent is being stopped while guests wait for the arbiter");
+    const reason = new ColobusError("shutting-down", "the agent is being stopped while guests wait for the arbiter");
     this.#marking?.settle(reason);
-    if (!this.permit.isValid) this.permit.refuse(reason);
+    if (!this.permit.isValid && this.permit.refusal === undefined) this.permit.refuse(reason);
+  }
+
+  /** This side serves nobody any more, whatever the arbiter says: who waits fails with `reason`. */
+  refuseGuests(reason: ColobusError): void {
+    this.endWaiting(reason);
+    this.permit.refuse(reason);
   }
 
   /** The role ends, or is another side's: nobody waits any more for what the arbiter is to know. */
@@ -137,8 +143,7 @@ export class PermitKeeper {
   async stop(reason: ColobusError): Promise<void> {
     this.#stopped = true;
     this.#timer?.cancel();
-    this.permit.refuse(reason);
-    this.endWaiting(reason);
+    this.refuseGuests(reason);
     await this.#turn;
     await this.#options.lease.release();
   }

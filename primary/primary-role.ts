@@ -282,6 +282,7 @@ export class PrimaryRole {
   /** Ends all guests' requests: those that wait, and all later ones. */
   refuseGuests(reason: ColobusError): void {
     this.#guests.gate.refuse(reason);
+    this.#keeper?.refuseGuests(reason);
   }
 
   /** This side has learned that it is behind, whatever the record says yet. */
@@ -366,8 +367,7 @@ export class PrimaryRole {
       timer = this.#options.clock.after(drainMs, resolve);
     });
     const reason = new ColobusError("shutting-down", "the primary agent is being stopped");
-    this.#guests.gate.refuse(reason);
-    this.#keeper?.endWaiting(reason);
+    this.refuseGuests(reason);
     await this.secondaries.stop(timeout, reason);
     await this.#lineages.settled();
     timer?.cancel();

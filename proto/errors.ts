@@ -22,8 +22,8 @@ export type NbdErrno = keyof typeof NBD_ERRNO;
 export const EXIT = { done: 0, failed: 1, usage: 2, unreachable: 3, unknown: 4 } as const;
 
 interface ErrorRow {
-  /** What an NBD client is told when a request fails for this reason. */
-  readonly nbd: NbdErrno;
+  /** What an NBD client is told when a request fails for this reason; null: nothing, its connection is closed. */
+  readonly nbd: NbdErrno | null;
   /** WebSocket close code (4000–4999 are the application's). */
   readonly close: number;
   readonly http: number;
@@ -34,7 +34,7 @@ interface ErrorRow {
 }
 
 const row = (
-  nbd: NbdErrno,
+  nbd: NbdErrno | null,
   close: number,
   http: number,
   exit: ErrorRow["exit"],
@@ -62,7 +62,7 @@ export const ERRORS = {
     true,
     "The connection was lost after the request was sent; ask again.",
   ),
-  "shutting-down": row("ESHUTDOWN", 4004, 503, EXIT.failed, true, "The agent is being stopped."),
+  "shutting-down": row(null, 4004, 503, EXIT.failed, true, "The agent is being stopped."),
   "not-found": row("EINVAL", 4005, 404, EXIT.failed, false, "There is no such object or path."),
 
   // Role and state
@@ -190,14 +190,6 @@ export const ERRORS = {
     "Both sides were written to since they parted: neither contains the other.",
   ),
   "handed-over": row("ESHUTDOWN", 4032, 409, EXIT.failed, true, "The role is being handed to the peer, or was."),
-  "guests-held": row(
-    "ESHUTDOWN",
-    4033,
-    409,
-    EXIT.failed,
-    true,
-    "Guests' requests wait until it is known that the peer was not promoted meanwhile.",
-  ),
   "replaced": row(
     "EIO",
     4029,

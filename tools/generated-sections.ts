@@ -148,7 +148,7 @@ function errorTable(): string {
     Object.entries(ERRORS).map(([code, row]) => [
       `\`${code}\``,
       row.meaning,
-      row.nbd,
+      row.nbd ?? "connection closed",
       String(row.close),
       String(row.http),
       String(row.exit),

@@ -5,8 +5,8 @@
 import { NBD_MAX_PAYLOAD_BYTES } from "../../proto/limits.ts";
 import { COMMAND, COMMAND_FLAG } from "../../proto/nbd-protocol.ts";
 import type { RequestHeader } from "../../proto/nbd-protocol.ts";
-import { NBD_ERRNO, asColobusError } from "../../proto/errors.ts";
-import type { NbdErrno } from "../../proto/errors.ts";
+import { NBD_ERRNO } from "../../proto/errors.ts";
+import type { ColobusError, NbdErrno } from "../../proto/errors.ts";
 import type { NegotiatedExport } from "./handshake.ts";
 
 export interface Refusal {
@@ -73,10 +73,10 @@ export function refusalOf(request: Readonly<RequestHeader>, negotiated: Negotiat
   return undefined;
 }
 
-/** What a client is told of a failure of the disk. `flags` are those of its command. */
-export function refusalFromFailure(thrown: unknown, type: number, flags: number): Refusal {
-  const error = asColobusError(thrown);
+/** What a client is told of a failure of the disk; undefined: nothing. `flags` are those of its command. */
+export function refusalFromFailure(error: ColobusError, type: number, flags: number): Refusal | undefined {
   if (error.code === "internal") return { errno: "EIO", message: "internal error" };
+  if (error.row.nbd === null) return undefined;
   return { errno: allowedErrno(error.code === "out-of-range", error.row.nbd, type, flags), message: error.message };
 }
 

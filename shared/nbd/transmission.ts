@@ -6,7 +6,10 @@
  * is the exception: while the disk holds a piece of it, the rest stays in the socket. A failed or refused write is
  * answered after its payload was consumed.
  *
- * Invariants: every request is answered at most once, and exactly once unless the client leaves before; an `OpenWrite` always
+ * Requests that cannot be done any more because the agent is being stopped get no answer: those that can are answered, and the
+ * connection ends, so that the client asks the agent that is started next.
+ *
+ * Invariants: every request is answered at most once, and exactly once unless the client or the agent leaves before; an `OpenWrite` always
  * sees `end` or `abandon`; the budget gets back what was taken.
  */
 import assert from "node:assert/strict";
@@ -526,7 +529,15 @@ export class Transmission implements RequestHandler {
   // Failures
 
   #fail(request: RequestIdentity, thrown: unknown): void {
-    this.#refuse(request, this.#refusalFrom(request, thrown));
+    const refusal = this.#refusalFrom(request, thrown);
+    if (refusal !== undefined) this.#refuse(request, refusal);
+  }
+
+  /** A request is not to be answered: no further one is taken, and the connection ends when the others are done. */
+  #leaveUnanswered(): void {
+    if (this.#disconnected) return;
+    this.#log.info({ client: this.#clientName }, "NBD client is sent away with requests unanswered");
+    this.inputEnded();
   }
 
   #refuse({ cookieHigh, cookieLow }: RequestIdentity, refusal: Refusal): void {
@@ -538,8 +549,13 @@ export class Transmission implements RequestHandler {
     }
   }
 
-  #refusalFrom({ type, flags }: RequestIdentity, thrown: unknown): Refusal {
+  /** undefined: the request is not to be answered, and this is the end of the connection. */
+  #refusalFrom({ type, flags }: RequestIdentity, thrown: unknown): Refusal | undefined {
     const error = asColobusError(thrown);
+    if (error.row.nbd === null) {
+      this.#leaveUnanswered();
+      return undefined;
+    }
     const fields = { client: this.#clientName, export: this.#negotiated.nbdExport.name, command: type };
     if (error.code === "internal") {
       this.#log.error({ ...fields, err: thrown }, "NBD request failed unexpectedly");

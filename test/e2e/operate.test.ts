@@ -1,6 +1,4 @@
 /** The command line as operators and hooks use it against a running pair: answers, exit codes, checkpoints, restarts. */
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
@@ -18,6 +16,7 @@ import { AgentPair, freePort, MIB, type AgentUnderTest, type PairOptions } from 
 import { askColobus, ColobusProcess, runColobus } from "../support/cli-runner.ts";
 import { expectSame, NbdClient, qemuIo, readDisk } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
+import { ReconnectingGuest } from "../support/reconnecting-guest.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 
 const SIZE = 4 * MIB;
@@ -102,9 +101,6 @@ async function expectView(
     expect((await agent.status()).epoch).toMatchObject({ committed, prepared });
   }
 }
-
-/** What qemu-io says when a request, or the comparison with a pattern, has failed. */
-const FAULT = /error|failed/i;
 
 const PEERS = requirePeers("qemu-io", "nbdcopy", "python3:nbd");
 
@@ -457,7 +453,7 @@ describe.runIf(PEERS)("restarts", () => {
     async (how) => {
       const pair = await AgentPair.protected(SMALL);
       const { primary } = pair;
-      const guest = await Guest.connect(primary);
+      const guest = await ReconnectingGuest.connect(primary);
       await guest.run("write -P 0x22 0 64k", "wrote 65536/65536");
       await (how === "stopped" ? primary.stop() : primary.crash());
       // Asked for while nobody serves.
@@ -465,7 +461,7 @@ describe.runIf(PEERS)("restarts", () => {
       await primary.start();
       await written;
       await guest.run("read -P 0x22 0 64k", "read 65536/65536");
-      await guest.run("flush", "qemu-io>");
+      await guest.run("flush");
       expect(await guest.quit()).toBe(0);
       await pair.untilProtected();
       await pair.checkpoint();
@@ -474,58 +470,6 @@ describe.runIf(PEERS)("restarts", () => {
       expectSame(pair.image("b"), content);
     },
   );
-
-  /** qemu-io that stays connected, with a connection that it makes again by itself, as the lines that we print have it. */
-  class Guest {
-    readonly #child;
-    #output = "";
-
-    private constructor(agent: AgentUnderTest) {
-      const image = [
-        "driver=raw,file.driver=nbd,file.server.type=unix",
-        `file.server.path=${join(agent.run, "nbd.sock")},file.export=vda,file.reconnect-delay=100`,
-      ].join(",");
-      this.#child = spawn("qemu-io", ["--image-opts", image], { stdio: ["pipe", "pipe", "pipe"] });
-      onTestFinished(() => void this.#child.kill("SIGKILL"));
-      for (const stream of [this.#child.stdout, this.#child.stderr]) {
-        stream.setEncoding("utf8").on("data", (text: string) => (this.#output += text));
-      }
-    }
-
-    static async connect(agent: AgentUnderTest): Promise<Guest> {
-      const guest = new Guest(agent);
-      await guest.#untilPrinted("qemu-io>");
-      return guest;
-    }
-
-    /** Gives a command, and resolves when qemu-io has printed `expected`. */
-    async run(command: string, expected: string): Promise<void> {
-      this.#output = "";
-      this.#child.stdin.write(`${command}\n`);
-      await this.#untilPrinted(expected);
-      if (FAULT.test(this.#output)) throw new Error(this.#output);
-    }
-
-    /** Resolves with the exit code. */
-    async quit(): Promise<unknown> {
-      const ended = once(this.#child, "close");
-      this.#child.stdin.end("quit\n");
-      return (await ended)[0];
-    }
-
-    #untilPrinted(text: string): Promise<void> {
-      return new Promise((resolve, reject) => {
-        const look = (): void => {
-          if (this.#output.includes(text)) resolve();
-          else if (FAULT.test(this.#output)) reject(new Error(this.#output));
-        };
-        this.#child.stdout.on("data", look);
-        this.#child.stderr.on("data", look);
-        this.#child.once("close", () => reject(new Error(`qemu-io has ended: ${this.#output}`)));
-        look();
-      });
-    }
-  }
 });
 
 describe.runIf(PEERS)("an agent", () => {

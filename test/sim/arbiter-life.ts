@@ -87,7 +87,6 @@ const OPERATOR_CODES: readonly string[] = [
   "role-conflict",
   "merge-unfinished",
   "usage",
-  "guests-held",
 ];
 
 export function runArbiterLife(seed: number, print?: (line: string) => void): Promise<LifeCounts> {

@@ -222,7 +222,7 @@ function isProtected({ primary, secondary }: Pair): () => boolean {
 /** The outcome of a call in the row's words; the code of the error for what the row does not say. */
 function clientOf(outcome: Outcome<unknown> | undefined): string {
   if (outcome?.kind !== "failed") return outcome?.kind === "lost" ? "lost" : "nothing";
-  return outcome.error.row.nbd;
+  return outcome.error.row.nbd ?? "nothing";
 }
 
 /** Brings the row about, and takes the fault away again. */

@@ -5,7 +5,7 @@ import type { PairDisk, PairMember } from "./pair.ts";
 import { CALL_MS, type RoleScene } from "./role-scene.ts";
 
 /** What a guest's request may end with while roles change. */
-const GUEST_CODES: readonly ErrorCode[] = ["outdated", "handed-over", "guests-held", "shutting-down", "read-only"];
+const GUEST_CODES: readonly ErrorCode[] = ["outdated", "handed-over", "shutting-down", "read-only"];
 
 /** A guest's request to a disk of a side, and what the model knows of the disk. */
 export interface GuestRequest {

@@ -47,7 +47,6 @@ const SWITCHOVER_ERRORS = [
   "no-checkpoint",
   "too-many-prepared",
   "outdated",
-  "guests-held",
 ] as const satisfies readonly ErrorCode[];
 /** Of several secondaries, one that is not asked may end its session meanwhile. */
 export const LOST_SESSION_ERRORS = ["connection-lost", "peer-timeout"] as const satisfies readonly ErrorCode[];

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { DiskExports } from "../../../cli/disk-export.ts";
+import { ColobusError } from "../../../proto/errors.ts";
 import { MemoryDevice } from "../../support/memory-device.ts";
 import { present } from "../../support/present.ts";
 
@@ -31,7 +32,7 @@ describe("the exports of an agent", () => {
   it("answer with a reason when nothing is behind them any more", () => {
     const exports = new DiskExports();
     exports.put("vda", "vm1", new MemoryDevice(4096), false);
-    exports.withdrawAll();
-    expect(() => exports.find("vda")?.device).toThrow(expect.objectContaining({ code: "shutting-down" }) as Error);
+    exports.withdrawAll(new ColobusError("handed-over", "this side is not Primary any more"));
+    expect(() => exports.find("vda")?.device).toThrow(expect.objectContaining({ code: "handed-over" }) as Error);
   });
 });

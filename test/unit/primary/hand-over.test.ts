@@ -102,7 +102,7 @@ describe("a primary that hands its role over", () => {
   it("asks nobody once its guests are refused", async () => {
     const scene = await Scene.open();
     scene.recording = () => scene.guests.leave();
-    await expect(scene.handOver()).rejects.toMatchObject({ code: "guests-held" });
+    await expect(scene.handOver()).rejects.toMatchObject({ code: "shutting-down" });
     expect(scene.asked).toBe(0);
     expect(scene.state.record.handOver).toBeNull();
   });

@@ -223,7 +223,7 @@ describe.each([
     ["out-of-space", READ, 0, ENOSPC],
     ["io-error", READ, 0, EIO],
     ["permission-denied", FLUSH, 0, EPERM],
-    ["shutting-down", FLUSH, 0, ESHUTDOWN],
+    ["handed-over", FLUSH, 0, ESHUTDOWN],
     ["not-supported", TRIM, 0, EINVAL],
     ["not-supported", WRITE_ZEROES, 0, EINVAL],
     ["not-supported", WRITE_ZEROES, FAST_ZERO, ENOTSUP],
@@ -252,6 +252,31 @@ describe.each([
       }
     },
   );
+
+  it("ends the connection without an answer to what the agent cannot do before it stops, thrown or later, once the rest is done", async () => {
+    for (const isLater of [false, true]) {
+      const session = new Session(options);
+      let finish = (): void => undefined;
+      session.device.gate = () =>
+        new Promise<void>((resolve) => {
+          finish = resolve;
+        });
+      session.harness.send(request({ type: WRITE, cookie: 5, offset: 4096, length: 512, payload: pattern(512) }));
+      session.device.gate = () => {
+        const failure = new ColobusError("shutting-down", "the agent is being stopped");
+        if (isLater) return Promise.reject(failure);
+        throw failure;
+      };
+      const write = request({ type: WRITE, cookie: 6, length: 512, payload: pattern(512) });
+      session.harness.send(Buffer.concat([write, request({ type: READ, cookie: 7, offset: 8192, length: 512 })]));
+      await session.harness.settle();
+      expect(session.harness.hasEnded).toBe(false);
+      finish();
+      await session.harness.settle();
+      expect(decodeAnswers(session.harness.takeOutput(), () => 0)).toMatchObject([{ cookie: 5, error: 0 }]);
+      expect(session.harness.hasEnded).toBe(true);
+    }
+  });
 
   it("answers a bug of the disk with EIO, logs it, and goes on", () => {
     const session = new Session(options);
