@@ -42,6 +42,11 @@ export class GuestPolicy {
     return this.gate.state === "held";
   }
 
+  /** Guests' requests wait, or their changes, until the peer has spoken, is back, or an operator decides. */
+  get areWaiting(): boolean {
+    return this.gate.state === "held" || this.gate.state === "frozen";
+  }
+
   /** This side has learned that it is behind, whatever the record says yet. */
   get isOutdated(): boolean {
     return this.#isOutdated || this.#options.state.record.outdated;
@@ -50,7 +55,7 @@ export class GuestPolicy {
   /** Changes wait until the secondary is back. */
   freeze(): void {
     this.gate.freeze();
-    this.#options.emit("guests-held", { reason: "Writes are frozen until the secondary is back." });
+    this.#options.emit("guests-held", { reason: this.describeHold() });
   }
 
   /** Done when changes are not frozen any more. Errors: why guests are refused meanwhile. */
@@ -61,7 +66,7 @@ export class GuestPolicy {
   /** The peer has spoken, and was not promoted meanwhile; or an operator has said so. */
   release(): void {
     this.#isHeldFromStart = false;
-    if (!this.#areWaiting) return;
+    if (!this.areWaiting) return;
     this.gate.open();
     this.#options.emit("guests-released", {});
   }
@@ -99,14 +104,14 @@ export class GuestPolicy {
   /** Lets the guests go on that wait for the peer. Returns whether any did. Errors: as `assertMayStartAlone`. */
   startAlone(): boolean {
     this.assertMayStartAlone();
-    const waited = this.#areWaiting;
+    const waited = this.areWaiting;
     this.release();
     return waited;
   }
 
   /** The agent is about to stop: nobody waits for the peer any more. */
   leave(): void {
-    if (!this.#areWaiting) return;
+    if (!this.areWaiting) return;
     this.gate.refuse(new ColobusError("shutting-down", "the agent is being stopped while guests wait for the peer"));
   }
 
@@ -123,7 +128,10 @@ export class GuestPolicy {
     emit("outdated", { agent: state.record.agentId, newer: peer.agentId, lineage: peer.lineage });
   }
 
+  /** What guests wait for, and what lets them go on. */
   describeHold(): string {
+    if (this.gate.state === "frozen")
+      return "Writes wait until the secondary is back: start it, or let them go on with `colobus start-alone`.";
     const { handOver, history } = this.#options.state.record;
     if (handOver !== null)
       return "The role was handed to the peer: start it, so that it can say whether it has taken it.";
@@ -131,10 +139,6 @@ export class GuestPolicy {
     return history.origin === "created" && !history.shared
       ? `This agent has not met its peer yet, or its state directory was put back to before it had: ${release}`
       : `The peer may have been promoted while this agent was away: ${release}`;
-  }
-
-  get #areWaiting(): boolean {
-    return this.gate.state === "held" || this.gate.state === "frozen";
   }
 }
 

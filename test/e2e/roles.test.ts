@@ -88,6 +88,8 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "fio", "python3:nbd"))("roles
     for (const agent of [primary, secondary]) {
       const status = await agent.until("split", ({ protection }) => protection.reason === "split-brain");
       expect(status.peers[0]).toMatchObject({ connection: "StandAlone", lastError: { code: "split-brain" } });
+      // The one that has just started holds its guests, the other one serves.
+      expect(status.protection.nextAction.includes("Guests' requests wait here")).toBe(agent === primary);
     }
     const refused = await primary.ask<ErrorDocument>("rejoin", "--peer", urls.get(secondary) ?? "");
     expect(refused).toMatchObject({ code: 1, json: { error: { code: "split-brain" } } });
@@ -162,6 +164,9 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "fio", "python3:nbd"))("roles
       await guest.write({ offset, length: 4096 }, 0x11);
       answered += 1;
     };
+    const { protection } = await primary.status();
+    expect(protection).toMatchObject({ state: "NotProtected", reason: "held" });
+    expect(protection.nextAction).toContain("`colobus start-alone`");
     const first = write(0);
     // Reads go on, and so this one tells that the write before it was taken, and waits.
     const reader = await NbdClient.connect(primary.uri());
