@@ -91,9 +91,9 @@ export class ReplicaSessions {
     return this.#standsAlone;
   }
 
-  /** Why there is no session. */
+  /** Why there is no session; undefined while there is one, whoever else was refused meanwhile. */
   get lastError(): ColobusError | undefined {
-    return this.#lastError;
+    return this.#current === undefined ? this.#lastError : undefined;
   }
 
   /** What the last handshake with a proved peer came to. */

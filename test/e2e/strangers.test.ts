@@ -36,6 +36,19 @@ describe("somebody who holds no token, and has much to say", () => {
     await primary.start();
     await pair.untilProtected();
   });
+
+  it("says nothing of a peer that is connected", async () => {
+    const pair = await pairWithToken();
+    const { secondary, primary, port } = pair;
+    await pair.start();
+    const stranger = await FakePeer.dial(port);
+    stranger.send({ type: "refuse", error: { code: "outdated", message: "a lie", action: "" } });
+    await stranger.closed;
+    expect((await secondary.control.events(0)).filter(({ type }) => type === "peer-refused")).toHaveLength(1);
+    for (const agent of [primary, secondary]) {
+      expect((await agent.status()).peers).toMatchObject([{ connection: "Connected", lastError: null }]);
+    }
+  });
 });
 
 describe("somebody who holds no token, and listens", () => {
