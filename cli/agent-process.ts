@@ -205,8 +205,8 @@ export class AgentProcess {
     this.#manager.stopping();
     this.#credentials.stop();
     this.agent.leave();
-    await this.#vmStates.close();
-    await this.#nbd.close();
+    // At once: who is sent away with a request unanswered must not find this agent again.
+    await Promise.all([this.#nbd.close(), this.#vmStates.close()]);
     try {
       await this.agent.stop(SHUTDOWN_TIMEOUT_MS / 3);
     } finally {
