@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
-import { chmodSync, mkdirSync } from "node:fs";
+import { chmodSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { asColobusError } from "../proto/errors.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
@@ -15,9 +15,11 @@ import { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import { spareFullCollections } from "../shared/host/heap.ts";
 import { readHostName } from "../shared/host/host-name.ts";
 import type { Log } from "../shared/host/log.ts";
+import { makeDirectory } from "../shared/host/make-directory.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import { NodeRandom } from "../shared/host/node-random.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
+import { fsError } from "../shared/host/os-error.ts";
 import { readProcessFigures } from "../shared/host/process-figures.ts";
 import { RefusalLog } from "../shared/host/refusal-log.ts";
 import { ServiceManager } from "../shared/host/service-manager.ts";
@@ -78,7 +80,7 @@ export class AgentProcess {
     assertAddressesAllowed(config);
     spareFullCollections();
     const credentials = new Credentials(config, log);
-    mkdirSync(config.runDirectory, { recursive: true, mode: 0o700 });
+    makeDirectory(config.runDirectory);
     const live = new LiveConfig(config, source);
     const running: { process?: AgentProcess } = {};
     const { runDirectory } = config;
@@ -160,7 +162,7 @@ export class AgentProcess {
       join(config.runDirectory, name),
     ) as [string, string, string];
     await this.#nbd.listenUnix(nbd, this.#manager.socketAt(nbd));
-    chmodSync(config.runDirectory, 0o700);
+    closeToOthers(config.runDirectory);
     await this.#listenForNbd(config);
     await this.#vmStates.listen(vmState, this.#manager.socketAt(vmState));
     await this.#listenForControl(config);
@@ -215,6 +217,15 @@ export class AgentProcess {
       await this.#control.close();
       this.#manager.stop();
     }
+  }
+}
+
+function closeToOthers(directory: string): void {
+  try {
+    chmodSync(directory, 0o700);
+  } catch (error) {
+    const { code, message } = fsError(`cannot close ${directory} to other users`, directory, error);
+    throw new ColobusError(code, message, "Use a run directory of the user that runs the agent.", { cause: error });
   }
 }
 

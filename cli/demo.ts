@@ -1,5 +1,5 @@
 import { parseArbiterAccess } from "./arbiter-options.ts";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
@@ -13,6 +13,7 @@ import {
 import type { Role } from "../proto/words.ts";
 import { createImage } from "../shared/block/image.ts";
 import { createLogger } from "../shared/host/log.ts";
+import { makeDirectory } from "../shared/host/make-directory.ts";
 import { NodeStorage } from "../shared/host/node-storage.ts";
 import { AgentProcess } from "./agent-process.ts";
 import type { ProcessConfig } from "./process-config.ts";
@@ -45,7 +46,7 @@ export class Demo {
     const root = directory === undefined ? mkdtempSync(join(tmpdir(), "colobus-")) : resolve(directory);
     const demo = new Demo(root, directory === undefined);
     try {
-      mkdirSync(root, { recursive: true });
+      makeDirectory(root);
       const image = join(root, "a.img");
       const storage = new NodeStorage();
       if (!storage.exists(image)) await createImage(storage, image, sizeBytes);

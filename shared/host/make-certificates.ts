@@ -9,10 +9,11 @@
  * `openssl` program does.
  */
 import { execFile } from "node:child_process";
-import { chmodSync, copyFileSync, existsSync, mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, copyFileSync, existsSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { join } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
+import { makeDirectory } from "./make-directory.ts";
 import { withUmask } from "./umask.ts";
 
 const CA_CERT = "ca-cert.pem";
@@ -61,7 +62,7 @@ export async function makeCertificates(options: MakeCertificatesOptions): Promis
     );
   }
   try {
-    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    makeDirectory(directory);
     const caMade = !existsSync(join(directory, CA_KEY));
     if (caMade) await makeAuthority(options);
     const made = [];
@@ -90,7 +91,7 @@ async function makeFor(
 ): Promise<MadeCertificates["made"][number]> {
   const [name] = names;
   const directory = join(options.directory, directoryNameOf(name));
-  mkdirSync(directory, { recursive: true, mode: 0o700 });
+  makeDirectory(directory);
   const usage = kind === "host" ? "serverAuth,clientAuth" : "clientAuth";
   const extensions = [
     "basicConstraints=critical,CA:FALSE",

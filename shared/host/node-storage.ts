@@ -18,6 +18,7 @@ import fs from "node:fs";
 import { constants } from "node:os";
 import { ColobusError } from "../../proto/errors.ts";
 import { openDirectFile } from "./direct-file.ts";
+import { makeDirectory } from "./make-directory.ts";
 import { errnoOf, fsError, osError } from "./os-error.ts";
 import {
   adviseRandom,
@@ -41,7 +42,6 @@ import type { FileKind, OpenOptions, Storage, StorageFile } from "./storage.ts";
 const { EAGAIN, EBADF, EBUSY, EINVAL, EIO, ENOENT, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP } = constants.errno;
 
 const FILE_MODE = 0o600;
-const DIRECTORY_MODE = 0o700;
 const TMPFS_MAGIC = 0x01021994;
 const RAMFS_MAGIC = 0x858458f6;
 /** `st_blocks` counts these, whatever the file system's block is. */
@@ -452,13 +452,8 @@ export class NodeStorage implements Storage {
     }
   }
 
-  /** Makes the parents that are missing too; a directory that exists already is left as it is. */
   makeDirectory(path: string): void {
-    try {
-      fs.mkdirSync(path, { recursive: true, mode: DIRECTORY_MODE });
-    } catch (error) {
-      throw fsError(`cannot make the directory ${path}`, path, error);
-    }
+    makeDirectory(path);
   }
 
   remove(path: string): void {

@@ -39,6 +39,8 @@ function actionFor(errno: number, path: string): string {
       return `Check that ${path} is the right path and that its directory exists.`;
     case ERRNO.EEXIST:
       return `Remove ${path}, or choose another name.`;
+    case ERRNO.ENOTDIR:
+      return `Choose a path whose directories are none of them files.`;
     case ERRNO.EMFILE:
     case ERRNO.ENFILE:
       return `Raise the limit of open files (ulimit -n).`;

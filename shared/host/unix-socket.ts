@@ -5,7 +5,7 @@
  * It does not arbitrate between two processes that start at the same instant on the same path; the locks on images and
  * on the state directory do.
  */
-import { existsSync, lstatSync, unlinkSync } from "node:fs";
+import { existsSync, lstatSync, unlinkSync, type Stats } from "node:fs";
 import { connect, type Server } from "node:net";
 import { dirname } from "node:path";
 import { ColobusError } from "../../proto/errors.ts";
@@ -48,7 +48,7 @@ export async function listenOnUnixSocket(server: Server, path: string, inherited
 }
 
 async function removeDeadSocket(path: string): Promise<void> {
-  const found = lstatSync(path, { throwIfNoEntry: false });
+  const found = lookAt(path);
   if (found === undefined) return;
   if (!found.isSocket()) {
     throw new ColobusError(
@@ -70,6 +70,14 @@ async function removeDeadSocket(path: string): Promise<void> {
     if ((error as NodeJS.ErrnoException).code !== "ENOENT") {
       throw socketError(error as NodeJS.ErrnoException, path, "replace the dead socket");
     }
+  }
+}
+
+function lookAt(path: string): Stats | undefined {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false });
+  } catch (error) {
+    throw socketError(error as NodeJS.ErrnoException, path, "look for");
   }
 }
 

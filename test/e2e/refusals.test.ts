@@ -287,6 +287,26 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "nbdcopy"))("an agent that ca
     await agent.untilPrinted("serves in");
   });
 
+  it.each(["--run", "--state"])("says what stands where the directory of %s is to be", async (flag) => {
+    const root = scratchDirectory();
+    const taken = join(root, "file");
+    writeFileSync(taken, "");
+    const image = join(root, "vda.img");
+    makeImage(image, SIZE);
+    const others = ["--run", join(root, "run"), ...stateAndDisk(root, image), "--peer", "ws://127.0.0.1:9"];
+    for (const [path, named] of [
+      [taken, taken],
+      [join(taken, "x"), taken],
+      ["/proc/colobus", "/proc/colobus"],
+    ] as const) {
+      const args = others.map((word, at) => (others[at - 1] === flag ? path : word));
+      const { code, json } = await start("primary", ...args);
+      expect(code).toBe(EXIT.failed);
+      expect(json.error.message).toContain(`cannot make the directory ${named}: `);
+      expect(json.error.action).toContain(named);
+    }
+  });
+
   it("says which image another agent holds", async () => {
     const pair = await AgentPair.create({ disks: { vda: SIZE } });
     await pair.primary.start();

@@ -1,7 +1,7 @@
 import { chmodSync, mkdirSync, readFileSync, statSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { AssertionError } from "node:assert/strict";
 import { pbkdf2 } from "node:crypto";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { NodeStorage } from "../../../../shared/host/node-storage.ts";
@@ -270,6 +270,21 @@ describe("directories", () => {
     storage.makeDirectory(path);
     expect(storage.list(path)).toEqual(["file"]);
     expect(statSync(path).mode & 0o777).toBe(0o700);
+  });
+
+  it.each([
+    ["a file", "file", "file", "io-error"],
+    ["below a file", "file/x/y", "file", "io-error"],
+    ["a link to nothing", "link", "link", "io-error"],
+    ["below a link to nothing", "link/x", "link", "io-error"],
+    // Node's recursive `mkdir` never returns from there.
+    ["where none can be made", "/proc/colobus/x", "/proc/colobus", "not-found"],
+  ])("are refused, naming what is in the way: %s", (_what, path, named, code) => {
+    const directory = scratchDirectory();
+    writeFileSync(join(directory, "file"), "");
+    symlinkSync(join(directory, "missing"), join(directory, "link"));
+    const message = expect.stringContaining(`${resolve(directory, named)}: `) as string;
+    expect(() => storage.makeDirectory(resolve(directory, path))).toThrow(expect.objectContaining({ code, message }));
   });
 
   it("lose and rename names, and say so when there are none", async () => {
