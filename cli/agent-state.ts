@@ -311,14 +311,21 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
 
 /**
  * Takes the images as they are and where the command line says: nothing is known any more of what a secondary has.
- * Errors: `usage` on a secondary, whose overlays belong to the recorded images, and while a merge is unfinished.
+ * Errors: `not-primary` on a secondary, whose overlays belong to the recorded images; `merge-unfinished`.
  */
 async function adoptImages(host: StateHost, state: StateFile, config: AgentConfig): Promise<void> {
-  if (state.record.role !== "Primary" || state.record.merge !== null) {
+  if (state.record.role !== "Primary") {
     throw new ColobusError(
-      "usage",
-      "--adopt-image is for a primary whose merge, if it was promoted, is finished",
+      "not-primary",
+      "--adopt-image is for a primary, and this agent is recorded as Secondary",
       "Start a secondary with an empty state directory for a full sync.",
+    );
+  }
+  if (state.record.merge !== null) {
+    throw new ColobusError(
+      "merge-unfinished",
+      "--adopt-image is for a primary whose merge of its failover is finished",
+      "Start it without --adopt-image, with the images as they were, and let `colobus wait merged` return.",
     );
   }
   const disks: StateRecord["disks"] = [];

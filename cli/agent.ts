@@ -368,7 +368,7 @@ export class Agent implements AgentControl {
 
   async reload(): Promise<ReloadAnswer> {
     const { reload, config } = this.#options;
-    if (reload === undefined) throw new ColobusError("usage", "this agent has no configuration to read anew");
+    if (reload === undefined) throw new ColobusError("not-applicable", "this agent has no configuration to read anew");
     const { answer, settings } = await reload();
     Object.assign(config, settings);
     if (settings.resyncSpeed !== undefined) {

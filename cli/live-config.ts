@@ -50,12 +50,12 @@ export class LiveConfig {
     return this.#onFailover;
   }
 
-  /** Reads the file anew, and takes up what can be. Errors: `usage`; nothing has changed then. */
+  /** Reads the file anew, and takes up what can be. Errors: `usage`, `not-applicable` without a file; nothing has changed then. */
   async reload(): Promise<Reloaded> {
     const source = this.#source;
     if (source === undefined) {
       throw new ColobusError(
-        "usage",
+        "not-applicable",
         "this agent was started without a configuration file",
         "Start it with --config FILE; flags are read at the start only.",
       );

@@ -337,7 +337,7 @@ export class RoleCommands {
     const { roles, state } = this.#options;
     if (verdict.kind === "sync") {
       throw new ColobusError(
-        "usage",
+        "not-applicable",
         "the two are a pair: nothing has to be given up",
         "Leave out --discard-my-data; `colobus status` shows how far the sync is.",
       );
@@ -497,7 +497,7 @@ function assertBehind({ verdict, peer }: Judged, self: string): void {
   if (verdict.kind === "outdated" && verdict.agent === self) return;
   if (verdict.kind === "sync") {
     throw new ColobusError(
-      "usage",
+      "not-applicable",
       "the peer is this side's secondary: there is nothing to rejoin",
       "To swap the roles: `colobus switchover`.",
     );

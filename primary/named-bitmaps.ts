@@ -136,7 +136,7 @@ export class NamedBitmaps {
     return this.#entries.map((entry) => this.#describe(entry));
   }
 
-  /** Begins a bitmap. Errors: `bitmap-exists`, `not-found` for an unknown disk, `usage` for a name or too many; the storage's. */
+  /** Begins a bitmap. Errors: `bitmap-exists`, `not-found` for an unknown disk, `usage` for a name, `not-applicable` when there are too many; the storage's. */
   add(disk: string, name: string): Promise<BitmapStatus> {
     return this.#change(async () => {
       assertName(name);
@@ -145,7 +145,7 @@ export class NamedBitmaps {
         throw new ColobusError("bitmap-exists", `${disk} has a bitmap "${name}" already`, "Choose another name.");
       }
       if (this.#entries.length >= BITMAPS_MAX) {
-        throw new ColobusError("usage", `there are ${BITMAPS_MAX} bitmaps already`, "Remove one of them.");
+        throw new ColobusError("not-applicable", `there are ${BITMAPS_MAX} bitmaps already`, "Remove one of them.");
       }
       return this.#begin(disk, name, undefined);
     });

@@ -29,7 +29,7 @@ export function placeToOrder(places: readonly SecondaryPlace[], peer: string | u
 }
 
 /**
- * The place of one of several secondaries that is gone for good; `peer` as for `placeToOrder`. Errors: `no-peer`; `usage`
+ * The place of one of several secondaries that is gone for good; `peer` as for `placeToOrder`. Errors: `no-peer`; `not-applicable`
  * where it is the only one; `peer-connected`.
  */
 export function placeToForget(places: readonly SecondaryPlace[], peer: string): SecondaryPlace {
@@ -37,7 +37,7 @@ export function placeToForget(places: readonly SecondaryPlace[], peer: string): 
   const place = namedPlace(used, peer);
   if (used.length === 1) {
     throw new ColobusError(
-      "usage",
+      "not-applicable",
       "this primary has no other secondary",
       "Have another one take its place: `colobus connect --accept-new-peer`.",
     );
@@ -48,7 +48,7 @@ export function placeToForget(places: readonly SecondaryPlace[], peer: string): 
 
 /**
  * The place of a secondary that another one is to take; it need not be named where there is only one, or only one that is not
- * connected. Errors: as `placeToForget`.
+ * connected. Errors: `no-peer`; `usage` where several could be meant; `peer-connected`.
  */
 export function placeToReplace(places: readonly SecondaryPlace[], peer: string | undefined): SecondaryPlace {
   const used = places.filter(({ isUsed }) => isUsed);

@@ -133,6 +133,15 @@ export const ERRORS = {
   "job-unknown": row("EINVAL", 4018, 404, EXIT.failed, false, "There is no job of that id."),
   "job-state": row("EINVAL", 4019, 409, EXIT.failed, false, "The job is not in a state that allows this."),
 
+  "not-applicable": row(
+    "EINVAL",
+    4038,
+    409,
+    EXIT.failed,
+    false,
+    "The command is well formed, and the agent is in no state that it is for.",
+  ),
+
   // Handshake refusals
   "protocol-mismatch": row(
     "EIO",

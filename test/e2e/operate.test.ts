@@ -148,7 +148,7 @@ describe.runIf(PEERS)("operator commands", () => {
   });
 
   it("refuse what cannot be done, with the documented code and exit code", async () => {
-    const { primary, secondary } = await AgentPair.protected(SMALL);
+    const { primary, secondary, port } = await AgentPair.protected(SMALL);
     await expectRefusals(secondary, 1, "not-primary", [
       "checkpoint",
       "checkpoint --prepare",
@@ -160,6 +160,11 @@ describe.runIf(PEERS)("operator commands", () => {
     await expectRefusal(secondary, "wait merged --timeout 100ms", 4, "timed-out");
     await expectRefusals(primary, 1, "epoch-unknown", ["commit 4711", "discard 4711"]);
     await expectRefusal(primary, "job pause nothing-1", 1, "job-unknown");
+    await expectRefusals(primary, 1, "not-applicable", [
+      `rejoin --peer ws://127.0.0.1:${port}`,
+      "connect --discard-my-data",
+      "config reload",
+    ]);
     await expectRefusals(primary, 2, "usage", [
       "commit",
       "commit none",

@@ -86,7 +86,7 @@ const OPERATOR_CODES: readonly string[] = [
   "split-brain",
   "role-conflict",
   "merge-unfinished",
-  "usage",
+  "not-applicable",
 ];
 
 export function runArbiterLife(seed: number, print?: (line: string) => void): Promise<LifeCounts> {

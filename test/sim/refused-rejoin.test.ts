@@ -35,7 +35,7 @@ describe("a rejoin that is refused leaves a primary with its secondaries", () =>
   it("where the peer is one of them", async () => {
     const trio = new ScriptedTrio();
     await trio.start();
-    expect(await trio.follow(trio.a, trio.c)).toBe("usage");
+    expect(await trio.follow(trio.a, trio.c)).toBe("not-applicable");
     expect(trio.inSync().length).toBe(2);
     await expectBothFollow(trio);
   });

@@ -291,7 +291,7 @@ class RoleLife {
     this.#scene.world.note(`rejoin on ${member.name}`);
     const request = { peer: urlOf(this.#scene.peerOf(member).name), timeoutMs: COMMAND_MS };
     const outcome = await this.#scene.command(member, "rejoin", (agent, signal) => agent.rejoin(request, signal), {
-      legal: ["timed-out", "usage", "role-conflict", "split-brain"],
+      legal: ["timed-out", "not-applicable", "role-conflict", "split-brain"],
     });
     if (outcome.kind !== "done" || outcome.value.already) return;
     this.#scene.counts.rejoins += 1;
@@ -304,7 +304,7 @@ class RoleLife {
     this.#scene.world.note(`connect --discard-my-data on ${member.name}`);
     const request = { dryRun: false, discardMyData: true, timeoutMs: COMMAND_MS };
     await this.#scene.command(member, "connect", (agent, signal) => agent.connect(request, signal), {
-      legal: ["timed-out", "usage", "merge-unfinished", "outdated", "role-conflict"],
+      legal: ["timed-out", "not-applicable", "merge-unfinished", "outdated", "role-conflict"],
     });
     if (member.role === "Secondary") this.#scene.counts.discards += 1;
   }

@@ -42,7 +42,7 @@ const COUNTED = [
 /** What a rejoin, and a side that is given up, may end with beside success. */
 const RESOLVE_CODES: readonly ErrorCode[] = [
   "timed-out",
-  "usage",
+  "not-applicable",
   "role-conflict",
   "split-brain",
   "merge-unfinished",

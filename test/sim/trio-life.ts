@@ -315,7 +315,7 @@ class TrioLife {
     const request = { peer: urlOf(primary.name), timeoutMs: QUICK_MS };
     const rejoined = await this.#scene.command(member, "rejoin", (agent, signal) => agent.rejoin(request, signal), {
       timeoutMs: QUICK_MS,
-      legal: ["timed-out", "usage", "role-conflict", "split-brain", "outdated"],
+      legal: ["timed-out", "not-applicable", "role-conflict", "split-brain", "outdated"],
     });
     if (rejoined.kind === "done") this.#scene.counts[rejoined.value.already ? "follows" : "rejoins"] += 1;
     const isSplit =
@@ -331,7 +331,7 @@ class TrioLife {
     const peer = urlOf(primary.name);
     const request = { dryRun: false, discardMyData: true, peer, timeoutMs: COMMAND_MS };
     const outcome = await this.#scene.command(member, "connect", (agent, signal) => agent.connect(request, signal), {
-      legal: ["timed-out", "usage", "merge-unfinished", "outdated", "role-conflict", "handed-over"],
+      legal: ["timed-out", "not-applicable", "merge-unfinished", "outdated", "role-conflict", "handed-over"],
     });
     if (outcome.kind === "done") this.#scene.counts.discards += 1;
   }

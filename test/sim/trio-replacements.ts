@@ -16,12 +16,19 @@ const ORDER_CODES: readonly ErrorCode[] = [
   "timed-out",
   "no-peer",
   "usage",
+  "not-applicable",
   "peer-connected",
   "not-primary",
   "shutting-down",
 ];
 /** What one that was given up may be told. */
-const RETURN_CODES: readonly ErrorCode[] = ["timed-out", "usage", "role-conflict", "peer-replaced", "split-brain"];
+const RETURN_CODES: readonly ErrorCode[] = [
+  "timed-out",
+  "not-applicable",
+  "role-conflict",
+  "peer-replaced",
+  "split-brain",
+];
 
 export interface TrioReplacementsOptions {
   readonly random: SeededRandom;
@@ -123,7 +130,7 @@ export class TrioReplacements {
         if (kind === "done") assertGivenUp(primary, named);
       },
     });
-    if (outcome.kind === "failed" && outcome.error.code === "usage") counts["kept as the last"] += 1;
+    if (outcome.kind === "failed" && outcome.error.code === "not-applicable") counts["kept as the last"] += 1;
     if (outcome.kind !== "done") return false;
     counts.forgotten += 1;
     await this.#comeBack(lost, primary, peer.agentId);

@@ -166,7 +166,7 @@ describe("a primary with two secondaries", () => {
     expect(await trio.forget("ws://nobody:1")).toBe("no-peer");
     expect(await trio.forget(urlOf(name))).toBe("done");
     expect(await trio.forget(urlOf(name))).toBe("no-peer");
-    expect(await trio.forget(urlOf(other.name))).toBe("usage");
+    expect(await trio.forget(urlOf(other.name))).toBe("not-applicable");
     expect(trio.status().peers.map(({ url }) => url)).toEqual([urlOf(other.name)]);
     // What only that one had is nothing to return to.
     expect(trio.status().recoverable).toMatchObject({ epoch: behind, wouldLose: { atLeast: true } });
@@ -241,7 +241,7 @@ describe("a primary with two secondaries", () => {
         const hasDied = !trio.a.host.alive;
         trio.a.host.disk.faults.clear();
         if (hasDied) await trio.restart(trio.a);
-        else expect(answers.sort()).toEqual(["done", "usage"]);
+        else expect(answers.sort()).toEqual(["done", "not-applicable"]);
         expect(trio.status().peers.length).toBeGreaterThan(0);
         if (!hasDied) break;
       }

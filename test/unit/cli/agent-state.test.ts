@@ -421,6 +421,18 @@ describe("the agent's state", () => {
     expect(record).toMatchObject({ tracks: null, lostSyncs: [] });
   });
 
+  it.each<readonly [string, Partial<StateRecord>, string]>([
+    ["a secondary", { role: "Secondary" }, "not-primary"],
+    ["a primary that merges", { merge: { epoch: 1, activeEpoch: 2 } }, "merge-unfinished"],
+  ])("adopts no images of %s", async (_, changes, code) => {
+    const storage = storageWithImage();
+    const state = await open(storage, { role: "Primary" });
+    await state.update((record) => ({ ...record, ...changes }));
+    await state.close();
+    await expect(open(storage, { role: "Primary", adoptImages: true })).rejects.toMatchObject({ code });
+    expect(storage.openPaths).toEqual([]);
+  });
+
   it("is not begun with an image of too many clusters, and can be with larger ones", async () => {
     const storage = storageWithImage();
     const huge = DISK_MAX_CLUSTERS * CONFIG.clusterBytes + 512;

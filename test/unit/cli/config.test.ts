@@ -180,7 +180,7 @@ describe("a configuration that is read anew", () => {
 
   it("is refused where there is no file", async () => {
     const config = new LiveConfig(processConfigOf(WHOLE, "Primary", {}), undefined);
-    await expect(config.reload()).rejects.toMatchObject({ code: "usage" });
+    await expect(config.reload()).rejects.toMatchObject({ code: "not-applicable" });
   });
 
   it("is asked for by config reload", async () => {
