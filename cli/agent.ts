@@ -440,10 +440,13 @@ export class Agent implements AgentControl {
     const deadline = new Deadline(this.#options.host.clock, request.timeoutMs, signal);
     let unfollow = (): void => undefined;
     const reached = new Promise<void>((resolve) => {
-      unfollow = this.#events.follow(() => {
+      const look = (): void => {
         if (this.#isReached(request.condition)) resolve();
-      });
-      if (this.#isReached(request.condition)) resolve();
+      };
+      unfollow = this.#events.follow(look);
+      look();
+      // The end of one that failed is no event.
+      void this.#failovers.ended().then(look);
     });
     try {
       await deadline.race(reached, `"${request.condition}" is not reached yet`);
@@ -531,6 +534,8 @@ export class Agent implements AgentControl {
   }
 
   #isReached(condition: WaitCondition): boolean {
+    // Behind it there is a merge.
+    if (condition === "merged" && this.#failovers.isRunning) return false;
     return isReached(condition, this.status(), this.#state.record);
   }
 

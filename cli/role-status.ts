@@ -39,9 +39,9 @@ export function describeSecondary(secondary: SecondaryRole): RoleStatus {
   };
 }
 
-/** Whether what `colobus wait` waits for is so. */
+/** Whether what `colobus wait` waits for is so, while no failover is under way. */
 export function isReached(condition: WaitCondition, status: Status, record: StateRecord): boolean {
-  const { epoch, peers, jobs, role } = status;
+  const { epoch, peers, jobs } = status;
   switch (condition) {
     case "connected":
       return peers.length > 0 && peers.every((peer) => peer.connection === "Connected");
@@ -50,7 +50,7 @@ export function isReached(condition: WaitCondition, status: Status, record: Stat
     case "committed":
       return epoch.committed > 0;
     case "merged":
-      return role === "Primary" && record.merge === null && jobs.every(isNoOpenMerge);
+      return record.merge === null && jobs.every(isNoOpenMerge);
   }
 }
 

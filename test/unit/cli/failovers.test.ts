@@ -26,6 +26,7 @@ interface Fenced {
   /** Resolves when the peer is being fenced, which goes on until `fenced` is called. */
   readonly fencing: Promise<void>;
   readonly fenced: () => void;
+  readonly notFenced: () => void;
   /** How often the agent has started the VM. */
   readonly started: () => number;
 }
@@ -33,12 +34,13 @@ interface Fenced {
 /** A secondary with a checkpoint, whose fence hook takes its time. */
 async function fencedSecondary(hook: "hears" | "does not hear" = "hears"): Promise<Fenced> {
   let began = (): void => undefined;
-  let fenced = (): void => undefined;
+  let [fenced, notFenced] = [(): void => undefined, (): void => undefined];
   const fencing = new Promise<void>((resolve) => {
     began = resolve;
   });
-  const isFenced = new Promise<void>((resolve) => {
+  const isFenced = new Promise<void>((resolve, reject) => {
     fenced = resolve;
+    notFenced = () => reject(new ColobusError("fence-failed", "the peer's power stays on"));
   });
   let started = 0;
   const storage = storageWithImages(2);
@@ -52,7 +54,7 @@ async function fencedSecondary(hook: "hears" | "does not hear" = "hears"): Promi
     startVm: () => Promise.resolve(void (started += 1)),
   });
   await recordSession(storageWithImages(1), agent, undefined);
-  return { agent, storage, fencing, fenced, started: () => started };
+  return { agent, storage, fencing, fenced, notFenced, started: () => started };
 }
 
 describe("who starts the VM after a failover", () => {
@@ -96,6 +98,43 @@ describe("who starts the VM after a failover", () => {
     fenced();
     expect(await joined).toMatchObject({ already: false, startsVm: false });
     expect(started()).toBe(1);
+    await agent.stop(100);
+  });
+});
+
+describe("wait merged", () => {
+  const MERGED = { condition: "merged", timeoutMs: 10_000 } as const;
+
+  it("has nothing to wait for on a side that was never promoted", async () => {
+    const { agent } = await fencedSecondary();
+    expect(await agent.wait(MERGED, NO_SIGNAL)).toEqual({ condition: "merged" });
+    expect(agent.role).toBe("Secondary");
+    await agent.stop(100);
+  });
+
+  it("waits for a failover that is under way, and for its merge", async () => {
+    const { agent, fencing, fenced } = await fencedSecondary();
+    const failover = agent.failover(FAILOVER, NO_SIGNAL);
+    await fencing;
+    const merged = agent.wait(MERGED, NO_SIGNAL).then(() => agent.status());
+    for (let count = 0; count < 5; count += 1) await Promise.resolve();
+    fenced();
+    await failover;
+    const { role, jobs } = await merged;
+    expect(role).toBe("Primary");
+    expect(jobs).toMatchObject([{ type: "merge", state: "concluded" }]);
+    await agent.stop(100);
+  });
+
+  it("waits no longer for a failover that has failed", async () => {
+    const { agent, fencing, notFenced } = await fencedSecondary();
+    const failover = agent.failover({ ...FAILOVER, force: false }, NO_SIGNAL);
+    await fencing;
+    const merged = agent.wait(MERGED, NO_SIGNAL);
+    const refused = expect(failover).rejects.toMatchObject({ code: "fence-failed" });
+    notFenced();
+    await refused;
+    expect(await merged).toEqual({ condition: "merged" });
     await agent.stop(100);
   });
 });
