@@ -116,7 +116,11 @@ function parseDisks(texts: readonly string[]): { name: string; image: string }[]
   const disks = texts.map((text) => {
     const disk = parseNamedImage("--disk", text, "vda=/var/lib/images/web.img");
     if (DISK_NAME.test(disk.name)) return disk;
-    throw impossible("--disk", text, "Name it with letters, digits, and `.`, `_`, `-`.");
+    throw impossible(
+      "--disk",
+      text,
+      "Name it with letters, digits, and `.`, `_`, `-`: at most 64, the first a letter, a digit or `_`.",
+    );
   });
   for (const key of ["name", "image"] as const) {
     const values = disks.map((disk) => disk[key]);

@@ -9,6 +9,6 @@ export function assertChildName(name: string): void {
   throw new ColobusError(
     "usage",
     `${JSON.stringify(name)} is not the name of a copy`,
-    "Use letters, digits, `_` and `-`.",
+    "Use letters, digits, `_` and `-`: at most 64, the first no `-`.",
   );
 }

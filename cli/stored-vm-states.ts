@@ -27,7 +27,14 @@ export class StoredVmStates {
 
   /** Errors: `vmstate-missing`, `epoch-unknown`, `vmstate-stale`. */
   open({ epoch, force }: StoredVmStateRequest): StoredVmState {
-    const { committed, retained } = this.#options.record();
+    const { role, committed, retained } = this.#options.record();
+    if (role === "Primary" && committed.epoch === 0) {
+      throw new ColobusError(
+        "vmstate-missing",
+        "VM states are stored on the secondary: this agent is Primary, and has none",
+        "Ask the secondary's agent: `colobus vmstate` with its --run directory.",
+      );
+    }
     const checkpoint =
       epoch === undefined ? committed : [committed, ...retained].find((candidate) => candidate.epoch === epoch);
     if (checkpoint === undefined) {

@@ -54,6 +54,9 @@ describe("a checkpoint with a VM state", () => {
     const { epoch } = taken;
     expect((await secondary.status()).vmstate).toEqual({ epoch, bytes: state.length });
     expect((await storedAt(secondary, root)).equals(state)).toBe(true);
+    const elsewhere = await primary.ask<ErrorDocument>("vmstate", "--output", join(root, "none"));
+    expect(elsewhere).toMatchObject({ code: 1, json: { error: { code: "vmstate-missing" } } });
+    expect(elsewhere.json.error.message).toContain("stored on the secondary");
 
     await primary.crash();
     await secondary.until("alone", ({ peers }) => peers[0]?.connection === "Connecting");

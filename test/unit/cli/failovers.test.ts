@@ -131,9 +131,8 @@ describe("wait merged", () => {
     const failover = agent.failover({ ...FAILOVER, force: false }, NO_SIGNAL);
     await fencing;
     const merged = agent.wait(MERGED, NO_SIGNAL);
-    const refused = expect(failover).rejects.toMatchObject({ code: "fence-failed" });
     notFenced();
-    await refused;
+    await expect(failover).rejects.toMatchObject({ code: "fence-failed" });
     expect(await merged).toEqual({ condition: "merged" });
     await agent.stop(100);
   });
