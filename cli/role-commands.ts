@@ -16,6 +16,8 @@ import type {
 import { asColobusError, ColobusError, type ErrorCode } from "../proto/errors.ts";
 import { RECONNECT_MAX_MS, RECONNECT_MIN_MS } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
+import type { PeerStatus } from "../proto/status.ts";
+import { isInSync } from "../proto/words.ts";
 import { changedBytesFor, gravestOf, mayBeAt, placeToForget, placeToReplace } from "../primary/place-orders.ts";
 import type { PrimaryRole } from "../primary/primary-role.ts";
 import type { SecondaryPlace } from "../primary/secondary-place.ts";
@@ -456,7 +458,10 @@ export class RoleCommands {
     const { active } = roles;
     const changedHere =
       active.role === "Primary" ? changedBytesFor(active.primary.places, judged.peer.agentId) : active.tracking.bytes;
-    return describeVerdict({ judged, self, changedHere, diskBytes });
+    const peers = active.role === "Primary" ? active.primary.describePeers() : [active.secondary.describePeer()];
+    const isWithPeer = ({ agentId, connection, replication }: PeerStatus): boolean =>
+      agentId === judged.peer.agentId && connection === "Connected" && isInSync(replication);
+    return describeVerdict({ judged, self, changedHere, diskBytes, isInSync: peers.some(isWithPeer) });
   }
 
   #primary(command: string): PrimaryRole {

@@ -14,6 +14,8 @@ export interface VerdictContext {
   readonly changedHere: number;
   /** Bytes of this side's disks whose size is known. */
   readonly diskBytes: number;
+  /** Whether a session with that peer stands in which nothing is to be sent any more. */
+  readonly isInSync: boolean;
 }
 
 /** What the two are to do, for an operator: rule, direction, bytes, and what would be given up. */
@@ -42,7 +44,8 @@ function describeMeaning(context: VerdictContext): string {
 }
 
 function describeSync(verdict: Extract<Verdict, { kind: "sync" }>, context: VerdictContext): string {
-  const { judged, self, changedHere: here, diskBytes } = context;
+  const { judged, self, changedHere: here, diskBytes, isInSync } = context;
+  if (isInSync) return "the two are connected and in sync: nothing is to be sent but what guests write";
   const { disks, changedBytes: there } = judged.peer;
   const isSource = verdict.source === self;
   const direction = isSource ? "this side sends to the peer" : "the peer sends to this side";

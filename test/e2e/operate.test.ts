@@ -160,6 +160,13 @@ describe.runIf(PEERS)("operator commands", () => {
     expect(await secondary.get("wait", "merged")).toEqual({ condition: "merged" });
     await expectRefusals(primary, 1, "epoch-unknown", ["commit 4711", "discard 4711"]);
     await expectRefusal(primary, "job pause nothing-1", 1, "job-unknown");
+    for (const agent of [primary, secondary]) {
+      // The first full sync is done.
+      expect(await agent.get("connect", "--dry-run")).toMatchObject({
+        connected: true,
+        verdict: { kind: "sync", meaning: expect.stringContaining("nothing is to be sent") },
+      });
+    }
     await expectRefusals(primary, 1, "not-applicable", [
       `rejoin --peer ws://127.0.0.1:${port}`,
       "connect --discard-my-data",
