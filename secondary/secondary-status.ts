@@ -90,10 +90,8 @@ export class SecondaryStatus {
       return notProtected(reason, refusalOf(lastVerdict.verdict, record.agentId)?.action ?? "");
     }
     if (current === undefined) {
-      return notProtected(
-        "connecting",
-        "Check the primary agent: its `--peer` must name this agent's `--listen` address.",
-      );
+      const unheard = "Check the primary agent: its `--peer` must name this agent's `--listen` address.";
+      return notProtected("connecting", sessions.lastError?.action ?? unheard);
     }
     if (!current.isInSync) {
       const initial = checkpoints.committed.epoch === 0;

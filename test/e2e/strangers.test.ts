@@ -31,6 +31,7 @@ describe("somebody who holds no token, and has much to say", () => {
     expect(peers[0]).toMatchObject({ connection: "Connecting", lastError: { code: "outdated" } });
     expect(peers[0]?.lastError?.message).toMatch(/^the other side has not proved who it is, .* "lie \d+"$/);
     expect(JSON.stringify(peers) + protection.nextAction).not.toContain("rm -rf");
+    expect(protection.nextAction).toBe(peers[0]?.lastError?.action);
     const told = (await secondary.control.events(0)).filter(({ type }) => type === "peer-refused");
     expect(told).toHaveLength(REFUSAL_REASONS_MAX);
     await primary.start();
