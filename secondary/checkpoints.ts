@@ -127,7 +127,7 @@ export class Checkpoints {
 
   /** What is here of later epochs than the committed one; `complete` is false when this agent has not seen all of it. */
   volumeSinceCommit(): { readonly writes: number; readonly bytes: number; readonly complete: boolean } {
-    return { ...this.#volumes.total(), complete: this.#volumesComplete };
+    return { ...this.#volumes.total(this.committed.epoch), complete: this.#volumesComplete };
   }
 
   /**
@@ -253,6 +253,7 @@ export class Checkpoints {
           prepared: [],
           retained: [],
         }));
+        this.#volumes.dropThrough(epoch);
         this.kept.dropHolds(() => true);
         this.#tellStatesNeeded();
         this.#free(disks().map((disk) => disk.dropOverlays()));
@@ -397,7 +398,7 @@ export class Checkpoints {
         disk.epochs.setNewestBarrier(this.newestBarrier);
       }
       this.#tellStatesNeeded();
-      this.#volumes.dropThrough(epoch);
+      this.#volumes.dropThrough(this.kept.retained[0] ?? epoch); // what came after it is lost by a rollback
       if (disks().every((disk) => disk.epochs.isEmpty)) this.#volumesComplete = true;
     } finally {
       gate.open();

@@ -11,16 +11,17 @@ export class EpochVolumes {
     }
   }
 
-  /** Forgets the epochs up to `epoch`: they are committed. */
+  /** Forgets the epochs up to `epoch`: nothing returns to before their end. */
   dropThrough(epoch: number): void {
     for (const counted of this.#volumes.keys()) if (counted <= epoch) this.#volumes.delete(counted);
   }
 
-  /** Everything counted and not forgotten. */
-  total(): { readonly writes: number; readonly bytes: number } {
+  /** Everything counted of the epochs after `epoch`. */
+  total(epoch = 0): { readonly writes: number; readonly bytes: number } {
     let writes = 0;
     let bytes = 0;
-    for (const volume of this.#volumes.values()) {
+    for (const [counted, volume] of this.#volumes) {
+      if (counted <= epoch) continue;
       writes += volume.writes;
       bytes += volume.bytes;
     }

@@ -181,6 +181,32 @@ describe("a rollback", () => {
     await expectKept(await bench.restart("power"), [2]);
   });
 
+  it("counts what it has rolled back among what a failover loses", async () => {
+    const { bench } = await begun(2);
+    const volumes: { writes: number; bytes: number }[] = [];
+    for (let epoch = 1; epoch <= 6; epoch += 1) {
+      await prepare(bench, epoch);
+      volumes.push(bench.checkpoints.volumeSinceCommit());
+      if (epoch < 6) await bench.commit(epoch);
+    }
+    await bench.writer.stop();
+    const lost = volumes.slice(3);
+    const sum = (key: "writes" | "bytes"): number => lost.reduce((total, volume) => total + volume[key], 0);
+    expect(lost.every(({ bytes }) => bytes > 0)).toBe(true);
+    await bench.checkpoints.rollBack(3, "f".repeat(32));
+    expect(bench.checkpoints.volumeSinceCommit()).toEqual({
+      writes: sum("writes"),
+      bytes: sum("bytes"),
+      complete: false,
+    });
+    await bench.begin(8);
+    await prepare(bench, 8);
+    await bench.commit(8);
+    expect(bench.checkpoints.volumeSinceCommit()).toMatchObject({ writes: 0, bytes: 0 });
+    await bench.checkpoints.giveUp();
+    expect(bench.checkpoints.volumeSinceCommit()).toMatchObject({ writes: 0, bytes: 0 });
+  });
+
   it("holds while the next session overwrites what was rolled back, until its commit", async () => {
     const { bench } = await begun(2);
     await commitThrough(bench, 5);
