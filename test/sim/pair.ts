@@ -2,7 +2,7 @@ import type { AgentHost, AgentOptions } from "../../cli/agent-host.ts";
 import { Agent } from "../../cli/agent.ts";
 import type { AgentConfig } from "../../cli/agent-config.ts";
 import type { AgentEvent, Status } from "../../proto/status.ts";
-import { asColobusError, ColobusError, type ErrorCode } from "../../proto/errors.ts";
+import { ColobusError, type ErrorCode } from "../../proto/errors.ts";
 import { decodeMessage, type Message } from "../../proto/replication-messages.ts";
 import type {
   AckPolicy,
@@ -180,7 +180,7 @@ export class PairMember {
     try {
       return found?.device;
     } catch (error) {
-      if (asColobusError(error).code === "shutting-down") return undefined;
+      if (error instanceof ColobusError) return undefined;
       throw error;
     }
   }
