@@ -185,7 +185,7 @@ export function agentOptions(yargs: Argv, role: Role): Argv<AgentArguments & Out
   }
   return role === "Primary"
     ? quorumFlags(shared)
-        .option("assume-in-sync", flag("The images are identical already: skip the first sync, of this process"))
+        .option("assume-in-sync", flag("The images are identical as of this start: skip the first sync"))
         .example(
           "$0 primary --run /run/colobus/web --state /var/lib/colobus/web --disk vda=/vm/web.img --peer ws://127.0.0.1:7000",
           "Serve an image, and copy it to a secondary on the same machine",

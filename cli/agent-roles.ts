@@ -3,6 +3,7 @@ import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { STATE_RETRY_MS } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
+import { laidDown } from "../primary/guest-policy.ts";
 import { allFailed } from "../primary/mirror-record.ts";
 import type { Job } from "../shared/jobs/job.ts";
 import { mergeUnfinished } from "../shared/jobs/merge-unfinished.ts";
@@ -221,7 +222,7 @@ export class AgentRoles {
       this.#merging?.conclude();
       await this.#merging?.finished();
       this.#connectors.hangUp();
-      const reason = new ColobusError("handed-over", "this side is not Primary any more");
+      const reason = laidDown();
       active.primary.refuseGuests(reason);
       exports.withdrawAll(reason);
       agent.dropClients();

@@ -1,6 +1,6 @@
-import { ColobusError } from "../proto/errors.ts";
 import { BUFFER_MEMORY_DEFAULT_BYTES } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
+import { laidDown } from "../primary/guest-policy.ts";
 import { NamedBitmaps } from "../primary/named-bitmaps.ts";
 import { PrimaryRole } from "../primary/primary-role.ts";
 import { overlayDirectory, removeOverlayFiles } from "../secondary/overlay-files.ts";
@@ -160,8 +160,7 @@ export class RoleParts {
     const { agent, state, exports } = this.#options;
     const { secondaryExport } = agent.config;
     if (secondaryExport === "off") {
-      // It may have been Primary.
-      exports.removeAll(new ColobusError("handed-over", "this side is not Primary any more"));
+      exports.removeAll(laidDown()); // it may have been Primary
       return;
     }
     for (const { name } of state.record.disks) {

@@ -142,6 +142,11 @@ export class GuestPolicy {
   }
 }
 
+/** Why guests are refused on a side that has laid its role down. */
+export function laidDown(): ColobusError {
+  return new ColobusError("handed-over", "this side is not Primary any more");
+}
+
 export function outdated(): ColobusError {
   return new ColobusError(
     "outdated",

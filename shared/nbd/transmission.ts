@@ -552,7 +552,8 @@ export class Transmission implements RequestHandler {
   /** undefined: the request is not to be answered, and this is the end of the connection. */
   #refusalFrom({ type, flags }: RequestIdentity, thrown: unknown): Refusal | undefined {
     const error = asColobusError(thrown);
-    if (error.row.nbd === null) {
+    const refusal = refusalFromFailure(error, type, flags);
+    if (refusal === undefined) {
       this.#leaveUnanswered();
       return undefined;
     }
@@ -564,7 +565,7 @@ export class Transmission implements RequestHandler {
       this.#reportedCodes.add(error.code);
       this.#log.warn({ ...fields, code: error.code, reason: error.message }, "NBD request failed");
     }
-    return refusalFromFailure(error, type, flags);
+    return refusal;
   }
 }
 

@@ -52,6 +52,15 @@ async function pausedParameters(): Promise<FakeQmp["parameters"]> {
   return parameters;
 }
 
+/** A protection was killed while its VM's migration was at its end. */
+async function leftFinishing(): Promise<Bench> {
+  const parameters = await pausedParameters();
+  const left = await bench(ONE_ROUND);
+  Object.assign(left.vm, { parameters, runState: "finish-migrate" });
+  left.vm.migration.status = "completed";
+  return left;
+}
+
 /**
  * Has the end of each migration be told before the VM's run state is that of one that is over: that takes until it has been asked
  * for some times.
@@ -193,10 +202,7 @@ describe("a migration whose end QEMU tells before it lets the VM run again", () 
   });
 
   it("leaves no VM paused that a killed protection has paused", async () => {
-    const parameters = await pausedParameters();
-    const { vm, protect } = await bench(ONE_ROUND);
-    Object.assign(vm, { parameters, runState: "finish-migrate" });
-    vm.migration.status = "completed";
+    const { vm, protect } = await leftFinishing();
     let asks = 0;
     vm.mishap = (command) => {
       if (command === "query-status" && (asks += 1) === 3) vm.runState = "postmigrate";
@@ -209,10 +215,7 @@ describe("a migration whose end QEMU tells before it lets the VM run again", () 
   });
 
   it("leaves none paused without a word where it does not come", async () => {
-    const parameters = await pausedParameters();
-    const { vm, protect } = await bench(ONE_ROUND);
-    Object.assign(vm, { parameters, runState: "finish-migrate" });
-    vm.migration.status = "completed";
+    const { protect } = await leftFinishing();
     const { result } = await protect(committed, "--timeout", "200ms");
     expect(result.code).toBe(1);
     expect(JSON.parse(result.stdout)).toMatchObject({
