@@ -344,8 +344,10 @@ export class RoleCommands {
         "Leave out --discard-my-data; `colobus status` shows how far the sync is.",
       );
     }
-    if (verdict.kind === "refused" && verdict.rule !== "unrelated") throw refusal(verdict, state.record.agentId);
     const { active } = roles;
+    // The primary of one that was rolled back has nobody to follow yet.
+    const canFollow = active.role === "Secondary" ? ["unrelated", "rolled-back"] : ["unrelated"];
+    if (verdict.kind === "refused" && !canFollow.includes(verdict.rule)) throw refusal(verdict, state.record.agentId);
     const { agentId } = peer;
     let url = named;
     if (active.role === "Primary") {

@@ -182,6 +182,14 @@ export const ERRORS = {
     false,
     "An operator had another agent take this secondary's place (`connect --accept-new-peer`).",
   ),
+  "rolled-back": row(
+    "EIO",
+    4092,
+    409,
+    EXIT.failed,
+    false,
+    "The secondary was rolled back to an earlier checkpoint, and an operator has to say which side goes on.",
+  ),
   "outdated": row(
     "EIO",
     4030,

@@ -142,6 +142,8 @@ const helloSchema = z.object({
   shared: z.boolean(),
   ancestors: z.array(id).max(ANCESTORS_MAX),
   heard: z.array(id).max(ANCESTORS_MAX),
+  /** On a secondary that was rolled back: the newest checkpoint that it has had; left out where it was not. */
+  rolledBackFrom: epoch.optional(),
   pairing: z.object({ peer: id, sessions: z.array(id).max(2) }).nullable(),
   /** Agents that another one has taken the place of, by an operator's word; left out where there are none. */
   replaced: z.array(id).max(REPLACED_PEERS_MAX).optional(),

@@ -162,6 +162,8 @@ const recordedSchema = z.object({
     ancestors: z.array(z.string()).max(ANCESTORS_MAX),
     /** Lineages that a source has begun to send here, not adopted yet, newest first. */
     heard: z.array(z.string()).max(ANCESTORS_MAX),
+    /** On a secondary that was rolled back: the newest checkpoint that it has had. Left out where it was not. */
+    rolledBackFrom: epoch.optional(),
   }),
   /** The peer of the last session, and the ids of the last two sessions with it, newest first. */
   pairing,
@@ -171,7 +173,7 @@ const recordedSchema = z.object({
   peerSubject: z.string().optional(),
   /**
    * The peer whose copy the dirty bitmaps count from. On a primary null says that nothing is known of any copy; on a
-   * secondary, that it has changed nothing by itself.
+   * secondary, that it has changed nothing by itself, and was not rolled back.
    */
   tracks: z.string().nullable(),
   /** Which place the dirty bitmaps of `tracks` have; left out: the first one, 0. */

@@ -26,6 +26,7 @@ export const VERDICT_RULES = [
   "diverged",
   "put-back",
   "replaced-peer",
+  "rolled-back",
   "unrelated",
 ] as const;
 export type VerdictRule = (typeof VERDICT_RULES)[number];
@@ -39,7 +40,7 @@ export const SYNC_EXTENTS = ["full", "delta", "assumed", "keep", "rearm"] as con
 export type SyncExtent = (typeof SYNC_EXTENTS)[number];
 
 /** How a lineage began on the side that records it. */
-export const LINEAGE_ORIGINS = ["created", "promotion", "alone", "adopted"] as const;
+export const LINEAGE_ORIGINS = ["created", "promotion", "alone", "adopted", "rollback"] as const;
 
 export const MODES = ["colo", "mc", "shared", "mirror"] as const;
 export type Mode = (typeof MODES)[number];

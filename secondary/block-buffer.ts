@@ -171,8 +171,9 @@ export class BlockBuffer implements EpochOverlay {
     );
   }
 
-  changedSinceCommit(): ClusterBitmap {
-    return ClusterBitmap.orMany(this.#open.map(({ index }) => index.held()));
+  changedSince(epoch: number): ClusterBitmap {
+    const newer = [...this.#committed.filter((buffer) => buffer.epoch > epoch), ...this.#open];
+    return ClusterBitmap.orMany(newer.map(({ index }) => index.held()));
   }
 
   /** Reads what the disk holds with everything that has come. */

@@ -15,6 +15,8 @@ export interface CheckpointOperationsOptions {
   /** Ends every session, and does the work before another can begin. */
   readonly withoutSessions: <T>(why: string, work: () => Promise<T>) => Promise<T>;
   readonly random: Random;
+  /** Makes what came after a checkpoint dirty, durably; false: nothing is known of the primary's copy. */
+  readonly trackRolledBack: (epoch: number) => Promise<boolean>;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
   /** Storage was freed. */
   readonly freed: () => void;
@@ -50,23 +52,25 @@ export class CheckpointOperations {
   }
 
   /**
-   * Makes the retained checkpoint `epoch` the committed one, of a secondary whose primary is not connected. Returns the
-   * epoch that was committed before. Errors: `peer-connected`, `epoch-unknown`, `io-error`.
+   * Makes the retained checkpoint `epoch` the committed one, of a secondary whose primary is not connected, and begins a
+   * lineage with it. Returns the epoch that was committed before. Errors: `peer-connected`, `epoch-unknown`, `io-error`.
    */
   async rollBack(epoch: number): Promise<number> {
-    const { checkpoints, emit, random } = this.#options;
+    const { checkpoints, emit, random, trackRolledBack } = this.#options;
     const session = this.#options.session();
     if (session !== undefined) {
       throw new ColobusError(
         "peer-connected",
-        `the primary at ${session.peerAddress} is connected, and its next checkpoint would undo the rollback`,
+        `the primary at ${session.peerAddress} is connected`,
         "Stop the primary agent first.",
       );
     }
     const from = checkpoints.committed.epoch;
-    const newAgentId = newId(random);
-    await this.#options.withoutSessions("it is rolled back", () => checkpoints.rollBack(epoch, newAgentId));
-    if (from !== epoch) emit("rolled-back", { epoch, fromEpoch: from });
+    const lineage = newId(random);
+    await this.#options.withoutSessions("it is rolled back", () =>
+      checkpoints.rollBack(epoch, { lineage, trackRolledBack }),
+    );
+    if (from !== epoch) emit("rolled-back", { epoch, fromEpoch: from, lineage });
     return from;
   }
 

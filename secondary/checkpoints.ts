@@ -268,10 +268,14 @@ export class Checkpoints {
   }
 
   /**
-   * Makes the retained checkpoint `epoch` the committed one. No session may be open. Succeeds again for the committed
-   * one. Errors: `epoch-unknown`; `io-error` (the old checkpoint stands then).
+   * Makes the retained checkpoint `epoch` the committed one, under a new lineage, once `trackRolledBack` says that what came
+   * after it is dirty, or that nothing is known of the primary's copy. No session may be open. Succeeds again for the
+   * committed one. Errors: `epoch-unknown`; `io-error` (the old checkpoint stands then).
    */
-  async rollBack(epoch: number, newAgentId: string): Promise<void> {
+  async rollBack(
+    epoch: number,
+    { lineage, trackRolledBack }: { lineage: string; trackRolledBack: (epoch: number) => Promise<boolean> },
+  ): Promise<void> {
     await this.settled(); // what a commit has dropped of this epoch's own active disk is gone then
     await this.#serialize(async () => {
       const { state, gate, disks } = this.#options;
@@ -284,10 +288,11 @@ export class Checkpoints {
           "See `colobus status`; the secondary's --retain says how many are kept.",
         );
       }
+      const isPeerTracked = await trackRolledBack(epoch);
       await gate.close();
       try {
         for (const disk of disks()) await disk.removeStaleActive(epoch);
-        await state.update((record) => rolledBackRecord(record, epoch, newAgentId));
+        await state.update((record) => rolledBackRecord(record, { epoch, lineage, isPeerTracked }));
         this.kept.dropHolds((held) => held > epoch);
         this.#tellStatesNeeded();
         this.#free(disks().map((disk) => disk.rollBack(epoch)));

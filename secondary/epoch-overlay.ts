@@ -45,8 +45,8 @@ export interface EpochOverlay extends EpochView {
   readonly storage: { readonly hiddenBytes: number; readonly bufferBytes: number };
   /** What decides the checkpoint of `epoch`, which is kept. */
   asOf(epoch: number): EpochView;
-  /** Where the primary's copy differs from the view. The caller owns the bitmap. */
-  changedSinceCommit(): ClusterBitmap;
+  /** Where the primary's copy differs from the checkpoint of `epoch`, which is kept or committed. The caller owns the bitmap. */
+  changedSince(epoch: number): ClusterBitmap;
 
   /** A session begins, and there is no barrier that anything here was kept for. Errors: those of the base. */
   beginWithoutBarrier(): Promise<void> | undefined;

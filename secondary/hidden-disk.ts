@@ -146,9 +146,9 @@ export class HiddenDisk implements EpochOverlay {
     return new EarlierOriginals(this, () => this.#newerThan(epoch));
   }
 
-  /** What was overwritten since the checkpoint is what the view has from here. */
-  changedSinceCommit(): ClusterBitmap {
-    return this.union();
+  /** What was overwritten since a checkpoint is what its view has from here. */
+  changedSince(epoch: number): ClusterBitmap {
+    return ClusterBitmap.orMany(this.#newerThan(epoch).map((generation) => generation.held));
   }
 
   /** Storage of all generations, and of the kept ones among them, in bytes. */

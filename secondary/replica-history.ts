@@ -30,6 +30,12 @@ export interface FollowOrder {
   readonly change: (record: StateRecord) => StateRecord;
 }
 
+/** Whom the dirty bitmaps count from, and these where they were made now; else they are the ones that this side has. */
+export interface TrackedPeer {
+  readonly peer: string;
+  readonly tracking: PeerTracking | undefined;
+}
+
 export interface ReplicaHistoryOptions {
   readonly state: StateFile;
   readonly log: Log;
@@ -134,22 +140,55 @@ export class ReplicaHistory {
    * For a promotion: the peer's copy is this side's checkpoint, but for what came after it, and what the secondary's VM
    * has written. That is dirty, durably, when the promise resolves. undefined: nothing is known of the peer's copy.
    */
-  async trackPeer(disks: readonly ReplicaDisk[]): Promise<PeerTracking | undefined> {
-    const { state, log, trackingOptions } = this.#options;
-    const { pairing, outdated, committed, tracks, mode } = state.record;
-    if (mode === "shared") return undefined; // the peer has no copy
-    if (pairing === null || outdated || committed.epoch === 0 || tracks !== null) return undefined;
+  async trackPeer(disks: readonly ReplicaDisk[]): Promise<TrackedPeer | undefined> {
+    const { state, tracking, trackingOptions } = this.#options;
+    const peer = this.#peerOfCopy;
+    if (peer === undefined) return undefined;
     const clusters = disks.map(({ epochs, active }) => {
-      const differing = epochs.changedSinceCommit();
+      const differing = epochs.changedSince(state.record.committed.epoch);
       differing.orInPlace(active.clusters());
       return differing;
     });
+    return this.#written(async () => {
+      if (state.record.tracks === null) {
+        return { peer, tracking: await PeerTracking.create(trackingOptions(), peer, clusters) };
+      }
+      await tracking.begin(peer, clusters);
+      return { peer, tracking: undefined };
+    });
+  }
+
+  /**
+   * For a rollback to the checkpoint of `epoch`: what came after it is dirty, durably, when the promise resolves. False:
+   * nothing is known of the peer's copy.
+   */
+  async trackRolledBack(disks: readonly ReplicaDisk[], epoch: number): Promise<boolean> {
+    const peer = this.#peerOfCopy;
+    if (peer === undefined) return false;
+    const clusters = disks.map(({ epochs }) => epochs.changedSince(epoch));
+    return (await this.#written(() => this.#options.tracking.begin(peer, clusters).then(() => true))) ?? false;
+  }
+
+  /** Whose copy is this side's checkpoint but for what it knows; undefined: nobody's, as far as is known. */
+  get #peerOfCopy(): string | undefined {
+    const { state, tracking } = this.#options;
+    const { pairing, outdated, committed, tracks, mode } = state.record;
+    if (mode === "shared") return undefined; // the peer has no copy
+    if (pairing === null || outdated || committed.epoch === 0) return undefined;
+    if (tracks === null) return pairing.peer;
+    return tracks === pairing.peer && tracking.peer === tracks ? tracks : undefined;
+  }
+
+  /** undefined where the list cannot be written: a full file system must keep no failover off. */
+  async #written<T>(write: () => Promise<T>): Promise<T | undefined> {
     try {
-      return await PeerTracking.create(trackingOptions(), pairing.peer, clusters);
+      return await write();
     } catch (error) {
       if (!(error instanceof ColobusError)) throw error;
-      // A full file system must not keep a failover off: without the list everything is sent to the peer later.
-      log.warn({ reason: error }, "what the peer's copy lacks cannot be written down: it will get everything");
+      this.#options.log.warn(
+        { reason: error },
+        "what the peer's copy lacks cannot be written down: it will get everything",
+      );
       return undefined;
     }
   }

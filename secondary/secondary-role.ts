@@ -84,7 +84,7 @@ export interface SecondaryOptions {
 
 /** What a promotion leaves to the primary's role. */
 export interface Promotion extends PromotedDisks {
-  /** Where the peer's copy differs; undefined: nothing is known of it. */
+  /** Where the peer's copy differs, in bitmaps that were made now; undefined: in those that the record tells of, if it does. */
   readonly tracking: PeerTracking | undefined;
   /**
    * Ends the wait of the guests, whose requests go to what is exported of their disk from here on. To be called once, when
@@ -192,6 +192,7 @@ export class SecondaryRole {
       disks: () => this.disks,
       session: () => this.#sessions.current,
       withoutSessions: (why, work) => this.#sessions.without(why, work),
+      trackRolledBack: (epoch) => this.#history.trackRolledBack(this.disks, epoch),
       freed: () => this.#space.retry(),
     });
     this.#status = new SecondaryStatus({
@@ -404,12 +405,12 @@ export class SecondaryRole {
       claim = await this.#claimDisk(options.isHandedOver === true);
       forWriting = await this.#disks.openForWriting();
       await claim?.merge();
-      const tracking = await this.#history.trackPeer(this.disks);
+      const tracked = await this.#history.trackPeer(this.disks);
       await state.update((record) => ({
         ...promoted((options.supersedes ?? []).reduce(heard, record), options.lineage, epoch > 0 && !record.outdated),
         peers: [...new Set([...record.peers, ...(options.siblings ?? [])])],
         disks: record.disks.map(withoutFormerSize),
-        tracks: tracking?.peer ?? null,
+        tracks: tracked?.peer ?? null,
         prepared: [],
         retained: [],
         merge: { epoch, activeEpoch },
@@ -432,7 +433,7 @@ export class SecondaryRole {
         else disk.base.rewritten();
         return { name: disk.name, disk: new PromotedDisk(disk.context, disk.stack, this.gate, epoch) };
       });
-      return { epoch, disks, tracking, letGo: (exported) => this.#letGo(exported) };
+      return { epoch, disks, tracking: tracked?.tracking, letGo: (exported) => this.#letGo(exported) };
     } catch (error) {
       forWriting?.giveUp();
       await claim

@@ -3,7 +3,7 @@ import type { Site } from "../proto/replication-messages.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { hostNameOf } from "../shared/replication/site.ts";
-import { refusalOf } from "../shared/replication/refusal.ts";
+import { refusalOf, rolledBack } from "../shared/replication/refusal.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { OverlaySpace } from "./overlay-space.ts";
@@ -90,6 +90,7 @@ export class SecondaryStatus {
       return notProtected(reason, refusalOf(lastVerdict.verdict, record.agentId)?.action ?? "");
     }
     if (current === undefined) {
+      if (record.history.rolledBackFrom !== undefined) return notProtected("connecting", rolledBack().action);
       const unheard = "Check the primary agent: its `--peer` must name this agent's `--listen` address.";
       return notProtected("connecting", sessions.lastError?.action ?? unheard);
     }

@@ -152,6 +152,7 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   shared: "Whether a peer may know that lineage; durable before one can.",
   ancestors: "The histories that this one goes back to, newest first.",
   heard: "Histories that a source has begun to send here, and that are not adopted yet.",
+  rolledBackFrom: "On a secondary that was rolled back: the newest checkpoint that it has had.",
   pairing: "The peer of the last session, and the ids of the last two sessions with it.",
   tracks: "Whose copy this side's dirty bitmaps count from.",
   outdated:

@@ -310,6 +310,8 @@ export const VERDICT_RULE_MEANINGS: Record<VerdictRule, string> = {
     "The Primary is behind by a history that no peer can know by its own record: it was put back to a backup, and what it has acknowledged since may be nowhere else.",
   "replaced-peer":
     "The secondary is one that another agent was to take the place of, by an operator's word (`connect --accept-new-peer`).",
+  "rolled-back":
+    "The secondary was rolled back to an earlier checkpoint: an operator says whether it goes on from there (`failover`), or that is undone (`connect --discard-my-data`).",
   "diverged": "The two have a common history, and each has gone on without the other.",
   "unrelated": "The two have no common history.",
 };

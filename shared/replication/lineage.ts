@@ -18,6 +18,7 @@ export type HistoryFields = Pick<
   | "shared"
   | "ancestors"
   | "heard"
+  | "rolledBackFrom"
   | "pairing"
   | "replaced"
   | "tracks"
@@ -40,6 +41,7 @@ export function historyFieldsOf(record: StateRecord): HistoryFields {
     outdated,
     discardsOwn,
     handOver,
+    ...(history.rolledBackFrom === undefined ? {} : { rolledBackFrom: history.rolledBackFrom }),
     ...(record.replaced === undefined ? {} : { replaced: record.replaced }),
     ...(record.discardsOwnFor === undefined ? {} : { discardsOwnFor: record.discardsOwnFor }),
   };
@@ -66,10 +68,10 @@ export function relatedPeersOf(record: StateRecord): ReadonlySet<string> {
 
 /**
  * The lineages whose state a secondary has as a whole: its own, and those before it, where it has got that from a primary. One
- * that was rolled back has none, until a primary has spoken to it.
+ * that was rolled back has none.
  */
 export function succeededBy({ lineage, history, pairing }: StateRecord): readonly string[] {
-  if (lineage === null || pairing === null) return [];
+  if (lineage === null || pairing === null || history.origin === "rollback") return [];
   return history.origin === "adopted" ? [lineage, ...history.ancestors] : [lineage];
 }
 
@@ -233,6 +235,27 @@ export function promoted(record: StateRecord, lineage: string, supersedesHeard: 
       ? { origin: "promotion", shared: false, ancestors: newest([...known, ...ancestors]), heard: [] }
       : { origin: "promotion", shared: false, ancestors, heard: known },
     outdated: false,
+  };
+}
+
+/**
+ * A secondary is back at one of its earlier checkpoints: that is the end of no history that a primary knows. What it has
+ * heard of since stays heard, so that a promotion supersedes it. `isPeerTracked`: its bitmaps have what was rolled back.
+ */
+export function rolledBack(record: StateRecord, lineage: string, isPeerTracked: boolean): StateRecord {
+  const { history, committed, mode } = record;
+  return {
+    ...toldNothing(givenUpForNobody(record)),
+    lineage,
+    history: {
+      origin: "rollback",
+      shared: false,
+      ancestors: behind(record),
+      heard: history.heard,
+      rolledBackFrom: history.rolledBackFrom ?? committed.epoch,
+    },
+    // Of a shared disk there is one copy, of which nothing is compared.
+    pairing: isPeerTracked || mode === "shared" ? record.pairing : null,
   };
 }
 

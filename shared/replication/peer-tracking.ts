@@ -1,7 +1,7 @@
 import { asColobusError, type ColobusError } from "../../proto/errors.ts";
 import { SETTLE_SOON_MS } from "../../proto/limits.ts";
 import type { Pending } from "../block/block-device.ts";
-import type { ClusterBitmap, ClusterRun } from "../block/cluster-bitmap.ts";
+import { clusterRuns, type ClusterBitmap, type ClusterRun } from "../block/cluster-bitmap.ts";
 import { firstClusterOf, growGeometry, type ClusterGeometry } from "../block/cluster-geometry.ts";
 import type { Clock } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";
@@ -185,17 +185,21 @@ export class PeerTracking {
 
   /**
    * From here on the bitmaps count from the copy of `peer`: with everything dirty (`full`), or with what was written
-   * since this was opened (`assumed`), where the sets still have all of that; else with everything as well. Durable when the
-   * promise resolves. Errors: `io-error`, `out-of-space`.
+   * since this was opened (`assumed`), where the sets still have all of that; else with everything as well. Or with these
+   * clusters, by disk, beside what is dirty: of another peer nothing is, then. Durable when the promise resolves.
+   * Errors: `io-error`, `out-of-space`.
    */
-  begin(peer: string, extent: "full" | "assumed"): Promise<void> {
+  begin(peer: string, extent: "full" | "assumed" | readonly ClusterBitmap[]): Promise<void> {
     return this.#inTurn(() => this.#begin(peer, extent));
   }
 
-  async #begin(peer: string, extent: "full" | "assumed"): Promise<void> {
+  async #begin(peer: string, extent: "full" | "assumed" | readonly ClusterBitmap[]): Promise<void> {
     await this.#withdraw(); // what an earlier process has left of some disks is not to be believed beside new ones of others
     if (this.#trackers === undefined) await this.#makeDurable();
-    if (extent === "full" || !this.#hasEverything) {
+    if (typeof extent !== "string") {
+      this.#hasEverything = false;
+      for (const [disk, clusters] of extent.entries()) await this.#add(disk, [...clusterRuns(clusters)]);
+    } else if (extent === "full" || !this.#hasEverything) {
       this.#hasEverything = false;
       for (const [index, { geometry }] of this.#options.disks.entries()) {
         await this.#add(index, [{ first: 0, end: geometry.clusterCount }]);

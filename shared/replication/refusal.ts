@@ -45,6 +45,15 @@ export function takesNoSessions(): ColobusError {
   return new ColobusError("shutting-down", "the agent takes no sessions now", "Try again later.");
 }
 
+/** Why a secondary is no pair with a primary that knows the checkpoints after the one that it was rolled back to. */
+export function rolledBack(): ColobusError {
+  return new ColobusError(
+    "rolled-back",
+    "the secondary was rolled back to an earlier checkpoint, and nobody has said yet which of the two is to go on",
+    "To go on from that checkpoint: stop the primary's VM, and `colobus failover` on the secondary. To undo the rollback: `colobus connect --discard-my-data` on the secondary.",
+  );
+}
+
 function refused(rule: Extract<Verdict, { kind: "refused" }>["rule"]): ColobusError {
   switch (rule) {
     case "same-agent":
@@ -71,6 +80,8 @@ function refused(rule: Extract<Verdict, { kind: "refused" }>["rule"]): ColobusEr
         "another agent was to take this secondary's place, by an operator's word on the primary",
         "Stop this secondary. To have it back, give it an empty state directory: it is synced anew.",
       );
+    case "rolled-back":
+      return rolledBack();
     case "unrelated":
       return new ColobusError(
         "unrelated",

@@ -7,6 +7,7 @@ import {
   haveMetLast,
   isGivenUpFor,
   isReplaced,
+  isRolledBack,
   type HistoryFacts,
   type Verdict,
 } from "./verdict.ts";
@@ -55,6 +56,7 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   if (isGivenUpFor(primary, secondary)) return arm(false);
   // Even where it holds no checkpoint: it was Primary since, and the disk has what it has written.
   const behind = findBehind(primary, secondary);
+  if (behind !== secondary && isRolledBack(primary, secondary)) return { kind: "refused", rule: "rolled-back" };
   if (behind === primary) {
     return { kind: "outdated", rule: "primary-behind", agent: primary.agentId, newer: secondary.agentId };
   }

@@ -22,6 +22,8 @@ export interface HistoryFacts {
   readonly shared: boolean;
   /** Histories that a source has begun to send, and that are not adopted yet. */
   readonly heard: readonly string[];
+  /** The newest checkpoint that this secondary has had, where an operator has rolled it back to an earlier one. */
+  readonly rolledBackFrom?: number | undefined;
   /** What both sides recorded of their last sessions: the same ids on both, or one side was replaced or restored. */
   readonly pairing: Pairing | null;
   /** Agents that another one has taken the place of, by an operator's word. */
@@ -66,7 +68,7 @@ export type Verdict =
   | { readonly kind: "split-brain"; readonly rule: VerdictRule }
   | {
       readonly kind: "refused";
-      readonly rule: "same-agent" | "no-primary" | "two-primaries" | "replaced-peer" | "unrelated";
+      readonly rule: "same-agent" | "no-primary" | "two-primaries" | "replaced-peer" | "rolled-back" | "unrelated";
     };
 
 /** The decision; the same for (one, other) and (other, one). */
@@ -104,6 +106,7 @@ function decidePair(primary: HistoryFacts, secondary: HistoryFacts): Verdict {
   if (primary.lineage === secondary.lineage) return sync(primary, secondary, "same-lineage");
   const behind = findBehind(primary, secondary);
   if (behind === secondary) return sync(primary, secondary, "target-behind");
+  if (isRolledBack(primary, secondary)) return { kind: "refused", rule: "rolled-back" };
   if (behind === primary) {
     if (!primary.shared) return { kind: "split-brain", rule: "put-back" };
     return { kind: "outdated", rule: "primary-behind", agent: primary.agentId, newer: secondary.agentId };
@@ -124,6 +127,14 @@ export function isReplaced(primary: HistoryFacts, secondary: HistoryFacts): bool
 /** Whether an operator gave the secondary's data up for that primary's. */
 export function isGivenUpFor(primary: HistoryFacts, secondary: HistoryFacts): boolean {
   return secondary.discardsOwn && (secondary.discardsOwnFor ?? primary.agentId) === primary.agentId;
+}
+
+/**
+ * An operator has rolled the secondary back, and has not said since what is to become of it: to sync it would undo that. It was
+ * promoted by nobody, so that the primary has not to give way either.
+ */
+export function isRolledBack(primary: HistoryFacts, secondary: HistoryFacts): boolean {
+  return secondary.rolledBackFrom !== undefined && areRelated(primary, secondary);
 }
 
 /**
@@ -154,8 +165,8 @@ function isDifferenceKnown(source: HistoryFacts, target: HistoryFacts): boolean 
     source.tracks === target.agentId &&
     (target.tracks === null || target.tracks === source.agentId) &&
     haveMetLast(source, target) &&
-    // A target that shows less than it once acknowledged was restored from a backup.
-    target.committed >= source.committed
+    // A target that shows less than it once acknowledged was restored from a backup, unless it was rolled back from there.
+    Math.max(target.committed, target.rolledBackFrom ?? 0) >= source.committed
   );
 }
 

@@ -17,6 +17,7 @@ const LOST_ALONE = "what was acknowledged alone is lost with the role";
 const DIFFER = "the copies differ where nothing is dirty";
 const ONLY_COPY = "a blank replacement overwrites the only copy";
 
+const ROLLBACK_UNDONE = "a rollback is undone, and nobody has said so";
 const OWN_STATE = "a former primary's own state is promoted, and nobody has forced it";
 
 const replaced = (rules: Rules): World => protectedWorld(rules, { replacements: 1 });
@@ -240,6 +241,27 @@ export const BUGS: readonly Bug[] = [
     broken: { committed: (record) => ({ ...record, outdated: false }) },
     begin: replaced,
     promise: ONLY_COPY,
+    interventions: 3,
+  },
+  {
+    name: "a rollback begins no lineage",
+    broken: { rolledBack: (record) => record },
+    begin: (rules) => protectedWorld(rules, { rollbacks: 1 }),
+    promise: ROLLBACK_UNDONE,
+    interventions: 3,
+  },
+  {
+    name: "a lineage that began with a rollback is like any other",
+    broken: { decide: decideOn(({ rolledBackFrom: _, ...facts }) => facts) },
+    begin: (rules) => protectedWorld(rules, { rollbacks: 1 }),
+    promise: "a primary gives way to a checkpoint that nobody has promoted",
+    interventions: 3,
+  },
+  {
+    name: "a rollback does not mark what it drops",
+    broken: { marksAtRollback: false },
+    begin: (rules) => protectedWorld(rules, { rollbacks: 1, isBuffered: true }),
+    promise: DIFFER,
     interventions: 3,
   },
   {

@@ -18,6 +18,8 @@ describe("all sequences of events of two sides", () => {
     ["a protected pair", protectedWorld(RULES), 4],
     ["a protected pair of which one side is replaced", protectedWorld(RULES, { replacements: 1 }), 3],
     ["a protected pair of which one side may be put back to a backup", protectedWorld(RULES, { restores: 1 }), 3],
+    ["a protected pair whose secondary may be rolled back", protectedWorld(RULES, { rollbacks: 1 }), 4],
+    ["the same with a block buffer", protectedWorld(RULES, { rollbacks: 1, isBuffered: true }), 4],
     ["a new pair of which one side may be put back to a backup", newWorld({ restores: 1 }), 3],
     ["a new pair of which one side may be replaced", newWorld({ replacements: 1 }), 3],
   ] as const)(

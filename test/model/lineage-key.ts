@@ -17,7 +17,7 @@ export function keyOf(world: World): string {
       ? ""
       : sides.map((side, at) => (greeting[at]?.lineage === side.record.lineage ? "=" : "!")).join(""),
     world.forced ? "f" : "",
-    `${world.restores}${world.replacements}`,
+    `${world.restores}${world.replacements}${world.rollbacks}`,
     backup === null ? "" : String(backup.of),
     ...sides.map((side, at) => sideKey(side, world, at === 0 ? 0 : 1, epochs, sessions)),
     ...kept.map((side) => sideKey(side, world, backup?.of ?? 0, epochs, sessions)),
@@ -28,7 +28,7 @@ export function keyOf(world: World): string {
 }
 
 function sideKey(
-  { record, up, held, told, view, prepared, truth }: Side,
+  { record, up, held, told, view, prepared, retained, truth }: Side,
   world: World,
   index: SideIndex,
   epochs: readonly number[],
@@ -58,22 +58,28 @@ function sideKey(
     (truth.ownState ? 16 : 0) |
     (truth.whole ? 32 : 0) |
     (truth.blank ? 64 : 0) |
-    (truth.givenUp ? 128 : 0);
+    (truth.givenUp ? 128 : 0) |
+    (truth.rolledBack ? 256 : 0);
   const { pairing } = record;
   const ids = agent(record.agentId) + agent(record.tracks) + agent(record.handOver) + agent(pairing?.peer);
   const met = pairing === null ? "" : pairing.sessions.map((id) => sessions.indexOf(id)).join("_");
   const committed = epochs.indexOf(record.committed.epoch);
-  return `${flags}.${truths}${ids}${met}.${committed}.${isPrimary ? epochs.indexOf(told) : ""}`;
+  const kept = retained === null ? "" : `k${epochs.indexOf(retained.epoch)}`;
+  const { rolledBackFrom } = record.history;
+  const from = rolledBackFrom === undefined ? "" : `r${epochs.indexOf(rolledBackFrom)}`;
+  return `${flags}.${truths}${ids}${met}.${committed}.${isPrimary ? epochs.indexOf(told) : ""}${kept}${from}`;
 }
 
 /** The epochs that matter, ascending: only their order does. */
 function epochRanks(sides: readonly Side[]): number[] {
-  const known = [0];
-  for (const { record, told } of sides) {
-    if (!known.includes(record.committed.epoch)) known.push(record.committed.epoch);
-    if (record.role === "Primary" && !known.includes(told)) known.push(told);
+  const known = new Set([0]);
+  for (const { record, told, retained } of sides) {
+    known.add(record.committed.epoch);
+    if (record.role === "Primary") known.add(told);
+    if (retained !== null) known.add(retained.epoch);
+    if (record.history.rolledBackFrom !== undefined) known.add(record.history.rolledBackFrom);
   }
-  return known.sort((one, two) => one - two);
+  return [...known].sort((one, two) => one - two);
 }
 
 /** The ids of sessions in the order in which they are come across. */
@@ -121,6 +127,7 @@ function clusters({ session, sides: [{ image }] }: World, sides: readonly Side[]
         put(side.image[cluster]);
         put(side.view?.[cluster]);
         put(side.prepared?.[cluster]);
+        if (side.retained !== null) put(side.retained.image[cluster]);
         if (side.dirty[cluster] === true) key += "d";
       }
       put(session?.sent[cluster]);

@@ -77,5 +77,6 @@ function actionsOf(world: World, verdict: Verdict): Event[] {
   if (verdict.kind === "refused" && verdict.rule === "replaced-peer") {
     return [giveBlank(world.sides[0].record.role === "Secondary" ? 0 : 1)];
   }
+  // Or a failover of the one that was rolled back, which is among what befalls them.
   return [discard(world.sides[0].record.role === "Secondary" ? 0 : 1)];
 }

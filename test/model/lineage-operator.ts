@@ -250,7 +250,8 @@ export function discard(index: SideIndex): Event {
     (world, self, _, rules) => {
       const verdict = verdictNow(world, rules);
       if (verdict === undefined || verdict.kind === "sync" || self.record.discardsOwn) return false;
-      return verdict.kind !== "refused" || verdict.rule === "unrelated";
+      if (verdict.kind !== "refused" || verdict.rule === "unrelated") return true;
+      return verdict.rule === "rolled-back" && self.record.role === "Secondary";
     },
     (world, self, peer, rules) => {
       world.greeting = null;
@@ -266,6 +267,45 @@ export function discard(index: SideIndex): Event {
   );
 }
 
+/** The secondary is back at the checkpoint before its last one. */
+function rollback(index: SideIndex): Event {
+  return eventOf(
+    "rollback",
+    index,
+    (world, self) =>
+      world.rollbacks > 0 &&
+      world.session === null &&
+      self.up &&
+      self.record.role === "Secondary" &&
+      self.retained !== null,
+    (world, self, _, rules) => {
+      const { retained } = self;
+      assert(retained !== null);
+      const { pairing, tracks, outdated } = self.record;
+      const peer = !outdated && (tracks === null || tracks === pairing?.peer) ? pairing?.peer : undefined;
+      world.greeting = null;
+      world.rollbacks -= 1;
+      if (peer !== undefined) {
+        self.dirty = self.image.map((version, cluster) => {
+          const isMarked = tracks !== null && self.dirty[cluster] === true;
+          return isMarked || (rules.marksAtRollback && version !== retained.image[cluster]);
+        });
+        self.record = { ...self.record, tracks: peer };
+      }
+      self.record = {
+        ...rules.rolledBack(self.record, nextId(world, "L"), peer !== undefined),
+        committed: { epoch: retained.epoch, atMs: 0 },
+        prepared: [],
+      };
+      self.view = [...retained.image];
+      if (world.isBuffered) self.image = [...retained.image];
+      self.prepared = null;
+      self.retained = null;
+      self.truth = { ...self.truth, givenUp: false, rolledBack: true };
+    },
+  );
+}
+
 function operatorEvents(index: SideIndex): Event[] {
   return [
     startAlone(index),
@@ -273,6 +313,7 @@ function operatorEvents(index: SideIndex): Event[] {
     forcedFailover(index),
     rejoin(index),
     discard(index),
+    rollback(index),
     acceptNewPeer(index),
     eventOf(
       "give up the checkpoint of",
@@ -283,6 +324,7 @@ function operatorEvents(index: SideIndex): Event[] {
         self.record = { ...self.record, committed: { epoch: 0, atMs: 0 }, prepared: [] };
         self.view = null;
         self.prepared = null;
+        self.retained = null;
         // Without a history that it has adopted, there is nothing left that it could be the copy of.
         if (self.record.lineage === null) self.truth.whole = false;
       },

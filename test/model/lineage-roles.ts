@@ -41,12 +41,13 @@ export function promote(world: World, index: SideIndex, rules: Rules): void {
   const peer = world.sides[other(index)];
   const { pairing, tracks } = self.record;
   const isNormal = hasCheckpoint(self);
-  const isTracked = isNormal && pairing !== null && tracks === null;
+  const isTracked = isNormal && pairing !== null && (tracks === null || tracks === pairing.peer);
   const isSuperseded = peer.record.role === "Primary" && supersedes(self, peer, isNormal);
   endSession(world);
   const { view } = self;
   self.dirty = self.image.map((version, cluster) => {
-    return isTracked && rules.marksRolledBack && view !== null && version !== view[cluster];
+    const isMarked = tracks !== null && self.dirty[cluster] === true;
+    return isTracked && (isMarked || (rules.marksRolledBack && view !== null && version !== view[cluster]));
   });
   if (view !== null) self.image = [...view];
   self.record = {
@@ -57,8 +58,9 @@ export function promote(world: World, index: SideIndex, rules: Rules): void {
   self.told = self.record.committed.epoch;
   self.view = null;
   self.prepared = null;
+  self.retained = null;
   self.held = false;
-  self.truth = { ...self.truth, alone: false, ownState: false, whole: true, givenUp: false };
+  self.truth = { ...self.truth, alone: false, ownState: false, whole: true, givenUp: false, rolledBack: false };
   if (isSuperseded) peer.truth.superseded = true;
   // What a primary acknowledged under a history that its peer had heard of is lost with a promotion there.
   if (isSuperseded && isNormal) peer.truth.alone = false;

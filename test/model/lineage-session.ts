@@ -25,6 +25,8 @@ import {
  * session after the other, as `primary/replicator.ts`, `primary/pairing.ts` and `secondary/replica-session.ts` do.
  */
 
+const GIVES_WAY = "a primary gives way to a checkpoint that nobody has promoted";
+
 /** From here on what the guest writes goes into the stream. */
 export function isStreaming({ phase }: Session): boolean {
   return phase === "hearing" || phase === "syncing" || phase === "established";
@@ -72,6 +74,8 @@ function openSession(world: World, source: SideIndex, extent: Session["extent"])
   const [from, to] = [world.sides[source], world.sides[other(source)]];
   assert(from.record.role === "Primary" && to.record.role === "Secondary", "the primary is not the source");
   assert(from.record.replaced?.includes(to.record.agentId) !== true, "an agent that was replaced is synced again");
+  const goesOnFromThere = from.record.history.ancestors.includes(to.record.lineage ?? "");
+  assert(!to.truth.rolledBack || to.truth.givenUp || goesOnFromThere, "a rollback is undone, and nobody has said so");
   assert(!from.truth.blank || !to.truth.whole || to.truth.givenUp, "a blank replacement overwrites the only copy");
   world.session = {
     source,
@@ -88,6 +92,7 @@ function becomeOutdated(self: Side, newer: Side): void {
     const { ancestors } = newer.record.history;
     assert(ancestors.includes(self.record.lineage ?? ""), "a side is called outdated that is not behind");
   }
+  assert(self.truth.behind || !newer.truth.rolledBack, GIVES_WAY);
   self.record = { ...self.record, outdated: true };
   self.truth.behind = true;
 }
@@ -274,7 +279,7 @@ function assertEqual({ phase, sent }: Session, from: Side, to: Side): void {
 function takeCheckpoint(world: World, session: Session, from: Side, to: Side, rules: Rules): boolean {
   const { prepared, view, image } = to;
   if (prepared !== null) {
-    commit(to, prepared, from, true, rules);
+    commit(world, to, prepared, from, true, rules);
     return true;
   }
   if (session.sent.some((version) => version !== null)) return false;
@@ -291,9 +296,11 @@ function takeCheckpoint(world: World, session: Session, from: Side, to: Side, ru
 }
 
 /** The source's history is adopted with the checkpoint, where everything of it has arrived. */
-function commit(to: Side, prepared: number[], from: Side, hasArrived: boolean, rules: Rules): void {
+function commit(world: World, to: Side, prepared: number[], from: Side, hasArrived: boolean, rules: Rules): void {
   const checkpoint = to.record.prepared[0];
   assert(checkpoint !== undefined);
+  const { epoch } = to.record.committed;
+  if (world.rollbacks > 0) to.retained = to.view === null ? null : { epoch, image: to.view };
   const record = hasArrived ? rules.adopted(to.record, sourceOf(from)) : to.record;
   to.record = { ...rules.committed(record, hasArrived), committed: checkpoint, prepared: [] };
   to.view = prepared;
@@ -304,6 +311,7 @@ function commit(to: Side, prepared: number[], from: Side, hasArrived: boolean, r
     ownState: false,
     whole: to.truth.whole || !from.truth.blank,
     givenUp: !hasArrived && to.truth.givenUp,
+    rolledBack: !hasArrived && to.truth.rolledBack,
   };
 }
 
@@ -315,7 +323,7 @@ export const commitEarly: Event = {
     if (before.sides[other(before.session.source)].prepared === null) return undefined;
     const world = copyWorld(before);
     const [from, to] = [world.sides[before.session.source], world.sides[other(before.session.source)]];
-    if (to.prepared !== null) commit(to, to.prepared, from, false, rules);
+    if (to.prepared !== null) commit(world, to, to.prepared, from, false, rules);
     return world;
   },
 };

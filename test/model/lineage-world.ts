@@ -9,6 +9,7 @@ import {
   historyFieldsOf,
   mustHold,
   promoted,
+  rolledBack,
   shared,
 } from "../../shared/replication/lineage.ts";
 import { decide, type HistoryFacts, type Verdict } from "../../shared/replication/verdict.ts";
@@ -42,6 +43,8 @@ export interface Truth {
   blank: boolean;
   /** The operator has given up what it holds. */
   givenUp: boolean;
+  /** The operator has rolled it back. */
+  rolledBack: boolean;
 }
 
 export interface Side {
@@ -56,6 +59,8 @@ export interface Side {
   view: number[] | null;
   /** A prepared checkpoint. */
   prepared: number[] | null;
+  /** The checkpoint before the last one, where the world has rollbacks left. */
+  retained: { readonly epoch: number; readonly image: readonly number[] } | null;
   /** Clusters that the tracked peer may lack, durably; nothing while no peer is tracked. */
   dirty: boolean[];
   truth: Truth;
@@ -97,6 +102,9 @@ export interface World {
   /** How often a side may still be put back to a backup, or be replaced by a new agent. */
   restores: number;
   replacements: number;
+  /** How often a secondary may still be rolled back; `isBuffered`: what is rolled back is gone from its images then. */
+  rollbacks: number;
+  readonly isBuffered: boolean;
   backup: { readonly of: SideIndex; readonly side: Side } | null;
   /** Numbers given out: versions, lineages, sessions, epochs. */
   counter: number;
@@ -108,6 +116,7 @@ export interface Rules {
   readonly goneAlone: typeof goneAlone;
   readonly promoted: typeof promoted;
   readonly demoted: typeof demoted;
+  readonly rolledBack: typeof rolledBack;
   readonly adopted: typeof adopted;
   readonly shared: typeof shared;
   readonly heard: typeof heard;
@@ -123,6 +132,8 @@ export interface Rules {
   readonly forgetsLast: boolean;
   /** A promotion enters what it rolls back as dirty. */
   readonly marksRolledBack: boolean;
+  /** … and so does a rollback. */
+  readonly marksAtRollback: boolean;
   /** It is durable that a lineage may be known before the target hears of it. */
   readonly sharesFirst: boolean;
   /** Before a full sync everything is dirty, and only then is it recorded whose copy the bitmap is about. */
@@ -140,6 +151,7 @@ export const RULES: Rules = {
   goneAlone,
   promoted,
   demoted,
+  rolledBack,
   adopted,
   shared,
   heard,
@@ -150,6 +162,7 @@ export const RULES: Rules = {
   unites: true,
   forgetsLast: true,
   marksRolledBack: true,
+  marksAtRollback: true,
   sharesFirst: true,
   marksEverything: true,
   clearsAcknowledged: true,
@@ -172,6 +185,7 @@ const NOTHING_YET: Truth = {
   whole: false,
   blank: false,
   givenUp: false,
+  rolledBack: false,
 };
 
 /** A side that has only just begun, with disks that hold `version`. */
@@ -184,13 +198,16 @@ export function newSide(agentId: string, lineage: string | null, version: number
     image: Array.from({ length: CLUSTERS }, () => version),
     view: null,
     prepared: null,
+    retained: null,
     dirty: Array.from({ length: CLUSTERS }, () => false),
     truth: { ...NOTHING_YET },
   };
 }
 
 /** A primary with data and a blank secondary, before their first session. */
-export function newWorld(spare: { readonly restores?: number; readonly replacements?: number } = {}): World {
+export function newWorld(
+  spare: Partial<Pick<World, "restores" | "replacements" | "rollbacks" | "isBuffered">> = {},
+): World {
   const primary = newSide("a", "L1", 1);
   primary.truth.whole = true;
   return {
@@ -201,6 +218,8 @@ export function newWorld(spare: { readonly restores?: number; readonly replaceme
     forced: false,
     restores: spare.restores ?? 0,
     replacements: spare.replacements ?? 0,
+    rollbacks: spare.rollbacks ?? 0,
+    isBuffered: spare.isBuffered ?? false,
     backup: null,
     counter: 1,
   };

@@ -10,6 +10,7 @@ import { makeSecondary, ReplicaBench } from "../../support/replica-bench.ts";
 const CLUSTERS = 4;
 const SIZE = CLUSTERS * CLUSTER_BYTES;
 const DISKS = ["vda", "vdb"];
+const LINEAGE = "f".repeat(32);
 
 async function begun(retain: number): Promise<{ storage: MemoryStorage; bench: ReplicaBench }> {
   const storage = seededStorage(3, 0.3);
@@ -58,6 +59,17 @@ async function read(bench: ReplicaBench, hold: CheckpointHold, disk = 0): Promis
     expect(new Set(bytes).size).toBe(1);
     return present(bytes[0]);
   });
+}
+
+/** Rolls back under LINEAGE. Returns from which epoch on the peer's copy was to be tracked. */
+async function rollBack(bench: ReplicaBench, epoch: number, isPeerTracked = true): Promise<number[]> {
+  const tracked: number[] = [];
+  const trackRolledBack = (from: number): Promise<boolean> => {
+    tracked.push(from);
+    return Promise.resolve(isPeerTracked);
+  };
+  await bench.checkpoints.rollBack(epoch, { lineage: LINEAGE, trackRolledBack });
+  return tracked;
 }
 
 async function expectKept(bench: ReplicaBench, epochs: readonly number[]): Promise<void> {
@@ -172,8 +184,10 @@ describe("a rollback", () => {
     const later = bench.checkpoints.kept.hold(4);
     const earlier = bench.checkpoints.kept.hold(2);
     await bench.writer.stop();
-    await bench.checkpoints.rollBack(3, "f".repeat(32));
-    expect(bench.state.record).toMatchObject({ committed: { epoch: 3 }, prepared: [], agentId: "f".repeat(32) });
+    const { agentId, lineage: before } = bench.state.record;
+    expect(await rollBack(bench, 3)).toEqual([3]);
+    expect(bench.state.record).toMatchObject({ agentId, lineage: LINEAGE, committed: { epoch: 3 }, prepared: [] });
+    expect(bench.state.record.history).toMatchObject({ origin: "rollback", rolledBackFrom: 5, ancestors: [before] });
     expect((await bench.readView(0)).subarray(0, 1)).toEqual(Buffer.from([3]));
     expect(later.isDropped).toBe(true);
     expect(await read(bench, earlier)).toEqual(contentAt(2));
@@ -193,7 +207,7 @@ describe("a rollback", () => {
     const lost = volumes.slice(3);
     const sum = (key: "writes" | "bytes"): number => lost.reduce((total, volume) => total + volume[key], 0);
     expect(lost.every(({ bytes }) => bytes > 0)).toBe(true);
-    await bench.checkpoints.rollBack(3, "f".repeat(32));
+    await rollBack(bench, 3);
     expect(bench.checkpoints.volumeSinceCommit()).toEqual({
       writes: sum("writes"),
       bytes: sum("bytes"),
@@ -210,13 +224,34 @@ describe("a rollback", () => {
   it("holds while the next session overwrites what was rolled back, until its commit", async () => {
     const { bench } = await begun(2);
     await commitThrough(bench, 5);
-    await bench.checkpoints.rollBack(3, "f".repeat(32));
+    await rollBack(bench, 3);
     await bench.begin(8);
     await prepare(bench, 8);
     expect(await read(bench, bench.checkpoints.kept.hold(3))).toEqual(contentAt(3));
     await bench.commit(8);
     expect((await bench.readView(0)).subarray(0, 1)).toEqual(Buffer.from([8]));
     await expectRetained(bench, 3);
+  });
+
+  it("a second time is one from the newest checkpoint that there was", async () => {
+    const { bench } = await begun(3);
+    await commitThrough(bench, 5);
+    await rollBack(bench, 4);
+    const { lineage, history } = bench.state.record;
+    await bench.checkpoints.rollBack(3, { lineage: "e".repeat(32), trackRolledBack: () => Promise.resolve(true) });
+    const again = bench.state.record.history;
+    expect(again).toMatchObject({ rolledBackFrom: 5, ancestors: [lineage, ...history.ancestors] });
+  });
+
+  it("leaves no pairing where nothing is known of the peer's copy", async () => {
+    for (const isPeerTracked of [true, false]) {
+      const { bench } = await begun(2);
+      await commitThrough(bench, 3);
+      const pairing = { peer: "a".repeat(32), sessions: ["s"] };
+      await bench.state.update((record) => ({ ...record, pairing }));
+      await rollBack(bench, 2, isPeerTracked);
+      expect(bench.state.record.pairing).toEqual(isPeerTracked ? pairing : null);
+    }
   });
 
   it("starts with an empty active disk", async () => {
@@ -230,7 +265,7 @@ describe("a rollback", () => {
     await stale.write(Buffer.alloc(CLUSTER_BYTES, 0xbb), 0, () => undefined);
     await stale.flush();
     stale.close();
-    await bench.checkpoints.rollBack(2, "f".repeat(32));
+    await rollBack(bench, 2);
     expect((await bench.readView(0)).subarray(0, 1)).toEqual(Buffer.from([2]));
     const restarted = await bench.restart("power");
     expect((await restarted.readView(0)).subarray(0, 1)).toEqual(Buffer.from([2]));
@@ -239,10 +274,10 @@ describe("a rollback", () => {
   it("to what is not retained is refused, and to the committed one changes nothing", async () => {
     const { bench } = await begun(1);
     await commitThrough(bench, 4);
-    const { agentId } = bench.state.record;
-    await expect(bench.checkpoints.rollBack(2, "f".repeat(32))).rejects.toMatchObject({ code: "epoch-unknown" });
-    await bench.checkpoints.rollBack(4, "f".repeat(32));
-    expect(bench.state.record).toMatchObject({ agentId, committed: { epoch: 4 } });
+    const { record } = bench.state;
+    await expect(rollBack(bench, 2)).rejects.toMatchObject({ code: "epoch-unknown" });
+    expect(await rollBack(bench, 4)).toEqual([]);
+    expect(bench.state.record).toEqual(record);
   });
 });
 

@@ -31,6 +31,7 @@ function secondary(changes: Partial<HistoryFacts> = {}): HistoryFacts {
 
 const delta = { kind: "sync", source: "a", target: "b", extent: "delta" } as const;
 const full = { ...delta, extent: "full" } as const;
+const ROLLED_BACK: Partial<HistoryFacts> = { lineage: "R", ancestors: ["L1"], committed: 3, rolledBackFrom: 5 };
 const BLANK: Partial<HistoryFacts> = { lineage: null, pairing: null, committed: 0 };
 
 describe("the verdict of a handshake", () => {
@@ -118,6 +119,43 @@ describe("the verdict of a handshake", () => {
       primary(),
       secondary({ lineage: "L2", ancestors: ["L1"] }),
       { kind: "outdated", agent: "a", newer: "b" },
+    ],
+    ["one that was rolled back", primary(), secondary(ROLLED_BACK), { kind: "refused", rule: "rolled-back" }],
+    [
+      "one that was rolled back, of a primary that has gone on alone",
+      primary({ lineage: "L2", ancestors: ["L1"] }),
+      secondary(ROLLED_BACK),
+      { kind: "refused", rule: "rolled-back" },
+    ],
+    [
+      "one that was rolled back in its first sync, and has adopted nothing",
+      primary(),
+      secondary({ ...ROLLED_BACK, ancestors: [], heard: ["L1"] }),
+      { kind: "refused", rule: "rolled-back" },
+    ],
+    [
+      "one that was rolled back, of a primary that it has nothing in common with",
+      primary({ lineage: "other" }),
+      secondary(ROLLED_BACK),
+      { kind: "refused", rule: "unrelated" },
+    ],
+    [
+      "one that was rolled back, of a primary that has gone on from there",
+      primary({ lineage: "L2", ancestors: ["R", "L1"] }),
+      secondary(ROLLED_BACK),
+      { ...delta, rule: "target-behind" },
+    ],
+    [
+      "one that was rolled back, and gives that up",
+      primary(),
+      secondary({ ...ROLLED_BACK, tracks: "a", discardsOwn: true }),
+      { ...delta, rule: "own-data-discarded" },
+    ],
+    [
+      "one that was put back to a backup and rolled back then, and gives that up",
+      primary(),
+      secondary({ ...ROLLED_BACK, tracks: "a", rolledBackFrom: 4, discardsOwn: true }),
+      full,
     ],
     [
       "an agent that was replaced",
