@@ -110,6 +110,8 @@ describe.each(LOSSES)("a failed fsync of %s", (_, loss) => {
       });
       scripted.model.rolledBack(target);
       await restart(scripted, secondary);
+      await restart(scripted, primary);
+      await scripted.undoRollback();
       await checkCommitted(scripted);
     }
   });

@@ -121,7 +121,9 @@ class FailoverScene implements CrashScene<Operation> {
     if (this.#asked === undefined) {
       await scripted.do("the view", () => scripted.lookAtView());
       await scripted.do("the retained checkpoints", () => this.#checkRetained());
+      await scripted.do("what a rollback leaves", () => this.#checkRolledBack(remains, peers));
       this.#swap.setParted(false);
+      await scripted.undoRollback();
       await scripted.checkPrepared();
       await scripted.checkRecovery();
       return;
@@ -140,6 +142,7 @@ class FailoverScene implements CrashScene<Operation> {
       await scripted.do("the end", () => this.#swap.checkTogether());
     } else {
       this.#swap.setParted(false);
+      await scripted.undoRollback();
       await scripted.checkEnd();
     }
   }
@@ -266,6 +269,25 @@ class FailoverScene implements CrashScene<Operation> {
     const isKnown = found.record.tracks === null || found.dirty !== undefined;
     assert(isKnown, "the record says whose copy differs, and the list of what differs is not there");
     for (const images of peers) checkDirty(found, served, images, "after the promotion");
+  }
+
+  /** Every cluster in which the peer's copy differs from the checkpoint that the secondary is back at is dirty. */
+  async #checkRolledBack(remains: Remains, peers: readonly Buffer[][]): Promise<void> {
+    const { history, tracks } = remains.record;
+    if (history.rolledBackFrom === undefined) return;
+    assert(tracks !== null && remains.dirty !== undefined, "what was rolled back is not marked");
+    for (const images of peers) checkDirty(remains, await this.#viewed(), images, "after the rollback");
+  }
+
+  async #viewed(): Promise<Buffer[]> {
+    const { pair, disks } = this.#scripted;
+    return Promise.all(
+      disks.map(async (disk) => {
+        const content = Buffer.alloc(disk.sizeBytes);
+        await pair.secondary.device(disk)?.read(content, 0);
+        return content;
+      }),
+    );
   }
 
   /** Every checkpoint that the record retains can be read. */

@@ -3,6 +3,7 @@ import type { Durability } from "../../proto/words.ts";
 import type { BlockDevice } from "../../shared/block/block-device.ts";
 import { bufferedBytes, checkpointsUntilApplied } from "./buffered-bytes.ts";
 import { Calls, type Outcome } from "./calls.ts";
+import { readRecord } from "./crash-remains.ts";
 import { ModelWrite, type DiskModel } from "./disk-model.ts";
 import { MirrorStream } from "./mirror-stream.ts";
 import { PairModel } from "./pair-model.ts";
@@ -328,6 +329,15 @@ export class ScriptedPair {
     if (this.options.mode === "mc") {
       await this.until("the base to have it", () => bufferedBytes(this.pair.secondary) === 0);
     }
+  }
+
+  /** A secondary that was rolled back is synced by nobody before its operator gives that up; any other one needs nothing. */
+  async undoRollback(): Promise<void> {
+    const { agent, host } = this.pair.secondary;
+    if (agent === undefined || readRecord(host).history.rolledBackFrom === undefined) return;
+    await this.until("the refusal", () => agent.status().peers[0]?.lastError?.code === "rolled-back");
+    const request = { dryRun: false, discardMyData: true, ...COMMAND };
+    await this.do("connect --discard-my-data", () => agent.connect(request, new AbortController().signal));
   }
 
   /** The primary is dead and the secondary takes over. */
