@@ -41,6 +41,7 @@ const COUNTED = [
   "resizes",
   "stops",
   "stops in a merge",
+  "rollbacks",
 ] as const;
 
 const PROGRAM_OF_MODE = {
@@ -74,6 +75,8 @@ class RoleLife {
   readonly #asking: SeededRandom;
   /** undefined: nobody stops an agent in good order, nor pauses a merge. */
   readonly #stopping: SeededRandom | undefined;
+  /** undefined: nobody rolls a secondary back. */
+  readonly #rolling: SeededRandom | undefined;
   /** undefined: the disks keep their sizes. */
   readonly #resizes: RoleResizes | undefined;
 
@@ -125,6 +128,8 @@ class RoleLife {
       : undefined;
     const stopping = random.fork("stopping");
     this.#stopping = stopping.chance(0.25) ? stopping : undefined;
+    const rolling = random.fork("rollbacks");
+    this.#rolling = rolling.chance(0.5) ? rolling : undefined;
     scene.enter({
       members: [primary, secondary],
       died: (member, kind) => model.died(member, kind),
@@ -146,6 +151,7 @@ class RoleLife {
       await this.#act();
       if (this.#resizes?.isDue() === true) void this.#resize(this.#random.pick(members));
       await this.#stop(this.#stopping);
+      if (this.#rolling?.chance(0.1) === true) await this.#rollBack(this.#rolling);
       if (this.#asking.chance(0.1)) void this.#ask(this.#asking.pick(members));
       await this.#scene.pause();
     }
@@ -278,6 +284,7 @@ class RoleLife {
   /** What an operator does about what a side says of itself. */
   async #resolve(member: PairMember): Promise<void> {
     const { status } = member;
+    if (status?.peers[0]?.lastError?.code === "rolled-back") await this.#settleRollback(member);
     if (status?.role !== "Primary") return;
     const { reason } = status.protection;
     const errors = this.#scene.members.map((side) => side.status?.peers[0]?.lastError?.code);
@@ -298,8 +305,32 @@ class RoleLife {
     this.#model.rejoined(member);
   }
 
+  /** A secondary without a primary goes back to a checkpoint that it has retained. */
+  async #rollBack(random: SeededRandom): Promise<void> {
+    const candidates = this.#scene.members.filter(
+      ({ status }) =>
+        status?.role === "Secondary" && status.epoch.retained.length > 0 && status.peers[0]?.connection !== "Connected",
+    );
+    if (candidates.length === 0) return;
+    const member = random.pick(candidates);
+    const epoch = random.pick(present(member.status).epoch.retained);
+    this.#scene.world.note(`rollback to ${epoch} on ${member.name}`);
+    const request = { epoch, timeoutMs: COMMAND_MS };
+    const outcome = await this.#scene.command(member, "rollback", (agent, signal) => agent.rollback(request, signal), {
+      legal: ["peer-connected", "epoch-unknown", "not-secondary", "timed-out"],
+    });
+    if (outcome.kind === "done") this.#scene.counts.rollbacks += 1;
+  }
+
+  /** The checkpoint that a secondary was rolled back to is what goes on, or is given up. */
+  async #settleRollback(member: PairMember): Promise<void> {
+    if (member.status?.role !== "Secondary") return;
+    if (this.#rolling?.chance(0.5) === true) await this.#failover(member);
+    else await this.#discard(member);
+  }
+
   async #discard(member: PairMember): Promise<void> {
-    this.#scene.counts.splits += 1;
+    if (member.role === "Primary") this.#scene.counts.splits += 1;
     if (member.agent === undefined) return;
     this.#scene.world.note(`connect --discard-my-data on ${member.name}`);
     const request = { dryRun: false, discardMyData: true, timeoutMs: COMMAND_MS };
