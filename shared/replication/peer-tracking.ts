@@ -1,7 +1,7 @@
 import { asColobusError, type ColobusError } from "../../proto/errors.ts";
 import { SETTLE_SOON_MS } from "../../proto/limits.ts";
 import type { Pending } from "../block/block-device.ts";
-import { clusterRuns, type ClusterBitmap, type ClusterRun } from "../block/cluster-bitmap.ts";
+import { ClusterBitmap, clusterRuns, type ClusterRun } from "../block/cluster-bitmap.ts";
 import { firstClusterOf, growGeometry, type ClusterGeometry } from "../block/cluster-geometry.ts";
 import type { Clock } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";
@@ -195,14 +195,17 @@ export class PeerTracking {
 
   async #begin(peer: string, extent: "full" | "assumed" | readonly ClusterBitmap[]): Promise<void> {
     await this.#withdraw(); // what an earlier process has left of some disks is not to be believed beside new ones of others
-    if (this.#trackers === undefined) await this.#makeDurable();
     if (typeof extent !== "string") {
       this.#hasEverything = false;
-      for (const [disk, clusters] of extent.entries()) await this.#add(disk, [...clusterRuns(clusters)]);
-    } else if (extent === "full" || !this.#hasEverything) {
-      this.#hasEverything = false;
-      for (const [index, { geometry }] of this.#options.disks.entries()) {
-        await this.#add(index, [{ first: 0, end: geometry.clusterCount }]);
+      if (this.#trackers === undefined) await this.#makeDurable(extent);
+      else for (const [disk, clusters] of extent.entries()) await this.#add(disk, [...clusterRuns(clusters)]);
+    } else {
+      if (this.#trackers === undefined) await this.#makeDurable();
+      if (extent === "full" || !this.#hasEverything) {
+        this.#hasEverything = false;
+        for (const [index, { geometry }] of this.#options.disks.entries()) {
+          await this.#add(index, [{ first: 0, end: geometry.clusterCount }]);
+        }
       }
     }
     await this.#record(peer);
@@ -291,20 +294,26 @@ export class PeerTracking {
     if (fault !== undefined) throw fault;
   }
 
-  /** New bitmaps over everything, and in memory what the sets hold at the moment at which they take their place. */
-  async #makeDurable(): Promise<void> {
+  /**
+   * New bitmaps over everything, and in memory what the sets hold at the moment at which they take their place. Where
+   * `known` is given, and nothing is written meanwhile: over that and what the sets hold, and no more.
+   */
+  async #makeDurable(known?: readonly ClusterBitmap[]): Promise<void> {
     const trackers: DirtyTracker[] = [];
+    const setOf = (disk: number): ClusterBitmap => this.dirty(disk).dirtyClusters();
     try {
-      for (const disk of this.#options.disks) {
-        trackers.push(await DirtyTracker.create(trackerOptions(this.#options, disk), "all-dirty"));
+      for (const [index, disk] of this.#options.disks.entries()) {
+        const begun =
+          known === undefined ? "all-dirty" : ClusterBitmap.orMany([setOf(index), ...known.slice(index, index + 1)]);
+        trackers.push(await DirtyTracker.create(trackerOptions(this.#options, disk), begun));
       }
     } catch (error) {
       for (const tracker of trackers) tracker.close();
       throw error;
     }
     for (const [index, tracker] of trackers.entries()) {
-      tracker.removeClusters(0, this.#options.disks[index]?.geometry.clusterCount ?? 0);
-      tracker.addBitmap(this.dirty(index).dirtyClusters());
+      if (known === undefined) tracker.removeClusters(0, this.#options.disks[index]?.geometry.clusterCount ?? 0);
+      tracker.addBitmap(setOf(index));
     }
     this.#trackers = trackers;
     this.#sets = [...trackers];

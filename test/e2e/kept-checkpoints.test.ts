@@ -1,7 +1,7 @@
 /** Checkpoints that the secondary keeps, rolls back to and gives up, and the limit of its overlays: with real clients. */
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { ResyncAnswer, RollbackAnswer } from "../../proto/control-api.ts";
+import type { ConnectAnswer, ResyncAnswer, RollbackAnswer } from "../../proto/control-api.ts";
 import type { AgentEvent } from "../../proto/status.ts";
 import { AgentPair, MIB, type AgentUnderTest } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
@@ -16,6 +16,24 @@ const INITIAL = Buffer.alloc(SIZE, 0x11);
 async function checkpointOf(pair: AgentPair, number: number): Promise<number> {
   await qemuIo(pair.primary.uri(), `write -P ${number} 0 1M`, `write -P ${number} ${1 + (number % 3)}M 1M`, "flush");
   return pair.checkpoint();
+}
+
+/** A pair whose secondary was rolled back while the primary was stopped, and has told it so. `content`: what it is back at. */
+async function rolledBack(): Promise<{ pair: AgentPair; content: Buffer }> {
+  const pair = await AgentPair.protected({ disks: { vda: INITIAL }, secondaryFlags: ["--retain", "1"] });
+  const { primary, secondary } = pair;
+  const target = await checkpointOf(pair, 2);
+  const content = pair.image("a");
+  await checkpointOf(pair, 3);
+  await primary.stop();
+  await secondary.until("alone", ({ peers }) => peers[0]?.connection === "Connecting");
+  const { lineage } = await secondary.status();
+  await secondary.get("rollback", String(target));
+  expect((await secondary.status()).lineage).not.toBe(lineage);
+  await primary.start();
+  for (const agent of [primary, secondary])
+    await agent.until("refused", ({ peers }) => peers[0]?.lastError?.code === "rolled-back");
+  return { pair, content };
 }
 
 async function eventsOf(agent: AgentUnderTest, type: AgentEvent["type"]): Promise<AgentEvent[]> {
@@ -103,21 +121,35 @@ describe.runIf(requirePeers("qemu-io", "nbdcopy", "python3:nbd"))("a secondary t
     expectSame(pair.image("b"), content);
   });
 
-  it("is compared as a whole by the primary that connects after a rollback, and keeps the checkpoint until the next", async () => {
-    const pair = await AgentPair.protected({ disks: { vda: INITIAL }, secondaryFlags: ["--retain", "1"] });
-    const target = await checkpointOf(pair, 2);
-    const content = pair.image("a");
-    await checkpointOf(pair, 3);
-    await pair.primary.stop();
-    await pair.secondary.until("alone", ({ peers }) => peers[0]?.connection === "Connecting");
-    await pair.secondary.get("rollback", String(target));
-    await pair.primary.start();
-    await pair.primary.until("in sync", ({ peers }) => peers[0]?.replication === "Established");
-    const [sync] = await eventsOf(pair.primary, "sync-started");
-    expect(sync?.data.bytes).toBe(SIZE);
-    expectSame(await readDisk(pair.secondary.uri()), content);
-    await pair.checkpoint();
-    expectSame(await readDisk(pair.secondary.uri()), pair.image("a"));
+  it("holds a rollback against the primary that comes back, until an operator gives it up for what differs", async () => {
+    const { pair, content } = await rolledBack();
+    const { primary, secondary } = pair;
+    const { verdict } = await secondary.get<ConnectAnswer>("connect", "--dry-run");
+    expect(verdict).toMatchObject({ kind: "refused", rule: "rolled-back", source: null });
+    const { role, protection } = await primary.status();
+    expect({ role, reason: protection.reason }).toEqual({ role: "Primary", reason: "held" });
+    expectSame(await readDisk(secondary.uri()), content);
+    await secondary.get("connect", "--discard-my-data");
+    await pair.untilProtected();
+    const [sync] = await eventsOf(primary, "sync-started");
+    expect(sync?.data.bytes).toBeLessThan(SIZE);
+    expectSame(await readDisk(secondary.uri()), pair.image("a"));
+    expect((await secondary.status()).lineage).toBe((await primary.status()).lineage);
+  });
+
+  it("goes on from a rollback by a failover, and the old primary rejoins with what differs", async () => {
+    const { pair, content } = await rolledBack();
+    const { primary, secondary, port } = pair;
+    await secondary.get("failover");
+    await secondary.get("wait", "merged");
+    expectSame(pair.image("b"), content);
+    await primary.until("outdated", ({ protection }) => protection.reason === "outdated");
+    await primary.get("rejoin", "--peer", `ws://127.0.0.1:${port}`);
+    await primary.get("wait", "synced");
+    const sync = (await eventsOf(secondary, "sync-started")).at(-1);
+    expect(sync?.data.bytes).toBeLessThan(SIZE);
+    await secondary.get("checkpoint");
+    expectSame(pair.image("a"), content);
   });
 });
 

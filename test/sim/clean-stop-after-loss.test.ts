@@ -103,12 +103,7 @@ describe.each(LOSSES)("a failed fsync of %s", (_, loss) => {
       primary.host.crash("process");
       const target = secondary.status?.epoch.retained[0];
       assert(target !== undefined, "a checkpoint is retained");
-      scripted.model.rollbackAsked(target);
-      const signal = new AbortController().signal;
-      await scripted.do("a rollback", async () => {
-        await secondary.agent?.rollback({ epoch: target, timeoutMs: 60_000 }, signal);
-      });
-      scripted.model.rolledBack(target);
+      await scripted.do("a rollback", () => scripted.rollBack(target));
       await restart(scripted, secondary);
       await restart(scripted, primary);
       await scripted.undoRollback();

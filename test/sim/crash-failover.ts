@@ -227,20 +227,13 @@ class FailoverScene implements CrashScene<Operation> {
   }
 
   async #rollBack(): Promise<void> {
-    const { pair, model, calls } = this.#scripted;
+    const scripted = this.#scripted;
     await this.#swap.part();
-    const { agent } = pair.secondary;
-    const epoch = statusOf(pair.secondary)?.epoch;
+    const epoch = statusOf(scripted.pair.secondary)?.epoch;
     const target = epoch?.retained[0];
-    if (agent === undefined || epoch === undefined || target === undefined) return;
-    model.observeSecondary(epoch);
-    model.rollbackAsked(target);
-    const signal = new AbortController().signal;
-    const outcome = await calls.make(pair.secondary, "rollback", 60_000, () =>
-      agent.rollback({ epoch: target, timeoutMs: 60_000 }, signal),
-    );
-    if (outcome.kind === "failed") throw outcome.error;
-    if (outcome.kind === "done") model.rolledBack(target);
+    if (epoch === undefined || target === undefined) return;
+    scripted.model.observeSecondary(epoch);
+    await scripted.rollBack(target);
   }
 
   /** Started again, it is promoted already, or the operator asks again. False when no promotion was asked for. */

@@ -44,11 +44,7 @@ describe("an active disk", () => {
       await scripted.until("its overlays are freed", () => secondary.status?.disks.every(isFreed) === true);
       primary.host.crash("process");
       await scripted.until("the loss", () => secondary.status?.peers[0]?.connection === "Connecting");
-      scripted.model.rollbackAsked(target);
-      await scripted.do("a rollback", async () => {
-        await secondary.agent?.rollback({ epoch: target, ...COMMAND }, anySignal());
-      });
-      scripted.model.rolledBack(target);
+      await scripted.do("a rollback", () => scripted.rollBack(target));
       secondary.host.crash("power");
       expect(await scripted.restartSecondary()).toBe(target);
     }

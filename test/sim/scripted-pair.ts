@@ -331,6 +331,20 @@ export class ScriptedPair {
     }
   }
 
+  /** The secondary goes back to a checkpoint that it retains, if it does not die on the way. */
+  async rollBack(epoch: number): Promise<void> {
+    const { secondary } = this.pair;
+    const { agent } = secondary;
+    if (agent === undefined) return;
+    this.model.rollbackAsked(epoch);
+    const signal = new AbortController().signal;
+    const outcome = await this.calls.make(secondary, "rollback", TIMEOUT_MS, () =>
+      agent.rollback({ epoch, ...COMMAND }, signal),
+    );
+    if (outcome.kind === "failed") throw outcome.error;
+    if (outcome.kind === "done") this.model.rolledBack(epoch);
+  }
+
   /** A secondary that was rolled back is synced by nobody before its operator gives that up; any other one needs nothing. */
   async undoRollback(): Promise<void> {
     const { agent, host } = this.pair.secondary;

@@ -150,6 +150,22 @@ export class ScriptedTrio {
     );
   }
 
+  /** A secondary gives up what it holds for its primary's. Resolves with what became of it. */
+  discard(member: PairMember): Promise<string> {
+    return this.do("connect --discard-my-data", () =>
+      outcomeOf(async (signal) => {
+        await member.agent?.connect({ dryRun: false, discardMyData: true, ...COMMAND }, signal);
+      }),
+    );
+  }
+
+  /** A secondary goes back to a checkpoint that it retains. */
+  rollBack(member: PairMember, epoch: number): Promise<void> {
+    return this.do("a rollback", async () => {
+      await member.agent?.rollback({ epoch, ...COMMAND }, new AbortController().signal);
+    });
+  }
+
   /** Another agent, with an empty state directory. */
   async newcomer(name: string): Promise<PairMember> {
     const member = makeTrioMember(this.world, name, this.#options, { observer: this.#observer });

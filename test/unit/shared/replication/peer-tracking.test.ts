@@ -61,6 +61,28 @@ async function equalCopies(): Promise<{ storage: MemoryStorage; state: StateFile
   return { storage, ...found };
 }
 
+describe("bitmaps that begin with what is known to differ", () => {
+  const of = (...clusters: readonly number[]): ClusterBitmap => new ClusterBitmap(clusters);
+  const found = ({ tracking: read }: { tracking: PeerTracking }): number[][] =>
+    [0, 1].map((disk) => [...read.dirty(disk).dirtyClusters()]);
+
+  it("name that and no more, also for the next process", async () => {
+    const { storage, state, found: fresh } = await newTracking();
+    await fresh.begin(FORMER, [of(3, 4), of()]);
+    expect(state.record.tracks).toBe(FORMER);
+    expect(found({ tracking: fresh })).toEqual([[3, 4], []]);
+    expect(found(reopened(storage))).toEqual([[3, 4], []]);
+  });
+
+  it("add it to what they name already", async () => {
+    const { storage, tracking: equal } = await equalCopies();
+    await equal.begin(FORMER, [of(1), of(7)]);
+    await equal.begin(FORMER, [of(2), of()]);
+    expect(found({ tracking: equal })).toEqual([[1, 2], [7]]);
+    expect(found(reopened(storage))).toEqual([[1, 2], [7]]);
+  });
+});
+
 describe("what is known of a peer's copy", () => {
   it("is all of the next one's that it lacks, however early that one comes", async () => {
     const { state, tracking: found } = await tracking();
