@@ -3,7 +3,7 @@ import { present } from "../support/present.ts";
 import { urlOf, type PairMember } from "./pair.ts";
 import { RoleSwap } from "./role-swap.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
-import { CLUSTER, ScriptedTrio } from "./scripted-trio.ts";
+import { CLUSTER, COMMAND, ScriptedTrio } from "./scripted-trio.ts";
 
 /**
  * A secondary that was rolled back, and the primary that comes back to it: neither undoes what an operator has done, until
@@ -41,10 +41,10 @@ describe.each(MODES)("a rollback in mode %s", (mode) => {
       expect(member.status?.peers[0]).toMatchObject({ connection: "Connecting", replication: "Off" });
     }
     expect((await scripted.do("a write", () => scripted.guestWrite(0, 0, CLUSTER, "bytes"))).kind).toBe("done");
-    await scripted.until(
-      "another refusal",
-      () => secondary.status?.protection.nextAction?.includes("failover") === true,
+    const answer = await scripted.do("a dry run", async () =>
+      secondary.agent?.connect({ dryRun: true, discardMyData: false, ...COMMAND }, new AbortController().signal),
     );
+    expect(answer?.verdict).toMatchObject({ kind: "refused", rule: "rolled-back" });
     expect(await scripted.do("the view", () => scripted.lookAtView())).toBe(back);
     await scripted.undoRollback();
     await scripted.checkEnd();
@@ -53,8 +53,8 @@ describe.each(MODES)("a rollback in mode %s", (mode) => {
 
   it("is what goes on with a failover, with what its VM has written there, and the old primary gets what differs", async () => {
     const { scripted, swap } = await rolledBack(mode);
-    await scripted.do("a write of the view", () => scripted.viewWrite(0, 10 * CLUSTER, 2 * CLUSTER));
-    await scripted.do("a flush of the view", () => scripted.flushView(0));
+    await scripted.do("a write of the view", () => scripted.viewWrite(1, 12 * CLUSTER, 2 * CLUSTER));
+    await scripted.do("a flush of the view", () => scripted.flushView(1));
     expect(await scripted.do("the failover", () => swap.promote(false))).toBe(true);
     const tracked = scripted.pair.secondary.status?.peers[0];
     expect(tracked?.lagBytes).toBeLessThan(scripted.disks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0));
