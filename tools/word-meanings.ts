@@ -240,7 +240,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "checkpoint-given-up":
     "An operator gave the committed checkpoint up: there is nothing to fail over to until the next.",
   "retained-dropped": "Earlier checkpoints are not kept any more; the data has their epochs and the reason.",
-  "rolled-back": "An earlier checkpoint is the committed one now; the data has both epochs.",
+  "rolled-back":
+    "An earlier checkpoint is the committed one now; the data has both epochs, and the lineage that begins with it.",
   "overlay-full": "The secondary has no room for another original and has stopped taking writes.",
   "overlay-freed": "The overlays have room again.",
   "congested": "Guests write faster than the secondary takes it: they go on without it until it has caught up.",
