@@ -23,6 +23,7 @@ import type {
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
+  StartAloneRequest,
   StoredVmState,
   StoredVmStateRequest,
   ReloadAnswer,
@@ -358,8 +359,8 @@ export class Agent implements AgentControl {
 
   measureLink: AgentControl["measureLink"] = (request, signal) => this.#roleCommands.measureLink(request, signal);
 
-  startAlone(): Promise<StartAloneAnswer> {
-    return this.#roleCommands.startAlone();
+  startAlone(request: StartAloneRequest): Promise<StartAloneAnswer> {
+    return this.#roleCommands.startAlone(request);
   }
 
   switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer> {

@@ -9,6 +9,7 @@ import type {
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
+  StartAloneRequest,
   SwitchoverAnswer,
   SwitchoverRequest,
   VerdictAnswer,
@@ -238,8 +239,8 @@ export class RoleCommands {
     );
   }
 
-  async startAlone(): Promise<StartAloneAnswer> {
-    return { released: await this.#primary("start-alone").startAlone() };
+  async startAlone({ force }: StartAloneRequest): Promise<StartAloneAnswer> {
+    return { released: await this.#primary("start-alone").startAlone(force) };
   }
 
   /** The secondary takes over as Primary, with everything that was written; this side becomes its secondary. */

@@ -12,6 +12,8 @@ export interface GuestPolicyOptions {
   readonly mayHaveHadPeer: boolean;
   /** Whatever the record says, the peer may have been promoted on the disks that the two share. */
   readonly mayBeSuperseded: boolean;
+  /** As `splitBrainKnown`; asked only when the role is whole. */
+  readonly splitBrain: () => ColobusError | undefined;
   readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
 }
@@ -34,7 +36,7 @@ export class GuestPolicy {
     else if (options.mayBeSuperseded || mustHold(record, options.mayHaveHadPeer)) {
       this.gate.hold();
       this.#isHeldFromStart = true;
-      options.emit("guests-held", { reason: this.describeHold() });
+      options.emit("guests-held", { reason: this.#describeStart() });
     }
   }
 
@@ -50,6 +52,11 @@ export class GuestPolicy {
   /** This side has learned that it is behind, whatever the record says yet. */
   get isOutdated(): boolean {
     return this.#isOutdated || this.#options.state.record.outdated;
+  }
+
+  /** A peer was written to as well, as far as is known: why guests who wait go on only where an operator says so in spite of it. */
+  get splitBrain(): ColobusError | undefined {
+    return this.#options.splitBrain();
   }
 
   /** Changes wait until the secondary is back. */
@@ -130,8 +137,15 @@ export class GuestPolicy {
 
   /** What guests wait for, and what lets them go on. */
   describeHold(): string {
-    if (this.gate.state === "frozen")
+    const isFrozen = this.gate.state === "frozen";
+    const { splitBrain } = this;
+    if (splitBrain !== undefined) return `Guests' ${isFrozen ? "writes" : "requests"} wait here. ${splitBrain.action}`;
+    if (isFrozen)
       return "Writes wait until the secondary is back: start it, or let them go on with `colobus start-alone`.";
+    return this.#describeStart();
+  }
+
+  #describeStart(): string {
     const { handOver, history } = this.#options.state.record;
     if (handOver !== null)
       return "The role was handed to the peer: start it, so that it can say whether it has taken it.";

@@ -117,6 +117,25 @@ export function gravestOf(places: readonly SecondaryPlace[]): Judged | undefined
   return places.map(({ judged }) => judged).find((judged) => judged !== undefined && judged.verdict.kind !== "sync");
 }
 
+/**
+ * Why guests who wait are not to go on: by the last handshake with one of the peers, that one was written to as well. `last`: what
+ * this side's last handshake came to. undefined: nothing of the kind is known.
+ */
+export function splitBrainKnown(places: readonly SecondaryPlace[], last: Judged | undefined): ColobusError | undefined {
+  const known = places.map(({ judged }) => judged);
+  // One that has no place, for it was given up, may have been promoted all the same.
+  if (last?.url !== undefined) known.push(last);
+  const split = known.find((judged) => judged?.verdict.kind === "split-brain");
+  if (split === undefined) return undefined;
+  const { agentId, role, changedBytes } = split.peer;
+  const here = changedBytesFor(places, agentId);
+  return new ColobusError(
+    "split-brain",
+    `the peer ${agentId}, which is ${role}, was written to as well: one side's changes will be given up, ${here} bytes here or ${changedBytes} bytes there by the last handshake, and more if guests go on`,
+    "Choose the side whose changes are given up, and on it: `colobus connect --discard-my-data`. When the other side is gone for good: `colobus start-alone --force`.",
+  );
+}
+
 /** Whether a handshake may have been with the peer at `url`: of several, only with whom this side has dialled there. */
 export function mayBeAt(places: readonly SecondaryPlace[], judged: Judged, url: string): boolean {
   if (places.length === 1 || judged.url === url) return true;

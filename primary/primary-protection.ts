@@ -28,11 +28,12 @@ export function describePrimaryProtection(facts: PrimaryFacts): Status["protecti
   const { record, failed, verdict, guests, replicator, committed } = facts;
   if (failed !== undefined) return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
   if (record.outdated) return notProtected("outdated", outdated().action);
-  if (verdict?.kind === "split-brain") {
-    const action = refusalOf(verdict, record.agentId)?.action ?? "";
-    return notProtected("split-brain", guests.areWaiting ? `${action} Guests' requests wait here until then.` : action);
+  if (guests.areWaiting) {
+    return notProtected(guests.splitBrain === undefined ? "held" : "split-brain", guests.describeHold());
   }
-  if (guests.areWaiting) return notProtected("held", guests.describeHold());
+  if (verdict?.kind === "split-brain") {
+    return notProtected("split-brain", refusalOf(verdict, record.agentId)?.action ?? "");
+  }
   if (!facts.hasPeer) return notProtected("no-peer", "This side runs alone; set up a new secondary for it.");
   if (!replicator.isConnected) {
     return notProtected("connecting", replicator.describe().lastError?.action ?? "Start the secondary agent.");

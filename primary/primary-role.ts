@@ -22,7 +22,7 @@ import { handOver } from "./hand-over.ts";
 import { leaveDisks } from "./leave-disks.ts";
 import { LineageKeeper } from "./lineage-keeper.ts";
 import { beingHandedOver, handedToAnother, lostPeer, neverHadPeer } from "./no-peer.ts";
-import { changedBytesFor, placeToOrder, resyncAll } from "./place-orders.ts";
+import { changedBytesFor, placeToOrder, resyncAll, splitBrainKnown } from "./place-orders.ts";
 import { Mirrors } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
 import { keepPermit } from "./keep-permit.ts";
@@ -83,7 +83,7 @@ export class PrimaryRole {
     this.#options = options;
     this.bitmaps = options.bitmaps;
     const { record } = options.state;
-    this.#guests = new GuestPolicy(options);
+    this.#guests = new GuestPolicy({ ...options, splitBrain: () => splitBrainKnown(this.places, this.#lastVerdict) });
     this.#epochs = new EpochSessions({
       state: options.state,
       places: () => this.places,
@@ -216,8 +216,8 @@ export class PrimaryRole {
   }
 
   /** As the function of that name. */
-  startAlone(): Promise<boolean> {
-    return startAlone({
+  startAlone(force: boolean): Promise<boolean> {
+    return startAlone(force, {
       guests: this.#guests,
       keeper: this.#keeper,
       shared: this.#shared,

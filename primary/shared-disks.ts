@@ -172,6 +172,11 @@ export class SharedDisks {
     if (this.#options.sharedMark === undefined && this.#options.state.record.history.shared) throw cannotGoAlone();
   }
 
+  /** Whether guests' changes go on without the secondary where it is missed. */
+  get goesAlone(): boolean {
+    return this.#mayGoAlone;
+  }
+
   /** Lets guests' changes go on without the secondary, until there is one again. Errors: as `assertMayGoAlone`. */
   goAlone(): void {
     this.assertMayGoAlone();

@@ -14,17 +14,18 @@ export interface StartAlone {
 
 /**
  * Lets the guests go on that wait for the peer, or that the arbiter's record refuses: that is overwritten first. Returns whether
- * any did. Errors: `outdated`; `arbiter-unreachable`; `handed-over`, also while that is under way: what they wrote would be lost.
+ * any did. Errors: `outdated`; `arbiter-unreachable`; `handed-over`, also while that is under way: what they wrote would be lost;
+ * `split-brain`, unless an operator says so by `force`.
  */
-export async function startAlone(context: StartAlone): Promise<boolean> {
+export async function startAlone(force: boolean, context: StartAlone): Promise<boolean> {
   const { guests, keeper, shared, unheard } = context;
-  assertMayStartAlone(context);
+  assertMayStartAlone(force, context);
   const isRefused = keeper?.refusal !== undefined;
   try {
     if (isRefused) await keeper.overrule();
   } finally {
     // The peer may have spoken meanwhile.
-    assertMayStartAlone(context);
+    assertMayStartAlone(force, context);
   }
   shared?.goAlone();
   const waited = guests.startAlone();
@@ -32,9 +33,11 @@ export async function startAlone(context: StartAlone): Promise<boolean> {
   return waited || isRefused;
 }
 
-function assertMayStartAlone({ guests, shared, isHandingOver }: StartAlone): void {
+function assertMayStartAlone(force: boolean, { guests, keeper, shared, isHandingOver }: StartAlone): void {
   if (isHandingOver()) throw beingHandedOver();
   guests.assertMayStartAlone();
   // Without the mark nobody could tell that the secondary's checkpoint is void.
   shared?.assertMayGoAlone();
+  const letsGoOn = guests.areWaiting || keeper?.refusal !== undefined || shared?.goesAlone === false;
+  if (letsGoOn && !force && guests.splitBrain !== undefined) throw guests.splitBrain;
 }

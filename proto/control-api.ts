@@ -202,7 +202,11 @@ export const measureLinkAnswerSchema = z.object({
 });
 export type MeasureLinkAnswer = z.infer<typeof measureLinkAnswerSchema>;
 
-export const startAloneRequestSchema = z.strictObject({});
+export const startAloneRequestSchema = z.strictObject({
+  /** Also in a split brain that this side knows of. */
+  force: z.boolean().default(false),
+});
+export type StartAloneRequest = z.infer<typeof startAloneRequestSchema>;
 export const startAloneAnswerSchema = z.object({
   /** False when no guest was held. */
   released: z.boolean(),
@@ -377,7 +381,7 @@ export interface AgentControl {
   connect(request: ConnectRequest, signal: AbortSignal): Promise<ConnectAnswer>;
   /** Measures the link to the peer that this side dials. */
   measureLink(request: MeasureLinkRequest, signal: AbortSignal): Promise<MeasureLinkAnswer>;
-  startAlone(): Promise<StartAloneAnswer>;
+  startAlone(request: StartAloneRequest): Promise<StartAloneAnswer>;
   switchover(request: SwitchoverRequest, signal: AbortSignal): Promise<SwitchoverAnswer>;
   /** Reads the configuration file anew. */
   reload(): Promise<ReloadAnswer>;

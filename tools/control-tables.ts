@@ -82,6 +82,7 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/connect peer": "With `acceptNewPeer`, or `discardMyData`: whom this side dials from then on.",
   "POST /v1/connect insteadOf":
     "With `acceptNewPeer`, of several secondaries the one that is lost: its agent id, or the URL that the primary dials for it.",
+  "POST /v1/start-alone force": "Also in a split brain that this side knows of.",
   "POST /v1/forget peer": "Of several secondaries, the one that is gone for good, named in the same way.",
   "POST /v1/resync giveUpCheckpoint": "On a secondary: make it Inconsistent, and free its overlays.",
   "POST /v1/rollback epoch": "The retained checkpoint that becomes the committed one.",

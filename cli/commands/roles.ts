@@ -71,10 +71,17 @@ export const connectCommand = defineCommand({
 export const startAloneCommand = defineCommand({
   command: "start-alone",
   describe: "Let guests go on that wait for the peer, which is lost: only where it was not promoted",
-  builder: (yargs) => agentFlags(yargs).example("$0 start-alone", "When the peer is surely not Primary"),
+  builder: (yargs) =>
+    agentFlags(yargs)
+      .option("force", {
+        type: "boolean",
+        default: false,
+        describe: "Also in a split brain, when the other side is gone for good",
+      })
+      .example("$0 start-alone", "When the peer is surely not Primary"),
   run: async (args, host) => {
     const call = { timeoutMs: timeoutOf(args), signal: host.interrupted };
-    host.output.result(args.json, await clientOf(args, host).startAlone(call), ({ released }) =>
+    host.output.result(args.json, await clientOf(args, host).startAlone({ force: args.force }, call), ({ released }) =>
       released ? "guests go on" : "no guest was held",
     );
   },

@@ -46,6 +46,7 @@ import {
   type RejoinAnswer,
   type RejoinRequest,
   type StartAloneAnswer,
+  type StartAloneRequest,
   type ReloadAnswer,
   type ResizeAnswer,
   type ForgetAnswer,
@@ -200,8 +201,8 @@ export class ControlClient {
     return this.#wait("/v1/measure-link", request, measureLinkAnswerSchema, signal);
   }
 
-  startAlone(options: CallOptions = {}): Promise<StartAloneAnswer> {
-    return this.#call("POST", "/v1/start-alone", {}, startAloneAnswerSchema, options);
+  startAlone(request: StartAloneRequest, options: CallOptions = {}): Promise<StartAloneAnswer> {
+    return this.#call("POST", "/v1/start-alone", request, startAloneAnswerSchema, options);
   }
 
   switchover(request: SwitchoverRequest, signal?: AbortSignal): Promise<SwitchoverAnswer> {

@@ -249,10 +249,9 @@ export class ControlServer {
     this.#route("POST", "/v1/measure-link", (request, _reply, signal) =>
       control.measureLink(parseFields(measureLinkRequestSchema, request.body ?? {}), signal),
     );
-    this.#route("POST", "/v1/start-alone", (request) => {
-      parseFields(startAloneRequestSchema, request.body ?? {});
-      return control.startAlone();
-    });
+    this.#route("POST", "/v1/start-alone", (request) =>
+      control.startAlone(parseFields(startAloneRequestSchema, request.body ?? {})),
+    );
     this.#route("POST", "/v1/switchover", (request, _reply, signal) =>
       control.switchover(parseFields(switchoverRequestSchema, request.body ?? {}), signal),
     );

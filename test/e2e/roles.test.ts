@@ -94,6 +94,14 @@ describe.runIf(requirePeers("qemu-io", "qemu-img", "fio", "python3:nbd"))("roles
     const refused = await primary.ask<ErrorDocument>("rejoin", "--peer", urls.get(secondary) ?? "");
     expect(refused).toMatchObject({ code: 1, json: { error: { code: "split-brain" } } });
     expect(refused.json.error.action).toContain("--discard-my-data");
+    const alone = await primary.ask<ErrorDocument>("start-alone");
+    expect(alone).toMatchObject({ code: 1, json: { error: { code: "split-brain" } } });
+    expect(alone.json.error.action).toContain("`colobus start-alone --force`");
+    expect((await primary.status()).protection.nextAction).toContain("Guests' requests wait here");
+    // The one that serves holds nobody.
+    expect(await secondary.get("start-alone")).toEqual({ released: false });
+    expect(await primary.get("start-alone", "--force")).toEqual({ released: true });
+    expect((await primary.status()).protection).toMatchObject({ reason: "split-brain" });
     const explained = await primary.get<ConnectAnswer>("connect", "--dry-run");
     expect(explained.verdict).toMatchObject({ kind: "split-brain", rule: "diverged" });
     expect(explained.verdict.changedBytes.here).toBeGreaterThanOrEqual(2 * MIB);

@@ -250,7 +250,7 @@ describe("what a secondary has given up", () => {
     expect(trio.status(trio.c).peers[0]?.lastError).toMatchObject({ code: "role-conflict" });
     await trio.restart(trio.b);
     // A, which has parted from it, is one that its guests wait for.
-    await trio.do("an order", async () => trio.b.agent?.startAlone());
+    await trio.do("an order", async () => trio.b.agent?.startAlone({ force: false }));
     await trio.until("B to be back", () => follows(trio, trio.b));
     await expectFollowsB(trio);
   });

@@ -206,14 +206,14 @@ class PrimaryScene implements CrashScene<Operation> {
         this.host.restart();
         await primary.start();
         if (!this.#isLost) await scripted.wait("synced");
-        else if (this.#reason === "held") await primary.agent?.startAlone();
+        else if (this.#reason === "held") await primary.agent?.startAlone({ force: false });
         break;
       }
     }
   }
 
   async #writeAlone(): Promise<void> {
-    if (this.#reason === "held") await this.#scripted.pair.primary.agent?.startAlone();
+    if (this.#reason === "held") await this.#scripted.pair.primary.agent?.startAlone({ force: false });
     await this.#write(0, CLUSTER_BYTES, 512);
   }
 

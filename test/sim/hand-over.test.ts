@@ -21,7 +21,7 @@ describe("a hand-over that is under way", () => {
       let isOver = false;
       const swapped = agent?.switchover(SWITCHOVER, new AbortController().signal).finally(() => (isOver = true));
       while (!isOver) {
-        const answer = await agent?.startAlone().then(
+        const answer = await agent?.startAlone({ force: false }).then(
           ({ released }) => (released ? "released" : "nobody waits"),
           (error: ColobusError) => error.code,
         );

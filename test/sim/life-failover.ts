@@ -81,7 +81,7 @@ export class LifeFailover {
     if (!this.#promoted) this.#scene.model.observeCommitted(status.epoch.committed);
     this.#becomePromoted();
     // Nothing says that the other side was not promoted meanwhile, but the operator knows.
-    if (status.protection.reason === "held") await this.#scene.pair.secondary.agent?.startAlone();
+    if (status.protection.reason === "held") await this.#scene.pair.secondary.agent?.startAlone({ force: false });
     const contents = await this.#guest.readContents();
     this.#recovered = contents !== undefined;
     if (contents !== undefined && !hadGuest) this.#scene.model.checkMoment(contents);

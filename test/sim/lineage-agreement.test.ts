@@ -53,7 +53,7 @@ describe("a primary that loses its power as the secondary hears of a lineage tha
       primary.host.crash("power");
       primary.host.restart();
       assert(await scripted.do("the start of the primary", () => primary.start()));
-      expect(await primary.agent?.startAlone(), `seed ${seed}`).toEqual({ released: true });
+      expect(await primary.agent?.startAlone({ force: false }), `seed ${seed}`).toEqual({ released: true });
       const written = await scripted.do("a write", () => scripted.guestWrite(0, 0, 4096, "bytes"));
       expect(written.kind, `seed ${seed}`).toBe("done");
       expect((await scripted.do("the failover", () => scripted.failOver())).kind, `seed ${seed}`).toBe("done");

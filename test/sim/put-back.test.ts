@@ -73,7 +73,7 @@ describe("a primary whose state was put back to before its first session", () =>
   it("loses nothing that its guests were told after `start-alone`, unless an operator says so", async () => {
     const scripted = await putBackBehindPromotion(2);
     const { primary, secondary } = scripted.pair;
-    expect(await primary.agent?.startAlone()).toEqual({ released: true });
+    expect(await primary.agent?.startAlone({ force: false })).toEqual({ released: true });
     const written = await scripted.do("a write", () => scripted.guestWrite(0, 0, 4096, "bytes"));
     expect(written.kind).toBe("done");
     scripted.world.network.partition("a", "b", false);

@@ -73,6 +73,8 @@ class RoleLife {
   readonly #events = new Map<PairMember, number>();
   /** When an operator only asks what the two would do. */
   readonly #asking: SeededRandom;
+  /** When guests are let go on in a split brain. */
+  readonly #forcing: SeededRandom;
   /** undefined: nobody stops an agent in good order, nor pauses a merge. */
   readonly #stopping: SeededRandom | undefined;
   /** undefined: nobody rolls a secondary back. */
@@ -122,6 +124,7 @@ class RoleLife {
       alsoLegal: ["no-checkpoint"],
     });
     this.#asking = random.fork("asking");
+    this.#forcing = random.fork("forcing");
     const resizing = random.fork("resizing");
     this.#resizes = resizing.chance(0.5)
       ? new RoleResizes(scene, { random: resizing, disks: DISKS, growthMaxBytes: GROWTH_MAX_BYTES })
@@ -183,7 +186,7 @@ class RoleLife {
     } else if (roll < 87) await this.#failover(member);
     else if (roll < 94) await this.#resolve(member);
     else if (roll < 98) await this.#switchover(member);
-    else if (member.status?.protection.reason === "held") this.#scene.startAlone(member);
+    else if (isHeldOrParted(member.status)) this.#startAlone(member);
   }
 
   // Guests
@@ -291,6 +294,11 @@ class RoleLife {
     if (errors.includes("size-mismatch")) await this.#resizeToPeer(member);
     if (reason === "outdated") await this.#rejoin(member);
     else if (reason === "split-brain") await this.#discard(member);
+  }
+
+  #startAlone(member: PairMember): void {
+    const isParted = member.status?.protection.reason === "split-brain";
+    this.#scene.startAlone(member, { force: isParted && this.#forcing.chance(0.5) });
   }
 
   async #rejoin(member: PairMember): Promise<void> {

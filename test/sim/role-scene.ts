@@ -48,6 +48,8 @@ const SWITCHOVER_ERRORS = [
   "too-many-prepared",
   "outdated",
 ] as const satisfies readonly ErrorCode[];
+/** What keeps an operator's word from letting guests go on. */
+const START_ALONE_ERRORS = ["outdated", "handed-over", "split-brain"] as const satisfies readonly ErrorCode[];
 /** Of several secondaries, one that is not asked may end its session meanwhile. */
 export const LOST_SESSION_ERRORS = ["connection-lost", "peer-timeout"] as const satisfies readonly ErrorCode[];
 
@@ -208,9 +210,18 @@ export class RoleScene<Also extends string = never> {
     return outcome.kind === "done";
   }
 
-  startAlone(member: PairMember): void {
-    this.world.note(`start-alone on ${member.name}`);
-    void this.command(member, "start-alone", (agent) => agent.startAlone(), { timeoutMs: QUICK_MS });
+  /** Lets the guests of a side go on that wait; where it knows of a split brain, only with `force`. */
+  startAlone(member: PairMember, { force = false } = {}): void {
+    const isKept = !force && member.status?.protection.reason === "split-brain";
+    this.world.note(`start-alone on ${member.name}${force ? " --force" : ""}`);
+    void this.command(member, "start-alone", (agent) => agent.startAlone({ force }), {
+      timeoutMs: QUICK_MS,
+      legal: START_ALONE_ERRORS,
+      told: (outcome) => {
+        const isReleased = outcome.kind === "done" && outcome.value.released;
+        assert(!(isKept && isReleased), `${member.name} goes on in a split brain that it knows of`);
+      },
+    });
     this.counts.alone += 1;
   }
 

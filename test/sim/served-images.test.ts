@@ -167,7 +167,7 @@ class ServedPair {
     await this.#do("the last look", async () => {
       assert(await secondary.start());
       const { agent } = secondary;
-      await agent?.startAlone();
+      await agent?.startAlone({ force: false });
       await this.#check(secondary, this.committed);
     });
   }

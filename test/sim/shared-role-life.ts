@@ -6,7 +6,7 @@ import { present } from "../support/present.ts";
 import type { LifeCounts } from "./life-totals.ts";
 import { imagePath, makePair, urlOf, type PairDisk, type PairMember } from "./pair.ts";
 import { RoleGuests } from "./role-guests.ts";
-import { CALL_MS, COMMAND_MS, LOST_SESSION_ERRORS, QUICK_MS, RoleScene } from "./role-scene.ts";
+import { CALL_MS, COMMAND_MS, isHeldOrParted, LOST_SESSION_ERRORS, QUICK_MS, RoleScene } from "./role-scene.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import { SharedRoleModel } from "./shared-role-model.ts";
 import type { CrashKind } from "./simulated-crash.ts";
@@ -334,8 +334,8 @@ class SharedRoleLife {
   /** Refused, or harmless, on a side that the other one was promoted over: the mark knows. */
   #startAlone(member: PairMember): void {
     const { status } = member;
-    const reason = status?.protection.reason;
-    if (!this.#isMarked || (reason !== "held" && reason !== "connecting") || status?.role !== "Primary") return;
+    const isAlone = isHeldOrParted(status) || status?.protection.reason === "connecting";
+    if (!this.#isMarked || !isAlone || status?.role !== "Primary") return;
     this.#scene.startAlone(member);
   }
 

@@ -192,7 +192,7 @@ describe("a primary with two secondaries on one shared disk", () => {
     await trio.write(3, 0x33, trio.c);
     await trio.restart(trio.a);
     await trio.until("B's refusal", () => trio.peer("b")?.lastError?.code === "outdated");
-    await trio.do("start-alone", async () => void trio.a.agent?.startAlone());
+    await trio.do("start-alone", async () => void trio.a.agent?.startAlone({ force: false }));
     let isDone = false;
     trio.world.schedule(0, () => {
       void trio.writeOnce(3, 0x44).then(() => {

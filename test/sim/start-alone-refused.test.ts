@@ -6,8 +6,7 @@ import { SimArbiter } from "./sim-arbiter.ts";
 
 const TTL_MS = 3_000;
 
-/** A primary that was taken over from while it was cut off, and has learned of that from the arbiter alone. */
-async function refused(): Promise<{ scripted: ScriptedPair; arbiter: SimArbiter }> {
+async function started(): Promise<{ scripted: ScriptedPair; arbiter: SimArbiter }> {
   let arbiter: SimArbiter | undefined;
   const scripted = new ScriptedPair(1, "process", (world) => {
     arbiter = new SimArbiter(world, new SeededRandom(1), TTL_MS);
@@ -15,6 +14,12 @@ async function refused(): Promise<{ scripted: ScriptedPair; arbiter: SimArbiter 
   });
   await scripted.start();
   assert(arbiter !== undefined);
+  return { scripted, arbiter };
+}
+
+/** A primary that was taken over from while it was cut off, and has learned of that from the arbiter alone. */
+async function refused(): Promise<{ scripted: ScriptedPair; arbiter: SimArbiter }> {
+  const { scripted, arbiter } = await started();
   const { primary, secondary } = scripted.pair;
   scripted.world.network.partition("a", "b", true);
   arbiter.cut("a", true);
@@ -24,11 +29,11 @@ async function refused(): Promise<{ scripted: ScriptedPair; arbiter: SimArbiter 
   return { scripted, arbiter };
 }
 
-async function startAlone({ world, pair, ...scripted }: ScriptedPair): Promise<string> {
+async function startAlone({ world, pair, ...scripted }: ScriptedPair, force = false): Promise<string> {
   const { agent } = pair.primary;
   assert(agent !== undefined);
   const outcome = await world.do("start-alone", () =>
-    scripted.calls.make(pair.primary, "start-alone", TTL_MS, () => agent.startAlone()),
+    scripted.calls.make(pair.primary, "start-alone", TTL_MS, () => agent.startAlone({ force })),
   );
   return outcome.kind === "failed" ? outcome.error.code : outcome.kind;
 }
@@ -54,5 +59,22 @@ describe("start-alone on a primary that the arbiter's record refuses", () => {
     await scripted.world.run({ forMs: 3 * TTL_MS });
     expect(secondary.status?.failover.arbiter?.state).toBe("own");
     expect(await startAlone(scripted)).toBe("outdated");
+  });
+
+  it("overwrites it by force only where the other side is known to have been written to as well", async () => {
+    const { scripted } = await started();
+    const { primary, secondary } = scripted.pair;
+    scripted.world.network.partition("a", "b", true);
+    await scripted.until("the loss", () => primary.status?.peers[0]?.connection !== "Connected");
+    expect((await scripted.do("a write", () => scripted.guestWrite(0, 0, 4096, "bytes"))).kind).toBe("done");
+    expect((await scripted.do("the failover", () => scripted.failOver())).kind).toBe("done");
+    await scripted.until("the refusal", () => primary.status?.failover.arbiter?.state === "other");
+    scripted.world.network.partition("a", "b", false);
+    await scripted.until("the split brain", () => primary.status?.peers[0]?.lastError?.code === "split-brain");
+    expect(await startAlone(scripted)).toBe("split-brain");
+    await scripted.world.run({ forMs: 3 * TTL_MS });
+    expect(secondary.status?.failover.arbiter?.state).toBe("own");
+    expect(await startAlone(scripted, true)).toBe("done");
+    expect(primary.status?.failover.arbiter?.state).toBe("own");
   });
 });

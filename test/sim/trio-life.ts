@@ -134,7 +134,7 @@ class TrioLife {
     else if (roll < 89) await this.#failover(member);
     else if (roll < 96) await this.#resolve();
     else if (roll < 98) await this.#switchover(member);
-    else if (member.status?.protection.reason === "held") this.#scene.startAlone(member);
+    else if (isHeldOrParted(member.status)) this.#scene.startAlone(member);
   }
 
   // Guests

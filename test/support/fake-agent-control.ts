@@ -24,6 +24,7 @@ import type {
   RejoinAnswer,
   RejoinRequest,
   StartAloneAnswer,
+  StartAloneRequest,
   StoredVmState,
   StoredVmStateRequest,
   SwitchoverAnswer,
@@ -186,8 +187,8 @@ export class FakeAgentControl implements AgentControl {
     };
   }
 
-  async startAlone(): Promise<StartAloneAnswer> {
-    await this.#called("startAlone", {}, undefined);
+  async startAlone(request: StartAloneRequest): Promise<StartAloneAnswer> {
+    await this.#called("startAlone", request, undefined);
     return { released: true };
   }
 

@@ -27,6 +27,7 @@ class Scene {
       state,
       mayHaveHadPeer: false,
       mayBeSuperseded: false,
+      splitBrain: () => undefined,
       log: new SilentLog(),
       emit: () => undefined,
     });

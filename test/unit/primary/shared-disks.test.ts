@@ -49,7 +49,14 @@ async function alone() {
   );
   const log = new SilentLog();
   const emit = (): void => undefined;
-  const guests = new GuestPolicy({ state, mayHaveHadPeer: false, mayBeSuperseded: false, log, emit });
+  const guests = new GuestPolicy({
+    state,
+    mayHaveHadPeer: false,
+    mayBeSuperseded: false,
+    splitBrain: () => undefined,
+    log,
+    emit,
+  });
   guests.gate.open();
   const mark = new SharedMark(storage, "/shared/mark", () => state.record.agentId);
   const image = new MemoryImage(4 * CLUSTER);
