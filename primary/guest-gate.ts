@@ -38,9 +38,9 @@ export class GuestGate {
     return this.#gate.opened.then(() => this.admitChange());
   }
 
-  /** Done when changes are not frozen any more, whatever they are then. undefined: they are not. */
-  get thawed(): Pending {
-    return this.#gate.state === "frozen" ? this.#gate.opened : undefined;
+  /** Done when changes do not wait at this gate any more, whatever becomes of them then. undefined: they do not. */
+  get reopened(): Pending {
+    return this.#gate.state === "open" || this.#gate.state === "refusing" ? undefined : this.#gate.opened;
   }
 
   hold(): void {

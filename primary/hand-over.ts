@@ -34,7 +34,7 @@ export async function handOver(context: HandOverContext, lineage: string): Promi
   guests.gate.hold();
   let isAsked = false;
   try {
-    for (const disk of disks) await deadline.race(disk.settled(), "guests' writes are not done yet");
+    for (const disk of disks) await deadline.race(disk.drained(), "guests' writes are not done yet");
     await checkpoint();
     await deadline.race(letGo(), "the shared disks are not flushed yet");
     assertInSync();

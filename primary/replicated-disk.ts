@@ -64,6 +64,10 @@ export class ReplicatedDisk implements BlockDevice {
   #changesUnderWay = 0;
   /** Called once there are none. */
   readonly #quiet: (() => void)[] = [];
+  /** Changes that have passed the gate, and have their ranges still. */
+  #passed = 0;
+  /** Called once there are none. */
+  readonly #drained: (() => void)[] = [];
 
   constructor(
     name: string,
@@ -203,6 +207,17 @@ export class ReplicatedDisk implements BlockDevice {
     });
   }
 
+  /**
+   * Resolves when no change that has passed the gate has its range any more. To be asked while guests are held: no other
+   * passes then, and those that had come before wait for their ranges, or have them.
+   */
+  drained(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.#passed === 0) resolve();
+      else this.#drained.push(resolve);
+    });
+  }
+
   /** Resolves when no change that has passed the gate by now is under way on the local child any more. */
   async settled(): Promise<void> {
     this.#lock.release(await this.#lock.acquire(0, this.sizeBytes));
@@ -281,28 +296,36 @@ export class ReplicatedDisk implements BlockDevice {
 
   #mark(hold: RangeHold, offset: number, length: number): RangeHold | Promise<RangeHold> {
     // It keeps its place, so that overlapping changes are made in the order in which they came.
-    const { thawed } = this.#gate;
-    if (thawed !== undefined) return thawed.then(() => this.#mark(hold, offset, length));
-    if (this.#gate.state !== "open") {
-      // It was shut while the range was waited for.
-      this.#lock.release(hold);
-      return this.#acquire(offset, length);
-    }
+    const { reopened } = this.#gate;
+    if (reopened !== undefined) return reopened.then(() => this.#mark(hold, offset, length));
     let marked: Pending;
     try {
+      this.#gate.assertServing();
       marked = this.#forwarding.mark(offset, length);
     } catch (error) {
       this.#lock.release(hold);
       throw error;
     }
-    if (marked === undefined) return hold;
+    if (marked === undefined) return this.#pass(hold);
     return marked.then(
-      () => (this.#gate.state === "open" ? hold : this.#mark(hold, offset, length)),
+      () => (this.#gate.state === "open" ? this.#pass(hold) : this.#mark(hold, offset, length)),
       (error: unknown) => {
         this.#lock.release(hold);
         throw error;
       },
     );
+  }
+
+  #pass(hold: RangeHold): RangeHold {
+    this.#passed += 1;
+    return hold;
+  }
+
+  /** Gives the range of a change that has passed the gate back. */
+  #release(hold: RangeHold): void {
+    this.#lock.release(hold);
+    this.#passed -= 1;
+    if (this.#passed === 0) for (const resolve of this.#drained.splice(0)) resolve();
   }
 
   #writeHeld(hold: RangeHold, source: Uint8Array, offset: number, flags: WriteFlags): Pending {
@@ -331,8 +354,8 @@ export class ReplicatedDisk implements BlockDevice {
     /** What the child has not taken yet: the range is held for that long, whatever becomes of the request. */
     let written: Pending;
     const release = (): void => {
-      if (written === undefined) this.#lock.release(hold);
-      else void written.catch(() => undefined).then(() => this.#lock.release(hold)); // `end` has told of the error
+      if (written === undefined) this.#release(hold);
+      else void written.catch(() => undefined).then(() => this.#release(hold)); // `end` has told of the error
     };
     return {
       push: (piece) => {
@@ -401,17 +424,17 @@ export class ReplicatedDisk implements BlockDevice {
     try {
       change = this.#change(offset, length, writeChild, forward);
     } catch (error) {
-      this.#lock.release(hold);
+      this.#release(hold);
       throw error;
     }
     // What the guest waits for beyond its child (room in the window, acknowledgements) needs no lock.
     const beyond = both(change.forwarded, this.#forwarding.room());
     if (change.local === undefined) {
-      this.#lock.release(hold);
+      this.#release(hold);
       return beyond;
     }
     return both(
-      change.local.finally(() => this.#lock.release(hold)),
+      change.local.finally(() => this.#release(hold)),
       beyond,
     );
   }

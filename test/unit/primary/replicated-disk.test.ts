@@ -334,6 +334,49 @@ describe("a replicated disk that is read for a sync", () => {
     expect(disk.write(Buffer.from("x"), 0, NO_FLAGS)).toBeUndefined();
   });
 
+  it("makes overlapping changes in the order in which they came, also where guests were held meanwhile", async () => {
+    const { gate, forwarding, disk } = bench();
+    const [early, late] = [deferred(), deferred()];
+    forwarding.marking = early.promise;
+    const first = disk.write(Buffer.from("first"), 0, NO_FLAGS);
+    const second = disk.write(Buffer.from("second"), 4, NO_FLAGS);
+    forwarding.marking = late.promise;
+    const apart = disk.write(Buffer.from("apart"), 12, NO_FLAGS);
+    // It waits for both, the one that is done with its mark while guests are held, and the one that is not.
+    const third = disk.write(Buffer.from("third"), 8, NO_FLAGS);
+    forwarding.marking = undefined;
+    gate.hold();
+    early.resolve();
+    await turn();
+    gate.open();
+    await turn();
+    late.resolve();
+    await Promise.all([first, second, apart, third]);
+    const order = forwarding.forwarded.map((each) => each.split(" ")[2]);
+    expect(order.indexOf("third")).toBe(3);
+    expect(order.filter((each) => each !== "apart")).toEqual(["first", "second", "third"]);
+  });
+
+  it("is drained while guests are held when what has passed is done, whoever waits", async () => {
+    const { child, gate, forwarding, disk } = bench();
+    const [slow, marking] = [deferred(), deferred()];
+    child.gate = (operation) => (operation.kind === "write" && operation.offset === 0 ? slow.promise : undefined);
+    const passed = disk.write(Buffer.from("first"), 0, NO_FLAGS);
+    forwarding.marking = marking.promise;
+    const waiting = [disk.write(Buffer.from("second"), 3, NO_FLAGS), disk.write(Buffer.from("apart"), 100, NO_FLAGS)];
+    forwarding.marking = undefined;
+    gate.hold();
+    const drained = disk.drained();
+    marking.resolve();
+    expect(await isDone(drained)).toBe(false);
+    slow.resolve();
+    expect(await isDone(drained)).toBe(true);
+    await passed;
+    expect(forwarding.forwarded).toEqual(["write 0+5 first"]);
+    gate.open();
+    await Promise.all(waiting);
+  });
+
   it("leaves the child alone while guests are held, and says nothing of what is allocated", () => {
     const { gate, disk } = bench();
     expect(disk.extents(0, SIZE, 1)).toEqual([{ length: SIZE, hole: true, zero: true }]);
