@@ -509,10 +509,9 @@ async function withContent<T>(
   }
 }
 
-/** A body that does not come takes its connection with it. */
+/** A body that does not come takes its connection with it. Whether there is one is not known yet when the headers are. */
 function destroyUnlessComplete({ raw }: FastifyRequest): void {
-  if (raw.complete) return;
-  const timer = setTimeout(() => raw.socket.destroy(), CONTROL_REQUEST_TIMEOUT_MS);
+  const timer = setTimeout(() => void (raw.complete || raw.socket.destroy()), CONTROL_REQUEST_TIMEOUT_MS);
   for (const end of ["end", "close"]) raw.once(end, () => clearTimeout(timer));
 }
 

@@ -3,9 +3,13 @@ import { request as httpRequest } from "node:http";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { once } from "node:events";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { ColobusError } from "../../../../proto/errors.ts";
-import { CONTROL_BODY_MAX_BYTES, CONTROL_REQUESTS_PER_CONNECTION_MAX } from "../../../../proto/limits.ts";
+import {
+  CONTROL_BODY_MAX_BYTES,
+  CONTROL_REQUEST_TIMEOUT_MS,
+  CONTROL_REQUESTS_PER_CONNECTION_MAX,
+} from "../../../../proto/limits.ts";
 import { ControlServer } from "../../../../shared/control/api-server.ts";
 import { nextTurn, openRaw, recordingLog, serveFakeAgent } from "../../../support/control-harness.ts";
 import { FakeAgentControl, untilAborted } from "../../../support/fake-agent-control.ts";
@@ -205,6 +209,56 @@ describe("requests that are not of the documented form", () => {
     expect(await raw.received).toBe("");
     expect(control.calls.length).toBeLessThanOrEqual(CONTROL_REQUESTS_PER_CONNECTION_MAX);
     expect(control.calls.every(({ signal }) => signal?.aborted)).toBe(true);
+  });
+});
+
+/** To be called before the request, and what it returns when its time is over. */
+function requestTimeout(): () => void {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  onTestFinished(() => void vi.useRealTimers());
+  return () => void vi.advanceTimersByTime(CONTROL_REQUEST_TIMEOUT_MS);
+}
+
+describe("the time within which a request must have arrived", () => {
+  it.each([
+    ["a stream of events", "/v1/events"],
+    ["a stored VM state", "/v1/vmstate?force=false"],
+  ])("does not end an answer that takes longer: %s", async (_, path) => {
+    const { control, socketPath } = await serveFakeAgent();
+    const pieces = ["the beginning", "the end"] as const;
+    let goOn = (): void => undefined;
+    const content = async function* (): AsyncGenerator<Uint8Array> {
+      yield Buffer.from(pieces[0]);
+      await new Promise<void>((resolve) => {
+        goOn = resolve;
+      });
+      yield Buffer.from(pieces[1]);
+    };
+    control.stored = { epoch: 41, bytes: pieces.join("").length, content: content() };
+    control.log.emit("merged", { text: pieces[0] });
+    const pass = requestTimeout();
+    const { socket } = openRaw(socketPath);
+    let received = "";
+    socket.on("data", (chunk: Buffer) => (received += chunk.toString()));
+    socket.write(`GET ${path} HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n`);
+    while (!received.includes(pieces[0])) await nextTurn();
+    pass();
+    goOn();
+    control.log.emit("merged", { text: pieces[1] });
+    while (!received.includes(pieces[1]) && !socket.destroyed) await nextTurn();
+    expect(received).toContain(pieces[1]);
+  });
+
+  it("ends the connection of one whose body does not come", async () => {
+    const { socketPath } = await serveFakeAgent();
+    const pass = requestTimeout();
+    const raw = openRaw(socketPath);
+    raw.socket.write(
+      "POST /v1/checkpoint HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\ncontent-type: application/json\r\n\r\n{",
+    );
+    while (vi.getTimerCount() === 0) await nextTurn();
+    pass();
+    expect(await raw.received).toBe("");
   });
 });
 
