@@ -68,17 +68,23 @@ export class Protection {
   /** Resolves when `signal` has aborted and the guest runs. Errors: `vm-unreachable`; `agent-unreachable` for long. */
   async run(): Promise<void> {
     const { clock, intervalMs, signal, warn } = this.#options;
+    const finished = new AbortController();
     void untilAborted(signal).then(() => this.#wake());
-    void this.#followWanted();
-    while (!signal.aborted) {
-      const startedMs = clock.nowMs();
-      if (await this.#isReady()) {
-        await this.#round();
-        const tookMs = clock.nowMs() - startedMs;
-        if (tookMs > intervalMs)
-          warn(`the interval of ${intervalMs} ms cannot be met: the last checkpoint took ${Math.round(tookMs)} ms`);
+    void this.#followWanted(AbortSignal.any([signal, finished.signal]));
+    try {
+      while (!signal.aborted) {
+        const startedMs = clock.nowMs();
+        if (await this.#isReady()) {
+          await this.#round();
+          const tookMs = clock.nowMs() - startedMs;
+          if (tookMs > intervalMs)
+            warn(`the interval of ${intervalMs} ms cannot be met: the last checkpoint took ${Math.round(tookMs)} ms`);
+        }
+        await this.#rest(Math.max(0, startedMs + intervalMs - clock.nowMs()));
       }
-      await this.#rest(Math.max(0, startedMs + intervalMs - clock.nowMs()));
+    } finally {
+      // A stream of events that is left open keeps the process.
+      finished.abort();
     }
   }
 
@@ -167,8 +173,8 @@ export class Protection {
   }
 
   /** The agent's events, for as long as it tells them; a new agent is asked again with the next round. */
-  async #followWanted(): Promise<void> {
-    const { control, clock, signal, intervalMs } = this.#options;
+  async #followWanted(signal: AbortSignal): Promise<void> {
+    const { control, clock, intervalMs } = this.#options;
     while (!signal.aborted) {
       try {
         const last = (await control.events(0, { signal })).at(-1)?.sequence ?? 0;

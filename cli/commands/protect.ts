@@ -91,7 +91,7 @@ function renderRound(round: ProtectionRound): string {
     case "waiting":
       return `waiting: ${round.reason}`;
     case "failed":
-      return `checkpoint ${round.epoch ?? ""} failed, and the one before stands: ${round.error.message}`;
+      return `${round.epoch === null ? "a checkpoint" : `checkpoint ${round.epoch}`} failed, and the one before stands: ${round.error.message}`;
     case "committed": {
       const state = round.vmstateBytes === null ? "" : `, VM state ${formatBytes(round.vmstateBytes)}`;
       return `checkpoint ${round.epoch} committed in ${formatDuration(round.totalMs)}: pause ${formatDuration(round.pauseMs)}${state}`;

@@ -11,6 +11,7 @@ import { AgentPair, MIB } from "../support/agent-pair.ts";
 import { ColobusProcess } from "../support/cli-runner.ts";
 import { serveFakeAgent } from "../support/control-harness.ts";
 import { untilAborted } from "../support/fake-agent-control.ts";
+import { serveProtectableAgent } from "../support/protect-run.ts";
 
 const MAIN = fileURLToPath(new URL("../../cli/main.ts", import.meta.url));
 
@@ -92,6 +93,16 @@ describe("the colobus process", () => {
     control.log.emit("merged");
     expect(await exit).toEqual({ code: 0, signal: null });
     expect(stderr()).toBe("");
+  });
+
+  it("ends when what it does for long has failed, though the agent goes on", async () => {
+    const { run } = await serveProtectableAgent();
+    const protect = new ColobusProcess(["protect", "--disks-only", "--qga", join(run, "none"), "--run", run]);
+    expect(await protect.ended).toMatchObject({
+      code: 1,
+      signal: null,
+      stdout: expect.stringMatching(/^a checkpoint failed, and the one before stands: the connection to /),
+    });
   });
 
   it("waits for an agent that is gone, though it has nothing but time to wait for", async () => {

@@ -644,6 +644,26 @@ describe("rounds", () => {
     expect(vm.runState).toBe("running");
   });
 
+  it("let go of the agent's events when the VM ends, which would keep the process", async () => {
+    const { control, vm, protect } = await bench();
+    const follow = control.follow.bind(control);
+    let isFollowed = false;
+    const letGo = new Promise<void>((resolve) => {
+      control.follow = (listener) => {
+        isFollowed = true;
+        const stop = follow(listener);
+        return () => {
+          stop();
+          resolve();
+        };
+      };
+    });
+    vm.mishap = (command) => (isFollowed && command === "stop" ? "end" : undefined);
+    const { result } = await protect(() => false);
+    expect(result.code).toBe(1);
+    await letGo;
+  });
+
   it("leave the VM alone while no secondary is in sync, and tell of it once", async () => {
     const { control, vm, protect } = await bench();
     const inSync = control.currentStatus;
