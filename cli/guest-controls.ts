@@ -66,9 +66,10 @@ export async function withMemory(vm: ProtectedVm, options: WithMemoryOptions): P
     pause: async () => {
       await vm.recover();
       await vm.untilIdle();
-      const mayRun = await vm.pause();
+      const paused = await vm.pause();
+      if (paused === "written") return undefined;
       // A VM that somebody else has paused must stay so, and QEMU 7.2 would let it run.
-      inBackground = isBackground && mayRun;
+      inBackground = isBackground && paused === "here";
       return () => vm.resume();
     },
     state: {

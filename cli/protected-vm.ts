@@ -28,8 +28,10 @@ const PAUSED_HERE: Parameters = { ...AS_FAST_AS_IT_CAN, "downtime-limit": VM_DOW
 const RUNNING = "running";
 /** A migration is at its end, or has told of it already. QEMU refuses `cont` meanwhile, and tells nobody when it is over. */
 const FINISHING = "finish-migrate";
-/** In these states somebody has paused it; in the later ones its state was written then, or it has migrated to another host. */
-const PAUSED = ["paused", FINISHING, "postmigrate"];
+/** A paused VM's state is written, or it has migrated to another host: QEMU writes none again before it has run. */
+const WRITTEN = "postmigrate";
+/** In these states somebody has paused it. */
+const PAUSED = ["paused", FINISHING, WRITTEN];
 /** How a migration ends. */
 const OVER = new Set(["completed", "failed", "cancelled"]);
 
@@ -101,17 +103,19 @@ export class ProtectedVm {
   }
 
   /**
-   * Pauses the VM. Everything that it has written is with its disks then. False: it was paused already, by another.
-   * Errors: `vm-refused`, `timed-out`, `vm-unreachable`: the VM goes on.
+   * Pauses the VM. Everything that it has written is with its disks then. By another: it was paused already. Written: so it
+   * was, and no state is written of it before it has run. Errors: `vm-refused`, `timed-out`, `vm-unreachable`: the VM goes on.
    */
-  async pause(): Promise<boolean> {
-    if ((await this.#status()) === RUNNING) {
+  async pause(): Promise<"here" | "by-another" | "written"> {
+    const status = await this.#status();
+    if (status === RUNNING) {
       await this.#execute("migrate-set-parameters", PAUSED_HERE);
       this.#isPausedHere = true;
       await this.#orRunAgain("stop");
     }
     this.#hasRun = false;
-    return this.#isPausedHere === true;
+    if (this.#isPausedHere === true) return "here";
+    return status === WRITTEN ? "written" : "by-another";
   }
 
   /** Lets the VM run that was paused here. Errors: `vm-refused`, `timed-out`, `vm-unreachable`. */

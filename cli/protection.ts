@@ -5,6 +5,8 @@ import { sleep } from "../shared/host/sleep.ts";
 import { isInSync } from "../proto/words.ts";
 import { untilAborted } from "./command.ts";
 
+const UNTIL_IT_RUNS = "the VM is paused, and QEMU writes its state again only when it has run";
+
 /** One round, as it is told. */
 export type ProtectionRound =
   | {
@@ -21,8 +23,8 @@ export type ProtectionRound =
 
 /** What happens to the guest while a checkpoint is taken. */
 export interface GuestControl {
-  /** The guest writes nothing from here on. Returns how it goes on. */
-  readonly pause: () => Promise<() => Promise<void>>;
+  /** The guest writes nothing from here on. Returns how it goes on; undefined: its state is not to be had before it has run. */
+  readonly pause: () => Promise<(() => Promise<void>) | undefined>;
   /** What there is beside the disks; undefined: nothing. */
   readonly state: GuestState | undefined;
 }
@@ -59,7 +61,7 @@ export class Protection {
   /** Called when a checkpoint is wanted before its time. */
   #wake: () => void = () => undefined;
   #isWanted = false;
-  #waitedFor = "";
+  #waitedFor: string | undefined;
 
   constructor(options: ProtectionOptions) {
     this.#options = options;
@@ -90,26 +92,29 @@ export class Protection {
 
   /** A guest is not paused for a checkpoint that cannot be taken. */
   async #isReady(): Promise<boolean> {
-    const { control, timeoutMs, tell, signal } = this.#options;
+    const { control, timeoutMs, signal } = this.#options;
     let reason: string;
     try {
       const { role, peers } = await control.status({ timeoutMs, signal });
-      if (role === "Primary" && peers.some(({ replication }) => isInSync(replication))) {
-        this.#waitedFor = "";
-        return true;
-      }
+      if (role === "Primary" && peers.some(({ replication }) => isInSync(replication))) return true;
       reason = role === "Primary" ? "no secondary is in sync" : "the agent is Secondary";
     } catch (error) {
       if (signal.aborted) return false;
       reason = asColobusError(error).message;
     }
-    if (reason !== this.#waitedFor) tell({ epoch: null, state: "waiting", reason });
-    this.#waitedFor = reason;
+    this.#tell({ epoch: null, state: "waiting", reason });
     return false;
   }
 
+  /** What is waited for is told once. */
+  #tell(round: ProtectionRound): void {
+    const waitedFor = round.state === "waiting" ? round.reason : undefined;
+    if (waitedFor === undefined || waitedFor !== this.#waitedFor) this.#options.tell(round);
+    this.#waitedFor = waitedFor;
+  }
+
   async #round(): Promise<void> {
-    const { control, clock, guest, timeoutMs, tell } = this.#options;
+    const { control, clock, guest, timeoutMs } = this.#options;
     const startedMs = clock.nowMs();
     let epoch: number | null = null;
     let isSending = false;
@@ -117,6 +122,10 @@ export class Protection {
     const withdraw = (): Promise<void> => (withdrawn ??= this.#withdraw(epoch));
     try {
       const resume = await guest.pause();
+      if (resume === undefined) {
+        this.#tell({ epoch: null, state: "waiting", reason: UNTIL_IT_RUNS });
+        return;
+      }
       try {
         epoch = await this.#place();
         await guest.state?.begin();
@@ -134,13 +143,13 @@ export class Protection {
       await guest.state?.finish();
       isSending = false;
       const { vmstateBytes = null } = await control.commit({ epoch, timeoutMs });
-      tell({ epoch, state: "committed", pauseMs, vmstateBytes, totalMs: clock.nowMs() - startedMs });
+      this.#tell({ epoch, state: "committed", pauseMs, vmstateBytes, totalMs: clock.nowMs() - startedMs });
     } catch (error) {
       const reason = asColobusError(error);
       await withdraw();
       // After the agent has let go of the state: QEMU may have waited for that, and answered nobody.
       if (isSending) await failureOf(guest.state?.cancel);
-      tell({ epoch, state: "failed", error: reason.toJSON() });
+      this.#tell({ epoch, state: "failed", error: reason.toJSON() });
       if (reason.code === "vm-unreachable") throw reason;
     }
   }

@@ -266,6 +266,37 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
     await next.release();
   }, 300_000);
 
+  it("has one checkpoint more when another has paused it, stays paused, and is protected again when it runs", async () => {
+    const { vm, primary } = await countingVm();
+    await execute(vm, "stop");
+    const before = vm.steps();
+    const whilePaused = new ProtectProcess(vm, primary);
+    await whilePaused.untilWaiting();
+    expect(await whilePaused.stop()).toBe(0);
+    expect(whilePaused.rounds.map(({ state }) => state)).toEqual(["committed", "waiting"]);
+    expect(vm.steps()).toEqual(before);
+
+    expect(await execute(vm, "query-status")).toMatchObject({ status: "postmigrate" });
+    const next = new ProtectProcess(vm, primary);
+    await next.untilWaiting();
+    expect(await next.stop()).toBe(0);
+    expect(vm.steps()).toEqual(before);
+
+    await execute(vm, "cont");
+    const whileRunning = new ProtectProcess(vm, primary);
+    await whileRunning.untilCommitted();
+    expect(await whileRunning.stop()).toBe(0);
+    await vm.untilSteps(before.length + STEPS);
+  }, 300_000);
+
+  it("ends its protection when its QEMU is killed", async () => {
+    const { vm, primary } = await countingVm();
+    const protect = new ProtectProcess(vm, primary);
+    await protect.untilCommitted();
+    await vm.kill();
+    expect(await protect.ended).toMatchObject({ code: 1, stdout: expect.stringContaining("vm-unreachable") });
+  }, 300_000);
+
   it("goes on when its QEMU has begun to write its state, and only the answer is lost", async () => {
     const { vm, root } = await countingVm();
     const socket = join(root, "losing.qmp");
@@ -274,7 +305,7 @@ describe.runIf(requireCountingGuest())("a protected VM", () => {
     const written = receiveLate(state);
 
     const guest = await ProtectedVm.connect({ socket, clock: new NodeClock(), timeoutMs: 10_000 });
-    expect(await guest.pause()).toBe(true);
+    expect(await guest.pause()).toBe("here");
     await expect(guest.beginSave(state)).rejects.toMatchObject({ code: "timed-out" });
     const out = await written;
     await guest.resume();

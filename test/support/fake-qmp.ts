@@ -93,6 +93,8 @@ export class FakeQmp {
 
   #refusal(command: string): string | undefined {
     if (command === "cont" && this.runState === "finish-migrate") return "Migration is not finalized yet";
+    if (command === "migrate" && this.runState === "postmigrate")
+      return "Can't migrate the vm that was paused due to previous migration";
     const isMigrating = this.migration.status === "active";
     return isMigrating && command === "migrate-set-capabilities"
       ? "There's a migration process in progress"

@@ -1,6 +1,6 @@
 import type { ProtectionRound } from "../../cli/protection.ts";
 import type { AgentUnderTest } from "./agent-pair.ts";
-import { ColobusProcess } from "./cli-runner.ts";
+import { ColobusProcess, type Ended } from "./cli-runner.ts";
 import type { CountingVm } from "./counting-guest.ts";
 
 export type CommittedRound = Extract<ProtectionRound, { state: "committed" }>;
@@ -35,9 +35,18 @@ export class ProtectProcess {
     return this.#process.untilPrinted('"committed"');
   }
 
+  untilWaiting(): Promise<void> {
+    return this.#process.untilPrinted('"waiting"');
+  }
+
   /** Resolves when a round has come to this end after this call. */
   untilNext(state: ProtectionRound["state"]): Promise<void> {
     return this.#process.untilPrinted(`"${state}"`, this.#process.stdout.length);
+  }
+
+  /** When it ends by itself. */
+  get ended(): Promise<Ended> {
+    return this.#process.ended;
   }
 
   kill(): void {
