@@ -50,7 +50,12 @@ export const protectCommand = defineCommand({
       intervalText === undefined ? PROTECT_INTERVAL_DEFAULT_MS : parseDuration(intervalText, "--interval");
     const timeoutMs = timeoutOf(args);
     const control = clientOf(args, host);
-    assertEpochs((await control.status({ timeoutMs })).mode, "protect");
+    try {
+      assertEpochs((await control.status({ timeoutMs, signal: host.interrupted })).mode, "protect");
+    } catch (error) {
+      if (host.interrupted.aborted) return; // it was asked to end, and nothing is begun
+      throw error;
+    }
     const warn = (text: string): void => host.output.remark(`colobus: ${text}`);
     const protect = async (guest: GuestControl): Promise<void> => {
       await new Protection({

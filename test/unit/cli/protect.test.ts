@@ -1,11 +1,14 @@
+import { once as onceTold } from "node:events";
+import { createServer } from "node:net";
 import { join } from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import type { ProtectionRound } from "../../../cli/protection.ts";
 import { ColobusError } from "../../../proto/errors.ts";
 import { NodeClock } from "../../../shared/host/node-clock.ts";
 import { nextTurn, runInProcess, type ServedAgent } from "../../support/control-harness.ts";
 import { FakeQmp, type Mishap } from "../../support/fake-qmp.ts";
 import { runProtect, serveProtectableAgent, type ProtectRun } from "../../support/protect-run.ts";
+import { scratchDirectory } from "../../support/scratch.ts";
 
 /** So short that rounds follow each other; what cannot be met is told. */
 const INTERVAL = "1ms";
@@ -659,6 +662,22 @@ describe("rounds", () => {
     expect(result.stdout).toMatch(/^checkpoint 43 committed in .*\n$/);
     expect(asked()).toEqual(["checkpoint", "commit"]);
     expect(vm.runState).toBe("running");
+  });
+
+  it("are none when the protection is to end before the agent has answered at all", async () => {
+    const run = scratchDirectory();
+    const interrupt = new AbortController();
+    const silent = createServer((socket) => {
+      onTestFinished(() => void socket.destroy());
+      interrupt.abort();
+    }).listen({ path: join(run, "control.sock") });
+    onTestFinished(() => void silent.close());
+    await onceTold(silent, "listening");
+    const result = await runInProcess(["protect", "--disks-only", "--run", run], {
+      clock: new NodeClock(),
+      interrupted: interrupt.signal,
+    });
+    expect(result).toEqual({ code: 0, stdout: "", stderr: "" });
   });
 
   it("let go of the agent's events when the VM ends, which would keep the process", async () => {
