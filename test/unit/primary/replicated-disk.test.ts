@@ -363,7 +363,8 @@ describe("a replicated disk that is read for a sync", () => {
     child.gate = (operation) => (operation.kind === "write" && operation.offset === 0 ? slow.promise : undefined);
     const passed = disk.write(Buffer.from("first"), 0, NO_FLAGS);
     forwarding.marking = marking.promise;
-    const waiting = [disk.write(Buffer.from("second"), 3, NO_FLAGS), disk.write(Buffer.from("apart"), 100, NO_FLAGS)];
+    const second = disk.write(Buffer.from("second"), 3, NO_FLAGS);
+    const apart = disk.write(Buffer.from("apart"), 100, NO_FLAGS);
     forwarding.marking = undefined;
     gate.hold();
     const drained = disk.drained();
@@ -374,7 +375,7 @@ describe("a replicated disk that is read for a sync", () => {
     await passed;
     expect(forwarding.forwarded).toEqual(["write 0+5 first"]);
     gate.open();
-    await Promise.all(waiting);
+    await Promise.all([second, apart]);
   });
 
   it("leaves the child alone while guests are held, and says nothing of what is allocated", () => {
