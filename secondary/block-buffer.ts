@@ -68,6 +68,8 @@ export class BlockBuffer implements EpochOverlay {
   #retry: Timer | undefined;
   #ended = false;
   #mustRewrite: boolean;
+  /** A log was lost whole, and a loss of power may bring it back, with what was not called stable. */
+  #mayComeBack = false;
   #makingDurable: Promise<void> | undefined;
   #dropping: Promise<void> | undefined;
   /** Nobody needs them any more, and their logs are still there: in the order in which they are to go. */
@@ -380,7 +382,12 @@ export class BlockBuffer implements EpochOverlay {
     this.#open = this.#open.filter((buffer) => !lost.includes(buffer));
     this.#recount();
     this.#mustRewrite = false;
+    if (lost.length > 0) this.#mayComeBack = true;
     await this.#retire(lost);
+    if (this.#mayComeBack && this.#context.durability === "power") {
+      await this.#context.storage.syncDirectory(this.#context.directory);
+    }
+    this.#mayComeBack = false;
   }
 
   /** The first buffers that no checkpoint tells apart, while there are more than `atMost`. What is being applied stays. */

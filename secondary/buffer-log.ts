@@ -5,8 +5,10 @@
  * written from there in as few pieces as possible. A chunk that is full and written stays in memory, to be read from
  * there, as long as the limit of all buffers allows.
  *
- * Invariants: an append that failed leaves no trace: the next one overwrites its bytes. After a failed sync nothing
- * counts that no sync has covered: `cut` removes it, and its sender, who was never told that it is stable, sends it again.
+ * Invariants: an append that failed leaves no trace: records of it that are whole would count at a later start, so they are
+ * cut off, at once or before anything else is appended or called stable. After a failed sync nothing counts that no sync
+ * has covered: `cut` removes it, and its sender, who was never told that it is stable, sends it again. What was cut off
+ * comes back with a loss of power, so the log is not synced before a sync has covered that as well.
  */
 import assert from "node:assert/strict";
 import { crc32 } from "node:zlib";
@@ -52,6 +54,11 @@ export class BufferLog {
   #stagedBytes: number;
   #sequence: number;
   #syncedBytes = 0;
+  /** An append has failed, and records of it may lie behind the tail. */
+  #hasRemains = false;
+  /** How often something was cut off, and how many of these a sync has covered. */
+  #cuts = 0;
+  #syncedCuts = 0;
   /** Why a sync has failed, while that is not made up for. */
   #damage: ColobusError | undefined;
   readonly #syncs = new SharedSync(() => this.#sync());
@@ -137,16 +144,16 @@ export class BufferLog {
 
   /** Whether it takes more records. */
   get isOpen(): boolean {
-    return this.#memory !== undefined && !this.isDamaged;
+    return this.#memory !== undefined && this.#damage === undefined;
   }
 
-  /** Whether a sync has failed, and neither `cut` nor `writeAgain` was called since. */
+  /** Whether a sync has failed, or what a failed append has left could not be cut off: `cut` is due, or `writeAgain`. */
   get isDamaged(): boolean {
-    return this.#damage !== undefined;
+    return this.#damage !== undefined || this.#hasRemains;
   }
 
   get isSynced(): boolean {
-    return this.#syncedBytes === this.#tailBytes;
+    return !this.#hasRemains && this.#syncedCuts === this.#cuts && this.#syncedBytes === this.#tailBytes;
   }
 
   /**
@@ -155,6 +162,7 @@ export class BufferLog {
    */
   append(changes: readonly BufferedChange[], visit: VisitRecord): void {
     const sequence = this.#sequence;
+    if (this.#hasRemains) this.#cutAt(this.#tailBytes);
     const tailBytes = this.#tailBytes;
     try {
       for (const change of changes) {
@@ -166,6 +174,8 @@ export class BufferLog {
       this.#sequence = sequence;
       this.#stagedBytes = tailBytes;
       this.#tailBytes = tailBytes;
+      this.#hasRemains = true;
+      this.#tryCutRemains();
       throw error;
     }
     let position = tailBytes;
@@ -208,8 +218,9 @@ export class BufferLog {
 
   async #sync(): Promise<void> {
     if (this.#damage !== undefined) throw this.#damage;
-    const tailBytes = this.#tailBytes;
-    if (this.#syncedBytes === tailBytes) return;
+    if (this.#hasRemains) this.#cutAt(this.#tailBytes);
+    if (this.isSynced) return;
+    const [tailBytes, cuts] = [this.#tailBytes, this.#cuts];
     try {
       await this.#file.sync();
     } catch (error) {
@@ -217,19 +228,24 @@ export class BufferLog {
       throw error;
     }
     this.#syncedBytes = Math.max(this.#syncedBytes, tailBytes);
+    this.#syncedCuts = cuts;
   }
 
-  /** A sync has failed: drops what none has covered, and calls `visit` for what is left. Errors: `io-error`. */
+  /**
+   * Drops what a failed append has left, and, where a sync has failed, what none has covered. Calls `visit` for what is
+   * there then. Errors: `io-error`.
+   */
   cut(visit: VisitRecord): void {
+    const end = this.#damage === undefined ? this.#tailBytes : this.#syncedBytes;
     this.#giveChunks();
-    this.#file.truncate(this.#syncedBytes);
-    if (this.#syncedBytes > 0) {
+    this.#cutAt(end);
+    if (end > 0) {
       const scanned = scanBufferLog(this.#file, visit);
-      assert(scanned?.tailBytes === this.#syncedBytes, "what was synced reads back");
+      assert(scanned?.tailBytes === end, "what counts reads back");
       this.#sequence = scanned.sequence;
     }
-    this.#tailBytes = this.#syncedBytes;
-    this.#stagedBytes = this.#syncedBytes;
+    this.#tailBytes = end;
+    this.#stagedBytes = end;
     this.#damage = undefined;
   }
 
@@ -257,6 +273,21 @@ export class BufferLog {
   close(): void {
     this.#giveChunks();
     this.#file.close();
+  }
+
+  #cutAt(sizeBytes: number): void {
+    this.#file.truncate(sizeBytes);
+    this.#hasRemains = false;
+    this.#cuts += 1;
+  }
+
+  /** Where it fails, that is tried again before anything else. */
+  #tryCutRemains(): void {
+    try {
+      this.#cutAt(this.#tailBytes);
+    } catch (error) {
+      if (!(error instanceof ColobusError)) throw error;
+    }
   }
 
   #readFile(target: Uint8Array, position: number): Pending {

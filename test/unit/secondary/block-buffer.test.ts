@@ -1,4 +1,5 @@
-import { expect, it } from "vitest";
+import assert from "node:assert/strict";
+import { describe, expect, it } from "vitest";
 import { DISK_RETRY_MS } from "../../../proto/limits.ts";
 import { openImage } from "../../../shared/block/image.ts";
 import type { DiskImage } from "../../../shared/block/disk-image.ts";
@@ -12,6 +13,7 @@ import type { ColobusError } from "../../../proto/errors.ts";
 import type { Durability } from "../../../proto/words.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 import { present } from "../../support/present.ts";
+import { SimInode } from "../../sim/sim-inode.ts";
 import { turn, type MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, overlaysOn, pattern, seededStorage } from "../../support/overlay-bench.ts";
 
@@ -84,6 +86,101 @@ class Scene {
     return found;
   }
 }
+
+/**
+ * What a start finds, behind the death of the process, or a loss of power that has what was written, and neither a change of
+ * size nor a removal that no sync has covered.
+ */
+async function afterCrash({ buffer, base, storage, context }: Scene): Promise<Buffer> {
+  buffer.close();
+  storage.disk.crash(context.durability, {
+    keptNames: ({ unsyncedCount }) => Math.min(unsyncedCount, 1),
+    losePower: (inode) => {
+      const operations = inode.unsynced();
+      inode.losePowerKeeping((operation) => ({
+        keepsWhole: operations[operation]?.kind !== "truncate",
+        keepsSector: () => true,
+        keepsSize: true,
+      }));
+    },
+  });
+  const recovered = BlockBuffer.recover(context, base, { committed: 1, open: 3 });
+  const found = Buffer.alloc(SIZE);
+  await recovered.readLatest(found, 0);
+  return found;
+}
+
+describe.each<Durability>(["process", "power"])("an append that fails in its middle, with durability %s", (durability) => {
+  const LENGTH = 20_000;
+  const rewrites = [1, 2, 3, 4, 5].map((seed): BufferedChange => {
+    return { kind: "write", offset: 0, length: LENGTH, payload: pattern(LENGTH, seed) };
+  });
+  const failing = async (scene: Scene): Promise<void> => {
+    // The first piece has whole records.
+    const skip = scene.logs().length === 0 ? 2 : 1;
+    scene.storage.disk.faults.inject({ op: "write", kind: "buffer-log", error: "out-of-space", skip });
+    await expect(scene.buffer.append(rewrites)).rejects.toMatchObject({ code: "out-of-space" });
+  };
+
+  it.each([
+    ["behind others", true],
+    ["the first of its log", false],
+  ])("leaves nothing that a later start would count: %s", async (_, hasOthers) => {
+    const scene = new Scene({ durability });
+    if (hasOthers) {
+      await scene.write(30_000, 1000, 7);
+      await scene.buffer.makeDurable();
+    }
+    const before = await scene.latest();
+    await failing(scene);
+    scene.buffer.openEpoch(3);
+    await scene.buffer.makeDurable();
+    await scene.buffer.sync();
+    expect(before.equals(await afterCrash(scene))).toBe(true);
+  });
+
+  it("leaves nothing behind what is written next", async () => {
+    const scene = new Scene({ durability });
+    await scene.write(30_000, 1000, 7);
+    await failing(scene);
+    await scene.write(0, LENGTH, 8);
+    await scene.buffer.makeDurable();
+    const expected = await scene.latest();
+    expect(expected.subarray(0, LENGTH)).toEqual(pattern(LENGTH, 8));
+    expect(expected.equals(await afterCrash(scene))).toBe(true);
+  });
+
+  it("keeps a session from beginning while what it has left cannot be cut off", async () => {
+    const scene = new Scene({ durability });
+    await scene.write(30_000, 1000, 7);
+    await scene.buffer.makeDurable();
+    const before = await scene.latest();
+    scene.storage.disk.faults.inject({ op: "truncate", kind: "buffer-log", error: "io-error", times: 3 });
+    await failing(scene);
+    await expect(scene.write(0, LENGTH, 8)).rejects.toMatchObject({ code: "io-error" });
+    scene.buffer.openEpoch(3);
+    await expect(scene.buffer.makeDurable()).rejects.toMatchObject({ code: "io-error" });
+    await scene.buffer.makeDurable();
+    expect(await scene.latest()).toEqual(before);
+    expect(before.equals(await afterCrash(scene))).toBe(true);
+  });
+});
+
+it("does not bring back after a loss of power what a failed fsync has cost", async () => {
+  const scene = new Scene({ durability: "power" });
+  await scene.write(0, 1000, 1);
+  await scene.buffer.sync();
+  const before = await scene.latest();
+  await scene.write(500, 1000, 2);
+  const log = scene.storage.disk.find(`${DIRECTORY}/buffer.2.0.log`);
+  assert(log instanceof SimInode);
+  scene.storage.disk.faults.inject({ op: "sync", kind: "buffer-log", error: "io-error", times: 1 });
+  log.makeDurable(log.position); // the device has it, and an error for something else of the file
+  await expect(scene.buffer.sync()).rejects.toMatchObject({ code: "io-error" });
+  await scene.buffer.makeDurable();
+  expect(await scene.latest()).toEqual(before);
+  expect(before.equals(await afterCrash(scene))).toBe(true);
+});
 
 it("asks for a checkpoint before its index is full, is full then, and takes more when something is applied", async () => {
   const scene = new Scene({ fragments: 8 });
