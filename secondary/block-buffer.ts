@@ -274,12 +274,12 @@ export class BlockBuffer implements EpochOverlay {
   ): Promise<void> {
     for (;;) {
       const pair = this.#findJoinable(needed(), atMost);
-      if (pair === undefined) return;
-      const joined = await this.#joinPair(pair);
-      if (joined === undefined) return;
-      const isTaken = await exclusively(() => this.#tryReplace(pair, joined));
-      await this.#retire(isTaken ? pair : [joined]);
-      if (!isTaken) return;
+      if (pair === undefined || this.#host === undefined) return;
+      try {
+        if (!(await this.#joinPair(pair, this.#host, exclusively))) return;
+      } finally {
+        await this.#retire([]);
+      }
     }
   }
 
@@ -406,34 +406,40 @@ export class BlockBuffer implements EpochOverlay {
   }
 
   /**
-   * Copies what two neighbours have into a new buffer of the newer one's epoch. undefined: this side is being promoted.
-   * Nothing is left of it then, nor after an error: a later start would apply it over what is newer.
+   * Copies what two neighbours have into a new buffer of the newer one's epoch, which takes their place. False: it does not.
+   * What nobody needs then is due to be removed, also after an error. Nothing that is newer goes before it, or a start
+   * would apply it over that: so the two do not go before it is known.
    */
-  async #joinPair(pair: readonly EpochBuffer[]): Promise<EpochBuffer | undefined> {
-    const epoch = pair.at(-1)?.epoch;
-    if (this.#host === undefined || epoch === undefined) return undefined;
-    const joined = this.#createBuffer(this.#host.memory, epoch);
+  async #joinPair(
+    pair: readonly [EpochBuffer, EpochBuffer],
+    { memory }: BufferHost,
+    exclusively: (change: () => boolean) => Promise<boolean>,
+  ): Promise<boolean> {
+    const [older, newer] = pair;
+    const joined = this.#createBuffer(memory, newer.epoch);
     for (const buffer of pair) buffer.enter();
-    let isJoined = false;
+    let isTaken = false;
     try {
-      const isComplete = await mergeBuffers(pair, this.#context.geometry, intoBuffer(joined), this.#rest);
-      if (!isComplete) return undefined;
+      if (!(await mergeBuffers(pair, this.#context.geometry, intoBuffer(joined), this.#rest))) return false;
       if (this.#context.durability === "power") await joined.sync();
-      isJoined = true;
-      return joined;
+      await exclusively(() => (isTaken = this.#tryReplace(pair, joined)));
+      return isTaken;
     } finally {
+      const at = this.#unneeded.indexOf(older);
+      if (!isTaken) this.#unneeded.splice(at < 0 ? this.#unneeded.length : at + 1, 0, joined);
       for (const buffer of pair) buffer.leave();
-      if (!isJoined) await this.#retire([joined]);
     }
   }
 
   /** False when a commit, or the base, has taken either meanwhile. */
-  #tryReplace([older, newer]: readonly [EpochBuffer, EpochBuffer], joined: EpochBuffer): boolean {
+  #tryReplace(pair: readonly [EpochBuffer, EpochBuffer], joined: EpochBuffer): boolean {
+    const [older, newer] = pair;
     if (older.epoch <= this.#floor || this.#ended) return false;
     for (const list of [this.#committed, this.#open]) {
       const at = list.indexOf(older);
       if (at < 0 || list[at + 1] !== newer) continue;
       list.splice(at, 2, joined);
+      this.#unneeded.push(...pair);
       this.#version += 1;
       this.#recount();
       return true;

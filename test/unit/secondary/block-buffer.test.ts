@@ -332,6 +332,47 @@ it.each([
   expect(scene.content()).toEqual(before);
 });
 
+it.each(["taken", "not taken"])(
+  "removes what was joined, and is %s when a commit comes, before anything that is newer",
+  async (fate) => {
+    const scene = new Scene({ durability: "power" });
+    for (const epoch of [2, 3, 4, 5]) {
+      await scene.write(0, 1000, epoch);
+      await scene.buffer.sync();
+      scene.buffer.openEpoch(epoch + 1);
+    }
+    const removed: number[] = [];
+    scene.storage.disk.faults.intercept = ({ op, path }) => {
+      const [, epoch] = /\/buffer\.(\d+)\.\d+\.log$/.exec(path) ?? [];
+      if ((op === "rename" || op === "removeBehind") && epoch !== undefined) removed.push(Number(epoch));
+      return undefined;
+    };
+    let decide = (): void => undefined;
+    const decided = new Promise<void>((resolve) => {
+      decide = resolve;
+    });
+    const joining = scene.buffer.join(
+      () => [1],
+      3,
+      async (change) => {
+        const isTaken = fate === "taken" && change();
+        await decided;
+        return isTaken || change();
+      },
+    );
+    await scene.settle();
+    expect(scene.logs()).toContain("buffer.3.4.log");
+    scene.commit(5);
+    await scene.settle();
+    decide();
+    await scene.settle();
+    await joining;
+    expect(removed).toEqual([2, 3, 3, 4, 5]);
+    expect(scene.content().subarray(0, 1000)).toEqual(pattern(1000, 5));
+    expect(scene.buffer.isApplied).toBe(true);
+  },
+);
+
 it("begins a log in the file of one that is applied, and reads back nothing of that one", async () => {
   const scene = new Scene();
   await scene.write(0, SIZE, 1);
