@@ -127,7 +127,7 @@ export class BlockBuffer implements EpochOverlay {
 
   /** Whether the base has everything, and may take more beside what is here. */
   get isApplied(): boolean {
-    return this.isEmpty && this.#committed.length === 0 && this.#isSettled;
+    return this.isEmpty && this.#committed.length === 0 && this.#unneeded.length === 0 && this.#isSettled;
   }
 
   get #isSettled(): boolean {

@@ -280,6 +280,24 @@ it("puts everything into the base when the checkpoint is given up", async () => 
   expect(scene.buffer.isApplied).toBe(true);
 });
 
+it.each<Durability>(["process", "power"])(
+  "does not let the base be written beside it while a log is there that a start would apply, with durability %s",
+  async (durability) => {
+    const scene = new Scene({ durability });
+    await scene.write(0, 5000, 1);
+    scene.storage.disk.faults.inject({ op: ["rename", "removeBehind"], error: "io-error", times: 1 });
+    const giving = scene.buffer.giveUp()();
+    await scene.settle();
+    await giving;
+    expect(scene.logs()).toEqual(["buffer.2.0.log"]);
+    expect(scene.buffer.isApplied).toBe(false);
+    scene.clock.advance(DISK_RETRY_MS);
+    await scene.settle();
+    expect(scene.logs()).toEqual([]);
+    expect(scene.buffer.isApplied).toBe(true);
+  },
+);
+
 it("joins what withdrawn checkpoints leave, and shows the same", async () => {
   const scene = new Scene();
   for (let epoch = 2; epoch < 12; epoch += 1) {
