@@ -390,19 +390,24 @@ export class BlockBuffer implements EpochOverlay {
     this.#mayComeBack = false;
   }
 
-  /** The first buffers that no checkpoint tells apart, while there are more than `atMost`. What is being applied stays. */
+  /**
+   * Two neighbours that no checkpoint tells apart, while there are more than `atMost`: those that have the least to copy, or
+   * each new one would have all earlier ones copied. What is being applied stays.
+   */
   #findJoinable(needed: readonly number[], atMost: number): readonly [EpochBuffer, EpochBuffer] | undefined {
     const all = [...this.#committed, ...this.#open];
     if (all.length <= atMost) return undefined;
+    let found: readonly [EpochBuffer, EpochBuffer] | undefined;
     for (const [index, newer] of all.entries()) {
       const older = all[index - 1];
       const next = all[index + 1];
       // What is joined comes last in its epoch, and so must the newer one.
       if (older === undefined || next === undefined || next.epoch === newer.epoch || older.epoch <= this.#floor)
         continue;
-      if (!needed.some((epoch) => older.epoch <= epoch && epoch < newer.epoch)) return [older, newer];
+      if (needed.some((epoch) => older.epoch <= epoch && epoch < newer.epoch)) continue;
+      if (found === undefined || bytesOf([older, newer]) < bytesOf(found)) found = [older, newer];
     }
-    return undefined;
+    return found;
   }
 
   /**
@@ -419,8 +424,9 @@ export class BlockBuffer implements EpochOverlay {
     const joined = this.#createBuffer(memory, newer.epoch);
     for (const buffer of pair) buffer.enter();
     let isTaken = false;
+    const rest = async (): Promise<boolean> => (await this.#rest()) && older.epoch > this.#floor;
     try {
-      if (!(await mergeBuffers(pair, this.#context.geometry, intoBuffer(joined), this.#rest))) return false;
+      if (!(await mergeBuffers(pair, this.#context.geometry, intoBuffer(joined), rest))) return false;
       if (this.#context.durability === "power") await joined.sync();
       await exclusively(() => (isTaken = this.#tryReplace(pair, joined)));
       return isTaken;

@@ -391,6 +391,47 @@ it.each(["taken", "not taken"])(
   },
 );
 
+it("joins those first that have the least to copy", async () => {
+  const scene = new Scene();
+  for (const [epoch, length] of [20_000, 1000, 5000, 100, 100, 100].entries()) {
+    await scene.write(0, length, epoch);
+    scene.buffer.openEpoch(epoch + 3);
+  }
+  const joining = scene.buffer.join(
+    () => [1],
+    5,
+    (change) => Promise.resolve(change()),
+  );
+  await scene.settle();
+  await joining;
+  expect(scene.buffer.describeGenerations().map(({ epoch }) => epoch)).toEqual([2, 3, 4, 6, 7]);
+});
+
+it("stops to join what a commit lets go into the base", async () => {
+  const scene = new Scene({ fragments: 10_000 });
+  for (const epoch of [2, 3, 4, 5]) {
+    for (let piece = 0; piece < SIZE / 128; piece += 1) await scene.write(piece * 128, 64, epoch);
+    scene.buffer.openEpoch(epoch + 1);
+  }
+  let copied = 0;
+  scene.storage.disk.faults.intercept = ({ op, path }) => {
+    if (op === "write" && path.endsWith("/buffer.3.4.log")) copied += 1;
+    return undefined;
+  };
+  const joining = scene.buffer.join(
+    () => [1],
+    3,
+    (change) => Promise.resolve(change()),
+  );
+  scene.commit(5);
+  await scene.settle();
+  await scene.settle();
+  await joining;
+  expect(copied).toBeGreaterThan(0);
+  expect(copied).toBeLessThan(SIZE / 128 / 2);
+  expect(scene.buffer.isApplied).toBe(true);
+});
+
 it("begins a log in the file of one that is applied, and reads back nothing of that one", async () => {
   const scene = new Scene();
   await scene.write(0, SIZE, 1);
