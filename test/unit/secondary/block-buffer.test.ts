@@ -110,61 +110,64 @@ async function afterCrash({ buffer, base, storage, context }: Scene): Promise<Bu
   return found;
 }
 
-describe.each<Durability>(["process", "power"])("an append that fails in its middle, with durability %s", (durability) => {
-  const LENGTH = 20_000;
-  const rewrites = [1, 2, 3, 4, 5].map((seed): BufferedChange => {
-    return { kind: "write", offset: 0, length: LENGTH, payload: pattern(LENGTH, seed) };
-  });
-  const failing = async (scene: Scene): Promise<void> => {
-    // The first piece has whole records.
-    const skip = scene.logs().length === 0 ? 2 : 1;
-    scene.storage.disk.faults.inject({ op: "write", kind: "buffer-log", error: "out-of-space", skip });
-    await expect(scene.buffer.append(rewrites)).rejects.toMatchObject({ code: "out-of-space" });
-  };
+describe.each<Durability>(["process", "power"])(
+  "an append that fails in its middle, with durability %s",
+  (durability) => {
+    const LENGTH = 20_000;
+    const rewrites = [1, 2, 3, 4, 5].map((seed): BufferedChange => {
+      return { kind: "write", offset: 0, length: LENGTH, payload: pattern(LENGTH, seed) };
+    });
+    const failing = async (scene: Scene): Promise<void> => {
+      // The first piece has whole records.
+      const skip = scene.logs().length === 0 ? 2 : 1;
+      scene.storage.disk.faults.inject({ op: "write", kind: "buffer-log", error: "out-of-space", skip });
+      await expect(scene.buffer.append(rewrites)).rejects.toMatchObject({ code: "out-of-space" });
+    };
 
-  it.each([
-    ["behind others", true],
-    ["the first of its log", false],
-  ])("leaves nothing that a later start would count: %s", async (_, hasOthers) => {
-    const scene = new Scene({ durability });
-    if (hasOthers) {
+    it.each([
+      ["behind others", true],
+      ["the first of its log", false],
+    ])("leaves nothing that a later start would count: %s", async (_, hasOthers) => {
+      const scene = new Scene({ durability });
+      if (hasOthers) {
+        await scene.write(30_000, 1000, 7);
+        await scene.buffer.makeDurable();
+      }
+      const before = await scene.latest();
+      await failing(scene);
+      scene.buffer.openEpoch(3);
+      await scene.buffer.makeDurable();
+      await scene.buffer.sync();
+      expect(before.equals(await afterCrash(scene))).toBe(true);
+    });
+
+    it("leaves nothing behind what is written next", async () => {
+      const scene = new Scene({ durability });
+      await scene.write(30_000, 1000, 7);
+      await failing(scene);
+      await scene.write(0, LENGTH, 8);
+      await scene.buffer.makeDurable();
+      const expected = await scene.latest();
+      expect(expected.subarray(0, LENGTH)).toEqual(pattern(LENGTH, 8));
+      expect(expected.equals(await afterCrash(scene))).toBe(true);
+    });
+
+    it("keeps a session from beginning while what it has left cannot be cut off", async () => {
+      const scene = new Scene({ durability });
       await scene.write(30_000, 1000, 7);
       await scene.buffer.makeDurable();
-    }
-    const before = await scene.latest();
-    await failing(scene);
-    scene.buffer.openEpoch(3);
-    await scene.buffer.makeDurable();
-    await scene.buffer.sync();
-    expect(before.equals(await afterCrash(scene))).toBe(true);
-  });
-
-  it("leaves nothing behind what is written next", async () => {
-    const scene = new Scene({ durability });
-    await scene.write(30_000, 1000, 7);
-    await failing(scene);
-    await scene.write(0, LENGTH, 8);
-    await scene.buffer.makeDurable();
-    const expected = await scene.latest();
-    expect(expected.subarray(0, LENGTH)).toEqual(pattern(LENGTH, 8));
-    expect(expected.equals(await afterCrash(scene))).toBe(true);
-  });
-
-  it("keeps a session from beginning while what it has left cannot be cut off", async () => {
-    const scene = new Scene({ durability });
-    await scene.write(30_000, 1000, 7);
-    await scene.buffer.makeDurable();
-    const before = await scene.latest();
-    scene.storage.disk.faults.inject({ op: "truncate", kind: "buffer-log", error: "io-error", times: 3 });
-    await failing(scene);
-    await expect(scene.write(0, LENGTH, 8)).rejects.toMatchObject({ code: "io-error" });
-    scene.buffer.openEpoch(3);
-    await expect(scene.buffer.makeDurable()).rejects.toMatchObject({ code: "io-error" });
-    await scene.buffer.makeDurable();
-    expect(await scene.latest()).toEqual(before);
-    expect(before.equals(await afterCrash(scene))).toBe(true);
-  });
-});
+      const before = await scene.latest();
+      scene.storage.disk.faults.inject({ op: "truncate", kind: "buffer-log", error: "io-error", times: 3 });
+      await failing(scene);
+      await expect(scene.write(0, LENGTH, 8)).rejects.toMatchObject({ code: "io-error" });
+      scene.buffer.openEpoch(3);
+      await expect(scene.buffer.makeDurable()).rejects.toMatchObject({ code: "io-error" });
+      await scene.buffer.makeDurable();
+      expect(await scene.latest()).toEqual(before);
+      expect(before.equals(await afterCrash(scene))).toBe(true);
+    });
+  },
+);
 
 it("does not bring back after a loss of power what a failed fsync has cost", async () => {
   const scene = new Scene({ durability: "power" });
