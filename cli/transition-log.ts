@@ -39,6 +39,7 @@ const LINES: Readonly<Record<EventType, readonly [level: LogLevel, phrase: strin
   "congested": ["warn", "the secondary is too slow: writes go on without it until it has caught up"],
   "disk-error": ["error", "a disk fails"],
   "disk-mended": ["info", "a disk works again"],
+  "read-from-secondary": ["warn", "what a disk fails to give is read from the secondary"],
   "image-away": ["warn", "the server of an image is gone"],
   "image-back": ["info", "the server of an image is back"],
   "child-broken": ["warn", "a copy is broken"],

@@ -1,3 +1,4 @@
+import { ColobusError } from "../proto/errors.ts";
 import type { CopyBeforeWrite } from "./copy-before-write.ts";
 import type { FailedAccess } from "./disk-health.ts";
 import type { GuestGate } from "./guest-gate.ts";
@@ -12,11 +13,18 @@ export interface ChangeForwarding {
   readonly bitmaps: Pick<NamedBitmaps, "mark">;
   readonly checkpoints: Pick<PrimaryCheckpoints, "countWrite">;
   readonly secondaries: () => Secondaries;
+  /** As `SecondaryReads.read`, of this disk. */
+  readonly readFromSecondary: (target: Uint8Array, offset: number) => Promise<string | undefined>;
+  /** Reads are decided by a vote of the disk's copies: a secondary has none. */
+  readonly isVoted: () => boolean;
+  /** A guest has read from that secondary what could not be read here. */
+  readonly readBy: (agentId: string) => void;
   readonly failed: Failed;
 }
 
 /** The changes of the disk with this index go into the stream. */
-export function changesOf(disk: number, { bitmaps, checkpoints, secondaries, failed }: ChangeForwarding): Forwarding {
+export function changesOf(disk: number, options: ChangeForwarding): Forwarding {
+  const { bitmaps, checkpoints, secondaries, failed, readFromSecondary, isVoted, readBy } = options;
   return {
     mark: (offset, length) => markedBoth(secondaries(), bitmaps, disk, offset, length),
     forward: (kind, offset, length, payload) => {
@@ -30,6 +38,13 @@ export function changesOf(disk: number, { bitmaps, checkpoints, secondaries, fai
       failed({ during: "write", offset, length }, error);
     },
     refused: (during, offset, length, error) => failed({ during, offset, length }, error),
+    readElsewhere: (target, offset, error) => {
+      if (!(error instanceof ColobusError) || error.row.nbd !== "EIO" || isVoted()) return undefined;
+      return readFromSecondary(target, offset).then((agentId) => {
+        if (agentId !== undefined) readBy(agentId);
+        return agentId !== undefined;
+      });
+    },
   };
 }
 

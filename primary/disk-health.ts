@@ -1,4 +1,4 @@
-import { asColobusError, type ColobusError } from "../proto/errors.ts";
+import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { DISK_RETRY_MS } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
@@ -23,6 +23,8 @@ const PROBE_MAX_BYTES = 1024 * 1024;
 
 interface Failure {
   error: ColobusError;
+  /** The secondary that guests' reads have gone to. */
+  readBy?: string;
   readonly ranges: FailedAccess[];
 }
 
@@ -47,7 +49,10 @@ export class DiskHealth {
 
   /** Why any disk cannot be relied on. */
   get first(): ColobusError | undefined {
-    return [...this.#failures.values()][0]?.error;
+    const [failure] = this.#failures.values();
+    if (failure?.readBy === undefined) return failure?.error;
+    const { code, message, action } = failure.error;
+    return new ColobusError(code, `${message}; what guests read there comes from the secondary`, action);
   }
 
   has(disk: string): boolean {
@@ -64,6 +69,14 @@ export class DiskHealth {
     if (toldMs !== undefined && clock.nowMs() < toldMs + DISK_RETRY_MS) return;
     this.#toldMs.set(kind, clock.nowMs());
     emit("disk-error", { disk, ...access, ...error.toJSON() });
+  }
+
+  /** What could not be read here has come from that secondary. */
+  readBy(disk: string, agentId: string): void {
+    const failure = this.#failures.get(disk);
+    if (failure === undefined || failure.readBy === agentId) return;
+    failure.readBy = agentId;
+    this.#options.emit("read-from-secondary", { disk, agentId });
   }
 
   stop(): void {

@@ -33,7 +33,9 @@ import { primaryHello } from "./primary-hello.ts";
 import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Resizes } from "./resizes.ts";
+import { comparesReads, quorumOf } from "./recorded-quorum.ts";
 import { Secondaries } from "./secondaries.ts";
+import { SecondaryReads } from "./secondary-reads.ts";
 import { SecondaryPlace, type Judged } from "./secondary-place.ts";
 import type { EpochSession } from "./session-group.ts";
 import { SharedDisks } from "./shared-disks.ts";
@@ -72,6 +74,7 @@ export class PrimaryRole {
   readonly #changing = new Changing();
   readonly #automatic: AutomaticCheckpoints;
   readonly #health: DiskHealth;
+  readonly #reads: SecondaryReads;
   readonly #status: PrimaryStatus;
   /** With an arbiter. */
   readonly #keeper: PermitKeeper | undefined;
@@ -108,6 +111,7 @@ export class PrimaryRole {
       take: takeCheckpoint,
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
+    this.#reads = new SecondaryReads({ log: options.log, sources: () => this.places });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
     this.copies = new DiskCopies({
@@ -475,6 +479,12 @@ export class PrimaryRole {
       bitmaps,
       checkpoints: this.checkpoints,
       secondaries: () => this.secondaries,
+      readFromSecondary: (target, offset) => this.#reads.read(index, target, offset),
+      isVoted: () => {
+        const quorum = quorumOf(this.#options.state.record, name);
+        return quorum !== undefined && comparesReads(quorum);
+      },
+      readBy: (agentId) => this.#health.readBy(name, agentId),
       failed,
     });
     return new ReplicatedDisk(name, size, own, gate, forwarding);

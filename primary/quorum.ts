@@ -22,6 +22,7 @@ import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { combineExtents } from "./combine-extents.ts";
 import type { DiskCopy, Outcome } from "./disk-copy.ts";
 import { electContent, firstDifference } from "./elect-content.ts";
+import { comparesReads } from "./recorded-quorum.ts";
 
 export interface QuorumPolicy {
   /** So many sound copies must take a change, or a flush; of a read in the pattern `quorum`, agree. */
@@ -88,8 +89,7 @@ export class Quorum implements Child {
   }
 
   read(target: Uint8Array, offset: number): Pending {
-    const { readPattern, blkverify } = this.#options.policy();
-    if (readPattern === "quorum" || blkverify) return this.#vote(target, offset);
+    if (comparesReads(this.#options.policy())) return this.#vote(target, offset);
     return this.#readNext(target, offset, this.#readable(offset, target.length), 0, undefined);
   }
 
@@ -222,10 +222,8 @@ export class Quorum implements Child {
   ): Pending {
     let marked: Pending;
     for (const copy of this.#copies) marked = both(marked, copy.mark(offset, length));
-    const { readPattern, blkverify } = this.#options.policy();
-    const isCompared = readPattern === "quorum" || blkverify;
     let done: Pending;
-    if (isCompared) {
+    if (comparesReads(this.#options.policy())) {
       marked?.catch(() => undefined); // it is awaited once the range is held
       const held = this.#lock.acquire(offset, length);
       done =

@@ -9,6 +9,11 @@ export function quorumOf(record: StateRecord, disk: string): RecordedQuorum | un
   return record.disks.find(({ name }) => name === disk)?.quorum;
 }
 
+/** Whether all copies are read, and compared. */
+export function comparesReads({ readPattern, blkverify }: Pick<RecordedQuorum, "readPattern" | "blkverify">): boolean {
+  return readPattern === "quorum" || blkverify;
+}
+
 /** Changes what is recorded of a disk's copies. Durable when the promise resolves. Errors: `io-error`. */
 export async function updateQuorum(
   state: StateFile,

@@ -34,6 +34,11 @@ export interface Forwarding {
   failed(offset: number, length: number, error: unknown): void;
   /** The local child could not be read, or flushed. */
   refused(during: "read" | "flush", offset: number, length: number, error: unknown): void;
+  /**
+   * The local child could not be read for a guest: fills `target` from elsewhere. Resolves with false where nobody has the range.
+   * undefined: nobody is asked after such an error. Absent where nobody else has the disk.
+   */
+  readElsewhere?(target: Uint8Array, offset: number, error: unknown): Promise<boolean> | undefined;
 }
 
 /** See `ReplicatedDisk.whileStill`. */
@@ -274,13 +279,19 @@ export class ReplicatedDisk implements BlockDevice {
           ? child.readForCopies(target, offset)
           : child.read(target, offset);
     } catch (error) {
-      this.#forwarding.refused("read", offset, target.length, error);
-      throw error;
+      return this.#readRefused(target, offset, isForCopies, error);
     }
     if (pending === undefined) return undefined;
-    return this.#uses.count(pending).catch((error: unknown) => {
-      this.#forwarding.refused("read", offset, target.length, error);
-      throw error;
+    return this.#uses.count(pending).catch((error: unknown) => this.#readRefused(target, offset, isForCopies, error));
+  }
+
+  /** What is to be copied is read from the child, or not at all: for guests others are asked. Errors: the child's. */
+  #readRefused(target: Uint8Array, offset: number, isForCopies: boolean, error: unknown): Promise<void> {
+    this.#forwarding.refused("read", offset, target.length, error);
+    const elsewhere = isForCopies ? undefined : this.#forwarding.readElsewhere?.(target, offset, error);
+    if (elsewhere === undefined) throw error;
+    return elsewhere.then((isRead) => {
+      if (!isRead) throw error;
     });
   }
 

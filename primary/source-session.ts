@@ -17,6 +17,7 @@ import { runsOf } from "../shared/replication/differing-runs.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { Session, type SessionHandlers } from "../shared/replication/session.ts";
+import { ContentRequests } from "./content-requests.ts";
 import { OutgoingBatch } from "./outgoing-batch.ts";
 import { SendWindow, type SentRange } from "./send-window.ts";
 import { VmStateStream } from "./vm-state-stream.ts";
@@ -69,6 +70,7 @@ export class SourceSession {
   readonly #window: SendWindow;
   readonly #batch: OutgoingBatch;
   readonly #requests = new Map<number, Request>();
+  readonly #contents = new ContentRequests();
   #requestsMade = 0;
   #peer: Hello | undefined;
   #site: Site | undefined;
@@ -227,16 +229,34 @@ export class SourceSession {
     throw reason;
   }
 
+  /**
+   * What the secondary holds in a range, of CONTENT_MAX_BYTES at most, once everything sent so far is applied; no more than
+   * CONTENT_REQUESTS_MAX at a time. The buffer is the caller's. Errors: as for `request`.
+   */
+  content(disk: number, offset: number, length: number): Promise<Buffer> {
+    if (this.#closed) return Promise.reject(outcomeUnknown());
+    const id = this.#nextId();
+    const content = this.#contents.add(id, length);
+    this.#batch.flush();
+    this.#session.send({ type: "read", id, disk, offset, length });
+    return content;
+  }
+
   #ask(make: (id: number) => RequestMessage): Promise<Answer> {
     if (this.#closed) return Promise.reject(outcomeUnknown());
-    if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
-    this.#requestsMade += 1;
-    const id = this.#requestsMade;
+    const id = this.#nextId();
     return new Promise((resolve, reject) => {
       this.#requests.set(id, { resolve, reject });
       this.#batch.flush();
       this.#session.send(make(id));
     });
+  }
+
+  /** Of a request that is about to be made. */
+  #nextId(): number {
+    if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
+    this.#requestsMade += 1;
+    return this.#requestsMade;
   }
 
   /** The way for the VM state of the prepared checkpoint `epoch`; one at a time. It fails when the session is lost. */
@@ -285,6 +305,10 @@ export class SourceSession {
       case "answer":
         this.#receiveAnswer(message);
         break;
+      case "content":
+        this.#contents.receive(message);
+        this.#lastProgressMs = this.#options.clock.nowMs();
+        break;
       case "vmstate-ack":
         this.#receiveVmStateAck(message);
         break;
@@ -306,6 +330,7 @@ export class SourceSession {
       case "resize":
       case "verify":
       case "checksum":
+      case "read":
       case "data":
       case "sync":
       case "lineage":
@@ -330,11 +355,11 @@ export class SourceSession {
 
   #receiveAnswer(message: Extract<Message, { type: "answer" }>): void {
     const request = this.#requests.get(message.id);
-    if (request === undefined) throw new ColobusError("protocol-error", "the peer answered what was not asked");
+    if (request === undefined) this.#contents.refused(message);
     this.#requests.delete(message.id);
     this.#lastProgressMs = this.#options.clock.nowMs();
-    if (message.error === null) request.resolve(message);
-    else request.reject(fromErrorBody(message.error));
+    if (message.error === null) request?.resolve(message);
+    else request?.reject(fromErrorBody(message.error));
   }
 
   #receiveVmStateAck({ epoch, chunks, error }: Extract<Message, { type: "vmstate-ack" }>): void {
@@ -352,12 +377,15 @@ export class SourceSession {
     this.#options.closed(asColobusError(reason), this.#window.abandon());
     for (const request of this.#requests.values()) request.reject(outcomeUnknown());
     this.#requests.clear();
+    this.#contents.end(outcomeUnknown());
     this.#vmState?.fail(interrupted());
     this.#vmState = undefined;
   }
 
   #isQuiet(): boolean {
-    return this.#window.isEmpty && this.#requests.size === 0 && this.#vmState?.isQuiet !== false;
+    return (
+      this.#window.isEmpty && this.#requests.size === 0 && this.#contents.isEmpty && this.#vmState?.isQuiet !== false
+    );
   }
 
   /** Gives up a secondary that answers heartbeats but acknowledges nothing. */

@@ -170,6 +170,10 @@ export const ACK_WINDOW_SHARE = 1 / 32;
 export const OPERATION_COST_BYTES = 128;
 /** Requests of one session that may wait for their answers, and what says how its sync goes for its turn in the stream. */
 export const REQUESTS_MAX = 1024;
+/** What a primary whose image cannot be read asks a secondary for in one piece, … */
+export const CONTENT_MAX_BYTES = 256 * KIB;
+/** … and how many of them at a time, so that no side keeps much for the other. */
+export const CONTENT_REQUESTS_MAX = 16;
 /**
  * What waits for the network while the peer goes on sending, beside what a side may send on its own: two send windows with what
  * guests have in flight, the secondary's `differs`. Beyond, the peer does not read what it is answered, and the session ends.

@@ -8,15 +8,15 @@
  * | 0 | 4 | header length H, big-endian |
  * | 4 | 4 | number of the message: how many its sender has sent before it in this session, modulo 2^32, big-endian |
  * | 8 | H | header: one msgpack map whose `type` names the message |
- * | 8+H | … | payload: in `data` the bytes of its `write` and `original` operations one after the other, in `vmstate` a chunk |
+ * | 8+H | … | payload: in `data` the bytes of its `write` and `original` operations one after the other, in `vmstate` a chunk, in `content` what a range holds |
  *
  * The encoding functions leave the number 0, and the decoding function passes it over: the session knows it.
  *
  * Order of a session: both sides send `greeting`. Who has dialled sends `proof`, then the other one does, each with `hello` and
  * `seal` once it has accepted the other's proof; the primary sends `begin`, the secondary `differs` as often as it takes, and
  * `ready`; the primary `united`. Then the primary sends `data`, `sync`, `lineage`, `barrier`, `vmstate`, `vmstate-end`,
- * `commit`, `discard`, `takeover`, `verify` and `checksum`; the secondary sends `ack`, `answer`, `vmstate-ack`, `stall`, `unstall`, `wanted` and
- * `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes. A side whose `greeting` says `probe` closes
+ * `commit`, `discard`, `takeover`, `verify`, `checksum` and `read`; the secondary sends `ack`, `answer`, `content`, `vmstate-ack`, `stall`,
+ * `unstall`, `wanted` and `given-up`; both send `ping`. A side that finds fault sends `refuse` and closes. A side whose `greeting` says `probe` closes
  * after the seals, and may measure the link with a `ping` or some before.
  */
 import assert from "node:assert/strict";
@@ -26,6 +26,7 @@ import { ColobusError, isErrorCode, oneLine } from "./errors.ts";
 import {
   ANCESTORS_MAX,
   BATCH_MAX_OPERATIONS,
+  CONTENT_MAX_BYTES,
   DIFFERS_RUNS_MAX,
   DISKS_MAX,
   EPOCH_MAX,
@@ -294,7 +295,18 @@ export const MESSAGE_SCHEMAS = {
     offset: z.int().nonnegative(),
     length: z.int().positive().max(VERIFY_HOLE_BYTES),
   }),
-  /** Ends the request `id` (`lineage`, `barrier`, `vmstate-end`, `commit`, `discard`, `takeover`, `resize`, `checksum`): done, or failed for a reason. */
+  /** Asks for what a range holds, at the same place in the stream as `checksum`; ended by `content`, or by an `answer` with an error. */
+  "read": z.object({
+    type: z.literal("read"),
+    id: z.int().positive(),
+    disk: z.int().nonnegative(),
+    offset: z.int().nonnegative(),
+    length: z.int().positive().max(CONTENT_MAX_BYTES),
+  }),
+  /**
+   * Ends the request `id` (`lineage`, `barrier`, `vmstate-end`, `commit`, `discard`, `takeover`, `resize`, `checksum`): done, or failed for
+   * a reason; of a `read`: failed.
+   */
   "answer": z.object({
     type: z.literal("answer"),
     id: z.int().positive(),
@@ -351,13 +363,21 @@ export interface VmStateMessage {
   readonly payload: Buffer;
 }
 
+/** What the range of the `read` with this id holds. `payload` is a view of the received message. */
+export interface ContentMessage {
+  readonly type: "content";
+  readonly id: number;
+  readonly payload: Buffer;
+}
+
 export type Message =
   | { [Type in keyof typeof MESSAGE_SCHEMAS]: z.infer<(typeof MESSAGE_SCHEMAS)[Type]> }[keyof typeof MESSAGE_SCHEMAS]
   | DataMessage
-  | VmStateMessage;
+  | VmStateMessage
+  | ContentMessage;
 export type MessageType = Message["type"];
 /** A message whose header is all there is of it. */
-export type HeaderMessage = Exclude<Message, DataMessage | VmStateMessage>;
+export type HeaderMessage = Exclude<Message, DataMessage | VmStateMessage | ContentMessage>;
 /** What a secondary tells without being asked, and without an answer. */
 export type Notice = Extract<Message, { type: "wanted" | "given-up" }>;
 
@@ -378,6 +398,11 @@ export function encodeData(firstSequence: number, ranges: readonly number[], pay
 
 /** A `vmstate` message as buffers to be sent one after the other; the payload is not copied. */
 export function encodeVmState({ payload, ...header }: VmStateMessage): Buffer[] {
+  return [encodeHeader({ ...header, length: payload.length }), payload];
+}
+
+/** A `content` message as buffers to be sent one after the other; the payload is not copied. */
+export function encodeContent({ payload, ...header }: ContentMessage): Buffer[] {
   return [encodeHeader({ ...header, length: payload.length }), payload];
 }
 
@@ -419,9 +444,10 @@ export function decodeMessage(bytes: Buffer): Message {
     if (headerBytes > OPERATION_COST_BYTES * message.operations.length) throw malformed("data: its header is too long");
     return message;
   }
-  if (header.type === "vmstate") {
-    if (headerBytes > OPERATION_COST_BYTES) throw malformed("vmstate: its header is too long");
-    return decodeVmState(header, bytes.subarray(headerEnd));
+  if (header.type === "vmstate" || header.type === "content") {
+    if (headerBytes > OPERATION_COST_BYTES) throw malformed(`${header.type}: its header is too long`);
+    const payload = bytes.subarray(headerEnd);
+    return header.type === "vmstate" ? decodeVmState(header, payload) : decodeContent(header, payload);
   }
   if (headerEnd !== bytes.length) throw malformed("messages of its type have no payload");
   if (bytes.length > HANDSHAKE_MESSAGE_MAX_BYTES) throw malformed("it is too long");
@@ -491,6 +517,13 @@ function decodeVmState(header: Record<string, unknown>, payload: Buffer): VmStat
   if (payload.length !== length || length === 0 || length > VMSTATE_CHUNK_BYTES)
     throw malformed("vmstate: its payload's length");
   return { type: "vmstate", epoch, index, crc, payload };
+}
+
+function decodeContent({ id, length }: Record<string, unknown>, payload: Buffer): ContentMessage {
+  if (!isCount(id) || id === 0) throw malformed("content: its id");
+  if (payload.length !== length || length === 0 || length > CONTENT_MAX_BYTES)
+    throw malformed("content: its payload's length");
+  return { type: "content", id, payload };
 }
 
 function isCount(value: unknown): value is number {

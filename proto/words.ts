@@ -210,6 +210,7 @@ export const EVENT_TYPES = [
   "congested",
   "disk-error",
   "disk-mended",
+  "read-from-secondary",
   "image-away",
   "image-back",
   "child-broken",

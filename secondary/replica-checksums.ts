@@ -1,6 +1,6 @@
 import { JOB_CHUNK_BYTES } from "../proto/limits.ts";
-import { endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
 import { CHECKSUM_OF_ZEROES, checksumOf } from "../shared/block/content-checksum.ts";
+import { isBuffered, readNewest } from "./newest-content.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 
 /**
@@ -42,15 +42,4 @@ async function holeAt(disk: ReplicaDisk, offset: number, length: number): Promis
   const extents = disk.base.extents(offset, length, 1);
   const [extent] = extents instanceof Promise ? await extents : extents;
   return extent?.zero === true ? Math.min(extent.length, length) : 0;
-}
-
-async function readNewest(disk: ReplicaDisk, target: Buffer, offset: number): Promise<void> {
-  const { buffer, base } = disk;
-  await (buffer !== undefined && isBuffered(disk, offset, target.length)
-    ? buffer.readLatest(target, offset)
-    : base.read(target, offset));
-}
-
-function isBuffered({ buffer, context: { geometry } }: ReplicaDisk, offset: number, length: number): boolean {
-  return buffer?.holds(firstClusterOf(geometry, offset), endClusterOf(geometry, offset, length)) === true;
 }

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
+import { CONTENT_REQUESTS_MAX, HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
 import {
+  encodeContent,
   toErrorBody,
   type ErrorBody,
   type Hello,
@@ -24,12 +25,16 @@ import { Session, type SessionHandlers } from "../shared/replication/session.ts"
 import { listedFor, type Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { Following } from "./following.ts";
+import { readNewest } from "./newest-content.ts";
 import { ReplicaChecksums } from "./replica-checksums.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import type { BeginMessage, ReplicaHistory } from "./replica-history.ts";
 import { ReplicaWriter } from "./replica-writer.ts";
 import { SessionHistory } from "./session-history.ts";
 import type { VmStateStore } from "./vm-state-store.ts";
+
+/** What a request is answered with beside the outcome. */
+type Result = { readonly checksum: Uint8Array } | { readonly content: Buffer };
 
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
 
@@ -106,6 +111,8 @@ export class ReplicaSession {
   #toldBytes = 0;
   /** Requests that are not answered yet, and calls that wait for their turn in the stream. */
   #openRequests = 0;
+  /** Those of them that are answered with the content of a range. */
+  #openReads = 0;
   #requests: Promise<unknown> = Promise.resolve();
   /** Active until the primary has said that everything is here: before it says anything, writes may be missing. */
   #sync: "none" | "active" | "paused" = "active";
@@ -309,11 +316,15 @@ export class ReplicaSession {
       case "checksum":
         this.#receiveChecksum(message);
         break;
+      case "read":
+        this.#receiveRead(message);
+        break;
       case "differs":
       case "ready":
       case "ack":
       case "vmstate-ack":
       case "answer":
+      case "content":
       case "stall":
       case "unstall":
       case "wanted":
@@ -456,16 +467,36 @@ export class ReplicaSession {
   }
 
   /** Behind everything that was sent before, and before anything that was sent later. */
-  #receiveChecksum({ id, disk: index, offset, length }: Extract<Message, { type: "checksum" }>): void {
+  #receiveChecksum(message: Extract<Message, { type: "checksum" }>): void {
+    const { offset, length } = message;
+    this.#receiveQuestion(message, async (disk) => ({ checksum: await this.#checksums.read(disk, offset, length) }));
+  }
+
+  /** The primary's own image cannot be read. */
+  #receiveRead(message: Extract<Message, { type: "read" }>): void {
+    this.#openReads += 1;
+    if (this.#openReads > CONTENT_REQUESTS_MAX) {
+      throw new ColobusError("protocol-error", "the peer reads more at a time than it may");
+    }
+    this.#receiveQuestion(message, async (disk) => {
+      this.#openReads -= 1;
+      const content = Buffer.allocUnsafeSlow(message.length);
+      await readNewest(disk, content, message.offset);
+      return { content };
+    });
+  }
+
+  #receiveQuestion(
+    { id, disk: index, offset, length }: Extract<Message, { type: "checksum" | "read" }>,
+    answer: (disk: ReplicaDisk) => Promise<Result>,
+  ): void {
     const writer = this.#stream();
     const disk = this.#disks[index];
     if (disk === undefined || offset + length > disk.base.sizeBytes || this.#options.hello.mode === "shared") {
-      throw new ColobusError("protocol-error", "the peer asked for the checksum of what is not there");
+      throw new ColobusError("protocol-error", "the peer asked for the content of what is not there");
     }
     this.#countRequest();
-    writer.enqueue(() =>
-      this.#request(id, async () => ({ checksum: await this.#checksums.read(disk, offset, length) })),
-    );
+    writer.enqueue(() => this.#request(id, () => answer(disk)));
   }
 
   /** A chunk of a state that nobody awaits any more is taken and forgotten: its end is refused. */
@@ -542,15 +573,17 @@ export class ReplicaSession {
   }
 
   /** Does what the primary asked for, and tells it the outcome. A refusal does not end the session. */
-  async #request(id: number, work: () => Promise<void | { readonly checksum: Uint8Array }>): Promise<void> {
+  async #request(id: number, work: () => Promise<void | Result>): Promise<void> {
     const { clock } = this.#options;
     const startedMs = clock.nowMs();
-    const answer = (error: ErrorBody | null, result?: { readonly checksum: Uint8Array }): void =>
+    const answer = (error: ErrorBody | null, result?: Exclude<Result, { content: Buffer }>): void =>
       this.#session.send({ type: "answer", id, error, tookMs: clock.nowMs() - startedMs, ...result });
     try {
       const result = await work();
       this.#writer?.acknowledge();
-      answer(null, result ?? undefined);
+      if (result !== undefined && "content" in result) {
+        this.#session.sendParts(encodeContent({ type: "content", id, payload: result.content }));
+      } else answer(null, result ?? undefined);
     } catch (error) {
       answer(toErrorBody(asColobusError(error)));
     } finally {

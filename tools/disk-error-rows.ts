@@ -38,11 +38,20 @@ export const DISK_ERRORS = {
   "primary-read": row(
     "primary's image, read",
     "EIO",
+    "nothing",
+    [FAILED, null],
+    "disk-error",
+    "by itself",
+    "The secondary is read instead (event `read-from-secondary`). The range is tried here every 5 s. If the device is dying: `colobus switchover`.",
+  ),
+  "primary-read-alone": row(
+    "primary's image, read where no secondary has the range",
+    "EIO",
     "EIO",
     [FAILED, null],
     "disk-error",
     "by itself",
-    "The range is tried every 5 s. The secondary has the data: `colobus switchover`.",
+    "None is connected, or it lacks a write there, or cannot read it either; always so in mode `shared`, and where copies are compared (`--read-pattern quorum`, `--blkverify`). The range is tried every 5 s.",
   ),
   "primary-resync-read": row(
     "primary's image, read by a resync",

@@ -100,10 +100,16 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
     meaning:
       "Answered with the SHA-256 of what the range holds in the newest content, once everything sent before is applied and before anything later is; with an empty one where that is zeroes. Of more than 1 MiB only whether it is.",
   },
+  "read": {
+    from: "primary",
+    meaning:
+      "The image here cannot be read. Answered with what the range holds in the newest content, once everything sent before is applied and before anything later is. Of a range that the secondary has only, never in mode `shared`, and not more than 16 at a time.",
+  },
+  "content": { from: "secondary", meaning: "What the range of the `read` of that `id` holds: its payload." },
   "answer": {
     from: "secondary",
     meaning:
-      "The outcome of the lineage, barrier, state, commit, discard or checksum of that `id`; `error` is null when it was done.",
+      "The outcome of the lineage, barrier, state, commit, discard or checksum of that `id`, or why a read has failed; `error` is null when it was done.",
   },
   "ack": { from: "secondary", meaning: "How far the operations have come; see below." },
   "stall": {
@@ -217,6 +223,7 @@ export function operationTable(): string {
 function fieldsOf(type: MessageType): string {
   if (type === "greeting" || type === "hello") return "";
   if (type === "vmstate") return "`epoch`, `index`, `crc`, `length`";
+  if (type === "content") return "`id`, `length`";
   if (type === "data") return "`firstSequence`, `ranges`";
   const paths = schemaFields(MESSAGE_SCHEMAS[type]).map(({ path }) => path);
   return paths

@@ -46,7 +46,7 @@ export const MODE_MEANINGS: Record<Mode, string> = {
 };
 
 export const READ_PATTERN_MEANINGS: Record<ReadPattern, string> = {
-  fifo: "The first sound copy is read, and the next one when that fails.",
+  fifo: "The first sound copy is read, and the next one when that fails; when all have failed, a secondary that lacks nothing there.",
   quorum: "All copies are read, and the content that most of them have wins, if enough have it.",
 };
 
@@ -247,6 +247,8 @@ export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {
   "congested": "Guests write faster than the secondary takes it: they go on without it until it has caught up.",
   "disk-error": "A disk could not be read or written; the data has the disk and the reason.",
   "disk-mended": "A disk that had failed is read and written again.",
+  "read-from-secondary":
+    "What guests read where their disk cannot be read comes from a secondary; the data has both. Told once until the disk is mended.",
   "image-away":
     "The server of an image cannot be used; the data has the disk and the reason. Told once in 5 s at most.",
   "image-back": "The server of an image can be used again, and has all that an earlier one had answered.",

@@ -241,6 +241,9 @@ const CASES: Readonly<Record<MessageType, readonly Case[]>> = {
   // Only a primary of several secondaries sends these: the trio's lives in the simulator lose them.
   "lineage": [],
   "told": [],
+  // Only for a primary whose image cannot be read: the simulator loses them.
+  "read": [],
+  "content": [],
   "barrier": [
     ofOrder("prepare", ifArrived, { from: "primary", about: "that prepares", outcome: unknown }),
     ofOrder("checkpoint", ifArrived, { from: "primary", about: "that commits", outcome: unknown }),

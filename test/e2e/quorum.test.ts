@@ -1,51 +1,18 @@
 /** Several copies of a disk on the primary's side, behind servers that fail and hang on demand. */
-import { closeSync, copyFileSync, existsSync, openSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { ChildAnswer } from "../../proto/control-api.ts";
 import type { AgentEvent, JobStatus, Status } from "../../proto/status.ts";
 import { AgentPair, makeImage, MIB } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
+import { FailingServer } from "../support/failing-server.ts";
 import { qemuIo, tool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 import { ToolProcess } from "../support/tool-process.ts";
 
 const SIZE = 48 * MIB;
-
-/** A server of an image that answers with EIO while it is told to. */
-class FailingServer {
-  readonly uri: string;
-  readonly #trigger: string;
-
-  private constructor(uri: string, trigger: string) {
-    this.uri = uri;
-    this.#trigger = trigger;
-  }
-
-  /** `parameters` are of the filters named in `filters`. */
-  static async start(
-    image: string,
-    filters: readonly string[] = [],
-    parameters: readonly string[] = [],
-  ): Promise<FailingServer> {
-    const directory = scratchDirectory();
-    const socket = join(directory, "nbd.sock");
-    const trigger = join(directory, "fail");
-    const error = ["error=EIO", "error-rate=100%", `error-file=${trigger}`];
-    const args = ["-f", "-U", socket, "--filter=error", ...filters, "file", image, ...error, ...parameters];
-    await new ToolProcess("nbdkit", args).untilListening(socket);
-    return new FailingServer(`nbd+unix:///?socket=${socket}`, trigger);
-  }
-
-  fail(): void {
-    closeSync(openSync(this.#trigger, "w"));
-  }
-
-  mend(): void {
-    if (existsSync(this.#trigger)) rmSync(this.#trigger);
-  }
-}
 
 const childOf = (status: Status, name: string) => status.disks[0]?.children.find((child) => child.name === name);
 const isChild = (name: string, state: string) => (status: Status) => childOf(status, name)?.state === state;

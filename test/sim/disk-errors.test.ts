@@ -72,6 +72,19 @@ const SCENARIOS: Record<DiskErrorId, Scenario> = {
     fault: { op: READS, kind: "image" },
     act: (pair) => pair.guestRead(0, 2 * CLUSTER, CLUSTER),
   },
+  "primary-read-alone": {
+    side: "primary",
+    fault: { op: READS, kind: "image" },
+    prepare: async (pair) => {
+      pair.pair.secondary.host.crash("process");
+      await pair.until("the loss is noticed", () => statusOf(pair.pair.primary).peers[0]?.connection === "Connecting");
+    },
+    act: (pair) => pair.guestRead(0, 2 * CLUSTER, CLUSTER),
+    after: async ({ pair }) => {
+      pair.secondary.host.restart();
+      await pair.secondary.start();
+    },
+  },
   "primary-resync-read": {
     side: "primary",
     fault: { op: READS, kind: "image" },

@@ -10,6 +10,7 @@ import {
 } from "../../../proto/limits.ts";
 import {
   decodeMessage,
+  encodeContent,
   encodeMessage,
   numberMessage,
   type HeaderMessage,
@@ -56,7 +57,10 @@ class Bench {
   }
 
   receive(message: HeaderMessage): void {
-    const parts = encodeMessage(message);
+    this.receiveParts(encodeMessage(message));
+  }
+
+  receiveParts(parts: readonly Buffer[]): void {
     numberMessage(parts, this.#received);
     this.#received += 1;
     this.link.receive(Buffer.concat(parts));
@@ -89,6 +93,10 @@ class Bench {
       if (this.endings.length === 0) this.receive({ type: "ping" });
     }
   }
+}
+
+function contentOf(id: number, length: number): Buffer[] {
+  return encodeContent({ type: "content", id, payload: Buffer.alloc(length) });
 }
 
 function barrier(id: number): Extract<Message, { type: "barrier" }> {
@@ -178,6 +186,42 @@ describe("the primary's end of a session", () => {
     bench.receive({ type: "answer", id: 1, error: null, tookMs: 0 });
     await requests[0];
     await expect(requests[1]).rejects.toMatchObject({ code: "too-many-prepared", message: "m", action: "a" });
+  });
+
+  it("hands what the secondary holds to the one who asked for it", async () => {
+    const bench = new Bench().open();
+    bench.session.send("write", RANGE, 3 * 4096, 1, Buffer.from("x"));
+    const contents = [
+      bench.session.content(0, 512, 3),
+      bench.session.content(0, 4096, 3),
+      bench.session.content(0, 0, 3),
+    ];
+    expect(bench.sent()).toMatchObject([
+      { type: "data" },
+      { type: "read", id: 1, disk: 0, offset: 512, length: 3 },
+      { type: "read", id: 2 },
+      { type: "read", id: 3 },
+    ]);
+    bench.receiveParts(encodeContent({ type: "content", id: 2, payload: Buffer.from("def") }));
+    bench.receiveParts(encodeContent({ type: "content", id: 1, payload: Buffer.from("abc") }));
+    bench.receive({ type: "answer", id: 3, error: { code: "io-error", message: "m", action: "a" }, tookMs: 0 });
+    await expect(contents[0]).resolves.toEqual(Buffer.from("abc"));
+    await expect(contents[1]).resolves.toEqual(Buffer.from("def"));
+    await expect(contents[2]).rejects.toMatchObject({ code: "io-error", message: "m" });
+    expect(bench.endings).toEqual([]);
+  });
+
+  it.each<[string, (bench: Bench) => void]>([
+    ["what was not asked for", (bench) => bench.receiveParts(contentOf(2, 3))],
+    ["another length than was asked for", (bench) => bench.receiveParts(contentOf(1, 2))],
+    ["no content, and no reason", (bench) => bench.receive({ type: "answer", id: 1, error: null, tookMs: 0 })],
+  ])("is ended when the secondary answers with %s", async (_, answer) => {
+    const bench = new Bench().open();
+    const content = bench.session.content(0, 512, 3);
+    answer(bench);
+    await expect(content).rejects.toMatchObject({ code: "outcome-unknown" });
+    expect(bench.endings).toMatchObject([{ reason: { code: "protocol-error" } }]);
+    await expect(bench.session.content(0, 512, 3)).rejects.toMatchObject({ code: "outcome-unknown" });
   });
 
   it("does not know the outcome of what is asked when it is lost, or was lost before", async () => {
@@ -280,9 +324,12 @@ describe("a secondary that only answers heartbeats", () => {
     });
   });
 
-  it("is given up when it does not answer a request", async () => {
+  it.each<[string, (bench: Bench) => Promise<unknown>]>([
+    ["request", ({ session }) => session.request(barrier)],
+    ["read", ({ session }) => session.content(0, 0, 1)],
+  ])("is given up when it does not answer a %s", async (_, ask) => {
     const bench = new Bench().open();
-    const request = bench.session.request(barrier);
+    const request = ask(bench);
     bench.pass(2 * PEER_TIMEOUT_MS);
     await expect(request).rejects.toMatchObject({ code: "outcome-unknown" });
   });

@@ -2,9 +2,15 @@ import assert from "node:assert/strict";
 import { Packr } from "msgpackr";
 import { describe, expect, it } from "vitest";
 import { ColobusError, ERRORS } from "../../../proto/errors.ts";
-import { BATCH_MAX_OPERATIONS, EPOCH_MAX, HANDSHAKE_MESSAGE_MAX_BYTES } from "../../../proto/limits.ts";
+import {
+  BATCH_MAX_OPERATIONS,
+  CONTENT_MAX_BYTES,
+  EPOCH_MAX,
+  HANDSHAKE_MESSAGE_MAX_BYTES,
+} from "../../../proto/limits.ts";
 import {
   decodeMessage,
+  encodeContent,
   encodeData,
   encodeMessage,
   encodeVmState,
@@ -13,6 +19,7 @@ import {
   numberOf,
   OPERATION_KINDS,
   toErrorBody,
+  type ContentMessage,
   type DataMessage,
   type Message,
   type MessageType,
@@ -24,7 +31,9 @@ import { primaryHello, someGreeting } from "../../support/hellos.ts";
 const error = { code: "overlay-full", message: "no room", action: "make some" };
 
 /** One message of each type; a new type does not compile until it has one. */
-const EXAMPLES: { readonly [Type in Exclude<MessageType, "data" | "vmstate">]: Extract<Message, { type: Type }> } = {
+const EXAMPLES: {
+  readonly [Type in Exclude<MessageType, "data" | "vmstate" | "content">]: Extract<Message, { type: Type }>;
+} = {
   "greeting": { type: "greeting", ...someGreeting({ hasToken: true }) },
   "proof": { type: "proof", mac: Buffer.alloc(32, 7) },
   "hello": { type: "hello", ...primaryHello({ prepared: [3, 4], tracks: "b".repeat(32) }) },
@@ -52,6 +61,7 @@ const EXAMPLES: { readonly [Type in Exclude<MessageType, "data" | "vmstate">]: E
   "resize": { type: "resize", id: 5, disk: 1, sizeBytes: 2 ** 44 },
   "verify": { type: "verify", active: true },
   "checksum": { type: "checksum", id: 6, disk: 1, offset: 2 ** 43, length: 1_048_576 },
+  "read": { type: "read", id: 9, disk: 1, offset: 2 ** 43, length: 262_144 },
   "answer": { type: "answer", id: 3, error, tookMs: 0.5 },
   "ack": { type: "ack", received: 900, stable: 800 },
   "stall": { type: "stall", error },
@@ -75,6 +85,7 @@ const DATA: DataMessage = {
 
 function encoded(message: Message): Buffer {
   if (message.type === "vmstate") return Buffer.concat(encodeVmState(message));
+  if (message.type === "content") return Buffer.concat(encodeContent(message));
   if (message.type !== "data") return Buffer.concat(encodeMessage(message));
   const ranges = message.operations.flatMap((operation) => [
     OPERATION_KINDS[operation.kind],
@@ -101,7 +112,9 @@ function raw(header: unknown, payload: Buffer = Buffer.alloc(0)): Buffer {
 
 const VMSTATE: VmStateMessage = { type: "vmstate", epoch: 5, index: 0, crc: 891_568_578, payload: Buffer.from("abc") };
 
-const ALL: readonly Message[] = [...Object.values(EXAMPLES), DATA, VMSTATE];
+const CONTENT: ContentMessage = { type: "content", id: 9, payload: Buffer.from("abc") };
+
+const ALL: readonly Message[] = [...Object.values(EXAMPLES), DATA, VMSTATE, CONTENT];
 
 describe("the replication messages", () => {
   it.each(ALL)("bring $type back as it was", (message) => {
@@ -189,6 +202,19 @@ describe("a message that is not of the protocol", () => {
       "such a header of a chunk",
       raw({ ...VMSTATE, payload: undefined, length: 3, x: "x".repeat(100) }, VMSTATE.payload),
     ],
+    ["content of another length", raw({ type: "content", id: 9, length: 4 }, CONTENT.payload)],
+    ["no content", raw({ type: "content", id: 9, length: 0 })],
+    ["content of nothing that was asked for", raw({ type: "content", id: 0, length: 3 }, CONTENT.payload)],
+    [
+      "content with a header that is too long",
+      raw({ type: "content", id: 9, length: 3, x: "x".repeat(100) }, CONTENT.payload),
+    ],
+    [
+      "more content than may be asked for",
+      raw({ type: "content", id: 9, length: CONTENT_MAX_BYTES + 1 }, Buffer.alloc(CONTENT_MAX_BYTES + 1)),
+    ],
+    ["a question for as much", raw({ ...EXAMPLES.read, length: CONTENT_MAX_BYTES + 1 })],
+    ["a question for nothing", raw({ ...EXAMPLES.read, length: 0 })],
     ["no ranges", write([])],
     ["ranges that are no list", write("0000")],
     ["ranges that are cut", write([0, 0, 0])],

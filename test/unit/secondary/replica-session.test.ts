@@ -4,6 +4,7 @@ import { ColobusError } from "../../../proto/errors.ts";
 import {
   ACK_DELAY_MS,
   ACK_WINDOW_SHARE,
+  CONTENT_REQUESTS_MAX,
   DISK_MAX_CLUSTERS,
   QUEUE_WINDOW_SHARE,
   HANDSHAKE_TIMEOUT_MS,
@@ -171,6 +172,25 @@ describe("the secondary's end of a session", () => {
     ]);
     expect(bench.state.record).toMatchObject({ lineage: "1".repeat(32), committed: { epoch: 1 }, prepared: [] });
     expect(bench.events).toEqual(["peer-connected", "sync-finished", "checkpoint-prepared", "checkpoint-committed"]);
+  });
+
+  it("answers with what a range holds between the operations before the question and those behind it", async () => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    primary.write(1, 0, 100, Buffer.from("hello"));
+    primary.send({ type: "read", id: 1, disk: 0, offset: 99, length: 7 });
+    primary.write(2, 0, 100, Buffer.from("later"));
+    await bench.settle();
+    expect(primary.take().filter(({ type }) => type !== "ack")).toEqual([
+      { type: "content", id: 1, payload: Buffer.from("\0hello\0") },
+    ]);
+    bench.storage.disk.faults.inject({ op: ["tryRead", "read"], kind: "image", error: "io-error" });
+    primary.send({ type: "read", id: 2, disk: 0, offset: 99, length: 7 });
+    await bench.settle();
+    expect(primary.take().filter(({ type }) => type !== "ack")).toMatchObject([
+      { type: "answer", id: 2, error: { code: "io-error" } },
+    ]);
+    expect(primary.refusal).toBeUndefined();
   });
 
   it("commits with a barrier that says so, and tells both", async () => {
@@ -570,8 +590,10 @@ describe("a primary that asks too much", () => {
     });
     bench.storage.hold = (op, path) => (op === "sync" && path === imagePath("vda") ? released : undefined);
     primary.write(1, 0, 0, Buffer.from("x"));
+    primary.send({ type: "sync", phase: "end", totalBytes: 0, ...HISTORY });
     primary.send({ type: "barrier", id: 1, epoch: 1, commit: false });
     await bench.settle();
+    expect(primary.refusal).toBeUndefined();
     return { bench, primary, release };
   }
 
@@ -599,6 +621,35 @@ describe("a primary that asks too much", () => {
       if (count % 100 === 0) await bench.settle();
     }
     expect(patient.refusal).toBeUndefined();
+  });
+
+  it("is cut off when it reads more at a time than it may", async () => {
+    const { bench, primary, release } = await stalled();
+    const read = (id: number): void => primary.send({ type: "read", id, disk: 0, offset: 0, length: 512 });
+    for (let id = 2; id < CONTENT_REQUESTS_MAX + 2; id += 1) read(id);
+    expect(primary.refusal).toBeUndefined();
+    read(CONTENT_REQUESTS_MAX + 2);
+    expect(primary.refusal).toBe("protocol-error");
+    release();
+    await bench.settle();
+
+    const patient = await bench.begin(9);
+    for (let id = 1; id <= 2 * CONTENT_REQUESTS_MAX; id += 1) {
+      patient.send({ type: "read", id, disk: 0, offset: 0, length: 512 });
+      if (id % CONTENT_REQUESTS_MAX === 0) await bench.settle();
+    }
+    expect(types(patient.take())).toEqual(Array(2 * CONTENT_REQUESTS_MAX).fill("content"));
+  });
+
+  it.each([
+    ["of a disk that is not there", { disk: 1 }],
+    ["behind the end of one", { offset: SIZE - 511 }],
+  ])("is cut off when it reads %s", async (_, where) => {
+    const bench = await Bench.open();
+    const primary = await bench.begin();
+    primary.send({ type: "read", id: 1, disk: 0, offset: 0, length: 512, ...where });
+    expect(primary.refusal).toBe("protocol-error");
+    await bench.settle();
   });
 
   it("is cut off when it does not read what it is answered", async () => {
