@@ -15,7 +15,7 @@ import { Changing } from "./changing.ts";
 import { DiskCopies } from "./disk-copies.ts";
 import { changesOf, originalsOf } from "./disk-forwarding.ts";
 import { EpochSessions } from "./epoch-sessions.ts";
-import { DiskHealth, type FailedAccess } from "./disk-health.ts";
+import { DiskHealth } from "./disk-health.ts";
 import { giveUp } from "./give-up.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
@@ -33,9 +33,7 @@ import { primaryHello } from "./primary-hello.ts";
 import { PrimaryStatus } from "./primary-status.ts";
 import { ReplicatedDisk } from "./replicated-disk.ts";
 import { Resizes } from "./resizes.ts";
-import { comparesReads, quorumOf } from "./recorded-quorum.ts";
 import { Secondaries } from "./secondaries.ts";
-import { SecondaryReads } from "./secondary-reads.ts";
 import { SecondaryPlace, type Judged } from "./secondary-place.ts";
 import type { EpochSession } from "./session-group.ts";
 import { SharedDisks } from "./shared-disks.ts";
@@ -74,7 +72,6 @@ export class PrimaryRole {
   readonly #changing = new Changing();
   readonly #automatic: AutomaticCheckpoints;
   readonly #health: DiskHealth;
-  readonly #reads: SecondaryReads;
   readonly #status: PrimaryStatus;
   /** With an arbiter. */
   readonly #keeper: PermitKeeper | undefined;
@@ -111,7 +108,6 @@ export class PrimaryRole {
       take: takeCheckpoint,
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
-    this.#reads = new SecondaryReads({ log: options.log, sources: () => this.places });
     this.#geometries = options.children.map(({ child }) => clusterGeometry(child.sizeBytes, record.clusterBytes));
     this.#shared = record.mode === "shared" ? this.#shareDisks() : undefined;
     this.copies = new DiskCopies({
@@ -467,26 +463,16 @@ export class PrimaryRole {
 
   #replicatedDisk(name: string, child: Child, index: number): ReplicatedDisk {
     const { gate } = this.#guests;
-    const failed = (access: FailedAccess, error: unknown): void => this.#health.failed(name, access, error);
+    const common = { name, bitmaps: this.bitmaps, health: this.#health };
     const shared = this.#shared?.children[index];
-    const { bitmaps } = this;
     const size = this.#geometries[index] ?? child;
     if (shared !== undefined) {
-      return new ReplicatedDisk(name, size, shared, gate, originalsOf(index, { child: shared, bitmaps, gate, failed }));
+      return new ReplicatedDisk(name, size, shared, gate, originalsOf(index, { ...common, child: shared, gate }));
     }
     const own = this.mirrors.followed(name, this.copies.child(index) ?? child);
-    const forwarding = changesOf(index, {
-      bitmaps,
-      checkpoints: this.checkpoints,
-      secondaries: () => this.secondaries,
-      readFromSecondary: (target, offset) => this.#reads.read(index, target, offset),
-      isVoted: () => {
-        const quorum = quorumOf(this.#options.state.record, name);
-        return quorum !== undefined && comparesReads(quorum);
-      },
-      readBy: (agentId) => this.#health.readBy(name, agentId),
-      failed,
-    });
+    const secondaries = (): Secondaries => this.secondaries;
+    const { checkpoints } = this;
+    const forwarding = changesOf(index, { ...this.#options, ...common, checkpoints, secondaries });
     return new ReplicatedDisk(name, size, own, gate, forwarding);
   }
 

@@ -4,6 +4,7 @@ import type { Hello, OperationKind } from "../proto/replication-messages.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { both } from "../shared/block/both.ts";
 import type { Clock } from "../shared/host/clock.ts";
+import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Link } from "../shared/replication/link.ts";
@@ -14,6 +15,7 @@ import { decideBetween } from "../shared/replication/shared-verdict.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import type { Replicator } from "./replicator.ts";
 import type { Judged } from "./secondary-place.ts";
+import { SecondaryReads } from "./secondary-reads.ts";
 import { SourceSession } from "./source-session.ts";
 
 /** A place for one secondary, and what keeps it equal. */
@@ -26,6 +28,7 @@ export interface Place {
 export interface SecondariesOptions {
   readonly clock: Clock;
   readonly random: Random;
+  readonly log: Log;
   readonly state: StateFile;
   /** One for each secondary that there may be, at least one. */
   readonly places: readonly Place[];
@@ -49,6 +52,8 @@ export interface SecondariesOptions {
 export class Secondaries {
   readonly #options: SecondariesOptions;
   readonly all: readonly Replicator[];
+  /** What guests read there. */
+  readonly reads: SecondaryReads;
   readonly #first: Replicator;
   /** Beside the first one. */
   readonly #others: readonly Replicator[];
@@ -62,6 +67,7 @@ export class Secondaries {
     this.all = [first, ...others];
     this.#first = first;
     this.#others = others;
+    this.reads = new SecondaryReads(options.log, options.places);
   }
 
   get isConnected(): boolean {

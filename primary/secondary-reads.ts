@@ -20,19 +20,16 @@ interface Source {
   readonly tracking: Pick<PeerTracking, "dirty">;
 }
 
-export interface SecondaryReadsOptions {
-  readonly log: Log;
-  readonly sources: () => readonly Source[];
-}
-
 export class SecondaryReads {
-  readonly #options: SecondaryReadsOptions;
+  readonly #log: Log;
+  readonly #sources: readonly Source[];
   #underWay = 0;
   /** What lets each piece go on that waits for others to be answered. */
   readonly #waiting: (() => void)[] = [];
 
-  constructor(options: SecondaryReadsOptions) {
-    this.#options = options;
+  constructor(log: Log, sources: readonly Source[]) {
+    this.#log = log;
+    this.#sources = sources;
   }
 
   /**
@@ -51,7 +48,7 @@ export class SecondaryReads {
 
   /** Errors: none. */
   async #readPiece(disk: number, target: Uint8Array, offset: number): Promise<string | undefined> {
-    const sources = [...this.#options.sources()];
+    const sources = [...this.#sources];
     sources.sort((one, other) => Number(other.replicator.isEstablished) - Number(one.replicator.isEstablished));
     for (const { replicator, tracking } of sources) {
       // Looked at and asked in one turn of the event loop: nothing comes between.
@@ -61,7 +58,7 @@ export class SecondaryReads {
         target.set(await session.content(disk, offset, target.length));
         return session.peer?.agentId;
       } catch (error) {
-        this.#options.log.warn({ disk, offset, reason: asColobusError(error) }, "a secondary could not be read");
+        this.#log.warn({ disk, offset, reason: asColobusError(error) }, "a secondary could not be read");
       }
     }
     return undefined;
@@ -69,7 +66,11 @@ export class SecondaryReads {
 
   async #inTurn<T>(work: () => Promise<T>): Promise<T> {
     if (this.#underWay < CONTENT_REQUESTS_MAX) this.#underWay += 1;
-    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    else {
+      await new Promise<void>((resolve) => {
+        this.#waiting.push(resolve);
+      });
+    }
     try {
       return await work();
     } finally {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { CONTENT_REQUESTS_MAX, HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
+import { HANDSHAKE_TIMEOUT_MS, REQUESTS_MAX } from "../proto/limits.ts";
 import {
   encodeContent,
   toErrorBody,
@@ -25,16 +25,12 @@ import { Session, type SessionHandlers } from "../shared/replication/session.ts"
 import { listedFor, type Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { Following } from "./following.ts";
-import { readNewest } from "./newest-content.ts";
-import { ReplicaChecksums } from "./replica-checksums.ts";
+import { ReplicaAnswers, type RangeAnswer, type RangeQuestion } from "./replica-answers.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import type { BeginMessage, ReplicaHistory } from "./replica-history.ts";
 import { ReplicaWriter } from "./replica-writer.ts";
 import { SessionHistory } from "./session-history.ts";
 import type { VmStateStore } from "./vm-state-store.ts";
-
-/** What a request is answered with beside the outcome. */
-type Result = { readonly checksum: Uint8Array } | { readonly content: Buffer };
 
 type SessionMessage = Parameters<SessionHandlers["message"]>[0];
 
@@ -111,15 +107,13 @@ export class ReplicaSession {
   #toldBytes = 0;
   /** Requests that are not answered yet, and calls that wait for their turn in the stream. */
   #openRequests = 0;
-  /** Those of them that are answered with the content of a range. */
-  #openReads = 0;
   #requests: Promise<unknown> = Promise.resolve();
   /** Active until the primary has said that everything is here: before it says anything, writes may be missing. */
   #sync: "none" | "active" | "paused" = "active";
   #stalled: ColobusError | undefined;
   /** The primary compares the two copies. */
   #isVerified = false;
-  readonly #checksums = new ReplicaChecksums();
+  readonly #answers = new ReplicaAnswers();
   /** Called when the session ends: what waits for its turn in the stream will not have it. */
   readonly #giveUpWaiting: (() => void)[] = [];
 
@@ -314,10 +308,8 @@ export class ReplicaSession {
         this.#receiveResize(message);
         break;
       case "checksum":
-        this.#receiveChecksum(message);
-        break;
       case "read":
-        this.#receiveRead(message);
+        this.#receiveQuestion(message);
         break;
       case "differs":
       case "ready":
@@ -467,36 +459,11 @@ export class ReplicaSession {
   }
 
   /** Behind everything that was sent before, and before anything that was sent later. */
-  #receiveChecksum(message: Extract<Message, { type: "checksum" }>): void {
-    const { offset, length } = message;
-    this.#receiveQuestion(message, async (disk) => ({ checksum: await this.#checksums.read(disk, offset, length) }));
-  }
-
-  /** The primary's own image cannot be read. */
-  #receiveRead(message: Extract<Message, { type: "read" }>): void {
-    this.#openReads += 1;
-    if (this.#openReads > CONTENT_REQUESTS_MAX) {
-      throw new ColobusError("protocol-error", "the peer reads more at a time than it may");
-    }
-    this.#receiveQuestion(message, async (disk) => {
-      this.#openReads -= 1;
-      const content = Buffer.allocUnsafeSlow(message.length);
-      await readNewest(disk, content, message.offset);
-      return { content };
-    });
-  }
-
-  #receiveQuestion(
-    { id, disk: index, offset, length }: Extract<Message, { type: "checksum" | "read" }>,
-    answer: (disk: ReplicaDisk) => Promise<Result>,
-  ): void {
+  #receiveQuestion(question: RangeQuestion): void {
     const writer = this.#stream();
-    const disk = this.#disks[index];
-    if (disk === undefined || offset + length > disk.base.sizeBytes || this.#options.hello.mode === "shared") {
-      throw new ColobusError("protocol-error", "the peer asked for the content of what is not there");
-    }
+    const answer = this.#answers.prepare(question, this.#disks, this.#options.hello.mode);
     this.#countRequest();
-    writer.enqueue(() => this.#request(id, () => answer(disk)));
+    writer.enqueue(() => this.#request(question.id, answer));
   }
 
   /** A chunk of a state that nobody awaits any more is taken and forgotten: its end is refused. */
@@ -573,10 +540,10 @@ export class ReplicaSession {
   }
 
   /** Does what the primary asked for, and tells it the outcome. A refusal does not end the session. */
-  async #request(id: number, work: () => Promise<void | Result>): Promise<void> {
+  async #request(id: number, work: () => Promise<void | RangeAnswer>): Promise<void> {
     const { clock } = this.#options;
     const startedMs = clock.nowMs();
-    const answer = (error: ErrorBody | null, result?: Exclude<Result, { content: Buffer }>): void =>
+    const answer = (error: ErrorBody | null, result?: Exclude<RangeAnswer, { content: Buffer }>): void =>
       this.#session.send({ type: "answer", id, error, tookMs: clock.nowMs() - startedMs, ...result });
     try {
       const result = await work();

@@ -1,5 +1,5 @@
 /** Several copies of a disk on the primary's side, behind servers that fail and hang on demand. */
-import { copyFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { ChildAnswer } from "../../proto/control-api.ts";
@@ -10,7 +10,6 @@ import { FailingServer } from "../support/failing-server.ts";
 import { qemuIo, tool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
 import { scratchDirectory } from "../support/scratch.ts";
-import { ToolProcess } from "../support/tool-process.ts";
 
 const SIZE = 48 * MIB;
 

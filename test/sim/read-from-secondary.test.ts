@@ -120,6 +120,7 @@ describe("a guest's read that the primary's only image fails", () => {
     const trio = new ScriptedTrio();
     await trio.start();
     await trio.write(3, 0x33);
+    await trio.until("both to have it", () => trio.inSync().every(({ lagBytes }) => lagBytes === 0));
     trio.a.host.disk.faults.inject(READS);
     for (const broken of [trio.b, trio.c]) {
       const mend = broken.host.disk.faults.inject(READS);
