@@ -58,7 +58,7 @@ export class SecondaryReads {
         target.set(await session.content(disk, offset, target.length));
         return session.peer?.agentId;
       } catch (error) {
-        this.#log.warn({ disk, offset, reason: asColobusError(error) }, "a secondary could not be read");
+        this.#log.debug({ disk, offset, reason: asColobusError(error) }, "a secondary could not be read");
       }
     }
     return undefined;
