@@ -51,7 +51,7 @@ export const DISK_ERRORS = {
     [FAILED, null],
     "disk-error",
     "by itself",
-    "None is connected, or it lacks a write there, or cannot read it either; always so in mode `shared`, and where copies are compared (`--read-pattern quorum`, `--blkverify`). The range is tried every 5 s.",
+    "None is connected, or it takes no writes for now, lacks one there, or cannot read it either; always so in mode `shared`, and where copies are compared (`--read-pattern quorum`, `--blkverify`). The range is tried every 5 s.",
   ),
   "primary-resync-read": row(
     "primary's image, read by a resync",
