@@ -4,6 +4,7 @@ import { CONTENT_MAX_BYTES, CONTENT_REQUESTS_MAX } from "../../../proto/limits.t
 import { SecondaryReads } from "../../../primary/secondary-reads.ts";
 import { clusterGeometry } from "../../../shared/block/cluster-geometry.ts";
 import { DirtyMap } from "../../../shared/replication/dirty-map.ts";
+import { turn } from "../../support/memory-storage.ts";
 import { SilentLog } from "../../support/silent-log.ts";
 
 const SIZE = 64 * CONTENT_MAX_BYTES;
@@ -39,8 +40,6 @@ class Secondary {
     this.session.peer.agentId = agentId;
   }
 }
-
-const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 describe("what the image fails to give", () => {
   it("is asked for in pieces, so many at a time, whoever reads", async () => {
