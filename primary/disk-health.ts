@@ -52,7 +52,7 @@ export class DiskHealth {
     const [failure] = this.#failures.values();
     if (failure?.readBy === undefined) return failure?.error;
     const { code, message, action } = failure.error;
-    return new ColobusError(code, `${message}; what guests read there comes from the secondary`, action);
+    return new ColobusError(code, `${message}; guests read it from the secondary, as far as that has it`, action);
   }
 
   has(disk: string): boolean {

@@ -51,7 +51,7 @@ describe.runIf(requirePeers("nbdkit", "qemu-io", "fio"))("a disk whose only imag
     const status = await primary.status();
     expect(status.disks[0]?.state).toBe("Failed");
     expect(status.protection).toMatchObject({ reason: "disk-failed" });
-    expect(status.protection.nextAction).toContain("comes from the secondary");
+    expect(status.protection.nextAction).toContain("from the secondary, as far as");
     expect(status.peers[0]).toMatchObject({ connection: "Connected", replication: "Established" });
     server.mend();
     await pair.untilProtected();

@@ -45,7 +45,7 @@ describe("a guest's read that the primary's only image fails", () => {
         disks: [{ name: "vda", state: "Failed" }, { state: "UpToDate" }],
         protection: {
           reason: "disk-failed",
-          nextAction: expect.stringContaining("comes from the secondary") as string,
+          nextAction: expect.stringContaining("from the secondary, as far as") as string,
         },
       });
       const events = primary.agent?.events(0) ?? [];
