@@ -234,7 +234,7 @@ export class AgentRoles {
       // A shared disk is the new primary's: what it holds now is nobody's checkpoint.
       const checkpoint =
         fault === undefined && state.record.mode !== "shared"
-          ? { epoch: openEpoch, atMs: agent.host.clock.wallMs() }
+          ? this.#parts.ages.take(openEpoch, [])
           : { epoch: 0, atMs: 0 };
       await this.#untilDone(() => this.#parts.settleOverlays());
       const notPrimary = new ColobusError("not-primary", "this side is not Primary any more");

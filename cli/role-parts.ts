@@ -16,6 +16,7 @@ import type { JobList } from "../shared/jobs/job-list.ts";
 import { LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import { CheckpointAges } from "../shared/replication/checkpoint-ages.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { siteOf } from "../shared/replication/site.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
@@ -101,6 +102,8 @@ export interface RoleSurroundings {
 export class RoleParts {
   readonly vmStates: VmStateStore;
   readonly lostSyncs: LostSyncs;
+  /** Whatever role has taken them. */
+  readonly ages: CheckpointAges;
   readonly #options: RoleSurroundings;
   readonly #calls: RoleCalls;
   readonly #trackings: PeerTrackings;
@@ -110,6 +113,7 @@ export class RoleParts {
     this.#calls = calls;
     this.#trackings = new PeerTrackings(options);
     this.lostSyncs = new LostSyncs({ ...options.agent.host, state: options.state });
+    this.ages = new CheckpointAges(options.agent.host.clock, options.state.record);
     this.vmStates = new VmStateStore({
       ...options.agent.host,
       stateDirectory: options.agent.config.stateDirectory,
@@ -127,6 +131,7 @@ export class RoleParts {
       images: this.#options.images,
       sharedMark: this.#options.sharedMark,
       clock: host.clock,
+      ages: this.ages,
       random: host.random,
       log: host.log,
       emit,
@@ -229,6 +234,7 @@ export class RoleParts {
     const primary = new PrimaryRole({
       bitmaps,
       clock: host.clock,
+      ages: this.ages,
       random: host.random,
       log: host.log,
       emit,

@@ -3,6 +3,7 @@ import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Pending } from "../shared/block/block-device.ts";
+import type { CheckpointAges } from "../shared/replication/checkpoint-ages.ts";
 import { peerEntryOf, withPeerEntry } from "../shared/replication/peer-slots.ts";
 import { knownBy, toldNothing, toldOf } from "../shared/replication/lineage.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
@@ -194,11 +195,10 @@ export class EpochSessions {
     });
   }
 
-  /** The record with what each has committed, the first of them at `atMs`. */
-  recorded(record: StateRecord, atMs: number): StateRecord {
+  /** The record with what each has committed. */
+  recorded(record: StateRecord, ages: Pick<CheckpointAges, "recorded">): StateRecord {
     const [first, ...others] = mainFirst(this.#options.places(), record);
-    const epoch = first === undefined ? 0 : this.committedBy(first);
-    const whole = { ...record, committed: { epoch, atMs } };
+    const whole = { ...record, committed: ages.recorded(first === undefined ? 0 : this.committedBy(first)) };
     const known = others.filter(({ slot }) => peerEntryOf(record, slot).pairing !== null);
     return known.reduce(
       (changed, place) => withPeerEntry(changed, place.slot, { committed: this.committedBy(place) }),

@@ -3,10 +3,9 @@ import type { Hello } from "../proto/replication-messages.ts";
 /** What the primary knows of the secondary's checkpoints: what it was told last. */
 export interface KnownEpochs {
   committed: number;
-  committedAtMs: number | undefined;
   prepared: number[];
-  /** Commits without an answer, and when they were asked for: the next handshake tells what became of them. */
-  readonly asked: Map<number, number>;
+  /** Commits without an answer: the next handshake tells what became of them. */
+  readonly asked: Set<number>;
 }
 
 /**
@@ -16,18 +15,15 @@ export interface KnownEpochs {
 export function learnEpochs(
   known: KnownEpochs,
   peer: Pick<Hello, "committed" | "prepared" | "outdated">,
-  nowMs: number,
 ): "asked" | "found" | undefined {
   // A former primary's own last state, or what was given up, is no checkpoint of this side's.
   const committed = peer.outdated ? 0 : peer.committed;
   const isNews = committed > known.committed;
-  const askedAtMs = known.asked.get(committed);
-  // When a commit was that an earlier process had asked for is not known: the time before it stands.
-  if (isNews) known.committedAtMs = askedAtMs ?? known.committedAtMs ?? nowMs;
+  const wasAsked = known.asked.has(committed);
   known.committed = committed;
   known.prepared = [...peer.prepared];
   // A later one may still be on its way in a session that has not ended on the other side.
-  for (const epoch of known.asked.keys()) if (epoch <= committed) known.asked.delete(epoch);
+  for (const epoch of known.asked) if (epoch <= committed) known.asked.delete(epoch);
   if (!isNews) return undefined;
-  return askedAtMs === undefined ? "found" : "asked";
+  return wasAsked ? "asked" : "found";
 }

@@ -8,6 +8,7 @@ import type { Pending } from "../shared/block/block-device.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import type { CheckpointAges } from "../shared/replication/checkpoint-ages.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import { committedByPeer } from "../shared/replication/peer-slots.ts";
 import { EpochCounter } from "./epoch-counter.ts";
@@ -24,6 +25,7 @@ interface BarrierDisks {
 
 export interface PrimaryCheckpointsOptions {
   readonly clock: Clock;
+  readonly ages: CheckpointAges;
   readonly state: StateFile;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
   /** The open session with the secondary; of several, those that have the epoch. Errors: `no-peer`. */
@@ -82,9 +84,8 @@ export class PrimaryCheckpoints {
     this.#epochs = new EpochCounter(options.state);
     this.#known = {
       committed: committedByPeer(record),
-      committedAtMs: record.committed.epoch > 0 ? record.committed.atMs : undefined,
       prepared: [],
-      asked: new Map(),
+      asked: new Set(),
     };
   }
 
@@ -97,9 +98,9 @@ export class PrimaryCheckpoints {
     return this.#known.committed;
   }
 
-  /** When that was, where it is known. */
-  get committedAtMs(): number | undefined {
-    return this.#known.committedAtMs;
+  /** How long ago its barrier was placed. */
+  get committedAgeMs(): number {
+    return this.#options.ages.ageMs(this.committed);
   }
 
   get prepared(): readonly number[] {
@@ -248,7 +249,7 @@ export class PrimaryCheckpoints {
     for (const [epoch, session] of this.#awaiting) if (session.isClosed) this.#awaiting.delete(epoch);
     // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
     if (peer.committed < this.#known.committed) this.#volumesComplete = false;
-    const news = learnEpochs(this.#known, peer, this.#options.clock.wallMs());
+    const news = learnEpochs(this.#known, peer);
     if (news !== undefined) this.#volumes.dropThrough(this.#known.committed);
     // What an earlier process had asked for is no event of this one.
     if (news === "asked") this.#committed(this.#known.committed);
@@ -279,7 +280,6 @@ export class PrimaryCheckpoints {
     this.#voidThrough = throughEpoch;
     this.#options.emit("checkpoint-given-up", { epoch: this.#known.committed });
     this.#known.committed = 0;
-    this.#known.committedAtMs = undefined;
     this.#known.prepared = [];
     this.#awaiting.clear();
   }
@@ -290,6 +290,7 @@ export class PrimaryCheckpoints {
     if (!this.#options.isEstablished()) throw lostPeer();
     const session = this.#options.barrierSession();
     const epoch = this.#epochs.close();
+    this.#options.ages.take(epoch, [this.committed, ...this.prepared, ...this.#awaiting.keys()]);
     const done = commit ? this.#barrierAndCommit(session, epoch) : this.#barrier(session, epoch, vmstate);
     done.catch(() => undefined); // whoever asked for the checkpoint has the error, unless the deadline came first
     return { session, epoch, done };
@@ -402,8 +403,8 @@ export class PrimaryCheckpoints {
 
   /** Has the secondary asked to commit `epoch`, and takes note of its answer: how long it took. */
   async #committing(epoch: number, ask: () => Promise<number>): Promise<number> {
-    const { clock, emit } = this.#options;
-    this.#known.asked.set(epoch, clock.wallMs());
+    const { emit } = this.#options;
+    this.#known.asked.add(epoch);
     let tookMs: number;
     try {
       tookMs = await ask();
@@ -416,10 +417,7 @@ export class PrimaryCheckpoints {
       throw error;
     }
     this.#known.asked.delete(epoch);
-    if (epoch > this.#voidThrough) {
-      this.#known.committed = Math.max(this.#known.committed, epoch);
-      this.#known.committedAtMs = clock.wallMs();
-    }
+    if (epoch > this.#voidThrough) this.#known.committed = Math.max(this.#known.committed, epoch);
     this.#volumes.dropThrough(epoch);
     this.#known.prepared = this.#known.prepared.filter((prepared) => prepared > epoch);
     for (const awaiting of this.#awaiting.keys()) if (awaiting <= epoch) this.#awaiting.delete(awaiting);

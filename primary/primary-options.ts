@@ -9,6 +9,7 @@ import type { Random } from "../shared/host/random.ts";
 import type { JobList } from "../shared/jobs/job-list.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import type { CheckpointAges } from "../shared/replication/checkpoint-ages.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import type { ChildrenContext } from "./children-context.ts";
 import type { MirrorTargets } from "./mirrors.ts";
@@ -16,6 +17,7 @@ import type { NamedBitmaps } from "./named-bitmaps.ts";
 
 export interface PrimaryOptions {
   readonly clock: Clock;
+  readonly ages: CheckpointAges;
   readonly random: Random;
   readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;

@@ -133,6 +133,7 @@ export class PrimaryRole {
     this.mirrors = new Mirrors({ ...options, copies, targets: options.mirrorTargets, disks: () => this.disks }, sizes);
     this.checkpoints = new PrimaryCheckpoints({
       clock: options.clock,
+      ages: options.ages,
       state: options.state,
       emit: options.emit,
       session: (epoch) => this.#connectedSession(epoch),
@@ -174,7 +175,6 @@ export class PrimaryRole {
     });
     this.#status = new PrimaryStatus({
       state: options.state,
-      clock: options.clock,
       get maxCheckpointAgeMs() {
         return options.maxCheckpointAgeMs;
       },
@@ -384,7 +384,7 @@ export class PrimaryRole {
       isOutdated: this.isOutdated,
       reason,
       recorded: (record) => ({
-        ...this.#epochs.recorded(record, this.checkpoints.committedAtMs ?? 0),
+        ...this.#epochs.recorded(record, this.#options.ages),
         epochReserved: this.checkpoints.openEpoch - 1,
       }),
     });

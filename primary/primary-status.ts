@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { notProtected, type ChildStatus, type DiskStatus, type PeerStatus, type Status } from "../proto/status.ts";
 import type { AckPolicy } from "../proto/words.ts";
-import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { describePrimaryDisks } from "./describe-disks.ts";
 import type { DiskHealth } from "./disk-health.ts";
@@ -14,7 +13,6 @@ import type { SecondaryPlace } from "./secondary-place.ts";
 
 export interface PrimaryStatusOptions {
   readonly state: Pick<StateFile, "record">;
-  readonly clock: Pick<Clock, "wallMs">;
   readonly maxCheckpointAgeMs: number | undefined;
   readonly disks: readonly ReplicatedDisk[];
   readonly health: DiskHealth;
@@ -22,7 +20,7 @@ export interface PrimaryStatusOptions {
   /** With an arbiter. */
   readonly keeper: Pick<PermitKeeper, "permit" | "isPlanAwaited" | "describe"> | undefined;
   readonly places: readonly SecondaryPlace[];
-  readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAtMs" | "volumeSinceCommit">;
+  readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAgeMs" | "volumeSinceCommit">;
   /** The last checkpoint that the secondary of a place is known to have committed. */
   readonly committedBy: (place: SecondaryPlace) => number;
   readonly ack: AckPolicy;
@@ -77,14 +75,13 @@ export class PrimaryStatus {
   }
 
   #describeProtectionBy(place: SecondaryPlace): Status["protection"] & { readonly isConnected: boolean } {
-    const { state, clock, health, disks, guests, isPaired, checkpoints } = this.#parts;
+    const { state, health, disks, guests, isPaired, checkpoints } = this.#parts;
     const { replicator } = place;
-    const nowMs = clock.wallMs();
     const told = this.#parts.committedBy(place);
     // On shared disks who has an older one than the newest is not to be promoted.
     const committed = state.record.mode === "shared" && told < checkpoints.committed ? 0 : told;
     // Of an older one than the newest it is not known when that was.
-    const atMs = committed === checkpoints.committed ? checkpoints.committedAtMs : 0;
+    const checkpointAgeMs = committed === checkpoints.committed ? checkpoints.committedAgeMs : Infinity;
     const protection = describePrimaryProtection({
       record: state.record,
       failed: health.first ?? disks.find(({ child }) => child.fault !== undefined)?.child.fault,
@@ -94,7 +91,7 @@ export class PrimaryStatus {
       replicator,
       isSynced: replicator.isEstablished && place.isTakenUp,
       committed,
-      checkpointAgeMs: nowMs - (atMs ?? nowMs),
+      checkpointAgeMs,
       maxCheckpointAgeMs: this.#parts.maxCheckpointAgeMs,
     });
     return { ...protection, isConnected: replicator.isConnected };
@@ -102,10 +99,9 @@ export class PrimaryStatus {
 
   /** What the secondary would return to if this side died now, as far as this side knows. */
   describeRecoverable(): Status["recoverable"] {
-    const { isPaired, clock, checkpoints, committedBy } = this.#parts;
-    const { committed, committedAtMs } = checkpoints;
+    const { isPaired, checkpoints, committedBy } = this.#parts;
+    const { committed, committedAgeMs } = checkpoints;
     if (committed === 0 || !isPaired()) return null;
-    const nowMs = clock.wallMs();
     // The one that has the newest checkpoint, and is connected if any of those is.
     const newest = this.#used.filter((place) => committedBy(place) === committed);
     const place = newest.find(({ replicator }) => replicator.isEstablished) ?? newest[0] ?? this.#used[0];
@@ -126,7 +122,7 @@ export class PrimaryStatus {
     const { writes, bytes, complete } = checkpoints.volumeSinceCommit();
     return {
       epoch: committed,
-      ageMs: Math.max(0, nowMs - (committedAtMs ?? nowMs)),
+      ageMs: committedAgeMs,
       lastContactMs: place?.replicator.describe().lastContactMs ?? null,
       wouldLose: { writes, bytes, atLeast: !complete },
     };

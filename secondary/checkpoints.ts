@@ -6,6 +6,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import { letOthersRun } from "../shared/host/sleep.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import type { CheckpointAges } from "../shared/replication/checkpoint-ages.ts";
 import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import { adopted, givenUpForNobody } from "../shared/replication/lineage.ts";
 import { findFarEpoch } from "../shared/replication/mismatch.ts";
@@ -21,6 +22,7 @@ export interface CheckpointsOptions {
   readonly disks: () => readonly ReplicaDisk[];
   readonly gate: ViewGate;
   readonly clock: Clock;
+  readonly ages: CheckpointAges;
   readonly log: Log;
   /** Committed checkpoints to keep beside the last one. */
   readonly retain: number;
@@ -73,6 +75,11 @@ export class Checkpoints {
 
   get committed(): StateRecord["committed"] {
     return this.#record.committed;
+  }
+
+  /** How long ago its barrier arrived, and everything before it was stable. */
+  get committedAgeMs(): number {
+    return this.#options.ages.ageMs(this.committed.epoch);
   }
 
   get prepared(): readonly number[] {
@@ -348,18 +355,19 @@ export class Checkpoints {
 
   /** Records that `epoch` is closed, and what `andThen` makes of that; the next epoch is open then. */
   async #close(epoch: number, andThen: (closed: StateRecord) => StateRecord, awaitsState = false): Promise<void> {
-    const { state, clock, disks } = this.#options;
+    const { state, ages, disks } = this.#options;
     if (epoch < this.#openEpoch) {
       throw new ColobusError("protocol-error", `the peer closes epoch ${epoch}, which is closed already`);
     }
     const far = findFarEpoch(this.#openEpoch, epoch);
     if (far !== undefined) throw far;
+    const checkpoint = ages.take(epoch, this.kept.needed);
     try {
       await state.update((record) =>
         andThen({
           ...record,
           epochReserved: Math.max(record.epochReserved, epoch),
-          prepared: [...record.prepared, { epoch, atMs: clock.wallMs(), ...(awaitsState ? { awaitsState } : {}) }],
+          prepared: [...record.prepared, { ...checkpoint, ...(awaitsState ? { awaitsState } : {}) }],
         }),
       );
     } finally {

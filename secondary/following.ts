@@ -2,11 +2,13 @@ import type { AckPolicy } from "../proto/words.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import type { CheckpointAges } from "../shared/replication/checkpoint-ages.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 
 export interface FollowingOptions {
   readonly state: StateFile;
-  readonly clock: Pick<Clock, "wallMs">;
+  readonly clock: Pick<Clock, "nowMs">;
+  readonly ages: Pick<CheckpointAges, "ageMs">;
   readonly disks: () => readonly ReplicaDisk[];
 }
 
@@ -26,7 +28,7 @@ export class Following {
   readonly #options: FollowingOptions;
   readonly #isMirror: boolean;
   #isOn: boolean;
-  #lastStableAtMs: number;
+  #lastStableMs: number;
   #stableSequence = 0;
 
   constructor(options: FollowingOptions) {
@@ -34,7 +36,7 @@ export class Following {
     const { mode, committed } = options.state.record;
     this.#isMirror = mode === "mirror";
     this.#isOn = this.#isMirror && committed.epoch > 0 && options.disks().every(({ epochs }) => epochs.isEmpty);
-    this.#lastStableAtMs = committed.atMs;
+    this.#lastStableMs = options.clock.nowMs() - options.ages.ageMs(committed.epoch);
   }
 
   /** Whether a failover returns the bases as they are. */
@@ -42,9 +44,9 @@ export class Following {
     return this.#isOn && this.#options.state.record.committed.epoch > 0;
   }
 
-  /** When a write became stable here last, as far as this process knows. */
-  get lastStableAtMs(): number {
-    return this.#lastStableAtMs;
+  /** How long ago a write became stable here last, as far as this process knows. */
+  get stableAgeMs(): number {
+    return this.#options.clock.nowMs() - this.#lastStableMs;
   }
 
   /** A checkpoint of everything that has come is committed: from here on the bases are the state. Errors: `io-error`. */
@@ -56,7 +58,7 @@ export class Following {
       await state.update((record) => ({ ...record, acksUnsynced }));
     }
     this.#isOn = true;
-    this.#lastStableAtMs = this.#options.clock.wallMs();
+    this.#lastStableMs = this.#options.clock.nowMs();
   }
 
   /**
@@ -86,6 +88,6 @@ export class Following {
   stableThrough(sequence: number): void {
     if (sequence === this.#stableSequence) return;
     this.#stableSequence = sequence;
-    this.#lastStableAtMs = this.#options.clock.wallMs();
+    this.#lastStableMs = this.#options.clock.nowMs();
   }
 }

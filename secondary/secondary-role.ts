@@ -13,6 +13,7 @@ import { forgetLosses } from "../shared/block/lost-writes.ts";
 import { lostSync, type LostSyncs } from "../shared/journal/lost-syncs.ts";
 import type { DiskClaim, SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
+import type { CheckpointAges } from "../shared/replication/checkpoint-ages.ts";
 import { heard, lackedCheckpoint, promoted } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
@@ -41,6 +42,7 @@ export interface SecondaryOptions {
   /** The mark beside shared disks, where there is a place for it. */
   readonly sharedMark: SharedMark | undefined;
   readonly clock: Clock;
+  readonly ages: CheckpointAges;
   readonly random: Random;
   readonly log: Log;
   readonly emit: (type: EventType, data: Record<string, unknown>) => void;
@@ -176,6 +178,7 @@ export class SecondaryRole {
       disks: () => this.disks,
       gate: this.gate,
       clock: options.clock,
+      ages: options.ages,
       log: options.log,
       retain: options.retain,
       retainedDropped: (epochs, reason) => options.emit("retained-dropped", { epochs, reason }),

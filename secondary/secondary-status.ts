@@ -1,6 +1,5 @@
 import { notProtected, protectedAtAge, type DiskStatus, type PeerStatus, type Status } from "../proto/status.ts";
 import type { Site } from "../proto/replication-messages.ts";
-import type { Clock } from "../shared/host/clock.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { hostNameOf } from "../shared/replication/site.ts";
 import { refusalOf, rolledBack } from "../shared/replication/refusal.ts";
@@ -14,10 +13,9 @@ import type { ReplicaSessions } from "./replica-sessions.ts";
 
 export interface SecondaryStatusOptions {
   readonly state: Pick<StateFile, "record">;
-  readonly clock: Pick<Clock, "wallMs">;
   readonly site: () => Site;
-  readonly checkpoints: Pick<Checkpoints, "committed" | "volumeSinceCommit">;
-  readonly following: Pick<Following, "isOn" | "lastStableAtMs">;
+  readonly checkpoints: Pick<Checkpoints, "committed" | "committedAgeMs" | "volumeSinceCommit">;
+  readonly following: Pick<Following, "isOn" | "stableAgeMs">;
   readonly disks: Pick<ReplicaDisks, "all">;
   readonly sessions: Pick<
     ReplicaSessions,
@@ -101,20 +99,15 @@ export class SecondaryStatus {
     if (record.outdated) return notProtected("outdated", "Take a checkpoint on the primary.");
     if (checkpoints.committed.epoch === 0) return notProtected("no-checkpoint", "Take a checkpoint on the primary.");
     return protectedAtAge(
-      this.#committedAgeMs,
+      checkpoints.committedAgeMs,
       maxCheckpointAgeMs(),
       "Take a checkpoint on the primary, or set --checkpoint-every there.",
     );
   }
 
-  get #committedAgeMs(): number {
-    const { clock, checkpoints } = this.#parts;
-    return Math.max(0, clock.wallMs() - checkpoints.committed.atMs);
-  }
-
   /** What a failover would return to, and what it would lose; null: there is no checkpoint. */
   describeRecoverable(): Status["recoverable"] {
-    const { checkpoints, clock, sessions, following } = this.#parts;
+    const { checkpoints, sessions, following } = this.#parts;
     const { epoch } = checkpoints.committed;
     if (epoch === 0) return null;
     if (following.isOn) {
@@ -122,7 +115,7 @@ export class SecondaryStatus {
       const mayLack = sessions.current === undefined || sessions.current.peer?.ack === "async";
       return {
         epoch,
-        ageMs: Math.max(0, clock.wallMs() - following.lastStableAtMs),
+        ageMs: following.stableAgeMs,
         lastContactMs: sessions.contactAgeMs,
         wouldLose: { writes: 0, bytes: 0, atLeast: mayLack },
       };
@@ -130,7 +123,7 @@ export class SecondaryStatus {
     const { writes, bytes, complete } = checkpoints.volumeSinceCommit();
     return {
       epoch,
-      ageMs: this.#committedAgeMs,
+      ageMs: checkpoints.committedAgeMs,
       lastContactMs: sessions.contactAgeMs,
       // What the primary wrote after the last contact is not known here.
       wouldLose: { writes, bytes, atLeast: !complete || sessions.current === undefined },

@@ -204,7 +204,7 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "recoverable": "What a failover of the secondary would return to; null: nothing.",
   "recoverable.epoch": "The committed checkpoint; in mode `mirror` the one that has ended the last sync.",
   "recoverable.ageMs":
-    "Time since its barrier (secondary), or since its commit was answered (primary). In mode `mirror`, while no resync is under way: since a write last became stable on the secondary.",
+    "Time since its barrier was placed (primary), or everything before that was stable (secondary), whatever the wall clock is set to meanwhile: it counts only for what an earlier process has left. While the host is suspended nothing is counted. In mode `mirror`, while no resync is under way: since a write last became stable on the secondary.",
   "recoverable.lastContactMs": "As in `peers`.",
   "recoverable.wouldLose.writes":
     "Writes after that checkpoint that are known here; in mode `mirror`, acknowledged ones that a failover does not return.",

@@ -7,8 +7,8 @@ export interface Clock {
   /** Monotonic milliseconds, with fractions. Only differences mean anything. */
   nowMs(): number;
   /**
-   * Milliseconds since 1970, for people and records; never for decisions, but that a term is over which the monotonic
-   * clock, standing still while the host is suspended, does not see the end of.
+   * Milliseconds since 1970, for people and records; never for decisions, but how old it is what an earlier process has left,
+   * and that a term is over which the monotonic clock, standing still while the host is suspended, does not see the end of.
    */
   wallMs(): number;
   /** Calls `callback` once after `delayMs`. A timer does not keep the process alive. */

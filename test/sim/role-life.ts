@@ -5,6 +5,7 @@ import { present } from "../support/present.ts";
 import { untilApplied } from "./buffered-bytes.ts";
 import type { LifeCounts } from "./life-totals.ts";
 import { MirrorStream } from "./mirror-stream.ts";
+import { AgeWatch } from "./age-watch.ts";
 import { imagePath, makePair, urlOf, type PairDisk, type PairMember } from "./pair.ts";
 import { RoleGuests, type GuestRequest } from "./role-guests.ts";
 import { RoleModel } from "./role-model.ts";
@@ -38,6 +39,7 @@ const COUNTED = [
   "cut links",
   "congested",
   "dry runs",
+  "ages",
   "resizes",
   "stops",
   "stops in a merge",
@@ -115,7 +117,9 @@ class RoleLife {
         storage: random.fork("syncs").chance(1 / 8) ? { syncMs: [50, 300] } : {},
       },
       { primary: contents, secondary: contents.map((content) => Buffer.alloc(content.length)) },
-      model,
+      new AgeWatch(scene.world, model, () => {
+        scene.counts.ages += 1;
+      }),
     );
     const longest = contents.map((content) => Buffer.concat([content, Buffer.alloc(GROWTH_MAX_BYTES)]));
     model.guests.begin(primary, longest);

@@ -22,6 +22,7 @@ describe("lives of changing roles", () => {
       "process crashes",
       "power losses",
       "stops in a merge",
+      "ages",
     ] as const) {
       expect(totals.counts[name], name).toBeGreaterThan(0);
     }

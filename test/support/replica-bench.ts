@@ -4,6 +4,7 @@ import { clusterGeometry } from "../../shared/block/cluster-geometry.ts";
 import type { PeerTrackingOptions } from "../../shared/replication/peer-tracking.ts";
 import { LostSyncs } from "../../shared/journal/lost-syncs.ts";
 import { StateFile } from "../../shared/journal/state-file.ts";
+import { CheckpointAges } from "../../shared/replication/checkpoint-ages.ts";
 import type { DataMessage, Operation } from "../../proto/replication-messages.ts";
 import type { ColobusError } from "../../proto/errors.ts";
 import type { StateRecord } from "../../proto/state-record.ts";
@@ -160,6 +161,7 @@ export class ReplicaBench {
       disks: () => this.disks,
       gate: this.gate,
       clock: this.#clock,
+      ages: new CheckpointAges(this.#clock, state.record),
       log: this.log,
       retain: options.retain ?? 0,
       retainedDropped: (epochs) => this.retainedDropped.push(...epochs),

@@ -16,6 +16,7 @@ import type { Hello, Message } from "../../../proto/replication-messages.ts";
 import type { Durability } from "../../../proto/words.ts";
 import { SecondaryRole } from "../../../secondary/secondary-role.ts";
 import { FileImages } from "../../../shared/block/file-images.ts";
+import { CheckpointAges } from "../../../shared/replication/checkpoint-ages.ts";
 import { PeerTracking } from "../../../shared/replication/peer-tracking.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { SeededRandom } from "../../sim/seeded-random.ts";
@@ -58,6 +59,7 @@ class Bench {
       images: new FileImages(storage),
       sharedMark: undefined,
       clock: this.clock,
+      ages: new CheckpointAges(this.clock, state.record),
       random: new SimRandom(new SeededRandom(1)),
       log: new SilentLog(),
       emit: (type) => this.events.push(type),

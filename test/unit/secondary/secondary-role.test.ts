@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { MergeWork } from "../../../secondary/merge-work.ts";
 import { SecondaryRole } from "../../../secondary/secondary-role.ts";
 import { FileImages } from "../../../shared/block/file-images.ts";
+import { CheckpointAges } from "../../../shared/replication/checkpoint-ages.ts";
 import { PeerTracking } from "../../../shared/replication/peer-tracking.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
 import { SeededRandom } from "../../sim/seeded-random.ts";
@@ -46,11 +47,13 @@ async function secondary(): Promise<Bench> {
   await earlier.writer.stop();
   storage.crash("process");
   const state = present(StateFile.open(storage, STATE_DIRECTORY));
+  const clock = new ManualClock();
   const role = new SecondaryRole({
     storage,
     images: new FileImages(storage),
     sharedMark: undefined,
-    clock: new ManualClock(),
+    clock,
+    ages: new CheckpointAges(clock, state.record),
     random: new SimRandom(new SeededRandom(1)),
     log: new SilentLog(),
     emit: () => undefined,
