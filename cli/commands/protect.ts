@@ -3,6 +3,7 @@ import { PROTECT_INTERVAL_DEFAULT_MS } from "../../proto/limits.ts";
 import { ColobusError } from "../../proto/errors.ts";
 import { agentFlags, clientOf, givenOnce, timeoutOf, vmStateSocketOf } from "../agent-flags.ts";
 import { defineCommand } from "../command.ts";
+import { impossible } from "../flag-errors.ts";
 import { BACKGROUND_CHOICES, disksAlone, disksFrozen, withMemory } from "../guest-controls.ts";
 import { assertEpochs } from "../no-epochs.ts";
 import { ProtectedVm } from "../protected-vm.ts";
@@ -45,9 +46,7 @@ export const protectCommand = defineCommand({
         "Leave out one of them.",
       );
     }
-    const intervalText = givenOnce("--interval", args.interval);
-    const intervalMs =
-      intervalText === undefined ? PROTECT_INTERVAL_DEFAULT_MS : parseDuration(intervalText, "--interval");
+    const intervalMs = parseInterval(givenOnce("--interval", args.interval));
     const timeoutMs = timeoutOf(args);
     const control = clientOf(args, host);
     try {
@@ -80,6 +79,12 @@ export const protectCommand = defineCommand({
     }
   },
 });
+
+function parseInterval(text: string | undefined): number {
+  const intervalMs = text === undefined ? PROTECT_INTERVAL_DEFAULT_MS : parseDuration(text, "--interval");
+  if (intervalMs > 0) return intervalMs;
+  throw impossible("--interval", text ?? "", "It must be longer than nothing: 5s, 500ms.");
+}
 
 function assertSense(qmp: string | undefined, qga: string | undefined, disksOnly: boolean): void {
   if (disksOnly && qmp === undefined) return;

@@ -43,6 +43,8 @@ describe("--disks-only", () => {
     [["--qmp", "qmp.sock"], "needs no --qmp"],
     [["--qmp", "qmp.sock", "--qga", "qga.sock"], "needs no --qmp"],
     [["--background-snapshot", "on"], "is about memory"],
+    [["--interval", "0s"], '--interval \\"0s\\" is not possible'],
+    [["--interval", "0"], "must be longer than nothing"],
   ])("refuses %j", async (args, why) => {
     const { run } = await serveProtectableAgent();
     const { result } = await runProtect(["--disks-only", ...args, "--run", run]);
