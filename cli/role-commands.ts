@@ -171,7 +171,7 @@ export class RoleCommands {
         throw new ColobusError("usage", "--peer is said with --accept-new-peer, or with --discard-my-data");
       }
       const isKnown = peer === undefined && this.#isConnected();
-      let known = isKnown ? this.#lastVerdict() : undefined;
+      let known = isKnown ? this.#ownVerdict() : undefined;
       if (peer !== undefined) known = await this.#askUntilAnswered(deadline, peer);
       if (request.dryRun) {
         known ??= await this.#ask(deadline);
@@ -182,7 +182,7 @@ export class RoleCommands {
         if (peer === undefined) known = this.#gravest() ?? known;
         await this.#discard(deadline, known, peer);
       }
-      const last = this.#lastVerdict();
+      const last = this.#ownVerdict();
       const judged = last === undefined || (request.discardMyData && !isOfSame(last, known)) ? known : last;
       return { dryRun: false, connected: this.#isConnected(), verdict: this.#describe(judged) };
     } finally {
@@ -441,12 +441,18 @@ export class RoleCommands {
   /** Of several peers, the one with which this side is no pair, if there is one. */
   #gravest(): Judged | undefined {
     const { active } = this.#options.roles;
-    return active.role === "Primary" ? gravestOf(active.primary.places) : active.secondary.lastVerdict;
+    return active.role === "Primary" ? gravestOf(active.primary.places) : active.secondary.ownVerdict;
   }
 
   #lastVerdict(): Judged | undefined {
     const { active } = this.#options.roles;
     return active.role === "Primary" ? active.primary.lastVerdict : active.secondary.lastVerdict;
+  }
+
+  /** The same, but on a secondary not of a stranger that was refused beside the primary which it follows. */
+  #ownVerdict(): Judged | undefined {
+    const { active } = this.#options.roles;
+    return active.role === "Primary" ? active.primary.lastVerdict : active.secondary.ownVerdict;
   }
 
   #isConnected(): boolean {

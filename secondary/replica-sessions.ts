@@ -52,6 +52,12 @@ export interface ReplicaSessionsOptions {
   readonly vmStates: VmStateStore;
 }
 
+/** What a handshake with a proved peer came to. */
+export interface Judged {
+  readonly verdict: Verdict;
+  readonly peer: Hello;
+}
+
 /**
  * Owns the sessions with primaries: takes their links, says what this side is, and serves at most one of them; a new one
  * ends the old one first. Nobody else may touch the disks before a session that has ended is done with what it applies.
@@ -68,8 +74,8 @@ export class ReplicaSessions {
   #lastError: ColobusError | undefined;
   /** How many reasons there are to take no sessions now. */
   #endings = 0;
-  #standsAlone = false;
-  #lastVerdict: { readonly verdict: Verdict; readonly peer: Hello } | undefined;
+  #lastVerdict: Judged | undefined;
+  #ownVerdict: Judged | undefined;
 
   constructor(options: ReplicaSessionsOptions) {
     this.#options = options;
@@ -86,9 +92,10 @@ export class ReplicaSessions {
     return this.#peerSite;
   }
 
-  /** Whether the last handshake found that the two are no pair any more. */
+  /** Whether by the `ownVerdict` the two are no pair any more. */
   get standsAlone(): boolean {
-    return this.#standsAlone;
+    const kind = this.#ownVerdict?.verdict.kind;
+    return kind === "split-brain" || kind === "outdated";
   }
 
   /** Why there is no session; undefined while there is one, whoever else was refused meanwhile. */
@@ -97,8 +104,13 @@ export class ReplicaSessions {
   }
 
   /** What the last handshake with a proved peer came to. */
-  get lastVerdict(): { readonly verdict: Verdict; readonly peer: Hello } | undefined {
+  get lastVerdict(): Judged | undefined {
     return this.#lastVerdict;
+  }
+
+  /** The same of the primary that this side follows: who was refused beside the session with that one is a stranger. */
+  get ownVerdict(): Judged | undefined {
+    return this.#ownVerdict;
   }
 
   /** How long ago the primary was heard; null: never by this process. */
@@ -124,7 +136,7 @@ export class ReplicaSessions {
 
   /** A dial failed. */
   dialFailed(reason: ColobusError): void {
-    if (this.#current === undefined && !this.#standsAlone) this.#lastError = reason;
+    if (this.#current === undefined && !this.standsAlone) this.#lastError = reason;
   }
 
   /** Takes a link to a peer, whoever has dialled. `ended` is called when it is over: `wasReady` tells that there had been a stream. */
@@ -270,7 +282,9 @@ export class ReplicaSessions {
     const { emit, state, tracking } = this.#options;
     const isNews = this.#lastVerdict?.verdict.kind !== verdict.kind;
     this.#lastVerdict = { verdict, peer };
-    this.#standsAlone = verdict.kind === "split-brain" || verdict.kind === "outdated";
+    // Also beside one that is only opening.
+    const isFollowed = [...this.#sessions].some((one) => one.peer !== undefined && one.peer.agentId !== peer.agentId);
+    if (verdict.kind === "sync" || !isFollowed) this.#ownVerdict = this.#lastVerdict;
     if (verdict.kind === "split-brain" && isNews) {
       emit("split-brain", {
         peer: peer.agentId,

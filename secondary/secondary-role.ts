@@ -18,7 +18,6 @@ import { heard, lackedCheckpoint, promoted } from "../shared/replication/lineage
 import type { Link } from "../shared/replication/link.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import type { PeerTracking, PeerTrackingOptions } from "../shared/replication/peer-tracking.ts";
-import type { Verdict } from "../shared/replication/verdict.ts";
 import { BufferMemory } from "./buffer-memory.ts";
 import { Checkpoints } from "./checkpoints.ts";
 import { CheckpointOperations } from "./checkpoint-operations.ts";
@@ -31,7 +30,7 @@ import { PromotedDisk } from "./promoted-disk.ts";
 import type { ReplicaDisk } from "./replica-disk.ts";
 import { ReplicaDisks } from "./replica-disks.ts";
 import { ReplicaHistory, type FollowOrder } from "./replica-history.ts";
-import { ReplicaSessions } from "./replica-sessions.ts";
+import { ReplicaSessions, type Judged } from "./replica-sessions.ts";
 import { SecondaryStatus } from "./secondary-status.ts";
 import { ViewGate } from "./view-gate.ts";
 import type { VmStateStore } from "./vm-state-store.ts";
@@ -218,8 +217,13 @@ export class SecondaryRole {
   }
 
   /** What the last handshake with a proved peer came to. */
-  get lastVerdict(): { readonly verdict: Verdict; readonly peer: Hello } | undefined {
+  get lastVerdict(): Judged | undefined {
     return this.#sessions.lastVerdict;
+  }
+
+  /** As of `ReplicaSessions`. */
+  get ownVerdict(): Judged | undefined {
+    return this.#sessions.ownVerdict;
   }
 
   /** Why there is no session. */

@@ -19,7 +19,7 @@ export interface SecondaryStatusOptions {
   readonly disks: Pick<ReplicaDisks, "all">;
   readonly sessions: Pick<
     ReplicaSessions,
-    "current" | "peerSite" | "contactAgeMs" | "lastError" | "lastVerdict" | "standsAlone"
+    "current" | "peerSite" | "contactAgeMs" | "lastError" | "ownVerdict" | "standsAlone"
   >;
   readonly space: Pick<OverlaySpace, "full">;
   readonly faults: Pick<DiskFaults, "latest" | "has">;
@@ -82,10 +82,10 @@ export class SecondaryStatus {
     const failed = faults.latest ?? disks.all.find(({ base }) => base.fault !== undefined)?.base.fault;
     if (failed !== undefined) return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
     const { record } = state;
-    const { current, lastVerdict } = sessions;
-    if (sessions.standsAlone && lastVerdict !== undefined) {
-      const reason = lastVerdict.verdict.kind === "split-brain" ? "split-brain" : "outdated";
-      return notProtected(reason, refusalOf(lastVerdict.verdict, record.agentId)?.action ?? "");
+    const { current, ownVerdict } = sessions;
+    if (sessions.standsAlone && ownVerdict !== undefined) {
+      const reason = ownVerdict.verdict.kind === "split-brain" ? "split-brain" : "outdated";
+      return notProtected(reason, refusalOf(ownVerdict.verdict, record.agentId)?.action ?? "");
     }
     if (current === undefined) {
       if (record.history.rolledBackFrom !== undefined) return notProtected("connecting", rolledBack().action);
