@@ -441,7 +441,10 @@ export class RoleCommands {
   /** Of several peers, the one with which this side is no pair, if there is one. */
   #gravest(): Judged | undefined {
     const { active } = this.#options.roles;
-    return active.role === "Primary" ? gravestOf(active.primary.places) : active.secondary.ownVerdict;
+    if (active.role === "Primary") return gravestOf(active.primary.places);
+    const { lastVerdict, ownVerdict } = active.secondary;
+    // Nothing is given up for one that is behind.
+    return lastVerdict?.verdict.kind === "outdated" ? ownVerdict : lastVerdict;
   }
 
   #lastVerdict(): Judged | undefined {
