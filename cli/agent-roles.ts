@@ -4,6 +4,7 @@ import { STATE_RETRY_MS } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { laidDown } from "../primary/guest-policy.ts";
+import { dialledPeers } from "../primary/place-orders.ts";
 import { allFailed } from "../primary/mirror-record.ts";
 import type { Job } from "../shared/jobs/job.ts";
 import { mergeUnfinished } from "../shared/jobs/merge-unfinished.ts";
@@ -69,7 +70,7 @@ export class AgentRoles {
     });
     this.#connectors = this.#newConnectors();
     this.#parts = new RoleParts(options, {
-      takeOver: (lineage) => this.#takeOver(lineage),
+      takeOver: (lineage, siblings) => this.#takeOver(lineage, siblings),
       handedOver: (peer) => this.#handedOver(peer),
       replaceImage: (index, image) => this.#replaceImage(index, image),
     });
@@ -175,7 +176,7 @@ export class AgentRoles {
       // The first place is the former primary's, whether this side dials that or not.
       const siblings = (request.siblings ?? []).slice(0, (config.secondaries ?? 1) - 1);
       const dialled = state.record.peers.length === 0 ? [null] : state.record.peers;
-      const peerUrls = siblings.length === 0 ? undefined : [...dialled, ...siblings];
+      const peerUrls = siblings.length === 0 ? undefined : [...new Set([...dialled, ...siblings])];
       const promotion = await active.secondary.promote({
         ...request,
         siblings,
@@ -415,15 +416,18 @@ export class AgentRoles {
   }
 
   /** Errors: `shutting-down`, so that the other side's guests go on at once. */
-  #takeOver(lineage: string): void {
+  #takeOver(lineage: string, siblings: readonly string[]): void {
     if (this.#stopping) throw beingStopped();
-    this.promote({ discardActive: false, isHandedOver: true }, lineage).catch((error: unknown) =>
+    this.promote({ discardActive: false, isHandedOver: true, siblings }, lineage).catch((error: unknown) =>
       this.#options.agent.host.log.error({ reason: asColobusError(error) }, "the role could not be taken over"),
     );
   }
 
   #handedOver(peer: string): void {
-    this.demote({ discardsOwn: false, newer: peer }).catch((error: unknown) =>
+    const places = this.#active.role === "Primary" ? this.#active.primary.places : [];
+    // Where it dials this side, whom this side dials stays as it is.
+    const url = dialledPeers(places).find(({ agentId }) => agentId === peer)?.url;
+    this.demote({ discardsOwn: false, newer: peer, peer: url }).catch((error: unknown) =>
       this.#options.agent.host.log.error({ reason: asColobusError(error) }, "the role could not be laid down"),
     );
   }

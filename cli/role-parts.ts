@@ -64,8 +64,8 @@ export interface PrimaryOrigin {
 
 /** What a role asks of whoever owns it. */
 export interface RoleCalls {
-  /** The primary hands its role to this side. */
-  readonly takeOver: (lineage: string) => void;
+  /** As of `ReplicaSessions`. */
+  readonly takeOver: (lineage: string, siblings: readonly string[]) => void;
   /** The peer has taken the role that this side handed to it. */
   readonly handedOver: (peer: string) => void;
   /** A disk of the primary has another image. Returns the one before, which is to be closed. */

@@ -11,6 +11,8 @@ export interface HandOverContext {
   readonly guests: GuestPolicy;
   readonly disks: readonly ReplicatedDisk[];
   readonly deadline: Deadline;
+  /** Where this side dials its other secondaries, which the next primary is to dial. */
+  readonly siblings: readonly string[];
   /** Has an arbiter know that the peer is to serve, where there is one, and takes that back. */
   readonly arbiter:
     | { readonly standDown: (peer: string, lineage: string) => Promise<void>; readonly resume: () => void }
@@ -29,7 +31,7 @@ export interface HandOverContext {
  * Errors: those of the checkpoint, the secondary's refusal: guests go on then; `timed-out`.
  */
 export async function handOver(context: HandOverContext, lineage: string): Promise<void> {
-  const { state, session, guests, disks, deadline, arbiter, checkpoint, letGo, assertInSync } = context;
+  const { state, session, guests, disks, deadline, siblings, arbiter, checkpoint, letGo, assertInSync } = context;
   const wasOpen = guests.gate.state === "open";
   guests.gate.hold();
   let isAsked = false;
@@ -46,7 +48,7 @@ export async function handOver(context: HandOverContext, lineage: string): Promi
     guests.assertHeld();
     if (peer !== null) await arbiter?.standDown(peer, lineage);
     await deadline.race(
-      session.request((id) => ({ type: "takeover", id, lineage })),
+      session.request((id) => ({ type: "takeover", id, lineage, siblings: [...siblings] })),
       "the secondary was asked to take the role, and has not answered yet",
     );
   } catch (error) {

@@ -1,6 +1,7 @@
 import type { OwnLease } from "../shared/arbiter/own-lease.ts";
 import type { EpochSessions } from "./epoch-sessions.ts";
 import { PermitKeeper, type PermitKeeperOptions } from "./permit-keeper.ts";
+import { dialledPeers } from "./place-orders.ts";
 import type { SecondaryPlace } from "./secondary-place.ts";
 
 export interface KeepPermitOptions extends Pick<
@@ -22,9 +23,6 @@ export function keepPermit({ lease, epochs, places, ...options }: KeepPermitOpti
     isConnected: (peer) => placeOf(peer)?.replicator.isConnected === true,
     isEstablished: (peer) => placeOf(peer)?.replicator.isEstablished === true,
     committedBy: (peer) => epochs.committedByPeer(peer),
-    dialled: () =>
-      places().flatMap(({ peerId, replicator: { url } }) =>
-        peerId === undefined || url === null ? [] : { agentId: peerId, url },
-      ),
+    dialled: () => dialledPeers(places()),
   });
 }

@@ -71,6 +71,13 @@ export function placeToReplace(places: readonly SecondaryPlace[], peer: string |
   return place;
 }
 
+/** Where this side dials the secondaries of the places: those that are known, and that it dials. */
+export function dialledPeers(places: readonly SecondaryPlace[]): { readonly agentId: string; readonly url: string }[] {
+  return places.flatMap(({ peerId, replicator: { url } }) =>
+    peerId === undefined || url === null ? [] : { agentId: peerId, url },
+  );
+}
+
 /** Errors: `no-peer`. */
 function namedPlace(places: readonly SecondaryPlace[], peer: string): SecondaryPlace {
   const place = places.find(({ peerId, replicator }) => peerId === peer || replicator.url === peer);

@@ -22,7 +22,7 @@ import { handOver } from "./hand-over.ts";
 import { leaveDisks } from "./leave-disks.ts";
 import { LineageKeeper } from "./lineage-keeper.ts";
 import { beingHandedOver, handedToAnother, lostPeer, neverHadPeer } from "./no-peer.ts";
-import { changedBytesFor, placeToOrder, resyncAll, splitBrainKnown } from "./place-orders.ts";
+import { changedBytesFor, dialledPeers, placeToOrder, resyncAll, splitBrainKnown } from "./place-orders.ts";
 import { Mirrors } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
 import { keepPermit } from "./keep-permit.ts";
@@ -254,6 +254,7 @@ export class PrimaryRole {
         guests: this.#guests,
         disks: this.disks,
         deadline,
+        siblings: dialledPeers(this.places.filter((other) => other !== place)).map(({ url }) => url),
         arbiter: this.#keeper,
         checkpoint: () => this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal),
         letGo: async () => this.#shared?.letGo(),
@@ -498,8 +499,7 @@ export class PrimaryRole {
     else if (this.#isBeingHandedOver) throw handedToAnother();
     const counted = (await this.#shared?.opened(place, peer)) ?? peer;
     const before = this.checkpoints.committed;
-    const { epochSeen } = peer;
-    const open = this.checkpoints.learn({ epochSeen, outdated: false, ...this.#epochs.learn(counted) });
+    const open = this.checkpoints.learn({ epochSeen: peer.epochSeen, outdated: false, ...this.#epochs.learn(counted) });
     // What is told to be committed by now, no other one that may know the lineage may go behind. An arbiter, which may be
     // away, is not waited for: who asks for the commit again does that.
     const isTold = this.checkpoints.committed > before && this.#guests.gate.state === "open";

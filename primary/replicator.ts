@@ -102,6 +102,8 @@ export class Replicator {
   #phase: Phase = { name: "connecting" };
   /** Whom this side dials for it, as far as that is known. */
   #url: string | null;
+  /** Where this process has met a secondary of the place. */
+  #reachedUrl: string | null = null;
   #lastError: ColobusError | undefined;
   #lastContactMs: number | undefined;
   #standsAlone = false;
@@ -198,6 +200,11 @@ export class Replicator {
       if (sent.disk === disk) clusters.addRange(sent.firstCluster, sent.endCluster);
     }
     return clusters;
+  }
+
+  /** Whether this process has met its secondary at `url`. Else another one may be there: the record does not say whose a URL is. */
+  get isReached(): boolean {
+    return this.#reachedUrl === this.#url;
   }
 
   /** Ends the session that is open, or opening: what was agreed on in its handshake holds no more. */
@@ -373,6 +380,7 @@ export class Replicator {
       );
     }
     this.#url = url ?? this.#url;
+    this.#reachedUrl = url ?? this.#reachedUrl;
     if (this.#peerIdentity?.agentId !== peer.agentId) this.#peerSite = undefined;
     this.#peerIdentity = { agentId: peer.agentId, agentVersion: peer.agentVersion, address: session.peerAddress };
     this.#standsAlone = verdict.kind === "outdated" || verdict.kind === "split-brain";

@@ -84,7 +84,15 @@ export class Secondaries {
    */
   isLinkWanted(url: string): boolean {
     if (this.#others.length === 0) return !this.#first.isTaken;
-    return !this.all.some((one) => one.url === url && one.isTaken);
+    return !this.all.some((one) => one.url === url && one.isTaken && this.#isSurelyAt(one));
+  }
+
+  /**
+   * Whether the secondary of a place is at its URL. Where some place has none, the record does not say which: the agent there may be
+   * another one, until it was met there.
+   */
+  #isSurelyAt({ isReached }: Replicator): boolean {
+    return isReached || this.all.every(({ url }) => url !== null);
   }
 
   /** By the peer's id, those of which `choose` names a session. */
@@ -249,7 +257,10 @@ export class Secondaries {
     );
     // Whoever answers where a secondary that is not connected was dialled is on its host, and has taken its place.
     const replaced = entries.find(({ place }) => url !== null && place.replicator.url === url);
-    if (replaced !== undefined && !replaced.place.replicator.isTaken) return replaced.place.replicator;
+    if (replaced !== undefined && !replaced.place.replicator.isTaken) {
+      const { replicator } = replaced.place;
+      if (free.length === 0 || this.#isSurelyAt(replicator)) return replicator;
+    }
     // Who has dialled itself leaves a place that this side dials for another one, while there is any other.
     const found = free.find(({ place }) => place.replicator.url === url) ?? free[0];
     return found?.place.replicator;

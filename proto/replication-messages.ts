@@ -86,6 +86,8 @@ const byteString = (accepts: (length: number) => boolean): z.ZodType<Uint8Array>
 const text = z.string().max(1024);
 /** Of an agent, a lineage, a session. They are recorded, many of them in one record, and named to hooks. */
 const id = z.string().regex(/^[\x21-\x7e]{0,64}$/);
+/** One that can be recorded and dialled; whether this side may is its own configuration's to say. */
+const peerUrl = text.refine((url) => URL.canParse(url));
 const ERROR_TEXT_MAX = 4096;
 const errorBody = z.object({
   code: text,
@@ -277,7 +279,13 @@ export const MESSAGE_SCHEMAS = {
     epochs: z.array(someEpoch).max(PREPARED_EPOCHS_MAX),
   }),
   /** The primary has stopped serving, and asks the secondary, which has everything, to take its role under `lineage`. */
-  "takeover": z.object({ type: z.literal("takeover"), id: z.int().positive(), lineage: id }),
+  "takeover": z.object({
+    type: z.literal("takeover"),
+    id: z.int().positive(),
+    lineage: id,
+    /** Where the primary dials its other secondaries: who takes over dials them there. */
+    siblings: z.array(peerUrl).max(SECONDARIES_MAX).optional(),
+  }),
   /** A disk is to have at least `sizeBytes`: the primary's is about to grow. */
   "resize": z.object({
     type: z.literal("resize"),

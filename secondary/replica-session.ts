@@ -61,7 +61,7 @@ export interface ReplicaSessionOptions {
   readonly judged: (verdict: Verdict, peer: Hello) => void;
   readonly history: ReplicaHistory;
   /** The primary hands its role over. Resolves when the promotion has begun, which ends the session. Errors: why not. */
-  readonly takeOver: (lineage: string) => Promise<void>;
+  readonly takeOver: (lineage: string, siblings: readonly string[]) => Promise<void>;
   /** Ends the session that this one replaces, and resolves when nothing of it is under way any more. */
   readonly opened: (session: ReplicaSession) => Promise<void>;
   /** The disks in the order of the primary's hello; makes those that are to be created at the primary's size. */
@@ -298,7 +298,7 @@ export class ReplicaSession {
         this.#enqueue(() => this.#options.history.forgetOwnChanges());
         break;
       case "takeover":
-        this.#receiveTakeover(message.id, message.lineage);
+        this.#receiveTakeover(message);
         break;
       case "verify":
         this.#stream();
@@ -449,12 +449,12 @@ export class ReplicaSession {
   }
 
   /** Behind everything that was sent before, as a barrier is. */
-  #receiveTakeover(id: number, lineage: string): void {
+  #receiveTakeover({ id, lineage, siblings = [] }: Extract<Message, { type: "takeover" }>): void {
     const writer = this.#stream();
     this.#countRequest();
     writer.enqueue(async () => {
       await writer.makeStable();
-      await this.#request(id, () => this.#options.takeOver(lineage));
+      await this.#request(id, () => this.#options.takeOver(lineage, siblings));
     });
   }
 

@@ -39,8 +39,8 @@ export interface ReplicaSessionsOptions {
   readonly site: () => Site;
   /** What pings carry, where an arbiter decides who serves. */
   readonly pulse?: Pulse | undefined;
-  /** The primary hands its role to this side, under that lineage. */
-  readonly takeOver: (lineage: string) => void;
+  /** The primary hands its role to this side, under that lineage; `siblings`: where it dials its other secondaries. */
+  readonly takeOver: (lineage: string, siblings: readonly string[]) => void;
   /** A handshake has come to a verdict, or a stream may begin. */
   readonly judged: () => void;
   readonly history: ReplicaHistory;
@@ -167,7 +167,7 @@ export class ReplicaSessions {
       assertNotAnothers: (peer) => this.#assertNotAnothers(peer),
       judged: (verdict, peer) => this.#judged(verdict, peer),
       history: options.history,
-      takeOver: (lineage) => this.#takeOver(session, lineage),
+      takeOver: (lineage, siblings) => this.#takeOver(session, lineage, siblings),
       opened: (opened) => this.#opened(opened),
       prepareDisks: (names, sizes) => options.disks.prepare(names, sizes),
       growDisk: (name, sizeBytes) => options.disks.grow(name, sizeBytes),
@@ -295,7 +295,7 @@ export class ReplicaSessions {
     this.#options.judged();
   }
 
-  #takeOver(session: ReplicaSession, lineage: string): Promise<void> {
+  #takeOver(session: ReplicaSession, lineage: string, siblings: readonly string[]): Promise<void> {
     const checkpoints = this.#options.checkpoints();
     const { writes } = checkpoints.volumeSinceCommit();
     const isCommitted = checkpoints.committed.epoch > 0 && !this.#options.state.record.outdated;
@@ -308,7 +308,7 @@ export class ReplicaSessions {
         ),
       );
     }
-    this.#options.takeOver(lineage);
+    this.#options.takeOver(lineage, siblings);
     return Promise.resolve();
   }
 

@@ -56,8 +56,8 @@ export interface SecondaryOptions {
   readonly site: () => Site;
   /** What new dirty bitmaps are made of; the disks have come into being. */
   readonly trackingOptions: () => PeerTrackingOptions;
-  /** The primary hands its role to this side, under that lineage. */
-  readonly takeOver: (lineage: string) => void;
+  /** As of `ReplicaSessions`. */
+  readonly takeOver: (lineage: string, siblings: readonly string[]) => void;
   /** A handshake has come to a verdict. */
   readonly judged: () => void;
   readonly token: Buffer | undefined;

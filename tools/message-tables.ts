@@ -87,7 +87,7 @@ const MESSAGE_MEANINGS: Record<MessageType, MessageMeaning> = {
   "takeover": {
     from: "primary",
     meaning:
-      "A switchover: the secondary, which has committed everything, becomes Primary, which ends the session; answered only when it refuses.",
+      "A switchover: the secondary, which has committed everything, becomes Primary, which ends the session; answered only when it refuses. `siblings`: where the primary dials its other secondaries, for the next one to dial them.",
   },
   "resize": {
     from: "primary",

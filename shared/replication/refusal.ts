@@ -66,7 +66,7 @@ function refused(rule: Extract<Verdict, { kind: "refused" }>["rule"]): ColobusEr
       return new ColobusError(
         "role-conflict",
         "the peer is Secondary, and so is this agent",
-        "Of a pair, one agent is Primary: see `colobus status` on both, and `colobus failover` on the right one.",
+        "Where a third agent is Primary: `colobus rejoin --peer WS_URL` here, with its address. Else see `colobus status` on both, and `colobus failover` on the right one.",
       );
     case "two-primaries":
       return new ColobusError(

@@ -54,6 +54,8 @@ describe("a hand-over that is under way", () => {
       if (receiver.process.host.name === "b" && decodeMessage(data).type === "takeover") network.block("b", "a", true);
       return "deliver";
     };
+    // C goes on with A.
+    network.partition("b", "c", true);
     expect(await trio.switchOver(trio.b, SOON_MS)).toBe("timed-out");
     await trio.until("B's promotion", () => trio.b.role === "Primary");
     expect(await trio.switchOver(trio.c, SOON_MS)).toBe("handed-over");

@@ -66,6 +66,7 @@ class Scene {
       guests: this.guests,
       disks: [],
       deadline,
+      siblings: [],
       arbiter: undefined,
       checkpoint: () => Promise.resolve(this.checkpoint()),
       letGo: () => Promise.resolve(),
