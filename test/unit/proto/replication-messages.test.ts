@@ -57,7 +57,7 @@ const EXAMPLES: {
   "vmstate-ack": { type: "vmstate-ack", epoch: 5, chunks: 1, error },
   "commit": { type: "commit", id: 2, epoch: 5 },
   "discard": { type: "discard", id: 3, epochs: [6, 7] },
-  "takeover": { type: "takeover", id: 4, lineage: "2".repeat(32), siblings: ["ws://192.0.2.3:7000"] },
+  "takeover": { type: "takeover", id: 4, lineage: "2".repeat(32) },
   "resize": { type: "resize", id: 5, disk: 1, sizeBytes: 2 ** 44 },
   "verify": { type: "verify", active: true },
   "checksum": { type: "checksum", id: 6, disk: 1, offset: 2 ** 43, length: 1_048_576 },
