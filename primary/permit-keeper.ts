@@ -248,19 +248,19 @@ export class PermitKeeper {
 
   /** Resolves when the arbiter's record, or what hangs on it, has changed. Rejects with why this side may not serve. */
   #settled(): Promise<void> {
-    if (this.#marking === undefined) {
-      let settle: (reason?: ColobusError) => void = () => undefined;
-      const done = new Promise<void>((resolve, reject) => {
-        settle = (reason) => {
-          this.#marking = undefined;
-          if (reason === undefined) resolve();
-          else reject(reason);
-        };
-      });
-      this.#marking = { done, settle };
-      this.#look();
-    }
-    return this.#marking.done;
+    if (this.#marking !== undefined) return this.#marking.done;
+    let settle: (reason?: ColobusError) => void = () => undefined;
+    const done = new Promise<void>((resolve, reject) => {
+      settle = (reason) => {
+        this.#marking = undefined;
+        if (reason === undefined) resolve();
+        else reject(reason);
+      };
+    });
+    this.#marking = { done, settle };
+    // It may be settled by this already: where this side has learned that it is behind.
+    this.#look();
+    return done;
   }
 
   /** Guests have gone on without the secondary, which lacks what they write, under another lineage. */

@@ -251,6 +251,15 @@ describe("a primary with an arbiter", () => {
     expect(made.arbiter.calls).toEqual([]);
   });
 
+  it("has a write that the secondary lacks fail once this side is outdated, whatever the arbiter is told next", async () => {
+    const made = await started();
+    made.isConnected = false;
+    made.isOutdated = true;
+    const write = made.writeAlone();
+    await turns();
+    expect(write.outcome).toBe("outdated");
+  });
+
   it("tells the arbiter of a lineage that was begun alone, also where the secondary was still connected", async () => {
     const made = await started();
     made.lineage = "alone";
