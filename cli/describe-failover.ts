@@ -4,11 +4,10 @@ import type { Mode } from "../proto/words.ts";
 import { formatBytes, formatDuration } from "./quantities.ts";
 
 /** What a failover would return to, in half a sentence, or why there is nothing to return to. */
-export function describeRecoverable({ recoverable, role, mode }: Status): string {
+export function describeRecoverable({ recoverable, role, mode, epoch }: Status): string {
   if (recoverable === null) {
-    return role === "Primary"
-      ? "not possible: no secondary holds a checkpoint"
-      : "not possible: no checkpoint is committed";
+    if (role === "Secondary") return "not possible: no checkpoint is committed";
+    return `not possible: no secondary holds ${epoch.committed === 0 ? "a" : "the last"} checkpoint`;
   }
   const peer = role === "Primary" ? "secondary" : "primary";
   const contact =

@@ -24,6 +24,8 @@ interface Replica {
   readonly imageHosts: readonly (string | null)[];
   readonly isInSync: boolean;
   readonly isConnected: boolean;
+  /** It lacks a checkpoint that was told to be committed, and knows so: it is promoted by force only. */
+  readonly isBehind: boolean;
   /** The checkpoint that a failover there returns to, and what it drops; undefined: none. */
   readonly returns: { readonly epoch: number; readonly wouldLose: WouldLose } | undefined;
 }
@@ -69,7 +71,7 @@ function describeLossOf(lost: string, scene: Scene): IfLost {
   if (goesOn(lost, scene)) {
     const isReplicaLost = left.length < replicas.length;
     const nextAction = describeReturn(lost, scene, isReplicaLost);
-    if (left.some((replica) => replica.isInSync && replica.returns !== undefined))
+    if (left.some((replica) => replica.isInSync && !replica.isBehind && replica.returns !== undefined))
       return plain("protected", nextAction);
     const isFrozen = isReplicaLost && own.onPeerLoss === "freeze" && !left.some(({ isConnected }) => isConnected);
     if (!isFrozen || status.role !== "Primary") return plain("unprotected", nextAction);
@@ -130,12 +132,14 @@ function peersAsReplicas(status: KnownOfHosts): Replica[] {
       imageHosts: shared.map(({ host }) => host),
       isInSync: isWhole,
       isConnected: peer.connection === "Connected",
+      isBehind: mode !== "mirror" && peer.connection === "Connected" && peer.committed !== recoverable?.epoch,
       returns: peer.committed === null ? undefined : { epoch: peer.committed, wouldLose },
     };
   });
 }
 
-function selfAsReplica({ copies, peers, recoverable, disks, mode, agentId }: KnownOfHosts, { here }: OwnHost): Replica {
+function selfAsReplica(status: KnownOfHosts, { here }: OwnHost): Replica {
+  const { copies, peers, protection, recoverable, disks, mode, agentId } = status;
   const [peer] = peers;
   const canServe = disks.every(({ state }) => state === "UpToDate" || state === "Consistent");
   const own = mode === "shared" ? copies : copies.filter((copy) => isOf(copy, agentId));
@@ -144,6 +148,7 @@ function selfAsReplica({ copies, peers, recoverable, disks, mode, agentId }: Kno
     imageHosts: own.map(({ host }) => host),
     isInSync: peer !== undefined && isInSync(peer.replication),
     isConnected: peer?.connection === "Connected",
+    isBehind: protection.reason === "no-checkpoint" && recoverable !== null,
     returns:
       recoverable === null || !canServe ? undefined : { epoch: recoverable.epoch, wouldLose: recoverable.wouldLose },
   };
@@ -170,13 +175,14 @@ function describeReturn(lost: string, { status, copies }: Scene, isReplicaLost: 
   return steps.join(" ");
 }
 
-function describeFailoverTo({ host }: Replica, { status, replicas }: Scene): string {
+function describeFailoverTo({ host, isBehind }: Replica, { status, replicas }: Scene): string {
   const { failover, mode, role } = status;
-  const isAutomatic = failover.kind === "automatic";
+  const isAutomatic = failover.kind === "automatic" && !isBehind;
   if (role === "Secondary" && isAutomatic) return "Nothing: this side takes over by itself.";
   if (isAutomatic) return "Nothing: the secondary takes over by itself, if it has `--failover automatic` as well.";
   const where = role === "Secondary" ? "Here" : `On ${host ?? "the secondary's host"}`;
   const fenced = mode === "shared" ? ", when the lost host surely writes no more" : "";
   const others = replicas.length > 1 ? " On the other secondaries: `colobus rejoin`." : "";
-  return `${where}: \`colobus failover\`${fenced}.${others}`;
+  const forced = isBehind ? " --force" : "";
+  return `${where}: \`colobus failover${forced}\`${fenced}.${others}`;
 }

@@ -470,7 +470,7 @@ export class RoleCommands {
     const { active } = roles;
     const changedHere =
       active.role === "Primary" ? changedBytesFor(active.primary.places, judged.peer.agentId) : active.tracking.bytes;
-    const peers = active.role === "Primary" ? active.primary.describePeers() : [active.secondary.describePeer()];
+    const peers = active.role === "Primary" ? active.primary.status.describePeers() : [active.secondary.describePeer()];
     const isWithPeer = ({ agentId, connection, replication }: PeerStatus): boolean =>
       agentId === judged.peer.agentId && connection === "Connected" && isInSync(replication);
     return describeVerdict({ judged, self, changedHere, diskBytes, isInSync: peers.some(isWithPeer) });

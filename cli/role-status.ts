@@ -10,13 +10,13 @@ export type RoleStatus = Pick<Status, "epoch" | "peers" | "disks" | "protection"
 
 /** `promoted`: what the disks that it was promoted with still store, in their order. */
 export function describePrimary(primary: PrimaryRole, promotedDisks: AgentRoles["promoted"]): RoleStatus {
-  const disks = primary.describeDisks().map((disk, index) => {
+  const disks = primary.status.describeDisks().map((disk, index) => {
     const promoted = promotedDisks[index];
     return promoted === undefined ? disk : { ...disk, ...promoted.storage };
   });
   return {
     epoch: primary.checkpoints.describe(),
-    peers: primary.describePeers(),
+    peers: primary.status.describePeers(),
     disks,
     protection: primary.describeProtection(),
     recoverable: primary.describeRecoverable(),
@@ -41,14 +41,14 @@ export function describeSecondary(secondary: SecondaryRole): RoleStatus {
 
 /** Whether what `colobus wait` waits for is so, while no failover is under way. */
 export function isReached(condition: WaitCondition, status: Status, record: StateRecord): boolean {
-  const { epoch, peers, jobs } = status;
+  const { recoverable, peers, jobs } = status;
   switch (condition) {
     case "connected":
       return peers.length > 0 && peers.every((peer) => peer.connection === "Connected");
     case "synced":
       return peers.length > 0 && peers.every((peer) => isInSync(peer.replication));
     case "committed":
-      return epoch.committed > 0;
+      return recoverable !== null;
     case "merged":
       return record.merge === null && jobs.every(isNoOpenMerge);
   }

@@ -9,6 +9,11 @@ export interface AutomaticCheckpointsOptions {
   readonly everyMs: number | undefined;
   /** Whether one can be taken now, without waiting for a sync. */
   readonly isReady: () => boolean;
+  /**
+   * Whether a secondary that is in sync lacks one so that it protects nothing. Not where only whoever sends VM states is to take
+   * the next one: one of the disks would take the place of the state.
+   */
+  readonly isLacked: () => boolean;
   readonly take: () => Promise<unknown>;
 }
 
@@ -19,6 +24,7 @@ export class AutomaticCheckpoints {
   #isWanted = false;
   #isStarted = false;
   #stopped = false;
+  #isTaking = false;
 
   constructor(options: AutomaticCheckpointsOptions) {
     this.#options = options;
@@ -58,11 +64,21 @@ export class AutomaticCheckpoints {
     void this.#take();
   }
 
+  /** Takes one where a secondary lacks it; also after the one that is under way, if that has succeeded. */
+  takeIfLacked(): void {
+    if (!this.#isTaking && !this.#stopped && this.#options.isLacked()) this.want();
+  }
+
   async #take(): Promise<void> {
+    this.#isTaking = true;
     try {
       await this.#options.take();
     } catch (error) {
       this.#options.log.warn({ error: asColobusError(error) }, "an automatic checkpoint failed");
+      return;
+    } finally {
+      this.#isTaking = false;
     }
+    this.takeIfLacked();
   }
 }

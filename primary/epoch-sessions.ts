@@ -41,6 +41,8 @@ export class EpochSessions {
   #told: number;
   /** By session: the newest one of which its secondary knows that it lacks it. */
   readonly #heard = new WeakMap<SourceSession, number>();
+  /** By peer: the epoch that it has to commit before it lacks nothing, as it knows itself. */
+  readonly #lacking = new Map<string, number>();
 
   constructor(options: EpochSessionsOptions) {
     this.#options = options;
@@ -111,12 +113,44 @@ export class EpochSessions {
   }
 
   /**
-   * The newest checkpoint that was told to be committed and that the secondary of a place lacks: without an operator's word it
-   * is not promoted then. undefined: none; or an arbiter, or the mark of shared disks, says who may be.
+   * As `committedBy`, of this side's own history: the checkpoint of a former primary's place is the one that this side was
+   * promoted from, which that peer has never had.
+   */
+  heldBy(place: SecondaryPlace): number {
+    const { peerId } = place;
+    return peerId !== undefined && hasFollowed(this.#options.state.record, peerId) ? this.committedBy(place) : 0;
+  }
+
+  /**
+   * The newest checkpoint that was told to be committed, where the secondary of a place lacks it, or the one that it knows itself
+   * to lack: a failover there does not return to what was told. undefined: none. Without epochs each has everything.
    */
   lackedBy(place: SecondaryPlace): number | undefined {
-    const told = Math.max(this.#told, this.#options.committed());
-    return this.#secondariesDecide && told > this.committedBy(place) ? told : undefined;
+    if (this.#options.state.record.mode === "mirror") return undefined;
+    const told = Math.max(this.#told, this.#options.committed(), this.#lacking.get(place.peerId ?? "") ?? 0);
+    return told > this.heldBy(place) ? told : undefined;
+  }
+
+  /**
+   * Whether one that gets everything lacks the newest checkpoint that was told to be committed, or is outdated to the arbiter
+   * until it commits: until then a failover there would not return to what was told, or be refused. In mode `mirror` each sync
+   * ends with a commit.
+   */
+  get isLacked(): boolean {
+    const { places, keeper } = this.#options;
+    const lacks = (place: SecondaryPlace): boolean =>
+      this.lackedBy(place) !== undefined || keeper()?.isBehind(place.peerId ?? "") === true;
+    return places().some((place) => place.mirroring === undefined && place.replicator.isEstablished && lacks(place));
+  }
+
+  /**
+   * As `lackedBy`, and what the secondary is to be told of that: without an operator's word it is not promoted then. undefined
+   * also where an arbiter, or the mark of shared disks, says who may be.
+   */
+  tellLackedBy(place: SecondaryPlace): number | undefined {
+    const told = this.#secondariesDecide ? this.lackedBy(place) : undefined;
+    if (told !== undefined && place.peerId !== undefined) this.#lacking.set(place.peerId, told);
+    return told;
   }
 
   /** Whether nobody but the secondaries themselves can say which of several may be promoted. Without epochs each has everything. */
@@ -142,8 +176,9 @@ export class EpochSessions {
       ([peer, session]) => !isCommittedBy(peer) && (this.#heard.get(session) ?? 0) < epoch,
     );
     if (lacking.length === 0) return undefined;
-    const hearing = lacking.map(async ([, session]) => {
+    const hearing = lacking.map(async ([peer, session]) => {
       try {
+        this.#lacking.set(peer, epoch);
         await session.request((id) => ({ type: "told", id, epoch }));
         this.#heard.set(session, epoch);
       } catch (error) {
@@ -151,6 +186,12 @@ export class EpochSessions {
       }
     });
     return Promise.all(hearing).then(() => undefined);
+  }
+
+  /** One opens a session, and says what it lacks: of another primary's epochs the number says nothing here, but any later commit ends it. */
+  learnLack({ agentId, lacks, committed }: Pick<Hello, "agentId" | "lacks" | "committed">): void {
+    if (lacks === undefined) this.#lacking.delete(agentId);
+    else this.#lacking.set(agentId, committed + 1);
   }
 
   /** One of several opens a session, and says what it has. Returns what all have then. */
@@ -228,6 +269,11 @@ export class EpochSessions {
       mayTell: (epoch) => this.mayTell(epoch),
     });
   }
+}
+
+/** Whether a peer may have been this primary's secondary, as far as the record goes back. */
+function hasFollowed(record: StateRecord, peer: string): boolean {
+  return knownBy(record).includes(peer) || record.history.left?.some((one) => one.peer === peer) === true;
 }
 
 function openSession(replicator: Replicator): SourceSession | undefined {

@@ -229,11 +229,20 @@ export class PermitKeeper {
     this.#isStale = true;
   }
 
+  /** Whether the peer lacks, by this side's own judgement, what was acknowledged: its next commit ends that. */
+  isBehind(peer: string): boolean {
+    return this.#behind.has(peer);
+  }
+
+  /** As `isBehind`, or the arbiter's record says so, also where it is not told yet that this has ended. */
+  isOutdated(peer: string): boolean {
+    return this.isBehind(peer) || this.#options.lease.known?.record?.outdated.includes(peer) === true;
+  }
+
   /** Whether the peer could take over by itself if this side died now, as far as this side knows. */
   mayTakeOver(peer: string): boolean {
-    const { record } = this.#options.lease.known ?? {};
-    if (record === undefined || record.outdated.includes(peer)) return false;
-    return !this.#behind.has(peer) && this.#options.committedBy(peer) > 0;
+    const { known } = this.#options.lease;
+    return known?.record !== undefined && !this.isOutdated(peer) && this.#options.committedBy(peer) > 0;
   }
 
   /** Done when the arbiter knows of all of `lacking` that they are outdated. Errors: why this side may not serve. */

@@ -77,6 +77,8 @@ export class PrimaryCheckpoints {
   /** Barriers that are answered and await their VM state, and the session that this has to come in. Ascending. */
   readonly #awaiting = new Map<number, EpochSession>();
   #hasCountedWrites = false;
+  /** The newest epoch whose VM state was stored. */
+  #vmStateEpoch = 0;
 
   constructor(options: PrimaryCheckpointsOptions) {
     this.#options = options;
@@ -96,6 +98,11 @@ export class PrimaryCheckpoints {
   /** The epoch that the secondary has committed, as it said last; 0: none. */
   get committed(): number {
     return this.#known.committed;
+  }
+
+  /** Whether it has a VM state that came through this agent. */
+  get hasVmState(): boolean {
+    return this.committed > 0 && this.#vmStateEpoch === this.committed;
   }
 
   /** How long ago its barrier was placed. */
@@ -136,6 +143,7 @@ export class PrimaryCheckpoints {
   stored(epoch: number, session: EpochSession, vmstateMs: number): void {
     if (this.awaiting(epoch).session !== session) throw lostPeer();
     this.#awaiting.delete(epoch);
+    this.#vmStateEpoch = epoch;
     if (epoch > this.#voidThrough)
       this.#known.prepared = [...this.#known.prepared, epoch].sort((left, right) => left - right);
     this.#options.emit("checkpoint-prepared", { epoch, vmstateMs });
@@ -193,6 +201,11 @@ export class PrimaryCheckpoints {
     } finally {
       deadline.end();
     }
+  }
+
+  /** As `checkpoint`, by nobody's order: of the disks, and committed. */
+  async take(timeoutMs: number): Promise<void> {
+    await this.checkpoint({ prepare: false, timeoutMs }, new AbortController().signal);
   }
 
   /** Commits a prepared checkpoint, and every earlier one. Succeeds again for what is committed. */

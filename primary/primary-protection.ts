@@ -19,13 +19,17 @@ export interface PrimaryFacts {
   readonly isSynced: boolean;
   /** The epoch that the secondary has committed, as it said last; 0: none. */
   readonly committed: number;
+  /** One that was told to be committed and that the secondary lacks; undefined: none. */
+  readonly lacked: number | undefined;
+  /** The arbiter has the secondary as outdated, or is about to: it is promoted by force only, until it commits. */
+  readonly isOutdated: boolean;
   readonly checkpointAgeMs: number;
   readonly maxCheckpointAgeMs: number | undefined;
 }
 
 /** Whether the VM of a primary could be taken over, and if not, what to do: the gravest reason comes first. */
 export function describePrimaryProtection(facts: PrimaryFacts): Status["protection"] {
-  const { record, failed, verdict, guests, replicator, committed } = facts;
+  const { record, failed, verdict, guests, replicator, committed, lacked } = facts;
   if (failed !== undefined) return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
   if (record.outdated) return notProtected("outdated", outdated().action);
   if (guests.areWaiting) {
@@ -48,6 +52,14 @@ export function describePrimaryProtection(facts: PrimaryFacts): Status["protecti
     return notProtected(reason, "Wait: `colobus wait synced`; `colobus jobs` shows how far it is.");
   }
   if (committed === 0) return notProtected("no-checkpoint", "Take one: `colobus checkpoint`.");
+  if (lacked !== undefined) {
+    const what = `The secondary has checkpoint ${committed}, and ${lacked} was told to be committed`;
+    return notProtected("no-checkpoint", `${what}. Take one: \`colobus checkpoint\`.`);
+  }
+  if (facts.isOutdated) {
+    const what = "The arbiter has the secondary as outdated until it commits a checkpoint";
+    return notProtected("no-checkpoint", `${what}. Take one: \`colobus checkpoint\`.`);
+  }
   return protectedAtAge(
     facts.checkpointAgeMs,
     facts.maxCheckpointAgeMs,

@@ -1,5 +1,5 @@
 import { type ResyncAnswer, type VerifyRequest } from "../proto/control-api.ts";
-import type { DiskStatus, JobSpeed, PeerStatus, Status } from "../proto/status.ts";
+import type { JobSpeed, Status } from "../proto/status.ts";
 import { ColobusError } from "../proto/errors.ts";
 import type { Hello, Notice } from "../proto/replication-messages.ts";
 import type { BlockDevice, Child } from "../shared/block/block-device.ts";
@@ -60,6 +60,7 @@ export class PrimaryRole {
   readonly secondaries: Secondaries;
   /** One for each secondary that there may be. */
   readonly places: readonly SecondaryPlace[];
+  readonly status: PrimaryStatus;
   readonly #options: PrimaryOptions;
   readonly #geometries: readonly ClusterGeometry[];
   readonly #guests: GuestPolicy;
@@ -72,7 +73,6 @@ export class PrimaryRole {
   readonly #changing = new Changing();
   readonly #automatic: AutomaticCheckpoints;
   readonly #health: DiskHealth;
-  readonly #status: PrimaryStatus;
   /** With an arbiter. */
   readonly #keeper: PermitKeeper | undefined;
   /** In mode `shared`. */
@@ -93,11 +93,7 @@ export class PrimaryRole {
       committed: () => this.checkpoints.committed,
     });
     this.#unheard = new Set(options.trackings.length > 1 && this.#guests.isHeld ? peersOf(record) : []);
-    const takeCheckpoint = (): Promise<unknown> =>
-      this.checkpoints.checkpoint(
-        { prepare: false, timeoutMs: options.peerTimeoutMs * 4 },
-        new AbortController().signal,
-      );
+    const takeCheckpoint = (): Promise<unknown> => this.checkpoints.take(options.peerTimeoutMs * 4);
     this.#automatic = new AutomaticCheckpoints({
       clock: options.clock,
       log: options.log,
@@ -105,6 +101,7 @@ export class PrimaryRole {
         return options.checkpointEveryMs;
       },
       isReady: () => this.#takesBarriers,
+      isLacked: () => !this.checkpoints.hasVmState && !this.#isBeingHandedOver && this.#epochs.isLacked,
       take: takeCheckpoint,
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
@@ -125,6 +122,7 @@ export class PrimaryRole {
       vouched: () => {
         this.#unheard.clear();
         this.#guests.vouched({ freezes: options.onPeerLoss === "freeze" });
+        this.#automatic.takeIfLacked();
       },
       isOutdated: () => this.isOutdated,
     });
@@ -145,6 +143,7 @@ export class PrimaryRole {
       mayTell: (epoch) => (this.#keeper === undefined ? undefined : this.#epochs.mayTell(epoch)),
       committed: (epoch) => {
         this.#keeper?.committed();
+        this.#automatic.takeIfLacked();
         return this.#shared?.mayTell(epoch);
       },
     });
@@ -173,7 +172,7 @@ export class PrimaryRole {
       copies: this.copies,
       places: this.places,
     });
-    this.#status = new PrimaryStatus({
+    this.status = new PrimaryStatus({
       state: options.state,
       get maxCheckpointAgeMs() {
         return options.maxCheckpointAgeMs;
@@ -184,7 +183,8 @@ export class PrimaryRole {
       keeper: this.#keeper,
       places: this.places,
       checkpoints: this.checkpoints,
-      committedBy: (place) => this.#epochs.committedBy(place),
+      heldBy: (place) => this.#epochs.heldBy(place),
+      lackedBy: (place) => this.#epochs.lackedBy(place),
       ack: options.ack,
       isPaired: () => this.#isPaired,
       children: (disk) => this.copies.describe(disk),
@@ -223,6 +223,7 @@ export class PrimaryRole {
       shared: this.#shared,
       unheard: this.#unheard,
       isHandingOver: () => this.#isHandingOver,
+      released: () => this.#automatic.takeIfLacked(),
     });
   }
 
@@ -264,6 +265,7 @@ export class PrimaryRole {
     } finally {
       this.#isHandingOver = false;
       deadline.end();
+      this.#automatic.takeIfLacked();
       // A session that was opened meanwhile may have said that the secondary has not taken it.
       if (wereServed && this.#shared === undefined && this.#guests.isHeld) this.#releaseUnlessGone();
     }
@@ -330,20 +332,12 @@ export class PrimaryRole {
     await place.tracking.forget();
   }
 
-  describePeers(): PeerStatus[] {
-    return this.#status.describePeers();
-  }
-
-  describeDisks(): DiskStatus[] {
-    return this.#status.describeDisks();
-  }
-
   describeProtection(): Status["protection"] {
-    return this.#status.describeProtection();
+    return this.status.describeProtection();
   }
 
   describeRecoverable(): Status["recoverable"] {
-    return this.#status.describeRecoverable();
+    return this.status.describeRecoverable();
   }
 
   /** Resolves when the secondary has everything. Errors: `no-peer` when the session is lost first. */
@@ -404,8 +398,8 @@ export class PrimaryRole {
       lineages: this.#lineages,
       keeper: this.#keeper,
       checkpoints: this.checkpoints,
-      committed: (place) => this.#epochs.committedBy(place),
-      told: (place) => this.#epochs.lackedBy(place),
+      committed: (place) => this.#epochs.heldBy(place),
+      told: (place) => this.#epochs.tellLackedBy(place),
       take,
       judged: (judged) => this.#judged(judged),
       opened: (place, peer) => this.#opened(place, peer),
@@ -485,6 +479,7 @@ export class PrimaryRole {
 
   /** The two are a pair, and the peer was not promoted meanwhile: guests may go on, where nobody else may have been. */
   async #opened(place: SecondaryPlace, peer: Hello): Promise<number> {
+    this.#epochs.learnLack(peer);
     if (this.places.length > 1) return this.#openedOneOf(place, peer);
     if (this.#options.state.record.handOver !== null) await this.#keepRole();
     // Of shared disks guests wait until the secondary takes originals.
@@ -530,10 +525,10 @@ export class PrimaryRole {
       this.#releaseUnlessGone();
       this.#shared.joined();
     }
-    this.#notify();
     if (place.mirroring !== undefined) place.mirroring.inSync();
     else if (this.#epochs.committedBy(place) === 0) this.#automatic.want();
     else this.#automatic.takeWanted();
+    this.#notify();
   }
 
   #disown(place: SecondaryPlace): void {
@@ -574,6 +569,7 @@ export class PrimaryRole {
   #notify(): void {
     this.#changing.changed();
     this.#keeper?.connectionChanged();
+    this.#automatic.takeIfLacked();
   }
 
   /** There is a secondary, or one is to be dialled. */

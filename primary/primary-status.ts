@@ -18,11 +18,12 @@ export interface PrimaryStatusOptions {
   readonly health: DiskHealth;
   readonly guests: GuestPolicy;
   /** With an arbiter. */
-  readonly keeper: Pick<PermitKeeper, "permit" | "isPlanAwaited" | "describe"> | undefined;
+  readonly keeper: Pick<PermitKeeper, "permit" | "isPlanAwaited" | "isOutdated" | "describe"> | undefined;
   readonly places: readonly SecondaryPlace[];
   readonly checkpoints: Pick<PrimaryCheckpoints, "committed" | "committedAgeMs" | "volumeSinceCommit">;
-  /** The last checkpoint that the secondary of a place is known to have committed. */
-  readonly committedBy: (place: SecondaryPlace) => number;
+  /** As `EpochSessions` says. */
+  readonly heldBy: (place: SecondaryPlace) => number;
+  readonly lackedBy: (place: SecondaryPlace) => number | undefined;
   readonly ack: AckPolicy;
   /** Whether there is a secondary, or one is to be dialled. */
   readonly isPaired: () => boolean;
@@ -77,9 +78,7 @@ export class PrimaryStatus {
   #describeProtectionBy(place: SecondaryPlace): Status["protection"] & { readonly isConnected: boolean } {
     const { state, health, disks, guests, isPaired, checkpoints } = this.#parts;
     const { replicator } = place;
-    const told = this.#parts.committedBy(place);
-    // On shared disks who has an older one than the newest is not to be promoted.
-    const committed = state.record.mode === "shared" && told < checkpoints.committed ? 0 : told;
+    const committed = this.#parts.heldBy(place);
     // Of an older one than the newest it is not known when that was.
     const checkpointAgeMs = committed === checkpoints.committed ? checkpoints.committedAgeMs : Infinity;
     const protection = describePrimaryProtection({
@@ -91,6 +90,8 @@ export class PrimaryStatus {
       replicator,
       isSynced: replicator.isEstablished && place.isTakenUp,
       committed,
+      lacked: this.#parts.lackedBy(place),
+      isOutdated: place.peerId !== undefined && this.#parts.keeper?.isOutdated(place.peerId) === true,
       checkpointAgeMs,
       maxCheckpointAgeMs: this.#parts.maxCheckpointAgeMs,
     });
@@ -99,14 +100,15 @@ export class PrimaryStatus {
 
   /** What the secondary would return to if this side died now, as far as this side knows. */
   describeRecoverable(): Status["recoverable"] {
-    const { isPaired, checkpoints, committedBy } = this.#parts;
+    const { isPaired, checkpoints, heldBy, lackedBy } = this.#parts;
     const { committed, committedAgeMs } = checkpoints;
     if (committed === 0 || !isPaired()) return null;
     // The one that has the newest checkpoint, and is connected if any of those is.
-    const newest = this.#used.filter((place) => committedBy(place) === committed);
-    const place = newest.find(({ replicator }) => replicator.isEstablished) ?? newest[0] ?? this.#used[0];
-    const session = place?.replicator.establishedSession;
-    if (place?.mirroring?.isTakenUp === true && session !== undefined) {
+    const newest = this.#used.filter((place) => heldBy(place) === committed && lackedBy(place) === undefined);
+    const place = newest.find(({ replicator }) => replicator.isEstablished) ?? newest[0];
+    if (place === undefined) return null;
+    const session = place.replicator.establishedSession;
+    if (place.mirroring?.isTakenUp === true && session !== undefined) {
       const mayLack = this.#parts.ack === "async";
       return {
         epoch: committed,
@@ -123,7 +125,7 @@ export class PrimaryStatus {
     return {
       epoch: committed,
       ageMs: committedAgeMs,
-      lastContactMs: place?.replicator.describe().lastContactMs ?? null,
+      lastContactMs: place.replicator.describe().lastContactMs,
       wouldLose: { writes, bytes, atLeast: !complete },
     };
   }

@@ -10,6 +10,7 @@ export interface StartAlone {
   /** Secondaries that have to speak before guests go on by themselves. */
   readonly unheard: Set<string>;
   readonly isHandingOver: () => boolean;
+  readonly released: () => void;
 }
 
 /**
@@ -30,6 +31,7 @@ export async function startAlone(force: boolean, context: StartAlone): Promise<b
   shared?.goAlone();
   const waited = guests.startAlone();
   unheard.clear();
+  context.released();
   return waited || isRefused;
 }
 

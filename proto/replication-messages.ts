@@ -160,6 +160,8 @@ const helloSchema = z.object({
   /** Bytes that this side's dirty bitmaps name: what it would lose if its data were given up. */
   changedBytes: z.int().nonnegative(),
   committed: epoch,
+  /** On a secondary: the checkpoint that was told to be committed and that it lacks, so that it is promoted by force only. */
+  lacks: epoch.optional(),
   prepared: z.array(epoch).max(PREPARED_EPOCHS_MAX),
   /** The highest epoch number that this side has seen used. */
   epochSeen: epoch,

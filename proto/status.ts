@@ -198,7 +198,7 @@ export const statusSchema = z.object({
     reason: z.enum(PROTECTION_REASONS).nullable(),
     nextAction: z.string(),
   }),
-  /** What a failover would return to; null where there is no committed checkpoint. */
+  /** What a failover would return to; null where no secondary has the last one that was told to be committed. */
   recoverable: z
     .object({
       epoch,

@@ -8,6 +8,7 @@ import type { Random } from "../shared/host/random.ts";
 import type { SharedMark } from "../shared/journal/shared-mark.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
+import { lackedCheckpoint } from "../shared/replication/lineage.ts";
 import { ownHello } from "../shared/replication/own-hello.ts";
 import type { Link } from "../shared/replication/link.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
@@ -316,6 +317,7 @@ export class ReplicaSessions {
   hello(): Hello {
     const { history, tracking } = this.#options;
     const record = history.ordered;
+    const lacks = lackedCheckpoint(record);
     return {
       ...ownHello(record, this.#options),
       // Own changes of which the list is lost: no bitmap proves anything then.
@@ -326,6 +328,7 @@ export class ReplicaSessions {
         formerSizeBytes === undefined ? { name, sizeBytes } : { name, sizeBytes, formerSizeBytes },
       ),
       committed: record.committed.epoch,
+      ...(lacks === undefined ? {} : { lacks }),
       // What awaits its VM state ends with the session in which that was to come.
       prepared: preparedIn(record),
       epochSeen: this.#options.checkpoints().epochSeen,

@@ -2,6 +2,7 @@ import { notProtected, protectedAtAge, type DiskStatus, type PeerStatus, type St
 import type { Site } from "../proto/replication-messages.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { hostNameOf } from "../shared/replication/site.ts";
+import { lackedCheckpoint } from "../shared/replication/lineage.ts";
 import { refusalOf, rolledBack } from "../shared/replication/refusal.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
@@ -98,6 +99,11 @@ export class SecondaryStatus {
     }
     if (record.outdated) return notProtected("outdated", "Take a checkpoint on the primary.");
     if (checkpoints.committed.epoch === 0) return notProtected("no-checkpoint", "Take a checkpoint on the primary.");
+    const lacked = lackedCheckpoint(record);
+    if (lacked !== undefined) {
+      const what = `This side has checkpoint ${checkpoints.committed.epoch}, and ${lacked} was told to be committed`;
+      return notProtected("no-checkpoint", `${what}. Take one on the primary.`);
+    }
     return protectedAtAge(
       checkpoints.committedAgeMs,
       maxCheckpointAgeMs(),

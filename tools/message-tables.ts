@@ -153,6 +153,8 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
     "Names and sizes. The order of the primary's is that of the disk indexes in `data`. A size is null where the secondary makes the image.",
   lineage: "The history that the disks belong to; null on a secondary that has never committed anything.",
   committed: "The committed epoch, or 0. A primary repeats what it was told last.",
+  lacks:
+    "On a secondary that lacks a checkpoint which was told to be committed: the newest of those. It is promoted by force only, until it has committed a later one.",
   prepared: "Epochs that a commit can still name.",
   epochSeen: "The highest epoch number that this side has seen used.",
   shared: "Whether a peer may know that lineage; durable before one can.",

@@ -104,7 +104,8 @@ export const PROTECTION_REASON_MEANINGS: Record<ProtectionReason, string> = {
   "connecting": "The peer is not connected.",
   "initial-sync": "The first copy of the disks is not complete.",
   "resync": "The clusters that the replica lacks are being sent.",
-  "no-checkpoint": "No checkpoint has been committed yet.",
+  "no-checkpoint":
+    "No checkpoint has been committed yet; or no secondary that is connected has the newest one that was told to be, or the arbiter has it as outdated until it commits.",
   "checkpoint-too-old": "The last committed checkpoint is older than the configured age.",
   "overlay-full": "The secondary has no room to keep originals, so it has stopped taking writes.",
   "disk-failed": "A disk or the state record of either side cannot be read or written.",

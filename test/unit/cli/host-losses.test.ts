@@ -73,6 +73,18 @@ describe("the loss of a host", () => {
     expect(losses(withPeers(behind))).toMatchObject({ alpha: "failover on beta to 40, losing at least 3" });
   });
 
+  it("is made up for by force only where the one that is left is connected and lacks the newest checkpoint", () => {
+    const behind: PeerStatus = { ...gamma, committed: 40 };
+    const status = withPeers(beta, behind);
+    expect(losses(status)).toMatchObject({ alpha: "failover on beta to 42, losing 3", beta: "unprotected" });
+    const { hosts } = describePlaces({ ...withPeers(behind), recoverable: null }, ALPHA);
+    expect(hosts.find(({ name }) => name === "alpha")?.ifLost).toMatchObject({
+      outcome: "failover",
+      epoch: 40,
+      nextAction: "On gamma: `colobus failover --force`.",
+    });
+  });
+
   it("of both agents at once leaves nothing", () => {
     expect(losses(withPeers({ ...beta, host: "alpha" }))).toEqual({ alpha: "lost" });
   });

@@ -71,6 +71,6 @@ describe("the status screen", () => {
     };
     const text = renderStatus(bare, paintNothing);
     expect(text).not.toMatch(/PEER|DISK|JOB|EXPORT/);
-    expect(text).toContain("not possible: no secondary holds a checkpoint");
+    expect(text).toContain("not possible: no secondary holds the last checkpoint");
   });
 });
