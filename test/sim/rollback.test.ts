@@ -72,16 +72,25 @@ describe.each(MODES)("a rollback in mode %s", (mode) => {
   });
 });
 
+/** A primary and two secondaries that retain the checkpoint before their last one, `first`: cluster 1 was written between. */
+async function startedTrio(mode: "colo" | "shared"): Promise<{ trio: ScriptedTrio; first: number }> {
+  const trio = new ScriptedTrio(
+    mode,
+    mode === "shared" ? { retain: 2, onPeerLoss: "continue", locksApart: true } : { retain: 2 },
+  );
+  await trio.start(mode);
+  const first = present(await trio.checkpoint());
+  await trio.write(1, 0x21);
+  await trio.checkpoint();
+  return { trio, first };
+}
+
 describe("a rollback of one of two secondaries", () => {
   it("leaves the other one with the primary, and costs a delta when it is given up", async () => {
-    const trio = new ScriptedTrio("colo", { retain: 2 });
-    await trio.start();
-    const first = await trio.checkpoint();
-    await trio.write(1, 0x21);
-    await trio.checkpoint();
+    const { trio, first } = await startedTrio("colo");
     trio.cutOff(trio.b);
     await trio.lost(trio.b);
-    await trio.rollBack(trio.b, present(first));
+    await trio.rollBack(trio.b, first);
     await trio.write(2, 0x22);
     trio.cutOff(trio.b, false);
     await trio.until("the refusal", () => errorOf(trio.b) === "rolled-back");
@@ -100,14 +109,10 @@ describe("a rollback of one of two secondaries", () => {
   });
 
   it("is followed by the other one behind a failover, also where the old primary is gone", async () => {
-    const trio = new ScriptedTrio("colo", { retain: 2 });
-    await trio.start();
-    const first = await trio.checkpoint();
-    await trio.write(1, 0x21);
-    await trio.checkpoint();
+    const { trio, first } = await startedTrio("colo");
     trio.a.host.crash("power");
     for (const member of [trio.b, trio.c]) await trio.lost(member);
-    await trio.rollBack(trio.b, present(first));
+    await trio.rollBack(trio.b, first);
     await trio.failover(trio.b);
     expect(await trio.follow(trio.c, trio.b)).toBe("done");
     await trio.until("the other one to have everything", () => trio.inSync(trio.b).length === 1);
@@ -121,14 +126,10 @@ describe("a rollback of one of two secondaries", () => {
 
 describe("a rollback on a shared disk", () => {
   it("is kept from the primary that comes back, and is given up by an operator", async () => {
-    const trio = new ScriptedTrio("shared", { retain: 2, onPeerLoss: "continue", locksApart: true });
-    await trio.start("shared");
-    const first = await trio.checkpoint();
-    await trio.write(1, 0x21);
-    await trio.checkpoint();
+    const { trio, first } = await startedTrio("shared");
     trio.cutOff(trio.b);
     await trio.lost(trio.b);
-    await trio.rollBack(trio.b, present(first));
+    await trio.rollBack(trio.b, first);
     trio.cutOff(trio.b, false);
     await trio.until("the refusal", () => errorOf(trio.b) === "rolled-back");
     expect(trio.peer("b")?.url).toBe(urlOf("b"));

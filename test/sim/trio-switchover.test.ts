@@ -41,6 +41,20 @@ function switchOver(trio: ScriptedTrio, from: PairMember, to: PairMember): Promi
   );
 }
 
+/** The role has gone to the secondary of that name while the other one was cut off, which it still is. */
+async function switchedOverWithoutOther(
+  name: "b" | "c",
+): Promise<{ trio: ScriptedTrio; successor: PairMember; other: PairMember }> {
+  const trio = new ScriptedTrio();
+  await trio.start();
+  const successor = trio[name];
+  const other = successor === trio.b ? trio.c : trio.b;
+  trio.cutOff(other);
+  await trio.until("the loss", () => trio.inSync().length === 1);
+  expect(await trio.switchOver(successor)).toBe("done");
+  return { trio, successor, other };
+}
+
 describe.each(["b", "c"] as const)("a switchover to the secondary %s of two", (name) => {
   it.each([
     ["mode colo", "colo", {}],
@@ -84,13 +98,7 @@ describe.each(["b", "c"] as const)("a switchover to the secondary %s of two", (n
   });
 
   it("is followed by one that was away, and is back after a restart of the new primary", async () => {
-    const trio = new ScriptedTrio();
-    await trio.start();
-    const successor = trio[name];
-    const other = successor === trio.b ? trio.c : trio.b;
-    trio.cutOff(other);
-    await trio.until("the loss", () => trio.inSync().length === 1);
-    expect(await trio.switchOver(successor)).toBe("done");
+    const { trio, successor, other } = await switchedOverWithoutOther(name);
     const isFollowedByA = (): boolean => followersOf(trio, successor).includes(trio.status(trio.a).agentId);
     await trio.until("the former primary", isFollowedByA);
     successor.host.crash("process");
@@ -101,13 +109,7 @@ describe.each(["b", "c"] as const)("a switchover to the secondary %s of two", (n
   });
 
   it("is taken up by nobody in the former primary's place, which gets what differs", async () => {
-    const trio = new ScriptedTrio();
-    await trio.start();
-    const successor = trio[name];
-    const other = successor === trio.b ? trio.c : trio.b;
-    trio.cutOff(other);
-    await trio.until("the loss", () => trio.inSync().length === 1);
-    expect(await trio.switchOver(successor)).toBe("done");
+    const { trio, successor, other } = await switchedOverWithoutOther(name);
     await trio.until("the former primary", () => followersOf(trio, successor).length === 1);
     trio.cutOff(trio.a);
     await trio.until("the loss of A", () => followersOf(trio, successor).length === 0);
