@@ -57,7 +57,7 @@ export function placeToReplace(places: readonly SecondaryPlace[], peer: string |
     assertLost(place);
     return place;
   }
-  const lost = used.filter(({ replicator }) => !replicator.isConnected);
+  const lost = used.filter(({ replicator }) => !replicator.isTaken);
   const [place = used[0] ?? places[0], another] = lost;
   if (another !== undefined) {
     throw new ColobusError(
@@ -85,12 +85,14 @@ function namedPlace(places: readonly SecondaryPlace[], peer: string): SecondaryP
   throw new ColobusError("no-peer", `this primary has no secondary ${peer}`, "See `colobus status`.");
 }
 
-/** Errors: `peer-connected`. */
+/** A peer whose session is opening may be the newcomer of the last such order. Errors: `peer-connected`. */
 function assertLost({ replicator }: SecondaryPlace): void {
-  if (!replicator.isConnected) return;
+  if (!replicator.isTaken) return;
   throw new ColobusError(
     "peer-connected",
-    "the peer is connected: it is not lost",
+    replicator.isConnected
+      ? "the peer is connected: it is not lost"
+      : "the peer is connecting just now: it is not lost",
     "If another host is to take its place, stop its agent first.",
   );
 }

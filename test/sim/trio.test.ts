@@ -295,6 +295,31 @@ describe("a primary with two secondaries", () => {
     expect(new Set(trio.status().peers.map(({ url }) => url))).toEqual(new Set([urlOf("c"), urlOf("d")]));
   });
 
+  it.each(["forget", "accept"] as const)(
+    "gives up no newcomer whose session is opening, by another order: %s",
+    async (order) => {
+      const trio = new ScriptedTrio();
+      await trio.start();
+      trio.b.host.crash("power");
+      await trio.until("the loss", () => trio.peer("b")?.connection !== "Connected");
+      await trio.newcomer("d");
+      const d = urlOf("d");
+      const outcomes: string[] = [];
+      await trio.do("the orders", async () => {
+        const accepted = trio.acceptNow({ peer: d, insteadOf: urlOf("b") });
+        const isOpening = (): boolean =>
+          trio.status().peers.some(
+            ({ url, agentId, connection }) => url === d && agentId !== null && connection !== "Connected",
+          );
+        while (!isOpening()) await trio.world.sleep(0.1);
+        const again = order === "forget" ? trio.forgetNow(d) : trio.acceptNow({ peer: d, insteadOf: d });
+        outcomes.push(await again, await accepted);
+      });
+      expect(outcomes).toEqual(["peer-connected", "done"]);
+      await trio.until("both to be in sync", () => trio.inSync().length === 2);
+    },
+  );
+
   it("follows a side that none of its own secondaries is", async () => {
     const trio = new ScriptedTrio();
     await trio.start();
