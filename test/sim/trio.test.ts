@@ -308,9 +308,9 @@ describe("a primary with two secondaries", () => {
       await trio.do("the orders", async () => {
         const accepted = trio.acceptNow({ peer: d, insteadOf: urlOf("b") });
         const isOpening = (): boolean =>
-          trio.status().peers.some(
-            ({ url, agentId, connection }) => url === d && agentId !== null && connection !== "Connected",
-          );
+          trio
+            .status()
+            .peers.some(({ url, agentId, connection }) => url === d && agentId !== null && connection !== "Connected");
         while (!isOpening()) await trio.world.sleep(0.1);
         const again = order === "forget" ? trio.forgetNow(d) : trio.acceptNow({ peer: d, insteadOf: d });
         outcomes.push(await again, await accepted);
