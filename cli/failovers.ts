@@ -38,6 +38,8 @@ export interface FailoversOptions {
 }
 
 interface RunningFailover {
+  /** Whose it is: what others say beyond that does not count in it. */
+  readonly request: FailoverRequest;
   readonly answer: Promise<FailoverAnswer>;
   /** Whether any of those who have asked wants the active disk left out. */
   discardActive: boolean;
@@ -72,7 +74,22 @@ export class Failovers {
 
   /** Errors: what keeps this side from being promoted, `shutting-down` included; `timed-out` when it has begun, and goes on. */
   async run(request: FailoverRequest, signal: AbortSignal): Promise<FailoverAnswer> {
-    const { clock, state, roles, settled } = this.#options;
+    const deadline = new Deadline(this.#options.clock, request.timeoutMs, signal);
+    try {
+      for (;;) {
+        const answer = await this.#tryRun(request, deadline);
+        if (answer !== undefined) return answer;
+      }
+    } finally {
+      deadline.end();
+      // Who has gone before the answer does not start the VM.
+      if (this.#running?.starter === request) this.#running.starter = undefined;
+    }
+  }
+
+  /** undefined: one that was under way has failed, and this request says more. Errors: as `run`. */
+  async #tryRun(request: FailoverRequest, deadline: Deadline): Promise<FailoverAnswer | undefined> {
+    const { state, roles, settled } = this.#options;
     const { active } = roles();
     if (active.role === "Primary") {
       if (state.record.outdated) throw outdated();
@@ -85,15 +102,8 @@ export class Failovers {
       await secondary.assertProtected(request.force);
       return this.#describe(secondary, request);
     }
-    const deadline = new Deadline(clock, request.timeoutMs, signal);
-    try {
-      await deadline.race(settled(), "the failover waits for another command to end");
-      return await deadline.race(this.#begin(request), "the failover has begun and goes on");
-    } finally {
-      deadline.end();
-      // Who has gone before the answer does not start the VM.
-      if (this.#running?.starter === request) this.#running.starter = undefined;
-    }
+    await deadline.race(settled(), "the failover waits for another command to end");
+    return deadline.race(this.#begin(request), "the failover has begun and goes on");
   }
 
   /**
@@ -113,9 +123,10 @@ export class Failovers {
 
   /**
    * Whoever joins one that is under way, and starts the VM, does so in the place of any other; the active disk is left out
-   * where anybody wants that. Errors: `not-secondary` where it is too late for it; those of the failover.
+   * where anybody wants that. undefined: it has failed, and the request says more than it. Errors: `not-secondary` where it is
+   * too late for it; those of the failover.
    */
-  async #begin(request: FailoverRequest): Promise<FailoverAnswer> {
+  async #begin(request: FailoverRequest): Promise<FailoverAnswer | undefined> {
     const running = (this.#running ??= this.#start(request));
     if (request.discardActive && !running.discardActive) {
       // With a stored VM state it is left out anyway.
@@ -123,12 +134,14 @@ export class Failovers {
       running.discardActive = true;
     }
     if (request.startsVm === true) running.starter = request;
-    const answer = await running.answer;
-    return { ...answer, startsVm: running.started === request };
+    const saysMore = overrides(request, running.request);
+    const answer = await (saysMore ? running.answer.catch(() => undefined) : running.answer); // who began it has the error
+    return answer === undefined ? undefined : { ...answer, startsVm: running.started === request };
   }
 
   #start(request: FailoverRequest): RunningFailover {
     const running: RunningFailover = {
+      request,
       answer: this.#fenceAndPromote(request),
       discardActive: request.discardActive,
       isPromoting: false,
@@ -276,6 +289,13 @@ export class Failovers {
         .map(({ id }) => id),
     };
   }
+}
+
+/** Whether a failover may succeed by `request` where it has failed by `other`: an operator's waits for a lease as well. */
+function overrides(request: FailoverRequest, other: FailoverRequest): boolean {
+  const isForced = request.force && !other.force;
+  const isFenced = request.fenced === true && other.fenced !== true;
+  return isForced || isFenced || (other === BY_ITSELF && request !== BY_ITSELF);
 }
 
 function alreadyPromoting(): ColobusError {

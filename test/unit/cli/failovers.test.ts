@@ -184,6 +184,38 @@ describe("failover --discard-active", () => {
   });
 });
 
+describe("failover --force while one without it is under way", () => {
+  it("goes on when that one has failed", async () => {
+    const { agent, fencing, notFenced } = await fencedSecondary();
+    const first = agent.failover({ ...FAILOVER, force: false }, NO_SIGNAL).catch((error: unknown) => error);
+    await fencing;
+    const forced = agent.failover({ ...FAILOVER, startsVm: true }, NO_SIGNAL);
+    for (let count = 0; count < 5; count += 1) await Promise.resolve();
+    notFenced();
+    expect(await first).toMatchObject({ code: "fence-failed" });
+    expect(await forced).toMatchObject({ already: false, startsVm: true });
+    expect(agent.role).toBe("Primary");
+    await agent.stop(100);
+  });
+
+  it("begins nothing when whoever has asked is gone by then", async () => {
+    const { agent, fencing, notFenced } = await fencedSecondary();
+    const first = agent.failover({ ...FAILOVER, force: false }, NO_SIGNAL).catch((error: unknown) => error);
+    await fencing;
+    const gone = new AbortController();
+    const forced = agent.failover(FAILOVER, gone.signal).catch((error: unknown) => error);
+    for (let count = 0; count < 5; count += 1) await Promise.resolve();
+    gone.abort();
+    expect(await forced).toMatchObject({ code: "timed-out" });
+    notFenced();
+    expect(await first).toMatchObject({ code: "fence-failed" });
+    // One that had begun would be waited for.
+    await agent.wait({ condition: "merged", timeoutMs: 10_000 }, NO_SIGNAL);
+    expect(agent.role).toBe("Secondary");
+    await agent.stop(100);
+  });
+});
+
 describe("an agent that is stopped while its peer is being fenced", () => {
   it.each([
     ["hears", "once"],
