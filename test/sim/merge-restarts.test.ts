@@ -31,10 +31,10 @@ async function merging(mode: Mode, how: Promotion = "failover"): Promise<Scripte
   await trio.checkpoint();
   for (const cluster of WRITTEN) await trio.write(cluster, 0x44);
   await trio.world.run({ forMs: SETTLED_MS });
-  if (how !== "switchover") {
-    for (const member of [trio.a, trio.c]) trio.cutOff(member);
-    await trio.lost(trio.b);
-  }
+  // C would follow the promoted side by itself, and have a checkpoint of it.
+  for (const member of how === "switchover" ? [trio.c] : [trio.a, trio.c]) trio.cutOff(member);
+  if (how === "switchover") await trio.until("the loss of C", () => trio.inSync().length === 1);
+  else await trio.lost(trio.b);
   await trio.do("a promotion", async () => {
     const discardActive = how === "failover --discard-active";
     const request = { force: false, dryRun: false, discardActive, ...COMMAND };
