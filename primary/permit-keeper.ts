@@ -49,6 +49,10 @@ interface Plan {
   readonly isHeard: boolean;
 }
 
+/** What helps guests that wait for a permit, and are not refused. */
+const WAY_OUT =
+  "Wait until the arbiter lets this side serve, or the other side is connected. When neither is to come, and the other side surely serves nobody: start this agent without `--arbiter` and `--failover`.";
+
 /** A turn that comes this much before the next renewal is due renews as well. */
 const RENEWED_EARLY = 1 / 2;
 
@@ -115,9 +119,21 @@ export class PermitKeeper {
     this.#look();
   }
 
-  /** Why guests wait. */
+  /** Why guests wait, and what helps. */
   describe(): string {
-    return `This side may not serve for now: ${this.permit.refusal?.message ?? this.#why}.`;
+    const { message = this.#why, action = WAY_OUT } = this.refusal ?? {};
+    return `This side may not serve for now: ${message}. ${action}`;
+  }
+
+  /**
+   * Why guests wait for the arbiter, where they are not refused: `arbiter-unreachable`; `lease-held` where it answers, and
+   * another may have the lease. undefined: they do not.
+   */
+  get wait(): ColobusError | undefined {
+    if (this.permit.isValid || this.refusal !== undefined) return undefined;
+    const { state } = this.#options.lease.describe();
+    const code = state === "other" || state === "free" ? "lease-held" : "arbiter-unreachable";
+    return new ColobusError(code, `this side may not serve for now: ${this.#why}`, WAY_OUT);
   }
 
   /** Those who wait for a permit fail from now on. */

@@ -62,7 +62,9 @@ export class PrimaryStatus {
   describeProtection(): Status["protection"] {
     const { keeper, guests, state } = this.#parts;
     const areWaiting = keeper !== undefined && (!keeper.permit.isValid || keeper.isPlanAwaited);
-    if (areWaiting && !guests.isHeld && !state.record.outdated) return notProtected("held", keeper.describe());
+    // What else guests are held for is named first where it is to be settled first.
+    const isOtherFirst = guests.isHeld && (state.record.handOver !== null || guests.splitBrain !== undefined);
+    if (areWaiting && !isOtherFirst && !state.record.outdated) return notProtected("held", keeper.describe());
     const [first, ...others] = this.#used.length === 0 ? this.#parts.places : this.#used;
     assert(first !== undefined, "there is a place for a secondary");
     let best = this.#describeProtectionBy(first);

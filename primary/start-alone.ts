@@ -15,8 +15,8 @@ export interface StartAlone {
 
 /**
  * Lets the guests go on that wait for the peer, or that the arbiter's record refuses: that is overwritten first. Returns whether
- * any did. Errors: `outdated`; `arbiter-unreachable`; `handed-over`, also while that is under way: what they wrote would be lost;
- * `split-brain`, unless an operator says so by `force`.
+ * any did. Errors: `outdated`; `arbiter-unreachable`, `lease-held`: they would wait for the arbiter still; `handed-over`, also
+ * while that is under way: what they wrote would be lost; `split-brain`, unless an operator says so by `force`.
  */
 export async function startAlone(force: boolean, context: StartAlone): Promise<boolean> {
   const { guests, keeper, shared, unheard } = context;
@@ -40,6 +40,9 @@ function assertMayStartAlone(force: boolean, { guests, keeper, shared, isHanding
   guests.assertMayStartAlone();
   // Without the mark nobody could tell that the secondary's checkpoint is void.
   shared?.assertMayGoAlone();
-  const letsGoOn = guests.areWaiting || keeper?.refusal !== undefined || shared?.goesAlone === false;
+  const { refusal, wait } = keeper ?? {};
+  const letsGoOn = guests.areWaiting || (refusal ?? wait) !== undefined || shared?.goesAlone === false;
   if (letsGoOn && !force && guests.splitBrain !== undefined) throw guests.splitBrain;
+  // Nothing is overwritten for that: who has the lease may serve.
+  if (wait !== undefined) throw wait;
 }

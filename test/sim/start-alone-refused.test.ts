@@ -78,3 +78,66 @@ describe("start-alone on a primary that the arbiter's record refuses", () => {
     expect(primary.status?.failover.arbiter?.state).toBe("own");
   });
 });
+
+/** A read of A's guest; whether it has been answered. */
+function askRead({ pair, disks }: ScriptedPair): { readonly isDone: () => boolean } {
+  let isDone = false;
+  const [disk] = disks;
+  assert(disk !== undefined);
+  void pair.primary
+    .device(disk)
+    ?.read(Buffer.alloc(512), 0)
+    ?.then(() => {
+      isDone = true;
+    });
+  return { isDone: () => isDone };
+}
+
+/** What guests wait for, and what helps, is said by status and by what the operator is told. */
+async function expectUnpermitted(scripted: ScriptedPair): Promise<void> {
+  const { primary } = scripted.pair;
+  expect(primary.status?.protection.reason).toBe("held");
+  const read = askRead(scripted);
+  for (const force of [false, true]) expect(await startAlone(scripted, force)).toBe("arbiter-unreachable");
+  await scripted.world.run({ forMs: 3 * TTL_MS });
+  expect(read.isDone()).toBe(false);
+  expect(primary.status?.protection.nextAction).toContain("without `--arbiter`");
+  expect(primary.status?.protection.nextAction).not.toContain("`colobus start-alone`");
+}
+
+describe("start-alone on a primary that waits for the arbiter, and is not refused", () => {
+  it("lets nobody go on who waits since the start", async () => {
+    const { scripted, arbiter } = await started();
+    const { primary, secondary } = scripted.pair;
+    secondary.host.crash("power");
+    primary.host.crash("power");
+    arbiter.stop(true);
+    primary.host.restart();
+    assert(await scripted.do("the start of A", () => primary.start()));
+    await expectUnpermitted(scripted);
+    arbiter.stop(false);
+    await scripted.until("the lease", () => primary.status?.failover.arbiter?.state === "own");
+    expect(await startAlone(scripted)).toBe("done");
+    expect((await scripted.do("a read", () => scripted.guestRead(0, 0, 512))).kind).toBe("done");
+  });
+
+  it("does not say that nobody waits once the lease has run out", async () => {
+    const { scripted, arbiter } = await started();
+    const { primary, secondary } = scripted.pair;
+    secondary.host.crash("power");
+    arbiter.stop(true);
+    await scripted.until("the end of the lease", () => primary.status?.protection.reason === "held");
+    await expectUnpermitted(scripted);
+    arbiter.stop(false);
+    await scripted.until("the lease", () => primary.status?.failover.arbiter?.state === "own");
+    expect((await scripted.do("a read", () => scripted.guestRead(0, 0, 512))).kind).toBe("done");
+  });
+
+  it("waits for no arbiter beside a connected secondary", async () => {
+    const { scripted, arbiter } = await started();
+    arbiter.stop(true);
+    await scripted.world.run({ forMs: 3 * TTL_MS });
+    expect(await startAlone(scripted)).toBe("done");
+    expect((await scripted.do("a read", () => scripted.guestRead(0, 0, 512))).kind).toBe("done");
+  });
+});

@@ -221,6 +221,24 @@ describe("a primary with an arbiter", () => {
     expect(scene.arbiter.state).toMatchObject({ leaseHolder: "a", record: { holder: "a", lineage: "first" } });
   });
 
+  it("says whether its guests wait for an arbiter that is away, or for another's lease", async () => {
+    const made = new Scene();
+    scene = made;
+    made.arbiter.isReachable = false;
+    await made.start();
+    expect(made.keeper.wait).toMatchObject({ code: "arbiter-unreachable" });
+    made.arbiter.isReachable = true;
+    const entry = { vm: "vm", lineage: "first", holder: "b", committed: 7, outdated: [], ttlMs: TTL_MS };
+    made.arbiter.put(entry, "b");
+    made.clock.advance(TTL_MS);
+    await turns();
+    expect(made.keeper.refusal).toBeUndefined();
+    expect(made.keeper.wait).toMatchObject({ code: "lease-held" });
+    expect(made.keeper.describe()).toContain("agent b has the lease");
+    made.promise("b");
+    expect(made.keeper.wait).toBeUndefined();
+  });
+
   it("does not do later what an operator insisted on while the arbiter was away", async () => {
     scene = await refused();
     scene.arbiter.isReachable = false;
