@@ -391,11 +391,12 @@ export class PermitKeeper {
     return relatedPeersOf(this.#options.state.record);
   }
 
-  /** Whether nobody else serves, whatever the record says, for they have promised not to take over: `holder`, or all secondaries. */
+  /**
+   * Whether nobody else serves, whatever the record says: its holder follows this side, and has promised not to take over. What
+   * others have promised says nothing of the holder, whom an operator may have given up.
+   */
   #isFollowedBy(holder: string | undefined): boolean {
-    const isFollower = (peer: string): boolean => this.#options.isConnected(peer) && this.permit.isPromisedBy(peer);
-    const peers = peersOf(this.#options.state.record);
-    return (holder !== undefined && isFollower(holder)) || (peers.length > 0 && peers.every(isFollower));
+    return holder !== undefined && this.#options.isConnected(holder) && this.permit.isPromisedBy(holder);
   }
 
   /** What the arbiter's record is to say. Reads what this side knows at the moment at which it is sent. */

@@ -8,10 +8,7 @@ export interface ServingClaim {
   readonly state: ArbiterState;
   readonly agentId: string;
   readonly lineage: string;
-  /**
-   * The record's holder, or all of this side's secondaries, are connected, and have promised not to take over for now: nobody
-   * else serves.
-   */
+  /** The record's holder is connected, as this side's secondary, and has promised not to take over for now: nobody else serves. */
   readonly isFollowed: boolean;
 }
 
