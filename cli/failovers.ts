@@ -222,9 +222,8 @@ export class Failovers {
     const roles = this.#options.roles();
     const discardActive = this.#decideActive();
     const described = this.#describe(secondary, { ...request, discardActive });
-    const { assertStill, siblings, supersedes, lineage } = claim ?? {};
-    const promotion = await roles.promote({ discardActive, assertStill, siblings, supersedes }, lineage);
-    if (claim?.isUntold === true && roles.active.role === "Primary") roles.active.primary.insist();
+    const { assertStill, siblings, supersedes, isUntold, lineage } = claim ?? {};
+    const promotion = await roles.promote({ discardActive, assertStill, siblings, supersedes, isUntold }, lineage);
     // A commit that was under way when the session ended has come before the promotion.
     const { epoch } = promotion;
     const { ageMs, wouldLose } = secondary.describeRecoverable() ?? described;

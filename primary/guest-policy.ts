@@ -3,7 +3,7 @@ import type { EventType } from "../proto/words.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { mustHold } from "../shared/replication/lineage.ts";
+import { arbiterSettled, mustHold } from "../shared/replication/lineage.ts";
 import { GuestGate } from "./guest-gate.ts";
 
 export interface GuestPolicyOptions {
@@ -130,7 +130,7 @@ export class GuestPolicy {
     // First the guests, then the record: they must not go on, whatever becomes of the record.
     this.gate.refuse(outdated());
     state
-      .update((record) => ({ ...record, outdated: true }))
+      .update((record) => ({ ...arbiterSettled(record), outdated: true }))
       .catch((error: unknown) => log.error({ error }, "it cannot be recorded that this side is outdated"));
     emit("outdated", { agent: state.record.agentId, newer: peer.agentId, lineage: peer.lineage });
   }

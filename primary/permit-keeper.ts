@@ -1,4 +1,4 @@
-import type { ArbiterEntry } from "../proto/arbiter-record.ts";
+import type { ArbiterEntry, ArbiterRecord } from "../proto/arbiter-record.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { ANCESTORS_MAX, LEASE_RENEWALS, SECONDARIES_MAX } from "../proto/limits.ts";
 import type { Hello } from "../proto/replication-messages.ts";
@@ -10,7 +10,7 @@ import type { Pending } from "../shared/block/block-device.ts";
 import type { Clock, Timer } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
-import { knownBy, relatedPeersOf } from "../shared/replication/lineage.ts";
+import { arbiterSettled, knownBy, mayHaveSucceeded, relatedPeersOf } from "../shared/replication/lineage.ts";
 import { peersOf } from "../shared/replication/peer-slots.ts";
 import type { Pulse } from "../shared/replication/pulse.ts";
 import { Beats } from "./beats.ts";
@@ -80,7 +80,7 @@ export class PermitKeeper {
   #recorded = -1;
   #hasTakenUp = false;
   #renewalDueMs = 0;
-  /** The operator says that nobody else serves. */
+  /** The operator says that nobody else serves, now. */
   #insists = false;
   /** Peers that come from another primary, and are not recorded yet: the newest. */
   #joining: readonly string[] = [];
@@ -324,23 +324,16 @@ export class PermitKeeper {
     return this.permit.refusal;
   }
 
-  /** An operator says that nobody else serves: whatever the arbiter's record says is overwritten, as soon as it answers. */
-  insist(): void {
-    this.#insists = true;
-    this.#look();
-  }
-
   /**
-   * As `insist`, but now or not at all: by the time the arbiter answers again, another side may serve. Errors:
-   * `arbiter-unreachable`, and why.
+   * An operator says that nobody else serves: whatever the arbiter's record says is overwritten, now or not at all. By the time the
+   * arbiter answers again, another side may serve. Errors: `arbiter-unreachable`, and why.
    */
   async overrule(): Promise<void> {
-    const hasInsisted = this.#insists;
     this.#insists = true;
     await this.#turn; // it may have looked before
     this.#look();
     await this.#turn;
-    this.#insists &&= hasInsisted;
+    this.#insists = false;
     if (this.refusal === undefined) return;
     throw new ColobusError(
       "arbiter-unreachable",
@@ -447,7 +440,8 @@ export class PermitKeeper {
           return;
         }
         if (lease.isInForce && lease.known !== undefined && !this.#hasTakenUp) this.#takeUp(lease.known);
-        if (!lease.isOwn || !lease.isInForce || this.#insists) await this.#claim();
+        const isToBeTold = this.#insists || state.record.arbiterUntold === true;
+        if (!lease.isOwn || !lease.isInForce || isToBeTold) await this.#claim();
         else {
           // The lease first: amending does not extend it.
           if (clock.nowMs() >= this.#renewalDueMs) await this.#renew();
@@ -467,16 +461,28 @@ export class PermitKeeper {
     const holder = seen.record?.holder;
     const isFollowed = this.#isFollowedBy(holder);
     const decision = decideServing({ state: seen, agentId, lineage: lineage ?? "", isFollowed });
-    if (decision.kind !== "claim" && !this.#insists) {
+    if (decision.kind !== "claim" && !this.#overrules(seen.record)) {
       this.#why = decision.why;
       if (decision.kind === "refused" && !this.permit.isPromisedBy(holder ?? "")) this.#refuse(decision.why);
       return;
     }
     if (!this.#hasTakenUp) this.#takeUp(seen);
-    if (!(await this.#sent((entry) => lease.claim(seen, entry, this.#insists)))) return;
+    const isForced = this.#insists || decision.kind !== "claim";
+    if (!(await this.#sent((entry) => lease.claim(seen, entry, isForced)))) return;
     this.#insists = false;
     this.permit.allow();
     if (vouchesFor(seen.record, state.record)) this.#options.vouched();
+    if (state.record.arbiterUntold === true) await state.update(arbiterSettled);
+  }
+
+  /**
+   * Whether an operator's word counts more than the record. Of the two, that which has forced this side's promotion is from before:
+   * who may have taken over from this side since serves by right. A claim may have come to the arbiter, and its answer never here.
+   */
+  #overrules(found: ArbiterRecord | undefined): boolean {
+    const { record } = this.#options.state;
+    if (this.#insists || record.arbiterUntold !== true) return this.#insists;
+    return found === undefined || !mayHaveSucceeded(record, found.holder, found.lineage);
   }
 
   async #renew(): Promise<void> {

@@ -227,11 +227,6 @@ export class PrimaryRole {
     });
   }
 
-  /** An operator has forced this side's promotion: whatever an arbiter's record says is overwritten. */
-  insist(): void {
-    this.#keeper?.insist();
-  }
-
   /**
    * Hands the role to the secondary, which has to be in sync: holds the guests, commits what they have written, and
    * records whom the role goes to before it asks. Resolves when the secondary was asked; the next handshake tells what

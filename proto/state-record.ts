@@ -209,6 +209,11 @@ const recordedSchema = z.object({
   assumeInSync: z.enum(["counts", "spent"]).optional(),
   /** The agent to which this primary has handed its role, while it is not known whether that arrived. */
   handOver: z.string().nullable(),
+  /**
+   * On a primary whose promotion an operator has forced while the arbiter could not be told: whatever the arbiter's record says is
+   * overwritten as soon as it answers. Left out: nothing is.
+   */
+  arbiterUntold: z.literal(true).optional(),
   /** Peers that this agent dials. */
   peers: z.array(z.string()),
   disks: z.array(

@@ -386,6 +386,8 @@ export class SecondaryRole {
     readonly siblings?: readonly string[] | undefined;
     /** The primary has given the role, and the disks, to this side. */
     readonly isHandedOver?: boolean | undefined;
+    /** An arbiter could not be told, and is to be told by whoever serves, in this process or a later one. */
+    readonly isUntold?: boolean | undefined;
   }): Promise<Promotion> {
     await this.#sessions.end(new ColobusError("replaced", "this side was promoted: it is Primary now"));
     try {
@@ -421,6 +423,7 @@ export class SecondaryRole {
         prepared: [],
         retained: [],
         merge: { epoch, activeEpoch },
+        ...(options.isUntold === true ? { arbiterUntold: true } : {}),
         ...(sharedMark === undefined ? {} : { markedOver: { agentId: null, sequence: 0 } }),
         acksUnsynced: false,
         epochReserved: Math.max(record.epochReserved, this.checkpoints.openEpoch),

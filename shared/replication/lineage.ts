@@ -67,6 +67,16 @@ export function relatedPeersOf(record: StateRecord): ReadonlySet<string> {
 }
 
 /**
+ * Whether a peer may have begun `lineage` by a takeover from this primary, in the history that it has now: it knows, or has known,
+ * this side's, and that one is none which this side's goes back to.
+ */
+export function mayHaveSucceeded(record: StateRecord, peer: string, lineage: string): boolean {
+  const { ancestors, heard: known, left = [] } = record.history;
+  if ([record.lineage, ...ancestors, ...known].includes(lineage)) return false;
+  return knownBy(record).includes(peer) || left.some((one) => one.peer === peer);
+}
+
+/**
  * The lineages whose state a secondary has as a whole: its own, and those before it, where it has got that from a primary. One
  * that was rolled back has none.
  */
@@ -155,6 +165,11 @@ export function confirmed(record: StateRecord, session: string): StateRecord {
   return slot === undefined || peer === undefined
     ? record
     : withPeerEntry(record, slot, { pairing: { peer, sessions: [session] } });
+}
+
+/** The arbiter knows that this side was promoted, or is not to be told any more. */
+export function arbiterSettled({ arbiterUntold: _, ...record }: StateRecord): StateRecord {
+  return record;
 }
 
 /** A checkpoint was told to be committed that a secondary, this one or one of this primary, lacks, or is about to be; undefined: none was. */
@@ -265,7 +280,7 @@ export function rolledBack(record: StateRecord, lineage: string, isPeerTracked: 
  */
 export function demoted(record: StateRecord, checkpoint: StateRecord["committed"], discardsOwn: boolean): StateRecord {
   // What was set for syncs, or told while another one lacked it, is nothing to the side that takes over.
-  const { markedOver: _, syncs: __, ...rest } = toldNothing(record);
+  const { markedOver: _, syncs: __, ...rest } = arbiterSettled(toldNothing(record));
   return {
     ...bitmapsLost(rest, "role-changed"),
     role: "Secondary",

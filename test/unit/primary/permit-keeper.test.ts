@@ -28,6 +28,7 @@ class Scene {
   vouchedTimes = 0;
   handOver: string | null = null;
   isOutdated = false;
+  arbiterUntold: true | undefined;
   lineage = "first";
 
   constructor(arbiter = new MemoryArbiter("a")) {
@@ -36,6 +37,7 @@ class Scene {
     const log = { info: silent, debug: silent, warn: silent, error: silent };
     const state = {};
     Object.defineProperty(state, "record", { get: () => this.#record });
+    Object.defineProperty(state, "update", { value: this.#update.bind(this) });
     this.keeper = new PermitKeeper({
       clock,
       log,
@@ -53,7 +55,7 @@ class Scene {
   }
 
   get #record(): Partial<StateRecord> {
-    const { handOver, lineage, others, replaced } = this;
+    const { handOver, lineage, others, replaced, arbiterUntold } = this;
     const history: StateRecord["history"] = { origin: "created", shared: true, ancestors: ["zeroth"], heard: [] };
     return {
       agentId: "a",
@@ -71,7 +73,13 @@ class Scene {
       })),
       replaced,
       handOver,
+      ...(arbiterUntold === undefined ? {} : { arbiterUntold }),
     };
+  }
+
+  async #update(change: (record: StateRecord) => StateRecord): Promise<void> {
+    await Promise.resolve();
+    this.arbiterUntold = change(this.#record as StateRecord).arbiterUntold;
   }
 
   /** A peer answers a ping that is sent now. */
@@ -132,13 +140,17 @@ afterEach(async () => {
   await scene?.keeper.stop(new ColobusError("shutting-down", "the test is over"));
 });
 
-/** A primary whose peer is away, and which the arbiter's record refuses: it names another's later history. */
-async function refused(): Promise<Scene> {
+/** A primary whose peer is away, while the arbiter's record names another's later history. */
+function superseded(holder = "b", lineage = "later"): Scene {
   const made = new Scene();
   scene = made;
-  const entry = { vm: "vm", lineage: "later", holder: "b", committed: 9, outdated: ["a"], ttlMs: TTL_MS };
-  made.arbiter.put(entry, "b");
+  made.arbiter.put({ vm: "vm", lineage, holder, committed: 9, outdated: ["a"], ttlMs: TTL_MS }, holder);
   made.isConnected = false;
+  return made;
+}
+
+async function refused(): Promise<Scene> {
+  const made = superseded();
   await made.start();
   return made;
 }
@@ -253,11 +265,41 @@ describe("a primary with an arbiter", () => {
     expect(scene.keeper.refusal).toMatchObject({ code: "lease-refused" });
   });
 
+  it.each([
+    ["who served when its promotion was forced", "c", "later"],
+    ["a history that its own goes back to, of whoever follows it now", "b", "zeroth"],
+  ])(
+    "tells the arbiter of a promotion that it was not told of, once, whatever the record says: %s",
+    async (_, holder, lineage) => {
+      const made = superseded(holder, lineage);
+      made.arbiterUntold = true;
+      made.arbiter.isReachable = false;
+      await made.start();
+      expect(made.keeper.wait).toMatchObject({ code: "arbiter-unreachable" });
+      made.arbiter.isReachable = true;
+      made.clock.advance(TTL_MS);
+      await turns();
+      expect(made.arbiter.state).toMatchObject({ leaseHolder: "a", record: { holder: "a", lineage: "first" } });
+      expect(made.arbiterUntold).toBeUndefined();
+      made.arbiter.put({ vm: "vm", lineage: "third", holder: "c", committed: 9, outdated: ["a"], ttlMs: TTL_MS }, "c");
+      made.clock.advance(TTL_MS);
+      await turns();
+      expect(made.arbiter.state.leaseHolder).toBe("c");
+    },
+  );
+
+  it("takes nothing by such a promotion from a peer that has taken over from it since", async () => {
+    const made = superseded();
+    made.arbiterUntold = true;
+    await made.start();
+    expect(made.keeper.refusal).toMatchObject({ code: "lease-refused" });
+    expect(made.arbiter.state).toMatchObject({ leaseHolder: "b", record: { holder: "b" } });
+  });
+
   it("drops what an operator insisted on, and renews no lease, once it is outdated", async () => {
     const made = await started();
     made.arbiter.isReachable = false;
-    made.keeper.insist();
-    await turns();
+    made.arbiterUntold = true;
     made.isOutdated = true;
     made.arbiter.isReachable = true;
     const entry = { vm: "vm", lineage: "later", holder: "b", committed: 9, outdated: ["a"], ttlMs: TTL_MS };

@@ -9,6 +9,7 @@ import {
   goneAlone,
   heard,
   knownBy,
+  mayHaveSucceeded,
   mustHold,
   peerGivenUp,
   promoted,
@@ -39,6 +40,16 @@ describe("a side's history", () => {
       },
     );
     expect([...relatedPeersOf(whole)].sort()).toEqual(["gone", "left", "old", "other", "peer"]);
+  });
+
+  it("may be succeeded by who knows, or has known, it, under a history that it does not go back to", () => {
+    const whole = record({ knownBy: ["peer"], heard: ["L9"], left: [{ peer: "left", lineage: "L0" }] });
+    expect(["peer", "left", "former"].map((peer) => mayHaveSucceeded(whole, peer, "later"))).toEqual([
+      true,
+      true,
+      false,
+    ]);
+    for (const lineage of ["L0", "L1", "L9"]) expect(mayHaveSucceeded(whole, "peer", lineage)).toBe(false);
   });
 
   it("is as good as those before it where it came from a primary, and as none for a side that no primary has spoken to", () => {
@@ -144,7 +155,7 @@ describe("a side's history", () => {
 
   it("of a former primary keeps its own state as an outdated checkpoint", () => {
     const after = demoted(
-      record({}, { prepared: [{ epoch: 3, atMs: 1 }], handOver: "peer" }),
+      record({}, { prepared: [{ epoch: 3, atMs: 1 }], handOver: "peer", arbiterUntold: true }),
       { epoch: 9, atMs: 2 },
       true,
     );
@@ -159,6 +170,7 @@ describe("a side's history", () => {
       tracks: "peer",
       pairing: { peer: "peer" },
     });
+    expect(after.arbiterUntold).toBeUndefined();
     // Where nothing was tracked, no list of changes can be complete.
     expect(demoted(record({}, { tracks: null }), { epoch: 9, atMs: 2 }, false).pairing).toBeNull();
   });
