@@ -293,7 +293,7 @@ export class Agent implements AgentControl {
       vmstate: this.#vmStates.describe(),
       eventLoopDelay: this.#stallWatch.describe(),
     };
-    const own = { here: host.hostName, onPeerLoss: config.onPeerLoss, disks: record.disks };
+    const own = { here: host.hostName, onPeerLoss: config.onPeerLoss, record };
     return { ...status, ...describePlaces(status, own) };
   }
 

@@ -2,6 +2,7 @@
 import type { CopyStatus, HostStatus, Status } from "../proto/status.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import { isInSync, type PeerLossPolicy } from "../proto/words.ts";
+import { lackedCheckpoint } from "../shared/replication/lineage.ts";
 import { describeCopies, type KnownOfCopies } from "./copies.ts";
 
 type IfLost = HostStatus["ifLost"];
@@ -14,7 +15,7 @@ type KnownOfHosts = KnownOfCopies & Pick<Status, "protection" | "recoverable" | 
 export interface OwnHost {
   readonly here: string;
   readonly onPeerLoss: PeerLossPolicy;
-  readonly disks: StateRecord["disks"];
+  readonly record: Pick<StateRecord, "disks" | "told" | "committed">;
 }
 
 /** One secondary, as far as it is known. */
@@ -24,8 +25,10 @@ interface Replica {
   readonly imageHosts: readonly (string | null)[];
   readonly isInSync: boolean;
   readonly isConnected: boolean;
-  /** It lacks a checkpoint that was told to be committed, and knows so: it is promoted by force only. */
+  /** It lacks a checkpoint that was told to be committed, and knows so, or is barred: it is promoted by force only. */
   readonly isBehind: boolean;
+  /** The arbiter's record does not let it take over: it may lack what another one has, whatever it has committed. */
+  readonly isBarred: boolean;
   /** The checkpoint that a failover there returns to, and what it drops; undefined: none. */
   readonly returns: { readonly epoch: number; readonly wouldLose: WouldLose } | undefined;
 }
@@ -103,8 +106,8 @@ function goesOn(lost: string, { primaryHost, status, own, copies }: Scene): bool
 }
 
 /** How many sound copies of a disk a primary needs. A secondary does not know of its primary's. */
-function votesOf(disk: string, { role }: KnownOfHosts, { disks }: OwnHost): number {
-  const quorum = disks.find(({ name }) => name === disk)?.quorum;
+function votesOf(disk: string, { role }: KnownOfHosts, { record }: OwnHost): number {
+  const quorum = record.disks.find(({ name }) => name === disk)?.quorum;
   return role === "Primary" ? (quorum?.voteThreshold ?? 1) : 1;
 }
 
@@ -112,10 +115,11 @@ function survives({ host, imageHosts }: Replica, lost: string): boolean {
   return host !== lost && !imageHosts.includes(lost);
 }
 
-/** The one with the newest checkpoint, and of those one that is in sync. */
+/** Of those that an arbiter lets, or of all where it lets none: the one with the newest checkpoint, and of those one that is in sync. */
 function newestOf(replicas: readonly Replica[]): Replica | undefined {
   const rank = ({ returns, isInSync: isWhole }: Replica): number => (returns?.epoch ?? 0) * 2 + (isWhole ? 1 : 0);
-  return replicas.toSorted((left, right) => rank(right) - rank(left))[0];
+  const ranked = replicas.toSorted((left, right) => rank(right) - rank(left));
+  return ranked.find(({ isBarred, returns }) => !isBarred && returns !== undefined) ?? ranked[0];
 }
 
 function peersAsReplicas(status: KnownOfHosts): Replica[] {
@@ -127,19 +131,22 @@ function peersAsReplicas(status: KnownOfHosts): Replica[] {
     const isExact = peer.committed === recoverable?.epoch && (mode !== "mirror" || isWhole);
     const wouldLose = isExact ? sinceNewest : { ...sinceNewest, atLeast: true };
     const shared = mode === "shared" ? copies : copies.filter((copy) => isOf(copy, peer.agentId));
+    const lacks = mode !== "mirror" && peer.connection === "Connected" && peer.committed !== recoverable?.epoch;
+    const isBarred = peer.mayTakeOver === false;
     return {
       host: peer.host,
       imageHosts: shared.map(({ host }) => host),
       isInSync: isWhole,
       isConnected: peer.connection === "Connected",
-      isBehind: mode !== "mirror" && peer.connection === "Connected" && peer.committed !== recoverable?.epoch,
+      isBehind: lacks || isBarred,
+      isBarred,
       returns: peer.committed === null ? undefined : { epoch: peer.committed, wouldLose },
     };
   });
 }
 
-function selfAsReplica(status: KnownOfHosts, { here }: OwnHost): Replica {
-  const { copies, peers, protection, recoverable, disks, mode, agentId } = status;
+function selfAsReplica(status: KnownOfHosts, { here, record }: OwnHost): Replica {
+  const { copies, peers, recoverable, disks, mode, agentId } = status;
   const [peer] = peers;
   const canServe = disks.every(({ state }) => state === "UpToDate" || state === "Consistent");
   const own = mode === "shared" ? copies : copies.filter((copy) => isOf(copy, agentId));
@@ -148,7 +155,8 @@ function selfAsReplica(status: KnownOfHosts, { here }: OwnHost): Replica {
     imageHosts: own.map(({ host }) => host),
     isInSync: peer !== undefined && isInSync(peer.replication),
     isConnected: peer?.connection === "Connected",
-    isBehind: protection.reason === "no-checkpoint" && recoverable !== null,
+    isBehind: lackedCheckpoint(record) !== undefined,
+    isBarred: false, // a secondary asks the arbiter only when it hears no primary
     returns:
       recoverable === null || !canServe ? undefined : { epoch: recoverable.epoch, wouldLose: recoverable.wouldLose },
   };
@@ -178,7 +186,9 @@ function describeReturn(lost: string, { status, copies }: Scene, isReplicaLost: 
 function describeFailoverTo({ host, isBehind }: Replica, { status, replicas }: Scene): string {
   const { failover, mode, role } = status;
   const isAutomatic = failover.kind === "automatic" && !isBehind;
-  if (role === "Secondary" && isAutomatic) return "Nothing: this side takes over by itself.";
+  if (role === "Secondary" && isAutomatic) {
+    return "Nothing: this side takes over by itself, unless the arbiter has it as outdated; `colobus failover --dry-run` tells.";
+  }
   if (isAutomatic) return "Nothing: the secondary takes over by itself, if it has `--failover automatic` as well.";
   const where = role === "Secondary" ? "Here" : `On ${host ?? "the secondary's host"}`;
   const fenced = mode === "shared" ? ", when the lost host surely writes no more" : "";

@@ -202,7 +202,7 @@ const STATUS_MEANINGS: Readonly<Record<string, string>> = {
   "protection.reason": "See [states.md](states.md#protection); null when protected.",
   "protection.nextAction": "What to do; empty when protected.",
   "recoverable":
-    "What a failover of the secondary would return to; null: nothing. On a primary: null also where no secondary has the newest checkpoint that was told to be committed. A former primary has none, before it has followed.",
+    "What a failover of the secondary would return to; null: nothing. On a primary: null also where no secondary has the newest checkpoint that was told to be committed; `peers[].mayTakeOver` says whether an arbiter has that failover need `--force`. A former primary has none, before it has followed.",
   "recoverable.epoch": "The committed checkpoint; in mode `mirror` the one that has ended the last sync.",
   "recoverable.ageMs":
     "Time since its barrier was placed (primary), or everything before that was stable (secondary), whatever the wall clock is set to meanwhile: it counts only for what an earlier process has left. While the host is suspended nothing is counted. In mode `mirror`, while no resync is under way: since a write last became stable on the secondary.",

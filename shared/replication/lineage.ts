@@ -183,7 +183,7 @@ export function toldNothing({ told: _, ...record }: StateRecord): StateRecord {
 }
 
 /** The checkpoint that was told to be committed and that this secondary lacks, if there is one. */
-export function lackedCheckpoint({ told, committed }: StateRecord): number | undefined {
+export function lackedCheckpoint({ told, committed }: Pick<StateRecord, "told" | "committed">): number | undefined {
   return told === undefined || told <= committed.epoch ? undefined : told;
 }
 

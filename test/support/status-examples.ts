@@ -2,13 +2,14 @@
 import { describePlaces } from "../../cli/host-losses.ts";
 import type { BitmapStatus } from "../../proto/control-api.ts";
 import type { DiskStatus, JobStatus, PeerStatus, Status } from "../../proto/status.ts";
+import { stateRecord } from "./state-records.ts";
 
 const GIB = 1024 ** 3;
 const MIB = 1024 ** 2;
 
 /** The example with where its copies are, as an agent on the host `alpha` tells it. */
 function placed(status: Omit<Status, "copies" | "hosts">): Status {
-  return { ...status, ...describePlaces(status, { here: "alpha", onPeerLoss: "continue", disks: [] }) };
+  return { ...status, ...describePlaces(status, { here: "alpha", onPeerLoss: "continue", record: stateRecord() }) };
 }
 
 const disk: DiskStatus = {

@@ -2,9 +2,10 @@ import { describe, expect, it } from "vitest";
 import { describePlaces, type OwnHost } from "../../../cli/host-losses.ts";
 import type { HostStatus, PeerStatus, Status } from "../../../proto/status.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
+import { stateRecord } from "../../support/state-records.ts";
 import { lonelySecondary, protectedPrimary, syncingPrimary } from "../../support/status-examples.ts";
 
-const ALPHA: OwnHost = { here: "alpha", onPeerLoss: "continue", disks: [] };
+const ALPHA: OwnHost = { here: "alpha", onPeerLoss: "continue", record: stateRecord() };
 
 const [beta] = protectedPrimary().peers as [PeerStatus];
 const gamma: PeerStatus = {
@@ -29,6 +30,14 @@ function said({ ifLost }: HostStatus): string {
 
 function withPeers(...peers: PeerStatus[]): Status {
   return { ...protectedPrimary(), peers };
+}
+
+const AUTOMATIC: Status["failover"] = { ...protectedPrimary().failover, kind: "automatic" };
+
+/** What helps when a host is lost. */
+function nextActionOf(host: string, status: Status, own: Partial<OwnHost> = {}): string | undefined {
+  const { hosts } = describePlaces(status, { ...ALPHA, ...own });
+  return hosts.find(({ name }) => name === host)?.ifLost.nextAction;
 }
 
 /** One disk with these copies on the primary's side. */
@@ -85,6 +94,31 @@ describe("the loss of a host", () => {
     });
   });
 
+  it("is made up for by one that the arbiter's record lets take over, or else by force", () => {
+    const outdated: PeerStatus = { ...beta, mayTakeOver: false };
+    const successor: PeerStatus = { ...gamma, mayTakeOver: true };
+    expect(losses(withPeers(outdated, successor))).toEqual({
+      alpha: "failover on gamma to 42, losing 3",
+      beta: "protected",
+      gamma: "unprotected",
+    });
+    // It has committed one more, which was never told.
+    const newer = { ...withPeers({ ...outdated, committed: 43 }, successor), failover: AUTOMATIC };
+    expect(losses(newer)).toMatchObject({ alpha: "failover on gamma to 42, losing 3" });
+    expect(nextActionOf("alpha", newer)).toContain("takes over by itself");
+    const barred = { ...withPeers(outdated), failover: AUTOMATIC };
+    expect(losses(barred)).toMatchObject({ alpha: "failover on beta to 42, losing 3", beta: "unprotected" });
+    expect(nextActionOf("alpha", barred)).toBe("On beta: `colobus failover --force`.");
+  });
+
+  it("is for a secondary that lacks what was told to make up for by force only, connected or not", () => {
+    const alone = { ...lonelySecondary(), failover: AUTOMATIC };
+    expect(nextActionOf("beta", alone)).toContain("this side takes over by itself, unless");
+    expect(nextActionOf("beta", alone, { record: stateRecord({ told: 43, committed: { epoch: 42, atMs: 0 } }) })).toBe(
+      "Here: `colobus failover --force`.",
+    );
+  });
+
   it("of both agents at once leaves nothing", () => {
     expect(losses(withPeers({ ...beta, host: "alpha" }))).toEqual({ alpha: "lost" });
   });
@@ -114,7 +148,9 @@ describe("the loss of a host", () => {
     const status = withChildren(protectedPrimary(), local, onStorage);
     expect(losses(status)).toMatchObject({ storage: "protected", alpha: "failover on beta to 42, losing 3" });
     const disks = [{ name: "vda", quorum: { voteThreshold: 2 } }] as unknown as StateRecord["disks"];
-    expect(losses(status, { disks })).toMatchObject({ storage: "failover on beta to 42, losing 3" });
+    expect(losses(status, { record: stateRecord({ disks }) })).toMatchObject({
+      storage: "failover on beta to 42, losing 3",
+    });
     expect(losses(withChildren(protectedPrimary(), { ...local, state: "broken" }, onStorage))).toMatchObject({
       storage: "failover on beta to 42, losing 3",
     });
