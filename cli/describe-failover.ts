@@ -1,4 +1,4 @@
-import type { FailoverAnswer } from "../proto/control-api.ts";
+import type { FailoverAnswer, ForeseenClaim } from "../proto/control-api.ts";
 import type { CopyStatus, HostStatus, Status } from "../proto/status.ts";
 import type { Mode } from "../proto/words.ts";
 import { formatBytes, formatDuration } from "./quantities.ts";
@@ -53,6 +53,22 @@ export function describeLoss(loss: FailoverAnswer["wouldLose"]): string {
   return `losing ${atLeast}${loss.writes} ${loss.writes === 1 ? "write" : "writes"} (${formatBytes(loss.bytes)})`;
 }
 
+function describeOutlook({ outlook, reason, waitMs }: ForeseenClaim): string {
+  const why = reason === null ? "" : `: ${reason}`;
+  switch (outlook) {
+    case "granted":
+      return "the arbiter would let it";
+    case "promised":
+      return `would wait ${formatDuration(waitMs ?? 0)} first${why}`;
+    case "held":
+      return `would wait first, and fail while that goes on${why}`;
+    case "overruled":
+      return `would overrule the arbiter${why}`;
+    case "untold":
+      return `the arbiter would be told later${why}`;
+  }
+}
+
 /** What a failover came to, or would come to: a sentence each. */
 export function describeFailover(answer: FailoverAnswer): string[] {
   if (answer.already) return ["already Primary: nothing to do"];
@@ -60,6 +76,7 @@ export function describeFailover(answer: FailoverAnswer): string[] {
   const what = describeTarget(answer.mode, answer.epoch);
   const becomes = answer.dryRun ? "would become Primary" : "now Primary";
   const lines = [`${becomes} from ${what}, ${age}, ${describeLoss(answer.wouldLose)}`];
+  if (answer.arbiter !== undefined) lines.push(describeOutlook(answer.arbiter));
   if (answer.discardedActiveBytes > 0) {
     const discarded = answer.dryRun ? "would be left out" : "left out";
     lines.push(`${formatBytes(answer.discardedActiveBytes)} of the secondary's own writes ${discarded}`);

@@ -100,7 +100,9 @@ export class Failovers {
     this.#assertFenceable(request);
     if (request.dryRun) {
       await secondary.assertProtected(request.force);
-      return this.#describe(secondary, request);
+      const foreseen = this.#options.takeover()?.foresee(secondary, request.force);
+      const arbiter = await deadline.race(Promise.resolve(foreseen), "the arbiter has not answered yet");
+      return { ...this.#describe(secondary, request), ...(arbiter === undefined ? {} : { arbiter }) };
     }
     await deadline.race(settled(), "the failover waits for another command to end");
     return deadline.race(this.#begin(request), "the failover has begun and goes on");

@@ -1,4 +1,5 @@
 import type { ArbiterEntry, ArbiterRecord } from "../proto/arbiter-record.ts";
+import type { ForeseenClaim } from "../proto/control-api.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { TAKEOVER_LOOKS } from "../proto/limits.ts";
 import type { EventType } from "../proto/words.ts";
@@ -57,6 +58,8 @@ export interface TakeoverClaim {
   readonly giveUp: () => Promise<void>;
 }
 
+const PROMISED = { kind: "wait", why: "this side has promised the primary not to take over yet" } as const;
+
 /** Earlier claims whose calls may still reach the arbiter, beside the one that was found there. */
 const UNSURE_MAX = 8;
 
@@ -104,11 +107,7 @@ export class Takeover {
         const seen = await lease.read();
         const leftMs = this.promise.leftMs(seen.record?.ttlMs ?? 0);
         const rightful = this.#decide(secondary, seen);
-        const decision: ClaimDecision = force
-          ? { kind: "claim" }
-          : leftMs > 0
-            ? { kind: "wait", why: "this side has promised the primary not to take over yet" }
-            : rightful;
+        const decision: ClaimDecision = force ? { kind: "claim" } : leftMs > 0 ? PROMISED : rightful;
         if (decision.kind === "refused") throw refused(decision.why);
         if (decision.kind === "claim") {
           const { record } = state;
@@ -135,6 +134,26 @@ export class Takeover {
       const pauseMs = lease.ttlMs / TAKEOVER_LOOKS;
       waitedMs += pauseMs;
       await sleep(clock, pauseMs);
+    }
+  }
+
+  /** What `claim` would come to now, for somebody who waits: nothing is claimed by it. Errors: as of `claim`, but for `lease-held`. */
+  async foresee(secondary: SecondaryRole, force: boolean): Promise<ForeseenClaim> {
+    try {
+      const seen = await this.#options.lease.read();
+      const waitMs = this.promise.leftMs(seen.record?.ttlMs ?? 0);
+      const rightful = this.#decide(secondary, seen);
+      if (rightful.kind === "refused" && !force) throw refused(rightful.why);
+      const decision = rightful.kind !== "refused" && waitMs > 0 ? PROMISED : rightful;
+      if (decision.kind === "claim") return { outlook: "granted", reason: null, waitMs: null };
+      const reason = decision.why;
+      if (force) return { outlook: "overruled", reason, waitMs: null };
+      return decision === PROMISED
+        ? { outlook: "promised", reason, waitMs }
+        : { outlook: "held", reason, waitMs: null };
+    } catch (error) {
+      if (!force) throw error;
+      return { outlook: "untold", reason: asColobusError(error).message, waitMs: null };
     }
   }
 

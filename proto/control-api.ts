@@ -19,6 +19,7 @@ import {
   wouldLose,
 } from "./status.ts";
 import {
+  ARBITER_OUTLOOKS,
   BITMAP_FAULTS,
   BITMAP_STATES,
   COPY_MODES,
@@ -112,6 +113,14 @@ export const failoverRequestSchema = z.strictObject({
   timeoutMs,
 });
 export type FailoverRequest = z.infer<typeof failoverRequestSchema>;
+/** What an arbiter would make of a failover now; `waitMs`: how long that would wait at least, where it is known. */
+const arbiterOutlookSchema = z.object({
+  outlook: z.enum(ARBITER_OUTLOOKS),
+  reason: z.string().nullable(),
+  waitMs: ms.nullable(),
+});
+export type ForeseenClaim = z.infer<typeof arbiterOutlookSchema>;
+
 export const failoverAnswerSchema = z.object({
   /** True when the agent was Primary already and nothing was done. */
   already: z.boolean(),
@@ -127,6 +136,8 @@ export const failoverAnswerSchema = z.object({
   discardedActiveBytes: bytes,
   mergeBytes: bytes,
   jobs: z.array(z.string()),
+  /** Of a dry run on a secondary with an arbiter. */
+  arbiter: arbiterOutlookSchema.optional(),
 });
 export type FailoverAnswer = z.infer<typeof failoverAnswerSchema>;
 

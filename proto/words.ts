@@ -158,6 +158,10 @@ export type FailoverKind = (typeof FAILOVER_KINDS)[number];
 export const ARBITER_STATES = ["unknown", "free", "own", "other", "unreachable"] as const;
 export type ArbiterStateWord = (typeof ARBITER_STATES)[number];
 
+/** What the arbiter's record, its lease and a promise to the primary would make of a failover. */
+export const ARBITER_OUTLOOKS = ["granted", "promised", "held", "overruled", "untold"] as const;
+export type ArbiterOutlook = (typeof ARBITER_OUTLOOKS)[number];
+
 /** What a guest's write does that finds the send window full: wait, or go on without the secondary for a while. */
 export const CONGESTION_POLICIES = ["throttle", "detach"] as const;
 export type CongestionPolicy = (typeof CONGESTION_POLICIES)[number];

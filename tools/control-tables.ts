@@ -67,7 +67,7 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/commit epoch": "The prepared checkpoint; every earlier one is committed with it.",
   "POST /v1/discard epoch": "The prepared checkpoint; left out: all of them.",
   "POST /v1/failover force": "Also while the primary is connected, and without a committed checkpoint.",
-  "POST /v1/failover dryRun": "Only say what would be served and lost.",
+  "POST /v1/failover dryRun": "Only say what would be served and lost, and what an arbiter would make of it.",
   "POST /v1/failover discardActive": "Leave out what the secondary's own VM has written.",
   "POST /v1/failover fenced":
     "The peer surely serves no more. Mode `shared` refuses a failover without it, unless a fence hook says so.",

@@ -17,6 +17,7 @@ import { metricTable } from "./metric-tables.ts";
 import { greetingTable, helloTable, messageTable, operationTable } from "./message-tables.ts";
 import {
   ACK_POLICY_MEANINGS,
+  ARBITER_OUTLOOK_MEANINGS,
   ARBITER_STATE_MEANINGS,
   CONNECTION_STATE_MEANINGS,
   CHILD_STATE_MEANINGS,
@@ -82,6 +83,7 @@ export const GENERATED_SECTIONS: readonly GeneratedSection[] = [
   words("resync outcomes", RESYNC_OUTCOME_MEANINGS),
   words("failover kinds", FAILOVER_KIND_MEANINGS),
   words("arbiter states", ARBITER_STATE_MEANINGS),
+  words("arbiter outlooks", ARBITER_OUTLOOK_MEANINGS),
   words("verdicts", VERDICT_KIND_MEANINGS),
   words("verdict rules", VERDICT_RULE_MEANINGS),
   words("event types", EVENT_TYPE_MEANINGS),

@@ -5,6 +5,7 @@
 import type {
   BitmapFault,
   AckPolicy,
+  ArbiterOutlook,
   ArbiterStateWord,
   ChildState,
   ConnectionState,
@@ -212,6 +213,14 @@ export const ARBITER_STATE_MEANINGS: Record<ArbiterStateWord, string> = {
   own: "This side has the lease.",
   other: "Another agent has the lease.",
   unreachable: "The arbiter does not answer, or not as it should.",
+};
+
+export const ARBITER_OUTLOOK_MEANINGS: Record<ArbiterOutlook, string> = {
+  granted: "Nothing speaks against it.",
+  promised: "It would wait first: this side has promised the primary not to take over yet, for `waitMs` still.",
+  held: "It would wait for the end of another's lease, and fail with `lease-held` while that is renewed.",
+  overruled: "By force: it would overwrite what speaks against it, and take the lease from whoever has it.",
+  untold: "By force: the arbiter does not answer, and would be told later.",
 };
 
 export const EVENT_TYPE_MEANINGS: Record<EventType, string> = {

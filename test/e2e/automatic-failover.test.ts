@@ -188,6 +188,8 @@ describe.runIf(requirePeers("etcd"))("a pair with an arbiter", () => {
     await primary.until("protecting", ({ protection }) => protection.state === "Protected");
     await secondary.get("checkpoint");
     await secondary.crash();
+    const outlook = expect.stringMatching(/^(promised|held|granted)$/) as string;
+    expect(await primary.get("failover", "--dry-run")).toMatchObject({ dryRun: true, arbiter: { outlook } });
     await primary.get("failover");
     const { failover } = await primary.until("serving", isPrimary);
     expect(failover).toMatchObject({ kind: "manual", arbiter: { state: "own" } });
