@@ -81,6 +81,7 @@ const OPERATOR_CODES: readonly string[] = [
   "handed-over",
   "shutting-down",
   "not-primary",
+  "not-secondary",
   "connection-lost",
   "peer-timeout",
   "split-brain",
