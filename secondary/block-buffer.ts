@@ -27,7 +27,8 @@ import type { BufferedChange } from "./buffer-log.ts";
 import { BufferView } from "./buffer-view.ts";
 import { EpochBuffer, listBufferLogs } from "./epoch-buffer.ts";
 import type { EpochOverlay, EpochView, Freeing, OverlaySource, ReadBelow } from "./epoch-overlay.ts";
-import type { OverlayContext } from "./overlay-files.ts";
+import { hasRoomForCopy, type OverlayContext } from "./overlay-files.ts";
+import type { OverlayQuota } from "./overlay-quota.ts";
 import { SpareLogs } from "./spare-logs.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 
@@ -72,6 +73,11 @@ export class BlockBuffer implements EpochOverlay {
   #mayComeBack = false;
   #makingDurable: Promise<void> | undefined;
   #dropping: Promise<void> | undefined;
+  #joining: Promise<boolean> | undefined;
+  /** What a join that is under way writes, until that stands for anything. */
+  #joined: EpochBuffer | undefined;
+  /** The stream needs the room that a join takes. */
+  #mustEndJoin = false;
   /** Nobody needs them any more, and their logs are still there: in the order in which they are to go. */
   readonly #unneeded: EpochBuffer[] = [];
   #removing: Promise<void> = Promise.resolve();
@@ -143,11 +149,12 @@ export class BlockBuffer implements EpochOverlay {
   }
 
   get keptBytes(): number {
-    return bytesOf(this.#committed);
+    const beside = this.#joined === undefined ? this.#unneeded : [...this.#unneeded, this.#joined];
+    return this.mergeBytes + bytesOf(beside);
   }
 
   get mergeBytes(): number {
-    return this.keptBytes;
+    return bytesOf(this.#committed);
   }
 
   get storage(): { readonly hiddenBytes: number; readonly bufferBytes: number } {
@@ -190,15 +197,16 @@ export class BlockBuffer implements EpochOverlay {
 
   /**
    * Takes changes of the open epoch, in order. When the promise resolves they survive the death of this process; when a
-   * later `sync` does, they are durable. Where there is no room, it waits for what is being applied.
+   * later `sync` does, they are durable. Where there is no room, it waits for what is being applied, and a join gives way.
    * Errors: `overlay-full`, `out-of-space`, `io-error`; nothing is taken then.
    */
   async append(changes: readonly BufferedChange[]): Promise<void> {
     for (;;) {
       const fault = this.#tryAppend(changes);
       if (fault === undefined) return;
-      if (this.#applying === undefined) throw fault;
-      await this.#applying;
+      const freeing = this.#applying ?? this.#endJoin();
+      if (freeing === undefined) throw fault;
+      await freeing;
     }
   }
 
@@ -259,6 +267,9 @@ export class BlockBuffer implements EpochOverlay {
   giveUp(): Freeing {
     this.keepThrough(Infinity);
     if (this.#context.durability === "power") this.#settlingAsked += 1;
+    // Who asks waits for it, so what has failed is tried again at once.
+    this.#retry?.cancel();
+    this.#retry = undefined;
     // Only now: the floor of later checkpoints is theirs.
     const through = this.#committed.at(-1)?.epoch ?? 0;
     this.release(through);
@@ -275,12 +286,24 @@ export class BlockBuffer implements EpochOverlay {
     for (;;) {
       const pair = this.#findJoinable(needed(), atMost);
       if (pair === undefined || this.#host === undefined) return;
+      if (!hasRoomForCopy(this.#context, bytesOf(pair))) return;
+      this.#mustEndJoin = false;
+      this.#joining = this.#joinPair(pair, this.#host, exclusively);
       try {
-        if (!(await this.#joinPair(pair, this.#host, exclusively))) return;
+        if (!(await this.#joining)) return;
       } finally {
-        await this.#retire([]);
+        this.#joining = undefined;
       }
     }
+  }
+
+  /** A join that is under way goes no further. Resolves when what it has written is gone; undefined: there is none. */
+  #endJoin(): Promise<void> | undefined {
+    this.#mustEndJoin = true;
+    return this.#joining?.then(
+      () => undefined,
+      () => undefined, // its caller has the error
+    );
   }
 
   async end(): Promise<void> {
@@ -336,9 +359,7 @@ export class BlockBuffer implements EpochOverlay {
     if (memory.isIndexFull) return indexFull();
     const { quota } = this.#context;
     try {
-      let bytes = 0;
-      for (const { kind, length } of changes) bytes += BUFFER_RECORD_HEAD_BYTES + (kind === "write" ? length : 0);
-      quota?.take(bytes);
+      quota?.take(changes.reduce((sum, change) => sum + recordBytes(change), 0));
       const buffer = this.#openBuffer(memory);
       buffer.append(changes);
       this.#recount();
@@ -392,7 +413,8 @@ export class BlockBuffer implements EpochOverlay {
 
   /**
    * Two neighbours that no checkpoint tells apart, while there are more than `atMost`: those that have the least to copy, or
-   * each new one would have all earlier ones copied. What is being applied stays.
+   * each new one would have all earlier ones copied. What is being applied stays; so does what a session has to make durable
+   * first: what an fsync has cost is looked for where it was written.
    */
   #findJoinable(needed: readonly number[], atMost: number): readonly [EpochBuffer, EpochBuffer] | undefined {
     const all = [...this.#committed, ...this.#open];
@@ -405,9 +427,29 @@ export class BlockBuffer implements EpochOverlay {
       if (older === undefined || next === undefined || next.epoch === newer.epoch || older.epoch <= this.#floor)
         continue;
       if (needed.some((epoch) => older.epoch <= epoch && epoch < newer.epoch)) continue;
+      if (!this.#isCertain(older) || !this.#isCertain(newer)) continue;
       if (found === undefined || bytesOf([older, newer]) < bytesOf(found)) found = [older, newer];
     }
     return found;
+  }
+
+  /** Whether no fsync that is to come can show that anything of it is lost. */
+  #isCertain(buffer: EpochBuffer): boolean {
+    if (buffer.isDamaged) return false;
+    return this.#context.durability !== "power" || buffer.isSynced || this.#committed.includes(buffer);
+  }
+
+  /** As `#mergePair`, and what nobody needs then is removed, also after an error. */
+  async #joinPair(
+    pair: readonly [EpochBuffer, EpochBuffer],
+    host: BufferHost,
+    exclusively: (change: () => boolean) => Promise<boolean>,
+  ): Promise<boolean> {
+    try {
+      return await this.#mergePair(pair, host, exclusively);
+    } finally {
+      await this.#retire([]);
+    }
   }
 
   /**
@@ -415,24 +457,27 @@ export class BlockBuffer implements EpochOverlay {
    * What nobody needs then is due to be removed, also after an error. Nothing that is newer goes before it, or a start
    * would apply it over that: so the two do not go before it is known.
    */
-  async #joinPair(
+  async #mergePair(
     pair: readonly [EpochBuffer, EpochBuffer],
     { memory }: BufferHost,
     exclusively: (change: () => boolean) => Promise<boolean>,
   ): Promise<boolean> {
     const [older, newer] = pair;
+    const { geometry, quota } = this.#context;
     const joined = this.#createBuffer(memory, newer.epoch);
+    this.#joined = joined;
     for (const buffer of pair) buffer.enter();
     let isTaken = false;
-    const rest = async (): Promise<boolean> => (await this.#rest()) && older.epoch > this.#floor;
+    const rest = async (): Promise<boolean> => (await this.#rest()) && !this.#mustEndJoin && older.epoch > this.#floor;
     try {
-      if (!(await mergeBuffers(pair, this.#context.geometry, intoBuffer(joined), rest))) return false;
+      if (!(await mergeBuffers(pair, geometry, intoBuffer(joined, quota), rest))) return false;
       if (this.#context.durability === "power") await joined.sync();
       await exclusively(() => (isTaken = this.#tryReplace(pair, joined)));
       return isTaken;
     } finally {
       const at = this.#unneeded.indexOf(older);
       if (!isTaken) this.#unneeded.splice(at < 0 ? this.#unneeded.length : at + 1, 0, joined);
+      this.#joined = undefined;
       for (const buffer of pair) buffer.leave();
     }
   }
@@ -440,11 +485,12 @@ export class BlockBuffer implements EpochOverlay {
   /** False when a commit, or the base, has taken either meanwhile. */
   #tryReplace(pair: readonly [EpochBuffer, EpochBuffer], joined: EpochBuffer): boolean {
     const [older, newer] = pair;
-    if (older.epoch <= this.#floor || this.#ended) return false;
+    if (older.epoch <= this.#floor || this.#ended || this.#mustEndJoin) return false;
     for (const list of [this.#committed, this.#open]) {
       const at = list.indexOf(older);
       if (at < 0 || list[at + 1] !== newer) continue;
       list.splice(at, 2, joined);
+      this.#joined = undefined;
       this.#unneeded.push(...pair);
       this.#version += 1;
       this.#recount();
@@ -457,7 +503,8 @@ export class BlockBuffer implements EpochOverlay {
   #apply(): void {
     const host = this.#host;
     if (host === undefined || this.#ended || this.#applying !== undefined || this.#retry !== undefined) return;
-    if (this.#applicable().length === 0 && this.#unneeded.length === 0 && this.#isSettled) return;
+    const isDone = this.#applicable().length === 0 && this.#unneeded.length === 0 && this.#isSettled;
+    if (isDone && this.#failure === undefined) return; // another one may have removed what could not be
     this.#applying = this.#applyAll(host).finally(() => {
       this.#applying = undefined;
       this.#apply(); // what has become applicable just then
@@ -544,8 +591,9 @@ export class BlockBuffer implements EpochOverlay {
   }
 }
 
-function intoBuffer(buffer: EpochBuffer): MergeTarget {
+function intoBuffer(buffer: EpochBuffer, quota: OverlayQuota | undefined): MergeTarget {
   const append = (change: BufferedChange): undefined => {
+    quota?.takeForCopy(recordBytes(change));
     buffer.append([change]);
   };
   return {
@@ -556,6 +604,11 @@ function intoBuffer(buffer: EpochBuffer): MergeTarget {
 }
 
 const NO_PAYLOAD = new Uint8Array(0);
+
+/** What a change takes in a log. */
+function recordBytes({ kind, length }: BufferedChange): number {
+  return BUFFER_RECORD_HEAD_BYTES + (kind === "write" ? length : 0);
+}
 
 function bytesOf(buffers: readonly EpochBuffer[]): number {
   return buffers.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);

@@ -115,7 +115,7 @@ export class BufferLog {
   ): BufferLog | undefined {
     const file = storage.open(path, { kind: "buffer-log", create: "never" });
     try {
-      const scanned = scanBufferLog(file, visit, expected.diskSizeBytes);
+      const scanned = scanBufferLog(file, visit, expected);
       const isExpected =
         scanned !== undefined &&
         scanned.header.diskSizeBytes <= expected.diskSizeBytes && // the disk may have grown since
@@ -233,17 +233,15 @@ export class BufferLog {
 
   /**
    * Drops what a failed append has left, and, where a sync has failed, what none has covered. Calls `visit` for what is
-   * there then. Errors: `io-error`.
+   * to stay. Errors: `io-error`; nothing counts less then than before.
    */
   cut(visit: VisitRecord): void {
     const end = this.#damage === undefined ? this.#tailBytes : this.#syncedBytes;
-    this.#giveChunks();
+    const scanned = end === 0 ? undefined : scanBufferLog(this.#file, visit, { endBytes: end });
+    assert((scanned?.tailBytes ?? 0) === end, "what counts reads back");
     this.#cutAt(end);
-    if (end > 0) {
-      const scanned = scanBufferLog(this.#file, visit);
-      assert(scanned?.tailBytes === end, "what counts reads back");
-      this.#sequence = scanned.sequence;
-    }
+    this.#giveChunks();
+    this.#sequence = scanned?.sequence ?? 0;
     this.#tailBytes = end;
     this.#stagedBytes = end;
     this.#damage = undefined;
@@ -333,10 +331,15 @@ export class BufferLog {
     if (present !== undefined) return present;
     assert(this.#memory !== undefined, "the log is open");
     const chunk = this.#memory.takeChunk();
+    try {
+      // After a cut the file has the chunk's beginning.
+      const has = this.#tailBytes - index * this.#chunkBytes;
+      if (has > 0) this.#file.readNow(chunk.subarray(0, has), index * this.#chunkBytes);
+    } catch (error) {
+      this.#memory.giveChunk(chunk);
+      throw error;
+    }
     this.#chunks[index] = chunk;
-    // After a cut the file has the chunk's beginning.
-    const has = this.#tailBytes - index * this.#chunkBytes;
-    if (has > 0) this.#file.readNow(chunk.subarray(0, has), index * this.#chunkBytes);
     return chunk;
   }
 
@@ -368,15 +371,15 @@ function asBuffer(bytes: Uint8Array): Buffer {
 }
 
 /**
- * Calls `visit` for each sound record of a log, and of a disk of that size: it may have grown since the log was begun.
- * Returns its header and where it ends; undefined: it is no such log. Errors: `state-corrupt`, as of `BufferLog.open`.
+ * Calls `visit` for each sound record of a log that lies before `endBytes`, and in a disk of that size: it may have grown
+ * since the log was begun. Returns its header and where it ends; undefined: it is no such log. Errors: `state-corrupt`, as of `BufferLog.open`.
  */
 export function scanBufferLog(
   file: StorageFile,
   visit: VisitRecord,
-  diskSizeBytes = Infinity,
+  { diskSizeBytes = Infinity, endBytes = Infinity }: { diskSizeBytes?: number; endBytes?: number } = {},
 ): { readonly header: BufferLogHeader; readonly tailBytes: number; readonly sequence: number } | undefined {
-  const size = file.sizeBytes();
+  const size = Math.min(file.sizeBytes(), endBytes);
   const headerBytes = Buffer.alloc(Math.min(size, BUFFER_LOG_HEADER_BYTES));
   file.readNow(headerBytes, 0);
   const header = decodeBufferLogHeader(headerBytes);

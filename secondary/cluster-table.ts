@@ -38,11 +38,6 @@ export class ClusterTable {
     if (this.#values[slot] !== FREE) this.#values[slot] = REMOVED;
   }
 
-  clear(): void {
-    this.#values.fill(FREE);
-    this.#used = 0;
-  }
-
   /** Where the cluster is, or would be put. */
   #slotOf(cluster: number): number {
     const mask = this.#values.length - 1;

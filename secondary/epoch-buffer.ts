@@ -1,4 +1,4 @@
-import type { BufferLogHeader } from "../proto/buffer-log-format.ts";
+import type { BufferLogHeader, BufferRecord } from "../proto/buffer-log-format.ts";
 import { allSettled, failingLater } from "../shared/block/all-settled.ts";
 import type { Pending } from "../shared/block/block-device.ts";
 import { clusterEndOffset, endClusterOf, firstClusterOf } from "../shared/block/cluster-geometry.ts";
@@ -18,8 +18,8 @@ export interface LogSupplies {
 export class EpochBuffer {
   readonly epoch: number;
   readonly ordinal: number;
-  readonly index: FragmentIndex;
   readonly #context: OverlayContext;
+  #index: FragmentIndex;
   #log: BufferLog | undefined;
   /** undefined: it is recovered, and what becomes of its file is of no use. */
   #spares: SpareLogs | undefined;
@@ -32,7 +32,7 @@ export class EpochBuffer {
     this.#context = context;
     this.epoch = epoch;
     this.ordinal = ordinal;
-    this.index = new FragmentIndex(context.geometry);
+    this.#index = new FragmentIndex(context.geometry);
   }
 
   /** An empty one. Errors: those of making its log; nothing is left then that anybody would rely on. */
@@ -53,6 +53,10 @@ export class EpochBuffer {
     buffer.#log?.close();
     context.storage.remove(buffer.#path);
     return undefined;
+  }
+
+  get index(): FragmentIndex {
+    return this.#index;
   }
 
   get sizeBytes(): number {
@@ -97,8 +101,9 @@ export class EpochBuffer {
       this.writeAgain();
       return;
     }
-    this.index.clear();
-    this.#log?.cut(this.#enter);
+    const index = new FragmentIndex(this.#context.geometry);
+    this.#log?.cut((record, position) => enterRecord(index, record, position));
+    this.#index = index; // not before all of it is there: what a sync has covered is the sender's no more
   }
 
   /** Writes everything again: an earlier process may have been told that an fsync failed. Errors: `io-error`. */
@@ -177,9 +182,7 @@ export class EpochBuffer {
     this.#log = undefined;
   }
 
-  readonly #enter: VisitRecord = ({ kind, offset, length }, position) => {
-    this.index.add(offset, length, kind === "write" ? position : kind === "zero" ? ZERO_POSITION : DISCARD_POSITION);
-  };
+  readonly #enter: VisitRecord = (record, position) => enterRecord(this.#index, record, position);
 
   get #path(): string {
     return `${this.#context.directory}/buffer.${this.epoch}.${this.ordinal}.log`;
@@ -188,6 +191,10 @@ export class EpochBuffer {
   #header(): Omit<BufferLogHeader, "id"> {
     return { diskSizeBytes: this.#context.geometry.sizeBytes, epoch: this.epoch, ordinal: this.ordinal };
   }
+}
+
+function enterRecord(index: FragmentIndex, { kind, offset, length }: BufferRecord, position: number): void {
+  index.add(offset, length, kind === "write" ? position : kind === "zero" ? ZERO_POSITION : DISCARD_POSITION);
 }
 
 /** The logs in the overlays' directory, in the order of their changes. */

@@ -37,7 +37,7 @@ export interface EpochOverlay extends EpochView {
   readonly isEmpty: boolean;
   /** The newest epoch that is not committed and of which anything is held; 0 while there is none. */
   readonly newestEpoch: number;
-  /** Storage in bytes: all of it; what belongs to committed epochs; and what a promotion would have to merge. */
+  /** Storage in bytes: all of it; what no commit frees, as it belongs to committed epochs or goes by itself; and what a promotion would have to merge. */
   readonly allocatedBytes: number;
   readonly keptBytes: number;
   readonly mergeBytes: number;
@@ -65,8 +65,8 @@ export interface EpochOverlay extends EpochView {
   /** There is no checkpoint any more: the base is to hold everything that has come, and the overlay nothing. */
   giveUp(): Freeing;
   /**
-   * Joins epochs with no barrier of `needed` between them, while there are more than `atMost`. `exclusively` runs
-   * what changes the view's parts while nobody reads or decides.
+   * Joins epochs with no barrier of `needed` between them, while there are more than `atMost`, and room for a copy.
+   * `exclusively` runs what changes the view's parts while nobody reads or decides. Errors: those of the storage, `overlay-full`.
    */
   join(
     needed: () => readonly number[],

@@ -132,16 +132,6 @@ export class FragmentIndex {
     }
   }
 
-  clear(): void {
-    this.#heads.clear();
-    this.#listed.clear();
-    this.#zeroed.clear();
-    this.#discarded.clear();
-    this.#used = 0;
-    this.#dropped = NONE;
-    this.#count = 0;
-  }
-
   #zero(first: number, end: number, position: number): void {
     const listed = ClusterBitmap.and(this.#listed, ClusterBitmap.fromRange(first, end));
     for (const run of clusterRuns(listed)) {

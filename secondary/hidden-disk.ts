@@ -6,7 +6,7 @@ import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
 import type { EpochOverlay, EpochView, Freeing } from "./epoch-overlay.ts";
 import { Generation } from "./generation.ts";
 import type { ReadOriginal } from "./original-copy.ts";
-import { listOverlayEpochs, type OverlayContext } from "./overlay-files.ts";
+import { hasRoomForCopy, listOverlayEpochs, type OverlayContext } from "./overlay-files.ts";
 
 /** Originals that the device must be waited for are read and saved in pieces of at most this many bytes. */
 const SAVE_PIECE_BYTES = 1024 * 1024;
@@ -276,7 +276,7 @@ export class HiddenDisk implements EpochOverlay {
   ): Promise<void> {
     for (;;) {
       const pair = this.#findJoinable(needed(), atMost);
-      if (pair === undefined) return;
+      if (pair === undefined || !hasRoomForCopy(this.#context, pair.newer.files.allocatedBytes)) return;
       await this.#copyOriginals(pair);
       // Readers of the view may be in the generation that goes: they are let out first.
       if (await exclusively(() => this.#tryTakeOut(pair))) await pair.newer.files.removeBehind();

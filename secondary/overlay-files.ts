@@ -1,4 +1,5 @@
 import type { JournalEntry, JournalKind } from "../proto/cluster-journal-format.ts";
+import { OVERLAY_RESERVE_BYTES } from "../proto/limits.ts";
 import type { StateRecord } from "../proto/state-record.ts";
 import type { Durability } from "../proto/words.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
@@ -50,6 +51,15 @@ export function overlayContext(
       note: (active) => host.lostSyncs.note({ disk: name, active }),
     },
   };
+}
+
+/**
+ * Whether there is room for `bytes` more, of a copy that takes the place of overlays only when it is whole: it is to leave
+ * others what they need. Errors: those of the storage.
+ */
+export function hasRoomForCopy({ storage, directory, quota }: OverlayContext, bytes: number): boolean {
+  if (quota?.hasRoomFor(bytes) === false) return false;
+  return storage.freeBytes(directory) >= bytes + OVERLAY_RESERVE_BYTES;
 }
 
 export function overlayDirectory(stateDirectory: string, name: string): string {

@@ -4,7 +4,7 @@ import { OVERLAY_HIGH_WATER } from "../proto/limits.ts";
 /** What the overlays of all disks take, in bytes of storage. */
 export interface OverlayUsage {
   readonly totalBytes: number;
-  /** The part that a commit makes dispensable: everything but what belongs to kept checkpoints. */
+  /** The part that a commit makes dispensable: everything but what belongs to kept checkpoints, or goes by itself. */
   readonly freeableBytes: number;
 }
 
@@ -48,11 +48,7 @@ export class OverlayQuota {
     if (this.#totalBytes + bytes > this.limitBytes) {
       this.#deniedBytes = this.#unsettledBytes + bytes;
       this.#unsettledBytes = 0;
-      throw new ColobusError(
-        "overlay-full",
-        `the overlays take ${this.#totalBytes} of the ${this.limitBytes} bytes that --overlay-limit allows`,
-        "Commit a checkpoint, or start the secondary with a higher --overlay-limit.",
-      );
+      throw this.#full();
     }
     this.#unsettledBytes += bytes;
     this.#totalBytes += bytes;
@@ -60,6 +56,22 @@ export class OverlayQuota {
     if (this.#aboveMark || this.#freeableBytes < this.#markBytes) return;
     this.#aboveMark = true;
     this.#reachedMark();
+  }
+
+  /**
+   * Counts `bytes` of a copy, which takes the place of overlays that are counted: they make no commit worth its while, and
+   * where they are denied nobody waits for room. Errors: `overlay-full`; nothing is counted then.
+   */
+  takeForCopy(bytes: number): void {
+    if (!this.hasRoomFor(bytes)) throw this.#full();
+    this.#totalBytes += bytes;
+  }
+
+  /** Whether so much can be taken now. */
+  hasRoomFor(bytes: number): boolean {
+    if (this.#lifted) return true;
+    if (this.#totalBytes + bytes > this.limitBytes) this.measure();
+    return this.#totalBytes + bytes <= this.limitBytes;
   }
 
   /** What was taken is held: a later denial is not about it. */
@@ -92,5 +104,13 @@ export class OverlayQuota {
   /** There is no limit from here on: a promoted disk's guest is not to see it. */
   lift(): void {
     this.#lifted = true;
+  }
+
+  #full(): ColobusError {
+    return new ColobusError(
+      "overlay-full",
+      `the overlays take ${this.#totalBytes} of the ${this.limitBytes} bytes that --overlay-limit allows`,
+      "Commit a checkpoint, or start the secondary with a higher --overlay-limit.",
+    );
   }
 }

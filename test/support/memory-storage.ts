@@ -165,12 +165,17 @@ class MemoryFile implements StorageFile {
   async read(target: Uint8Array, offset: number): Promise<void> {
     this.#admit("read", offset, target.length);
     const early = this.#storage.disk.random.chance(0.5);
-    if (early) this.readNow(target, offset);
+    if (early) this.#fill(target, offset);
     await (this.#storage.hold?.("read", this.path) ?? turn());
-    if (!early) this.readNow(target, offset);
+    if (!early) this.#fill(target, offset);
   }
 
   readNow(target: Uint8Array, offset: number): void {
+    this.#admit("readNow", offset, target.length);
+    this.#fill(target, offset);
+  }
+
+  #fill(target: Uint8Array, offset: number): void {
     if (offset + target.length > this.#inode.content.sizeBytes) {
       throw new ColobusError("io-error", `cannot read at ${offset} of ${this.path}: the file ends before`);
     }

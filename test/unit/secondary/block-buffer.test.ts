@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
-import { DISK_RETRY_MS } from "../../../proto/limits.ts";
+import { DISK_RETRY_MS, OVERLAY_RESERVE_BYTES } from "../../../proto/limits.ts";
 import { openImage } from "../../../shared/block/image.ts";
 import type { DiskImage } from "../../../shared/block/disk-image.ts";
 import { BlockBuffer } from "../../../secondary/block-buffer.ts";
@@ -8,6 +8,7 @@ import type { BufferedChange } from "../../../secondary/buffer-log.ts";
 import { BufferMemory } from "../../../secondary/buffer-memory.ts";
 import { FragmentIndex, positionBehind } from "../../../secondary/fragment-index.ts";
 import type { OverlayContext } from "../../../secondary/overlay-files.ts";
+import { OverlayQuota, type OverlayUsage } from "../../../secondary/overlay-quota.ts";
 import { clusterGeometry } from "../../../shared/block/cluster-geometry.ts";
 import type { ColobusError } from "../../../proto/errors.ts";
 import type { Durability } from "../../../proto/words.ts";
@@ -37,9 +38,16 @@ class Scene {
     fragments = 1000,
     durability = "process",
     coldProbability = 0,
-  }: { fragments?: number; durability?: Durability; coldProbability?: number } = {}) {
+    limitBytes,
+  }: { fragments?: number; durability?: Durability; coldProbability?: number; limitBytes?: number } = {}) {
     this.storage = seededStorage(1, coldProbability);
-    this.context = overlaysOn(this.storage, SIZE, durability);
+    const measure = (): OverlayUsage => {
+      const { allocatedBytes, keptBytes } = this.buffer;
+      return { totalBytes: allocatedBytes, freeableBytes: allocatedBytes - keptBytes };
+    };
+    const quota =
+      limitBytes === undefined ? undefined : new OverlayQuota(limitBytes, measure, () => (this.wanted += 1));
+    this.context = { ...overlaysOn(this.storage, SIZE, durability), quota };
     this.storage.disk.addDirectory("/images");
     this.storage.disk.addFile(IMAGE, SIZE);
     this.base = openImage(this.storage, IMAGE);
@@ -74,6 +82,27 @@ class Scene {
 
   logs(): string[] {
     return this.storage.list(DIRECTORY);
+  }
+
+  /** What all logs take. */
+  get logBytes(): number {
+    return this.logs().reduce((sum, name) => sum + this.storage.disk.readFile(`${DIRECTORY}/${name}`).length, 0);
+  }
+
+  /** One epoch after the other, with so many pieces each, all over the disk. */
+  async fillEpochs(epochs: readonly number[], pieces: number): Promise<void> {
+    for (const epoch of epochs) {
+      for (let piece = 0; piece < pieces; piece += 1) await this.write(piece * (SIZE / pieces), 64, epoch);
+      this.buffer.openEpoch(epoch + 1);
+    }
+  }
+
+  join(atMost: number): Promise<void> {
+    return this.buffer.join(
+      () => [1],
+      atMost,
+      (change) => Promise.resolve(change()),
+    );
   }
 
   content(): Buffer {
@@ -408,6 +437,181 @@ it("joins those first that have the least to copy", async () => {
   await scene.settle();
   await joining;
   expect(scene.buffer.describeGenerations().map(({ epoch }) => epoch)).toEqual([2, 3, 4, 6, 7]);
+});
+
+describe("a join near a full disk", () => {
+  const EPOCHS = [2, 3, 4, 5];
+  const PIECES = 400;
+
+  it("goes no further than the limit of the overlays", async () => {
+    const full = new Scene({ fragments: 10_000 });
+    await full.fillEpochs(EPOCHS, PIECES);
+    const limitBytes = Math.ceil(full.logBytes * 1.2);
+    const scene = new Scene({ fragments: 10_000, limitBytes });
+    await scene.fillEpochs(EPOCHS, PIECES);
+    const wanted = scene.wanted;
+    let mostBytes = 0;
+    scene.storage.disk.faults.intercept = ({ op }) => {
+      if (op === "write") mostBytes = Math.max(mostBytes, scene.logBytes);
+      return undefined;
+    };
+    const joining = scene.join(3);
+    await scene.settle();
+    await joining;
+    expect(mostBytes).toBeLessThanOrEqual(limitBytes);
+    expect(scene.logs()).toEqual(full.logs());
+    expect(scene.wanted).toBe(wanted);
+    expect(scene.buffer.allocatedBytes).toBe(scene.logBytes);
+  });
+
+  it("is counted while it is under way, and asks for no checkpoint", async () => {
+    const scene = new Scene({ fragments: 10_000, limitBytes: 400_000 });
+    await scene.fillEpochs(EPOCHS, PIECES);
+    const [before, countedBytes] = [await scene.latest(), scene.buffer.allocatedBytes];
+    let mostBytes = 0;
+    scene.storage.disk.faults.intercept = ({ op }) => {
+      if (op !== "write") return undefined;
+      mostBytes = Math.max(mostBytes, scene.buffer.allocatedBytes);
+      expect(scene.buffer.allocatedBytes - scene.buffer.keptBytes).toBe(countedBytes);
+      return undefined;
+    };
+    const joining = scene.join(3);
+    await scene.settle();
+    await joining;
+    expect(mostBytes).toBeGreaterThan(countedBytes * 1.2);
+    expect(scene.buffer.describeGenerations()).toHaveLength(3);
+    expect(scene.buffer.allocatedBytes).toBe(scene.logBytes);
+    expect(await scene.latest()).toEqual(before);
+    expect(scene.wanted).toBe(0);
+  });
+
+  it("leaves the others on its file system what they need", async () => {
+    const scene = new Scene({ fragments: 10_000 });
+    await scene.fillEpochs(EPOCHS, PIECES);
+    const logs = scene.logs();
+    scene.storage.disk.capacityBytes = scene.storage.disk.usedBytes + OVERLAY_RESERVE_BYTES;
+    let written = 0;
+    scene.storage.disk.faults.intercept = ({ op }) => {
+      if (op === "write") written += 1;
+      return undefined;
+    };
+    const joining = scene.join(3);
+    await scene.settle();
+    await joining;
+    expect(written).toBe(0);
+    expect(scene.logs()).toEqual(logs);
+  });
+
+  it("gives its room to the stream that finds none", async () => {
+    const scene = new Scene({ fragments: 10_000 });
+    await scene.fillEpochs(EPOCHS, PIECES);
+    const logs = scene.logs();
+    const roomBytes = scene.storage.disk.usedBytes + 3 * 4096;
+    const joining = scene.join(3);
+    expect(scene.storage.disk.usedBytes).toBeGreaterThan(roomBytes - 3 * 4096);
+    scene.storage.disk.capacityBytes = roomBytes;
+    const appended = scene.write(0, 2 * CLUSTER_BYTES, 9);
+    await scene.settle();
+    await joining;
+    await appended;
+    expect((await scene.latest()).subarray(0, 2 * CLUSTER_BYTES)).toEqual(pattern(2 * CLUSTER_BYTES, 9));
+    expect(scene.logs()).toEqual([...logs, "buffer.6.5.log"]);
+  });
+});
+
+it("joins no log before it is known whether an fsync has cost some of it", async () => {
+  const left = new Scene({ durability: "power" });
+  await left.fillEpochs([2, 3, 4, 5], 4);
+  await left.buffer.flush();
+  left.buffer.close();
+  const { context, base, clock } = left;
+  const memory = new BufferMemory({ bytes: 0, fragments: 1000 }, () => undefined);
+  const host = { memory, clock, failed: () => undefined, applied: () => undefined };
+  const buffer = BlockBuffer.recover(context, base, { committed: 1, open: 6, mayHaveLostWrites: true }, host);
+  const join = async (): Promise<void> => {
+    const joining = buffer.join(
+      () => [1],
+      3,
+      (change) => Promise.resolve(change()),
+    );
+    await left.settle();
+    await joining;
+  };
+  await join();
+  expect(buffer.describeGenerations()).toHaveLength(4);
+  await buffer.makeDurable();
+  await join();
+  expect(buffer.describeGenerations()).toHaveLength(3);
+});
+
+describe("a log that cannot be read", () => {
+  const STABLE = 1000;
+  const begin = async (): Promise<Scene> => {
+    const scene = new Scene({ durability: "power" });
+    await scene.write(0, STABLE, 1);
+    await scene.buffer.makeDurable();
+    return scene;
+  };
+  const inBase = (scene: Scene): Buffer => scene.content().subarray(0, STABLE);
+
+  it("keeps what was called stable when what an append has left is to be cut off", async () => {
+    const scene = await begin();
+    const { faults } = scene.storage.disk;
+    faults.inject({ op: "write", kind: "buffer-log", error: "out-of-space" });
+    faults.inject({ op: "truncate", kind: "buffer-log", error: "io-error" });
+    await expect(scene.write(2000, STABLE, 2)).rejects.toMatchObject({ code: "out-of-space" });
+    faults.inject({ op: "readNow", kind: "buffer-log", error: "io-error" });
+    await expect(scene.buffer.makeDurable()).rejects.toMatchObject({ code: "io-error" });
+    await scene.buffer.makeDurable();
+    scene.commit(2);
+    await scene.settle();
+    expect(inBase(scene)).toEqual(pattern(STABLE, 1));
+  });
+
+  it("keeps what was called stable when what a failed fsync may have cost is to be dropped", async () => {
+    const scene = await begin();
+    const { faults } = scene.storage.disk;
+    await scene.write(2000, STABLE, 2);
+    faults.inject({ op: "sync", kind: "buffer-log", error: "io-error" });
+    await expect(scene.buffer.sync()).rejects.toMatchObject({ code: "io-error" });
+    faults.inject({ op: "readNow", kind: "buffer-log", error: "io-error" });
+    await expect(scene.buffer.makeDurable()).rejects.toMatchObject({ code: "io-error" });
+    const giving = scene.buffer.giveUp()();
+    await scene.settle();
+    await giving;
+    expect(inBase(scene)).toEqual(pattern(STABLE, 1));
+  });
+
+  it("shows nothing else in its place when something is to be written behind it", async () => {
+    const scene = await begin();
+    const { faults } = scene.storage.disk;
+    await scene.write(2000, STABLE, 2);
+    faults.inject({ op: "sync", kind: "buffer-log", error: "io-error" });
+    await expect(scene.buffer.sync()).rejects.toMatchObject({ code: "io-error" });
+    await scene.buffer.makeDurable();
+    faults.inject({ op: "readNow", kind: "buffer-log", error: "io-error" });
+    await expect(scene.write(2000, STABLE, 3)).rejects.toMatchObject({ code: "io-error" });
+    expect((await scene.latest()).subarray(0, STABLE)).toEqual(pattern(STABLE, 1));
+    await scene.write(2000, STABLE, 3);
+    scene.commit(2);
+    await scene.settle();
+    expect(inBase(scene)).toEqual(pattern(STABLE, 1));
+  });
+});
+
+it("tries at once to apply what is left when a session begins, after a removal has failed", async () => {
+  const scene = new Scene();
+  await scene.write(0, 5000, 1);
+  scene.storage.disk.faults.inject({ op: ["rename", "removeBehind"], error: "io-error", times: 1 });
+  const giving = scene.buffer.giveUp()();
+  await scene.settle();
+  await giving;
+  expect(scene.failures).toMatchObject([{ code: "io-error" }]);
+  const beginning = scene.buffer.beginWithoutBarrier();
+  await scene.settle();
+  await beginning;
+  expect(scene.buffer.isApplied).toBe(true);
+  expect(scene.applied).toBe(1);
 });
 
 it("stops to join what a commit lets go into the base", async () => {

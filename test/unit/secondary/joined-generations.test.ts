@@ -1,21 +1,23 @@
 import { beforeEach, describe, expect, it } from "vitest";
-import { GENERATIONS_MAX } from "../../../proto/limits.ts";
+import { GENERATIONS_MAX, OVERLAY_RESERVE_BYTES } from "../../../proto/limits.ts";
 import { Image } from "../../../shared/block/image.ts";
 import { ClusterBitmap } from "../../../shared/block/cluster-bitmap.ts";
 import { ActiveDisk } from "../../../secondary/active-disk.ts";
 import { HiddenDisk } from "../../../secondary/hidden-disk.ts";
 import type { OverlayContext } from "../../../secondary/overlay-files.ts";
 import { OverlayStack } from "../../../secondary/overlay-stack.ts";
+import type { MemoryStorage } from "../../support/memory-storage.ts";
 import { CLUSTER_BYTES, overlaysOn, seededStorage } from "../../support/overlay-bench.ts";
 
 const CLUSTERS = 64;
 
 describe("generations that withdrawn checkpoints leave", () => {
+  let storage: MemoryStorage;
   let context: OverlayContext;
   let base: Image;
 
   beforeEach(() => {
-    const storage = seededStorage(1, 0.3);
+    storage = seededStorage(1, 0.3);
     context = overlaysOn(storage, CLUSTERS * CLUSTER_BYTES, "power");
     const file = storage.open("/base", { kind: "image", create: "new" });
     file.truncate(context.geometry.sizeBytes);
@@ -64,6 +66,22 @@ describe("generations that withdrawn checkpoints leave", () => {
     expect(hidden.generations().map(({ epoch }) => epoch)).toEqual([2, 3, 4, 5]);
     await hidden.join(() => [2], 1, atOnce);
     expect(hidden.generations().map(({ epoch }) => epoch)).toEqual([2, 3, 5]);
+    hidden.close();
+  });
+
+  it("are left alone where there is no room for a copy beside what others need", async () => {
+    const hidden = HiddenDisk.recover(context, { committed: 1, newestBarrier: 1, open: 2 });
+    await base.write(Buffer.alloc(base.sizeBytes, 0x11), 0, { fua: false });
+    for (const epoch of [2, 3, 4]) {
+      await hidden.save(base, new ClusterBitmap([epoch]));
+      hidden.openEpoch(epoch + 1);
+    }
+    storage.disk.capacityBytes = storage.disk.usedBytes + OVERLAY_RESERVE_BYTES;
+    await hidden.join(() => [], 2, atOnce);
+    expect(hidden.generations().map(({ epoch }) => epoch)).toEqual([2, 3, 4, 5]);
+    storage.disk.capacityBytes = Infinity;
+    await hidden.join(() => [], 2, atOnce);
+    expect(hidden.generations()).toHaveLength(2);
     hidden.close();
   });
 
