@@ -336,7 +336,8 @@ export class RoleCommands {
   }
 
   /** `named`: whom alone this side dials from then on, where that is said; else whom a primary has dialled for that peer. */
-  async #discard(deadline: Deadline, { verdict, peer }: Judged, named: string | undefined): Promise<void> {
+  async #discard(deadline: Deadline, judged: Judged, named: string | undefined): Promise<void> {
+    const { verdict, peer } = judged;
     const { roles, state } = this.#options;
     if (verdict.kind === "sync") {
       throw new ColobusError(
@@ -352,8 +353,8 @@ export class RoleCommands {
     const { agentId } = peer;
     let url = named;
     if (active.role === "Primary") {
-      const place = active.primary.places.find(({ judged }) => judged?.peer.agentId === agentId);
-      url ??= place?.replicator.url ?? undefined;
+      const place = active.primary.places.find((one) => one.judged?.peer.agentId === agentId);
+      url ??= judged.url ?? place?.replicator.url ?? undefined;
       await roles.demote({ discardsOwn: true, newer: agentId, peer: url });
     }
     const dialled = url === undefined ? {} : { peers: [url] };
@@ -452,10 +453,10 @@ export class RoleCommands {
     return active.role === "Primary" ? active.primary.lastVerdict : active.secondary.lastVerdict;
   }
 
-  /** The same, but on a secondary not of a stranger that was refused beside the primary which it follows. */
+  /** The same, but not of a stranger that was refused beside the peer which is connected. */
   #ownVerdict(): Judged | undefined {
     const { active } = this.#options.roles;
-    return active.role === "Primary" ? active.primary.lastVerdict : active.secondary.ownVerdict;
+    return active.role === "Primary" ? active.primary.ownVerdict : active.secondary.ownVerdict;
   }
 
   #isConnected(): boolean {

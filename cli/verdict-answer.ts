@@ -4,7 +4,12 @@ import { refusalOf } from "../shared/replication/refusal.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
 
 /** What a handshake came to, and with whom. */
-export type Judged = { readonly verdict: Verdict; readonly peer: Hello };
+export type Judged = {
+  readonly verdict: Verdict;
+  readonly peer: Hello;
+  /** Where a primary has dialled one that has no place with it. */
+  readonly url?: string | null;
+};
 
 export interface VerdictContext {
   readonly judged: Judged;

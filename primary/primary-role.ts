@@ -78,6 +78,7 @@ export class PrimaryRole {
   /** In mode `shared`. */
   readonly #shared: SharedDisks | undefined;
   #lastVerdict: Judged | undefined;
+  #ownVerdict: Judged | undefined;
 
   constructor(options: PrimaryOptions) {
     this.#options = options;
@@ -213,6 +214,11 @@ export class PrimaryRole {
   /** What the last handshake with a proved peer came to. */
   get lastVerdict(): Judged | undefined {
     return this.#lastVerdict;
+  }
+
+  /** The same, but not of one that was refused beside a secondary which has its place. */
+  get ownVerdict(): Judged | undefined {
+    return this.#ownVerdict;
   }
 
   /** As the function of that name. */
@@ -419,6 +425,8 @@ export class PrimaryRole {
     const before = this.#lastVerdict;
     const isNews = before?.verdict.kind !== verdict.kind || before.peer.agentId !== peer.agentId;
     this.#lastVerdict = judged;
+    const isBeside = judged.url !== undefined && this.places.some(({ replicator }) => replicator.isTaken);
+    if (!isBeside) this.#ownVerdict = judged;
     if (verdict.kind === "hand-over" && verdict.from === agentId) handedOver(verdict.to);
     if (verdict.kind === "outdated" && verdict.agent === agentId) this.#becomeOutdated(peer);
     if (verdict.kind === "split-brain" && isNews) {

@@ -17,6 +17,7 @@ import { refusalOf } from "../shared/replication/refusal.ts";
 import { decideBetween } from "../shared/replication/shared-verdict.ts";
 import { Strangers } from "../shared/replication/strangers.ts";
 import type { Verdict } from "../shared/replication/verdict.ts";
+import { KnownPeer } from "./known-peer.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
 import { Pairing } from "./pairing.ts";
 import type { SentRange } from "./send-window.ts";
@@ -55,8 +56,10 @@ export interface ReplicatorOptions {
   readonly mayGoAlone: () => Pending;
   /** Done when a peer may hear of this side's history, by what an arbiter knows of it, where there is one. */
   readonly mayJoin: (peer: Hello) => Pending;
-  /** A peer has proved itself, and this is what the two are to do. */
-  readonly judged: (verdict: Verdict, peer: Hello) => void;
+  /** Whose place this is, by the record; undefined: nobody's yet. */
+  readonly holder: () => string | undefined;
+  /** A peer has proved itself, and this is what the two are to do. `url`: of one that is refused and not the place's own, where it was dialled. */
+  readonly judged: (verdict: Verdict, peer: Hello, url?: string | null) => void;
   /** The two are a pair: resolves with the epoch that is open from here on. */
   readonly opened: (peer: Hello) => Promise<number>;
   /** Clusters must be sent: `nextDirty` and `sendSynced` are to be called until nothing is left. */
@@ -100,22 +103,19 @@ export class Replicator {
   readonly #pairing: Pairing;
   readonly #strangers: Strangers;
   #phase: Phase = { name: "connecting" };
-  /** Whom this side dials for it, as far as that is known. */
-  #url: string | null;
-  /** Where this process has met a secondary of the place. */
-  #reachedUrl: string | null = null;
+  readonly #peer: KnownPeer;
   #lastError: ColobusError | undefined;
   #lastContactMs: number | undefined;
-  #standsAlone = false;
-  #peerIdentity: { readonly agentId: string; readonly agentVersion: string; readonly address: string } | undefined;
-  /** Where that peer's images are, as it said last. */
-  #peerSite: Site | undefined;
+  /** The last one that was refused, and whose place this is not. */
+  #stranger: SourceSession | undefined;
+  /** The message of the refusal, or loss, that was told last. */
+  #reported: string | undefined;
   #syncTotalBytes = 0;
   #stopping = false;
 
   constructor(options: ReplicatorOptions) {
     this.#options = options;
-    this.#url = options.url;
+    this.#peer = new KnownPeer(options.url);
     this.#pairing = new Pairing(options);
     this.#strangers = new Strangers(options.clock);
   }
@@ -150,12 +150,12 @@ export class Replicator {
 
   /** Whom this side dials for it; null: nobody, as far as that is known. */
   get url(): string | null {
-    return this.#url;
+    return this.#peer.url;
   }
 
   /** Where the secondary's images are, as it said last. */
   get peerSite(): Site | undefined {
-    return this.#peerSite;
+    return this.#peer.site;
   }
 
   /** The session in which the secondary lacks nothing and takes everything. */
@@ -169,7 +169,7 @@ export class Replicator {
       const why = this.#lastError === undefined ? "" : `: ${this.#lastError.message}`;
       throw new ColobusError(
         "no-peer",
-        this.#url === null ? `no secondary is connected${why}` : `the secondary at ${this.#url} is not connected${why}`,
+        this.url === null ? `no secondary is connected${why}` : `the secondary at ${this.url} is not connected${why}`,
         this.#lastError?.action ?? "Start the secondary agent, and check --peer.",
       );
     }
@@ -204,7 +204,7 @@ export class Replicator {
 
   /** Whether this process has met its secondary at `url`. Else another one may be there: the record does not say whose a URL is. */
   get isReached(): boolean {
-    return this.#reachedUrl === this.#url;
+    return this.#peer.isReached;
   }
 
   /** Ends the session that is open, or opening: what was agreed on in its handshake holds no more. */
@@ -215,17 +215,15 @@ export class Replicator {
   /** Whatever was known of the secondary is about nobody any more; `url`: whom this side dials from now on. */
   release(url: string | null): void {
     this.endSession(new ColobusError("peer-replaced", "an operator has given this secondary up"));
-    this.#url = url;
-    this.#peerIdentity = undefined;
-    this.#peerSite = undefined;
+    this.#peer.forget(url);
     this.#lastError = undefined;
+    this.#reported = undefined;
     this.#lastContactMs = undefined;
-    this.#standsAlone = false;
   }
 
   /** Whom this side dials at `url` is another secondary. */
   cede(url: string | null): void {
-    if (this.#url === url) this.#url = null;
+    this.#peer.cede(url);
   }
 
   /** The session is over. `missing` is what the secondary may not have. */
@@ -239,7 +237,9 @@ export class Replicator {
 
   /** A dial failed. */
   dialFailed(reason: ColobusError): void {
-    if (this.#phase.name === "connecting" && !this.#standsAlone) this.#lastError = reason;
+    if (this.#phase.name !== "connecting" || this.#peer.standsAlone) return;
+    this.#lastError = reason;
+    this.#reported = undefined;
   }
 
   /** Leaves the session, once everything sent is stable on the secondary or `drainTimeout` resolves. */
@@ -341,7 +341,7 @@ export class Replicator {
     this.#tellSync(session, "end");
     this.#phase = { name: "established", session };
     tracking.settleSoon();
-    this.#options.emit("sync-finished", this.#peerFields);
+    this.#options.emit("sync-finished", this.#peer.eventFields);
     this.#options.inSync();
     return true;
   }
@@ -349,14 +349,15 @@ export class Replicator {
   describe(): Omit<PeerStatus, "host" | "committed" | "mayTakeOver" | "disks"> {
     const session = this.isConnected ? this.session : undefined;
     const { geometries } = this.#options;
+    const { url, address, agentId, agentVersion } = this.#peer.describe();
     return {
-      url: this.#url,
-      address: this.#url ?? this.#peerIdentity?.address ?? null,
-      connection: session !== undefined ? "Connected" : this.#standsAlone ? "StandAlone" : "Connecting",
+      url,
+      address,
+      connection: session !== undefined ? "Connected" : this.#peer.standsAlone ? "StandAlone" : "Connecting",
       replication: REPLICATION_OF_PHASE[this.#phase.name],
       lagBytes: [...geometries.keys()].reduce((sum, disk) => sum + this.dirtyBytes(disk), session?.unstableBytes ?? 0),
-      agentId: this.#peerIdentity?.agentId ?? null,
-      agentVersion: this.#peerIdentity?.agentVersion ?? null,
+      agentId,
+      agentVersion,
       lastContactMs: session?.silenceMs ?? this.#sinceLastContactMs(),
       lastError: (this.pausedBy ?? (session === undefined ? this.#lastError : undefined))?.toJSON() ?? null,
     };
@@ -379,13 +380,14 @@ export class Replicator {
         "It is tried again.",
       );
     }
-    this.#url = url ?? this.#url;
-    this.#reachedUrl = url ?? this.#reachedUrl;
-    if (this.#peerIdentity?.agentId !== peer.agentId) this.#peerSite = undefined;
-    this.#peerIdentity = { agentId: peer.agentId, agentVersion: peer.agentVersion, address: session.peerAddress };
-    this.#standsAlone = verdict.kind === "outdated" || verdict.kind === "split-brain";
-    options.judged(verdict, peer);
     const refusal = refusalOf(verdict, hello.agentId);
+    if (refusal !== undefined && this.#isStranger(verdict, peer)) {
+      this.#stranger = session;
+      options.judged(verdict, peer, url);
+      throw refusal;
+    }
+    this.#peer.meet(peer, verdict, session.peerAddress, url);
+    options.judged(verdict, peer);
     if (refusal !== undefined) throw refusal;
     assertMayKnow(options.state.record, peer.agentId);
     if (this.#sharesDisks && options.state.record.merge !== null) {
@@ -410,6 +412,16 @@ export class Replicator {
       .catch((error: unknown) => session.close(asColobusError(error)));
   }
 
+  /**
+   * Whether a peer that is refused is another one than whose place this is: nothing that it says is about that one. Where that one is
+   * away, whom this side is behind, or has parted with, counts as well.
+   */
+  #isStranger(verdict: Verdict, { agentId }: Hello): boolean {
+    const own = this.peerId ?? this.#peer.agentId ?? this.#options.holder();
+    if (own === undefined || own === agentId) return false;
+    return this.isTaken || verdict.kind === "refused";
+  }
+
   receiveDifferences(session: SourceSession, disk: number, runs: readonly ClusterRun[]): void {
     if (this.#phase.name !== "opening" || this.#phase.session !== session) {
       throw new ColobusError("protocol-error", "the peer tells differences where none are asked for");
@@ -421,7 +433,7 @@ export class Replicator {
     if (this.#phase.name !== "opening" || this.#phase.session !== session) {
       throw new ColobusError("protocol-error", `the peer sent "ready" twice`);
     }
-    this.#peerSite = session.site;
+    this.#peer.site = session.site;
     this.#pairing.unite().then(
       () => this.#start(session),
       (error: unknown) => session.close(asColobusError(error)),
@@ -433,7 +445,7 @@ export class Replicator {
     const options = this.#options;
     const { stalledBy } = this.#phase;
     session.tell({ type: "united" });
-    options.emit("peer-connected", { url: this.#url, address: session.peerAddress, agentId: session.peer?.agentId });
+    options.emit("peer-connected", { url: this.url, address: session.peerAddress, agentId: session.peer?.agentId });
     this.#lastError = undefined;
     // A secondary of shared disks is told of the history even so, which has to be recorded first.
     const mayPause = !this.#sharesDisks || options.lineages.isKnownBy(peerOf(session));
@@ -455,7 +467,7 @@ export class Replicator {
     this.#phase = { name: "syncing", session };
     this.#tellSync(session, "begin");
     if (this.tryFinishSync(session)) return;
-    emit("sync-started", { ...this.#peerFields, kind, bytes: this.#syncTotalBytes });
+    emit("sync-started", { ...this.#peer.eventFields, kind, bytes: this.#syncTotalBytes });
     syncNeeded(kind);
   }
 
@@ -513,7 +525,7 @@ export class Replicator {
     );
     this.#phase = { name: "detached", session };
     this.#tellSync(session, "pause");
-    emit("congested", { ...this.#peerFields, windowBytes: session.unstableBytes });
+    emit("congested", { ...this.#peer.eventFields, windowBytes: session.unstableBytes });
     const resume = (): void => {
       if (this.#phase.name === "detached" && this.#phase.session === session) this.#beginSync(session, "resync");
     };
@@ -543,7 +555,7 @@ export class Replicator {
     } else if (reason !== undefined && this.isConnected) {
       this.#pause(session, reason);
     } else if (reason === undefined && this.#phase.name === "paused") {
-      if (isForWantOfSpace(this.#phase.reason)) this.#options.emit("overlay-freed", this.#peerFields);
+      if (isForWantOfSpace(this.#phase.reason)) this.#options.emit("overlay-freed", this.#peer.eventFields);
       this.#beginSync(session, "resync");
     }
   }
@@ -560,7 +572,7 @@ export class Replicator {
     }
     this.#phase = { name: "paused", session, reason };
     this.#options.emit(isForWantOfSpace(reason) ? "overlay-full" : "disk-error", {
-      ...this.#peerFields,
+      ...this.#peer.eventFields,
       ...reason.toJSON(),
     });
     this.#options.paused();
@@ -573,22 +585,19 @@ export class Replicator {
     // An older session that was replaced, or a stranger's: the current one goes on.
     if (!wasCurrent && (this.#phase.name !== "connecting" || reason.code === "replaced")) return;
     const wasConnected = wasCurrent && this.isConnected;
-    const isNews = wasConnected || reason.message !== this.#lastError?.message;
+    const isNews = wasConnected || reason.message !== this.#reported;
     this.#phase = { name: "connecting" };
-    this.#lastError = reason;
+    // While the two have parted, what others are refused for says nothing of that.
+    const isOwn = session.isProved && session !== this.#stranger;
+    if (isOwn || !this.#peer.standsAlone) this.#lastError = reason;
+    this.#reported = reason.message;
     if (wasConnected) this.#lastContactMs = clock.nowMs() - session.silenceMs;
     if (this.#stopping) return;
     // A refused session is tried again for ever: each reason is reported once.
     if (isNews && (session.isProved || this.#strangers.mayTell())) {
-      emit(wasConnected ? "peer-disconnected" : "peer-refused", { url: this.#url, ...reason.toJSON() });
+      emit(wasConnected ? "peer-disconnected" : "peer-refused", { url: this.url, ...reason.toJSON() });
     }
     if (wasConnected) lost(reason);
-  }
-
-  /** Whom an event is about. `peer`: where this side dials it; the agent that is there may have dialled from elsewhere. */
-  get #peerFields(): { readonly peer: string | null; readonly agentId: string | null } {
-    const { address = null, agentId = null } = this.#peerIdentity ?? {};
-    return { peer: this.#url ?? address, agentId };
   }
 
   /** Sends in pieces that the protocol and the secondary take well. Returns the number of the last one. */

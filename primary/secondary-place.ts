@@ -25,7 +25,7 @@ import { VerifyJobs } from "./verify-jobs.ts";
 export interface Judged {
   readonly verdict: Verdict;
   readonly peer: Hello;
-  /** Where this side has dialled a peer that has no place. */
+  /** Of one that is refused, and whose place it is not: where this side has dialled it; null: it has dialled itself. */
   readonly url?: string | null;
 }
 
@@ -99,15 +99,19 @@ export class SecondaryPlace {
     this.mirroring = options.state.record.mode === "mirror" ? this.#newMirroring() : undefined;
   }
 
-  /** What the last handshake with a proved peer came to here. */
+  /** What the last handshake with whose place it is came to, or with one that this side is behind or has parted with. */
   get judged(): Judged | undefined {
     return this.#judged;
   }
 
   /** The secondary that has the place, as far as that is known. */
   get peerId(): string | undefined {
+    return this.replicator.peerId ?? this.#recordedPeer;
+  }
+
+  get #recordedPeer(): string | undefined {
     const { pairing, tracks } = peerEntryOf(this.#options.state.record, this.slot);
-    return this.replicator.peerId ?? pairing?.peer ?? tracks ?? undefined;
+    return pairing?.peer ?? tracks ?? undefined;
   }
 
   /** Whether a secondary has the place, had it, or is to be dialled for it. */
@@ -209,9 +213,11 @@ export class SecondaryPlace {
       frozen: () => guests.frozen(),
       mayGoAlone: () => keeper?.mayGoAlone(),
       mayJoin: (peer) => keeper?.mayJoin(peer),
-      judged: (verdict, peer) => {
-        this.#judged = { verdict, peer };
-        options.judged(this.#judged);
+      holder: () => this.#recordedPeer,
+      judged: (verdict, peer, url) => {
+        const judged = url === undefined ? { verdict, peer } : { verdict, peer, url };
+        if (url === undefined) this.#judged = judged;
+        options.judged(judged);
       },
       told: () => options.told(this),
       opened: (peer) => options.opened(this, peer),
