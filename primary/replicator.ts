@@ -588,8 +588,7 @@ export class Replicator {
     const isNews = wasConnected || reason.message !== this.#reported;
     this.#phase = { name: "connecting" };
     // While the two have parted, what others are refused for says nothing of that.
-    const isOwn = session.isProved && session !== this.#stranger;
-    if (isOwn || !this.#peer.standsAlone) this.#lastError = reason;
+    if (!this.#peer.standsAlone || (session.isProved && session !== this.#stranger)) this.#lastError = reason;
     this.#reported = reason.message;
     if (wasConnected) this.#lastContactMs = clock.nowMs() - session.silenceMs;
     if (this.#stopping) return;
