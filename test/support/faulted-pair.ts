@@ -9,16 +9,23 @@ import { Readable } from "node:stream";
 import { expect } from "vitest";
 import type { Status } from "../../proto/status.ts";
 import { SeededRandom } from "../sim/seeded-random.ts";
-import { AgentPair, freePort, type AgentUnderTest, type PairOptions } from "./agent-pair.ts";
+import { AgentPair, freePort, makeImage, type AgentUnderTest, type PairOptions } from "./agent-pair.ts";
+import { FailingServer } from "./failing-server.ts";
 import { MessageProxy, type Fault, type FaultPoint } from "./message-proxy.ts";
 import { NbdGuest } from "./nbd-guest.ts";
 import { expectSame } from "./nbd-tools.ts";
+import { scratchDirectory } from "./scratch.ts";
 
 export const TIMEOUT_MS = 20_000;
 const BLOCK_BYTES = 4096;
 const SOME_WRITES = 6;
 
 export type Side = "primary" | "secondary";
+
+export interface FaultedOptions extends Omit<PairOptions, "disks" | "imageOf"> {
+  /** The first agent's image lies behind a server whose reads can be had to fail. */
+  readonly servesImage?: boolean;
+}
 
 export class FaultedPair {
   readonly pair: AgentPair;
@@ -35,14 +42,16 @@ export class FaultedPair {
   readonly #mayBeCommitted = new Set<number>();
   /** What a primary had that was outdated since. */
   #ownState: Buffer = Buffer.alloc(0);
+  readonly #server: FailingServer | undefined;
   #guest: NbdGuest | undefined;
   #writing: Promise<void> = Promise.resolve();
   #stamp = 0;
   /** The epoch of the checkpoint that was asked for last. */
   asked = 0;
 
-  private constructor(pair: AgentPair, proxy: MessageProxy, disk: Buffer) {
+  private constructor(pair: AgentPair, proxy: MessageProxy, disk: Buffer, server: FailingServer | undefined) {
     this.pair = pair;
+    this.#server = server;
     this.proxy = proxy;
     this.primary = pair.primary;
     this.secondary = pair.secondary;
@@ -50,10 +59,12 @@ export class FaultedPair {
   }
 
   /** A protected pair, both sides with `disk` as the content of vda. */
-  static async start(disk: Buffer, options: PairOptions = {}): Promise<FaultedPair> {
-    const pair = await AgentPair.create({ ...options, disks: { vda: disk } });
+  static async start(disk: Buffer, { servesImage = false, ...options }: FaultedOptions = {}): Promise<FaultedPair> {
+    const server = servesImage ? await serverOf(disk) : undefined;
+    const imageOf = (path: string): string => (path.includes("/a/") ? (server?.uri ?? path) : path);
+    const pair = await AgentPair.create({ ...options, disks: { vda: disk }, imageOf });
     const proxy = await MessageProxy.start(await freePort(), pair.port);
-    const faulted = new FaultedPair(pair, proxy, Buffer.from(disk));
+    const faulted = new FaultedPair(pair, proxy, Buffer.from(disk), server);
     pair.primary.setFlag("--peer", faulted.url);
     await pair.start();
     await faulted.#takeNoteOfCommitted();
@@ -91,6 +102,17 @@ export class FaultedPair {
     });
     this.#writing = written.catch(() => undefined); // the caller has the error
     return written;
+  }
+
+  /** Another guest reads the beginning of the disk: what was written, or an error. */
+  async read(length: number): Promise<void> {
+    expectSame(await contentOf(this.primary, length), this.#disk.subarray(0, length));
+  }
+
+  /** The first agent's image, behind its server, cannot be read any more, or can again. */
+  failReads(isFailing = true): void {
+    if (isFailing) this.#server?.fail();
+    else this.#server?.mend();
   }
 
   /** The guest goes away; the next write connects it again. */
@@ -254,6 +276,12 @@ export class FaultedPair {
     if (content === undefined) throw new Error(`nobody knows what checkpoint ${epoch} holds`);
     return content;
   }
+}
+
+function serverOf(disk: Buffer): Promise<FailingServer> {
+  const image = join(scratchDirectory(), "served.img");
+  makeImage(image, disk);
+  return FailingServer.start(image, [], ["error-pwrite-rate=0", "error-zero-rate=0", "error-trim-rate=0"]);
 }
 
 function guestOf(agent: AgentUnderTest): Promise<NbdGuest> {

@@ -1,3 +1,4 @@
+import { NBD_ERRNO } from "../../proto/errors.ts";
 import { COMMAND } from "../../proto/nbd-protocol.ts";
 import { NbdTestSocket, request } from "./nbd-client.ts";
 
@@ -38,6 +39,19 @@ export class NbdGuest {
     this.#cookie += 1;
     this.#socket.write(request({ ...what, cookie: this.#cookie }));
     const { error, cookie } = await this.#socket.readSimpleReply();
-    if (error !== 0 || cookie !== this.#cookie) throw new Error(`the server answered request ${cookie} with ${error}`);
+    if (cookie !== this.#cookie) throw new Error(`the server answered request ${cookie}`);
+    if (error !== 0) throw new NbdGuestError(cookie, error);
+  }
+}
+
+/** The server's answer to a request. `code` is the name of the error, or its number where it has none here. */
+class NbdGuestError extends Error {
+  readonly code: string;
+
+  constructor(cookie: number, error: number) {
+    const names = Object.entries(NBD_ERRNO);
+    const code = names.find(([, number]) => number === error)?.[0] ?? String(error);
+    super(`the server answered request ${cookie} with ${code}`);
+    this.code = code;
   }
 }
