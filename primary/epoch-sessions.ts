@@ -9,6 +9,7 @@ import { knownBy, toldNothing, toldOf } from "../shared/replication/lineage.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
 import type { PermitKeeper } from "./permit-keeper.ts";
 import { mainFirst } from "./place-orders.ts";
+import type { PrimaryCheckpoints } from "./primary-checkpoints.ts";
 import { PeerEpochs } from "./peer-epochs.ts";
 import type { Replicator } from "./replicator.ts";
 import type { Secondaries } from "./secondaries.ts";
@@ -23,8 +24,8 @@ export interface EpochSessionsOptions {
   readonly lineages: () => LineageKeeper;
   /** With an arbiter. */
   readonly keeper: () => PermitKeeper | undefined;
-  /** The last checkpoint that is known to be committed: where there is but one place, by its secondary. */
-  readonly committed: () => number;
+  /** The last checkpoint that is known to be committed, where there is but one place, is its secondary's. */
+  readonly checkpoints: () => Pick<PrimaryCheckpoints, "committed" | "hasVmState">;
 }
 
 /** What the secondaries have together. */
@@ -78,8 +79,8 @@ export class EpochSessions {
 
   /** The last checkpoint that the secondary of a place is known to have committed. */
   committedBy(place: SecondaryPlace): number {
-    const { places, committed } = this.#options;
-    return places().length === 1 ? committed() : this.#epochs.committedBy(place.peerId ?? "");
+    const { places, checkpoints } = this.#options;
+    return places().length === 1 ? checkpoints().committed : this.#epochs.committedBy(place.peerId ?? "");
   }
 
   /** The last checkpoint that a peer is known to have committed; 0: none, or it has no place. */
@@ -121,23 +122,29 @@ export class EpochSessions {
     return peerId !== undefined && hasFollowed(this.#options.state.record, peerId) ? this.committedBy(place) : 0;
   }
 
+  /** The newest checkpoint that was told to be committed. */
+  get #newest(): number {
+    return Math.max(this.#told, this.#options.checkpoints().committed);
+  }
+
   /**
    * The newest checkpoint that was told to be committed, where the secondary of a place lacks it, or the one that it knows itself
    * to lack: a failover there does not return to what was told. undefined: none. Without epochs each has everything.
    */
   lackedBy(place: SecondaryPlace): number | undefined {
     if (this.#options.state.record.mode === "mirror") return undefined;
-    const told = Math.max(this.#told, this.#options.committed(), this.#lacking.get(place.peerId ?? "") ?? 0);
+    const told = Math.max(this.#newest, this.#lacking.get(place.peerId ?? "") ?? 0);
     return told > this.heldBy(place) ? told : undefined;
   }
 
   /**
    * Whether one that gets everything lacks the newest checkpoint that was told to be committed, or is outdated to the arbiter
    * until it commits: until then a failover there would not return to what was told, or be refused. In mode `mirror` each sync
-   * ends with a commit.
+   * ends with a commit. Not where the newest has a VM state: only whoever sends those is to take the next one.
    */
   get isLacked(): boolean {
-    const { places, keeper } = this.#options;
+    const { places, keeper, checkpoints } = this.#options;
+    if (checkpoints().hasVmState(this.#newest)) return false;
     const lacks = (place: SecondaryPlace): boolean =>
       this.lackedBy(place) !== undefined || keeper()?.isBehind(place.peerId ?? "") === true;
     return places().some((place) => place.mirroring === undefined && place.replicator.isEstablished && lacks(place));
@@ -170,7 +177,7 @@ export class EpochSessions {
     this.#told = Math.max(this.#told, epoch);
     const isLacked = places().some((place) => place.peerId !== undefined && this.committedBy(place) < epoch);
     if (isLacked && epoch > (state.record.told ?? 0)) {
-      return state.update((record) => toldOf(record, epoch)).then(() => undefined);
+      return state.update((record) => this.#withVmState(toldOf(record, epoch))).then(() => undefined);
     }
     const lacking = [...this.#streaming].filter(
       ([peer, session]) => !isCommittedBy(peer) && (this.#heard.get(session) ?? 0) < epoch,
@@ -194,10 +201,11 @@ export class EpochSessions {
     else this.#lacking.set(agentId, committed + 1);
   }
 
-  /** One of several opens a session, and says what it has. Returns what all have then. */
-  learn(peer: Hello): Summary {
+  /** One of several opens a session, and says what it has. Returns what all have then, and which of its own have a VM state. */
+  learn(peer: Hello): Summary & Pick<Hello, "vmstates"> {
     this.#epochs.learn(peer);
-    return this.#epochs.summary([...this.#sessions.keys(), peer.agentId]);
+    const { outdated, vmstates } = peer;
+    return { ...this.#epochs.summary([...this.#sessions.keys(), peer.agentId]), vmstates: outdated ? [] : vmstates };
   }
 
   /** One has given up what it had of epochs up to this one. Returns what the others have; undefined: none has anything. */
@@ -239,12 +247,18 @@ export class EpochSessions {
   /** The record with what each has committed. */
   recorded(record: StateRecord, ages: Pick<CheckpointAges, "recorded">): StateRecord {
     const [first, ...others] = mainFirst(this.#options.places(), record);
-    const whole = { ...record, committed: ages.recorded(first === undefined ? 0 : this.committedBy(first)) };
+    const committed = ages.recorded(first === undefined ? 0 : this.committedBy(first));
+    const whole = this.#withVmState({ ...record, committed });
     const known = others.filter(({ slot }) => peerEntryOf(record, slot).pairing !== null);
     return known.reduce(
       (changed, place) => withPeerEntry(changed, place.slot, { committed: this.committedBy(place) }),
       whole,
     );
+  }
+
+  /** The record that says of the newest checkpoint that it has a VM state, where it has: a later process is to know. */
+  #withVmState(record: StateRecord): StateRecord {
+    return this.#options.checkpoints().hasVmState(this.#newest) ? { ...record, vmStateEpoch: this.#newest } : record;
   }
 
   /** Those that get everything from here on. */

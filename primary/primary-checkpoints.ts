@@ -77,13 +77,14 @@ export class PrimaryCheckpoints {
   /** Barriers that are answered and await their VM state, and the session that this has to come in. Ascending. */
   readonly #awaiting = new Map<number, EpochSession>();
   #hasCountedWrites = false;
-  /** The newest epoch whose VM state was stored. */
-  #vmStateEpoch = 0;
+  /** Checkpoints that have a VM state, as far as this side knows. */
+  readonly #vmStates: Set<number>;
 
   constructor(options: PrimaryCheckpointsOptions) {
     this.#options = options;
     const { record } = options.state;
     this.#epochs = new EpochCounter(options.state);
+    this.#vmStates = new Set(record.vmStateEpoch === undefined ? [] : [record.vmStateEpoch]);
     this.#known = {
       committed: committedByPeer(record),
       prepared: [],
@@ -100,9 +101,9 @@ export class PrimaryCheckpoints {
     return this.#known.committed;
   }
 
-  /** Whether it has a VM state that came through this agent. */
-  get hasVmState(): boolean {
-    return this.committed > 0 && this.#vmStateEpoch === this.committed;
+  /** Whether a checkpoint has a VM state, as far as this side knows. */
+  hasVmState(epoch: number): boolean {
+    return this.#vmStates.has(epoch);
   }
 
   /** How long ago its barrier was placed. */
@@ -143,7 +144,8 @@ export class PrimaryCheckpoints {
   stored(epoch: number, session: EpochSession, vmstateMs: number): void {
     if (this.awaiting(epoch).session !== session) throw lostPeer();
     this.#awaiting.delete(epoch);
-    this.#vmStateEpoch = epoch;
+    for (const older of this.#vmStates) if (older < this.committed) this.#vmStates.delete(older);
+    this.#vmStates.add(epoch);
     if (epoch > this.#voidThrough)
       this.#known.prepared = [...this.#known.prepared, epoch].sort((left, right) => left - right);
     this.#options.emit("checkpoint-prepared", { epoch, vmstateMs });
@@ -257,8 +259,9 @@ export class PrimaryCheckpoints {
    * A secondary opens a session, and says what it has; where there are several, what all of them have. Returns the epoch
    * that is open from here on.
    */
-  learn(peer: Pick<Hello, "epochSeen" | "committed" | "prepared" | "outdated">): number {
+  learn(peer: Pick<Hello, "epochSeen" | "committed" | "prepared" | "outdated" | "vmstates">): number {
     this.#epochs.skipThrough(peer.epochSeen);
+    if (!peer.outdated) for (const epoch of peer.vmstates ?? []) this.#vmStates.add(epoch);
     for (const [epoch, session] of this.#awaiting) if (session.isClosed) this.#awaiting.delete(epoch);
     // It was rolled back, or has given its checkpoint up: not every write since its checkpoint was counted.
     if (peer.committed < this.#known.committed) this.#volumesComplete = false;

@@ -91,7 +91,7 @@ export class PrimaryRole {
       secondaries: () => this.secondaries,
       lineages: () => this.#lineages,
       keeper: () => this.#keeper,
-      committed: () => this.checkpoints.committed,
+      checkpoints: () => this.checkpoints,
     });
     this.#unheard = new Set(options.trackings.length > 1 && this.#guests.isHeld ? peersOf(record) : []);
     const takeCheckpoint = (): Promise<unknown> => this.checkpoints.take(options.peerTimeoutMs * 4);
@@ -102,7 +102,7 @@ export class PrimaryRole {
         return options.checkpointEveryMs;
       },
       isReady: () => this.#takesBarriers,
-      isLacked: () => !this.checkpoints.hasVmState && !this.#isBeingHandedOver && this.#epochs.isLacked,
+      isLacked: () => !this.#isBeingHandedOver && this.#epochs.isLacked,
       take: takeCheckpoint,
     });
     this.#health = new DiskHealth({ clock: options.clock, emit: options.emit, disks: () => this.disks });
@@ -425,8 +425,8 @@ export class PrimaryRole {
     const before = this.#lastVerdict;
     const isNews = before?.verdict.kind !== verdict.kind || before.peer.agentId !== peer.agentId;
     this.#lastVerdict = judged;
-    const isBeside = judged.url !== undefined && this.places.some(({ replicator }) => replicator.isTaken);
-    if (!isBeside) this.#ownVerdict = judged;
+    if (judged.url === undefined || !this.places.some(({ replicator }) => replicator.isTaken))
+      this.#ownVerdict = judged;
     if (verdict.kind === "hand-over" && verdict.from === agentId) handedOver(verdict.to);
     if (verdict.kind === "outdated" && verdict.agent === agentId) this.#becomeOutdated(peer);
     if (verdict.kind === "split-brain" && isNews) {

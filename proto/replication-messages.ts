@@ -163,6 +163,11 @@ const helloSchema = z.object({
   /** On a secondary: the checkpoint that was told to be committed and that it lacks, so that it is promoted by force only. */
   lacks: epoch.optional(),
   prepared: z.array(epoch).max(PREPARED_EPOCHS_MAX),
+  /** On a secondary: which of these, and whether the committed one, have a VM state; left out where none has. */
+  vmstates: z
+    .array(someEpoch)
+    .max(PREPARED_EPOCHS_MAX + 1)
+    .optional(),
   /** The highest epoch number that this side has seen used. */
   epochSeen: epoch,
   /** On a primary: the operator says that the copies are identical (`--assume-in-sync`), and it has everything that it wrote since in a bitmap. */

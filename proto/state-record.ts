@@ -259,6 +259,8 @@ const recordedSchema = z.object({
    * newest that it has told while one of them lacked it.
    */
   told: epoch.optional(),
+  /** On a primary: the newest checkpoint that was told to be committed, where that has a VM state, as far as this has been recorded. */
+  vmStateEpoch: epoch.optional(),
   /**
    * Prepared and neither committed nor discarded, ascending. One that `awaitsState` cannot be committed before its VM
    * state is stored.

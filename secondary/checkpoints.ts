@@ -42,6 +42,11 @@ export function preparedIn({ prepared }: StateRecord): number[] {
   return prepared.filter(({ awaitsState }) => awaitsState !== true).map(({ epoch }) => epoch);
 }
 
+/** The committed checkpoint and the prepared ones, as far as they have a VM state. */
+export function havingVmState({ committed, prepared }: StateRecord): number[] {
+  return [committed, ...prepared].filter(({ vmstate }) => vmstate !== undefined).map(({ epoch }) => epoch);
+}
+
 /** The prepared checkpoints of a hello that its peer may commit: what another primary has prepared is none of that one's history. */
 export function listedFor(peer: Hello, { pairing, prepared }: Hello): readonly number[] {
   return pairing?.peer === peer.agentId ? prepared : [];

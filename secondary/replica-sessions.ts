@@ -15,7 +15,7 @@ import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
 import { takesNoSessions } from "../shared/replication/refusal.ts";
 import { Strangers } from "../shared/replication/strangers.ts";
 import { areRelated, findBehind, type Verdict } from "../shared/replication/verdict.ts";
-import { preparedIn, type Checkpoints } from "./checkpoints.ts";
+import { havingVmState, preparedIn, type Checkpoints } from "./checkpoints.ts";
 import type { DiskFaults } from "./disk-faults.ts";
 import type { Following } from "./following.ts";
 import type { OverlaySpace } from "./overlay-space.ts";
@@ -318,6 +318,7 @@ export class ReplicaSessions {
     const { history, tracking } = this.#options;
     const record = history.ordered;
     const lacks = lackedCheckpoint(record);
+    const vmstates = havingVmState(record);
     return {
       ...ownHello(record, this.#options),
       // Own changes of which the list is lost: no bitmap proves anything then.
@@ -331,6 +332,7 @@ export class ReplicaSessions {
       ...(lacks === undefined ? {} : { lacks }),
       // What awaits its VM state ends with the session in which that was to come.
       prepared: preparedIn(record),
+      ...(vmstates.length === 0 ? {} : { vmstates }),
       epochSeen: this.#options.checkpoints().epochSeen,
       assumeInSync: false,
     };

@@ -156,6 +156,8 @@ const HELLO_MEANINGS: Record<keyof Hello, string> = {
   lacks:
     "On a secondary that lacks a checkpoint which was told to be committed: the newest of those. It is promoted by force only, until it has committed a later one.",
   prepared: "Epochs that a commit can still name.",
+  vmstates:
+    "On a secondary: those of these epochs, and the committed one, that have a VM state. Left out where none has: one of the disks alone may take the place of the newest.",
   epochSeen: "The highest epoch number that this side has seen used.",
   shared: "Whether a peer may know that lineage; durable before one can.",
   ancestors: "The histories that this one goes back to, newest first.",
