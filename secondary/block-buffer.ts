@@ -297,8 +297,9 @@ export class BlockBuffer implements EpochOverlay {
     }
   }
 
-  /** A join that is under way goes no further. Resolves when what it has written is gone; undefined: there is none. */
+  /** A join that is under way, and takes storage, goes no further. Resolves when what it has written is gone; undefined: there is none. */
   #endJoin(): Promise<void> | undefined {
+    if (this.#host?.memory.isIndexFull === true) return undefined; // which it would make room in
     this.#mustEndJoin = true;
     return this.#joining?.then(
       () => undefined,
