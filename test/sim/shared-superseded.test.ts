@@ -1,4 +1,6 @@
+import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
+import { asColobusError } from "../../proto/errors.ts";
 import { urlOf, type PairMember } from "./pair.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
 
@@ -34,7 +36,7 @@ function rejoinDying(scripted: ScriptedPair): Promise<void> {
 }
 
 describe("a promoted side of shared disks whose peer was promoted by force meanwhile", () => {
-  it("writes nothing when it starts again", async () => {
+  it("serves nobody when it starts again", async () => {
     const scripted = new ScriptedPair(1, "power", { mode: "shared", isMarked: true });
     const { world } = scripted;
     const { primary: a, secondary: b } = scripted.pair;
@@ -48,8 +50,12 @@ describe("a promoted side of shared disks whose peer was promoted by force meanw
     world.network.partition("a", "b", true);
     await restart(scripted, b);
     const outcomes: string[] = [];
+    const [disk] = scripted.disks;
+    assert(disk !== undefined);
     world.schedule(0, () => {
       void scripted.guestWrite(0, 0, 4096, "bytes", { by: b }).then(({ kind }) => outcomes.push(kind));
+      const read = Promise.resolve(b.device(disk)?.read(Buffer.alloc(4096), 0));
+      void read.then(() => "read", asColobusError).then((outcome) => outcomes.push(String(outcome)));
     });
     await world.run({ forMs: LONG_MS });
     expect(b.agent?.status().protection.reason).toBe("held");
