@@ -1,4 +1,3 @@
-import { asColobusError } from "../proto/errors.ts";
 import type { RecordedChild } from "../proto/state-record.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
@@ -8,7 +7,7 @@ import { LateImage } from "./late-image.ts";
 
 /**
  * The image of a recorded copy, which is opened when it is asked for something. `isChanged`: another program has changed it
- * since the agent was cleanly stopped.
+ * since the agent was cleanly stopped, or may have: nobody can tell of one that cannot be opened now.
  */
 export function openCopyImage(
   { disk, geometry, open }: Pick<ChildrenContext, "open"> & { disk: string; geometry: ClusterGeometry },
@@ -20,8 +19,8 @@ export function openCopyImage(
   if (cleanMark !== null) {
     try {
       first = open(disk, { name, image, cleanMark });
-    } catch (error) {
-      isChanged = asColobusError(error).code === "image-changed"; // otherwise the first request is told
+    } catch {
+      isChanged = true; // why it cannot be opened, the first request is told
     }
   }
   const late = new LateImage(geometry, () => {

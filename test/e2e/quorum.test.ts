@@ -126,6 +126,33 @@ describe.runIf(requirePeers("nbdkit", "qemu-nbd", "fio", "qemu-io", "qemu-img"))
     await expectIdentical(pair.imagePath("a"), second);
   });
 
+  it.each(["raw", "qcow2"])(
+    "brings a copy (%s) everything that was changed while the agent was stopped",
+    async (format) => {
+      const file = join(scratchDirectory(), "second.img");
+      await tool("qemu-img", "create", "-q", "-f", format, file, String(SIZE));
+      const pair = await AgentPair.create({
+        disks: { vda: SIZE },
+        primaryFlags: ["--child", `vda:b=${format === "raw" ? file : `${format}:${file}`}`],
+      });
+      const { primary } = pair;
+      await pair.start();
+      await qemuIo(primary.uri(), "write -P 7 0 4M");
+      await primary.until("whole", areSound);
+      await primary.stop();
+      await primary.start();
+      const kept = await primary.until("whole again", areSound);
+      expect(kept.jobs.filter(({ child }) => child === "b")).toEqual([]);
+      await primary.stop();
+      await tool("qemu-io", "-f", format, "-c", "write -P 9 1M 64k", file);
+      await primary.start();
+      await primary.until("mended", areSound);
+      await primary.stop();
+      const said = await tool("qemu-img", "compare", "-f", "raw", "-F", format, pair.imagePath("a"), file);
+      expect(said.toString()).toContain("identical");
+    },
+  );
+
   it("takes copies in and out while it runs, and refuses what does not fit", async () => {
     const root = scratchDirectory();
     const pair = await AgentPair.protected({ disks: { vda: SIZE } });

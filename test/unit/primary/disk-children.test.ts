@@ -30,10 +30,13 @@ class ChildrenBench {
   readonly state: StateFile;
   readonly children: DiskChildren;
   readonly disk: ReplicatedDisk;
+  /** Why the copy cannot be opened, the next time that somebody tries. */
+  unopened: ColobusError | undefined;
 
-  private constructor(storage: MemoryStorage, state: StateFile) {
+  private constructor(storage: MemoryStorage, state: StateFile, unopened?: ColobusError) {
     this.storage = storage;
     this.state = state;
+    this.unopened = unopened;
     this.children = new DiskChildren({
       storage,
       clock: this.clock,
@@ -49,7 +52,12 @@ class ChildrenBench {
       timeoutMs: 1_000,
       speed: 0,
       policy: POLICY,
-      open: (_disk, { image }) => (image === "/b.img" ? this.image : this.other),
+      open: (_disk, { image }) => {
+        const { unopened } = this;
+        this.unopened = undefined;
+        if (unopened !== undefined) throw unopened;
+        return image === "/b.img" ? this.image : this.other;
+      },
       measure: () => Promise.resolve(GEOMETRY.sizeBytes),
       localMended: () => undefined,
       disk: "vda",
@@ -77,6 +85,13 @@ class ChildrenBench {
       storage,
       await StateFile.create(storage, DIRECTORY, stateRecord({ role: "Primary", disks: [disk] })),
     );
+  }
+
+  /** The agent is stopped in good order, and started again. */
+  async restart(unopened?: ColobusError): Promise<ChildrenBench> {
+    await this.children.stop(new ColobusError("shutting-down", "the agent is being stopped"));
+    await this.children.close();
+    return new ChildrenBench(this.storage, this.state, unopened);
   }
 
   get recorded(): boolean | undefined {
@@ -134,6 +149,17 @@ describe("the copies of a disk", () => {
   const areSound = (bench: ChildrenBench) => (): boolean => bench.copies.every(([, state]) => state === "sound");
   const write = async (bench: ChildrenBench, text: string): Promise<void> =>
     bench.disk.write(Buffer.from(text), 0, { fua: false });
+
+  it("brings a copy everything that nobody can tell to be as it was left", async () => {
+    const bench = await ChildrenBench.begin();
+    await bench.until(areSound(bench));
+    await write(bench, "one");
+    const again = await bench.restart();
+    expect(again.copies[1]).toEqual(["b", "sound", 0]);
+    const away = await again.restart(new ColobusError("image-missing", "its file system is not mounted yet"));
+    expect(away.copies[1]).toEqual(["b", "syncing", GEOMETRY.sizeBytes]);
+    await away.until(areSound(away));
+  });
 
   it("keeps a copy until the one that replaces it has everything, and takes the two in one record", async () => {
     const bench = await ChildrenBench.begin();
