@@ -267,8 +267,9 @@ export class PrimaryRole {
       this.#isHandingOver = false;
       deadline.end();
       this.#automatic.takeIfLacked();
-      // A session that was opened meanwhile may have said that the secondary has not taken it.
-      if (wereServed && this.#shared === undefined && this.#guests.isHeld) this.#releaseUnlessGone();
+      // A session that was opened meanwhile may have said that the secondary has not taken it, and takes originals by now.
+      if (wereServed && this.#guests.isHeld && (this.#shared === undefined || this.isEstablished))
+        this.#releaseUnlessGone();
     }
   }
 

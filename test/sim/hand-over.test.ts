@@ -87,4 +87,33 @@ describe("a hand-over that is under way", () => {
     }
     expect(kept).toBeGreaterThan(0);
   });
+
+  it("has guests of shared disks go on where the session was lost, and is back, before the secondary was asked", async () => {
+    let kept = 0;
+    for (let ms = 0; ms < 1_500; ms += 50) {
+      let arbiter: SimArbiter | undefined;
+      const scripted = new ScriptedPair(1, "power", (world) => {
+        arbiter = new SimArbiter(world, new SeededRandom(1), TTL_MS);
+        return { mode: "shared", isMarked: true, arbiter: { service: arbiter, ttlMs: TTL_MS } };
+      });
+      await scripted.start();
+      const { world, pair } = scripted;
+      arbiter?.slow("a");
+      const swap = pair.primary.agent
+        ?.switchover({ ...SWITCHOVER, timeoutMs: 2 * SOON_MS }, new AbortController().signal)
+        .catch((error: unknown) => error); // whatever has become of it, the roles tell
+      await world.run({ forMs: ms });
+      world.network.cut("a", "b");
+      await scripted.do("the switchover", async () => swap);
+      await scripted.until("both to be back", () => {
+        return pair.primary.role === "Secondary" || pair.primary.status?.peers[0]?.replication === "Established";
+      });
+      if (pair.primary.role === "Secondary") continue;
+      kept += 1;
+      expect(await scripted.do("a write", () => scripted.guestWrite(0, 0, 4096, "bytes"))).toMatchObject({
+        kind: "done",
+      });
+    }
+    expect(kept).toBeGreaterThan(0);
+  });
 });
