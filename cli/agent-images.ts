@@ -48,6 +48,10 @@ export class AgentImages implements ImageSource {
   /** Images that were connected before their disks are opened, by location. */
   readonly #connected = new Map<string, NbdImage>();
 
+  readonly #connecting = new Map<string, Promise<NbdImage>>();
+  /** Images that are being made, by path: who asks for the same one waits, and finds it. */
+  readonly #creating = new Map<string, Promise<unknown>>();
+
   constructor(options: AgentImagesOptions) {
     this.#options = options;
     this.#files = new FileImages(options.storage, options.log);
@@ -113,12 +117,21 @@ export class AgentImages implements ImageSource {
 
   async create(location: string, sizeBytes: number): Promise<void> {
     const parsed = parseImageLocation(location);
-    if (parsed.kind === "file") return this.#files.create(location, sizeBytes);
     if (parsed.kind === "nbd") {
       throw new ColobusError("image-missing", `${location} cannot be made from here`, "Serve an image of that size.");
     }
-    if (!this.canCreate(location)) return;
-    await createFormatImage(this.#options.storage, parsed.format, parsed.path, sizeBytes);
+    const { path } = parsed;
+    const made = (this.#creating.get(path) ?? Promise.resolve()).then(async () => {
+      if (parsed.kind === "file") await this.#files.create(location, sizeBytes);
+      else if (this.canCreate(location)) {
+        await createFormatImage(this.#options.storage, parsed.format, path, sizeBytes);
+      }
+    });
+    const settled = made.catch(() => undefined); // the caller has the error
+    this.#creating.set(path, settled);
+    await settled;
+    if (this.#creating.get(path) === settled) this.#creating.delete(path);
+    return made;
   }
 
   async grow(location: string, sizeBytes: number): Promise<void> {
@@ -185,10 +198,18 @@ export class AgentImages implements ImageSource {
     return { sizeBytes, unitBytes: undefined };
   }
 
-  async #connect(location: string, parsed: ServedLocation): Promise<NbdImage> {
-    const image = await NbdImage.connect({ ...this.#imageOptions(location, parsed), sizeBytes: undefined });
-    this.#connected.set(location, image);
-    return image;
+  /** Whoever asks while it is being connected gets the same one: a second connection would end the first one's server. */
+  #connect(location: string, parsed: ServedLocation): Promise<NbdImage> {
+    const known = this.#connecting.get(location);
+    if (known !== undefined) return known;
+    const connecting = NbdImage.connect({ ...this.#imageOptions(location, parsed), sizeBytes: undefined })
+      .then((image) => {
+        this.#connected.set(location, image);
+        return image;
+      })
+      .finally(() => this.#connecting.delete(location));
+    this.#connecting.set(location, connecting);
+    return connecting;
   }
 
   #imageOptions(location: string, parsed: ServedLocation, use: ImageUse = "own") {

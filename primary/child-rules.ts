@@ -93,12 +93,17 @@ export function assertRoom(record: StateRecord): void {
   if (!fitsStateSlot(record)) throw refused("the state record has no room for another copy", "Use shorter paths.");
 }
 
-/** Errors: `child-refused`: nothing else in this agent is to be written there. */
-function assertUnused({ disks, mirrors }: StateRecord, image: string): void {
-  const isUsed =
+/** Whether the record names the image: as that of a disk, as a copy of one, or as a mirror's target. */
+export function isUsed({ disks, mirrors }: StateRecord, image: string): boolean {
+  return (
     disks.some((other) => other.image === image || other.quorum?.children.some((child) => child.image === image)) ||
-    openMirrors({ mirrors }).some(({ target }) => target === image);
-  if (isUsed) throw refused(`${image} is used by this agent already`, "Name another image.");
+    openMirrors({ mirrors }).some(({ target }) => target === image)
+  );
+}
+
+/** Errors: `child-refused`: nothing else in this agent is to be written there. */
+function assertUnused(record: StateRecord, image: string): void {
+  if (isUsed(record, image)) throw refused(`${image} is used by this agent already`, "Name another image.");
 }
 
 function beingReplaced(disk: string, name: string, replacement: string): ColobusError {

@@ -15,12 +15,11 @@
 import type { ChildStatus } from "../proto/status.ts";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { QUORUM_EVENT_EVERY_MS } from "../proto/limits.ts";
-import type { RecordedChild, RecordedQuorum } from "../proto/state-record.ts";
+import type { RecordedChild, RecordedQuorum, StateRecord } from "../proto/state-record.ts";
 import type { Child } from "../shared/block/block-device.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { firstClusterOf, growGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
-import { assertNotGrowing } from "../shared/block/growth.ts";
 import { RepeatedWork } from "../shared/host/repeated-work.ts";
 import { lostSync } from "../shared/journal/lost-syncs.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
@@ -186,9 +185,8 @@ export class DiskChildren {
    * `size-mismatch`, those of opening or making the image.
    */
   add(name: string, image: string, options: { readonly create: boolean }): Promise<void> {
-    return this.#take(image, options, () => {
-      const { disk, state } = this.#options;
-      assertAddable({ disk, name, image, record: state.record, policy: this.#policy });
+    return this.#take(image, options, (record) => {
+      assertAddable({ disk: this.#options.disk, name, image, record, policy: this.#policy });
       return newChild(name, image);
     });
   }
@@ -198,21 +196,20 @@ export class DiskChildren {
    * then. Resolves when it is recorded that it is to. Errors: as `add`; `child-unknown`.
    */
   replace(name: string, image: string, options: { readonly create: boolean }): Promise<void> {
-    return this.#take(image, options, () => {
-      const { disk, state } = this.#options;
-      assertReplaceable({ disk, name, image, record: state.record, policy: this.#policy });
+    return this.#take(image, options, (record) => {
+      assertReplaceable({ disk: this.#options.disk, name, image, record, policy: this.#policy });
       return newReplacement(this.#named(name).identity, image);
     });
   }
 
-  /** `judge` says what is recorded of the new copy, or throws why there is to be none. */
+  /** `judge` says what is recorded of the new copy, or throws why there is to be none beside what the record has. */
   async #take(
     image: string,
     { create }: { readonly create: boolean },
-    judge: () => RecordedChild & { readonly image: string },
+    judge: (record: StateRecord) => RecordedChild & { readonly image: string },
   ): Promise<void> {
     const { disk, geometry, measure, state, emit } = this.#options;
-    judge();
+    judge(state.record);
     const sizeBytes = await measure(image, create ? geometry.sizeBytes : undefined);
     if (sizeBytes !== geometry.sizeBytes) {
       throw new ColobusError(
@@ -222,10 +219,10 @@ export class DiskChildren {
       );
     }
     await this.#inTurn(async () => {
-      const child = judge();
+      let child = judge(state.record);
       await this.#record.alone(() =>
         state.update((record) => {
-          assertNotGrowing(record, disk);
+          child = judge(record); // another disk's copy, or a mirror, may have got the image before
           const changed = withChild(record, disk, child, this.#options.policy);
           assertRoom(changed);
           return changed;

@@ -31,6 +31,7 @@ import { KeptSettings } from "../shared/jobs/kept-settings.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
 import { DirtyTracker, type DirtyTrackerOptions } from "../shared/replication/dirty-tracker.ts";
+import { isUsed } from "./child-rules.ts";
 import type { PivotedDisk } from "./disk-children.ts";
 import type { DiskCopies } from "./disk-copies.ts";
 import { DiskCopy } from "./disk-copy.ts";
@@ -202,6 +203,7 @@ export class Mirrors {
       await state.update((record) => {
         if (disk.sizeBytes !== geometry.sizeBytes) throw resized(disk.name);
         assertNotGrowing(record, disk.name);
+        if (isUsed(record, mark.target)) throw inUse(mark.target);
         return begun(record, { ...mark, isTracked: mirror.copy.isTracked });
       });
     } catch (error) {
@@ -448,6 +450,10 @@ export class Mirrors {
     if (this.#stopped) throw new ColobusError("shutting-down", "the primary agent is being stopped");
     signal.throwIfAborted();
   }
+}
+
+function inUse(target: string): ColobusError {
+  return new ColobusError("image-busy", `${target} is used by this agent already`, "Name another target.");
 }
 
 function resized(disk: string): ColobusError {

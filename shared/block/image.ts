@@ -361,16 +361,26 @@ export async function createImage(storage: Storage, path: string, sizeBytes: num
     );
   }
   const unfinished = `${path}.creating`;
-  const file = storage.open(unfinished, { kind: "image", create: "if-missing", lock: true });
+  if (storage.exists(unfinished)) removeLeft(storage, unfinished);
+  const file = storage.open(unfinished, { kind: "image", create: "new", lock: true });
   try {
-    file.truncate(0);
     file.truncate(sizeBytes);
     await file.sync();
-    storage.rename(unfinished, path);
+    storage.renameNew(unfinished, path);
   } finally {
     file.close();
   }
   await storage.syncDirectory(dirname(path));
+}
+
+/** The name alone: a crash may have left it to an image that is whole, and may lie elsewhere by now. Errors: `image-busy`. */
+function removeLeft(storage: Storage, unfinished: string): void {
+  const file = storage.open(unfinished, { kind: "image", create: "never", lock: true });
+  try {
+    storage.remove(unfinished);
+  } finally {
+    file.close();
+  }
 }
 
 function openOrExplain(

@@ -39,7 +39,8 @@ import {
 } from "./posix.ts";
 import type { FileKind, OpenOptions, Storage, StorageFile } from "./storage.ts";
 
-const { EAGAIN, EBADF, EBUSY, EINVAL, EIO, ENOENT, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP } = constants.errno;
+const { EAGAIN, EBADF, EBUSY, EEXIST, EINVAL, EIO, ENOENT, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP, EPERM } = constants.errno;
+const HAS_NO_LINKS: ReadonlySet<number> = new Set([ENOSYS, EOPNOTSUPP, EPERM]);
 
 const FILE_MODE = 0o600;
 const TMPFS_MAGIC = 0x01021994;
@@ -477,6 +478,18 @@ export class NodeStorage implements Storage {
       fs.renameSync(from, to);
     } catch (error) {
       throw fsError(`cannot rename ${from} to ${to}`, from, error);
+    }
+  }
+
+  renameNew(from: string, to: string): void {
+    try {
+      fs.linkSync(from, to);
+      fs.unlinkSync(from);
+    } catch (error) {
+      const errno = errnoOf(error) ?? 0;
+      // File systems that know one name for each file.
+      if (HAS_NO_LINKS.has(errno) && !this.exists(to)) this.rename(from, to);
+      else throw fsError(`cannot rename ${from} to ${to}`, errno === EEXIST ? to : from, error);
     }
   }
 

@@ -81,6 +81,8 @@ export interface Storage {
   /** Removes the name, and frees what it named, off the event loop: freeing a large file takes long. The file must be closed. */
   removeBehind(path: string): Promise<void>;
   rename(from: string, to: string): void;
+  /** As `rename`, to a name that nothing has; a crash may leave both. Errors: `io-error` where something has it. */
+  renameNew(from: string, to: string): void;
   syncDirectory(path: string): Promise<void>;
   /** Bytes that an unprivileged writer may still allocate in the file system of `path`. */
   freeBytes(path: string): number;

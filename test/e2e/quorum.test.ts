@@ -153,6 +153,25 @@ describe.runIf(requirePeers("nbdkit", "qemu-nbd", "fio", "qemu-io", "qemu-img"))
     },
   );
 
+  it("takes a copy that is asked for twice at once, and makes its image once", async () => {
+    const file = join(scratchDirectory(), "second.qcow2");
+    const pair = await AgentPair.protected({ disks: { vda: SIZE } });
+    const { primary } = pair;
+    await qemuIo(primary.uri(), "write -P 3 0 2M");
+    const ask = () => primary.ask<ErrorDocument>("child", "add", "vda", `b=qcow2:${file}`, "--create");
+    const answers = await Promise.all([ask(), ask(), ask()]);
+    expect(answers.map(({ code }) => code).sort()).toEqual([0, 1, 1]);
+    for (const { code, json } of answers) if (code === 1) expect(json.error.code).toBe("child-refused");
+    const { disks } = await primary.until("whole", areSound);
+    expect(disks[0]?.children.map(({ name }) => name)).toEqual(["local", "b"]);
+    await qemuIo(primary.uri(), "write -P 4 1M 2M", "flush");
+    expect(childOf(await primary.status(), "b")?.state).toBe("sound");
+    await primary.stop();
+    expect(primary.log.match(/the format server has ended/g)?.length).toBe(1);
+    const said = await tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", pair.imagePath("a"), file);
+    expect(said.toString()).toContain("identical");
+  });
+
   it("takes copies in and out while it runs, and refuses what does not fit", async () => {
     const root = scratchDirectory();
     const pair = await AgentPair.protected({ disks: { vda: SIZE } });

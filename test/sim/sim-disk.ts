@@ -248,6 +248,12 @@ export class SimDisk {
     if (replaced instanceof SimInode) this.release(replaced);
   }
 
+  /** Errors: `not-found`; `io-error` where `to` names something. */
+  renameNew(from: string, to: string): void {
+    if (this.find(to) !== undefined) throw diskError("EEXIST", to, "rename");
+    this.rename(from, to);
+  }
+
   /** A name or an open file less; with the last one the space is free. */
   release(inode: SimInode): void {
     inode.references--;

@@ -103,6 +103,10 @@ export class SimStorage implements Storage {
     this.#call("rename", from, undefined, () => this.#disk.rename(from, to));
   }
 
+  renameNew(from: string, to: string): void {
+    this.#call("rename", from, undefined, () => this.#disk.renameNew(from, to));
+  }
+
   syncDirectory(path: string): Promise<void> {
     const error = admit(this.#world, this.#disk, this.#process, "syncDirectory", path, undefined, 0, 0);
     const directory = this.#disk.find(path);

@@ -77,6 +77,11 @@ export class MemoryStorage implements Storage {
     this.disk.rename(from, to);
   }
 
+  renameNew(from: string, to: string): void {
+    this.admit("rename", from, undefined);
+    this.disk.renameNew(from, to);
+  }
+
   async syncDirectory(path: string): Promise<void> {
     const directory = this.disk.directory(path, "sync");
     const { position } = directory;

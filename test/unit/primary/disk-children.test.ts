@@ -247,6 +247,16 @@ describe("the copies of a disk", () => {
     });
   });
 
+  it("takes no image that something else in the agent gets at the same moment", async () => {
+    const bench = await ChildrenBench.begin();
+    await bench.until(areSound(bench));
+    const adding = bench.children.add("c", "/c.img", { create: false });
+    const other = { name: "vdb", image: "/c.img", sizeBytes: GEOMETRY.sizeBytes, cleanMark: null };
+    await bench.state.update((record) => ({ ...record, disks: [...record.disks, other] }));
+    await expect(adding).rejects.toMatchObject({ code: "child-refused" });
+    expect(bench.recordedNames).toEqual(["local", "b"]);
+  });
+
   it("goes on with another image of the disk's own beside the same copies", async () => {
     const bench = await ChildrenBench.begin();
     await bench.until(areSound(bench));

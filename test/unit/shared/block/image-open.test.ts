@@ -1,8 +1,9 @@
-import { readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { linkSync, readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { createImage, openImage, openSharedImage } from "../../../../shared/block/image.ts";
 import { NodeStorage } from "../../../../shared/host/node-storage.ts";
+import { MemoryStorage } from "../../../support/memory-storage.ts";
 import { scratchDirectory } from "../../../support/scratch.ts";
 
 const storage = new NodeStorage();
@@ -107,6 +108,33 @@ describe("creating an image", () => {
     await createImage(storage, path, 1024);
     expect(readFileSync(path).equals(Buffer.alloc(1024))).toBe(true);
     expect(storage.exists(`${path}.creating`)).toBe(false);
+  });
+
+  it("replaces no file that has come by the name meanwhile", async () => {
+    const memory = new MemoryStorage();
+    memory.makeDirectory("/images");
+    let resume: (() => void) | undefined;
+    memory.hold = (op) =>
+      op === "sync"
+        ? new Promise((resolve) => {
+            resume = resolve;
+          })
+        : undefined;
+    const creating = createImage(memory, "/images/a.img", 512);
+    memory.hold = undefined;
+    memory.disk.addFile("/images/a.img", 8, Buffer.from("precious"));
+    resume?.();
+    await expect(creating).rejects.toMatchObject({ code: "io-error" });
+    expect(memory.disk.readFile("/images/a.img").toString()).toBe("precious");
+  });
+
+  it("touches no image that was moved away after a crash had left it with two names", async () => {
+    const path = scratchPath();
+    const moved = `${path}.moved`;
+    writeFileSync(moved, "precious");
+    linkSync(moved, `${path}.creating`);
+    await createImage(storage, path, 512);
+    expect(readFileSync(moved, "utf8")).toBe("precious");
   });
 
   it("refuses a size that no disk has before it makes anything", async () => {

@@ -306,6 +306,18 @@ describe("directories", () => {
     expect(storage.exists(a)).toBe(false);
   });
 
+  it("get a new name where nothing has it", () => {
+    const directory = scratchDirectory();
+    const [a, b] = [join(directory, "a"), join(directory, "b")];
+    writeFileSync(a, "A");
+    storage.renameNew(a, b);
+    expect(storage.list(directory)).toEqual(["b"]);
+    writeFileSync(a, "another");
+    expect(() => storage.renameNew(a, b)).toThrow(expect.objectContaining({ code: "io-error" }));
+    expect(readFileSync(b, "utf8")).toBe("A");
+    expect(readFileSync(a, "utf8")).toBe("another");
+  });
+
   it("do not take a link to nothing for a file", () => {
     const directory = scratchDirectory();
     symlinkSync(join(directory, "nothing"), join(directory, "link"));
