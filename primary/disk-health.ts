@@ -104,7 +104,7 @@ export class DiskHealth {
     for (const disk of this.#options.disks()) {
       const failure = this.#failures.get(disk.name);
       if (failure === undefined) continue;
-      const error = await tryAgain(disk, failure.ranges);
+      const error = await tryAgain(disk, failure);
       if (this.#stopped) return;
       if (error !== undefined) failure.error = error;
       else if (this.#failures.delete(disk.name)) this.#options.emit("disk-mended", { disk: disk.name });
@@ -114,16 +114,21 @@ export class DiskHealth {
   }
 }
 
-/** Tries the ranges and a flush; what has become sound is taken out. Returns why not everything is. */
-async function tryAgain(disk: ReplicatedDisk, ranges: FailedAccess[]): Promise<ColobusError | undefined> {
+/**
+ * Tries the ranges and a flush; what has become sound is taken out. Returns why not everything is. An image that is to be
+ * left alone is as it was.
+ */
+async function tryAgain(disk: ReplicatedDisk, { error: before, ranges }: Failure): Promise<ColobusError | undefined> {
   try {
     for (let access = ranges[0]; access !== undefined; access = ranges[0]) {
       const { during, offset, length } = access;
       for (let done = 0; done < length; done += PROBE_MAX_BYTES) {
-        await disk.tryAgain(offset + done, Math.min(PROBE_MAX_BYTES, length - done), during === "write");
+        const bytes = Math.min(PROBE_MAX_BYTES, length - done);
+        if (!(await disk.tryAgain(offset + done, bytes, during === "write"))) return before;
       }
       ranges.shift();
     }
+    if (disk.isLeftAlone) return before;
     await disk.child.flush();
     return undefined;
   } catch (error) {

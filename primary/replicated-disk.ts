@@ -159,19 +159,36 @@ export class ReplicatedDisk implements BlockDevice {
     return both(this.flushChild(), this.#forwarding.flush());
   }
 
+  /** Nobody is served: the image may be another host's. */
+  get isLeftAlone(): boolean {
+    return this.#gate.state === "held" || this.#gate.state === "refusing";
+  }
+
   /**
    * Tries whether a range of the local child that was refused can be read now, and written where `isWritten`: with what it
-   * holds, which is unknown since then, and dirty. Errors: the child's.
+   * holds, which is unknown since then, and dirty. Resolves with false where the image is to be left alone. Errors: the child's.
    */
-  async tryAgain(offset: number, length: number, isWritten: boolean): Promise<void> {
+  async tryAgain(offset: number, length: number, isWritten: boolean): Promise<boolean> {
     const hold = await this.#lock.acquire(offset, length);
     try {
-      const content = Buffer.allocUnsafeSlow(length);
-      await this.#child.read(content, offset);
-      if (isWritten) await this.#child.write(content, offset, { fua: false });
+      return !this.isLeftAlone && (await this.#uses.count(this.#tryHeld(offset, length, isWritten)));
     } finally {
       this.#lock.release(hold);
     }
+  }
+
+  async #tryHeld(offset: number, length: number, isWritten: boolean): Promise<boolean> {
+    const content = Buffer.allocUnsafeSlow(length);
+    await this.#child.read(content, offset);
+    if (!isWritten) return true;
+    if (this.isLeftAlone) return false;
+    await this.#child.write(content, offset, { fua: false });
+    return true;
+  }
+
+  /** Resolves when no read that the child has begun by now is under way any more. */
+  idle(): Promise<void> {
+    return this.#uses.past();
   }
 
   /** Makes everything written to the local child so far durable, whether guests may go on or not. */

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { DISK_RETRY_MS } from "../../proto/limits.ts";
 import { decodeMessage } from "../../proto/replication-messages.ts";
 import type { ColobusError } from "../../proto/errors.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
@@ -115,5 +116,38 @@ describe("a hand-over that is under way", () => {
       });
     }
     expect(kept).toBeGreaterThan(0);
+  });
+
+  it("leaves a shared image alone that was given back, also where a failed read is to be tried again", async () => {
+    const scripted = new ScriptedPair(1, "power", { mode: "shared", isMarked: true });
+    await scripted.start();
+    const { world, pair } = scripted;
+    const { faults } = pair.primary.host.disk;
+    const told = (type: string): number =>
+      pair.primary.agent?.events(0).filter((event) => event.type === type).length ?? 0;
+    faults.inject({ error: "io-error", op: ["tryRead", "read"], kind: "image" });
+    await scripted.do("a read that fails", () => scripted.guestRead(0, 0, 4096));
+    expect(told("disk-error")).toBe(1);
+    world.network.intercept = (_, data) => {
+      if (decodeMessage(data).type !== "takeover") return "deliver";
+      world.network.partition("a", "b", true);
+      return "lose";
+    };
+    const outcome = await scripted.do("the switchover", async () =>
+      pair.primary.agent
+        ?.switchover({ ...SWITCHOVER, timeoutMs: SOON_MS }, new AbortController().signal)
+        .catch(({ code }: ColobusError) => code),
+    );
+    expect(outcome).toBe("timed-out");
+    const touched: string[] = [];
+    faults.intercept = ({ op, kind }) => {
+      if (kind === "image") touched.push(op);
+      return undefined;
+    };
+    await world.run({ forMs: 3 * DISK_RETRY_MS });
+    expect(touched).toEqual([]);
+    world.network.partition("a", "b", false);
+    await scripted.until("the disk to be mended", () => told("disk-mended") === 1);
+    expect(touched).not.toEqual([]);
   });
 });

@@ -384,4 +384,29 @@ describe("a replicated disk that is read for a sync", () => {
     gate.hold();
     expect(disk.extents(0, SIZE, 1)).toEqual([{ length: SIZE, hole: false, zero: false }]);
   });
+
+  it("is idle when no read is under way, and tries nothing again until guests go on", async () => {
+    const { child, gate, disk } = bench();
+    const slow = deferred();
+    const asked: string[] = [];
+    child.gate = ({ kind }) => {
+      asked.push(kind);
+      return kind === "read" ? slow.promise : undefined;
+    };
+    const reading = disk.read(Buffer.alloc(512), 0);
+    const trying = disk.tryAgain(4096, 512, true);
+    await turn();
+    gate.hold();
+    const idle = disk.idle();
+    expect(await isDone(idle)).toBe(false);
+    slow.resolve();
+    expect(await isDone(idle)).toBe(true);
+    await reading;
+    expect(await trying).toBe(false);
+    expect(await disk.tryAgain(0, 512, false)).toBe(false);
+    expect(asked).toEqual(["read", "read"]);
+    gate.open();
+    expect(await disk.tryAgain(0, 512, true)).toBe(true);
+    expect(asked).toEqual(["read", "read", "read", "write"]);
+  });
 });
