@@ -20,6 +20,7 @@ import type { Child } from "../shared/block/block-device.ts";
 import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import { firstClusterOf, growGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
+import { assertStillOfSize } from "../shared/block/growth.ts";
 import { RepeatedWork } from "../shared/host/repeated-work.ts";
 import { lostSync } from "../shared/journal/lost-syncs.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
@@ -223,6 +224,7 @@ export class DiskChildren {
       await this.#record.alone(() =>
         state.update((record) => {
           child = judge(record); // another disk's copy, or a mirror, may have got the image before
+          assertStillOfSize(record, disk, sizeBytes);
           const changed = withChild(record, disk, child, this.#options.policy);
           assertRoom(changed);
           return changed;

@@ -20,7 +20,7 @@ import {
 } from "../shared/block/cluster-geometry.ts";
 import type { Stretch } from "../shared/block/data-stretches.ts";
 import type { DiskImage } from "../shared/block/disk-image.ts";
-import { assertNotGrowing } from "../shared/block/growth.ts";
+import { assertNotGrowing, assertStillOfSize } from "../shared/block/growth.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import { RepeatedWork } from "../shared/host/repeated-work.ts";
@@ -201,8 +201,7 @@ export class Mirrors {
       }
       this.#assertGoing(signal);
       await state.update((record) => {
-        if (disk.sizeBytes !== geometry.sizeBytes) throw resized(disk.name);
-        assertNotGrowing(record, disk.name);
+        assertStillOfSize(record, disk.name, geometry.sizeBytes);
         if (isUsed(record, mark.target)) throw inUse(mark.target);
         return begun(record, { ...mark, isTracked: mirror.copy.isTracked });
       });
@@ -454,14 +453,6 @@ export class Mirrors {
 
 function inUse(target: string): ColobusError {
   return new ColobusError("image-busy", `${target} is used by this agent already`, "Name another target.");
-}
-
-function resized(disk: string): ColobusError {
-  return new ColobusError(
-    "job-state",
-    `disk ${disk} was resized meanwhile`,
-    "Try again, with an image of its new size.",
-  );
 }
 
 function assertCanMirror(record: StateRecord, disk: string): void {

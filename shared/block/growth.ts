@@ -102,6 +102,20 @@ export function assertNotGrowing({ disks }: StateRecord, name: string): void {
   throw new ColobusError("job-state", `disk ${name} is being resized`, "Try again.");
 }
 
+/**
+ * To be asked in the change of the record that has something count which was made for `sizeBytes`: until a record is durable
+ * nothing else tells that another one has the disk grow. Errors: `job-state`.
+ */
+export function assertStillOfSize(record: StateRecord, name: string, sizeBytes: number): void {
+  assertNotGrowing(record, name);
+  if (record.disks.find((disk) => disk.name === name)?.sizeBytes === sizeBytes) return;
+  throw new ColobusError(
+    "job-state",
+    `disk ${name} was resized meanwhile`,
+    "Try again, with an image of its new size.",
+  );
+}
+
 /** The peer has said how large its disks are: those that are as large as here have no former size any more. */
 export function sizesAgreed(
   record: StateRecord,
