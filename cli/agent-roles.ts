@@ -322,6 +322,11 @@ export class AgentRoles {
     }
   }
 
+  /** To be awaited before the record forgets how the images were left. Errors: `io-error`. */
+  async begin(): Promise<void> {
+    if (this.#active.role === "Primary") await this.#active.primary.copies.begin();
+  }
+
   /** Leaves the images as they are, for an agent that has not started: nothing is served, nor written. */
   abandon(): void {
     const active = this.#active;

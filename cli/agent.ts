@@ -202,6 +202,7 @@ export class Agent implements AgentControl {
     }
     // Only now is everything recovered that another boot id, or the last clean stop, decides about.
     try {
+      await agent.#roles.begin();
       await state.update((record) => started(record, host, config));
     } catch (error) {
       agent.#roles.abandon();

@@ -83,6 +83,11 @@ export class ChildrenRecord {
     this.#isOverstated = this.#options.copies().some(({ recorded, words }) => recorded.overstates(words()));
   }
 
+  /** Resolves when no copy is recorded as better than it was found. Errors: as `write`. */
+  async begin(): Promise<void> {
+    if (this.#isOverstated) await this.alone(() => this.writeAll());
+  }
+
   /** Something has changed: resolves when the record says what is. It is tried again for as long as the role lasts. */
   follow(): Promise<void> {
     this.look();

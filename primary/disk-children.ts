@@ -158,6 +158,14 @@ export class DiskChildren {
     for (const { copy } of this.#members) copy.grown(first);
   }
 
+  /**
+   * To be awaited before the record forgets how the images were left: no later process takes a copy for better than it was
+   * found. Errors: `io-error`.
+   */
+  begin(): Promise<void> {
+    return this.#record.begin();
+  }
+
   /** Begins to bring copies what they lack. `disk` has `child` as its child. */
   start(disk: ReplicatedDisk): void {
     this.#disk = disk;

@@ -63,6 +63,11 @@ export class DiskCopies {
     this.#disks[disk]?.grow(sizeBytes);
   }
 
+  /** See `DiskChildren.begin`. */
+  async begin(): Promise<void> {
+    for (const copies of this.#disks) await copies.begin();
+  }
+
   start(disks: readonly ReplicatedDisk[]): void {
     for (const [index, disk] of disks.entries()) this.#disks[index]?.start(disk);
   }
