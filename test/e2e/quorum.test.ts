@@ -160,8 +160,8 @@ describe.runIf(requirePeers("nbdkit", "qemu-nbd", "fio", "qemu-io", "qemu-img"))
     await qemuIo(primary.uri(), "write -P 3 0 2M");
     const ask = () => primary.ask<ErrorDocument>("child", "add", "vda", `b=qcow2:${file}`, "--create");
     const answers = await Promise.all([ask(), ask(), ask()]);
-    expect(answers.map(({ code }) => code).sort()).toEqual([0, 1, 1]);
-    for (const { code, json } of answers) if (code === 1) expect(json.error.code).toBe("child-refused");
+    expect(answers.filter(({ code }) => code === 0).length).toBe(1);
+    for (const { code, json } of answers) if (code !== 0) expect(json.error.code).toBe("child-refused");
     const { disks } = await primary.until("whole", areSound);
     expect(disks[0]?.children.map(({ name }) => name)).toEqual(["local", "b"]);
     await qemuIo(primary.uri(), "write -P 4 1M 2M", "flush");
