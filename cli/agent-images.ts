@@ -47,7 +47,7 @@ export class AgentImages implements ImageSource {
   readonly #facts = new Map<string, SharedFacts>();
   /** Images that were connected before their disks are opened, by location. */
   readonly #connected = new Map<string, NbdImage>();
-
+  /** Those that are about to be among them. */
   readonly #connecting = new Map<string, Promise<NbdImage>>();
   /** Images that are being made, by path: who asks for the same one waits, and finds it. */
   readonly #creating = new Map<string, Promise<unknown>>();
