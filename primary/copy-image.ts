@@ -5,15 +5,35 @@ import { lostSync } from "../shared/journal/lost-syncs.ts";
 import type { ChildrenContext } from "./children-context.ts";
 import { LateImage } from "./late-image.ts";
 
-/**
- * The image of a recorded copy, which is opened when it is asked for something. `isChanged`: another program has changed it
- * since the agent was cleanly stopped, or may have: nobody can tell of one that cannot be opened now.
- */
+export interface CopyImage {
+  /** undefined: the disk's own image. */
+  readonly late: LateImage | undefined;
+  /**
+   * Another program has changed it since the agent was cleanly stopped, or may have: nobody can tell of one that cannot be
+   * opened now.
+   */
+  readonly isChanged: boolean;
+}
+
+type CopyImageOptions = Pick<ChildrenContext, "open"> & { readonly disk: string; readonly geometry: ClusterGeometry };
+
+/** Those of all recorded copies of a disk; `isReference`: the one to believe. */
+export function openCopyImages(
+  options: CopyImageOptions,
+  children: readonly RecordedChild[],
+): { readonly child: RecordedChild; readonly image: CopyImage; readonly isReference: boolean }[] {
+  const found = children.map((child) => ({ child, image: openCopyImage(options, child) }));
+  const sound = found.filter(({ child }) => child.sound);
+  const reference = sound.find(({ image }) => !image.isChanged) ?? sound[0] ?? found[0];
+  return found.map((one) => ({ ...one, isReference: one === reference }));
+}
+
+/** The image of a recorded copy, where it is not the disk's own, which is opened when it is asked for something. */
 export function openCopyImage(
-  { disk, geometry, open }: Pick<ChildrenContext, "open"> & { disk: string; geometry: ClusterGeometry },
-  { name, cleanMark, lostSync: hasLostSync }: RecordedChild,
-  image: string,
-): { readonly late: LateImage; readonly isChanged: boolean } {
+  { disk, geometry, open }: CopyImageOptions,
+  { name, image, cleanMark, lostSync: hasLostSync }: RecordedChild,
+): CopyImage {
+  if (image === null) return { late: undefined, isChanged: false };
   let isChanged = false;
   let first: DiskImage | undefined;
   if (cleanMark !== null) {

@@ -4,7 +4,8 @@
  *
  * How: with one copy there is nothing here, and the image is the disk's child. With more, a `Quorum` is; each copy has a
  * dirty bitmap in a directory of its own, in which ranges are marked before they are changed. After a crash the first copy
- * that was recorded as sound is the one to believe, and what the others may lack is what was marked.
+ * that was recorded as sound is the one to believe, and what the others may lack is what was marked; after a clean stop the
+ * first one that is as it was left.
  *
  * One that is to take another's place stands beside it until it has everything; the record that calls it sound is the one
  * that takes the other one out.
@@ -36,7 +37,7 @@ import type { ChildrenContext } from "./children-context.ts";
 import { ChildrenRecord, entryOf, identityOf } from "./children-record.ts";
 import { ChildRecovery } from "./child-recovery.ts";
 import { CopyBitmaps } from "./copy-bitmaps.ts";
-import { openCopyImage } from "./copy-image.ts";
+import { openCopyImage, openCopyImages } from "./copy-image.ts";
 import { DiskCopy } from "./disk-copy.ts";
 import { forsake, leave, wordsOf, type Member } from "./disk-member.ts";
 import { replaceFollowed } from "./followed-child.ts";
@@ -104,11 +105,8 @@ export class DiskChildren {
     this.#quorum = this.#newQuorum();
     const children = quorumOf(options.state.record, options.disk)?.children ?? [];
     if (children.length < 2) return;
-    const reference = Math.max(
-      0,
-      children.findIndex(({ sound }) => sound),
-    );
-    this.#members = children.map((child, index) => this.#open(child, index === reference));
+    const opened = openCopyImages(options, children);
+    this.#members = opened.map(({ child, isReference, image }) => this.#open(child, isReference, image));
     this.#quorum.setCopies(this.#members.map(({ copy }) => copy));
     this.#record.look();
   }
@@ -369,12 +367,10 @@ export class DiskChildren {
     });
   }
 
-  #open(child: RecordedChild, isReference: boolean): Member {
+  #open(child: RecordedChild, isReference: boolean, { late, isChanged } = openCopyImage(this.#options, child)): Member {
     const { disk, geometry, clock, timeoutMs } = this.#options;
     const local = this.#local;
     if (child.image === null && child.lostSync) local.distrust?.(lostSync(`the image of disk ${disk}`));
-    const { late, isChanged } =
-      child.image === null ? { late: undefined, isChanged: false } : openCopyImage(this.#options, child, child.image);
     const found = child.tracked && !(isChanged && !isReference) ? this.#bitmaps.open(child) : undefined;
     // What was marked may be on this copy and not on the others; it is the one to believe.
     if (isReference) found?.removeClusters(0, geometry.clusterCount);

@@ -259,7 +259,7 @@ export class PrimaryRole {
         siblings: dialledPeers(this.places.filter((other) => other !== place)).map(({ url }) => url),
         arbiter: this.#keeper,
         checkpoint: () => this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal),
-        letGo: () => this.#letGo(),
+        letGo: async () => this.#shared?.letGo(this.disks),
         assertInSync: () => place.assertInSync(session),
       };
       await handOver(context, lineage);
@@ -271,13 +271,6 @@ export class PrimaryRole {
       if (wereServed && this.#guests.isHeld && (this.#shared === undefined || this.isEstablished))
         this.#releaseUnlessGone();
     }
-  }
-
-  /** Gives shared images back: what was asked of one and not answered would be asked anew, and open it. Errors: `io-error`. */
-  async #letGo(): Promise<void> {
-    if (this.#shared === undefined) return;
-    for (const disk of this.disks) await disk.idle();
-    await this.#shared.letGo();
   }
 
   /** The agent is about to stop: nobody waits for the peer any more. */

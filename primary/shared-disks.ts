@@ -14,6 +14,7 @@ import { CopyBeforeWrite } from "./copy-before-write.ts";
 import type { GuestPolicy } from "./guest-policy.ts";
 import type { LineageKeeper } from "./lineage-keeper.ts";
 import { OriginalsGroup } from "./originals-group.ts";
+import type { ReplicatedDisk } from "./replicated-disk.ts";
 import type { SecondaryPlace } from "./secondary-place.ts";
 import type { SourceSession } from "./source-session.ts";
 
@@ -147,8 +148,12 @@ export class SharedDisks {
     return unflushed;
   }
 
-  /** Gives the disks back, durable, until the next request. Errors: `io-error`. */
-  async letGo(): Promise<void> {
+  /**
+   * Gives the disks back, durable, until the next request. What was asked of an image and is not answered would be asked
+   * anew, and open it: it is waited for. Errors: `io-error`.
+   */
+  async letGo(disks: readonly Pick<ReplicatedDisk, "idle">[]): Promise<void> {
+    for (const disk of disks) await disk.idle();
     for (const { child } of this.#options.children) await child.letGo?.();
   }
 

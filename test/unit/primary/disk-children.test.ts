@@ -161,6 +161,21 @@ describe("the copies of a disk", () => {
     await away.until(areSound(away));
   });
 
+  it("believes none that may have been changed while another one is as it was left", async () => {
+    const bench = await ChildrenBench.begin();
+    await bench.children.add("c", "/c.img", { create: false });
+    await bench.until(areSound(bench));
+    bench.local.gate = () => {
+      throw new ColobusError("io-error", "the device is broken");
+    };
+    await write(bench, "one");
+    const again = await bench.restart(new ColobusError("image-missing", "its file system is not mounted yet"));
+    expect(again.copies.slice(1)).toEqual([
+      ["b", "syncing", GEOMETRY.sizeBytes],
+      ["c", "sound", 0],
+    ]);
+  });
+
   it("keeps a copy until the one that replaces it has everything, and takes the two in one record", async () => {
     const bench = await ChildrenBench.begin();
     await bench.until(areSound(bench));
