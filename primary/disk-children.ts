@@ -70,8 +70,8 @@ export interface DiskChildrenOptions extends ChildrenContext {
   readonly disk: string;
   readonly local: OwnImage;
   readonly geometry: ClusterGeometry;
-  /** `blkverify` has found a difference. */
-  readonly freeze: () => void;
+  /** As `QuorumOptions.freeze`. */
+  readonly freeze: (difference: ColobusError) => void;
 }
 
 export class DiskChildren {

@@ -17,8 +17,8 @@ export interface DiskCopiesOptions {
   readonly sharesDisks: boolean;
   readonly images: readonly { readonly name: string; readonly child: Child }[];
   readonly trackings: readonly { readonly tracking: Pick<PeerTracking, "add"> }[];
-  /** Guests are not to change anything before an operator has looked. */
-  readonly freeze: () => void;
+  /** Guests are not to change anything before an operator has looked: as `QuorumOptions.freeze`. */
+  readonly freeze: (difference: ColobusError) => void;
 }
 
 /** The copies of all disks of a primary beside their images. */

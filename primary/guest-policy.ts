@@ -20,7 +20,7 @@ export interface GuestPolicyOptions {
 
 /**
  * Decides when this primary's guests may go on, by what the state record says and what the peer has said: held from a
- * start until the peer has spoken, frozen without the peer where the policy says so, refused once this side is outdated.
+ * start until the peer has spoken, frozen without the peer where the policy says so, or since copies differ, refused once this side is outdated.
  */
 export class GuestPolicy {
   readonly gate = new GuestGate();
@@ -28,6 +28,8 @@ export class GuestPolicy {
   #isOutdated = false;
   /** Guests have waited since the start for what the peer has to say. */
   #isHeldFromStart = false;
+  /** How copies of a disk differ: changes wait until an operator has seen it, whatever the peer says. */
+  #difference: ColobusError | undefined;
 
   constructor(options: GuestPolicyOptions) {
     this.#options = options;
@@ -59,8 +61,16 @@ export class GuestPolicy {
     return this.#options.splitBrain();
   }
 
-  /** Changes wait until the secondary is back. */
-  freeze(): void {
+  /** Changes wait for nobody but an operator, who is to look at copies that differ. */
+  get waitForOperator(): boolean {
+    return this.gate.state === "frozen" && this.#difference !== undefined;
+  }
+
+  /** Changes wait until the secondary is back, or, with a `difference` of copies, until an operator lets them go on. */
+  freeze(difference?: ColobusError): void {
+    // Each one is told of by the quorum; to look at one is to look at all.
+    if (difference !== undefined && this.#difference !== undefined) return;
+    this.#difference ??= difference;
     this.gate.freeze();
     this.#options.emit("guests-held", { reason: this.describeHold() });
   }
@@ -70,12 +80,17 @@ export class GuestPolicy {
     return this.gate.state === "frozen" ? this.gate.admitChange() : undefined;
   }
 
-  /** The peer has spoken, and was not promoted meanwhile; or an operator has said so. */
+  /** The peer has spoken, and was not promoted meanwhile: guests go on, unless an operator is waited for. */
   release(): void {
     this.#isHeldFromStart = false;
-    if (!this.areWaiting) return;
+    if (!this.areWaiting || this.waitForOperator) return;
     this.gate.open();
-    this.#options.emit("guests-released", {});
+    if (this.#difference === undefined) {
+      this.#options.emit("guests-released", {});
+      return;
+    }
+    this.gate.freeze();
+    this.#options.emit("guests-held", { reason: this.describeHold() });
   }
 
   /**
@@ -108,10 +123,11 @@ export class GuestPolicy {
     }
   }
 
-  /** Lets the guests go on that wait for the peer. Returns whether any did. Errors: as `assertMayStartAlone`. */
+  /** Lets the guests go on that wait for the peer, or for an operator. Returns whether any did. Errors: as `assertMayStartAlone`. */
   startAlone(): boolean {
     this.assertMayStartAlone();
     const waited = this.areWaiting;
+    this.#difference = undefined;
     this.release();
     return waited;
   }
@@ -140,6 +156,10 @@ export class GuestPolicy {
     const isFrozen = this.gate.state === "frozen";
     const { splitBrain } = this;
     if (splitBrain !== undefined) return `Guests' ${isFrozen ? "writes" : "requests"} wait here. ${splitBrain.action}`;
+    if (isFrozen && this.#difference !== undefined) {
+      const { message, action } = this.#difference;
+      return `Writes wait, since ${message}. ${action} \`colobus start-alone\` lets writes go on.`;
+    }
     if (isFrozen)
       return "Writes wait until the secondary is back: start it, or let them go on with `colobus start-alone`.";
     return this.#describeStart();

@@ -32,7 +32,7 @@ export interface HandOverContext {
  */
 export async function handOver(context: HandOverContext, lineage: string): Promise<void> {
   const { state, session, guests, disks, deadline, siblings, arbiter, checkpoint, letGo, assertInSync } = context;
-  const wasOpen = guests.gate.state === "open";
+  const wereHeld = guests.isHeld;
   guests.gate.hold();
   let isAsked = false;
   try {
@@ -65,7 +65,7 @@ export async function handOver(context: HandOverContext, lineage: string): Promi
         });
       arbiter?.resume();
     }
-    if (wasOpen && (!isAsked || isRefused)) guests.release();
+    if (!wereHeld && (!isAsked || isRefused)) guests.release();
     throw error;
   }
 }

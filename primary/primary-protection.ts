@@ -30,7 +30,9 @@ export interface PrimaryFacts {
 /** Whether the VM of a primary could be taken over, and if not, what to do: the gravest reason comes first. */
 export function describePrimaryProtection(facts: PrimaryFacts): Status["protection"] {
   const { record, failed, verdict, guests, replicator, committed, lacked } = facts;
-  if (failed !== undefined) return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
+  // That guests wait for an operator says more than that a read of theirs has failed by it.
+  if (failed !== undefined && !guests.waitForOperator)
+    return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
   if (record.outdated) return notProtected("outdated", outdated().action);
   if (guests.areWaiting) {
     return notProtected(guests.splitBrain === undefined ? "held" : "split-brain", guests.describeHold());

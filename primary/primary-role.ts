@@ -113,7 +113,7 @@ export class PrimaryRole {
       sharesDisks: this.#shared !== undefined,
       images: options.children,
       trackings: options.trackings,
-      freeze: () => this.#guests.freeze(),
+      freeze: (difference) => this.#guests.freeze(difference),
     });
     this.#keeper = keepPermit({
       ...options,

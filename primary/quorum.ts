@@ -17,6 +17,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { ReadPattern } from "../proto/words.ts";
 import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
 import { both } from "../shared/block/both.ts";
+import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
 import { combineExtents } from "./combine-extents.ts";
@@ -30,7 +31,7 @@ export interface QuorumPolicy {
   readonly readPattern: ReadPattern;
   /** In the pattern `quorum`: copies that were outvoted are written with what won. */
   readonly rewriteCorrupted: boolean;
-  /** Two copies are compared at every read, and the disk is frozen when they differ. */
+  /** Two copies are compared at every read, and guests are frozen when they differ. */
   readonly blkverify: boolean;
 }
 
@@ -39,7 +40,7 @@ type Request = "read" | "write" | "flush";
 export interface QuorumOptions {
   readonly disk: string;
   /** Of the disk, which may grow. */
-  readonly geometry: Pick<ClusterGeometry, "sizeBytes">;
+  readonly geometry: Pick<ClusterGeometry, "sizeBytes" | "clusterBytes">;
   readonly policy: () => QuorumPolicy;
   /** Done when the record calls no copy sound that is not. */
   readonly recorded: () => Pending;
@@ -47,8 +48,8 @@ export interface QuorumOptions {
   readonly outvoted: (copy: DiskCopy, offset: number, length: number) => void;
   /** Too few copies have done a request, or agree. */
   readonly failed: (during: Request, offset: number, length: number, reason: ColobusError) => void;
-  /** `blkverify` has found a difference: no guest is to go on. */
-  readonly freeze: () => void;
+  /** `blkverify` has found a difference: no guest is to go on before an operator has seen it. Once for each cluster. */
+  readonly freeze: (difference: ColobusError) => void;
 }
 
 export class Quorum implements Child {
@@ -56,6 +57,8 @@ export class Quorum implements Child {
   #copies: readonly DiskCopy[] = [];
   /** Where contents are compared: a read that ran beside a write of the same range would find copies that differ. */
   readonly #lock = new RangeLock();
+  /** Clusters whose difference guests were frozen for: what an operator has let go on, the next read is not to stop again. */
+  readonly #differing = new ClusterBitmap();
 
   constructor(options: QuorumOptions) {
     this.#options = options;
@@ -189,8 +192,8 @@ export class Quorum implements Child {
       );
       const election = electContent(contents, voteThreshold);
       if (election.kind === "failed") {
-        if (blkverify && election.versions > 1) this.#differ(voters, contents, offset);
-        throw this.#failure("read", offset, length, faults);
+        const difference = blkverify ? this.#differ(voters, contents, offset) : undefined;
+        throw this.#failure("read", offset, length, difference === undefined ? faults : [difference]);
       }
       target.set(election.content);
       for (const loser of election.losers) {
@@ -204,14 +207,26 @@ export class Quorum implements Child {
     }
   }
 
-  /** Two copies that are to be the same are not: nobody goes on before an operator has seen it. */
-  #differ(copies: readonly DiskCopy[], contents: readonly (Uint8Array | undefined)[], offset: number): void {
-    const [one, other] = contents;
-    const copy = copies[1];
-    if (one === undefined || other === undefined || copy === undefined) return;
-    const at = firstDifference(one, other);
-    this.#options.outvoted(copy, offset + at, one.length - at);
-    this.#options.freeze();
+  /** Two copies that are to be the same are not: nobody goes on before an operator has seen it. undefined: not both were read. */
+  #differ(
+    copies: readonly DiskCopy[],
+    contents: readonly (Uint8Array | undefined)[],
+    offset: number,
+  ): ColobusError | undefined {
+    const { disk, geometry, outvoted, freeze } = this.#options;
+    const [content, otherContent] = contents;
+    const [copy, other] = copies;
+    if (content === undefined || otherContent === undefined || copy === undefined || other === undefined) return;
+    const { length } = content;
+    const at = offset + firstDifference(content, otherContent);
+    outvoted(other, at, offset + length - at);
+    const difference = new ColobusError(
+      "quorum-failure",
+      `copies ${copy.name} and ${other.name} of disk ${disk} differ at offset ${at}, in a read of ${length} bytes at ${offset}`,
+      "Find out which of the two is right; a write there makes them alike.",
+    );
+    if (this.#differing.tryAdd(Math.floor(at / geometry.clusterBytes))) freeze(difference);
+    return difference;
   }
 
   #change(

@@ -115,7 +115,7 @@ export const PROTECTION_REASON_MEANINGS: Record<ProtectionReason, string> = {
   "outdated": "The peer has a newer history than this side.",
   "split-brain": "Both sides were written to on their own, and an operator has to choose which one to discard.",
   "held":
-    "The guest's requests are held until the peer has been heard, or its changes until it is back (`--on-peer-loss freeze`); `start-alone` releases both. Or until the arbiter lets this side serve.",
+    "The guest's requests are held until the peer has been heard, or its changes until it is back (`--on-peer-loss freeze`), or until an operator has seen that copies differ (`--blkverify`); `start-alone` releases them. Or until the arbiter lets this side serve.",
 };
 
 export const BITMAP_FAULT_MEANINGS: Record<BitmapFault, string> = {

@@ -1,5 +1,5 @@
 /** Several copies of a disk on the primary's side, behind servers that fail and hang on demand. */
-import { copyFileSync, writeFileSync } from "node:fs";
+import { closeSync, copyFileSync, openSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { ChildAnswer } from "../../proto/control-api.ts";
@@ -170,6 +170,42 @@ describe.runIf(requirePeers("nbdkit", "qemu-nbd", "fio", "qemu-io", "qemu-img"))
     expect(primary.log.match(/the format server has ended/g)?.length).toBe(1);
     const said = await tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", pair.imagePath("a"), file);
     expect(said.toString()).toContain("identical");
+  });
+
+  it("freezes guests when two copies that are compared differ, until an operator lets them go on", async () => {
+    const second = join(scratchDirectory(), "second.img");
+    makeImage(second, SIZE);
+    const pair = await AgentPair.create({
+      disks: { vda: SIZE },
+      primaryFlags: ["--child", `vda:b=${second}`, "--blkverify"],
+    });
+    const { primary, secondary } = pair;
+    await pair.start();
+    await primary.until("whole", areSound);
+    await qemuIo(primary.uri(), "write -P 7 1M 64k");
+    await pair.untilProtected();
+    const file = openSync(second, "r+");
+    writeSync(file, Buffer.of(8), 0, 1, MIB + 100);
+    closeSync(file);
+    const where = `copies local and b of disk vda differ at offset ${MIB + 100}, in a read of 4096 bytes at ${MIB}`;
+    await expect(qemuIo(primary.uri(), "read 1M 4k")).rejects.toThrow("Input/output error");
+    const { protection } = await primary.status();
+    expect(protection).toMatchObject({ state: "NotProtected", reason: "held" });
+    expect(protection.nextAction).toContain(where);
+    expect(protection.nextAction).toContain("colobus start-alone");
+    // The secondary has nothing to say of it.
+    await secondary.stop();
+    await primary.until("alone", ({ peers }) => peers[0]?.connection === "Connecting");
+    await secondary.start();
+    const again = await primary.until("back", ({ peers }) => peers[0]?.replication === "Established");
+    expect(again.protection).toMatchObject({ reason: "held", nextAction: protection.nextAction });
+    expect(await primary.get("start-alone")).toMatchObject({ released: true });
+    await expect(qemuIo(primary.uri(), "read 1M 4k")).rejects.toThrow("Input/output error");
+    const failed = await primary.status();
+    expect(failed.protection).toMatchObject({ reason: "disk-failed" });
+    expect(failed.protection.nextAction).toContain(where);
+    await qemuIo(primary.uri(), "write -P 9 1M 64k", "read -P 9 1M 64k");
+    await pair.untilProtected();
   });
 
   it("takes copies in and out while it runs, and refuses what does not fit", async () => {

@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { GuestPolicy } from "../../../primary/guest-policy.ts";
 import { handOver, type HandOverContext } from "../../../primary/hand-over.ts";
 import type { SourceSession } from "../../../primary/source-session.ts";
+import { ColobusError } from "../../../proto/errors.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
 import { Deadline } from "../../../shared/host/deadline.ts";
 import { StateFile } from "../../../shared/journal/state-file.ts";
@@ -100,6 +101,16 @@ describe("a primary that hands its role over", () => {
       expect(scene.guests.gate.state).toBe("open");
     },
   );
+
+  it("leaves guests frozen that were, when it fails", async () => {
+    const scene = await Scene.open();
+    scene.guests.freeze(new ColobusError("quorum-failure", "two copies differ", "Look at them."));
+    scene.checkpoint = () => {
+      throw new ColobusError("timed-out", "no checkpoint");
+    };
+    await expect(scene.handOver()).rejects.toMatchObject({ code: "timed-out" });
+    expect(scene.guests.gate.state).toBe("frozen");
+  });
 
   it("asks nobody once its guests are refused", async () => {
     const scene = await Scene.open();

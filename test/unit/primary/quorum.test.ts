@@ -33,7 +33,7 @@ class QuorumBench {
       outvoted: (copy, offset, length) => this.told.push(`outvoted ${copy.name} ${offset}+${length}`),
       failed: (during, offset, length, reason) =>
         this.told.push(`failure ${during} ${offset}+${length} ${reason.code}`),
-      freeze: () => this.told.push("frozen"),
+      freeze: ({ message }) => this.told.push(`frozen, since ${message}`),
     });
     this.media = Array.from({ length: count }, () => new MemoryDevice(sizeBytes));
     this.copies = this.media.map((medium, index) => {
@@ -320,12 +320,20 @@ describe("a quorum that votes (QEMU's iotests 081 and 148)", () => {
     expect(bench.told).toEqual([]);
   });
 
-  it("freezes the disk, and does not exit, when two copies that are compared differ", async () => {
+  it("freezes guests, once for each cluster, when two copies that are compared differ, and says where", async () => {
     const bench = new QuorumBench(2, { voteThreshold: 2, blkverify: true });
+    const { clusterBytes } = bench.bench.geometry;
     await bench.write("abcd", 8);
     expect(await bench.read(8, 4)).toBe("abcd");
     void bench.medium(1).write(Buffer.from("X"), 10, NO_FUA);
-    await expect(bench.read(8, 4)).rejects.toMatchObject({ code: "quorum-failure" });
-    expect(bench.told).toEqual(["outvoted c1 10+2", "frozen", "failure read 8+4 quorum-failure"]);
+    const where = "copies c0 and c1 of disk vda differ at offset 10, in a read of 4 bytes at 8";
+    const told = ["outvoted c1 10+2", `frozen, since ${where}`, "failure read 8+4 quorum-failure"];
+    await expect(bench.read(8, 4)).rejects.toMatchObject({ code: "quorum-failure", message: where });
+    expect(bench.told).toEqual(told);
+    await expect(bench.read(8, 4)).rejects.toMatchObject({ message: where });
+    expect(bench.told.splice(0)).toEqual([...told, told[0], told[2]]);
+    void bench.medium(1).write(Buffer.from("X"), clusterBytes, NO_FUA);
+    await expect(bench.read(clusterBytes, 4)).rejects.toMatchObject({ code: "quorum-failure" });
+    expect(bench.told.filter((line) => line.startsWith("frozen"))).toHaveLength(1);
   });
 });
