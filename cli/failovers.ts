@@ -252,6 +252,7 @@ export class Failovers {
   #describe(secondary: SecondaryRole, request: FailoverRequest): FailoverAnswer {
     const recoverable = secondary.describeRecoverable();
     const disks = secondary.describeDisks();
+    const discardsActive = this.#discardsActive(request);
     return {
       already: false,
       dryRun: request.dryRun,
@@ -260,8 +261,8 @@ export class Failovers {
       epoch: recoverable?.epoch ?? 0,
       ageMs: recoverable?.ageMs ?? null,
       wouldLose: recoverable?.wouldLose ?? { writes: 0, bytes: 0, atLeast: true },
-      discardedActiveBytes: this.#discardsActive(request) ? disks.reduce((sum, disk) => sum + disk.activeBytes, 0) : 0,
-      mergeBytes: secondary.mergeBytes,
+      discardedActiveBytes: discardsActive ? disks.reduce((sum, disk) => sum + disk.activeBytes, 0) : 0,
+      mergeBytes: secondary.mergeBytes({ discardsActive }),
       jobs: [],
     };
   }

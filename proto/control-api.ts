@@ -134,6 +134,7 @@ export const failoverAnswerSchema = z.object({
   ageMs: ms.nullable(),
   wouldLose,
   discardedActiveBytes: bytes,
+  /** Of the clusters that are to be put into the images, holes and zeroes among them. */
   mergeBytes: bytes,
   jobs: z.array(z.string()),
   /** Of a dry run on a secondary with an arbiter. */

@@ -150,11 +150,7 @@ export class BlockBuffer implements EpochOverlay {
 
   get keptBytes(): number {
     const beside = this.#joined === undefined ? this.#unneeded : [...this.#unneeded, this.#joined];
-    return this.mergeBytes + bytesOf(beside);
-  }
-
-  get mergeBytes(): number {
-    return bytesOf(this.#committed);
+    return bytesOf(this.#committed) + bytesOf(beside);
   }
 
   get storage(): { readonly hiddenBytes: number; readonly bufferBytes: number } {

@@ -37,10 +37,9 @@ export interface EpochOverlay extends EpochView {
   readonly isEmpty: boolean;
   /** The newest epoch that is not committed and of which anything is held; 0 while there is none. */
   readonly newestEpoch: number;
-  /** Storage in bytes: all of it; what no commit frees, as it belongs to committed epochs or goes by itself; and what a promotion would have to merge. */
+  /** Storage in bytes: all of it; what no commit frees, as it belongs to committed epochs or goes by itself. */
   readonly allocatedBytes: number;
   readonly keptBytes: number;
-  readonly mergeBytes: number;
   /** The same storage under the names of `colobus status`. */
   readonly storage: { readonly hiddenBytes: number; readonly bufferBytes: number };
   /** What decides the checkpoint of `epoch`, which is kept. */

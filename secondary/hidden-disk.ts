@@ -156,10 +156,6 @@ export class HiddenDisk implements EpochOverlay {
     return allocatedBytes(this.#generations) + this.keptBytes;
   }
 
-  get mergeBytes(): number {
-    return allocatedBytes(this.#generations);
-  }
-
   get storage(): { readonly hiddenBytes: number; readonly bufferBytes: number } {
     return { hiddenBytes: this.allocatedBytes, bufferBytes: 0 };
   }

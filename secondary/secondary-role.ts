@@ -3,6 +3,8 @@ import { BUFFER_FRAGMENTS_MAX } from "../proto/limits.ts";
 import type { Hello, Site } from "../proto/replication-messages.ts";
 import type { DiskStatus, PeerStatus, Status } from "../proto/status.ts";
 import type { EventType, SecondaryExport } from "../proto/words.ts";
+import { ClusterBitmap } from "../shared/block/cluster-bitmap.ts";
+import { clustersToBytes } from "../shared/block/cluster-geometry.ts";
 import type { ImageSource } from "../shared/block/disk-image.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
@@ -476,9 +478,14 @@ export class SecondaryRole {
     }
   }
 
-  /** Storage of what a promotion would have to merge, in bytes. */
-  get mergeBytes(): number {
-    return this.disks.reduce((sum, { epochs, active }) => sum + epochs.mergeBytes + active.allocatedBytes, 0);
+  /** Bytes of the clusters that a promotion would have to merge. */
+  mergeBytes({ discardsActive }: { readonly discardsActive: boolean }): number {
+    const { epoch } = this.checkpoints.committed;
+    return this.disks.reduce((sum, { stack, context }) => {
+      const clusters = epoch === 0 ? new ClusterBitmap() : stack.hidden.union();
+      if (!discardsActive) clusters.orInPlace(stack.active.clusters());
+      return sum + clustersToBytes(context.geometry, clusters.size);
+    }, 0);
   }
 
   /** Ends the sessions and closes every file; for a clean stop. Errors: what kept it from being clean; all is closed then too. */
