@@ -52,6 +52,16 @@ describe("the documents", () => {
     expect(broken).toEqual([]);
   });
 
+  it("say which commands take no --timeout and --run", () => {
+    const [, named = ""] =
+      /All but ([^.]*) ask agents, and take `--timeout`, and\n`--run DIR`/.exec(read("README.md")) ?? [];
+    const without = ALL_COMMANDS.filter((command) => {
+      const flags = describeCommand(command).options.map(({ name }) => name);
+      return !(flags.includes("timeout") && flags.includes("run"));
+    });
+    expect([...named.matchAll(/`([a-z-]+)`/g)].map(([, name]) => name)).toEqual(without.map(({ name }) => name));
+  });
+
   it.each(GUIDES)("name flags, commands and metrics that there are: %s", (file) => {
     const text = read(file);
     const commands = ALL_COMMANDS.map(describeCommand);
