@@ -22,6 +22,11 @@ export interface CommandHost {
   readonly terminated: AbortSignal;
   /** Aborts at the first SIGINT or SIGTERM, and when nobody reads stdout any more. */
   readonly interrupted: AbortSignal;
+  /**
+   * Does what follows something that may be silent for long: meanwhile `interrupted` aborts also when the reader of stdout
+   * goes away while nothing is written.
+   */
+  readonly whileRead: (follow: () => Promise<void>) => Promise<void>;
   /** For what takes the whole screen: as `followJobControl`. */
   readonly followJobControl: (leave: () => void, enter: () => void) => () => void;
 }

@@ -47,7 +47,7 @@ export class Output {
     this.#hasBlocks = /utf-?8/i.test([env.LC_ALL, env.LC_CTYPE, env.LANG].find((name) => (name ?? "") !== "") ?? "");
     const colours = this.canDraw && (env.NO_COLOR ?? "") === "";
     this.paint = colours ? paintForTerminal : paintNothing;
-    stdout.on("error", () => this.#readerGone.abort());
+    stdout.on("error", () => this.loseReader());
     // Nobody is left to be told.
     stderr.on("error", () => {});
   }
@@ -55,6 +55,11 @@ export class Output {
   /** Aborts when nobody reads stdout any more. */
   get readerGone(): AbortSignal {
     return this.#readerGone.signal;
+  }
+
+  /** Nobody reads stdout any more. */
+  loseReader(): void {
+    this.#readerGone.abort();
   }
 
   /** Columns of the screen. */

@@ -1,9 +1,13 @@
 /** The process as commands see it: its streams, its environment, and the signals that interrupt it. */
 import { EXIT } from "../proto/errors.ts";
 import { followJobControl } from "../shared/host/job-control.ts";
+import type { Timer } from "../shared/host/clock.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import type { CommandHost } from "./command.ts";
 import { Output } from "./output.ts";
+
+/** A reader that has gone is noticed after so long at most. */
+const READER_LOOK_MS = 500;
 
 /** The first SIGINT or SIGTERM interrupts the command; a second one ends the process as signals do. */
 export function createProcessHost(): CommandHost {
@@ -24,12 +28,27 @@ export function createProcessHost(): CommandHost {
   });
   process.on("SIGINT", interrupt);
   process.on("SIGTERM", interrupt);
+  const clock = new NodeClock();
   return {
     output,
     env: process.env,
-    clock: new NodeClock(),
+    clock,
     terminated: signalled.signal,
     interrupted: AbortSignal.any([signalled.signal, output.readerGone]),
+    whileRead: async (follow) => {
+      const { isReaderGone } = await import("../shared/host/posix.ts");
+      const lookLater = (): Timer =>
+        clock.after(READER_LOOK_MS, () => {
+          if (isReaderGone(process.stdout.fd)) output.loseReader();
+          else timer = lookLater();
+        });
+      let timer = lookLater();
+      try {
+        await follow();
+      } finally {
+        timer.cancel();
+      }
+    },
     followJobControl,
   };
 }

@@ -20,10 +20,13 @@ export const eventsCommand = defineCommand({
     const call = { timeoutMs: timeoutOf(args), signal: host.interrupted };
     const client = clientOf(args, host);
     const events = args.follow ? client.follow(after, call) : await client.events(after, call);
-    for await (const event of events) {
-      if (args.json) host.output.document(event);
-      else host.output.text(renderEvent(withoutControlCharacters(event), host.output.paint));
-    }
+    const show = async (): Promise<void> => {
+      for await (const event of events) {
+        if (args.json) host.output.document(event);
+        else host.output.text(renderEvent(withoutControlCharacters(event), host.output.paint));
+      }
+    };
+    await (args.follow ? host.whileRead(show) : show());
   },
 });
 

@@ -42,17 +42,19 @@ export const statusCommand = defineCommand({
       await showLiveView(host, { client, timeoutMs });
       return;
     }
-    await watchAgent({
-      client,
-      clock,
-      timeoutMs,
-      interrupted,
-      refreshMs: undefined,
-      look: async (call) => {
-        const status = await client.status(call);
-        if (args.json) output.document(status);
-        else output.result(false, status, (shown, paint) => `${renderStatus(shown, paint)}\n`);
-      },
-    });
+    const watch = (): Promise<void> =>
+      watchAgent({
+        client,
+        clock,
+        timeoutMs,
+        interrupted,
+        refreshMs: undefined,
+        look: async (call) => {
+          const status = await client.status(call);
+          if (args.json) output.document(status);
+          else output.result(false, status, (shown, paint) => `${renderStatus(shown, paint)}\n`);
+        },
+      });
+    await host.whileRead(watch);
   },
 });

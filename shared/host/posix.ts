@@ -69,6 +69,11 @@ const callSetsockopt = libc.func("int setsockopt(int fd, int level, int name, co
   value: Int32Array,
   length: number,
 ) => number;
+const callPoll = libc.func("int poll(void *fds, unsigned long count, int timeout)") as (
+  fds: Int32Array,
+  count: number,
+  timeoutMs: number,
+) => number;
 const callClose = libc.func("int close(int fd)") as (fd: number) => number;
 const callFlock = libc.func("int flock(int fd, int operation)") as (fd: number, operation: number) => number;
 
@@ -78,6 +83,9 @@ const SOCK_DGRAM_CLOEXEC_NONBLOCK = 2 | 0o2000000 | 0o4000;
 const MSG_NOSIGNAL = 0x4000;
 const SOL_SOCKET = 1;
 const SO_LINGER = 13;
+// <poll.h>
+const POLLERR = 0x8;
+const POLLHUP = 0x10;
 
 // <linux/fs.h>, <linux/falloc.h>, <fcntl.h>, <sys/file.h>: the same on every architecture that Node runs on.
 const RWF_NOWAIT = 0x8;
@@ -263,4 +271,11 @@ export function sendToUnixSocket(path: string, text: string): number {
 export function resetOnClose(fd: number): number {
   const linger = Int32Array.of(1, 0); // struct linger: on, for no time
   return callSetsockopt(fd, SOL_SOCKET, SO_LINGER, linger, linger.byteLength) === 0 ? 0 : -koffi.errno();
+}
+
+/** Whether nobody can read any more what is written to a pipe, a socket or a terminal. It does not wait. */
+export function isReaderGone(fd: number): boolean {
+  const poll = Int32Array.of(fd, 0); // struct pollfd: two short numbers behind the descriptor, the second is the answer
+  const [, , , events = 0] = callPoll(poll, 1, 0) > 0 ? new Int16Array(poll.buffer) : [];
+  return (events & (POLLERR | POLLHUP)) !== 0;
 }

@@ -95,6 +95,30 @@ describe("the colobus process", () => {
     expect(stderr()).toBe("");
   });
 
+  it.each(["status --watch", "status --watch --json", "events --follow"])(
+    "ends when the reader goes away and nothing happens any more: colobus %s",
+    async (words) => {
+      const { control, run } = await serveFakeAgent();
+      control.log.emit("agent-started");
+      const command = [process.execPath, "--import", "tsx", MAIN, ...words.split(" "), "--run", run];
+      const script = 'set -o pipefail; "$@" | head -n 1';
+      const shell = spawn("bash", ["-c", script, "bash", ...command], {
+        stdio: ["ignore", "pipe", "pipe"],
+        detached: true,
+      });
+      const ended = once(shell, "close");
+      onTestFinished(() => {
+        if (shell.exitCode === null && shell.pid !== undefined) process.kill(-shell.pid, "SIGKILL");
+      });
+      let [stdout, stderr] = ["", ""];
+      shell.stdout.on("data", (text: Buffer) => (stdout += text.toString()));
+      shell.stderr.on("data", (text: Buffer) => (stderr += text.toString()));
+      expect(await ended).toEqual([0, null]);
+      expect(stderr).toBe("");
+      expect(stdout).toMatch(/^[^\n]+\n$/);
+    },
+  );
+
   it("ends when what it does for long has failed, though the agent goes on", async () => {
     const { run } = await serveProtectableAgent();
     const protect = new ColobusProcess(["protect", "--disks-only", "--qga", join(run, "none"), "--run", run]);

@@ -108,6 +108,7 @@ async function runHere(args: readonly string[]): Promise<Ended> {
     clock: new NodeClock(),
     terminated: signal,
     interrupted: signal,
+    whileRead: (follow: () => Promise<void>) => follow(),
     followJobControl: () => () => {},
   };
   const code = await runCli(args, ORDERS, host);

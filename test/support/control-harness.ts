@@ -115,6 +115,7 @@ export async function runInProcess(argv: readonly string[], options: CliOptions 
     clock: options.clock ?? new ManualClock(),
     terminated: interrupted,
     interrupted,
+    whileRead: (follow) => follow(),
     followJobControl: () => () => {},
   });
   return { code, ...result };
