@@ -65,6 +65,13 @@ export class AgentImages implements ImageSource {
     return image.sizeBytes;
   }
 
+  async measureFor(location: string, diskBytes: number): Promise<number> {
+    const { kind } = parseImageLocation(location);
+    if (kind === "file") return this.#files.measureFor(location, diskBytes);
+    const sizeBytes = await this.measure(location);
+    return kind === "nbd" ? Math.min(sizeBytes, diskBytes) : sizeBytes;
+  }
+
   async haveLostWrites(disks: StateRecord["disks"], use: ImageUse): Promise<boolean> {
     let isAnyKilled = false;
     for (const disk of disks) {

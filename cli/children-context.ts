@@ -36,9 +36,9 @@ export function childrenContext(
       const sizeBytes = state.record.disks.find((recorded) => recorded.name === disk)?.sizeBytes ?? null;
       return childImages.open({ name: `${disk}.${name}`, image, sizeBytes, cleanMark });
     },
-    measure: async (image, createBytes) => {
-      if (createBytes !== undefined) await childImages.create(image, createBytes);
-      return childImages.measure(image);
+    measure: async (image, diskBytes, { create }) => {
+      if (create) await childImages.create(image, diskBytes);
+      return childImages.measureFor(image, diskBytes);
     },
     localMended: (disk) => void lostSyncs.mended({ disk, active: null }),
   };

@@ -101,14 +101,14 @@ export class MirrorTargets implements Targets {
   async #open({ target, create }: MirrorRequest, sizeBytes: number): Promise<DiskImage> {
     const { childImages: images } = this.#options;
     if (create && images.canCreate(target)) await images.create(target, sizeBytes);
-    const found = await images.measure(target);
+    const found = await images.measureFor(target, sizeBytes);
     const image = this.reopen(target, found);
     if (found === sizeBytes) return image;
     image.close();
     throw new ColobusError(
       "size-mismatch",
       `${target} has ${found} bytes, and the disk has ${sizeBytes}`,
-      "Give the target the disk's size, or name one that does not exist, with --create.",
+      "Give the target the disk's size, or name a longer block device, or one that does not exist, with --create.",
     );
   }
 

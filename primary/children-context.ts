@@ -31,8 +31,8 @@ export interface ChildrenContext {
     disk: string,
     child: { readonly name: string; readonly image: string; readonly cleanMark: string | null },
   ) => DiskImage;
-  /** Finds out how large an image is, after making it at `sizeBytes` where that is asked for. */
-  readonly measure: (image: string, createBytes: number | undefined) => Promise<number>;
+  /** Finds out how large an image is for a disk, as `ImageSource.measureFor`, after making it where that is asked for. */
+  readonly measure: (image: string, diskBytes: number, options: { readonly create: boolean }) => Promise<number>;
   /** What flushes of the disk's own image have lost is made up for. */
   readonly localMended: (disk: string) => void;
 }

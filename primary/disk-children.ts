@@ -217,12 +217,12 @@ export class DiskChildren {
   ): Promise<void> {
     const { disk, geometry, measure, state, emit } = this.#options;
     judge(state.record);
-    const sizeBytes = await measure(image, create ? geometry.sizeBytes : undefined);
+    const sizeBytes = await measure(image, geometry.sizeBytes, { create });
     if (sizeBytes !== geometry.sizeBytes) {
       throw new ColobusError(
         "size-mismatch",
         `${image} has ${sizeBytes} bytes, and disk ${disk} has ${geometry.sizeBytes}`,
-        "Name an image of the same size, or one that is not there yet, with --create.",
+        "Name an image of the same size, a longer block device, or an image that is not there yet, with --create.",
       );
     }
     await this.#inTurn(async () => {

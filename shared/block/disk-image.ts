@@ -82,6 +82,11 @@ export interface ImageSource {
    */
   measure(location: string, use?: ImageUse): Promise<number>;
   /**
+   * As `measure`, how large the image is for a disk of `diskBytes`, which has the first part of a block device or an export
+   * that is longer: LVM and others round up.
+   */
+  measureFor(location: string, diskBytes: number): Promise<number>;
+  /**
    * Whether an image lay behind a server of an earlier process of this agent that was killed: what it had answered, and no
    * flush had covered, is lost. To be asked before anything is opened, by who writes them, as `use` says.
    */

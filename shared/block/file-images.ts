@@ -40,6 +40,12 @@ export class FileImages implements ImageSource {
     return Promise.resolve(image.sizeBytes);
   }
 
+  async measureFor(location: string, diskBytes: number): Promise<number> {
+    const image = this.#open(location, "own");
+    image.close();
+    return Promise.resolve(image.isDevice ? Math.min(image.sizeBytes, diskBytes) : image.sizeBytes);
+  }
+
   open(disk: RecordedDisk, use: ImageUse = "own"): Image {
     const image = this.#open(disk.image, use);
     try {

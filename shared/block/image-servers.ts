@@ -46,6 +46,7 @@ export class ImageServers {
   watching(images: ImageSource): ImageSource {
     return {
       measure: (location, use) => images.measure(location, use),
+      measureFor: (location, diskBytes) => images.measureFor(location, diskBytes),
       haveLostWrites: (disks, use) => images.haveLostWrites(disks, use),
       prepare: (disks, use) => images.prepare(disks, use),
       release: () => images.release(),

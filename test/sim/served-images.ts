@@ -54,6 +54,10 @@ export class ServedImages implements ImageSource {
     return this.#files.measure(location);
   }
 
+  measureFor(location: string, diskBytes: number): Promise<number> {
+    return this.#files.measureFor(location, diskBytes);
+  }
+
   haveLostWrites(disks: StateRecord["disks"]): Promise<boolean> {
     return Promise.resolve(disks.some(({ image }) => this.#options.killed.has(image)));
   }

@@ -73,6 +73,13 @@ describe.runIf(canMakeBlockDevices())("a recorded disk on a block device", () =>
     expect(opened(images, recorded(device, null)).sizeBytes).toBe(4 * MIB);
   });
 
+  it("is as long as a disk that it is chosen for, where it is longer", async () => {
+    const device = scratchBlockDevice(4 * MIB);
+    const images = new FileImages(new NodeStorage());
+    expect(await images.measureFor(device, 3 * MIB)).toBe(3 * MIB);
+    expect(await images.measureFor(device, 5 * MIB)).toBe(4 * MIB);
+  });
+
   it("refuses one that is shorter, and lets go of it", () => {
     const device = scratchBlockDevice(4 * MIB);
     const images = new FileImages(new NodeStorage());
@@ -82,6 +89,12 @@ describe.runIf(canMakeBlockDevices())("a recorded disk on a block device", () =>
 });
 
 describe("a recorded disk in a file", () => {
+  it("has the file's size, whichever disk that is chosen for", async () => {
+    const path = join(scratchDirectory(), "vda.img");
+    writeFileSync(path, Buffer.alloc(4096));
+    expect(await new FileImages(new NodeStorage()).measureFor(path, 1024)).toBe(4096);
+  });
+
   it.each([-512, 512])("refuses one whose size has changed by %i bytes", (bytes) => {
     const path = join(scratchDirectory(), "vda.img");
     writeFileSync(path, Buffer.alloc(4096));
