@@ -3,7 +3,7 @@ import { chmodSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { asColobusError, ColobusError } from "../proto/errors.ts";
-import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS } from "../proto/limits.ts";
+import { LEASE_TTL_DEFAULT_MS, SHUTDOWN_TIMEOUT_MS, STOP_TELL_EVERY_MS } from "../proto/limits.ts";
 import type { Arbiter } from "../shared/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../shared/arbiter/etcd-arbiter.ts";
 import type { EtcdAccess } from "../shared/arbiter/etcd-gateway.ts";
@@ -11,6 +11,7 @@ import { ControlServer } from "../shared/control/api-server.ts";
 import { StatusPage } from "../shared/control/status-page.ts";
 import { VmStateSocket } from "../shared/control/vm-state-socket.ts";
 import { readBootId } from "../shared/host/boot-id.ts";
+import { every } from "../shared/host/every.ts";
 import { EventLoopDelay } from "../shared/host/event-loop-delay.ts";
 import { spareFullCollections } from "../shared/host/heap.ts";
 import { readHostName } from "../shared/host/host-name.ts";
@@ -207,15 +208,25 @@ export class AgentProcess {
     this.#manager.stopping();
     this.#credentials.stop();
     this.agent.leave();
-    // At once: who is sent away with a request unanswered must not find this agent again.
-    await Promise.all([this.#nbd.close(), this.#vmStates.close()]);
+    let what = "clients' requests";
+    const clock = new NodeClock();
+    const begunMs = clock.nowMs();
+    const telling = every(clock, STOP_TELL_EVERY_MS, () => {
+      this.#log.warn({ waitsFor: what, sinceMs: Math.round(clock.nowMs() - begunMs) }, "the stop is waiting");
+    });
     try {
-      await this.agent.stop(SHUTDOWN_TIMEOUT_MS / 3);
+      // At once: who is sent away with a request unanswered must not find this agent again.
+      await Promise.all([this.#nbd.close(), this.#vmStates.close()]);
+      await this.agent.stop(SHUTDOWN_TIMEOUT_MS / 3, (next) => {
+        what = next;
+      });
     } finally {
+      what = "connections to be closed";
       // What stays open keeps the process, which would answer for an agent that is no more.
       await this.#listener?.close();
       await this.#control.close();
       this.#manager.stop();
+      telling.cancel();
     }
   }
 }

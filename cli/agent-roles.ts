@@ -18,6 +18,7 @@ import { statesNeeded, type VmStateStore } from "../secondary/vm-state-store.ts"
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import { newId } from "../shared/host/random.ts";
 import { sleep } from "../shared/host/sleep.ts";
+import type { WaitsFor } from "../shared/host/waits-for.ts";
 import { demoted, givenUpFor, historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { measureLink, type LinkFigures } from "../shared/replication/measure-link.ts";
@@ -294,15 +295,17 @@ export class AgentRoles {
   }
 
   /** Ends the role: sessions are left, disks are flushed and closed. Errors: what kept that from being clean; all is closed then too. */
-  async stop(drainMs: number): Promise<void> {
+  async stop(drainMs: number, waitsFor: WaitsFor): Promise<void> {
     this.beginStop();
     this.#parts.lostSyncs.stop();
     this.#connectors.hangUp();
+    waitsFor("a change of the role");
     await this.#changing;
+    waitsFor("VM states");
     await this.vmStates.settled();
     const active = this.#active;
-    if (active.role === "Secondary") return active.secondary.close();
-    const fault = await active.primary.stop(drainMs);
+    if (active.role === "Secondary") return active.secondary.close(waitsFor);
+    const fault = await active.primary.stop(drainMs, { waitsFor });
     // The peer was promoted on a shared disk: nothing that this side holds back may be written to it any more.
     const isDiskOfPeer = this.#options.state.record.mode === "shared" && active.primary.isOutdated;
     if (fault !== undefined || isDiskOfPeer) {

@@ -232,11 +232,11 @@ export class Agent implements AgentControl {
   }
 
   /**
-   * Ends the role: sessions are left, disks are flushed and closed. Exports must have no client left. Errors: what kept that
-   * from being clean, an image's flush or the state record; nothing is open then either, and the next start recovers as after
-   * a crash.
+   * Ends the role: sessions are left, disks are flushed and closed; `waitsFor` is told what it waits for. Exports must have no
+   * client left. Errors: what kept that from being clean, an image's flush or the state record; nothing is open then either,
+   * and the next start recovers as after a crash.
    */
-  async stop(drainMs: number): Promise<void> {
+  async stop(drainMs: number, waitsFor: (what: string) => void = () => {}): Promise<void> {
     if (this.#stopping) return;
     this.#stopping = true;
     this.#roles.beginStop();
@@ -245,6 +245,7 @@ export class Agent implements AgentControl {
     this.exports.withdrawAll(beingStopped());
     this.#arbitration?.takeover.stop();
     try {
+      waitsFor("a failover, commands or jobs that are under way");
       await this.#failovers.ended(); // the role is settled now
       await this.#changes.settled();
       await this.#jobs.stop(beingStopped());
@@ -252,7 +253,7 @@ export class Agent implements AgentControl {
       this.#protectionWatch.stop();
       this.#stallWatch.stop();
       this.#imageServers.stop();
-      await this.#roles.stop(drainMs);
+      await this.#roles.stop(drainMs, waitsFor);
     } finally {
       await this.#state.close();
     }

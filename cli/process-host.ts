@@ -1,7 +1,7 @@
 /** The process as commands see it: its streams, its environment, and the signals that interrupt it. */
 import { EXIT } from "../proto/errors.ts";
 import { followJobControl } from "../shared/host/job-control.ts";
-import type { Timer } from "../shared/host/clock.ts";
+import { every } from "../shared/host/every.ts";
 import { NodeClock } from "../shared/host/node-clock.ts";
 import type { CommandHost } from "./command.ts";
 import { Output } from "./output.ts";
@@ -37,16 +37,13 @@ export function createProcessHost(): CommandHost {
     interrupted: AbortSignal.any([signalled.signal, output.readerGone]),
     whileRead: async (follow) => {
       const { isReaderGone } = await import("../shared/host/posix.ts");
-      const lookLater = (): Timer =>
-        clock.after(READER_LOOK_MS, () => {
-          if (isReaderGone(process.stdout.fd)) output.loseReader();
-          else timer = lookLater();
-        });
-      let timer = lookLater();
+      const looking = every(clock, READER_LOOK_MS, () => {
+        if (isReaderGone(process.stdout.fd)) output.loseReader();
+      });
       try {
         await follow();
       } finally {
-        timer.cancel();
+        looking.cancel();
       }
     },
     followJobControl,

@@ -1,5 +1,6 @@
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import type { StateRecord } from "../proto/state-record.ts";
+import type { WaitsFor } from "../shared/host/waits-for.ts";
 import type { StateFile } from "../shared/journal/state-file.ts";
 import type { DiskCopies } from "./disk-copies.ts";
 import type { Mirrors } from "./mirrors.ts";
@@ -18,6 +19,7 @@ export interface LeaveDisksContext {
   /** This side has learned that it is behind, whatever the record says yet. */
   readonly isOutdated: boolean;
   readonly reason: ColobusError;
+  readonly waitsFor: WaitsFor;
   /** What the next process is to find. */
   readonly recorded: (record: StateRecord) => StateRecord;
 }
@@ -28,7 +30,7 @@ export interface LeaveDisksContext {
  * crash would leave.
  */
 export async function leaveDisks(context: LeaveDisksContext): Promise<ColobusError | undefined> {
-  const { state, disks, copies, mirrors, bitmaps, places, isDemoted, isOutdated, reason, recorded } = context;
+  const { state, disks, copies, mirrors, bitmaps, places, isDemoted, isOutdated, reason, recorded, waitsFor } = context;
   let fault: ColobusError | undefined;
   const attempt = async (step: () => Promise<unknown>): Promise<void> => {
     try {
@@ -40,10 +42,17 @@ export async function leaveDisks(context: LeaveDisksContext): Promise<ColobusErr
   // What this side holds back of a disk that another host writes by now must never get there.
   if (state.record.mode !== "shared" || !(isDemoted || isOutdated)) {
     await attempt(async () => {
-      for (const disk of disks) await disk.quiet();
-      for (const disk of disks) await disk.child.flush();
+      for (const disk of disks) {
+        waitsFor(`requests of disk ${disk.name}`);
+        await disk.quiet();
+      }
+      for (const disk of disks) {
+        waitsFor(`the image of disk ${disk.name} to be flushed`);
+        await disk.child.flush();
+      }
     });
   }
+  waitsFor("copies, mirrors and bitmaps");
   await attempt(() => copies.stop(reason, isDemoted));
   await attempt(() => mirrors.stop(fault ?? new ColobusError("not-primary", "this side is not Primary any more")));
   await attempt(() => bitmaps.close());

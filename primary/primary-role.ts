@@ -6,6 +6,7 @@ import type { BlockDevice, Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
+import { tellNobody, type WaitsFor } from "../shared/host/waits-for.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { peersOf } from "../shared/replication/peer-slots.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
@@ -355,7 +356,10 @@ export class PrimaryRole {
    * the reason where something could not be made durable: then nothing may be relied on but what a crash would leave. Who
    * `isDemoted` goes on with the images alone, so that is also the reason why an image lacks something.
    */
-  async stop(drainMs: number, { isDemoted } = { isDemoted: false }): Promise<ColobusError | undefined> {
+  async stop(
+    drainMs: number,
+    { isDemoted = false, waitsFor = tellNobody }: { isDemoted?: boolean; waitsFor?: WaitsFor } = {},
+  ): Promise<ColobusError | undefined> {
     this.#automatic.stop();
     for (const { mirroring } of this.places) mirroring?.stop();
     this.#health.stop();
@@ -365,6 +369,7 @@ export class PrimaryRole {
     });
     const reason = new ColobusError("shutting-down", "the primary agent is being stopped");
     this.refuseGuests(reason);
+    waitsFor("the secondary to have everything");
     await this.secondaries.stop(timeout, reason);
     await this.#lineages.settled();
     timer?.cancel();
@@ -380,6 +385,7 @@ export class PrimaryRole {
       isDemoted,
       isOutdated: this.isOutdated,
       reason,
+      waitsFor,
       recorded: (record) => ({
         ...this.#epochs.recorded(record, this.#options.ages),
         epochReserved: this.checkpoints.openEpoch - 1,

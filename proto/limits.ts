@@ -398,8 +398,10 @@ export const DELAY_SHOWN_MIN_MS = 250;
 export const STALL_MIN_MS = 1_000;
 /** Stalls that follow one are told together, this long after it was. */
 export const STALL_TELL_EVERY_MS = 10_000;
-/** SIGTERM ends the agent within this time. */
+/** SIGTERM ends the agent within this time, unless an image takes longer for a flush. */
 export const SHUTDOWN_TIMEOUT_MS = 15_000;
+/** A stop that takes longer says what it waits for, again and again. */
+export const STOP_TELL_EVERY_MS = 5_000;
 
 // State
 /** Each of the two slots of the state record. */

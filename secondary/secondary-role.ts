@@ -10,6 +10,7 @@ import type { Clock } from "../shared/host/clock.ts";
 import type { Log } from "../shared/host/log.ts";
 import type { Random } from "../shared/host/random.ts";
 import type { Storage } from "../shared/host/storage.ts";
+import { tellNobody, type WaitsFor } from "../shared/host/waits-for.ts";
 import { withoutFormerSize } from "../shared/block/growth.ts";
 import { forgetLosses } from "../shared/block/lost-writes.ts";
 import { lostSync, type LostSyncs } from "../shared/journal/lost-syncs.ts";
@@ -489,9 +490,9 @@ export class SecondaryRole {
   }
 
   /** Ends the sessions and closes every file; for a clean stop. Errors: what kept it from being clean; all is closed then too. */
-  async close(): Promise<void> {
+  async close(waitsFor: WaitsFor = tellNobody): Promise<void> {
     try {
-      await this.#leave();
+      await this.#leave(waitsFor);
     } finally {
       try {
         await this.#options.tracking.close();
@@ -507,13 +508,14 @@ export class SecondaryRole {
   }
 
   /** Ends what goes on, and records how the disks are left. */
-  async #leave(): Promise<void> {
+  async #leave(waitsFor: WaitsFor): Promise<void> {
+    waitsFor("what the primary has sent");
     await this.#sessions.end(new ColobusError("shutting-down", "the secondary agent is being stopped"));
     this.#faults.end();
     await this.#disks.settled();
     await Promise.all(this.disks.map(({ epochs }) => epochs.end()));
     await this.checkpoints.settled();
-    const marks = await flushDisks(this.disks, this.#options.vmStates, this.#options.log);
+    const marks = await flushDisks(this.disks, this.#options.vmStates, this.#options.log, waitsFor);
     const isDurable = marks.size === this.disks.length;
     await this.#options.state.update((record) => ({
       ...record,

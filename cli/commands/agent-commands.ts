@@ -5,8 +5,23 @@ import { defineCommand, untilAborted, type CommandHost } from "../command.ts";
 import { asColobusError } from "../../proto/errors.ts";
 import type { Role } from "../../proto/words.ts";
 
+const END_SIGNALS = ["SIGINT", "SIGTERM"] as const;
+
+/** Says so when a second signal ends the agent before its stop is done. */
+function tellOfSecondSignal({ terminated, output }: CommandHost): void {
+  terminated.addEventListener("abort", () => {
+    const end = (signal: NodeJS.Signals): void => {
+      for (const name of END_SIGNALS) process.off(name, end);
+      output.remark(`colobus: a second signal (${signal}) ends the agent at once, as a crash would.`);
+      process.kill(process.pid, signal); // nobody handles it any more
+    };
+    for (const name of END_SIGNALS) process.on(name, end);
+  });
+}
+
 /** Runs one agent in the foreground until SIGTERM or SIGINT. SIGHUP has certificates and the configuration file read anew. */
 async function runAgent(args: AgentArguments & OutputFlags, role: Role, host: CommandHost): Promise<void> {
+  tellOfSecondSignal(host);
   const keys = await readAgentKeys(args);
   const config = processConfigOf(keys, role, host.env);
   // Loaded here, so that the commands of operators and hooks start without the engine.

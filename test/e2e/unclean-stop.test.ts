@@ -1,8 +1,10 @@
 /** Agents that cannot leave their disks as they should: they end all the same, and say why. */
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { AgentPair, freePort, makeImage, MIB } from "../support/agent-pair.ts";
-import { qemuIo, runTool } from "../support/nbd-tools.ts";
+import { NbdClient, qemuIo, runTool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
+import { scratchDirectory } from "../support/scratch.ts";
 import { ToolProcess } from "../support/tool-process.ts";
 
 const SIZE = 16 * MIB;
@@ -20,7 +22,7 @@ async function serve(port: number, image: string): Promise<ToolProcess> {
   return server;
 }
 
-describe.runIf(requirePeers("qemu-nbd", "nbdinfo", "qemu-io"))("SIGTERM", () => {
+describe.runIf(requirePeers("qemu-nbd", "nbdinfo", "qemu-io", "python3:nbd"))("SIGTERM", () => {
   it("ends a primary whose image's server is gone, with exit code 1, and the next one starts", async () => {
     const port = await freePort();
     const pair = await AgentPair.create({ disks: { vda: SIZE }, flags: ["--peer-timeout", "1s"] });
@@ -39,5 +41,40 @@ describe.runIf(requirePeers("qemu-nbd", "nbdinfo", "qemu-io"))("SIGTERM", () => 
     await pair.untilProtected();
     expect((await primary.stop()).code).toBe(0);
     await again.end();
+  });
+
+  it("says what it waits for, and a second one ends it at once", async () => {
+    const root = scratchDirectory();
+    const image = join(root, "vda.img");
+    makeImage(image, SIZE);
+    const socket = join(root, "nbd.sock");
+    const server = new ToolProcess("qemu-nbd", [
+      "--format=raw",
+      "--persistent",
+      "--shared=0",
+      `--socket=${socket}`,
+      image,
+    ]);
+    await server.untilListening(socket);
+    const pair = await AgentPair.create({ disks: { vda: SIZE } });
+    const { primary } = pair;
+    primary.setFlag("--disk", `vda=nbd+unix:///?socket=${socket}`);
+    await pair.start();
+    await pair.untilProtected();
+    const guest = await NbdClient.connect(primary.uri());
+    await guest.write({ offset: 0, length: 65_536 }, 7); // and no flush
+    server.signal("SIGSTOP");
+    const ended = primary.stop();
+    await primary.untilLogged("the stop is waiting");
+    expect(primary.log).toContain('"waitsFor":"the image of disk vda to be flushed"');
+    expect(primary.isRunning).toBe(true);
+    const { signal, stderr } = await primary.stop();
+    expect(signal).toBe("SIGTERM");
+    expect(stderr).toContain("a second signal (SIGTERM) ends the agent at once");
+    await ended;
+    server.signal("SIGCONT");
+    await primary.start();
+    await pair.untilProtected();
+    await qemuIo(primary.uri(), "read -P 7 0 64k");
   });
 });

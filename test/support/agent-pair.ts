@@ -64,6 +64,11 @@ export class AgentUnderTest {
     return this.#process?.stderr ?? "";
   }
 
+  /** Resolves when the present process has logged the text. */
+  untilLogged(text: string): Promise<void> {
+    return this.#running().untilLogged(text);
+  }
+
   /** Ends the agent as a service manager does. */
   async stop(): Promise<Ended> {
     const running = this.#running();

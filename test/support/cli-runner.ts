@@ -59,12 +59,21 @@ export class ColobusProcess {
   }
 
   /** Resolves when `text` has come on stdout, from this character on; rejects when the process ends before. */
-  async untilPrinted(text: string, fromChar = 0): Promise<void> {
+  untilPrinted(text: string, fromChar = 0): Promise<void> {
+    return this.#until("stdout", text, fromChar);
+  }
+
+  /** The same on stderr. */
+  untilLogged(text: string): Promise<void> {
+    return this.#until("stderr", text, 0);
+  }
+
+  async #until(stream: "stdout" | "stderr", text: string, fromChar: number): Promise<void> {
     await new Promise<void>((resolve, reject) => {
       const look = (): void => {
-        if (this.stdout.includes(text, fromChar)) resolve();
+        if (this[stream].includes(text, fromChar)) resolve();
       };
-      this.child.stdout.on("data", look);
+      this.child[stream].on("data", look);
       void this.ended.then(({ code, signal, stderr }) =>
         reject(new Error(`colobus ended with ${code ?? signal} before it printed "${text}":\n${stderr}`)),
       );

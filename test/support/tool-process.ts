@@ -29,6 +29,11 @@ export class ToolProcess {
     }
   }
 
+  /** Sends a signal that does not end it. */
+  signal(signal: "SIGSTOP" | "SIGCONT"): void {
+    this.#child.kill(signal);
+  }
+
   async end(signal: NodeJS.Signals = "SIGTERM"): Promise<void> {
     if (!this.#hasEnded) this.#child.kill(signal);
     await this.#ended;
