@@ -212,7 +212,7 @@ export class AgentProcess {
     const clock = new NodeClock();
     const begunMs = clock.nowMs();
     const telling = every(clock, STOP_TELL_EVERY_MS, () => {
-      this.#log.warn({ waitsFor: what, sinceMs: Math.round(clock.nowMs() - begunMs) }, "the stop is waiting");
+      this.#log.warn({ waitsFor: what, waitedMs: Math.round(clock.nowMs() - begunMs) }, "the stop is waiting");
     });
     try {
       // At once: who is sent away with a request unanswered must not find this agent again.

@@ -18,7 +18,7 @@ import { statesNeeded, type VmStateStore } from "../secondary/vm-state-store.ts"
 import type { DiskImage } from "../shared/block/disk-image.ts";
 import { newId } from "../shared/host/random.ts";
 import { sleep } from "../shared/host/sleep.ts";
-import type { WaitsFor } from "../shared/host/waits-for.ts";
+import { tellNobody, type WaitsFor } from "../shared/host/waits-for.ts";
 import { demoted, givenUpFor, historyFieldsOf } from "../shared/replication/lineage.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { measureLink, type LinkFigures } from "../shared/replication/measure-link.ts";
@@ -229,7 +229,7 @@ export class AgentRoles {
       exports.withdrawAll(reason);
       agent.dropClients();
       const { openEpoch } = active.primary.checkpoints;
-      const fault = await active.primary.stop(0, { isDemoted: true });
+      const fault = await active.primary.stop(0, { isDemoted: true, waitsFor: tellNobody });
       this.#closeChildren(active, state.record.mode === "shared");
       this.#promoted = [];
       if (fault !== undefined) agent.host.log.warn({ reason: fault }, "this side's last state could not be flushed");
@@ -305,7 +305,7 @@ export class AgentRoles {
     await this.vmStates.settled();
     const active = this.#active;
     if (active.role === "Secondary") return active.secondary.close(waitsFor);
-    const fault = await active.primary.stop(drainMs, { waitsFor });
+    const fault = await active.primary.stop(drainMs, { isDemoted: false, waitsFor });
     // The peer was promoted on a shared disk: nothing that this side holds back may be written to it any more.
     const isDiskOfPeer = this.#options.state.record.mode === "shared" && active.primary.isOutdated;
     if (fault !== undefined || isDiskOfPeer) {

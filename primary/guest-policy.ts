@@ -20,7 +20,8 @@ export interface GuestPolicyOptions {
 
 /**
  * Decides when this primary's guests may go on, by what the state record says and what the peer has said: held from a
- * start until the peer has spoken, frozen without the peer where the policy says so, or since copies differ, refused once this side is outdated.
+ * start until the peer has spoken, frozen without the peer where the policy says so, or since copies of a disk differ,
+ * refused once this side is outdated.
  */
 export class GuestPolicy {
   readonly gate = new GuestGate();
@@ -62,7 +63,7 @@ export class GuestPolicy {
   }
 
   /** Changes wait for nobody but an operator, who is to look at copies that differ. */
-  get waitForOperator(): boolean {
+  get areWaitingForOperator(): boolean {
     return this.gate.state === "frozen" && this.#difference !== undefined;
   }
 
@@ -83,7 +84,7 @@ export class GuestPolicy {
   /** The peer has spoken, and was not promoted meanwhile: guests go on, unless an operator is waited for. */
   release(): void {
     this.#isHeldFromStart = false;
-    if (!this.areWaiting || this.waitForOperator) return;
+    if (!this.areWaiting || this.areWaitingForOperator) return;
     this.gate.open();
     if (this.#difference === undefined) {
       this.#options.emit("guests-released", {});

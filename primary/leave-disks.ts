@@ -8,18 +8,23 @@ import type { NamedBitmaps } from "./named-bitmaps.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
 import type { Place } from "./secondaries.ts";
 
-export interface LeaveDisksContext {
+/** How a primary ends. */
+export interface Leaving {
+  /** It becomes secondary. */
+  readonly isDemoted: boolean;
+  readonly waitsFor: WaitsFor;
+}
+
+export interface LeaveDisksContext extends Leaving {
   readonly state: StateFile;
   readonly disks: readonly ReplicatedDisk[];
   readonly copies: Pick<DiskCopies, "stop" | "close">;
   readonly mirrors: Pick<Mirrors, "stop">;
   readonly bitmaps: Pick<NamedBitmaps, "close">;
   readonly places: readonly Pick<Place, "tracking">[];
-  readonly isDemoted: boolean;
   /** This side has learned that it is behind, whatever the record says yet. */
   readonly isOutdated: boolean;
   readonly reason: ColobusError;
-  readonly waitsFor: WaitsFor;
   /** What the next process is to find. */
   readonly recorded: (record: StateRecord) => StateRecord;
 }

@@ -31,7 +31,7 @@ export interface PrimaryFacts {
 export function describePrimaryProtection(facts: PrimaryFacts): Status["protection"] {
   const { record, failed, verdict, guests, replicator, committed, lacked } = facts;
   // That guests wait for an operator says more than that a read of theirs has failed by it.
-  if (failed !== undefined && !guests.waitForOperator)
+  if (failed !== undefined && !guests.areWaitingForOperator)
     return notProtected("disk-failed", `${failed.message}: ${failed.action}`);
   if (record.outdated) return notProtected("outdated", outdated().action);
   if (guests.areWaiting) {

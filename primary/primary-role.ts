@@ -6,7 +6,6 @@ import type { BlockDevice, Child } from "../shared/block/block-device.ts";
 import { clusterGeometry, type ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Timer } from "../shared/host/clock.ts";
 import { Deadline } from "../shared/host/deadline.ts";
-import { tellNobody, type WaitsFor } from "../shared/host/waits-for.ts";
 import type { Link } from "../shared/replication/link.ts";
 import { peersOf } from "../shared/replication/peer-slots.ts";
 import type { PeerTracking } from "../shared/replication/peer-tracking.ts";
@@ -20,7 +19,7 @@ import { DiskHealth } from "./disk-health.ts";
 import { giveUp } from "./give-up.ts";
 import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
-import { leaveDisks } from "./leave-disks.ts";
+import { leaveDisks, type Leaving } from "./leave-disks.ts";
 import { LineageKeeper } from "./lineage-keeper.ts";
 import { beingHandedOver, handedToAnother, lostPeer, neverHadPeer } from "./no-peer.ts";
 import { changedBytesFor, dialledPeers, placeToOrder, resyncAll, splitBrainKnown } from "./place-orders.ts";
@@ -356,10 +355,7 @@ export class PrimaryRole {
    * the reason where something could not be made durable: then nothing may be relied on but what a crash would leave. Who
    * `isDemoted` goes on with the images alone, so that is also the reason why an image lacks something.
    */
-  async stop(
-    drainMs: number,
-    { isDemoted = false, waitsFor = tellNobody }: { isDemoted?: boolean; waitsFor?: WaitsFor } = {},
-  ): Promise<ColobusError | undefined> {
+  async stop(drainMs: number, { isDemoted, waitsFor }: Leaving): Promise<ColobusError | undefined> {
     this.#automatic.stop();
     for (const { mirroring } of this.places) mirroring?.stop();
     this.#health.stop();

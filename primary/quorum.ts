@@ -192,7 +192,8 @@ export class Quorum implements Child {
       );
       const election = electContent(contents, voteThreshold);
       if (election.kind === "failed") {
-        const difference = blkverify ? this.#differ(voters, contents, offset) : undefined;
+        const isDifference = blkverify && election.versions > 1;
+        const difference = isDifference ? this.#differ(voters, contents, offset) : undefined;
         throw this.#failure("read", offset, length, difference === undefined ? faults : [difference]);
       }
       target.set(election.content);

@@ -1,3 +1,4 @@
+import { constants } from "node:os";
 import { agentOptions, readAgentKeys, type AgentArguments } from "../agent-options.ts";
 import { processConfigOf } from "../checked-config.ts";
 import type { OutputFlags } from "../agent-flags.ts";
@@ -6,6 +7,8 @@ import { asColobusError } from "../../proto/errors.ts";
 import type { Role } from "../../proto/words.ts";
 
 const END_SIGNALS = ["SIGINT", "SIGTERM"] as const;
+/** With the signal's number added, what shells have as the exit code of a process that a signal has ended. */
+const SIGNAL_EXIT_BASE = 128;
 
 /** Says so when a second signal ends the agent before its stop is done. */
 function tellOfSecondSignal({ terminated, output }: CommandHost): void {
@@ -14,6 +17,8 @@ function tellOfSecondSignal({ terminated, output }: CommandHost): void {
       for (const name of END_SIGNALS) process.off(name, end);
       output.remark(`colobus: a second signal (${signal}) ends the agent at once, as a crash would.`);
       process.kill(process.pid, signal); // nobody handles it any more
+      // The kernel spares the first process of a container.
+      process.exit(SIGNAL_EXIT_BASE + constants.signals[signal]);
     };
     for (const name of END_SIGNALS) process.on(name, end);
   });

@@ -39,9 +39,9 @@ describe("guests that are frozen since copies differ", () => {
     const { guests, told } = await newGuests();
     guests.freeze(DIFFERENCE);
     guests.release();
-    expect(guests).toMatchObject({ areWaiting: true, waitForOperator: true });
+    expect(guests).toMatchObject({ areWaiting: true, areWaitingForOperator: true });
     expect(guests.startAlone()).toBe(true);
-    expect(guests).toMatchObject({ areWaiting: false, waitForOperator: false });
+    expect(guests).toMatchObject({ areWaiting: false, areWaitingForOperator: false });
     expect(told).toEqual([`guests-held: ${WORDS}`, "guests-released"]);
     guests.freeze();
     guests.release();
@@ -51,7 +51,7 @@ describe("guests that are frozen since copies differ", () => {
   it("are held for what comes first, and read when that is over", async () => {
     const { guests, told } = await newGuests(true);
     guests.freeze(DIFFERENCE);
-    expect(guests).toMatchObject({ isHeld: true, waitForOperator: false });
+    expect(guests).toMatchObject({ isHeld: true, areWaitingForOperator: false });
     expect(guests.describeHold()).toContain("has not met its peer");
     guests.release();
     expect(guests.gate.state).toBe("frozen");
