@@ -217,6 +217,7 @@ export class AgentProcess {
     try {
       // At once: who is sent away with a request unanswered must not find this agent again.
       await Promise.all([this.#nbd.close(), this.#vmStates.close()]);
+      what = "a failover, commands or jobs that are under way";
       await this.agent.stop(SHUTDOWN_TIMEOUT_MS / 3, (next) => {
         what = next;
       });

@@ -232,9 +232,9 @@ export class Agent implements AgentControl {
   }
 
   /**
-   * Ends the role: sessions are left, disks are flushed and closed; `waitsFor` is told what it waits for. Exports must have no
-   * client left. Errors: what kept that from being clean, an image's flush or the state record; nothing is open then either,
-   * and the next start recovers as after a crash.
+   * Ends the role: sessions are left, disks are flushed and closed; `waitsFor` is told what that waits for, once failovers,
+   * commands and jobs have ended. Exports must have no client left. Errors: what kept that from being clean, an image's flush
+   * or the state record; nothing is open then either, and the next start recovers as after a crash.
    */
   async stop(drainMs: number, waitsFor: (what: string) => void = () => {}): Promise<void> {
     if (this.#stopping) return;
@@ -245,7 +245,6 @@ export class Agent implements AgentControl {
     this.exports.withdrawAll(beingStopped());
     this.#arbitration?.takeover.stop();
     try {
-      waitsFor("a failover, commands or jobs that are under way");
       await this.#failovers.ended(); // the role is settled now
       await this.#changes.settled();
       await this.#jobs.stop(beingStopped());
