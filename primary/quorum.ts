@@ -262,9 +262,18 @@ export class Quorum implements Child {
     try {
       if (marked !== undefined) await marked;
       await this.#give(offset, length, give);
+      this.#forgetDifferences(offset, length);
     } finally {
       this.#lock.release(hold);
     }
+  }
+
+  /** Copies are alike where all were given the same: the next difference there is news. */
+  #forgetDifferences(offset: number, length: number): void {
+    const { clusterBytes } = this.#options.geometry;
+    const first = Math.ceil(offset / clusterBytes);
+    const end = Math.floor((offset + length) / clusterBytes);
+    if (first < end) this.#differing.removeRange(first, end);
   }
 
   #give(offset: number, length: number, give: (copy: DiskCopy) => Outcome | Promise<Outcome>): Pending {

@@ -336,4 +336,16 @@ describe("a quorum that votes (QEMU's iotests 081 and 148)", () => {
     await expect(bench.read(clusterBytes, 4)).rejects.toMatchObject({ code: "quorum-failure" });
     expect(bench.told.filter((line) => line.startsWith("frozen"))).toHaveLength(1);
   });
+
+  it("freezes guests anew at a cluster that was written as a whole, and differs again", async () => {
+    const bench = new QuorumBench(2, { voteThreshold: 2, blkverify: true });
+    const { clusterBytes } = bench.bench.geometry;
+    for (const freezes of [1, 2]) {
+      await bench.write("a".repeat(clusterBytes), 0);
+      expect(await bench.read(0, 4)).toBe("aaaa");
+      void bench.medium(1).write(Buffer.from("X"), 2, NO_FUA);
+      await expect(bench.read(0, 4)).rejects.toMatchObject({ code: "quorum-failure" });
+      expect(bench.told.filter((line) => line.startsWith("frozen"))).toHaveLength(freezes);
+    }
+  });
 });
