@@ -59,6 +59,7 @@ export class ReplicaDisks {
     this.#options = options;
   }
 
+  /** Those that are there, in the record's order. */
   get all(): readonly ReplicaDisk[] {
     return this.#disks;
   }
@@ -148,7 +149,9 @@ export class ReplicaDisks {
       disk.close();
       throw error;
     }
-    this.#disks.push(disk);
+    // In the record's order, as a start opens them: what counts the disks does so by their place there.
+    const order = state.record.disks.map(({ name }) => name);
+    this.#disks = [...this.#disks, disk].toSorted((one, other) => order.indexOf(one.name) - order.indexOf(other.name));
     disksCreated();
   }
 
