@@ -43,7 +43,9 @@ export interface ReplicaDisksOptions {
   readonly applyFailed: (reason: ColobusError, disk: string) => void;
   /** What is committed is in the base of `disk`. */
   readonly applied: (disk: string) => void;
-  /** Disks have come into being at the primary's size, or have grown. */
+  /** A disk has come into being at the primary's size: the record has it. */
+  readonly made: () => void;
+  /** Disks have come into being, or have grown: behind `made` or `grown`. */
   readonly disksCreated: () => void;
   /** The disk, by its index in the record, has grown. */
   readonly grown: (disk: number, sizeBytes: number) => void;
@@ -136,7 +138,7 @@ export class ReplicaDisks {
 
   /** Each is recorded as soon as it is there: that of the next one may fail, and this one is not to be made again then. */
   async #create(recorded: RecordedDisk, sizeBytes: number): Promise<void> {
-    const { images, state, disksCreated } = this.#options;
+    const { images, state, made, disksCreated } = this.#options;
     clusterGeometry(sizeBytes, state.record.clusterBytes);
     await images.create(recorded.image, sizeBytes);
     const disk = this.#openDisk({ ...recorded, sizeBytes });
@@ -152,6 +154,7 @@ export class ReplicaDisks {
     // In the record's order, as a start opens them: what counts the disks does so by their place there.
     const order = state.record.disks.map(({ name }) => name);
     this.#disks = [...this.#disks, disk].toSorted((one, other) => order.indexOf(one.name) - order.indexOf(other.name));
+    made();
     disksCreated();
   }
 

@@ -57,7 +57,7 @@ export interface SecondaryOptions {
   readonly tracking: PeerTracking;
   /** Where this side's images are. */
   readonly site: () => Site;
-  /** What new dirty bitmaps are made of; the disks have come into being. */
+  /** What new dirty bitmaps are made of, with the disks that have come into being. */
   readonly trackingOptions: () => PeerTrackingOptions;
   /** As of `ReplicaSessions`. */
   readonly takeOver: (lineage: string, siblings: readonly string[]) => void;
@@ -131,6 +131,7 @@ export class SecondaryRole {
     );
     this.#disks = new ReplicaDisks({
       ...options,
+      made: () => options.tracking.made(options.trackingOptions().disks),
       grown: (disk, sizeBytes) => options.tracking.grow(disk, sizeBytes),
       gate: this.gate,
       quota: () => this.#space.quota,

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { asColobusError, type ColobusError } from "../../proto/errors.ts";
 import { SETTLE_SOON_MS } from "../../proto/limits.ts";
 import type { Pending } from "../block/block-device.ts";
@@ -57,6 +58,7 @@ export interface TrackingSource {
  */
 export class PeerTracking {
   readonly #options: PeerTrackingOptions;
+  #disks: readonly TrackedDisk[];
   #sets: DirtyMap[];
   #trackers: readonly DirtyTracker[] | undefined;
   /** The peer that the sets count from, durable or not. */
@@ -78,6 +80,7 @@ export class PeerTracking {
     trackers: readonly DirtyTracker[] | undefined,
   ) {
     this.#options = options;
+    this.#disks = options.disks;
     this.#peer = peer;
     this.#trackers = trackers;
     this.#isNamed = trackers !== undefined || peerEntryOf(options.state.record, options.slot).tracks !== null;
@@ -203,7 +206,7 @@ export class PeerTracking {
       if (this.#trackers === undefined) await this.#makeDurable();
       if (extent === "full" || !this.#hasEverything) {
         this.#hasEverything = false;
-        for (const [index, { geometry }] of this.#options.disks.entries()) {
+        for (const [index, { geometry }] of this.#disks.entries()) {
           await this.#add(index, [{ first: 0, end: geometry.clusterCount }]);
         }
       }
@@ -228,7 +231,7 @@ export class PeerTracking {
    * files say for which size they were begun, for every later one.
    */
   grow(disk: number, sizeBytes: number): void {
-    const geometry = this.#options.disks[disk]?.geometry;
+    const geometry = this.#disks[disk]?.geometry;
     if (geometry === undefined || sizeBytes <= geometry.sizeBytes) return;
     const first = firstClusterOf(geometry, geometry.sizeBytes);
     growGeometry(geometry, sizeBytes);
@@ -237,6 +240,13 @@ export class PeerTracking {
     // A secondary that tracks nobody has changed nothing by itself.
     else if (this.#peer !== null || this.#options.state.record.role === "Primary")
       this.dirty(disk).addClusters(first, geometry.clusterCount);
+  }
+
+  /** Disks have come into being that it was opened without: these are all. It is about nobody, and none has been written to. */
+  made(disks: readonly TrackedDisk[]): void {
+    assert(this.#peer === null && this.#trackers === undefined, "whoever was promoted or rolled back has all disks");
+    this.#disks = disks;
+    this.#sets = disks.map(({ geometry }) => new DirtyMap(geometry));
   }
 
   /** The bitmaps are about nobody any more: another peer's begin behind that. Errors: `io-error`; nothing is forgotten then. */
@@ -256,7 +266,7 @@ export class PeerTracking {
     }
     const trackers = this.#trackers ?? [];
     this.#trackers = undefined;
-    this.#sets = this.#options.disks.map(({ geometry }) => new DirtyMap(geometry));
+    this.#sets = this.#disks.map(({ geometry }) => new DirtyMap(geometry));
     for (const tracker of trackers) {
       await tracker.settled(); // a write may wait for its mark
       await tracker.forget();
@@ -302,7 +312,7 @@ export class PeerTracking {
     const trackers: DirtyTracker[] = [];
     const setOf = (disk: number): ClusterBitmap => this.dirty(disk).dirtyClusters();
     try {
-      for (const [index, disk] of this.#options.disks.entries()) {
+      for (const [index, disk] of this.#disks.entries()) {
         const begun =
           known === undefined ? "all-dirty" : ClusterBitmap.orMany([setOf(index), ...known.slice(index, index + 1)]);
         trackers.push(await DirtyTracker.create(trackerOptions(this.#options, disk), begun));
@@ -312,7 +322,7 @@ export class PeerTracking {
       throw error;
     }
     for (const [index, tracker] of trackers.entries()) {
-      if (known === undefined) tracker.removeClusters(0, this.#options.disks[index]?.geometry.clusterCount ?? 0);
+      if (known === undefined) tracker.removeClusters(0, this.#disks[index]?.geometry.clusterCount ?? 0);
       tracker.addBitmap(setOf(index));
     }
     this.#trackers = trackers;
@@ -345,7 +355,7 @@ export class PeerTracking {
     this.#options.emit("state-error", asColobusError(thrown).toJSON());
     await this.#record(null);
     this.#sets = this.#sets.map((set, index) => {
-      const map = new DirtyMap(this.#options.disks[index]?.geometry ?? missing());
+      const map = new DirtyMap(this.#disks[index]?.geometry ?? missing());
       map.addBitmap(set.dirtyClusters());
       return map;
     });

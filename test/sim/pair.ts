@@ -90,7 +90,7 @@ export function urlOf(host: string): string {
   return `ws://${host}`;
 }
 
-export function imagePath(disk: Pick<PairDisk, "name">): string {
+export function imagePath(disk: PairDisk): string {
   return `/images/${disk.name}.img`;
 }
 

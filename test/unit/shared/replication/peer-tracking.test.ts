@@ -74,6 +74,21 @@ describe("bitmaps that begin with what is known to differ", () => {
     expect(found(reopened(storage))).toEqual([[3, 4], []]);
   });
 
+  it("name that of disks as well that were made later, and have grown since", async () => {
+    const { storage, state } = await newTracking();
+    await state.update((record) => ({ ...record, role: "Secondary" }));
+    const options = trackingOptions(storage, state);
+    const fresh = PeerTracking.open({ ...options, disks: options.disks.slice(1) });
+    fresh.made(options.disks);
+    fresh.grow(0, SIZE + 4096);
+    await fresh.begin(FORMER, [of(CLUSTERS), of(2)]);
+    await state.update((record) => ({
+      ...record,
+      disks: record.disks.map((disk) => (disk.name === "vda" ? { ...disk, sizeBytes: SIZE + 4096 } : disk)),
+    }));
+    expect(found(reopened(storage))).toEqual([[CLUSTERS], [2]]);
+  });
+
   it("add it to what they name already", async () => {
     const { storage, tracking: equal } = await equalCopies();
     await equal.begin(FORMER, [of(1), of(7)]);
