@@ -151,6 +151,16 @@ export class EpochSessions {
   }
 
   /**
+   * Whether a secondary holds the newest checkpoint that was told to be committed, and that has a VM state: one of the disks
+   * would take its place.
+   */
+  get isVmStateHeld(): boolean {
+    const { places, checkpoints } = this.#options;
+    const newest = this.#newest;
+    return checkpoints().hasVmState(newest) && places().some((place) => this.heldBy(place) >= newest);
+  }
+
+  /**
    * As `lackedBy`, and what the secondary is to be told of that: without an operator's word it is not promoted then. undefined
    * also where an arbiter, or the mark of shared disks, says who may be.
    */

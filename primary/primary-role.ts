@@ -329,6 +329,9 @@ export class PrimaryRole {
     if (gone.agentId !== null) this.#unheard.delete(gone.agentId);
     if (url !== undefined) for (const other of this.places) if (other !== place) other.replicator.cede(url);
     if (this.#shared === undefined && this.#guests.isHeld && this.isConnected) this.#releaseUnlessGone();
+    // They may have waited for the next one of the VM, whose state was held there.
+    const isWaiting = this.places.some((other) => other.replicator.isEstablished && this.#isDueFirst(other));
+    if (isWaiting) this.#automatic.want();
     this.#notify();
     this.#options.emit("peer-given-up", gone);
     await place.tracking.forget();
@@ -532,9 +535,14 @@ export class PrimaryRole {
       this.#shared.joined();
     }
     if (place.mirroring !== undefined) place.mirroring.inSync();
-    else if (this.#epochs.committedBy(place) === 0) this.#automatic.want();
+    else if (this.#isDueFirst(place)) this.#automatic.want();
     else this.#automatic.takeWanted();
     this.#notify();
+  }
+
+  /** Whether a secondary has no checkpoint, and is to get one of the disks. In mode `mirror` each sync ends with a commit. */
+  #isDueFirst(place: SecondaryPlace): boolean {
+    return place.mirroring === undefined && this.#epochs.committedBy(place) === 0 && !this.#epochs.isVmStateHeld;
   }
 
   #disown(place: SecondaryPlace): void {
@@ -569,7 +577,7 @@ export class PrimaryRole {
     else this.checkpoints.givenUp(notice.throughEpoch);
     if (!place.replicator.isEstablished) return;
     if (place.mirroring !== undefined) place.mirroring.inSync();
-    else this.#automatic.want();
+    else if (!this.#epochs.isVmStateHeld) this.#automatic.want();
   }
 
   #notify(): void {

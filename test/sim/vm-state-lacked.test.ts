@@ -1,10 +1,10 @@
 import { describe, expect, it } from "vitest";
-import type { PairMember } from "./pair.ts";
+import { urlOf, type PairMember } from "./pair.ts";
 import { COMMAND, ScriptedTrio } from "./scripted-trio.ts";
 
 /**
- * B misses a checkpoint with a VM state, which C has. It gets none of the disks in place of that, also from another process of
- * the primary's: only whoever sends the states takes the next one.
+ * B misses a checkpoint with a VM state, which C has, or has no checkpoint at all. It gets none of the disks in place of that,
+ * also from another process of the primary's: only whoever sends the states takes the next one.
  */
 
 const NEVER = new AbortController().signal;
@@ -82,4 +82,62 @@ describe("a primary that was started again", () => {
       await expectKept(trio, epoch);
     },
   );
+});
+
+describe("a secondary without any checkpoint beside one that holds a VM state", () => {
+  /** Another agent than B, with a blank copy, has everything. */
+  async function newcomerInSync(): Promise<{ trio: ScriptedTrio; newcomer: PairMember; epoch: number }> {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    const epoch = await take(trio, false);
+    trio.b.host.crash("power");
+    await trio.until("the loss of b", () => trio.peer("b")?.connection !== "Connected");
+    const newcomer = await trio.newcomer("d");
+    expect(await trio.accept({ peer: urlOf("d"), insteadOf: urlOf("b") })).toBe("done");
+    await inSyncAgain(trio, 2);
+    await trio.world.run({ forMs: WHILE_MS });
+    return { trio, newcomer, epoch };
+  }
+
+  it("gets the next one where it is new", async () => {
+    const { trio, newcomer, epoch } = await newcomerInSync();
+    expect(trio.status(trio.c).vmstate?.epoch).toBe(epoch);
+    expect(trio.status(newcomer).epoch.committed).toBe(0);
+    expect(trio.status().protection.state).toBe("Protected");
+    const next = await take(trio, false);
+    for (const member of [newcomer, trio.c]) expect(trio.status(member).vmstate?.epoch).toBe(next);
+  });
+
+  it("gets one of the disks when the other one is given up", async () => {
+    const { trio, newcomer, epoch } = await newcomerInSync();
+    trio.c.host.crash("power");
+    await trio.until("the loss of c", () => trio.peer("c")?.connection !== "Connected");
+    await trio.world.run({ forMs: WHILE_MS });
+    expect(trio.status(newcomer).epoch.committed).toBe(0);
+    expect(await trio.forget(urlOf("c"))).toBe("done");
+    await trio.until("a checkpoint", () => trio.status(newcomer).epoch.committed > epoch);
+  });
+
+  it("gets the next one where it has given its own up", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    const epoch = await take(trio, false);
+    await trio.do("B gives it up", async () => trio.b.agent?.resync({ giveUpCheckpoint: true, ...COMMAND }, NEVER));
+    await trio.world.run({ forMs: WHILE_MS });
+    expect(trio.status(trio.c).vmstate?.epoch).toBe(epoch);
+    expect(trio.status(trio.b).epoch.committed).toBe(0);
+    const next = await take(trio, false);
+    for (const member of [trio.b, trio.c]) expect(trio.status(member).vmstate?.epoch).toBe(next);
+  });
+
+  it("gets one of the disks where both have given theirs up", async () => {
+    const trio = new ScriptedTrio();
+    await trio.start();
+    const epoch = await take(trio, false);
+    for (const member of [trio.b, trio.c]) {
+      await trio.do("a give-up", async () => member.agent?.resync({ giveUpCheckpoint: true, ...COMMAND }, NEVER));
+    }
+    const hasLater = (member: PairMember): boolean => trio.status(member).epoch.committed > epoch;
+    await trio.until("a checkpoint", () => hasLater(trio.b) && hasLater(trio.c));
+  });
 });
