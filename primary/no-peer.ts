@@ -18,6 +18,20 @@ export function lostPeer(): ColobusError {
   );
 }
 
+/** Why the role is not handed to a secondary that had everything just before. */
+export function syncBegun(): ColobusError {
+  return new ColobusError(
+    "no-peer",
+    "a sync of the secondary has begun",
+    "It goes on by itself; ask again, and the switchover waits for its end.",
+  );
+}
+
+/** What is waited for where a secondary is to have everything first; `pausedBy`: why it takes no writes. */
+export function stillSyncing(pausedBy: ColobusError | undefined): string {
+  return pausedBy === undefined ? "the secondary is still being synced" : `the secondary waits: ${pausedBy.message}`;
+}
+
 /** Why guests who wait do not go on by an operator's word, and the role goes to nobody else, while it is being handed over. */
 export function beingHandedOver(): ColobusError {
   return new ColobusError(

@@ -13,7 +13,7 @@ import { EpochVolumes } from "../shared/replication/epoch-volumes.ts";
 import { committedByPeer } from "../shared/replication/peer-slots.ts";
 import { EpochCounter } from "./epoch-counter.ts";
 import { learnEpochs, type KnownEpochs } from "./known-epochs.ts";
-import { lostPeer } from "./no-peer.ts";
+import { lostPeer, stillSyncing } from "./no-peer.ts";
 import type { EpochSession } from "./session-group.ts";
 
 /** Disks that have to be held, and flushed, for a barrier: as `SharedDisks` says. */
@@ -173,10 +173,7 @@ export class PrimaryCheckpoints {
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
       connectedSession();
-      await deadline.race(untilEstablished(), () => {
-        const reason = pausedBy();
-        return reason === undefined ? "the secondary is still being synced" : `the secondary waits: ${reason.message}`;
-      });
+      await deadline.race(untilEstablished(), () => stillSyncing(pausedBy()));
       await this.#untilReserved(deadline);
       if (this.#known.prepared.length + this.#awaiting.size >= PREPARED_EPOCHS_MAX) {
         throw new ColobusError(

@@ -21,7 +21,7 @@ import { GuestPolicy } from "./guest-policy.ts";
 import { handOver } from "./hand-over.ts";
 import { leaveDisks, type Leaving } from "./leave-disks.ts";
 import { LineageKeeper } from "./lineage-keeper.ts";
-import { beingHandedOver, handedToAnother, lostPeer, neverHadPeer } from "./no-peer.ts";
+import { beingHandedOver, handedToAnother, lostPeer, neverHadPeer, stillSyncing, syncBegun } from "./no-peer.ts";
 import { changedBytesFor, dialledPeers, placeToOrder, resyncAll, splitBrainKnown } from "./place-orders.ts";
 import { Mirrors } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
@@ -234,9 +234,9 @@ export class PrimaryRole {
   }
 
   /**
-   * Hands the role to the secondary, which has to be in sync: holds the guests, commits what they have written, and
+   * Hands the role to the secondary, once that is in sync: holds the guests, commits what they have written, and
    * records whom the role goes to before it asks. Resolves when the secondary was asked; the next handshake tells what
-   * became of it. Errors: `no-peer`, the secondary's refusal: guests go on then; `timed-out`; `handed-over` where it is being
+   * became of it. Errors: `no-peer`, also where a sync begins meanwhile, the secondary's refusal: guests go on then; `timed-out`; `handed-over` where it is being
    * handed over already, or another one may have taken it.
    */
   async handOver(lineage: string, timeoutMs: number, signal: AbortSignal, peer?: string): Promise<void> {
@@ -247,9 +247,19 @@ export class PrimaryRole {
     const { handOver: former } = state.record;
     if (former !== null && former !== session.peer?.agentId) throw handedToAnother(HANDED_BEFORE);
     this.#isHandingOver = true;
-    const wereServed = this.#guests.gate.state === "open";
+    let wereServed = false;
     const deadline = new Deadline(this.#options.clock, timeoutMs, signal);
+    const { replicator } = place;
+    // Shared disks are not synced.
+    const hasEverything = (): boolean => this.#shared !== undefined || replicator.establishedSession === session;
     try {
+      // Guests go on until then.
+      const synced = this.#changing.until(() => {
+        if (replicator.session !== session) throw lostPeer();
+        return hasEverything();
+      });
+      await deadline.race(synced, () => stillSyncing(replicator.pausedBy));
+      wereServed = this.#guests.gate.state === "open";
       const context = {
         state,
         session,
@@ -258,7 +268,11 @@ export class PrimaryRole {
         deadline,
         siblings: dialledPeers(this.places.filter((other) => other !== place)).map(({ url }) => url),
         arbiter: this.#keeper,
-        checkpoint: () => this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal),
+        checkpoint: () => {
+          // It could not end: held changes have their ranges, and may lie where it has to read.
+          if (!hasEverything()) throw syncBegun();
+          return this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal);
+        },
         letGo: async () => this.#shared?.letGo(this.disks),
         assertInSync: () => place.assertInSync(session),
       };

@@ -118,6 +118,39 @@ describe("a hand-over that is under way", () => {
     expect(kept).toBeGreaterThan(0);
   });
 
+  it("waits for a sync of the secondary while guests go on, also with changes that wait where it reads", async () => {
+    const scripted = new ScriptedPair(1, "power", {
+      disks: [{ name: "vda", sizeBytes: 64 * 4096 }],
+      primaryStorage: { coldProbability: 1, readMs: [20, 20] },
+    });
+    const { world, pair } = scripted;
+    const { primary, secondary } = pair;
+    primary.reconfigure({ resyncSpeed: 16 * 4096 });
+    await scripted.start();
+    world.network.partition("a", "b", true);
+    await scripted.until("the loss", () => primary.status?.peers[0]?.connection === "Connecting");
+    for (let cluster = 0; cluster < 64; cluster += 2) {
+      await scripted.do("a write", () => scripted.guestWrite(0, cluster * 4096, 4096, "bytes"));
+    }
+    world.network.partition("a", "b", false);
+    const isSyncing = (): boolean => primary.status?.peers[0]?.replication === "SyncSource";
+    await scripted.until("a sync", isSyncing);
+    let slowestMs = 0;
+    const write = async (): Promise<void> => {
+      const begunMs = world.nowMs;
+      const { kind } = await scripted.guestWrite(0, 0, 64 * 4096, "bytes");
+      if (kind === "done") slowestMs = Math.max(slowestMs, world.nowMs - begunMs);
+    };
+    await scripted.do("the switchover", async () => {
+      const swapped = primary.agent?.switchover(SWITCHOVER, new AbortController().signal);
+      while (isSyncing()) await write();
+      await swapped;
+    });
+    expect([primary.role, secondary.role]).toEqual(["Secondary", "Primary"]);
+    expect(slowestMs).toBeGreaterThan(0);
+    expect(slowestMs).toBeLessThan(SOON_MS);
+  });
+
   it("leaves a shared image alone that was given back, also where a failed read is to be tried again", async () => {
     const scripted = new ScriptedPair(1, "power", { mode: "shared", isMarked: true });
     await scripted.start();
