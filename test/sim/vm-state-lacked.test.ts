@@ -1,6 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { urlOf, type PairMember } from "./pair.ts";
 import { COMMAND, ScriptedTrio } from "./scripted-trio.ts";
+import { SeededRandom } from "./seeded-random.ts";
+import { SimArbiter } from "./sim-arbiter.ts";
 
 /**
  * B misses a checkpoint with a VM state, which C has, or has no checkpoint at all. It gets none of the disks in place of that,
@@ -9,6 +11,7 @@ import { COMMAND, ScriptedTrio } from "./scripted-trio.ts";
 
 const NEVER = new AbortController().signal;
 const WHILE_MS = 20_000;
+const TTL_MS = 3_000;
 
 async function cutOff(trio: ScriptedTrio, member: PairMember, name: "b" | "c"): Promise<void> {
   trio.cutOff(member);
@@ -85,9 +88,17 @@ describe("a primary that was started again", () => {
 });
 
 describe("a secondary without any checkpoint beside one that holds a VM state", () => {
+  interface Scene {
+    readonly trio: ScriptedTrio;
+    readonly newcomer: PairMember;
+    readonly epoch: number;
+  }
+
   /** Another agent than B, with a blank copy, has everything. */
-  async function newcomerInSync(): Promise<{ trio: ScriptedTrio; newcomer: PairMember; epoch: number }> {
-    const trio = new ScriptedTrio();
+  async function newcomerInSync(hasArbiter = false): Promise<Scene> {
+    const trio = new ScriptedTrio("colo", (world) =>
+      hasArbiter ? { arbiter: { service: new SimArbiter(world, new SeededRandom(1), TTL_MS), ttlMs: TTL_MS } } : {},
+    );
     await trio.start();
     const epoch = await take(trio, false);
     trio.b.host.crash("power");
@@ -108,8 +119,8 @@ describe("a secondary without any checkpoint beside one that holds a VM state", 
     for (const member of [newcomer, trio.c]) expect(trio.status(member).vmstate?.epoch).toBe(next);
   });
 
-  it("gets one of the disks when the other one is given up", async () => {
-    const { trio, newcomer, epoch } = await newcomerInSync();
+  it.each([false, true])("gets one of the disks when the other one is given up; with an arbiter: %s", async (has) => {
+    const { trio, newcomer, epoch } = await newcomerInSync(has);
     trio.c.host.crash("power");
     await trio.until("the loss of c", () => trio.peer("c")?.connection !== "Connected");
     await trio.world.run({ forMs: WHILE_MS });
