@@ -160,6 +160,12 @@ export class EpochSessions {
     return checkpoints().hasVmState(newest) && places().some((place) => this.heldBy(place) >= newest);
   }
 
+  /** Whether a secondary is in sync without any checkpoint, and is to get one of the disks. In mode `mirror` each sync ends with a commit. */
+  isFirstDue(place: SecondaryPlace): boolean {
+    const { mirroring, replicator } = place;
+    return mirroring === undefined && replicator.isEstablished && this.committedBy(place) === 0 && !this.isVmStateHeld;
+  }
+
   /**
    * As `lackedBy`, and what the secondary is to be told of that: without an operator's word it is not promoted then. undefined
    * also where an arbiter, or the mark of shared disks, says who may be.

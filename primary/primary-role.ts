@@ -18,10 +18,10 @@ import { EpochSessions } from "./epoch-sessions.ts";
 import { DiskHealth } from "./disk-health.ts";
 import { giveUp } from "./give-up.ts";
 import { GuestPolicy } from "./guest-policy.ts";
-import { handOver } from "./hand-over.ts";
+import { assertSynced, handOver, untilSynced } from "./hand-over.ts";
 import { leaveDisks, type Leaving } from "./leave-disks.ts";
 import { LineageKeeper } from "./lineage-keeper.ts";
-import { beingHandedOver, handedToAnother, lostPeer, neverHadPeer, stillSyncing, syncBegun } from "./no-peer.ts";
+import { beingHandedOver, handedToAnother, lostPeer, neverHadPeer } from "./no-peer.ts";
 import { changedBytesFor, dialledPeers, placeToOrder, resyncAll, splitBrainKnown } from "./place-orders.ts";
 import { Mirrors } from "./mirrors.ts";
 import type { NamedBitmaps } from "./named-bitmaps.ts";
@@ -223,14 +223,10 @@ export class PrimaryRole {
 
   /** As the function of that name. */
   startAlone(force: boolean): Promise<boolean> {
-    return startAlone(force, {
-      guests: this.#guests,
-      keeper: this.#keeper,
-      shared: this.#shared,
-      unheard: this.#unheard,
-      isHandingOver: () => this.#isHandingOver,
-      released: () => this.#automatic.takeIfLacked(),
-    });
+    const isHandingOver = (): boolean => this.#isHandingOver;
+    const released = (): void => this.#automatic.takeIfLacked();
+    const parts = { guests: this.#guests, keeper: this.#keeper, shared: this.#shared, unheard: this.#unheard };
+    return startAlone(force, { ...parts, isHandingOver, released });
   }
 
   /**
@@ -249,16 +245,9 @@ export class PrimaryRole {
     this.#isHandingOver = true;
     let wereServed = false;
     const deadline = new Deadline(this.#options.clock, timeoutMs, signal);
-    const { replicator } = place;
-    // Shared disks are not synced.
-    const hasEverything = (): boolean => this.#shared !== undefined || replicator.establishedSession === session;
     try {
-      // Guests go on until then.
-      const synced = this.#changing.until(() => {
-        if (replicator.session !== session) throw lostPeer();
-        return hasEverything();
-      });
-      await deadline.race(synced, () => stillSyncing(replicator.pausedBy));
+      // Shared disks are not synced.
+      if (this.#shared === undefined) await untilSynced(place.replicator, session, this.#changing, deadline);
       wereServed = this.#guests.gate.state === "open";
       const context = {
         state,
@@ -268,11 +257,8 @@ export class PrimaryRole {
         deadline,
         siblings: dialledPeers(this.places.filter((other) => other !== place)).map(({ url }) => url),
         arbiter: this.#keeper,
-        checkpoint: () => {
-          // It could not end: held changes have their ranges, and may lie where it has to read.
-          if (!hasEverything()) throw syncBegun();
-          return this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal);
-        },
+        assertSynced: () => (this.#shared === undefined ? assertSynced(place.replicator, session) : undefined),
+        checkpoint: () => this.checkpoints.checkpoint({ prepare: false, timeoutMs }, signal),
         letGo: async () => this.#shared?.letGo(this.disks),
         assertInSync: () => place.assertInSync(session),
       };
@@ -344,8 +330,7 @@ export class PrimaryRole {
     if (url !== undefined) for (const other of this.places) if (other !== place) other.replicator.cede(url);
     if (this.#shared === undefined && this.#guests.isHeld && this.isConnected) this.#releaseUnlessGone();
     // They may have waited for the next one of the VM, whose state was held there.
-    const isWaiting = this.places.some((other) => other.replicator.isEstablished && this.#isDueFirst(other));
-    if (isWaiting) this.#automatic.want();
+    if (this.places.some((other) => this.#epochs.isFirstDue(other))) this.#automatic.want();
     this.#notify();
     this.#options.emit("peer-given-up", gone);
     await place.tracking.forget();
@@ -549,14 +534,9 @@ export class PrimaryRole {
       this.#shared.joined();
     }
     if (place.mirroring !== undefined) place.mirroring.inSync();
-    else if (this.#isDueFirst(place)) this.#automatic.want();
+    else if (this.#epochs.isFirstDue(place)) this.#automatic.want();
     else this.#automatic.takeWanted();
     this.#notify();
-  }
-
-  /** Whether a secondary has no checkpoint, and is to get one of the disks. In mode `mirror` each sync ends with a commit. */
-  #isDueFirst(place: SecondaryPlace): boolean {
-    return place.mirroring === undefined && this.#epochs.committedBy(place) === 0 && !this.#epochs.isVmStateHeld;
   }
 
   #disown(place: SecondaryPlace): void {

@@ -69,6 +69,7 @@ class Scene {
       deadline,
       siblings: [],
       arbiter: undefined,
+      assertSynced: () => undefined,
       checkpoint: () => Promise.resolve(this.checkpoint()),
       letGo: () => Promise.resolve(),
       assertInSync: () => undefined,
