@@ -310,7 +310,8 @@ function newRecord(host: StateHost, config: AgentConfig, sizes: readonly (number
 }
 
 /**
- * Takes the images as they are and where the command line says: nothing is known any more of what a secondary has.
+ * Takes the images as they are and where the command line says, but for one that a mirror has replaced: nothing is known any
+ * more of what a secondary has.
  * Errors: `not-primary` on a secondary, whose overlays belong to the recorded images; `merge-unfinished`.
  */
 async function adoptImages(host: StateHost, state: StateFile, config: AgentConfig): Promise<void> {
@@ -330,7 +331,9 @@ async function adoptImages(host: StateHost, state: StateFile, config: AgentConfi
   }
   const disks: StateRecord["disks"] = [];
   for (const disk of state.record.disks) {
-    const image = config.disks.find(({ name }) => name === disk.name)?.image ?? disk.image;
+    const given = config.disks.find(({ name }) => name === disk.name)?.image;
+    // A command line of before a mirror means the image that has taken the former one's place, as at every other start.
+    const image = given === undefined || given === disk.formerImage ? disk.image : given;
     disks.push({
       ...withoutGrowth(withoutCopies(disk)),
       name: disk.name,

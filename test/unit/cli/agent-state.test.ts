@@ -433,6 +433,31 @@ describe("the agent's state", () => {
     expect(storage.openPaths).toEqual([]);
   });
 
+  it("adopts the image that a mirror has put in place of the one that the command line says", async () => {
+    const storage = storageWithImage();
+    storage.disk.addFile("/images/new.img", 131_072);
+    const replaced = { name: "vda", image: "/images/new.img", formerImage: "/images/vda.img" };
+    const state = await open(storage, { role: "Primary" });
+    await state.update((record) => ({ ...record, disks: record.disks.map((disk) => ({ ...disk, ...replaced })) }));
+    await state.close();
+    for (const _ of ["the first start", "one that a service repeats"]) {
+      const log = new SilentLog();
+      const again = await open(storage, { role: "Primary", adoptImages: true }, log);
+      await again.close();
+      expect(again.record.disks).toMatchObject([{ ...replaced, sizeBytes: 131_072 }]);
+      expect(log.lines.map(({ fields }) => fields)).toEqual([
+        { disk: "vda", image: "/images/new.img", command: "/images/vda.img" },
+      ]);
+    }
+    // The way back to the former one: the recorded one is named once.
+    const named = await open(storage, { role: "Primary", disks: [{ name: "vda", image: "/images/new.img" }] });
+    await named.close();
+    expect(named.record.disks[0]).not.toHaveProperty("formerImage");
+    const back = await open(storage, { role: "Primary", adoptImages: true });
+    await back.close();
+    expect(back.record.disks).toMatchObject([{ image: "/images/vda.img", sizeBytes: 65_536 }]);
+  });
+
   it("is not begun with an image of too many clusters, and can be with larger ones", async () => {
     const storage = storageWithImage();
     const huge = DISK_MAX_CLUSTERS * CONFIG.clusterBytes + 512;
