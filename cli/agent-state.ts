@@ -1,6 +1,7 @@
 import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import type { MirrorMark, StateRecord } from "../proto/state-record.ts";
+import type { Durability } from "../proto/words.ts";
 import { allFailed } from "../primary/mirror-record.ts";
 import { withoutCleanMarks, withoutCopies, withUntrackedCopies } from "../primary/recorded-quorum.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
@@ -57,8 +58,7 @@ export async function openAgentState(host: StateHost, config: AgentConfig): Prom
     await existing.update((record) => {
       const believed = isSuspect ? suspect(record, newId(host.random)) : isTorn ? torn(record) : record;
       return {
-        ...withAssumption(believed, config),
-        durability: isRaised ? record.durability : config.durability,
+        ...withDurability(withAssumption(believed, config), host, isRaised ? record.durability : config.durability),
         unflushedThrough: lostBarriers ? record.epochReserved : record.unflushedThrough,
         lostSyncs: stillLost(record, host.bootId),
         replaysOwed: [],
@@ -138,7 +138,8 @@ export function unflushedThrough(record: StateRecord, bootId: string): number {
 }
 
 /** From here on an end that is not clean is this process's. */
-export function started(record: StateRecord, { bootId }: Pick<StateHost, "bootId">, config: AgentConfig): StateRecord {
+export function started(whole: StateRecord, { bootId }: Pick<StateHost, "bootId">, config: AgentConfig): StateRecord {
+  const { loweredOn: _, ...record } = whole;
   return {
     ...record,
     bootId,
@@ -146,6 +147,21 @@ export function started(record: StateRecord, { bootId }: Pick<StateHost, "bootId
     disks: record.disks.map(withoutCleanMarks),
     peers: record.peers.length > 0 ? record.peers : [...config.peers],
   };
+}
+
+/**
+ * What the files were left with: a start that lowers it is not over before `started`. Until then nothing is written that a loss
+ * of power could take, but for images that committed block buffers are applied to.
+ */
+function leftWith({ durability, loweredOn, mode }: StateRecord, { bootId }: Pick<StateHost, "bootId">): Durability {
+  return loweredOn !== undefined && (mode !== "mc" || loweredOn === bootId) ? "power" : durability;
+}
+
+/** This start goes by `durability`, and a later one by what the files were left with, if this one fails. */
+function withDurability(record: StateRecord, host: Pick<StateHost, "bootId">, durability: Durability): StateRecord {
+  const { loweredOn: _, ...rest } = record;
+  const isLowered = durability === "process" && leftWith(record, host) === "power";
+  return { ...rest, durability, ...(isLowered ? { loweredOn: host.bootId } : {}) };
 }
 
 /** Whether an agent that never fsyncs has left anything that may be in the page cache alone. */
@@ -163,7 +179,7 @@ async function raiseDurability(host: StateHost, state: StateFile, stateDirectory
     host.log.warn({ disk, reason }, "what was never fsynced cannot be: everything is sent or compared again");
   }
   await state.update((record) => {
-    const raised: StateRecord = { ...withUntrackedTargets(record), durability: "power" };
+    const raised = withDurability(withUntrackedTargets(record), host, "power");
     if (faults.length === 0) return raised;
     const lost = record.role === "Primary" ? [...new Set(faults.flatMap(({ disk }) => disk ?? []))] : [];
     return {
@@ -175,7 +191,7 @@ async function raiseDurability(host: StateHost, state: StateFile, stateDirectory
 
 /** Whether a side that never fsyncs ended with the power, or with a server of an image: what it held is anyone's guess then. */
 async function mayHaveLostData(record: StateRecord, { bootId, images }: StateHost): Promise<boolean> {
-  if (!mayBeUnsynced(record)) return false;
+  if (!mayBeUnsynced(record) || leftWith(record, { bootId }) === "power") return false;
   if (record.bootId !== bootId) return true;
   return record.mode !== "shared" && (record.replaysOwed.length > 0 || images.haveLostWrites(record.disks, "own"));
 }
@@ -219,11 +235,11 @@ function stillLost({ bootId, lostSyncs, disks }: StateRecord, newBootId: string)
  * still shows, and later ones would succeed without it. Where no primary has ever sent anything, nothing was written.
  */
 export function mayHaveLostSyncs(record: StateRecord, bootId: string): boolean {
-  const { durability, pairing, lineage, history } = record;
+  const { pairing, lineage, history } = record;
   // A rollback, or the end of a primary's role, may leave no pairing behind, and the images as they are.
   const isUntouched = pairing === null && lineage === null && history.heard.length === 0;
   return (
-    durability === "power" &&
+    leftWith(record, { bootId }) === "power" &&
     record.bootId === bootId &&
     !isUntouched &&
     record.disks.some(({ cleanMark }) => cleanMark === null)

@@ -141,6 +141,8 @@ const recordedSchema = z.object({
   mode: z.enum(MODES),
   role: z.enum(ROLES),
   durability: z.enum(DURABILITIES),
+  /** A start that takes `process` in the place of `power` has not succeeded yet: the boot id of the last one that has tried. */
+  loweredOn: z.string().optional(),
   clusterBytes: z.int().positive(),
   /** The history that this side's disks belong to; null on a secondary that has not yet committed anything. */
   lineage: z.string().nullable(),

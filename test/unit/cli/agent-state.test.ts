@@ -1,7 +1,7 @@
 import { dirname } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { AgentConfig } from "../../../cli/agent-config.ts";
-import { openAgentState } from "../../../cli/agent-state.ts";
+import { mayHaveLostSyncs, openAgentState, started } from "../../../cli/agent-state.ts";
 import { DISK_MAX_CLUSTERS } from "../../../proto/limits.ts";
 import type { StateRecord } from "../../../proto/state-record.ts";
 import { FileImages } from "../../../shared/block/file-images.ts";
@@ -50,13 +50,18 @@ function storageWithImage(): MemoryStorage {
   return storage;
 }
 
-function open(storage: MemoryStorage, changes: Partial<AgentConfig> = {}, log = new SilentLog()): Promise<StateFile> {
+function open(
+  storage: MemoryStorage,
+  changes: Partial<AgentConfig> = {},
+  log = new SilentLog(),
+  bootId = "boot-1",
+): Promise<StateFile> {
   const random = new SimRandom(new SeededRandom(1));
   const host = {
     storage,
     images: new FileImages(storage),
     random,
-    bootId: "boot-1",
+    bootId,
     log,
     clock: new ManualClock(),
   };
@@ -364,6 +369,52 @@ describe("the agent's state", () => {
     storage.crash("process");
     storage.hold = undefined;
     expect(StateFile.open(storage, CONFIG.stateDirectory)?.record.durability).toBe("process");
+  });
+
+  /** What an agent with durability `power` has left; then starts with `process` that fail once the state is open. */
+  async function failingStarts(
+    mode: AgentConfig["mode"],
+    boots: readonly string[],
+  ): Promise<{ start: (changes: Partial<AgentConfig>, bootId: string) => Promise<StateFile> }> {
+    const storage = storageWithImage();
+    const start = (changes: Partial<AgentConfig>, bootId: string): Promise<StateFile> =>
+      open(storage, { mode, ...changes }, new SilentLog(), bootId);
+    const state = await start({}, "boot-1");
+    const history = { lineage: "1".repeat(32), committed: { epoch: 3, atMs: 1 } };
+    await state.update((record) => ({ ...record, ...history }));
+    await state.close();
+    for (const bootId of boots) await (await start({ durability: "process" }, bootId)).close();
+    return { start };
+  }
+
+  it.each<readonly [string, AgentConfig["mode"], readonly string[], string, number]>([
+    ["the host has lost its power before", "colo", ["boot-2"], "boot-2", 3],
+    ["the host has booted once more", "colo", ["boot-2", "boot-2", "boot-3"], "boot-4", 3],
+    ["the host has lost its power before, with a block buffer", "mc", ["boot-2", "boot-2"], "boot-2", 3],
+    ["a block buffer may have been applied without an fsync", "mc", ["boot-2"], "boot-3", 0],
+  ])(
+    "that is to fsync no more goes by how it was left until a start succeeds: %s",
+    async (_, mode, boots, next, epoch) => {
+      for (const durability of ["process", "power"] as const) {
+        const { start } = await failingStarts(mode, boots);
+        const state = await start({ durability }, next);
+        expect(state.record).toMatchObject({ durability, committed: { epoch } });
+        const config = { ...CONFIG, mode, durability };
+        await state.update((record) => started(record, { bootId: next }, config));
+        await state.close();
+        expect(state.record).not.toHaveProperty("loweredOn");
+        const later = await start({ durability }, "boot-5");
+        expect(later.record.committed.epoch).toBe(durability === "power" ? epoch : 0);
+        await later.close();
+      }
+    },
+  );
+
+  it("that is to fsync no more knows of fsyncs that may have failed in the last process", async () => {
+    const { start } = await failingStarts("colo", ["boot-1"]);
+    const state = await start({ durability: "process" }, "boot-1");
+    expect(mayHaveLostSyncs(state.record, "boot-1")).toBe(true);
+    await state.close();
   });
 
   it.each<readonly [string, Partial<AgentConfig>, string]>([
