@@ -16,12 +16,15 @@ export class VmStateSocket {
   readonly #server: Server;
   readonly #calls = new Map<Socket, AbortController>();
 
-  constructor(options: { readonly control: Pick<AgentControl, "receiveVmState">; readonly log: Log }) {
-    this.#control = options.control;
-    this.#log = options.log;
+  constructor({ control, log }: { readonly control: Pick<AgentControl, "receiveVmState">; readonly log: Log }) {
+    this.#control = control;
+    this.#log = log;
     this.#server = createServer((socket) => void this.#receive(socket));
     // A hypervisor has one migration at a time.
     this.#server.maxConnections = 4;
+    this.#server.on("drop", () => {
+      log.warn({ connections: this.#calls.size }, "a VM state's connection was dropped");
+    });
   }
 
   /** Errors: as `listenOnUnixSocket`. */
@@ -45,14 +48,14 @@ export class VmStateSocket {
     const call = new AbortController();
     this.#calls.set(socket, call);
     socket.on("error", (error) => this.#log.debug({ reason: error.message }, "the VM state's socket"));
+    const content = socket.iterator({ destroyOnReturn: false }) as AsyncIterator<Uint8Array, unknown>;
     try {
-      const content = socket.iterator({ destroyOnReturn: false }) as AsyncIterator<Uint8Array, unknown>;
       const request = { timeoutMs: COMMAND_TIMEOUT_MAX_MS };
       const { epoch, bytes } = await this.#control.receiveVmState(request, content, call.signal);
       this.#log.info({ epoch, bytes }, "a VM state is stored");
     } catch (error) {
       this.#log.warn({ reason: asColobusError(error) }, "a VM state was not taken");
-      await readToEnd(socket);
+      await readToEnd(socket, content);
     } finally {
       this.#calls.delete(socket);
       socket.destroy();
@@ -62,13 +65,14 @@ export class VmStateSocket {
 
 /**
  * What nobody wants is read all the same: a QEMU that cannot write a background snapshot to its end leaves the guest's memory
- * write-protected, and the guest hangs (seen with 7.2).
+ * write-protected, and the guest hangs (seen with 7.2). A socket does not flow while an iterator has it: `content` is ended first.
  */
-async function readToEnd(socket: Socket): Promise<void> {
+async function readToEnd(socket: Socket, content: AsyncIterator<Uint8Array, unknown>): Promise<void> {
   if (socket.destroyed || socket.readableEnded) return;
   await new Promise<void>((resolve) => {
     socket.once("end", resolve);
     socket.once("close", resolve);
-    socket.resume();
+    const drop = (): unknown => socket.resume();
+    content.return?.().then(drop, drop);
   });
 }
