@@ -10,6 +10,10 @@ export type BackgroundChoice = "auto" | "on" | "off";
 
 export const BACKGROUND_CHOICES = ["auto", "on", "off"] as const satisfies readonly BackgroundChoice[];
 
+/** Why a VM's state is not to be had now. */
+const UNTIL_IT_RUNS = "the VM is paused, and QEMU writes its state again only when it has run";
+const UNTIL_IT_WAKES = "the guest sleeps, and QEMU could not wake it any more behind its state";
+
 const nothing = (): Promise<void> => Promise.resolve();
 
 /** The guest is not paused, and its memory is left out. */
@@ -67,7 +71,8 @@ export async function withMemory(vm: ProtectedVm, options: WithMemoryOptions): P
       await vm.recover();
       await vm.untilIdle();
       const paused = await vm.pause();
-      if (paused === "written") return undefined;
+      if (paused === "asleep") return UNTIL_IT_WAKES;
+      if (paused === "written") return UNTIL_IT_RUNS;
       // A VM that somebody else has paused must stay so, and QEMU 7.2 would let it run.
       inBackground = isBackground && paused === "here";
       return () => vm.resume();

@@ -30,6 +30,8 @@ const RUNNING = "running";
 const FINISHING = "finish-migrate";
 /** A paused VM's state is written, or it has migrated to another host: QEMU writes none again before it has run. */
 const WRITTEN = "postmigrate";
+/** The guest sleeps (S3). QEMU wakes it no more once its state is written, whatever comes: it would be `postmigrate`. */
+const SUSPENDED = "suspended";
 /** In these states somebody has paused it. */
 const PAUSED = ["paused", FINISHING, WRITTEN];
 /** How a migration ends. */
@@ -104,10 +106,12 @@ export class ProtectedVm {
 
   /**
    * Pauses the VM. Everything that it has written is with its disks then. By another: it was paused already. Written: so it
-   * was, and no state is written of it before it has run. Errors: `vm-refused`, `timed-out`, `vm-unreachable`: the VM goes on.
+   * was, and no state is written of it before it has run. Asleep: nothing was done, since it could not wake up any more.
+   * Errors: `vm-refused`, `timed-out`, `vm-unreachable`: the VM goes on.
    */
-  async pause(): Promise<"here" | "by-another" | "written"> {
+  async pause(): Promise<"here" | "by-another" | "written" | "asleep"> {
     const status = await this.#status();
+    if (status === SUSPENDED) return "asleep";
     if (status === RUNNING) {
       await this.#execute("migrate-set-parameters", PAUSED_HERE);
       this.#isPausedHere = true;

@@ -5,8 +5,6 @@ import { sleep } from "../shared/host/sleep.ts";
 import { isInSync } from "../proto/words.ts";
 import { untilAborted } from "./command.ts";
 
-const UNTIL_IT_RUNS = "the VM is paused, and QEMU writes its state again only when it has run";
-
 /** One round, as it is told. */
 export type ProtectionRound =
   | {
@@ -23,8 +21,8 @@ export type ProtectionRound =
 
 /** What happens to the guest while a checkpoint is taken. */
 export interface GuestControl {
-  /** The guest writes nothing from here on. Returns how it goes on; undefined: its state is not to be had before it has run. */
-  readonly pause: () => Promise<(() => Promise<void>) | undefined>;
+  /** The guest writes nothing from here on. Returns how it goes on; or why its state is not to be had now, and it is as it was. */
+  readonly pause: () => Promise<(() => Promise<void>) | string>;
   /** What there is beside the disks; undefined: nothing. */
   readonly state: GuestState | undefined;
 }
@@ -122,8 +120,8 @@ export class Protection {
     const withdraw = (): Promise<void> => (withdrawn ??= this.#withdraw(epoch));
     try {
       const resume = await guest.pause();
-      if (resume === undefined) {
-        this.#tell({ epoch: null, state: "waiting", reason: UNTIL_IT_RUNS });
+      if (typeof resume === "string") {
+        this.#tell({ epoch: null, state: "waiting", reason: resume });
         return;
       }
       try {

@@ -194,6 +194,26 @@ describe("a round with the VM's memory", () => {
     expect(vm.runState).toBe("running");
   });
 
+  it.each(WAYS)("leaves a guest asleep that sleeps, and takes one when it is awake: %s", async (background) => {
+    const { vm, protect, asked } = await bench();
+    vm.runState = "suspended";
+    let asks = 0;
+    vm.mishap = (command) => {
+      // QEMU never wakes a guest that slept when its state was written.
+      if (command === "query-status" && vm.runState === "suspended" && (asks += 1) === 4) vm.runState = "running";
+      return undefined;
+    };
+    const { result, rounds } = await protect(committed, "--background-snapshot", background);
+    expect(rounds).toMatchObject([
+      { state: "waiting", reason: expect.stringContaining("sleeps") },
+      { state: "committed" },
+    ]);
+    expect(result.code).toBe(0);
+    expect(steps(vm)[0]).toBe("stop");
+    expect(asked()).toEqual(["checkpoint", "commit"]);
+    expect(vm.runState).toBe("running");
+  });
+
   it("fails when another lets the VM run while its state is written", async () => {
     const { vm, protect } = await bench();
     let isFirst = true;
