@@ -3,6 +3,7 @@ import type { ControlClient } from "../shared/control/api-client.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { sleep } from "../shared/host/sleep.ts";
 import { isInSync } from "../proto/words.ts";
+import { whyGuestsWait } from "./agent-health.ts";
 import { untilAborted } from "./command.ts";
 
 /** One round, as it is told. */
@@ -88,14 +89,17 @@ export class Protection {
     }
   }
 
-  /** A guest is not paused for a checkpoint that cannot be taken. */
+  /** A guest is not paused for a checkpoint that cannot be taken; nor while its writes wait, for which a pause would wait too. */
   async #isReady(): Promise<boolean> {
     const { control, timeoutMs, signal } = this.#options;
     let reason: string;
     try {
-      const { role, peers } = await control.status({ timeoutMs, signal });
-      if (role === "Primary" && peers.some(({ replication }) => isInSync(replication))) return true;
-      reason = role === "Primary" ? "no secondary is in sync" : "the agent is Secondary";
+      const status = await control.status({ timeoutMs, signal });
+      const waiting = whyGuestsWait(status);
+      if (status.role === "Secondary") reason = "the agent is Secondary";
+      else if (!status.peers.some(({ replication }) => isInSync(replication))) reason = "no secondary is in sync";
+      else if (waiting !== null) reason = `the guests are not served (${waiting}): see \`colobus status\``;
+      else return true;
     } catch (error) {
       if (signal.aborted) return false;
       reason = asColobusError(error).message;

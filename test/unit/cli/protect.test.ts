@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
 import type { ProtectionRound } from "../../../cli/protection.ts";
 import { ColobusError } from "../../../proto/errors.ts";
+import { notProtected } from "../../../proto/status.ts";
 import { NodeClock } from "../../../shared/host/node-clock.ts";
 import { nextTurn, runInProcess, type ServedAgent } from "../../support/control-harness.ts";
 import { FakeQmp, type Mishap } from "../../support/fake-qmp.ts";
@@ -729,6 +730,19 @@ describe("rounds", () => {
       return committed(all);
     });
     expect(rounds).toMatchObject([{ state: "waiting", reason: "no secondary is in sync" }, { state: "committed" }]);
+    expect(steps(vm).filter((step) => step === "stop")).toHaveLength(1);
+  });
+
+  it("leave the VM alone while the agent holds its requests, though a secondary is in sync", async () => {
+    const { control, vm, protect } = await bench();
+    const served = control.currentStatus;
+    control.currentStatus = { ...served, protection: notProtected("held", "Wait for the other secondary.") };
+    const { rounds } = await protect((all) => {
+      control.currentStatus = served;
+      return committed(all);
+    });
+    const reason = "the guests are not served (held): see `colobus status`";
+    expect(rounds).toMatchObject([{ state: "waiting", reason }, { state: "committed" }]);
     expect(steps(vm).filter((step) => step === "stop")).toHaveLength(1);
   });
 });
