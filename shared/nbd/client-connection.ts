@@ -37,6 +37,7 @@ export class ClientConnection {
   readonly #clock: Clock;
   readonly #answered: () => void;
   readonly #notifyEnded: (reason: ColobusError) => void;
+  readonly #takeOver: () => void;
   readonly #requests: (OpenRequest | undefined)[] = [];
   readonly #sequences: number[] = [];
   readonly #freeSlots: number[] = [];
@@ -46,7 +47,7 @@ export class ClientConnection {
   #nextSequence = 1;
   #inFlight = 0;
   #timer: Timer | undefined;
-  #isOver = false;
+  #endedBy: ColobusError | undefined;
 
   constructor(options: ClientConnectionOptions) {
     const { exported, stream, takeOver } = options.negotiated;
@@ -62,21 +63,32 @@ export class ClientConnection {
         this.#sequences[cookieLow] === cookieHigh ? this.#requests[cookieLow] : undefined,
       finished: (request) => this.#finish(request),
     });
-    takeOver({
-      data: (chunk) => {
-        if (this.#isOver) return;
+    const handlers = {
+      data: (chunk: Buffer): void => {
+        if (this.#endedBy !== undefined) return;
         try {
           parser.feed(chunk);
         } catch (error) {
           this.end(asColobusError(error));
         }
       },
-      closed: (reason) => this.#over(reason),
-    });
+      closed: (reason: ColobusError): void => this.#over(reason),
+    };
+    this.#takeOver = () => takeOver(handlers);
+  }
+
+  /** Takes what the server sends. What came with the end of its handshake may end the connection before this returns. */
+  start(): void {
+    this.#takeOver();
+  }
+
+  /** Why the connection has ended; undefined: it has not. */
+  get endedBy(): ColobusError | undefined {
+    return this.#endedBy;
   }
 
   get hasRoom(): boolean {
-    return !this.#isOver && this.#inFlight < NBD_CLIENT_IN_FLIGHT_MAX;
+    return this.#endedBy === undefined && this.#inFlight < NBD_CLIENT_IN_FLIGHT_MAX;
   }
 
   /** Sends a request; there must be room. It is settled when it is answered. */
@@ -110,7 +122,7 @@ export class ClientConnection {
 
   /** Takes leave of the server, and ends the connection; gives it up while anything is under way. */
   disconnect(reason: ColobusError): void {
-    if (this.#isOver || this.#inFlight > 0) {
+    if (this.#endedBy !== undefined || this.#inFlight > 0) {
       this.end(reason);
       return;
     }
@@ -151,7 +163,7 @@ export class ClientConnection {
   /** Ends the connection when a request has waited too long: the server, or the way to it, has stopped. */
   #checkAges(): void {
     this.#timer = undefined;
-    if (this.#isOver || this.#inFlight === 0) return;
+    if (this.#endedBy !== undefined || this.#inFlight === 0) return;
     const nowMs = this.#clock.nowMs();
     const isLate = this.#requests.some(
       (request) => request !== undefined && nowMs - request.sentMs >= NBD_CLIENT_REQUEST_TIMEOUT_MS,
@@ -163,8 +175,8 @@ export class ClientConnection {
   }
 
   #over(reason: ColobusError): void {
-    if (this.#isOver) return;
-    this.#isOver = true;
+    if (this.#endedBy !== undefined) return;
+    this.#endedBy = reason;
     this.#timer?.cancel();
     this.#notifyEnded(reason);
   }

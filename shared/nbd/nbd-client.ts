@@ -174,17 +174,21 @@ export class NbdClient {
       });
       connection = made;
       this.#connection = made;
+      made.start();
       accept(negotiated.exported);
       await restore((request) => {
-        this.#restoring.push(request);
-        this.#pump();
+        if (made.endedBy === undefined) {
+          this.#restoring.push(request);
+          this.#pump();
+        } else request.settle(made.endedBy);
       });
+      // It may have ended with nothing under way that would fail by it.
+      if (made.endedBy !== undefined) throw made.endedBy;
     } catch (error) {
       this.#dialFailed(connection, asColobusError(error));
       return;
     }
-    // It may have ended meanwhile, and the next dial be due already.
-    if (this.#connection === connection) this.#opened();
+    this.#opened();
   }
 
   #opened(): void {

@@ -65,6 +65,8 @@ export class FakeNbdServer implements StreamSource {
   dials = 0;
   stops = 0;
   isDown = false;
+  /** What comes with the end of the handshake. */
+  behindHandshake: Buffer = Buffer.alloc(0);
   mishap: ((request: ServedRequest) => Mishap | undefined) | undefined;
   dialled: () => void = () => undefined;
   schedule: (callback: () => void) => void = setImmediate;
@@ -233,6 +235,7 @@ class ServerConnection implements ByteStream {
         encodeOptionReply(option, OPTION_REPLY.INFO, encodeInfoExport(sizeBytes, flags)),
         encodeOptionReply(option, OPTION_REPLY.INFO, encodeInfoBlockSize(blockBytes, 4096, maxPayloadBytes)),
         encodeOptionReply(option, OPTION_REPLY.ACK),
+        this.#server.behindHandshake,
       );
       this.#phase = "requests";
     } else this.#reply(encodeOptionReply(option, OPTION_REPLY.ERR_UNSUP));

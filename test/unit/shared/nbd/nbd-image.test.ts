@@ -94,6 +94,44 @@ describe("an image on an NBD server", () => {
     expect(server.content.equals(expected)).toBe(true);
   });
 
+  it("is not there where the server says what is no reply with the end of its handshake", async () => {
+    const wrong = connected((fake) => (fake.behindHandshake = filled(64, 7)));
+    await expect(wrong).rejects.toMatchObject({ code: "io-error", cause: { code: "protocol-error" } });
+  });
+
+  it("is connected anew where a server that is back says what is no reply with the end of its handshake", async () => {
+    const bench = await connected();
+    const { image, server } = bench;
+    await image.write(filled(KIB, 1), 0, PLAIN);
+    server.behindHandshake = filled(64, 7);
+    server.crash();
+    const reading = read(image, 0, KIB);
+    await redial(bench);
+    expect(server.dials).toBe(2);
+    server.behindHandshake = Buffer.alloc(0);
+    await redial(bench);
+    expect((await reading).equals(filled(KIB, 1))).toBe(true);
+    expect(server.dials).toBe(3);
+  });
+
+  it("is connected anew where a server says what is no reply with its answer to the last of what restores it", async () => {
+    const bench = await connected();
+    const { image, server } = bench;
+    await image.write(filled(KIB, 1), 0, PLAIN);
+    server.crash();
+    server.mishap = (request) => {
+      if (request.type !== COMMAND.WRITE) return undefined;
+      server.mishap = undefined;
+      return Buffer.concat([simpleReply(request, server.serve(request)), filled(64, 7)]);
+    };
+    const reading = read(image, 0, KIB);
+    await redial(bench);
+    expect(server.dials).toBe(2);
+    await redial(bench);
+    expect((await reading).equals(filled(KIB, 1))).toBe(true);
+    expect(server.dials).toBe(3);
+  });
+
   it("asks for what is to be cached while the server has room, and for no more", async () => {
     const bench = await connected((fake) => {
       fake.mishap = ({ type }) => (type === COMMAND.CACHE ? "silence" : undefined);
