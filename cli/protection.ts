@@ -159,7 +159,7 @@ export class Protection {
   async #place(): Promise<number> {
     const { control, guest, timeoutMs } = this.#options;
     const vmstate = guest.state === undefined ? {} : { vmstate: true };
-    const { epoch } = await control.checkpoint({ prepare: true, timeoutMs, ...vmstate });
+    const { epoch } = await control.checkpoint({ prepare: true, wait: false, timeoutMs, ...vmstate });
     return epoch;
   }
 

@@ -164,15 +164,16 @@ export class PrimaryCheckpoints {
   /**
    * Closes the open epoch on all disks, waits until the secondary has prepared the checkpoint and, unless only that is
    * asked for, commits it: with the same record, where the disks are not shared. While the secondary is being synced,
-   * waits for the end of that first.
-   * Errors: `no-peer` at once without a connected secondary; `timed-out`; `outcome-unknown` when the session is lost
-   * during the commit; the secondary's own refusals.
+   * waits for the end of that first, unless it is not to.
+   * Errors: `no-peer` at once without a connected secondary; `not-in-sync` instead of waiting; `timed-out`;
+   * `outcome-unknown` when the session is lost during the commit; the secondary's own refusals.
    */
   async checkpoint(request: CheckpointRequest, signal: AbortSignal): Promise<CheckpointAnswer> {
-    const { clock, session: connectedSession, untilEstablished, pausedBy } = this.#options;
+    const { clock, session: connectedSession, isEstablished, untilEstablished, pausedBy } = this.#options;
     const deadline = this.#deadline(request.timeoutMs, signal);
     try {
       connectedSession();
+      if (request.wait === false && !isEstablished()) throw notToWait();
       await deadline.race(untilEstablished(), () => stillSyncing(pausedBy()));
       await this.#untilReserved(deadline);
       if (this.#known.prepared.length + this.#awaiting.size >= PREPARED_EPOCHS_MAX) {
@@ -449,6 +450,14 @@ export class PrimaryCheckpoints {
   #deadline(timeoutMs: number, signal: AbortSignal): Deadline {
     return new Deadline(this.#options.clock, timeoutMs, signal);
   }
+}
+
+function notToWait(): ColobusError {
+  return new ColobusError(
+    "not-in-sync",
+    "no barrier may be placed yet, and this checkpoint is not to wait",
+    "See `colobus status`, and try again.",
+  );
 }
 
 function vmStateAwaited(epoch: number): ColobusError {

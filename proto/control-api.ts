@@ -40,6 +40,8 @@ export const checkpointRequestSchema = z.strictObject({
   prepare: z.boolean().default(false),
   /** With `prepare`: a VM state follows, and is part of the checkpoint. */
   vmstate: z.boolean().optional(),
+  /** false: fails with `not-in-sync` at once where no barrier may be placed yet, as for a guest that is paused meanwhile. */
+  wait: z.boolean().optional(),
   timeoutMs,
 });
 export type CheckpointRequest = z.infer<typeof checkpointRequestSchema>;

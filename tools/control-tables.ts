@@ -61,6 +61,8 @@ const REQUEST_MEANINGS: Readonly<Record<string, string>> = {
   "POST /v1/checkpoint prepare": "Stop before the commit.",
   "POST /v1/checkpoint vmstate":
     "With `prepare`: the barrier is placed, and the checkpoint is prepared only when its VM state has come.",
+  "POST /v1/checkpoint wait":
+    "`false`: where it would wait for a sync, or for another secondary, it fails with `not-in-sync` at once, as is due while a guest is paused.",
   "PUT /v1/vmstate prepare": "In the query: stop before the commit.",
   "GET /v1/vmstate epoch": "In the query: a checkpoint that is kept; left out: the committed one.",
   "GET /v1/vmstate force": "In the query: also where the disks may have been written since the failover.",

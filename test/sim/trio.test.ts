@@ -131,6 +131,18 @@ describe("a primary with two secondaries", () => {
     await trio.until("A to be outdated", () => trio.status().protection.reason === "outdated");
   });
 
+  it("takes no checkpoint while its guests wait for one, and says so at once to whom a guest waits for", async () => {
+    const trio = await besidePromoted();
+    await trio.until("C to have everything", () => trio.inSync().length === 1);
+    expect(trio.status().protection.reason).toBe("held");
+    const beganMs = trio.world.nowMs;
+    const taking = trio.do("a checkpoint", async () => {
+      await trio.a.agent?.checkpoint({ prepare: true, wait: false, ...COMMAND }, new AbortController().signal);
+    });
+    await expect(taking).rejects.toMatchObject({ code: "not-in-sync" });
+    expect(trio.world.nowMs - beganMs).toBeLessThan(COMMAND.timeoutMs);
+  });
+
   it("has who waits for its secondaries hear that one is given up, though nothing else happens", async () => {
     const trio = new ScriptedTrio();
     await trio.start();

@@ -104,7 +104,7 @@ describe("a round with the VM's memory", () => {
     expect(seen).toEqual(["checkpoint: paused", "state: paused", "commit: running"]);
     expect(steps(vm)).toEqual(["stop", "migrate", "cont"]);
     expect(asked()).toEqual(["checkpoint", "commit"]);
-    expect(control.calls[0]?.request).toMatchObject({ prepare: true, vmstate: true });
+    expect(control.calls[0]?.request).toMatchObject({ prepare: true, vmstate: true, wait: false });
   });
 
   it.each([true, false])(
