@@ -81,7 +81,9 @@ describe("the socket of VM states", () => {
     const another = connect({ path });
     // It may be reset.
     another.on("error", () => undefined).resume();
-    await new Promise((resolve) => another.once("close", resolve));
+    await new Promise<void>((resolve) => {
+      another.once("close", () => resolve());
+    });
     expect(lines).toEqual([
       { level: "warn", fields: { connections: VM_STATES_AT_ONCE }, message: "a VM state's connection was dropped" },
     ]);
