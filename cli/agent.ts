@@ -83,7 +83,7 @@ import { describePrimary, describeSecondary, isReached } from "./role-status.ts"
  * interfaces and holds no socket: `agent-process.ts` gives it those of the machine, the simulator its own.
  */
 export class Agent implements AgentControl {
-  readonly exports = new DiskExports();
+  readonly exports = new DiskExports(() => this.#state.record.disks.map(({ name }) => name));
   readonly #options: AgentOptions;
   readonly #state: StateFile;
   readonly #events: EventLog;

@@ -63,18 +63,26 @@ export class DiskExport implements NbdExport {
   }
 }
 
-/** The exports of one agent. */
+/** The exports of one agent, in the order of its disks: the empty name is that of the first disk, also while that has no export. */
 export class DiskExports implements NbdExportDirectory {
+  /** The disks' names, in their order. */
+  readonly #names: () => readonly string[];
   #exports: DiskExport[] = [];
   #checkpoints: CheckpointExports | undefined;
   #contextsOf: (disk: string) => readonly MetaContext[] = () => [];
+
+  constructor(names: () => readonly string[]) {
+    this.#names = names;
+  }
 
   list(): readonly NbdExport[] {
     return [...this.#exports, ...(this.#checkpoints?.list() ?? [])];
   }
 
   find(name: string): NbdExport | undefined {
-    return name === "" ? this.#exports[0] : (this.#findDisk(name) ?? this.#checkpoints?.find(name));
+    if (name !== "") return this.#findDisk(name) ?? this.#checkpoints?.find(name);
+    const [first] = this.#names();
+    return first === undefined ? undefined : this.#findDisk(first);
   }
 
   /** The disks' exports, without those of checkpoints. */
@@ -111,9 +119,13 @@ export class DiskExports implements NbdExportDirectory {
   /** Exports `device` as `name`: in place of what is exported under that name, or anew. */
   put(name: string, vm: string, device: BlockDevice, readOnly: boolean): void {
     const existing = this.#exports.find((candidate) => candidate.name === name);
-    if (existing === undefined)
-      this.#exports.push(new DiskExport(name, vm, device, readOnly, () => this.#contextsOf(name)));
-    else existing.replace(device, readOnly);
+    if (existing !== undefined) {
+      existing.replace(device, readOnly);
+      return;
+    }
+    this.#exports.push(new DiskExport(name, vm, device, readOnly, () => this.#contextsOf(name)));
+    const names = this.#names();
+    this.#exports.sort((one, other) => names.indexOf(one.name) - names.indexOf(other.name));
   }
 
   /** Nothing is behind the exports any more: requests of who has one open fail with `reason`. */

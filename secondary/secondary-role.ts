@@ -289,7 +289,7 @@ export class SecondaryRole {
     return this.#status.describeRecoverable();
   }
 
-  /** What a promotion would do. Errors: `peer-connected`, `no-checkpoint`, unless forced. */
+  /** What a promotion would do. Errors: `peer-connected`, `no-checkpoint`, `outdated`, unless forced; `image-missing`. */
   assertPromotable(force: boolean): void {
     const { current } = this.#sessions;
     if (current !== undefined && !force) {
@@ -319,6 +319,14 @@ export class SecondaryRole {
         "outdated",
         `this secondary has checkpoint ${this.checkpoints.committed.epoch}, and checkpoint ${lacked} was told to be committed, which another one has`,
         `Fail over to one whose \`recoverable.epoch\` is ${lacked} or more; or say --force to give that up for this one.`,
+      );
+    }
+    const unmade = this.#options.state.record.disks.find(({ sizeBytes }) => sizeBytes === null);
+    if (unmade !== undefined) {
+      throw new ColobusError(
+        "image-missing",
+        `the image of disk ${unmade.name}, ${unmade.image}, was never made: there is nothing to serve`,
+        "Let the primary connect: its size is taken then, and the first sync fills it.",
       );
     }
   }

@@ -23,10 +23,10 @@ export interface NbdExport {
   readonly figures?: GuestFigures;
 }
 
-/** Where the server looks exports up. The first listed one is the default, which the empty name opens. */
+/** Where the server looks exports up. */
 export interface NbdExportDirectory {
   list(): readonly NbdExport[];
-  /** undefined: there is no such export. */
+  /** The empty name is that of the default export. undefined: there is no such export. */
   find(name: string): NbdExport | undefined;
   /** Called when a client has entered the transmission phase, and when it has left. */
   opened(nbdExport: NbdExport): void;

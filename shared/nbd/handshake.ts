@@ -278,7 +278,7 @@ export class Handshake {
   /** EXPORT_NAME has no form in which an error could be told: the connection is closed with nothing sent. */
   #exportName(data: Buffer): void {
     const name = parseName(data);
-    const nbdExport = name === undefined ? undefined : this.#findExport(name);
+    const nbdExport = name === undefined ? undefined : this.#directory.find(name);
     if (nbdExport === undefined) {
       this.#close("unknown export");
       return;
@@ -310,7 +310,7 @@ export class Handshake {
       this.#refuse(OPTION_REPLY.ERR_INVALID, "the lengths in the request do not add up");
       return;
     }
-    const nbdExport = this.#findExport(request.exportName);
+    const nbdExport = this.#directory.find(request.exportName);
     if (nbdExport === undefined) {
       this.#refuseUnknownExport(request.exportName);
       return;
@@ -357,7 +357,7 @@ export class Handshake {
       this.#refuse(OPTION_REPLY.ERR_INVALID, "the lengths in the request do not add up");
       return;
     }
-    const nbdExport = this.#findExport(request.exportName);
+    const nbdExport = this.#directory.find(request.exportName);
     if (nbdExport === undefined) {
       this.#refuseUnknownExport(request.exportName);
       return;
@@ -383,10 +383,6 @@ export class Handshake {
   #deselect(): void {
     this.#allocationSelectedFor = undefined;
     this.#selected = undefined;
-  }
-
-  #findExport(name: string): NbdExport | undefined {
-    return name === "" ? this.#directory.list()[0] : this.#directory.find(name);
   }
 
   #transmissionFlags(nbdExport: NbdExport): number {

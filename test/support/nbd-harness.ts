@@ -50,7 +50,7 @@ export class TestDirectory implements NbdExportDirectory {
   }
 
   find(name: string): NbdExport | undefined {
-    return this.exports.find((candidate) => candidate.name === name);
+    return name === "" ? this.exports[0] : this.exports.find((candidate) => candidate.name === name);
   }
 
   opened(nbdExport: NbdExport): void {

@@ -166,6 +166,14 @@ describe("a secondary without a session", () => {
     expect(() => role.assertPromotable(false)).toThrow(expect.objectContaining({ code: "no-checkpoint" }) as Error);
   });
 
+  it("is not promoted, not by force either, while a disk of its has no image yet", async () => {
+    const { role, state } = await secondary();
+    expect(() => role.assertPromotable(true)).not.toThrow();
+    const unmade = state.record.disks.map((disk) => ({ ...disk, sizeBytes: null }));
+    await state.update((record) => ({ ...record, disks: unmade }));
+    expect(() => role.assertPromotable(true)).toThrow(expect.objectContaining({ code: "image-missing" }) as Error);
+  });
+
   it("opens no checkpoint that it does not keep", async () => {
     const { role } = await secondary();
     expect(role.operations.tryHold(2)).toBeUndefined();
