@@ -69,8 +69,9 @@ export class ColobusProcess {
   }
 
   async #until(stream: "stdout" | "stderr", text: string, fromChar: number): Promise<void> {
-    await new Promise<void>((resolve, reject) => {
-      const look = (): void => {
+    let look = (): void => undefined;
+    const printed = new Promise<void>((resolve, reject) => {
+      look = () => {
         if (this[stream].includes(text, fromChar)) resolve();
       };
       this.child[stream].on("data", look);
@@ -79,6 +80,7 @@ export class ColobusProcess {
       );
       look();
     });
+    await printed.finally(() => this.child[stream].off("data", look));
   }
 }
 
