@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
-import type { MirrorRequest } from "../../proto/control-api.ts";
 import type { ChildStatus, JobStatus } from "../../proto/status.ts";
 import type { CopyMode, Durability, JobOutcome } from "../../proto/words.ts";
 import { present } from "../support/present.ts";
 import { Calls } from "./calls.ts";
+import { mirrorTo } from "./mirror-request.ts";
 import { copyPath, imagePath, makePair, type Pair, type PairOptions } from "./pair.ts";
 import type { SimHost } from "./sim-host.ts";
 import { SimWorld } from "./world.ts";
@@ -99,19 +99,8 @@ export class MirrorScene {
   async begin(copyMode: CopyMode, sync: "full" | "none" = "full", target: string = TARGET): Promise<boolean> {
     const { agent } = this.#pair.primary;
     if (sync === "none") this.host.disk.addFile(target, DISK.sizeBytes, this.#content);
-    const request: MirrorRequest = {
-      disk: DISK.name,
-      target,
-      sync,
-      copyMode,
-      speed: 0,
-      granularityBytes: CLUSTER_BYTES,
-      unmap: true,
-      onSourceError: "report",
-      onTargetError: "report",
-      create: sync === "full",
-      timeoutMs: TIMEOUT_MS,
-    };
+    const changed = { sync, copyMode, granularityBytes: CLUSTER_BYTES, create: sync === "full" };
+    const request = { ...mirrorTo(target), ...changed };
     return (await this.#ask("mirror", () => agent?.mirror(request, new AbortController().signal))) !== undefined;
   }
 

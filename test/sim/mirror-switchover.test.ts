@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
-import type { MirrorRequest } from "../../proto/control-api.ts";
+import { mirrorTo } from "./mirror-request.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
 
 /**
@@ -10,22 +10,6 @@ import { ScriptedPair } from "./scripted-pair.ts";
 const TIMEOUT_MS = 60_000;
 const TARGETS = ["/images/first.img", "/images/second.img"] as const;
 
-function requestOf(target: string): MirrorRequest {
-  return {
-    disk: "vda",
-    target,
-    sync: "full",
-    copyMode: "background",
-    speed: 0,
-    granularityBytes: undefined,
-    unmap: true,
-    onSourceError: "report",
-    onTargetError: "report",
-    create: true,
-    timeoutMs: TIMEOUT_MS,
-  };
-}
-
 describe("a switchover while a mirror is being cancelled", () => {
   it("keeps the state that this side leaves, and closes all other mirrors", async () => {
     const scripted = new ScriptedPair(1, "power");
@@ -34,7 +18,7 @@ describe("a switchover while a mirror is being cancelled", () => {
     const { agent } = primary;
     assert(agent !== undefined);
     await scripted.do("the mirrors", async () => {
-      for (const target of TARGETS) await agent.mirror(requestOf(target), new AbortController().signal);
+      for (const target of TARGETS) await agent.mirror(mirrorTo(target), new AbortController().signal);
     });
     const mirrors = (): string[] => agent.jobs().flatMap(({ type, state }) => (type === "mirror" ? [state] : []));
     await scripted.until("both mirrors to be ready", () => mirrors().every((state) => state === "ready"));

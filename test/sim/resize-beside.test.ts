@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
 import type { ColobusError } from "../../proto/errors.ts";
 import type { Agent } from "../../cli/agent.ts";
+import { mirrorTo } from "./mirror-request.ts";
 import { ScriptedPair } from "./scripted-pair.ts";
 
 /**
@@ -17,23 +18,7 @@ const TIMEOUT_MS = 60_000;
 type Taking = (agent: Agent) => Promise<unknown>;
 
 const signal = new AbortController().signal;
-const MIRROR: Taking = (agent) =>
-  agent.mirror(
-    {
-      disk: "vda",
-      target: IMAGE,
-      sync: "full",
-      copyMode: "background",
-      speed: 0,
-      granularityBytes: undefined,
-      unmap: true,
-      onSourceError: "report",
-      onTargetError: "report",
-      create: true,
-      timeoutMs: TIMEOUT_MS,
-    },
-    signal,
-  );
+const MIRROR: Taking = (agent) => agent.mirror(mirrorTo(IMAGE), signal);
 const ADD: Taking = (agent) =>
   agent.changeChild({ verb: "add", disk: "vda", name: "b", image: IMAGE, create: true, timeoutMs: TIMEOUT_MS }, signal);
 

@@ -1,25 +1,12 @@
 import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
-import { ScriptedPair } from "./scripted-pair.ts";
-import { SeededRandom } from "./seeded-random.ts";
-import { SimArbiter } from "./sim-arbiter.ts";
-
-const TTL_MS = 3_000;
-
-async function started(): Promise<{ scripted: ScriptedPair; arbiter: SimArbiter }> {
-  let arbiter: SimArbiter | undefined;
-  const scripted = new ScriptedPair(1, "process", (world) => {
-    arbiter = new SimArbiter(world, new SeededRandom(1), TTL_MS);
-    return { access: "read-only", peerTimeoutMs: 1_000, arbiter: { service: arbiter, ttlMs: TTL_MS } };
-  });
-  await scripted.start();
-  assert(arbiter !== undefined);
-  return { scripted, arbiter };
-}
+import { ARBITER_PAIR_TTL_MS, startedArbiterPair } from "./arbiter-pair.ts";
+import type { ScriptedPair } from "./scripted-pair.ts";
+import type { SimArbiter } from "./sim-arbiter.ts";
 
 /** A primary that was taken over from while it was cut off, and has learned of that from the arbiter alone. */
 async function refused(): Promise<{ scripted: ScriptedPair; arbiter: SimArbiter }> {
-  const { scripted, arbiter } = await started();
+  const { scripted, arbiter } = await startedArbiterPair();
   const { primary, secondary } = scripted.pair;
   scripted.world.network.partition("a", "b", true);
   arbiter.cut("a", true);
@@ -33,7 +20,7 @@ async function startAlone({ world, pair, ...scripted }: ScriptedPair, force = fa
   const { agent } = pair.primary;
   assert(agent !== undefined);
   const outcome = await world.do("start-alone", () =>
-    scripted.calls.make(pair.primary, "start-alone", TTL_MS, () => agent.startAlone({ force })),
+    scripted.calls.make(pair.primary, "start-alone", ARBITER_PAIR_TTL_MS, () => agent.startAlone({ force })),
   );
   return outcome.kind === "failed" ? outcome.error.code : outcome.kind;
 }
@@ -56,13 +43,13 @@ describe("start-alone on a primary that the arbiter's record refuses", () => {
     scripted.world.network.partition("a", "b", false);
     await scripted.until("A to hear of it", () => primary.status?.protection.reason === "outdated");
     arbiter.cut("a", false);
-    await scripted.world.run({ forMs: 3 * TTL_MS });
+    await scripted.world.run({ forMs: 3 * ARBITER_PAIR_TTL_MS });
     expect(secondary.status?.failover.arbiter?.state).toBe("own");
     expect(await startAlone(scripted)).toBe("outdated");
   });
 
   it("overwrites it by force only where the other side is known to have been written to as well", async () => {
-    const { scripted } = await started();
+    const { scripted } = await startedArbiterPair();
     const { primary, secondary } = scripted.pair;
     scripted.world.network.partition("a", "b", true);
     await scripted.until("the loss", () => primary.status?.peers[0]?.connection !== "Connected");
@@ -72,7 +59,7 @@ describe("start-alone on a primary that the arbiter's record refuses", () => {
     scripted.world.network.partition("a", "b", false);
     await scripted.until("the split brain", () => primary.status?.peers[0]?.lastError?.code === "split-brain");
     expect(await startAlone(scripted)).toBe("split-brain");
-    await scripted.world.run({ forMs: 3 * TTL_MS });
+    await scripted.world.run({ forMs: 3 * ARBITER_PAIR_TTL_MS });
     expect(secondary.status?.failover.arbiter?.state).toBe("own");
     expect(await startAlone(scripted, true)).toBe("done");
     expect(primary.status?.failover.arbiter?.state).toBe("own");
@@ -99,7 +86,7 @@ async function expectUnpermitted(scripted: ScriptedPair): Promise<void> {
   expect(primary.status?.protection.reason).toBe("held");
   const read = askRead(scripted);
   for (const force of [false, true]) expect(await startAlone(scripted, force)).toBe("arbiter-unreachable");
-  await scripted.world.run({ forMs: 3 * TTL_MS });
+  await scripted.world.run({ forMs: 3 * ARBITER_PAIR_TTL_MS });
   expect(read.isDone()).toBe(false);
   expect(primary.status?.protection.nextAction).toContain("without `--arbiter`");
   expect(primary.status?.protection.nextAction).not.toContain("`colobus start-alone`");
@@ -107,7 +94,7 @@ async function expectUnpermitted(scripted: ScriptedPair): Promise<void> {
 
 describe("start-alone on a primary that waits for the arbiter, and is not refused", () => {
   it("lets nobody go on who waits since the start", async () => {
-    const { scripted, arbiter } = await started();
+    const { scripted, arbiter } = await startedArbiterPair();
     const { primary, secondary } = scripted.pair;
     secondary.host.crash("power");
     primary.host.crash("power");
@@ -122,7 +109,7 @@ describe("start-alone on a primary that waits for the arbiter, and is not refuse
   });
 
   it("does not say that nobody waits once the lease has run out", async () => {
-    const { scripted, arbiter } = await started();
+    const { scripted, arbiter } = await startedArbiterPair();
     const { primary, secondary } = scripted.pair;
     secondary.host.crash("power");
     arbiter.stop(true);
@@ -134,9 +121,9 @@ describe("start-alone on a primary that waits for the arbiter, and is not refuse
   });
 
   it("waits for no arbiter beside a connected secondary", async () => {
-    const { scripted, arbiter } = await started();
+    const { scripted, arbiter } = await startedArbiterPair();
     arbiter.stop(true);
-    await scripted.world.run({ forMs: 3 * TTL_MS });
+    await scripted.world.run({ forMs: 3 * ARBITER_PAIR_TTL_MS });
     expect(await startAlone(scripted)).toBe("done");
     expect((await scripted.do("a read", () => scripted.guestRead(0, 0, 512))).kind).toBe("done");
   });

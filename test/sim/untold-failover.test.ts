@@ -1,25 +1,18 @@
 import assert from "node:assert/strict";
 import { describe, expect, it } from "vitest";
+import { ARBITER_PAIR_TTL_MS, startedArbiterPair } from "./arbiter-pair.ts";
 import { readRecord } from "./crash-remains.ts";
-import { ScriptedPair } from "./scripted-pair.ts";
-import { SeededRandom } from "./seeded-random.ts";
-import { SimArbiter } from "./sim-arbiter.ts";
+import type { ScriptedPair } from "./scripted-pair.ts";
+import type { SimArbiter } from "./sim-arbiter.ts";
 
 /** A failover that is forced while the arbiter does not answer: whoever was promoted tells it later, in whatever process. */
 
-const TTL_MS = 3_000;
 /** What a side that tells it writes before it has told it, at least: its record at the start, and that it has. */
 const CALLS_MIN = 4;
 
 /** A is lost, and B promoted under an arbiter that is away. */
 async function promotedUntold(): Promise<{ scripted: ScriptedPair; arbiter: SimArbiter }> {
-  let arbiter: SimArbiter | undefined;
-  const scripted = new ScriptedPair(1, "process", (world) => {
-    arbiter = new SimArbiter(world, new SeededRandom(1), TTL_MS);
-    return { access: "read-only", peerTimeoutMs: 1_000, arbiter: { service: arbiter, ttlMs: TTL_MS } };
-  });
-  assert(arbiter !== undefined);
-  await scripted.start();
+  const { scripted, arbiter } = await startedArbiterPair();
   arbiter.stop(true);
   scripted.pair.primary.host.crash("power");
   expect((await scripted.do("the failover", () => scripted.failOver())).kind).toBe("done");
@@ -42,7 +35,7 @@ describe("a promotion that the arbiter was not told of", () => {
     const { primary, secondary } = scripted.pair;
     secondary.host.crash("power");
     await restartB(scripted);
-    await scripted.world.run({ forMs: 3 * TTL_MS });
+    await scripted.world.run({ forMs: 3 * ARBITER_PAIR_TTL_MS });
     arbiter.stop(false);
     await scripted.until("the lease", () => leaseOf(scripted) === "own");
     const content = Buffer.alloc(512);
@@ -51,7 +44,7 @@ describe("a promotion that the arbiter was not told of", () => {
     primary.host.restart();
     assert(await scripted.do("the start of A", () => primary.start()));
     await scripted.until("A to be refused", () => primary.status?.failover.arbiter?.state === "other");
-    await scripted.world.run({ forMs: 3 * TTL_MS });
+    await scripted.world.run({ forMs: 3 * ARBITER_PAIR_TTL_MS });
     expect(leaseOf(scripted)).toBe("own");
   });
 
@@ -65,7 +58,7 @@ describe("a promotion that the arbiter was not told of", () => {
       host.disk.faults.crashAt(call, "process");
       await scripted.do("the start of B", () => scripted.pair.secondary.start());
       const isTold = (): boolean => leaseOf(scripted) === "own" && readRecord(host).arbiterUntold === undefined;
-      await scripted.world.run({ until: () => !host.alive || isTold(), forMs: 10 * TTL_MS });
+      await scripted.world.run({ until: () => !host.alive || isTold(), forMs: 10 * ARBITER_PAIR_TTL_MS });
       const hasDied = !host.alive;
       host.disk.faults.clear();
       if (hasDied) await restartB(scripted);
