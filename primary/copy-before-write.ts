@@ -30,6 +30,7 @@ import { isZero } from "../shared/block/zeroes.ts";
 import type { SourceSession } from "./source-session.ts";
 
 const NO_FLAGS: WriteFlags = { fua: false };
+const LENT: WriteFlags = { fua: false, isLent: true };
 
 /** Whoever takes originals, for as long as these are the same secondaries, in the same sessions. */
 export interface OriginalsSession extends Pick<SourceSession, "isFull" | "room"> {
@@ -175,7 +176,7 @@ export class CopyBeforeWrite implements Child {
 
   #write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
     this.#stream.overwritten(source.length);
-    return this.#changed(this.#child.write(source, offset, NO_FLAGS), flags.fua);
+    return this.#changed(this.#child.write(source, offset, flags.isLent === true ? LENT : NO_FLAGS), flags.fua);
   }
 
   #zero(offset: number, length: number, flags: ZeroFlags): Pending {

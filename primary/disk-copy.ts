@@ -19,7 +19,7 @@
 import { asColobusError, ColobusError } from "../proto/errors.ts";
 import { SYNC_HOLE_BYTES } from "../proto/limits.ts";
 import type { ChildState } from "../proto/words.ts";
-import type { Child, Extent, Pending, ZeroFlags } from "../shared/block/block-device.ts";
+import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock } from "../shared/host/clock.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
@@ -199,11 +199,11 @@ export class DiskCopy {
   }
 
   /** Writes a change of the disk. The range is held, and marked. */
-  write(source: Uint8Array, offset: number): Outcome | Promise<Outcome> {
+  write(source: Uint8Array, offset: number, { isLent }: Pick<WriteFlags, "isLent">): Outcome | Promise<Outcome> {
     if (!this.has(offset, source.length)) return this.#miss(offset, source.length);
     let pending: Pending;
     try {
-      pending = this.child.write(source, offset, NO_FUA);
+      pending = this.child.write(source, offset, isLent === true ? LENT : NO_FUA);
     } catch (error) {
       return this.failed("write", error, offset, source.length);
     }

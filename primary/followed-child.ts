@@ -93,7 +93,7 @@ export class FollowedChild implements Child {
       throw error;
     }
     let taken: Pending;
-    for (const follower of this.#followers) taken = joined(taken, follower.write(source, offset));
+    for (const follower of this.#followers) taken = joined(taken, follower.write(source, offset, flags));
     return this.#settled(local, taken, offset, source.length);
   }
 

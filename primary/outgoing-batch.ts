@@ -2,7 +2,7 @@ import { BATCH_MAX_OPERATIONS, BATCH_TARGET_BYTES } from "../proto/limits.ts";
 import { encodeData, OPERATION_KINDS, type OperationKind } from "../proto/replication-messages.ts";
 import type { Clock } from "../shared/host/clock.ts";
 
-/** Gathers the operations of one turn of the event loop into one data message. Payloads are kept as views, not copied. */
+/** Gathers the operations of one turn of the event loop into one data message. Payloads are kept as views until then, not copied. */
 export class OutgoingBatch {
   readonly #clock: Clock;
   readonly #send: (parts: readonly Buffer[]) => void;

@@ -101,7 +101,7 @@ export class Quorum implements Child {
   }
 
   write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
-    return this.#change(offset, source.length, flags, (copy) => copy.write(source, offset));
+    return this.#change(offset, source.length, flags, (copy) => copy.write(source, offset, flags));
   }
 
   zero(offset: number, length: number, flags: ZeroFlags): Pending {
@@ -201,7 +201,7 @@ export class Quorum implements Child {
         const copy = voters[loser];
         if (copy === undefined) continue;
         this.#options.outvoted(copy, offset, length);
-        if (rewriteCorrupted) await copy.write(election.content, offset);
+        if (rewriteCorrupted) await copy.write(election.content, offset, { isLent: false });
       }
     } finally {
       this.#lock.release(hold);

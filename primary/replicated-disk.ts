@@ -361,7 +361,7 @@ export class ReplicatedDisk implements BlockDevice {
       hold,
       offset,
       source.length,
-      () => this.#child.write(source, offset, { fua: flags.fua }),
+      () => this.#child.write(source, offset, flags),
       () => this.#forwarding.forward("write", offset, source.length, asBuffer(source)),
     );
   }
@@ -377,6 +377,7 @@ export class ReplicatedDisk implements BlockDevice {
   }
 
   #openHeld(hold: RangeHold, offset: number, flags: WriteFlags): OpenWrite {
+    const pieceFlags: WriteFlags = { fua: false, isLent: flags.isLent === true };
     let at = offset;
     let acknowledged: Pending;
     /** What the child has not taken yet: the range is held for that long, whatever becomes of the request. */
@@ -392,7 +393,7 @@ export class ReplicatedDisk implements BlockDevice {
         const { local, forwarded } = this.#change(
           start,
           piece.length,
-          () => this.#child.write(piece, start, { fua: false }),
+          () => this.#child.write(piece, start, pieceFlags),
           () => this.#forwarding.forward("write", start, piece.length, asBuffer(piece)),
         );
         acknowledged = both(acknowledged, forwarded);

@@ -256,7 +256,7 @@ export class Replicator {
 
   /**
    * Forwards an operation that the local child was given, under the range lock. Done when the secondary has
-   * acknowledged it as far as the acknowledgement policy has the guest wait. `payload` is kept as a view.
+   * acknowledged it as far as the acknowledgement policy has the guest wait. `payload` may be kept as a view until the turn is over.
    */
   forward(kind: OperationKind, disk: number, offset: number, length: number, payload: Buffer | undefined): Pending {
     const dirty = this.#options.tracking.dirty(disk);

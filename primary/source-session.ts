@@ -160,7 +160,7 @@ export class SourceSession {
     return this.#window.sequence;
   }
 
-  /** Puts an operation into the stream and returns its number. `payload` is kept as a view until it is sent. */
+  /** Puts an operation into the stream and returns its number. `payload` is kept as a view until the turn is over. */
   send(kind: OperationKind, range: SentRange, offset: number, length: number, payload: Buffer | undefined): number {
     if (this.#isQuiet()) this.#lastProgressMs = this.#options.clock.nowMs();
     const sequence = this.#window.add(range, payload?.length ?? 0);

@@ -59,14 +59,14 @@ export class CommittedView implements BlockDevice {
   openWrite(offset: number, length: number, flags: WriteFlags): OpenWrite {
     this.#assertAccess();
     if (this.#successor === undefined) this.#assertCheckpoint();
+    const pieceFlags: WriteFlags = { fua: false, isLent: flags.isLent === true };
     let at = offset;
     return {
       push: (piece) => {
         const pieceOffset = at;
         at += piece.length;
-        const noFlags = { fua: false };
-        return this.#writeActive(piece, pieceOffset, noFlags, (successor) =>
-          successor.write(piece, pieceOffset, noFlags),
+        return this.#writeActive(piece, pieceOffset, pieceFlags, (successor) =>
+          successor.write(piece, pieceOffset, pieceFlags),
         );
       },
       end: () => (flags.fua ? this.flush() : undefined),

@@ -23,7 +23,10 @@ interface ChangeFlags {
 }
 
 export interface WriteFlags extends ChangeFlags {
-  /** The payload is the caller's again when the request is done: who keeps it for longer takes a copy. Default: false. */
+  /**
+   * The payload is the caller's again when the request is done, and the turn of the event loop in which it was is over: who
+   * keeps it for longer takes a copy. That of a request that has failed, or was abandoned, stays the callee's. Default: false.
+   */
   readonly isLent?: boolean;
 }
 
@@ -34,7 +37,7 @@ export interface ZeroFlags extends ChangeFlags {
 
 /** A write whose payload arrives in pieces. The range is held from `openWrite` to `end` or `abandon`. */
 export interface OpenWrite {
-  /** The next piece, in order. The callee may keep views of `piece`: nobody changes its bytes again. */
+  /** The next piece, in order. The callee may keep views of `piece`: nobody changes its bytes again, unless the write `isLent`. */
   push(piece: Uint8Array): Pending;
   /** All pieces were pushed: done when the request may be acknowledged. */
   end(): Pending;

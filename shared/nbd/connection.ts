@@ -17,6 +17,7 @@ import type { NbdExportDirectory } from "./export.ts";
 import { GuestFigures, RequestTimer } from "./guest-figures.ts";
 import { Handshake } from "./handshake.ts";
 import type { NegotiatedExport, TlsOffer } from "./handshake.ts";
+import { INPUT_BUFFER_BYTES, type InputBuffer } from "./input-buffers.ts";
 import { ReplyWriter } from "./reply-writer.ts";
 import type { ReplyArenaPool } from "./reply-writer.ts";
 import { RequestParser } from "./request-parser.ts";
@@ -40,9 +41,6 @@ export interface NbdTransport {
   destroy(): void;
 }
 
-/** What Node reads from a socket at a time. */
-const FULL_CHUNK_BYTES = 64 * 1024;
-
 export interface NbdConnectionOptions {
   readonly transport: NbdTransport;
   readonly directory: NbdExportDirectory;
@@ -52,6 +50,8 @@ export interface NbdConnectionOptions {
   readonly log: Log;
   /** Whether the client may, or must, ask for TLS first. Default: it cannot. */
   readonly tls?: TlsOffer | undefined;
+  /** What is received may lie in input buffers. Default: it does not. */
+  readonly hasInputBuffers?: boolean;
   /** What to call the client in the log. */
   readonly clientName: string;
   /** The transport is closed and no request is in flight any more. */
@@ -64,6 +64,7 @@ export class NbdConnection implements ByteBudgetOwner {
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #clientName: string;
+  readonly #hasInputBuffers: boolean;
   readonly #onGone: () => void;
   readonly #budget: BudgetHolder;
   readonly #writer: ReplyWriter;
@@ -74,6 +75,8 @@ export class NbdConnection implements ByteBudgetOwner {
   #timer: RequestTimer | undefined;
   #parser: RequestParser | undefined;
   #rest: Buffer | undefined;
+  /** In which that lies, held until all of it is parsed. */
+  #input: InputBuffer | undefined;
   #tlsIsStarting = false;
   #inputIsPaused = false;
   #inputEnded = false;
@@ -88,6 +91,7 @@ export class NbdConnection implements ByteBudgetOwner {
     this.#clock = clock;
     this.#log = options.log;
     this.#clientName = options.clientName;
+    this.#hasInputBuffers = options.hasInputBuffers ?? false;
     this.#onGone = options.onGone;
     this.#budget = options.budget.join(this);
     this.#writer = new ReplyWriter((parts) => transport.transmit(parts), clock, options.arenas, this.#budget);
@@ -101,14 +105,20 @@ export class NbdConnection implements ByteBudgetOwner {
     return this.#transmission !== undefined;
   }
 
-  /** Bytes from the client. The chunk belongs to the connection. */
-  receive(chunk: Buffer): void {
-    if (this.#isFinishing) return;
+  /** Bytes from the client. The chunk belongs to the connection, unless it lies in `input`: then the hold of that does. */
+  receive(chunk: Buffer, input?: InputBuffer): void {
+    if (this.#isFinishing) {
+      input?.release();
+      return;
+    }
     assert(this.#rest === undefined, "the transport is paused");
     this.#rest = chunk;
+    // What a handshake keeps of its words is not followed: their buffer never comes back.
+    this.#input = this.#parser === undefined ? undefined : input;
+    this.#transmission?.arrivesIn(this.#input);
     this.#advance();
     // Nothing more is behind a chunk that is not full: its replies go before whatever else this turn has to do.
-    if (chunk.length < FULL_CHUNK_BYTES) this.#writer.flush();
+    if (chunk.length < INPUT_BUFFER_BYTES) this.#writer.flush();
   }
 
   /** The client has closed its sending side; it may still take replies. */
@@ -205,6 +215,8 @@ export class NbdConnection implements ByteBudgetOwner {
       position = this.#consumeSome(chunk, position);
     }
     this.#timer?.end();
+    this.#input?.release();
+    this.#input = undefined;
     if (this.#handshake.wantsTls) {
       this.#pauseInput();
       if (position === chunk.length) return;
@@ -267,6 +279,7 @@ export class NbdConnection implements ByteBudgetOwner {
       clock: this.#clock,
       log: this.#log,
       clientName: this.#clientName,
+      lendsPayloads: this.#hasInputBuffers,
       stalled: () => this.#transport.destroy(),
       progressed: () => this.#advance(),
     });

@@ -28,6 +28,8 @@ import { ByteBudget } from "./byte-budget.ts";
 import { NbdConnection } from "./connection.ts";
 import type { NbdTransport } from "./connection.ts";
 import type { NbdExportDirectory } from "./export.ts";
+import { InputBufferPool } from "./input-buffers.ts";
+import { readIntoPool } from "./pooled-socket.ts";
 import { ReplyArenaPool } from "./reply-writer.ts";
 import { StartTls, type StartTlsOptions } from "./starttls.ts";
 
@@ -57,6 +59,7 @@ export class NbdServer {
   readonly #log: Log;
   readonly #budget: ByteBudget;
   readonly #arenas = new ReplyArenaPool();
+  readonly #inputBuffers: InputBufferPool;
   readonly #listeners: Server[] = [];
   readonly #connections = new Set<NbdConnection>();
   #clientsSeen = 0;
@@ -68,6 +71,7 @@ export class NbdServer {
     this.#directory = options.directory;
     this.#clock = options.clock;
     this.#log = options.log;
+    this.#inputBuffers = new InputBufferPool(options.clock);
     this.#budget = new ByteBudget(
       {
         totalBytes: NBD_MAX_IN_FLIGHT_BYTES,
@@ -166,14 +170,16 @@ export class NbdServer {
     if (this.#isClosing) listener.close();
   }
 
-  #accept(socket: Socket, kind: "unix" | "tcp", tls: Offer | undefined): void {
+  #accept(accepted: Socket, kind: "unix" | "tcp", tls: Offer | undefined): void {
     if (this.#isClosing) {
-      socket.destroy();
+      accepted.destroy();
       return;
     }
     this.#clientsSeen += 1;
-    const clientName = kind === "unix" ? `unix#${this.#clientsSeen}` : `${socket.remoteAddress}:${socket.remotePort}`;
-    const transport = new SocketTransport(socket, this.#clock, tls?.startTls);
+    const { remoteAddress, remotePort } = accepted;
+    const clientName = kind === "unix" ? `unix#${this.#clientsSeen}` : `${remoteAddress}:${remotePort}`;
+    const pool = tls === undefined ? this.#inputBuffers : undefined; // what is decrypted comes in memory of its own
+    const transport = new SocketTransport(accepted, this.#clock, { tls: tls?.startTls, pool });
     const connection: NbdConnection = new NbdConnection({
       transport,
       directory: this.#directory,
@@ -183,6 +189,7 @@ export class NbdServer {
       log: this.#log,
       tls: tls?.offer,
       clientName,
+      hasInputBuffers: transport.hasInputBuffers,
       onGone: () => {
         this.#connections.delete(connection);
         if (this.#connections.size === 0) this.#whenEmpty?.();
@@ -191,11 +198,18 @@ export class NbdServer {
     this.#connections.add(connection);
     transport.attach(connection);
     // A broken connection is the end of a client, however it came about; "close" follows.
-    socket.on("error", (error) => this.#log.debug({ client: clientName, err: error }, "NBD socket failed"));
+    transport.onError((error) => this.#log.debug({ client: clientName, err: error }, "NBD socket failed"));
   }
 }
 
+interface TransportOptions {
+  readonly tls: StartTls | undefined;
+  /** undefined: everything is received in memory of its own. */
+  readonly pool: InputBufferPool | undefined;
+}
+
 class SocketTransport implements NbdTransport {
+  readonly hasInputBuffers: boolean;
   #socket: Socket;
   readonly #clock: Clock;
   readonly #tls: StartTls | undefined;
@@ -204,10 +218,21 @@ class SocketTransport implements NbdTransport {
   #hasEnded = false;
   #lingerTimer: Timer | undefined;
 
-  constructor(socket: Socket, clock: Clock, tls: StartTls | undefined) {
-    this.#socket = socket;
+  constructor(accepted: Socket, clock: Clock, { tls, pool }: TransportOptions) {
     this.#clock = clock;
     this.#tls = tls;
+    const pooled =
+      pool === undefined
+        ? undefined
+        : readIntoPool(accepted, pool, (chunk, buffer) => {
+            if (!this.#hasEnded) this.#connection?.receive(chunk, buffer);
+          });
+    this.hasInputBuffers = pooled !== undefined;
+    this.#socket = pooled ?? accepted;
+  }
+
+  onError(handle: (error: Error) => void): void {
+    this.#socket.on("error", handle);
   }
 
   attach(connection: NbdConnection): void {
@@ -221,9 +246,12 @@ class SocketTransport implements NbdTransport {
 
   #listen(connection: NbdConnection): void {
     const socket = this.#socket;
-    socket.on("data", (chunk: Buffer) => {
-      if (!this.#hasEnded) connection.receive(chunk);
-    });
+    if (this.hasInputBuffers) socket.resume();
+    else {
+      socket.on("data", (chunk: Buffer) => {
+        if (!this.#hasEnded) connection.receive(chunk);
+      });
+    }
     socket.on("end", () => connection.endOfInput());
     socket.on("close", () => {
       this.#lingerTimer?.cancel();

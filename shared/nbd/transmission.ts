@@ -12,7 +12,6 @@
  * Invariants: every request is answered at most once, and exactly once unless the client or the agent leaves before; an `OpenWrite` always
  * sees `end` or `abandon`; the budget gets back what was taken.
  */
-import assert from "node:assert/strict";
 import {
   NBD_MAX_IN_FLIGHT_REQUESTS_PER_CLIENT,
   NBD_MAX_UNSENT_BYTES_PER_CLIENT,
@@ -22,24 +21,25 @@ import { COMMAND, COMMAND_FLAG, emptyRequestHeader } from "../../proto/nbd-proto
 import type { RequestHeader } from "../../proto/nbd-protocol.ts";
 import { asColobusError } from "../../proto/errors.ts";
 import type { ErrorCode } from "../../proto/errors.ts";
-import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags } from "../block/block-device.ts";
+import type { BlockDevice, Extent, OpenWrite, Pending } from "../block/block-device.ts";
 import type { Clock } from "../host/clock.ts";
 import type { Log } from "../host/log.ts";
 import type { BudgetHolder } from "./byte-budget.ts";
 import type { RequestTimer } from "./guest-figures.ts";
 import { ALLOCATION_CONTEXT_ID, type NegotiatedExport } from "./handshake.ts";
+import type { InputBuffer } from "./input-buffers.ts";
 import type { MetaExtent } from "./meta-context.ts";
 import { allocationExtents, blockStatusChunk, extentsWanted, statusBytes } from "./block-status.ts";
+import { startPlain } from "./plain-request.ts";
+import { NO_INPUT, PayloadInput, releaseAll, type HeldInput } from "./payload-input.ts";
 import { PayloadWatch, type PayloadState } from "./payload-watch.ts";
 import { fillReadReply, fillSparseReply, planSparseRead, readReplyBytes, sparseReplyBytes } from "./read-reply.ts";
 import type { ReadPiece } from "./read-reply.ts";
 import type { ReplyWriter, Reservation } from "./reply-writer.ts";
 import type { RequestHandler } from "./request-parser.ts";
+import { identityOf, type RequestIdentity } from "./request-identity.ts";
 import { errnoOf, refusalFromFailure, refusalOf } from "./request-refusal.ts";
 import type { Refusal } from "./request-refusal.ts";
-
-const WRITE_PLAIN: WriteFlags = { fua: false };
-const WRITE_FUA: WriteFlags = { fua: true };
 
 export interface TransmissionOptions {
   readonly negotiated: NegotiatedExport;
@@ -50,20 +50,22 @@ export interface TransmissionOptions {
   readonly clock: Clock;
   readonly log: Log;
   readonly clientName: string;
+  /** Payloads may lie in input buffers, which are used again. */
+  readonly lendsPayloads: boolean;
   /** The client has stopped in the middle of a payload, and others wait for the range: it is to be dropped. */
   readonly stalled: () => void;
   /** Something has finished: parsing may be able to go on, or the connection to end. Called in a turn of its own. */
   readonly progressed: () => void;
 }
 
-/** What a request that is still under way needs to be answered. */
-interface RequestIdentity {
-  readonly type: number;
-  readonly flags: number;
-  readonly cookieHigh: number;
-  readonly cookieLow: number;
-  readonly length: number;
+/** What a request without data in its reply has until it is done. */
+interface Held {
+  /** Of the budget. */
+  readonly chargedBytes: number;
+  readonly input: HeldInput;
 }
+
+const NOTHING_HELD: Held = { chargedBytes: 0, input: NO_INPUT };
 
 export class Transmission implements RequestHandler {
   readonly #negotiated: NegotiatedExport;
@@ -73,6 +75,7 @@ export class Transmission implements RequestHandler {
   readonly #log: Log;
   readonly #clientName: string;
   readonly #progressed: () => void;
+  readonly #payloads: PayloadInput;
   readonly #reportedCodes = new Set<ErrorCode>();
   #requestsInFlight = 0;
   /** The write whose payload is arriving. */
@@ -106,6 +109,12 @@ export class Transmission implements RequestHandler {
       () => this.#payloadStalled(stalled),
     );
     this.#progressed = options.progressed;
+    this.#payloads = new PayloadInput(options.lendsPayloads);
+  }
+
+  /** What is parsed from now on lies in `input`, which the caller holds meanwhile. */
+  arrivesIn(input: InputBuffer | undefined): void {
+    this.#payloads.arrivesIn(input);
   }
 
   get isBlocked(): boolean {
@@ -211,7 +220,7 @@ export class Transmission implements RequestHandler {
     const write = this.#write;
     let pending: Pending;
     try {
-      pending = this.#negotiated.nbdExport.device.write(payload, write.offset, writeFlags(write));
+      pending = this.#negotiated.nbdExport.device.write(payload, write.offset, this.#payloads.flagsOf(write));
     } catch (thrown) {
       this.#fail(write, thrown);
       return;
@@ -222,7 +231,7 @@ export class Transmission implements RequestHandler {
       return;
     }
     this.#budget.charge(payload.length);
-    this.#track(pending, write, payload.length, this.#timer.begunMs);
+    this.#track(pending, write, this.#timer.begunMs, { chargedBytes: payload.length, input: this.#payloads.hold() });
     if (this.#budget.isExhausted) {
       this.#waitsForBudget = true;
       this.#budget.waitFor(0);
@@ -233,9 +242,10 @@ export class Transmission implements RequestHandler {
   #startOpenWrite(piece: Buffer): void {
     const { offset, length } = this.#write;
     this.#openWriteBegunMs = this.#timer.begunMs;
+    this.#payloads.holdForOpen();
     let opened: OpenWrite | Promise<OpenWrite>;
     try {
-      opened = this.#negotiated.nbdExport.device.openWrite(offset, length, writeFlags(this.#write));
+      opened = this.#negotiated.nbdExport.device.openWrite(offset, length, this.#payloads.flagsOf(this.#write));
     } catch (thrown) {
       this.#payloadFailed(thrown, false);
       return;
@@ -284,6 +294,7 @@ export class Transmission implements RequestHandler {
   }
 
   #push(open: OpenWrite, piece: Buffer, isLast: boolean): void {
+    this.#payloads.holdForOpen();
     this.#payloadBytes += piece.length;
     let pending: Pending;
     try {
@@ -314,6 +325,7 @@ export class Transmission implements RequestHandler {
 
   #endOpenWrite(open: OpenWrite): void {
     this.#openWrite = undefined;
+    const input = this.#payloads.takeOpen();
     const write = this.#write;
     let pending: Pending;
     try {
@@ -323,9 +335,10 @@ export class Transmission implements RequestHandler {
       return;
     }
     if (pending === undefined) {
+      releaseAll(input);
       this.#timer.finishedLater(write.type, write.length, this.#openWriteBegunMs);
       this.#writer.simpleReply(0, write.cookieHigh, write.cookieLow);
-    } else this.#track(pending, write, 0, this.#openWriteBegunMs);
+    } else this.#track(pending, write, this.#openWriteBegunMs, { chargedBytes: 0, input });
   }
 
   /** The rest of the payload is consumed, and then the write is answered. */
@@ -338,6 +351,7 @@ export class Transmission implements RequestHandler {
   #abandonOpenWrite(): void {
     const open = this.#openWrite;
     this.#openWrite = undefined;
+    this.#payloads.takeOpen(); // it stays the disk's
     open?.abandon();
   }
 
@@ -502,16 +516,22 @@ export class Transmission implements RequestHandler {
     if (pending === undefined) {
       this.#timer.finished(request.type, request.length);
       this.#writer.simpleReply(0, request.cookieHigh, request.cookieLow);
-    } else this.#track(pending, request, 0, this.#timer.begunMs);
+    } else this.#track(pending, request, this.#timer.begunMs, NOTHING_HELD);
   }
 
   /** A request without data in its reply, which is answered when `pending` is done. */
-  #track(pending: Promise<void>, request: Readonly<RequestHeader>, chargedBytes: number, begunMs: number): void {
+  #track(
+    pending: Promise<void>,
+    request: Readonly<RequestHeader>,
+    begunMs: number,
+    { chargedBytes, input }: Held,
+  ): void {
     const identity = identityOf(request);
     this.#requestsInFlight += 1;
     pending.then(
       () => {
         this.#requestsInFlight -= 1;
+        releaseAll(input);
         this.#budget.giveBack(chargedBytes);
         this.#timer.finishedLater(identity.type, identity.length, begunMs);
         this.#writer.simpleReply(0, identity.cookieHigh, identity.cookieLow);
@@ -567,25 +587,4 @@ export class Transmission implements RequestHandler {
     }
     return refusal;
   }
-}
-
-/** Starts a request without data in either direction, a WRITE of 0 bytes included. */
-function startPlain(device: BlockDevice, { type, flags, offset, length }: Readonly<RequestHeader>): Pending {
-  if (type === COMMAND.FLUSH) return device.flush();
-  if (length === 0) return undefined;
-  if (type === COMMAND.CACHE) {
-    device.prefetch(offset, length);
-    return undefined;
-  }
-  assert(type === COMMAND.TRIM || type === COMMAND.WRITE_ZEROES, "every known command has a handler");
-  const mayUnmap = type === COMMAND.TRIM || (flags & COMMAND_FLAG.NO_HOLE) === 0;
-  return device.zero(offset, length, { fua: (flags & COMMAND_FLAG.FUA) !== 0, mayUnmap });
-}
-
-function writeFlags({ flags }: Readonly<RequestHeader>): WriteFlags {
-  return (flags & COMMAND_FLAG.FUA) === 0 ? WRITE_PLAIN : WRITE_FUA;
-}
-
-function identityOf({ type, flags, cookieHigh, cookieLow, length }: Readonly<RequestHeader>): RequestIdentity {
-  return { type, flags, cookieHigh, cookieLow, length };
 }

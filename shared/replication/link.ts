@@ -14,7 +14,10 @@ export interface Link {
   readonly peerIdentity?: PeerIdentity | undefined;
   /** Bytes handed to `send` that the network has not taken yet. */
   readonly queuedBytes: number;
-  /** Sends the concatenation of `parts` as one message. The link owns the parts from now on. No-op once closed. */
+  /**
+   * Sends the concatenation of `parts` as one message. No-op once closed. Several parts are copied before it returns; a
+   * single one is the link's from now on.
+   */
   send(parts: readonly Uint8Array[]): void;
   /** Starts delivery. `message` buffers belong to the receiver. `closed` is called exactly once, and nothing after it. */
   start(handlers: LinkHandlers): void;

@@ -90,7 +90,12 @@ export class SimLink implements Link {
       else this.#queuedBytes += bytes;
       return;
     }
-    this.#queue.push({ parts: parts.slice(), bytes, checksum: checksumOf(parts), end: undefined });
+    this.#queue.push({
+      parts: parts.length === 1 ? parts.slice() : parts.map((part) => Buffer.from(part)),
+      bytes,
+      checksum: checksumOf(parts),
+      end: undefined,
+    });
     this.#queuedBytes += bytes;
     this.#pump();
   }

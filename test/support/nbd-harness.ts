@@ -6,6 +6,7 @@ import type { ByteBudgetLimits } from "../../shared/nbd/byte-budget.ts";
 import { NbdConnection } from "../../shared/nbd/connection.ts";
 import type { NbdTransport } from "../../shared/nbd/connection.ts";
 import type { NbdExport, NbdExportDirectory } from "../../shared/nbd/export.ts";
+import { InputBuffer } from "../../shared/nbd/input-buffers.ts";
 import { ReplyArenaPool } from "../../shared/nbd/reply-writer.ts";
 import { ManualClock } from "./manual-clock.ts";
 
@@ -102,6 +103,8 @@ export class NbdHarness implements NbdTransport {
   #received: Buffer[] = [];
   #inSocket: Buffer[] = [];
   #isSending = false;
+  /** Input buffers that came back, and may have been filled again. */
+  inputBuffersBack = 0;
 
   constructor(directory: NbdExportDirectory, options: HarnessOptions = {}) {
     this.clock = options.clock ?? new ManualClock();
@@ -114,6 +117,7 @@ export class NbdHarness implements NbdTransport {
       clock: this.clock,
       log: this.log.asLog(),
       clientName: "test",
+      hasInputBuffers: true,
       onGone: () => {
         this.isGone = true;
       },
@@ -122,7 +126,7 @@ export class NbdHarness implements NbdTransport {
 
   // The client's side
 
-  /** Sends chunks as they are, as far as the server takes them, and ends the turn. The chunks are lent, not copied. */
+  /** Sends chunks as they are, as far as the server takes them, and ends the turn. */
   send(...chunks: Buffer[]): void {
     this.#inSocket.push(...chunks);
     this.#deliver();
@@ -180,8 +184,21 @@ export class NbdHarness implements NbdTransport {
   #deliver(): void {
     while (this.#inSocket.length > 0 && !this.isPaused && !this.isDestroyed) {
       const chunk = this.#inSocket.shift();
-      if (chunk !== undefined && !this.hasEnded) this.connection.receive(chunk);
+      if (chunk === undefined || this.hasEnded) continue;
+      this.connection.receive(...this.#lent(chunk));
     }
+  }
+
+  /** The chunk in an input buffer of its own: whoever still reads it once it is back finds other bytes. */
+  #lent(chunk: Buffer): [Buffer, InputBuffer] {
+    const buffer = new InputBuffer(Buffer.from(chunk), ({ bytes }) => {
+      this.clock.defer(() => {
+        bytes.fill(0xdb);
+        this.inputBuffersBack += 1;
+      });
+    });
+    buffer.hold();
+    return [buffer.bytes, buffer];
   }
 
   // NbdTransport

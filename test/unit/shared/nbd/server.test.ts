@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { GREETING_BYTES, COMMAND, OPTION, OPTION_REPLY } from "../../../../proto/nbd-protocol.ts";
+import { NBD_TCP_CONNECTIONS_MAX } from "../../../../proto/limits.ts";
 import { NbdServer } from "../../../../shared/nbd/server.ts";
 import { NodeClock } from "../../../../shared/host/node-clock.ts";
 import { ManualClock } from "../../../support/manual-clock.ts";
@@ -63,6 +64,15 @@ function latch(): { promise: Promise<void>; release: () => void } {
   return { promise, release };
 }
 
+/** Resolves some turns of the event loop later. */
+async function turns(count: number): Promise<void> {
+  for (let turn = 0; turn < count; turn += 1) {
+    await new Promise<void>((resolve) => {
+      setImmediate(resolve);
+    });
+  }
+}
+
 async function until(condition: () => boolean): Promise<void> {
   while (!condition()) {
     await new Promise<void>((resolve) => {
@@ -113,6 +123,19 @@ describe("listening on TCP", () => {
     await expect(server.listenTcp("127.0.0.1", port)).rejects.toMatchObject({ code: "address-in-use" });
     await expect(server.listenTcp("192.0.2.1", 0)).rejects.toMatchObject({ code: "io-error" });
   });
+
+  it("has a place for the next client once one has left, however many have been there", async () => {
+    const { port } = await server.listenTcp("127.0.0.1", 0);
+    for (let round = 0; round < NBD_TCP_CONNECTIONS_MAX + 10; round += 1) {
+      const socket = await NbdTestSocket.connect({ host: "127.0.0.1", port });
+      await socket.read(GREETING_BYTES);
+      socket.destroy();
+      await until(() => server.connectionCount === 0);
+    }
+    const socket = await NbdTestSocket.connect({ host: "127.0.0.1", port });
+    cleanUp.push(() => socket.destroy());
+    await socket.open("vda");
+  });
 });
 
 describe("clients", () => {
@@ -149,6 +172,27 @@ describe("clients", () => {
     socket.write(request({ type: READ, cookie: 2, offset: 777, length: bytes.length }));
     expect(await socket.readSimpleReply()).toEqual({ error: 0, cookie: 2 });
     expect((await socket.read(bytes.length)).equals(bytes)).toBe(true);
+  });
+
+  it("write what they have sent, though the disk takes one of two writes late and others come in the same memory", async () => {
+    await server.listenUnix(path);
+    const socket = await client();
+    await socket.open("vda");
+    let writes = 0;
+    device.gate = (operation) => {
+      writes += 1;
+      return operation.kind === "write" && writes % 2 === 0 ? turns(3) : undefined;
+    };
+    const blockBytes = 4096;
+    const blocks = 2048;
+    const expected = Buffer.alloc(blocks * blockBytes);
+    for (let block = 0; block < blocks; block += 1) {
+      expected.fill(1 + (block % 251), block * blockBytes, (block + 1) * blockBytes);
+      const payload = expected.subarray(block * blockBytes, (block + 1) * blockBytes);
+      socket.write(request({ type: WRITE, cookie: block, offset: block * blockBytes, payload }));
+    }
+    for (let answered = 0; answered < blocks; answered += 1) await socket.readSimpleReply();
+    expect(device.bytes.subarray(0, expected.length).equals(expected)).toBe(true);
   });
 
   it("get every reply after a half-close or DISC, however slow the disk is", async () => {
