@@ -278,7 +278,7 @@ describe("a migration whose end QEMU tells before it lets the VM run again", () 
   it("is told with QEMU's reason when it does not come", async () => {
     const { vm, protect } = await bench();
     vm.beforePostmigrate = () => new Promise<void>(() => {});
-    const { rounds } = await protect((all) => all.length > 0, "--timeout", "200ms");
+    const { rounds } = await protect((all) => all.length > 0, "--timeout", "1s");
     expect(rounds).toMatchObject([
       { state: "failed", error: { code: "vm-refused", message: expect.stringContaining("not finalized") } },
     ]);
