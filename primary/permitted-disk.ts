@@ -80,6 +80,7 @@ export class PermittedDisk implements BlockDevice {
       end: () => this.#confirmed(write.end()),
       abandon: () => write.abandon(),
       isWaitedFor: () => write.isWaitedFor?.() === true,
+      isBehind: () => write.isBehind?.() === true,
     };
   }
 

@@ -414,6 +414,7 @@ export class ReplicatedDisk implements BlockDevice {
         acknowledged?.catch(() => undefined); // nobody waits for this write any more
       },
       isWaitedFor: () => this.#lock.isWaitedFor(hold),
+      isBehind: () => written !== undefined,
     };
   }
 

@@ -37,7 +37,10 @@ export interface ZeroFlags extends ChangeFlags {
 
 /** A write whose payload arrives in pieces. The range is held from `openWrite` to `end` or `abandon`. */
 export interface OpenWrite {
-  /** The next piece, in order. The callee may keep views of `piece`: nobody changes its bytes again, unless the write `isLent`. */
+  /**
+   * The next piece, in order. The callee may keep views of `piece`: nobody changes its bytes again, unless the write `isLent`.
+   * Then it does so as with a request of its own, which is done with this call's promise, unless the write `isBehind`.
+   */
   push(piece: Uint8Array): Pending;
   /** All pieces were pushed: done when the request may be acknowledged. */
   end(): Pending;
@@ -45,6 +48,8 @@ export interface OpenWrite {
   abandon(): void;
   /** Whether others wait until it is ended or abandoned. Absent where nobody has to. */
   isWaitedFor?(): boolean;
+  /** Whether pieces whose `push` is done are still being written: what is lent stays so until `end` is done. Absent: never. */
+  isBehind?(): boolean;
 }
 
 export interface BlockDevice {

@@ -1,11 +1,11 @@
 /**
  * Where the payloads of one connection's writes lie while the disk works with them: each input buffer is held until the
- * requests are done whose payload is in it. That of a request that fails, or is given up, is never released: the disk may
+ * requests are done whose payload, or a piece of it, is in it. That of a request that fails, or is given up, is never released: the disk may
  * still read it.
  */
 import { COMMAND_FLAG } from "../../proto/nbd-protocol.ts";
 import type { RequestHeader } from "../../proto/nbd-protocol.ts";
-import type { WriteFlags } from "../block/block-device.ts";
+import type { OpenWrite, WriteFlags } from "../block/block-device.ts";
 import type { InputBuffer } from "./input-buffers.ts";
 
 type FlagsOfWrites = Readonly<Record<"plain" | "fua", WriteFlags>>;
@@ -58,7 +58,12 @@ export class PayloadInput {
     this.#open.push(input);
   }
 
-  /** All of the open write, which is complete. */
+  /** The pieces of the open write so far are done with, unless the disk is still writing some. */
+  pushed(open: OpenWrite): void {
+    if (open.isBehind?.() !== true) releaseAll(this.takeOpen());
+  }
+
+  /** What is held for the open write, which needs it no longer. */
   takeOpen(): HeldInput {
     const input = this.#open;
     this.#open = [];

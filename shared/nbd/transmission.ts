@@ -304,6 +304,7 @@ export class Transmission implements RequestHandler {
       return;
     }
     if (pending === undefined) {
+      this.#payloads.pushed(open);
       if (isLast) this.#endOpenWrite(open);
       return;
     }
@@ -311,6 +312,7 @@ export class Transmission implements RequestHandler {
     pending.then(
       () => {
         this.#diskHoldsPayload = false;
+        this.#payloads.pushed(open);
         if (isLast) this.#endOpenWrite(open);
         else if (this.#disconnected) this.#abandonOpenWrite();
         this.#progressed();

@@ -218,6 +218,33 @@ describe("a long write to a child that takes its time", () => {
     return { ...made, open, pieces };
   }
 
+  it("says that it is behind with its pieces, which another child is not", async () => {
+    const { open, pieces } = await opened();
+    expect(open.isBehind?.()).toBe(false);
+    expect(open.push(Buffer.from("a"))).toBeUndefined();
+    expect(open.isBehind?.()).toBe(true);
+    pieces[0]?.resolve();
+    open.abandon();
+    const prompt = await bench().disk.openWrite(0, 2, NO_FLAGS);
+    expect(prompt.push(Buffer.from("a"))).toBeUndefined();
+    expect(prompt.isBehind?.()).toBe(false);
+    prompt.abandon();
+  });
+
+  it("tells the child that what it is given is lent", async () => {
+    const { child, disk } = bench();
+    const lent: unknown[] = [];
+    child.write = (_, __, { isLent }) => void lent.push(isLent);
+    for (const isLent of [true, false]) {
+      const flags = { fua: false, isLent };
+      await disk.write(Buffer.from("ab"), 0, flags);
+      const open = await disk.openWrite(0, 1, flags);
+      await open.push(Buffer.from("a"));
+      await open.end();
+    }
+    expect(lent).toEqual([true, true, false, false]);
+  });
+
   it("has several pieces under way, and is done, flushed and released when all of them are written", async () => {
     const { child, disk, open, pieces } = await opened();
     child.operations = [];
