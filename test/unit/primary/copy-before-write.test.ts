@@ -94,6 +94,17 @@ function settle(): Promise<void> {
 }
 
 describe("copy before write", () => {
+  it("tells its child that what it is given is lent", async () => {
+    const bench = new Bench();
+    const lent: unknown[] = [];
+    bench.device.write = (_, __, { isLent }) => void lent.push(isLent);
+    const pending = bench.child.write(Buffer.alloc(CLUSTER, 7), 0, { fua: false, isLent: true });
+    await settle();
+    bench.session?.acknowledge();
+    await pending;
+    expect(lent).toEqual([true]);
+  });
+
   it("overwrites nothing before its whole cluster's original is stable", async () => {
     const bench = new Bench();
     const write = bench.write(2, CLUSTER + 100, 50);

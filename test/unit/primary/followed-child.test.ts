@@ -50,6 +50,18 @@ describe("a child that others follow", () => {
     expect(copy.dirtyBytes).toBe(3 * CLUSTER);
   });
 
+  it("tells both that what it is given is lent", async () => {
+    const bench = new CopyBench(4);
+    const target = new MemoryDevice(bench.disk.sizeBytes);
+    const copy = bench.copy(target);
+    await follow(bench.disk, copy);
+    await copy.place(0, CLUSTER);
+    const lent: unknown[] = [];
+    for (const device of [bench.local, target]) device.write = (_, __, { isLent }) => void lent.push(isLent);
+    await bench.disk.write(Buffer.from("clean"), 10, { fua: false, isLent: true });
+    expect(lent).toEqual([true, true]);
+  });
+
   it("only marks what changes where the follower is not written through", async () => {
     const bench = new CopyBench(4);
     const target = new MemoryDevice(bench.disk.sizeBytes);

@@ -81,6 +81,14 @@ describe("a quorum", () => {
     expect(bench.medium(2).bytes.toString("latin1", CLUSTER, CLUSTER + 3)).toBe("abc");
   });
 
+  it("tells all copies that what they are given is lent", async () => {
+    const bench = new QuorumBench(2);
+    const lent: unknown[] = [];
+    for (const medium of bench.media) medium.write = (_, __, { isLent }) => void lent.push(isLent);
+    await bench.quorum.write(Buffer.from("abc"), 0, { fua: false, isLent: true });
+    expect(lent).toEqual([true, true]);
+  });
+
   it("refuses a write that fewer sound copies than the threshold have, and says so", async () => {
     const bench = new QuorumBench(3, { voteThreshold: 2 });
     bench.medium(1).gate = failing;

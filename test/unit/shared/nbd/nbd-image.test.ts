@@ -265,6 +265,18 @@ describe("a server that ends", () => {
     expect((await read(image, 0, 8 * KIB)).equals(filled(8 * KIB, 1))).toBe(true);
   });
 
+  it("gets what it was given before it was connected, though that memory was used again meanwhile", async () => {
+    const server = new FakeNbdServer(SIZE);
+    const image = new NbdImage(options(server, new ManualClock(), SIZE));
+    const lent = filled(4 * KIB, 1);
+    const writing = image.write(lent, 0, { fua: false, isLent: true });
+    lent.fill(2);
+    await settle();
+    await writing;
+    expect(server.content.subarray(0, 4 * KIB).equals(filled(4 * KIB, 1))).toBe(true);
+    image.close();
+  });
+
   it("is told nothing again that a flush has covered", async () => {
     const bench = await connected();
     const { image, server } = bench;
