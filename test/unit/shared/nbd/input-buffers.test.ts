@@ -124,20 +124,6 @@ describe("a write's payload", () => {
     expect(harness.inputBuffersBack).toBe(1);
   });
 
-  it("in pieces stays as it is until the disk has taken the piece", async () => {
-    const { harness, device } = start();
-    const held = latch();
-    device.gate = (operation) => (operation.kind === "push" ? held.promise : undefined);
-    harness.send(write.subarray(0, 1000), write.subarray(1000, 2000), write.subarray(2000));
-    await harness.settle();
-    expect(harness.inputBuffersBack).toBe(0);
-    held.release();
-    await harness.settle();
-    expect(answersOf(harness)).toEqual([1]);
-    expect(device.bytes.subarray(0, 4096).equals(payload)).toBe(true);
-    expect(harness.inputBuffersBack).toBe(3);
-  });
-
   it("in pieces comes back before the request is done, where the disk has taken them", async () => {
     const { harness, device } = start();
     const held = latch();
@@ -151,19 +137,23 @@ describe("a write's payload", () => {
     expect(answersOf(harness)).toEqual([1]);
   });
 
-  it("in pieces stays as it is until the request is done, where the disk is behind with them", async () => {
-    const { harness, device } = start();
-    const held = latch();
-    device.writeBehind(held.promise);
-    harness.send(write.subarray(0, 1000), write.subarray(1000, 2000), write.subarray(2000));
-    await harness.settle();
-    expect(harness.inputBuffersBack).toBe(0);
-    held.release();
-    await harness.settle();
-    expect(answersOf(harness)).toEqual([1]);
-    expect(device.bytes.subarray(0, 4096).equals(payload)).toBe(true);
-    expect(harness.inputBuffersBack).toBe(3);
-  });
+  it.each(["takes its time with each", "is behind with them"])(
+    "in pieces stays as it is where the disk %s",
+    async (how) => {
+      const { harness, device } = start();
+      const held = latch();
+      if (how === "is behind with them") device.writeBehind(held.promise);
+      else device.gate = (operation) => (operation.kind === "push" ? held.promise : undefined);
+      harness.send(write.subarray(0, 1000), write.subarray(1000, 2000), write.subarray(2000));
+      await harness.settle();
+      expect(harness.inputBuffersBack).toBe(0);
+      held.release();
+      await harness.settle();
+      expect(answersOf(harness)).toEqual([1]);
+      expect(device.bytes.subarray(0, 4096).equals(payload)).toBe(true);
+      expect(harness.inputBuffersBack).toBe(3);
+    },
+  );
 
   it.each(["write", "push", "end"])("stays the disk's where it has failed (%s)", async (kind) => {
     const { harness, device } = start();
