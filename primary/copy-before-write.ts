@@ -26,11 +26,9 @@ import {
   firstClusterOf,
   type ClusterGeometry,
 } from "../shared/block/cluster-geometry.ts";
+import { withoutFua } from "../shared/block/without-fua.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import type { SourceSession } from "./source-session.ts";
-
-const NO_FLAGS: WriteFlags = { fua: false };
-const LENT: WriteFlags = { fua: false, isLent: true };
 
 /** Whoever takes originals, for as long as these are the same secondaries, in the same sessions. */
 export interface OriginalsSession extends Pick<SourceSession, "isFull" | "room"> {
@@ -176,7 +174,7 @@ export class CopyBeforeWrite implements Child {
 
   #write(source: Uint8Array, offset: number, flags: WriteFlags): Pending {
     this.#stream.overwritten(source.length);
-    return this.#changed(this.#child.write(source, offset, flags.isLent === true ? LENT : NO_FLAGS), flags.fua);
+    return this.#changed(this.#child.write(source, offset, withoutFua(flags)), flags.fua);
   }
 
   #zero(offset: number, length: number, flags: ZeroFlags): Pending {

@@ -22,6 +22,7 @@ import type { ChildState } from "../proto/words.ts";
 import type { Child, Extent, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
 import type { ClusterGeometry } from "../shared/block/cluster-geometry.ts";
 import type { Clock } from "../shared/host/clock.ts";
+import { withoutFua } from "../shared/block/without-fua.ts";
 import { DirtyMap } from "../shared/replication/dirty-map.ts";
 import { DirtyTracker } from "../shared/replication/dirty-tracker.ts";
 import type { SyncContent } from "./replicated-disk.ts";
@@ -67,8 +68,6 @@ export interface DiskCopyOptions {
 /** undefined: the copy has the change. Otherwise why it has not; the range is dirty, unless the copy may not break. */
 export type Outcome = ColobusError | undefined;
 
-const NO_FUA = { fua: false } as const;
-const LENT = { fua: false, isLent: true } as const;
 const UNMAP: ZeroFlags = { fua: false, mayUnmap: true };
 const NO_UNMAP: ZeroFlags = { fua: false, mayUnmap: false };
 
@@ -199,11 +198,11 @@ export class DiskCopy {
   }
 
   /** Writes a change of the disk. The range is held, and marked. */
-  write(source: Uint8Array, offset: number, { isLent }: Pick<WriteFlags, "isLent">): Outcome | Promise<Outcome> {
+  write(source: Uint8Array, offset: number, flags: Pick<WriteFlags, "isLent">): Outcome | Promise<Outcome> {
     if (!this.has(offset, source.length)) return this.#miss(offset, source.length);
     let pending: Pending;
     try {
-      pending = this.child.write(source, offset, isLent === true ? LENT : NO_FUA);
+      pending = this.child.write(source, offset, withoutFua(flags));
     } catch (error) {
       return this.failed("write", error, offset, source.length);
     }
@@ -313,7 +312,7 @@ export class DiskCopy {
       const pending =
         typeof content === "number"
           ? this.#zeroInTurn(offset, content, this.#mayUnmap ? UNMAP : NO_UNMAP)
-          : this.#guarded(this.child.write(content, offset, LENT));
+          : this.#guarded(this.child.write(content, offset, withoutFua({ isLent: true })));
       if (pending !== undefined) await pending;
     } catch (error) {
       throw this.failed("write", error, offset, length);

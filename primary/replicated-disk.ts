@@ -10,6 +10,7 @@ import type {
 import { allSettled } from "../shared/block/all-settled.ts";
 import { both } from "../shared/block/both.ts";
 import { RangeLock, type RangeHold } from "../shared/block/range-lock.ts";
+import { withoutFua } from "../shared/block/without-fua.ts";
 import { isZero } from "../shared/block/zeroes.ts";
 import { WRITE_AHEAD_BYTES } from "../proto/limits.ts";
 import { OpenUses } from "../shared/block/open-uses.ts";
@@ -377,7 +378,7 @@ export class ReplicatedDisk implements BlockDevice {
   }
 
   #openHeld(hold: RangeHold, offset: number, flags: WriteFlags): OpenWrite {
-    const pieceFlags: WriteFlags = { fua: false, isLent: flags.isLent === true };
+    const pieceFlags = withoutFua(flags);
     let at = offset;
     let acknowledged: Pending;
     /** What the child has not taken yet: the range is held for that long, whatever becomes of the request. */

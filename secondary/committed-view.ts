@@ -2,6 +2,7 @@ import { ColobusError } from "../proto/errors.ts";
 import type { SecondaryExport } from "../proto/words.ts";
 import type { BlockDevice, Extent, OpenWrite, Pending, WriteFlags, ZeroFlags } from "../shared/block/block-device.ts";
 import { RangeLock } from "../shared/block/range-lock.ts";
+import { withoutFua } from "../shared/block/without-fua.ts";
 import type { OverlayStack } from "./overlay-stack.ts";
 import type { ViewGate } from "./view-gate.ts";
 
@@ -59,7 +60,7 @@ export class CommittedView implements BlockDevice {
   openWrite(offset: number, length: number, flags: WriteFlags): OpenWrite {
     this.#assertAccess();
     if (this.#successor === undefined) this.#assertCheckpoint();
-    const pieceFlags: WriteFlags = { fua: false, isLent: flags.isLent === true };
+    const pieceFlags = withoutFua(flags);
     let at = offset;
     return {
       push: (piece) => {

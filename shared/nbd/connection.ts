@@ -50,8 +50,6 @@ export interface NbdConnectionOptions {
   readonly log: Log;
   /** Whether the client may, or must, ask for TLS first. Default: it cannot. */
   readonly tls?: TlsOffer | undefined;
-  /** What is received may lie in input buffers. Default: it does not. */
-  readonly hasInputBuffers?: boolean;
   /** What to call the client in the log. */
   readonly clientName: string;
   /** The transport is closed and no request is in flight any more. */
@@ -64,7 +62,6 @@ export class NbdConnection implements ByteBudgetOwner {
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #clientName: string;
-  readonly #hasInputBuffers: boolean;
   readonly #onGone: () => void;
   readonly #budget: BudgetHolder;
   readonly #writer: ReplyWriter;
@@ -91,7 +88,6 @@ export class NbdConnection implements ByteBudgetOwner {
     this.#clock = clock;
     this.#log = options.log;
     this.#clientName = options.clientName;
-    this.#hasInputBuffers = options.hasInputBuffers ?? false;
     this.#onGone = options.onGone;
     this.#budget = options.budget.join(this);
     this.#writer = new ReplyWriter((parts) => transport.transmit(parts), clock, options.arenas, this.#budget);
@@ -114,8 +110,9 @@ export class NbdConnection implements ByteBudgetOwner {
     assert(this.#rest === undefined, "the transport is paused");
     this.#rest = chunk;
     // What a handshake keeps of its words is not followed: their buffer never comes back.
-    this.#input = this.#parser === undefined ? undefined : input;
-    this.#transmission?.arrivesIn(this.#input);
+    if (this.#parser === undefined) input?.hold();
+    this.#input = input;
+    this.#transmission?.arrivesIn(input);
     this.#advance();
     // Nothing more is behind a chunk that is not full: its replies go before whatever else this turn has to do.
     if (chunk.length < INPUT_BUFFER_BYTES) this.#writer.flush();
@@ -279,10 +276,10 @@ export class NbdConnection implements ByteBudgetOwner {
       clock: this.#clock,
       log: this.#log,
       clientName: this.#clientName,
-      lendsPayloads: this.#hasInputBuffers,
       stalled: () => this.#transport.destroy(),
       progressed: () => this.#advance(),
     });
+    this.#transmission.arrivesIn(this.#input);
     this.#parser = new RequestParser(this.#transmission);
     this.#log.info({ client: this.#clientName, export: negotiated.nbdExport.name }, "NBD client opened an export");
   }

@@ -140,9 +140,8 @@ export class NbdImage implements DiskImage {
     // Before anything is waited for: who has given this image up by then may have the payload back.
     const kept = flags.isLent === true ? Buffer.from(source) : source;
     const most = this.#maxPayload;
-    const keptFlags = { fua: flags.fua };
-    if (most === 0) return this.#connected().then(() => this.write(kept, offset, keptFlags));
-    if (this.#unflushed.isFull) return this.syncOwn().then(() => this.write(kept, offset, keptFlags));
+    if (most === 0) return this.#connected().then(() => this.write(kept, offset, { fua: flags.fua }));
+    if (this.#unflushed.isFull) return this.syncOwn().then(() => this.write(kept, offset, { fua: flags.fua }));
     const isOne = kept.length <= most;
     if (isOne && (!flags.fua || this.#has(TRANSMISSION_FLAG.SEND_FUA))) {
       return this.#change(COMMAND.WRITE, flags.fua ? COMMAND_FLAG.FUA : 0, offset, kept.length, kept);

@@ -1,7 +1,7 @@
 /**
  * Where the payloads of one connection's writes lie while the disk works with them: each input buffer is held until the
- * requests are done whose payload, or a piece of it, is in it. That of a request that fails, or is given up, is never released: the disk may
- * still read it.
+ * requests are done whose payload, or a piece of it, is in it. That of a request that fails, or is given up, is never
+ * released: the disk may still read it.
  */
 import { COMMAND_FLAG } from "../../proto/nbd-protocol.ts";
 import type { RequestHeader } from "../../proto/nbd-protocol.ts";
@@ -23,19 +23,14 @@ export function releaseAll(input: HeldInput): void {
 }
 
 export class PayloadInput {
-  readonly #flags: FlagsOfWrites;
-  /** In which the bytes lie that are parsed now; undefined: in memory that nobody wants back. */
+  /** In which the bytes lie that are parsed now; undefined: in memory that nobody wants back, as all of this connection's. */
   #arriving: InputBuffer | undefined;
   /** In which the payload of the open write lies, as far as it has come. */
   #open: InputBuffer[] = [];
 
-  /** `isLent`: payloads may lie in input buffers. */
-  constructor(isLent: boolean) {
-    this.#flags = isLent ? LENT : OWN;
-  }
-
   flagsOf({ flags }: Readonly<RequestHeader>): WriteFlags {
-    return (flags & COMMAND_FLAG.FUA) === 0 ? this.#flags.plain : this.#flags.fua;
+    const { plain, fua } = this.#arriving === undefined ? OWN : LENT;
+    return (flags & COMMAND_FLAG.FUA) === 0 ? plain : fua;
   }
 
   /** What is parsed from now on lies in `input`, which the caller holds meanwhile. */

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { Socket } from "node:net";
 import type { InputBuffer, InputBufferPool } from "./input-buffers.ts";
 
@@ -17,7 +18,7 @@ export function readIntoPool(
   const handle = inside._handle;
   if (handle === undefined || handle === null) return undefined;
   inside._handle = null;
-  let next = pool.take();
+  let next: InputBuffer | undefined;
   const options = {
     handle,
     allowHalfOpen: accepted.allowHalfOpen,
@@ -29,13 +30,16 @@ export function readIntoPool(
         return next.bytes;
       },
       callback: (length: number) => {
+        assert(next !== undefined, "a socket asks for a buffer before it reads");
         receive(next.bytes.subarray(0, length), next);
         return true;
       },
     },
   };
   const socket = new Socket(options);
-  // The server counts the socket that it knows.
-  socket.once("close", () => accepted.destroy());
+  socket.once("close", () => {
+    next?.release(); // nothing is read into it any more
+    accepted.destroy(); // the server counts the socket that it knows
+  });
   return socket;
 }

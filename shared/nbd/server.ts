@@ -189,7 +189,6 @@ export class NbdServer {
       log: this.#log,
       tls: tls?.offer,
       clientName,
-      hasInputBuffers: transport.hasInputBuffers,
       onGone: () => {
         this.#connections.delete(connection);
         if (this.#connections.size === 0) this.#whenEmpty?.();
@@ -209,7 +208,8 @@ interface TransportOptions {
 }
 
 class SocketTransport implements NbdTransport {
-  readonly hasInputBuffers: boolean;
+  /** It hands in what it reads, instead of having it listened for. */
+  readonly #readsIntoPool: boolean;
   #socket: Socket;
   readonly #clock: Clock;
   readonly #tls: StartTls | undefined;
@@ -227,7 +227,7 @@ class SocketTransport implements NbdTransport {
         : readIntoPool(accepted, pool, (chunk, buffer) => {
             if (!this.#hasEnded) this.#connection?.receive(chunk, buffer);
           });
-    this.hasInputBuffers = pooled !== undefined;
+    this.#readsIntoPool = pooled !== undefined;
     this.#socket = pooled ?? accepted;
   }
 
@@ -246,7 +246,7 @@ class SocketTransport implements NbdTransport {
 
   #listen(connection: NbdConnection): void {
     const socket = this.#socket;
-    if (this.hasInputBuffers) socket.resume();
+    if (this.#readsIntoPool) socket.resume();
     else {
       socket.on("data", (chunk: Buffer) => {
         if (!this.#hasEnded) connection.receive(chunk);

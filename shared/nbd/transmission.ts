@@ -50,8 +50,6 @@ export interface TransmissionOptions {
   readonly clock: Clock;
   readonly log: Log;
   readonly clientName: string;
-  /** Payloads may lie in input buffers, which are used again. */
-  readonly lendsPayloads: boolean;
   /** The client has stopped in the middle of a payload, and others wait for the range: it is to be dropped. */
   readonly stalled: () => void;
   /** Something has finished: parsing may be able to go on, or the connection to end. Called in a turn of its own. */
@@ -75,7 +73,7 @@ export class Transmission implements RequestHandler {
   readonly #log: Log;
   readonly #clientName: string;
   readonly #progressed: () => void;
-  readonly #payloads: PayloadInput;
+  readonly #payloads = new PayloadInput();
   readonly #reportedCodes = new Set<ErrorCode>();
   #requestsInFlight = 0;
   /** The write whose payload is arriving. */
@@ -109,7 +107,6 @@ export class Transmission implements RequestHandler {
       () => this.#payloadStalled(stalled),
     );
     this.#progressed = options.progressed;
-    this.#payloads = new PayloadInput(options.lendsPayloads);
   }
 
   /** What is parsed from now on lies in `input`, which the caller holds meanwhile. */

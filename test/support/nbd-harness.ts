@@ -117,7 +117,6 @@ export class NbdHarness implements NbdTransport {
       clock: this.clock,
       log: this.log.asLog(),
       clientName: "test",
-      hasInputBuffers: true,
       onGone: () => {
         this.isGone = true;
       },

@@ -4,21 +4,12 @@ import { GuestGate } from "../../../primary/guest-gate.ts";
 import { ReplicatedDisk, type Forwarding, type SyncContent } from "../../../primary/replicated-disk.ts";
 import type { Pending } from "../../../shared/block/block-device.ts";
 import { WRITE_AHEAD_BYTES } from "../../../proto/limits.ts";
+import { deferred } from "../../support/deferred.ts";
 import { MemoryDevice } from "../../support/memory-device.ts";
 import { turn } from "../../support/memory-storage.ts";
 
 const SIZE = 64 * 1024;
 const NO_FLAGS = { fua: false } as const;
-
-function deferred(): { promise: Promise<void>; resolve: () => void; reject: (error: Error) => void } {
-  let resolve = (): void => undefined;
-  let reject = (_: Error): void => undefined;
-  const promise = new Promise<void>((resolveIt, rejectIt) => {
-    resolve = resolveIt;
-    reject = rejectIt;
-  });
-  return { promise, resolve, reject };
-}
 
 class Recorder implements Forwarding {
   readonly forwarded: string[] = [];

@@ -1,16 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { ViewGate } from "../../../secondary/view-gate.ts";
+import { deferred } from "../../support/deferred.ts";
 import { turn } from "../../support/memory-storage.ts";
-
-function deferred(): { promise: Promise<void>; resolve: () => void; reject: (error: Error) => void } {
-  let resolve = (): void => undefined;
-  let reject = (_: Error): void => undefined;
-  const promise = new Promise<void>((resolveIt, rejectIt) => {
-    resolve = resolveIt;
-    reject = rejectIt;
-  });
-  return { promise, resolve, reject };
-}
 
 describe("the view gate", () => {
   it("runs requests at once while it is open, without a promise where none is needed", () => {

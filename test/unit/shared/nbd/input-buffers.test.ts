@@ -3,6 +3,7 @@ import { COMMAND } from "../../../../proto/nbd-protocol.ts";
 import type { WriteFlags } from "../../../../shared/block/block-device.ts";
 import { InputBufferPool } from "../../../../shared/nbd/input-buffers.ts";
 import { ManualClock } from "../../../support/manual-clock.ts";
+import { deferred } from "../../../support/deferred.ts";
 import { MemoryDevice } from "../../../support/memory-device.ts";
 import { decodeAnswers, negotiation, request } from "../../../support/nbd-client.ts";
 import { NbdHarness, TestDirectory, TestExport } from "../../../support/nbd-harness.ts";
@@ -80,16 +81,6 @@ function start(): { harness: NbdHarness; device: KeepingDevice } {
   return { harness, device };
 }
 
-function latch(): { readonly promise: Promise<void>; readonly release: () => void; readonly fail: () => void } {
-  let release: () => void = () => undefined;
-  let fail: () => void = () => undefined;
-  const promise = new Promise<void>((resolve, reject) => {
-    release = resolve;
-    fail = () => reject(new Error("the disk has failed"));
-  });
-  return { promise, release, fail };
-}
-
 const answersOf = (harness: NbdHarness): number[] =>
   decodeAnswers(harness.takeOutput(), (cookie) => (cookie === READ_COOKIE ? READ_BYTES : 0)).map(
     ({ cookie }) => cookie,
@@ -109,7 +100,7 @@ describe("a write's payload", () => {
 
   it("stays as it is while the disk holds it, whatever comes behind it in the same buffer", async () => {
     const { harness, device } = start();
-    const held = latch();
+    const held = deferred();
     device.gate = (operation) => (operation.kind === "write" ? held.promise : undefined);
     harness.send(
       Buffer.concat([write, request({ type: READ, cookie: READ_COOKIE, offset: 8192, length: READ_BYTES })]),
@@ -117,7 +108,7 @@ describe("a write's payload", () => {
     await harness.settle();
     expect(answersOf(harness)).toEqual([READ_COOKIE]);
     expect(harness.inputBuffersBack).toBe(0);
-    held.release();
+    held.resolve();
     await harness.settle();
     expect(answersOf(harness)).toEqual([1]);
     expect(device.bytes.subarray(0, 4096).equals(payload)).toBe(true);
@@ -126,13 +117,13 @@ describe("a write's payload", () => {
 
   it("in pieces comes back before the request is done, where the disk has taken them", async () => {
     const { harness, device } = start();
-    const held = latch();
+    const held = deferred();
     device.gate = (operation) => (operation.kind === "end" ? held.promise : undefined);
     harness.send(write.subarray(0, 1000), write.subarray(1000, 2000));
     expect(harness.inputBuffersBack).toBe(2);
     harness.send(write.subarray(2000));
     expect(harness.inputBuffersBack).toBe(3);
-    held.release();
+    held.resolve();
     await harness.settle();
     expect(answersOf(harness)).toEqual([1]);
   });
@@ -141,13 +132,13 @@ describe("a write's payload", () => {
     "in pieces stays as it is where the disk %s",
     async (how) => {
       const { harness, device } = start();
-      const held = latch();
+      const held = deferred();
       if (how === "is behind with them") device.writeBehind(held.promise);
       else device.gate = (operation) => (operation.kind === "push" ? held.promise : undefined);
       harness.send(write.subarray(0, 1000), write.subarray(1000, 2000), write.subarray(2000));
       await harness.settle();
       expect(harness.inputBuffersBack).toBe(0);
-      held.release();
+      held.resolve();
       await harness.settle();
       expect(answersOf(harness)).toEqual([1]);
       expect(device.bytes.subarray(0, 4096).equals(payload)).toBe(true);
@@ -157,10 +148,10 @@ describe("a write's payload", () => {
 
   it.each(["write", "push", "end"])("stays the disk's where it has failed (%s)", async (kind) => {
     const { harness, device } = start();
-    const held = latch();
+    const held = deferred();
     device.gate = (operation) => (operation.kind === kind ? held.promise : undefined);
     harness.send(...(kind === "write" ? [write] : [write.subarray(0, 1000), write.subarray(1000)]));
-    held.fail();
+    held.reject(new Error("the disk has failed"));
     await harness.settle();
     expect(answersOf(harness)).toEqual([1]);
     expect(harness.inputBuffersBack).toBe({ write: 0, push: 1, end: 2 }[kind]);
@@ -168,7 +159,7 @@ describe("a write's payload", () => {
 
   it("stays the disk's where the client has gone before it was complete", async () => {
     const { harness, device } = start();
-    device.writeBehind(latch().promise);
+    device.writeBehind(deferred().promise);
     harness.send(write.subarray(0, 1000), write.subarray(1000, 2000));
     harness.disconnect();
     await harness.settle();

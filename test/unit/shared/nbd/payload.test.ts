@@ -3,6 +3,7 @@ import { ColobusError } from "../../../../proto/errors.ts";
 import { NBD_MAX_PAYLOAD_BYTES } from "../../../../proto/limits.ts";
 import { COMMAND } from "../../../../proto/nbd-protocol.ts";
 import { decodeAnswers, negotiation, request } from "../../../support/nbd-client.ts";
+import { deferred } from "../../../support/deferred.ts";
 import { MemoryDevice } from "../../../support/memory-device.ts";
 import { NbdHarness, TestDirectory, TestExport } from "../../../support/nbd-harness.ts";
 
@@ -17,22 +18,6 @@ function start(sizeBytes = 1 * MIB): { harness: NbdHarness; device: MemoryDevice
   harness.takeOutput();
   device.operations = [];
   return { harness, device, nbdExport };
-}
-
-interface Latch {
-  readonly promise: Promise<void>;
-  release(): void;
-  fail(error: Error): void;
-}
-
-function latch(): Latch {
-  let release: () => void = () => undefined;
-  let fail: (error: Error) => void = () => undefined;
-  const promise = new Promise<void>((resolve, reject) => {
-    release = resolve;
-    fail = reject;
-  });
-  return { promise, release, fail };
 }
 
 const answersOf = (harness: NbdHarness): [number, number][] =>
@@ -89,14 +74,14 @@ describe("while the disk holds a piece", () => {
     "(%s) the request behind it is answered in time, and the bytes are right",
     async (kind) => {
       const { harness, device } = start();
-      const held = latch();
+      const held = deferred();
       device.gate = (operation) => (operation.kind === kind ? held.promise : undefined);
       harness.send(write.subarray(0, 1000), write.subarray(1000, 2000), Buffer.concat([write.subarray(2000), flush]));
       // Once the payload is complete the parser goes on; before, what follows stays in the socket.
       expect(answersOf(harness)).toEqual(kind === "end" ? [[2, 0]] : []);
       expect(harness.isPaused).toBe(kind !== "end");
       expect(harness.connection.isTransmitting).toBe(true);
-      held.release();
+      held.resolve();
       await harness.settle();
       expect(sortedAnswersOf(harness)).toEqual(
         kind === "end"
@@ -113,12 +98,12 @@ describe("while the disk holds a piece", () => {
 
   it("a whole write does not hold up the parser, and its memory counts", async () => {
     const { harness, device } = start();
-    const held = latch();
+    const held = deferred();
     device.gate = ({ kind }) => (kind === "write" ? held.promise : undefined);
     harness.send(Buffer.concat([write, flush]));
     expect(answersOf(harness)).toEqual([[2, 0]]);
     expect(harness.budget.usedBytes).toBe(3000);
-    held.release();
+    held.resolve();
     await harness.settle();
     expect(answersOf(harness)).toEqual([[1, 0]]);
     expect(harness.budget.usedBytes).toBe(0);
@@ -196,13 +181,13 @@ describe("a client that leaves in the middle of a payload", () => {
     async (kind) => {
       for (const fails of [false, true]) {
         const { harness, device } = start();
-        const held = latch();
+        const held = deferred();
         device.gate = (operation) => (operation.kind === kind ? held.promise : undefined);
         harness.send(write.subarray(0, 2000));
         harness.disconnect();
         expect(harness.isGone).toBe(false);
-        if (fails) held.fail(new ColobusError("io-error", "bad sector"));
-        else held.release();
+        if (fails) held.reject(new ColobusError("io-error", "bad sector"));
+        else held.resolve();
         await harness.settle();
         expect(device.openWrites).toBe(0);
         expect(harness.isGone).toBe(true);
@@ -214,23 +199,23 @@ describe("a client that leaves in the middle of a payload", () => {
 
   it("after the payload was complete has its write done and, half-closed, answered", async () => {
     const { harness, device } = start();
-    const held = latch();
+    const held = deferred();
     device.gate = ({ kind }) => (kind === "push" ? held.promise : undefined);
     harness.send(write.subarray(0, 2000), write.subarray(2000));
-    held.release();
+    held.resolve();
     await harness.settle();
     device.gate = ({ kind }) => (kind === "push" ? again.promise : undefined);
-    const again = latch();
+    const again = deferred();
     harness.send(write.subarray(0, 28 + 2999));
-    again.release();
+    again.resolve();
     await harness.settle();
-    const last = latch();
+    const last = deferred();
     device.gate = ({ kind }) => (kind === "push" ? last.promise : undefined);
     harness.takeOutput();
     harness.send(write.subarray(28 + 2999));
     harness.halfClose();
     expect(harness.hasEnded).toBe(false);
-    last.release();
+    last.resolve();
     await harness.settle();
     expect(answersOf(harness)).toEqual([[1, 0]]);
     expect(harness.hasEnded).toBe(true);
@@ -240,13 +225,13 @@ describe("a client that leaves in the middle of a payload", () => {
 describe("a half-closed client", () => {
   it("gets the replies to requests that could not even be taken yet", async () => {
     const { harness, device } = start();
-    const held = latch();
+    const held = deferred();
     device.gate = ({ kind }) => (kind === "push" ? held.promise : undefined);
     harness.send(write.subarray(0, 2000), Buffer.concat([write.subarray(2000), flush, flush.subarray(0, 9)]));
     expect(harness.isPaused).toBe(true);
     harness.halfClose();
     expect(harness.hasEnded).toBe(false);
-    held.release();
+    held.resolve();
     await harness.settle();
     expect(answersOf(harness)).toEqual([
       [1, 0],
@@ -257,13 +242,13 @@ describe("a half-closed client", () => {
 
   it("gets all replies that are outstanding", async () => {
     const { harness, device } = start();
-    const held = latch();
+    const held = deferred();
     device.gate = () => held.promise;
     const reads = Array.from({ length: 64 }, (_, cookie) => request({ type: READ, cookie, length: 16 }));
     harness.send(Buffer.concat(reads));
     harness.halfClose();
     expect(harness.hasEnded).toBe(false);
-    held.release();
+    held.resolve();
     await harness.settle();
     expect(decodeAnswers(harness.takeOutput(), () => 16)).toHaveLength(64);
     expect(harness.hasEnded).toBe(true);
@@ -288,13 +273,13 @@ describe("shutdown", () => {
 
   it("finishes requests in flight and then ends the connection", async () => {
     const { harness, device } = start();
-    const held = latch();
+    const held = deferred();
     device.gate = () => held.promise;
     harness.send(flush);
     harness.connection.shutDown();
     harness.send(request({ type: FLUSH, cookie: 3 }));
     expect(harness.hasEnded).toBe(false);
-    held.release();
+    held.resolve();
     await harness.settle();
     expect(answersOf(harness)).toEqual([[2, 0]]);
     expect(harness.hasEnded).toBe(true);

@@ -10,6 +10,7 @@ import { NBD_TCP_CONNECTIONS_MAX } from "../../../../proto/limits.ts";
 import { NbdServer } from "../../../../shared/nbd/server.ts";
 import { NodeClock } from "../../../../shared/host/node-clock.ts";
 import { ManualClock } from "../../../support/manual-clock.ts";
+import { deferred } from "../../../support/deferred.ts";
 import { MemoryDevice } from "../../../support/memory-device.ts";
 import {
   DISCONNECT,
@@ -56,14 +57,6 @@ async function client(): Promise<NbdTestSocket> {
   return socket;
 }
 
-function latch(): { promise: Promise<void>; release: () => void } {
-  let release: () => void = () => undefined;
-  const promise = new Promise<void>((resolve) => {
-    release = resolve;
-  });
-  return { promise, release };
-}
-
 /** Resolves some turns of the event loop later. */
 async function turns(count: number): Promise<void> {
   for (let turn = 0; turn < count; turn += 1) {
@@ -74,11 +67,7 @@ async function turns(count: number): Promise<void> {
 }
 
 async function until(condition: () => boolean): Promise<void> {
-  while (!condition()) {
-    await new Promise<void>((resolve) => {
-      setImmediate(resolve);
-    });
-  }
+  while (!condition()) await turns(1);
 }
 
 describe("listening on a unix socket", () => {
@@ -198,7 +187,7 @@ describe("clients", () => {
   it("get every reply after a half-close or DISC, however slow the disk is", async () => {
     await server.listenUnix(path);
     for (const leaves of ["half-close", "disc"]) {
-      const held = latch();
+      const held = deferred();
       device.gate = () => held.promise;
       device.operations = [];
       const socket = await client();
@@ -208,7 +197,7 @@ describe("clients", () => {
       if (leaves === "disc") socket.write(DISCONNECT);
       else socket.socket.end();
       await until(() => device.operations?.length === 64);
-      held.release();
+      held.resolve();
       expect(decodeAnswers(await socket.readToEnd(), () => 64 * 1024)).toHaveLength(64);
     }
   });
@@ -257,7 +246,7 @@ describe("closing", () => {
     await server.listenUnix(path);
     const socket = await client();
     await socket.open("vda");
-    const held = latch();
+    const held = deferred();
     device.gate = () => held.promise;
     device.operations = [];
     socket.write(request({ type: READ, cookie: 1, length: 512 }));
@@ -265,7 +254,7 @@ describe("closing", () => {
     const closed = server.close();
     socket.write(request({ type: READ, cookie: 2, length: 512 }));
     await expect(NbdTestSocket.connect({ path })).rejects.toMatchObject({ code: "ENOENT" });
-    held.release();
+    held.resolve();
     expect(decodeAnswers(await socket.readToEnd(), () => 512).map(({ cookie }) => cookie)).toEqual([1]);
     socket.destroy();
     await closed;
@@ -295,7 +284,7 @@ describe("closing", () => {
     await transmitting.open("vda");
     const silent = await client();
     await silent.read(GREETING_BYTES);
-    const held = latch();
+    const held = deferred();
     device.gate = () => held.promise;
     device.operations = [];
     transmitting.write(request({ type: FLUSH, cookie: 1 }));
@@ -306,7 +295,7 @@ describe("closing", () => {
     expect((await transmitting.readToEnd()).length).toBe(0);
     expect((await silent.readToEnd()).length).toBe(0);
     expect(log.warnings).toHaveLength(1);
-    held.release();
+    held.resolve();
     await until(() => other.connectionCount === 0);
   });
 });
