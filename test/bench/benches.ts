@@ -1,3 +1,4 @@
+import { measureBound } from "./bound-bench.ts";
 import { measureCheckpoints } from "./checkpoint-bench.ts";
 import { measureFailover } from "./failover-bench.ts";
 import { measureGrowth } from "./growth-bench.ts";
@@ -20,6 +21,7 @@ export interface Bench {
 /** By the names that select them, in the order in which they run. Each has its section in docs/benchmarks.md. */
 export const BENCHES: Readonly<Record<string, Bench>> = {
   peers: { measure: measurePeers, rounds: 3 },
+  bound: { measure: measureBound, rounds: 5 },
   shared: { measure: measureSharedDisks, rounds: 5, places: ["memory"] },
   checkpoint: { measure: measureCheckpoints, rounds: 5 },
   failover: { measure: measureFailover, rounds: 3 },

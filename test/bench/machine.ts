@@ -4,7 +4,7 @@ import { missingPeers } from "../support/peers.ts";
 
 /** The programs that are measured, or measure, and how each tells its version. */
 const PROGRAMS = { "qemu-system-x86_64": "QEMU", "nbdkit": "nbdkit", "fio": "fio" } as const;
-const ALL_PROGRAMS = [...Object.keys(PROGRAMS), "qemu-img", "qemu-nbd", "nbdcopy"];
+const ALL_PROGRAMS = [...Object.keys(PROGRAMS), "qemu-img", "qemu-nbd", "nbdcopy", "gcc"];
 
 /** Where figures were measured: they mean nothing without. */
 export interface Machine {
