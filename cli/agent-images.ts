@@ -90,9 +90,11 @@ export class AgentImages implements ImageSource {
     }
   }
 
-  release(): void {
-    for (const image of this.#connected.values()) image.close();
-    this.#connected.clear();
+  release(location?: string): void {
+    for (const known of location === undefined ? [...this.#connected.keys()] : [location]) {
+      this.#connected.get(known)?.close();
+      this.#connected.delete(known);
+    }
   }
 
   open(disk: StateRecord["disks"][number], use: ImageUse = "own"): DiskImage {

@@ -319,6 +319,7 @@ export class AgentRoles {
       await this.#options.state.update((record) => ({
         ...record,
         disks: record.disks.map((disk, index) => ({ ...disk, cleanMark: cleanMarkOf(record, marks[index]) })),
+        mirrors: active.primary.mirrors.leftAs(record.mirrors),
       }));
     } finally {
       this.#closeChildren(active, false);
@@ -327,7 +328,10 @@ export class AgentRoles {
 
   /** To be awaited before the record forgets how the images were left. Errors: `io-error`. */
   async begin(): Promise<void> {
-    if (this.#active.role === "Primary") await this.#active.primary.copies.begin();
+    if (this.#active.role !== "Primary") return;
+    const { copies, mirrors } = this.#active.primary;
+    await copies.begin();
+    await mirrors.recordFound();
   }
 
   /** Leaves the images as they are, for an agent that has not started: nothing is served, nor written. */

@@ -2,7 +2,7 @@ import { dirname } from "node:path";
 import { ColobusError } from "../proto/errors.ts";
 import type { MirrorMark, StateRecord } from "../proto/state-record.ts";
 import type { Durability } from "../proto/words.ts";
-import { allFailed } from "../primary/mirror-record.ts";
+import { allFailed, leftAs } from "../primary/mirror-record.ts";
 import { withoutCleanMarks, withoutCopies, withUntrackedCopies } from "../primary/recorded-quorum.ts";
 import { overlayDirectory } from "../secondary/overlay-files.ts";
 import { clusterGeometry } from "../shared/block/cluster-geometry.ts";
@@ -145,6 +145,7 @@ export function started(whole: StateRecord, { bootId }: Pick<StateHost, "bootId"
     bootId,
     unflushedThrough: unflushedThrough(record, bootId),
     disks: record.disks.map(withoutCleanMarks),
+    mirrors: leftAs(record.mirrors, new Map()),
     peers: record.peers.length > 0 ? record.peers : [...config.peers],
   };
 }

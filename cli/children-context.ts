@@ -40,6 +40,7 @@ export function childrenContext(
       if (create) await childImages.create(image, diskBytes);
       return childImages.measureFor(image, diskBytes);
     },
+    release: (image) => childImages.release(image),
     localMended: (disk) => void lostSyncs.mended({ disk, active: null }),
   };
 }

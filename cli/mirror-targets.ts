@@ -72,7 +72,7 @@ export class MirrorTargets implements Targets {
       // Whoever gives up on it leaves nothing open.
       opening.then(
         (image) => image.close(),
-        () => images.release(),
+        () => images.release(request.target),
       );
       throw error;
     } finally {
@@ -80,8 +80,8 @@ export class MirrorTargets implements Targets {
     }
   }
 
-  reopen(target: string, sizeBytes: number): DiskImage {
-    return this.#options.childImages.open({ name: "", image: target, sizeBytes, cleanMark: null });
+  reopen(target: string, sizeBytes: number, cleanMark: string | null = null): DiskImage {
+    return this.#options.childImages.open({ name: "", image: target, sizeBytes, cleanMark });
   }
 
   async topLayer(disk: ReplicatedDisk): Promise<readonly Stretch[]> {

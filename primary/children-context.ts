@@ -33,6 +33,8 @@ export interface ChildrenContext {
   ) => DiskImage;
   /** Finds out how large an image is for a disk, as `ImageSource.measureFor`, after making it where that is asked for. */
   readonly measure: (image: string, diskBytes: number, options: { readonly create: boolean }) => Promise<number>;
+  /** Gives back what that has opened, where it was not taken over. */
+  readonly release: (image: string) => void;
   /** What flushes of the disk's own image have lost is made up for. */
   readonly localMended: (disk: string) => void;
 }

@@ -31,6 +31,7 @@ import {
   assertRemovable,
   assertReplaceable,
   assertRoom,
+  isUsed,
   unknownChild,
 } from "./child-rules.ts";
 import type { ChildrenContext } from "./children-context.ts";
@@ -215,9 +216,20 @@ export class DiskChildren {
     { create }: { readonly create: boolean },
     judge: (record: StateRecord) => RecordedChild & { readonly image: string },
   ): Promise<void> {
-    const { disk, geometry, measure, state, emit } = this.#options;
+    const { geometry, measure, state, release } = this.#options;
     judge(state.record);
     const sizeBytes = await measure(image, geometry.sizeBytes, { create });
+    try {
+      await this.#takeMeasured(image, sizeBytes, judge);
+    } catch (error) {
+      // Whoever else has got the image meanwhile takes over what was opened.
+      if (!isUsed(state.record, image)) release(image);
+      throw error;
+    }
+  }
+
+  async #takeMeasured(image: string, sizeBytes: number, judge: (record: StateRecord) => RecordedChild): Promise<void> {
+    const { disk, geometry, state, emit } = this.#options;
     if (sizeBytes !== geometry.sizeBytes) {
       throw new ColobusError(
         "size-mismatch",

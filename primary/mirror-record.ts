@@ -57,6 +57,15 @@ export function pivoted(record: StateRecord, mark: MirrorMark, end: Omit<MirrorE
   return ended({ ...record, disks, lostSyncs, replaysOwed }, mark.id, { ...end, outcome: "pivoted" });
 }
 
+/** The agent ends in good order. `marks` tell, by the mirror's id, whether its target is changed by somebody else from then on. */
+export function leftAs(mirrors: readonly MirrorMark[], marks: ReadonlyMap<string, string>): MirrorMark[] {
+  return mirrors.map((mirror) => {
+    const { cleanMark: _, ...mark } = mirror;
+    const cleanMark = marks.get(mark.id);
+    return cleanMark === undefined ? mark : { ...mark, cleanMark };
+  });
+}
+
 /** None of the mirrors goes on. */
 export function allFailed(record: StateRecord, endedAtMs: number, error: ColobusError): StateRecord {
   return openMirrors(record).reduce(

@@ -11,6 +11,7 @@ export class MirrorTarget implements Child {
   readonly sizeBytes: number;
   readonly #open: () => DiskImage;
   #image: DiskImage | undefined;
+  #isUntouched = true;
   #fault: ColobusError;
 
   constructor(location: string, sizeBytes: number, open: () => DiskImage, image?: DiskImage) {
@@ -20,9 +21,15 @@ export class MirrorTarget implements Child {
     this.#fault = new ColobusError("io-error", `${location} is not open`);
   }
 
+  /** Of one that an earlier process has left: this one has asked nothing of it. */
+  get isUntouched(): boolean {
+    return this.#isUntouched;
+  }
+
   /** Opens the image, unless it is; one whose flush has failed takes flushes again. Errors: those of opening it. */
   mend(): void {
     this.#image ??= this.#open();
+    this.#isUntouched = false;
     this.#image.rewritten();
   }
 

@@ -37,7 +37,7 @@ import type { DiskCopies } from "./disk-copies.ts";
 import { DiskCopy } from "./disk-copy.ts";
 import { follow, FollowedChild, unfollow } from "./followed-child.ts";
 import { mergeUnfinished } from "../shared/jobs/merge-unfinished.ts";
-import { begun, ended, openMirrors, pivoted, setTo, settingsOf, type MirrorEnd } from "./mirror-record.ts";
+import { begun, ended, leftAs, openMirrors, pivoted, setTo, settingsOf, type MirrorEnd } from "./mirror-record.ts";
 import { MirrorTarget } from "./mirror-target.ts";
 import { MirrorWork } from "./mirror-work.ts";
 import type { ReplicatedDisk } from "./replicated-disk.ts";
@@ -49,8 +49,8 @@ export interface MirrorTargets {
    * making it, `image-busy` where this agent uses it already, `size-mismatch`.
    */
   open(request: MirrorRequest, sizeBytes: number, signal: AbortSignal): Promise<DiskImage>;
-  /** Opens a recorded target. Errors: those of opening it. */
-  reopen(target: string, sizeBytes: number): DiskImage;
+  /** Opens a recorded target. Errors: those of opening it; `image-changed` when it is not as `cleanMark`, if given, says. */
+  reopen(target: string, sizeBytes: number, cleanMark?: string): DiskImage;
   /** The parts of the disk that the top layer of its image holds. Errors: `not-supported` where that is not known. */
   topLayer(disk: ReplicatedDisk): Promise<readonly Stretch[]>;
   /** `image` is the disk's from now on; the one before is to be closed when `left` resolves. */
@@ -93,6 +93,8 @@ export class Mirrors {
   /** Slots of mirrors that were refused, and whose bitmap cannot be removed yet. */
   readonly #uncleared = new Set<number>();
   readonly #settling: RepeatedWork;
+  /** What tells a later change of the targets that were left in good order, by the mirror's id. */
+  readonly #leftMarks = new Map<string, string>();
   #stopped = false;
 
   constructor(options: MirrorsOptions, sizes: ReadonlyMap<string, number>) {
@@ -114,6 +116,14 @@ export class Mirrors {
   followed(disk: string, child: Child): Child {
     const copies = this.#open.filter(({ mark }) => mark.disk === disk).map(({ copy }) => copy);
     return copies.length === 0 ? child : new FollowedChild(child, copies);
+  }
+
+  /**
+   * To be awaited before the record forgets how the targets were left: no later process takes one for better than it was
+   * found. Errors: `io-error`.
+   */
+  async recordFound(): Promise<void> {
+    for (const { mark, copy } of this.#open) if (mark.isTracked && !copy.isTracked) await this.#untracked(mark.id);
   }
 
   start(): void {
@@ -159,6 +169,11 @@ export class Mirrors {
     }
   }
 
+  /** The mirrors as they are to be recorded where the agent, which has stopped them, ends in good order. */
+  leftAs(recorded: readonly MirrorMark[]): MirrorMark[] {
+    return leftAs(recorded, this.#leftMarks);
+  }
+
   /** Nothing is under way any more on the disks: what is left dirty is settled, and the targets are closed. */
   async stop(reason: ColobusError): Promise<void> {
     this.#stopped = true;
@@ -168,9 +183,22 @@ export class Mirrors {
       await mirror.job?.finished();
       // Its own end, which had begun, has closed it.
       if (!this.#open.includes(mirror)) continue;
-      await this.#settleAll(mirror);
+      await this.#leave(mirror);
       mirror.copy.close();
       mirror.target.close();
+    }
+  }
+
+  async #leave({ mark, copy, target }: Mirror): Promise<void> {
+    if (target.isUntouched && mark.cleanMark !== undefined) this.#leftMarks.set(mark.id, mark.cleanMark);
+    // What a broken copy has taken cannot be made durable.
+    if (copy.state === "broken") return;
+    const disk = this.#disk(mark.disk);
+    try {
+      await copy.tracker?.settleAll({ inFlight: () => new ClusterBitmap(), flush: () => flushBoth(disk, copy) });
+      this.#leftMarks.set(mark.id, await target.image.changeMark());
+    } catch (error) {
+      this.#unsettled(error);
     }
   }
 
@@ -191,7 +219,7 @@ export class Mirrors {
       image.close();
       throw error;
     }
-    const mirror = this.#mirrorOf(mark, geometry, tracker, image);
+    const mirror = this.#mirrorOf(mark, geometry, tracker, { image, state: "syncing" });
     await follow(disk, mirror.copy);
     try {
       if (mark.sync === "top") {
@@ -224,16 +252,38 @@ export class Mirrors {
     const { targets, log } = this.#options;
     const geometry = clusterGeometry(sizeBytes, mark.granularityBytes);
     const trackerOptions = targets.tracker(mark.slot, geometry);
-    const tracker = mark.isTracked ? DirtyTracker.open(trackerOptions) : undefined;
-    if (tracker !== undefined) return this.#mirrorOf(mark, geometry, tracker, undefined);
-    log.warn({ job: mark.id }, "the mirror's dirty bitmap cannot be read: everything is copied");
+    const { image, isChanged } = this.#openAsLeft(mark, sizeBytes);
+    const tracker = mark.isTracked && !isChanged ? DirtyTracker.open(trackerOptions) : undefined;
+    if (tracker !== undefined) return this.#mirrorOf(mark, geometry, tracker, { image, state: "broken" });
+    if (!isChanged) log.warn({ job: mark.id }, "the mirror's dirty bitmap cannot be read: everything is copied");
     DirtyTracker.remove(trackerOptions);
     const map = new DirtyMap(geometry);
     map.addAll();
-    return this.#mirrorOf(mark, geometry, map, undefined);
+    return this.#mirrorOf(mark, geometry, map, { image, state: "broken" });
   }
 
-  #mirrorOf(mark: MirrorMark, geometry: ClusterGeometry, dirty: DirtyMap, image: DiskImage | undefined): Mirror {
+  /**
+   * The target of a mirror that an earlier process has left in good order. `isChanged`: another program has changed it since,
+   * or may have: nobody can tell of one that cannot be opened now.
+   */
+  #openAsLeft({ id, target, cleanMark }: MirrorMark, sizeBytes: number): { image?: DiskImage; isChanged: boolean } {
+    if (cleanMark === undefined) return { isChanged: false };
+    try {
+      return { image: this.#options.targets.reopen(target, sizeBytes, cleanMark), isChanged: false };
+    } catch (error) {
+      const reason = asColobusError(error);
+      this.#options.log.warn({ job: id, reason }, "the mirror's target may have been changed: everything is copied");
+      return { isChanged: true };
+    }
+  }
+
+  /** `image`: the target, where it is open already. */
+  #mirrorOf(
+    mark: MirrorMark,
+    geometry: ClusterGeometry,
+    dirty: DirtyMap,
+    { image, state }: { readonly image?: DiskImage | undefined; readonly state: "broken" | "syncing" },
+  ): Mirror {
     const { clock, targets } = this.#options;
     const open = (): DiskImage => targets.reopen(mark.target, geometry.sizeBytes);
     const target = new MirrorTarget(mark.target, geometry.sizeBytes, open, image);
@@ -245,7 +295,7 @@ export class Mirrors {
       dirty,
       clock,
       timeoutMs: CHILD_TIMEOUT_DEFAULT_MS,
-      state: image === undefined ? "broken" : "syncing",
+      state,
       isWrittenThrough: mark.copyMode === "write-blocking",
       unmap: mark.unmap,
       changed: () => mirror.work?.copyChanged(),
@@ -373,14 +423,6 @@ export class Mirrors {
         })
         .catch((error: unknown) => this.#unsettled(error));
     }
-  }
-
-  async #settleAll({ mark, copy }: Mirror): Promise<void> {
-    if (copy.state === "broken") return;
-    const disk = this.#disk(mark.disk);
-    await copy.tracker
-      ?.settleAll({ inFlight: () => new ClusterBitmap(), flush: () => flushBoth(disk, copy) })
-      .catch((error: unknown) => this.#unsettled(error));
   }
 
   /** It has more than need be, and goes on. */

@@ -91,6 +91,8 @@ export const mirrorMarkSchema = z.object({
   endedAtMs: z.number().nullable(),
   doneBytes: z.int().nonnegative(),
   error: z.object({ code: z.string(), message: z.string(), action: z.string() }).nullable(),
+  /** As that of a disk, of the target; absent: it was not left in good order. */
+  cleanMark: z.string().optional(),
 });
 export type MirrorMark = z.infer<typeof mirrorMarkSchema>;
 /** One of several copies of a disk on the primary's side. */

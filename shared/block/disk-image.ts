@@ -96,8 +96,8 @@ export interface ImageSource {
    * what two hosts use is only looked at. Errors: those of opening them; what was opened is kept for `open`.
    */
   prepare(disks: StateRecord["disks"], use?: ImageUse): Promise<void>;
-  /** Gives back what was opened and not taken over. */
-  release(): void;
+  /** Gives back what was opened and not taken over: of all images, or of the one at `location`. */
+  release(location?: string): void;
   /**
    * Opens the image of a recorded disk, whose size is known. Where that takes waiting, and `prepare` was not asked, the
    * first requests wait; what is wrong then (`image-changed` …), they are told.

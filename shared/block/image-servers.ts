@@ -49,7 +49,7 @@ export class ImageServers {
       measureFor: (location, diskBytes) => images.measureFor(location, diskBytes),
       haveLostWrites: (disks, use) => images.haveLostWrites(disks, use),
       prepare: (disks, use) => images.prepare(disks, use),
-      release: () => images.release(),
+      release: (location) => images.release(location),
       canCreate: (location) => images.canCreate(location),
       create: (location, sizeBytes) => images.create(location, sizeBytes),
       open: (disk, use) => this.watch(disk.name, images.open(disk, use)),

@@ -129,6 +129,25 @@ describe.runIf(requirePeers("qemu-nbd", "qemu-img", "qemu-io", "nbdcopy", "fio")
     expect(expected.length).toBe(SIZE);
   });
 
+  it.each(["raw", "qcow2"])(
+    "copies everything to a target (%s) that was changed while the agent was stopped",
+    async (format) => {
+      const pair = await AgentPair.protected({ disks: { vda: SIZE } });
+      const { primary } = pair;
+      const target = join(pair.root, "new.img");
+      await qemuIo(primary.uri(), "write -P 7 0 4M", "flush");
+      const location = format === "raw" ? target : `${format}:${target}`;
+      const { id } = await primary.get<JobStatus>("mirror", "vda", "--to", location, "--create", "--wait");
+      await primary.stop();
+      await tool("qemu-io", "-f", format, "-c", "write -P 9 1M 64k", target);
+      await primary.start();
+      await untilMirror(primary, "ready");
+      await primary.get("job", "complete", id, "--wait");
+      await qemuIo(primary.uri(), "read -P 7 0 4M");
+      expect((await primary.status()).disks[0]).toMatchObject({ image: location });
+    },
+  );
+
   it("collapses a chain of three qcow2 images into a raw one", async () => {
     const pair = await AgentPair.create({ disks: { vda: SIZE } });
     const { primary } = pair;

@@ -7,6 +7,7 @@ import type { AgentEvent, JobStatus, Status } from "../../proto/status.ts";
 import { AgentPair, makeImage, MIB } from "../support/agent-pair.ts";
 import type { ErrorDocument } from "../support/cli-runner.ts";
 import { FailingServer } from "../support/failing-server.ts";
+import { untilNoFormatServer } from "../support/format-servers.ts";
 import { qemuIo, tool } from "../support/nbd-tools.ts";
 import { requirePeers } from "../support/peers.ts";
 import { scratchDirectory } from "../support/scratch.ts";
@@ -170,6 +171,19 @@ describe.runIf(requirePeers("nbdkit", "qemu-nbd", "fio", "qemu-io", "qemu-img"))
     expect(primary.log.match(/the format server has ended/g)?.length).toBe(1);
     const said = await tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", pair.imagePath("a"), file);
     expect(said.toString()).toContain("identical");
+  });
+
+  it("keeps no server of an image that it refuses as a copy, and takes it once it fits", async () => {
+    const file = join(scratchDirectory(), "second.qcow2");
+    await tool("qemu-img", "create", "-q", "-f", "qcow2", file, String(SIZE - MIB));
+    const pair = await AgentPair.protected({ disks: { vda: SIZE } });
+    const { primary } = pair;
+    const ask = () => primary.ask<ErrorDocument>("child", "add", "vda", `b=qcow2:${file}`);
+    expect((await ask()).json.error.code).toBe("size-mismatch");
+    await untilNoFormatServer(primary.run);
+    await tool("qemu-img", "resize", "-q", "-f", "qcow2", file, String(SIZE));
+    expect((await ask()).code).toBe(0);
+    await primary.until("whole", areSound);
   });
 
   it("freezes guests when two copies that are compared differ, until an operator lets them go on", async () => {

@@ -233,6 +233,7 @@ class ChildLife {
       policy: { voteThreshold: 1, readPattern: "fifo", rewriteCorrupted: false, blkverify: false },
       open: (_, { image }) => this.#image(Number(image), false),
       measure: async () => Promise.resolve(SIZE),
+      release: () => undefined,
       localMended: () => undefined,
       disk: "vda",
       local,

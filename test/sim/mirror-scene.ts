@@ -13,6 +13,7 @@ const DISK = { name: "vda", sizeBytes: 16 * CLUSTER_BYTES };
 const TARGET = "/images/target.img";
 const NEW_COPY = "/images/new-copy.img";
 const TIMEOUT_MS = 60_000;
+const DRAIN_MS = 5_000;
 const OPTIONS: Omit<PairOptions, "durability"> = {
   disks: [DISK],
   clusterBytes: CLUSTER_BYTES,
@@ -30,8 +31,8 @@ const WRITE_BYTES = 3000;
 const WRITES = 6;
 
 /**
- * The primary of a pair with one disk, which mirrors it, or replaces its copy, where there is one; its guest, and a model of what the disk has to hold. A write that
- * was under way when the host died is there, or not, or in part.
+ * The primary of a pair with one disk, which mirrors it, or replaces its copy, where there is one; its guest, and a model
+ * of what the disk has to hold. A write that was under way when the host died is there, or not, or in part.
  */
 export class MirrorScene {
   readonly world: SimWorld;
@@ -107,12 +108,17 @@ export class MirrorScene {
   /** Lets the mirror that is there become ready, and ends it. */
   async end(how: "complete" | "cancel"): Promise<void> {
     const { process } = this.host;
-    await this.#until(() => this.mirror?.state === "ready");
+    await this.untilReady();
     const { agent } = this.#pair.primary;
     const { mirror } = this;
     if (!process.alive || agent === undefined || mirror === undefined) return;
     await this.#ask(how, () => agent.job(mirror.id, how, { force: false }));
     await this.#until(() => this.mirror?.state === "concluded");
+  }
+
+  /** Waits until the mirror has everything. */
+  untilReady(): Promise<void> {
+    return this.#until(() => this.mirror?.state === "ready");
   }
 
   /** Pauses the mirror that is there. Resolves with whether that was answered. */
@@ -170,13 +176,35 @@ export class MirrorScene {
     return true;
   }
 
-  /** The primary starts again after its death. Its disk shows everything that the guest was told is there. */
+  /** The primary starts again after its end. Its disk shows everything that the guest was told is there. */
   async restart(): Promise<void> {
-    const { primary } = this.#pair;
-    this.host.disk.faults.clear();
-    this.host.restart();
-    assert(await this.do("the start of the primary", () => primary.start()));
+    assert(await this.startDyingAt(undefined));
     await this.check();
+  }
+
+  /** The primary starts again, on a host that dies at that storage call. Resolves with whether it got that far. */
+  async startDyingAt(dyingCall: number | undefined): Promise<boolean> {
+    const { primary } = this.#pair;
+    const { faults } = this.host.disk;
+    faults.clear();
+    this.host.restart();
+    if (dyingCall !== undefined) faults.crashAt(dyingCall, "power");
+    return this.do("the start of the primary", () => primary.start());
+  }
+
+  /** The primary is stopped in good order. */
+  async stop(): Promise<void> {
+    const { primary } = this.#pair;
+    await this.do("a clean stop", () => primary.stop(DRAIN_MS));
+    this.host.crash("process");
+  }
+
+  /** Another program changes the target, while no agent runs. */
+  changeTarget(): void {
+    const { disk } = this.host;
+    const target = disk.file(TARGET);
+    disk.change(target, () => target.write(Buffer.alloc(CLUSTER_BYTES, 0x99), 0));
+    target.makeDurable(target.position);
   }
 
   /** The disk as its guest reads it. What was unsure is as it is found. */

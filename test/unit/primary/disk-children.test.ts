@@ -59,6 +59,7 @@ class ChildrenBench {
         return image === "/b.img" ? this.image : this.other;
       },
       measure: () => Promise.resolve(GEOMETRY.sizeBytes),
+      release: () => undefined,
       localMended: () => undefined,
       disk: "vda",
       local: this.local,
