@@ -57,7 +57,10 @@ describe.runIf(requirePeers("ip", "nbdcopy") && canMakeNamespaces())("three host
     expect(protection.state).toBe("Protected");
     expect(seen.find(({ url }) => url === urlOf("c"))).toMatchObject({ replication: "Established" });
     expect((await c.status()).epoch.committed).toBe(second.epoch);
-    expect((await b.status()).epoch.committed).toBe(first.epoch);
+    // Whoever comes into sync gets a checkpoint by itself, which may lie behind the first one.
+    const { committed } = (await b.status()).epoch;
+    expect(committed).toBeGreaterThanOrEqual(first.epoch);
+    expect(committed).toBeLessThan(second.epoch);
     await guest.stop();
 
     network.setLink("b", "up");
